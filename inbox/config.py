@@ -1,0 +1,252 @@
+"""All of `inbox.toml` as frozen values, for both sides.
+
+The classes below are the reference of the file: a field is a key, its type is what the key takes, and its default is
+what happens without it. `inbox.toml` is read once (`inbox.config_file`) and handed on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from inbox.config_values import Duration, Secret
+from inbox.event import Action
+
+__all__ = ["Duration", "Secret"]  # what this module passes on, besides the classes below
+
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+Ordering = Literal["latest", "strict"]
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file; a key it does not have is an error."""
+
+
+class Database(Table, frozen=True):
+    """Where both sides keep everything."""
+
+    url: str = "sqlite:///inbox.db"
+
+
+class Alerts(Table, frozen=True):
+    """Where a POST goes when something changes for the worse, or recovers."""
+
+    url: Secret | None = None
+
+
+# --- what comes in
+
+
+Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
+
+
+class NoAuth(Table, frozen=True, tag="none", tag_field="kind"):
+    """Anybody may send: for a receiver that only its sender can reach."""
+
+
+class BasicAuth(Table, frozen=True, tag="basic", tag_field="kind"):
+    """HTTP Basic; each of `secrets` is a password that is valid now."""
+
+    user: str
+    secrets: Secrets
+
+
+class BearerAuth(Table, frozen=True, tag="bearer", tag_field="kind"):
+    """`Authorization: Bearer …`."""
+
+    secrets: Secrets
+
+
+class HeaderAuth(Table, frozen=True, tag="header", tag_field="kind"):
+    """A secret in a header of its own."""
+
+    name: str
+    secrets: Secrets
+
+
+class UrlTokenAuth(Table, frozen=True, tag="url_token", tag_field="kind"):
+    """A secret as the last segment of the URL, for senders that can set nothing else."""
+
+    secrets: Secrets
+
+
+InboundAuth = NoAuth | BasicAuth | BearerAuth | HeaderAuth | UrlTokenAuth
+
+
+class Source(Table, frozen=True, kw_only=True):
+    """Somebody who sends webhooks."""
+
+    name: str = ""
+    preset: str
+    auth: InboundAuth
+    answer: Literal["stored"] = "stored"
+    dedup: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
+    """Fields of the payload that make two requests the same event, instead of the preset's."""
+    max_body: Annotated[int, msgspec.Meta(ge=1, le=16 * 1024 * 1024)] | None = None
+    """Bytes; the preset's own limit when not given."""
+
+
+# --- what goes out
+
+
+class ApiBasic(Table, frozen=True, tag="basic", tag_field="kind"):
+    """HTTP Basic."""
+
+    user: Secret
+    password: Secret
+
+
+class ApiBearer(Table, frozen=True, tag="bearer", tag_field="kind"):
+    """`Authorization: Bearer …`."""
+
+    token: Secret
+
+
+class ApiHeader(Table, frozen=True, tag="header", tag_field="kind"):
+    """A secret in a header of its own."""
+
+    name: str
+    value: Secret
+
+
+OutboundAuth = ApiBasic | ApiBearer | ApiHeader
+
+
+class Endpoint(Table, frozen=True):
+    """What apis and destinations have in common."""
+
+    name: str = ""
+    auth: OutboundAuth | None = None
+    headers: dict[str, str] = {}
+    timeout: Duration = Duration(15)
+    """For one call, from its first byte to its last, name resolution included."""
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    """Attempts at once, for each relay process."""
+    proxy: str | None = None
+    ca_file: str | None = None
+    allow_private: bool = False
+    allow_http: bool = False
+
+
+class Api(Endpoint, frozen=True, kw_only=True):
+    """A service that is asked for entities."""
+
+    base_url: str
+
+
+class ForwardDestination(Endpoint, frozen=True, tag="forward", tag_field="kind", kw_only=True):
+    """Gets the original body, byte for byte, signed as Standard Webhooks when a secret is given."""
+
+    url: Secret
+    signing_secret: Secret | None = None
+
+
+class SyncDestination(Endpoint, frozen=True, tag="sync", tag_field="kind", kw_only=True):
+    """Is kept in step with the source: fetch, find, map, then create, update or delete."""
+
+    base_url: str
+
+
+Destination = ForwardDestination | SyncDestination
+
+
+class When(Table, frozen=True):
+    """Conditions on an event; each that is given must name the event's value."""
+
+    entity_type: list[str] = []
+    event_type: list[str] = []
+    action: list[Action] = []
+
+
+class Retry(Table, frozen=True):
+    """When a failed attempt is repeated: after the first delay, then the second; after the last, the delivery dies."""
+
+    schedule: tuple[Duration, ...] = tuple(
+        Duration(seconds) for seconds in (5, 30, 300, 1800, 7200, 18000, 36000, 36000, 50400, 72000)
+    )
+    jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    """The largest part of a delay that chance adds to it."""
+
+
+class Fetch(Table, frozen=True):
+    """How the entity is read from its source."""
+
+    api: str
+    path: str
+    params: dict[str, str] = {}
+
+
+class Find(Table, frozen=True):
+    """How the counterpart is looked up in the destination; without it, nothing is looked up."""
+
+    path: str
+    method: Literal["GET", "POST"] = "GET"
+    params: dict[str, str] = {}
+    body: dict[str, Any] | None = None
+    pick: str | None = None
+    """A JMESPath into the answer that gives the list of matches, or the one match."""
+
+
+class Write(Table, frozen=True):
+    """How the counterpart is created or deleted."""
+
+    path: str
+    method: Method | None = None
+
+
+class Update(Table, frozen=True):
+    """How the counterpart is changed."""
+
+    path: str
+    method: Method = "PATCH"
+    format: Literal["merge-patch", "json"] = "merge-patch"
+
+
+class Sync(Table, frozen=True):
+    """The process of a sync route."""
+
+    fetch: Fetch
+    map: dict[str, str]
+    """Target field = JMESPath over {event, entity, target}."""
+    find: Find | None = None
+    create: Write | None = None
+    update: Update | None = None
+    delete: Write | None = None
+    missing: Literal["create", "skip", "retry", "dead"] = "create"
+    many: Literal["dead", "first"] = "dead"
+    gone: Literal["delete", "skip"] = "delete"
+    clear_when_absent: list[str] = []
+
+
+class Route(Table, frozen=True, kw_only=True):
+    """Events of this source that match go to that destination."""
+
+    name: str = ""
+    source: str
+    destination: str
+    when: When = When()
+    ordering: Ordering | None = None
+    """`latest` for sync, `strict` for the others, unless given."""
+    lane: Literal["entity", "route", "event"] = "entity"
+    on_dead: Literal["continue", "block"] = "continue"
+    retry: Retry = Retry()
+    sync: Sync | None = None
+
+
+class Config(Table, frozen=True):
+    """The whole file."""
+
+    database: Database = Database()
+    alerts: Alerts = Alerts()
+    sources: dict[Name, Source] = {}
+    apis: dict[Name, Api] = {}
+    destinations: dict[Name, Destination] = {}
+    routes: dict[Name, Route] = {}
+
+    def ordering_of(self, route: Route) -> Ordering:
+        """How the route orders a lane: as it says, or else as its destination's kind wants it."""
+        if route.ordering is not None:
+            return route.ordering
+        return "latest" if isinstance(self.destinations[route.destination], SyncDestination) else "strict"

@@ -1,0 +1,67 @@
+"""What the tables of `inbox.toml` must agree on: names that something has, and sync processes that can run."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from inbox.config import SyncDestination
+from inbox.config_shape import Mistake, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from inbox.config import Config, Destination, Route, Sync
+
+_TARGET = re.compile(r"\{\s*target\b")
+
+
+def broken_links(config: Config) -> Iterator[Mistake]:
+    """Every name that nothing has, every sync process that can't run, and every wait of no length."""
+    for section, endpoints in (("apis", config.apis), ("destinations", config.destinations)):
+        for name, endpoint in endpoints.items():
+            if endpoint.timeout <= 0:
+                yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
+    for name, route in config.routes.items():
+        path = ("routes", name)
+        yield from _missing_name((*path, "source"), "source", route.source, config.sources)
+        yield from _missing_name((*path, "destination"), "destination", route.destination, config.destinations)
+        if route.destination in config.destinations:
+            yield from _sync_or_not(path, route, config.destinations[route.destination])
+        if route.sync is not None:
+            yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, config.apis)
+            yield from _sync_steps((*path, "sync"), route.sync)
+
+
+def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Mapping[str, object]) -> Iterator[Mistake]:
+    if name not in existing:
+        yield Mistake(path, f"there is no {kind} {name!r}; {nearest(name, existing)}")
+
+
+def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) -> Iterator[Mistake]:
+    is_sync = isinstance(destination, SyncDestination)
+    if is_sync and route.sync is None:
+        yield Mistake(
+            path, f"{route.destination!r} is a sync destination; add [routes.{route.name}.sync] with fetch and map"
+        )
+    elif not is_sync and route.sync is not None:
+        yield Mistake(
+            (*path, "sync"),
+            f'{route.destination!r} is not a sync destination; give it kind = "sync", or remove this table',
+        )
+
+
+def _sync_steps(path: tuple[str, ...], sync: Sync) -> Iterator[Mistake]:
+    if sync.missing == "create" and sync.create is None:
+        yield Mistake(
+            (*path, "create"), 'is missing, and missing = "create" (the default) needs it; or set missing = "skip"'
+        )
+    if sync.gone == "delete" and sync.delete is None:
+        yield Mistake((*path, "delete"), 'is missing, and gone = "delete" (the default) needs it; or set gone = "skip"')
+    for step, write in (("create", sync.create), ("update", sync.update), ("delete", sync.delete)):
+        if write is None or not _TARGET.search(write.path):
+            continue
+        if step == "create":
+            yield Mistake((*path, step, "path"), "uses {target.…}, but there is none yet when it is created")
+        elif sync.find is None:
+            yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")

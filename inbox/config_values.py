@@ -1,0 +1,120 @@
+"""The two kinds of value that TOML has no type for: durations and secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inbox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_SECONDS = 366 * 86400
+
+
+class Duration(float):
+    """Seconds, written as `"250ms"`, `"15s"`, `"10m"`, `"2h"` or `"1d"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Duration:
+        """The duration that `text` names.
+
+        Raises:
+            ValueError: not a number with a unit, or longer than 366 days.
+        """
+        match = _DURATION.fullmatch(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f'expected a duration such as "15s", "10m" or "2h", got {text!r}')
+        seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+        if seconds > _LONGEST_SECONDS:
+            raise ValueError(f"expected a duration of at most 366d, got {text!r}")
+        return cls(seconds)
+
+
+class Secret:
+    """A secret's place (`env:NAME`, `file:/path`, or the secret itself) and the time in which it is valid.
+
+    Its value is read when asked for and never shown by `repr`.
+    """
+
+    __slots__ = ("not_after", "not_before", "reference")
+
+    def __init__(self, reference: str, not_before: datetime | None = None, not_after: datetime | None = None) -> None:
+        self.reference = reference
+        self.not_before = not_before
+        self.not_after = not_after
+
+    @classmethod
+    def parse(cls, given: object) -> Secret:
+        """The secret that a string, or a table of `value`, `not_before` and `not_after`, describes.
+
+        Raises:
+            ValueError: neither of them, a reference without a place, or a span of time in which it is never valid. The
+                text never repeats the secret.
+        """
+        table: dict[object, object]
+        match given:
+            case str(reference):
+                table = {}
+            case {"value": str(reference), **table}:
+                pass
+            case _:
+                raise ValueError(
+                    'expected "env:NAME", "file:/path" or { value = "env:NAME", not_after = 2027-01-31T00:00:00Z }'
+                )
+        unknown = set(table) - {"not_before", "not_after"}
+        if unknown:
+            raise ValueError(f"unknown key {min(map(str, unknown))!r}; a secret has value, not_before and not_after")
+        if reference in {"", "env:", "file:"}:
+            raise ValueError('is empty; write "env:NAME" or "file:/path"')
+        not_before, not_after = _instant(table.get("not_before")), _instant(table.get("not_after"))
+        if not_before is not None and not_after is not None and not_before >= not_after:
+            raise ValueError("is never valid: not_before must come before not_after")
+        return cls(reference, not_before, not_after)
+
+    def reveal(self, environment: Mapping[str, str] = os.environ) -> str:
+        """The secret itself.
+
+        Raises:
+            ConfigError: the variable or file that it names is not there, or is empty.
+        """
+        kind, _, place = self.reference.partition(":")
+        if kind == "env":
+            value = environment.get(place, "")
+            if not value:
+                raise ConfigError(
+                    f"the environment variable {place} is not set; the configuration takes a secret from it"
+                )
+            return value
+        if kind == "file":
+            try:
+                value = Path(place).read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
+                raise ConfigError(f"can't read the secret in {place}: {error}") from None
+            if not value:
+                raise ConfigError(f"the secret file {place} is empty")
+            return value
+        return self.reference
+
+    def valid_at(self, now: datetime) -> bool:
+        """Whether `now` lies within its time: from `not_before` on, until just before `not_after`."""
+        return (self.not_before is None or self.not_before <= now) and (self.not_after is None or now < self.not_after)
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+
+def _instant(given: object) -> datetime | None:
+    if given is None:
+        return None
+    if isinstance(given, datetime) and given.tzinfo is not None:
+        return given.astimezone(UTC)
+    raise ValueError(f"expected a date and time with an offset, such as 2027-01-31T00:00:00Z, got {given}")

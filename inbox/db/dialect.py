@@ -1,0 +1,174 @@
+"""Where Postgres and SQLite differ: the only file that asks which of the two it is.
+
+Statements of both sides are one text for both databases. What can't be the same is a fragment from here.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ARRAY, JSON, BigInteger, DateTime, Integer, Text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateColumn, CreateTable
+from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+POSTGRES, SQLITE = "postgresql", "sqlite"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime: `timestamptz` on Postgres; on SQLite text of fixed width, so that its order is the order of time."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Text on SQLite."""
+        return dialect.type_descriptor(Text() if dialect.name == SQLITE else DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401  # what the driver takes
+        """Write the instant as the dialect stores it."""
+        if value is None or dialect.name != SQLITE:
+            return value
+        return time_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002  # as the driver gives it
+        """Give the instant back, aware and in UTC."""
+        return as_time(value)
+
+
+BigId = BigInteger().with_variant(Integer(), SQLITE)
+"""Counts up by itself; on SQLite only an INTEGER primary key does."""
+
+JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLITE)
+TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
+
+
+def time_text(moment: datetime) -> str:
+    """An instant as text that both databases read: fixed width, UTC, `2019-01-01 00:00:00.000000Z`."""
+    return moment.astimezone(UTC).isoformat(" ", "microseconds")[:26] + "Z"
+
+
+def as_time(value: str | datetime | None) -> datetime | None:
+    """What a driver gives for a time column, as an aware UTC datetime."""
+    if value is None:
+        return None
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return moment.astimezone(UTC)
+
+
+def as_json(value: Any) -> Any:  # noqa: ANN401  # any JSON value
+    """What a driver gives for a JSON column of a textual statement: SQLite gives its text."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def as_list(value: list[str] | str) -> list[str]:
+    """What a driver gives for a list column of a textual statement."""
+    return list(json.loads(value)) if isinstance(value, str) else value
+
+
+def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as the one bound parameter that `Sql.rows` unfolds. Times are written by `time_text`, bytes in hex."""
+    return json.dumps([dict(row) for row in rows], default=_encode, separators=(",", ":"))
+
+
+def _encode(value: object) -> str:
+    if isinstance(value, datetime):
+        return time_text(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    raise TypeError(f"no column takes a {type(value).__name__}")
+
+
+class Sql:
+    """The fragments of one dialect, for statements that are otherwise the same text."""
+
+    def __init__(self, dialect: str) -> None:
+        if dialect not in {POSTGRES, SQLITE}:
+            raise ValueError(f"unsupported database {dialect!r}: use postgresql+psycopg:// or sqlite:///")
+        self.name = dialect
+        self.is_postgres = dialect == POSTGRES
+        self.now = (
+            "coalesce(CAST(:now AS timestamptz), clock_timestamp())"
+            if self.is_postgres
+            else "coalesce(:now, strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z')"
+        )
+        """The database's clock, or `:now` when a test hands one in."""
+        self.for_update = "FOR UPDATE" if self.is_postgres else ""
+        self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
+        self.materialized = "MATERIALIZED" if self.is_postgres else ""
+        self.json = "jsonb" if self.is_postgres else "text"
+        self.time = "timestamptz" if self.is_postgres else "text"
+
+    def rows(self, parameter: str, **columns: str) -> str:
+        """A table named like the bound parameter, of the rows that `rows_param` wrote.
+
+        `columns` names each column's type: text, bigint, boolean, json, time or bytes.
+        """
+        if self.is_postgres:
+            types = {"json": "jsonb", "time": "timestamptz", "bytes": "text"}
+            shape = ", ".join(f'"{name}" {types.get(kind, kind)}' for name, kind in columns.items())
+            return f"jsonb_to_recordset(CAST(:{parameter} AS jsonb)) AS {parameter}({shape})"
+        picked = ", ".join(f"json_extract(value, '$.{name}') AS \"{name}\"" for name in columns)
+        return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
+
+    def hex_bytes(self, expression: str) -> str:
+        """The bytes that the hex text of `expression` names."""
+        return f"decode({expression}, 'hex')" if self.is_postgres else f"from_hex({expression})"
+
+    def plus_seconds(self, time: str, seconds: str) -> str:
+        """`time` and so many seconds."""
+        if self.is_postgres:
+            return f"{time} + make_interval(secs => {seconds})"
+        return f"strftime('%Y-%m-%d %H:%M:%f', {time}, printf('%+.3f seconds', {seconds})) || '000Z'"
+
+
+def sqlite_functions(connection: Any) -> None:  # noqa: ANN401  # sqlite3's connection, or the adapter of aiosqlite's
+    """Functions that statements use and older SQLite versions lack (`unhex` came with 3.41)."""
+    connection.create_function("from_hex", 1, _from_hex, deterministic=True)
+
+
+def _from_hex(text: str | None) -> bytes | None:
+    return None if text is None else bytes.fromhex(text)
+
+
+_DATA_ERROR_CLASSES = ("22", "23", "54")
+_DEADLOCK = "40P01"
+_SQLITE_DATA_ERRORS = (sqlite3.IntegrityError, sqlite3.DataError)
+
+
+def is_data_error(error: DBAPIError) -> bool:
+    """Whether the rows themselves are to blame (SQLSTATE classes 22, 23, 54), so that other rows may well be stored."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        return str(sqlstate)[:2] in _DATA_ERROR_CLASSES
+    return isinstance(error.orig, _SQLITE_DATA_ERRORS)
+
+
+def is_deadlock(error: DBAPIError) -> bool:
+    """Whether the database ended this transaction to let another one go on."""
+    return getattr(error.orig, "sqlstate", None) == _DEADLOCK
+
+
+# SQLite has no COMMENT ON, so a DBA finds the comments in the table's own text: `.schema inbox`.
+
+
+@compiles(CreateColumn, SQLITE)  # type: ignore[no-untyped-call, untyped-decorator]  # SQLAlchemy's decorator has no types
+def _column_with_comment(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str | None:  # noqa: ANN401  # passed through
+    text: str | None = compiler.visit_create_column(element, **kw)
+    comment = element.element.comment
+    return f"-- {comment}\n\t{text}" if text and comment else text
+
+
+@compiles(CreateTable, SQLITE)  # type: ignore[no-untyped-call, untyped-decorator]  # SQLAlchemy's decorator has no types
+def _table_with_comment(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:  # noqa: ANN401  # passed through
+    text: str = compiler.visit_create_table(element, **kw)
+    comment = element.element.comment
+    return text.replace("(", f"( -- {comment}", 1) if comment else text

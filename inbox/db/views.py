@@ -1,0 +1,203 @@
+"""Views for DBAs and listings, and the triggers that keep the append-only tables append-only.
+
+Their names and columns are public, as the tables' are. `metadata.create_all` makes them too, so that a test can compare a database
+built by migrations with one built from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, event, text
+
+from inbox.db.dialect import POSTGRES, SQLITE
+from inbox.db.schema import inbox, metadata
+
+RETENTION_FLOOR_DAYS = 7
+"""An inbox row can't be deleted sooner after its arrival: its key is what recognises the sender's late repeats."""
+
+_DELIVERY = """
+SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
+       {state} AS state,
+       coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
+       l.kind AS last_fact, l.at AS last_fact_at,
+       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+FROM {routed}
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = {route}
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = {route})
+LEFT JOIN delivery_log e ON e.id = (
+    SELECT max(f.id) FROM delivery_log f
+    WHERE f.seq = i.seq AND f.route = {route} AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
+WHERE {condition}
+"""
+
+_DEAD_LETTER = """
+CREATE VIEW dead_letter AS
+SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
+       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
+FROM open_delivery o
+JOIN inbox i ON i.seq = o.seq
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+WHERE o.state IN ('dead', 'blocked')
+"""
+
+_BACKLOG = """
+CREATE VIEW backlog AS
+SELECT b.route, b.open, b.received, b.waiting, b.ready, b.in_flight, b.blocked, b.dead,
+       i.received_at AS oldest_received_at, {age} AS oldest_age_seconds
+FROM (
+    SELECT route, count(*) AS open,
+           count(CASE WHEN state = 'received' THEN 1 END) AS received,
+           count(CASE WHEN state = 'waiting' THEN 1 END) AS waiting,
+           count(CASE WHEN state = 'ready' THEN 1 END) AS ready,
+           count(CASE WHEN state = 'in_flight' THEN 1 END) AS in_flight,
+           count(CASE WHEN state = 'blocked' THEN 1 END) AS blocked,
+           count(CASE WHEN state = 'dead' THEN 1 END) AS dead,
+           min(CASE WHEN state <> 'dead' THEN seq END) AS oldest_seq
+    FROM open_delivery
+    GROUP BY route
+) b
+LEFT JOIN inbox i ON i.seq = b.oldest_seq
+"""
+
+
+def _delivery_view(dialect: str) -> str:
+    if dialect == POSTGRES:
+        routed, route = "inbox i CROSS JOIN LATERAL unnest(i.routes) AS r(route)", "r.route"
+        not_routed, none = "NOT r.route = ANY (i.routes)", "i.routes = '{}'"
+    else:
+        routed, route = "inbox i JOIN json_each(i.routes) r", "r.value"
+        not_routed, none = "NOT EXISTS (SELECT 1 FROM json_each(i.routes) a WHERE a.value = r.route)", "i.routes = '[]'"
+    known = "coalesce(o.state, l.kind)"
+    replayed = "inbox i JOIN (SELECT DISTINCT seq, route FROM delivery_log WHERE kind = 'replayed') r ON r.seq = i.seq"
+    never_replayed = "NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed')"
+    nowhere = "CAST(NULL AS text)"
+    return "CREATE VIEW delivery AS" + "UNION ALL".join(
+        (
+            _DELIVERY.format(routed=routed, route=route, state=known, condition="1 = 1"),
+            _DELIVERY.format(routed=replayed, route="r.route", state=known, condition=not_routed),
+            _DELIVERY.format(routed="inbox i", route=nowhere, state="'unrouted'", condition=f"{none} AND {never_replayed}"),
+        )
+    )
+
+
+def _age(dialect: str) -> str:
+    if dialect == POSTGRES:
+        return "round(extract(epoch FROM clock_timestamp() - i.received_at), 3)"
+    return "round((julianday('now') - julianday(i.received_at)) * 86400, 3)"
+
+
+_COMMENTS = {
+    "delivery": "One row per event and route: where it stands. Ask by seq or entity; for counts ask backlog.",
+    "dead_letter": "Deliveries that were given up, with cause and error. relay replay takes them up again.",
+    "backlog": "Per route: open deliveries by state, and the age of the oldest that is not dead.",
+}
+
+_POSTGRES_TRIGGERS = (
+    f"""
+CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF to_jsonb(NEW) - 'body' - 'headers' = to_jsonb(OLD) - 'body' - 'headers'
+           AND (NEW.body IS NULL OR NEW.body = OLD.body) AND (NEW.headers IS NULL OR NEW.headers = OLD.headers) THEN
+            RETURN NEW;
+        END IF;
+    ELSIF TG_OP = 'DELETE' THEN
+        IF OLD.received_at < clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'
+           AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+            RETURN OLD;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'inbox is append-only: only body and headers can be cleared, and only old rows with nothing open deleted'
+        USING ERRCODE = 'restrict_violation';
+END $$
+""",
+    """
+CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)
+           OR (OLD.kind IN ('attempt_failed', 'abandoned')
+               AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
+            RETURN OLD;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted'
+        USING ERRCODE = 'restrict_violation';
+END $$
+""",
+    """
+CREATE TRIGGER inbox_is_append_only BEFORE UPDATE OR DELETE ON inbox
+    FOR EACH ROW EXECUTE FUNCTION inbox_is_append_only()
+""",
+    """
+CREATE TRIGGER inbox_is_not_truncated BEFORE TRUNCATE ON inbox
+    FOR EACH STATEMENT EXECUTE FUNCTION inbox_is_append_only()
+""",
+    """
+CREATE TRIGGER delivery_log_is_append_only BEFORE UPDATE OR DELETE ON delivery_log
+    FOR EACH ROW EXECUTE FUNCTION delivery_log_is_append_only()
+""",
+    """
+CREATE TRIGGER delivery_log_is_not_truncated BEFORE TRUNCATE ON delivery_log
+    FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_is_append_only()
+""",
+)
+
+_UNCHANGED = " AND ".join(f"NEW.{column.name} IS OLD.{column.name}" for column in inbox.c if column.name not in {"body", "headers"})
+
+_SQLITE_TRIGGERS = (
+    f"""
+CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
+WHEN NOT ({_UNCHANGED}
+    AND (NEW.body IS NULL OR NEW.body IS OLD.body) AND (NEW.headers IS NULL OR NEW.headers IS OLD.headers))
+BEGIN
+    SELECT RAISE(ABORT, 'inbox is append-only: only body and headers can be cleared');
+END
+""",
+    f"""
+CREATE TRIGGER inbox_refuses_delete BEFORE DELETE ON inbox
+WHEN OLD.received_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-{RETENTION_FLOOR_DAYS} days')
+    OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
+BEGIN
+    SELECT RAISE(ABORT, 'inbox is append-only: only old rows with nothing open can be deleted');
+END
+""",
+    """
+CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
+BEGIN
+    SELECT RAISE(ABORT, 'delivery_log is append-only');
+END
+""",
+    """
+CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log
+WHEN EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq)
+    AND (OLD.kind NOT IN ('attempt_failed', 'abandoned')
+         OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route))
+BEGIN
+    SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
+END
+""",
+)
+
+
+def statements(dialect: str) -> tuple[str, ...]:
+    """Everything besides tables and indexes, in the order in which it has to be made; and the rows that always exist."""
+    views = (_delivery_view(dialect), _DEAD_LETTER, _BACKLOG.format(age=_age(dialect)))
+    rows = (
+        "INSERT INTO order_lock (id) VALUES (1)",
+        "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",
+    )
+    if dialect == SQLITE:
+        return (*views, *_SQLITE_TRIGGERS, *rows)
+    comments = tuple(f"COMMENT ON VIEW {name} IS '{comment}'" for name, comment in _COMMENTS.items())
+    return (*views, *comments, *_POSTGRES_TRIGGERS, *rows)
+
+
+@event.listens_for(metadata, "after_create")
+def _create(_target: object, connection: Connection, **_: Any) -> None:  # noqa: ANN401  # SQLAlchemy's own keywords
+    for statement in statements(connection.dialect.name):
+        connection.execute(text(statement.replace(":", "\\:")))

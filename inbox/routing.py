@@ -1,0 +1,43 @@
+"""Which routes an event takes, and which lane it takes on each. Pure: the receiver calls it before the event is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from inbox.config import Route, When
+from inbox.event import Action, Enrolment, Identity, dedup_key, escape
+
+ROUTE_LANE = "*"
+OWN_LANE = "|"
+
+
+def enrol(source: str, identity: Identity, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
+    """The routes of `source` whose `when` the event matches, each with the event's lane there."""
+    return tuple(
+        Enrolment(route.name, lane_of(identity, route))
+        for route in routes
+        if route.source == source
+        and matches(route.when, identity.entity_type, identity.event_type, identity.action)
+    )
+
+
+def matches(when: When, entity_type: str | None, event_type: str, action: Action) -> bool:
+    """Whether every condition that is set names the event's value."""
+    return (
+        (not when.entity_type or entity_type in when.entity_type)
+        and (not when.event_type or event_type in when.event_type)
+        and (not when.action or action in when.action)
+    )
+
+
+def lane_of(identity: Identity, route: Route) -> str:
+    """The unit of order on the route: its entity, the whole route, or the event itself.
+
+    An event without an entity is its own lane. The three forms can't collide: an event's own lane begins with a bare `|`, an
+    entity's has one further in, and the whole route's has none.
+    """
+    if route.lane == "route":
+        return ROUTE_LANE
+    if route.lane == "entity" and identity.entity_type is not None and identity.entity_id is not None:
+        return f"{escape(identity.entity_type)}|{escape(identity.entity_id)}"
+    return f"{OWN_LANE}{dedup_key(identity)}"

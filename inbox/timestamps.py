@@ -1,0 +1,72 @@
+"""Strict RFC 3339 to UTC nanoseconds: the one parser of event times.
+
+Parsers differ on the same string (fraction digits truncated or rounded, `24:00`, `:60`, naive values, week dates), so an event's
+time is never compared, keyed or handed to a database as text, only as the instant parsed here. An offset is required.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_RFC_3339 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))",
+    re.ASCII,
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = 1_000_000_000
+_MAX_OFFSET_HOURS, _MAX_OFFSET_MINUTES = 23, 59
+
+
+def parse_rfc3339(text: str) -> int:
+    """The instant that `text` names, in nanoseconds since 1970-01-01T00:00:00Z.
+
+    Equal instants give equal numbers, however they are spelled (`Z`, `+00:00`, `+02:00`).
+
+    Raises:
+        ValueError: not RFC 3339, no offset, more than nine fraction digits, no such date, or a leap second.
+    """
+    match = _RFC_3339.fullmatch(text)
+    if match is None:
+        raise ValueError("must be an RFC 3339 timestamp with an offset, such as 2019-01-01T00:00:00Z")
+    year, month, day, hour, minute, second, fraction, sign, offset_hours, offset_minutes = match.groups()
+    try:
+        moment = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second), tzinfo=UTC)
+    except ValueError as error:
+        raise ValueError(f"names no instant: {error}") from None
+    elapsed = moment - _EPOCH
+    seconds = elapsed.days * 86_400 + elapsed.seconds
+    if sign is not None:
+        if int(offset_hours) > _MAX_OFFSET_HOURS or int(offset_minutes) > _MAX_OFFSET_MINUTES:
+            raise ValueError("has an offset of a day or more")
+        offset = int(offset_hours) * 3600 + int(offset_minutes) * 60
+        seconds += offset if sign == "-" else -offset
+    return seconds * _SECOND + int((fraction or "0").ljust(9, "0"))
+
+
+def to_datetime(nanoseconds: int) -> datetime:
+    """The instant as an aware UTC datetime, cut to whole microseconds.
+
+    Raises:
+        ValueError: outside the years 1 to 9999.
+    """
+    try:
+        return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+    except OverflowError:
+        raise ValueError("is outside the years 1 to 9999") from None
+
+
+def to_nanoseconds(moment: datetime) -> int:
+    """An aware datetime as nanoseconds since the epoch."""
+    elapsed = moment - _EPOCH
+    return ((elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds) * 1000
+
+
+def fixed_width(nanoseconds: int) -> str:
+    """The instant as text of 30 characters whose alphabetical order is the order of time.
+
+    Raises:
+        ValueError: outside the years 1 to 9999.
+    """
+    moment = to_datetime(nanoseconds)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + f".{nanoseconds % _SECOND:09d}Z"

@@ -1,0 +1,28 @@
+"""What alembic runs for every command: which database, which tables.
+
+`inbox migrate` hands its connection in; a bare `alembic` command reads the URL from inbox.toml, as everything else does.
+"""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection
+
+from inbox import config_file
+from inbox.db import engine
+from inbox.db.schema import metadata
+
+
+def run(connection: Connection) -> None:
+    """Run the migrations that were asked for in the one transaction of this connection; SQLite's DDL is transactional too."""
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True, compare_server_default=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given: Connection | None = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    with engine.connect(config_file.read().database.url, application="alembic").begin() as own:
+        run(own)

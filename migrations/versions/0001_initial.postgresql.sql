@@ -1,0 +1,561 @@
+CREATE TABLE alert (
+    id BIGSERIAL NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    firing BOOLEAN NOT NULL,
+    detail JSONB NOT NULL,
+    sent_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_alert PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+COMMENT ON TABLE alert IS 'One row per change for the worse or back, never a second while it lasts.';
+
+COMMENT ON COLUMN alert.id IS 'number of the alert';
+
+COMMENT ON COLUMN alert.at IS 'when it changed';
+
+COMMENT ON COLUMN alert.kind IS 'what is wrong or well again';
+
+COMMENT ON COLUMN alert.subject IS 'what it is about, such as a destination''s name';
+
+COMMENT ON COLUMN alert.firing IS 'true: it began; false: it recovered';
+
+COMMENT ON COLUMN alert.detail IS 'figures and causes';
+
+COMMENT ON COLUMN alert.sent_at IS 'when it was posted to the alerts url';
+
+CREATE TABLE delivery_log (
+    id BIGSERIAL NOT NULL,
+    at TIMESTAMP WITH TIME ZONE NOT NULL,
+    seq BIGINT NOT NULL,
+    route TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    relay_node TEXT,
+    detail JSONB NOT NULL,
+    CONSTRAINT pk_delivery_log PRIMARY KEY (id),
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'dead', 'replayed', 'rearmed', 'unblocked'))
+);
+
+CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
+
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+
+COMMENT ON TABLE delivery_log IS 'The facts: everything that happened to a delivery, append-only. The state of every delivery follows from them.';
+
+COMMENT ON COLUMN delivery_log.id IS 'number of the fact';
+
+COMMENT ON COLUMN delivery_log.at IS 'when it was recorded; database clock';
+
+COMMENT ON COLUMN delivery_log.seq IS 'the event: inbox.seq';
+
+COMMENT ON COLUMN delivery_log.route IS 'the route';
+
+COMMENT ON COLUMN delivery_log.kind IS 'what happened; the words are explained in docs/states.md';
+
+COMMENT ON COLUMN delivery_log.attempt IS 'attempts used in this run when it happened';
+
+COMMENT ON COLUMN delivery_log.relay_node IS 'relay_node.id of the process that recorded it; empty for a person''s act';
+
+COMMENT ON COLUMN delivery_log.detail IS 'calls, statuses, durations, error, next due time, who and why';
+
+CREATE TABLE gate (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    paused_at TIMESTAMP WITH TIME ZONE,
+    paused_by TEXT,
+    pause_reason TEXT,
+    breaker TEXT DEFAULT 'closed' NOT NULL,
+    breaker_until TIMESTAMP WITH TIME ZONE,
+    breaker_cause TEXT,
+    open_count INTEGER DEFAULT 0 NOT NULL,
+    failures INTEGER DEFAULT 0 NOT NULL,
+    calls INTEGER DEFAULT 0 NOT NULL,
+    window_began_at TIMESTAMP WITH TIME ZONE,
+    next_call_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_gate PRIMARY KEY (kind, name),
+    CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
+    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired'))
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE gate IS 'What holds deliveries back besides their order: pauses, circuit breakers and rate limits, shared by all relays.';
+
+COMMENT ON COLUMN gate.kind IS 'source, route, destination, api or entity';
+
+COMMENT ON COLUMN gate.name IS 'its name in inbox.toml; SOURCE|TYPE|ID for an entity';
+
+COMMENT ON COLUMN gate.paused_at IS 'since when a person holds it back; empty: not paused';
+
+COMMENT ON COLUMN gate.paused_by IS 'who paused it';
+
+COMMENT ON COLUMN gate.pause_reason IS 'why it was paused';
+
+COMMENT ON COLUMN gate.breaker IS 'closed, open, half_open or retired';
+
+COMMENT ON COLUMN gate.breaker_until IS 'when open: a probe may go out after; database clock';
+
+COMMENT ON COLUMN gate.breaker_cause IS 'what opened it';
+
+COMMENT ON COLUMN gate.open_count IS 'times it opened in a row: the open time doubles';
+
+COMMENT ON COLUMN gate.failures IS 'failed calls in the present window';
+
+COMMENT ON COLUMN gate.calls IS 'calls in the present window';
+
+COMMENT ON COLUMN gate.window_began_at IS 'when the present window began';
+
+COMMENT ON COLUMN gate.next_call_at IS 'when the rate limit lets the next call out; database clock';
+
+CREATE TABLE inbox (
+    seq BIGSERIAL NOT NULL,
+    source TEXT NOT NULL,
+    dedup_key TEXT NOT NULL,
+    entity_type TEXT,
+    entity_id TEXT,
+    event_type TEXT NOT NULL,
+    action TEXT NOT NULL,
+    event_id TEXT,
+    occurred_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    routes TEXT[] NOT NULL,
+    headers JSONB,
+    content_type TEXT NOT NULL,
+    body BYTEA,
+    body_sha256 BYTEA NOT NULL,
+    traceparent TEXT,
+    CONSTRAINT pk_inbox PRIMARY KEY (seq),
+    CONSTRAINT uq_inbox_source_dedup_key UNIQUE (source, dedup_key),
+    CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other'))
+);
+
+CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
+
+COMMENT ON TABLE inbox IS 'One row per accepted webhook, immutable. Written by the receiver before it answers 200.';
+
+COMMENT ON COLUMN inbox.seq IS 'number of the event in arrival order; gaps mean nothing';
+
+COMMENT ON COLUMN inbox.source IS 'who sent it: a name of [sources] in inbox.toml';
+
+COMMENT ON COLUMN inbox.dedup_key IS 'what makes two requests of a source the same event';
+
+COMMENT ON COLUMN inbox.entity_type IS 'kind of the entity that changed, such as USER; empty when the event is about none';
+
+COMMENT ON COLUMN inbox.entity_id IS 'the source''s id of the entity that changed';
+
+COMMENT ON COLUMN inbox.event_type IS 'the sender''s word for what happened, verbatim';
+
+COMMENT ON COLUMN inbox.action IS 'what happened, in our words: create, update, delete or other';
+
+COMMENT ON COLUMN inbox.event_id IS 'the sender''s own id of the event, where it has one';
+
+COMMENT ON COLUMN inbox.occurred_at IS 'the event''s own time, to the microsecond';
+
+COMMENT ON COLUMN inbox.received_at IS 'when the receiver had read the request';
+
+COMMENT ON COLUMN inbox.routes IS 'names of the routes that matched when it arrived; empty: unrouted';
+
+COMMENT ON COLUMN inbox.headers IS 'allow-listed request headers; empty after erasure or retention';
+
+COMMENT ON COLUMN inbox.content_type IS 'Content-Type of the body';
+
+COMMENT ON COLUMN inbox.body IS 'the request''s body, byte for byte: the truth; empty after erasure or retention';
+
+COMMENT ON COLUMN inbox.body_sha256 IS 'SHA-256 of the body; stays after erasure';
+
+COMMENT ON COLUMN inbox.traceparent IS 'W3C trace context of the request';
+
+CREATE TABLE lane (
+    route TEXT NOT NULL,
+    lane TEXT NOT NULL,
+    occurred_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    seq BIGINT NOT NULL,
+    fetch_began_at TIMESTAMP WITH TIME ZONE,
+    last_modified TIMESTAMP WITH TIME ZONE,
+    applied_hash BYTEA,
+    CONSTRAINT pk_lane PRIMARY KEY (route, lane)
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE lane IS 'What was last delivered in a lane. One row per route and lane that ever succeeded; an event''s own lane has none.';
+
+COMMENT ON COLUMN lane.route IS 'the route';
+
+COMMENT ON COLUMN lane.lane IS 'the lane, as in open_delivery';
+
+COMMENT ON COLUMN lane.occurred_at IS 'time of the newest event delivered in this lane';
+
+COMMENT ON COLUMN lane.seq IS 'seq of the newest event delivered in this lane';
+
+COMMENT ON COLUMN lane.fetch_began_at IS 'when the entity was asked for, for that delivery; sync routes only';
+
+COMMENT ON COLUMN lane.last_modified IS 'the source''s own time of the state that was applied';
+
+COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of what was sent downstream';
+
+CREATE TABLE open_delivery (
+    seq BIGINT NOT NULL,
+    route TEXT NOT NULL,
+    lane TEXT NOT NULL,
+    occurred_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    state TEXT NOT NULL,
+    attempt INTEGER DEFAULT 0 NOT NULL,
+    run INTEGER DEFAULT 0 NOT NULL,
+    due_at TIMESTAMP WITH TIME ZONE,
+    lease_until TIMESTAMP WITH TIME ZONE,
+    lease_token BIGINT,
+    relay_node TEXT,
+    CONSTRAINT pk_open_delivery PRIMARY KEY (seq, route),
+    CONSTRAINT ck_open_delivery_state CHECK (state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')),
+    CONSTRAINT ck_open_delivery_due_when_ready CHECK ((state = 'ready') = (due_at IS NOT NULL)),
+    CONSTRAINT ck_open_delivery_leased_when_in_flight CHECK ((state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL))
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane) WHERE state = 'dead';
+
+CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq) WHERE state = 'in_flight';
+
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+
+COMMENT ON TABLE open_delivery IS 'Every delivery that has not ended. A projection: relay verify compares it with delivery_log, relay rebuild mends it.';
+
+COMMENT ON COLUMN open_delivery.seq IS 'the event: inbox.seq';
+
+COMMENT ON COLUMN open_delivery.route IS 'the route it takes: a name of [routes] in inbox.toml';
+
+COMMENT ON COLUMN open_delivery.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
+
+COMMENT ON COLUMN open_delivery.occurred_at IS 'copy of inbox.occurred_at: a lane is worked in this order, then seq';
+
+COMMENT ON COLUMN open_delivery.state IS 'received, waiting (behind its head), ready, in_flight, blocked or dead';
+
+COMMENT ON COLUMN open_delivery.attempt IS 'attempts used in this run';
+
+COMMENT ON COLUMN open_delivery.run IS 'how often it was replayed or re-armed';
+
+COMMENT ON COLUMN open_delivery.due_at IS 'when ready: not to be attempted before; database clock';
+
+COMMENT ON COLUMN open_delivery.lease_until IS 'when in_flight: another relay may take it after; database clock';
+
+COMMENT ON COLUMN open_delivery.lease_token IS 'when in_flight: fresh for each claim; a result with another token is discarded';
+
+COMMENT ON COLUMN open_delivery.relay_node IS 'when in_flight: relay_node.id of the process that works on it';
+
+CREATE TABLE order_lock (
+    id INTEGER NOT NULL,
+    CONSTRAINT pk_order_lock PRIMARY KEY (id),
+    CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
+);
+
+COMMENT ON TABLE order_lock IS 'One row, locked by every transaction that ends or makes the head of a lane.';
+
+COMMENT ON COLUMN order_lock.id IS 'always 1';
+
+CREATE TABLE rejected_request (
+    id BIGSERIAL NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    source TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    cause TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    field TEXT,
+    remote_address TEXT,
+    headers JSONB,
+    body_sha256 BYTEA NOT NULL,
+    body BYTEA,
+    readmitted_seq BIGINT,
+    CONSTRAINT pk_rejected_request PRIMARY KEY (id)
+);
+
+COMMENT ON TABLE rejected_request IS 'A request that was refused. At most 10 rows a second are kept; beyond that only counters move.';
+
+COMMENT ON COLUMN rejected_request.id IS 'number of the refusal';
+
+COMMENT ON COLUMN rejected_request.received_at IS 'when it arrived';
+
+COMMENT ON COLUMN rejected_request.source IS 'the source named in the URL, known or not';
+
+COMMENT ON COLUMN rejected_request.status IS 'HTTP status it was answered with';
+
+COMMENT ON COLUMN rejected_request.cause IS 'why, in one word; the same word as in the metrics';
+
+COMMENT ON COLUMN rejected_request.detail IS 'why, in one sentence';
+
+COMMENT ON COLUMN rejected_request.field IS 'the field that was wrong';
+
+COMMENT ON COLUMN rejected_request.remote_address IS 'who connected';
+
+COMMENT ON COLUMN rejected_request.headers IS 'allow-listed request headers, only of an authenticated sender';
+
+COMMENT ON COLUMN rejected_request.body_sha256 IS 'SHA-256 of the body';
+
+COMMENT ON COLUMN rejected_request.body IS 'the body, only of an authenticated sender, so that it can be readmitted';
+
+COMMENT ON COLUMN rejected_request.readmitted_seq IS 'the event it became after all: inbox.seq';
+
+CREATE TABLE relay_command (
+    id BIGSERIAL NOT NULL,
+    kind TEXT NOT NULL,
+    selection JSONB NOT NULL,
+    reason TEXT NOT NULL,
+    asked_by TEXT NOT NULL,
+    asked_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    state TEXT DEFAULT 'asked' NOT NULL,
+    progress_seq BIGINT,
+    affected BIGINT DEFAULT 0 NOT NULL,
+    finished_at TIMESTAMP WITH TIME ZONE,
+    answer TEXT,
+    CONSTRAINT pk_relay_command PRIMARY KEY (id),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume', 'sweep')),
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled'))
+);
+
+CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
+
+COMMENT ON TABLE relay_command IS 'What an operator asks the relay to do, by SQL or command; executed and answered by the daemon.';
+
+COMMENT ON COLUMN relay_command.id IS 'number of the command';
+
+COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, pause, resume or sweep';
+
+COMMENT ON COLUMN relay_command.selection IS 'what it is about: route, seq, source, entity, cause, since';
+
+COMMENT ON COLUMN relay_command.reason IS 'why, in the words of whoever asked';
+
+COMMENT ON COLUMN relay_command.asked_by IS 'who asked';
+
+COMMENT ON COLUMN relay_command.asked_at IS 'when it was asked';
+
+COMMENT ON COLUMN relay_command.state IS 'asked, running, done, failed or cancelled';
+
+COMMENT ON COLUMN relay_command.progress_seq IS 'how far it has come: everything up to this seq is done';
+
+COMMENT ON COLUMN relay_command.affected IS 'deliveries it has changed so far';
+
+COMMENT ON COLUMN relay_command.finished_at IS 'when it ended';
+
+COMMENT ON COLUMN relay_command.answer IS 'what the daemon answers';
+
+CREATE TABLE relay_node (
+    id TEXT NOT NULL,
+    host TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    started_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    heartbeat_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    stopped_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_relay_node PRIMARY KEY (id)
+)
+ WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+COMMENT ON TABLE relay_node IS 'One row per run of a relay process.';
+
+COMMENT ON COLUMN relay_node.id IS 'fresh at every start of a relay process';
+
+COMMENT ON COLUMN relay_node.host IS 'the machine it runs on';
+
+COMMENT ON COLUMN relay_node.pid IS 'its process id there';
+
+COMMENT ON COLUMN relay_node.version IS 'version of Inbox Relay it runs';
+
+COMMENT ON COLUMN relay_node.started_at IS 'when it started; database clock';
+
+COMMENT ON COLUMN relay_node.heartbeat_at IS 'when it last said that it lives; database clock';
+
+COMMENT ON COLUMN relay_node.stopped_at IS 'when it stopped in order; empty while it runs or when it died';
+
+CREATE TABLE repeated_request (
+    id BIGSERIAL NOT NULL,
+    seq BIGINT NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    body_sha256 BYTEA NOT NULL,
+    body BYTEA,
+    handled_at TIMESTAMP WITH TIME ZONE,
+    CONSTRAINT pk_repeated_request PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_repeated_request_open ON repeated_request (id) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
+
+COMMENT ON TABLE repeated_request IS 'A request whose key was in the inbox already. It was answered 200 with the first one''s seq.';
+
+COMMENT ON COLUMN repeated_request.id IS 'number of the repeat';
+
+COMMENT ON COLUMN repeated_request.seq IS 'the event it repeats: inbox.seq';
+
+COMMENT ON COLUMN repeated_request.received_at IS 'when the repeat arrived';
+
+COMMENT ON COLUMN repeated_request.body_sha256 IS 'SHA-256 of the repeat''s body';
+
+COMMENT ON COLUMN repeated_request.body IS 'the repeat''s body, only when it differs from the event''s';
+
+COMMENT ON COLUMN repeated_request.handled_at IS 'when the relay judged it; empty: not judged yet';
+
+CREATE TABLE sweep_watermark (
+    source TEXT NOT NULL,
+    entity_type TEXT NOT NULL,
+    compared_until TIMESTAMP WITH TIME ZONE NOT NULL,
+    swept_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    missed BIGINT DEFAULT 0 NOT NULL,
+    CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type)
+);
+
+COMMENT ON TABLE sweep_watermark IS 'How far the sweep has compared a source with the inbox.';
+
+COMMENT ON COLUMN sweep_watermark.source IS 'the source that was swept';
+
+COMMENT ON COLUMN sweep_watermark.entity_type IS 'kind of entity';
+
+COMMENT ON COLUMN sweep_watermark.compared_until IS 'every change up to here has been compared with the inbox';
+
+COMMENT ON COLUMN sweep_watermark.swept_at IS 'when the last sweep ended';
+
+COMMENT ON COLUMN sweep_watermark.missed IS 'webhooks found missing, ever';
+
+CREATE TABLE write_probe (
+    id INTEGER NOT NULL,
+    probed_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_write_probe PRIMARY KEY (id),
+    CONSTRAINT ck_write_probe_one_row CHECK (id = 1)
+);
+
+COMMENT ON TABLE write_probe IS 'One row, written by health checks: a database that can be read but not written is not ready.';
+
+COMMENT ON COLUMN write_probe.id IS 'always 1';
+
+COMMENT ON COLUMN write_probe.probed_at IS 'when a health check last wrote here';
+
+CREATE VIEW delivery AS
+SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
+       coalesce(o.state, l.kind) AS state,
+       coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
+       l.kind AS last_fact, l.at AS last_fact_at,
+       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+FROM inbox i CROSS JOIN LATERAL unnest(i.routes) AS r(route)
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route)
+LEFT JOIN delivery_log e ON e.id = (
+    SELECT max(f.id) FROM delivery_log f
+    WHERE f.seq = i.seq AND f.route = r.route AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
+WHERE 1 = 1
+UNION ALL
+SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
+       coalesce(o.state, l.kind) AS state,
+       coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
+       l.kind AS last_fact, l.at AS last_fact_at,
+       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+FROM inbox i JOIN (SELECT DISTINCT seq, route FROM delivery_log WHERE kind = 'replayed') r ON r.seq = i.seq
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route)
+LEFT JOIN delivery_log e ON e.id = (
+    SELECT max(f.id) FROM delivery_log f
+    WHERE f.seq = i.seq AND f.route = r.route AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
+WHERE NOT r.route = ANY (i.routes)
+UNION ALL
+SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
+       'unrouted' AS state,
+       coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
+       l.kind AS last_fact, l.at AS last_fact_at,
+       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+FROM inbox i
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = CAST(NULL AS text))
+LEFT JOIN delivery_log e ON e.id = (
+    SELECT max(f.id) FROM delivery_log f
+    WHERE f.seq = i.seq AND f.route = CAST(NULL AS text) AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
+WHERE i.routes = '{}' AND NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed');
+
+CREATE VIEW dead_letter AS
+SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
+       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
+FROM open_delivery o
+JOIN inbox i ON i.seq = o.seq
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+WHERE o.state IN ('dead', 'blocked');
+
+CREATE VIEW backlog AS
+SELECT b.route, b.open, b.received, b.waiting, b.ready, b.in_flight, b.blocked, b.dead,
+       i.received_at AS oldest_received_at, round(extract(epoch FROM clock_timestamp() - i.received_at), 3) AS oldest_age_seconds
+FROM (
+    SELECT route, count(*) AS open,
+           count(CASE WHEN state = 'received' THEN 1 END) AS received,
+           count(CASE WHEN state = 'waiting' THEN 1 END) AS waiting,
+           count(CASE WHEN state = 'ready' THEN 1 END) AS ready,
+           count(CASE WHEN state = 'in_flight' THEN 1 END) AS in_flight,
+           count(CASE WHEN state = 'blocked' THEN 1 END) AS blocked,
+           count(CASE WHEN state = 'dead' THEN 1 END) AS dead,
+           min(CASE WHEN state <> 'dead' THEN seq END) AS oldest_seq
+    FROM open_delivery
+    GROUP BY route
+) b
+LEFT JOIN inbox i ON i.seq = b.oldest_seq;
+
+COMMENT ON VIEW delivery IS 'One row per event and route: where it stands. Ask by seq or entity; for counts ask backlog.';
+
+COMMENT ON VIEW dead_letter IS 'Deliveries that were given up, with cause and error. relay replay takes them up again.';
+
+COMMENT ON VIEW backlog IS 'Per route: open deliveries by state, and the age of the oldest that is not dead.';
+
+CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        IF to_jsonb(NEW) - 'body' - 'headers' = to_jsonb(OLD) - 'body' - 'headers'
+           AND (NEW.body IS NULL OR NEW.body = OLD.body) AND (NEW.headers IS NULL OR NEW.headers = OLD.headers) THEN
+            RETURN NEW;
+        END IF;
+    ELSIF TG_OP = 'DELETE' THEN
+        IF OLD.received_at < clock_timestamp() - interval '7 days'
+           AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq) THEN
+            RETURN OLD;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'inbox is append-only: only body and headers can be cleared, and only old rows with nothing open deleted'
+        USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)
+           OR (OLD.kind IN ('attempt_failed', 'abandoned')
+               AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
+            RETURN OLD;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'delivery_log is append-only: only old attempts of ended deliveries can be deleted'
+        USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER inbox_is_append_only BEFORE UPDATE OR DELETE ON inbox
+    FOR EACH ROW EXECUTE FUNCTION inbox_is_append_only();
+
+CREATE TRIGGER inbox_is_not_truncated BEFORE TRUNCATE ON inbox
+    FOR EACH STATEMENT EXECUTE FUNCTION inbox_is_append_only();
+
+CREATE TRIGGER delivery_log_is_append_only BEFORE UPDATE OR DELETE ON delivery_log
+    FOR EACH ROW EXECUTE FUNCTION delivery_log_is_append_only();
+
+CREATE TRIGGER delivery_log_is_not_truncated BEFORE TRUNCATE ON delivery_log
+    FOR EACH STATEMENT EXECUTE FUNCTION delivery_log_is_append_only();
+
+INSERT INTO order_lock (id) VALUES (1);
+
+INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z');

@@ -1,0 +1,398 @@
+CREATE TABLE alert ( -- One row per change for the worse or back, never a second while it lasts.
+    -- number of the alert
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- when it changed
+    at TEXT NOT NULL,
+    -- what is wrong or well again
+    kind TEXT NOT NULL,
+    -- what it is about, such as a destination's name
+    subject TEXT NOT NULL,
+    -- true: it began; false: it recovered
+    firing BOOLEAN NOT NULL,
+    -- figures and causes
+    detail JSON NOT NULL,
+    -- when it was posted to the alerts url
+    sent_at TEXT
+);
+
+CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE TABLE delivery_log ( -- The facts: everything that happened to a delivery, append-only. The state of every delivery follows from them.
+    -- number of the fact
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- when it was recorded; database clock
+    at TEXT NOT NULL,
+    -- the event: inbox.seq
+    seq BIGINT NOT NULL,
+    -- the route
+    route TEXT NOT NULL,
+    -- what happened; the words are explained in docs/states.md
+    kind TEXT NOT NULL,
+    -- attempts used in this run when it happened
+    attempt INTEGER NOT NULL,
+    -- relay_node.id of the process that recorded it; empty for a person's act
+    relay_node TEXT,
+    -- calls, statuses, durations, error, next due time, who and why
+    detail JSON NOT NULL,
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'dead', 'replayed', 'rearmed', 'unblocked'))
+);
+
+CREATE INDEX ix_delivery_log_at ON delivery_log (at);
+
+CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
+
+CREATE TABLE gate ( -- What holds deliveries back besides their order: pauses, circuit breakers and rate limits, shared by all relays.
+    -- source, route, destination, api or entity
+    kind TEXT NOT NULL,
+    -- its name in inbox.toml; SOURCE|TYPE|ID for an entity
+    name TEXT NOT NULL,
+    -- since when a person holds it back; empty: not paused
+    paused_at TEXT,
+    -- who paused it
+    paused_by TEXT,
+    -- why it was paused
+    pause_reason TEXT,
+    -- closed, open, half_open or retired
+    breaker TEXT DEFAULT 'closed' NOT NULL,
+    -- when open: a probe may go out after; database clock
+    breaker_until TEXT,
+    -- what opened it
+    breaker_cause TEXT,
+    -- times it opened in a row: the open time doubles
+    open_count INTEGER DEFAULT 0 NOT NULL,
+    -- failed calls in the present window
+    failures INTEGER DEFAULT 0 NOT NULL,
+    -- calls in the present window
+    calls INTEGER DEFAULT 0 NOT NULL,
+    -- when the present window began
+    window_began_at TEXT,
+    -- when the rate limit lets the next call out; database clock
+    next_call_at TEXT,
+    CONSTRAINT pk_gate PRIMARY KEY (kind, name),
+    CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
+    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired'))
+);
+
+CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the receiver before it answers 200.
+    -- number of the event in arrival order; gaps mean nothing
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- who sent it: a name of [sources] in inbox.toml
+    source TEXT NOT NULL,
+    -- what makes two requests of a source the same event
+    dedup_key TEXT NOT NULL,
+    -- kind of the entity that changed, such as USER; empty when the event is about none
+    entity_type TEXT,
+    -- the source's id of the entity that changed
+    entity_id TEXT,
+    -- the sender's word for what happened, verbatim
+    event_type TEXT NOT NULL,
+    -- what happened, in our words: create, update, delete or other
+    action TEXT NOT NULL,
+    -- the sender's own id of the event, where it has one
+    event_id TEXT,
+    -- the event's own time, to the microsecond
+    occurred_at TEXT NOT NULL,
+    -- when the receiver had read the request
+    received_at TEXT NOT NULL,
+    -- names of the routes that matched when it arrived; empty: unrouted
+    routes JSON NOT NULL,
+    -- allow-listed request headers; empty after erasure or retention
+    headers JSON,
+    -- Content-Type of the body
+    content_type TEXT NOT NULL,
+    -- the request's body, byte for byte: the truth; empty after erasure or retention
+    body BLOB,
+    -- SHA-256 of the body; stays after erasure
+    body_sha256 BLOB NOT NULL,
+    -- W3C trace context of the request
+    traceparent TEXT,
+    CONSTRAINT uq_inbox_source_dedup_key UNIQUE (source, dedup_key),
+    CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other'))
+);
+
+CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
+
+CREATE TABLE lane ( -- What was last delivered in a lane. One row per route and lane that ever succeeded; an event's own lane has none.
+    -- the route
+    route TEXT NOT NULL,
+    -- the lane, as in open_delivery
+    lane TEXT NOT NULL,
+    -- time of the newest event delivered in this lane
+    occurred_at TEXT NOT NULL,
+    -- seq of the newest event delivered in this lane
+    seq BIGINT NOT NULL,
+    -- when the entity was asked for, for that delivery; sync routes only
+    fetch_began_at TEXT,
+    -- the source's own time of the state that was applied
+    last_modified TEXT,
+    -- SHA-256 of what was sent downstream
+    applied_hash BLOB,
+    CONSTRAINT pk_lane PRIMARY KEY (route, lane)
+);
+
+CREATE TABLE open_delivery ( -- Every delivery that has not ended. A projection: relay verify compares it with delivery_log, relay rebuild mends it.
+    -- the event: inbox.seq
+    seq BIGINT NOT NULL,
+    -- the route it takes: a name of [routes] in inbox.toml
+    route TEXT NOT NULL,
+    -- the unit of order on the route: TYPE|ID of the entity, * or the event itself
+    lane TEXT NOT NULL,
+    -- copy of inbox.occurred_at: a lane is worked in this order, then seq
+    occurred_at TEXT NOT NULL,
+    -- received, waiting (behind its head), ready, in_flight, blocked or dead
+    state TEXT NOT NULL,
+    -- attempts used in this run
+    attempt INTEGER DEFAULT 0 NOT NULL,
+    -- how often it was replayed or re-armed
+    run INTEGER DEFAULT 0 NOT NULL,
+    -- when ready: not to be attempted before; database clock
+    due_at TEXT,
+    -- when in_flight: another relay may take it after; database clock
+    lease_until TEXT,
+    -- when in_flight: fresh for each claim; a result with another token is discarded
+    lease_token BIGINT,
+    -- when in_flight: relay_node.id of the process that works on it
+    relay_node TEXT,
+    CONSTRAINT pk_open_delivery PRIMARY KEY (seq, route),
+    CONSTRAINT ck_open_delivery_state CHECK (state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')),
+    CONSTRAINT ck_open_delivery_due_when_ready CHECK ((state = 'ready') = (due_at IS NOT NULL)),
+    CONSTRAINT ck_open_delivery_leased_when_in_flight CHECK ((state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL))
+);
+
+CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane) WHERE state = 'dead';
+
+CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq) WHERE state = 'in_flight';
+
+CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
+
+CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
+
+CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
+
+CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or makes the head of a lane.
+    -- always 1
+    id INTEGER NOT NULL,
+    CONSTRAINT pk_order_lock PRIMARY KEY (id),
+    CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
+);
+
+CREATE TABLE rejected_request ( -- A request that was refused. At most 10 rows a second are kept; beyond that only counters move.
+    -- number of the refusal
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- when it arrived
+    received_at TEXT NOT NULL,
+    -- the source named in the URL, known or not
+    source TEXT NOT NULL,
+    -- HTTP status it was answered with
+    status INTEGER NOT NULL,
+    -- why, in one word; the same word as in the metrics
+    cause TEXT NOT NULL,
+    -- why, in one sentence
+    detail TEXT NOT NULL,
+    -- the field that was wrong
+    field TEXT,
+    -- who connected
+    remote_address TEXT,
+    -- allow-listed request headers, only of an authenticated sender
+    headers JSON,
+    -- SHA-256 of the body
+    body_sha256 BLOB NOT NULL,
+    -- the body, only of an authenticated sender, so that it can be readmitted
+    body BLOB,
+    -- the event it became after all: inbox.seq
+    readmitted_seq BIGINT
+);
+
+CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or command; executed and answered by the daemon.
+    -- number of the command
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- replay, cancel, unblock, pause, resume or sweep
+    kind TEXT NOT NULL,
+    -- what it is about: route, seq, source, entity, cause, since
+    selection JSON NOT NULL,
+    -- why, in the words of whoever asked
+    reason TEXT NOT NULL,
+    -- who asked
+    asked_by TEXT NOT NULL,
+    -- when it was asked
+    asked_at TEXT NOT NULL,
+    -- asked, running, done, failed or cancelled
+    state TEXT DEFAULT 'asked' NOT NULL,
+    -- how far it has come: everything up to this seq is done
+    progress_seq BIGINT,
+    -- deliveries it has changed so far
+    affected BIGINT DEFAULT 0 NOT NULL,
+    -- when it ended
+    finished_at TEXT,
+    -- what the daemon answers
+    answer TEXT,
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume', 'sweep')),
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled'))
+);
+
+CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
+
+CREATE TABLE relay_node ( -- One row per run of a relay process.
+    -- fresh at every start of a relay process
+    id TEXT NOT NULL,
+    -- the machine it runs on
+    host TEXT NOT NULL,
+    -- its process id there
+    pid INTEGER NOT NULL,
+    -- version of Inbox Relay it runs
+    version TEXT NOT NULL,
+    -- when it started; database clock
+    started_at TEXT NOT NULL,
+    -- when it last said that it lives; database clock
+    heartbeat_at TEXT NOT NULL,
+    -- when it stopped in order; empty while it runs or when it died
+    stopped_at TEXT,
+    CONSTRAINT pk_relay_node PRIMARY KEY (id)
+);
+
+CREATE TABLE repeated_request ( -- A request whose key was in the inbox already. It was answered 200 with the first one's seq.
+    -- number of the repeat
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- the event it repeats: inbox.seq
+    seq BIGINT NOT NULL,
+    -- when the repeat arrived
+    received_at TEXT NOT NULL,
+    -- SHA-256 of the repeat's body
+    body_sha256 BLOB NOT NULL,
+    -- the repeat's body, only when it differs from the event's
+    body BLOB,
+    -- when the relay judged it; empty: not judged yet
+    handled_at TEXT
+);
+
+CREATE INDEX ix_repeated_request_open ON repeated_request (id) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
+
+CREATE TABLE sweep_watermark ( -- How far the sweep has compared a source with the inbox.
+    -- the source that was swept
+    source TEXT NOT NULL,
+    -- kind of entity
+    entity_type TEXT NOT NULL,
+    -- every change up to here has been compared with the inbox
+    compared_until TEXT NOT NULL,
+    -- when the last sweep ended
+    swept_at TEXT NOT NULL,
+    -- webhooks found missing, ever
+    missed BIGINT DEFAULT 0 NOT NULL,
+    CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type)
+);
+
+CREATE TABLE write_probe ( -- One row, written by health checks: a database that can be read but not written is not ready.
+    -- always 1
+    id INTEGER NOT NULL,
+    -- when a health check last wrote here
+    probed_at TEXT NOT NULL,
+    CONSTRAINT pk_write_probe PRIMARY KEY (id),
+    CONSTRAINT ck_write_probe_one_row CHECK (id = 1)
+);
+
+CREATE VIEW delivery AS
+SELECT i.seq, r.value AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
+       coalesce(o.state, l.kind) AS state,
+       coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
+       l.kind AS last_fact, l.at AS last_fact_at,
+       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+FROM inbox i JOIN json_each(i.routes) r
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.value
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.value)
+LEFT JOIN delivery_log e ON e.id = (
+    SELECT max(f.id) FROM delivery_log f
+    WHERE f.seq = i.seq AND f.route = r.value AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
+WHERE 1 = 1
+UNION ALL
+SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
+       coalesce(o.state, l.kind) AS state,
+       coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
+       l.kind AS last_fact, l.at AS last_fact_at,
+       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+FROM inbox i JOIN (SELECT DISTINCT seq, route FROM delivery_log WHERE kind = 'replayed') r ON r.seq = i.seq
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route)
+LEFT JOIN delivery_log e ON e.id = (
+    SELECT max(f.id) FROM delivery_log f
+    WHERE f.seq = i.seq AND f.route = r.route AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
+WHERE NOT EXISTS (SELECT 1 FROM json_each(i.routes) a WHERE a.value = r.route)
+UNION ALL
+SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
+       'unrouted' AS state,
+       coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
+       l.kind AS last_fact, l.at AS last_fact_at,
+       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
+FROM inbox i
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = CAST(NULL AS text))
+LEFT JOIN delivery_log e ON e.id = (
+    SELECT max(f.id) FROM delivery_log f
+    WHERE f.seq = i.seq AND f.route = CAST(NULL AS text) AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
+WHERE i.routes = '[]' AND NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed');
+
+CREATE VIEW dead_letter AS
+SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
+       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
+FROM open_delivery o
+JOIN inbox i ON i.seq = o.seq
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+WHERE o.state IN ('dead', 'blocked');
+
+CREATE VIEW backlog AS
+SELECT b.route, b.open, b.received, b.waiting, b.ready, b.in_flight, b.blocked, b.dead,
+       i.received_at AS oldest_received_at, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS oldest_age_seconds
+FROM (
+    SELECT route, count(*) AS open,
+           count(CASE WHEN state = 'received' THEN 1 END) AS received,
+           count(CASE WHEN state = 'waiting' THEN 1 END) AS waiting,
+           count(CASE WHEN state = 'ready' THEN 1 END) AS ready,
+           count(CASE WHEN state = 'in_flight' THEN 1 END) AS in_flight,
+           count(CASE WHEN state = 'blocked' THEN 1 END) AS blocked,
+           count(CASE WHEN state = 'dead' THEN 1 END) AS dead,
+           min(CASE WHEN state <> 'dead' THEN seq END) AS oldest_seq
+    FROM open_delivery
+    GROUP BY route
+) b
+LEFT JOIN inbox i ON i.seq = b.oldest_seq;
+
+CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
+WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent
+    AND (NEW.body IS NULL OR NEW.body IS OLD.body) AND (NEW.headers IS NULL OR NEW.headers IS OLD.headers))
+BEGIN
+    SELECT RAISE(ABORT, 'inbox is append-only: only body and headers can be cleared');
+END;
+
+CREATE TRIGGER inbox_refuses_delete BEFORE DELETE ON inbox
+WHEN OLD.received_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-7 days')
+    OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq)
+BEGIN
+    SELECT RAISE(ABORT, 'inbox is append-only: only old rows with nothing open can be deleted');
+END;
+
+CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log
+BEGIN
+    SELECT RAISE(ABORT, 'delivery_log is append-only');
+END;
+
+CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log
+WHEN EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq)
+    AND (OLD.kind NOT IN ('attempt_failed', 'abandoned')
+         OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route))
+BEGIN
+    SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
+END;
+
+INSERT INTO order_lock (id) VALUES (1);
+
+INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z');
