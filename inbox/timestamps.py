@@ -70,3 +70,13 @@ def fixed_width(nanoseconds: int) -> str:
     """
     moment = to_datetime(nanoseconds)
     return f"{moment:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + f".{nanoseconds % _SECOND:09d}Z"
+
+
+def time_text(moment: datetime) -> str:
+    """An instant as text that both databases read: fixed width, UTC, `2019-01-01 00:00:00.000000Z`."""
+    return moment.astimezone(UTC).isoformat(" ", "microseconds")[:26] + "Z"
+
+
+def as_time(value: str | datetime) -> datetime:
+    """What a driver gives for a time column, as an aware UTC datetime."""
+    return (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ARRAY, JSON, BigInteger, DateTime, Integer, Text
@@ -19,6 +19,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable
 from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from inbox.timestamps import as_time, time_text
 
 POSTGRES, SQLITE = "postgresql", "sqlite"
 
@@ -41,7 +43,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002  # as the driver gives it
         """Give the instant back, aware and in UTC."""
-        return as_time(value)
+        return None if value is None else as_time(value)
 
 
 BigId = BigInteger().with_variant(Integer(), SQLITE)
@@ -49,19 +51,6 @@ BigId = BigInteger().with_variant(Integer(), SQLITE)
 
 JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLITE)
 TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
-
-
-def time_text(moment: datetime) -> str:
-    """An instant as text that both databases read: fixed width, UTC, `2019-01-01 00:00:00.000000Z`."""
-    return moment.astimezone(UTC).isoformat(" ", "microseconds")[:26] + "Z"
-
-
-def as_time(value: str | datetime | None) -> datetime | None:
-    """What a driver gives for a time column, as an aware UTC datetime."""
-    if value is None:
-        return None
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return moment.astimezone(UTC)
 
 
 def as_json(value: Any) -> Any:  # noqa: ANN401  # any JSON value
@@ -103,9 +92,8 @@ class Sql:
         """The database's clock, or `:now` when a test hands one in."""
         self.for_update = "FOR UPDATE" if self.is_postgres else ""
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
-        self.materialized = "MATERIALIZED" if self.is_postgres else ""
-        self.json = "jsonb" if self.is_postgres else "text"
-        self.time = "timestamptz" if self.is_postgres else "text"
+        self.pause_after_write = 0.0 if self.is_postgres else 0.002
+        """Seconds every writer but the receiver sleeps after each transaction: back to back, it starves the receiver on SQLite."""
 
     def rows(self, parameter: str, **columns: str) -> str:
         """A table named like the bound parameter, of the rows that `rows_param` wrote.

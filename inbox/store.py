@@ -1,0 +1,307 @@
+"""The receiver's SQL: a batch of events in, a `seq` for each out.
+
+Each function is one transaction. On Postgres the batch is one statement on an autocommitted connection, which is what makes a commit
+cheap enough to be waited for (10,000 to 11,700 requests/s against 1,500 with a transaction for each request).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+from sqlalchemy import TextClause, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
+from inbox.event import Event
+from inbox.timestamps import time_text
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """One refused request: a row of `rejected_request`."""
+
+    received_at: datetime
+    source: str
+    status: int
+    cause: str
+    detail: str
+    field: str | None
+    remote_address: str | None
+    body_sha256: bytes
+    headers: dict[str, str] | None
+    """Allow-listed; only of an authenticated sender, as the body is."""
+    body: bytes | None
+
+
+class IntakeStore(Protocol):
+    """What the writer asks of a database. Every call commits before it returns."""
+
+    async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+        """Store the events, and their deliveries, that are not there yet.
+
+        Returns:
+            For each event its new `seq`, in arrival order; None where its key is in the inbox already.
+        """
+        ...
+
+    async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+        """Note that these events came again.
+
+        Returns:
+            For each the `seq` of its first arrival; None where there is none after all.
+        """
+        ...
+
+    async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
+        """Keep these refusals."""
+        ...
+
+    async def probe(self, connection: AsyncConnection, now: datetime) -> None:
+        """Write, to see that it can be done."""
+        ...
+
+
+_EVENT_COLUMNS = (
+    "seq, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,"
+    " content_type, body, body_sha256, traceparent"
+)
+
+_POSTGRES_APPEND = text(f"""
+WITH arrived AS MATERIALIZED (
+    -- the numbers are taken in arrival order ...
+    SELECT nextval('inbox_seq_seq') AS seq, a.*
+    FROM unnest(
+        CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:entity_type AS text[]),
+        CAST(:entity_id AS text[]), CAST(:event_type AS text[]), CAST(:action AS text[]), CAST(:event_id AS text[]),
+        CAST(:occurred_at AS timestamptz[]), CAST(:received_at AS timestamptz[]), CAST(:routes AS text[]),
+        CAST(:headers AS text[]), CAST(:content_type AS text[]), CAST(:body AS bytea[]), CAST(:body_sha256 AS bytea[]),
+        CAST(:traceparent AS text[])
+    ) AS a(n, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,
+           content_type, body, body_sha256, traceparent)
+), stored AS (
+    -- ... and the rows are inserted in the order of their keys: in arrival order, receivers with overlapping keys deadlock
+    INSERT INTO inbox ({_EVENT_COLUMNS})
+    SELECT seq, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at,
+           CAST(routes AS text[]), CAST(headers AS jsonb), content_type, body, body_sha256, traceparent
+    FROM arrived
+    ORDER BY source, dedup_key, seq
+    ON CONFLICT (source, dedup_key) DO NOTHING
+    RETURNING seq
+), opened AS (
+    INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
+    SELECT a.seq, d.route, d.lane, a.occurred_at, 'received'
+    FROM unnest(CAST(:delivery_n AS int[]), CAST(:route AS text[]), CAST(:lane AS text[])) AS d(n, route, lane)
+    JOIN arrived a ON a.n = d.n
+    JOIN stored s ON s.seq = a.seq
+)
+SELECT a.n, a.seq FROM arrived a JOIN stored s ON s.seq = a.seq
+""")
+
+# A statement of its own: a row that another receiver committed after the first one's snapshot is invisible to the first.
+_POSTGRES_REPEAT = text("""
+WITH known AS (
+    SELECT a.n, i.seq, a.received_at, a.body_sha256, CASE WHEN i.body_sha256 <> a.body_sha256 THEN a.body END AS body
+    FROM unnest(
+        CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:received_at AS timestamptz[]),
+        CAST(:body_sha256 AS bytea[]), CAST(:body AS bytea[])
+    ) AS a(n, source, dedup_key, received_at, body_sha256, body)
+    JOIN inbox i ON i.source = a.source AND i.dedup_key = a.dedup_key
+), noted AS (
+    INSERT INTO repeated_request (seq, received_at, body_sha256, body)
+    SELECT seq, received_at, body_sha256, body FROM known ORDER BY n
+)
+SELECT n, seq FROM known
+""")
+
+_POSTGRES_REJECT = text("""
+INSERT INTO rejected_request (received_at, source, status, cause, detail, field, remote_address, body_sha256, headers, body)
+VALUES (:received_at, :source, :status, :cause, :detail, :field, :remote_address, :body_sha256, :headers, :body)
+""").bindparams(bindparam("headers", type_=JSONB(none_as_null=True)))
+
+_POSTGRES_PROBE = text("UPDATE write_probe SET probed_at = :now WHERE id = 1")
+
+
+class PostgresIntake:
+    """On a connection in autocommit: one statement is one transaction, and costs one round trip."""
+
+    async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+        """See IntakeStore."""
+        rows = await connection.execute(_POSTGRES_APPEND, _postgres_columns(events))
+        return _by_position(len(events), rows.all())
+
+    async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+        """See IntakeStore."""
+        columns = _postgres_columns(events)
+        wanted = ("n", "source", "dedup_key", "received_at", "body_sha256", "body")
+        rows = await connection.execute(_POSTGRES_REPEAT, {name: columns[name] for name in wanted})
+        return _by_position(len(events), rows.all())
+
+    async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
+        """See IntakeStore."""
+        for row in rows:
+            await connection.execute(_POSTGRES_REJECT, msgspec.structs.asdict(row))
+
+    async def probe(self, connection: AsyncConnection, now: datetime) -> None:
+        """See IntakeStore."""
+        await connection.execute(_POSTGRES_PROBE, {"now": now})
+
+
+_SQL = Sql(SQLITE)
+_EVENT_ROWS = _SQL.rows(
+    "events",
+    source="text",
+    dedup_key="text",
+    entity_type="text",
+    entity_id="text",
+    event_type="text",
+    action="text",
+    event_id="text",
+    occurred_at="time",
+    received_at="time",
+    routes="json",
+    headers="json",
+    content_type="text",
+    body="bytes",
+    body_sha256="bytes",
+    traceparent="text",
+)
+
+_SQLITE_APPEND = text(f"""
+INSERT INTO inbox ({_EVENT_COLUMNS.removeprefix("seq, ")})
+SELECT source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,
+       content_type, from_hex(body), from_hex(body_sha256), traceparent
+FROM {_EVENT_ROWS}
+WHERE true  -- or the parser takes ON CONFLICT for a join's ON
+ON CONFLICT (source, dedup_key) DO NOTHING
+RETURNING source, dedup_key, seq
+""")
+
+_SQLITE_OPEN = text(f"""
+INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
+SELECT seq, route, lane, occurred_at, 'received'
+FROM {_SQL.rows("deliveries", seq="bigint", route="text", lane="text", occurred_at="time")}
+""")
+
+_KNOWN = f"{_EVENT_ROWS} JOIN inbox i ON i.source = events.source AND i.dedup_key = events.dedup_key"
+
+_SQLITE_REPEAT = text(f"""
+INSERT INTO repeated_request (seq, received_at, body_sha256, body)
+SELECT i.seq, events.received_at, from_hex(events.body_sha256),
+       CASE WHEN i.body_sha256 <> from_hex(events.body_sha256) THEN from_hex(events.body) END
+FROM {_KNOWN}
+""")
+
+_SQLITE_KNOWN = text(f"SELECT events.source, events.dedup_key, i.seq FROM {_KNOWN}")
+
+_SQLITE_REJECT = text("""
+INSERT INTO rejected_request (received_at, source, status, cause, detail, field, remote_address, body_sha256, headers, body)
+VALUES (:received_at, :source, :status, :cause, :detail, :field, :remote_address, :body_sha256, :headers, :body)
+""")
+
+
+class SqliteIntake:
+    """One BEGIN IMMEDIATE for each call; a batch is one parameter."""
+
+    async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+        """See IntakeStore."""
+        first: dict[tuple[str, str], int] = {}
+        for n, event in enumerate(events):
+            first.setdefault((event.source, event.dedup_key), n)
+        seqs: list[int | None] = [None] * len(events)
+        async with connection.begin():
+            stored = await connection.execute(_SQLITE_APPEND, {"events": _sqlite_rows(events)})
+            for source, key, seq in stored.all():
+                seqs[first[source, key]] = seq
+            deliveries = [
+                {"seq": seq, "route": enrolment.route, "lane": enrolment.lane, "occurred_at": event.occurred_at}
+                for seq, event in zip(seqs, events, strict=True)
+                if seq is not None
+                for enrolment in event.enrolments
+            ]
+            if deliveries:
+                await connection.execute(_SQLITE_OPEN, {"deliveries": rows_param(deliveries)})
+        return seqs
+
+    async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
+        """See IntakeStore."""
+        rows = {"events": _sqlite_rows(events)}
+        async with connection.begin():
+            await connection.execute(_SQLITE_REPEAT, rows)
+            known = {(source, key): seq for source, key, seq in (await connection.execute(_SQLITE_KNOWN, rows)).all()}
+        return [known.get((event.source, event.dedup_key)) for event in events]
+
+    async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
+        """See IntakeStore."""
+        async with connection.begin():
+            for row in rows:
+                values = msgspec.structs.asdict(row)
+                values["received_at"] = time_text(row.received_at)
+                values["headers"] = None if row.headers is None else msgspec.json.encode(row.headers).decode()
+                await connection.execute(_SQLITE_REJECT, values)
+
+    async def probe(self, connection: AsyncConnection, now: datetime) -> None:
+        """See IntakeStore."""
+        async with connection.begin():
+            await connection.execute(_POSTGRES_PROBE, {"now": time_text(now)})
+
+
+STORES: dict[str, type[PostgresIntake | SqliteIntake]] = {POSTGRES: PostgresIntake, SQLITE: SqliteIntake}
+
+
+def _by_position(length: int, rows: Sequence[Any]) -> list[int | None]:
+    seqs: list[int | None] = [None] * length
+    for n, seq in rows:
+        seqs[n] = seq
+    return seqs
+
+
+def _postgres_columns(events: Sequence[Event]) -> dict[str, list[Any]]:
+    enrolled = [(n, enrolment) for n, event in enumerate(events) for enrolment in event.enrolments]
+    return {
+        "n": list(range(len(events))),
+        "source": [e.source for e in events],
+        "dedup_key": [e.dedup_key for e in events],
+        "entity_type": [e.entity_type for e in events],
+        "entity_id": [e.entity_id for e in events],
+        "event_type": [e.event_type for e in events],
+        "action": [e.action for e in events],
+        "event_id": [e.event_id for e in events],
+        "occurred_at": [e.occurred_at for e in events],
+        "received_at": [e.received_at for e in events],
+        # an array of arrays would be flattened; names of routes need no quoting: [A-Za-z0-9_-]
+        "routes": ["{" + ",".join(enrolment.route for enrolment in e.enrolments) + "}" for e in events],
+        "headers": [msgspec.json.encode(e.headers).decode() for e in events],
+        "content_type": [e.content_type for e in events],
+        "body": [e.body for e in events],
+        "body_sha256": [e.body_sha256 for e in events],
+        "traceparent": [e.traceparent for e in events],
+        "delivery_n": [n for n, _ in enrolled],
+        "route": [enrolment.route for _, enrolment in enrolled],
+        "lane": [enrolment.lane for _, enrolment in enrolled],
+    }
+
+
+def _sqlite_rows(events: Sequence[Event]) -> str:
+    return rows_param(
+        {
+            "source": e.source,
+            "dedup_key": e.dedup_key,
+            "entity_type": e.entity_type,
+            "entity_id": e.entity_id,
+            "event_type": e.event_type,
+            "action": e.action,
+            "event_id": e.event_id,
+            "occurred_at": e.occurred_at,
+            "received_at": e.received_at,
+            "routes": [enrolment.route for enrolment in e.enrolments],
+            "headers": dict(e.headers),
+            "content_type": e.content_type,
+            "body": e.body,
+            "body_sha256": e.body_sha256,
+            "traceparent": e.traceparent,
+        }
+        for e in events
+    )

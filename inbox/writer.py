@@ -1,0 +1,261 @@
+"""Group commit: one task for each process gathers everything that waits, and commits it at once.
+
+While one batch commits, the next gathers: no timer, so an idle receiver answers without delay. A request is answered after the commit
+of its batch, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from inbox.clock import Clock
+from inbox.db.dialect import is_data_error, is_deadlock
+from inbox.errors import InvalidEvent, RequestError, Unavailable
+from inbox.event import Event, Receipt
+from inbox.store import STORES, IntakeStore, Rejected
+
+MAX_ROWS = 256
+MAX_BYTES = 4 * 1024 * 1024
+ANSWER_WITHIN_SECONDS = 2.5
+"""Not stored by then: 503, so that the sender is never left waiting for a database that hangs."""
+
+MAX_WAITING = 20_000
+"""Requests; far more than a batch takes in the time an answer may take."""
+
+REJECTED_PER_SECOND = 10
+MAX_REJECTED_WAITING = 200
+
+
+_Answer = TypeVar("_Answer")
+
+
+class _Pending(msgspec.Struct, eq=False):
+    event: Event
+    receipt: asyncio.Future[Receipt]
+
+
+class GroupCommit:
+    """The only writer of a receiver process. Make it inside the running event loop, and `close` it there.
+
+    It keeps one connection; after an error that is not a row's own fault the connection is given up and a new one made.
+    """
+
+    def __init__(self, engine: AsyncEngine, clock: Clock, store: IntakeStore | None = None) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._store: IntakeStore = store or STORES[engine.dialect.name]()
+        self._connection: AsyncConnection | None = None
+        self._pending: deque[_Pending] = deque()
+        self._rejected: deque[Rejected] = deque()
+        self._probes: list[asyncio.Future[None]] = []
+        self._something = asyncio.Event()
+        self._closing = False
+        self._may_reject_at = 0.0
+        self.rejected_unkept = 0
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name="group-commit")
+
+    async def append(self, event: Event) -> Receipt:
+        """Store the event, or find it stored already; returns after the commit.
+
+        Raises:
+            Unavailable: it is not stored, or it is not known whether it is.
+            InvalidEvent: the database refuses a value of it.
+        """
+        if self._closing or len(self._pending) >= MAX_WAITING:
+            raise Unavailable("the receiver is stopping" if self._closing else "too many requests are waiting")
+        receipt: asyncio.Future[Receipt] = self._loop.create_future()
+        self._pending.append(_Pending(event, receipt))
+        self._something.set()
+        return await self._in_time(receipt)
+
+    async def probe(self) -> None:
+        """Write to the database as a batch would.
+
+        Raises:
+            Unavailable: it can't be done now.
+        """
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._probes.append(done)
+        self._something.set()
+        await self._in_time(done)
+
+    def reject(self, row: Rejected) -> None:
+        """Keep a refusal when there is room; a flood of them costs counters, not rows."""
+        if len(self._rejected) >= MAX_REJECTED_WAITING:
+            self.rejected_unkept += 1
+            return
+        self._rejected.append(row)
+        self._something.set()
+
+    async def close(self) -> None:
+        """Commit what waits, then give the connection back."""
+        self._closing = True
+        self._something.set()
+        await self._task
+        await self._give_up_connection()
+
+    async def _in_time(self, future: asyncio.Future[_Answer]) -> _Answer:
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_SECONDS):
+                return await future
+        except TimeoutError:
+            raise Unavailable("the database did not answer in time") from None
+
+    async def _run(self) -> None:
+        while True:
+            await self._wait()
+            if batch := self._gather():
+                await self._commit(batch)
+            elif self._probes:
+                await self._probe()
+            elif self._closing:
+                return
+            if self._rejected and (self._closing or self._loop.time() >= self._may_reject_at):
+                await self._keep_rejected()
+
+    async def _wait(self) -> None:
+        """Until there is something to do now. A refusal that came too soon after the last ones waits for its turn."""
+        if self._pending or self._probes or self._closing:
+            return
+        turn = self._may_reject_at - self._loop.time() if self._rejected else None
+        if turn is not None and turn <= 0:
+            return
+        self._something.clear()
+        try:
+            async with asyncio.timeout(turn):
+                await self._something.wait()
+        except TimeoutError:
+            return
+
+    def _gather(self) -> list[_Pending]:
+        batch: list[_Pending] = []
+        size = 0
+        while self._pending and len(batch) < MAX_ROWS:
+            size += len(self._pending[0].event.body)
+            if batch and size > MAX_BYTES:
+                break
+            pending = self._pending.popleft()
+            if not pending.receipt.done():  # its sender has been answered 503 meanwhile
+                batch.append(pending)
+        return batch
+
+    async def _commit(self, batch: Sequence[_Pending]) -> None:
+        try:
+            again = await self._append(batch)
+            if again:
+                await self._repeat(again)
+        except DBAPIError as error:
+            if is_data_error(error):
+                await self._one_by_one(batch)
+            else:
+                await self._refuse(batch, error)
+        except (SQLAlchemyError, OSError) as error:
+            await self._refuse(batch, error)
+
+    async def _append(self, batch: Sequence[_Pending]) -> list[_Pending]:
+        """Answer those that were stored; returns those whose key was there already."""
+        events = [pending.event for pending in batch]
+        try:
+            seqs = await self._store.append(await self._connected(), events)
+        except DBAPIError as error:
+            if not is_deadlock(error):
+                raise
+            seqs = await self._store.append(await self._connected(), events)
+        again = []
+        for pending, seq in zip(batch, seqs, strict=True):
+            if seq is None:
+                again.append(pending)
+            else:
+                _answer(pending, Receipt(seq, duplicate=False))
+        return again
+
+    async def _repeat(self, batch: Sequence[_Pending]) -> None:
+        seqs = await self._store.repeat(await self._connected(), [pending.event for pending in batch])
+        for pending, seq in zip(batch, seqs, strict=True):
+            if seq is None:
+                _answer(pending, Unavailable("the event it repeats was deleted at this moment"))
+            else:
+                _answer(pending, Receipt(seq, duplicate=True))
+
+    async def _one_by_one(self, batch: Sequence[_Pending]) -> None:
+        """A row is to blame: it alone is refused, its neighbours are stored."""
+        for pending in batch:
+            if pending.receipt.done():
+                continue
+            try:
+                again = await self._append([pending])
+                if again:
+                    await self._repeat(again)
+            except DBAPIError as error:
+                if is_data_error(error):
+                    _answer(pending, InvalidEvent("the database refuses a value of this event"))
+                else:
+                    await self._refuse([pending], error)
+            except (SQLAlchemyError, OSError) as error:
+                await self._refuse([pending], error)
+
+    async def _refuse(self, batch: Sequence[_Pending], error: Exception) -> None:
+        """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
+        for pending in batch:
+            _answer(pending, _unavailable(error))
+        await self._give_up_connection()
+
+    async def _probe(self) -> None:
+        probes, self._probes = self._probes, []
+        outcome: Exception | None = None
+        try:
+            await self._store.probe(await self._connected(), self._clock.now())
+        except (SQLAlchemyError, OSError) as error:
+            outcome = _unavailable(error)
+            await self._give_up_connection()
+        for probe in probes:
+            if not probe.done():
+                probe.set_result(None) if outcome is None else probe.set_exception(outcome)
+
+    async def _keep_rejected(self) -> None:
+        rows = [self._rejected.popleft() for _ in range(min(len(self._rejected), REJECTED_PER_SECOND))]
+        self._may_reject_at = self._loop.time() + len(rows) / REJECTED_PER_SECOND
+        try:
+            await self._store.reject(await self._connected(), rows)
+        except (SQLAlchemyError, OSError):
+            self.rejected_unkept += len(rows)
+            await self._give_up_connection()
+
+    async def _connected(self) -> AsyncConnection:
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+        return self._connection
+
+    async def _give_up_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            await connection.invalidate()
+            await connection.close()
+        except (SQLAlchemyError, OSError):
+            return  # it was broken: that is why it is given up
+
+
+def _answer(pending: _Pending, answer: Receipt | RequestError) -> None:
+    if pending.receipt.done():
+        return
+    if isinstance(answer, Receipt):
+        pending.receipt.set_result(answer)
+    else:
+        pending.receipt.set_exception(answer)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    """The database's own words stay out of the answer: they may hold values."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return Unavailable(f"the database can't be written to now ({type(cause).__name__})")

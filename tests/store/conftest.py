@@ -1,0 +1,91 @@
+"""A relay's view of an empty database, and a receiver's way to fill it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.config import Retry
+from inbox.db import engine as engines
+from inbox.event import Enrolment, Event
+from inbox.store import STORES
+from relay.policy import RoutePolicy, Schedule
+from relay.store.database import Database
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class FakeClock:
+    """Stands until it is advanced."""
+
+    def __init__(self) -> None:
+        self.moment = START
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def advance(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def database(engine: Engine, clock: FakeClock) -> Database:
+    return Database(engine, clock)
+
+
+POLICIES = {
+    "strict": RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry(jitter=0))),
+    "blocking": RoutePolicy("strict", blocks_on_death=True, schedule=Schedule(Retry(jitter=0))),
+    "latest": RoutePolicy("latest", blocks_on_death=False, schedule=Schedule(Retry(jitter=0))),
+}
+
+
+def an_event(number: int, entity: str = "u1", *, second: int | None = None, routes: Sequence[str] = ("strict",)) -> Event:
+    """The event of this number, which happened in second `second` (its number, unless told otherwise)."""
+    body = b'{"n": %d}' % number
+    return Event(
+        source="trivore",
+        dedup_key=f"{number:08d}|{entity}",
+        entity_type="USER",
+        entity_id=entity,
+        event_type="UPDATE",
+        action="update",
+        event_id=None,
+        occurred_at=START + timedelta(seconds=number if second is None else second),
+        received_at=START,
+        enrolments=tuple(Enrolment(route, f"USER|{entity}") for route in routes),
+        headers={"content-type": "application/json"},
+        content_type="application/json",
+        body=body,
+        body_sha256=hashlib.sha256(body).digest(),
+    )
+
+
+@pytest.fixture
+def receive(database_url: str) -> Callable[..., list[int | None]]:
+    """Store events as the receiver does; gives their seqs, None for a key that was there."""
+
+    def _receive(*events: Event) -> list[int | None]:
+        async def _append() -> list[int | None]:
+            engine = engines.connect_async(database_url, application="tests")
+            async with engine.connect() as connection:
+                seqs = await STORES[engine.dialect.name]().append(connection, events)
+            await engine.dispose()
+            return seqs
+
+        return asyncio.run(_append())
+
+    return _receive
