@@ -1,0 +1,125 @@
+"""Puts the receiver together: the routes of the Falcon app, and what lives as long as a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import falcon
+import falcon.asgi
+from falcon.asgi import Request, Response
+
+from inbox import config_file
+from inbox.clock import Clock, SystemClock
+from inbox.config import Config
+from inbox.db import engine
+from inbox.errors import RequestError, Unavailable
+from inbox.receive import Inlet, Webhooks, Writer, answer_problem, problem
+from inbox.sources import preset_of
+from inbox.sources.auth import UnknownSource, verifier_of
+from inbox.writer import GroupCommit
+
+READY_CACHED_SECONDS = 1.0
+"""A load balancer may ask as often as it likes."""
+
+
+def create_app(config: Config, open_writer: Callable[[], Writer], clock: Clock) -> falcon.asgi.App:
+    """The receiver. `open_writer` is called in each worker, inside its event loop, when it starts.
+
+    Raises:
+        ConfigError: a source's preset or secret is not there.
+    """
+    inlets = {
+        name: Inlet(
+            source=source,
+            preset=preset_of(source),
+            verifier=verifier_of(source),
+            routes=tuple(route for route in config.routes.values() if route.source == name),
+        )
+        for name, source in config.sources.items()
+    }
+    webhooks = Webhooks(inlets, UnknownSource(), clock)
+    health = Health()
+    app = falcon.asgi.App(middleware=[_Lifespan(open_writer, webhooks, health)])
+    app.add_error_handler(RequestError, answer_problem)
+    app.set_error_serializer(_serialize_problem)
+    app.add_route("/webhooks/{source}", webhooks)
+    app.add_route("/webhooks/{source}/{token}", webhooks)
+    app.add_route("/health/live", health, suffix="live")
+    app.add_route("/health/ready", health, suffix="ready")
+    return app
+
+
+def get_app() -> falcon.asgi.App:
+    """The receiver as the configuration file in force describes it, for gunicorn.
+
+    Raises:
+        ConfigError: the file can't be used.
+    """
+    config = config_file.read()
+    clock = SystemClock()
+
+    def open_writer() -> Writer:
+        return GroupCommit(engine.connect_async(config.database.url, application="inbox-receiver"), clock)
+
+    return create_app(config, open_writer, clock)
+
+
+class Health:
+    """`/health/live`: the process answers. `/health/ready`: it can write to the database, asked at most once a second."""
+
+    def __init__(self) -> None:
+        self.writer: Writer | None = None
+        self._asked_at = float("-inf")
+        self._problem: Unavailable | None = None
+        self._asking = asyncio.Lock()
+
+    async def on_get_live(self, _req: Request, resp: Response) -> None:
+        """200 as long as the process serves."""
+        resp.media = {"status": "live"}
+
+    async def on_get_ready(self, _req: Request, resp: Response) -> None:
+        """200 when a webhook could be stored now, or else 503."""
+        async with self._asking:
+            if time.monotonic() - self._asked_at >= READY_CACHED_SECONDS:
+                self._problem = await self._ask()
+                self._asked_at = time.monotonic()
+        if self._problem is not None:
+            raise Unavailable(self._problem.detail)
+        resp.media = {"status": "ready"}
+
+    async def _ask(self) -> Unavailable | None:
+        if self.writer is None:
+            return Unavailable("the receiver is starting")
+        try:
+            await self.writer.probe()
+        except Unavailable as problem_now:
+            return problem_now
+        return None
+
+
+class _Lifespan:
+    """Opens the writer when a worker starts and closes it when it stops."""
+
+    def __init__(self, open_writer: Callable[[], Writer], *users: Webhooks | Health) -> None:
+        self._open_writer = open_writer
+        self._users = users
+        self._writer: Writer | None = None
+
+    async def process_startup(self, _scope: dict[str, object], _event: dict[str, object]) -> None:
+        """Called by the ASGI server before the first request."""
+        self._writer = self._open_writer()
+        for user in self._users:
+            user.writer = self._writer
+
+    async def process_shutdown(self, _scope: dict[str, object], _event: dict[str, object]) -> None:
+        """Called by the ASGI server after the last request."""
+        if self._writer is not None:
+            await self._writer.close()
+
+
+def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:
+    """What Falcon refuses by itself (no such path, no such method) looks like what we refuse."""
+    resp.content_type = "application/problem+json"
+    resp.data = problem(error.status_code, error.title or error.status, error.description)

@@ -1,0 +1,87 @@
+"""From a request and what its preset read in it to the event that is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+from inbox import timestamps
+from inbox.config import HeaderAuth
+from inbox.event import Event, dedup_key
+from inbox.routing import enrol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from inbox.config import Route, Source
+    from inbox.event import Identity, RawRequest
+
+KEPT_HEADERS = frozenset(
+    {
+        "content-type",
+        "idempotency-key",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "webhook-id",
+        "webhook-timestamp",
+        "x-correlation-id",
+        "x-request-id",
+    }
+)
+"""An allow-list: a header that is not here may be a secret, and the inbox is read by many."""
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def to_event(source: Source, raw: RawRequest, identity: Identity, routes: Iterable[Route]) -> Event:
+    """The event with its dedup key, its lanes on the routes that it takes, and the headers that may be kept."""
+    return Event(
+        source=source.name,
+        dedup_key=dedup_key(identity),
+        entity_type=identity.entity_type,
+        entity_id=identity.entity_id,
+        event_type=identity.event_type,
+        action=identity.action,
+        event_id=identity.event_id,
+        occurred_at=timestamps.to_datetime(identity.occurred_ns),
+        received_at=raw.received_at,
+        enrolments=enrol(source.name, identity, routes),
+        headers=kept_headers(source, raw.headers),
+        content_type=_printable(raw.content_type),
+        body=raw.body,
+        body_sha256=hashlib.sha256(raw.body).digest(),
+        traceparent=valid_traceparent(raw.headers.get("traceparent")),
+    )
+
+
+def kept_headers(source: Source, headers: Mapping[str, str]) -> dict[str, str]:
+    r"""The headers of the allow-list, in printable ASCII: any other character is written as `\xNN` or `\uNNNN`.
+
+    A header in which the source sends its secret is left out, even if it is on the list.
+    """
+    secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
+    return {name: _printable(value) for name, value in headers.items() if name in KEPT_HEADERS and name != secret}
+
+
+def valid_traceparent(value: str | None) -> str | None:
+    """A trace context as W3C Trace Context level 1 has it, in version 00; None when it is missing or not valid.
+
+    A higher version is read by its first four fields, as the standard asks for; `ff` and ids of zeros are invalid.
+    """
+    match = _TRACEPARENT.fullmatch(value) if value is not None else None
+    if match is None:
+        return None
+    version, trace, parent, flags, more = match.groups()
+    if version == "ff" or not trace.strip("0") or not parent.strip("0") or (version == "00" and more is not None):
+        return None
+    return f"00-{trace}-{parent}-{flags}"
+
+
+def _printable(value: str) -> str:
+    if value.isascii() and value.isprintable():
+        return value
+    escaped = value.encode("ascii", "backslashreplace").decode("ascii")
+    return _CONTROL.sub(lambda character: f"\\x{ord(character[0]):02x}", escaped)

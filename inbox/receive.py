@@ -1,0 +1,183 @@
+"""The one POST resource: bytes and headers in, an answer out, and between them the writer's commit."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import falcon
+import msgspec
+from falcon.asgi import Request, Response
+
+from inbox.clock import Clock
+from inbox.config import Route, Source
+from inbox.errors import NotAuthenticated, RequestError, TooLarge, Unavailable, Unreadable
+from inbox.event import Event, Identity, RawRequest, Receipt
+from inbox.identify import kept_headers, to_event
+from inbox.sources.auth import Verifier
+from inbox.sources.base import Preset
+from inbox.store import Rejected
+
+READ_WITHIN_SECONDS = 10.0
+"""A body that takes longer is given up: 400."""
+
+UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
+
+
+class Writer(Protocol):
+    """What stores events; `inbox.writer.GroupCommit` in earnest."""
+
+    async def append(self, event: Event) -> Receipt:
+        """Store one event; return after the commit."""
+        ...
+
+    async def probe(self) -> None:
+        """Raise Unavailable when nothing can be stored now."""
+        ...
+
+    def reject(self, row: Rejected) -> None:
+        """Keep a refusal, when there is room."""
+        ...
+
+    async def close(self) -> None:
+        """Store what waits, and stop."""
+        ...
+
+
+class Inlet(msgspec.Struct, frozen=True):
+    """One source as the receiver sees it: everything that can be worked out before the first request."""
+
+    source: Source
+    preset: Preset
+    verifier: Verifier
+    routes: tuple[Route, ...]
+
+    @property
+    def max_body(self) -> int:
+        """The largest body it may send, in bytes."""
+        return self.source.max_body or self.preset.max_body
+
+
+class Webhooks:
+    """`POST /webhooks/{source}`: read, verify, identify, route, store, answer."""
+
+    def __init__(self, inlets: Mapping[str, Inlet], stranger: Verifier, clock: Clock) -> None:
+        self._inlets = inlets
+        self._stranger = stranger
+        self._clock = clock
+        self.writer: Writer | None = None
+
+    async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
+        """Answer 200 once every event of the body is committed."""
+        inlet = self._inlets.get(source)
+        body = b""
+        headers = req.headers_lower
+        sender_is_known = False
+        try:
+            body = await _read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body)
+            raw = RawRequest(
+                source=source,
+                headers=headers,
+                body=body,
+                received_at=self._clock.now(),
+                url_token=token,
+                remote_address=req.remote_addr,
+            )
+            (self._stranger if inlet is None else inlet.verifier).verify(raw, raw.received_at)
+            if inlet is None:
+                raise NotAuthenticated("unknown source")  # the stranger's verifier has refused already
+            sender_is_known = True
+            await self._take_in(inlet, raw, resp)
+        except RequestError as error:
+            if not isinstance(error, Unavailable) and self.writer is not None:
+                known = inlet if sender_is_known else None
+                self.writer.reject(self._rejected(known, source, headers, body, req.remote_addr, error))
+            raise
+
+    async def _take_in(self, inlet: Inlet, raw: RawRequest, resp: Response) -> None:
+        inlet.preset.check_type(raw)
+        identities = inlet.preset.read(raw, inlet.source.dedup)
+        if len(identities) == 1:
+            receipt = await self._store(inlet, raw, identities[0])
+            resp.data = b'{"status":"%b","seq":%d}' % (receipt.status.encode(), receipt.seq)
+        else:
+            receipts = await asyncio.gather(*(self._store(inlet, raw, identity) for identity in identities))
+            listed = [{"status": receipt.status, "seq": receipt.seq} for receipt in receipts]
+            resp.data = msgspec.json.encode({"events": listed})
+        resp.content_type = falcon.MEDIA_JSON
+
+    async def _store(self, inlet: Inlet, raw: RawRequest, identity: Identity) -> Receipt:
+        if self.writer is None:
+            raise Unavailable("the receiver is starting")
+        return await self.writer.append(to_event(inlet.source, raw, identity, inlet.routes))
+
+    def _rejected(
+        self,
+        inlet: Inlet | None,
+        source: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        remote_address: str,
+        error: RequestError,
+    ) -> Rejected:
+        """Of a sender that did not prove who it is, neither body nor headers are kept."""
+        return Rejected(
+            received_at=self._clock.now(),
+            source=source[:64].encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00"),
+            status=error.status,
+            cause=error.cause,
+            detail=error.detail,
+            field=error.field,
+            remote_address=remote_address,
+            body_sha256=hashlib.sha256(body).digest(),
+            headers=None if inlet is None else kept_headers(inlet.source, headers),
+            body=None if inlet is None else body,
+        )
+
+
+async def _read(req: Request, most: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLarge: it has, or says it has, more than `most` bytes.
+        Unreadable: it is shorter than its Content-Length, or took too long.
+    """
+    announced = req.content_length
+    if announced is not None and announced > most:
+        raise TooLarge(f"the body may have at most {most} bytes, this one has {announced}", field="body")
+    try:
+        async with asyncio.timeout(READ_WITHIN_SECONDS):
+            body: bytes = await req.stream.read(most + 1)
+    except TimeoutError:
+        raise Unreadable(f"the body did not arrive within {READ_WITHIN_SECONDS:g} s", field="body") from None
+    if len(body) > most:
+        raise TooLarge(f"the body may have at most {most} bytes", field="body")
+    if announced is not None and len(body) != announced:
+        raise Unreadable(f"Content-Length is {announced}, but {len(body)} bytes came", field="body")
+    return body
+
+
+def problem(status: int, title: str, detail: str | None, field: str | None = None) -> bytes:
+    """A problem document (RFC 9457)."""
+    members: dict[str, object] = {"type": "about:blank", "title": title, "status": status}
+    if detail:
+        members["detail"] = detail
+    if field:
+        members["field"] = field
+    return msgspec.json.encode(members)
+
+
+async def answer_problem(
+    _req: Request, resp: Response, error: RequestError, _params: Mapping[str, object], **_: object
+) -> None:
+    """Falcon's handler of RequestError."""
+    resp.status = error.status
+    resp.content_type = "application/problem+json"
+    resp.data = problem(error.status, error.title, error.detail, error.field)
+    if isinstance(error, Unavailable):
+        resp.set_header("Retry-After", str(error.retry_after_seconds))
+    if isinstance(error, NotAuthenticated):
+        resp.set_header("WWW-Authenticate", 'Bearer, Basic realm="webhooks"')  # RFC 9110 §11.6.1 wants one
+

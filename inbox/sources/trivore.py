@@ -1,0 +1,93 @@
+"""Trivore ID (the Trivore Identity Service, formerly onePortal), in both forms of its payload.
+
+- Classic: `{"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "timestamp": "2019-01-01T00:00:00Z"}`,
+  the example of the archived page "Webhook (HTTP)". `id` is the id of the entity, not of the event.
+- Typed: `{"id": "…", "type": "USER_EDIT", "time": "…"}`, the typical fields and codes of
+  https://trivoreid.com/docs/developer-guide/webhook. That page lists the codes below and refers to the Webhook editor
+  of the Management UI for all of them, so an unknown code is taken and stored, with the action `other`.
+
+Other fields are allowed and ignored. A body that has any field of the classic form but `id` and is read as classic:
+`type` and `time` are then two of its other fields.
+
+Neither page documents a signature or a secret. The sender proves itself by what an operator can configure on the
+provider's side: a header, HTTP Basic, or a token in the URL. Payloads carry no id of the event either: the key of an
+event is its time, entity and event type, since one edit of a user may raise several types in the same second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inbox.errors import InvalidEvent
+from inbox.event import Identity
+from inbox.sources.base import LONGEST_ID, LONGEST_TYPE, Preset, dedup_part, json_object, text_field, time_field
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from inbox.event import Action, RawRequest
+
+_CLASSIC_FIELDS = frozenset({"entityType", "eventType", "timestamp"})
+_TIME_FIELDS = frozenset({"timestamp", "time"})
+
+_ACTIONS: Mapping[str, Action] = {"CREATE": "create", "EDIT": "update", "UPDATE": "update", "DELETE": "delete"}
+"""Documented for users and groups; the same words are taken for every other type of entity."""
+
+_CHANGES_OF_A_USER = frozenset(
+    {
+        "ACTIVITY_UPDATED",
+        "ADDRESS_CHANGE",
+        "CONSENT_UPDATED",
+        "EMAIL_VERIFIED",
+        "LEGALINFO_CHANGE",
+        "MOBILE_VERIFIED",
+        "PNS_TOKEN_CHANGE",
+    }
+)
+"""The other documented codes, each behind `USER_`: all of them tell that a user's data differ from before."""
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The one event of a body. `dedup` names fields of the payload; `timestamp` and `time` both mean the event's time.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: a field is missing, of the wrong type, too long, or a time out of range; it names the field.
+    """
+    payload = json_object(raw.body)
+    entity_id = text_field(payload, "id", LONGEST_ID)
+    if "type" in payload and _CLASSIC_FIELDS.isdisjoint(payload):
+        event_type = text_field(payload, "type", LONGEST_TYPE)
+        entity_type, _, change = event_type.partition("_")
+        if not entity_type:
+            raise InvalidEvent("type must begin with the type of an entity, such as USER_EDIT", field="type")
+        time = "time"
+    else:
+        entity_type = text_field(payload, "entityType", LONGEST_TYPE)
+        event_type = change = text_field(payload, "eventType", LONGEST_TYPE)
+        time = "timestamp"
+    occurred_ns = time_field(payload, time, raw.received_at)
+    key_parts: tuple[str, ...] = (entity_id, entity_type, event_type)
+    if dedup is not None:
+        key_parts = tuple(dedup_part(payload, field) for field in dedup if field not in _TIME_FIELDS)
+    return (
+        Identity(
+            entity_type=entity_type,
+            entity_id=entity_id,
+            event_type=event_type,
+            action=action_of(entity_type, change),
+            occurred_ns=occurred_ns,
+            key_parts=key_parts,
+            key_has_time=dedup is None or not _TIME_FIELDS.isdisjoint(dedup),
+        ),
+    )
+
+
+def action_of(entity_type: str, change: str) -> Action:
+    """What a classic `eventType`, or a typed code without its entity type, does to the entity."""
+    if entity_type == "USER" and change in _CHANGES_OF_A_USER:
+        return "update"
+    return _ACTIONS.get(change, "other")
+
+
+PRESET = Preset(name="trivore", read=read)

@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import contextlib
+import tomllib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config import (
+    ApiBasic,
+    Config,
+    ForwardDestination,
+    HeaderAuth,
+    Route,
+    SyncDestination,
+)
+from inbox.config_file import config_path, nearest, parse, read
+from inbox.config_links import broken_links
+from inbox.config_shape import build, mistakes
+from inbox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXAMPLE = """\
+[database]
+url = "sqlite:///here.db"
+
+[alerts]
+url = "env:OPS_SLACK_URL"
+
+[sources.trivore]
+preset = "trivore"
+answer = "stored"
+auth = { kind = "header", name = "X-Webhook-Token", secrets = ["env:TOKEN", { value = "env:OLD", not_after = 2027-01-31T00:00:00Z }] }
+
+[apis.identity]
+base_url = "https://id.example.com"
+auth = { kind = "basic", user = "env:ID_CLIENT", password = "env:ID_SECRET" }
+
+[destinations.crm]
+kind = "sync"
+base_url = "https://crm.example.com"
+auth = { kind = "bearer", token = "env:CRM_TOKEN" }
+timeout = "15s"
+concurrency = 8
+
+[destinations.audit]
+kind = "forward"
+url = "https://audit.example.com/hook"
+signing_secret = "env:AUDIT_KEY"
+
+[routes.everything-to-audit]
+source = "trivore"
+destination = "audit"
+ordering = "strict"
+
+[routes.user-to-crm]
+source = "trivore"
+when = { entity_type = ["USER"] }
+destination = "crm"
+[routes.user-to-crm.sync]
+missing = "create"
+gone    = "delete"
+fetch   = { api = "identity", path = "/api/rest/v1/user/{event.entity_id}" }
+find    = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }
+create  = { path = "/contacts" }
+update  = { path = "/contacts/{target.id}", format = "merge-patch" }
+delete  = { path = "/contacts/{target.id}" }
+clear_when_absent = ["phone"]
+[routes.user-to-crm.sync.map]
+email       = "entity.emails[0].address"
+phone       = "entity.mobiles[0].number"
+"""  # noqa: E501  # the example of the design, as a user writes it
+
+
+def changed(old: str, new: str) -> str:
+    assert EXAMPLE.count(old) == 1, old
+    return EXAMPLE.replace(old, new)
+
+
+def mistake(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    return str(caught.value)
+
+
+def test_the_example_is_read_into_frozen_values() -> None:
+    config = parse(EXAMPLE)
+    source, audit, crm = config.sources["trivore"], config.destinations["audit"], config.destinations["crm"]
+    assert isinstance(source.auth, HeaderAuth)
+    assert source.auth.secrets[1].not_after == datetime(2027, 1, 31, tzinfo=UTC)
+    assert isinstance(config.apis["identity"].auth, ApiBasic)
+    assert isinstance(audit, ForwardDestination)
+    assert isinstance(crm, SyncDestination)
+    assert (crm.timeout, crm.concurrency) == (15.0, 8)
+    route = config.routes["user-to-crm"]
+    assert route.sync is not None
+    assert route.sync.update is not None
+    assert route.sync.update.method == "PATCH"
+    with pytest.raises(AttributeError):
+        route.source = "other"  # type: ignore[misc]
+
+
+def test_a_named_table_has_the_name_of_its_table() -> None:
+    config = parse(EXAMPLE)
+    for section in (config.sources, config.apis, config.destinations, config.routes):
+        assert all(table.name == name for name, table in section.items())
+
+
+def test_ordering_is_latest_for_sync_and_strict_for_the_others_unless_given() -> None:
+    config = parse(changed('ordering = "strict"\n', ""))
+    assert config.ordering_of(config.routes["user-to-crm"]) == "latest"
+    assert config.ordering_of(config.routes["everything-to-audit"]) == "strict"
+    given_latest = Route(name="r", source="trivore", destination="audit", ordering="latest")
+    assert config.ordering_of(given_latest) == "latest"
+
+
+def test_an_empty_file_is_a_valid_one() -> None:
+    assert parse("") == Config()
+
+
+# --- mistakes: where they are, and what would be valid
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('preset = "trivore"', 'presett = "trivore"', "[sources.trivore] presett: unknown key; did you mean 'preset'?"),
+        ('preset = "trivore"', "", "[sources.trivore] preset: is missing"),
+        ('preset = "trivore"', 'preset = "trivore"\nname = "x"', "[sources.trivore] name: unknown key"),
+        ("[alerts]", "[alert]", "[alert]: unknown key; did you mean 'alerts'?"),
+        ("[alerts]", "[[alerts]]", "[alerts]: expected a table, got a list"),
+        ('kind = "header"', 'kind = "heeder"', "[sources.trivore] auth.kind: 'heeder' is not one of none, basic,"),
+        ('kind = "header"', "kind = 1", "[sources.trivore] auth.kind: 1 is not one of none, basic,"),
+        ('kind = "header", ', "", "[sources.trivore] auth.kind: is missing"),
+        (
+            'auth = { kind = "bearer", token = "env:CRM_TOKEN" }',
+            'auth = "x"',
+            "[destinations.crm] auth: expected a table",
+        ),
+        ("token =", "tokn =", "[destinations.crm] auth.tokn: unknown key; did you mean 'token'?"),
+        ('kind = "forward"', 'kind = "forwards"', "[destinations.audit] kind: 'forwards' is not one of forward, sync"),
+        ("signing_secret", "signing_key", "[destinations.audit] signing_key: unknown key"),
+        ("signing_secret", "signing_secrets", "did you mean 'signing_secret'?"),
+        ('timeout = "15s"', "timeout = 15", '[destinations.crm] timeout: expected a duration such as "15s"'),
+        ('timeout = "15s"', 'timeout = "15 s"', '[destinations.crm] timeout: expected a duration such as "15s"'),
+        ('timeout = "15s"', 'timeout = "0s"', "[destinations.crm] timeout: must be longer than nothing"),
+        ("concurrency = 8", "concurrency = 0", "[destinations.crm] concurrency: expected a whole number from 1 to 256"),
+        ("concurrency = 8", "concurrency = true", "concurrency: expected a whole number, got true or false"),
+        ("concurrency = 8", 'concurrency = "8"', "concurrency: expected a whole number, got text"),
+        ('"env:CRM_TOKEN"', "5", '[destinations.crm] auth.token: expected "env:NAME"'),
+        ('"env:CRM_TOKEN"', '"env:"', "[destinations.crm] auth.token: is empty"),
+        ("not_after", "notafter", "[sources.trivore] auth.secrets[1]: unknown key 'notafter'"),
+        ("2027-01-31T00:00:00Z", "2027-01-31T00:00:00", "auth.secrets[1]: expected a date and time with an offset"),
+        (
+            '["env:TOKEN", {',
+            '[{ value = "env:B", not_before = 2028-01-01T00:00:00Z, not_after = 2027-12-31T00:00:00Z }, {',
+            "auth.secrets[0]: is never valid",
+        ),
+        ('["USER"]', '"USER"', "[routes.user-to-crm] when.entity_type: expected a list in [ ], got text"),
+        ('["USER"]', '["USER", 1]', "[routes.user-to-crm] when.entity_type[1]: expected text in quotes, got a number"),
+        (
+            '{ entity_type = ["USER"] }',
+            '{ action = ["updat"] }',
+            "when.action[0]: 'updat' is not one of create, delete, other, update; did",
+        ),
+        (
+            '"strict"',
+            '"strit"',
+            "[routes.everything-to-audit] ordering: 'strit' is not one of latest, strict; did you mean",
+        ),
+        ("pick =", "pik =", "[routes.user-to-crm.sync] find.pik: unknown key; did you mean 'pick'?"),
+        (
+            '"entity.mobiles[0].number"',
+            "7",
+            "[routes.user-to-crm.sync.map] phone: expected text in quotes, got a number",
+        ),
+        (
+            "[routes.user-to-crm.sync.map]",
+            "[routes.user-to-crm.sync.mapp]",
+            "[routes.user-to-crm.sync.mapp]: unknown key",
+        ),
+        ("[routes.everything-to-audit]", '[routes."to audit"]', "[routes.'to audit']: a name has 1 to 64 characters"),
+        ("[routes.everything-to-audit]", f"[routes.{'a' * 65}]", "a name has 1 to 64 characters"),
+        ("[routes.everything-to-audit]", '[routes."a\\n"]', "a name has 1 to 64 characters"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_what_would_be_valid(old: str, new: str, expected: str) -> None:
+    assert expected in mistake(changed(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            'source = "trivore"\ndestination = "audit"',
+            'source = "trivor"\ndestination = "audit"',
+            "[routes.everything-to-audit] source: there is no source 'trivor'; did you mean 'trivore'?",
+        ),
+        (
+            'destination = "audit"',
+            'destination = "auditt"',
+            "[routes.everything-to-audit] destination: there is no destination 'auditt'; did you mean 'audit'?",
+        ),
+        ('destination = "audit"', 'destination = "zzz"', "there is no destination 'zzz'; valid here: audit, crm"),
+        ('api = "identity"', 'api = "idntity"', "fetch.api: there is no api 'idntity'; did you mean 'identity'?"),
+        (
+            'destination = "audit"',
+            'destination = "crm"',
+            "[routes.everything-to-audit]: 'crm' is a sync destination; add [routes.everything-to-audit.sync]",
+        ),
+        (
+            'destination = "crm"',
+            'destination = "audit"',
+            "[routes.user-to-crm.sync]: 'audit' is not a sync destination",
+        ),
+        ('create  = { path = "/contacts" }', "", "[routes.user-to-crm.sync] create: is missing"),
+        ('delete  = { path = "/contacts/{target.id}" }', "", "[routes.user-to-crm.sync] delete: is missing"),
+        (
+            'find    = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }',
+            "",
+            "[routes.user-to-crm.sync] update.path: uses {target.…}, which only find gives",
+        ),
+        (
+            'create  = { path = "/contacts" }',
+            'create  = { path = "/contacts/{target.id}" }',
+            "[routes.user-to-crm.sync] create.path: uses {target.…}",
+        ),
+    ],
+)
+def test_tables_that_do_not_fit_together_are_told_with_the_nearest_name(old: str, new: str, expected: str) -> None:
+    assert expected in mistake(changed(old, new))
+
+
+def test_without_create_and_delete_their_events_can_be_skipped() -> None:
+    text = changed('missing = "create"', 'missing = "skip"').replace('gone    = "delete"', 'gone = "skip"')
+    text = text.replace('create  = { path = "/contacts" }\n', "").replace(
+        'delete  = { path = "/contacts/{target.id}" }\n', ""
+    )
+    assert parse(text).routes["user-to-crm"].sync is not None
+
+
+def test_an_update_that_needs_no_counterpart_needs_no_find() -> None:
+    text = changed('/contacts/{target.id}", format', '/contacts/{event.entity_id}", format')
+    text = text.replace("find    = {", "#").replace(
+        'delete  = { path = "/contacts/{target.id}" }', 'delete = { path = "/c" }'
+    )
+    assert parse(text).routes["user-to-crm"].sync is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[database]\nurl = 'x'\n\n[sources.a]\npreset = 'b'\nauth = { kind = 'nine' }\n", 6),
+        ("[sources.a]\npreset = 'b'\n\n[sources.a.auth]\n# a comment\nkind = 'nine'\n", 6),
+        ("[sources]\na.preset = 'b'\na.auth.kind = 'nine'\n", 3),
+        ('[ sources . "a" ]  # quoted\npreset = "b"\n"auth" = { kind = "nine" }\n', 3),
+        ("[sources.b]\npreset = 'b'\nauth = { kind = 'none' }\n[sources.a]\npreset = 'b'\nauth={kind='nine'}", 6),
+        ("[sources.a]\npreset = 'b'\n", 1),
+    ],
+)
+def test_the_line_of_a_mistake_is_found_however_the_file_writes_its_tables(text: str, line: int) -> None:
+    assert mistake(text).startswith(f"inbox.toml:{line}: [")
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    text = changed("concurrency = 8", "concurrency = 0").replace('preset = "trivore"', 'preset = "trivore"\nfoo = 1')
+    assert [line.split(": ")[1] for line in mistake(text).splitlines()] == [
+        "[sources.trivore] foo",
+        "[destinations.crm] concurrency",
+    ]
+
+
+def test_a_wrong_value_is_never_shown_where_a_secret_may_stand() -> None:
+    assert "hunter2" not in mistake(changed('"env:CRM_TOKEN"', '["hunter2"]'))
+    assert "hunter2" not in mistake(changed('"env:CRM_TOKEN"', '{ value = "hunter2", x = 1 }'))
+    assert "hunter2" not in mistake(changed('auth = { kind = "bearer", token = "env:CRM_TOKEN" }', 'auth = "hunter2"'))
+
+
+TOML_VALUES = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text() | st.datetimes() | st.dates() | st.times(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["kind", "auth", "sync", "fetch", "name", "x", "value", ""]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+
+
+def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
+
+
+@given(st.sampled_from([place for place in places(tomllib.loads(EXAMPLE)) if place]), TOML_VALUES, st.data())
+def test_any_value_anywhere_is_either_valid_or_a_mistake_that_is_told(
+    place: tuple[str | int, ...], value: object, data: st.DataObject
+) -> None:
+    tree = tomllib.loads(EXAMPLE)
+    inner: Any = tree
+    for key in place[:-1]:
+        inner = inner[key]
+    key = data.draw(st.sampled_from([place[-1], "unknown"])) if isinstance(inner, dict) else place[-1]
+    inner[key] = value
+    if not list(mistakes(tree)):
+        list(broken_links(build(tree)))  # what passes the one check does not break the other two
+
+
+@given(st.text(alphabet="[]{}=\"'.,#\n\\ ab1-"))
+def test_any_text_is_read_or_refused_with_a_config_error(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        parse(text)
+
+
+# --- the file
+
+
+def test_the_file_is_the_one_in_inbox_config_or_inbox_toml_here() -> None:
+    assert str(config_path({})) == "inbox.toml"
+    assert str(config_path({"INBOX_CONFIG": "/etc/relay.toml"})) == "/etc/relay.toml"
+
+
+def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no .*absent\.toml; write one, or name another with INBOX_CONFIG="):
+        read(tmp_path / "absent.toml")
+
+
+def test_a_folder_or_bytes_that_are_no_text_can_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't read"):
+        read(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"# \xff")
+    with pytest.raises(ConfigError, match="can't read"):
+        read(tmp_path / "latin.toml")
+
+
+def test_a_file_that_is_no_toml_says_on_which_line() -> None:
+    assert mistake("[database]\nurl = sqlite") == "inbox.toml is not TOML: Invalid value (at line 2, column 7)"
+
+
+def test_the_database_url_of_the_environment_wins(tmp_path: Path) -> None:
+    file = tmp_path / "inbox.toml"
+    file.write_text(EXAMPLE, encoding="utf-8")
+    assert read(file, {}).database.url == "sqlite:///here.db"
+    assert read(file, {"INBOX_DATABASE_URL": "postgresql://db"}).database.url == "postgresql://db"
+    assert read(None, {"INBOX_CONFIG": str(file), "INBOX_DATABASE_URL": ""}).database.url == "sqlite:///here.db"
+
+
+def test_the_nearest_name_is_told_or_else_all_of_them() -> None:
+    assert nearest("trivor", ["github", "trivore"]) == "did you mean 'trivore'?"
+    assert nearest("zzz", ["github", "trivore"]) == "valid here: github, trivore"
+    assert nearest("zzz", []) == "none is configured"

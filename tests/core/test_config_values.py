@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inbox.config import BearerAuth, Duration, Secret
+from inbox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("250ms", 0.25), ("15s", 15), ("1.5m", 90), ("2h", 7200), ("1d", 86400)])
+def test_a_duration_is_a_number_with_a_unit(text: str, seconds: float) -> None:
+    assert Duration.parse(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "15", "s", "-1s", "1 s", "1w", "1e3s", "٣s", "15s\n", "367d", "9" * 400 + "d", 15, None]
+)
+def test_anything_else_is_no_duration(text: object) -> None:
+    with pytest.raises(ValueError, match="expected a duration"):
+        Duration.parse(text)
+
+
+def test_a_secret_is_read_from_its_place_only_when_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("from the file\n", encoding="utf-8")
+    assert Secret("env:NAME").reveal({"NAME": "from the environment"}) == "from the environment"
+    assert Secret(f"file:{tmp_path}/secret").reveal({}) == "from the file"
+    assert Secret("bare").reveal({}) == "bare"
+
+
+def test_a_secret_that_is_not_there_says_where_it_should_be(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text(" \n", encoding="utf-8")
+    for reference, told in [
+        ("env:NAME", "NAME is not set"),
+        ("file:/no/such", "/no/such"),
+        (f"file:{tmp_path}/empty", "is empty"),
+    ]:
+        with pytest.raises(ConfigError, match=told):
+            Secret(reference).reveal({"NAME": ""})
+
+
+def test_a_secret_is_never_shown() -> None:
+    assert repr(Secret("hunter2")) == "Secret(…)"
+    assert "hunter2" not in repr(BearerAuth(secrets=[Secret("hunter2")]))
+
+
+def test_a_secret_is_valid_from_not_before_until_just_before_not_after() -> None:
+    start, end = datetime(2027, 1, 1, tzinfo=UTC), datetime(2027, 2, 1, tzinfo=UTC)
+    secret = Secret("x", start, end)
+    assert [secret.valid_at(now) for now in (datetime(2026, 12, 31, tzinfo=UTC), start, end)] == [False, True, False]
+    assert Secret("x").valid_at(start)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from inbox import timestamps
+from inbox.event import Identity, RawRequest, Receipt, dedup_key, escape
+
+PARTS = st.lists(st.text(alphabet='ab|\\:"é😀', max_size=6), min_size=1, max_size=4).map(tuple)
+INSTANTS = st.integers(
+    timestamps.parse_rfc3339("2000-01-01T00:00:00Z"), timestamps.parse_rfc3339("2100-01-01T00:00:00Z")
+)
+
+
+def identity(parts: tuple[str, ...], occurred_ns: int = 0, *, key_has_time: bool = True) -> Identity:
+    return Identity("USER", "u1", "UPDATE", "update", occurred_ns, parts, key_has_time)
+
+
+@given(PARTS, PARTS, st.booleans())
+def test_different_parts_never_give_the_same_key(
+    some: tuple[str, ...], others: tuple[str, ...], key_has_time: bool
+) -> None:
+    same = dedup_key(identity(some, key_has_time=key_has_time)) == dedup_key(
+        identity(others, key_has_time=key_has_time)
+    )
+    assert same == (some == others)
+
+
+def test_moving_a_letter_from_one_part_to_the_next_changes_the_key() -> None:
+    assert dedup_key(identity(("ab", "c"))) != dedup_key(identity(("a", "bc")))
+    assert dedup_key(identity(("a|", "b"))) != dedup_key(identity(("a", "|b")))
+
+
+@given(PARTS, st.sampled_from(["2019-01-01T00:00:00Z", "2019-01-01T00:00:00.000+00:00", "2019-01-01T02:00:00+02:00"]))
+def test_equal_instants_give_equal_keys_however_they_are_spelled(parts: tuple[str, ...], spelling: str) -> None:
+    key = dedup_key(identity(parts, timestamps.parse_rfc3339(spelling)))
+    assert key == dedup_key(identity(parts, 1_546_300_800_000_000_000))
+
+
+@given(PARTS, PARTS, INSTANTS, INSTANTS)
+def test_keys_with_a_time_sort_as_time_does(
+    some: tuple[str, ...], others: tuple[str, ...], earlier: int, later: int
+) -> None:
+    assume(earlier < later)
+    assert dedup_key(identity(some, earlier)) < dedup_key(identity(others, later))
+
+
+@given(PARTS, INSTANTS, INSTANTS)
+def test_a_key_without_a_time_does_not_depend_on_it(parts: tuple[str, ...], one: int, other: int) -> None:
+    assert dedup_key(identity(parts, one, key_has_time=False)) == dedup_key(identity(parts, other, key_has_time=False))
+
+
+@given(st.text(alphabet="a|\\😀", min_size=900, max_size=1500), st.booleans())
+def test_a_long_key_still_fits_an_index_and_still_tells_parts_apart(text: str, key_has_time: bool) -> None:
+    keys = {
+        dedup_key(identity(parts, key_has_time=key_has_time))
+        for parts in ((text,), (text, ""), ("", text), (text + "a",))
+    }
+    assert len(keys) == 4
+    assert all(len(key.encode()) <= 1000 for key in keys)
+
+
+@given(st.text(alphabet="ab|\\"), st.text(alphabet="ab|\\"))
+def test_escaping_keeps_different_texts_different(one: str, other: str) -> None:
+    assert (escape(one) == escape(other)) == (one == other)
+
+
+def test_the_media_type_is_read_without_its_parameters_and_case() -> None:
+    raw = RawRequest("s", {"content-type": " Application/JSON ; charset=utf-8"}, b"", datetime(2024, 1, 1, tzinfo=UTC))
+    assert raw.content_type == "application/json"
+
+
+def test_a_receipt_has_the_word_that_the_answer_uses() -> None:
+    assert [Receipt(1, duplicate=False).status, Receipt(1, duplicate=True).status] == ["accepted", "duplicate"]

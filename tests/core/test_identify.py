@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config import HeaderAuth, NoAuth, Route, Secret, Source
+from inbox.event import Enrolment, Identity, RawRequest
+from inbox.identify import kept_headers, to_event, valid_traceparent
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+OPEN = Source(name="trivore", preset="trivore", auth=NoAuth())
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_an_event_has_all_that_the_request_and_its_identity_tell() -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8", "traceparent": TRACE}
+    raw = RawRequest("trivore", headers, b'{"id": 1}', NOW)
+    identity = Identity("USER", "u1", "UPDATE", "update", 1_546_300_800_000_000_123, ("u1", "USER"))
+    event = to_event(OPEN, raw, identity, [Route(name="r", source="trivore", destination="d")])
+    assert event.dedup_key == "2019-01-01T00:00:00.000000123Z|u1|USER"
+    assert event.occurred_at == datetime(2019, 1, 1, tzinfo=UTC)
+    assert event.enrolments == (Enrolment("r", "USER|u1"),)
+    assert (event.body, event.body_sha256) == (b'{"id": 1}', hashlib.sha256(b'{"id": 1}').digest())
+    assert event.content_type == "application/json"
+    assert event.headers["content-type"] == "Application/JSON; charset=utf-8"
+    assert event.traceparent == TRACE
+    assert event.received_at == NOW
+
+
+def test_headers_that_may_be_secret_are_never_kept() -> None:
+    headers = dict.fromkeys(("authorization", "cookie", "x-hub-signature-256", "x-webhook-token", "host"), "hunter2")
+    assert kept_headers(OPEN, headers | {"user-agent": "sender/1"}) == {"user-agent": "sender/1"}
+
+
+def test_the_header_that_a_source_sends_its_secret_in_is_not_kept_even_if_it_is_on_the_list() -> None:
+    source = Source(name="s", preset="p", auth=HeaderAuth(name="X-Request-ID", secrets=[Secret("hunter2")]))
+    assert kept_headers(source, {"x-request-id": "hunter2"}) == {}
+
+
+@given(st.text())
+def test_kept_headers_are_printable_ascii_whatever_came(value: str) -> None:
+    kept = kept_headers(OPEN, {"user-agent": value})["user-agent"]
+    assert kept.isascii()
+    assert kept.isprintable()
+
+
+def test_other_characters_are_kept_as_escapes() -> None:
+    kept = kept_headers(OPEN, {"user-agent": "a\x1b[31m\x00\xff€"})
+    assert kept == {"user-agent": r"a\x1b[31m\x00\xff\u20ac"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        TRACE.upper(),
+        TRACE + "-extra",
+        TRACE + "\n",
+        " " + TRACE,
+        TRACE.replace("00-4", "ff-4"),
+        TRACE.replace("4bf92f3577b34da6a3ce929d0e0e4736", "0" * 32),
+        TRACE.replace("00f067aa0ba902b7", "0" * 16),
+        TRACE[:-1],
+        "00-4bf92f3577b34da6a3ce929d0e0e473x-00f067aa0ba902b7-01",
+        "cc" + TRACE[2:] + "what",
+    ],
+)
+def test_a_trace_context_that_is_not_valid_is_none(value: str | None) -> None:
+    assert valid_traceparent(value) is None
+
+
+@pytest.mark.parametrize("later", ["cc" + TRACE[2:], "cc" + TRACE[2:] + "-what-the-future-holds", TRACE])
+def test_a_trace_context_of_a_later_version_is_read_as_the_first(later: str) -> None:
+    assert valid_traceparent(later) == TRACE

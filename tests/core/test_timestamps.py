@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from inbox import timestamps
+
+SECOND = 1_000_000_000
+OFFSETS = st.integers(-(24 * 60 - 1), 24 * 60 - 1).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+MOMENTS = st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=OFFSETS)  # noqa: DTZ001  # bounds are naive
+INSTANTS = st.integers(-62_135_596_800 * SECOND, 253_402_300_800 * SECOND - 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "now",
+        "infinity",
+        "1704067200",
+        "2024-01-01",
+        "2024-01-01T00:00:00",
+        "2024-01-01 00:00:00Z",
+        "2024-01-01T00:00Z",
+        "2024-01-01T24:00:00Z",
+        "2016-12-31T23:59:60Z",
+        "2024-02-30T00:00:00Z",
+        "2023-02-29T00:00:00Z",
+        "0000-01-01T00:00:00Z",
+        "10000-01-01T00:00:00Z",
+        "2024-W01-1T00:00:00Z",
+        "2024-01-01T00:00:00EST",
+        "2024-01-01T00:00:00+24:00",
+        "2024-01-01T00:00:00+00:60",
+        "2024-01-01T00:00:00+0000",
+        "2024-01-01T00:00:00,5Z",
+        "2024-01-01T00:00:00.Z",
+        "2024-01-01T00:00:00.1234567890Z",
+        "2024-01-01T00:00:00Z\n",
+        " 2024-01-01T00:00:00Z",
+        "202\N{FULLWIDTH DIGIT FOUR}-01-01T00:00:00Z",
+    ],
+)
+def test_anything_but_a_full_time_with_an_offset_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be|names no|has an offset"):
+        timestamps.parse_rfc3339(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2019-01-01T00:00:00Z",
+        "2019-01-01t00:00:00z",
+        "2019-01-01T00:00:00+00:00",
+        "2019-01-01T00:00:00-00:00",
+        "2019-01-01T00:00:00.000000000Z",
+        "2019-01-01T02:00:00+02:00",
+        "2018-12-31T18:30:00-05:30",
+    ],
+)
+def test_every_spelling_of_an_instant_is_the_same_number(text: str) -> None:
+    assert timestamps.parse_rfc3339(text) == 1_546_300_800 * SECOND
+
+
+@given(MOMENTS)
+def test_parsing_agrees_with_the_calendar_of_the_standard_library(moment: datetime) -> None:
+    assert timestamps.parse_rfc3339(moment.isoformat()) == timestamps.to_nanoseconds(moment)
+
+
+@given(MOMENTS, OFFSETS)
+def test_the_offset_it_is_written_in_makes_no_difference(moment: datetime, offset: timezone) -> None:
+    elsewhere = moment.astimezone(offset)
+    assert timestamps.parse_rfc3339(elsewhere.isoformat()) == timestamps.parse_rfc3339(moment.isoformat())
+
+
+@given(st.integers(0, SECOND - 1))
+def test_no_digit_of_a_nanosecond_is_lost_or_rounded(fraction: int) -> None:
+    assert timestamps.parse_rfc3339(f"1970-01-01T00:00:00.{fraction:09d}Z") == fraction
+
+
+@given(st.text() | st.text(alphabet="0123456789-:TZtz+. ٣", max_size=40))
+@example("9999-12-31T23:59:59-23:59")
+@example("0001-01-01T00:00:00+23:59")
+def test_any_text_is_parsed_or_refused_with_a_value_error(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert isinstance(timestamps.parse_rfc3339(text), int)
+
+
+@given(INSTANTS)
+def test_a_number_becomes_a_datetime_and_back_to_the_microsecond(instant: int) -> None:
+    moment = timestamps.to_datetime(instant)
+    assert moment.tzinfo is UTC
+    assert timestamps.to_nanoseconds(moment) == instant // 1000 * 1000
+
+
+@given(INSTANTS, INSTANTS)
+def test_the_fixed_width_text_sorts_as_time_does(one: int, other: int) -> None:
+    first, second = timestamps.fixed_width(one), timestamps.fixed_width(other)
+    assert len(first) == len(second) == 30
+    assert (first < second) == (one < other)
+
+
+@given(INSTANTS)
+def test_the_fixed_width_text_parses_back(instant: int) -> None:
+    assert timestamps.parse_rfc3339(timestamps.fixed_width(instant)) == instant
+
+
+@pytest.mark.parametrize("year", [0, 10_000])
+def test_instants_outside_the_calendar_are_refused(year: int) -> None:
+    with pytest.raises(ValueError, match="outside the years 1 to 9999"):
+        timestamps.to_datetime((year - 1970) * 366 * 86_400 * SECOND)

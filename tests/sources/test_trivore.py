@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config import NoAuth, Source
+from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
+from inbox.event import Identity, RawRequest, dedup_key
+from inbox.identify import to_event
+from inbox.sources import PRESETS, preset_of, trivore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
+CLASSIC = {"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "timestamp": "2019-01-01T00:00:00Z"}
+TYPED = {"id": "5ba48fdb2f4a4b0b2c3d4e5f", "type": "USER_EDIT", "time": "2019-01-01T00:00:00.708Z"}
+
+
+def read_bytes(body: bytes, dedup: Sequence[str] | None = None) -> Identity:
+    (identity,) = trivore.PRESET.read(RawRequest("trivore", {}, body, NOW), dedup)
+    return identity
+
+
+def read(payload: object, dedup: Sequence[str] | None = None) -> Identity:
+    return read_bytes(json.dumps(payload).encode(), dedup)
+
+
+def wrong_field(payload: object, dedup: Sequence[str] | None = None) -> str | None:
+    with pytest.raises(InvalidEvent) as caught:
+        read(payload, dedup)
+    assert caught.value.field is not None
+    assert caught.value.field in caught.value.detail
+    return caught.value.field
+
+
+def test_the_example_of_the_archived_page_is_read() -> None:
+    assert read(CLASSIC) == Identity(
+        entity_type="USER",
+        entity_id="IDNUMBER1234",
+        event_type="UPDATE",
+        action="update",
+        occurred_ns=1_546_300_800_000_000_000,
+        key_parts=("IDNUMBER1234", "USER", "UPDATE"),
+    )
+
+
+def test_the_typed_form_is_read_and_its_code_stays_as_it_is() -> None:
+    identity = read(TYPED)
+    assert (identity.entity_type, identity.event_type, identity.action) == ("USER", "USER_EDIT", "update")
+    assert identity.occurred_ns == 1_546_300_800_708_000_000
+    assert dedup_key(identity) == "2019-01-01T00:00:00.708000000Z|5ba48fdb2f4a4b0b2c3d4e5f|USER|USER_EDIT"
+
+
+@pytest.mark.parametrize(
+    ("code", "entity_type", "action"),
+    [
+        ("USER_CREATE", "USER", "create"),
+        ("USER_EDIT", "USER", "update"),
+        ("USER_DELETE", "USER", "delete"),
+        ("USER_ACTIVITY_UPDATED", "USER", "update"),
+        ("USER_EMAIL_VERIFIED", "USER", "update"),
+        ("USER_LEGALINFO_CHANGE", "USER", "update"),
+        ("USER_MOBILE_VERIFIED", "USER", "update"),
+        ("USER_ADDRESS_CHANGE", "USER", "update"),
+        ("USER_CONSENT_UPDATED", "USER", "update"),
+        ("USER_PNS_TOKEN_CHANGE", "USER", "update"),
+        ("GROUP_CREATE", "GROUP", "create"),
+        ("GROUP_EDIT", "GROUP", "update"),
+        ("GROUP_DELETE", "GROUP", "delete"),
+        ("GROUP_EMAIL_VERIFIED", "GROUP", "other"),
+        ("USER_LOGIN", "USER", "other"),
+        ("USER_edit", "USER", "other"),
+        ("PING", "PING", "other"),
+        ("CREATE", "CREATE", "other"),
+    ],
+)
+def test_every_documented_code_has_its_action_and_others_are_other(code: str, entity_type: str, action: str) -> None:
+    identity = read(TYPED | {"type": code})
+    assert (identity.entity_type, identity.event_type, identity.action) == (entity_type, code, action)
+
+
+@pytest.mark.parametrize(
+    ("word", "action"),
+    [("CREATE", "create"), ("UPDATE", "update"), ("EDIT", "update"), ("DELETE", "delete"), ("LOGIN", "other")],
+)
+def test_the_classic_words_have_their_actions(word: str, action: str) -> None:
+    assert read(CLASSIC | {"entityType": "FILE", "eventType": word}).action == action
+
+
+def test_a_body_with_fields_of_both_forms_is_read_as_classic() -> None:
+    assert read(TYPED | CLASSIC) == read(CLASSIC)
+    assert wrong_field(TYPED | {"entityType": "USER"}) == "eventType"
+
+
+def test_other_fields_are_allowed_and_ignored() -> None:
+    assert read(CLASSIC | {"note": ["\x00", None], "time": 5}) == read(CLASSIC)
+    assert read(TYPED | {"data": {"id": 1}}) == read(TYPED)
+
+
+@pytest.mark.parametrize("payload", [None, True, 1, 1.5, "x", [], [CLASSIC]])
+def test_a_body_that_is_no_object_is_no_event(payload: object) -> None:
+    assert wrong_field(payload) == "body"
+
+
+@pytest.mark.parametrize(("payload", "field"), [(p, f) for p in (CLASSIC, TYPED) for f in p if f != "type"])
+def test_a_missing_field_is_named(payload: dict[str, str], field: str) -> None:
+    assert wrong_field({name: value for name, value in payload.items() if name != field}) == field
+
+
+@pytest.mark.parametrize(("payload", "field"), [(p, f) for p in (CLASSIC, TYPED) for f in p])
+@pytest.mark.parametrize("value", [None, 1, True, 1.5, {}, [], ["x"], "", "x\x00y", "x" * 256])
+def test_a_field_of_another_type_or_length_is_named(payload: dict[str, str], field: str, value: object) -> None:
+    assert wrong_field(payload | {field: value}) == field
+
+
+def test_the_longest_values_are_taken() -> None:
+    longest = CLASSIC | {"id": "i" * 255, "entityType": "e" * 100, "eventType": "v" * 100}
+    assert read(longest).entity_id == "i" * 255
+    assert wrong_field(longest | {"entityType": "e" * 101}) == "entityType"
+    assert wrong_field(TYPED | {"type": "U_" + "e" * 99}) == "type"
+
+
+def test_a_code_without_a_type_of_entity_is_refused() -> None:
+    assert wrong_field(TYPED | {"type": "_EDIT"}) == "type"
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["2019-01-01T00:00:00", "2019-01-01", "1546300800", "now", "2019-02-30T00:00:00Z", "2016-12-31T23:59:60Z"],
+)
+def test_a_time_without_an_offset_or_that_does_not_exist_is_refused(time: str) -> None:
+    assert wrong_field(CLASSIC | {"timestamp": time}) == "timestamp"
+    assert wrong_field(TYPED | {"time": time}) == "time"
+
+
+def test_a_time_lies_between_2000_and_24_hours_after_arrival() -> None:
+    def at(moment: datetime) -> dict[str, str]:
+        return CLASSIC | {"timestamp": moment.isoformat()}
+
+    first, last, moment = datetime(2000, 1, 1, tzinfo=UTC), NOW + timedelta(hours=24), timedelta(microseconds=1)
+    assert read(at(first)).occurred_ns == 946_684_800_000_000_000
+    assert read(at(last)).occurred_ns == 1_704_153_600_000_000_000
+    assert wrong_field(at(first - moment)) == "timestamp"
+    assert wrong_field(at(last + moment)) == "timestamp"
+    assert wrong_field(CLASSIC | {"timestamp": "0001-01-01T00:00:00+23:59"}) == "timestamp"
+    assert wrong_field(CLASSIC | {"timestamp": "9999-12-31T23:59:59-23:59"}) == "timestamp"
+
+
+# --- what makes two requests the same event
+
+
+def test_spellings_of_one_instant_are_one_event_and_another_type_is_another() -> None:
+    elsewhere = CLASSIC | {"timestamp": "2019-01-01T02:00:00.000+02:00"}
+    assert dedup_key(read(elsewhere)) == dedup_key(read(CLASSIC))
+    assert dedup_key(read(CLASSIC | {"eventType": "DELETE"})) != dedup_key(read(CLASSIC))
+    assert dedup_key(read(CLASSIC | {"entityType": "GROUP"})) != dedup_key(read(CLASSIC))
+
+
+@pytest.mark.parametrize("dedup", [["timestamp", "id"], ["id", "timestamp"], ["id", "time"]])
+def test_a_source_can_choose_the_fields_and_the_time_still_comes_first(dedup: list[str]) -> None:
+    assert dedup_key(read(CLASSIC, dedup)) == "2019-01-01T00:00:00.000000000Z|IDNUMBER1234"
+    assert dedup_key(read(TYPED, dedup)).startswith("2019-01-01T00:00:00.708000000Z|5ba48f")
+
+
+def test_a_key_without_the_time_is_the_fields_alone() -> None:
+    assert dedup_key(read(CLASSIC | {"version": 7, "part": "a|b"}, ["id", "version", "part"])) == r"IDNUMBER1234|7|a\|b"
+
+
+@pytest.mark.parametrize("value", [None, True, 1.5, [], {}, "", "\x00"])
+def test_a_field_that_the_key_needs_must_be_a_text_or_a_whole_number(value: object) -> None:
+    assert wrong_field(CLASSIC | {"version": value}, ["id", "version"]) == "version"
+    assert wrong_field(CLASSIC, ["id", "version"]) == "version"
+
+
+def test_equal_times_of_different_entities_do_not_share_a_key_whatever_their_ids() -> None:
+    one, other = CLASSIC | {"id": "a|USER", "entityType": "X"}, CLASSIC | {"id": "a", "entityType": "USER|X"}
+    assert dedup_key(read(one)) != dedup_key(read(other))
+
+
+# --- nothing but a refusal, whatever comes
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+TIMES = st.datetimes(timezones=st.timezones() | st.none()).map(datetime.isoformat)
+FIELDS = st.sampled_from(["id", "entityType", "eventType", "timestamp", "type", "time", "extra"])
+DEDUPS = st.none() | st.lists(FIELDS, min_size=1, max_size=4)
+
+
+@given(st.sampled_from([CLASSIC, TYPED, {}]), st.dictionaries(FIELDS, VALUES | TIMES), DEDUPS)
+def test_any_payload_is_an_event_that_can_be_stored_or_is_refused(
+    payload: dict[str, object], changes: dict[str, object], dedup: list[str] | None
+) -> None:
+    raw = RawRequest("trivore", {}, json.dumps({**payload, **changes}).encode(), NOW)
+    try:
+        (identity,) = trivore.PRESET.read(raw, dedup)
+    except RequestError as error:
+        error.detail.encode()
+    else:
+        event = to_event(Source(name="trivore", preset="trivore", auth=NoAuth()), raw, identity, [])
+        stored = f"{event.dedup_key}{event.entity_type}{event.entity_id}{event.event_type}"
+        assert "\x00" not in stored
+        stored.encode()
+
+
+@given(st.binary() | st.binary().map(lambda noise: json.dumps(CLASSIC).encode()[:-1] + noise + b"}"))
+def test_any_bytes_are_an_event_or_refused(body: bytes) -> None:
+    try:
+        read_bytes(body)
+    except RequestError as error:
+        error.detail.encode()
+
+
+def test_a_body_that_is_no_json_is_unreadable() -> None:
+    with pytest.raises(Unreadable):
+        read_bytes(b'{"id": "x", "id": "y"}')
+
+
+# --- what all presets share
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "APPLICATION/JSON",
+        " application/json ;charset=UTF-8",
+        'application/json; Charset="utf-8"; profile=x',
+        "application/json;",
+    ],
+)
+def test_json_in_utf_8_is_taken_however_its_type_is_written(content_type: str) -> None:
+    trivore.PRESET.check_type(RawRequest("s", {"content-type": content_type, "content-encoding": "Identity"}, b"", NOW))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": ""},
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "application/json, application/json"},
+        {"content-type": "application/json; charset=utf-7"},
+        {"content-type": "application/json; charset=utf-8; charset=latin-1"},
+        {"content-type": "application/json; charset"},
+        {"content-type": "application/json", "content-encoding": "gzip"},
+        {"content-type": "application/json", "content-encoding": ""},
+    ],
+)
+def test_other_types_charsets_and_encodings_are_not_taken(headers: dict[str, str]) -> None:
+    with pytest.raises(UnsupportedType):
+        trivore.PRESET.check_type(RawRequest("s", headers, b"", NOW))
+
+
+def test_every_preset_is_registered_under_its_own_name() -> None:
+    assert all(preset.name == name for name, preset in PRESETS.items())
+
+
+def test_an_unknown_preset_is_told_with_the_nearest_name() -> None:
+    assert preset_of(Source(name="s", preset="trivore", auth=NoAuth())) is trivore.PRESET
+    with pytest.raises(
+        ConfigError, match=r"\[sources.s\] preset: there is no preset 'trivor'; did you mean 'trivore'\?"
+    ):
+        preset_of(Source(name="s", preset="trivor", auth=NoAuth()))
