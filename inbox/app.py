@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import falcon
 import falcon.asgi
@@ -20,11 +21,13 @@ from inbox.sources import preset_of
 from inbox.sources.auth import UnknownSource, verifier_of
 from inbox.writer import GroupCommit
 
+Receiver = falcon.asgi.App[Request, Response]
+
 READY_CACHED_SECONDS = 1.0
 """A load balancer may ask as often as it likes."""
 
 
-def create_app(config: Config, open_writer: Callable[[], Writer], clock: Clock) -> falcon.asgi.App:
+def create_app(config: Config, open_writer: Callable[[], Writer], clock: Clock) -> Receiver:
     """The receiver. `open_writer` is called in each worker, inside its event loop, when it starts.
 
     Raises:
@@ -51,7 +54,7 @@ def create_app(config: Config, open_writer: Callable[[], Writer], clock: Clock) 
     return app
 
 
-def get_app() -> falcon.asgi.App:
+def get_app() -> Receiver:
     """The receiver as the configuration file in force describes it, for gunicorn.
 
     Raises:
@@ -107,13 +110,13 @@ class _Lifespan:
         self._users = users
         self._writer: Writer | None = None
 
-    async def process_startup(self, _scope: dict[str, object], _event: dict[str, object]) -> None:
+    async def process_startup(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Called by the ASGI server before the first request."""
         self._writer = self._open_writer()
         for user in self._users:
             user.writer = self._writer
 
-    async def process_shutdown(self, _scope: dict[str, object], _event: dict[str, object]) -> None:
+    async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Called by the ASGI server after the last request."""
         if self._writer is not None:
             await self._writer.close()
@@ -122,4 +125,4 @@ class _Lifespan:
 def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:
     """What Falcon refuses by itself (no such path, no such method) looks like what we refuse."""
     resp.content_type = "application/problem+json"
-    resp.data = problem(error.status_code, error.title or error.status, error.description)
+    resp.data = problem(error.status_code, error.title or str(error.status), error.description)

@@ -38,9 +38,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 def to_event(source: Source, raw: RawRequest, identity: Identity, routes: Iterable[Route]) -> Event:
     """The event with its dedup key, its lanes on the routes that it takes, and the headers that may be kept."""
+    key = dedup_key(identity)
     return Event(
         source=source.name,
-        dedup_key=dedup_key(identity),
+        dedup_key=key,
         entity_type=identity.entity_type,
         entity_id=identity.entity_id,
         event_type=identity.event_type,
@@ -48,9 +49,9 @@ def to_event(source: Source, raw: RawRequest, identity: Identity, routes: Iterab
         event_id=identity.event_id,
         occurred_at=timestamps.to_datetime(identity.occurred_ns),
         received_at=raw.received_at,
-        enrolments=enrol(source.name, identity, routes),
+        enrolments=enrol(source.name, identity, key, routes),
         headers=kept_headers(source, raw.headers),
-        content_type=_printable(raw.content_type),
+        content_type=_printable(raw.headers.get("content-type", "")),
         body=raw.body,
         body_sha256=hashlib.sha256(raw.body).digest(),
         traceparent=valid_traceparent(raw.headers.get("traceparent")),

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from inbox.config import Route, When
-from inbox.event import Action, Enrolment, Identity, dedup_key, escape
+from inbox.event import Action, Enrolment, Identity, escape
 
 ROUTE_LANE = "*"
 OWN_LANE = "|"
 
 
-def enrol(source: str, identity: Identity, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
-    """The routes of `source` whose `when` the event matches, each with the event's lane there."""
+def enrol(source: str, identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
+    """The routes of `source` whose `when` the event matches, each with the event's lane there; `key` is its dedup key."""
     return tuple(
-        Enrolment(route.name, lane_of(identity, route))
+        Enrolment(
+            route.name, lane_of(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key)
+        )
         for route in routes
         if route.source == source
         and matches(route.when, identity.entity_type, identity.event_type, identity.action)
@@ -30,14 +32,16 @@ def matches(when: When, entity_type: str | None, event_type: str, action: Action
     )
 
 
-def lane_of(identity: Identity, route: Route) -> str:
-    """The unit of order on the route: its entity, the whole route, or the event itself.
+def lane_of(
+    route: Route, *, entity_type: str | None, entity_id: str | None, key: str
+) -> str:
+    """The unit of order on the route: its entity, the whole route, or the event itself, whose dedup key is `key`.
 
     An event without an entity is its own lane. The three forms can't collide: an event's own lane begins with a bare `|`, an
     entity's has one further in, and the whole route's has none.
     """
     if route.lane == "route":
         return ROUTE_LANE
-    if route.lane == "entity" and identity.entity_type is not None and identity.entity_id is not None:
-        return f"{escape(identity.entity_type)}|{escape(identity.entity_id)}"
-    return f"{OWN_LANE}{dedup_key(identity)}"
+    if route.lane == "entity" and entity_type is not None and entity_id is not None:
+        return f"{escape(entity_type)}|{escape(entity_id)}"
+    return f"{OWN_LANE}{key}"

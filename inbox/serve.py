@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from sqlalchemy.exc import OperationalError
 from uvicorn_worker import UvicornWorker
@@ -18,7 +19,7 @@ from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
 
 
-class Worker(UvicornWorker):
+class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no types
     """uvicorn under gunicorn: its parser answers malformed requests with 400, where gunicorn's own ASGI worker drops them."""
 
     CONFIG_KWARGS = {  # noqa: RUF012  # the base class declares it so
@@ -74,5 +75,5 @@ def on_starting(_server: object) -> None:
         sys.exit(2)
 
 
-def _never() -> None:
+def _never() -> NoReturn:
     raise AssertionError("the master serves nothing")

@@ -129,7 +129,7 @@ AnyFact = (
     | Unblocked
 )
 
-_DECODER = msgspec.json.Decoder(AnyFact)
+_DECODER: msgspec.json.Decoder[AnyFact] = msgspec.json.Decoder(AnyFact)
 
 
 def kind_of(fact: AnyFact) -> str:

@@ -111,6 +111,18 @@ class Sql:
         """The bytes that the hex text of `expression` names."""
         return f"decode({expression}, 'hex')" if self.is_postgres else f"from_hex({expression})"
 
+    def optional(self, column: str, kind: str, *, parameter: str | None = None, operator: str = "=") -> str:
+        """A condition on a column that holds for every row when its parameter is null."""
+        name = parameter or column
+        value = f"CAST(:{name} AS {'timestamptz' if kind == 'time' else kind})" if self.is_postgres else f":{name}"
+        return f"({value} IS NULL OR {column} {operator} {value})"
+
+    def seconds_between(self, earlier: str, later: str) -> str:
+        """The seconds from one time to another."""
+        if self.is_postgres:
+            return f"CAST(extract(epoch FROM {later} - {earlier}) AS float8)"
+        return f"round((julianday({later}) - julianday({earlier})) * 86400, 3)"
+
     def plus_seconds(self, time: str, seconds: str) -> str:
         """`time` and so many seconds."""
         if self.is_postgres:
@@ -148,15 +160,15 @@ def is_deadlock(error: DBAPIError) -> bool:
 # SQLite has no COMMENT ON, so a DBA finds the comments in the table's own text: `.schema inbox`.
 
 
-@compiles(CreateColumn, SQLITE)  # type: ignore[no-untyped-call, untyped-decorator]  # SQLAlchemy's decorator has no types
+@compiles(CreateColumn, SQLITE)
 def _column_with_comment(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str | None:  # noqa: ANN401  # passed through
-    text: str | None = compiler.visit_create_column(element, **kw)
+    text: str | None = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
     comment = element.element.comment
     return f"-- {comment}\n\t{text}" if text and comment else text
 
 
-@compiles(CreateTable, SQLITE)  # type: ignore[no-untyped-call, untyped-decorator]  # SQLAlchemy's decorator has no types
+@compiles(CreateTable, SQLITE)
 def _table_with_comment(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:  # noqa: ANN401  # passed through
-    text: str = compiler.visit_create_table(element, **kw)
+    text: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
     comment = element.element.comment
     return text.replace("(", f"( -- {comment}", 1) if comment else text

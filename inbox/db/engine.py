@@ -53,7 +53,6 @@ def connect(url: str, *, application: str) -> Engine:
     return create_engine(
         parsed,
         connect_args=_postgres_arguments(application, "-c idle_in_transaction_session_timeout=3000"),
-        pool_pre_ping=True,
         pool_timeout=LOCK_TIMEOUT_SECONDS,
     )
 

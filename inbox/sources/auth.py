@@ -1,8 +1,8 @@
 """Proves that a request comes from its source, by a secret that only the two of them know.
 
 Every secret of a source is tried and the result comes at the end, so that the time taken tells neither which secret was
-close nor whether there is such a source. Secrets are kept as SHA-256 digests: they compare in constant time whatever
-their lengths are, and no text of theirs stays in memory to be shown.
+close nor whether there is such a source. What a secret reveals is kept as a SHA-256 digest only: digests compare in
+constant time whatever the secrets' lengths are, and there is nothing to be shown by mistake.
 """
 
 from __future__ import annotations

@@ -8,10 +8,9 @@ write one file beside this that ends in a `PRESET`, and its line in `inbox.sourc
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from inbox import strict_json, timestamps
 from inbox.errors import InvalidEvent, UnsupportedType
@@ -33,7 +32,8 @@ _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 """Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
 
 
-class Preset(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Preset:
     """How one provider's requests are read."""
 
     name: str

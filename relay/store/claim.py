@@ -26,20 +26,24 @@ Claimed = tuple[int, str, int]
 """seq, route and the lease's token."""
 
 
-def claim(database: Database, relay_node: str, wanted: Sequence[tuple[str, int]]) -> list[Delivery]:
-    """Lease due heads: for each (route, most) pair up to so many, the longest due first.
+def claim(database: Database, relay_node: str, wanted: Sequence[tuple[Sequence[str], int]]) -> list[Delivery]:
+    """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which makes SKIP
     LOCKED a mere optimisation.
     """
     with database.write() as transaction:
         token = secrets.randbits(62)
-        claimed = []
-        for route, most in wanted:
-            if most > 0:
-                claimed += transaction.execute(
-                    _claim(database.sql), route=route, most=most, token=token, node=relay_node, lease=LEASE_SECONDS
-                )
+        claimed: list[Any] = []
+        for routes, room in wanted:
+            left = room
+            for route in routes:
+                if left > 0:
+                    rows = transaction.execute(
+                        _claim(database.sql), route=route, most=left, token=token, node=relay_node, lease=LEASE_SECONDS
+                    )
+                    claimed += rows
+                    left -= len(rows)
         return _with_events(transaction, claimed) if claimed else []
 
 
@@ -105,26 +109,32 @@ LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
 """)
 
 
-def renew(database: Database, relay_node: str) -> set[Claimed]:
-    """Extend every lease of this relay. Returns those that were: one that is missing is lost, or locked at this moment."""
+def renew(database: Database, held: Sequence[Claimed]) -> set[Claimed]:
+    """Extend these leases. Returns those that were: one that is missing is lost, or its row is locked at this moment.
+
+    Only what is held is renewed: a claim whose commit was never confirmed to us has to run out.
+    """
+    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
     with database.write() as transaction:
-        rows = transaction.execute(_renew(database.sql), node=relay_node, lease=LEASE_SECONDS)
-        return {(row.seq, row.route, row.lease_token) for row in rows}
+        renewed = transaction.execute(_renew(database.sql), held=rows, lease=LEASE_SECONDS)
+        return {(row.seq, row.route, row.lease_token) for row in renewed}
 
 
 @cache
 def _renew(sql: Sql) -> TextClause:
     return text(f"""
 WITH mine AS MATERIALIZED (
-    SELECT seq, route FROM open_delivery
-    WHERE state = 'in_flight' AND relay_node = :node
-    ORDER BY seq, route
-    {sql.skip_locked}
+    SELECT o.seq, o.route, o.lease_token
+    FROM {sql.rows("held", seq="bigint", route="text", token="bigint")}
+    JOIN open_delivery o ON o.seq = held.seq AND o.route = held.route
+    WHERE o.state = 'in_flight' AND o.lease_token = held.token
+    ORDER BY o.seq, o.route
+    {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
 )
 UPDATE open_delivery
 SET lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}
 FROM mine
-WHERE open_delivery.seq = mine.seq AND open_delivery.route = mine.route AND open_delivery.state = 'in_flight' AND open_delivery.relay_node = :node
+WHERE open_delivery.seq = mine.seq AND open_delivery.route = mine.route AND open_delivery.lease_token = mine.lease_token
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 

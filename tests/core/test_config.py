@@ -194,65 +194,6 @@ def test_a_mistake_is_told_with_its_place_and_what_would_be_valid(old: str, new:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        (
-            'source = "trivore"\ndestination = "audit"',
-            'source = "trivor"\ndestination = "audit"',
-            "[routes.everything-to-audit] source: there is no source 'trivor'; did you mean 'trivore'?",
-        ),
-        (
-            'destination = "audit"',
-            'destination = "auditt"',
-            "[routes.everything-to-audit] destination: there is no destination 'auditt'; did you mean 'audit'?",
-        ),
-        ('destination = "audit"', 'destination = "zzz"', "there is no destination 'zzz'; valid here: audit, crm"),
-        ('api = "identity"', 'api = "idntity"', "fetch.api: there is no api 'idntity'; did you mean 'identity'?"),
-        (
-            'destination = "audit"',
-            'destination = "crm"',
-            "[routes.everything-to-audit]: 'crm' is a sync destination; add [routes.everything-to-audit.sync]",
-        ),
-        (
-            'destination = "crm"',
-            'destination = "audit"',
-            "[routes.user-to-crm.sync]: 'audit' is not a sync destination",
-        ),
-        ('create  = { path = "/contacts" }', "", "[routes.user-to-crm.sync] create: is missing"),
-        ('delete  = { path = "/contacts/{target.id}" }', "", "[routes.user-to-crm.sync] delete: is missing"),
-        (
-            'find    = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }',
-            "",
-            "[routes.user-to-crm.sync] update.path: uses {target.…}, which only find gives",
-        ),
-        (
-            'create  = { path = "/contacts" }',
-            'create  = { path = "/contacts/{target.id}" }',
-            "[routes.user-to-crm.sync] create.path: uses {target.…}",
-        ),
-    ],
-)
-def test_tables_that_do_not_fit_together_are_told_with_the_nearest_name(old: str, new: str, expected: str) -> None:
-    assert expected in mistake(changed(old, new))
-
-
-def test_without_create_and_delete_their_events_can_be_skipped() -> None:
-    text = changed('missing = "create"', 'missing = "skip"').replace('gone    = "delete"', 'gone = "skip"')
-    text = text.replace('create  = { path = "/contacts" }\n', "").replace(
-        'delete  = { path = "/contacts/{target.id}" }\n', ""
-    )
-    assert parse(text).routes["user-to-crm"].sync is not None
-
-
-def test_an_update_that_needs_no_counterpart_needs_no_find() -> None:
-    text = changed('/contacts/{target.id}", format', '/contacts/{event.entity_id}", format')
-    text = text.replace("find    = {", "#").replace(
-        'delete  = { path = "/contacts/{target.id}" }', 'delete = { path = "/c" }'
-    )
-    assert parse(text).routes["user-to-crm"].sync is not None
-
-
-@pytest.mark.parametrize(
     ("text", "line"),
     [
         ("[database]\nurl = 'x'\n\n[sources.a]\npreset = 'b'\nauth = { kind = 'nine' }\n", 6),

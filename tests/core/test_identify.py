@@ -25,7 +25,7 @@ def test_an_event_has_all_that_the_request_and_its_identity_tell() -> None:
     assert event.occurred_at == datetime(2019, 1, 1, tzinfo=UTC)
     assert event.enrolments == (Enrolment("r", "USER|u1"),)
     assert (event.body, event.body_sha256) == (b'{"id": 1}', hashlib.sha256(b'{"id": 1}').digest())
-    assert event.content_type == "application/json"
+    assert event.content_type == "Application/JSON; charset=utf-8"
     assert event.headers["content-type"] == "Application/JSON; charset=utf-8"
     assert event.traceparent == TRACE
     assert event.received_at == NOW

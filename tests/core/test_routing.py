@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inbox import routing
 from inbox.config import Route, When
-from inbox.event import Enrolment, Identity
-from inbox.routing import ROUTE_LANE, enrol, lane_of, matches
+from inbox.event import Enrolment, Identity, dedup_key
+from inbox.routing import ROUTE_LANE, enrol, matches
 
 NAMES = st.text(alphabet="ab|\\*", min_size=1, max_size=5)
 
@@ -19,6 +20,11 @@ def route(name: str, *, source: str = "trivore", when: When | None = None) -> Ro
     return Route(name=name, source=source, destination="crm", when=when or When())
 
 
+def lane_of(event: Identity, on: Route) -> str:
+    key = dedup_key(event)
+    return routing.lane_of(on, entity_type=event.entity_type, entity_id=event.entity_id, key=key)
+
+
 def test_an_event_takes_every_route_of_its_source_that_it_matches_in_the_order_of_the_file() -> None:
     routes = [
         route("all"),
@@ -26,7 +32,7 @@ def test_an_event_takes_every_route_of_its_source_that_it_matches_in_the_order_o
         route("groups", when=When(entity_type=["GROUP"])),
         route("users", when=When(entity_type=["GROUP", "USER"], event_type=["UPDATE"], action=["update"])),
     ]
-    assert enrol("trivore", identity(), routes) == (Enrolment("all", "USER|u1"), Enrolment("users", "USER|u1"))
+    assert enrol("trivore", identity(), "key", routes) == (Enrolment("all", "USER|u1"), Enrolment("users", "USER|u1"))
 
 
 @pytest.mark.parametrize(

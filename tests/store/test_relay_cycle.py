@@ -40,7 +40,7 @@ def test_a_strict_lane_is_delivered_one_by_one_in_order(database: Database, rece
 
     order = []
     for _ in range(3):
-        (delivery,) = claim(database, "r1", [("strict", 10)])
+        (delivery,) = claim(database, "r1", [(["strict"], 10)])
         order.append(delivery.seq)
         record(database, POLICIES, "r1", [(delivery, DONE)])
 
@@ -51,26 +51,26 @@ def test_a_strict_lane_is_delivered_one_by_one_in_order(database: Database, rece
 def test_a_lane_that_fails_does_not_hold_up_another(database: Database, receive: Receive) -> None:
     receive(an_event(1, "a"), an_event(2, "a"), an_event(3, "b"))
     sequence(database, POLICIES, "r1")
-    first, other = claim(database, "r1", [("strict", 10)])
+    first, other = claim(database, "r1", [(["strict"], 10)])
     record(database, POLICIES, "r1", [(first, BROKEN), (other, DONE)])
 
     assert [(1, "ready"), (2, "waiting")] == states(database)
-    assert [] == claim(database, "r1", [("strict", 10)])
+    assert [] == claim(database, "r1", [(["strict"], 10)])
 
 
 def test_a_failed_attempt_is_due_again_after_the_first_delay(database: Database, receive: Receive, clock: FakeClock) -> None:
     receive(an_event(1))
     sequence(database, POLICIES, "r1")
-    (delivery,) = claim(database, "r1", [("strict", 1)])
+    (delivery,) = claim(database, "r1", [(["strict"], 1)])
     (recorded,) = record(database, POLICIES, "r1", [(delivery, BROKEN)])
 
     assert isinstance(recorded.fact, facts.AttemptFailed)
     assert START + timedelta(seconds=5) == recorded.fact.due_at
 
     clock.advance(4.9)
-    assert [] == claim(database, "r1", [("strict", 1)])
+    assert [] == claim(database, "r1", [(["strict"], 1)])
     clock.advance(0.2)
-    (again,) = claim(database, "r1", [("strict", 1)])
+    (again,) = claim(database, "r1", [(["strict"], 1)])
     assert 2 == again.attempt
 
 
@@ -85,7 +85,7 @@ def test_in_latest_the_newest_stands_for_all_that_wait(database: Database, recei
 def test_in_latest_what_arrives_while_one_is_in_flight_waits(database: Database, receive: Receive) -> None:
     receive(an_event(1, routes=["latest"]))
     sequence(database, POLICIES, "r1")
-    (delivery,) = claim(database, "r1", [("latest", 1)])
+    (delivery,) = claim(database, "r1", [(["latest"], 1)])
     receive(an_event(2, routes=["latest"]), an_event(3, routes=["latest"]))
     sequence(database, POLICIES, "r1")
 
@@ -101,10 +101,10 @@ def test_in_latest_a_newer_event_takes_over_a_retry_and_pulls_it_forward(
     receive(an_event(1, routes=["latest"]))
     sequence(database, POLICIES, "r1")
     for _ in range(3):
-        (delivery,) = claim(database, "r1", [("latest", 1)])
+        (delivery,) = claim(database, "r1", [(["latest"], 1)])
         record(database, POLICIES, "r1", [(delivery, BROKEN)])
         clock.advance(400)
-    (delivery,) = claim(database, "r1", [("latest", 1)])
+    (delivery,) = claim(database, "r1", [(["latest"], 1)])
     receive(an_event(2, routes=["latest"]))
     sequence(database, POLICIES, "r1")
     record(database, POLICIES, "r1", [(delivery, BROKEN)])
@@ -112,14 +112,14 @@ def test_in_latest_a_newer_event_takes_over_a_retry_and_pulls_it_forward(
     assert [(2, "ready")] == states(database)
     assert [(1, "superseded"), (2, "took_over")] == log(database)[-2:]
     clock.advance(5.1)
-    (newer,) = claim(database, "r1", [("latest", 1)])
+    (newer,) = claim(database, "r1", [(["latest"], 1)])
     assert (2, 5) == (newer.seq, newer.attempt)
 
 
 def test_a_dead_head_lets_the_lane_go_on(database: Database, receive: Receive) -> None:
     receive(an_event(1), an_event(2))
     sequence(database, POLICIES, "r1")
-    (delivery,) = claim(database, "r1", [("strict", 1)])
+    (delivery,) = claim(database, "r1", [(["strict"], 1)])
     record(database, POLICIES, "r1", [(delivery, MAPPING)])
 
     assert [(1, "dead"), (2, "ready")] == states(database)
@@ -128,11 +128,11 @@ def test_a_dead_head_lets_the_lane_go_on(database: Database, receive: Receive) -
 def test_a_dead_head_blocks_the_lane_when_the_route_says_so(database: Database, receive: Receive) -> None:
     receive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
     sequence(database, POLICIES, "r1")
-    (delivery,) = claim(database, "r1", [("blocking", 1)])
+    (delivery,) = claim(database, "r1", [(["blocking"], 1)])
     record(database, POLICIES, "r1", [(delivery, MAPPING)])
 
     assert [(1, "blocked"), (2, "waiting")] == states(database)
-    assert [] == claim(database, "r1", [("blocking", 1)])
+    assert [] == claim(database, "r1", [(["blocking"], 1)])
 
 
 def test_a_lease_that_ran_out_is_taken_over_and_the_late_result_discarded(
@@ -140,10 +140,10 @@ def test_a_lease_that_ran_out_is_taken_over_and_the_late_result_discarded(
 ) -> None:
     receive(an_event(1), an_event(2))
     sequence(database, POLICIES, "r1")
-    (stale,) = claim(database, "r1", [("strict", 1)])
+    (stale,) = claim(database, "r1", [(["strict"], 1)])
     clock.advance(15.1)
     assert [(1, "strict")] == reap(database, POLICIES, "r2")
-    (fresh,) = claim(database, "r2", [("strict", 1)])
+    (fresh,) = claim(database, "r2", [(["strict"], 1)])
 
     (discarded,) = record(database, POLICIES, "r1", [(stale, DONE)])
     assert discarded.fact is None
@@ -155,9 +155,10 @@ def test_a_lease_that_ran_out_is_taken_over_and_the_late_result_discarded(
 def test_a_renewed_lease_is_not_reaped(database: Database, receive: Receive, clock: FakeClock) -> None:
     receive(an_event(1))
     sequence(database, POLICIES, "r1")
-    (delivery,) = claim(database, "r1", [("strict", 1)])
+    (delivery,) = claim(database, "r1", [(["strict"], 1)])
     clock.advance(10)
-    assert {(1, "strict", delivery.lease_token)} == renew(database, "r1")
+    held = (delivery.seq, delivery.route, delivery.lease_token)
+    assert {held} == renew(database, [held])
     clock.advance(10)
     assert [] == reap(database, POLICIES, "r2")
 
@@ -165,9 +166,9 @@ def test_a_renewed_lease_is_not_reaped(database: Database, receive: Receive, clo
 def test_giving_back_uses_no_attempt(database: Database, receive: Receive) -> None:
     receive(an_event(1))
     sequence(database, POLICIES, "r1")
-    (delivery,) = claim(database, "r1", [("strict", 1)])
+    (delivery,) = claim(database, "r1", [(["strict"], 1)])
     assert 1 == give_back(database, [(delivery.seq, delivery.route, delivery.lease_token)])
-    (again,) = claim(database, "r2", [("strict", 1)])
+    (again,) = claim(database, "r2", [(["strict"], 1)])
     assert 1 == again.attempt
     assert [] == log(database)
 
@@ -175,11 +176,11 @@ def test_giving_back_uses_no_attempt(database: Database, receive: Receive) -> No
 def test_an_event_that_arrives_after_a_later_one_was_delivered_is_late(database: Database, receive: Receive) -> None:
     receive(an_event(5))
     sequence(database, POLICIES, "r1")
-    (delivery,) = claim(database, "r1", [("strict", 1)])
+    (delivery,) = claim(database, "r1", [(["strict"], 1)])
     record(database, POLICIES, "r1", [(delivery, DONE)])
     receive(an_event(4))
     sequence(database, POLICIES, "r1")
-    (late,) = claim(database, "r1", [("strict", 1)])
+    (late,) = claim(database, "r1", [(["strict"], 1)])
     (recorded,) = record(database, POLICIES, "r1", [(late, DONE)])
 
     assert isinstance(recorded.fact, facts.Delivered)

@@ -1,0 +1,161 @@
+"""`inbox`: serve the receiver, prepare its database, look into it, and send it a webhook."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from sqlalchemy import Engine
+
+from inbox import config_file, reads, send
+from inbox.clock import SystemClock
+from inbox.db import engine, migrate
+from inbox.terminal import FINDING, console, fail, printable, show, show_fields, told
+
+app = typer.Typer(
+    help="Receive webhooks without ever losing one. Reads inbox.toml in this folder, or the file that INBOX_CONFIG names.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, with every column.")]
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+def _open() -> Engine:
+    made = engine.connect(config_file.read().database.url, application="inbox-cli")
+    migrate.require_current(made)
+    return made
+
+
+@app.command()
+def serve(
+    bind: Annotated[str, typer.Option(help="Address and port.")] = "127.0.0.1:8000",
+    workers: Annotated[int | None, typer.Option(help="Processes; on SQLite one is best.")] = None,
+) -> None:
+    """Serve the receiver with gunicorn.
+
+    Examples:
+      inbox serve
+      inbox serve --bind 0.0.0.0:8080 --workers 4
+    """
+    with told():
+        config_file.read()
+    arguments = [sys.executable, "-m", "gunicorn", "--config", "python:inbox.serve", "--bind", bind]
+    if workers is not None:
+        arguments += ["--workers", str(workers)]
+    os.execv(sys.executable, arguments)  # noqa: S606  # gunicorn takes this process over, and its signals
+
+
+@app.command("migrate")
+def migrate_command() -> None:
+    """Bring the database to this version's schema; does nothing when it is there.
+
+    Examples:
+      inbox migrate
+      INBOX_DATABASE_URL=postgresql+psycopg://localhost/inbox inbox migrate
+    """
+    with told():
+        before, after = migrate.upgrade(engine.connect(config_file.read().database.url, application="inbox-migrate"))
+    done = "is up to date" if before == after else f"was brought from {before or 'empty'} to {after}"
+    console().print(f"the database {done}")
+
+
+@app.command("send")
+def send_command(
+    source: Annotated[str, typer.Argument(help="A name of [sources].")],
+    entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
+    event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
+    at: Annotated[datetime | None, typer.Option(help="When; now unless given. UTC.", formats=["%Y-%m-%dT%H:%M:%S"])] = None,
+    url: Annotated[str, typer.Option(help="Where the receiver is.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Send a webhook as the source would, with its secret, and show the answer.
+
+    Exits 1 when it is not accepted.
+
+    Examples:
+      inbox send trivore
+      inbox send trivore --entity GROUP/g1 --event DELETE
+    """
+    entity_type, _, entity_id = entity.partition("/")
+    if not entity_type or not entity_id:
+        fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
+    with told():
+        moment = SystemClock().now() if at is None else at.replace(tzinfo=UTC)
+        answer = send.send(config_file.read(), source, entity_type, entity_id, event, moment, url)
+    console().print(f"{answer.status} {printable(answer.body)}")
+    if answer.status != send.ACCEPTED:
+        raise typer.Exit(FINDING)
+
+
+@app.command("list")
+def list_command(
+    *,
+    source: Annotated[str | None, typer.Option(help="Only of this source.")] = None,
+    entity: Annotated[str | None, typer.Option(help="Only about this entity: TYPE/ID, or a TYPE.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only in this state, such as dead, ready or delivered.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="Only received since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+    ] = None,
+    before: Annotated[int | None, typer.Option(help="Only below this seq: the next page.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List events, the newest first: one line for each route an event takes.
+
+    Examples:
+      inbox list --entity USER/IDNUMBER1234
+      inbox list --state dead --json
+    """
+    entity_type, _, entity_id = (entity or "").partition("/")
+    with told():
+        rows = reads.events(
+            _open(),
+            source=source,
+            entity_type=entity_type or None,
+            entity_id=entity_id or None,
+            state=state,
+            since=None if since is None else since.replace(tzinfo=UTC),
+            before=before,
+            limit=limit,
+        )
+    columns = ("seq", "received_at", "source", "entity_type", "entity_id", "event_type", "route", "state", "attempts", "last_error")
+    show(rows, as_json=as_json, columns=columns, empty="no such event")
+
+
+@app.command("show")
+def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")], *, as_json: AsJson = False) -> None:
+    """Show one event: what came, where it stands on each route, and everything that happened to it.
+
+    Exits 1 when there is none of that number.
+
+    Examples:
+      inbox show 42
+      inbox show 42 --json
+    """
+    with told():
+        row = reads.event(_open(), seq)
+    if row is None:
+        console(stderr=True).print(f"there is no event {seq}")
+        raise typer.Exit(FINDING)
+    if as_json:
+        show_fields(row, as_json=True)
+        return
+    parts = {name: row.pop(name) for name in ("deliveries", "facts", "repeats")}
+    show_fields(row, as_json=False)
+    for name, columns in (
+        ("deliveries", ("route", "state", "attempts", "due_at", "lane", "last_error")),
+        ("facts", ("at", "route", "kind", "attempt", "detail")),
+        ("repeats", ("received_at", "body", "handled_at")),
+    ):
+        if parts[name]:
+            console().print(f"\n[bold]{name}[/]")
+            show(parts[name], as_json=False, columns=columns, empty="")

@@ -1,0 +1,129 @@
+"""What an answer means, and what of it may be written down. Pure."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import msgspec
+
+from relay.outcome import Call, ErrorClass, Failed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+EXCERPT_BYTES = 4096
+
+_BY_STATUS: dict[int, ErrorClass] = {
+    401: "auth",
+    403: "auth",
+    404: "gone",
+    408: "throttled",
+    409: "conflict",
+    410: "gone",
+    412: "conflict",
+    425: "throttled",
+    429: "throttled",
+}
+_FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
+_SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
+_SHORTEST_SECRET = 4
+"""Masking anything shorter would black out half of an excerpt and hide nothing."""
+_WINDOW = 4 * EXCERPT_BYTES
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""A NUL can't be stored by Postgres; the others steer a terminal. The last two ranges turn the direction of text."""
+_SENSITIVE = re.compile(
+    r"""((?:token|passwd|password|pwd|secret|authorization|api[_-]?key|cookie|credential|signature)[\w-]{0,40}
+        [\\"']{0,4}\s{0,8}[:=]\s{0,8})
+        (?: "(?:[^"\\]|\\.)*"?                          # a JSON string, perhaps cut short
+          | \\"[^"]*"?                                  # one inside another
+          | [\[{][^\]}]*[\]}]?                          # a list or an object of them
+          | (?:(?:bearer|basic)\s+)?[^\s,;&"'<>}\]]+    # a form's, a header's
+        )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+MASK = "***"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """How a call went: what is logged of it, and what the next step needs."""
+
+    call: Call
+    body: bytes = b""
+    """At most 64 KiB and one byte more."""
+    whole: bool = True
+    """Whether `body` is all of it."""
+    error_class: ErrorClass | None = None
+    """None when the answer is a success (2xx)."""
+    retry_after: float | None = None
+
+    def failed(self, calls: tuple[Call, ...], error_class: ErrorClass | None = None) -> Failed:
+        """The failure of the attempt whose `calls` end with this one."""
+        why = self.call.error or f"answered {self.call.status}{_phrase(self.call.status)}"
+        kind = error_class or self.error_class or "bad_answer"
+        return Failed(calls, kind, f"{self.call.step}: {why}", self.retry_after)
+
+
+def _phrase(status: int | None) -> str:
+    try:
+        return f" {HTTPStatus(status or 0).phrase}"
+    except ValueError:
+        return ""
+
+
+def class_of_status(status: int) -> ErrorClass | None:
+    """What a final status means; None for a success."""
+    if 200 <= status < 300:  # noqa: PLR2004  # RFC 9110 §15.3
+        return None
+    return _BY_STATUS.get(status) or _FAMILIES.get(status // 100, "bad_answer")
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds from `now`; None when the value is rubbish or past.
+
+    It is given as seconds, fractions too, as Svix reads them, or as an HTTP-date.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    if moment.tzinfo is None:  # "-0000": UTC, of unknown place (RFC 5322 §3.3)
+        moment = moment.replace(tzinfo=UTC)
+    seconds = (moment - now).total_seconds()
+    return seconds if seconds > 0 else None
+
+
+class Redactor:
+    """Makes excerpts of answers that show none of the endpoint's own secrets, and no value whose key says it is one."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        spellings: set[str] = set()
+        for secret in secrets:
+            if len(secret) >= _SHORTEST_SECRET:
+                plain = base64.b64encode(secret.encode()).decode()
+                spellings |= {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], plain, plain.rstrip("=")}
+        longest_first = sorted(spellings, key=len, reverse=True)
+        self._own = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def excerpt(self, body: bytes) -> str | None:
+        """The beginning of `body`, at most 4 KiB of UTF-8; None when there is nothing.
+
+        The endpoint's own secrets are masked before anything is cut, so that no half of one is left at the edge.
+        """
+        text = body.decode("utf-8", "replace")
+        if self._own is not None:
+            text = self._own.sub(MASK, text)
+        text = _SENSITIVE.sub(rf"\1{MASK}", text[:_WINDOW])
+        text = _UNPRINTABLE.sub("\ufffd", text)
+        return text.encode()[:EXCERPT_BYTES].decode("utf-8", "ignore") or None

@@ -1,0 +1,193 @@
+"""`relay`: the daemon, and what an operator does about deliveries."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import signal
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from inbox import config_file
+from inbox.config import Config
+from inbox.db import engine, migrate
+from inbox.terminal import FINDING, console, fail, show, told
+from relay.demo.cli import app as demo_app
+from relay.store import reads
+from relay.store.database import Database
+from relay.store.replay import Selection, plan
+from relay.store.replay import replay as replay_planned
+
+app = typer.Typer(
+    help="Drain the inbox in order and call downstream, with retries, through outages. Reads the same inbox.toml as `inbox`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(demo_app, name="demo")
+
+AsJson = Annotated[bool, typer.Option("--json", help="An array of objects instead of a table.")]
+Since = Annotated[
+    datetime | None, typer.Option(help="Only since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+]
+SILENT_SECONDS = 20
+"""A relay that has not said for so long that it lives has been replaced."""
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+def _open(config: Config, application: str = "inbox-relay-cli") -> Database:
+    made = engine.connect(config.database.url, application=application)
+    migrate.require_current(made)
+    return Database(made)
+
+
+@app.command()
+def run(
+    *,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="End when nothing is received, due or in flight, instead of running on.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every delivery, not only trouble.")] = False,
+) -> None:
+    """Run the relay until it is stopped.
+
+    SIGTERM and Ctrl-C end it in order: running calls finish, the rest is given back.
+
+    Examples:
+      relay run
+      relay run --drain --verbose
+    """
+    from relay.daemon import Relay  # noqa: PLC0415  # listings need not load what makes calls
+    from relay.destinations import build  # noqa: PLC0415
+
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    with told():
+        config = config_file.read()
+        relay = Relay(_open(config, "inbox-relay"), config, build(config))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: relay.stop())
+    relay.run(drain=drain)
+
+
+@app.command()
+def status(
+    *,
+    as_json: AsJson = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 unless a relay lives: the probe of a service manager.")
+    ] = False,
+) -> None:
+    """Show what is open on each route, and which relays run.
+
+    Examples:
+      relay status
+      relay status --check
+    """
+    with told():
+        database = _open(config_file.read())
+        nodes = reads.relay_nodes(database)
+        backlog = reads.backlog(database)
+    alive = [node for node in nodes if node["silent_seconds"] < SILENT_SECONDS]
+    columns = ("route", "open", "received", "waiting", "ready", "in_flight", "blocked", "dead", "oldest_age_seconds")
+    show(backlog, as_json=as_json, columns=columns, empty="nothing is open on any route")
+    if not as_json:
+        running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
+        console(stderr=True).print(f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"))
+    if check and not alive:
+        raise typer.Exit(FINDING)
+
+
+@app.command()
+def dead(
+    *,
+    route: Annotated[str | None, typer.Option(help="Only of this route.")] = None,
+    cause: Annotated[str | None, typer.Option(help="Only of this cause, such as exhausted or mapping.")] = None,
+    since: Since = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List deliveries that were given up, the newest death first.
+
+    `inbox show SEQ` tells the whole history of one, `relay replay` takes them up again.
+
+    Examples:
+      relay dead --cause mapping
+      relay dead --json
+    """
+    with told():
+        rows = reads.dead_letters(
+            _open(config_file.read()),
+            route=route,
+            cause=cause,
+            since=None if since is None else since.replace(tzinfo=UTC),
+            limit=limit,
+        )
+    columns = ("seq", "route", "state", "entity_type", "entity_id", "event_type", "attempts", "died_at", "cause", "error")
+    show(rows, as_json=as_json, columns=columns, empty="no dead letters")
+
+
+@app.command()
+def replay(
+    *,
+    reason: Annotated[str, typer.Option(help="Why; it is kept in the log.")],
+    route: Annotated[str | None, typer.Option(help="Only of this route.")] = None,
+    seq: Annotated[int | None, typer.Option(help="This event, ended or dead.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only of this source.")] = None,
+    entity: Annotated[str | None, typer.Option(help="This entity, as TYPE/ID: its events, ended or dead.")] = None,
+    cause: Annotated[str | None, typer.Option(help="Dead letters of this cause.")] = None,
+    since: Since = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take dead or ended deliveries up again. Shows the plan; --yes does it.
+
+    Without --seq or --entity only dead letters are meant.
+
+    Examples:
+      relay replay --cause exhausted --reason "CRM is back"
+      relay replay --seq 42 --reason "mapping mended" --yes
+    """
+    entity_type, _, entity_id = (entity or "").partition("/")
+    if entity and not entity_id:
+        fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
+    selection = Selection(
+        route=route,
+        seq=seq,
+        source=source,
+        entity_type=entity_type or None,
+        entity_id=entity_id or None,
+        cause=cause,
+        since=None if since is None else since.replace(tzinfo=UTC),
+    )
+    with told():
+        config = config_file.read()
+        database = _open(config)
+        planned = plan(database, selection)
+        rows = planned.deliveries
+        columns = ("seq", "route", "entity_type", "entity_id", "event_type", "state", "attempts")
+        show(rows if as_json else rows[:_SAMPLE], as_json=as_json, columns=columns, empty="nothing to replay")
+        if not rows:
+            return
+        terminal = console(stderr=True)
+        if not yes:
+            more = f", {_SAMPLE} of them shown" if len(rows) > _SAMPLE else ""
+            terminal.print(f"{len(rows)} deliveries would be taken up again{more}; --yes does it")
+            return
+        done = 0
+        with Progress(console=terminal, transient=True) as progress:
+            task = progress.add_task("replaying", total=len(rows))
+            for taken in replay_planned(database, config, planned, who=getpass.getuser(), why=reason):
+                done += taken
+                progress.update(task, advance=taken)
+    terminal.print(f"{done} of {len(rows)} deliveries were taken up again")
+
+
+_SAMPLE = 5

@@ -1,0 +1,64 @@
+"""Relay nodes: who is running, and whether anything is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, rows_param
+from relay.store.database import Database
+
+
+def start_node(database: Database, node: str, host: str, pid: int, version: str) -> None:
+    """Enter a relay process that starts."""
+    with database.write() as transaction:
+        transaction.execute(_start(database.sql), node=node, host=host, pid=pid, version=version)
+
+
+def heartbeat(database: Database, node: str) -> None:
+    """Say that it lives."""
+    with database.write() as transaction:
+        transaction.execute(_heartbeat(database.sql), node=node)
+
+
+def stop_node(database: Database, node: str) -> None:
+    """Note that it stopped in order."""
+    with database.write() as transaction:
+        transaction.execute(_stop(database.sql), node=node)
+
+
+@cache
+def _start(sql: Sql) -> TextClause:
+    return text(f"""
+INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at)
+VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now})
+""")
+
+
+@cache
+def _heartbeat(sql: Sql) -> TextClause:
+    return text(f"UPDATE relay_node SET heartbeat_at = {sql.now} WHERE id = :node")
+
+
+@cache
+def _stop(sql: Sql) -> TextClause:
+    return text(f"UPDATE relay_node SET heartbeat_at = {sql.now}, stopped_at = {sql.now} WHERE id = :node")
+
+
+def is_drained(database: Database, routes: Sequence[str]) -> bool:
+    """Whether nothing of these routes is received, due or in flight. Retries that are due later and dead letters may remain."""
+    names = rows_param({"route": route} for route in routes)
+    with database.read() as transaction:
+        return not transaction.execute(_anything_to_do(database.sql), routes=names)
+
+
+@cache
+def _anything_to_do(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT 1
+FROM {sql.rows("routes", route="text")} JOIN open_delivery o ON o.route = routes.route
+WHERE o.state IN ('received', 'in_flight') OR (o.state = 'ready' AND o.due_at <= (SELECT {sql.now}))
+LIMIT 1
+""")

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+
+from inbox.config_file import parse
+from inbox.errors import ConfigError
+
+FILE = """\
+[sources.trivore]
+preset = "trivore"
+auth = { kind = "none" }
+[apis.identity]
+base_url = "https://id.example.com"
+[destinations.crm]
+kind = "sync"
+base_url = "https://crm.example.com"
+[destinations.audit]
+kind = "forward"
+url = "https://audit.example.com/hook"
+[routes.all]
+source = "trivore"
+destination = "audit"
+[routes.users]
+source = "trivore"
+destination = "crm"
+[routes.users.sync]
+fetch = { api = "identity", path = "/user/{event.entity_id}" }
+find = { path = "/contacts" }
+create = { path = "/contacts" }
+update = { path = "/contacts/{target.id}" }
+delete = { path = "/contacts/{ target.id }" }
+map = { email = "entity.email" }
+"""
+
+
+def changed(*changes: tuple[str, str]) -> str:
+    text = FILE
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+NO_FIND = ('find = { path = "/contacts" }\n', "")
+NO_CREATE = ('create = { path = "/contacts" }\n', "")
+NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            ('source = "trivore"\ndestination = "audit"', 'source = "trivor"\ndestination = "audit"'),
+            "inbox.toml:13: [routes.all] source: there is no source 'trivor'; did you mean 'trivore'?",
+        ),
+        (
+            ('destination = "audit"', 'destination = "auditt"'),
+            "inbox.toml:14: [routes.all] destination: there is no destination 'auditt'; did you mean 'audit'?",
+        ),
+        (
+            ('destination = "audit"', 'destination = "zzz"'),
+            "inbox.toml:14: [routes.all] destination: there is no destination 'zzz'; valid here: audit, crm",
+        ),
+        (
+            ('api = "identity"', 'api = "idntity"'),
+            "inbox.toml:19: [routes.users.sync] fetch.api: there is no api 'idntity'; did you mean 'identity'?",
+        ),
+        (
+            ('[apis.identity]\nbase_url = "https://id.example.com"\n', ""),
+            "inbox.toml:17: [routes.users.sync] fetch.api: there is no api 'identity'; none is configured",
+        ),
+        (
+            ('destination = "audit"', 'destination = "crm"'),
+            "inbox.toml:12: [routes.all]: 'crm' is a sync destination; add [routes.all.sync] with fetch and map",
+        ),
+        (
+            ('destination = "crm"', 'destination = "audit"'),
+            "inbox.toml:18: [routes.users.sync]: 'audit' is not a sync destination; give it kind = \"sync\", or remove",
+        ),
+        (NO_CREATE, 'inbox.toml:18: [routes.users.sync] create: is missing, and missing = "create" (the default)'),
+        (NO_DELETE, 'inbox.toml:18: [routes.users.sync] delete: is missing, and gone = "delete" (the default)'),
+        (NO_FIND, "inbox.toml:21: [routes.users.sync] update.path: uses {target.…}, which only find gives; add find ="),
+        (NO_FIND, "inbox.toml:22: [routes.users.sync] delete.path: uses {target.…}, which only find gives; add find ="),
+        (
+            ('create = { path = "/contacts" }', 'create = { path = "/contacts/{target.id}" }'),
+            "inbox.toml:21: [routes.users.sync] create.path: uses {target.…}, but there is none yet when it is created",
+        ),
+    ],
+)
+def test_tables_that_do_not_fit_together_are_told_with_the_nearest_name(change: tuple[str, str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(changed(change))
+    assert expected in str(caught.value)
+
+
+def test_without_create_and_delete_their_events_can_be_skipped() -> None:
+    config = parse(
+        changed(NO_CREATE, NO_DELETE, ("[routes.users.sync]", '[routes.users.sync]\nmissing = "skip"\ngone = "skip"'))
+    )
+    sync = config.routes["users"].sync
+    assert sync is not None
+    assert (sync.create, sync.delete) == (None, None)
+
+
+def test_steps_that_need_no_counterpart_need_no_find() -> None:
+    by_own_id = ('"/contacts/{target.id}"', '"/contacts/{event.entity_id}"')
+    sync = parse(changed(NO_FIND, by_own_id, ("{ target.id }", "{event.entity_id}"))).routes["users"].sync
+    assert sync is not None
+    assert sync.find is None

@@ -1,0 +1,258 @@
+"""What is put into a path, a query and a counterpart; and which mistakes are found before the first event."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config import Fetch, Find, Sync, Update, Write
+from inbox.errors import ConfigError, MappingError
+from relay import mapping
+from relay.expressions import Expression, Path, Template, decode, digest, encode, templated
+from relay.mapping import SyncPlan, compile_sync
+from relay.outcome import Delivery
+
+KNOWN = ("event", "entity", "target")
+AT = datetime(2019, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
+DELIVERY = Delivery(
+    seq=7, route="user-to-crm", lane="USER|1", attempt=1, run=0, lease_token=1, source="trivore", entity_type="USER",
+    entity_id="ID/1", event_type="UPDATE", action="update", event_id=None, occurred_at=AT, received_at=AT,
+    content_type="application/json", headers={}, body=b'{"id": "ID/1", "extra": {"n": 1}}',
+)  # fmt: skip
+
+
+def scope(**of: Any) -> dict[str, Any]:  # noqa: ANN401  # any JSON
+    return {"event": mapping.event_scope(DELIVERY), "entity": None, "target": None, **of}
+
+
+def plan(**changes: Any) -> SyncPlan:  # noqa: ANN401  # fields of Sync
+    options: dict[str, Any] = {
+        "fetch": Fetch(api="identity", path="/user/{event.entity_id}"),
+        "map": {"email": "entity.emails[0].address", "phone": "entity.mobiles[0].number", "address": "entity.address"},
+        "find": Find(path="/contacts", params={"externalId": "{event.entity_id}"}, pick="items"),
+        "create": Write(path="/contacts"),
+        "update": Update(path="/contacts/{target.id}"),
+        "delete": Write(path="/contacts/{target.id}"),
+        "clear_when_absent": ["phone"],
+        **changes,
+    }
+    return compile_sync("user-to-crm", Sync(**options))
+
+
+# --- templates
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("/user/{event.entity_id}", "/user/ID%2F1"),
+        ("/a b/{entity.n}/{ target.id }/x", "/a%20b/5/t-1/x"),
+        ("/{entity.emails[0].address}", "/a%40b.example"),
+        ("/{entity.yes}/{entity.exact}", "/true/1.10"),
+        ("/{event.body.extra.n}", "/1"),
+        ("/{join('-', [event.source, target.id])}", "/trivore-t-1"),
+        ("/plain", "/plain"),
+    ],
+)
+def test_a_path_takes_percent_encoded_values(template: str, text: str) -> None:
+    entity = {"n": 5, "emails": [{"address": "a@b.example"}], "yes": True, "exact": Decimal("1.10")}
+    assert Path(template, "here", KNOWN).expand(scope(entity=entity, target={"id": "t-1"})) == text
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_no_value_leaves_its_segment_of_a_path(value: str) -> None:
+    path = Path("/user/{event.entity_id}/profile", "here", KNOWN)
+    try:
+        text = path.expand({"event": {"entity_id": value}})
+    except MappingError:
+        assert value in {"", ".", ".."}
+    else:
+        assert text.count("/") == 3
+        assert text.isascii()
+        assert not {"?", "#", " ", "\r", "\n"} & set(text)
+
+
+@pytest.mark.parametrize("value", [None, "", ".", "..", ["a"], {"a": 1}, "\ud800"])
+def test_a_value_that_can_not_stand_in_a_path_is_a_mapping_error_that_names_the_field(value: object) -> None:
+    path = Path("/user/{event.entity_id}", "routes.r.sync.fetch.path", KNOWN)
+    with pytest.raises(
+        MappingError, match=r"routes\.r\.sync\.fetch\.path: .*event\.entity_id|half of a character"
+    ) as caught:
+        path.expand({"event": {"entity_id": value}})
+    assert caught.value.field == "routes.r.sync.fetch.path"
+
+
+def test_a_template_of_one_expression_keeps_its_type_in_a_body() -> None:
+    find = plan(
+        find=Find(path="/search", method="POST", body={"a": ["{event.body.extra}", "n={event.seq}", 1, None]})
+    ).find
+    assert find is not None
+    assert find.json(scope()) == b'{"a":[{"n":1},"n=7",1,null]}'
+
+
+def test_params_are_encoded() -> None:
+    find = plan(find=Find(path="/c", params={"filter x": 'externalId eq "{event.entity_id}" & more'})).find
+    assert find is not None
+    assert find.query(scope()) == "filter%20x=externalId%20eq%20%22ID%2F1%22%20%26%20more"
+
+
+def test_a_template_in_a_key_is_left_alone() -> None:
+    made = templated({"{x}": 1}, "here", KNOWN)
+    assert made == {"{x}": 1}
+
+
+# --- mapped fields
+
+
+def test_an_absent_value_is_left_out_and_a_listed_one_is_cleared() -> None:
+    assert plan().mapped(scope(entity={"emails": [{"address": "a@b.example"}]})) == {
+        "email": "a@b.example",
+        "phone": None,
+    }
+
+
+def test_nothing_is_cleared_in_what_is_created() -> None:
+    entity = {"emails": [{"address": "a@b.example"}]}
+    assert plan().mapped(scope(entity=entity), creating=True) == {"email": "a@b.example"}
+
+
+def test_nulls_inside_a_value_are_left_out() -> None:
+    entity = {"address": {"city": "Oulu", "street": None, "rows": [{"a": None, "b": 1}, None]}}
+    assert plan(clear_when_absent=[]).mapped(scope(entity=entity)) == {
+        "address": {"city": "Oulu", "rows": [{"b": 1}, None]}
+    }
+
+
+def test_false_zero_and_the_empty_string_are_values() -> None:
+    fields = plan(map={"a": "entity.a", "b": "entity.b", "c": "entity.c"}, clear_when_absent=[])
+    assert fields.mapped(scope(entity={"a": False, "b": 0, "c": ""})) == {"a": False, "b": 0, "c": ""}
+
+
+def test_a_map_without_any_value_is_a_mapping_error() -> None:
+    with pytest.raises(MappingError, match=r"routes\.user-to-crm\.sync\.map: no field has a value"):
+        plan(clear_when_absent=[]).mapped(scope(entity={}))
+
+
+def test_an_expression_that_can_not_be_evaluated_is_a_mapping_error_that_names_the_field() -> None:
+    with pytest.raises(MappingError, match="join") as caught:
+        plan(map={"name": "join(' ', [entity.a, entity.b])"}, clear_when_absent=[]).mapped(scope(entity={"a": "x"}))
+    assert caught.value.field == "routes.user-to-crm.sync.map.name"
+
+
+def test_an_event_with_a_fraction_of_a_second_is_seen_in_utc() -> None:
+    assert scope()["event"]["occurred_at"] == "2019-01-01T00:00:00.500000Z"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "seen"),
+    [
+        ("application/json", b'{"a": 1}', {"a": 1}),
+        ("application/x-www-form-urlencoded; charset=utf-8", b"a=1&b=%C3%A4", {"a": "1", "b": "ä"}),
+        ("text/plain", b"hello", None),
+        ("application/json", b"", None),
+        ("application/json", None, None),
+        ("application/json", b"[" * 100_000, None),
+    ],
+)
+def test_the_body_of_an_event_is_parsed_when_it_can_be(content_type: str, body: bytes | None, seen: object) -> None:
+    delivery = msgspec.structs.replace(DELIVERY, content_type=content_type, body=body)
+    assert mapping.event_scope(delivery)["body"] == seen
+
+
+# --- mistakes found at the start
+
+NO_CLEARING: dict[str, Any] = {"clear_when_absent": []}
+NOTHING = {"find": None, "create": None, "update": None, "delete": None, "missing": "skip", "gone": "skip"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"map": {"email": "entity.emails[0"}, **NO_CLEARING}, r"sync\.map\.email: .* is not a JMESPath expression"),
+        ({"map": {"email": ""}, **NO_CLEARING}, r"sync\.map\.email"),
+        ({"map": {"email": "emails[0].address"}, **NO_CLEARING}, r"sync\.map\.email: .* looks for 'emails'"),
+        ({"map": {"email": "[upcase(entity.a)]"}, **NO_CLEARING}, r"sync\.map\.email: .* no function 'upcase'"),
+        ({"map": {}}, r"sync\.map: at least one"),
+        ({"clear_when_absent": ["fax"]}, r"clear_when_absent: 'fax' is not a field"),
+        ({"fetch": Fetch(api="i", path="/user/{entity.id}")}, r"sync\.fetch\.path: .* known here is: event"),
+        ({"fetch": Fetch(api="i", path="user")}, r"sync\.fetch\.path: 'user' must begin with a slash"),
+        ({"fetch": Fetch(api="i", path="/user?x=1")}, r"sync\.fetch\.path: .* params"),
+        ({"fetch": Fetch(api="i", path="/user/{event.id")}, r"sync\.fetch\.path: .* brace"),
+        ({"fetch": Fetch(api="i", path="/u", params={"a": "{}"})}, r"sync\.fetch\.params\.a"),
+        ({"find": Find(path="/c", params={"m": "{entity.mail}"})}, r"sync\.find\.params\.m: .* known here is: event$"),
+        ({"find": Find(path="/c", pick="items[")}, r"sync\.find\.pick"),
+        ({"find": None}, r"sync\.update\.path: .* looks for 'target'"),
+        ({"create": Write(path="/c/{target.id}")}, r"sync\.create\.path"),
+        ({"delete": Write(path="/c/{entity.id}")}, r"sync\.delete\.path"),
+        ({"create": None}, 'missing = "create" needs a create table'),
+        ({"delete": None}, 'gone = "delete" needs a delete table'),
+        (NOTHING, "nothing is done"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_found_at_the_start_and_names_route_and_field(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=r"routes\.user-to-crm\..*" + problem):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "entity.a[?x=='1'].b", "sort_by(entity.a, &b)[0].c", "entity.a[*].{q: w}", "entity.a | [0].x", "{a: entity.x}",
+        "entity.*.x", "entity.a[1:2]", "@", "`1`", "!entity.x", "event.a || entity.b", 'entity."a-b"', "entity.[a, b]",
+        "entity.a[].b", "not_null(entity.a, event.b)",
+    ],
+)  # fmt: skip
+def test_names_behind_a_dot_or_in_a_projection_are_the_documents_own(text: str) -> None:
+    Expression(text, "here", KNOWN)
+
+
+def test_a_plan_is_frozen() -> None:
+    with pytest.raises(AttributeError, match="immutable"):
+        plan().gone = "skip"  # type: ignore[misc]
+
+
+# --- JSON
+
+
+def test_numbers_survive_as_they_are_written() -> None:
+    text = b"[1.1,12345678901234567890.12,12345678901234567890123,1E+400]"
+    assert encode(decode(text)) == text
+
+
+def test_the_digest_is_of_canonical_json() -> None:
+    assert (
+        digest({"b": 1, "a": "ä"}) == digest({"a": "ä", "b": 1}) == hashlib.sha256('{"a":"ä","b":1}'.encode()).digest()
+    )
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nope", b'"\\ud800"', b"\xff", b"[" * 100_000, b"NaN"])
+def test_what_is_not_json_is_a_value_error(body: bytes) -> None:
+    with pytest.raises(ValueError, match="not JSON"):
+        decode(body)
+
+
+@pytest.mark.parametrize(
+    ("entity", "expected"),
+    [
+        ({"meta": {"lastModified": "2018-09-21T06:29:05.708Z"}}, datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)),
+        ({"meta": {"lastModified": "yesterday"}}, None),
+        ({"meta": {"lastModified": 5}}, None),
+        ({"meta": "x"}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_the_time_of_the_last_change_is_read_where_scim_puts_it(
+    entity: dict[str, Any], expected: datetime | None
+) -> None:
+    assert mapping.last_modified(entity) == expected
+
+
+def test_a_template_without_expressions_is_its_text() -> None:
+    assert Template("a b", "here", KNOWN).expand({}) == "a b"

@@ -1,0 +1,44 @@
+"""A client of a scripted server, as the tests of HTTP calls need it."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from scripted import Act, ScriptedServer, serving
+
+from inbox.config import Duration, Endpoint
+from relay.endpoint import prepare
+from relay.http import HttpClient, Limits, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+
+    from relay.answer import Answer
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+POST = Request("forward", "POST", {"Content-Type": "application/json"}, body=b"{}")
+GET = Request("fetch", "GET", {}, path="/user/1")
+
+
+def limits(lease: Callable[[], float] = lambda: float("inf"), stop: threading.Event | None = None) -> Limits:
+    return Limits(lease, stop or threading.Event(), lambda: NOW)
+
+
+def client_of(url: str, **options: Any) -> HttpClient:  # noqa: ANN401  # an Endpoint's fields
+    options = {"timeout": Duration(1), "allow_private": True, "allow_http": True, **options}
+    return HttpClient(prepare(Endpoint(**options), url, "destinations.crm"))
+
+
+class Called:
+    """A server with its acts, and a client of it."""
+
+    def __init__(self, stack: ExitStack, *acts: Act, tls: bool = False, **options: Any) -> None:  # noqa: ANN401
+        self.server: ScriptedServer = stack.enter_context(serving(*acts, tls=tls))
+        self.client = client_of(self.server.url, **options)
+        stack.callback(self.client.close)
+
+    def __call__(self, request: Request = POST, within: Limits | None = None) -> Answer:
+        return self.client.call(request, within or limits())

@@ -1,0 +1,174 @@
+"""What a forward destination gets, and what becomes of its answer."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from scripted import ScriptedServer, answer, reset, serving
+
+from inbox import config_file
+from inbox.errors import ConfigError
+from relay import destinations
+from relay.destinations import Context, Deliverer
+from relay.destinations.forward import sign, signing_key, webhook_id
+from relay.outcome import Delivered, Delivery, Failed, Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NOW = datetime(2021, 2, 25, 14, 55, 30, tzinfo=UTC)
+BODY = b'{"id": "IDNUMBER1234",  "entityType": "USER"}\n'
+DELIVERY = Delivery(
+    seq=7, route="everything", lane="USER|1", attempt=2, run=1, lease_token=1, source="trivore", entity_type="USER",
+    entity_id="ID €", event_type="UPDATE", action="update", event_id=None, occurred_at=NOW, received_at=NOW,
+    content_type="application/json; charset=utf-8", headers={}, body=BODY,
+    traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+)  # fmt: skip
+CONTEXT = Context(lambda: float("inf"), threading.Event(), lambda: NOW)
+
+
+def deliverer(url: str, extra: str = "") -> Deliverer:
+    config = config_file.parse(f"""
+        [sources.trivore]
+        preset = "trivore"
+        auth = {{ kind = "none" }}
+        [destinations.audit]
+        kind = "forward"
+        url = "{url}"
+        allow_private = true
+        allow_http = true
+        timeout = "2s"
+        {extra}
+        [routes.everything]
+        source = "trivore"
+        destination = "audit"
+    """)
+    return destinations.build(config)["everything"]
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with serving(answer(202)) as server:
+        yield server
+
+
+def delivered(server: ScriptedServer, delivery: Delivery = DELIVERY, extra: str = "") -> dict[str, str]:
+    """The headers that arrived."""
+    target = deliverer(f"{server.url}/hook", extra)
+    outcome = target.deliver(delivery, CONTEXT)
+    target.close()
+    assert isinstance(outcome, Delivered)
+    assert outcome.did == "forwarded"
+    return server.seen[-1].headers
+
+
+def test_the_body_arrives_byte_for_byte_with_its_content_type(server: ScriptedServer) -> None:
+    headers = delivered(server)
+    assert server.seen[0].body == BODY
+    assert (server.seen[0].method, server.seen[0].target) == ("POST", "/hook")
+    assert headers["content-type"] == "application/json; charset=utf-8"
+
+
+def test_headers_tell_what_the_event_is_about(server: ScriptedServer) -> None:
+    headers = delivered(server)
+    assert {name: headers[name] for name in headers if name.startswith(("inbox-", "idempotency", "trace"))} == {
+        "inbox-source": "trivore",
+        "inbox-entity-type": "USER",
+        "inbox-entity-id": "ID %E2%82%AC",
+        "inbox-event-type": "UPDATE",
+        "inbox-seq": "7",
+        "inbox-attempt": "2",
+        "idempotency-key": "everything-7-1",
+        "traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+    }
+
+
+def test_an_event_without_entity_content_type_or_trace_has_no_such_header(server: ScriptedServer) -> None:
+    bare = msgspec.structs.replace(DELIVERY, entity_type=None, entity_id=None, content_type="", traceparent=None)
+    headers = delivered(server, bare)
+    assert not headers.keys() & {"inbox-entity-type", "inbox-entity-id", "content-type", "traceparent"}
+
+
+def test_an_empty_body_is_sent_as_one(server: ScriptedServer) -> None:
+    assert delivered(server, msgspec.structs.replace(DELIVERY, body=b""))["content-length"] == "0"
+
+
+def test_the_standard_webhooks_vector_is_signed_as_published() -> None:
+    key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "here")
+    signature = sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("secret", ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "any text"])
+def test_a_signed_delivery_can_be_verified_by_what_arrived(server: ScriptedServer, secret: str) -> None:
+    headers = delivered(server, extra=f'signing_secret = "{secret}"')
+    key = signing_key(secret, "here")
+    assert headers["webhook-timestamp"] == "1614264930"
+    expected = sign(key, headers["webhook-id"], int(headers["webhook-timestamp"]), server.seen[0].body)
+    assert headers["webhook-signature"] == expected
+
+
+def test_without_a_signing_secret_there_is_an_id_and_no_signature(server: ScriptedServer) -> None:
+    headers = delivered(server)
+    assert headers["webhook-id"] == webhook_id(DELIVERY)
+    assert "webhook-signature" not in headers
+
+
+def test_the_webhook_id_is_stable_per_event_and_route_and_has_no_dot() -> None:
+    again = msgspec.structs.replace(DELIVERY, attempt=9, run=3, lease_token=8)
+    other_route = msgspec.structs.replace(DELIVERY, route="other")
+    set_up_anew = msgspec.structs.replace(DELIVERY, received_at=NOW.replace(microsecond=1))
+    assert webhook_id(again) == webhook_id(DELIVERY)
+    assert len({webhook_id(each) for each in (DELIVERY, other_route, set_up_anew)}) == 3
+    assert "." not in webhook_id(DELIVERY)
+
+
+@pytest.mark.parametrize("secret", ["whsec_", "whsec_not base64!"])
+def test_a_signing_secret_that_is_no_key_is_refused_at_the_start(secret: str) -> None:
+    with pytest.raises(ConfigError, match=r"destinations.audit.signing_secret"):
+        deliverer("http://127.0.0.1", f'signing_secret = "{secret}"')
+
+
+@pytest.mark.parametrize(
+    ("act", "error_class", "error"),
+    [
+        (answer(429, b"", retry_after="7"), "throttled", "forward: answered 429 Too Many Requests"),
+        (answer(410), "gone", "forward: answered 410 Gone"),
+        (answer(302), "redirect", "forward: answered 302 Found"),
+        (reset, "unknown", "forward: Connection reset by peer"),
+    ],
+)
+def test_what_is_no_success_is_a_failure_that_names_the_step(act: Any, error_class: str, error: str) -> None:  # noqa: ANN401
+    with serving(act) as server:
+        target = deliverer(server.url)
+        outcome = target.deliver(DELIVERY, CONTEXT)
+        target.close()
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, outcome.error) == (error_class, error)
+    assert outcome.retry_after == (7.0 if error_class == "throttled" else None)
+    assert [call.step for call in outcome.calls] == ["forward"]
+
+
+def test_an_erased_event_is_skipped_without_a_call(server: ScriptedServer) -> None:
+    outcome = deliverer(server.url).deliver(msgspec.structs.replace(DELIVERY, body=None), CONTEXT)
+    assert outcome == Skipped((), "the event's body was erased")
+    assert server.seen == []
+
+
+def test_a_url_kept_as_a_secret_is_not_logged(server: ScriptedServer, tmp_path: Path) -> None:
+    place = tmp_path / "url"
+    place.write_text(f"{server.url}/services/T0/s3cr3t?key=k3y\n")
+    outcome = deliverer(f"file:{place}").deliver(DELIVERY, CONTEXT)
+    assert server.seen[0].target == "/services/T0/s3cr3t?key=k3y"
+    assert outcome.calls[0].url == f"{server.url}/…?key=…"
+
+
+def test_a_plain_url_is_logged_without_query_values(server: ScriptedServer) -> None:
+    outcome = deliverer(f"{server.url}/hook/?key=k3y").deliver(DELIVERY, CONTEXT)
+    assert server.seen[0].target == "/hook/?key=k3y"
+    assert outcome.calls[0].url == f"{server.url}/hook/?key=…"

@@ -1,0 +1,150 @@
+"""Where the relay's calls may not go, whatever the URL looks like."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from scripted import answer, serving
+
+from inbox.clock import SystemClock
+from inbox.config import Duration, Endpoint
+from relay import guard
+from relay.endpoint import prepare
+from relay.http import HttpClient, Limits, Request
+from relay.watchdog import CutOffError, Exchange
+
+if TYPE_CHECKING:
+    from relay.answer import Answer
+
+FORBIDDEN = [
+    "0.0.0.0",  # noqa: S104  # nothing is bound to it
+    "10.1.2.3", "100.64.0.1", "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1",
+    "172.31.255.255", "192.0.0.8", "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.19.255.255",
+    "198.51.100.1", "203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255",
+    "::", "::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::1", "100::1", "2001::1", "2001:20::1", "2001:db8::1", "2002:7f00:1::1", "3fff::1", "5f00::1", "fc00::1",
+    "fd12:3456::1", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "ff0e::1",
+]  # fmt: skip
+PUBLIC = [
+    "1.1.1.1",
+    "100.63.255.255",
+    "172.32.0.1",
+    "192.0.1.1",
+    "223.255.255.255",
+    "2606:4700::1111",
+    "::ffff:8.8.8.8",
+]
+
+
+@pytest.mark.parametrize("address", FORBIDDEN)
+def test_an_address_that_is_not_public_is_refused(address: str) -> None:
+    assert guard.refusal(address) is not None
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_a_public_address_is_not_refused(address: str) -> None:
+    assert guard.refusal(address) is None
+
+
+def call(url: str, **options: Any) -> Answer:  # noqa: ANN401  # an Endpoint's fields
+    endpoint = Endpoint(timeout=Duration(2), allow_http=True, **options)
+    client = HttpClient(prepare(endpoint, url, "destinations.crm"))
+    limits = Limits(lambda: float("inf"), threading.Event(), SystemClock().now)
+    try:
+        return client.call(Request("fetch", "GET", {}), limits)
+    finally:
+        client.close()
+
+
+def resolving_to(*addresses: str) -> Any:  # noqa: ANN401  # in place of getaddrinfo
+    def resolve(_host: str, port: int, **_: object) -> list[Any]:
+        found: list[Any] = []
+        for address in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            found.append(
+                (family, socket.SOCK_STREAM, 6, "", (address, port, 0, 0) if ":" in address else (address, port))
+            )
+        return found
+
+    return resolve
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "127.1", "0x7f000001", "2130706433", "0", "[::ffff:127.0.0.1]"]
+)
+def test_this_machine_is_not_called_however_it_is_spelled(host: str) -> None:
+    with serving(answer()) as server:
+        result = call(f"http://{host}:{server.port}")
+        assert (result.error_class, result.call.sent) == ("refused", "not_sent")
+        assert "allow_private = true lets the call out" in (result.call.error or "")
+        assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    "addresses", [("127.0.0.1", "1.1.1.1"), ("1.1.1.1", "127.0.0.1"), ("2606:4700::1111", "fe80::1")]
+)
+def test_one_forbidden_address_among_several_is_enough(
+    addresses: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to(*addresses))
+    assert call("http://rebound.example").error_class == "refused"
+
+
+def test_the_peer_is_checked_once_more_when_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("1.1.1.1"))
+    original = socket.socket.connect
+    with serving(answer()) as server:
+        monkeypatch.setattr(socket.socket, "connect", lambda sock, _: original(sock, ("127.0.0.1", server.port)))
+        assert call("http://public.example").error_class == "refused"
+        assert server.seen == []
+
+
+def test_the_name_is_resolved_once_and_the_checked_address_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(answer()) as server:
+        asked = []
+        resolve = resolving_to("127.0.0.1")
+
+        def counting(host: str, port: int, **_: object) -> list[Any]:
+            asked.append(host)
+            found: list[Any] = resolve(host, port)
+            return found
+
+        monkeypatch.setattr(socket, "getaddrinfo", counting)
+        assert call(f"http://pinned.example:{server.port}", allow_private=True).error_class is None
+        assert asked == ["pinned.example"]
+        assert server.seen[0].headers["host"] == f"pinned.example:{server.port}"
+
+
+def test_the_next_address_is_tried_when_the_first_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("::1", "127.0.0.1"))
+    with serving(answer()) as server:
+        assert call(f"http://dual.example:{server.port}", allow_private=True).error_class is None
+
+
+def test_lookups_that_hang_keep_a_bounded_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def hanging(*_: object, **__: object) -> list[Any]:
+        over.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    resolver = guard._Resolver()
+    began = time.monotonic()
+    threads = [threading.Thread(target=_resolve, args=(resolver, began + 0.3)) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - began < 1
+    assert len(resolver._threads) == 16
+    over.set()
+
+
+def _resolve(resolver: guard._Resolver, deadline: float) -> None:
+    with pytest.raises(CutOffError):
+        resolver.resolve("slow.example", 80, Exchange(deadline, lambda: float("inf")))

@@ -1,0 +1,123 @@
+"""What is read of an answer, and what of it may be written down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from calling import NOW, Called
+from scripted import (
+    answer,
+    hundred_megabytes,
+    serving,
+)
+
+from inbox.config import ApiBearer, Duration, Secret
+from relay.answer import Redactor, parse_retry_after
+from relay.http import MAX_ANSWER
+
+if TYPE_CHECKING:
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_a_huge_answer_is_read_up_to_64_kib(stack: ExitStack) -> None:
+    call = Called(stack, hundred_megabytes, answer(200, b"next"), timeout=Duration(10))
+    began = time.monotonic()
+    result = call()
+    assert time.monotonic() - began < 1
+    assert (result.error_class, result.whole, len(result.body)) == (None, False, MAX_ANSWER + 1)
+    assert call().body == b"next"
+    assert [seen.connection for seen in call.server.seen] == [1, 2]
+
+
+def test_an_answer_of_exactly_64_kib_is_whole(stack: ExitStack) -> None:
+    result = Called(stack, answer(200, b"x" * MAX_ANSWER))()
+    assert (result.whole, len(result.body)) == (True, MAX_ANSWER)
+
+
+def test_an_encoded_answer_is_not_decoded(stack: ExitStack) -> None:
+    bomb = b"\x1f\x8b\x08not really gzip"
+    call = Called(stack, answer(200, bomb, content_encoding="gzip"))
+    assert call().body == bomb
+    assert call.server.seen[0].headers["accept-encoding"] == "identity"
+
+
+def test_a_redirect_is_not_followed(stack: ExitStack) -> None:
+    other = stack.enter_context(serving(answer()))
+    result = Called(stack, answer(307, b"", location=f"{other.url}/elsewhere"))()
+    assert result.error_class == "redirect"
+    assert other.seen == []
+
+
+def test_cookies_are_not_kept(stack: ExitStack) -> None:
+    call = Called(stack, answer(200, b"", set_cookie="session=1; Path=/"))
+    call()
+    call()
+    assert "cookie" not in call.server.seen[1].headers
+
+
+def test_an_excerpt_shows_no_secret_and_nothing_that_steers_a_terminal(stack: ExitStack) -> None:
+    body = b'{"error": "bad key s3cr3t-key", "access_token": "abc\\"d", "n": 1}\x00\x1b[2J'
+    auth = ApiBearer(Secret("s3cr3t-key"))
+    excerpt = Called(stack, answer(400, body), auth=auth)().call.excerpt or ""
+    assert excerpt == '{"error": "bad key ***", "access_token": ***, "n": 1}\ufffd\ufffd[2J'
+
+
+def test_an_excerpt_is_at_most_4_kib_and_never_of_a_success(stack: ExitStack) -> None:
+    call = Called(stack, answer(500, "é".encode() * 9000), answer(200, b"fine"))
+    excerpt = call().call.excerpt or ""
+    assert len(excerpt.encode()) <= 4096
+    assert set(excerpt) == {"é"}
+    assert call().call.excerpt is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("password=hunter2&x=1", "password=***&x=1"),
+        ("Authorization: Bearer abc.def", "Authorization: ***"),
+        ('{"secrets": ["a1", "b2"], "y": 2}', '{"secrets": ***, "y": 2}'),
+        ('{"clientSecret" : "a1", "y": 2}', '{"clientSecret" : ***, "y": 2}'),
+        ('{"message": "{\\"api_key\\": \\"a1\\"}"}', '{"message": "{\\"api_key\\": ***}"}'),
+        ('{"token": "cut shor', '{"token": ***'),
+        ("a passwordless login", "a passwordless login"),
+        ("mine is p%40ss, cEBzcw==", "mine is ***, ***"),
+    ],
+)
+def test_values_whose_key_says_they_are_secret_are_masked(text: str, shown: str) -> None:
+    assert Redactor(["p@ss"]).excerpt(text.encode()) == shown
+
+
+def test_redacting_hostile_text_takes_no_time() -> None:
+    redactor = Redactor(["s3cr3t"])
+    began = time.monotonic()
+    for piece in (b"token", b"token\\", b'token:"', b"token:[", b"token-", b"token: "):
+        redactor.excerpt(piece * (MAX_ANSWER // len(piece)))
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120", 120.0), ("1.5", 1.5), ("0", 0.0), (" 7 ", 7.0), ("Thu, 01 Jan 2026 00:01:30 GMT", 90.0),
+        ("Thu, 01 Jan 2026 00:01:30 -0000", 90.0), ("Wed, 31 Dec 2025 23:59:59 GMT", None),
+        ("-5", None),
+        ("soon", None), ("", None), ("١٢", None), ("1e9", None), ("99999999999999999999", None), ("nan", None), (None, None),
+        ("Thu, 99 Foo 2026 00:01:30 GMT", None),
+    ],
+)  # fmt: skip
+def test_retry_after_is_seconds_or_a_date_and_rubbish_is_ignored(value: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+def test_retry_after_is_read_from_a_failure(stack: ExitStack) -> None:
+    assert Called(stack, answer(503, b"", retry_after="2.5"))().retry_after == 2.5

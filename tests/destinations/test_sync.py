@@ -1,0 +1,191 @@
+"""What a sync route makes of an event when both services do what they should."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from scripted import Act, answer, serving
+from syncing import (
+    CREATE,
+    DELETE,
+    DELIVERY,
+    FETCH,
+    FIND,
+    FOUND,
+    NONE,
+    NOW,
+    REMOVE,
+    SECOND,
+    SYNC,
+    UPDATE,
+    USER,
+    World,
+    changed,
+)
+
+from relay.expressions import digest
+from relay.outcome import Delivered, Delivery, Failed, Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with serving(routes={}) as server:
+        yield World(server)
+
+
+# --- the way it should go
+
+
+def test_a_counterpart_that_is_found_is_updated(world: World) -> None:
+    outcome = world.deliver()
+    assert world.asked == [FETCH, FIND, UPDATE]
+    fields = {"external_id": "u1", "name": "Ada", "phone": None}
+    assert isinstance(outcome, Delivered)
+    assert (outcome.did, outcome.fetch_began_at) == ("updated", NOW)
+    assert outcome.last_modified == NOW - timedelta(seconds=1.5)
+    assert outcome.applied_hash == digest(fields)
+    assert [(call.step, call.status) for call in outcome.calls] == [("fetch", 200), ("find", 200), ("update", 200)]
+    fetch, find, update = world.server.seen
+    assert json.loads(update.body) == fields
+    assert update.headers["content-type"] == "application/merge-patch+json"
+    assert (fetch.headers["authorization"], find.headers["authorization"]) == (
+        "Basic bWU6cGFzcy13b3Jk",
+        "Bearer crm-token",
+    )
+    assert update.headers["traceparent"] == "00-a-b-01"
+    assert fetch.headers["accept"] == "application/json"
+
+
+def test_a_counterpart_that_is_not_found_is_created(world: World) -> None:
+    outcome = world.deliver(find=NONE)
+    assert world.asked == [FETCH, FIND, CREATE]
+    assert isinstance(outcome, Delivered)
+    assert outcome.did == "created"
+    assert json.loads(world.server.seen[2].body) == {"external_id": "u1", "name": "Ada"}
+    assert world.server.seen[2].headers["content-type"] == "application/json"
+
+
+def test_an_update_can_replace_instead_of_patch(world: World) -> None:
+    sync = changed(
+        'update = { path = "/contacts/{target.id}" }',
+        'update = { path = "/contacts/{target.id}", method = "PUT", format = "json" }',
+    )
+    world.server.routes["PUT /contacts/c1"] = [answer()]
+    assert isinstance(world.deliver(sync=sync), Delivered)
+    assert world.server.seen[2].headers["content-type"] == "application/json"
+
+
+def test_the_idempotency_key_is_of_the_run_and_of_what_is_sent(world: World) -> None:
+    for delivery in (DELIVERY, SECOND, msgspec.structs.replace(DELIVERY, run=3)):
+        world.deliver(delivery)
+    world.deliver(fetch=answer(200, {**USER, "name": "Eve"}))
+    keys = [seen.headers["idempotency-key"] for seen in world.server.seen if seen.method == "PATCH"]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+    assert keys[0].startswith("user-to-crm-7-2-")
+    assert "idempotency-key" not in world.server.seen[0].headers
+
+
+NONES = [NONE, answer(200, {}), answer(200, b"null"), answer(204), answer(404)]
+
+
+@pytest.mark.parametrize("found", [*NONES, answer(200, {"items": None})])
+def test_every_way_of_saying_that_there_is_none_is_understood(world: World, found: Act) -> None:
+    outcome = world.deliver(find=found)
+    assert isinstance(outcome, Delivered)
+    assert outcome.did == "created"
+
+
+@pytest.mark.parametrize("found", [*NONES, answer(200, [])])
+def test_without_a_pick_they_are_understood_likewise(world: World, found: Act) -> None:
+    outcome = world.deliver(sync=changed(', pick = "items"', ""), find=found)
+    assert isinstance(outcome, Delivered)
+    assert outcome.did == "created"
+
+
+@pytest.mark.parametrize("found", [{"items": [{"id": "c1"}]}, [{"id": "c1"}], {"id": "c1"}])
+def test_without_a_pick_a_list_an_object_and_items_are_understood(world: World, found: object) -> None:
+    outcome = world.deliver(sync=changed(', pick = "items"', ""), find=answer(200, found))
+    assert isinstance(outcome, Delivered)
+    assert outcome.did == "updated"
+
+
+def test_a_pick_may_name_the_one_match(world: World) -> None:
+    outcome = world.deliver(
+        sync=changed('pick = "items"', 'pick = "result.first"'), find=answer(200, {"result": {"first": {"id": "c1"}}})
+    )
+    assert isinstance(outcome, Delivered)
+
+
+def test_a_find_can_be_a_post(world: World) -> None:
+    sync = changed(
+        'params = { externalId = "{event.entity_id}" }',
+        'method = "POST", body = { query = { id = "{event.entity_id}" } }',
+    )
+    world.server.routes["POST /contacts"] = [FOUND]
+    outcome = world.deliver(sync=sync, create=FOUND)
+    assert isinstance(outcome, Delivered)
+    assert json.loads(world.server.seen[1].body) == {"query": {"id": "u1"}}
+    assert "idempotency-key" not in world.server.seen[1].headers
+
+
+def test_without_a_find_the_update_names_its_counterpart_itself(world: World) -> None:
+    sync = (
+        changed('find = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }', "")
+        .replace("{target.id}", "{event.entity_id}")
+    )  # fmt: skip
+    world.server.routes["PATCH /contacts/u1"] = [answer(), answer(404)]
+    outcomes = [world.deliver(sync=sync), world.deliver(sync=sync)]
+    assert [outcome.did for outcome in outcomes if isinstance(outcome, Delivered)] == ["updated", "created"]
+    assert world.asked == [FETCH, "PATCH /contacts/u1", FETCH, "PATCH /contacts/u1", CREATE]
+
+
+def test_a_route_without_update_leaves_a_counterpart_alone(world: World) -> None:
+    outcome = world.deliver(sync=changed('update = { path = "/contacts/{target.id}" }', ""))
+    assert isinstance(outcome, Skipped)
+    assert world.asked == [FETCH, FIND]
+
+
+# --- gone
+
+
+def test_a_delete_event_deletes_the_counterpart_without_a_fetch(world: World) -> None:
+    outcome = world.deliver(DELETE)
+    assert world.asked == [FIND, REMOVE]
+    assert isinstance(outcome, Delivered)
+    assert (outcome.did, outcome.fetch_began_at, outcome.applied_hash) == ("deleted", None, None)
+
+
+def test_deleting_what_is_not_there_is_a_success(world: World) -> None:
+    nothing: list[dict[str, Act]] = [{"find": NONE}, {"remove": answer(404)}, {"remove": answer(410)}]
+    for acts in nothing:
+        outcome = world.deliver(DELETE, acts)
+        assert isinstance(outcome, Delivered)
+        assert outcome.did == "nothing_to_delete"
+
+
+def test_an_entity_that_is_not_there_yet_is_asked_for_again_by_the_next_attempt(world: World) -> None:
+    outcome = world.deliver(fetch=answer(404))
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, world.asked) == ("gone", [FETCH])
+
+
+def test_an_entity_that_is_still_not_there_is_gone(world: World) -> None:
+    outcome = world.deliver(SECOND, fetch=answer(404))
+    assert world.asked == [FETCH, FIND, REMOVE]
+    assert isinstance(outcome, Delivered)
+    assert (outcome.did, outcome.fetch_began_at) == ("deleted", NOW)
+
+
+@pytest.mark.parametrize(("delivery", "asked"), [(DELETE, []), (SECOND, [FETCH])])
+def test_a_route_can_leave_the_counterpart_of_what_is_gone(world: World, delivery: Delivery, asked: list[str]) -> None:
+    outcome = world.deliver(delivery, sync=f'gone = "skip"\n{SYNC}', fetch=answer(404))
+    assert isinstance(outcome, Skipped)
+    assert world.asked == asked

@@ -1,0 +1,187 @@
+"""A sync route's policies, and what becomes of an attempt when a service does not do what it should."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from scripted import Act, answer, hang, reset, serving
+from syncing import (
+    CREATE,
+    DELIVERY,
+    FETCH,
+    FIND,
+    FOUND,
+    NONE,
+    NOW,
+    SYNC,
+    UPDATE,
+    USER,
+    World,
+    changed,
+)
+
+from inbox.errors import ConfigError
+from relay import destinations
+from relay.destinations import Context
+from relay.outcome import Delivered, Failed, Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with serving(routes={}) as server:
+        yield World(server)
+
+
+# --- policies
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"), [("skip", Skipped), ("retry", "gone"), ("dead", "no_target")]
+)  # fmt: skip
+def test_a_missing_counterpart_is_what_the_route_says(world: World, missing: str, expected: object) -> None:
+    outcome = world.deliver(sync=f'missing = "{missing}"\n{SYNC}', find=NONE)
+    assert world.asked == [FETCH, FIND]
+    assert (
+        isinstance(outcome, Skipped)
+        if expected is Skipped
+        else isinstance(outcome, Failed) and outcome.error_class == expected
+    )
+
+
+def test_several_counterparts_are_ambiguous_unless_the_first_will_do(world: World) -> None:
+    several = answer(200, {"items": [{"id": "c1"}, {"id": "c2"}]})
+    outcome = world.deliver(find=several)
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, outcome.error) == ("ambiguous", "find: 2 counterparts")
+    assert isinstance(world.deliver(sync=f'many = "first"\n{SYNC}', find=several), Delivered)
+
+
+def test_a_counterpart_that_is_gone_by_the_time_is_looked_for_once_more(world: World) -> None:
+    world.server.routes["PATCH /contacts/c2"] = [answer()]
+    outcome = world.deliver(find=[FOUND, answer(200, {"items": [{"id": "c2"}]})], update=answer(404))
+    assert isinstance(outcome, Delivered)
+    assert world.asked == [FETCH, FIND, UPDATE, FIND, "PATCH /contacts/c2"]
+
+
+def test_a_counterpart_that_is_gone_and_not_found_again_is_missing(world: World) -> None:
+    outcome = world.deliver(find=[FOUND, NONE], update=answer(410))
+    assert isinstance(outcome, Delivered)
+    assert (outcome.did, world.asked) == ("created", [FETCH, FIND, UPDATE, FIND, CREATE])
+
+
+def test_a_counterpart_that_is_found_and_gone_for_ever_is_a_failure(world: World) -> None:
+    outcome = world.deliver(update=answer(404))
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, len(outcome.calls)) == ("gone", 5)
+
+
+def test_somebody_else_creating_it_first_is_a_conflict(world: World) -> None:
+    outcome = world.deliver(find=NONE, create=answer(409))
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "conflict"
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize("step", ["fetch", "find", "update"])
+@pytest.mark.parametrize(
+    ("act", "error_class"),
+    [
+        (answer(500), "server_error"),
+        (answer(401), "auth"),
+        (answer(429, b"", retry_after="9"), "throttled"),
+        (answer(422), "rejected"),
+        (answer(302), "redirect"),
+        (reset, "unknown"),
+    ],
+)
+def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, act: Act, error_class: str) -> None:
+    outcome = world.deliver(acts={step: act})
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == error_class
+    assert outcome.error.startswith(f"{step}: ")
+    assert outcome.calls[-1].step == step
+    assert outcome.retry_after == (9.0 if error_class == "throttled" else None)
+
+
+@pytest.mark.parametrize(
+    ("acts", "error"),
+    [
+        ({"fetch": answer(200, b"<html>")}, "fetch: the answer is not JSON"),
+        ({"fetch": answer(200, [USER])}, "fetch: the answer is not an object"),
+        ({"fetch": answer(204)}, "fetch: the answer is not an object"),
+        ({"fetch": answer(200, {"a": "x" * 70_000})}, "fetch: the answer is larger than 64 KiB"),
+        ({"fetch": answer(200, b"[" * 60_000)}, "fetch: the answer is not JSON"),
+        ({"find": answer(200, b"nope")}, "find: the answer is not JSON"),
+        ({"find": answer(200, {"items": ["c1"]})}, "find: a match is not an object"),
+        ({"find": answer(200, {"items": [{"name": "x"}]})}, "find: the match lacks one of: target.id"),
+    ],
+)
+def test_an_answer_that_is_not_what_the_step_needs_is_bad(world: World, acts: dict[str, Act], error: str) -> None:
+    outcome = world.deliver(acts=acts)
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, outcome.error) == ("bad_answer", error)
+
+
+def test_a_pick_that_can_not_be_evaluated_is_a_bad_answer(world: World) -> None:
+    outcome = world.deliver(
+        sync=changed('pick = "items"', 'pick = "sort_by(items, &id)"'), find=answer(200, {"items": "x"})
+    )
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "bad_answer"
+
+
+def test_an_event_that_has_no_value_for_a_template_is_a_mapping_failure(world: World) -> None:
+    outcome = world.deliver(msgspec.structs.replace(DELIVERY, entity_id=None))
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "mapping"
+    assert outcome.error == "routes.user-to-crm.sync.fetch.path: {event.entity_id} has no value"
+    assert outcome.calls == ()
+
+
+def test_a_mapping_failure_keeps_the_calls_made_before_it(world: World) -> None:
+    outcome = world.deliver(sync=changed('"entity.name"', "\"join(' ', entity.name)\""))
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", ["fetch", "find"])
+
+
+def test_an_erased_event_is_still_synchronised(world: World) -> None:
+    assert isinstance(world.deliver(msgspec.structs.replace(DELIVERY, body=None)), Delivered)
+
+
+def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:
+    leases = iter([float("inf")])
+    context = Context(lambda: next(leases, 0.0), threading.Event(), lambda: NOW)
+    outcome = world.deliver(context=context)
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "lease_lost"
+
+
+def test_a_hanging_step_ends_at_its_deadline(world: World) -> None:
+    began = time.monotonic()
+    outcome = world.deliver(update=hang, timeout="300ms")
+    assert time.monotonic() - began < 1
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, outcome.error) == ("unknown", "update: no whole answer within 0.3 s")
+
+
+def test_a_sync_route_without_its_table_is_refused_at_the_start(world: World) -> None:
+    config = world.config(SYNC)
+    route = msgspec.structs.replace(config.routes["user-to-crm"], sync=None)
+    with pytest.raises(ConfigError, match=r"routes\.user-to-crm"):
+        destinations.build(msgspec.structs.replace(config, routes={"user-to-crm": route}))
+
+
+def test_routes_share_the_client_of_their_endpoint(world: World) -> None:
+    config = world.config(SYNC)
+    both = {**config.routes, "again": msgspec.structs.replace(config.routes["user-to-crm"], name="again")}
+    made: Any = destinations.build(msgspec.structs.replace(config, routes=both))
+    assert made["again"]._destination is made["user-to-crm"]._destination
