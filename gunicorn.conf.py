@@ -4,4 +4,3 @@ The settings stand in `inbox/serve.py`, so that an installed package has them to
 """
 
 from inbox.serve import *  # noqa: F403  # gunicorn reads its settings from this module's names
-from inbox.serve import on_starting as on_starting

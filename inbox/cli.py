@@ -74,7 +74,9 @@ def send_command(
     source: Annotated[str, typer.Argument(help="A name of [sources].")],
     entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
     event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
-    at: Annotated[datetime | None, typer.Option(help="When; now unless given. UTC.", formats=["%Y-%m-%dT%H:%M:%S"])] = None,
+    at: Annotated[
+        datetime | None, typer.Option(help="When; now unless given. UTC.", formats=["%Y-%m-%dT%H:%M:%S"])
+    ] = None,
     url: Annotated[str, typer.Option(help="Where the receiver is.")] = "http://127.0.0.1:8000",
 ) -> None:
     """Send a webhook as the source would, with its secret, and show the answer.
@@ -90,7 +92,9 @@ def send_command(
         fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
     with told():
         moment = SystemClock().now() if at is None else at.replace(tzinfo=UTC)
-        answer = send.send(config_file.read(), source, entity_type, entity_id, event, moment, url)
+        answer = send.send(
+            config_file.read(), source, url, entity_type=entity_type, entity_id=entity_id, event_type=event, at=moment
+        )
     console().print(f"{answer.status} {printable(answer.body)}")
     if answer.status != send.ACCEPTED:
         raise typer.Exit(FINDING)
@@ -127,7 +131,18 @@ def list_command(
             before=before,
             limit=limit,
         )
-    columns = ("seq", "received_at", "source", "entity_type", "entity_id", "event_type", "route", "state", "attempts", "last_error")
+    columns = (
+        "seq",
+        "received_at",
+        "source",
+        "entity_type",
+        "entity_id",
+        "event_type",
+        "route",
+        "state",
+        "attempts",
+        "last_error",
+    )
     show(rows, as_json=as_json, columns=columns, empty="no such event")
 
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from inbox.config import Config, Database
 from inbox.config_links import broken_links
-from inbox.config_shape import build, mistakes, nearest
+from inbox.config_shape import Mistake, build, mistakes, nearest
 from inbox.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from inbox.config_shape import Mistake
 
 __all__ = ["DEFAULT_FILE", "config_path", "nearest", "parse", "read"]
 

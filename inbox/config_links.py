@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
-from inbox.config import SyncDestination
+from inbox.config import Config, Destination, Route, Sync, SyncDestination
 from inbox.config_shape import Mistake, nearest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from inbox.config import Config, Destination, Route, Sync
 
 _TARGET = re.compile(r"\{\s*target\b")
 

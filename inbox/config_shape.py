@@ -6,16 +6,14 @@ msgspec checks the same, but names neither the table (`$.routes[...]`) nor a nea
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 from msgspec import inspect
 
 from inbox.config import Config, Duration, Endpoint, Route, Secret, Source
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 Path = tuple[str, ...]
 """Keys from the top of the file down; a place in a list is `[0]`."""

@@ -1,6 +1,7 @@
 """What the stages of the receiver hand to each other: each is frozen, and data goes one way.
 
-``RawRequest`` (the bytes) → ``Identity`` (what a preset reads in them) → ``Event`` (what is stored) → ``Receipt`` (what is answered).
+``RawRequest`` (the bytes) → ``Identity`` (what a preset reads in them) → ``Event`` (what is stored) → ``Receipt`` (what
+is answered).
 """
 
 from __future__ import annotations
@@ -100,9 +101,9 @@ def escape(part: str) -> str:
 def dedup_key(identity: Identity) -> str:
     """The key that is unique per source.
 
-    It begins with the time in fixed width, so that the index grows at its right edge: an entity-first key fell from 26,000 to 9,000
-    rows/s at 5 M rows. A key too long for an index is replaced by its SHA-256 behind the time, with a mark that `escape` never
-    makes.
+    It begins with the time in fixed width, so that the index grows at its right edge: an entity-first key fell from
+    26,000 to 9,000 rows/s at 5 M rows. A key too long for an index is replaced by its SHA-256 behind the time, with a
+    mark that `escape` never makes.
     """
     parts: Sequence[str] = [escape(part) for part in identity.key_parts]
     prefix = [timestamps.fixed_width(identity.occurred_ns)] if identity.key_has_time else []

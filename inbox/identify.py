@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from inbox import timestamps
-from inbox.config import HeaderAuth
-from inbox.event import Event, dedup_key
+from inbox.config import HeaderAuth, Route, Source
+from inbox.event import Event, Identity, RawRequest, dedup_key
 from inbox.routing import enrol
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from inbox.config import Route, Source
-    from inbox.event import Identity, RawRequest
 
 KEPT_HEADERS = frozenset(
     {

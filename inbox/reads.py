@@ -81,7 +81,9 @@ def event(engine: Engine, seq: int) -> Row | None:
 
 _PARTS = {
     "deliveries": text("SELECT * FROM delivery WHERE seq = :seq AND route IS NOT NULL ORDER BY route"),
-    "facts": text("SELECT id, at, route, kind, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq ORDER BY id"),
+    "facts": text(
+        "SELECT id, at, route, kind, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq ORDER BY id"
+    ),
     "repeats": text("SELECT id, received_at, body, handled_at FROM repeated_request WHERE seq = :seq ORDER BY id"),
 }
 

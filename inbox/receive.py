@@ -93,7 +93,8 @@ class Webhooks:
         except RequestError as error:
             if not isinstance(error, Unavailable) and self.writer is not None:
                 known = inlet if sender_is_known else None
-                self.writer.reject(self._rejected(known, source, headers, body, req.remote_addr, error))
+                raw = RawRequest(source, headers, body, self._clock.now(), remote_address=req.remote_addr)
+                self.writer.reject(_rejected(known, raw, error))
             raise
 
     async def _take_in(self, inlet: Inlet, raw: RawRequest, resp: Response) -> None:
@@ -113,28 +114,21 @@ class Webhooks:
             raise Unavailable("the receiver is starting")
         return await self.writer.append(to_event(inlet.source, raw, identity, inlet.routes))
 
-    def _rejected(
-        self,
-        inlet: Inlet | None,
-        source: str,
-        headers: Mapping[str, str],
-        body: bytes,
-        remote_address: str,
-        error: RequestError,
-    ) -> Rejected:
-        """Of a sender that did not prove who it is, neither body nor headers are kept."""
-        return Rejected(
-            received_at=self._clock.now(),
-            source=source[:64].encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00"),
-            status=error.status,
-            cause=error.cause,
-            detail=error.detail,
-            field=error.field,
-            remote_address=remote_address,
-            body_sha256=hashlib.sha256(body).digest(),
-            headers=None if inlet is None else kept_headers(inlet.source, headers),
-            body=None if inlet is None else body,
-        )
+
+def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Rejected:
+    """Of a sender that did not prove who it is (`inlet` is None), neither body nor headers are kept."""
+    return Rejected(
+        received_at=raw.received_at,
+        source=raw.source[:64].encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00"),
+        status=error.status,
+        cause=error.cause,
+        detail=error.detail,
+        field=error.field,
+        remote_address=raw.remote_address,
+        body_sha256=hashlib.sha256(raw.body).digest(),
+        headers=None if inlet is None else kept_headers(inlet.source, raw.headers),
+        body=None if inlet is None else raw.body,
+    )
 
 
 async def _read(req: Request, most: int) -> bytes:
@@ -180,4 +174,3 @@ async def answer_problem(
         resp.set_header("Retry-After", str(error.retry_after_seconds))
     if isinstance(error, NotAuthenticated):
         resp.set_header("WWW-Authenticate", 'Bearer, Basic realm="webhooks"')  # RFC 9110 §11.6.1 wants one
-

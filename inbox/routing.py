@@ -14,12 +14,9 @@ OWN_LANE = "|"
 def enrol(source: str, identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
     """The routes of `source` whose `when` the event matches, each with the event's lane there; `key` is its dedup key."""
     return tuple(
-        Enrolment(
-            route.name, lane_of(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key)
-        )
+        Enrolment(route.name, lane_of(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key))
         for route in routes
-        if route.source == source
-        and matches(route.when, identity.entity_type, identity.event_type, identity.action)
+        if route.source == source and matches(route.when, identity.entity_type, identity.event_type, identity.action)
     )
 
 
@@ -32,13 +29,11 @@ def matches(when: When, entity_type: str | None, event_type: str, action: Action
     )
 
 
-def lane_of(
-    route: Route, *, entity_type: str | None, entity_id: str | None, key: str
-) -> str:
+def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key: str) -> str:
     """The unit of order on the route: its entity, the whole route, or the event itself, whose dedup key is `key`.
 
-    An event without an entity is its own lane. The three forms can't collide: an event's own lane begins with a bare `|`, an
-    entity's has one further in, and the whole route's has none.
+    An event without an entity is its own lane. The three forms can't collide: an event's own lane begins with a bare
+    `|`, an entity's has one further in, and the whole route's has none.
     """
     if route.lane == "route":
         return ROUTE_LANE

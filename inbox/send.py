@@ -27,7 +27,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def send(
-    config: Config, name: str, entity_type: str, entity_id: str, event_type: str, at: datetime, url: str
+    config: Config, name: str, url: str, *, entity_type: str, entity_id: str, event_type: str, at: datetime
 ) -> Answer:
     """Send `{"id", "entityType", "eventType", "timestamp"}` to the receiver at `url`.
 
@@ -57,7 +57,9 @@ def send(
         with error:
             return Answer(error.code, error.read().decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ConfigError(f"nobody answers at {url} ({error}); start the receiver with `inbox serve`, or give --url") from None
+        raise ConfigError(
+            f"nobody answers at {url} ({error}); start the receiver with `inbox serve`, or give --url"
+        ) from None
 
 
 def _proof(source: Source, at: datetime) -> tuple[str, dict[str, str]]:

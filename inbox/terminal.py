@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NoReturn
@@ -39,7 +39,9 @@ def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: s
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if isinstance(rows[0].get(column), int | float) else "left")
+        table.add_column(
+            column, overflow="fold", justify="right" if isinstance(rows[0].get(column), int | float) else "left"
+        )
     for row in rows:
         table.add_row(*(printable(row.get(column)) for column in columns))
     console().print(table)
@@ -87,8 +89,6 @@ def told() -> Iterator[None]:
         fail(str(error))
     except DBAPIError as error:
         fail(f"the database: {str(error.orig).strip()}")
-
-
 
 
 def _plain(value: object) -> object:

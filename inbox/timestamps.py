@@ -1,7 +1,8 @@
 """Strict RFC 3339 to UTC nanoseconds: the one parser of event times.
 
-Parsers differ on the same string (fraction digits truncated or rounded, `24:00`, `:60`, naive values, week dates), so an event's
-time is never compared, keyed or handed to a database as text, only as the instant parsed here. An offset is required.
+Parsers differ on the same string (fraction digits truncated or rounded, `24:00`, `:60`, naive values, week dates), so
+an event's time is never compared, keyed or handed to a database as text, only as the instant parsed here. An offset is
+required.
 """
 
 from __future__ import annotations

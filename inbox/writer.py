@@ -1,7 +1,7 @@
 """Group commit: one task for each process gathers everything that waits, and commits it at once.
 
-While one batch commits, the next gathers: no timer, so an idle receiver answers without delay. A request is answered after the commit
-of its batch, never before.
+While one batch commits, the next gathers: no timer, so an idle receiver answers without delay. A request is answered
+after the commit of its batch, never before.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-
 from typing import TypeVar
 
 import msgspec

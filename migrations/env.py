@@ -1,6 +1,7 @@
 """What alembic runs for every command: which database, which tables.
 
-`inbox migrate` hands its connection in; a bare `alembic` command reads the URL from inbox.toml, as everything else does.
+`inbox migrate` hands its connection in; a bare `alembic` command reads the URL from inbox.toml, as everything else
+does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from inbox.db.schema import metadata
 
 def run(connection: Connection) -> None:
     """Run the migrations that were asked for in the one transaction of this connection; SQLite's DDL is transactional too."""
-    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True, compare_server_default=True)
+    context.configure(
+        connection=connection, target_metadata=metadata, transactional_ddl=True, compare_server_default=True
+    )
     with context.begin_transaction():
         context.run_migrations()
 

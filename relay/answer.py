@@ -5,18 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import msgspec
 
 from relay.outcome import Call, ErrorClass, Failed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 EXCERPT_BYTES = 4096
 

@@ -30,9 +30,7 @@ app = typer.Typer(
 app.add_typer(demo_app, name="demo")
 
 AsJson = Annotated[bool, typer.Option("--json", help="An array of objects instead of a table.")]
-Since = Annotated[
-    datetime | None, typer.Option(help="Only since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
-]
+Since = Annotated[datetime | None, typer.Option(help="Only since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])]
 SILENT_SECONDS = 20
 """A relay that has not said for so long that it lives has been replaced."""
 
@@ -100,7 +98,9 @@ def status(
     show(backlog, as_json=as_json, columns=columns, empty="nothing is open on any route")
     if not as_json:
         running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
-        console(stderr=True).print(f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"))
+        console(stderr=True).print(
+            f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`")
+        )
     if check and not alive:
         raise typer.Exit(FINDING)
 
@@ -130,7 +130,18 @@ def dead(
             since=None if since is None else since.replace(tzinfo=UTC),
             limit=limit,
         )
-    columns = ("seq", "route", "state", "entity_type", "entity_id", "event_type", "attempts", "died_at", "cause", "error")
+    columns = (
+        "seq",
+        "route",
+        "state",
+        "entity_type",
+        "entity_id",
+        "event_type",
+        "attempts",
+        "died_at",
+        "cause",
+        "error",
+    )
     show(rows, as_json=as_json, columns=columns, empty="no dead letters")
 
 

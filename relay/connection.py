@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import functools
+import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from requests import PreparedRequest, Response
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.poolmanager import ProxyManager
+from urllib3.response import HTTPResponse
 
 from inbox.errors import ConfigError
 from relay import guard
 from relay.watchdog import Exchange
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping
-
-    from urllib3.connectionpool import HTTPConnectionPool
-    from urllib3.poolmanager import ProxyManager
-    from urllib3.response import HTTPResponse
 
 IDLE_SECONDS = 4.0
 """A socket idle for longer is closed before it is reused: the other side may be closing it just now, and then nobody
@@ -176,9 +173,20 @@ def tls_context(ca_file: str | None, where: str) -> ssl.SSLContext:
     Raises:
         ConfigError: `ca_file` can't be read or holds no certificate; `where` names the table.
     """
+    if ca_file is None:
+        return _default_context()
     try:
-        context = ssl.create_default_context(cafile=ca_file or DEFAULT_CA_BUNDLE_PATH)
+        return _context(ca_file)
     except OSError as error:
         raise ConfigError(f"{where}: can't use ca_file {ca_file}: {error}") from None
+
+
+@functools.cache
+def _default_context() -> ssl.SSLContext:
+    return _context(DEFAULT_CA_BUNDLE_PATH)
+
+
+def _context(ca_file: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

@@ -1,7 +1,7 @@
 """The long-running relay: one loop that owns the work, threads that make the calls, and one that keeps the leases alive.
 
-The loop records what has finished, takes back leases that ran out, sequences what arrived and claims what is due. Every step is a
-short transaction; none is open during a call.
+The loop records what has finished, takes back leases that ran out, sequences what arrived and claims what is due. Every
+step is a short transaction; none is open during a call.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Relay:
         return len(claimed)
 
     def _wait(self, *, busy: bool) -> None:
-        """For an outcome, at most as long as the poll takes: 20 ms after work, twice as long after each idle round, up to 500 ms."""
+        """For an outcome, at most as long as the poll: 20 ms after work, twice as long after each idle round, up to 500 ms."""
         self._poll = BUSY_POLL_SECONDS if busy else min(self._poll * 2, IDLE_POLL_SECONDS)
         try:
             finished = self._finished.get(timeout=self._poll)

@@ -6,7 +6,7 @@ import ipaddress
 import re
 import ssl
 from base64 import b64encode
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
@@ -17,9 +17,6 @@ from inbox.errors import ConfigError
 from relay import guard
 from relay.answer import Redactor
 from relay.connection import tls_context
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")

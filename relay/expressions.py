@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import jmespath
@@ -14,9 +15,6 @@ from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 
 from inbox.errors import ConfigError, MappingError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
 
 Scope = dict[str, Any]
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")

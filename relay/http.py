@@ -13,10 +13,11 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from datetime import datetime
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import msgspec
 import requests
@@ -26,14 +27,9 @@ import urllib3.exceptions
 from inbox.errors import OutboundRefused
 from relay.answer import Answer, class_of_status, parse_retry_after
 from relay.connection import EndpointAdapter, Wire
+from relay.endpoint import Target
 from relay.outcome import Call, Sent, Step
 from relay.watchdog import WATCHDOG, CutOffError, Exchange
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Future
-
-    from relay.endpoint import Target
 
 MAX_ANSWER = 64 * 1024
 """Bytes read of an answer; a longer one is cut there, and its connection closed."""

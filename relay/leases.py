@@ -1,7 +1,8 @@
 """Until when this process may trust each of its leases, on its own monotonic clock.
 
-A lease lasts 15 s by the database's clock from the moment the database grants it. Here it is trusted until 14 s after the moment we
-began to ask for it, however slow the answer was; so a relay that can't renew stops before another may take over (DESIGN §5).
+A lease lasts 15 s by the database's clock from the moment the database grants it. Here it is trusted until 14 s after
+the moment we began to ask for it, however slow the answer was; so a relay that can't renew stops before another may
+take over (DESIGN §5).
 """
 
 from __future__ import annotations

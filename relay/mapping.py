@@ -6,12 +6,15 @@ field of the counterpart. Both look into a scope of `event`, `entity` and `targe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Literal
 from urllib.parse import parse_qsl, quote
 
 import msgspec
 
 from inbox import timestamps
+from inbox.config import Fetch, Find, Sync, Update, Write
 from inbox.errors import ConfigError, MappingError
 from relay.expressions import (
     Expression,
@@ -25,13 +28,7 @@ from relay.expressions import (
     templated,
     without_nulls,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from datetime import datetime
-
-    from inbox.config import Fetch, Find, Sync, Update, Write
-    from relay.outcome import Delivery
+from relay.outcome import Delivery
 
 _MEDIA_TYPES = {"merge-patch": "application/merge-patch+json", "json": "application/json"}  # RFC 7396
 

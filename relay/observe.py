@@ -56,4 +56,6 @@ class Observer:
     def database_trouble(self, what: str, error: BaseException) -> None:
         """The database failed; it is tried again."""
         self.counts["database_trouble"] += 1
-        _log.warning("database trouble while %s, trying again: %s", what, type(getattr(error, "orig", None) or error).__name__)
+        _log.warning(
+            "database trouble while %s, trying again: %s", what, type(getattr(error, "orig", None) or error).__name__
+        )

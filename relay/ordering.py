@@ -13,12 +13,15 @@ from relay import facts
 from relay.lifecycle import HEADS, OpenDelivery, State, Step, append, schedule
 
 
-def settle(ordering: Ordering, lane: Iterable[OpenDelivery], now: datetime, first_delay: timedelta) -> list[OpenDelivery]:
+def settle(
+    ordering: Ordering, lane: Iterable[OpenDelivery], now: datetime, first_delay: timedelta
+) -> list[OpenDelivery]:
     """Give a lane its head, and fold what a newer event stands for.
 
     Args:
         ordering: the route's.
-        lane: its head if it has one, and those that arrived or wait. For `strict`, of the waiting ones the first is enough.
+        lane: its head if it has one, and those that arrived or wait. For `strict`, of the waiting ones the first is
+            enough.
         now: the database's clock.
         first_delay: a retry that a newer event takes over is due no later than this.
 
@@ -36,7 +39,7 @@ def settle(ordering: Ordering, lane: Iterable[OpenDelivery], now: datetime, firs
 
 
 def _settle_strict(head: OpenDelivery | None, others: list[OpenDelivery], now: datetime) -> list[OpenDelivery]:
-    """One by one in the order of (occurred_at, seq). An older event that arrives in time goes before a head nobody has worked on."""
+    """One by one by (occurred_at, seq). An older event that arrives in time goes before a head nobody has worked on."""
     first = min(others, key=lambda row: row.key)
     if head is not None and head.state is State.READY and head.attempt == 0 and first.key < head.key:
         settled = [schedule(head, Step.DEMOTED, now), schedule(first, Step.PROMOTED, now)]

@@ -16,22 +16,22 @@ Sent = Literal["answered", "not_sent", "unknown"]
 whole answer came back, so that the other side may have acted on it."""
 
 ErrorClass = Literal[
-    "not_sent",      # the call provably never left
-    "unknown",       # it left, and no whole answer came back in time
-    "throttled",     # 408, 425, 429
+    "not_sent",  # the call provably never left
+    "unknown",  # it left, and no whole answer came back in time
+    "throttled",  # 408, 425, 429
     "server_error",  # 5xx
-    "rejected",      # 400, 422 and every other 4xx that has no class of its own
-    "auth",          # 401, 403
-    "gone",          # 404, 410
-    "conflict",      # 409, 412
-    "redirect",      # 3xx: never followed
-    "bad_answer",    # answered, but not with what the step needs: not JSON, too large, no id
-    "mapping",       # a template or expression has no usable value for this event
-    "ambiguous",     # several counterparts
-    "no_target",     # no counterpart, and the route says not to create one
-    "refused",       # the outbound guard did not let the call out
-    "lease_lost",    # the lease ended while the attempt ran: the calls were cut
-    "crashed",       # the destination's code raised: a bug
+    "rejected",  # 400, 422 and every other 4xx that has no class of its own
+    "auth",  # 401, 403
+    "gone",  # 404, 410
+    "conflict",  # 409, 412
+    "redirect",  # 3xx: never followed
+    "bad_answer",  # answered, but not with what the step needs: not JSON, too large, no id
+    "mapping",  # a template or expression has no usable value for this event
+    "ambiguous",  # several counterparts
+    "no_target",  # no counterpart, and the route says not to create one
+    "refused",  # the outbound guard did not let the call out
+    "lease_lost",  # the lease ended while the attempt ran: the calls were cut
+    "crashed",  # the destination's code raised: a bug
 ]
 
 

@@ -10,10 +10,8 @@ import contextlib
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
+from typing import Literal
 
 CutBy = Literal["deadline", "lease"]
 

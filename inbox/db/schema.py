@@ -1,7 +1,7 @@
 """Every table of both sides. Names are public: DBAs write queries against them.
 
-A change here needs a migration, a changelog line and a reason. Append-only tables hold facts, small hot tables hold the work; what
-refuses changes to the append-only ones stands in `inbox.db.views`, beside the views.
+A change here needs a migration, a changelog line and a reason. Append-only tables hold facts, small hot tables hold the
+work; what refuses changes to the append-only ones stands in `inbox.db.views`, beside the views.
 """
 
 from __future__ import annotations
@@ -39,20 +39,32 @@ HOT = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vac
 inbox = Table(
     "inbox",
     metadata,
-    Column("seq", BigId, primary_key=True, autoincrement=True, comment="number of the event in arrival order; gaps mean nothing"),
+    Column(
+        "seq",
+        BigId,
+        primary_key=True,
+        autoincrement=True,
+        comment="number of the event in arrival order; gaps mean nothing",
+    ),
     Column("source", Text, nullable=False, comment="who sent it: a name of [sources] in inbox.toml"),
     Column("dedup_key", Text, nullable=False, comment="what makes two requests of a source the same event"),
-    Column("entity_type", Text, comment="kind of the entity that changed, such as USER; empty when the event is about none"),
+    Column(
+        "entity_type", Text, comment="kind of the entity that changed, such as USER; empty when the event is about none"
+    ),
     Column("entity_id", Text, comment="the source's id of the entity that changed"),
     Column("event_type", Text, nullable=False, comment="the sender's word for what happened, verbatim"),
     Column("action", Text, nullable=False, comment="what happened, in our words: create, update, delete or other"),
     Column("event_id", Text, comment="the sender's own id of the event, where it has one"),
     Column("occurred_at", UtcDateTime, nullable=False, comment="the event's own time, to the microsecond"),
     Column("received_at", UtcDateTime, nullable=False, comment="when the receiver had read the request"),
-    Column("routes", TextList, nullable=False, comment="names of the routes that matched when it arrived; empty: unrouted"),
+    Column(
+        "routes", TextList, nullable=False, comment="names of the routes that matched when it arrived; empty: unrouted"
+    ),
     Column("headers", JsonValue, comment="allow-listed request headers; empty after erasure or retention"),
     Column("content_type", Text, nullable=False, comment="Content-Type of the body"),
-    Column("body", LargeBinary, comment="the request's body, byte for byte: the truth; empty after erasure or retention"),
+    Column(
+        "body", LargeBinary, comment="the request's body, byte for byte: the truth; empty after erasure or retention"
+    ),
     Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of the body; stays after erasure"),
     Column("traceparent", Text, comment="W3C trace context of the request"),
     UniqueConstraint("source", "dedup_key"),
@@ -108,14 +120,30 @@ open_delivery = Table(
     metadata,
     Column("seq", BigInteger, nullable=False, comment="the event: inbox.seq"),
     Column("route", Text, nullable=False, comment="the route it takes: a name of [routes] in inbox.toml"),
-    Column("lane", Text, nullable=False, comment="the unit of order on the route: TYPE|ID of the entity, * or the event itself"),
-    Column("occurred_at", UtcDateTime, nullable=False, comment="copy of inbox.occurred_at: a lane is worked in this order, then seq"),
-    Column("state", Text, nullable=False, comment="received, waiting (behind its head), ready, in_flight, blocked or dead"),
+    Column(
+        "lane",
+        Text,
+        nullable=False,
+        comment="the unit of order on the route: TYPE|ID of the entity, * or the event itself",
+    ),
+    Column(
+        "occurred_at",
+        UtcDateTime,
+        nullable=False,
+        comment="copy of inbox.occurred_at: a lane is worked in this order, then seq",
+    ),
+    Column(
+        "state", Text, nullable=False, comment="received, waiting (behind its head), ready, in_flight, blocked or dead"
+    ),
     Column("attempt", Integer, nullable=False, server_default=text("0"), comment="attempts used in this run"),
     Column("run", Integer, nullable=False, server_default=text("0"), comment="how often it was replayed or re-armed"),
     Column("due_at", UtcDateTime, comment="when ready: not to be attempted before; database clock"),
     Column("lease_until", UtcDateTime, comment="when in_flight: another relay may take it after; database clock"),
-    Column("lease_token", BigInteger, comment="when in_flight: fresh for each claim; a result with another token is discarded"),
+    Column(
+        "lease_token",
+        BigInteger,
+        comment="when in_flight: fresh for each claim; a result with another token is discarded",
+    ),
     Column("relay_node", Text, comment="when in_flight: relay_node.id of the process that works on it"),
     PrimaryKeyConstraint("seq", "route"),
     CheckConstraint("state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')", name="state"),
@@ -172,7 +200,9 @@ delivery_log = Table(
     Column("kind", Text, nullable=False, comment="what happened; the words are explained in docs/states.md"),
     Column("attempt", Integer, nullable=False, comment="attempts used in this run when it happened"),
     Column("relay_node", Text, comment="relay_node.id of the process that recorded it; empty for a person's act"),
-    Column("detail", JsonValue, nullable=False, comment="calls, statuses, durations, error, next due time, who and why"),
+    Column(
+        "detail", JsonValue, nullable=False, comment="calls, statuses, durations, error, next due time, who and why"
+    ),
     CheckConstraint(
         "kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over',"
         " 'dead', 'replayed', 'rearmed', 'unblocked')",
@@ -206,10 +236,18 @@ gate = Table(
     Column("paused_at", UtcDateTime, comment="since when a person holds it back; empty: not paused"),
     Column("paused_by", Text, comment="who paused it"),
     Column("pause_reason", Text, comment="why it was paused"),
-    Column("breaker", Text, nullable=False, server_default=text("'closed'"), comment="closed, open, half_open or retired"),
+    Column(
+        "breaker", Text, nullable=False, server_default=text("'closed'"), comment="closed, open, half_open or retired"
+    ),
     Column("breaker_until", UtcDateTime, comment="when open: a probe may go out after; database clock"),
     Column("breaker_cause", Text, comment="what opened it"),
-    Column("open_count", Integer, nullable=False, server_default=text("0"), comment="times it opened in a row: the open time doubles"),
+    Column(
+        "open_count",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="times it opened in a row: the open time doubles",
+    ),
     Column("failures", Integer, nullable=False, server_default=text("0"), comment="failed calls in the present window"),
     Column("calls", Integer, nullable=False, server_default=text("0"), comment="calls in the present window"),
     Column("window_began_at", UtcDateTime, comment="when the present window began"),
@@ -226,13 +264,23 @@ relay_command = Table(
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the command"),
     Column("kind", Text, nullable=False, comment="replay, cancel, unblock, pause, resume or sweep"),
-    Column("selection", JsonValue, nullable=False, comment="what it is about: route, seq, source, entity, cause, since"),
+    Column(
+        "selection", JsonValue, nullable=False, comment="what it is about: route, seq, source, entity, cause, since"
+    ),
     Column("reason", Text, nullable=False, comment="why, in the words of whoever asked"),
     Column("asked_by", Text, nullable=False, comment="who asked"),
     Column("asked_at", UtcDateTime, nullable=False, comment="when it was asked"),
-    Column("state", Text, nullable=False, server_default=text("'asked'"), comment="asked, running, done, failed or cancelled"),
+    Column(
+        "state",
+        Text,
+        nullable=False,
+        server_default=text("'asked'"),
+        comment="asked, running, done, failed or cancelled",
+    ),
     Column("progress_seq", BigInteger, comment="how far it has come: everything up to this seq is done"),
-    Column("affected", BigInteger, nullable=False, server_default=text("0"), comment="deliveries it has changed so far"),
+    Column(
+        "affected", BigInteger, nullable=False, server_default=text("0"), comment="deliveries it has changed so far"
+    ),
     Column("finished_at", UtcDateTime, comment="when it ended"),
     Column("answer", Text, comment="what the daemon answers"),
     CheckConstraint("kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume', 'sweep')", name="kind"),
@@ -275,7 +323,12 @@ sweep_watermark = Table(
     metadata,
     Column("source", Text, nullable=False, comment="the source that was swept"),
     Column("entity_type", Text, nullable=False, comment="kind of entity"),
-    Column("compared_until", UtcDateTime, nullable=False, comment="every change up to here has been compared with the inbox"),
+    Column(
+        "compared_until",
+        UtcDateTime,
+        nullable=False,
+        comment="every change up to here has been compared with the inbox",
+    ),
     Column("swept_at", UtcDateTime, nullable=False, comment="when the last sweep ended"),
     Column("missed", BigInteger, nullable=False, server_default=text("0"), comment="webhooks found missing, ever"),
     PrimaryKeyConstraint("source", "entity_type"),

@@ -1,7 +1,7 @@
 """Views for DBAs and listings, and the triggers that keep the append-only tables append-only.
 
-Their names and columns are public, as the tables' are. `metadata.create_all` makes them too, so that a test can compare a database
-built by migrations with one built from here.
+Their names and columns are public, as the tables' are. `metadata.create_all` makes them too, so that a test can compare
+a database built by migrations with one built from here.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _delivery_view(dialect: str) -> str:
         (
             _DELIVERY.format(routed=routed, route=route, state=known, condition="1 = 1"),
             _DELIVERY.format(routed=replayed, route="r.route", state=known, condition=not_routed),
-            _DELIVERY.format(routed="inbox i", route=nowhere, state="'unrouted'", condition=f"{none} AND {never_replayed}"),
+            _DELIVERY.format(
+                routed="inbox i", route=nowhere, state="'unrouted'", condition=f"{none} AND {never_replayed}"
+            ),
         )
     )
 
@@ -147,7 +149,9 @@ CREATE TRIGGER delivery_log_is_not_truncated BEFORE TRUNCATE ON delivery_log
 """,
 )
 
-_UNCHANGED = " AND ".join(f"NEW.{column.name} IS OLD.{column.name}" for column in inbox.c if column.name not in {"body", "headers"})
+_UNCHANGED = " AND ".join(
+    f"NEW.{column.name} IS OLD.{column.name}" for column in inbox.c if column.name not in {"body", "headers"}
+)
 
 _SQLITE_TRIGGERS = (
     f"""

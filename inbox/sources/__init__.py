@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from inbox.config import Source
 from inbox.config_shape import nearest
 from inbox.errors import ConfigError
 from inbox.sources import trivore
-
-if TYPE_CHECKING:
-    from inbox.config import Source
-    from inbox.sources.base import Preset
+from inbox.sources.base import Preset
 
 PRESETS: dict[str, Preset] = {"trivore": trivore.PRESET}
 

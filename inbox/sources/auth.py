@@ -11,19 +11,14 @@ import base64
 import hashlib
 import hmac
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from datetime import datetime
 
-from inbox.config import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Secret, UrlTokenAuth
+from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.errors import ConfigError, NotAuthenticated
+from inbox.event import RawRequest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from datetime import datetime
-
-    from inbox.config import InboundAuth, Source
-    from inbox.event import RawRequest
-
-    Presented = Callable[[RawRequest], bytes]
+Presented = Callable[[RawRequest], bytes]
 
 REFUSAL = "unknown source, or the request does not prove to come from it; check the URL and the secret"
 """One text for all: the answer must not tell which."""

@@ -8,17 +8,13 @@ write one file beside this that ends in a `PRESET`, and its line in `inbox.sourc
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from inbox import strict_json, timestamps
 from inbox.errors import InvalidEvent, UnsupportedType
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from inbox.event import Identity, RawRequest
+from inbox.event import Identity, RawRequest
 
 LONGEST_ID = 255
 LONGEST_TYPE = 100

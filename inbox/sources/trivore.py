@@ -16,16 +16,11 @@ event is its time, entity and event type, since one edit of a user may raise sev
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from inbox.errors import InvalidEvent
-from inbox.event import Identity
+from inbox.event import Action, Identity, RawRequest
 from inbox.sources.base import LONGEST_ID, LONGEST_TYPE, Preset, dedup_part, json_object, text_field, time_field
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from inbox.event import Action, RawRequest
 
 _CLASSIC_FIELDS = frozenset({"entityType", "eventType", "timestamp"})
 _TIME_FIELDS = frozenset({"timestamp", "time"})

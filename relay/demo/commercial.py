@@ -9,7 +9,8 @@ import hashlib
 import random
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import falcon
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from relay.demo.records import (
     CONTACT,
     TEAM,
+    Applied,
     DuplicateError,
     InvalidRecordError,
     Records,
@@ -26,12 +28,7 @@ from relay.demo.records import (
 from relay.demo.server import serve_until_stopped
 from relay.demo.web import JSON_TYPE, Authorization, answer, error_serializer, read_object, refuse_with
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from relay.demo.records import Applied
-
-    OnCall = Callable[[str, str, int, dict[str, Any] | None], None]
+OnCall = Callable[[str, str, int, dict[str, Any] | None], None]
 
 _MERGE_PATCH_TYPE = "application/merge-patch+json"
 _KEPT_ANSWERS = 100_000

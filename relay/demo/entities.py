@@ -6,17 +6,13 @@ import copy
 import itertools
 import secrets
 import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 from relay.demo.documents import InvalidDocumentError, checked_group, checked_user
-from relay.demo.webhooks import Change, rfc3339_milliseconds
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from datetime import datetime
-
-    from relay.demo.webhooks import Action
+from relay.demo.webhooks import Action, Change, rfc3339_milliseconds
 
 API = "/api/rest/v1"
 

@@ -6,7 +6,9 @@ What clients expect is taken from the vendor's own one, PyPI `trivoreid` 2.0.10;
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
 
 import falcon
 
@@ -17,13 +19,7 @@ from relay.demo.people import sample_user
 from relay.demo.scim_filter import InvalidFilterError, parse_filter
 from relay.demo.server import serve_until_stopped
 from relay.demo.web import Authorization, answer, error_serializer, read_object, refuse_with
-from relay.demo.webhooks import WebhookSender, payload
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from datetime import datetime
-
-    from relay.demo.webhooks import Change, Form
+from relay.demo.webhooks import Change, Form, WebhookSender, payload
 
 _DEFAULT_COUNT = 100
 _MAX_COUNT = 500  # the largest page, by the docstrings of trivoreid 2.0.10

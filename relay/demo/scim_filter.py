@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from inbox.timestamps import parse_rfc3339
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
 
 _TOKEN = re.compile(r'\s*(?:(?P<mark>[()])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s()"]+))')
 _MAX_DEPTH = 32

@@ -11,17 +11,15 @@ import signal
 import socketserver
 import sys
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from socket import SHUT_RD, socket
-from typing import TYPE_CHECKING, Any, Self, cast
+from types import FrameType
+from typing import Any, Self, cast
 from urllib.parse import unquote, urlsplit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-    from wsgiref.types import WSGIApplication
+from wsgiref.types import WSGIApplication
 
 _HOST = "127.0.0.1"
 _MAX_BODY = 8 * 1024 * 1024

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import hmac
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import falcon
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 JSON_TYPE = "application/json"
 _MAX_BODY = 1024 * 1024

@@ -7,15 +7,13 @@ import itertools
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from datetime import datetime
+from typing import Literal
 
 import msgspec
 import requests
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from datetime import datetime
 
 Action = Literal["create", "update", "delete"]
 Form = Literal["classic", "typed"]

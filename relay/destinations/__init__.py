@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from inbox.config import ForwardDestination, SyncDestination
+from inbox.config import Config, ForwardDestination, Route, SyncDestination
 from relay.destinations import forward, sync
 from relay.destinations.base import Clients, Context, Deliverer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from inbox.config import Config, Route
 
 KINDS: Mapping[type, Callable[[Route, Any, Clients], Deliverer]] = {
     ForwardDestination: forward.build,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable
+from typing import Protocol
 
+from inbox.config import Config, Endpoint
 from relay.endpoint import prepare
 from relay.http import HttpClient, Limits
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from inbox.config import Config, Endpoint
-    from relay.outcome import Delivery, Outcome
+from relay.outcome import Delivery, Outcome
 
 Context = Limits
 """What bounds an attempt: `lease` (monotonic, until when it is trusted), `stop` (the process is to end) and `now`."""

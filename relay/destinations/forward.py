@@ -7,18 +7,14 @@ import hashlib
 import hmac
 import re
 from base64 import b64decode, b64encode
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from inbox.config import ForwardDestination, Route
 from inbox.errors import ConfigError
+from relay.destinations.base import Clients, Context
 from relay.endpoint import header_value
 from relay.http import HttpClient, Request
-from relay.outcome import Delivered, Skipped
-
-if TYPE_CHECKING:
-    from inbox.config import ForwardDestination, Route
-    from relay.destinations.base import Clients, Context
-    from relay.outcome import Delivery, Outcome
+from relay.outcome import Delivered, Delivery, Outcome, Skipped
 
 _KEY_PREFIX = "whsec_"
 _FROM_ELSEWHERE = re.compile(r"(env|file):")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from datetime import datetime
+from typing import Any, Literal, cast
 
+from inbox.config import Route, SyncDestination
 from inbox.errors import ConfigError, MappingError
 from relay import mapping
+from relay.answer import Answer
+from relay.destinations.base import Clients, Context
 from relay.endpoint import header_value
-from relay.expressions import decode, digest, encode
+from relay.expressions import Scope, decode, digest, encode
 from relay.http import HttpClient, Request
-from relay.outcome import Delivered, Failed, Skipped
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from inbox.config import Route, SyncDestination
-    from relay.answer import Answer
-    from relay.destinations.base import Clients, Context
-    from relay.expressions import Scope
-    from relay.mapping import CallPlan, SyncPlan
-    from relay.outcome import Call, Delivery, Outcome, Step
+from relay.mapping import CallPlan, SyncPlan
+from relay.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step
 
 
 class Sync:

@@ -29,8 +29,8 @@ Claimed = tuple[int, str, int]
 def claim(database: Database, relay_node: str, wanted: Sequence[tuple[Sequence[str], int]]) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
-    Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which makes SKIP
-    LOCKED a mere optimisation.
+    Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
+    makes SKIP LOCKED a mere optimisation.
     """
     with database.write() as transaction:
         token = secrets.randbits(62)
@@ -62,7 +62,8 @@ SET state = 'in_flight', attempt = open_delivery.attempt + 1, due_at = NULL,
     lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}, lease_token = :token, relay_node = :node
 FROM due
 WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state = 'ready'
-RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run, open_delivery.lease_token
+RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run,
+    open_delivery.lease_token
 """)
 
 
@@ -74,7 +75,10 @@ def _with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Deliv
 
 def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
     occurred_at = as_time(event.occurred_at)
-    late = event.last_occurred_at is not None and (occurred_at, row.seq) < (as_time(event.last_occurred_at), event.last_seq)
+    late = event.last_occurred_at is not None and (occurred_at, row.seq) < (
+        as_time(event.last_occurred_at),
+        event.last_seq,
+    )
     return Delivery(
         seq=row.seq,
         route=row.route,
@@ -155,7 +159,8 @@ UPDATE open_delivery
 SET state = 'ready', attempt = open_delivery.attempt - 1, due_at = (SELECT {sql.now}), lease_until = NULL, lease_token = NULL,
     relay_node = NULL
 FROM {sql.rows("returned", seq="bigint", route="text", token="bigint")}
-WHERE open_delivery.seq = returned.seq AND open_delivery.route = returned.route AND open_delivery.state = 'in_flight' AND open_delivery.lease_token = returned.token
+WHERE open_delivery.seq = returned.seq AND open_delivery.route = returned.route
+    AND open_delivery.state = 'in_flight' AND open_delivery.lease_token = returned.token
 RETURNING open_delivery.seq
 """)
 

@@ -65,8 +65,9 @@ class Transaction:
     def lock_order(self) -> datetime:
         """Take the order lock, then tell the database's time.
 
-        Every transaction that ends or makes a head takes it first, as a statement of its own: what it reads afterwards is what the
-        one before it left. Without it lanes get stuck for good. On SQLite the transaction holds the write lock already.
+        Every transaction that ends or makes a head takes it first, as a statement of its own: what it reads afterwards
+        is what the one before it left. Without it lanes get stuck for good. On SQLite the transaction holds the write
+        lock already.
         """
         if self.sql.is_postgres:
             self.connection.execute(_LOCK)
@@ -79,8 +80,8 @@ class Transaction:
     def write_back(self, changed: Iterable[OpenDelivery], relay_node: str | None) -> None:
         """Append the facts of these deliveries and give their rows the state that follows.
 
-        Those that cease to be heads are written before those that become one: the database refuses two heads in a lane, and checks
-        row by row.
+        Those that cease to be heads are written before those that become one: the database refuses two heads in a lane,
+        and checks row by row.
         """
         rows = sorted(changed, key=lambda row: (row.seq, row.route))
         if not rows:

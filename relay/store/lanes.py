@@ -24,8 +24,8 @@ def settle_lanes(
 ) -> list[OpenDelivery]:
     """Give every lane that `changed` touches its head again.
 
-    `changed` are deliveries as this transaction has made them so far: those that arrived, and heads that have ended, died, or are to
-    be retried. What else is in their lanes is read here, and locked.
+    `changed` are deliveries as this transaction has made them so far: those that arrived, and heads that have ended,
+    died, or are to be retried. What else is in their lanes is read here, and locked.
 
     Returns:
         What is to be written: `changed` and whatever settling moved besides, each in its last state.
@@ -52,7 +52,9 @@ def settle_lanes(
 _OUTSIDE_THE_LANE = frozenset({State.ENDED, State.DEAD})
 
 
-def _present(transaction: Transaction, lanes: Iterable[Lane], policies: Mapping[str, RoutePolicy]) -> list[OpenDelivery]:
+def _present(
+    transaction: Transaction, lanes: Iterable[Lane], policies: Mapping[str, RoutePolicy]
+) -> list[OpenDelivery]:
     wanted = list(lanes)
     if not wanted:
         return []

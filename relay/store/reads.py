@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import cache
+
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql

@@ -55,7 +55,9 @@ def record(
 def _still_leased(transaction: Transaction, deliveries: Sequence[Delivery]) -> dict[tuple[int, str], OpenDelivery]:
     """The fence: rows that this very claim still holds."""
     rows = rows_param({"seq": d.seq, "route": d.route, "token": d.lease_token} for d in deliveries)
-    return {(row.seq, row.route): as_open_delivery(row) for row in transaction.execute(_leased(transaction.sql), done=rows)}
+    return {
+        (row.seq, row.route): as_open_delivery(row) for row in transaction.execute(_leased(transaction.sql), done=rows)
+    }
 
 
 @cache

@@ -94,8 +94,8 @@ ORDER BY seq, route
 def replay(database: Database, config: Config, planned: Plan, *, who: str, why: str) -> Iterator[int]:
     """Do it, batch by batch, each one transaction.
 
-    A replayed delivery begins a new run, bypasses deduplication, and gets its place in its lane by its own time: on a `latest`
-    route a newer one that waits stands for it. One that is open again meanwhile is left as it is.
+    A replayed delivery begins a new run, bypasses deduplication, and gets its place in its lane by its own time: on a
+    `latest` route a newer one that waits stands for it. One that is open again meanwhile is left as it is.
 
     Yields:
         How many of a batch were taken up again.
@@ -120,9 +120,7 @@ def _replay_batch(database: Database, config: Config, keys: Sequence[tuple[int, 
     return len(again)
 
 
-def _ended(
-    transaction: Transaction, config: Config, rows: str, present: set[tuple[int, str]]
-) -> list[OpenDelivery]:
+def _ended(transaction: Transaction, config: Config, rows: str, present: set[tuple[int, str]]) -> list[OpenDelivery]:
     """Deliveries that have left `open_delivery`, as their facts and the configuration tell them."""
     history: dict[tuple[int, str], list[facts.AnyFact]] = defaultdict(list)
     for row in transaction.execute(_history(transaction.sql), replayed=rows):

@@ -3,7 +3,8 @@ from __future__ import annotations
 import contextlib
 import tomllib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,9 +22,6 @@ from inbox.config_file import config_path, nearest, parse, read
 from inbox.config_links import broken_links
 from inbox.config_shape import build, mistakes
 from inbox.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 EXAMPLE = """\
 [database]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from random import Random
 
 import pytest
 from hypothesis import example, given
@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 
 from inbox import strict_json
 from inbox.errors import Unreadable
-
-if TYPE_CHECKING:
-    from random import Random
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

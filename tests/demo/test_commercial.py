@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import requests
@@ -17,9 +18,6 @@ import requests
 from relay.demo.commercial import CommercialService, create_app
 from relay.demo.records import CONTACT, TEAM, merge_patch
 from relay.demo.server import serve
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WAIT = 10.0
 AINO = {"external_id": "u1", "email": "aino@example.com", "first_name": "Aino", "phone": "+447700900001"}

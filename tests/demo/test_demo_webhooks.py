@@ -6,9 +6,9 @@ import itertools
 import random
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import falcon
 
@@ -16,9 +16,6 @@ from relay.demo.entities import GROUP, USER
 from relay.demo.identity import create_app
 from relay.demo.people import sample_edit, sample_user
 from relay.demo.server import serve
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
 WAIT = 10.0

@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import requests
@@ -20,9 +21,6 @@ from relay.demo.entities import USER
 from relay.demo.identity import IdentityService, create_app
 from relay.demo.people import sample_edit, sample_group, sample_user
 from relay.demo.server import serve
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
 WAIT = 10.0

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from relay.demo.identity import create_app
 from relay.demo.people import sample_user
 from relay.demo.server import serve
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
 

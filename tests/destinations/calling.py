@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
-
-from scripted import Act, ScriptedServer, serving
+from typing import Any
 
 from inbox.config import Duration, Endpoint
+from relay.answer import Answer
 from relay.endpoint import prepare
 from relay.http import HttpClient, Limits, Request
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import ExitStack
-
-    from relay.answer import Answer
+from tests.destinations.scripted import Act, ScriptedServer, serving
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POST = Request("forward", "POST", {"Content-Type": "application/json"}, body=b"{}")

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from scripted import ScriptedServer, answer
 
 from inbox import config_file
 from relay import destinations
 from relay.destinations import Context
 from relay.outcome import Delivery, Outcome
+from tests.destinations.scripted import Act, ScriptedServer, answer
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DELIVERY = Delivery(

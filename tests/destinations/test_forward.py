@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from scripted import ScriptedServer, answer, reset, serving
 
 from inbox import config_file
 from inbox.errors import ConfigError
@@ -16,10 +17,7 @@ from relay import destinations
 from relay.destinations import Context, Deliverer
 from relay.destinations.forward import sign, signing_key, webhook_id
 from relay.outcome import Delivered, Delivery, Failed, Skipped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+from tests.destinations.scripted import ScriptedServer, answer, reset, serving
 
 NOW = datetime(2021, 2, 25, 14, 55, 30, tzinfo=UTC)
 BODY = b'{"id": "IDNUMBER1234",  "entityType": "USER"}\n'

@@ -5,20 +5,18 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from scripted import answer, serving
 
 from inbox.clock import SystemClock
 from inbox.config import Duration, Endpoint
 from relay import guard
+from relay.answer import Answer
 from relay.endpoint import prepare
 from relay.http import HttpClient, Limits, Request
 from relay.watchdog import CutOffError, Exchange
-
-if TYPE_CHECKING:
-    from relay.answer import Answer
+from tests.destinations.scripted import answer, serving
 
 FORBIDDEN = [
     "0.0.0.0",  # noqa: S104  # nothing is bound to it

@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import pytest
-from calling import POST, Called, client_of, limits
-from scripted import (
+
+from inbox.config import Duration
+from tests.destinations.calling import POST, Called, client_of, limits
+from tests.destinations.scripted import (
     CERTIFICATE,
     Act,
     ScriptedServer,
@@ -27,11 +29,6 @@ from scripted import (
     serving,
     then_close,
 )
-
-from inbox.config import Duration
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -69,18 +66,20 @@ def test_a_server_that_does_not_shake_hands_is_cut_at_the_deadline() -> None:
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
 
 
-def test_a_connection_that_is_not_accepted_is_given_up_at_the_deadline() -> None:
+def test_a_connection_that_is_not_accepted_is_given_up_at_the_deadline_and_with_the_lease() -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):  # more than the backlog: the kernel drops what follows
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
-        client = client_of(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=Duration(0.4))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         began = time.monotonic()
-        result = client.call(POST, limits())
-        assert time.monotonic() - began < 0.9
-    assert (result.error_class, result.call.error) == ("not_sent", "not connected within 0.4 s")
+        timed_out = client_of(url, timeout=Duration(0.4)).call(POST, limits())
+        lost = client_of(url, timeout=Duration(30)).call(POST, limits(lambda: began + 0.8))
+        assert time.monotonic() - began < 1.8
+    assert (timed_out.error_class, timed_out.call.error) == ("not_sent", "not connected within 0.4 s")
+    assert (lost.error_class, lost.call.error) == ("lease_lost", "not made: the lease ended")
 
 
 def test_a_name_server_that_hangs_is_given_up_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,27 +5,25 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from calling import GET, Called, client_of, limits
-from scripted import (
-    answer,
-    closed_port,
-    drip,
-    then_close,
-)
 
 from inbox.config import ApiBasic, ApiBearer, ApiHeader, Duration, Secret
 from inbox.errors import ConfigError
 from relay import connection
 from relay.endpoint import header_value
 from relay.http import Request
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.destinations.calling import GET, Called, client_of, limits
+from tests.destinations.scripted import (
+    answer,
+    closed_port,
+    drip,
+    then_close,
+)
 
 
 @pytest.fixture

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from scripted import Act, answer, serving
-from syncing import (
+
+from relay.expressions import digest
+from relay.outcome import Delivered, Delivery, Failed, Skipped
+from tests.destinations.scripted import Act, answer, serving
+from tests.destinations.syncing import (
     CREATE,
     DELETE,
     DELIVERY,
@@ -26,12 +29,6 @@ from syncing import (
     World,
     changed,
 )
-
-from relay.expressions import digest
-from relay.outcome import Delivered, Delivery, Failed, Skipped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture

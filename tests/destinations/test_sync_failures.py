@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
-from scripted import Act, answer, hang, reset, serving
-from syncing import (
+
+from inbox.errors import ConfigError
+from relay import destinations
+from relay.destinations import Context
+from relay.outcome import Delivered, Failed, Skipped
+from tests.destinations.scripted import Act, answer, hang, reset, serving
+from tests.destinations.syncing import (
     CREATE,
     DELIVERY,
     FETCH,
@@ -23,14 +29,6 @@ from syncing import (
     World,
     changed,
 )
-
-from inbox.errors import ConfigError
-from relay import destinations
-from relay.destinations import Context
-from relay.outcome import Delivered, Failed, Skipped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture

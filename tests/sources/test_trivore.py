@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -13,9 +13,6 @@ from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, Un
 from inbox.event import Identity, RawRequest, dedup_key
 from inbox.identify import to_event
 from inbox.sources import PRESETS, preset_of, trivore
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 CLASSIC = {"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "timestamp": "2019-01-01T00:00:00Z"}

@@ -53,7 +53,9 @@ POLICIES = {
 }
 
 
-def an_event(number: int, entity: str = "u1", *, second: int | None = None, routes: Sequence[str] = ("strict",)) -> Event:
+def an_event(
+    number: int, entity: str = "u1", *, second: int | None = None, routes: Sequence[str] = ("strict",)
+) -> Event:
     """The event of this number, which happened in second `second` (its number, unless told otherwise)."""
     body = b'{"n": %d}' % number
     return Event(

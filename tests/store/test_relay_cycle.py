@@ -29,14 +29,16 @@ def states(database: Database) -> list[tuple[int, str]]:
 
 def log(database: Database) -> list[tuple[int, str]]:
     with database.read() as transaction:
-        return [(row.seq, row.kind) for row in transaction.execute(text("SELECT seq, kind FROM delivery_log ORDER BY id"))]
+        return [
+            (row.seq, row.kind) for row in transaction.execute(text("SELECT seq, kind FROM delivery_log ORDER BY id"))
+        ]
 
 
 def test_a_strict_lane_is_delivered_one_by_one_in_order(database: Database, receive: Receive) -> None:
     receive(an_event(2), an_event(1), an_event(3))
     sequence(database, POLICIES, "r1")
 
-    assert [(1, "waiting"), (2, "ready"), (3, "waiting")] == states(database)
+    assert states(database) == [(1, "waiting"), (2, "ready"), (3, "waiting")]
 
     order = []
     for _ in range(3):
@@ -44,8 +46,8 @@ def test_a_strict_lane_is_delivered_one_by_one_in_order(database: Database, rece
         order.append(delivery.seq)
         record(database, POLICIES, "r1", [(delivery, DONE)])
 
-    assert [2, 1, 3] == order
-    assert [] == states(database)
+    assert order == [2, 1, 3]
+    assert states(database) == []
 
 
 def test_a_lane_that_fails_does_not_hold_up_another(database: Database, receive: Receive) -> None:
@@ -54,11 +56,13 @@ def test_a_lane_that_fails_does_not_hold_up_another(database: Database, receive:
     first, other = claim(database, "r1", [(["strict"], 10)])
     record(database, POLICIES, "r1", [(first, BROKEN), (other, DONE)])
 
-    assert [(1, "ready"), (2, "waiting")] == states(database)
-    assert [] == claim(database, "r1", [(["strict"], 10)])
+    assert states(database) == [(1, "ready"), (2, "waiting")]
+    assert claim(database, "r1", [(["strict"], 10)]) == []
 
 
-def test_a_failed_attempt_is_due_again_after_the_first_delay(database: Database, receive: Receive, clock: FakeClock) -> None:
+def test_a_failed_attempt_is_due_again_after_the_first_delay(
+    database: Database, receive: Receive, clock: FakeClock
+) -> None:
     receive(an_event(1))
     sequence(database, POLICIES, "r1")
     (delivery,) = claim(database, "r1", [(["strict"], 1)])
@@ -68,18 +72,18 @@ def test_a_failed_attempt_is_due_again_after_the_first_delay(database: Database,
     assert START + timedelta(seconds=5) == recorded.fact.due_at
 
     clock.advance(4.9)
-    assert [] == claim(database, "r1", [(["strict"], 1)])
+    assert claim(database, "r1", [(["strict"], 1)]) == []
     clock.advance(0.2)
     (again,) = claim(database, "r1", [(["strict"], 1)])
-    assert 2 == again.attempt
+    assert again.attempt == 2
 
 
 def test_in_latest_the_newest_stands_for_all_that_wait(database: Database, receive: Receive) -> None:
     receive(*(an_event(n, routes=["latest"]) for n in (1, 2, 3)))
     sequence(database, POLICIES, "r1")
 
-    assert [(3, "ready")] == states(database)
-    assert [(1, "superseded"), (2, "superseded")] == log(database)
+    assert states(database) == [(3, "ready")]
+    assert log(database) == [(1, "superseded"), (2, "superseded")]
 
 
 def test_in_latest_what_arrives_while_one_is_in_flight_waits(database: Database, receive: Receive) -> None:
@@ -89,10 +93,10 @@ def test_in_latest_what_arrives_while_one_is_in_flight_waits(database: Database,
     receive(an_event(2, routes=["latest"]), an_event(3, routes=["latest"]))
     sequence(database, POLICIES, "r1")
 
-    assert [(1, "in_flight"), (3, "waiting")] == states(database)
+    assert states(database) == [(1, "in_flight"), (3, "waiting")]
 
     record(database, POLICIES, "r1", [(delivery, DONE)])
-    assert [(3, "ready")] == states(database)
+    assert states(database) == [(3, "ready")]
 
 
 def test_in_latest_a_newer_event_takes_over_a_retry_and_pulls_it_forward(
@@ -109,11 +113,11 @@ def test_in_latest_a_newer_event_takes_over_a_retry_and_pulls_it_forward(
     sequence(database, POLICIES, "r1")
     record(database, POLICIES, "r1", [(delivery, BROKEN)])
 
-    assert [(2, "ready")] == states(database)
-    assert [(1, "superseded"), (2, "took_over")] == log(database)[-2:]
+    assert states(database) == [(2, "ready")]
+    assert log(database)[-2:] == [(1, "superseded"), (2, "took_over")]
     clock.advance(5.1)
     (newer,) = claim(database, "r1", [(["latest"], 1)])
-    assert (2, 5) == (newer.seq, newer.attempt)
+    assert (newer.seq, newer.attempt) == (2, 5)
 
 
 def test_a_dead_head_lets_the_lane_go_on(database: Database, receive: Receive) -> None:
@@ -122,7 +126,7 @@ def test_a_dead_head_lets_the_lane_go_on(database: Database, receive: Receive) -
     (delivery,) = claim(database, "r1", [(["strict"], 1)])
     record(database, POLICIES, "r1", [(delivery, MAPPING)])
 
-    assert [(1, "dead"), (2, "ready")] == states(database)
+    assert states(database) == [(1, "dead"), (2, "ready")]
 
 
 def test_a_dead_head_blocks_the_lane_when_the_route_says_so(database: Database, receive: Receive) -> None:
@@ -131,8 +135,8 @@ def test_a_dead_head_blocks_the_lane_when_the_route_says_so(database: Database, 
     (delivery,) = claim(database, "r1", [(["blocking"], 1)])
     record(database, POLICIES, "r1", [(delivery, MAPPING)])
 
-    assert [(1, "blocked"), (2, "waiting")] == states(database)
-    assert [] == claim(database, "r1", [(["blocking"], 1)])
+    assert states(database) == [(1, "blocked"), (2, "waiting")]
+    assert claim(database, "r1", [(["blocking"], 1)]) == []
 
 
 def test_a_lease_that_ran_out_is_taken_over_and_the_late_result_discarded(
@@ -142,14 +146,14 @@ def test_a_lease_that_ran_out_is_taken_over_and_the_late_result_discarded(
     sequence(database, POLICIES, "r1")
     (stale,) = claim(database, "r1", [(["strict"], 1)])
     clock.advance(15.1)
-    assert [(1, "strict")] == reap(database, POLICIES, "r2")
+    assert reap(database, POLICIES, "r2") == [(1, "strict")]
     (fresh,) = claim(database, "r2", [(["strict"], 1)])
 
     (discarded,) = record(database, POLICIES, "r1", [(stale, DONE)])
     assert discarded.fact is None
     (kept,) = record(database, POLICIES, "r2", [(fresh, DONE)])
     assert isinstance(kept.fact, facts.Delivered)
-    assert [(1, "abandoned"), (1, "delivered")] == log(database)
+    assert log(database) == [(1, "abandoned"), (1, "delivered")]
 
 
 def test_a_renewed_lease_is_not_reaped(database: Database, receive: Receive, clock: FakeClock) -> None:
@@ -160,17 +164,17 @@ def test_a_renewed_lease_is_not_reaped(database: Database, receive: Receive, clo
     held = (delivery.seq, delivery.route, delivery.lease_token)
     assert {held} == renew(database, [held])
     clock.advance(10)
-    assert [] == reap(database, POLICIES, "r2")
+    assert reap(database, POLICIES, "r2") == []
 
 
 def test_giving_back_uses_no_attempt(database: Database, receive: Receive) -> None:
     receive(an_event(1))
     sequence(database, POLICIES, "r1")
     (delivery,) = claim(database, "r1", [(["strict"], 1)])
-    assert 1 == give_back(database, [(delivery.seq, delivery.route, delivery.lease_token)])
+    assert give_back(database, [(delivery.seq, delivery.route, delivery.lease_token)]) == 1
     (again,) = claim(database, "r2", [(["strict"], 1)])
-    assert 1 == again.attempt
-    assert [] == log(database)
+    assert again.attempt == 1
+    assert log(database) == []
 
 
 def test_an_event_that_arrives_after_a_later_one_was_delivered_is_late(database: Database, receive: Receive) -> None:
