@@ -7,6 +7,8 @@ after the commit of its batch, never before.
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeVar
@@ -33,7 +35,12 @@ REJECTED_PER_SECOND = 10
 MAX_REJECTED_WAITING = 200
 
 
+_log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
+
+
+_FAILURES = (SQLAlchemyError, OSError, ValueError)
+"""What a store can raise; ValueError when a value can't even be written as the database's text."""
 
 
 class _Pending(msgspec.Struct, eq=False):
@@ -61,6 +68,7 @@ class GroupCommit:
         self.rejected_unkept = 0
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="group-commit")
+        self._task.add_done_callback(_end_worker)
 
     async def append(self, event: Event) -> Receipt:
         """Store the event, or find it stored already; returns after the commit.
@@ -149,16 +157,30 @@ class GroupCommit:
 
     async def _commit(self, batch: Sequence[_Pending]) -> None:
         try:
-            again = await self._append(batch)
-            if again:
-                await self._repeat(again)
-        except DBAPIError as error:
-            if is_data_error(error):
-                await self._one_by_one(batch)
-            else:
+            await self._store_batch(batch)
+        except _FAILURES as error:
+            if not _blames_a_row(error):
                 await self._refuse(batch, error)
-        except (SQLAlchemyError, OSError) as error:
-            await self._refuse(batch, error)
+                return
+            for pending in batch:
+                await self._commit_alone(pending)
+
+    async def _commit_alone(self, pending: _Pending) -> None:
+        """A row is to blame: it alone is refused, its neighbours are stored."""
+        if pending.receipt.done():
+            return
+        try:
+            await self._store_batch([pending])
+        except _FAILURES as error:
+            if _blames_a_row(error):
+                _answer(pending, InvalidEvent("the database refuses a value of this event"))
+            else:
+                await self._refuse([pending], error)
+
+    async def _store_batch(self, batch: Sequence[_Pending]) -> None:
+        again = await self._append(batch)
+        if again:
+            await self._repeat(again)
 
     async def _append(self, batch: Sequence[_Pending]) -> list[_Pending]:
         """Answer those that were stored; returns those whose key was there already."""
@@ -185,23 +207,6 @@ class GroupCommit:
             else:
                 _answer(pending, Receipt(seq, duplicate=True))
 
-    async def _one_by_one(self, batch: Sequence[_Pending]) -> None:
-        """A row is to blame: it alone is refused, its neighbours are stored."""
-        for pending in batch:
-            if pending.receipt.done():
-                continue
-            try:
-                again = await self._append([pending])
-                if again:
-                    await self._repeat(again)
-            except DBAPIError as error:
-                if is_data_error(error):
-                    _answer(pending, InvalidEvent("the database refuses a value of this event"))
-                else:
-                    await self._refuse([pending], error)
-            except (SQLAlchemyError, OSError) as error:
-                await self._refuse([pending], error)
-
     async def _refuse(self, batch: Sequence[_Pending], error: Exception) -> None:
         """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
         for pending in batch:
@@ -213,7 +218,7 @@ class GroupCommit:
         outcome: Exception | None = None
         try:
             await self._store.probe(await self._connected(), self._clock.now())
-        except (SQLAlchemyError, OSError) as error:
+        except _FAILURES as error:
             outcome = _unavailable(error)
             await self._give_up_connection()
         for probe in probes:
@@ -225,7 +230,7 @@ class GroupCommit:
         self._may_reject_at = self._loop.time() + len(rows) / REJECTED_PER_SECOND
         try:
             await self._store.reject(await self._connected(), rows)
-        except (SQLAlchemyError, OSError):
+        except _FAILURES:
             self.rejected_unkept += len(rows)
             await self._give_up_connection()
 
@@ -241,8 +246,20 @@ class GroupCommit:
         try:
             await connection.invalidate()
             await connection.close()
-        except (SQLAlchemyError, OSError):
+        except _FAILURES:
             return  # it was broken: that is why it is given up
+
+
+def _blames_a_row(error: Exception) -> bool:
+    return isinstance(error, ValueError) or (isinstance(error, DBAPIError) and is_data_error(error))
+
+
+def _end_worker(task: asyncio.Task[None]) -> None:
+    """A worker whose writer has a bug can store nothing: it ends, and gunicorn starts another."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        _log.critical("the writer failed; this worker ends", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _answer(pending: _Pending, answer: Receipt | RequestError) -> None:

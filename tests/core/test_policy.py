@@ -1,0 +1,113 @@
+"""What an outcome means."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config import Duration, Retry
+from relay import facts
+from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Skipped
+from relay.policy import HOPELESS, LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+EXACT = Schedule(Retry(schedule=(Duration(5), Duration(30), Duration(300)), jitter=0))
+POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=EXACT)
+RETRYABLE: list[ErrorClass] = ["not_sent", "unknown", "throttled", "server_error", "rejected", "auth", "conflict"]
+
+
+def a_delivery(attempt: int = 1, *, late: bool = False) -> Delivery:
+    return Delivery(
+        seq=1,
+        route="r",
+        lane="USER|u1",
+        attempt=attempt,
+        run=0,
+        lease_token=1,
+        source="trivore",
+        entity_type="USER",
+        entity_id="u1",
+        event_type="UPDATE",
+        action="update",
+        event_id=None,
+        occurred_at=NOW,
+        received_at=NOW,
+        content_type="application/json",
+        headers={},
+        body=b"{}",
+        late=late,
+    )
+
+
+def test_the_schedule_is_followed_delay_by_delay_and_then_it_is_over() -> None:
+    assert [EXACT.delay_after(attempt) for attempt in (1, 2, 3, 4)] == [
+        timedelta(seconds=5),
+        timedelta(seconds=30),
+        timedelta(seconds=300),
+        None,
+    ]
+
+
+def test_without_a_schedule_there_is_one_attempt() -> None:
+    assert Schedule(Retry(schedule=())).delay_after(1) is None
+
+
+@given(st.integers(1, 10))
+def test_jitter_only_adds_and_at_most_its_share(attempt: int) -> None:
+    retry = Retry()
+    delay = Schedule(retry).delay_after(attempt)
+    base = retry.schedule[attempt - 1]
+    assert delay is not None
+    assert base <= delay.total_seconds() <= base * (1 + retry.jitter) + 1e-6
+
+
+def test_jitter_is_not_always_the_same() -> None:
+    schedule = Schedule(Retry())
+    assert len({schedule.delay_after(3) for _ in range(50)}) > 1
+
+
+def test_a_delivery_is_delivered_and_says_so_when_it_is_late() -> None:
+    assert decide(a_delivery(late=True), Delivered((), "updated"), POLICY, NOW) == facts.Delivered(
+        did="updated", late=True
+    )
+
+
+def test_what_the_route_skips_is_skipped() -> None:
+    assert decide(a_delivery(), Skipped((), "no counterpart"), POLICY, NOW) == facts.Skipped(why="no counterpart")
+
+
+@pytest.mark.parametrize("error_class", RETRYABLE)
+def test_a_failure_that_may_pass_is_retried_by_the_schedule_until_it_is_used_up(error_class: ErrorClass) -> None:
+    failed = Failed((), error_class, "trouble")
+    first = decide(a_delivery(1), failed, POLICY, NOW)
+    assert first == facts.AttemptFailed(error_class=error_class, error="trouble", due_at=NOW + timedelta(seconds=5))
+    last = decide(a_delivery(4), failed, POLICY, NOW)
+    assert last == facts.Dead(cause="exhausted", error="trouble")
+
+
+@pytest.mark.parametrize("error_class", sorted(HOPELESS))
+def test_what_no_repetition_can_mend_is_dead_at_once_with_its_cause(error_class: ErrorClass) -> None:
+    assert decide(a_delivery(1), Failed((), error_class, "no"), POLICY, NOW) == facts.Dead(
+        cause=error_class, error="no"
+    )
+
+
+def test_a_death_blocks_the_lane_when_the_route_says_so() -> None:
+    blocking = RoutePolicy("strict", blocks_on_death=True, schedule=EXACT)
+    fact = decide(a_delivery(1), Failed((), "mapping", "no"), blocking, NOW)
+    assert isinstance(fact, facts.Dead)
+    assert fact.blocks_lane
+
+
+@pytest.mark.parametrize(
+    ("asked", "waits"),
+    [(None, 5), (1.0, 5), (7.5, 7.5), (10.0**12, LONGEST_RETRY_AFTER.total_seconds())],
+    ids=["not asked", "sooner than our own delay", "later", "a century"],
+)
+def test_retry_after_is_honoured_between_our_own_delay_and_a_day(asked: float | None, waits: float) -> None:
+    fact = decide(a_delivery(1), Failed((), "throttled", "429", retry_after=asked), POLICY, NOW)
+    assert isinstance(fact, facts.AttemptFailed)
+    assert fact.due_at == NOW + timedelta(seconds=waits)
