@@ -118,12 +118,14 @@ WITH known AS (
 SELECT n, seq FROM known
 """)
 
-_POSTGRES_REJECT = text("""
+_REJECT = """
 INSERT INTO rejected_request (received_at, source, status, cause, detail, field, remote_address, body_sha256, headers, body)
 VALUES (:received_at, :source, :status, :cause, :detail, :field, :remote_address, :body_sha256, :headers, :body)
-""").bindparams(bindparam("headers", type_=JSONB(none_as_null=True)))
+"""
+_POSTGRES_REJECT = text(_REJECT).bindparams(bindparam("headers", type_=JSONB(none_as_null=True)))
+_SQLITE_REJECT = text(_REJECT)
 
-_POSTGRES_PROBE = text("UPDATE write_probe SET probed_at = :now WHERE id = 1")
+_PROBE = text("UPDATE write_probe SET probed_at = :now WHERE id = 1")
 
 
 class PostgresIntake:
@@ -148,7 +150,7 @@ class PostgresIntake:
 
     async def probe(self, connection: AsyncConnection, now: datetime) -> None:
         """See IntakeStore."""
-        await connection.execute(_POSTGRES_PROBE, {"now": now})
+        await connection.execute(_PROBE, {"now": now})
 
 
 _SQL = Sql(SQLITE)
@@ -198,11 +200,6 @@ FROM {_KNOWN}
 
 _SQLITE_KNOWN = text(f"SELECT events.source, events.dedup_key, i.seq FROM {_KNOWN}")
 
-_SQLITE_REJECT = text("""
-INSERT INTO rejected_request (received_at, source, status, cause, detail, field, remote_address, body_sha256, headers, body)
-VALUES (:received_at, :source, :status, :cause, :detail, :field, :remote_address, :body_sha256, :headers, :body)
-""")
-
 
 class SqliteIntake:
     """One BEGIN IMMEDIATE for each call; a batch is one parameter."""
@@ -247,7 +244,7 @@ class SqliteIntake:
     async def probe(self, connection: AsyncConnection, now: datetime) -> None:
         """See IntakeStore."""
         async with connection.begin():
-            await connection.execute(_POSTGRES_PROBE, {"now": time_text(now)})
+            await connection.execute(_PROBE, {"now": time_text(now)})
 
 
 STORES: dict[str, type[PostgresIntake | SqliteIntake]] = {POSTGRES: PostgresIntake, SQLITE: SqliteIntake}
@@ -287,23 +284,10 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, list[Any]]:
 
 
 def _sqlite_rows(events: Sequence[Event]) -> str:
-    return rows_param(
-        {
-            "source": e.source,
-            "dedup_key": e.dedup_key,
-            "entity_type": e.entity_type,
-            "entity_id": e.entity_id,
-            "event_type": e.event_type,
-            "action": e.action,
-            "event_id": e.event_id,
-            "occurred_at": e.occurred_at,
-            "received_at": e.received_at,
-            "routes": [enrolment.route for enrolment in e.enrolments],
-            "headers": dict(e.headers),
-            "content_type": e.content_type,
-            "body": e.body,
-            "body_sha256": e.body_sha256,
-            "traceparent": e.traceparent,
-        }
-        for e in events
-    )
+    return rows_param(map(_sqlite_row, events))
+
+
+def _sqlite_row(event: Event) -> dict[str, object]:
+    row = msgspec.structs.asdict(event)
+    del row["enrolments"]
+    return {**row, "routes": [enrolment.route for enrolment in event.enrolments], "headers": dict(event.headers)}

@@ -1,0 +1,104 @@
+"""Several relays on one database, with nothing between them but the database."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from relay.outcome import Delivered, Delivery, Failed, Outcome
+from relay.store.claim import claim, give_back, reap
+from relay.store.database import Database
+from relay.store.record import record
+from relay.store.sequence import sequence
+from tests.store.conftest import POLICIES, FakeClock, an_event
+
+EVENTS, ENTITIES, RELAYS = 600, 30, 3
+
+ENDED = text("""
+SELECT l.seq, l.kind, i.entity_id FROM delivery_log l JOIN inbox i ON i.seq = l.seq
+WHERE l.kind IN ('delivered', 'superseded') ORDER BY l.id
+""")
+
+
+def one_round(database: Database, name: str, route: str, rng: random.Random) -> int:
+    """Every step once; some attempts fail, some are given back. Returns how much there was to do."""
+    moved = sequence(database, POLICIES, name, batch=20)
+    claimed = claim(database, name, [([route], 8)])
+    kept = [delivery for delivery in claimed if rng.random() > 0.05]
+    back = [(d.seq, d.route, d.lease_token) for d in claimed if d not in kept]
+    give_back(database, back)
+    record(database, POLICIES, name, [(delivery, an_outcome(rng)) for delivery in kept])
+    reap(database, POLICIES, name)
+    return moved + len(claimed)
+
+
+def an_outcome(rng: random.Random) -> Outcome:
+    return Failed((), "server_error", "503") if rng.random() < 0.1 else Delivered((), "forwarded")
+
+
+def run_relay(database: Database, clock: FakeClock, name: str, route: str, received_all: threading.Event) -> None:
+    rng = random.Random(name)
+    while True:
+        last = received_all.is_set()
+        if not one_round(database, name, route, rng) and last:
+            return
+        clock.advance(0.1)  # so that retries fall due, and no lease runs out
+
+
+def by_entity(rows: Iterable[Any]) -> dict[str, list[int]]:
+    seqs: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        seqs[row.entity_id].append(row.seq)
+    return seqs
+
+
+@pytest.mark.parametrize("route", ["strict", "latest"])
+def test_three_relays_and_a_receiver_at_once_lose_nothing_keep_order_and_leave_no_lane_stuck(
+    engine: Engine, receive: Callable[..., list[int | None]], route: str
+) -> None:
+    clock, received_all = FakeClock(), threading.Event()
+    database = Database(engine, clock)
+    with ThreadPoolExecutor(RELAYS) as pool:
+        relays = [pool.submit(run_relay, database, clock, f"r{n}", route, received_all) for n in range(RELAYS)]
+        for first in range(1, EVENTS + 1, 20):
+            receive(*(an_event(n, f"u{n % ENTITIES}", routes=[route]) for n in range(first, first + 20)))
+        received_all.set()
+        for relay in relays:
+            relay.result()
+    for _ in range(12):  # what failed is due later and later, eleven times at most
+        clock.advance(100_000)
+        run_relay(database, clock, "last", route, received_all)
+
+    with database.read() as transaction:
+        assert transaction.execute(text("SELECT * FROM open_delivery")) == []
+        ended = transaction.execute(ENDED)
+    assert sorted(row.seq for row in ended) == list(range(1, EVENTS + 1))
+    delivered = by_entity(row for row in ended if row.kind == "delivered")
+    assert len(delivered) == ENTITIES
+    assert all(seqs == sorted(seqs) for seqs in delivered.values())
+    if route == "strict":
+        assert sum(len(seqs) for seqs in delivered.values()) == EVENTS
+
+
+def test_a_delivery_is_claimed_by_one_relay_only(engine: Engine, receive: Callable[..., list[int | None]]) -> None:
+    database = Database(engine, FakeClock())
+    receive(*(an_event(n, f"u{n}") for n in range(1, 201)))
+    sequence(database, POLICIES, "r0")
+
+    def claim_all(name: str) -> list[Delivery]:
+        claimed: list[Delivery] = []
+        while got := claim(database, name, [(["strict"], 7)]):
+            claimed += got
+        return claimed
+
+    with ThreadPoolExecutor(4) as pool:
+        seqs = [delivery.seq for part in pool.map(claim_all, "abcd") for delivery in part]
+
+    assert sorted(seqs) == list(range(1, 201))
