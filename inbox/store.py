@@ -16,6 +16,7 @@ from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from inbox.db.checkpoint import Checkpoints, checkpoint_async
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.event import Event
 from inbox.timestamps import time_text
@@ -204,6 +205,9 @@ _SQLITE_KNOWN = text(f"SELECT events.source, events.dedup_key, i.seq FROM {_KNOW
 class SqliteIntake:
     """One BEGIN IMMEDIATE for each call; a batch is one parameter."""
 
+    def __init__(self) -> None:
+        self._checkpoints = Checkpoints()
+
     async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
         first: dict[tuple[str, str], int] = {}
@@ -222,6 +226,8 @@ class SqliteIntake:
             ]
             if deliveries:
                 await connection.execute(_SQLITE_OPEN, {"deliveries": rows_param(deliveries)})
+        if self._checkpoints.due(len(events)):
+            self._checkpoints.made(complete=await checkpoint_async(connection))
         return seqs
 
     async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:

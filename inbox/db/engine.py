@@ -128,6 +128,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA wal_autocheckpoint=0")  # inbox.db.checkpoint does it, and says why
         cursor.close()
         sqlite_functions(connection)
 

@@ -11,11 +11,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, TextClause, text
 
+from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.engine import reading
 from inbox.timestamps import as_time, time_text
 from relay import facts
 from relay.lifecycle import OpenDelivery, State
+
+_ROWS_OF_A_WRITE = 4
+"""About: a transaction of the relay touches a few rows, or hundreds."""
 
 
 class Database:
@@ -28,6 +32,7 @@ class Database:
         self.engine = engine
         self.sql = Sql(engine.dialect.name)
         self._clock = clock
+        self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
@@ -36,6 +41,8 @@ class Database:
             yield Transaction(connection, self.sql, self._now())
         if self.sql.pause_after_write:
             time.sleep(self.sql.pause_after_write)
+        if self._checkpoints is not None and self._checkpoints.due(_ROWS_OF_A_WRITE):
+            self._checkpoints.made(complete=checkpoint(self.engine))
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
