@@ -25,6 +25,9 @@ READ_WITHIN_SECONDS = 10.0
 
 UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
 
+ENDED_EARLY = "inbox.ended_early"
+"""Set in a request's ASGI scope by our server (`inbox.wire`) when the sender closed before the body was whole."""
+
 
 class Writer(Protocol):
     """What stores events; `inbox.writer.GroupCommit` in earnest."""
@@ -148,6 +151,8 @@ async def _read(req: Request, most: int) -> bytes:
         raise Unreadable(f"the body did not arrive within {READ_WITHIN_SECONDS:g} s", field="body") from None
     if len(body) > most:
         raise TooLarge(f"the body may have at most {most} bytes", field="body")
+    if ENDED_EARLY in req.scope:
+        raise Unreadable(f"the connection was closed after {len(body)} bytes of the body", field="body")
     if announced is not None and len(body) != announced:
         raise Unreadable(f"Content-Length is {announced}, but {len(body)} bytes came", field="body")
     return body

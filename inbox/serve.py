@@ -17,6 +17,7 @@ from inbox import config_file
 from inbox.db import engine, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
+from inbox.wire import Wire
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no types
@@ -24,7 +25,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
 
     CONFIG_KWARGS = {  # noqa: RUF012  # the base class declares it so
         "loop": "uvloop",
-        "http": "httptools",
+        "http": Wire,
         "lifespan": "on",
         "ws": "none",
         "server_header": False,

@@ -6,7 +6,6 @@ Statements of both sides are one text for both databases. What can't be the same
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from sqlalchemy import ARRAY, JSON, BigInteger, DateTime, Integer, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable
 from sqlalchemy.sql.compiler import DDLCompiler
@@ -143,7 +142,6 @@ def _from_hex(text: str | None) -> bytes | None:
 
 _DATA_ERROR_CLASSES = ("22", "23", "54")
 _DEADLOCK = "40P01"
-_SQLITE_DATA_ERRORS = (sqlite3.IntegrityError, sqlite3.DataError)
 
 
 def is_data_error(error: DBAPIError) -> bool:
@@ -151,7 +149,7 @@ def is_data_error(error: DBAPIError) -> bool:
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
         return str(sqlstate)[:2] in _DATA_ERROR_CLASSES
-    return isinstance(error.orig, _SQLITE_DATA_ERRORS)
+    return isinstance(error, DataError | IntegrityError)  # SQLite's, or of a driver that refuses to send the value
 
 
 def is_deadlock(error: DBAPIError) -> bool:

@@ -172,8 +172,9 @@ _open_index("ux_open_delivery_head", "route", "lane", where="state IN ('ready', 
 _open_index("ix_open_delivery_received", "seq", where="state = 'received'")
 _open_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'")
 _open_index("ix_open_delivery_waiting", "route", "lane", "occurred_at", "seq", where="state = 'waiting'")
-_open_index("ix_open_delivery_in_flight", "seq", where="state = 'in_flight'")
+_open_index("ix_open_delivery_in_flight", "seq", "route", where="state = 'in_flight'")
 _open_index("ix_open_delivery_dead", "route", "lane", where="state = 'dead'")
+_open_index("ix_open_delivery_blocked", "route", "lane", where="state = 'blocked'")
 
 lane = Table(
     "lane",

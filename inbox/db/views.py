@@ -37,11 +37,14 @@ _DEAD_LETTER = """
 CREATE VIEW dead_letter AS
 SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
        i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
-FROM open_delivery o
+FROM (
+    SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'dead'
+    UNION ALL
+    SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'blocked'
+) o
 JOIN inbox i ON i.seq = o.seq
 LEFT JOIN delivery_log l ON l.id = (
     SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
-WHERE o.state IN ('dead', 'blocked')
 """
 
 _BACKLOG = """
@@ -72,13 +75,18 @@ def _delivery_view(dialect: str) -> str:
         routed, route = "inbox i JOIN json_each(i.routes) r", "r.value"
         not_routed, none = "NOT EXISTS (SELECT 1 FROM json_each(i.routes) a WHERE a.value = r.route)", "i.routes = '[]'"
     known = "coalesce(o.state, l.kind)"
-    replayed = "inbox i JOIN (SELECT DISTINCT seq, route FROM delivery_log WHERE kind = 'replayed') r ON r.seq = i.seq"
+    # the first time that it was replayed there; a DISTINCT would read the whole log when asked for one entity
+    replayed = "inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'"
+    once = (
+        "NOT EXISTS (SELECT 1 FROM delivery_log f"
+        " WHERE f.seq = r.seq AND f.route = r.route AND f.kind = 'replayed' AND f.id < r.id)"
+    )
     never_replayed = "NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed')"
     nowhere = "CAST(NULL AS text)"
     return "CREATE VIEW delivery AS" + "UNION ALL".join(
         (
             _DELIVERY.format(routed=routed, route=route, state=known, condition="1 = 1"),
-            _DELIVERY.format(routed=replayed, route="r.route", state=known, condition=not_routed),
+            _DELIVERY.format(routed=replayed, route="r.route", state=known, condition=f"{not_routed} AND {once}"),
             _DELIVERY.format(
                 routed="inbox i", route=nowhere, state="'unrouted'", condition=f"{none} AND {never_replayed}"
             ),

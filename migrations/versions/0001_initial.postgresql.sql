@@ -215,9 +215,11 @@ CREATE TABLE open_delivery (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
+CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
+
 CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane) WHERE state = 'dead';
 
-CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq) WHERE state = 'in_flight';
+CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 
 CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
@@ -458,14 +460,14 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        l.kind AS last_fact, l.at AS last_fact_at,
        e.detail ->> 'error' AS last_error,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
-FROM inbox i JOIN (SELECT DISTINCT seq, route FROM delivery_log WHERE kind = 'replayed') r ON r.seq = i.seq
+FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
 LEFT JOIN delivery_log l ON l.id = (
     SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = r.route)
 LEFT JOIN delivery_log e ON e.id = (
     SELECT max(f.id) FROM delivery_log f
     WHERE f.seq = i.seq AND f.route = r.route AND f.kind IN ('attempt_failed', 'abandoned', 'dead'))
-WHERE NOT r.route = ANY (i.routes)
+WHERE NOT r.route = ANY (i.routes) AND NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = r.seq AND f.route = r.route AND f.kind = 'replayed' AND f.id < r.id)
 UNION ALL
 SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
        'unrouted' AS state,
@@ -485,11 +487,14 @@ WHERE i.routes = '{}' AND NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq =
 CREATE VIEW dead_letter AS
 SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
        i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
-FROM open_delivery o
+FROM (
+    SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'dead'
+    UNION ALL
+    SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'blocked'
+) o
 JOIN inbox i ON i.seq = o.seq
 LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
-WHERE o.state IN ('dead', 'blocked');
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead');
 
 CREATE VIEW backlog AS
 SELECT b.route, b.open, b.received, b.waiting, b.ready, b.in_flight, b.blocked, b.dead,

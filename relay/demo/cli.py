@@ -2,13 +2,94 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from inbox.terminal import FINDING, console, fail, told
+
 app = typer.Typer(
     help="Run the whole product with demo services, and watch webhooks become PATCHes.", add_completion=False
 )
+
+_SEEDS = 10_000
+_SIGNALLED = 128
+"""A shell adds the signal's number to it."""
+
+
+@app.callback(invoke_without_command=True)
+def demo(
+    context: typer.Context,
+    *,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when both services agree: 240 changes, failures, a killed relay.")
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to keep the configuration, the database and the logs; new by default.")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="URL of an empty database, instead of a SQLite file in the folder.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Make the changes that this number stands for.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: the summary as JSON.")] = False,
+) -> None:
+    """Run the whole product with demo services, and watch webhooks become PATCHes.
+
+    Starts an identity service, the receiver, the relay and a commercial service, changes some users, and shows what
+    follows, until Ctrl-C. With --once it makes many changes, has calls fail and the relay killed, compares both
+    services at the end, and exits 0 when they agree, or else 1 with what differs.
+
+    Examples:
+      relay demo
+      relay demo --once --seed 7
+      relay demo --once --database postgresql+psycopg://localhost/empty
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if as_json and not once:
+        fail("--json shows the summary of a run that ends: add --once")
+    seed = secrets.randbelow(_SEEDS) if seed is None else seed
+    if once:
+        _once(folder, database, seed, as_json=as_json)
+    else:
+        _live(folder, database, seed)
+
+
+def _live(folder: Path | None, database: str | None, seed: int) -> None:
+    from relay.demo.live import run_live  # noqa: PLC0415  # listings need not load the services
+    from relay.demo.processes import DemoError  # noqa: PLC0415
+
+    try:
+        with told():
+            run_live(console(), folder=folder, database_url=database, seed=seed)
+    except DemoError as error:
+        fail(str(error))
+
+
+def _once(folder: Path | None, database: str | None, seed: int, *, as_json: bool) -> None:
+    from relay.demo.happenings import Stopped  # noqa: PLC0415  # likewise
+    from relay.demo.once import OnceRun  # noqa: PLC0415
+    from relay.demo.processes import DemoError  # noqa: PLC0415
+    from relay.demo.summary import show_summary  # noqa: PLC0415
+
+    try:
+        with told():
+            summary = OnceRun(console(stderr=as_json), seed).run(folder=folder, database_url=database)
+    except DemoError as error:
+        fail(str(error))
+    except Stopped as stopped:
+        console(stderr=True).print(f"stopped by {stopped} before the end; nothing was compared")
+        raise typer.Exit(_SIGNALLED + stopped.number) from None
+    if as_json:
+        sys.stdout.write(json.dumps(summary.as_json(), indent=2) + "\n")
+    else:
+        show_summary(console(), summary)
+    if not summary.agree:
+        raise typer.Exit(FINDING)
 
 
 @app.command()

@@ -82,6 +82,7 @@ def create_app(
     secret: str = "demo",  # noqa: S107 - a made-up one, for trying out
     now: Callable[[], datetime] | None = None,
     senders: int = 4,
+    loses_answer: Callable[[], bool] = lambda: False,
 ) -> IdentityService:
     """An identity service without users, in the namespace `demo`. Its sending threads run until `close`.
 
@@ -94,8 +95,11 @@ def create_app(
         secret: its password.
         now: the time as an aware datetime in UTC; the machine's clock without it.
         senders: how many webhooks of different entities may be under way at once.
+        loses_answer: asked after each accepted webhook, on a sending thread; true has it sent again.
     """
-    sender = WebhookSender(webhook_url, headers=webhook_headers, senders=senders, on_webhook=on_webhook)
+    sender = WebhookSender(
+        webhook_url, headers=webhook_headers, senders=senders, on_webhook=on_webhook, loses_answer=loses_answer
+    )
 
     def announce(change: Change) -> None:
         sender.put(f"{change.entity_type}/{change.entity_id}", payload(change, form))

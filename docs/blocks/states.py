@@ -1,0 +1,94 @@
+"""The state machine, from `relay.lifecycle`, `relay.facts` and `relay.outcome`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+
+from docs.blocks.common import MEANINGS, ROOT, field_docstrings, first_line, table
+from relay import facts, outcome, policy
+from relay.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, State, Step
+
+
+def states_diagram() -> str:
+    """Which step leads from which state to which."""
+    edges: dict[tuple[State, State], list[str]] = {}
+    for state, steps in TRANSITIONS.items():
+        for step, to in steps.items():
+            edges.setdefault((state, to), []).append(step.value)
+    lines = [f"    {state} --> {to}: {', '.join(steps)}" for (state, to), steps in edges.items()]
+    return "\n".join(["```mermaid", "stateDiagram-v2", "    [*] --> received", *lines, "```"])
+
+
+def states() -> str:
+    """Every state: whether it is its lane's head, and what can happen in it."""
+    return table(
+        ("state", "meaning", "head of its lane", "steps"),
+        (
+            (
+                f"`{state}`",
+                MEANINGS["states"][state.value],
+                "yes" if state in HEADS else "",
+                ", ".join(f"{step} → {to}" for step, to in TRANSITIONS[state].items()),
+            )
+            for state in State
+        ),
+    )
+
+
+def scheduling_steps() -> str:
+    """The steps that are no facts."""
+    return table(
+        ("step", "meaning"),
+        ((f"`{step}`", MEANINGS["scheduling"][step.value]) for step in Step if step in SCHEDULING),
+    )
+
+
+def fact_kinds() -> str:
+    """Every kind of fact: whether it ends the delivery, what its detail holds, and where it is made."""
+    rows = []
+    for cls in facts.AnyFact.__args__:
+        kind = str(cls.__struct_config__.tag)
+        explained = field_docstrings(cls)
+        detail = (
+            f"`{name}`" + (f" ({explained[name]})" if name in explained else "") for name in cls.__struct_fields__
+        )
+        meaning = first_line(cls.__doc__).removesuffix(" Terminal.")
+        rows.append(
+            (f"`{kind}`", meaning, "yes" if Step(kind) in TERMINAL else "", ", ".join(detail), _made_in(cls.__name__))
+        )
+    return table(("kind", "meaning", "ends it", "`detail` holds", "made in"), rows)
+
+
+def _made_in(fact: str) -> str:
+    """The files that make a fact."""
+    return ", ".join(f"`{file}`" for file, made in _calls().items() if f"facts.{fact}" in made) or "nowhere yet"
+
+
+@cache
+def _calls() -> dict[Path, set[str]]:
+    """What each file of the relay calls; a pattern of a `match` is no call."""
+    return {
+        path.relative_to(ROOT): {
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+        }
+        for path in sorted((ROOT / "relay").rglob("*.py"))
+    }
+
+
+def error_classes() -> str:
+    """What can be wrong with an attempt, as the comments in `relay.outcome` have it."""
+    source = inspect.getsource(outcome)
+    listed = source[source.index("ErrorClass = Literal[") :].partition("\n]")[0]
+    return table(
+        ("error class", "meaning", "then"),
+        (
+            (f"`{name}`", meaning, "dead at once" if name in policy.HOPELESS else "tried again")
+            for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)
+        ),
+    )

@@ -1,0 +1,60 @@
+"""Writes the parts of the documentation that the code knows better: `python docs/generate.py`; `--check` only compares.
+
+A page holds them between `<!-- generated: NAME -->` and `<!-- end -->`; everything outside is written by hand. NAME is
+a key of `BLOCKS`. What has no docstring in the code is explained in `docs/meanings.toml`.
+"""  # noqa: INP001  # a script beside pages
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout is described, whatever is installed
+
+from docs.blocks import commands, configuration, house, schema, states
+from docs.blocks.common import ROOT
+
+PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+_BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "rooms": house.rooms,
+    "arrows": house.arrows,
+    "states-diagram": states.states_diagram,
+    "states": states.states,
+    "scheduling-steps": states.scheduling_steps,
+    "fact-kinds": states.fact_kinds,
+    "error-classes": states.error_classes,
+    "inbox-commands": commands.inbox_commands,
+    "relay-commands": commands.relay_commands,
+    "config-keys": configuration.config_keys,
+    "schema-tables": schema.schema_tables,
+    "schema-views": schema.schema_views,
+    "unused-tables": schema.unused_tables,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Write every page anew; with `--check`, name the stale ones and return 1 if there are any."""
+    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != rendered(page)]
+    if "--check" in arguments:
+        for page in stale:
+            sys.stderr.write(f"{page.relative_to(ROOT)} is stale: run python docs/generate.py\n")
+        return 1 if stale else 0
+    for page in stale:
+        page.write_text(rendered(page), encoding="utf-8")
+        sys.stdout.write(f"wrote {page.relative_to(ROOT)}\n")
+    return 0
+
+
+def rendered(page: Path) -> str:
+    """The page as it has to be."""
+    return _BLOCK.sub(
+        lambda match: f"{match[1]}{BLOCKS[match[2]]().strip()}\n{match[3]}", page.read_text(encoding="utf-8")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

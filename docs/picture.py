@@ -1,0 +1,95 @@
+"""Makes `docs/demo.svg` out of a real run: `python docs/picture.py` starts `relay demo`, watches it and stops it.
+
+Its beginning is kept, and what happens around the first call that fails after an edit. No test runs this: no two runs
+are the same.
+"""  # noqa: INP001  # a script beside pages
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
+
+WIDTH = 96
+SHOWN, BEFORE = 24, 6
+"""Lines of what happens, and those of them before the first call that fails."""
+PAGE = Path(__file__).resolve().parent / "demo.svg"
+THEME = TerminalTheme(
+    (24, 26, 31), (214, 217, 224),
+    [(24, 26, 31), (240, 98, 98), (126, 200, 120), (224, 180, 90), (100, 150, 240), (200, 130, 220), (90, 190, 200),
+     (214, 217, 224)],
+    [(120, 125, 135), (240, 98, 98), (126, 200, 120), (224, 180, 90), (100, 150, 240), (200, 130, 220), (90, 190, 200),
+     (255, 255, 255)],
+)  # fmt: skip
+FORMAT = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
+<title>relay demo</title>
+<style>
+.{unique_id}-matrix {{ font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: {char_height}px;
+  line-height: {line_height}px; }}
+{styles}
+</style>
+<defs><clipPath id="{unique_id}-clip-terminal"><rect width="{terminal_width}" height="{terminal_height}"/></clipPath>
+{lines}</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix" xml:space="preserve">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
+def main() -> None:
+    """Record, choose, draw."""
+    lines = recorded()
+    happenings = next(number for number, line in enumerate(lines) if not Text.from_ansi(line).plain.strip())
+    changes = [number for number, line in enumerate(lines) if " change " in Text.from_ansi(line).plain]
+    edit = next(number for number in changes if "UPDATE" in lines[number])
+    failure = next(number for number, line in enumerate(lines) if number > edit and "503" in line)
+    start = max(number for number in changes if edit <= number <= max(edit, failure - BEFORE))
+    shown = [*lines[: happenings + 1], "[…]", *lines[start : start + SHOWN]]
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True, color_system="truecolor")
+        for line in shown:
+            console.print(Text.from_ansi(line), no_wrap=True, crop=True)
+        svg = console.export_svg(title="relay demo", theme=THEME, code_format=FORMAT, unique_id="demo")
+    PAGE.write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), encoding="utf-8")
+
+
+def recorded() -> list[str]:
+    """What `relay demo` prints, with its colours, until enough has happened."""
+    reader, writer = pty.openpty()
+    command = [sys.executable, "-m", "relay", "demo"]
+    environment = os.environ | {"COLUMNS": str(WIDTH), "LINES": "60", "TERM": "xterm-256color"}
+    with tempfile.TemporaryDirectory() as folder:
+        demo = subprocess.Popen(  # noqa: S603  # our own
+            [*command, "--folder", folder], stdin=writer, stdout=writer, stderr=writer, env=environment
+        )
+        os.close(writer)
+        printed = b""
+        while not re.search(rb"UPDATE(.*\n)+.*503(.*\n){%d}" % SHOWN, printed):
+            printed += os.read(reader, 65536)
+        demo.send_signal(signal.SIGINT)
+        try:
+            while os.read(reader, 65536):
+                pass
+        except OSError:
+            demo.wait()  # the other end is closed
+        os.close(reader)
+    return printed.decode().replace("\r", "").split("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What a receiver needs of its HTTP server beyond what uvicorn does: every sender that is still there gets an answer.
+
+As it comes, uvicorn closes the connection unanswered when the sender closes its half, whether the request is whole or
+not, and an app hears of a request only with the first byte of its body, so that no deadline of the app's can begin.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from inbox.receive import ENDED_EARLY
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+
+class Wire(HttpToolsProtocol):
+    """One connection."""
+
+    def on_headers_complete(self) -> None:
+        """Tell the app at once: it can refuse by the headers alone, and its deadline for the body begins."""
+        super().on_headers_complete()
+        self.cycle.message_event.set()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own; uvicorn's always lets it close
+        """The sender sends nothing more, but may wait for its answer. Returns whether to stay open for it."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is None or cycle.response_complete:
+            return False
+        cycle.keep_alive = False
+        if cycle.more_body:
+            cast("dict[str, Any]", cycle.scope)[ENDED_EARLY] = True
+            cycle.more_body = False
+            cycle.message_event.set()
+        return True

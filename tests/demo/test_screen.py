@@ -1,0 +1,92 @@
+"""The demo's log: columns that line up, in the width that there is, and what each call changed."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from relay.demo.entities import USER
+from relay.demo.happenings import CallMade, Happening, WebhookSent
+from relay.demo.scenario import Made
+from relay.demo.screen import Screen
+
+ID = "6a5f3e210123456789000042"
+CONTACT = {"external_id": ID, "email": "aino.aalto.1@example.com", "last_name": "Aalto", "phone": "+447700900001"}
+ALL_FIELDS = "email=aino.aalto.1@example.com, last_name=Aalto, phone=+447700900001"
+CREATED = Made("create", USER, ID, "Aino Aalto", {"email": "aino.aalto.1@example.com"})
+
+
+class Noon:
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def lines(*happenings: Happening, width: int | None = None) -> list[str]:
+    """What is printed after the contact's user was created: on a terminal of that width, or into a file."""
+    output = io.StringIO()
+    console = Console(
+        file=output, force_terminal=width is not None, color_system=None, width=width or 10_000, highlight=False
+    )
+    screen = Screen(console, Noon())
+    screen.made(CREATED)
+    for happening in happenings:
+        screen.happened(happening)
+    return output.getvalue().splitlines()
+
+
+STORY: tuple[Happening, ...] = (
+    WebhookSent("USER", ID, "CREATE", 200),
+    WebhookSent("USER", ID, "CREATE", None),
+    CallMade("GET", f"/contacts?externalId={ID}", 200, None),
+    CallMade("POST", "/contacts", 503, CONTACT),
+    CallMade("POST", "/contacts", 201, CONTACT, "/contacts/contact-1"),
+    CallMade("PATCH", "/contacts/contact-1", 200, {**CONTACT, "last_name": "Berg", "phone": None}),
+    CallMade("PATCH", "/contacts/contact-1", 409, CONTACT),
+    CallMade("DELETE", "/contacts/contact-1", 204, None),
+)
+
+
+def test_a_story_reads_from_the_change_to_the_call() -> None:
+    assert lines(*STORY) == [
+        "12:00:00 change  CREATE     Aino Aalto                   email=aino.aalto.1@example.com",
+        "12:00:00 webhook CREATE 200 USER …0042                   Aino Aalto",
+        "12:00:00 webhook CREATE --- USER …0042                   no answer; it is sent again",
+        "12:00:00 call    GET    200 /contacts?externalId=…0042",
+        "12:00:00 call    POST   503 /contacts                    on purpose; it is tried again",
+        f"12:00:00 call    POST   201 /contacts                    {ALL_FIELDS}",
+        "12:00:00 call    PATCH  200 /contacts/contact-1          last_name=Berg, phone=null",
+        "12:00:00 call    PATCH  409 /contacts/contact-1          refused",
+        "12:00:00 call    DELETE 204 /contacts/contact-1          Aino Aalto",
+    ]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_line_is_wider_than_the_terminal_and_each_happening_has_one(width: int) -> None:
+    shown = lines(*STORY, width=width)
+    assert len(shown) == len(STORY) + 1
+    assert max(map(cell_len, shown)) <= width
+
+
+@pytest.mark.parametrize("width", [80, 120, None])
+def test_statuses_and_details_stand_in_columns(width: int | None) -> None:
+    shown = lines(*STORY, width=width)
+    statuses = {line[24:27] for line in shown}
+    assert statuses == {"   ", "200", "---", "503", "201", "409", "204"}
+    details = {
+        line.index(word) for line in shown for word in ("email=", "last_name=Berg", "on purpose") if word in line
+    }
+    assert len(details) == 1
+
+
+def test_a_patch_that_repeats_what_is_there_says_so() -> None:
+    twice = [CallMade("PATCH", "/contacts/contact-1", 200, CONTACT)] * 2
+    assert lines(*twice)[-1].endswith("nothing new")
+
+
+def test_markup_in_a_name_is_shown_as_it_is() -> None:
+    renamed = CallMade("PATCH", "/contacts/contact-1", 200, {**CONTACT, "last_name": "[red]x"})
+    assert "last_name=[red]x" in lines(renamed)[-1]

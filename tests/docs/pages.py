@@ -1,0 +1,208 @@
+"""The fenced blocks of a page, and a shell that runs them as a reader would: in order, in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = {str(path.relative_to(ROOT)): path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
+
+_FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_PORT = re.compile(r"\b(8000|8301|8302)\b")
+_LOOKS_ONLY = re.compile(r"(inbox (list|show)|relay (status|dead|replay)|curl -s -H 'Authorization)\b")
+"""Commands that change nothing: what they show may come a moment after a reader has typed them, but no later."""
+_PATIENCE_SECONDS = 10.0
+
+
+class Block(NamedTuple):
+    """One fenced block."""
+
+    info: str
+    text: str
+    line: int
+    after: str
+    """What stands between it and the block before it."""
+
+
+def blocks(text: str) -> list[Block]:
+    found, end = [], 0
+    for match in _FENCE.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Block(match[1].strip(), match[2], line, text[end : match.start()]))
+        end = match.end()
+    return found
+
+
+def expected_after(page: list[Block], position: int) -> str | None:
+    """The ```text block that follows a block at once: what it has to show."""
+    following = page[position + 1] if position + 1 < len(page) else None
+    return (
+        following.text if following is not None and following.info == "text" and not following.after.strip() else None
+    )
+
+
+def shows(expected: str, output: str) -> bool:
+    """Whether the output is the expected one; `…` stands for anything, and white space for any white space."""
+    pattern = r"\s*".join(".*?".join(re.escape(part) for part in re.split(r"…", word)) for word in expected.split())
+    return re.fullmatch(pattern, output.strip(), re.DOTALL) is not None
+
+
+class Shell:
+    """A bash in a folder of its own, with the project's commands on its PATH."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], log: IO[bytes]) -> None:
+        self._folder = folder
+        self._ports: dict[str, str] = {}
+        self._bash = subprocess.Popen(
+            ["bash"], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        self._log = log.name
+        self._tell("set -eo pipefail")
+
+    def of_this_machine(self, text: str) -> str:
+        """The text with ports that are free here in place of the page's."""
+        return _PORT.sub(lambda match: self._ports.setdefault(match[1], str(_free_port())), text)
+
+    def run(self, block: Block, expected: str | None) -> None:
+        """Run a block; afterwards what it started is listening, and it has shown what it should."""
+        script = self.of_this_machine(block.text)
+        receiver = self.of_this_machine("8000")
+        script = re.sub(r"\binbox serve\b(?! --bind)", f"inbox serve --bind 127.0.0.1:{receiver}", script)
+        script = re.sub(r"\binbox send\b", f"inbox send --url http://127.0.0.1:{receiver}", script)
+        script = re.sub(r" &$", f" >>{self._log} 2>&1 &", script, flags=re.MULTILINE)
+        output = self._tell(script)
+        for port in re.findall(r"(?:--bind 127.0.0.1:|--port )(\d+).* &$", script, re.MULTILINE):
+            _wait_for(int(port))
+        if expected is None:
+            return
+        wanted = self.of_this_machine(expected)
+        again = all(_LOOKS_ONLY.match(line) for line in block.text.splitlines() if line[:1].isalpha())
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not shows(wanted, output):
+            assert again, f"line {block.line} showed:\n{output}\ninstead of:\n{wanted}"
+            assert time.monotonic() < deadline, f"line {block.line} still shows:\n{output}\ninstead of:\n{wanted}"
+            time.sleep(0.1)
+            output = self._tell(script)
+
+    def _tell(self, script: str) -> str:
+        assert self._bash.stdin is not None
+        assert self._bash.stdout is not None
+        mark = f"--{time.monotonic_ns()}--"
+        self._bash.stdin.write(f"{script}\necho; echo {mark}\n".encode())
+        self._bash.stdin.flush()
+        lines: list[str] = []
+        for line in self._bash.stdout:
+            if line.decode().strip() == mark:
+                return "".join(lines)
+            lines.append(line.decode())
+        raise AssertionError(
+            f"{script}\nended with {self._bash.wait()}:\n{''.join(lines)}\n{Path(self._log).read_text()}"
+        )
+
+    def close(self) -> None:
+        """End everything that was started."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._bash.pid, number)
+            except ProcessLookupError:
+                break
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline and self._bash.poll() is None:
+                time.sleep(0.02)
+        for stream in (self._bash.stdin, self._bash.stdout):
+            assert stream is not None
+            stream.close()
+        self._bash.wait()
+
+
+@contextmanager
+def shell(folder: Path) -> Iterator[Shell]:
+    """A shell in `folder`/here; `folder` holds what it needs besides."""
+    here, tools, site = folder / "here", folder / "tools", folder / "site"
+    here.mkdir()
+    tools.mkdir()
+    _tool(tools / "make", f'exec {shutil.which("make")} --dry-run -C "{ROOT}" "$@"')
+    _tool(tools / "pip", _INSTALL.format(python=sys.executable, root=ROOT, copy=folder / "copy", site=site))
+    if shutil.which("curl") is None:
+        (tools / "curl.py").write_text(_CURL, encoding="utf-8")
+        _tool(tools / "curl", f'exec {sys.executable} "{tools / "curl.py"}" "$@"')
+    path = [site / "bin", tools, Path(sys.executable).parent, *os.environ.get("PATH", "").split(os.pathsep)]
+    environment = {
+        "PATH": os.pathsep.join(map(str, path)),
+        "PYTHONPATH": f"{site}{os.pathsep}{ROOT}",
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONWARNINGS": "ignore",
+    }
+    with (folder / "background.log").open("wb") as log:
+        opened = Shell(here, environment, log)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+def _tool(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\nset -e\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+_INSTALL = """\
+# `pip install .` of a copy of the checkout, into a folder that comes before everything else that is installed
+test "$*" = "install ."
+mkdir "{copy}"
+cp -r "{root}/inbox" "{root}/relay" "{root}/migrations" "{root}/pyproject.toml" "{root}/README.md" "{root}/LICENSE" "{copy}"
+"{python}" -m pip install --quiet --no-deps --no-build-isolation --no-index --disable-pip-version-check --target "{site}" \
+  "{copy}"
+"""
+
+_CURL = """\
+import argparse, base64, urllib.error, urllib.request
+options = argparse.ArgumentParser()
+options.add_argument("-s", action="store_true")
+options.add_argument("-u")
+options.add_argument("-H", action="append", default=[])
+options.add_argument("-X")
+options.add_argument("-d")
+options.add_argument("url")
+given = options.parse_args()
+headers = dict(header.split(": ", 1) for header in given.H)
+if given.u:
+    headers["Authorization"] = "Basic " + base64.b64encode(given.u.encode()).decode()
+data = None if given.d is None else given.d.encode()
+try:
+    answer = urllib.request.urlopen(urllib.request.Request(given.url, data, headers, method=given.X))
+except urllib.error.HTTPError as error:
+    answer = error
+print(answer.read().decode(), end="")
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < deadline, f"nothing listens on {port}"
+            time.sleep(0.05)
+        else:
+            return

@@ -1,0 +1,48 @@
+"""What the pages tell a reader to type works, and shows what they say it shows."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from inbox import config_file
+from tests.docs.pages import PAGES, blocks, expected_after, shell, shows
+
+KINDS = {"sh", "toml", "text", "sql", "mermaid", "python", "diff"}
+"""`sql` is run by test_queries, `python` and `diff` by test_contributing."""
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_block_is_of_a_kind_that_a_test_looks_at(page: str) -> None:
+    for block in blocks(PAGES[page].read_text(encoding="utf-8")):
+        assert block.info in KINDS, f"{page}:{block.line}: nothing tests a block of {block.info!r}"
+
+
+@pytest.mark.parametrize(
+    "page", [name for name, path in sorted(PAGES.items()) if "```sh\n" in path.read_text(encoding="utf-8")]
+)
+def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:
+    read = blocks(PAGES[page].read_text(encoding="utf-8"))
+    with shell(tmp_path) as terminal:
+        for position, block in enumerate(read):
+            if block.info == "toml":
+                (tmp_path / "here" / "inbox.toml").write_text(terminal.of_this_machine(block.text), encoding="utf-8")
+            elif block.info == "sh":
+                terminal.run(block, expected_after(read, position))
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_toml_block_is_a_whole_configuration(page: str) -> None:
+    for block in blocks(PAGES[page].read_text(encoding="utf-8")):
+        if block.info == "toml":
+            config_file.parse(block.text, f"{page}:{block.line}")
+            assert tomllib.loads(block.text)["sources"], "so that it is worth reading"
+
+
+def test_an_expected_output_is_compared_word_by_word() -> None:
+    assert shows("seq  state\n1 … dead\n", "\nseq state   \n  1  USER u1  dead\n\n")
+    assert shows('{"id":"…"}', '{"id":"abc"}')
+    assert not shows("1 … dead", "1 USER u1 ready")
+    assert not shows("1 dead", "1 dead 2 dead")

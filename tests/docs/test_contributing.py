@@ -1,0 +1,113 @@
+"""The worked examples of CONTRIBUTING, done in a copy of the checkout as they stand there: they work."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from inbox.db.migrate import head
+from tests.docs.pages import PAGES, ROOT, blocks
+
+COPIED = (
+    "inbox",
+    "relay",
+    "migrations",
+    "tests",
+    "docs",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout with all examples done."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder)
+    page = PAGES["CONTRIBUTING.md"].read_text(encoding="utf-8")
+    page = page.replace("0001", head()).replace("0002", f"{int(head()) + 1:04}")  # whatever has been added since
+    for block in blocks(page):
+        if block.info in {"python", "sql"}:
+            path, text = _head(block.text)
+            assert not (folder / path).exists(), f"CONTRIBUTING.md:{block.line} makes {path}, which is there"
+            (folder / path).write_text(text, encoding="utf-8")
+        elif block.info == "diff":
+            path, changes = _head(block.text)
+            change(folder / path, changes)
+    return folder
+
+
+def _head(text: str) -> tuple[str, str]:
+    """The path that the first line names, and the rest."""
+    first, _, rest = text.partition("\n")
+    return first.split(" ", 1)[1], rest
+
+
+def change(path: Path, changes: str) -> None:
+    """Apply the changes of a `diff` block; `@@` lies between two of them."""
+    text = path.read_text(encoding="utf-8")
+    for hunk in changes.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        old = "".join(line[1:] for line in lines if line[0] in " -")
+        new = "".join(line[1:] for line in lines if line[0] in " +")
+        assert text.count(old) == 1, f"{path.name} does not have this once:\n{old}"
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+
+
+def run(copy: Path, *arguments: str, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=copy,
+        env=os.environ | {"PYTHONPATH": str(copy)} | environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_their_tests_pass_and_the_migrations_make_the_schema_on_both_databases(copy: Path, postgres_url: str) -> None:
+    names = (
+        "sources/test_acme",
+        "destinations/test_note",
+        "migrations/test_schema_is_metadata",
+        "migrations/test_comments",
+    )
+    paths = [f"tests/{name}.py" for name in names]
+    run(copy, "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths, TEST_DATABASE_URL=postgres_url)
+
+
+def test_the_new_column_is_written(copy: Path, tmp_path: Path) -> None:
+    config, database = tmp_path / "inbox.toml", tmp_path / "inbox.db"
+    config.write_text(f'[database]\nurl = "sqlite:///{database}"\n', encoding="utf-8")
+    (copy / "migrate.py").write_text("from inbox.cli import app\napp(['migrate'])\n", encoding="utf-8")
+    run(copy, "migrate", INBOX_CONFIG=str(config))
+    run(copy, "relay", "run", "--drain", INBOX_CONFIG=str(config))
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT python FROM relay_node").fetchall() == [(platform.python_version(),)]
+
+
+def test_they_are_written_as_the_house_writes(copy: Path) -> None:
+    run(copy, "ruff", "check", "--no-cache", "inbox", "relay", "migrations", "tests/sources", "tests/destinations")
+    run(copy, "ruff", "format", "--no-cache", "--check", "inbox", "relay", "migrations", "tests/sources")
+
+
+def test_the_documentation_can_be_made_with_them(copy: Path) -> None:
+    subprocess.run([sys.executable, "docs/generate.py"], cwd=copy, check=True, capture_output=True)
+    assert 'with `kind = "note"`' in (copy / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert "| `python` | text |  | version of Python it runs on |" in (copy / "docs" / "schema.md").read_text("utf-8")

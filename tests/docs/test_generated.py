@@ -1,0 +1,93 @@
+"""What the code knows better is written by `docs/generate.py`, and is what it would write now."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import typer
+
+from docs import generate
+from docs.blocks.common import MEANINGS
+from docs.blocks.configuration import config_keys
+from inbox import config, config_file
+from inbox.cli import app as inbox_app
+from inbox.db.views import RETENTION_FLOOR_DAYS
+from relay import destinations
+from relay.cli import app as relay_app
+from relay.lifecycle import State, Step
+from tests.docs.pages import PAGES, blocks
+
+
+@pytest.mark.parametrize("page", generate.PAGES, ids=lambda page: page.name)
+def test_a_page_is_what_would_be_generated_now(page: Path) -> None:
+    written = page.read_text(encoding="utf-8")
+    assert written == generate.rendered(page), "stale: run .venv/bin/python docs/generate.py"
+
+
+def test_every_block_is_on_a_page() -> None:
+    everything = "".join(page.read_text(encoding="utf-8") for page in generate.PAGES)
+    assert set(re.findall(r"<!-- generated: ([a-z-]+) -->", everything)) == generate.BLOCKS.keys()
+
+
+def test_every_state_and_step_is_on_the_page_of_states() -> None:
+    page = PAGES["docs/states.md"].read_text(encoding="utf-8")
+    assert [word for word in (*State, *Step) if word not in page] == []
+
+
+def test_every_explanation_is_of_something() -> None:
+    for name, explained in MEANINGS["config"].items():
+        assert explained.keys() <= set(getattr(config, name).__struct_fields__), name
+    page = PAGES["docs/configuration.md"].read_text(encoding="utf-8")
+    unused = [text for some in MEANINGS["config"].values() for text in some.values() if text not in page]
+    assert unused == []
+
+
+def test_the_page_of_the_schema_tells_how_long_events_stay() -> None:
+    assert RETENTION_FLOOR_DAYS == 7
+    assert "older than seven days" in PAGES["docs/schema.md"].read_text(encoding="utf-8")
+
+
+def keys_of(value: object) -> set[str]:
+    if isinstance(value, dict):
+        return {*value, *(key for inner in value.values() for key in keys_of(inner))}
+    return {key for inner in value for key in keys_of(inner)} if isinstance(value, list) else set()
+
+
+def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = (
+        b.text for b in blocks(PAGES["docs/configuration.md"].read_text(encoding="utf-8")) if b.info == "toml"
+    )
+    documented = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
+    tree = tomllib.loads(example)
+    missing = documented - keys_of(tree)
+    assert missing <= {"token", "user", "password", "value", "name"}, missing
+
+    for name in re.findall(r'"env:(\w+)"', example):
+        monkeypatch.setenv(name, "https://example.com" if "URL" in name else "secret")
+    parsed = config_file.parse(example)
+    crm = msgspec.structs.replace(parsed.destinations["crm"], ca_file=None)
+    destinations.build(msgspec.structs.replace(parsed, destinations={**parsed.destinations, "crm": crm}))
+
+
+def examples() -> list[tuple[str, list[str]]]:
+    """The examples of every help text, as words."""
+    found = []
+    for block in blocks(PAGES["docs/cli.md"].read_text(encoding="utf-8")):
+        for line in block.text.splitlines():
+            words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+            found.append((line, words))
+    return found
+
+
+@pytest.mark.parametrize(("line", "words"), examples(), ids=[line for line, _ in examples()])
+def test_an_example_of_a_help_text_is_a_command_that_is_understood(line: str, words: list[str]) -> None:
+    command: Any = typer.main.get_command({"inbox": inbox_app, "relay": relay_app}[words.pop(0)])
+    while hasattr(command, "commands") and words and words[0] in command.commands:
+        command = command.commands[words.pop(0)]
+    command.make_context(line, words)  # raises a usage error

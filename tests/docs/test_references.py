@@ -1,0 +1,136 @@
+"""What a page names exists: files, functions, tables, columns, links."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.schema import CreateTable
+
+from docs.blocks.commands import relay_commands
+from inbox.db.dialect import sqlite_functions
+from inbox.db.schema import metadata
+from relay.lifecycle import State, Step
+from tests.docs.pages import PAGES, ROOT, blocks
+
+_CODE = re.compile(r"`([^`\n]+)`")
+_PLACE = re.compile(r"([\w./-]+\.(?:py|toml|md|sql))(?::([A-Za-z_][\w.]*))?")
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PAGE_NAMES = sorted(PAGES)
+
+
+def prose(page: str) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", PAGES[page].read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """What a module defines: names, and `Class.name`."""
+    found: set[str] = set()
+
+    def collect(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    found.add(prefix + name)
+                case ast.ClassDef(name=name, body=inner):
+                    found.add(prefix + name)
+                    collect(inner, f"{prefix}{name}.")
+                case ast.Assign(targets=targets):
+                    found.update(prefix + ast.unparse(target) for target in targets)
+                case ast.AnnAssign(target=target):
+                    found.add(prefix + ast.unparse(target))
+                case _:
+                    pass
+
+    collect(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_every_file_and_function_that_is_named_exists(page: str) -> None:
+    for code in _CODE.findall(prose(page)):
+        place = _PLACE.fullmatch(code)
+        if place is None or place[1] == "inbox.toml":
+            continue
+        path = ROOT / place[1]
+        assert path.is_file(), f"{page} names {code}"
+        assert place[2] is None or place[2] in names_in(path), f"{page} names {code}"
+
+
+def columns() -> dict[str, set[str]]:
+    """The columns of every table and view."""
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        sqlite_functions(connection.connection.dbapi_connection)
+        metadata.create_all(connection)
+        inspector = inspect(connection)
+        return {
+            name: {column["name"] for column in inspector.get_columns(name)}
+            for name in [*inspector.get_table_names(), *inspector.get_view_names()]
+        }
+
+
+def words_of_the_schema() -> set[str]:
+    tables = columns()
+    indexes = {str(index.name) for table in metadata.tables.values() for index in table.indexes}
+    made = "".join(str(CreateTable(table)) for table in metadata.tables.values())
+    constraints = set(re.findall(r"CONSTRAINT (\w+)", made))
+    return {*tables, *(column for some in tables.values() for column in some), *indexes, *constraints}
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/states.md", "docs/schema.md", "CHANGELOG.md"])
+def test_every_table_and_column_that_is_named_exists(page: str) -> None:
+    tables, words = columns(), words_of_the_schema() | {*State, *Step, "blocks_lane", "error_class", "key_parts"}
+    for code in _CODE.findall(re.sub(r"<!-- generated.*?<!-- end -->", "", prose(page), flags=re.DOTALL)):
+        if match := re.fullmatch(r"([a-z_]+)\.([a-z_]+)", code):
+            assert code == "inbox.toml" or match[2] in tables.get(match[1], set()), f"{page} names {code}"
+        elif re.fullmatch(r"[a-z]+(_[a-z]+)+", code):
+            assert code in words, f"{page} names {code}"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGE_NAMES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in _LINK.findall(prose(page)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (PAGES[page].parent / path) if path else PAGES[page]
+        assert file.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page} links to {target}"
+
+
+def test_the_readme_tells_how_to_run_and_test_in_a_block_of_its_own() -> None:
+    first = next(block for block in blocks(PAGES["README.md"].read_text(encoding="utf-8")) if block.info == "sh")
+    assert first.text == "make run\nmake test\n"
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_picture_needs_nothing_from_elsewhere() -> None:
+    picture = (ROOT / "docs" / "demo.svg").read_text(encoding="utf-8")
+    assert set(re.findall(r"\w+://[^\s\"')]+", picture)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = {target.partition("#")[0] for target in _LINK.findall(prose("README.md"))}
+    assert {page for page in PAGE_NAMES if page != "README.md"} <= linked
+
+
+def test_commands_that_pages_name_exist() -> None:
+    known = set(re.findall(r"^##+ `((?:inbox|relay)(?: [a-z]+)*)", PAGES["docs/cli.md"].read_text(), re.MULTILINE))
+    assert "`relay run`" in relay_commands()
+    for page in PAGE_NAMES:
+        for code in _CODE.findall(prose(page)):
+            if re.fullmatch(r"(inbox|relay) [a-z]+( [a-z]+)?", code):
+                assert code in known, f"{page} names {code}"

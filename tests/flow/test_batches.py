@@ -1,0 +1,171 @@
+"""What many requests at once do to each other: nothing. Six receivers, overlapping keys, and rows the database refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from inbox import store
+from inbox.clock import SystemClock
+from inbox.errors import InvalidEvent, RequestError
+from inbox.event import Event, Receipt
+from inbox.writer import GroupCommit
+from tests.helpers.outage import connect_postgres
+from tests.helpers.reading import count, rows
+from tests.helpers.receiver import async_engine
+from tests.helpers.waiting import until
+from tests.store.conftest import an_event
+
+RECEIVERS = 6
+SECONDS = 10.0
+AT_ONCE = 60
+"""Requests that wait for each receiver's next batch."""
+KEYS = 100
+"""The newest ones, from which all receivers take theirs."""
+SORTED = "ORDER BY source, dedup_key, seq"
+
+Answered = dict[str, set[int]]
+
+
+@asynccontextmanager
+async def writers(database_url: str, number: int) -> AsyncIterator[list[GroupCommit]]:
+    """So many receivers' writers, each on an engine of its own."""
+    made = [GroupCommit(async_engine(database_url), SystemClock()) for _ in range(number)]
+    try:
+        yield made
+    finally:
+        for writer in made:
+            await writer.close()
+
+
+async def append(writer: GroupCommit, event: Event) -> Receipt | Exception:
+    try:
+        return await writer.append(event)
+    except RequestError as error:
+        return error
+
+
+def a_refused(number: int, **values: str) -> Event:
+    """An event with a value that no preset lets through."""
+    return msgspec.structs.replace(an_event(number), **values)
+
+
+REFUSED_BY_A_CONSTRAINT = a_refused(7, action="invented")
+
+
+async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing(database_url: str, engine: Engine) -> None:
+    answers = await _answers_around(REFUSED_BY_A_CONSTRAINT, database_url)
+
+    seqs = {answer.seq for answer in answers if isinstance(answer, Receipt)}
+    assert {row["seq"] for row in rows(engine, "SELECT seq FROM inbox")} == seqs
+    assert count(engine, "open_delivery") == 19
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param(a_refused(7, entity_id="a NUL \0 in it"), id="NUL"),
+        pytest.param(a_refused(7, entity_id="half a pair \ud800"), id="half a surrogate pair"),
+        pytest.param(a_refused(7, dedup_key="k" * 1_000_000), id="a key too long for its index"),
+    ],
+)
+async def test_a_value_that_postgres_can_not_hold_costs_its_neighbours_nothing(
+    postgres_database_url: str, refused: Event
+) -> None:
+    await _answers_around(refused, postgres_database_url)
+
+
+async def _answers_around(refused: Event, database_url: str) -> list[Receipt | Exception]:
+    """Twenty events in one batch, the refused one and a duplicate among them; what each was answered."""
+    events = [refused if number == 7 else an_event(number) for number in range(20)]
+    async with writers(database_url, 1) as (writer,):
+        await append(writer, an_event(3))
+        answers = await asyncio.gather(*(append(writer, event) for event in events))
+    assert isinstance(answers[7], InvalidEvent)
+    assert [answer.duplicate for answer in answers if isinstance(answer, Receipt)].count(False) == 18
+    assert [answer.duplicate for answer in answers if isinstance(answer, Receipt)].count(True) == 1
+    return answers
+
+
+async def test_the_same_key_many_times_in_one_batch_is_one_event(database_url: str, engine: Engine) -> None:
+    async with writers(database_url, 1) as (writer,):
+        answers = await asyncio.gather(*(writer.append(an_event(n % 5)) for n in range(100)))
+
+    assert Counter(answer.duplicate for answer in answers) == {False: 5, True: 95}
+    assert [len({answers[n].seq for n in range(key, 100, 5)}) for key in range(5)] == [1] * 5
+    assert count(engine, "repeated_request") == 95
+
+
+async def _overlap(
+    database_url: str, seconds: float, *, until_one_fails: bool = False
+) -> tuple[Answered, list[Exception]]:
+    """Six receivers take the same new keys, each in its own order, all the time: seqs by key, and what failed."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + seconds
+    answered: Answered = {}
+    failures: list[Exception] = []
+    batches = 0
+
+    async def flood(writer: GroupCommit, chance: random.Random) -> None:
+        nonlocal batches
+        while loop.time() < ends and not (until_one_fails and failures):
+            batches += 1
+            newest = batches * KEYS // RECEIVERS
+            events = [an_event(chance.randrange(newest, newest + KEYS)) for _ in range(AT_ONCE)]
+            answers = await asyncio.gather(*(append(writer, event) for event in events))
+            for event, answer in zip(events, answers, strict=True):
+                if isinstance(answer, Receipt):
+                    answered.setdefault(event.dedup_key, set()).add(answer.seq)
+                else:
+                    failures.append(answer)
+
+    async with writers(database_url, RECEIVERS) as made:
+        await asyncio.gather(*(flood(writer, random.Random(number)) for number, writer in enumerate(made)))
+    return answered, failures
+
+
+def deadlocks(database_url: str) -> int:
+    """How many Postgres broke in this database. It counts them when the sessions that had them have ended."""
+    name = make_url(database_url).database
+    with connect_postgres(database_url, "postgres") as server:
+
+        def nobody_is_there() -> bool:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
+            return server.execute(query, (name,)).fetchone() == (0,)
+
+        until(nobody_is_there, "the receivers' sessions ended")
+        found = server.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = %s", (name,)).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+async def test_six_receivers_with_overlapping_keys_never_deadlock_and_agree_on_every_seq(
+    postgres_database_url: str,
+) -> None:
+    answered, failures = await _overlap(postgres_database_url, SECONDS)
+
+    assert failures == []
+    assert len(answered) > 1000
+    assert [key for key, seqs in answered.items() if len(seqs) != 1] == []
+    assert deadlocks(postgres_database_url) == 0
+
+
+async def test_without_the_sort_they_deadlock(postgres_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: it is the order of insertion that the test above rests on.
+
+    Measured over the same ten seconds on two processors: 17 deadlocks, 3,378 events, 1,440 requests answered 503;
+    sorted none, 34,188 events, none.
+    """
+    statement = store._POSTGRES_APPEND.text
+    assert statement.count(SORTED) == 1
+    monkeypatch.setattr(store, "_POSTGRES_APPEND", text(statement.replace(SORTED, "ORDER BY seq")))
+    await _overlap(postgres_database_url, SECONDS, until_one_fails=True)
+
+    assert deadlocks(postgres_database_url) > 0

@@ -1,0 +1,230 @@
+"""Every kind of request that is refused: its status, its problem document, and what is kept of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox import receive
+from tests.helpers.reading import Row, count, rows
+from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
+from tests.helpers.waiting import until, until_async
+from tests.helpers.webhooks import TOKEN, body, payload
+
+DEEP = b'{"a":' * 65 + b"1" + b"}" * 65
+CUT = 20
+"""Bytes that a truncated body lacks."""
+
+
+def without(field: str) -> bytes:
+    return json.dumps({name: value for name, value in payload().items() if name != field}).encode()
+
+
+def the_refusal(engine: Engine) -> Row:
+    """The one row of `rejected_request`, once it is written: that is done after the answer."""
+    (row,) = rows(engine, "SELECT * FROM rejected_request")
+    if isinstance(row["headers"], str):
+        row["headers"] = json.loads(row["headers"])
+    return row
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "cause", "field"),
+    [
+        pytest.param(b"<xml/>", 400, "unreadable", None, id="not JSON"),
+        pytest.param(b"", 400, "unreadable", None, id="empty"),
+        pytest.param(body()[:-1], 400, "unreadable", None, id="cut JSON"),
+        pytest.param(b'{"id":"u1","id":"u2"}', 400, "unreadable", None, id="a key twice"),
+        pytest.param(body(n=float("nan")), 400, "unreadable", None, id="NaN"),
+        pytest.param(body(n=float("inf")), 400, "unreadable", None, id="Infinity"),
+        pytest.param(DEEP, 400, "unreadable", None, id="nested beyond 64"),
+        pytest.param(body().replace(b"u1", b"\xff"), 400, "unreadable", None, id="not UTF-8"),
+        pytest.param(body().replace(b"u1", b"\\ud800"), 400, "unreadable", None, id="half a surrogate pair"),
+        pytest.param(b"[]", 422, "invalid_event", "body", id="no object"),
+        *(
+            pytest.param(without(name), 422, "invalid_event", name, id=f"no {name}")
+            for name in ("id", "entityType", "eventType", "timestamp")
+        ),
+        *(
+            pytest.param(
+                json.dumps(payload() | {name: wrong}).encode(), 422, "invalid_event", name, id=f"{name} {wrong}"
+            )
+            for name in ("id", "entityType", "eventType", "timestamp")
+            for wrong in (7, None, ["u1"])
+        ),
+        pytest.param(body(""), 422, "invalid_event", "id", id="id empty"),
+        pytest.param(body("i" * 256), 422, "invalid_event", "id", id="id of 256 characters"),
+        pytest.param(body("a\x00b"), 422, "invalid_event", "id", id="id with a NUL"),
+        pytest.param(body(timestamp="2026-01-01T00:00:00"), 422, "invalid_event", "timestamp", id="time, no offset"),
+        pytest.param(body(timestamp="yesterday"), 422, "invalid_event", "timestamp", id="time in words"),
+        pytest.param(body(timestamp="2026-02-30T00:00:00Z"), 422, "invalid_event", "timestamp", id="no such day"),
+        pytest.param(body(timestamp="9999-12-31T23:59:59Z"), 422, "invalid_event", "timestamp", id="far ahead"),
+    ],
+)
+async def test_a_bad_body_of_an_authenticated_sender_is_refused_and_kept_whole(  # noqa: PLR0917  # a table's columns
+    receiver: Receiver, engine: Engine, sent: bytes, status: int, cause: str, field: str | None
+) -> None:
+    answer = await receiver.post(sent, headers={"X-Request-Id": "r-1", "Cookie": "secret=1"})
+
+    assert answer.status_code == status
+    assert_problem(answer, status, field)
+    await until_async(lambda: count(engine, "rejected_request"), "the refusal is kept")
+    row = the_refusal(engine)
+    assert (row["source"], row["status"], row["cause"], row["field"]) == ("trivore", status, cause, field)
+    assert row["body"] == sent
+    assert row["body_sha256"] == hashlib.sha256(sent).digest()
+    assert row["headers"]["x-request-id"] == "r-1"
+    assert not {"x-webhook-token", "cookie", "authorization"} & set(row["headers"])
+    assert TOKEN not in str(row)
+    assert count(engine, "inbox") == 0
+
+
+async def test_an_id_of_255_characters_is_taken(receiver: Receiver) -> None:
+    assert (await receiver.post(body("i" * 255))).status_code == 200
+
+
+def assert_problem(answer: Any, status: int, field: str | None) -> None:  # noqa: ANN401  # falcon's Result
+    assert answer.headers["content-type"] == PROBLEM
+    document = answer.json
+    assert document["status"] == status
+    assert document["title"]
+    assert document.get("field") == field
+    assert status in {404, 405} or document["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "token"),
+    [
+        pytest.param("/webhooks/trivore", "wrong", id="wrong token"),
+        pytest.param("/webhooks/trivore", "", id="empty token"),
+        pytest.param("/webhooks/trivore", None, id="no token"),
+        pytest.param("/webhooks/nobody", TOKEN, id="unknown source"),
+        pytest.param("/webhooks/trivore/" + TOKEN, None, id="the token in the wrong place"),
+    ],
+)
+async def test_of_a_sender_that_does_not_prove_who_it_is_neither_body_nor_headers_are_kept(
+    receiver: Receiver, engine: Engine, path: str, token: str | None
+) -> None:
+    headers = {"Content-Type": "application/json", "X-Request-Id": "r-1"}
+    if token is not None:
+        headers["X-Webhook-Token"] = token
+    answer = await receiver.request("POST", path, body=body(), headers=headers)
+
+    assert answer.status_code == 401
+    assert_problem(answer, 401, None)
+    assert answer.headers["www-authenticate"]
+    await until_async(lambda: count(engine, "rejected_request"), "the refusal is kept")
+    row = the_refusal(engine)
+    assert (row["status"], row["cause"], row["body"], row["headers"]) == (401, "not_authenticated", None, None)
+    assert TOKEN not in str(row)
+
+
+async def test_an_unknown_source_and_a_wrong_token_get_the_same_answer(receiver: Receiver) -> None:
+    wrong = await receiver.post(headers={"X-Webhook-Token": "wrong"})
+    unknown = await receiver.post(path="/webhooks/nobody")
+
+    assert wrong.content == unknown.content
+    assert dict(wrong.headers) == dict(unknown.headers)
+
+
+@pytest.mark.parametrize(
+    ("headers", "field"),
+    [
+        ({"Content-Type": "text/plain"}, "content-type"),
+        ({"Content-Type": "application/json; charset=latin-1"}, "content-type"),
+        ({"Content-Encoding": "gzip"}, "content-encoding"),
+    ],
+)
+async def test_a_wrong_type_is_415(receiver: Receiver, engine: Engine, headers: dict[str, str], field: str) -> None:
+    answer = await receiver.post(headers=headers)
+
+    assert answer.status_code == 415
+    assert_problem(answer, 415, field)
+    await until_async(lambda: count(engine, "rejected_request"), "the refusal is kept")
+    assert the_refusal(engine)["body"] == body()
+
+
+async def test_a_body_that_is_too_large_is_413(receiver: Receiver) -> None:
+    answer = await receiver.post(body(padding="x" * 256 * 1024))
+
+    assert answer.status_code == 413
+    assert_problem(answer, 413, "body")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/", 404),
+        ("POST", "/webhooks", 404),
+        ("POST", "/webhooks/trivore/token/more", 404),
+        ("GET", "/webhooks/trivore", 405),
+        ("PUT", "/webhooks/trivore", 405),
+        ("DELETE", "/health/live", 405),
+    ],
+)
+async def test_what_is_not_there_is_a_problem_document_too(
+    receiver: Receiver, method: str, path: str, status: int
+) -> None:
+    answer = await receiver.request(method, path)
+
+    assert answer.status_code == status
+    assert_problem(answer, status, None)
+
+
+async def test_a_flood_of_refusals_is_kept_ten_a_second_and_answered_all_the_same(
+    receiver: Receiver, engine: Engine
+) -> None:
+    for _ in range(50):
+        assert (await receiver.post(b"{}")).status_code == 422
+    assert (await receiver.post()).status_code == 200
+    assert count(engine, "rejected_request") <= 30
+
+
+@pytest.mark.parametrize("most", [len(body()), 1])
+def test_a_body_that_ends_before_its_content_length_is_400_and_not_stored(
+    database_url: str, engine: Engine, most: int
+) -> None:
+    with served(database_url) as port:
+        answer = exchange(port, raw_post(body()[:most], length=len(body()) + CUT), half_close=True)
+
+        assert status_of(answer) == 400
+        assert PROBLEM.encode() in answer
+        until(lambda: count(engine, "rejected_request"), "the refusal is kept")
+        assert the_refusal(engine)["cause"] == "unreadable"
+        assert count(engine, "inbox") == 0
+
+
+def test_a_chunked_body_that_ends_before_its_last_chunk_is_400_and_not_stored(
+    database_url: str, engine: Engine
+) -> None:
+    whole = raw_post(body()).replace(f"Content-Length: {len(body())}".encode(), b"Transfer-Encoding: chunked")
+    head = whole.removesuffix(body())
+    chunk = b"%x\r\n%b\r\n" % (len(body()), body())
+    with served(database_url) as port:
+        assert status_of(exchange(port, head + chunk, half_close=True)) == 400
+        assert count(engine, "inbox") == 0
+        assert status_of(exchange(port, head + chunk + b"0\r\n\r\n")) == 200
+        assert count(engine, "inbox") == 1
+
+
+def test_a_sender_that_closes_its_half_behind_a_whole_request_gets_its_answer(database_url: str) -> None:
+    with served(database_url) as port:
+        assert status_of(exchange(port, raw_post(body()), half_close=True)) == 200
+
+
+def test_a_body_that_does_not_arrive_in_time_is_400(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "READ_WITHIN_SECONDS", 0.3)
+    with served(database_url) as port:
+        answer = exchange(port, raw_post(body(), length=len(body()) + CUT))
+
+    assert status_of(answer) == 400
+    assert b"did not arrive within" in answer
+
+
+def test_a_body_larger_than_allowed_is_413_before_it_is_read(database_url: str) -> None:
+    with served(database_url) as port:
+        assert status_of(exchange(port, raw_post(b"", length=10**9))) == 413

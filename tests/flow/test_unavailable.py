@@ -1,0 +1,112 @@
+"""A database that is away, locked or read-only: 503 in time, nothing acknowledged, and all well again without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack
+
+import pytest
+from falcon.testing import Result
+from sqlalchemy import Engine
+
+from inbox import app
+from inbox.config import Config
+from tests.helpers.outage import disconnect, down, locked, read_only
+from tests.helpers.reading import count
+from tests.helpers.receiver import PROBLEM, Receiver, receiving
+from tests.helpers.webhooks import a_config, body, moment
+
+ANSWERED_WITHIN = 3.0
+"""2.5 s, and half a second for a busy machine."""
+
+
+def assert_unavailable(answer: Result) -> None:
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["content-type"] == PROBLEM
+    assert answer.json["status"] == 503
+
+
+@pytest.fixture
+def uncached_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every question is asked of the database."""
+    monkeypatch.setattr(app, "READY_CACHED_SECONDS", 0.0)
+
+
+async def test_without_a_database_it_is_503_in_time_and_well_again_without_a_restart(
+    receiver: Receiver, database_url: str, engine: Engine
+) -> None:
+    assert (await receiver.post(body("u1"))).status_code == 200
+    with down(database_url):
+        began = time.monotonic()
+        answers = await asyncio.gather(*(receiver.post(body("u2", moment(n))) for n in range(20)))
+        assert time.monotonic() - began < ANSWERED_WITHIN
+        for answer in answers:
+            assert_unavailable(answer)
+    again = await receiver.post(body("u2", moment(0)))
+
+    assert (again.status_code, again.json["status"]) == (200, "accepted")
+    assert count(engine, "inbox") == 2
+    assert count(engine, "rejected_request") == 0
+
+
+async def test_a_lock_that_is_not_given_free_is_503_in_time(receiver: Receiver, database_url: str) -> None:
+    with locked(database_url):
+        began = time.monotonic()
+        assert_unavailable(await receiver.post())
+        assert time.monotonic() - began < ANSWERED_WITHIN
+    assert (await receiver.post()).json["status"] == "accepted"
+
+
+async def test_a_broken_connection_costs_at_most_one_answer(
+    postgres_database_url: str,
+) -> None:
+    async with receiving(a_config(postgres_database_url)) as receiver:
+        assert (await receiver.post(body("u1"))).status_code == 200
+        disconnect(postgres_database_url)
+        assert_unavailable(await receiver.post(body("u2")))
+        assert (await receiver.post(body("u2"))).json["status"] == "accepted"
+
+
+async def test_it_starts_without_a_database_and_serves_when_there_is_one(config: Config, database_url: str) -> None:
+    with ExitStack() as outage:
+        outage.enter_context(down(database_url))
+        async with receiving(config) as receiver:
+            assert_unavailable(await receiver.post())
+            assert (await receiver.get("/health/live")).status_code == 200
+            outage.close()
+            assert (await receiver.post()).json["status"] == "accepted"
+
+
+@pytest.mark.usefixtures("uncached_health")
+async def test_ready_follows_the_database_and_live_does_not(receiver: Receiver, database_url: str) -> None:
+    assert (await receiver.get("/health/ready")).json == {"status": "ready"}
+    with down(database_url):
+        assert_unavailable(await receiver.get("/health/ready"))
+        live = await receiver.get("/health/live")
+        assert (live.status_code, live.json) == (200, {"status": "live"})
+    assert (await receiver.get("/health/ready")).status_code == 200
+
+
+@pytest.mark.usefixtures("uncached_health")
+async def test_a_database_that_can_be_read_but_not_written_is_not_ready(
+    postgres_database_url: str,
+) -> None:
+    async with receiving(a_config(postgres_database_url)) as receiver:
+        with read_only(postgres_database_url):
+            assert_unavailable(await receiver.post())
+            assert_unavailable(await receiver.get("/health/ready"))
+        await receiver.get("/health/ready")  # its connection was broken once more
+        assert (await receiver.get("/health/ready")).status_code == 200
+        assert (await receiver.post()).json["status"] == "accepted"
+
+
+async def test_many_who_ask_for_health_share_one_question(
+    receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "READY_CACHED_SECONDS", 60.0)
+    assert (await receiver.get("/health/ready")).status_code == 200
+    with down(database_url):
+        answers = await asyncio.gather(*(receiver.get("/health/ready") for _ in range(50)))
+    assert {answer.status_code for answer in answers} == {200}

@@ -1,0 +1,182 @@
+"""A webhook becomes a delivery: the real app and writer, then the real steps of the relay, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.helpers.reading import count, rows
+from tests.helpers.receiver import Receiver
+from tests.helpers.relaying import DONE, UNWELL, Scripted, Steps
+from tests.helpers.webhooks import ROUTE, TOKEN, body, moment
+
+
+def kinds(engine: Engine) -> list[tuple[int, str]]:
+    return [(row["seq"], row["kind"]) for row in rows(engine, "SELECT seq, kind FROM delivery_log ORDER BY id")]
+
+
+async def test_a_webhook_becomes_a_delivery(receiver: Receiver, steps: Steps, engine: Engine) -> None:
+    payload = body("u1", "2026-01-01T02:00:00+02:00", other="fields are kept")
+    answer = await receiver.post(payload, headers={"X-Request-Id": "r-1"})
+
+    assert (answer.status_code, answer.json) == (200, {"status": "accepted", "seq": 1})
+    assert rows(engine, "SELECT seq, route, lane, state FROM open_delivery") == [
+        {"seq": 1, "route": ROUTE, "lane": "USER|u1", "state": "received"}
+    ]
+
+    assert steps.round() == 1
+    (delivery,) = steps.deliverer.seen
+    assert delivery.body == payload
+    assert (delivery.seq, delivery.route, delivery.attempt) == (1, ROUTE, 1)
+    assert (delivery.entity_type, delivery.entity_id, delivery.event_type) == ("USER", "u1", "UPDATE")
+    assert delivery.occurred_at.isoformat() == "2026-01-01T00:00:00+00:00"
+    assert delivery.headers["x-request-id"] == "r-1"
+    assert TOKEN not in str(delivery.headers)
+    assert kinds(engine) == [(1, "delivered")]
+    assert count(engine, "open_delivery") == 0
+
+
+async def test_a_delivery_that_fails_is_made_again_when_it_is_due(
+    receiver: Receiver, steps: Steps, engine: Engine
+) -> None:
+    steps.deliverer = Scripted([UNWELL])
+    await receiver.post()
+    assert steps.round() == 1
+    steps.advance(4.9)
+    assert steps.round() == 0
+    steps.advance(0.2)
+    assert steps.round() == 1
+
+    assert [delivery.attempt for delivery in steps.deliverer.seen] == [1, 2]
+    assert kinds(engine) == [(1, "attempt_failed"), (1, "delivered")]
+
+
+async def test_events_of_an_entity_are_delivered_in_the_order_of_their_own_times(
+    receiver: Receiver, steps: Steps
+) -> None:
+    for milliseconds in (2000, 1000, 3000):
+        await receiver.post(body("u1", moment(milliseconds)))
+        await receiver.post(body("u2", moment(milliseconds)))
+    steps.until_nothing_is_due()
+
+    for entity in ("u1", "u2"):
+        times = [seen.occurred_at for seen in steps.deliverer.seen if seen.entity_id == entity]
+        assert len(times) == 3
+        assert times == sorted(times)
+
+
+async def test_an_event_that_comes_behind_a_delivered_later_one_is_delivered_and_marked_late(
+    receiver: Receiver, steps: Steps, engine: Engine
+) -> None:
+    await receiver.post(body("u1", moment(2000)))
+    steps.until_nothing_is_due()
+    await receiver.post(body("u1", moment(1000)))
+    steps.until_nothing_is_due()
+
+    assert [seen.late for seen in steps.deliverer.seen] == [False, True]
+    details = [row["detail"] for row in rows(engine, "SELECT detail FROM delivery_log ORDER BY id")]
+    assert ["late" in (json.loads(d) if isinstance(d, str) else d) for d in details] == [False, True]
+
+
+async def test_a_source_that_no_route_takes_is_stored_and_owes_no_delivery(receiver: Receiver, engine: Engine) -> None:
+    answer = await receiver.post(path="/webhooks/unrouted")
+
+    assert answer.json["status"] == "accepted"
+    assert count(engine, "inbox WHERE source = 'unrouted'") == 1
+    assert count(engine, "open_delivery") == 0
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param(body(), id="byte for byte"),
+        pytest.param(body("u1", "2026-01-01T01:00:00+01:00"), id="the same instant in other words"),
+        pytest.param(body(comment="new"), id="another field"),
+    ],
+)
+async def test_a_repeat_is_answered_with_the_first_ones_seq_and_noted(
+    receiver: Receiver, engine: Engine, again: bytes
+) -> None:
+    first = await receiver.post()
+    await receiver.post(body("u2"))
+    repeat = await receiver.post(again)
+
+    assert (repeat.status_code, repeat.json) == (200, {"status": "duplicate", "seq": first.json["seq"]})
+    assert count(engine, "inbox") == 2
+    assert count(engine, "open_delivery") == 2
+    (noted,) = rows(engine, "SELECT seq, body, handled_at FROM repeated_request")
+    kept = None if again == body() else again
+    assert noted == {"seq": first.json["seq"], "body": kept, "handled_at": None}
+
+
+async def test_a_repeat_of_a_delivered_event_is_still_a_duplicate(
+    receiver: Receiver, steps: Steps, engine: Engine
+) -> None:
+    first = await receiver.post()
+    steps.until_nothing_is_due()
+    repeat = await receiver.post()
+    steps.until_nothing_is_due()
+
+    assert repeat.json == {"status": "duplicate", "seq": first.json["seq"]}
+    assert kinds(engine) == [(1, "delivered")]
+
+
+async def test_fifty_identical_requests_at_once_are_one_event(receiver: Receiver, steps: Steps, engine: Engine) -> None:
+    answers = await asyncio.gather(*(receiver.post() for _ in range(50)))
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json["seq"] for answer in answers}) == 1
+    statuses = [answer.json["status"] for answer in answers]
+    assert (statuses.count("accepted"), statuses.count("duplicate")) == (1, 49)
+    assert count(engine, "inbox") == 1
+    assert count(engine, "repeated_request WHERE body IS NULL") == 49
+    steps.until_nothing_is_due()
+    assert len(steps.deliverer.seen) == 1
+
+
+Crash = Callable[[Steps], object]
+
+
+@pytest.mark.parametrize(
+    ("crash", "calls"),
+    [
+        pytest.param(lambda steps: None, 1, id="before anything"),  # noqa: ARG005
+        pytest.param(lambda steps: steps.sequence(), 1, id="after sequence"),
+        pytest.param(lambda steps: (steps.sequence(), steps.claim()), 1, id="after claim"),
+        pytest.param(lambda steps: (steps.sequence(), steps.deliver(steps.claim())), 2, id="after the call"),
+        pytest.param(lambda steps: steps.round(), 1, id="after record"),
+    ],
+)
+async def test_a_relay_that_dies_between_two_steps_loses_nothing(
+    receiver: Receiver, steps: Steps, engine: Engine, crash: Crash, calls: int
+) -> None:
+    await receiver.post()
+    crash(steps)
+    steps.node = "second"
+    steps.advance(15.1)
+    steps.until_nothing_is_due()
+
+    assert len(steps.deliverer.seen) == calls
+    assert [kind for _, kind in kinds(engine)].count("delivered") == 1
+    assert count(engine, "open_delivery") == 0
+
+
+async def test_a_relay_that_wakes_up_after_its_lease_can_not_overrule_its_successor(
+    receiver: Receiver, steps: Steps, engine: Engine
+) -> None:
+    await receiver.post()
+    steps.sequence()
+    stale = steps.claim()
+    steps.node = "second"
+    steps.advance(15.1)
+    steps.deliverer = Scripted([UNWELL])
+    steps.round()
+    steps.node = "first"
+
+    (result,) = steps.record([(delivery, DONE) for delivery in stale])
+    assert result.fact is None
+    assert kinds(engine) == [(1, "abandoned"), (1, "attempt_failed")]

@@ -1,0 +1,22 @@
+"""What tests read of the tables: rows as dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from inbox.db.engine import reading
+
+Row = dict[str, Any]
+
+
+def rows(engine: Engine, statement: str, **parameters: object) -> list[Row]:
+    """The rows of a query. On SQLite it does not take the write lock."""
+    with engine.connect() as connection, reading(connection).begin():
+        return [dict(row._mapping) for row in connection.execute(text(statement), parameters)]
+
+
+def count(engine: Engine, what: str, **parameters: object) -> int:
+    """How many rows `what` (a table, perhaps with a condition) has."""
+    return int(rows(engine, f"SELECT count(*) AS n FROM {what}", **parameters)[0]["n"])

@@ -1,0 +1,121 @@
+"""The receiver in this process: its real app and writer, called as an ASGI server would, or served by uvicorn."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import uvicorn
+from falcon.testing import ASGIConductor, Result
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from inbox.app import create_app
+from inbox.clock import SystemClock
+from inbox.config import Config
+from inbox.db import engine as engines
+from inbox.serve import Worker
+from inbox.writer import GroupCommit
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import HEADERS, PATH, a_config, body
+
+PROBLEM = "application/problem+json"
+
+
+class Receiver:
+    """One receiver process's app; its writer is the real one."""
+
+    def __init__(self, conductor: ASGIConductor) -> None:
+        self._conductor = conductor
+
+    async def post(
+        self, payload: bytes | None = None, *, path: str = PATH, headers: dict[str, str] | None = None
+    ) -> Result:
+        """POST a body, a good webhook unless given, with these headers besides the usual ones."""
+        sent = {**HEADERS, **(headers or {})}
+        return await self._conductor.simulate_post(path, body=body() if payload is None else payload, headers=sent)
+
+    async def request(self, method: str, path: str, **options: Any) -> Result:  # noqa: ANN401  # falcon's own
+        """Any request; nothing is added."""
+        answer: Result = await self._conductor.simulate_request(method, path, **options)
+        return answer
+
+    async def get(self, path: str) -> Result:
+        """GET a path."""
+        return await self._conductor.simulate_get(path)
+
+
+@contextlib.asynccontextmanager
+async def receiving(config: Config) -> AsyncIterator[Receiver]:
+    """The receiver from its start to its end, inside the running event loop."""
+    async with ASGIConductor(_app(config)) as conductor:
+        yield Receiver(conductor)
+
+
+def _app(config: Config) -> Any:  # noqa: ANN401  # an ASGI app
+    def open_writer() -> GroupCommit:
+        return GroupCommit(engines.connect_async(config.database.url, application="inbox-receiver"), SystemClock())
+
+    return create_app(config, open_writer, SystemClock())
+
+
+def async_engine(database_url: str) -> AsyncEngine:
+    """An engine as a receiver process has it."""
+    return engines.connect_async(database_url, application="inbox-receiver")
+
+
+@contextlib.contextmanager
+def served(database_url: str) -> Iterator[int]:
+    """A receiver behind uvicorn with the settings of the gunicorn worker, in a thread; gives its port."""
+    settings: dict[str, Any] = {
+        **Worker.CONFIG_KWARGS,
+        "loop": "asyncio",
+        "log_config": None,
+        "timeout_graceful_shutdown": 3,
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(_app(a_config(database_url)), **settings))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            until(lambda: server.started or not thread.is_alive(), "uvicorn serves")
+            assert server.started
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def exchange(port: int, sent: bytes, *, half_close: bool = False, within: float = 10.0) -> bytes:
+    """Send bytes over a socket of their own; all that comes back until the other side closes."""
+    received = b""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=within)
+    with connection, contextlib.suppress(ConnectionError):
+        connection.sendall(sent)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+def raw_post(payload: bytes, *more: str, length: int | None = None) -> bytes:
+    """A POST of this body, written out; `length` is what Content-Length says."""
+    headers = [f"{name}: {value}" for name, value in HEADERS.items()]
+    announced = len(payload) if length is None else length
+    lines = [
+        f"POST {PATH} HTTP/1.1",
+        "Host: localhost",
+        *headers,
+        f"Content-Length: {announced}",
+        "Connection: close",
+        *more,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + payload
+
+
+def status_of(answer: bytes) -> int:
+    """The status of a written-out answer; 0 when there is none."""
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0

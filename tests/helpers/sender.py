@@ -1,0 +1,106 @@
+"""A sender that behaves as real ones do: it repeats what was not answered 200, and never knows what became of a lost answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.helpers.ledger import Ledger
+from tests.helpers.webhooks import HEADERS, PATH, body
+
+OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
+Event = tuple[str, str]
+"""The entity's id, and when it changed."""
+
+
+class Sender:
+    """Sends events, of which there may be no end, over several connections at once, in about the order given.
+
+    `sends` has two lines for each request: before it is sent (`outcome` is None), and after its answer: ok (200, with
+    its `seq` and `answer`), failed (any other status) or unknown (no whole answer came).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        port: int,
+        events: Iterable[Event],
+        *,
+        connections: int = 4,
+        per_second: float = 1000.0,
+        tries: int = 200,
+    ) -> None:
+        self.sends = Ledger(path)
+        self._port = port
+        self._events = iter(events)
+        self._taking = threading.Lock()
+        self._pause = connections / per_second
+        self._tries = tries
+        self._enough = threading.Event()
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._work, name=f"sender-{n}") for n in range(connections)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every event was sent, or given up."""
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def acknowledged(self) -> int:
+        """How many requests were answered 200 so far."""
+        return sum(line["outcome"] == OK for line in self.sends.lines())
+
+    def enough(self) -> None:
+        """Begin with no other event; those begun are repeated until they are acknowledged."""
+        self._enough.set()
+
+    def stop(self) -> None:
+        """Send nothing more, acknowledged or not."""
+        self._enough.set()
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+        self.sends.close()
+
+    def _work(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        while (event := self._take()) is not None:
+            began = time.monotonic()
+            self._send(connection, event)
+            self._enough.wait(max(0.0, self._pause - (time.monotonic() - began)))
+        connection.close()
+
+    def _take(self) -> Event | None:
+        with self._taking:
+            return None if self._enough.is_set() else next(self._events, None)
+
+    def _send(self, connection: http.client.HTTPConnection, event: Event) -> None:
+        for _ in range(self._tries):
+            if self._stopped.is_set() or self._try(connection, event):
+                return
+            self._stopped.wait(0.1)
+
+    def _try(self, connection: http.client.HTTPConnection, event: Event) -> bool:
+        entity, occurred_at = event
+        payload = body(entity, occurred_at)
+        about = {"entity": entity, "occurred_at": occurred_at, "body": payload.decode()}
+        self.sends.append(**about, outcome=None)
+        try:
+            connection.request("POST", PATH, body=payload, headers=dict(HEADERS))
+            response = connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()  # the next request opens another
+            self.sends.append(**about, outcome=UNKNOWN)
+            return False
+        if response.status != 200:
+            self.sends.append(**about, outcome=FAILED, status=response.status)
+            return False
+        told = json.loads(answer)
+        self.sends.append(**about, outcome=OK, seq=told["seq"], answer=told["status"])
+        return True

@@ -1,0 +1,125 @@
+"""Every checker passes a good run and finds what is wrong with a bad one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.helpers import checkers
+
+Line = dict[str, Any]
+
+
+def sent(entity: str, occurred_at: str, outcome: str | None, seq: int | None = None) -> Line:
+    line: Line = {"entity": entity, "occurred_at": occurred_at, "body": f"{entity}@{occurred_at}", "outcome": outcome}
+    return line if seq is None else {**line, "seq": seq}
+
+
+def came(n: int, seq: int, entity: str, occurred_at: str, *, attempt: int = 1, status: int = 200) -> Line:
+    body = f"{entity}@{occurred_at}"
+    return {
+        "n": n, "seq": seq, "entity": entity, "occurred_at": occurred_at, "attempt": attempt, "status": status, "body": body
+    }  # fmt: skip
+
+
+def fact(seq: int, kind: str, **detail: object) -> Line:
+    return {"seq": seq, "kind": kind, "detail": detail}
+
+
+SENDS = [
+    sent("a", "t1", None), sent("a", "t1", "unknown"), sent("a", "t1", None), sent("a", "t1", "ok", 1),
+    sent("a", "t2", None), sent("a", "t2", "ok", 2),
+    sent("b", "t1", None), sent("b", "t1", "failed"),
+]  # fmt: skip
+ARRIVALS = [came(1, 1, "a", "t1"), came(2, 2, "a", "t2")]
+FACTS = [fact(1, "delivered"), fact(2, "delivered")]
+STORED = [{"entity": "a", "occurred_at": "t1", "seq": 1}, {"entity": "a", "occurred_at": "t2", "seq": 2}]
+
+
+def test_a_good_run_has_nothing_against_it() -> None:
+    assert checkers.lost(SENDS, ARRIVALS) == []
+    assert checkers.phantoms(SENDS, ARRIVALS) == []
+    assert checkers.two_numbers(SENDS, STORED) == []
+    assert checkers.unstored(SENDS, STORED) == []
+    assert checkers.out_of_order(ARRIVALS, FACTS) == []
+    assert checkers.unexplained_repeats(ARRIVALS, FACTS) == []
+    assert checkers.attempts_called_twice(ARRIVALS) == []
+    assert checkers.unfinished(STORED, FACTS) == []
+    assert checkers.complaints({"relay.log": "all is well\n"}) == []
+
+
+def test_what_was_acknowledged_and_did_not_arrive_is_lost() -> None:
+    assert checkers.lost(SENDS, ARRIVALS[:1]) == [("a", "t2")]
+
+
+def test_what_arrived_without_success_is_lost() -> None:
+    assert checkers.lost(SENDS, [ARRIVALS[0], came(2, 2, "a", "t2", status=503)]) == [("a", "t2")]
+
+
+def test_what_was_never_acknowledged_is_not_lost() -> None:
+    assert checkers.lost([sent("a", "t9", None), sent("a", "t9", "unknown")], []) == []
+
+
+def test_what_nobody_sent_is_a_phantom() -> None:
+    assert checkers.phantoms(SENDS, [*ARRIVALS, came(3, 3, "c", "t1")]) == ["c@t1"]
+
+
+def test_what_was_sent_and_never_answered_is_no_phantom() -> None:
+    assert checkers.phantoms(SENDS, [came(3, 3, "b", "t1")]) == []
+
+
+def test_an_event_that_is_told_two_seqs_has_two_numbers() -> None:
+    assert checkers.two_numbers([*SENDS, sent("a", "t1", "ok", 7)], STORED) == [(("a", "t1"), [1, 7])]
+
+
+def test_an_event_that_is_stored_twice_has_two_numbers() -> None:
+    again = {"entity": "a", "occurred_at": "t1", "seq": 3}
+    assert checkers.two_numbers(SENDS, [*STORED, again]) == [(("a", "t1"), [1, 3])]
+
+
+def test_what_was_acknowledged_and_is_not_in_the_inbox_is_unstored() -> None:
+    assert checkers.unstored(SENDS, STORED[1:]) == [("a", "t1")]
+
+
+def test_an_older_event_behind_a_later_one_is_out_of_order() -> None:
+    swapped = [came(1, 2, "a", "t2"), came(2, 1, "a", "t1")]
+    assert checkers.out_of_order(swapped, FACTS) == [("a", 1, "behind, not marked")]
+
+
+def test_an_older_event_behind_a_later_one_may_be_late() -> None:
+    swapped = [came(1, 2, "a", "t2"), came(2, 1, "a", "t1")]
+    assert checkers.out_of_order(swapped, [fact(1, "delivered", late=True), fact(2, "delivered")]) == []
+
+
+def test_a_mark_without_a_reason_is_found() -> None:
+    marked = [fact(1, "delivered", late=True)]
+    assert checkers.out_of_order(ARRIVALS, marked) == [("a", 1, "marked, not behind")]
+
+
+def test_events_of_one_instant_are_in_order_of_their_seqs() -> None:
+    assert checkers.out_of_order([came(1, 4, "a", "t1"), came(2, 3, "a", "t1")], []) != []
+    assert checkers.out_of_order([came(1, 3, "a", "t1"), came(2, 4, "a", "t1")], []) == []
+
+
+def test_a_repeat_of_an_older_event_is_not_out_of_order() -> None:
+    assert checkers.out_of_order([*ARRIVALS, came(3, 1, "a", "t1", attempt=2)], FACTS) == []
+
+
+def test_a_repeat_needs_a_fact_that_explains_it() -> None:
+    repeated = [*ARRIVALS, came(3, 1, "a", "t1", attempt=2)]
+    assert checkers.unexplained_repeats(repeated, FACTS) == [(1, 2)]
+    assert checkers.unexplained_repeats(repeated, [*FACTS, fact(1, "abandoned")]) == []
+    assert checkers.unexplained_repeats(repeated, [*FACTS, fact(1, "attempt_failed")]) == []
+
+
+def test_one_attempt_that_calls_twice_is_found() -> None:
+    assert checkers.attempts_called_twice([*ARRIVALS, came(3, 1, "a", "t1")]) == [(1, 1)]
+
+
+def test_an_event_without_its_end_is_unfinished_and_so_is_one_with_two() -> None:
+    assert checkers.unfinished(STORED, FACTS[:1]) == [2]
+    assert checkers.unfinished(STORED, [*FACTS, fact(1, "delivered")]) == [1]
+
+
+def test_a_traceback_in_a_log_is_found() -> None:
+    log = "fine\nTraceback (most recent call last):\n"
+    assert checkers.complaints({"relay.log": log}) == [("relay.log", "Traceback (most recent call last):")]

@@ -1,0 +1,80 @@
+"""Webhooks as the tests' one source sends them, and the configuration that receives and relays them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from inbox import config_file
+from inbox.config import Config
+
+TOKEN = "a-token-that-must-not-be-kept"
+PATH = "/webhooks/trivore"
+HEADERS: Mapping[str, str] = {"X-Webhook-Token": TOKEN, "Content-Type": "application/json"}
+ROUTE = "everything"
+
+_CONFIG = """
+[database]
+url = {database}
+
+[sources.trivore]
+preset = "trivore"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = [{token}] }}
+
+[sources.unrouted]
+preset = "trivore"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = [{token}] }}
+
+[destinations.audit]
+kind = "forward"
+url = {downstream}
+allow_private = true
+allow_http = true
+concurrency = {concurrency}
+
+[routes.everything]
+source = "trivore"
+destination = "audit"
+ordering = "strict"
+retry = {{ schedule = {schedule}, jitter = 0 }}
+"""
+
+
+def config_text(
+    database_url: str,
+    downstream: str = "http://127.0.0.1:9/",
+    *,
+    schedule: tuple[str, ...] = ("5s", "30s"),
+    concurrency: int = 8,
+) -> str:
+    """An inbox.toml with one source that is routed to one forward destination, strictly in order."""
+    return _CONFIG.format(
+        database=json.dumps(database_url),
+        token=json.dumps(TOKEN),
+        downstream=json.dumps(downstream),
+        schedule=json.dumps(list(schedule)),
+        concurrency=concurrency,
+    )
+
+
+def a_config(database_url: str) -> Config:
+    """The same, read."""
+    return config_file.parse(config_text(database_url))
+
+
+def moment(milliseconds: int) -> str:
+    """A time of an event, so many milliseconds after the start of 2026."""
+    seconds, rest = divmod(milliseconds, 1000)
+    minutes, second = divmod(seconds, 60)
+    hour, minute = divmod(minutes, 60)
+    return f"2026-01-01T{hour:02d}:{minute:02d}:{second:02d}.{rest:03d}Z"
+
+
+def payload(entity: str = "u1", timestamp: str = "2026-01-01T00:00:00Z", **other: object) -> dict[str, object]:
+    """The members of a webhook in Trivore's classic form."""
+    return {"id": entity, "entityType": "USER", "eventType": "UPDATE", "timestamp": timestamp, **other}
+
+
+def body(entity: str = "u1", timestamp: str = "2026-01-01T00:00:00Z", **other: object) -> bytes:
+    """Its bytes."""
+    return json.dumps(payload(entity, timestamp, **other)).encode()

@@ -1,0 +1,128 @@
+"""The comparison by text can fail: it sees changes to a copy, those that alembic's own comparison passes over among them."""
+
+from __future__ import annotations
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+
+from inbox.db import engine as engines
+from inbox.db.schema import metadata
+from tests.migrations.ddl import differences, schema
+
+HEAD = "ux_open_delivery_head"
+HEAD_IN_FLIGHT_ONLY = f"CREATE UNIQUE INDEX {HEAD} ON open_delivery (route, lane) WHERE state = 'in_flight'"
+DROP_HEAD = f"DROP INDEX {HEAD}"
+
+SQLITE_CHANGES = {
+    "an index's predicate": ([DROP_HEAD, HEAD_IN_FLIGHT_ONLY], [("index", HEAD)]),
+    "a missing index": ([DROP_HEAD], [("index", HEAD)]),
+    "a missing check": (
+        [
+            "DROP TABLE order_lock",
+            (
+                "CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or makes the head of a lane.\n"
+                "-- always 1\n"
+                "id INTEGER NOT NULL,\n"
+                "CONSTRAINT pk_order_lock PRIMARY KEY (id))"
+            ),
+        ],
+        [("table", "order_lock")],
+    ),
+    "a missing view": (["DROP VIEW backlog"], [("view", "backlog")]),
+    "a trigger's condition": (
+        [
+            "DROP TRIGGER delivery_log_refuses_update",
+            (
+                "CREATE TRIGGER delivery_log_refuses_update BEFORE UPDATE ON delivery_log WHEN OLD.id > 5"
+                " BEGIN SELECT RAISE(ABORT, 'delivery_log is append-only'); END"
+            ),
+        ],
+        [("trigger", "delivery_log_refuses_update")],
+    ),
+    "a column too many": (["ALTER TABLE gate ADD COLUMN extra TEXT"], [("table", "gate")]),
+}
+
+POSTGRES_CHANGES = {
+    "an index's predicate": ([DROP_HEAD, HEAD_IN_FLIGHT_ONLY], [("index", HEAD)]),
+    "a missing index": ([DROP_HEAD], [("index", HEAD), ("storage", HEAD)]),
+    "a check": (
+        [
+            "ALTER TABLE delivery_log DROP CONSTRAINT ck_delivery_log_kind",
+            "ALTER TABLE delivery_log ADD CONSTRAINT ck_delivery_log_kind CHECK (kind <> '')",
+        ],
+        [("constraint", "delivery_log.ck_delivery_log_kind")],
+    ),
+    "a view's condition": (
+        [
+            (
+                "CREATE OR REPLACE VIEW dead_letter AS SELECT seq, route, NULL::text AS lane, state, source, entity_type,"
+                " entity_id, event_type, action, occurred_at, received_at, attempts, last_fact_at AS died_at, last_fact AS cause,"
+                " last_error AS error FROM delivery WHERE state = 'dead'"
+            )
+        ],
+        [("view", "dead_letter")],
+    ),
+    "a disabled trigger": (
+        ["ALTER TABLE inbox DISABLE TRIGGER inbox_is_not_truncated"],
+        [("trigger", "inbox.inbox_is_not_truncated")],
+    ),
+    "a function's body": (
+        [
+            (
+                "CREATE OR REPLACE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RETURN NEW; END $$"
+            )
+        ],
+        [("function", "inbox_is_append_only()")],
+    ),
+    "a default": (
+        ["ALTER TABLE open_delivery ALTER COLUMN attempt SET DEFAULT 1"],
+        [("column", "open_delivery.attempt")],
+    ),
+    "a nullable column": (
+        ["ALTER TABLE inbox ALTER COLUMN action DROP NOT NULL"],
+        [("column", "inbox.action"), ("constraint", "inbox.inbox_action_not_null")],
+    ),
+    "a type": (["ALTER TABLE gate ALTER COLUMN calls TYPE bigint"], [("column", "gate.calls")]),
+    "a missing comment": (["COMMENT ON COLUMN lane.seq IS NULL"], [("comment", "lane.seq")]),
+    "a fillfactor": (["ALTER TABLE open_delivery SET (fillfactor = 100)"], [("storage", "open_delivery")]),
+    "a vacuum setting": (
+        ["ALTER TABLE lane RESET (autovacuum_vacuum_cost_delay)"],
+        [("storage", "lane")],
+    ),
+}
+
+
+def _seen(url: str, statements: list[str]) -> list[tuple[str, str]]:
+    engine = engines.connect(url, application="tests")
+    with engine.begin() as connection:
+        before = schema(connection)
+        for statement in statements:
+            connection.execute(text(statement))
+        after = schema(connection)
+    engine.dispose()
+    return differences(before, after)
+
+
+@pytest.mark.parametrize("change", SQLITE_CHANGES)
+def test_on_sqlite_a_changed_copy_is_seen(sqlite_database_url: str, change: str) -> None:
+    statements, expected = SQLITE_CHANGES[change]
+    assert _seen(sqlite_database_url, statements) == expected
+
+
+@pytest.mark.parametrize("change", POSTGRES_CHANGES)
+def test_on_postgres_a_changed_copy_is_seen(postgres_database_url: str, change: str) -> None:
+    statements, expected = POSTGRES_CHANGES[change]
+    seen = _seen(postgres_database_url, statements)
+    assert set(seen) <= set(expected)  # Postgres 18 and later keep NOT NULL as a constraint too
+    assert expected[0] in seen
+
+
+def test_alembic_alone_would_not_see_two_heads_let_into_a_lane(database_url: str) -> None:
+    _seen(database_url, [DROP_HEAD, HEAD_IN_FLIGHT_ONLY])
+    engine = engines.connect(database_url, application="tests")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()

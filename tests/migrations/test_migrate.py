@@ -1,0 +1,83 @@
+"""`inbox migrate`: once, twice, two at once, and what is said when it was forgotten."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+
+import pytest
+from sqlalchemy import Engine, inspect, text
+
+from inbox.db import engine as engines
+from inbox.db import migrate
+from inbox.errors import ConfigError
+from tests.migrations.ddl import schema
+from tests.migrations.migrating import Result, migrate_together
+
+PROCESSES = 4
+
+
+def test_an_empty_database_is_brought_to_the_newest_revision(empty: Engine) -> None:
+    assert migrate.upgrade(empty) == (None, migrate.head())
+    migrate.require_current(empty)
+
+
+def test_migrating_again_changes_nothing(engine: Engine) -> None:
+    with engine.connect() as connection:
+        before = schema(connection)
+
+    assert migrate.upgrade(engine) == (migrate.head(), migrate.head())
+    with engine.connect() as connection:
+        assert schema(connection) == before
+
+
+def test_processes_that_migrate_at_once_all_succeed_and_one_does_it(empty_url: str) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    barrier, results = spawn.Barrier(PROCESSES), spawn.SimpleQueue()
+    processes = [
+        spawn.Process(target=migrate_together, args=(empty_url, barrier, results), daemon=True)
+        for _ in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    came_to: list[Result] = [results.get() for _ in processes]
+
+    head = migrate.head()
+    assert sorted(came_to, key=str) == [*[(head, head)] * (PROCESSES - 1), (None, head)]
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(empty: Engine) -> None:
+    with empty.begin() as connection:
+        connection.execute(text("CREATE TABLE write_probe (id integer)"))  # in the way of the last table
+    with pytest.raises(Exception, match="write_probe"):
+        migrate.upgrade(empty)
+
+    assert inspect(empty).get_table_names() == ["write_probe"]
+    with empty.begin() as connection:
+        connection.execute(text("DROP TABLE write_probe"))
+    assert migrate.upgrade(empty) == (None, migrate.head())
+
+
+def test_an_empty_database_is_refused_with_the_command_that_helps(empty: Engine) -> None:
+    with pytest.raises(ConfigError, match=re.escape("no tables yet")) as refused:
+        migrate.require_current(empty)
+    assert "`inbox migrate`" in str(refused.value)
+
+
+def test_a_database_of_another_version_is_refused_with_both_revisions_and_the_command(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigError, match="9999") as refused:
+        migrate.require_current(engine)
+    assert migrate.head() in str(refused.value)
+    assert "`inbox migrate`" in str(refused.value)
+
+
+def test_asking_whether_a_database_is_current_takes_no_write_lock(engine: Engine, database_url: str) -> None:
+    other = engines.connect(database_url, application="tests")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE write_probe SET probed_at = probed_at"))
+        migrate.require_current(other)
+    other.dispose()

@@ -1,0 +1,37 @@
+"""What is installed can migrate: the wheel holds the migrations and the statements they run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKED = ("inbox", "relay", "migrations", "pyproject.toml", "README.md", "LICENSE")
+
+
+def test_the_wheel_holds_every_file_of_the_migrations(tmp_path: Path) -> None:
+    """Takes a second or two. Built from a copy: a `build` folder left in the checkout could hide that a file is missing."""
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    copy.mkdir()
+    for name in PACKED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    built = subprocess.run(
+        [*command, "--wheel-dir", str(out), str(copy)], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert built.returncode == 0, built.stderr
+
+    (wheel,) = out.glob("*.whl")
+    needed = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "migrations").rglob("*")
+        if path.is_file() and path.suffix in {".py", ".sql", ".mako"}
+    }
+    assert needed - set(zipfile.ZipFile(wheel).namelist()) == set()
+    assert any(name.endswith(".sql") for name in needed)

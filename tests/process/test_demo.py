@@ -1,0 +1,145 @@
+"""`relay demo` as a user runs it: real processes, a real kill, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+WAIT = 120.0
+SOON = 30.0
+
+FEW_CHANGES = "from relay.demo import once; once.CHANGES = 40; once.KILL_AFTER = once.RESTART_AFTER = 1_000"
+SHORT_BURST = "from relay.demo import live; live.BURST = 8"
+WRONG_MAPPING = """\
+from relay.demo import ground
+ground._CONFIGURATION = ground._CONFIGURATION.replace("entity.mobiles[0].number", "entity.name.givenName")
+"""
+BROKEN_FILE = """\
+from relay.demo import ground
+ground._CONFIGURATION = ground._CONFIGURATION.replace("preset =", "pre_set =")
+"""
+
+
+def command(*arguments: str, before: str = "") -> list[str]:
+    """`relay demo`, after some Python that makes the run another one."""
+    if not before:
+        return [sys.executable, "-m", "relay", "demo", *arguments]
+    return [sys.executable, "-c", f"{before}\nfrom relay.cli import main\nmain()", "demo", *arguments]
+
+
+def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments, before=before), capture_output=True, text=True, timeout=WAIT, check=False)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A `relay demo` that has said what runs where, and every line of what it said."""
+    with subprocess.Popen(
+        command("--folder", str(folder), before=SHORT_BURST),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said: list[str] = []
+        try:
+            for line in process.stdout:
+                said.append(line.rstrip())
+                if line.startswith("end it"):
+                    break
+            yield process, said
+        finally:
+            process.kill()
+
+
+def pids(said: list[str]) -> list[int]:
+    """The receiver's and the relay's."""
+    found = [int(number) for line in said for number in re.findall(r"\bpid (\d+)", line)]
+    assert len(found) == 2, "\n".join(said)
+    return found
+
+
+def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Path) -> None:
+    """Some 240 changes, one call in ten failing, answers lost, the relay killed over its work: nothing is missing."""
+    ended = run("--once", "--json", "--seed", "11", "--folder", str(tmp_path / "demo"), "--database", database_url)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    summary = json.loads(ended.stdout)
+    assert summary["agree"]
+    assert summary["differences"] == []
+    assert summary["changes"] >= 200
+    assert summary["changes"] == summary["created"] + summary["updated"] + summary["deleted"] == summary["events"]
+    assert summary["events"] == summary["delivered"] + summary["superseded"]
+    assert summary["deleted"] > 0
+    assert summary["duplicates"] > 0
+    assert summary["calls_failed_503"] > 0
+    assert summary["in_flight_when_killed"] > 0
+    assert summary["takeovers"] > 0
+    assert (summary["still_open"], summary["dead"], summary["webhooks_unsent"]) == (0, 0, 0)
+
+
+def test_once_exits_1_with_the_differences_when_the_services_do_not_agree(tmp_path: Path) -> None:
+    """The negative control: a mapping that puts the wrong thing into a field."""
+    ended = run("--once", "--seed", "1", "--folder", str(tmp_path), before=f"{FEW_CHANGES}\n{WRONG_MAPPING}")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "The services do not agree" in ended.stdout
+    assert re.search(r"contacts\s+[0-9a-f]{24}\s+phone\s+\+44\d+\s+[A-Z][a-z]+", ended.stdout)
+    assert "--seed 1" in ended.stdout
+
+
+def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
+    ended = run("--once", "--folder", str(tmp_path), before=BROKEN_FILE)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "the relay has ended" in ended.stderr
+    assert "pre_set" in ended.stderr
+
+
+def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
+    with running(tmp_path) as (process, said):
+        children = pids(said)
+        assert any(re.match(r"\S+ call +POST +201 /contacts", line) for line in said), "\n".join(said)
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=SOON)
+        assert process.returncode == 0, rest
+        assert "stopped in order after SIGTERM" in rest
+        for pid in children:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+    assert "relay stopped" in (tmp_path / "relay.log").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent has died")
+def test_even_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
+    with running(tmp_path) as (process, said):
+        watched = [os.pidfd_open(pid) for pid in pids(said)]
+        process.kill()
+        try:
+            for descriptor in watched:
+                assert select.select([descriptor], [], [], SOON)[0], "it still runs"
+        finally:
+            for descriptor in watched:
+                os.close(descriptor)
+
+
+def test_a_used_database_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    first = run("--once", "--seed", "1", "--folder", str(tmp_path), before=FEW_CHANGES)
+    assert first.returncode == 0, first.stdout + first.stderr
+    second = run("--once", "--folder", str(tmp_path))
+    assert second.returncode == 2
+    assert "has events already" in second.stderr
+    assert "name an empty database with --database" in second.stderr
+
+
+def test_json_without_once_is_wrong_use() -> None:
+    ended = run("--json")
+    assert ended.returncode == 2
+    assert "add --once" in ended.stderr

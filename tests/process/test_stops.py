@@ -1,0 +1,100 @@
+"""Relays and receivers that are told to stop, or end by themselves: nothing is lost, and nothing is done twice."""
+
+from __future__ import annotations
+
+import signal
+from itertools import count
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from tests.helpers import checkers
+from tests.helpers.downstream import serving
+from tests.helpers.evidence import facts, open_states, stored
+from tests.helpers.filling import fill
+from tests.helpers.outage import is_postgres
+from tests.helpers.processes import site
+from tests.helpers.reading import count as count_rows
+from tests.helpers.reading import rows
+from tests.helpers.sender import Event, Sender
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text, moment
+
+GRACE_SECONDS = 20
+EVENTS = 300
+ENTITIES = 60
+
+
+def events(number: int = EVENTS) -> list[Event]:
+    return [(f"u{n % ENTITIES}", moment(n)) for n in range(number)]
+
+
+def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_attempt(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    fill(database_url, events())
+    with (
+        serving(tmp_path / "arrivals.jsonl", seconds=0.1) as downstream,
+        site(tmp_path, config_text(database_url, downstream.url)) as place,
+    ):
+        relay = place.relay()
+        until(lambda: len(downstream.arrivals) >= 40, "the drain is under way", within=20)
+        relay.send(signal.SIGTERM)
+        assert relay.ends(within=GRACE_SECONDS) == 0
+
+        called = len(downstream.arrivals)
+        assert called < EVENTS
+        assert count_rows(engine, "delivery_log WHERE kind = 'delivered'") == called
+        assert count_rows(engine, "delivery_log WHERE kind <> 'delivered'") == 0
+        assert count_rows(engine, "open_delivery WHERE attempt > 0 OR state = 'in_flight'") == 0
+        assert count_rows(engine, "open_delivery") == EVENTS - called
+
+        assert place.relay("--drain").ends(within=60) == 0
+        arrivals, logs = downstream.arrivals.lines(), place.logs()
+
+    assert sorted(line["seq"] for line in arrivals) == sorted(line["seq"] for line in stored(engine))
+    assert {line["attempt"] for line in arrivals} == {1}
+    assert checkers.unfinished(stored(engine), facts(engine)) == []
+    assert checkers.out_of_order(arrivals, facts(engine)) == []
+    assert checkers.complaints(logs) == []
+    assert count_rows(engine, "relay_node WHERE stopped_at IS NULL") == 0
+
+
+def test_a_drain_ends_by_itself_and_leaves_what_is_not_due_yet(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    fill(database_url, events(50))
+    with (
+        serving(tmp_path / "arrivals.jsonl", lambda seq, _: 503 if seq == 20 else 200) as downstream,
+        site(tmp_path, config_text(database_url, downstream.url, schedule=("1h",))) as place,
+    ):
+        assert place.relay("--drain").ends(within=30) == 0
+        assert len(downstream.arrivals) == 50
+        assert place.relay("--drain").ends(within=10) == 0
+        assert len(downstream.arrivals) == 50
+        assert checkers.complaints(place.logs()) == []
+
+    assert open_states(engine) == {"ready": 1}
+    assert rows(engine, "SELECT seq, attempt FROM open_delivery") == [{"seq": 20, "attempt": 1}]
+
+
+def test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    endless = ((f"u{n % ENTITIES}", moment(n)) for n in count())
+    with site(tmp_path, config_text(database_url)) as place:
+        receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
+        sender = Sender(tmp_path / "sends.jsonl", port, endless, connections=8, tries=1)
+        try:
+            until(lambda: sender.acknowledged() >= 300, "the receiver is under load", within=20)
+            receiver.send(signal.SIGTERM)
+            assert receiver.ends(within=20) == 0
+        finally:
+            sender.stop()
+        sends, logs = sender.sends.lines(), place.logs()
+
+    assert checkers.unstored(sends, stored(engine)) == []
+    assert checkers.two_numbers(sends, stored(engine)) == []
+    assert {line["status"] for line in sends if line["outcome"] == "failed"} <= {503}
+    assert checkers.complaints(logs) == []
+    assert not {"ok", "unknown"} - {line["outcome"] for line in sends}

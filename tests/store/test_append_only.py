@@ -1,0 +1,210 @@
+"""The append-only tables stay append-only, whoever asks; what retention and erasure need is let through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Delete, Engine, Executable, Update, delete, insert, null, select, text, update
+from sqlalchemy.exc import DBAPIError
+
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from inbox.db.dialect import POSTGRES
+from inbox.db.schema import OPEN_STATES, delivery_log, inbox, open_delivery
+from inbox.db.views import RETENTION_FLOOR_DAYS
+from relay.lifecycle import SCHEDULING, Step
+from tests.store.conftest import START, an_event
+
+Receive = Callable[..., list[int | None]]
+
+OTHER: dict[str, Any] = {
+    "seq": 99,
+    "source": "other",
+    "dedup_key": "other",
+    "entity_type": None,
+    "entity_id": "other",
+    "event_type": "other",
+    "action": "delete",
+    "event_id": "other",
+    "occurred_at": START + timedelta(days=1),
+    "received_at": START - timedelta(days=1000),
+    "routes": ["other"],
+    "headers": {"other": "value"},
+    "content_type": "text/plain",
+    "body": b"other",
+    "body_sha256": b"\x00" * 32,
+    "traceparent": "other",
+    "id": 99,
+    "at": START + timedelta(days=1),
+    "route": "other",
+    "kind": "cancelled",
+    "attempt": 99,
+    "relay_node": "other",
+    "detail": {"other": 1},
+}
+"""For each column something that is not there."""
+
+UNSCHEDULED: dict[str, Any] = {"due_at": None, "lease_until": None, "lease_token": None, "relay_node": None}
+SCHEDULED: dict[str, dict[str, Any]] = {
+    "ready": {"due_at": START},
+    "in_flight": {"lease_until": START, "lease_token": 1, "relay_node": "r1"},
+}
+
+
+ATTEMPTS = ("attempt_failed", "abandoned")
+
+
+def run(engine: Engine, *statements: Executable) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def refused(engine: Engine, statement: Update | Delete | Executable) -> None:
+    before = contents(engine)
+    with pytest.raises(DBAPIError, match="append-only"):  # noqa: PT012  # so that a failure names the statement
+        run(engine, statement)
+        pytest.fail(f"let through: {statement}")
+    assert contents(engine) == before
+
+
+def contents(engine: Engine) -> list[Any]:
+    with engine.connect() as connection:
+        return [connection.execute(select(table).order_by(*table.primary_key)).all() for table in (inbox, delivery_log)]
+
+
+def a_fact(engine: Engine, kind: str, seq: int = 1) -> None:
+    run(
+        engine,
+        insert(delivery_log).values(at=START, seq=seq, route="strict", kind=kind, attempt=1, detail={"error": "503"}),
+    )
+
+
+def end(engine: Engine, seq: int = 1) -> None:
+    run(engine, delete(open_delivery).where(open_delivery.c.seq == seq))
+
+
+@pytest.fixture
+def old(engine: Engine, receive: Receive) -> Engine:
+    """A database with one event that arrived long ago and is open."""
+    arrived = SystemClock().now() - timedelta(days=RETENTION_FLOOR_DAYS, minutes=1)
+    assert receive(msgspec.structs.replace(an_event(1), received_at=arrived)) == [1]
+    return engine
+
+
+@pytest.fixture
+def young(engine: Engine, receive: Receive) -> Engine:
+    """A database with one event that arrived less than the retention floor ago; nothing of it is open."""
+    arrived = SystemClock().now() - timedelta(days=RETENTION_FLOOR_DAYS) + timedelta(minutes=1)
+    receive(msgspec.structs.replace(an_event(1), received_at=arrived))
+    end(engine)
+    return engine
+
+
+def test_no_column_of_an_event_can_be_changed(old: Engine) -> None:
+    for column in inbox.c:
+        refused(old, update(inbox).values({column: OTHER[column.name]}))
+
+
+def test_clearing_the_body_lets_no_other_change_through(old: Engine) -> None:
+    for column in inbox.c:
+        if column is not inbox.c.body:
+            refused(old, update(inbox).values({column: OTHER[column.name], inbox.c.body: None}))
+
+
+def test_body_and_headers_can_be_cleared_and_never_come_back(old: Engine) -> None:
+    run(old, update(inbox).values(body=None, headers=null()))
+    with old.connect() as connection:
+        assert connection.execute(select(inbox.c.body, inbox.c.headers)).one() == (None, None)
+
+    refused(old, update(inbox).values(body=b"other"))
+    refused(old, update(inbox).values(headers={}))
+    run(old, update(inbox).values(body=None, headers=null()))
+
+
+def test_each_of_body_and_headers_can_be_cleared_alone(old: Engine) -> None:
+    run(old, update(inbox).values(headers=null()))
+    with old.connect() as connection:
+        assert connection.scalar(select(inbox.c.body)) == an_event(1).body
+    run(old, update(inbox).values(body=None))
+
+
+def test_an_event_can_not_be_deleted_before_the_retention_floor(young: Engine) -> None:
+    refused(young, delete(inbox))
+
+
+def test_an_old_event_with_nothing_open_can_be_deleted_and_then_its_facts(old: Engine) -> None:
+    for kind in ("attempt_failed", "replayed", "delivered"):
+        a_fact(old, kind)
+    end(old)
+    run(old, delete(inbox).where(inbox.c.seq == 1), delete(delivery_log).where(delivery_log.c.seq == 1))
+    assert contents(old) == [[], []]
+
+
+def test_an_old_event_can_not_be_deleted_while_something_of_it_is_open(old: Engine) -> None:
+    for state in OPEN_STATES:
+        run(old, update(open_delivery).values({**UNSCHEDULED, "state": state, **SCHEDULED.get(state, {})}))
+        refused(old, delete(inbox))
+
+
+def test_one_open_route_keeps_an_event(engine: Engine, receive: Receive) -> None:
+    receive(an_event(1, routes=["strict", "latest"]))
+    run(engine, delete(open_delivery).where(open_delivery.c.route == "strict"))
+    refused(engine, delete(inbox))
+
+
+def test_deleting_everything_stops_at_the_first_event_that_has_to_stay(old: Engine, receive: Receive) -> None:
+    receive(msgspec.structs.replace(an_event(2), received_at=SystemClock().now()))
+    end(old, 1)
+    end(old, 2)
+    refused(old, text("DELETE FROM inbox"))
+
+
+def test_no_column_of_a_fact_can_be_changed(old: Engine) -> None:
+    a_fact(old, "attempt_failed")
+    end(old)
+    for column in delivery_log.c:
+        refused(old, update(delivery_log).values({column: OTHER[column.name]}))
+
+
+def test_a_fact_that_is_no_attempt_lives_as_long_as_its_event(old: Engine) -> None:
+    end(old)
+    for kind in set(Step) - SCHEDULING - {Step.DEAD_BLOCKING, *ATTEMPTS}:
+        a_fact(old, kind)
+        refused(old, delete(delivery_log).where(delivery_log.c.kind == kind))
+
+
+def test_attempts_of_an_ended_delivery_can_be_pruned(old: Engine) -> None:
+    for kind in (*ATTEMPTS, "delivered"):
+        a_fact(old, kind)
+    end(old)
+    for kind in ATTEMPTS:
+        run(old, delete(delivery_log).where(delivery_log.c.kind == kind))
+    assert len(contents(old)[1]) == 1
+
+
+def test_attempts_of_an_open_delivery_can_not_be_pruned(old: Engine) -> None:
+    for kind in ATTEMPTS:
+        a_fact(old, kind)
+    for state in OPEN_STATES:
+        run(old, update(open_delivery).values({**UNSCHEDULED, "state": state, **SCHEDULED.get(state, {})}))
+        for kind in ATTEMPTS:
+            refused(old, delete(delivery_log).where(delivery_log.c.kind == kind))
+
+
+def test_on_postgres_they_can_not_be_truncated(postgres_database_url: str) -> None:
+    engine = engines.connect(postgres_database_url, application="tests")
+    for tables in ("inbox", "delivery_log", "inbox, delivery_log", "inbox CASCADE"):
+        refused(engine, text(f"TRUNCATE {tables}"))
+    engine.dispose()
+
+
+def test_a_refusal_counts_as_an_error_of_the_data(old: Engine) -> None:
+    with pytest.raises(DBAPIError) as error:
+        run(old, delete(inbox))
+    if old.dialect.name == POSTGRES:
+        assert getattr(error.value.orig, "sqlstate", None) == "23001"  # restrict_violation

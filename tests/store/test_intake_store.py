@@ -1,0 +1,279 @@
+"""What the receiver's SQL stores is what it was given, byte for byte and in the order of arrival."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from inbox.db import engine as engines
+from inbox.db.dialect import is_data_error
+from inbox.event import Enrolment, Event
+from inbox.reads import Row, plain
+from inbox.store import STORES, IntakeStore, Rejected
+from tests.store.conftest import START, an_event
+
+T = TypeVar("T")
+Call = Callable[[IntakeStore, AsyncConnection], Awaitable[T]]
+
+ODD_BYTES = b"\x00\xff\xfe{'\"\\}\r\n\t\x00" + bytes(range(256))
+ODD_TEXT = "Ünï \N{SNOWMAN} 'quoted\" \\back|slash {brace},comma \N{PILE OF POO}"
+
+
+class Intake:
+    """The receiver's store on the test's database, one call at a time."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def append(self, *events: Event) -> list[int | None]:
+        return self._run(lambda store, connection: store.append(connection, events))
+
+    def repeat(self, *events: Event) -> list[int | None]:
+        return self._run(lambda store, connection: store.repeat(connection, events))
+
+    def reject(self, *rows: Rejected) -> None:
+        self._run(lambda store, connection: store.reject(connection, rows))
+
+    def probe(self, seconds: int) -> None:
+        self._run(lambda store, connection: store.probe(connection, START + timedelta(seconds=seconds)))
+
+    def _run(self, call: Call[T]) -> T:
+        async def _call() -> T:
+            engine = engines.connect_async(self._url, application="tests")
+            try:
+                async with engine.connect() as connection:
+                    return await call(STORES[engine.dialect.name](), connection)
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(_call())
+
+
+@pytest.fixture
+def intake(database_url: str) -> Intake:
+    return Intake(database_url)
+
+
+def with_body(event: Event, body: bytes) -> Event:
+    return msgspec.structs.replace(event, body=body, body_sha256=hashlib.sha256(body).digest())
+
+
+def rows(engine: Engine, statement: str) -> list[Row]:
+    with engine.connect() as connection:
+        return [plain(row) for row in connection.execute(text(statement)).mappings()]
+
+
+# --- append
+
+
+def test_seq_ascends_in_the_order_of_arrival_not_of_keys(intake: Intake, engine: Engine) -> None:
+    assert intake.append(an_event(3), an_event(1), an_event(2)) == [1, 2, 3]
+    assert intake.append(an_event(9), an_event(8)) == [4, 5]
+    assert [row["dedup_key"] for row in rows(engine, "SELECT dedup_key FROM inbox ORDER BY seq")] == [
+        f"{number:08d}|u1" for number in (3, 1, 2, 9, 8)
+    ]
+
+
+def test_an_event_is_stored_as_it_is(intake: Intake, engine: Engine) -> None:
+    event = msgspec.structs.replace(
+        an_event(1),
+        source="trivore",
+        dedup_key=f"2026|{ODD_TEXT}",
+        entity_type="ÜSER",
+        entity_id="0012",
+        event_type=ODD_TEXT,
+        action="delete",
+        event_id="1e5",
+        occurred_at=START + timedelta(microseconds=123457),
+        received_at=START + timedelta(microseconds=1),
+        headers={"content-type": "application/json; charset=utf-8", "x-odd": ODD_TEXT},
+        content_type="application/vnd.odd+json",
+        traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    )
+    assert intake.append(event) == [1]
+
+    (row,) = rows(engine, "SELECT * FROM inbox")
+    stored = {**row, "headers": dict(row["headers"])}
+    expected = {name: getattr(event, name) for name in Event.__struct_fields__ if name != "enrolments"}
+    assert stored == {
+        **expected,
+        "seq": 1,
+        "routes": ["strict"],
+        "body_sha256": event.body_sha256.hex(),
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\x00", b"\xff", ODD_BYTES, b'{"n": "\xc3\x28"}', b"\xef\xbb\xbf{}", b"\x00\xff" * 300_000],
+    ids=["empty", "nul", "ff", "every byte", "broken utf-8", "byte order mark", "600 kB"],
+)
+def test_a_body_arrives_byte_for_byte(intake: Intake, engine: Engine, body: bytes) -> None:
+    intake.append(an_event(1), with_body(an_event(2), body))
+    row = rows(engine, "SELECT body, body_sha256 FROM inbox WHERE seq = 2")[0]
+    assert bytes(row["body"]) == body
+    assert row["body_sha256"] == hashlib.sha256(body).hexdigest()
+
+
+def test_what_an_event_lacks_stays_empty(intake: Intake, engine: Engine) -> None:
+    intake.append(msgspec.structs.replace(an_event(1), entity_type=None, entity_id=None, headers={}))
+    (row,) = rows(engine, "SELECT entity_type, entity_id, event_id, traceparent, headers FROM inbox")
+    assert row == {"entity_type": None, "entity_id": None, "event_id": None, "traceparent": None, "headers": {}}
+
+
+def test_each_route_gets_its_delivery_and_lane(intake: Intake, engine: Engine) -> None:
+    several = (Enrolment("to-crm", "USER|u1"), Enrolment("all_2", "*"), Enrolment("Own", f"|{ODD_TEXT}"))
+    assert intake.append(
+        msgspec.structs.replace(an_event(5), enrolments=several), an_event(2, routes=[]), an_event(3, "u3")
+    ) == [1, 2, 3]
+
+    assert [row["routes"] for row in rows(engine, "SELECT routes FROM inbox ORDER BY seq")] == [
+        ["to-crm", "all_2", "Own"],
+        [],
+        ["strict"],
+    ]
+    deliveries = rows(engine, "SELECT * FROM open_delivery")
+    assert sorted((row["seq"], row["route"], row["lane"]) for row in deliveries) == [
+        (1, "Own", f"|{ODD_TEXT}"),
+        (1, "all_2", "*"),
+        (1, "to-crm", "USER|u1"),
+        (3, "strict", "USER|u3"),
+    ]
+    assert {row["occurred_at"] for row in deliveries if row["seq"] == 1} == {START + timedelta(seconds=5)}
+    assert {(row["state"], row["attempt"], row["run"]) for row in deliveries} == {("received", 0, 0)}
+
+
+def test_a_batch_without_any_route_is_stored(intake: Intake, engine: Engine) -> None:
+    assert intake.append(an_event(1, routes=[]), an_event(2, routes=[])) == [1, 2]
+    assert rows(engine, "SELECT * FROM open_delivery") == []
+
+
+def test_of_equal_keys_in_one_batch_the_first_is_stored(intake: Intake, engine: Engine) -> None:
+    first, second = an_event(1), with_body(an_event(1), b"other")
+    seqs = intake.append(an_event(7), first, second, an_event(2), first)
+    assert (seqs[:3], seqs[4]) == ([1, 2, None], None)
+    assert seqs[3] in {3, 4}  # a number that is not used is no loss
+    assert [bytes(row["body"]) for row in rows(engine, "SELECT body FROM inbox WHERE dedup_key LIKE '%1|u1'")] == [
+        first.body
+    ]
+    assert len(rows(engine, "SELECT * FROM open_delivery")) == 3
+
+
+def test_a_key_that_is_there_is_not_stored_again(intake: Intake, engine: Engine) -> None:
+    assert intake.append(an_event(1)) == [1]
+    first, second, third = intake.append(with_body(an_event(1), b"other"), an_event(2), an_event(1))
+    assert (first, third) == (None, None)
+    assert second is not None
+    assert second > 1
+    assert [bytes(row["body"]) for row in rows(engine, "SELECT body FROM inbox ORDER BY seq")] == [
+        an_event(1).body,
+        an_event(2).body,
+    ]
+    assert len(rows(engine, "SELECT * FROM open_delivery")) == 2
+
+
+def test_the_same_key_of_another_source_is_another_event(intake: Intake) -> None:
+    assert intake.append(an_event(1), msgspec.structs.replace(an_event(1), source="github")) == [1, 2]
+
+
+def test_a_row_that_the_database_refuses_takes_its_whole_batch_with_it(intake: Intake, engine: Engine) -> None:
+    bad = an_event(2)
+    msgspec.structs.force_setattr(bad, "action", "explode")
+    with pytest.raises(DBAPIError) as refused:
+        intake.append(an_event(1), bad, an_event(3))
+    assert is_data_error(refused.value)
+    assert rows(engine, "SELECT * FROM inbox") == rows(engine, "SELECT * FROM open_delivery") == []
+    assert len(intake.append(an_event(1), an_event(3))) == 2
+
+
+# --- repeat
+
+
+def test_a_repeat_is_noted_with_the_first_seq(intake: Intake, engine: Engine) -> None:
+    intake.append(an_event(1), an_event(2))
+    later = msgspec.structs.replace(an_event(2), received_at=START + timedelta(seconds=90))
+    assert intake.repeat(later, an_event(1), later) == [2, 1, 2]
+
+    noted = rows(engine, "SELECT * FROM repeated_request ORDER BY id")
+    assert [(row["seq"], row["received_at"]) for row in noted] == [
+        (2, later.received_at),
+        (1, START),
+        (2, later.received_at),
+    ]
+    assert {(row["body"], row["handled_at"]) for row in noted} == {(None, None)}
+    assert noted[0]["body_sha256"] == later.body_sha256.hex()
+
+
+def test_a_repeat_with_another_body_keeps_it(intake: Intake, engine: Engine) -> None:
+    intake.append(an_event(1))
+    assert intake.repeat(with_body(an_event(1), ODD_BYTES), an_event(1)) == [1, 1]
+    kept, same = rows(engine, "SELECT body, body_sha256 FROM repeated_request ORDER BY id")
+    assert (bytes(kept["body"]), kept["body_sha256"]) == (ODD_BYTES, hashlib.sha256(ODD_BYTES).hexdigest())
+    assert same["body"] is None
+
+
+def test_a_repeat_of_an_erased_event_is_compared_by_its_hash(intake: Intake, engine: Engine) -> None:
+    intake.append(an_event(1))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE inbox SET body = NULL, headers = NULL"))
+    assert intake.repeat(an_event(1)) == [1]
+    assert rows(engine, "SELECT body FROM repeated_request") == [{"body": None}]
+
+
+def test_a_repeat_of_nothing_notes_nothing(intake: Intake, engine: Engine) -> None:
+    intake.append(an_event(1))
+    assert intake.repeat(an_event(9), an_event(1), msgspec.structs.replace(an_event(1), source="github")) == [
+        None,
+        1,
+        None,
+    ]
+    assert len(rows(engine, "SELECT * FROM repeated_request")) == 1
+
+
+# --- reject and probe
+
+
+REJECTED = """
+SELECT received_at, source, status, cause, detail AS sentence, field, remote_address, body_sha256, headers, body, readmitted_seq
+FROM rejected_request ORDER BY id
+"""
+
+
+def test_refusals_are_kept_as_they_are(intake: Intake, engine: Engine) -> None:
+    whole = Rejected(
+        received_at=START + timedelta(microseconds=5),
+        source="trivore",
+        status=422,
+        cause="invalid_field",
+        detail=ODD_TEXT,
+        field="timestamp",
+        remote_address="2001:db8::1",
+        body_sha256=hashlib.sha256(ODD_BYTES).digest(),
+        headers={"x-odd": ODD_TEXT},
+        body=ODD_BYTES,
+    )
+    anonymous = msgspec.structs.replace(whole, status=401, field=None, remote_address=None, headers=None, body=None)
+    intake.reject(whole, anonymous)
+
+    for row, given in zip(rows(engine, REJECTED), (whole, anonymous), strict=True):
+        expected = {**msgspec.structs.asdict(given), "body_sha256": given.body_sha256.hex(), "readmitted_seq": None}
+        expected["sentence"] = expected.pop("detail")
+        assert row == expected
+    unset = "SELECT count(*) AS n FROM rejected_request WHERE headers IS NULL AND body IS NULL"
+    assert rows(engine, unset) == [{"n": 1}]
+
+
+def test_a_probe_writes(intake: Intake, engine: Engine) -> None:
+    for seconds in (1, 2):
+        intake.probe(seconds)
+        (row,) = rows(engine, "SELECT id, probed_at AS at FROM write_probe")
+        assert row == {"id": 1, "at": START + timedelta(seconds=seconds)}

@@ -1,0 +1,267 @@
+"""The hot statements find their rows through an index, on tables of a size at which that begins to matter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy.dialects import postgresql
+
+from inbox.db import engine as engines
+from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
+from inbox.timestamps import time_text
+from relay.store import claim, database, lanes, record, replay, sequence
+from tests.conftest import _administer, _create_database
+from tests.store.conftest import START
+
+EVENTS = 50_000
+BIG = {"inbox", "open_delivery", "delivery_log"}
+NOW = time_text(START)
+
+STATE = """CASE WHEN n % 400 = 0 THEN 'in_flight' WHEN n % 10 = 0 THEN 'ready' WHEN n % 4000 = 11 THEN 'dead'
+                WHEN n > 48000 THEN 'received' ELSE 'waiting' END"""
+"""Lanes of ten, each with a head; most are due, a few are worked on; a few deliveries are dead, the last have just arrived."""
+
+FILL = (
+    """
+INSERT INTO inbox (source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
+                   content_type, body, body_sha256)
+SELECT 'trivore', 'key ' || n, 'USER', 'u' || (n / 10), 'UPDATE', 'update', {now}, {now}, {routes}, 'application/json',
+       {body}, {body}
+FROM {numbers}
+""",
+    f"""
+INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at, lease_until, lease_token, relay_node)
+SELECT n, 'crm', 'USER|u' || (n / 10), {{now}}, state, CASE WHEN state = 'ready' THEN {{now}} END,
+       CASE WHEN state = 'in_flight' THEN {{now}} END, CASE WHEN state = 'in_flight' THEN 1 END,
+       CASE WHEN state = 'in_flight' THEN 'r1' END
+FROM (SELECT n, {STATE} AS state FROM {{numbers}}) AS made
+""",
+    """
+INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
+SELECT {now}, n, 'crm', CASE WHEN n % 4000 = 11 THEN 'dead' WHEN n % 4000 = 12 THEN 'replayed' ELSE 'attempt_failed' END, 1,
+       '{{"cause": "mapping", "error": "email: no value"}}'
+FROM {numbers}
+""",
+    "ANALYZE",
+)
+FRAGMENTS = {
+    "postgresql": {
+        "now": f"CAST('{NOW}' AS timestamptz)",
+        "numbers": f"generate_series(1, {EVENTS}) AS n",
+        "routes": "ARRAY['crm']",
+        "body": "decode('00', 'hex')",
+    },
+    "sqlite": {
+        "now": f"'{NOW}'",
+        "numbers": f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {EVENTS}) SELECT n FROM c)",
+        "routes": "'[\"crm\"]'",
+        "body": "x'00'",
+    },
+}
+
+ONE = rows_param(
+    [
+        {
+            "seq": 1010,
+            "route": "crm",
+            "lane": "USER|u101",
+            "token": 1,
+            "state": "ready",
+            "attempt": 0,
+            "run": 0,
+            "due_at": START,
+        }
+    ]
+)
+"""A row with every column that a statement could ask its rows for."""
+
+PARAMETERS: dict[str, Any] = {
+    "now": NOW,
+    "route": "crm",
+    "most": 8,
+    "token": 1,
+    "node": "r1",
+    "lease": 15,
+    "batch": 500,
+    "seq": 1010,
+    "source": "trivore",
+    "entity_type": "USER",
+    "entity_id": "u101",
+    **dict.fromkeys(("lanes", "claimed", "held", "returned", "done", "ended", "moved", "replayed"), ONE),
+}
+
+BY_SEQ = text("SELECT * FROM delivery WHERE seq = :seq")
+BY_ENTITY = text(
+    "SELECT * FROM delivery WHERE source = :source AND entity_type = :entity_type AND entity_id = :entity_id"
+)
+OF_AN_EVENT = text("SELECT * FROM delivery_log WHERE seq = :seq ORDER BY id")
+DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
+
+STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
+    "claim": claim._claim,
+    "events of claimed": claim._events,
+    "renew": claim._renew,
+    "give back": claim._give_back,
+    "any expired": claim._any_expired,
+    "reap": claim._expired,
+    "received": sequence._received,
+    "any received": lambda _: sequence._ANY_RECEIVED,
+    "heads": lanes._heads,
+    "all waiting": lanes._all_waiting,
+    "first waiting": lanes._first_waiting,
+    "leased": record._leased,
+    "end": database._end,
+    "move": database._move,
+    "replayed that are open": replay._present,
+    "facts of replayed": replay._history,
+    "events of replayed": replay._events,
+    "delivery by seq": lambda _: BY_SEQ,
+    "delivery by entity": lambda _: BY_ENTITY,
+    "facts by seq": lambda _: OF_AN_EVENT,
+    "dead letters of a route": lambda _: DEAD_ON_A_ROUTE,
+}
+
+
+@pytest.fixture(scope="module")
+def big_postgres(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
+    """A Postgres database with many rows."""
+    name = f"inbox_relay_plans_{os.getpid()}"
+    engine = engines.connect(_create_database(postgres_url, name, template=postgres_template), application="tests")
+    _fill(engine)
+    yield engine
+    engine.dispose()
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def big_sqlite(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A SQLite file with many rows."""
+    path = tmp_path_factory.mktemp("plans") / "inbox.db"
+    shutil.copy(sqlite_template, path)
+    engine = engines.connect(f"sqlite:///{path}", application="tests")
+    _fill(engine)
+    yield engine
+    engine.dispose()
+
+
+def _fill(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for statement in FILL:
+            connection.execute(text(statement.format(**FRAGMENTS[engine.dialect.name])))
+
+
+def parameters_of(statement: TextClause) -> dict[str, Any]:
+    return {name: PARAMETERS[name] for name in statement._bindparams}
+
+
+def postgres_plan(connection: Connection, statement: TextClause) -> list[dict[str, Any]]:
+    """The nodes of the plan for these parameters."""
+    found = connection.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), parameters_of(statement))
+    return list(_nodes(found.scalar_one()[0]["Plan"]))
+
+
+def postgres_generic_plan(connection: Connection, statement: TextClause) -> list[dict[str, Any]]:
+    """The nodes of the plan for any parameters: what a prepared statement comes to that is run again and again."""
+    dialect = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
+    numbered = str(statement.compile(dialect=dialect))
+    found = connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}")
+    return list(_nodes(found.scalar_one()[0]["Plan"]))
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def whole_tables(nodes: list[dict[str, Any]]) -> list[str]:
+    """Big tables that the plan reads from end to end."""
+    return [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] in BIG]
+
+
+def described(nodes: list[dict[str, Any]]) -> list[str]:
+    return [
+        " ".join(str(node[key]) for key in ("Node Type", "Index Name", "Relation Name") if key in node)
+        for node in nodes
+    ]
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+@pytest.mark.parametrize("planned", [postgres_plan, postgres_generic_plan])
+def test_on_postgres_it_reads_no_big_table_from_end_to_end(
+    big_postgres: Engine, name: str, planned: Callable[[Connection, TextClause], list[dict[str, Any]]]
+) -> None:
+    with big_postgres.connect() as connection:
+        nodes = planned(connection, STATEMENTS[name](Sql(POSTGRES)))
+    assert whole_tables(nodes) == [], described(nodes)
+
+
+PARTIAL = (
+    "ix_open_delivery_received",
+    "ix_open_delivery_in_flight",
+    "ix_open_delivery_dead",
+    "ix_open_delivery_blocked",
+)
+"""Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+@pytest.mark.parametrize("filled", [True, False])
+def test_on_sqlite_it_reads_no_big_table_from_end_to_end(
+    big_sqlite: Engine, sqlite_database_url: str, name: str, filled: bool
+) -> None:
+    """With the statistics of ANALYZE, and without any, as most SQLite files are."""
+    statement = STATEMENTS[name](Sql(SQLITE))
+    engine = big_sqlite if filled else engines.connect(sqlite_database_url, application="tests")
+    with engine.connect() as connection:
+        found = connection.execute(text(f"EXPLAIN QUERY PLAN {statement.text}"), parameters_of(statement))
+        plan = [str(row.detail) for row in found]
+    if not filled:
+        engine.dispose()
+    assert [step for step in plan if _scans_a_table(step)] == [], plan
+
+
+def _scans_a_table(step: str) -> bool:
+    """Whether a step of SQLite's plan is SCAN of something other than the rows handed in, a partial index, or a result."""
+    if not step.startswith("SCAN ") or "VIRTUAL TABLE" in step or step.endswith("CONSTANT ROW"):
+        return False
+    if step.removeprefix("SCAN ") in RESULTS:
+        return False
+    return not step.endswith(PARTIAL)
+
+
+RESULTS = ("due", "mine", "delivery")
+"""Of common table expressions and of the view, by name."""
+
+
+def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlite: Engine) -> None:
+    careless = text("SELECT * FROM open_delivery o WHERE lane = :entity_id")
+    with big_postgres.connect() as connection:
+        for nodes in (postgres_plan(connection, careless), postgres_generic_plan(connection, careless)):
+            assert whole_tables(nodes) == ["open_delivery"]
+    with big_sqlite.connect() as connection:
+        found = connection.execute(text(f"EXPLAIN QUERY PLAN {careless.text}"), parameters_of(careless))
+        assert [_scans_a_table(str(row.detail)) for row in found] == [True]
+
+
+def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_postgres: Engine) -> None:
+    statement = claim._claim(Sql(POSTGRES))
+    with big_postgres.connect() as connection:
+        for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
+            assert "ix_open_delivery_ready" in {node.get("Index Name") for node in nodes}
+            assert "Sort" not in {node["Node Type"] for node in nodes}
+
+
+def test_on_postgres_the_first_of_a_lane_is_one_index_entry_however_many_wait(big_postgres: Engine) -> None:
+    statement = lanes._first_waiting(Sql(POSTGRES))
+    with big_postgres.connect() as connection:
+        for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
+            (subquery,) = (node for node in nodes if node.get("Alias") == "w")
+            assert subquery["Index Name"] == "ix_open_delivery_waiting"
+            assert "Sort" not in {node["Node Type"] for node in nodes}

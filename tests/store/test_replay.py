@@ -1,0 +1,299 @@
+"""Replay: a person takes up again what is dead or ended, in its place in its lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import msgspec
+
+from inbox.config import Config, ForwardDestination, NoAuth, Retry, Route, Secret, Source
+from inbox.reads import Row
+from relay.outcome import Delivered, Failed
+from relay.store.claim import claim
+from relay.store.database import Database
+from relay.store.record import record
+from relay.store.replay import Plan, Selection, plan, replay
+from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
+
+Receive = Callable[..., list[int | None]]
+DONE = Delivered((), "forwarded")
+BROKEN = Failed((), "server_error", "forward answered 503")
+MAPPING = Failed((), "mapping", "email: no value")
+REFUSED = Failed((), "refused", "the guard let no call out")
+
+
+def route(name: str) -> Route:
+    policy = POLICIES[name]
+    return Route(
+        name=name,
+        source="trivore",
+        destination="audit",
+        ordering=policy.ordering,
+        on_dead="block" if policy.blocks_on_death else "continue",
+        retry=Retry(jitter=0),
+    )
+
+
+CONFIG = Config(
+    sources={"trivore": Source(name="trivore", preset="trivore", auth=NoAuth())},
+    destinations={"audit": ForwardDestination(name="audit", url=Secret("https://audit.example.com/hook"))},
+    routes={name: route(name) for name in POLICIES},
+)
+
+
+def replay_all(database: Database, selection: Selection, config: Config = CONFIG) -> int:
+    return sum(replay(database, config, plan(database, selection), who="kim", why="mapping mended"))
+
+
+def keys(planned: Plan) -> list[tuple[int, str]]:
+    return [(row["seq"], row["route"]) for row in planned.deliveries]
+
+
+def row_of(steps: Steps, seq: int) -> Row:
+    (row,) = steps.rows("SELECT * FROM open_delivery WHERE seq = :seq", seq=seq)
+    return row
+
+
+# --- what is meant
+
+
+def test_a_plan_shows_what_would_be_done_and_does_nothing(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(MAPPING)
+    before = (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds())
+
+    planned = plan(steps.database, Selection())
+    assert [(row["seq"], row["cause"], row["error"]) for row in planned.deliveries] == [
+        (1, "mapping", "email: no value")
+    ]
+    assert (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()) == before
+
+
+def test_without_one_event_or_entity_only_what_is_dead_is_meant(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
+    steps.attempt(DONE)
+    steps.attempt(MAPPING)
+    for selection in (Selection(), Selection(route="strict"), Selection(source="trivore"), Selection(since=START)):
+        assert keys(plan(steps.database, selection)) == [(2, "strict")]
+    assert keys(plan(steps.database, Selection(route="latest"))) == []
+    assert keys(plan(steps.database, Selection(source="github"))) == []
+
+
+def test_a_cause_picks_among_the_dead(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (1, 2, 3)))
+    for outcome in (MAPPING, REFUSED, MAPPING):
+        steps.attempt(outcome)
+    assert keys(plan(steps.database, Selection(cause="mapping"))) == [(1, "strict"), (3, "strict")]
+    assert keys(plan(steps.database, Selection(cause="mapping", seq=3))) == [(3, "strict")]
+
+    assert replay_all(steps.database, Selection(cause="refused")) == 1
+    assert steps.states() == [(1, "strict", "dead"), (2, "strict", "ready"), (3, "strict", "dead")]
+    steps.facts_agree()
+
+
+def test_since_picks_those_that_died_no_earlier(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    steps.attempt(MAPPING)
+    clock.advance(60)
+    steps.attempt(MAPPING)
+    died = START + timedelta(seconds=60)
+    assert keys(plan(steps.database, Selection(since=died))) == [(2, "strict")]
+    assert keys(plan(steps.database, Selection(since=died + timedelta(seconds=1)))) == []
+
+
+def test_an_entity_takes_all_of_its_deliveries_that_are_not_open(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3), an_event(4), an_event(5, "u2"))
+    for outcome in (DONE, DONE, MAPPING):
+        steps.attempt(outcome)
+    entity = Selection(source="trivore", entity_type="USER", entity_id="u1")
+    assert keys(plan(steps.database, entity)) == [(1, "strict"), (2, "strict"), (3, "strict")]
+
+    assert replay_all(steps.database, entity) == 3
+    assert steps.states() == [
+        (1, "strict", "ready"),
+        *((seq, "strict", "waiting") for seq in (2, 3, 4)),
+        (5, "strict", "ready"),
+    ]
+    steps.facts_agree()
+
+
+# --- what happens
+
+
+def test_a_dead_delivery_begins_a_new_run_with_who_and_why(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(BROKEN)
+    clock.advance(6)
+    steps.attempt(MAPPING)
+    assert row_of(steps, 1)["attempt"] == 2
+    clock.advance(60)
+
+    assert replay_all(steps.database, Selection(seq=1)) == 1
+
+    row = row_of(steps, 1)
+    assert (row["state"], row["run"], row["attempt"]) == ("ready", 1, 0)
+    assert row["due_at"] == clock.moment
+    *_, fact = steps.rows("SELECT * FROM delivery_log ORDER BY id")
+    assert (fact["kind"], fact["attempt"], fact["relay_node"]) == ("replayed", 0, None)
+    assert fact["detail"] == {"who": "kim", "why": "mapping mended"}
+    assert fact["at"] == clock.moment
+    steps.facts_agree()
+
+    again = steps.attempt(DONE)
+    assert (again.seq, again.run, again.attempt) == (1, 1, 1)
+    assert steps.states() == []
+    steps.facts_agree()
+
+
+def test_a_delivered_event_is_delivered_again(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(DONE)
+    assert keys(plan(steps.database, Selection())) == []
+
+    assert replay_all(steps.database, Selection(seq=1)) == 1
+    row = row_of(steps, 1)
+    assert (row["state"], row["run"], row["attempt"]) == ("ready", 1, 0)
+    assert (row["lane"], row["occurred_at"]) == ("USER|u1", START + timedelta(seconds=1))
+    steps.facts_agree()
+
+    again = steps.attempt(DONE)
+    assert (again.seq, again.body) == (1, b'{"n": 1}')
+    assert steps.kinds() == [(1, "delivered"), (1, "replayed"), (1, "delivered")]
+    steps.facts_agree()
+
+
+def test_a_superseded_event_is_delivered_when_nothing_newer_is_open(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
+    steps.attempt(DONE, "latest")
+
+    assert replay_all(steps.database, Selection(seq=1)) == 1
+    assert steps.states() == [(1, "latest", "ready")]
+    again = steps.attempt(DONE, "latest")
+    assert (again.seq, again.late) == (1, True)
+    steps.facts_agree()
+
+
+def test_on_a_latest_route_a_newer_one_that_waits_stands_for_it(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
+
+    assert replay_all(steps.database, Selection(seq=1)) == 1
+    assert steps.states() == [(2, "latest", "ready")]
+    assert steps.kinds() == [(1, "superseded"), (1, "replayed"), (1, "superseded")]
+    steps.facts_agree()
+
+
+def test_on_a_latest_route_it_waits_for_what_is_in_flight(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]))
+    steps.claim("latest")
+
+    assert replay_all(steps.database, Selection(seq=1)) == 1
+    assert steps.states() == [(1, "latest", "waiting"), (2, "latest", "in_flight")]
+    steps.facts_agree()
+
+
+def test_a_replayed_event_takes_its_place_in_its_lane(steps: Steps) -> None:
+    steps.arrive(*(an_event(n) for n in (1, 2, 3, 4)))
+    steps.attempt(DONE)
+    steps.attempt(MAPPING)
+    assert steps.states() == [(2, "strict", "dead"), (3, "strict", "ready"), (4, "strict", "waiting")]
+
+    assert replay_all(steps.database, Selection(seq=2)) == 1
+    assert steps.states() == [(2, "strict", "ready"), (3, "strict", "waiting"), (4, "strict", "waiting")]
+    steps.facts_agree()
+    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 3, 4]
+    steps.facts_agree()
+
+
+def test_a_replayed_event_waits_for_a_head_that_has_been_worked_on(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(*(an_event(n) for n in (1, 2, 3)))
+    steps.attempt(MAPPING)
+    steps.attempt(BROKEN)
+    assert replay_all(steps.database, Selection(seq=1)) == 1
+    assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready"), (3, "strict", "waiting")]
+
+    clock.advance(6)
+    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 1, 3]
+    steps.facts_agree()
+
+
+def test_a_blocked_event_becomes_the_head_and_then_its_lane_goes_on(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, routes=["blocking"]) for n in (1, 2)))
+    steps.attempt(MAPPING, "blocking")
+    assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
+
+    assert replay_all(steps.database, Selection()) == 1
+    assert steps.states() == [(1, "blocking", "ready"), (2, "blocking", "waiting")]
+    steps.facts_agree()
+    assert [steps.attempt(DONE, "blocking").seq for _ in range(2)] == [1, 2]
+    assert steps.states() == []
+    steps.facts_agree()
+
+
+def test_several_of_one_lane_come_back_in_order(steps: Steps) -> None:
+    steps.arrive(*(an_event(n) for n in (3, 1, 2)))
+    for outcome in (DONE, MAPPING, DONE):
+        steps.attempt(outcome)
+    entity = Selection(source="trivore", entity_type="USER", entity_id="u1")
+
+    assert replay_all(steps.database, entity) == 3
+    assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready"), (3, "strict", "waiting")]
+    steps.facts_agree()
+    assert [steps.attempt(DONE).seq for _ in range(3)] == [2, 3, 1]
+
+
+def test_every_route_of_an_event_is_replayed_unless_one_is_named(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["strict", "latest", "blocking"]))
+    for name in POLICIES:
+        steps.attempt(DONE, name)
+    assert replay_all(steps.database, Selection(seq=1, route="latest")) == 1
+    assert steps.states() == [(1, "latest", "ready")]
+    assert replay_all(steps.database, Selection(seq=1)) == 2
+    assert steps.states() == [(1, "blocking", "ready"), (1, "latest", "ready"), (1, "strict", "ready")]
+    steps.facts_agree()
+
+
+# --- what does not
+
+
+def test_what_is_open_is_left_as_it_is(steps: Steps, receive: Receive) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
+    steps.claim()
+    receive(an_event(4))
+    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
+
+    for seq in (1, 2, 3, 4):
+        assert keys(plan(steps.database, Selection(seq=seq))) == []
+    stale = Plan(tuple(steps.rows("SELECT * FROM delivery ORDER BY seq")))
+    assert list(replay(steps.database, CONFIG, stale, who="kim", why="by mistake")) == [0]
+    assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
+    assert steps.kinds() == []
+
+
+def test_doing_a_plan_twice_replays_once(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(MAPPING)
+    planned = plan(steps.database, Selection())
+    assert [list(replay(steps.database, CONFIG, planned, who="kim", why="again")) for _ in range(2)] == [[1], [0]]
+    assert row_of(steps, 1)["run"] == 1
+    steps.facts_agree()
+
+
+def test_an_ended_delivery_of_a_route_that_is_gone_stays_ended(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(DONE)
+    without = msgspec.structs.replace(CONFIG, routes={})
+    assert replay_all(steps.database, Selection(seq=1), without) == 0
+    assert steps.states() == []
+    assert steps.kinds() == [(1, "delivered")]
+
+
+def test_a_large_replay_goes_batch_by_batch(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 251)))
+    deliveries = claim(steps.database, "r1", [(["strict"], 250)])
+    record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in deliveries])
+    planned = Plan(tuple(steps.rows("SELECT * FROM delivery ORDER BY seq")))
+
+    assert list(replay(steps.database, CONFIG, planned, who="kim", why="downstream was restored")) == [200, 50]
+    assert {state for _, _, state in steps.states()} == {"ready"}
+    steps.facts_agree()

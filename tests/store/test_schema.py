@@ -1,0 +1,122 @@
+"""What the database itself refuses, so that no bug of the relay can get past it."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, insert, update
+from sqlalchemy.exc import IntegrityError
+
+from inbox.db.schema import OPEN_STATES, delivery_log, inbox, open_delivery, order_lock, write_probe
+from relay import facts
+from relay.lifecycle import HEADS, State, Step
+from tests.store.conftest import START
+
+SCHEDULED: dict[str, dict[str, Any]] = {
+    "ready": {"due_at": START},
+    "in_flight": {"lease_until": START, "lease_token": 1, "relay_node": "r1"},
+}
+
+
+def open_row(engine: Engine, state: str, **values: object) -> None:
+    row = {"seq": 1, "route": "r", "lane": "USER|u1", "occurred_at": START, "state": state, **SCHEDULED.get(state, {})}
+    with engine.begin() as connection:
+        connection.execute(insert(open_delivery).values({**row, **values}))
+
+
+def refused(engine: Engine, state: str, **values: object) -> None:
+    try:
+        open_row(engine, state, **values)
+    except IntegrityError:
+        return
+    pytest.fail(f"let in: {state} with {values}")
+
+
+def test_the_states_and_facts_of_the_schema_are_those_of_the_lifecycle(engine: Engine) -> None:
+    assert set(OPEN_STATES) == {state.value for state in State} - {"ended"}
+    with engine.begin() as connection:
+        for fact in facts.Fact.__subclasses__():
+            kind = str(fact.__struct_config__.tag)
+            connection.execute(insert(delivery_log).values(at=START, seq=1, route="r", kind=kind, attempt=0, detail={}))
+            assert kind in set(Step)
+
+
+def test_every_state_can_be_stored(engine: Engine) -> None:
+    for state in OPEN_STATES:
+        open_row(engine, state, lane=state, route=state)
+
+
+def test_a_lane_has_one_head_at_most(engine: Engine) -> None:
+    for number, (first, second) in enumerate(product(sorted(HEADS), repeat=2)):
+        lane = f"lane {number}"
+        open_row(engine, first, seq=2 * number, lane=lane)
+        refused(engine, second, seq=2 * number + 1, lane=lane)
+
+        open_row(engine, "waiting", seq=2 * number + 1, lane=lane)
+        with pytest.raises(IntegrityError), engine.begin() as connection:
+            connection.execute(
+                update(open_delivery)
+                .where(open_delivery.c.seq == 2 * number + 1)
+                .values({"state": second.value, **SCHEDULED.get(second, {})})
+            )
+
+
+def test_other_lanes_other_routes_and_deliveries_that_are_no_heads_have_room(engine: Engine) -> None:
+    open_row(engine, "ready")
+    open_row(engine, "ready", seq=2, lane="USER|u2")
+    open_row(engine, "ready", route="other")
+    for seq, state in enumerate(("received", "waiting", "dead", "received", "waiting", "dead"), start=3):
+        open_row(engine, state, seq=seq)
+
+
+def test_an_event_has_one_delivery_on_a_route(engine: Engine) -> None:
+    open_row(engine, "dead")
+    refused(engine, "received")
+
+
+def test_an_unknown_state_is_refused(engine: Engine) -> None:
+    for state in ("ended", "READY", "", "delivered"):
+        refused(engine, state)
+
+
+def test_a_delivery_has_a_due_time_exactly_when_it_is_ready(engine: Engine) -> None:
+    refused(engine, "ready", due_at=None)
+    for state in set(OPEN_STATES) - {"ready"}:
+        refused(engine, state, due_at=START)
+
+
+def test_a_delivery_has_a_lease_exactly_when_it_is_in_flight(engine: Engine) -> None:
+    for missing in ("lease_until", "lease_token", "relay_node"):
+        refused(engine, "in_flight", **{missing: None})
+    for state in set(OPEN_STATES) - {"in_flight"}:
+        refused(engine, state, **SCHEDULED["in_flight"])
+
+
+def test_an_unknown_kind_of_fact_is_refused(engine: Engine) -> None:
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(insert(delivery_log).values(at=START, seq=1, route="r", kind="lost", attempt=0, detail={}))
+
+
+def test_an_unknown_action_is_refused(engine: Engine) -> None:
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(
+            insert(inbox).values(
+                source="s",
+                dedup_key="k",
+                event_type="X",
+                action="explode",
+                occurred_at=START,
+                received_at=START,
+                routes=[],
+                content_type="application/json",
+                body_sha256=b"",
+            )
+        )
+
+
+def test_the_order_lock_and_the_probe_are_one_row_each(engine: Engine) -> None:
+    for statement in (insert(order_lock).values(id=2), insert(write_probe).values(id=2, probed_at=START)):
+        with pytest.raises(IntegrityError), engine.begin() as connection:
+            connection.execute(statement)

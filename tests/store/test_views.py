@@ -1,0 +1,257 @@
+"""The views a DBA reads: where every delivery stands, what was given up, and how much is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import msgspec
+import pytest
+from sqlalchemy import insert, text
+
+from inbox.clock import SystemClock
+from inbox.db.schema import delivery_log, open_delivery
+from inbox.reads import Row
+from relay.outcome import Delivered, Failed, Skipped
+from relay.store.claim import reap
+from relay.store.database import Database
+from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
+
+Receive = Callable[..., list[int | None]]
+DONE = Delivered((), "forwarded")
+BROKEN = Failed((), "server_error", "forward answered 503")
+MAPPING = Failed((), "mapping", "email: no value")
+
+
+def delivery(steps: Steps, seq: int, route: str = "strict") -> Row:
+    (row,) = steps.rows("SELECT * FROM delivery WHERE seq = :seq AND route = :route", seq=seq, route=route)
+    return row
+
+
+def replayed_elsewhere(database: Database, seq: int, route: str) -> None:
+    """A replay onto a route that the event did not take when it arrived."""
+    with database.engine.begin() as connection:
+        connection.execute(
+            insert(delivery_log).values(
+                at=START, seq=seq, route=route, kind="replayed", attempt=0, detail={"who": "kim", "why": "new route"}
+            )
+        )
+
+
+# --- delivery
+
+
+def test_there_is_one_row_for_each_event_and_route(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["strict", "latest"]), an_event(2, "u2", routes=["blocking"]))
+
+    rows = steps.rows("SELECT seq, route, state, attempts, lane FROM delivery ORDER BY seq, route")
+    assert [tuple(row.values()) for row in rows] == [
+        (1, "latest", "ready", 0, "USER|u1"),
+        (1, "strict", "ready", 0, "USER|u1"),
+        (2, "blocking", "ready", 0, "USER|u2"),
+    ]
+
+
+def test_a_row_tells_the_event_as_the_inbox_has_it(steps: Steps) -> None:
+    steps.arrive(an_event(7))
+    (event,) = steps.rows("SELECT * FROM inbox")
+    row = delivery(steps, 1)
+    shared = (
+        "source",
+        "entity_type",
+        "entity_id",
+        "event_type",
+        "action",
+        "occurred_at",
+        "received_at",
+    )
+    assert {name: row[name] for name in shared} == {name: event[name] for name in shared}
+
+
+def test_an_event_without_a_route_is_unrouted(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=[]))
+    (row,) = steps.rows("SELECT * FROM delivery")
+    assert (row["seq"], row["route"], row["state"], row["attempts"]) == (1, None, "unrouted", 0)
+    assert row["last_fact"] is None
+
+
+def test_open_states_are_those_of_the_work_table(steps: Steps, receive: Receive) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
+    steps.claim()
+    receive(an_event(4, "u4"))
+
+    assert [row["state"] for row in steps.rows("SELECT state FROM delivery ORDER BY seq")] == [
+        "in_flight",
+        "waiting",
+        "ready",
+        "received",
+    ]
+    assert delivery(steps, 1)["relay_node"] == "r1"
+    assert delivery(steps, 3)["due_at"] == START
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"), [(DONE, "delivered"), (Skipped((), "gone and the route skips"), "skipped")]
+)
+def test_an_ended_delivery_is_what_its_last_fact_says(
+    steps: Steps, clock: FakeClock, outcome: Delivered | Skipped, state: str
+) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(BROKEN)
+    clock.advance(6)
+    steps.attempt(outcome)
+
+    row = delivery(steps, 1)
+    assert (row["state"], row["last_fact"], row["attempts"]) == (state, state, 2)
+    assert row["last_fact_at"] == START + timedelta(seconds=6)
+    assert (row["due_at"], row["lane"], row["relay_node"]) == (None, None, None)
+
+
+def test_the_last_error_stays_after_a_success(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    assert delivery(steps, 1)["last_error"] is None
+    steps.attempt(BROKEN)
+    assert delivery(steps, 1)["last_error"] == "forward answered 503"
+    assert (delivery(steps, 1)["state"], delivery(steps, 1)["attempts"]) == ("ready", 1)
+    clock.advance(6)
+    steps.attempt(DONE)
+    assert delivery(steps, 1)["last_error"] == "forward answered 503"
+
+
+def test_an_attempt_whose_end_is_unknown_counts(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    steps.claim()
+    clock.advance(16)
+    reap(steps.database, POLICIES, "r2")
+    row = delivery(steps, 1)
+    assert (row["state"], row["attempts"], row["last_fact"]) == ("ready", 1, "abandoned")
+
+
+def test_a_superseded_delivery_names_the_one_that_stands_for_it(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, routes=["latest"]) for n in (1, 3, 2)))
+    assert [
+        (row["seq"], row["state"], row["superseded_by"])
+        for row in steps.rows("SELECT seq, state, superseded_by FROM delivery ORDER BY seq")
+    ] == [(1, "superseded", 2), (2, "ready", None), (3, "superseded", 2)]
+
+
+def test_a_dead_and_a_blocked_delivery_show_as_such(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["strict", "blocking"]))
+    steps.attempt(MAPPING, "strict")
+    steps.attempt(MAPPING, "blocking")
+    for route, state in (("strict", "dead"), ("blocking", "blocked")):
+        row = delivery(steps, 1, route)
+        assert (row["state"], row["last_fact"], row["last_error"]) == (state, "dead", "email: no value")
+
+
+def test_a_route_that_an_event_takes_only_by_replay_shows_once(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2", routes=[]))
+    for seq in (1, 2):
+        replayed_elsewhere(steps.database, seq, "late")
+        replayed_elsewhere(steps.database, seq, "late")
+    replayed_elsewhere(steps.database, 1, "strict")
+    with steps.database.engine.begin() as connection:
+        connection.execute(
+            insert(open_delivery).values(seq=2, route="late", lane="USER|u2", occurred_at=START, state="waiting", run=2)
+        )
+
+    rows = steps.rows("SELECT seq, route, state FROM delivery ORDER BY seq, route")
+    assert [tuple(row.values()) for row in rows] == [
+        (1, "late", "replayed"),
+        (1, "strict", "ready"),
+        (2, "late", "waiting"),
+    ]
+
+
+def test_each_route_of_an_event_has_its_own_facts(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["strict", "latest"]))
+    steps.attempt(BROKEN, "latest")
+    steps.attempt(DONE, "strict")
+    assert (delivery(steps, 1)["state"], delivery(steps, 1)["last_error"]) == ("delivered", None)
+    assert delivery(steps, 1, "latest")["last_fact"] == "attempt_failed"
+
+
+def test_pruned_attempts_leave_the_end_in_sight(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(BROKEN)
+    clock.advance(6)
+    steps.attempt(DONE)
+    with steps.database.engine.begin() as connection:
+        connection.execute(text("DELETE FROM delivery_log WHERE kind = 'attempt_failed'"))
+    row = delivery(steps, 1)
+    assert (row["state"], row["attempts"], row["last_error"]) == ("delivered", 2, None)
+
+
+# --- dead_letter
+
+
+def test_a_dead_letter_tells_cause_error_and_when_it_died(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    clock.advance(60)
+    steps.attempt(MAPPING)
+
+    (row,) = steps.rows("SELECT * FROM dead_letter")
+    assert (row["seq"], row["route"], row["lane"], row["state"]) == (1, "strict", "USER|u1", "dead")
+    assert (row["cause"], row["error"], row["attempts"]) == ("mapping", "email: no value", 1)
+    assert row["died_at"] == START + timedelta(seconds=60)
+
+
+def test_a_blocked_delivery_is_a_dead_letter_too(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]))
+    steps.attempt(MAPPING, "blocking")
+    (row,) = steps.rows("SELECT state, cause FROM dead_letter")
+    assert (row["state"], row["cause"]) == ("blocked", "mapping")
+
+
+def test_a_delivery_whose_attempts_are_exhausted_says_so(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(11):
+        steps.attempt(BROKEN)
+        clock.advance(100_000)
+    (row,) = steps.rows("SELECT * FROM dead_letter")
+    assert (row["cause"], row["error"], row["attempts"]) == ("exhausted", "forward answered 503", 11)
+
+
+def test_what_is_open_or_ended_is_no_dead_letter(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, routes=[]))
+    steps.attempt(DONE)
+    assert steps.rows("SELECT * FROM dead_letter") == []
+
+
+# --- backlog
+
+
+def test_the_backlog_counts_each_route_by_state(steps: Steps, receive: Receive) -> None:
+    assert steps.rows("SELECT * FROM backlog") == []
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u3"), an_event(4, "u4"))
+    steps.claim()
+    steps.attempt(MAPPING)
+    steps.arrive(an_event(5, routes=["blocking"]))
+    steps.attempt(MAPPING, "blocking")
+    receive(an_event(6), an_event(7, routes=[]))
+
+    counts = "route, open, received, waiting, ready, in_flight, blocked, dead"
+    rows = steps.rows(f"SELECT {counts} FROM backlog ORDER BY route")
+    assert [tuple(row.values()) for row in rows] == [("blocking", 1, 0, 0, 0, 0, 1, 0), ("strict", 5, 1, 1, 1, 1, 0, 1)]
+
+
+def test_the_oldest_age_is_that_of_what_is_not_dead(steps: Steps) -> None:
+    now = SystemClock().now()
+    first, second = (
+        msgspec.structs.replace(an_event(n, f"u{n}"), received_at=now - timedelta(seconds=ago))
+        for n, ago in ((1, 9000), (2, 600))
+    )
+    steps.arrive(first, second)
+    assert steps.rows("SELECT oldest_received_at FROM backlog")[0]["oldest_received_at"] == first.received_at
+
+    steps.attempt(MAPPING)
+    (row,) = steps.rows("SELECT oldest_received_at, oldest_age_seconds FROM backlog")
+    assert row["oldest_received_at"] == second.received_at
+    assert 600 <= row["oldest_age_seconds"] < 660
+
+
+def test_a_route_with_dead_letters_alone_has_no_age(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(MAPPING)
+    (row,) = steps.rows("SELECT * FROM backlog")
+    assert (row["open"], row["dead"], row["oldest_received_at"], row["oldest_age_seconds"]) == (1, 1, None, None)
