@@ -28,6 +28,9 @@ check: $(READY)  ## lint, formatting, types and the arrows between modules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY)  ## write the generated parts of docs/ again
+	$(BIN)/python docs/generate.py
+
 format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -36,4 +39,4 @@ lock: $(READY)  ## refresh requirements.lock to the newest versions that fit pyp
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --extra dev \
 	  --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
 
-.PHONY: help setup run test check format lock
+.PHONY: help setup run test check docs format lock

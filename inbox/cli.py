@@ -71,7 +71,7 @@ def migrate_command() -> None:
 
 @app.command("send")
 def send_command(
-    source: Annotated[str, typer.Argument(help="A name of [sources].")],
+    source: Annotated[str, typer.Argument(help="The name of a source.")],
     entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
     event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
     at: Annotated[

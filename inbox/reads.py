@@ -43,28 +43,45 @@ def events(
 ) -> list[Row]:
     """Rows of the view `delivery`, the newest event first; `before` is the seq to go on from."""
     sql = Sql(engine.dialect.name)
+    conditions = {
+        "source": source,
+        "entity_type": entity_type,
+        "entity_id": entity_id,
+        "since": None if since is None else time_text(since),
+        "before": before,
+        "limit": limit,
+    }
     with engine.connect() as connection, reading(connection).begin():
-        found = connection.execute(
-            _events(sql),
-            {
-                "source": source,
-                "entity_type": entity_type,
-                "entity_id": entity_id,
-                "state": state,
-                "since": None if since is None else time_text(since),
-                "before": before,
-                "limit": limit,
-            },
-        )
+        lowest = None
+        if state is None:  # so many events have at least so many lines: the view need not look further back
+            lowest = connection.execute(_lowest(sql), conditions).scalar()
+        found = connection.execute(_events(sql), {**conditions, "state": state, "lowest": lowest})
         return [plain(row) for row in found.mappings()]
+
+
+def _conditions(sql: Sql) -> str:
+    conditions = [sql.optional(column, "text") for column in ("source", "entity_type", "entity_id")]
+    conditions.append(sql.optional("received_at", "time", parameter="since", operator=">="))
+    conditions.append(sql.optional("seq", "bigint", parameter="before", operator="<"))
+    return " AND ".join(conditions)
+
+
+@cache
+def _lowest(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT min(seq) FROM (SELECT seq FROM inbox WHERE {_conditions(sql)} ORDER BY seq DESC LIMIT :limit) AS newest
+""")
 
 
 @cache
 def _events(sql: Sql) -> TextClause:
-    conditions = [sql.optional(column, "text") for column in ("source", "entity_type", "entity_id", "state")]
-    conditions.append(sql.optional("received_at", "time", parameter="since", operator=">="))
-    conditions.append(sql.optional("seq", "bigint", parameter="before", operator="<"))
-    return text(f"SELECT * FROM delivery WHERE {' AND '.join(conditions)} ORDER BY seq DESC, route LIMIT :limit")
+    return text(f"""
+SELECT * FROM delivery
+WHERE {_conditions(sql)} AND {sql.optional("state", "text")}
+  AND {sql.optional("seq", "bigint", parameter="lowest", operator=">=")}
+ORDER BY seq DESC, route
+LIMIT :limit
+""")
 
 
 def event(engine: Engine, seq: int) -> Row | None:

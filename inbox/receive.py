@@ -125,7 +125,7 @@ def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Reje
         source=raw.source[:64].encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00"),
         status=error.status,
         cause=error.cause,
-        detail=error.detail,
+        reason=error.detail,
         field=error.field,
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),

@@ -29,7 +29,7 @@ class Rejected(msgspec.Struct, frozen=True):
     source: str
     status: int
     cause: str
-    detail: str
+    reason: str
     field: str | None
     remote_address: str | None
     body_sha256: bytes
@@ -120,8 +120,8 @@ SELECT n, seq FROM known
 """)
 
 _REJECT = """
-INSERT INTO rejected_request (received_at, source, status, cause, detail, field, remote_address, body_sha256, headers, body)
-VALUES (:received_at, :source, :status, :cause, :detail, :field, :remote_address, :body_sha256, :headers, :body)
+INSERT INTO rejected_request (received_at, source, status, cause, reason, field, remote_address, body_sha256, headers, body)
+VALUES (:received_at, :source, :status, :cause, :reason, :field, :remote_address, :body_sha256, :headers, :body)
 """
 _POSTGRES_REJECT = text(_REJECT).bindparams(bindparam("headers", type_=JSONB(none_as_null=True)))
 _SQLITE_REJECT = text(_REJECT)

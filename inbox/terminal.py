@@ -32,7 +32,7 @@ def console(*, stderr: bool = False) -> Console:
 def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: str) -> None:
     """A listing: a table of `columns` for people, or an array of whole objects."""
     if as_json:
-        sys.stdout.write(json.dumps([dict(row) for row in rows], default=_plain, indent=2) + "\n")
+        sys.stdout.write(json.dumps([dict(row) for row in rows], default=_plain, indent=2, ensure_ascii=False) + "\n")
         return
     if not rows:
         console(stderr=True).print(empty)
@@ -50,7 +50,7 @@ def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: s
 def show_fields(row: Row, *, as_json: bool) -> None:
     """One object, a line for each field."""
     if as_json:
-        sys.stdout.write(json.dumps(dict(row), default=_plain, indent=2) + "\n")
+        sys.stdout.write(json.dumps(dict(row), default=_plain, indent=2, ensure_ascii=False) + "\n")
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
@@ -69,7 +69,7 @@ def printable(value: object) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, dict | list):
-        value = json.dumps(value, default=_plain)
+        value = json.dumps(value, default=_plain, ensure_ascii=False)
     text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(value))
     return text.replace("[", "\\[")
 

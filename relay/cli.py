@@ -67,6 +67,7 @@ def run(
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it only looks which revision the database has
     with told():
         config = config_file.read()
         relay = Relay(_open(config, "inbox-relay"), config, build(config))

@@ -83,7 +83,7 @@ class TookOver(Fact, frozen=True, tag="took_over"):
 
 
 class Dead(Fact, frozen=True, tag="dead"):
-    """It was given up, and waits for a person or for a later success in its lane."""
+    """It was given up, and waits for a person."""
 
     cause: str
     """`exhausted`, or the error class that no repetition can mend."""

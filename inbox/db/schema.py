@@ -102,7 +102,7 @@ rejected_request = Table(
     Column("source", Text, nullable=False, comment="the source named in the URL, known or not"),
     Column("status", Integer, nullable=False, comment="HTTP status it was answered with"),
     Column("cause", Text, nullable=False, comment="why, in one word; the same word as in the metrics"),
-    Column("detail", Text, nullable=False, comment="why, in one sentence"),
+    Column("reason", Text, nullable=False, comment="why, in one sentence"),
     Column("field", Text, comment="the field that was wrong"),
     Column("remote_address", Text, comment="who connected"),
     Column("headers", JsonValue, comment="allow-listed request headers, only of an authenticated sender"),

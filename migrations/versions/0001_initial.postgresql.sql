@@ -269,7 +269,7 @@ CREATE TABLE rejected_request (
     source TEXT NOT NULL,
     status INTEGER NOT NULL,
     cause TEXT NOT NULL,
-    detail TEXT NOT NULL,
+    reason TEXT NOT NULL,
     field TEXT,
     remote_address TEXT,
     headers JSONB,
@@ -291,7 +291,7 @@ COMMENT ON COLUMN rejected_request.status IS 'HTTP status it was answered with';
 
 COMMENT ON COLUMN rejected_request.cause IS 'why, in one word; the same word as in the metrics';
 
-COMMENT ON COLUMN rejected_request.detail IS 'why, in one sentence';
+COMMENT ON COLUMN rejected_request.reason IS 'why, in one sentence';
 
 COMMENT ON COLUMN rejected_request.field IS 'the field that was wrong';
 

@@ -192,7 +192,7 @@ CREATE TABLE rejected_request ( -- A request that was refused. At most 10 rows a
     -- why, in one word; the same word as in the metrics
     cause TEXT NOT NULL,
     -- why, in one sentence
-    detail TEXT NOT NULL,
+    reason TEXT NOT NULL,
     -- the field that was wrong
     field TEXT,
     -- who connected

@@ -117,7 +117,7 @@ class OnceRun:
         pid = stack.relay.pid
         stack.kill_relay()
         self._course.in_flight_when_killed = caught = stack.ledger.in_flight()
-        self._bars.say(f"killed relay {pid} (SIGKILL) with {caught} deliveries under way; changes go on")
+        self._bars.say(f"killed relay {pid} (SIGKILL) over {caught} deliveries; changes go on")
 
     def _agree(self, stack: Stack, scenario: Scenario) -> Comparison:
         """Waits until nothing is left to do, within bounds; then compares."""

@@ -56,6 +56,31 @@ def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[
     return evidence
 
 
+def passed_over(sends: Iterable[Line], arrivals: Iterable[Line], slack: float = 2.0) -> list[tuple[str, int, int]]:
+    """(entity, seq, later seq) where a later event went first though the earlier one had been acknowledged long before.
+
+    An event may come late only if it was committed after a later one had been claimed. When that was is seen by the
+    call: it follows the claim within `slack` seconds, if it is the first attempt.
+    """
+    acknowledged: dict[int, float] = {}
+    for line in sends:
+        if line["outcome"] == "ok":
+            acknowledged.setdefault(line["seq"], line["at"])
+    first_calls: dict[int, Line] = {}
+    for line in sorted(arrivals, key=lambda line: line["n"]):
+        first_calls.setdefault(line["seq"], line)
+    by_entity: dict[str, list[Line]] = defaultdict(list)
+    evidence = []
+    for call in first_calls.values():
+        for earlier in by_entity[call["entity"]]:
+            known = acknowledged.get(call["seq"], float("inf"))
+            later = (earlier["occurred_at"], earlier["seq"]) > (call["occurred_at"], call["seq"])
+            if later and earlier["attempt"] == 1 and known + slack < earlier["at"]:
+                evidence.append((call["entity"], call["seq"], earlier["seq"]))
+        by_entity[call["entity"]].append(call)
+    return evidence
+
+
 def unexplained_repeats(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[int, int]]:
     """(seq, calls) of deliveries that were called more often than attempts without a known success explain."""
     explained = Counter(fact["seq"] for fact in facts if fact["kind"] in {"abandoned", "attempt_failed"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ class Ledger:
         self._lines: list[Line] = []
 
     def append(self, **line: object) -> None:
-        """Write a line, with its number as `n`, through to the file."""
+        """Write a line, with its number as `n` and the time (monotonic, in seconds) as `at`, through to the file."""
         with self._lock:
-            numbered = {"n": len(self._lines) + 1, **line}
+            numbered = {"n": len(self._lines) + 1, "at": time.monotonic(), **line}
             self._lines.append(numbered)
             self._file.write(json.dumps(numbered) + "\n")
             self._file.flush()

@@ -9,15 +9,23 @@ from tests.helpers import checkers
 Line = dict[str, Any]
 
 
-def sent(entity: str, occurred_at: str, outcome: str | None, seq: int | None = None) -> Line:
-    line: Line = {"entity": entity, "occurred_at": occurred_at, "body": f"{entity}@{occurred_at}", "outcome": outcome}
+def sent(entity: str, occurred_at: str, outcome: str | None, seq: int | None = None, *, at: float = 0.0) -> Line:
+    line: Line = {
+        "at": at,
+        "entity": entity,
+        "occurred_at": occurred_at,
+        "body": f"{entity}@{occurred_at}",
+        "outcome": outcome,
+    }
     return line if seq is None else {**line, "seq": seq}
 
 
-def came(n: int, seq: int, entity: str, occurred_at: str, *, attempt: int = 1, status: int = 200) -> Line:
+def came(
+    n: int, seq: int, entity: str, occurred_at: str, *, attempt: int = 1, status: int = 200, at: float = 0.0
+) -> Line:
     body = f"{entity}@{occurred_at}"
     return {
-        "n": n, "seq": seq, "entity": entity, "occurred_at": occurred_at, "attempt": attempt, "status": status, "body": body
+        "n": n, "at": at, "seq": seq, "entity": entity, "occurred_at": occurred_at, "attempt": attempt, "status": status, "body": body
     }  # fmt: skip
 
 
@@ -41,6 +49,7 @@ def test_a_good_run_has_nothing_against_it() -> None:
     assert checkers.two_numbers(SENDS, STORED) == []
     assert checkers.unstored(SENDS, STORED) == []
     assert checkers.out_of_order(ARRIVALS, FACTS) == []
+    assert checkers.passed_over(SENDS, ARRIVALS) == []
     assert checkers.unexplained_repeats(ARRIVALS, FACTS) == []
     assert checkers.attempts_called_twice(ARRIVALS) == []
     assert checkers.unfinished(STORED, FACTS) == []
@@ -102,6 +111,25 @@ def test_events_of_one_instant_are_in_order_of_their_seqs() -> None:
 
 def test_a_repeat_of_an_older_event_is_not_out_of_order() -> None:
     assert checkers.out_of_order([*ARRIVALS, came(3, 1, "a", "t1", attempt=2)], FACTS) == []
+
+
+def passed(*, acknowledged: float, called: float, attempt: int = 1) -> list[tuple[str, int, int]]:
+    sends = [sent("a", "t1", "ok", 1, at=acknowledged), sent("a", "t2", "ok", 2, at=1.0)]
+    arrivals = [came(1, 2, "a", "t2", at=called, attempt=attempt), came(2, 1, "a", "t1", at=called + 1.0)]
+    return checkers.passed_over(sends, arrivals)
+
+
+def test_an_event_that_waited_may_not_be_passed_by_a_later_one() -> None:
+    assert passed(acknowledged=1.0, called=9.0) == [("a", 1, 2)]
+
+
+def test_an_event_that_came_when_the_later_one_was_claimed_is_not_passed_over() -> None:
+    assert passed(acknowledged=8.9, called=9.0) == []
+    assert passed(acknowledged=10.0, called=9.0) == []
+
+
+def test_a_later_one_that_was_claimed_before_by_a_relay_that_died_has_passed_nobody() -> None:
+    assert passed(acknowledged=1.0, called=9.0, attempt=2) == []
 
 
 def test_a_repeat_needs_a_fact_that_explains_it() -> None:

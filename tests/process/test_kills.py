@@ -111,6 +111,7 @@ def test_what_was_acknowledged_arrives_in_order_though_relays_and_receivers_are_
     assert checkers.two_numbers(sends, inbox) == []
     assert checkers.unfinished(inbox, log) == []
     assert checkers.out_of_order(arrivals, log) == []
+    assert checkers.passed_over(sends, arrivals) == []
     assert checkers.unexplained_repeats(arrivals, log) == []
     assert checkers.attempts_called_twice(arrivals) == []
     assert checkers.complaints(logs) == []
@@ -121,4 +122,4 @@ def test_what_was_acknowledged_arrives_in_order_though_relays_and_receivers_are_
     assert {line["outcome"] for line in sends} >= {"ok", "unknown"}
     assert any(fact["kind"] == "attempt_failed" for fact in log)
     late = sum(bool(fact["detail"].get("late")) for fact in log)
-    assert 0 < late < len(inbox) / 4
+    assert 0 < late < len(inbox)

@@ -243,7 +243,7 @@ def test_a_repeat_of_nothing_notes_nothing(intake: Intake, engine: Engine) -> No
 
 
 REJECTED = """
-SELECT received_at, source, status, cause, detail AS sentence, field, remote_address, body_sha256, headers, body, readmitted_seq
+SELECT received_at, source, status, cause, reason, field, remote_address, body_sha256, headers, body, readmitted_seq
 FROM rejected_request ORDER BY id
 """
 
@@ -254,7 +254,7 @@ def test_refusals_are_kept_as_they_are(intake: Intake, engine: Engine) -> None:
         source="trivore",
         status=422,
         cause="invalid_field",
-        detail=ODD_TEXT,
+        reason=ODD_TEXT,
         field="timestamp",
         remote_address="2001:db8::1",
         body_sha256=hashlib.sha256(ODD_BYTES).digest(),
@@ -266,7 +266,6 @@ def test_refusals_are_kept_as_they_are(intake: Intake, engine: Engine) -> None:
 
     for row, given in zip(rows(engine, REJECTED), (whole, anonymous), strict=True):
         expected = {**msgspec.structs.asdict(given), "body_sha256": given.body_sha256.hex(), "readmitted_seq": None}
-        expected["sentence"] = expected.pop("detail")
         assert row == expected
     unset = "SELECT count(*) AS n FROM rejected_request WHERE headers IS NULL AND body IS NULL"
     assert rows(engine, unset) == [{"n": 1}]
