@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import logging
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -67,13 +68,17 @@ def run(
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("relay.node").setLevel(logging.INFO)  # that it runs, and where
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it only looks which revision the database has
     with told():
         config = config_file.read()
         relay = Relay(_open(config, "inbox-relay"), config, build(config))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: relay.stop())
-    relay.run(drain=drain)
+    with ThreadPoolExecutor(
+        1, "relay"
+    ) as pool:  # a handler may interrupt this thread while it holds a lock, but no other
+        pool.submit(relay.run, drain=drain).result()
 
 
 @app.command()

@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 class Relay:
-    """One relay process. `run` works until `stop` is called, from a signal handler or another thread."""
+    """One relay process. `run` works until `stop` is called from another thread."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Relay:
         self._crews: list[Crew] = list({id(crew): crew for crew in self._crew_of.values()}.values())
 
     def stop(self) -> None:
-        """End in order: claim nothing more, finish what runs, give back the rest. Safe to call from a signal handler."""
+        """End in order: claim nothing more, finish what runs, give back the rest. Call it from any other thread."""
         self._stop.set()
         self._finished.put(None)
 

@@ -10,6 +10,7 @@ from relay import facts
 from relay.store.record import Recorded
 
 _log = logging.getLogger("relay")
+_node_log = logging.getLogger("relay.node")
 
 
 class Observer:
@@ -47,11 +48,11 @@ class Observer:
 
     def started(self, node: str, routes: Iterable[str]) -> None:
         """The relay begins to work."""
-        _log.info("relay started node=%s routes=%s", node, ",".join(routes) or "none")
+        _node_log.info("started node=%s routes=%s", node, ",".join(routes) or "none")
 
     def stopped(self, node: str, given_back: int) -> None:
         """The relay has stopped in order."""
-        _log.info("relay stopped node=%s given_back=%d", node, given_back)
+        _node_log.info("stopped node=%s given_back=%d", node, given_back)
 
     def database_trouble(self, what: str, error: BaseException) -> None:
         """The database failed; it is tried again."""

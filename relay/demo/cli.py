@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -107,7 +108,7 @@ def identity(
     from relay.demo.identity import run_identity  # noqa: PLC0415  # the CLI need not load it otherwise
 
     headers = {"X-Webhook-Token": webhook_token} if webhook_token else None
-    run_identity(port, webhook_url, webhook_headers=headers, users=users)
+    run_identity(port, webhook_url, webhook_headers=headers, users=users, on_ready=_say_where("the identity service"))
 
 
 @app.command()
@@ -122,4 +123,8 @@ def commercial(
     """
     from relay.demo.commercial import run_commercial  # noqa: PLC0415  # likewise
 
-    run_commercial(port, fail_share)
+    run_commercial(port, fail_share, on_ready=_say_where("the commercial service"))
+
+
+def _say_where(what: str) -> Callable[[str], None]:
+    return lambda url: console(stderr=True).print(f"{what} answers at {url}; Ctrl-C ends it")

@@ -64,6 +64,9 @@ class Program:
 
     def children(self) -> list[int]:
         """The pids of its own children."""
+        kernels = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        if kernels.exists():
+            return sorted(int(pid) for pid in kernels.read_text().split())
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
         pairs = (line.split() for line in listed.splitlines())
         return sorted(int(pid) for pid, parent in pairs if int(parent) == self.pid)

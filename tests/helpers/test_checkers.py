@@ -23,10 +23,8 @@ def sent(entity: str, occurred_at: str, outcome: str | None, seq: int | None = N
 def came(
     n: int, seq: int, entity: str, occurred_at: str, *, attempt: int = 1, status: int = 200, at: float = 0.0
 ) -> Line:
-    body = f"{entity}@{occurred_at}"
-    return {
-        "n": n, "at": at, "seq": seq, "entity": entity, "occurred_at": occurred_at, "attempt": attempt, "status": status, "body": body
-    }  # fmt: skip
+    event = {"entity": entity, "occurred_at": occurred_at, "body": f"{entity}@{occurred_at}"}
+    return {"n": n, "at": at, "seq": seq, "attempt": attempt, "status": status, **event}
 
 
 def fact(seq: int, kind: str, **detail: object) -> Line:
