@@ -24,7 +24,7 @@ class AnswersAtOnce:
         return
 
     def reject(self, row: Rejected) -> None:
-        raise AssertionError(f"the benchmark sends nothing that is refused: {row.detail}")
+        raise AssertionError(f"the benchmark sends nothing that is refused, but this was: {row.status}")
 
     async def close(self) -> None:
         return

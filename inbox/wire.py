@@ -15,12 +15,20 @@ from inbox.receive import ENDED_EARLY
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+_VERSIONS = frozenset({"1.0", "1.1"})
+
 
 class Wire(HttpToolsProtocol):
     """One connection."""
 
     def on_headers_complete(self) -> None:
-        """Tell the app at once: it can refuse by the headers alone, and its deadline for the body begins."""
+        """Tell the app at once: it can refuse by the headers alone, and its deadline for the body begins.
+
+        Raises:
+            ValueError: a version that Falcon raises at; the parser makes an answer of 400 of it.
+        """
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise ValueError("neither HTTP/1.1 nor HTTP/1.0")
         super().on_headers_complete()
         self.cycle.message_event.set()
 

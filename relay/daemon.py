@@ -32,6 +32,7 @@ from relay.worker import Crew, Finished, crews
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
 REAP_EVERY_SECONDS = 1.0
+MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 GRACE_SECONDS = 20.0
 """How long running calls may go on after a SIGTERM before they are cut."""
 
@@ -102,10 +103,7 @@ class Relay:
         self._collect()
         recorded = self._record()
         self._reap()
-        sequenced = 0
-        if sequence.any_received(self._database):
-            sequenced = sequence.sequence(self._database, self._policies, self.node)
-        return self._claim() + recorded + sequenced > 0
+        return self._sequence() + self._claim() + recorded > 0
 
     def _collect(self) -> None:
         while True:
@@ -132,6 +130,16 @@ class Relay:
         if time.monotonic() >= self._reap_at:
             self._observer.reaped(claim.reap(self._database, self._policies, self.node))
             self._reap_at = time.monotonic() + REAP_EVERY_SECONDS
+
+    def _sequence(self) -> int:
+        """Order all that arrived before anything of it is claimed; of a mountain, some at a time, so that work goes on."""
+        done = 0
+        while sequence.any_received(self._database):
+            batch = sequence.sequence(self._database, self._policies, self.node)
+            done += batch
+            if batch < sequence.BATCH or done >= MOST_SEQUENCED_AT_ONCE:
+                break
+        return done
 
     def _claim(self) -> int:
         """Fill every crew that wants more."""

@@ -64,7 +64,7 @@ def as_list(value: list[str] | str) -> list[str]:
 
 def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
     """Rows as the one bound parameter that `Sql.rows` unfolds. Times are written by `time_text`, bytes in hex."""
-    return json.dumps([dict(row) for row in rows], default=_encode, separators=(",", ":"))
+    return json.dumps([dict(row) for row in rows], default=_encode, ensure_ascii=False, separators=(",", ":"))
 
 
 def _encode(value: object) -> str:

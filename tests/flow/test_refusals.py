@@ -225,6 +225,13 @@ def test_a_body_that_does_not_arrive_in_time_is_400(database_url: str, monkeypat
     assert b"did not arrive within" in answer
 
 
+@pytest.mark.parametrize("version", [b"HTTP/0.9", b"HTTP/2.0"])
+def test_another_version_of_http_is_400(sqlite_database_url: str, version: bytes) -> None:
+    with served(sqlite_database_url) as port:
+        assert status_of(exchange(port, raw_post(body()).replace(b"HTTP/1.1", version))) == 400
+        assert status_of(exchange(port, raw_post(body()).replace(b"HTTP/1.1", b"HTTP/1.0"))) == 200
+
+
 def test_a_body_larger_than_allowed_is_413_before_it_is_read(database_url: str) -> None:
     with served(database_url) as port:
         assert status_of(exchange(port, raw_post(b"", length=10**9))) == 413
