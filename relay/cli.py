@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import logging
+import queue
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -73,12 +74,16 @@ def run(
     with told():
         config = config_file.read()
         relay = Relay(_open(config, "inbox-relay"), config, build(config))
+    # A handler may interrupt another one, and whoever holds a lock: it only puts, which is safe everywhere.
+    wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: relay.stop())
-    with ThreadPoolExecutor(
-        1, "relay"
-    ) as pool:  # a handler may interrupt this thread while it holds a lock, but no other
-        pool.submit(relay.run, drain=drain).result()
+        signal.signal(number, lambda *_: wakes.put(True))
+    with ThreadPoolExecutor(1, "relay") as pool:
+        running = pool.submit(relay.run, drain=drain)
+        running.add_done_callback(lambda _: wakes.put(False))
+        while wakes.get():
+            relay.stop()
+        running.result()
 
 
 @app.command()

@@ -96,13 +96,20 @@ WHERE o.state = 'waiting'
 
 @cache
 def _first_waiting(sql: Sql) -> TextClause:
-    """One index entry for each lane, however many wait."""
+    """One index entry for each lane, however many wait.
+
+    In two steps: in one, Postgres without statistics hashes every row that waits (24,000 read for 32 lanes, 5.9 ms
+    instead of 0.2).
+    """
     return text(f"""
+WITH firsts AS MATERIALIZED (
+    SELECT lanes.route, (
+        SELECT w.seq FROM open_delivery w
+        WHERE w.route = lanes.route AND w.lane = lanes.lane AND w.state = 'waiting'
+        ORDER BY w.occurred_at, w.seq
+        LIMIT 1) AS seq
+    FROM {_lanes(sql)}
+)
 SELECT {ROW}
-FROM {_lanes(sql)} JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane
-WHERE o.state = 'waiting' AND o.seq = (
-    SELECT w.seq FROM open_delivery w
-    WHERE w.route = lanes.route AND w.lane = lanes.lane AND w.state = 'waiting'
-    ORDER BY w.occurred_at, w.seq
-    LIMIT 1)
+FROM firsts JOIN open_delivery o ON o.seq = firsts.seq AND o.route = firsts.route
 """)

@@ -236,7 +236,7 @@ def _scans_a_table(step: str) -> bool:
     return not step.endswith(PARTIAL)
 
 
-RESULTS = ("due", "mine", "delivery")
+RESULTS = ("due", "firsts", "mine", "delivery")
 """Of common table expressions and of the view, by name."""
 
 
