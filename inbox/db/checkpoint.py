@@ -8,6 +8,7 @@ lock first, so that nobody commits meanwhile.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 from sqlalchemy import Engine, PoolProxiedConnection
@@ -53,12 +54,17 @@ async def checkpoint_async(connection: AsyncConnection) -> bool:
 
 
 def _copy_back(connection: PoolProxiedConnection) -> bool:
+    """What the writer wrote before is committed whatever happens here: at worst the log stays longer."""
     cursor = connection.cursor()
     usual_wait = _pragma(cursor, "busy_timeout")[0]
     _pragma(cursor, f"busy_timeout = {_WAIT_MILLISECONDS}")
-    busy, in_log, copied = _pragma(cursor, "wal_checkpoint(FULL)")
-    _pragma(cursor, f"busy_timeout = {usual_wait}")
-    cursor.close()
+    try:
+        busy, in_log, copied = _pragma(cursor, "wal_checkpoint(FULL)")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        _pragma(cursor, f"busy_timeout = {usual_wait}")
+        cursor.close()
     return not busy and in_log == copied
 
 
