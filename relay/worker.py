@@ -17,8 +17,9 @@ from relay.outcome import Delivery, Failed, Outcome
 _log = logging.getLogger(__name__)
 
 PREFETCH = 3
-"""Claimed deliveries in hand for each thread: one at work, and enough behind it that no thread waits for the next claim. With 2 the
-relay reaches 0.83 of a bare loop's rate, with 3 0.98, with 4 1.0 (benchmarks.drain); what is in hand no other relay can take."""
+"""Claimed deliveries in hand for each thread: one at work, and enough behind it that no thread waits for the next claim
+(`benchmarks.drain` shows the difference). More would mean more that no other relay can take.
+"""
 
 Finished = tuple[Delivery, Outcome]
 
