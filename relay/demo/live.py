@@ -99,7 +99,7 @@ def where(stack: Stack) -> Padding:
     )
     for name, value in rows:
         table.add_row(name, printable(value))
-    return Padding(table, (1, 0))
+    return Padding(table, (1, 0), expand=False)
 
 
 def _command(name: str) -> str:
