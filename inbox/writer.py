@@ -124,7 +124,7 @@ class GroupCommit:
                 await self._commit(batch)
             elif self._probes:
                 await self._probe()
-            elif self._closing:
+            elif self._closing and not self._rejected:
                 return
             if self._rejected and (self._closing or self._loop.time() >= self._may_reject_at):
                 await self._keep_rejected()
