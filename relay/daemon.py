@@ -54,7 +54,6 @@ class Relay:
     ) -> None:
         self.node = str(uuid.uuid4())
         self._database = database
-        self._config = config
         self._policies = policies(config)
         self._observer = observer or Observer()
         self._grace = grace_seconds

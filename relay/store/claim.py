@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -196,9 +195,3 @@ ORDER BY o.seq, o.route
 LIMIT :batch
 {sql.skip_locked}
 """)
-
-
-def now(database: Database) -> datetime:
-    """The database's clock, UTC."""
-    with database.read() as transaction:
-        return transaction.now()
