@@ -72,7 +72,7 @@ def main(
         url, other = stack.enter_context(databases(database, 2))
         environment = stack.enter_context(configured(url))
         targets = []
-        for app in ("inbox.app:get_app()", "benchmarks.noop:get_app()"):
+        for app in ("inbox.serve:receiver", "benchmarks.noop:get_app()"):
             server = f"http://127.0.0.1:{free_port()}"
             bind = ("--bind", server.removeprefix("http://"), "--log-level", "warning")
             arguments = ("-c", "python:inbox.serve", *bind, app)

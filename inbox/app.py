@@ -5,44 +5,51 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import falcon
 import falcon.asgi
 from falcon.asgi import Request, Response
 
-from inbox import config_file
 from inbox.clock import Clock, SystemClock
-from inbox.config import Config
+from inbox.config import Config, Source
 from inbox.db import engine
-from inbox.errors import RequestError, Unavailable
+from inbox.errors import ConfigError, RequestError, Unavailable
 from inbox.receive import Inlet, Webhooks, Writer, answer_problem, problem
 from inbox.sources import preset_of
 from inbox.sources.auth import UnknownSource, verifier_of
 from inbox.writer import GroupCommit
 
 Receiver = falcon.asgi.App[Request, Response]
+_Made = TypeVar("_Made")
 
 READY_CACHED_SECONDS = 1.0
 """A load balancer may ask as often as it likes."""
 
 
+def app_of(config: Config) -> Receiver:
+    """The receiver that `config` describes, writing to its database.
+
+    Raises:
+        ConfigError: as `create_app`.
+    """
+    clock = SystemClock()
+
+    def open_writer() -> Writer:
+        return GroupCommit(engine.connect_async(config.database.url, application="inbox-receiver"), clock)
+
+    return create_app(config, open_writer, clock)
+
+
 def create_app(config: Config, open_writer: Callable[[], Writer], clock: Clock) -> Receiver:
     """The receiver. `open_writer` is called in each worker, inside its event loop, when it starts.
 
+    Nothing here needs an event loop, and nothing is open afterwards: processes that are forked later may share it.
+
     Raises:
-        ConfigError: a source's preset or secret is not there.
+        ConfigError: a source's preset or secret is not there. The text has a line for each that is not.
     """
-    inlets = {
-        name: Inlet(
-            source=source,
-            preset=preset_of(source),
-            verifier=verifier_of(source),
-            routes=tuple(route for route in config.routes.values() if route.source == name),
-        )
-        for name, source in config.sources.items()
-    }
-    webhooks = Webhooks(inlets, UnknownSource(), clock)
+    webhooks = Webhooks(_inlets(config), UnknownSource(), clock)
     health = Health()
     app = falcon.asgi.App(middleware=[_Lifespan(open_writer, webhooks, health)])
     app.add_error_handler(RequestError, answer_problem)
@@ -54,19 +61,32 @@ def create_app(config: Config, open_writer: Callable[[], Writer], clock: Clock) 
     return app
 
 
-def get_app() -> Receiver:
-    """The receiver as the configuration file in force describes it, for gunicorn.
+def _inlets(config: Config) -> dict[str, Inlet]:
+    mistakes: list[str] = []
+    presets = _of_each(config.sources, preset_of, mistakes)
+    verifiers = _of_each(config.sources, verifier_of, mistakes)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return {
+        name: Inlet(
+            source=source,
+            preset=presets[name],
+            verifier=verifiers[name],
+            routes=tuple(route for route in config.routes.values() if route.source == name),
+        )
+        for name, source in config.sources.items()
+    }
 
-    Raises:
-        ConfigError: the file can't be used.
-    """
-    config = config_file.read()
-    clock = SystemClock()
 
-    def open_writer() -> Writer:
-        return GroupCommit(engine.connect_async(config.database.url, application="inbox-receiver"), clock)
-
-    return create_app(config, open_writer, clock)
+def _of_each(sources: Mapping[str, Source], make: Callable[[Source], _Made], mistakes: list[str]) -> dict[str, _Made]:
+    """What `make` makes of each source; the reason why it can't is added to `mistakes`."""
+    made = {}
+    for name, source in sources.items():
+        try:
+            made[name] = make(source)
+        except ConfigError as error:
+            mistakes.append(str(error))
+    return made
 
 
 class Health:

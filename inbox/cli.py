@@ -41,7 +41,7 @@ def serve(
     bind: Annotated[str, typer.Option(help="Address and port.")] = "127.0.0.1:8000",
     workers: Annotated[int | None, typer.Option(help="Processes; on SQLite one is best.")] = None,
 ) -> None:
-    """Serve the receiver with gunicorn.
+    """Serve the receiver with gunicorn. SIGHUP reads the configuration again.
 
     Examples:
       inbox serve

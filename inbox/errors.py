@@ -3,7 +3,7 @@
 ::
 
     InboxRelayError
-    ├── ConfigError            the configuration can't be used: the process stops (exit status 2)
+    ├── ConfigError            the configuration can't be used: the process ends (exit status 2), or keeps the old one
     ├── RequestError           what the receiver answers instead of 200; each has a `status` and a `cause`
     │   ├── Unreadable         400  the bytes are not what they claim to be
     │   ├── NotAuthenticated   401  unknown source, or not proven to be it: deliberately the same answer

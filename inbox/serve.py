@@ -1,23 +1,32 @@
 """gunicorn's settings for the receiver; `gunicorn.conf.py` and `inbox serve` take them from here.
 
 Every one can be overruled on gunicorn's command line, or by GUNICORN_CMD_ARGS.
+
+The master reads the configuration and makes the app; the workers have it from the master, by fork. So a worker that
+takes a dead one's place serves what that one served, whatever the file says by then.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from sqlalchemy.exc import OperationalError
 from uvicorn_worker import UvicornWorker
 
 from inbox import config_file
+from inbox.app import Receiver, app_of
+from inbox.config import Config
 from inbox.db import engine, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
 from inbox.wire import Wire
+
+_log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no types
@@ -31,6 +40,47 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         "server_header": False,
     }
 
+    def init_signals(self) -> None:
+        """Leave SIGHUP to the master: a worker that gets it too, as from `pkill -HUP gunicorn`, would die of it."""
+        super().init_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class InForce:
+    """The app of the last good configuration. The master changes it; a worker keeps what it was forked with."""
+
+    def __init__(self) -> None:
+        self._config: Config | None = None
+        self._app: Receiver | None = None
+
+    def take(self, config: Config) -> None:
+        """Put a configuration in force, for the workers that are forked from now on.
+
+        Raises:
+            ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
+        """
+        mistakes = []
+        if self._config is not None and config.database.url != self._config.database.url:
+            # Its schema is checked and the number of workers is chosen at the start; and what is acknowledged into a
+            # database that the relays don't know is delivered by nobody.
+            mistakes.append("[database] url: another database needs a restart")
+        try:
+            app = app_of(config)
+        except ConfigError as error:
+            mistakes.append(str(error))
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
+        self._config, self._app = config, app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
+        """The ASGI application."""
+        if self._app is None:
+            raise RuntimeError("gunicorn's settings have to run inbox.serve.on_starting, which reads the configuration")
+        await self._app(scope, receive, send)
+
+
+receiver = InForce()
+
 
 def _workers() -> int:
     """As many as there are processors; one on SQLite, where two only fight for the write lock."""
@@ -43,7 +93,7 @@ def _workers() -> int:
     return int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1)
 
 
-wsgi_app = "inbox.app:get_app()"
+wsgi_app = "inbox.serve:receiver"
 bind = "127.0.0.1:8000"
 workers = _workers()
 worker_class = "inbox.serve.Worker"
@@ -67,14 +117,21 @@ def on_starting(_server: object) -> None:
             print(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}", file=sys.stderr)  # noqa: T201
         finally:
             checked.dispose()
-        from inbox.app import create_app  # noqa: PLC0415  # only the master makes one to see that it can be made
-        from inbox.clock import SystemClock  # noqa: PLC0415
-
-        create_app(config, _never, SystemClock())
+        receiver.take(config)
     except ConfigError as error:
-        print(f"inbox: {error}", file=sys.stderr)  # noqa: T201  # logging is not set up yet
+        for mistake in str(error).splitlines():
+            print(f"inbox: {mistake}", file=sys.stderr)  # noqa: T201  # it is the last that this process says
         sys.exit(2)
 
 
-def _never() -> NoReturn:
-    raise AssertionError("the master serves nothing")
+def on_reload(_server: object) -> None:
+    """On SIGHUP, before gunicorn replaces the workers: read the configuration again, and keep the old one if it can't be used."""
+    try:
+        config = config_file.read()
+        receiver.take(config)
+    except ConfigError as error:
+        for mistake in str(error).splitlines():
+            _log.error("reload refused: %s", mistake)
+        _log.error("reload refused: the old configuration stays")
+    else:
+        _log.info("reloaded sources=%s", ",".join(config.sources) or "none")

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
@@ -25,7 +25,7 @@ REFUSAL = "unknown source, or the request does not prove to come from it; check 
 
 
 class Verifier:
-    """Knows one source's secrets as they were at the start."""
+    """Knows one source's secrets as they were when it was made."""
 
     __slots__ = ("_open", "_presented", "_secrets")
 
@@ -33,14 +33,18 @@ class Verifier:
         """Reveal the secrets of `auth`.
 
         Raises:
-            ConfigError: a variable or file that a secret is kept in is not there, or is empty.
+            ConfigError: a variable or file that a secret is kept in is not there, or is empty. The text has a line for
+                each.
         """
         self._open = isinstance(auth, NoAuth)
         self._presented: Presented = _way_in(auth)
         self._secrets: tuple[tuple[Secret, bytes], ...] = ()
         if not isinstance(auth, NoAuth):
             prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
-            self._secrets = tuple((secret, _digest(prefix + secret.reveal(environment))) for secret in auth.secrets)
+            self._secrets = tuple(
+                (secret, _digest(prefix + revealed))
+                for secret, revealed in zip(auth.secrets, _revealed(auth.secrets, environment), strict=True)
+            )
 
     def verify(self, raw: RawRequest, now: datetime) -> None:
         """Return if the request presents a secret that is valid at `now`, or if the source asks for none.
@@ -72,12 +76,25 @@ def verifier_of(source: Source, environment: Mapping[str, str] = os.environ) -> 
     """The verifier of a source.
 
     Raises:
-        ConfigError: a secret can't be revealed; the text names the source.
+        ConfigError: a secret can't be revealed. Each line of the text names the source.
     """
     try:
         return Verifier(source.auth, environment)
     except ConfigError as error:
-        raise ConfigError(f"[sources.{source.name}] auth: {error}") from None
+        mistakes = str(error).splitlines()
+        raise ConfigError("\n".join(f"[sources.{source.name}] auth: {mistake}" for mistake in mistakes)) from None
+
+
+def _revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> list[str]:
+    revealed, mistakes = [], []
+    for secret in secrets:
+        try:
+            revealed.append(secret.reveal(environment))
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return revealed
 
 
 def _digest(secret: str) -> bytes:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from tests.helpers.waiting import until
 
+GUNICORN = ("-m", "gunicorn", "-c", "python:inbox.serve")
+"""What `python` runs when it is to serve the receiver."""
+
 
 class Program:
     """One process, in a session of its own so that its children end with it."""
@@ -64,12 +67,7 @@ class Program:
 
     def children(self) -> list[int]:
         """The pids of its own children."""
-        kernels = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        if kernels.exists():
-            return sorted(int(pid) for pid in kernels.read_text().split())
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        pairs = (line.split() for line in listed.splitlines())
-        return sorted(int(pid) for pid, parent in pairs if int(parent) == self.pid)
+        return children_of(self.pid)
 
     def clean_up(self) -> None:
         """Kill it and every process of its session."""
@@ -83,8 +81,12 @@ class Site:
 
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
-        (folder / "inbox.toml").write_text(config, encoding="utf-8")
         self._programs: list[Program] = []
+        self.configure(config)
+
+    def configure(self, config: str) -> None:
+        """Write the inbox.toml; programs that run read it when they are told to."""
+        (self.folder / "inbox.toml").write_text(config, encoding="utf-8")
 
     def start(self, name: str, *arguments: str, **environment: str) -> Program:
         """Start `python …` here; its output goes to a log of its own."""
@@ -100,12 +102,16 @@ class Site:
         """Start a relay."""
         return self.start("relay", "-c", "from relay.cli import main; main()", "run", *options)
 
-    def receiver(self, workers: int) -> tuple[Program, int]:
-        """Start gunicorn and wait until it serves; gives it and its port."""
+    def receiver(self, workers: int, way: Sequence[str] = GUNICORN) -> tuple[Program, int]:
+        """Start gunicorn and wait until it serves, with every worker; gives it and its port."""
         port = free_port()
         options = ("--bind", f"127.0.0.1:{port}", "--workers", str(workers))
-        program = self.start("receiver", "-m", "gunicorn", "-c", "python:inbox.serve", *options)
-        until(lambda: not program.runs or is_ready(port), "the receiver is ready", within=20)
+        program = self.start("receiver", *way, *options)
+        until(
+            lambda: not program.runs or (is_ready(port) and len(program.children()) == workers),
+            "the receiver is ready",
+            within=20,
+        )
         assert program.runs, program.output
         return program, port
 
@@ -143,3 +149,13 @@ def is_ready(port: int) -> bool:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError):
         return False
+
+
+def children_of(parent: int) -> list[int]:
+    """The pids of the children of a process."""
+    kernels = Path(f"/proc/{parent}/task/{parent}/children")
+    if kernels.exists():
+        return sorted(int(pid) for pid in kernels.read_text().split())
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = (line.split() for line in listed.splitlines())
+    return sorted(int(pid) for pid, its_parent in pairs if int(its_parent) == parent)

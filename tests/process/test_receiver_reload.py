@@ -1,0 +1,265 @@
+"""A receiver that runs reads its configuration again on SIGHUP; one that can't be used changes nothing."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.helpers import checkers
+from tests.helpers.evidence import stored
+from tests.helpers.outage import is_postgres
+from tests.helpers.processes import GUNICORN, Program, free_port, is_ready, site
+from tests.helpers.sender import Sender
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, moment
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+REFUSED = "[ERROR] reload refused: "
+ENTITIES = 60
+WAYS = {
+    "gunicorn -c python:inbox.serve": GUNICORN,
+    "gunicorn -c gunicorn.conf.py": ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
+    "gunicorn --preload": (*GUNICORN, "--preload"),
+    "inbox serve": ("-c", "from inbox.cli import main; main()", "serve"),
+}
+
+
+def source(name: str, *secrets: str, preset: str = "trivore") -> str:
+    return f"""
+[sources.{name}]
+preset = "{preset}"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = {list(secrets)} }}
+"""
+
+
+def post(port: int, name: str, token: str = TOKEN) -> int:
+    """The status that a webhook of this source is answered with."""
+    headers = {**HEADERS, "X-Webhook-Token": token}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/webhooks/{name}", body(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def replaced(receiver: Program, do: Callable[[], None]) -> str:
+    """Do what makes gunicorn replace its workers and wait until it has; gives what was written meanwhile."""
+    workers, written = set(receiver.children()), len(receiver.output)
+
+    def are_others() -> bool:
+        present = set(receiver.children())
+        return not receiver.runs or (len(present) == len(workers) and not present & workers)
+
+    do()
+    until(are_others, "other workers have taken over", within=20)
+    assert receiver.runs, receiver.output
+    return receiver.output[written:]
+
+
+def reload(receiver: Program) -> str:
+    return replaced(receiver, lambda: receiver.send(signal.SIGHUP))
+
+
+def crash(receiver: Program) -> str:
+    def kill_workers() -> None:
+        for pid in receiver.children():
+            os.kill(pid, signal.SIGKILL)
+
+    return replaced(receiver, kill_workers)
+
+
+def refusals(output: str) -> list[str]:
+    """The mistakes for which a reload was refused; none when it was not."""
+    said = [line.partition(REFUSED)[2] for line in output.splitlines() if REFUSED in line]
+    assert not said or said.pop() == "the old configuration stays"
+    return said
+
+
+def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    config = config_text(database_url)
+    endless = ((f"u{n % ENTITIES}", moment(n)) for n in count())
+    with site(tmp_path, config) as place:
+        receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
+        assert post(port, "added-1") == 401
+        sender = Sender(tmp_path / "sends.jsonl", port, endless)
+        try:
+            for number in (1, 2, 3):
+                acknowledged = sender.acknowledged()
+                until(lambda: sender.acknowledged() >= acknowledged + 100, "the sender is at work", within=20)  # noqa: B023
+                config += source(f"added-{number}", TOKEN)
+                place.configure(config)
+                assert "[INFO] reloaded sources=trivore,unrouted,added-1" in reload(receiver)
+                assert post(port, f"added-{number}") == 200
+        finally:
+            sender.stop()
+        sends, logs = sender.sends.lines(), place.logs()
+
+    assert {line["outcome"] for line in sends} == {None, "ok"}
+    assert len(sends) >= 600
+    assert checkers.unstored(sends, stored(engine)) == []
+    assert checkers.complaints(logs) == []
+
+
+def test_sighup_to_the_whole_process_group_costs_no_request(sqlite_database_url: str, tmp_path: Path) -> None:
+    with site(tmp_path, config_text(sqlite_database_url)) as place:
+        receiver, port = place.receiver(workers=1)
+        sender = Sender(tmp_path / "sends.jsonl", port, ((f"u{n % ENTITIES}", moment(n)) for n in count()))
+        try:
+            until(lambda: sender.acknowledged() >= 100, "the sender is at work", within=20)
+            replaced(receiver, lambda: os.killpg(receiver.pid, signal.SIGHUP))
+        finally:
+            sender.stop()
+        assert {line["outcome"] for line in sender.sends.lines()} == {None, "ok"}
+        assert checkers.complaints(place.logs()) == []
+
+
+def test_a_worker_that_leaves_answers_what_comes_on_an_open_connection(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
+    with site(tmp_path, config_text(sqlite_database_url)) as place:
+        receiver, port = place.receiver(workers=1)
+        asking, silent = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(2))
+
+        def ask(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+            connection.request("POST", PATH, body(), dict(HEADERS))
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+            return answer
+
+        def reload_and_ask() -> None:
+            receiver.send(signal.SIGHUP)
+            until(lambda: "Shutting down" in receiver.output, "the old worker leaves")
+            assert ask(asking).getheader("connection") == "close"
+
+        for connection in (asking, silent):
+            assert ask(connection).getheader("connection") is None
+        replaced(receiver, reload_and_ask)
+        assert silent.sock is not None
+        assert silent.sock.recv(1) == b""
+        silent.close()
+
+
+def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
+    good = config_text(sqlite_database_url)
+    bad_files: dict[str, list[str]] = {
+        f"{good}\n[sources.cut": ["inbox.toml is not TOML: "],
+        good.replace("preset", "presett"): 2 * ["presett: unknown key; did you mean 'preset'?", "preset: is missing"],
+        good + source("added", "env:NOT_THERE", "file:/not/there") + source("other", TOKEN, preset="trivor"): [
+            "[sources.other] preset: there is no preset 'trivor'; did you mean 'trivore'?",
+            "[sources.added] auth: the environment variable NOT_THERE is not set",
+            "[sources.added] auth: can't read the secret in /not/there",
+        ],
+    }
+    with site(tmp_path, good) as place:
+        receiver, port = place.receiver(workers=1)
+        sender = Sender(tmp_path / "sends.jsonl", port, ((f"u{n % ENTITIES}", moment(n)) for n in count()))
+        try:
+            for text, expected in bad_files.items():
+                place.configure(text)
+                said = refusals(reload(receiver))
+                assert len(said) == len(expected)
+                for line, part in zip(said, expected, strict=True):
+                    assert part in line
+                assert post(port, "trivore") == 200
+                assert post(port, "added") == 401
+            place.configure(good + source("added", TOKEN))
+            assert refusals(reload(receiver)) == []
+            assert post(port, "added") == 200
+        finally:
+            sender.stop()
+        assert {line["outcome"] for line in sender.sends.lines()} == {None, "ok"}
+        assert checkers.complaints(place.logs()) == []
+
+
+def test_a_refused_reload_leaves_as_many_workers_as_there_were(postgres_database_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    with site(tmp_path, config_text(postgres_database_url)) as place:
+        way = WAYS["gunicorn -c gunicorn.conf.py"]
+        receiver = place.start("receiver", *way, "--bind", f"127.0.0.1:{port}", WEB_CONCURRENCY="2")
+        until(lambda: is_ready(port) and len(receiver.children()) == 2, "both workers are there", within=20)
+        place.configure("bad")
+        assert refusals(reload(receiver)) != []
+        assert len(receiver.children()) == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_crashed_worker_is_replaced_by_one_that_serves_the_same_though_the_file_is_bad_now(
+    way: str, sqlite_database_url: str, tmp_path: Path
+) -> None:
+    good = config_text(sqlite_database_url)
+    with site(tmp_path, good) as place:
+        receiver, port = place.receiver(workers=2, way=WAYS[way])
+        place.configure("bad")
+        crash(receiver)
+        assert post(port, "trivore") == 200
+
+        place.configure(good + source("added", TOKEN))
+        assert refusals(reload(receiver)) == []
+        assert post(port, "added") == 200
+
+        place.configure("bad")
+        assert refusals(reload(receiver)) != []
+        crash(receiver)
+        assert post(port, "added") == 200
+        assert is_ready(port)
+
+
+def test_a_rotated_secret_file_is_taken_up_on_sighup_and_not_before(sqlite_database_url: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("first\n", encoding="utf-8")
+    with site(tmp_path, config_text(sqlite_database_url) + source("rotating", f"file:{secret}")) as place:
+        receiver, port = place.receiver(workers=1)
+        secret.write_text("second\n", encoding="utf-8")
+        crash(receiver)
+        assert [post(port, "rotating", token) for token in ("first", "second")] == [200, 401]
+
+        reload(receiver)
+        assert [post(port, "rotating", token) for token in ("first", "second")] == [401, 200]
+
+        secret.unlink()
+        assert len(refusals(reload(receiver))) == 1
+        crash(receiver)
+        assert [post(port, "rotating", token) for token in ("first", "second")] == [401, 200]
+
+
+def test_another_database_is_refused_while_the_receiver_runs(sqlite_database_url: str, tmp_path: Path) -> None:
+    elsewhere = config_text("postgresql+psycopg://relay:hush@db.invalid/inbox")
+    needs_a_restart = "[database] url: another database needs a restart"
+    with site(tmp_path, config_text(sqlite_database_url)) as place:
+        receiver, port = place.receiver(workers=1)
+        place.configure(elsewhere + source("added", TOKEN))
+        assert refusals(reload(receiver)) == [needs_a_restart]
+        assert [post(port, name) for name in ("trivore", "added")] == [200, 401]
+
+        place.configure(elsewhere + source("added", TOKEN, preset="trivor"))
+        database, preset = refusals(reload(receiver))
+        assert database == needs_a_restart
+        assert preset.startswith("[sources.added] preset: ")
+        assert "hush" not in receiver.output
+
+
+def test_a_receiver_whose_file_is_bad_says_each_mistake_and_does_not_start(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
+    with site(tmp_path, config_text(sqlite_database_url) + source("added", "env:NO", "env:NO_2")) as place:
+        receiver = place.start("receiver", *GUNICORN, "--bind", f"127.0.0.1:{free_port()}")
+        assert receiver.ends(within=20) == 2
+        for variable in ("NO", "NO_2"):
+            assert f"\ninbox: [sources.added] auth: the environment variable {variable} is not set" in receiver.output
+        assert checkers.complaints(place.logs()) == []
