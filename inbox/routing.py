@@ -38,5 +38,17 @@ def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key
     if route.lane == "route":
         return ROUTE_LANE
     if route.lane == "entity" and entity_type is not None and entity_id is not None:
-        return f"{escape(entity_type)}|{escape(entity_id)}"
+        return _of_entity(entity_type, entity_id)
     return f"{OWN_LANE}{key}"
+
+
+def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) -> frozenset[str]:
+    """Every lane that the event can have, whatever `lane` its routes had when it arrived."""
+    lanes = {ROUTE_LANE, f"{OWN_LANE}{key}"}
+    if entity_type is not None and entity_id is not None:
+        lanes.add(_of_entity(entity_type, entity_id))
+    return frozenset(lanes)
+
+
+def _of_entity(entity_type: str, entity_id: str) -> str:
+    return f"{escape(entity_type)}|{escape(entity_id)}"

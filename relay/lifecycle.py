@@ -15,6 +15,8 @@ used, and when
    the next is due. `relay verify` holds `open_delivery` against that.
 5. At most one delivery of a lane is a head (`HEADS`); the database refuses a second.
 6. A dead delivery does not hold up its lane, a blocked one does.
+7. A correction is the one step that leads from anywhere to where it says (`CORRECTED_TO`): it is written when the facts
+   before it can't all be true, so no state can be asked whether it is allowed.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class Step(StrEnum):
     REPLAYED = "replayed"
     REARMED = "rearmed"
     UNBLOCKED = "unblocked"
+    CORRECTED = "corrected"
 
 
 SCHEDULING = frozenset({Step.QUEUED, Step.PROMOTED, Step.DEMOTED, Step.CLAIMED, Step.GIVEN_BACK})
@@ -116,6 +119,13 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
     },
 }
 
+CORRECTED_TO: dict[facts.CorrectedState, State] = {
+    "open": State.RECEIVED,
+    "blocked": State.BLOCKED,
+    "dead": State.DEAD,
+    "ended": State.ENDED,
+}
+
 
 def after(state: State, step: Step) -> State:
     """The state that `step` leads to.
@@ -148,6 +158,8 @@ class OpenDelivery(msgspec.Struct, frozen=True):
     run: int = 0
     due_at: datetime | None = None
     facts: tuple[AnyFact, ...] = ()
+    crashes: int = 0
+    """Attempts in a row whose lease ran out."""
 
     @property
     def key(self) -> tuple[datetime, int]:
@@ -156,13 +168,14 @@ class OpenDelivery(msgspec.Struct, frozen=True):
 
 
 def schedule(delivery: OpenDelivery, step: Step, now: datetime) -> OpenDelivery:
-    """Queue, promote or demote a delivery; one that is promoted is due at once.
+    """Queue, promote or demote a delivery; one that is promoted is due at once, or when its last failure said.
 
     Raises:
         IllegalTransition: it can't be.
     """
     state = after(delivery.state, step)
-    return msgspec.structs.replace(delivery, state=state, due_at=now if state is State.READY else None)
+    due_at = max(now, delivery.due_at or now) if state is State.READY else None
+    return msgspec.structs.replace(delivery, state=state, due_at=due_at)
 
 
 def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery:
@@ -171,22 +184,33 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
     Raises:
         IllegalTransition: it can't.
     """
-    state = after(delivery.state, step_of(fact))
-    attempt, run, due_at = delivery.attempt, delivery.run, None
+    attempt, run, crashes, due_at = delivery.attempt, delivery.run, delivery.crashes, None
     match fact:
         case facts.AttemptFailed(counted=counted, due_at=next_due):
-            attempt, due_at = attempt - int(not counted), next_due
-        case facts.TookOver(attempt=taken, due_at=next_due):
-            attempt, due_at = taken, next_due
+            attempt, crashes, due_at = attempt - int(not counted), 0, next_due
+        case facts.TookOver(attempt=taken, crashes=taken_crashes, due_at=next_due):
+            attempt, crashes, due_at = taken, taken_crashes, next_due
         case facts.Abandoned():
-            due_at = now
+            crashes, due_at = crashes + 1, now
         case facts.Replayed() | facts.Rearmed():
-            attempt, run = 0, run + 1
+            attempt, run, crashes = 0, run + 1, 0
+        case facts.Corrected():
+            attempt, run, crashes = fact.attempt, fact.run, 0
         case _:
             pass
     return msgspec.structs.replace(
-        delivery, state=state, attempt=attempt, run=run, due_at=due_at, facts=(*delivery.facts, fact)
+        delivery,
+        state=_target(delivery.state, fact),
+        attempt=attempt,
+        run=run,
+        crashes=crashes,
+        due_at=due_at,
+        facts=(*delivery.facts, fact),
     )
+
+
+def _target(state: State, fact: AnyFact) -> State:
+    return CORRECTED_TO[fact.state] if isinstance(fact, facts.Corrected) else after(state, step_of(fact))
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -196,47 +220,82 @@ class Standing(msgspec.Struct, frozen=True):
     """RECEIVED stands for every open state: which one is scheduling."""
     attempt: int = 0
     run: int = 0
+    crashes: int = 0
     due_at: datetime | None = None
     """The earliest next attempt, where the facts set one."""
 
 
+NO_FACTS = Standing()
+
+
 def fold(history: Iterable[AnyFact]) -> Standing:
-    """What the facts of one delivery, in the order of their ids, say of it.
+    """What the facts of one delivery, in the order of their ids, say of it. A correction stands for all before it.
 
     Raises:
         IllegalTransition: no delivery can have this history.
     """
-    standing = Standing()
-    for fact in history:
-        standing = _apply(standing, fact)
+    known = list(history)
+    corrections = [number for number, fact in enumerate(known) if isinstance(fact, facts.Corrected)]
+    standing = NO_FACTS
+    for fact in known[corrections[-1] if corrections else 0 :]:
+        standing = advance(standing, fact)
     return standing
 
 
-def _apply(standing: Standing, fact: AnyFact) -> Standing:
-    step = step_of(fact)
-    state = _folded(standing.state, step)
-    attempt, run = standing.attempt, standing.run
+def advance(standing: Standing, fact: AnyFact) -> Standing:
+    """One step of `fold`.
+
+    Raises:
+        IllegalTransition: it can't happen to a delivery that stands so.
+    """
+    attempt, run, crashes, due_at = standing.attempt, standing.run, standing.crashes, None
     match fact:
-        case facts.AttemptFailed(counted=counted, due_at=due_at):
-            return Standing(state, attempt + int(counted), run, due_at)
-        case facts.TookOver(attempt=taken, due_at=due_at):
-            return Standing(state, taken, run, due_at)
+        case facts.AttemptFailed(counted=counted, due_at=next_due):
+            attempt, crashes, due_at = attempt + int(counted), 0, next_due
+        case facts.TookOver(attempt=taken, crashes=taken_crashes, due_at=next_due):
+            attempt, crashes, due_at = taken, taken_crashes, next_due
+        case facts.Abandoned():
+            attempt, crashes = attempt + 1, crashes + 1
         case facts.Replayed() | facts.Rearmed():
-            return Standing(state, 0, run + 1, None)
+            attempt, run, crashes = 0, run + 1, 0
+        case facts.Corrected():
+            attempt, run, crashes = fact.attempt, fact.run, 0
         case facts.Superseded() | facts.Cancelled() | facts.Unblocked():
-            return Standing(state, attempt, run, None)  # no attempt was made
+            pass  # no attempt was made
         case _:
-            return Standing(state, attempt + 1, run, None)
+            attempt += 1
+    return Standing(_folded(standing.state, fact), attempt, run, crashes, due_at)
 
 
-_OPEN = (State.RECEIVED, State.WAITING, State.READY, State.IN_FLIGHT)
+def restore(delivery: OpenDelivery, standing: Standing) -> OpenDelivery:
+    """The delivery as its facts have it, whatever its row says.
+
+    Where the row's state can be true it stays, with the lease of one in flight, whose running attempt is no fact yet.
+    """
+    keeps = delivery.state in OPEN if standing.state is State.RECEIVED else delivery.state is standing.state
+    state = delivery.state if keeps else standing.state
+    earliest = [due for due in (delivery.due_at if keeps else None, standing.due_at) if due is not None]
+    return msgspec.structs.replace(
+        delivery,
+        state=state,
+        attempt=standing.attempt + int(state is State.IN_FLIGHT),
+        run=standing.run,
+        crashes=standing.crashes,
+        due_at=max(earliest, default=None) if state in (State.RECEIVED, State.READY) else None,
+    )
 
 
-def _folded(state: State, step: Step) -> State:
-    """What `step` does to a folded state: an open one stands for each of the open states, so it takes what any of them takes."""
-    candidates = _OPEN if state is State.RECEIVED else (state,)
-    for candidate in candidates:
+OPEN = frozenset({State.RECEIVED, State.WAITING, State.READY, State.IN_FLIGHT})
+"""What a folded state of RECEIVED stands for."""
+
+
+def _folded(state: State, fact: AnyFact) -> State:
+    """What a fact does to a folded state: an open one stands for each of the open states, so it takes what any of them takes."""
+    if isinstance(fact, facts.Corrected):
+        return CORRECTED_TO[fact.state]
+    step = step_of(fact)
+    for candidate in sorted(OPEN) if state is State.RECEIVED else (state,):
         if step in TRANSITIONS[candidate]:
             to = TRANSITIONS[candidate][step]
-            return State.RECEIVED if to in _OPEN else to
+            return State.RECEIVED if to in OPEN else to
     raise IllegalTransition(f"{step} can't happen to a delivery that is {'open' if state is State.RECEIVED else state}")

@@ -64,7 +64,8 @@ def _settle_latest(
         return [head, *folded]
     if head is not None and head.due_at is not None and (head.attempt > 0 or head.due_at > now):
         due_at = min(head.due_at, now + first_delay)
-        return [*folded, append(newest, facts.TookOver(of=head.seq, attempt=head.attempt, due_at=due_at), now)]
+        taken = facts.TookOver(of=head.seq, attempt=head.attempt, crashes=head.crashes, due_at=due_at)
+        return [*folded, append(newest, taken, now)]
     return [*folded, schedule(newest, Step.PROMOTED, now)]
 
 

@@ -61,6 +61,8 @@ class Delivery(msgspec.Struct, frozen=True):
     traceparent: str | None = None
     late: bool = False
     """A later event of this lane was delivered before this one arrived."""
+    is_suspect: bool = False
+    """The leases of its last attempts ran out one after the other: it may be what kills the process that works on it."""
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -16,13 +16,22 @@ from tenacity.wait import wait_base
 from inbox.config import Config, Ordering, Retry, Route
 from relay import facts
 from relay.facts import AnyFact
-from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
+from relay.lifecycle import OpenDelivery
+from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
 """A destination that asks for more gets no more: its clock or its mind may be wrong."""
 
 HOPELESS: frozenset[ErrorClass] = frozenset({"mapping", "ambiguous", "no_target", "refused"})
 """No repetition mends these: the configuration or the data has to change first."""
+
+CUT_BY_US: frozenset[ErrorClass] = frozenset({"lease_lost"})
+"""These say nothing of the event: the attempt does not count, and the next is due at once."""
+
+_READS: frozenset[Step] = frozenset({"fetch", "find"})
+
+CRASHES_ALLOWED = 3
+"""A delivery during which the relay's process died so many times in a row is set aside: it may well be what kills it."""
 
 
 class Schedule:
@@ -69,9 +78,20 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
 def decide(delivery: Delivery, outcome: Outcome, policy: RoutePolicy, now: datetime) -> AnyFact:
     """What happened to the delivery, now that its attempt has this outcome. `now` is UTC."""
     if isinstance(outcome, Delivered):
-        return facts.Delivered(did=outcome.did, calls=outcome.calls, late=delivery.late)
+        return facts.Delivered(
+            did=outcome.did,
+            calls=outcome.calls,
+            late=delivery.late,
+            fetch_began_at=outcome.fetch_began_at,
+            last_modified=outcome.last_modified,
+            applied_hash=None if outcome.applied_hash is None else outcome.applied_hash.hex(),
+        )
     if isinstance(outcome, Skipped):
         return facts.Skipped(why=outcome.why, calls=outcome.calls)
+    if outcome.error_class in CUT_BY_US:
+        return facts.AttemptFailed(
+            error_class=outcome.error_class, error=outcome.error, due_at=now, calls=outcome.calls, counted=False
+        )
     delay = policy.schedule.delay_after(delivery.attempt)
     if outcome.error_class in HOPELESS or delay is None:
         return facts.Dead(
@@ -85,6 +105,37 @@ def decide(delivery: Delivery, outcome: Outcome, policy: RoutePolicy, now: datet
         error=outcome.error,
         due_at=now + _clamped(delay, outcome),
         calls=outcome.calls,
+    )
+
+
+def can_be_given_back(outcome: Outcome) -> bool:
+    """Whether an attempt was cut before anything of it can have had an effect: then it is as if it had never begun.
+
+    What may have arrived at the other side is a fact instead, so that the log explains the repeated call.
+    """
+    return (
+        isinstance(outcome, Failed)
+        and outcome.error_class in CUT_BY_US
+        and all(call.sent == "not_sent" or call.step in _READS for call in outcome.calls)
+    )
+
+
+def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolicy, *, died_each_time: bool) -> AnyFact:
+    """What happened to a delivery whose lease ran out: another attempt, or it is set aside.
+
+    Args:
+        delivery: as it was claimed.
+        relay_node: who held the lease.
+        policy: the route's.
+        died_each_time: whether of each abandoned attempt in a row, this one too, the relay's process is gone for good.
+    """
+    crashes = delivery.crashes + 1
+    if crashes < CRASHES_ALLOWED or not died_each_time:
+        return facts.Abandoned(relay_node=relay_node)
+    return facts.Dead(
+        cause="crash_loop",
+        error=f"the relay's process died {crashes} times in a row while it worked on this, last {relay_node}",
+        blocks_lane=policy.blocks_on_death,
     )
 
 

@@ -108,6 +108,17 @@ class Sql:
         picked = ", ".join(f"json_extract(value, '$.{name}') AS \"{name}\"" for name in columns)
         return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
 
+    def lines_of(self, view: str, wanted: str) -> str:
+        """The lines of a view with a seq among the rows of the parameter `wanted`, which lie between `:after` and `:last`.
+
+        Postgres looks them up one by one (OFFSET 0 keeps its planner from merging the two): for a range it would join
+        the tables of the view from end to end. SQLite does so for single ones, and well for a range.
+        """
+        if self.is_postgres:
+            one = f"SELECT * FROM {view} v WHERE v.seq = {wanted}.seq OFFSET 0"
+            return f"{self.rows(wanted, seq='bigint')} CROSS JOIN LATERAL ({one}) AS {view}"
+        return f"{view} WHERE {view}.seq > :after AND {view}.seq <= :last"
+
     def hex_bytes(self, expression: str) -> str:
         """The bytes that the hex text of `expression` names."""
         return f"decode({expression}, 'hex')" if self.is_postgres else f"from_hex({expression})"

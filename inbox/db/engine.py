@@ -94,6 +94,13 @@ def reading(connection: Connection) -> Connection:
     return connection.execution_options(sqlite_begin="DEFERRED")
 
 
+def snapshot(connection: Connection) -> Connection:
+    """Make the connection's next transaction one that only reads, and sees one moment: on SQLite each does."""
+    if connection.dialect.name == SQLITE:
+        return reading(connection)
+    return connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
 def _postgres_arguments(application: str, options: str) -> dict[str, Any]:
     return {
         "connect_timeout": 2,

@@ -113,6 +113,9 @@ rejected_request = Table(
     sqlite_autoincrement=True,
 )
 
+SUSPECT_CRASHES = 2
+"""A delivery whose lease ran out so many times in a row may be what kills the process: a relay works on one at a time."""
+
 OPEN_STATES = ("received", "waiting", "ready", "in_flight", "blocked", "dead")
 
 open_delivery = Table(
@@ -137,6 +140,9 @@ open_delivery = Table(
     ),
     Column("attempt", Integer, nullable=False, server_default=text("0"), comment="attempts used in this run"),
     Column("run", Integer, nullable=False, server_default=text("0"), comment="how often it was replayed or re-armed"),
+    Column(
+        "crashes", Integer, nullable=False, server_default=text("0"), comment="attempts in a row whose lease ran out"
+    ),
     Column("due_at", UtcDateTime, comment="when ready: not to be attempted before; database clock"),
     Column("lease_until", UtcDateTime, comment="when in_flight: another relay may take it after; database clock"),
     Column(
@@ -171,6 +177,7 @@ def _open_index(name: str, *columns: str, where: str, unique: bool = False) -> I
 _open_index("ux_open_delivery_head", "route", "lane", where="state IN ('ready', 'in_flight', 'blocked')", unique=True)
 _open_index("ix_open_delivery_received", "seq", where="state = 'received'")
 _open_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'")
+_open_index("ix_open_delivery_suspect", "due_at", "seq", where=f"state = 'ready' AND crashes >= {SUSPECT_CRASHES}")
 _open_index("ix_open_delivery_waiting", "route", "lane", "occurred_at", "seq", where="state = 'waiting'")
 _open_index("ix_open_delivery_in_flight", "seq", "route", where="state = 'in_flight'")
 _open_index("ix_open_delivery_dead", "route", "lane", where="state = 'dead'")
@@ -206,7 +213,7 @@ delivery_log = Table(
     ),
     CheckConstraint(
         "kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over',"
-        " 'dead', 'replayed', 'rearmed', 'unblocked')",
+        " 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')",
         name="kind",
     ),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),

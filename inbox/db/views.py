@@ -14,7 +14,12 @@ from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import inbox, metadata
 
 RETENTION_FLOOR_DAYS = 7
-"""An inbox row can't be deleted sooner after its arrival: its key is what recognises the sender's late repeats."""
+"""An inbox row can't be deleted sooner after its arrival: its key is what recognises the sender's late repeats. Nor can an
+attempt: `relay verify` takes a gap in younger ones for a loss.
+"""
+
+GONE_SECONDS = 15
+"""A relay that was silent for as long as a lease lasts has lost all of its leases."""
 
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -66,6 +71,40 @@ FROM (
 LEFT JOIN inbox i ON i.seq = b.oldest_seq
 """
 
+_RELAY_HEALTH = """
+CREATE VIEW relay_health AS
+SELECT r.relay_node, r.host, r.pid, r.version,
+       CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > {gone} THEN 'gone' ELSE 'running' END AS health,
+       r.silent_seconds,
+       (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
+       r.started_at, r.heartbeat_at, r.stopped_at
+FROM (
+    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, {silent} AS silent_seconds
+    FROM relay_node n
+) r
+"""
+
+_STUCK = """
+CREATE VIEW stuck AS
+SELECT o.seq, o.route, o.lane, o.state, {since_received} AS for_seconds, 'no relay has ordered it' AS why
+FROM open_delivery o JOIN inbox i ON i.seq = o.seq
+WHERE o.state = 'received' AND {since_received} > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, {since_due}, 'due, and no relay has claimed it: does one run, and with this route?'
+FROM open_delivery o
+WHERE o.state = 'ready' AND {since_due} > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, {since_lease}, 'its lease ran out, and no relay has taken it back'
+FROM open_delivery o
+WHERE o.state = 'in_flight' AND {since_lease} > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebuild gives it one'
+FROM open_delivery o
+WHERE o.state = 'waiting' AND NOT EXISTS (
+    SELECT 1 FROM open_delivery h
+    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
+"""
+
 
 def _delivery_view(dialect: str) -> str:
     if dialect == POSTGRES:
@@ -94,16 +133,18 @@ def _delivery_view(dialect: str) -> str:
     )
 
 
-def _age(dialect: str) -> str:
+def _seconds_since(column: str, dialect: str) -> str:
     if dialect == POSTGRES:
-        return "round(extract(epoch FROM clock_timestamp() - i.received_at), 3)"
-    return "round((julianday('now') - julianday(i.received_at)) * 86400, 3)"
+        return f"round(extract(epoch FROM clock_timestamp() - {column}), 3)"
+    return f"round((julianday('now') - julianday({column})) * 86400, 3)"
 
 
 _COMMENTS = {
     "delivery": "One row per event and route: where it stands. Ask by seq or entity; for counts ask backlog.",
     "dead_letter": "Deliveries that were given up, with cause and error. relay replay takes them up again.",
     "backlog": "Per route: open deliveries by state, and the age of the oldest that is not dead.",
+    "relay_health": "Relay processes: running, gone (silent for as long as a lease lasts) or stopped, and what each has in flight.",
+    "stuck": "Deliveries that should have moved on a minute ago and have not, and why. Empty when all is well.",
 }
 
 _POSTGRES_TRIGGERS = (
@@ -125,12 +166,13 @@ BEGIN
         USING ERRCODE = 'restrict_violation';
 END $$
 """,
-    """
+    f"""
 CREATE FUNCTION delivery_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)
            OR (OLD.kind IN ('attempt_failed', 'abandoned')
+               AND OLD.at < clock_timestamp() - interval '{RETENTION_FLOOR_DAYS} days'
                AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
             RETURN OLD;
         END IF;
@@ -184,10 +226,11 @@ BEGIN
     SELECT RAISE(ABORT, 'delivery_log is append-only');
 END
 """,
-    """
+    f"""
 CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log
 WHEN EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq)
     AND (OLD.kind NOT IN ('attempt_failed', 'abandoned')
+         OR OLD.at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-{RETENTION_FLOOR_DAYS} days')
          OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route))
 BEGIN
     SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');
@@ -198,7 +241,17 @@ END
 
 def statements(dialect: str) -> tuple[str, ...]:
     """Everything besides tables and indexes, in the order in which it has to be made; and the rows that always exist."""
-    views = (_delivery_view(dialect), _DEAD_LETTER, _BACKLOG.format(age=_age(dialect)))
+    views = (
+        _delivery_view(dialect),
+        _DEAD_LETTER,
+        _BACKLOG.format(age=_seconds_since("i.received_at", dialect)),
+        _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=_seconds_since("n.heartbeat_at", dialect)),
+        _STUCK.format(
+            since_received=_seconds_since("i.received_at", dialect),
+            since_due=_seconds_since("o.due_at", dialect),
+            since_lease=_seconds_since("o.lease_until", dialect),
+        ),
+    )
     rows = (
         "INSERT INTO order_lock (id) VALUES (1)",
         "INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')",

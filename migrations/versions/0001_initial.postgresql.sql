@@ -37,7 +37,7 @@ CREATE TABLE delivery_log (
     relay_node TEXT,
     detail JSONB NOT NULL,
     CONSTRAINT pk_delivery_log PRIMARY KEY (id),
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'dead', 'replayed', 'rearmed', 'unblocked'))
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected'))
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
@@ -204,6 +204,7 @@ CREATE TABLE open_delivery (
     state TEXT NOT NULL,
     attempt INTEGER DEFAULT 0 NOT NULL,
     run INTEGER DEFAULT 0 NOT NULL,
+    crashes INTEGER DEFAULT 0 NOT NULL,
     due_at TIMESTAMP WITH TIME ZONE,
     lease_until TIMESTAMP WITH TIME ZONE,
     lease_token BIGINT,
@@ -225,6 +226,8 @@ CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE 
 
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
+CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
+
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
@@ -244,6 +247,8 @@ COMMENT ON COLUMN open_delivery.state IS 'received, waiting (behind its head), r
 COMMENT ON COLUMN open_delivery.attempt IS 'attempts used in this run';
 
 COMMENT ON COLUMN open_delivery.run IS 'how often it was replayed or re-armed';
+
+COMMENT ON COLUMN open_delivery.crashes IS 'attempts in a row whose lease ran out';
 
 COMMENT ON COLUMN open_delivery.due_at IS 'when ready: not to be attempted before; database clock';
 
@@ -513,11 +518,45 @@ FROM (
 ) b
 LEFT JOIN inbox i ON i.seq = b.oldest_seq;
 
+CREATE VIEW relay_health AS
+SELECT r.relay_node, r.host, r.pid, r.version,
+       CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > 15 THEN 'gone' ELSE 'running' END AS health,
+       r.silent_seconds,
+       (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
+       r.started_at, r.heartbeat_at, r.stopped_at
+FROM (
+    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) AS silent_seconds
+    FROM relay_node n
+) r;
+
+CREATE VIEW stuck AS
+SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - i.received_at), 3) AS for_seconds, 'no relay has ordered it' AS why
+FROM open_delivery o JOIN inbox i ON i.seq = o.seq
+WHERE o.state = 'received' AND round(extract(epoch FROM clock_timestamp() - i.received_at), 3) > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.due_at), 3), 'due, and no relay has claimed it: does one run, and with this route?'
+FROM open_delivery o
+WHERE o.state = 'ready' AND round(extract(epoch FROM clock_timestamp() - o.due_at), 3) > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.lease_until), 3), 'its lease ran out, and no relay has taken it back'
+FROM open_delivery o
+WHERE o.state = 'in_flight' AND round(extract(epoch FROM clock_timestamp() - o.lease_until), 3) > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebuild gives it one'
+FROM open_delivery o
+WHERE o.state = 'waiting' AND NOT EXISTS (
+    SELECT 1 FROM open_delivery h
+    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'));
+
 COMMENT ON VIEW delivery IS 'One row per event and route: where it stands. Ask by seq or entity; for counts ask backlog.';
 
 COMMENT ON VIEW dead_letter IS 'Deliveries that were given up, with cause and error. relay replay takes them up again.';
 
 COMMENT ON VIEW backlog IS 'Per route: open deliveries by state, and the age of the oldest that is not dead.';
+
+COMMENT ON VIEW relay_health IS 'Relay processes: running, gone (silent for as long as a lease lasts) or stopped, and what each has in flight.';
+
+COMMENT ON VIEW stuck IS 'Deliveries that should have moved on a minute ago and have not, and why. Empty when all is well.';
 
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -541,6 +580,7 @@ BEGIN
     IF TG_OP = 'DELETE' THEN
         IF NOT EXISTS (SELECT FROM inbox i WHERE i.seq = OLD.seq)
            OR (OLD.kind IN ('attempt_failed', 'abandoned')
+               AND OLD.at < clock_timestamp() - interval '7 days'
                AND NOT EXISTS (SELECT FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route)) THEN
             RETURN OLD;
         END IF;

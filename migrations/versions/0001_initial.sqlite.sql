@@ -34,7 +34,7 @@ CREATE TABLE delivery_log ( -- The facts: everything that happened to a delivery
     relay_node TEXT,
     -- calls, statuses, durations, error, next due time, who and why
     detail JSON NOT NULL,
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'dead', 'replayed', 'rearmed', 'unblocked'))
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected'))
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
@@ -145,6 +145,8 @@ CREATE TABLE open_delivery ( -- Every delivery that has not ended. A projection:
     attempt INTEGER DEFAULT 0 NOT NULL,
     -- how often it was replayed or re-armed
     run INTEGER DEFAULT 0 NOT NULL,
+    -- attempts in a row whose lease ran out
+    crashes INTEGER DEFAULT 0 NOT NULL,
     -- when ready: not to be attempted before; database clock
     due_at TEXT,
     -- when in_flight: another relay may take it after; database clock
@@ -168,6 +170,8 @@ CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE stat
 CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE state = 'ready';
 
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
+
+CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
 
@@ -371,6 +375,36 @@ FROM (
 ) b
 LEFT JOIN inbox i ON i.seq = b.oldest_seq;
 
+CREATE VIEW relay_health AS
+SELECT r.relay_node, r.host, r.pid, r.version,
+       CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > 15 THEN 'gone' ELSE 'running' END AS health,
+       r.silent_seconds,
+       (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
+       r.started_at, r.heartbeat_at, r.stopped_at
+FROM (
+    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) AS silent_seconds
+    FROM relay_node n
+) r;
+
+CREATE VIEW stuck AS
+SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds, 'no relay has ordered it' AS why
+FROM open_delivery o JOIN inbox i ON i.seq = o.seq
+WHERE o.state = 'received' AND round((julianday('now') - julianday(i.received_at)) * 86400, 3) > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3), 'due, and no relay has claimed it: does one run, and with this route?'
+FROM open_delivery o
+WHERE o.state = 'ready' AND round((julianday('now') - julianday(o.due_at)) * 86400, 3) > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.lease_until)) * 86400, 3), 'its lease ran out, and no relay has taken it back'
+FROM open_delivery o
+WHERE o.state = 'in_flight' AND round((julianday('now') - julianday(o.lease_until)) * 86400, 3) > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebuild gives it one'
+FROM open_delivery o
+WHERE o.state = 'waiting' AND NOT EXISTS (
+    SELECT 1 FROM open_delivery h
+    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'));
+
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
 WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent
     AND (NEW.body IS NULL OR NEW.body IS OLD.body) AND (NEW.headers IS NULL OR NEW.headers IS OLD.headers))
@@ -393,6 +427,7 @@ END;
 CREATE TRIGGER delivery_log_refuses_delete BEFORE DELETE ON delivery_log
 WHEN EXISTS (SELECT 1 FROM inbox i WHERE i.seq = OLD.seq)
     AND (OLD.kind NOT IN ('attempt_failed', 'abandoned')
+         OR OLD.at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-7 days')
          OR EXISTS (SELECT 1 FROM open_delivery o WHERE o.seq = OLD.seq AND o.route = OLD.route))
 BEGIN
     SELECT RAISE(ABORT, 'delivery_log is append-only: only old attempts of ended deliveries can be deleted');

@@ -9,13 +9,14 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_json, rows_param
-from inbox.timestamps import as_time
-from relay import facts
+from inbox.db.dialect import Sql, rows_param
+from inbox.db.schema import SUSPECT_CRASHES
+from relay.facts import AnyFact
 from relay.lifecycle import append
 from relay.outcome import Delivery
-from relay.policy import RoutePolicy
+from relay.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
+from relay.store.events import with_events
 from relay.store.lanes import settle_lanes
 
 LEASE_SECONDS = 15
@@ -43,18 +44,69 @@ def claim(database: Database, relay_node: str, wanted: Sequence[tuple[Sequence[s
                     )
                     claimed += rows
                     left -= len(rows)
-        return _with_events(transaction, claimed) if claimed else []
+        return with_events(transaction, claimed) if claimed else []
+
+
+def claim_suspect(database: Database, relay_node: str, routes: Sequence[str]) -> list[Delivery]:
+    """Lease one due head whose lease ran out several times in a row, or none: it may be what killed the process.
+
+    `claim` leaves these out. A relay that has only one of them in hand finds out which it is: those that were merely
+    in hand with it come through alone.
+    """
+    names = rows_param({"route": route} for route in routes)
+    with database.read() as transaction:
+        if not transaction.execute(_any_suspect(database.sql), routes=names):
+            return []
+    with database.write() as transaction:
+        claimed = transaction.execute(
+            _claim_suspect(database.sql),
+            routes=names,
+            token=secrets.randbits(62),
+            node=relay_node,
+            lease=LEASE_SECONDS,
+        )
+        return with_events(transaction, claimed) if claimed else []
+
+
+@cache
+def _any_suspect(sql: Sql) -> TextClause:
+    return text(
+        f"SELECT 1 FROM open_delivery o JOIN {sql.rows('routes', route='text')} {_DUE_SUSPECT.format(now=sql.now)}"
+    )
+
+
+@cache
+def _claim_suspect(sql: Sql) -> TextClause:
+    return _lease(
+        sql,
+        f"""
+    SELECT o.seq, o.route FROM open_delivery o JOIN {sql.rows("routes", route="text")} {_DUE_SUSPECT.format(now=sql.now)}
+    {sql.for_update and "FOR UPDATE OF o SKIP LOCKED"}""",
+    )
+
+
+_DUE_SUSPECT = f"""ON routes.route = o.route
+    WHERE o.state = 'ready' AND o.crashes >= {SUSPECT_CRASHES} AND o.due_at <= (SELECT {{now}})
+    ORDER BY o.due_at, o.seq
+    LIMIT 1"""
 
 
 @cache
 def _claim(sql: Sql) -> TextClause:
-    return text(f"""
-WITH due AS MATERIALIZED (
+    return _lease(
+        sql,
+        f"""
     SELECT seq, route FROM open_delivery
-    WHERE state = 'ready' AND route = :route AND due_at <= (SELECT {sql.now})
+    WHERE state = 'ready' AND route = :route AND due_at <= (SELECT {sql.now}) AND crashes < {SUSPECT_CRASHES}
     ORDER BY due_at, seq
     LIMIT :most
-    {sql.skip_locked}
+    {sql.skip_locked}""",
+    )
+
+
+def _lease(sql: Sql, due: str) -> TextClause:
+    return text(f"""
+WITH due AS MATERIALIZED ({due}
 )
 UPDATE open_delivery
 SET state = 'in_flight', attempt = open_delivery.attempt + 1, due_at = NULL,
@@ -62,53 +114,7 @@ SET state = 'in_flight', attempt = open_delivery.attempt + 1, due_at = NULL,
 FROM due
 WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state = 'ready'
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run,
-    open_delivery.lease_token
-""")
-
-
-def _with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
-    keys = rows_param({"seq": row.seq, "route": row.route, "lane": row.lane} for row in claimed)
-    events = {(row.seq, row.route): row for row in transaction.execute(_events(transaction.sql), claimed=keys)}
-    return [_delivery(row, events[row.seq, row.route]) for row in sorted(claimed, key=lambda row: row.seq)]
-
-
-def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
-    occurred_at = as_time(event.occurred_at)
-    late = event.last_occurred_at is not None and (occurred_at, row.seq) < (
-        as_time(event.last_occurred_at),
-        event.last_seq,
-    )
-    return Delivery(
-        seq=row.seq,
-        route=row.route,
-        lane=row.lane,
-        attempt=row.attempt,
-        run=row.run,
-        lease_token=row.lease_token,
-        source=event.source,
-        entity_type=event.entity_type,
-        entity_id=event.entity_id,
-        event_type=event.event_type,
-        action=event.action,
-        event_id=event.event_id,
-        occurred_at=occurred_at,
-        received_at=as_time(event.received_at),
-        content_type=event.content_type,
-        headers=as_json(event.headers) or {},
-        body=event.body,
-        traceparent=event.traceparent,
-        late=late,
-    )
-
-
-@cache
-def _events(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT i.seq, claimed.route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at,
-       i.received_at, i.content_type, i.headers, i.body, i.traceparent, l.occurred_at AS last_occurred_at, l.seq AS last_seq
-FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
-JOIN inbox i ON i.seq = claimed.seq
-LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
+    open_delivery.lease_token, open_delivery.crashes
 """)
 
 
@@ -153,22 +159,30 @@ def give_back(database: Database, claimed: Sequence[Claimed]) -> int:
 
 @cache
 def _give_back(sql: Sql) -> TextClause:
+    """Locked in the order in which everybody locks open rows: else it and who settles the same lanes wait for each other."""
     return text(f"""
+WITH mine AS MATERIALIZED (
+    SELECT o.seq, o.route, o.lease_token
+    FROM {sql.rows("returned", seq="bigint", route="text", token="bigint")}
+    JOIN open_delivery o ON o.seq = returned.seq AND o.route = returned.route
+    WHERE o.state = 'in_flight' AND o.lease_token = returned.token
+    ORDER BY o.seq, o.route
+    {sql.for_update and "FOR UPDATE OF o"}
+)
 UPDATE open_delivery
 SET state = 'ready', attempt = open_delivery.attempt - 1, due_at = (SELECT {sql.now}), lease_until = NULL, lease_token = NULL,
     relay_node = NULL
-FROM {sql.rows("returned", seq="bigint", route="text", token="bigint")}
-WHERE open_delivery.seq = returned.seq AND open_delivery.route = returned.route
-    AND open_delivery.state = 'in_flight' AND open_delivery.lease_token = returned.token
+FROM mine
+WHERE open_delivery.seq = mine.seq AND open_delivery.route = mine.route AND open_delivery.lease_token = mine.lease_token
 RETURNING open_delivery.seq
 """)
 
 
-def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> list[tuple[int, str]]:
+def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> list[tuple[int, str, AnyFact]]:
     """Take back leases that ran out, so that another attempt can be made; how far the last one came is unknown.
 
     Returns:
-        seq and route of each.
+        seq, route and what was recorded of each.
     """
     with database.read() as transaction:
         if not transaction.execute(_any_expired(database.sql)):
@@ -176,9 +190,22 @@ def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: st
     with database.write() as transaction:
         now = transaction.lock_order()
         rows = transaction.execute(_expired(database.sql), batch=REAP_BATCH)
-        abandoned = [append(as_open_delivery(row), facts.Abandoned(relay_node=row.relay_node), now) for row in rows]
+        looping = _died_each_time(transaction, [row for row in rows if row.crashes + 1 >= CRASHES_ALLOWED])
+        abandoned = [
+            append(
+                as_open_delivery(row),
+                decide_abandoned(
+                    as_open_delivery(row),
+                    row.relay_node,
+                    policies.get(row.route, UNKNOWN_ROUTE),
+                    died_each_time=(row.seq, row.route) in looping,
+                ),
+                now,
+            )
+            for row in rows
+        ]
         transaction.write_back(settle_lanes(transaction, abandoned, policies, now), relay_node)
-    return [(row.seq, row.route) for row in rows]
+    return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 
 
 @cache
@@ -194,4 +221,45 @@ WHERE o.state = 'in_flight' AND o.lease_until < (SELECT {sql.now})
 ORDER BY o.seq, o.route
 LIMIT :batch
 {sql.skip_locked}
+""")
+
+
+def _died_each_time(transaction: Transaction, rows: Sequence[Any]) -> set[tuple[int, str]]:
+    """Those of which the last relay processes that abandoned them, and the one that does so now, are gone for good.
+
+    A process that was only frozen, or without a database, said later that it lives; one that died never does: a new
+    process has a new id.
+    """
+    if not rows:
+        return set()
+    holders = rows_param({"seq": row.seq, "route": row.route, "node": row.relay_node} for row in rows)
+    gone = transaction.execute(_gone(transaction.sql), held=holders, since=-LEASE_SECONDS)
+    returned: dict[tuple[int, str], list[bool]] = {(row.seq, row.route): [] for row in rows}
+    for row in transaction.execute(_abandoned_before(transaction.sql), held=holders):
+        returned[row.seq, row.route].append(bool(row.came_back))
+    return {(row.seq, row.route) for row in gone if not any(returned[row.seq, row.route][: CRASHES_ALLOWED - 1])}
+
+
+_HELD = {"seq": "bigint", "route": "text", "node": "text"}
+
+
+@cache
+def _gone(sql: Sql) -> TextClause:
+    """Of these, those whose holder has been silent for as long as a lease, and did not stop in order."""
+    return text(f"""
+SELECT held.seq, held.route
+FROM {sql.rows("held", **_HELD)} LEFT JOIN relay_node n ON n.id = held.node
+WHERE n.id IS NULL OR (n.stopped_at IS NULL AND n.heartbeat_at < {sql.plus_seconds(f"(SELECT {sql.now})", ":since")})
+""")
+
+
+@cache
+def _abandoned_before(sql: Sql) -> TextClause:
+    """The times they were abandoned, the last one first, and whether the holder of then was heard of afterwards."""
+    return text(f"""
+SELECT l.seq, l.route, n.heartbeat_at > l.at OR n.stopped_at IS NOT NULL AS came_back
+FROM {sql.rows("held", **_HELD)}
+JOIN delivery_log l ON l.seq = held.seq AND l.route = held.route AND l.kind = 'abandoned'
+LEFT JOIN relay_node n ON n.id = l.detail ->> 'relay_node'
+ORDER BY l.id DESC
 """)

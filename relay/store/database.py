@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import Sql, rows_param
-from inbox.db.engine import reading
+from inbox.db.engine import reading, snapshot
 from inbox.timestamps import as_time, time_text
 from relay import facts
-from relay.lifecycle import OpenDelivery, State
+from relay.lifecycle import HEADS, OpenDelivery, State
 
 _ROWS_OF_A_WRITE = 4
 """About: a transaction of the relay touches a few rows, or hundreds."""
@@ -50,6 +50,12 @@ class Database:
         with self.engine.connect() as connection, reading(connection).begin():
             yield Transaction(connection, self.sql, self._now())
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Transaction]:
+        """One transaction that only reads, and all of whose statements see the same moment."""
+        with self.engine.connect() as connection, snapshot(connection).begin():
+            yield Transaction(connection, self.sql, self._now())
+
     def _now(self) -> str | None:
         return None if self._clock is None else time_text(self._clock())
 
@@ -68,6 +74,12 @@ class Transaction:
             parameters["now"] = self._now
         result = self.connection.execute(statement, parameters)
         return list(result.all()) if result.returns_rows else []
+
+    def stream(self, statement: TextClause, at_a_time: int, **parameters: object) -> Iterator[Any]:
+        """The rows of a statement, so many at a time: for answers too large to hold."""
+        options = {"yield_per": at_a_time}
+        with self.connection.execute(statement, parameters, execution_options=options) as result:
+            yield from result
 
     def lock_order(self) -> datetime:
         """Take the order lock, then tell the database's time.
@@ -96,20 +108,24 @@ class Transaction:
         history = [_fact_row(row, fact, relay_node) for row in rows for fact in row.facts]
         if history:
             self.execute(_append_facts(self.sql), facts=rows_param(history))
-        if ended := [{"seq": row.seq, "route": row.route} for row in rows if row.state is State.ENDED]:
-            self.execute(_end(self.sql), ended=rows_param(ended))
+        self.remove(row for row in rows if row.state is State.ENDED)
         stay = [row for row in rows if row.state is not State.ENDED]
         for group in (
-            [row for row in stay if row.state is not State.READY],
-            [row for row in stay if row.state is State.READY],
+            [row for row in stay if row.state not in HEADS],
+            [row for row in stay if row.state in HEADS],
         ):
             if group:
                 self.execute(_move(self.sql), moved=rows_param(_moved_row(row) for row in group))
 
+    def remove(self, deliveries: Iterable[OpenDelivery]) -> None:
+        """Take the rows of these deliveries out of `open_delivery`."""
+        if ended := [{"seq": row.seq, "route": row.route} for row in deliveries]:
+            self.execute(_end(self.sql), ended=rows_param(ended))
+
 
 _LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
 
-ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.due_at"
+ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"
 """The columns that `as_open_delivery` reads."""
 
 
@@ -123,6 +139,7 @@ def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
         state=State(row.state),
         attempt=row.attempt,
         run=row.run,
+        crashes=row.crashes,
         due_at=None if row.due_at is None else as_time(row.due_at),
     )
 
@@ -145,6 +162,7 @@ def _moved_row(row: OpenDelivery) -> dict[str, object]:
         "state": row.state.value,
         "attempt": row.attempt,
         "run": row.run,
+        "crashes": row.crashes,
         "due_at": row.due_at,
     }
 
@@ -174,10 +192,12 @@ WHERE (seq, route) IN (SELECT seq, route FROM {sql.rows("ended", seq="bigint", r
 
 @cache
 def _move(sql: Sql) -> TextClause:
-    rows = sql.rows("moved", seq="bigint", route="text", state="text", attempt="int", run="int", due_at="time")
+    rows = sql.rows(
+        "moved", seq="bigint", route="text", state="text", attempt="int", run="int", crashes="int", due_at="time"
+    )
     return text(f"""
 UPDATE open_delivery AS o
-SET state = moved.state, attempt = moved.attempt, run = moved.run, due_at = moved.due_at,
+SET state = moved.state, attempt = moved.attempt, run = moved.run, crashes = moved.crashes, due_at = moved.due_at,
     lease_until = NULL, lease_token = NULL, relay_node = NULL
 FROM {rows}
 WHERE o.seq = moved.seq AND o.route = moved.route

@@ -20,17 +20,21 @@ Lane = tuple[str, str]
 
 
 def settle_lanes(
-    transaction: Transaction, changed: Iterable[OpenDelivery], policies: Mapping[str, RoutePolicy], now: datetime
+    transaction: Transaction,
+    changed: Iterable[OpenDelivery],
+    policies: Mapping[str, RoutePolicy],
+    now: datetime,
+    besides: Iterable[Lane] = (),
 ) -> list[OpenDelivery]:
     """Give every lane that `changed` touches its head again.
 
     `changed` are deliveries as this transaction has made them so far: those that arrived, and heads that have ended,
-    died, or are to be retried. What else is in their lanes is read here, and locked.
+    died, or are to be retried. What else is in their lanes, and in the lanes `besides`, is read here, and locked.
 
     Returns:
         What is to be written: `changed` and whatever settling moved besides, each in its last state.
     """
-    lanes: dict[Lane, list[OpenDelivery]] = defaultdict(list)
+    lanes: dict[Lane, list[OpenDelivery]] = defaultdict(list, {lane: [] for lane in besides})
     for row in changed:
         lanes[row.route, row.lane].append(row)
     known = {(row.seq, row.route) for rows in lanes.values() for row in rows}
@@ -58,15 +62,20 @@ def _present(
     wanted = list(lanes)
     if not wanted:
         return []
-    every = rows_param({"route": route, "lane": lane} for route, lane in wanted)
-    rows = transaction.execute(_heads(transaction.sql), lanes=every)
+    rows = []
     latest = [(route, lane) for route, lane in wanted if policies.get(route, UNKNOWN_ROUTE).ordering == "latest"]
     strict = [(route, lane) for route, lane in wanted if policies.get(route, UNKNOWN_ROUTE).ordering == "strict"]
     for some, statement in ((latest, _all_waiting), (strict, _first_waiting)):
         if some:
             parameter = rows_param({"route": route, "lane": lane} for route, lane in some)
             rows += transaction.execute(statement(transaction.sql), lanes=parameter)
-    return [as_open_delivery(row) for row in rows]
+    return [*heads_of(transaction, wanted), *map(as_open_delivery, rows)]
+
+
+def heads_of(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:
+    """The heads of these lanes, locked."""
+    wanted = rows_param({"route": route, "lane": lane} for route, lane in lanes)
+    return [as_open_delivery(row) for row in transaction.execute(_heads(transaction.sql), lanes=wanted)]
 
 
 def _lanes(sql: Sql) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import msgspec
@@ -48,7 +48,8 @@ def record(
             changed.append(append(row, fact, now))
             recorded.append(Recorded(delivery, fact))
         transaction.write_back(settle_lanes(transaction, changed, policies, now), relay_node)
-        _remember_delivered(transaction, [o for o in outcomes if (o[0].seq, o[0].route) in leased])
+        done = [o for o in outcomes if (o[0].seq, o[0].route) in leased]
+        remember_delivered(transaction, [row for outcome in done for row in _last_delivered(*outcome)])
     return recorded
 
 
@@ -72,10 +73,9 @@ ORDER BY o.seq, o.route
 """)
 
 
-def _remember_delivered(transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]]) -> None:
-    """Note in `lane` what was delivered last. An event that is its own lane has no later one to compare with."""
-    rows = [
-        {
+def _last_delivered(delivery: Delivery, outcome: Outcome) -> Iterator[dict[str, object]]:
+    if isinstance(outcome, Delivered):
+        yield {
             "route": delivery.route,
             "lane": delivery.lane,
             "occurred_at": delivery.occurred_at,
@@ -84,12 +84,14 @@ def _remember_delivered(transaction: Transaction, outcomes: Sequence[tuple[Deliv
             "last_modified": outcome.last_modified,
             "applied_hash": outcome.applied_hash,
         }
-        for delivery, outcome in outcomes
-        if isinstance(outcome, Delivered) and not delivery.lane.startswith(OWN_LANE)
-    ]
-    if rows:
-        rows.sort(key=lambda row: (str(row["route"]), str(row["lane"])))
-        transaction.execute(_remember(transaction.sql), succeeded=rows_param(rows))
+
+
+def remember_delivered(transaction: Transaction, rows: Iterable[Mapping[str, object]]) -> None:
+    """Note in `lane` what was delivered last. An event that is its own lane has no later one to compare with."""
+    shared = [row for row in rows if not str(row["lane"]).startswith(OWN_LANE)]
+    if shared:
+        shared.sort(key=lambda row: (str(row["route"]), str(row["lane"])))
+        transaction.execute(_remember(transaction.sql), succeeded=rows_param(shared))
 
 
 @cache

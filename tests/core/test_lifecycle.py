@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from inbox.db.schema import OPEN_STATES
 from inbox.errors import IllegalTransition
 from relay import facts
 from relay.lifecycle import (
+    CORRECTED_TO,
     HEADS,
+    OPEN,
     SCHEDULING,
     TERMINAL,
     TRANSITIONS,
@@ -22,6 +28,7 @@ from relay.lifecycle import (
     after,
     append,
     fold,
+    restore,
     schedule,
     step_of,
 )
@@ -43,6 +50,7 @@ EXAMPLES: dict[Step, facts.AnyFact] = {
     Step.REPLAYED: facts.Replayed(who="ann", why="mended"),
     Step.REARMED: facts.Rearmed(repeat=4),
     Step.UNBLOCKED: facts.Unblocked(who="ann", why="seen"),
+    Step.CORRECTED: facts.Corrected(state="dead", attempt=2, run=3, who="ann", why="delivered twice"),
 }
 
 
@@ -52,7 +60,16 @@ def a_row(state: State, attempt: int = 1) -> OpenDelivery:
 
 def test_every_state_has_its_row_and_every_step_can_happen_somewhere() -> None:
     assert set(TRANSITIONS) == set(State)
-    assert {step for row in TRANSITIONS.values() for step in row} == set(Step)
+    assert {step for row in TRANSITIONS.values() for step in row} == set(Step) - {Step.CORRECTED}
+
+
+def test_a_correction_leads_from_anywhere_to_where_it_says() -> None:
+    assert set(CORRECTED_TO) == set(get_args(facts.CorrectedState))
+    for state in State:
+        for name, to in CORRECTED_TO.items():
+            fact = facts.Corrected(state=name, attempt=2, run=3, who="ann", why="delivered twice")
+            row = append(a_row(state), fact, NOW)
+            assert (row.state, row.attempt, row.run) == (to, 2, 3)
 
 
 def test_the_states_that_are_stored_are_those_of_the_table() -> None:
@@ -70,7 +87,7 @@ def test_terminal_steps_and_only_they_end_a_delivery() -> None:
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("step", Step)
+@pytest.mark.parametrize("step", sorted(set(Step) - {Step.CORRECTED}))
 def test_a_step_without_a_row_raises_and_one_with_a_row_leads_where_it_says(state: State, step: Step) -> None:
     row = a_row(state)
     if step not in TRANSITIONS[state]:
@@ -98,26 +115,66 @@ def test_text_that_postgres_cannot_store_is_written_otherwise() -> None:
     assert detail["error"] == "a\\0b"
 
 
-@given(st.lists(st.integers(0, 100), max_size=30))
-def test_the_fold_agrees_with_the_row_whatever_happens(choices: list[int]) -> None:
-    """Walk the table at random, as the store would, and compare the fold of the facts with the row at every step."""
+def walk(choices: list[int]) -> Iterator[OpenDelivery]:
+    """The table walked at random, as the store would: the row after each step."""
     row = OpenDelivery(1, "r", "USER|u1", NOW, State.RECEIVED)
     for choice in choices:
         steps = sorted(TRANSITIONS[row.state])
         step = steps[choice % len(steps)]
         if step is Step.CLAIMED:
-            row = OpenDelivery(1, "r", row.lane, NOW, after(row.state, step), row.attempt + 1, row.run, None, row.facts)
+            row = replace(row, state=after(row.state, step), attempt=row.attempt + 1, due_at=None)
         elif step is Step.GIVEN_BACK:
-            row = OpenDelivery(1, "r", row.lane, NOW, after(row.state, step), row.attempt - 1, row.run, NOW, row.facts)
+            row = replace(row, state=after(row.state, step), attempt=row.attempt - 1, due_at=NOW)
         elif step in SCHEDULING:
             row = schedule(row, step, NOW)
         else:
             row = append(row, EXAMPLES[step], NOW)
+        yield row
+
+
+CHOICES = st.lists(st.integers(0, 100), max_size=30)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[facts.AnyFact, int]]:
+    """The facts of a delivery, each with the attempts it counts."""
+    rows = list(walk(draw(CHOICES)))
+    return [
+        (row.facts[-1], row.attempt) for before, row in pairwise([None, *rows]) if row and row.facts != _facts(before)
+    ]
+
+
+def _facts(row: OpenDelivery | None) -> tuple[facts.AnyFact, ...]:
+    return () if row is None else row.facts
+
+
+@given(CHOICES)
+def test_the_fold_agrees_with_the_row_whatever_happens(choices: list[int]) -> None:
+    """Compare the fold of the facts with the row at every step."""
+    for row in walk(choices):
         standing = fold(row.facts)
-        open_states = set(State) - {State.BLOCKED, State.DEAD, State.ENDED}
-        assert standing.state is (State.RECEIVED if row.state in open_states else row.state)
-        assert standing.run == row.run
+        assert standing.state is (State.RECEIVED if row.state in OPEN else row.state)
+        assert (standing.run, standing.crashes) == (row.run, row.crashes)
         assert standing.attempt == row.attempt - (row.state is State.IN_FLIGHT)
+
+
+@given(CHOICES)
+def test_a_row_that_agrees_with_its_facts_is_restored_to_itself(choices: list[int]) -> None:
+    for row in walk(choices):
+        if row.state is not State.ENDED:
+            again = restore(row, fold(row.facts))
+            assert replace(again, due_at=row.due_at) == row
+            assert row.due_at is None or (again.due_at is not None and again.due_at >= row.due_at)
+
+
+@given(CHOICES, st.sampled_from(sorted(set(State) - {State.ENDED})))
+def test_a_row_is_restored_to_what_its_facts_say_whatever_it_says(choices: list[int], state: State) -> None:
+    for row in walk(choices):
+        standing = fold(row.facts)
+        again = restore(a_row(state), standing)
+        assert (State.RECEIVED if again.state in OPEN else again.state) is standing.state
+        assert again.attempt - (again.state is State.IN_FLIGHT) == standing.attempt
+        assert (again.run, again.crashes) == (standing.run, standing.crashes)
 
 
 def test_a_history_that_no_delivery_can_have_is_refused() -> None:

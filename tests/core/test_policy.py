@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from inbox.config import Duration, Retry
 from relay import facts
-from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Skipped
-from relay.policy import HOPELESS, LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
+from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, Step
+from relay.policy import HOPELESS, LONGEST_RETRY_AFTER, RoutePolicy, Schedule, can_be_given_back, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EXACT = Schedule(Retry(schedule=(Duration(5), Duration(30), Duration(300)), jitter=0))
@@ -111,3 +111,52 @@ def test_retry_after_is_honoured_between_our_own_delay_and_a_day(asked: float | 
     fact = decide(a_delivery(1), Failed((), "throttled", "429", retry_after=asked), POLICY, NOW)
     assert isinstance(fact, facts.AttemptFailed)
     assert fact.due_at == NOW + timedelta(seconds=waits)
+
+
+# --- cut by us
+
+
+def a_call(step: Step, sent: Sent) -> Call:
+    return Call(step, "POST", "https://example.com/", sent, 1.0)
+
+
+def cut(*calls: tuple[Step, Sent]) -> Failed:
+    return Failed(tuple(a_call(step, sent) for step, sent in calls), "lease_lost", "cut: the lease ended")
+
+
+@pytest.mark.parametrize("attempt", [1, 4], ids=["the first attempt", "the last of the schedule"])
+def test_an_attempt_that_we_cut_is_repeated_at_once_and_does_not_count(attempt: int) -> None:
+    outcome = cut(("forward", "unknown"))
+    assert decide(a_delivery(attempt), outcome, POLICY, NOW) == facts.AttemptFailed(
+        error_class="lease_lost", error=outcome.error, due_at=NOW, calls=outcome.calls, counted=False
+    )
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        cut(),
+        cut(("forward", "not_sent")),
+        cut(("fetch", "unknown")),
+        cut(("fetch", "answered"), ("find", "unknown")),
+        cut(("fetch", "answered"), ("find", "answered"), ("update", "not_sent")),
+        cut(("find", "answered"), ("delete", "not_sent")),
+    ],
+    ids=["no call", "not sent", "fetching", "finding", "before the update", "before the delete"],
+)
+def test_what_was_cut_before_it_can_have_had_an_effect_is_given_back(outcome: Failed) -> None:
+    assert can_be_given_back(outcome)
+
+
+@pytest.mark.parametrize("step", ["forward", "create", "update", "delete"])
+@pytest.mark.parametrize("sent", ["unknown", "answered"])
+def test_what_the_other_side_may_have_acted_on_is_not_given_back(step: Step, sent: Sent) -> None:
+    assert not can_be_given_back(cut(("fetch", "answered"), (step, sent), ("find", "not_sent")))
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Delivered((), "forwarded"), Skipped((), "no"), Failed((a_call("forward", "not_sent"),), "not_sent", "no")],
+)
+def test_what_ended_by_itself_is_not_given_back(outcome: Delivered | Skipped | Failed) -> None:
+    assert not can_be_given_back(outcome)

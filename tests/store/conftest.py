@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -16,14 +15,13 @@ from inbox.db import engine as engines
 from inbox.event import Enrolment, Event
 from inbox.reads import Row, plain
 from inbox.store import STORES
-from relay.facts import AnyFact, decode
-from relay.lifecycle import HEADS, State, fold
 from relay.outcome import Delivery, Outcome
 from relay.policy import RoutePolicy, Schedule
 from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.record import record
 from relay.store.sequence import sequence
+from tests.helpers.agreement import facts_agree
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -143,26 +141,7 @@ class Steps:
 
     def facts_agree(self) -> None:
         """What the facts fold to is what the work table holds, and every lane where some wait has one head."""
-        history: dict[tuple[int, str], list[AnyFact]] = defaultdict(list)
-        for row in self.rows("SELECT seq, route, kind, detail FROM delivery_log ORDER BY id"):
-            history[row["seq"], row["route"]].append(decode(row["kind"], row["detail"]))
-        present = {(row["seq"], row["route"]): row for row in self.rows("SELECT * FROM open_delivery")}
-        for key in history.keys() | present.keys():
-            standing = fold(history[key])
-            if key not in present:
-                assert standing.state is State.ENDED, key
-                continue
-            row = present[key]
-            state = State(row["state"])
-            used = row["attempt"] - int(state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
-            assert standing.state is (state if state in {State.BLOCKED, State.DEAD} else State.RECEIVED), key
-            assert (standing.attempt, standing.run) == (used, row["run"]), key
-
-        lanes: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for row in present.values():
-            lanes[row["route"], row["lane"]].append(row["state"])
-        for lane, states in lanes.items():
-            assert "waiting" not in states or sum(state in HEADS for state in states) == 1, lane
+        facts_agree(self.database.engine)
 
 
 @pytest.fixture

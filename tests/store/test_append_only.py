@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -77,10 +77,10 @@ def contents(engine: Engine) -> list[Any]:
         return [connection.execute(select(table).order_by(*table.primary_key)).all() for table in (inbox, delivery_log)]
 
 
-def a_fact(engine: Engine, kind: str, seq: int = 1) -> None:
+def a_fact(engine: Engine, kind: str, seq: int = 1, at: datetime = START) -> None:
     run(
         engine,
-        insert(delivery_log).values(at=START, seq=seq, route="strict", kind=kind, attempt=1, detail={"error": "503"}),
+        insert(delivery_log).values(at=at, seq=seq, route="strict", kind=kind, attempt=1, detail={"error": "503"}),
     )
 
 
@@ -185,6 +185,13 @@ def test_attempts_of_an_ended_delivery_can_be_pruned(old: Engine) -> None:
     for kind in ATTEMPTS:
         run(old, delete(delivery_log).where(delivery_log.c.kind == kind))
     assert len(contents(old)[1]) == 1
+
+
+def test_attempts_can_not_be_pruned_before_the_retention_floor(old: Engine) -> None:
+    end(old)
+    for kind in ATTEMPTS:
+        a_fact(old, kind, at=SystemClock().now() - timedelta(days=RETENTION_FLOOR_DAYS) + timedelta(minutes=1))
+        refused(old, delete(delivery_log).where(delivery_log.c.kind == kind))
 
 
 def test_attempts_of_an_open_delivery_can_not_be_pruned(old: Engine) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.timestamps import time_text
-from relay.store import claim, database, lanes, record, replay, sequence
+from relay.store import claim, database, events, examine, lanes, record, replay, sequence, verify
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -93,7 +93,12 @@ PARAMETERS: dict[str, Any] = {
     "source": "trivore",
     "entity_type": "USER",
     "entity_id": "u101",
-    **dict.fromkeys(("lanes", "claimed", "held", "returned", "done", "ended", "moved", "replayed"), ONE),
+    "routes": '[{"route": "crm"}]',
+    "after": 1000,
+    "last": 1500,
+    "lane": "USER|u10",
+    "since": -15,
+    **dict.fromkeys(("lanes", "claimed", "held", "returned", "done", "ended", "moved", "replayed", "wanted"), ONE),
 }
 
 BY_SEQ = text("SELECT * FROM delivery WHERE seq = :seq")
@@ -105,7 +110,10 @@ DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "claim": claim._claim,
-    "events of claimed": claim._events,
+    "claim a suspect": claim._claim_suspect,
+    "any suspect": claim._any_suspect,
+    "abandoned before": claim._abandoned_before,
+    "events of claimed": events._events,
     "renew": claim._renew,
     "give back": claim._give_back,
     "any expired": claim._any_expired,
@@ -121,6 +129,12 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "replayed that are open": replay._present,
     "facts of replayed": replay._history,
     "events of replayed": replay._events,
+    "events of a span": lambda _: examine._EVENTS,
+    "rows of a span": lambda sql: examine._rows(sql, locked=True),
+    "facts of a span": lambda _: examine._FACTS,
+    "view of a span": examine._view,
+    "events that stand for others": examine._these_events,
+    "lanes where some wait": lambda _: verify._WAITING_LANES,
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,
@@ -236,7 +250,7 @@ def _scans_a_table(step: str) -> bool:
     return not step.endswith(PARTIAL)
 
 
-RESULTS = ("due", "firsts", "mine", "delivery")
+RESULTS = ("due", "firsts", "mine", "delivery", "w")
 """Of common table expressions and of the view, by name."""
 
 

@@ -146,7 +146,7 @@ def test_a_lease_that_ran_out_is_taken_over_and_the_late_result_discarded(
     sequence(database, POLICIES, "r1")
     (stale,) = claim(database, "r1", [(["strict"], 1)])
     clock.advance(15.1)
-    assert reap(database, POLICIES, "r2") == [(1, "strict")]
+    assert reap(database, POLICIES, "r2") == [(1, "strict", facts.Abandoned(relay_node="r1"))]
     (fresh,) = claim(database, "r2", [(["strict"], 1)])
 
     (discarded,) = record(database, POLICIES, "r1", [(stale, DONE)])

@@ -1,0 +1,63 @@
+"""What a claimed delivery carries: its event, and whether a later one of its lane went before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.db.schema import SUSPECT_CRASHES
+from inbox.timestamps import as_time
+from relay.outcome import Delivery
+from relay.store.database import Transaction
+
+
+def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
+    """Rows that a claim returned, with their events, in the order of seq."""
+    keys = rows_param({"seq": row.seq, "route": row.route, "lane": row.lane} for row in claimed)
+    events = {(row.seq, row.route): row for row in transaction.execute(_events(transaction.sql), claimed=keys)}
+    return [_delivery(row, events[row.seq, row.route]) for row in sorted(claimed, key=lambda row: row.seq)]
+
+
+def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
+    occurred_at = as_time(event.occurred_at)
+    late = event.last_occurred_at is not None and (occurred_at, row.seq) < (
+        as_time(event.last_occurred_at),
+        event.last_seq,
+    )
+    return Delivery(
+        seq=row.seq,
+        route=row.route,
+        lane=row.lane,
+        attempt=row.attempt,
+        run=row.run,
+        lease_token=row.lease_token,
+        is_suspect=row.crashes >= SUSPECT_CRASHES,
+        source=event.source,
+        entity_type=event.entity_type,
+        entity_id=event.entity_id,
+        event_type=event.event_type,
+        action=event.action,
+        event_id=event.event_id,
+        occurred_at=occurred_at,
+        received_at=as_time(event.received_at),
+        content_type=event.content_type,
+        headers=as_json(event.headers) or {},
+        body=event.body,
+        traceparent=event.traceparent,
+        late=late,
+    )
+
+
+@cache
+def _events(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT i.seq, claimed.route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at,
+       i.received_at, i.content_type, i.headers, i.body, i.traceparent, l.occurred_at AS last_occurred_at, l.seq AS last_seq
+FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
+JOIN inbox i ON i.seq = claimed.seq
+LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
+""")

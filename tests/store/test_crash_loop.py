@@ -1,0 +1,186 @@
+"""A delivery that kills the process which works on it is set aside; those that were merely in hand with it are not."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from relay.outcome import Delivered, Delivery, Failed
+from relay.policy import CRASHES_ALLOWED
+from relay.store.claim import LEASE_SECONDS, claim, claim_suspect, give_back, reap
+from relay.store.database import Database
+from relay.store.nodes import heartbeat, start_node, stop_node
+from relay.store.record import record
+from relay.store.replay import Selection
+from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
+from tests.store.test_replay import CONFIG, replay_all
+
+DONE = Delivered((), "forwarded")
+UNWELL = Failed((), "server_error", "503")
+_numbers = count(1)
+
+
+class Relays:
+    """Relay processes that come and go."""
+
+    def __init__(self, database: Database, clock: FakeClock) -> None:
+        self.database = database
+        self.clock = clock
+
+    def start(self) -> str:
+        node = f"node-{next(_numbers)}"
+        start_node(self.database, node, "host", 1, "0")
+        return node
+
+    def claim(self, node: str, route: str = "strict") -> list[Delivery]:
+        return [*claim(self.database, node, [([route], 10)]), *claim_suspect(self.database, node, [route])]
+
+    def crash_over(self, route: str = "strict") -> list[int]:
+        """A process claims what it may, dies, and another one takes its leases back. What it had in hand."""
+        claimed = self.claim(self.start(), route)
+        self.leases_run_out()
+        return [delivery.seq for delivery in claimed]
+
+    def leases_run_out(self) -> None:
+        self.clock.advance(LEASE_SECONDS + 1)
+        reap(self.database, POLICIES, self.start())
+
+
+@pytest.fixture
+def relays(database: Database, clock: FakeClock) -> Relays:
+    return Relays(database, clock)
+
+
+def test_what_was_abandoned_three_times_because_its_process_died_each_time_is_dead(
+    steps: Steps, relays: Relays
+) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    for _ in range(CRASHES_ALLOWED):
+        assert relays.crash_over() == [1]
+
+    (row,) = steps.rows("SELECT seq, state, cause, attempts, error FROM dead_letter")
+    assert (row["seq"], row["state"], row["cause"], row["attempts"]) == (1, "dead", "crash_loop", CRASHES_ALLOWED)
+    assert "died 3 times in a row" in row["error"]
+    assert steps.kinds() == [(1, "abandoned"), (1, "abandoned"), (1, "dead")]
+    assert steps.states()[-1] == (2, "strict", "ready")
+    steps.facts_agree()
+
+
+def test_on_a_route_that_blocks_it_blocks_its_lane(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]))
+    for _ in range(CRASHES_ALLOWED):
+        relays.crash_over("blocking")
+    assert steps.states() == [(1, "blocking", "blocked")]
+
+
+def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Relays, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(CRASHES_ALLOWED):
+        for _ in range(CRASHES_ALLOWED - 1):
+            relays.crash_over()
+        node = relays.start()
+        record(relays.database, POLICIES, node, [(delivery, UNWELL) for delivery in relays.claim(node)])
+        clock.advance(100_000)
+    assert steps.states() == [(1, "strict", "ready")]
+    assert steps.rows("SELECT crashes FROM open_delivery") == [{"crashes": 0}]
+
+
+def test_processes_that_were_only_frozen_or_without_a_database_do_not_count(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(2 * CRASHES_ALLOWED):
+        node = relays.start()
+        relays.claim(node)
+        relays.leases_run_out()
+        relays.clock.advance(1)
+        heartbeat(relays.database, node)
+    assert steps.states() == [(1, "strict", "ready")]
+
+
+def test_one_frozen_process_among_those_that_died_is_doubt_enough(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    relays.crash_over()
+    frozen = relays.start()
+    relays.claim(frozen)
+    relays.leases_run_out()
+    relays.clock.advance(1)
+    heartbeat(relays.database, frozen)
+    relays.crash_over()
+    assert steps.states() == [(1, "strict", "ready")]
+    for _ in range(CRASHES_ALLOWED - 1):
+        assert steps.states() == [(1, "strict", "ready")]
+        relays.crash_over()
+    assert steps.states() == [(1, "strict", "dead")]
+
+
+def test_a_holder_that_still_says_that_it_lives_has_not_died(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(CRASHES_ALLOWED - 1):
+        relays.crash_over()
+    node = relays.start()
+    relays.claim(node)
+    relays.clock.advance(LEASE_SECONDS + 1)
+    heartbeat(relays.database, node)
+    reap(relays.database, POLICIES, node)
+    assert steps.states() == [(1, "strict", "ready")]
+
+
+def test_those_that_stopped_in_order_have_not_died(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(CRASHES_ALLOWED):
+        node = relays.start()
+        relays.claim(node)
+        stop_node(relays.database, node)
+        relays.leases_run_out()
+    assert steps.states() == [(1, "strict", "ready")]
+
+
+def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Steps, relays: Relays) -> None:
+    """u2 kills every process that works on it. After two crashes each is tried by itself, and only u2 crashes again."""
+    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
+    for _ in range(CRASHES_ALLOWED - 1):
+        claim(relays.database, relays.start(), [(["strict"], 10)])
+        relays.leases_run_out()
+    assert claim(relays.database, relays.start(), [(["strict"], 10)]) == []
+
+    crashed = 0
+    for _ in range(3):
+        node = relays.start()
+        (suspect,) = claim_suspect(relays.database, node, ["strict"])
+        assert suspect.is_suspect
+        if suspect.entity_id == "u2":
+            relays.leases_run_out()
+            crashed += 1
+        else:
+            record(relays.database, POLICIES, node, [(suspect, DONE)])
+
+    assert crashed == 1
+    assert steps.states() == [(2, "strict", "dead")]
+    assert claim_suspect(relays.database, "node", ["strict"]) == []
+
+
+def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(CRASHES_ALLOWED - 1):
+        relays.crash_over()
+    (suspect,) = claim_suspect(relays.database, "node", ["strict"])
+    give_back(relays.database, [(suspect.seq, suspect.route, suspect.lease_token)])
+    assert claim(relays.database, "node", [(["strict"], 10)]) == []
+    assert len(claim_suspect(relays.database, "node", ["strict"])) == 1
+
+
+def test_a_newer_event_that_takes_over_a_suspect_is_suspect_too(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    for _ in range(CRASHES_ALLOWED - 1):
+        relays.crash_over("latest")
+    steps.arrive(an_event(2, routes=["latest"]))
+    assert steps.rows("SELECT seq, crashes FROM open_delivery") == [{"seq": 2, "crashes": CRASHES_ALLOWED - 1}]
+    steps.facts_agree()
+
+
+def test_a_replay_begins_without_suspicion(steps: Steps, relays: Relays) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(CRASHES_ALLOWED):
+        relays.crash_over()
+    assert replay_all(relays.database, Selection(cause="crash_loop"), CONFIG) == 1
+    assert steps.rows("SELECT state, crashes, run FROM open_delivery") == [{"state": "ready", "crashes": 0, "run": 1}]

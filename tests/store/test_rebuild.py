@@ -1,0 +1,198 @@
+"""`rebuild` gives back what was lost, beside whatever runs, and what it can't do it leaves to the next run."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine, text
+
+from relay import facts
+from relay.store import examine, verify
+from relay.store.database import Database
+from relay.store.record import record
+from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
+from tests.store.test_many_relays import one_round
+from tests.store.verifying import DONE, ROUTES, Planter, differences, findings, lived_in, mend, plant
+
+__all__ = ["lived_in", "plant"]  # fixtures
+
+Receive = Callable[..., list[int | None]]
+
+
+def test_an_emptied_table_comes_back_as_it_was_but_for_leases(lived_in: Steps, plant: Planter) -> None:
+    columns = "seq, route, lane, occurred_at, CASE WHEN state = 'in_flight' THEN 'ready' ELSE state END AS state, run, crashes"
+    query = f"SELECT {columns} FROM open_delivery ORDER BY seq, route"
+    before = lived_in.rows(query)
+    due = lived_in.rows("SELECT due_at FROM open_delivery WHERE seq = 5")
+    plant("DELETE FROM open_delivery")
+    plant("DELETE FROM lane")
+
+    mend(lived_in.database)
+
+    assert lived_in.rows(query) == before
+    assert lived_in.rows("SELECT due_at FROM open_delivery WHERE seq = 5") == due
+    assert differences(lived_in.database) == []
+
+
+def test_what_was_rebuilt_is_delivered_in_order(lived_in: Steps, plant: Planter, clock: FakeClock) -> None:
+    plant("DELETE FROM open_delivery")
+    mend(lived_in.database)
+    clock.advance(60)
+
+    assert [lived_in.attempt(DONE).seq for _ in range(4)] == [7, 5, 6, 8]
+    assert lived_in.states() == [(3, "strict", "dead"), (9, "blocking", "blocked"), (10, "blocking", "waiting")]
+
+
+def test_one_in_flight_whose_numbers_are_mended_keeps_its_lease(lived_in: Steps, plant: Planter) -> None:
+    query = "SELECT attempt, lease_token, relay_node FROM open_delivery WHERE seq = 7"
+    (before,) = lived_in.rows(query)
+    plant("UPDATE open_delivery SET attempt = 3 WHERE seq = 7")
+
+    mend(lived_in.database)
+
+    assert lived_in.rows(query) == [before]
+
+
+def test_one_in_flight_that_has_ended_loses_its_lease_and_its_result(
+    steps: Steps, plant: Planter, database: Database
+) -> None:
+    steps.arrive(an_event(1))
+    working = steps.claim()
+    plant(
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES"
+        " ('2026-01-01 00:00:00.000000Z', 1, 'strict', 'skipped', 1, '{\"why\": \"a slip\"}')"
+    )
+    mend(database)
+
+    (recorded,) = record(database, POLICIES, "r1", [(working, DONE)])
+    assert recorded.fact is None
+    assert steps.states() == []
+
+
+def test_a_blocked_one_that_lost_its_place_gets_it_back_before_the_one_that_took_it(
+    lived_in: Steps, plant: Planter
+) -> None:
+    plant("DELETE FROM open_delivery WHERE seq = 9")
+    plant("UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 10")
+
+    mend(lived_in.database)
+
+    assert lived_in.states()[-2:] == [(9, "blocking", "blocked"), (10, "blocking", "waiting")]
+    assert differences(lived_in.database) == []
+
+
+def test_a_blocked_one_waits_for_the_one_in_flight_that_took_its_place(lived_in: Steps, plant: Planter) -> None:
+    plant("DELETE FROM open_delivery WHERE seq = 9")
+    plant("UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 10")
+    working = lived_in.claim("blocking")
+
+    assert mend(lived_in.database) == []
+    assert findings(lived_in.database) == [("missing", 9, "blocking")]
+
+    record(lived_in.database, POLICIES, "r1", [(working, DONE)])
+    assert [found.finding for found in mend(lived_in.database)] == ["missing"]
+    assert lived_in.states()[-1] == (9, "blocking", "blocked")
+
+
+def test_a_contradiction_is_put_right_by_a_fact_that_says_who_and_why(lived_in: Steps, plant: Planter) -> None:
+    plant(
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES"
+        " ('2026-01-01 00:00:00.000000Z', 1, 'strict', 'delivered', 1, '{\"did\": \"forwarded\"}')"
+    )
+    mend(lived_in.database)
+
+    (row,) = lived_in.rows("SELECT detail FROM delivery_log WHERE seq = 1 ORDER BY id DESC LIMIT 1")
+    corrected = facts.decode("corrected", row["detail"])
+    assert isinstance(corrected, facts.Corrected)
+    assert (corrected.state, corrected.attempt, corrected.who) == ("ended", 1, "ann")
+    assert "delivered can't happen to a delivery that is ended" in corrected.why
+    (shown,) = lived_in.rows("SELECT state FROM delivery WHERE seq = 1")
+    assert shown == {"state": "corrected"}
+
+
+def test_an_event_that_nothing_stands_for_any_more_is_delivered_itself(lived_in: Steps, plant: Planter) -> None:
+    plant("UPDATE delivery_log SET detail = '{\"by\": 11}' WHERE seq = 12")
+    mend(lived_in.database)
+    assert (12, "latest", "ready") in lived_in.states()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_it_does_not_matter_where_one_chunk_ends_and_the_next_begins(
+    lived_in: Steps, plant: Planter, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant("DELETE FROM open_delivery WHERE seq IN (3, 5, 9)")
+    plant(
+        "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
+        " VALUES (99, 'strict', 'x', '2026-01-01 00:00:00.000000Z', 'dead')"
+    )
+    whole = findings(lived_in.database)
+    monkeypatch.setattr(examine, "SPAN_EVENTS", size)
+    monkeypatch.setattr(verify, "LANES_AT_A_TIME", size)
+
+    assert findings(lived_in.database) == whole
+    mend(lived_in.database)
+    assert differences(lived_in.database) == []
+
+
+def test_deliveries_of_a_route_that_is_not_configured_are_verified_and_rebuilt_too(
+    steps: Steps, plant: Planter, receive: Receive
+) -> None:
+    receive(an_event(1, routes=["gone"]))
+    assert differences(steps.database) == []
+    plant("DELETE FROM open_delivery")
+    mend(steps.database)
+    assert steps.rows("SELECT route, lane, state FROM open_delivery") == [
+        {"route": "gone", "lane": "USER|u1", "state": "ready"}
+    ]
+
+
+def test_an_event_that_takes_no_route_is_complete(steps: Steps, receive: Receive) -> None:
+    receive(an_event(1, routes=[]))
+    assert differences(steps.database) == []
+
+
+def test_views_that_a_hand_has_changed_are_noticed(lived_in: Steps, engine: Engine) -> None:
+    with engine.begin() as connection:
+        definition = "SELECT route, count(*) - 1 AS open FROM open_delivery GROUP BY route"
+        connection.execute(text("DROP VIEW backlog"))
+        connection.execute(text(f"CREATE VIEW backlog AS {definition}"))
+    assert findings(lived_in.database) == [("total", None, "blocking"), ("total", None, "strict")]
+    assert mend(lived_in.database) == []
+
+
+def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_not_there(
+    engine: Engine, receive: Receive
+) -> None:
+    """Every commit of the others leaves everything in agreement, and no chunk sees half of one."""
+    clock, received_all = FakeClock(), threading.Event()
+    database = Database(engine, clock)
+    found: list[object] = []
+
+    def run_relay(name: str) -> None:
+        rng = random.Random(name)
+        while not (received_all.is_set() and not sum(one_round(database, name, route, rng) for route in ROUTES)):
+            clock.advance(0.1)
+
+    def check() -> int:
+        rounds = 0
+        while not received_all.is_set():
+            found.extend(differences(database))
+            found.extend(mend(database))
+            rounds += 1
+        return rounds
+
+    with ThreadPoolExecutor(3) as pool:
+        relays = [pool.submit(run_relay, name) for name in ("r1", "r2")]
+        checking = pool.submit(check)
+        for first in range(1, 161, 10):
+            receive(*(an_event(n, f"u{n % 20}", routes=ROUTES) for n in range(first, first + 10)))
+        received_all.set()
+        for relay in relays:
+            relay.result()
+        assert checking.result() >= 3
+    assert found == []
+    assert differences(database) == []
