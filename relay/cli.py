@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import getpass
 import logging
-import queue
-import signal
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -17,7 +14,9 @@ from inbox import config_file
 from inbox.config import Config
 from inbox.db import engine, migrate
 from inbox.terminal import FINDING, console, fail, show, told
+from relay.cli_verify import rebuild, verify
 from relay.demo.cli import app as demo_app
+from relay.leases import GRACE_SECONDS
 from relay.store import reads
 from relay.store.database import Database
 from relay.store.replay import Selection, plan
@@ -54,36 +53,55 @@ def run(
     drain: Annotated[
         bool, typer.Option("--drain", help="End when nothing is received, due or in flight, instead of running on.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, max=256, help="Run so many relay processes, and replace one that dies.")
+    ] = 1,
+    grace: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that running calls may take to finish after a stop, before they are cut."),
+    ] = GRACE_SECONDS,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every delivery, not only trouble.")] = False,
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Run the relay until it is stopped.
 
-    SIGTERM and Ctrl-C end it in order: running calls finish, the rest is given back.
+    SIGTERM and Ctrl-C end it in order: running calls finish, the rest is given back; a second one cuts running calls.
+    SIGHUP reads the configuration again.
 
     Examples:
       relay run
       relay run --drain --verbose
+      relay run --processes 3 --grace 60
     """
     from relay.daemon import Relay  # noqa: PLC0415  # listings need not load what makes calls
     from relay.destinations import build  # noqa: PLC0415
+    from relay.observe import Observer  # noqa: PLC0415
+    from relay.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
+    from relay.supervise import Supervisor  # noqa: PLC0415
 
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("relay.node").setLevel(logging.INFO)  # that it runs, and where
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it only looks which revision the database has
+    _log_to_stderr(verbose=verbose, several=processes > 1 or supervised)
+    observer, orders = Observer(), orders_of_signals()
+    if supervised:
+        hear_parent(orders, observer)
     with told():
         config = config_file.read()
-        relay = Relay(_open(config, "inbox-relay"), config, build(config))
-    # A handler may interrupt another one, and whoever holds a lock: it only puts, which is safe everywhere.
-    wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: wakes.put(True))
-    with ThreadPoolExecutor(1, "relay") as pool:
-        running = pool.submit(relay.run, drain=drain)
-        running.add_done_callback(lambda _: wakes.put(False))
-        while wakes.get():
-            relay.stop()
-        running.result()
+        deliverers = build(config)
+        database = _open(config, "inbox-relay")
+    if processes > 1:
+        database.engine.dispose()
+        options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
+        parent = Supervisor(options, config, processes=processes, drain=drain, orders=orders, observer=observer)
+        raise typer.Exit(parent.run())
+    relay = Relay(database, config, deliverers, observer=observer, grace_seconds=grace)
+    work(relay, config, orders, observer, drain=drain)
+
+
+def _log_to_stderr(*, verbose: bool, several: bool) -> None:
+    who = "%(process)d " if several else ""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format=f"%(asctime)s {who}%(levelname)s %(message)s")
+    logging.getLogger("relay.node").setLevel(logging.INFO)  # that it runs, and where
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it only looks which revision the database has
 
 
 @app.command()
@@ -211,5 +229,8 @@ def replay(
                 progress.update(task, advance=taken)
     terminal.print(f"{done} of {len(rows)} deliveries were taken up again")
 
+
+app.command()(verify)
+app.command()(rebuild)
 
 _SAMPLE = 5

@@ -1,7 +1,7 @@
 """The long-running relay: one loop that owns the work, threads that make the calls, and one that keeps the leases alive.
 
 The loop records what has finished, takes back leases that ran out, sequences what arrived and claims what is due. Every
-step is a short transaction; none is open during a call.
+step is a short transaction; none is open during a call. What other threads have for the loop, they put into its mail.
 """
 
 from __future__ import annotations
@@ -12,31 +12,40 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import TypeVar
 
-import tenacity
+import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config
 from relay.destinations import Deliverer
-from relay.leases import RENEW_EVERY_SECONDS, Leases, claim_of
+from relay.leases import GRACE_SECONDS, RENEW_EVERY_SECONDS, Leases, claim_of
 from relay.observe import Observer
-from relay.policy import policies
+from relay.outcome import Delivery
+from relay.policy import can_be_given_back, policies
+from relay.retry import tried, until_done
 from relay.store import claim, nodes, record, sequence
 from relay.store.database import Database
-from relay.worker import Crew, Finished, crews
+from relay.worker import Crews, Finished
 
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
 REAP_EVERY_SECONDS = 1.0
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
-GRACE_SECONDS = 20.0
-"""How long running calls may go on after a SIGTERM before they are cut."""
+CUT_SECONDS = 1.0
+"""How long calls that are cut have to come back; the watchdog needs a twentieth of it."""
 
 _Result = TypeVar("_Result")
+
+
+class _Reload(msgspec.Struct, frozen=True):
+    config: Config
+    deliverers: Mapping[str, Deliverer]
 
 
 class Relay:
@@ -54,73 +63,135 @@ class Relay:
     ) -> None:
         self.node = str(uuid.uuid4())
         self._database = database
-        self._policies = policies(config)
         self._observer = observer or Observer()
+        self._now = (clock or SystemClock()).now
         self._grace = grace_seconds
         self._leases = Leases()
         self._stop = threading.Event()
+        self._cut = threading.Event()
         self._ended = threading.Event()
-        self._finished: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
+        self._mail: queue.SimpleQueue[Finished | _Reload | None] = queue.SimpleQueue()
         self._unrecorded: list[Finished] = []
-        self._reap_at = 0.0
+        self._unused: list[claim.Claimed] = []
+        """Claims that were not begun, or were cut in time: to be given back."""
+        self._reap_at = self._suspects_at = 0.0
         self._poll = BUSY_POLL_SECONDS
-        self._crew_of = crews(
-            config,
-            deliverers,
-            leases=self._leases,
-            stop=self._stop,
-            now=(clock or SystemClock()).now,
-            finished=self._finished,
-        )
-        self._crews: list[Crew] = list({id(crew): crew for crew in self._crew_of.values()}.values())
+        self._leaving: list[Crews] = []
+        """Crews of configurations before, at their last calls."""
+        self._policies = policies(config)
+        self._crews = self._hire(config, deliverers)
 
     def stop(self) -> None:
         """End in order: claim nothing more, finish what runs, give back the rest. Call it from any other thread."""
         self._stop.set()
-        self._finished.put(None)
+        self._mail.put(None)
+
+    def cut(self) -> None:
+        """End now: cut running calls, give back what can't have had an effect. Call it from any other thread."""
+        self._cut.set()
+        self.stop()
+
+    def reload(self, config: Config, deliverers: Mapping[str, Deliverer]) -> None:
+        """Work by another configuration from the next cycle on; what has begun finishes by the old. Call it from any thread.
+
+        What an attempt comes to, such as when it is repeated, follows the policies in force when it is recorded.
+        """
+        self._mail.put(_Reload(config, deliverers))
 
     def run(self, *, drain: bool = False) -> None:
-        """Work until stopped; with `drain`, only until nothing is received, due or in flight."""
+        """Work until stopped; with `drain`, only until nothing is received, due or in flight.
+
+        A bug in the loop, or in what renews the leases, ends it too: in order as far as possible, then it is raised. It is
+        not noted as stopped then, so that others see a relay that died.
+        """
         self._retried("starting", self._start)
-        keeper = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
-        keeper.start()
-        self._observer.started(self.node, self._crew_of)
+        with ThreadPoolExecutor(1, "leases") as threads, ExitStack() as leaving:
+            keeper = threads.submit(self._keep_leases)
+            leaving.callback(self._ended.set)
+            leaving.callback(self._shut_down)
+            keeper.add_done_callback(lambda _: self.stop())  # without renewals nothing may go on
+            self._observer.started(self.node, self._crews.routes)
+            self._work(drain=drain)
+        keeper.result()
+        self._tried("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
+        self._observer.stopped(self.node)
+
+    def _start(self) -> None:
+        nodes.start_node(self._database, self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
+
+    def _work(self, *, drain: bool) -> None:
         while not self._stop.is_set():
             more = self._retried("working", self._cycle)
             if drain and not more and not self._in_hand and self._retried("working", self._is_drained):
                 break
             self._wait(busy=bool(more))
-        self._shut_down()
-        self._ended.set()
-        keeper.join()
-
-    def _start(self) -> None:
-        nodes.start_node(self._database, self.node, socket.gethostname(), os.getpid(), version("inbox-relay"))
 
     def _cycle(self) -> bool:
         """One round of every step. Returns whether there was anything to do."""
         self._collect()
-        recorded = self._record()
+        done = self._give_back() + self._record()
+        self._dismiss()
         self._reap()
-        return self._sequence() + self._claim() + recorded > 0
+        return self._sequence() + self._claim() + self._claim_suspect() + done > 0
 
     def _collect(self) -> None:
         while True:
             try:
-                finished = self._finished.get_nowait()
+                self._accept(self._mail.get_nowait())
             except queue.Empty:
                 return
-            if finished is not None:
-                self._unrecorded.append(finished)
+
+    def _accept(self, letter: Finished | _Reload | None) -> None:
+        match letter:
+            case Finished(delivery=delivery, outcome=outcome, crew=crew) if can_be_given_back(outcome):
+                crew.let_go(delivery)
+                self._unused.append(claim_of(delivery))
+            case Finished():
+                self._unrecorded.append(letter)
+            case _Reload() if not self._stop.is_set():
+                self._change_over(letter)
+            case _:
+                pass  # told to stop: the loop looks by itself
+
+    def _hire(self, config: Config, deliverers: Mapping[str, Deliverer]) -> Crews:
+        return Crews(config, deliverers, leases=self._leases, stop=self._stop, now=self._now, finished=self._mail.put)
+
+    def _change_over(self, new: _Reload) -> None:
+        """Give back what the present crews have not begun, so that it goes by the new configuration, and hire new ones."""
+        self._take_back()
+        self._leaving.append(self._crews)
+        self._policies, self._crews = policies(new.config), self._hire(new.config, new.deliverers)
+        self._observer.reloaded(self.node, self._crews.routes)
+
+    def _dismiss(self) -> None:
+        """Let crews go that have come to the end of their last calls."""
+        for crews in self._leaving:
+            if not crews.in_hand:
+                crews.end()
+        self._leaving = [crews for crews in self._leaving if crews.in_hand]
+
+    def _take_back(self) -> None:
+        self._unused += map(claim_of, self._crews.take_back())
+
+    def _give_back(self) -> int:
+        """Return what is not used. After a failure it is all still there, and no harm is done twice."""
+        if not self._unused:
+            return 0
+        returned = claim.give_back(self._database, self._unused)
+        self._leases.forget(self._unused)
+        self._unused = []
+        self._observer.given_back(returned)
+        return returned
 
     def _record(self) -> int:
         """Record what has finished. After a failure it is all still there: a second record of the same outcome is fenced off."""
         if not self._unrecorded:
             return 0
-        results = record.record(self._database, self._policies, self.node, self._unrecorded)
-        for delivery, _ in self._unrecorded:
-            self._crew_of[delivery.route].in_hand -= 1
-        self._leases.forget(claim_of(delivery) for delivery, _ in self._unrecorded)
+        outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded]
+        results = record.record(self._database, self._policies, self.node, outcomes)
+        for finished in self._unrecorded:
+            finished.crew.let_go(finished.delivery)
+        self._leases.forget(claim_of(delivery) for delivery, _ in outcomes)
         self._unrecorded = []
         self._observer.recorded(results)
         return len(results)
@@ -142,60 +213,69 @@ class Relay:
 
     def _claim(self) -> int:
         """Fill every crew that wants more."""
-        wanted = [(crew.take_turn(), crew.room) for crew in self._crews if crew.wants_more]
+        wanted = self._crews.wanted()
         if not wanted:
             return 0
         began = self._leases.began_asking()
-        claimed = claim.claim(self._database, self.node, wanted)
-        self._leases.granted(map(claim_of, claimed), began)
+        return self._hand_over(claim.claim(self._database, self.node, wanted), began)
+
+    def _claim_suspect(self) -> int:
+        """One of those that may be what a process died of, never two: as long as there are any, one after the other."""
+        if time.monotonic() < self._suspects_at or any(crews.suspects for crews in (self._crews, *self._leaving)):
+            return 0
+        began = self._leases.began_asking()
+        claimed = self._hand_over(claim.claim_suspect(self._database, self.node, self._crews.routes), began)
+        self._suspects_at = 0.0 if claimed else time.monotonic() + REAP_EVERY_SECONDS
+        return claimed
+
+    def _hand_over(self, claimed: Sequence[Delivery], began_asking: float) -> int:
+        self._leases.granted(map(claim_of, claimed), began_asking)
         for delivery in claimed:
-            self._crew_of[delivery.route].hand_over(delivery)
+            self._crews.hand_over(delivery)
         return len(claimed)
 
     def _wait(self, *, busy: bool) -> None:
-        """For an outcome, at most as long as the poll: 20 ms after work, twice as long after each idle round, up to 500 ms."""
+        """For mail, at most as long as the poll: 20 ms after work, twice as long after each idle round, up to 500 ms."""
         self._poll = BUSY_POLL_SECONDS if busy else min(self._poll * 2, IDLE_POLL_SECONDS)
+        self._accept_within(self._poll)
+
+    def _accept_within(self, seconds: float) -> None:
         try:
-            finished = self._finished.get(timeout=self._poll)
+            self._accept(self._mail.get(timeout=seconds))
         except queue.Empty:
             return
-        if finished is not None:
-            self._unrecorded.append(finished)
 
     @property
     def _in_hand(self) -> int:
-        return sum(crew.in_hand for crew in self._crews)
+        return sum(crews.in_hand for crews in (self._crews, *self._leaving))
 
     def _is_drained(self) -> bool:
-        return nodes.is_drained(self._database, list(self._crew_of))
+        return nodes.is_drained(self._database, self._crews.routes)
 
     def _shut_down(self) -> None:
         """What nobody has begun goes back unused; what runs may finish within the grace period, and is cut after it."""
-        untouched = [claim_of(delivery) for crew in self._crews for delivery in crew.take_back()]
-        self._tried("giving back", lambda: claim.give_back(self._database, untouched))
-        self._leases.forget(untouched)
+        self._stop.set()
+        self._take_back()
+        self._tried("giving back", self._give_back)
+        self._observer.stopping(self.node, self._in_hand)
         deadline = time.monotonic() + self._grace
-        cut = False
-        while self._in_hand:
-            left = deadline - time.monotonic()
-            if left <= 0 and cut:
-                break
-            if left <= 0:
-                self._leases.revoke()
-                cut, deadline = True, time.monotonic() + BUSY_POLL_SECONDS * 50
-                continue
-            try:
-                finished = self._finished.get(timeout=left)
-            except queue.Empty:
-                continue
-            if finished is not None:
-                self._unrecorded.append(finished)
-                self._collect()
-                self._tried("recording", self._record)
-        for crew in self._crews:
-            crew.end()
-        self._tried("stopping", lambda: nodes.stop_node(self._database, self.node))
-        self._observer.stopped(self.node, len(untouched))
+        while (self._in_hand or self._unused) and not self._cut.is_set() and time.monotonic() < deadline:
+            self._finish(deadline)
+        if self._in_hand:
+            self._leases.revoke()
+            self._observer.cut(self.node, self._in_hand)
+        deadline = time.monotonic() + CUT_SECONDS
+        while (self._in_hand or self._unused) and time.monotonic() < deadline:
+            self._finish(deadline)
+        for crews in (self._crews, *self._leaving):
+            crews.end()
+
+    def _finish(self, deadline: float) -> None:
+        """Wait for an outcome, but not for long: the database may take now what it did not take a moment ago."""
+        self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
+        self._collect()
+        self._tried("giving back", self._give_back)
+        self._tried("recording", self._record)
 
     def _keep_leases(self) -> None:
         """Renew every 5 s. A lease that can't be renewed is trusted until its time, then its calls are cut."""
@@ -210,27 +290,8 @@ class Relay:
 
     def _retried(self, what: str, step: Callable[[], _Result]) -> _Result | None:
         """Run a step until the database takes it, or we are told to stop."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(SQLAlchemyError),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
-            stop=tenacity.stop_when_event_set(self._stop),
-            sleep=tenacity.sleep_using_event(self._stop),
-            before_sleep=lambda state: self._observer.database_trouble(what, _exception_of(state)),
-            retry_error_callback=lambda state: self._observer.database_trouble(what, _exception_of(state)),
-        )
-        return retrying(step)
+        return until_done(what, step, unless=self._stop, observer=self._observer)
 
-    def _tried(self, what: str, step: Callable[[], object]) -> None:
-        """Run a step of the shutdown a few times; what fails then is left to the end of its lease."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(SQLAlchemyError),
-            wait=tenacity.wait_fixed(0.2),
-            stop=tenacity.stop_after_attempt(3),
-            retry_error_callback=lambda state: self._observer.database_trouble(what, _exception_of(state)),
-        )
-        retrying(step)
-
-
-def _exception_of(state: tenacity.RetryCallState) -> BaseException:
-    exception = None if state.outcome is None else state.outcome.exception()
-    return exception or RuntimeError("no outcome")
+    def _tried(self, what: str, step: Callable[[], object], times: int = 1) -> None:
+        """Run a step of the shutdown; what fails is tried again while there is time, or left to the end of its lease."""
+        tried(what, step, times=times, observer=self._observer)

@@ -17,6 +17,8 @@ from relay.store.claim import LEASE_SECONDS, Claimed
 SAFETY_SECONDS = 1
 TRUSTED_SECONDS = LEASE_SECONDS - SAFETY_SECONDS
 RENEW_EVERY_SECONDS = LEASE_SECONDS / 3
+GRACE_SECONDS = 20.0
+"""How long a relay that was told to stop keeps the leases of calls that still run, before it cuts them."""
 
 
 class Leases:
@@ -25,6 +27,7 @@ class Leases:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._trusted_until: dict[Claimed, float] = {}
+        self._revoked = False
         self._lock = threading.Lock()
 
     def began_asking(self) -> float:
@@ -53,19 +56,17 @@ class Leases:
                 self._trusted_until.pop(key, None)
 
     def revoke(self) -> None:
-        """Trust none of them any more: running calls are cut."""
-        with self._lock:
-            for key in self._trusted_until:
-                self._trusted_until[key] = 0.0
+        """Trust none of them any more, whatever is claimed or renewed from now on: running calls are cut."""
+        self._revoked = True
 
     def trusted_until(self, key: Claimed) -> float:
         """The monotonic instant after which nothing may be done under this lease; it moves when the lease is renewed."""
-        return self._trusted_until.get(key, 0.0)
+        return 0.0 if self._revoked else self._trusted_until.get(key, 0.0)
 
     def held(self) -> list[Claimed]:
-        """All of them, trusted or not."""
+        """All that are to be renewed, trusted or not; none once they are revoked: what can't be recorded now, others take."""
         with self._lock:
-            return list(self._trusted_until)
+            return [] if self._revoked else list(self._trusted_until)
 
 
 def claim_of(delivery: Delivery) -> Claimed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections import Counter
 from collections.abc import Iterable
 
@@ -40,19 +41,65 @@ class Observer:
                 case _:
                     _log.info("%s %s", kind, where)
 
-    def reaped(self, abandoned: Iterable[tuple[int, str]]) -> None:
+    def reaped(self, abandoned: Iterable[tuple[int, str, facts.AnyFact]]) -> None:
         """Leases that ran out were taken back."""
-        for seq, route in abandoned:
-            self.counts["abandoned"] += 1
-            _log.warning("abandoned route=%s seq=%d: its lease ran out; it will be attempted again", route, seq)
+        for seq, route, fact in abandoned:
+            self.counts[facts.kind_of(fact)] += 1
+            if isinstance(fact, facts.Dead):
+                _log.error("dead route=%s seq=%d cause=%s error=%a", route, seq, fact.cause, fact.error)
+            else:
+                _log.warning("abandoned route=%s seq=%d: its lease ran out; it will be attempted again", route, seq)
 
     def started(self, node: str, routes: Iterable[str]) -> None:
         """The relay begins to work."""
         _node_log.info("started node=%s routes=%s", node, ",".join(routes) or "none")
 
-    def stopped(self, node: str, given_back: int) -> None:
+    def given_back(self, number: int) -> None:
+        """Claims were returned that nobody has used."""
+        self.counts["given_back"] += number
+        _log.info("given_back deliveries=%d: not begun, or cut before anything was sent", number)
+
+    def stopping(self, node: str, running: int) -> None:
+        """The relay claims nothing more; so many calls run."""
+        _node_log.info("stopping node=%s running=%d", node, running)
+
+    def cut(self, node: str, running: int) -> None:
+        """So many calls ran for too long, or were not to be waited for."""
+        _node_log.warning("cutting node=%s running=%d", node, running)
+
+    def stopped(self, node: str) -> None:
         """The relay has stopped in order."""
-        _node_log.info("stopped node=%s given_back=%d", node, given_back)
+        _node_log.info("stopped node=%s given_back=%d", node, self.counts["given_back"])
+
+    def reloaded(self, node: str, routes: Iterable[str]) -> None:
+        """The relay works by the configuration as it is now."""
+        _node_log.info("reloaded node=%s routes=%s", node, ",".join(routes) or "none")
+
+    def reload_refused(self, mistakes: Iterable[str]) -> None:
+        """The configuration as it is now can't be used."""
+        for mistake in mistakes:
+            _node_log.error("reload refused: %s", mistake)
+        _node_log.error("reload refused: the old configuration stays")
+
+    def orphaned(self) -> None:
+        """The process that started this one is gone."""
+        _node_log.warning("stopping: the parent process is gone")
+
+    def child_started(self, pid: int) -> None:
+        """A relay process was started."""
+        _node_log.info("child started pid=%d", pid)
+
+    def child_ended(self, pid: int, status: int) -> None:
+        """A relay process ended as it should, or while it was told to."""
+        _node_log.log(logging.ERROR if status else logging.INFO, "child ended pid=%d %s", pid, _ending(status))
+
+    def child_lost(self, pid: int, status: int, seconds: float) -> None:
+        """A relay process ended though nobody had told it to; it is replaced."""
+        _node_log.warning("child ended pid=%d %s, another starts in %g s", pid, _ending(status), seconds)
+
+    def child_not_started(self, error: OSError, seconds: float) -> None:
+        """The system does not let a relay process start."""
+        _node_log.error("child not started, tried again in %g s: %s", seconds, error)
 
     def database_trouble(self, what: str, error: BaseException) -> None:
         """The database failed; it is tried again."""
@@ -60,3 +107,9 @@ class Observer:
         _log.warning(
             "database trouble while %s, trying again: %s", what, type(getattr(error, "orig", None) or error).__name__
         )
+
+
+def _ending(status: int) -> str:
+    """In words what `Popen.returncode` says."""
+    names = {number.value: number.name for number in signal.Signals}
+    return f"exit status {status}" if status >= 0 else f"killed by {names.get(-status, f'signal {-status}')}"

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
-from inbox import config_file
 from inbox.db import engine as engines
-from relay.daemon import Relay
-from relay.destinations import build
-from relay.store.database import Database
-from tests.helpers.downstream import Downstream, always_well, serving
+from relay.destinations import Context
+from relay.outcome import Delivered, Delivery, Outcome
+from tests.helpers.daemon import configured, kinds, running
+from tests.helpers.downstream import Held, serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill
 from tests.helpers.outage import disconnect, down
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
-
-
-@contextlib.contextmanager
-def running(engine: Engine, downstream: Downstream, grace_seconds: float = 5.0) -> Iterator[Relay]:
-    """A relay at work; it is stopped when the block ends."""
-    config = config_file.parse(config_text("sqlite:///unused.db", downstream.url, schedule=("100ms", "100ms")))
-    relay = Relay(Database(engine), config, build(config), grace_seconds=grace_seconds)
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    try:
-        yield relay
-    finally:
-        relay.stop()
-        thread.join(30)
-        assert not thread.is_alive()
-
-
-def kinds(engine: Engine) -> list[str]:
-    return [fact["kind"] for fact in facts(engine)]
+from tests.helpers.webhooks import moment
 
 
 def test_what_arrives_while_it_runs_is_delivered_and_what_fails_is_tried_again(
@@ -55,16 +32,44 @@ def test_what_arrives_while_it_runs_is_delivered_and_what_fails_is_tried_again(
     assert kinds(engine) == ["attempt_failed", "delivered"] * 3
 
 
-def test_one_that_hangs_is_cut_when_the_grace_period_is_over(database_url: str, engine: Engine, tmp_path: Path) -> None:
-    fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
-    with serving(tmp_path / "arrivals.jsonl", always_well, seconds=3.0) as downstream:
-        with running(engine, downstream, grace_seconds=0.2):
-            until(lambda: len(downstream.arrivals), "the call is under way")
-            told = time.monotonic()
-        assert time.monotonic() - told < 2.5
+class Exiting:
+    """A deliverer whose code ends the thread, or means to."""
 
-    assert kinds(engine) == ["attempt_failed"]
-    assert open_states(engine) == {"ready": 1, "waiting": 1}
+    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
+        """The first attempt fails."""
+        del context
+        if delivery.attempt == 1:
+            sys.exit("enough")
+        return Delivered((), "forwarded")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_destination_that_would_end_its_thread_only_fails(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    with serving(tmp_path / "arrivals.jsonl") as downstream:
+        with running(engine, downstream, concurrency=1) as relay:
+            relay.reload(configured(downstream.url, concurrency=1), {"everything": Exiting()})
+            fill(database_url, [("u1", moment(0))])
+            until(lambda: kinds(engine) == ["attempt_failed", "delivered"], "its thread goes on")
+        assert facts(engine)[0]["detail"]["error_class"] == "crashed"
+
+
+def test_what_a_process_may_have_died_of_is_delivered_one_at_a_time_beside_all_else(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    seqs = fill(database_url, [(f"u{n}", moment(n)) for n in range(4)])
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE open_delivery SET crashes = 2 WHERE seq <= :last"), {"last": seqs[1]})
+    held = Held()
+    with serving(tmp_path / "arrivals.jsonl", held) as downstream, running(engine, downstream):
+        until(lambda: len(held.seqs) == 3, "one of them has begun, and both others")
+        fill(database_url, [("u9", moment(9))])
+        until(lambda: len(held.seqs) == 4, "what came afterwards has begun, too")
+        assert len(set(held.seqs) & set(seqs[:2])) == 1
+        held.go.set()
+        until(lambda: not open_states(engine), "all are delivered")
+    assert sorted(held.seqs) == [*seqs, seqs[-1] + 1]
 
 
 def test_a_database_that_goes_away_is_waited_for(database_url: str, engine: Engine, tmp_path: Path) -> None:

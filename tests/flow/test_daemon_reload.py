@@ -1,0 +1,65 @@
+"""The daemon itself, in a thread: another configuration while calls run."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from inbox import config_file
+from relay.destinations import build
+from tests.helpers.daemon import configured, kinds, running
+from tests.helpers.downstream import Held, serving
+from tests.helpers.evidence import open_states
+from tests.helpers.filling import fill
+from tests.helpers.reading import count as count_rows
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text, moment
+
+
+def crew_threads() -> int:
+    """How many threads make calls to the destination of the tests."""
+    return sum(thread.name.startswith("audit-") for thread in threading.enumerate())
+
+
+def test_a_new_configuration_takes_what_nobody_has_begun_and_what_runs_ends_by_the_old(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    seqs = fill(database_url, [(f"u{n}", moment(n)) for n in range(3)])
+    held = Held()
+    with serving(tmp_path / "old.jsonl", held) as old, serving(tmp_path / "new.jsonl") as new:
+        with running(engine, old, concurrency=1) as relay:
+            until(lambda: count_rows(engine, "open_delivery WHERE state = 'in_flight'") == 3, "all are claimed")
+            until(lambda: held.seqs, "one has begun")
+            changed = configured(new.url, concurrency=2)
+            relay.reload(changed, build(changed))
+            until(lambda: len(new.arrivals) == 2, "the others go to the new address")
+            assert crew_threads() == 1 + 2
+            held.go.set()
+            until(lambda: not open_states(engine), "all are delivered")
+            until(lambda: crew_threads() == 2, "the old crew is dismissed")
+            seqs += fill(database_url, [("u9", moment(9))])
+            until(lambda: not open_states(engine), "the new crew still works")
+        calls = [sorted(line["seq"] for line in service.arrivals.lines()) for service in (old, new)]
+
+    assert calls == [held.seqs, [seq for seq in seqs if seq not in held.seqs]]
+    assert {line["attempt"] for line in new.arrivals.lines()} == {1}
+    assert kinds(engine) == ["delivered"] * 4
+
+
+def test_what_runs_on_a_route_that_a_new_configuration_has_no_more_is_recorded(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    seqs = fill(database_url, [(f"u{n}", moment(n)) for n in range(3)])
+    held = Held()
+    with serving(tmp_path / "arrivals.jsonl", held) as downstream, running(engine, downstream, concurrency=1) as relay:
+        until(lambda: held.seqs, "one has begun")
+        other = config_text("sqlite:///unused.db", downstream.url).replace("routes.everything", "routes.another")
+        changed = config_file.parse(other)
+        relay.reload(changed, build(changed))
+        until(lambda: open_states(engine) == {"ready": 2, "in_flight": 1}, "the others are given back")
+        held.go.set()
+        until(lambda: kinds(engine) == ["delivered"], "the one is recorded")
+    assert held.seqs == seqs[:1]
+    assert open_states(engine) == {"ready": 2}

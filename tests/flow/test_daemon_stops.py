@@ -1,0 +1,138 @@
+"""The daemon itself, in a thread: how it ends, told to or not."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.db import engine as engines
+from relay import daemon
+from relay.daemon import Relay
+from relay.destinations import build
+from relay.store import claim, nodes
+from relay.store.database import Database
+from tests.helpers.daemon import configured, kinds, running
+from tests.helpers.downstream import Held, always_well, never_accepting, serving
+from tests.helpers.evidence import facts, open_states
+from tests.helpers.filling import fill
+from tests.helpers.outage import down
+from tests.helpers.reading import count as count_rows
+from tests.helpers.reading import rows
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import moment
+
+
+def test_one_that_hangs_is_cut_when_the_grace_period_is_over(database_url: str, engine: Engine, tmp_path: Path) -> None:
+    fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
+    with serving(tmp_path / "arrivals.jsonl", always_well, seconds=3.0) as downstream:
+        with running(engine, downstream, grace_seconds=0.2):
+            until(lambda: len(downstream.arrivals), "the call is under way")
+            told = time.monotonic()
+        assert time.monotonic() - told < 2.5
+
+    (cut,) = facts(engine)
+    assert (cut["kind"], cut["detail"]["error_class"], cut["detail"]["counted"]) == (
+        "attempt_failed",
+        "lease_lost",
+        False,
+    )
+    assert open_states(engine) == {"ready": 1, "waiting": 1}
+    assert count_rows(engine, "open_delivery WHERE attempt > 0") == 0
+
+
+def test_a_call_that_is_to_be_cut_is_cut_though_its_lease_is_renewed_all_the_time(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "RENEW_EVERY_SECONDS", 0.001)
+    fill(database_url, [("u1", moment(0))])
+    with serving(tmp_path / "arrivals.jsonl", always_well, seconds=3.0) as downstream:
+        with running(engine, downstream, grace_seconds=0.2):
+            until(lambda: len(downstream.arrivals), "the call is under way")
+        assert kinds(engine) == ["attempt_failed"]
+
+
+def test_without_renewals_the_relay_ends_as_one_that_died(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(daemon, "RENEW_EVERY_SECONDS", 0.05)
+    fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
+    with serving(tmp_path / "arrivals.jsonl", seconds=0.5) as downstream, ThreadPoolExecutor(1) as pool:
+        config = configured(downstream.url)
+        relay = Relay(Database(engine), config, build(config))
+        ends = pool.submit(relay.run)
+        until(lambda: len(downstream.arrivals), "the call is under way")
+        monkeypatch.setattr(nodes, "heartbeat", broken)
+        ended = wait([ends], timeout=10).done
+        relay.stop()
+        assert ended
+        assert isinstance(ends.exception(), ZeroDivisionError)
+        assert len(downstream.arrivals) == 1
+
+    assert kinds(engine) == ["delivered"]
+    assert open_states(engine) == {"ready": 1}
+    assert count_rows(engine, "relay_node WHERE stopped_at IS NULL") == 1
+
+
+def test_after_a_bug_in_the_loop_what_runs_ends_in_order_and_the_relay_as_one_that_died(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    fill(database_url, [(f"u{n}", moment(n)) for n in range(3)])
+    with serving(tmp_path / "arrivals.jsonl", seconds=0.8) as downstream, ThreadPoolExecutor(1) as pool:
+        config = configured(downstream.url, concurrency=1)
+        relay = Relay(Database(engine), config, build(config))
+        ends = pool.submit(relay.run)
+        until(lambda: len(downstream.arrivals), "the call is under way")
+        monkeypatch.setattr(claim, "reap", broken)
+        assert isinstance(ends.exception(timeout=20), ZeroDivisionError)
+
+    assert kinds(engine) == ["delivered"] * len(downstream.arrivals)
+    assert open_states(engine) != {}
+    assert count_rows(engine, "open_delivery WHERE attempt > 0 OR state = 'in_flight'") == 0
+    assert count_rows(engine, "relay_node WHERE stopped_at IS NULL") == 1
+
+
+def test_what_can_not_be_given_back_at_once_is_given_back_when_the_database_is_well_again(
+    database_url: str, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(database_url, [(f"u{n}", moment(n)) for n in range(3)])
+    held = Held()
+    with serving(tmp_path / "arrivals.jsonl", held) as downstream:
+        with running(engine, downstream, grace_seconds=20, concurrency=1) as relay:
+            until(lambda: count_rows(engine, "open_delivery WHERE state = 'in_flight'") == 3, "all are claimed")
+            until(lambda: held.seqs, "one has begun")
+            with down(database_url):
+                relay.stop()
+                until(lambda: "trouble while giving back" in caplog.text, "the relay has tried", within=15)
+                held.go.set()
+        assert kinds(engine) == ["delivered"]
+    assert open_states(engine) == {"ready": 2}
+    assert count_rows(engine, "open_delivery WHERE attempt > 0") == 0
+
+
+def test_what_was_cut_unsent_while_the_database_was_away_is_given_back_when_it_returns(
+    postgres_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engines.connect(postgres_database_url, application="tests")
+    fill(postgres_database_url, [("u1", moment(0))])
+    with never_accepting() as url:
+        config = configured(url)
+        relay = Relay(Database(engine), config, build(config), grace_seconds=0.1)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(relay.run)
+            until(lambda: count_rows(engine, "open_delivery WHERE state = 'in_flight'"), "it is claimed")
+            with down(postgres_database_url):
+                relay.stop()
+                until(lambda: "trouble while giving back" in caplog.text, "the relay has tried")
+    assert rows(engine, "SELECT state, attempt FROM open_delivery") == [{"state": "ready", "attempt": 0}]
+    assert facts(engine) == []
+    engine.dispose()

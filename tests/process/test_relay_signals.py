@@ -1,0 +1,201 @@
+"""One relay process and its signals: a stop, a second one, the end of the grace period, another configuration."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.helpers import checkers
+from tests.helpers.downstream import Held, never_accepting, serving
+from tests.helpers.evidence import facts, in_flight_of, open_states, stored
+from tests.helpers.filling import fill
+from tests.helpers.processes import Program, site
+from tests.helpers.reading import count as count_rows
+from tests.helpers.sender import Event
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text, moment
+
+HANGS_SECONDS = 30.0
+AT_ONCE_SECONDS = 8.0
+"""Far less than the grace period and the hanging call; what it takes on a busy machine is mostly the end of Python."""
+
+
+def stop(relay: Program, *, twice: bool = False) -> None:
+    """Signals of one kind that wait for a process are one: the second is sent when the first was heard."""
+    relay.send(signal.SIGTERM)
+    if twice:
+        until(lambda: "stopping node=" in relay.output, "the relay has heard the first")
+        assert relay.runs
+        relay.send(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("options", "twice"), [((), True), (("--grace", "0.3"), False)], ids=["a second signal", "the grace period is over"]
+)
+def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
+    database_url: str, engine: Engine, tmp_path: Path, options: tuple[str, ...], twice: bool
+) -> None:
+    seqs = fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
+    with (
+        serving(tmp_path / "arrivals.jsonl", seconds=HANGS_SECONDS) as downstream,
+        site(tmp_path, config_text(database_url, downstream.url)) as place,
+    ):
+        relay = place.relay(*options)
+        until(lambda: len(downstream.arrivals), "the call is under way", within=20)
+        stop(relay, twice=twice)
+        assert relay.ends(within=AT_ONCE_SECONDS) == 0
+
+        (cut,) = facts(engine)
+        assert (cut["seq"], cut["kind"], cut["detail"]["error_class"]) == (seqs[0], "attempt_failed", "lease_lost")
+        assert cut["detail"]["counted"] is False
+        assert cut["detail"]["error"] == "forward: cut: the lease ended"
+        assert open_states(engine) == {"ready": 1, "waiting": 1}
+        assert count_rows(engine, "open_delivery WHERE attempt > 0") == 0
+
+        downstream.seconds = 0
+        assert place.relay("--drain").ends(within=20) == 0
+        calls = [(line["seq"], line["attempt"]) for line in downstream.arrivals.lines()]
+        assert checkers.complaints(place.logs()) == []
+
+    assert calls == [(seqs[0], 1), (seqs[0], 1), (seqs[1], 1)]
+    assert [fact["kind"] for fact in facts(engine)] == ["attempt_failed", "delivered", "delivered"]
+
+
+@pytest.mark.parametrize(
+    ("options", "twice"), [((), True), (("--grace", "0.3"), False)], ids=["a second signal", "the grace period is over"]
+)
+def test_a_connection_that_was_never_accepted_is_cut_without_a_trace(
+    database_url: str, engine: Engine, tmp_path: Path, options: tuple[str, ...], twice: bool
+) -> None:
+    fill(database_url, [("u1", moment(0))])
+    with never_accepting() as url, site(tmp_path, config_text(database_url, url)) as place:
+        relay = place.relay(*options)
+        until(lambda: in_flight_of(engine, relay.pid), "the relay has claimed it", within=20)
+        stop(relay, twice=twice)
+        assert relay.ends(within=AT_ONCE_SECONDS) == 0
+        assert "cutting" in relay.output
+        assert "running=1" in relay.output
+        assert checkers.complaints(place.logs()) == []
+
+    assert facts(engine) == []
+    assert open_states(engine) == {"ready": 1}
+    assert count_rows(engine, "open_delivery WHERE attempt > 0 OR lease_token IS NOT NULL") == 0
+
+
+def test_another_configuration_takes_effect_while_a_running_call_ends_at_the_old_address(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    held = Held()
+    seqs = fill(database_url, [("u1", moment(0)), ("u1", moment(1)), ("u2", moment(2))])
+    with (
+        serving(tmp_path / "old.jsonl", held) as old,
+        serving(tmp_path / "new.jsonl") as new,
+        site(tmp_path, config_text(database_url, old.url, concurrency=1)) as place,
+    ):
+        relay = place.relay()
+        until(lambda: held.seqs, "a call is under way", within=20)
+        place.configure(config_text(database_url, new.url, concurrency=1))
+        relay.send(signal.SIGHUP)
+        until(lambda: "reloaded node=" in relay.output, "the relay has read it")
+        seqs += fill(database_url, [("u3", moment(3))])
+        until(lambda: len(new.arrivals) == 2, "what was not begun, and what came later, goes to the new address")
+        held.go.set()
+        until(lambda: not open_states(engine), "everything is delivered")
+        relay.send(signal.SIGTERM)
+        assert relay.ends(within=20) == 0
+        assert checkers.complaints(place.logs()) == []
+        there = [sorted(line["seq"] for line in service.arrivals.lines()) for service in (old, new)]
+
+    assert there == [seqs[:1], seqs[1:]]
+    assert [fact["kind"] for fact in facts(engine)] == ["delivered"] * 4
+
+
+def nonsense(config: str) -> str:
+    return config + "\nthis is not TOML\n"
+
+
+def two_mistakes(config: str) -> str:
+    return config.replace("concurrency = 8", 'concurency = 8\ntimeout = "long"')
+
+
+def no_secret(config: str) -> str:
+    return config.replace("concurrency = 8", 'signing_secret = "env:NOWHERE_TO_BE_FOUND"')
+
+
+def another_database(config: str) -> str:
+    return config.replace("[database]\nurl = ", "[database]\nurl = 'sqlite:///elsewhere.db' # ")
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "mistakes"),
+    [
+        (nonsense, ["inbox.toml is not TOML"]),
+        (two_mistakes, ["concurency", "timeout"]),
+        (no_secret, ["NOWHERE_TO_BE_FOUND"]),
+        (another_database, ["[database] url: another database needs a restart"]),
+    ],
+)
+def test_a_configuration_that_can_not_be_used_is_refused_and_the_old_one_stays(
+    sqlite_database_url: str, tmp_path: Path, spoiled: Callable[[str], str], mistakes: list[str]
+) -> None:
+    with serving(tmp_path / "arrivals.jsonl") as downstream:
+        config = config_text(sqlite_database_url, downstream.url)
+        with site(tmp_path, config) as place:
+            relay = place.relay()
+            until(lambda: "started node=" in relay.output, "the relay works", within=20)
+            assert spoiled(config) != config
+            place.configure(spoiled(config))
+            relay.send(signal.SIGHUP)
+            until(lambda: "the old configuration stays" in relay.output, "the relay has refused it")
+            told = [line for line in relay.output.splitlines() if " ERROR " in line]
+            assert len(told) == len(mistakes) + 1
+            assert all(mistake in line for mistake, line in zip(mistakes, told, strict=False))
+
+            fill(sqlite_database_url, [("u1", moment(0))])
+            until(lambda: len(downstream.arrivals), "it still works")
+            place.configure(config)
+            relay.send(signal.SIGHUP)
+            until(lambda: "reloaded node=" in relay.output, "a good one is taken afterwards")
+            relay.send(signal.SIGTERM)
+            assert relay.ends(within=20) == 0
+            assert checkers.complaints(place.logs()) == []
+
+
+def events(number: int, entities: int) -> list[Event]:
+    return [(f"u{n % entities}", moment(n)) for n in range(number)]
+
+
+def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_without_a_trace(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    fill(database_url, events(600, entities=60))
+    with (
+        serving(tmp_path / "arrivals.jsonl", seconds=0.3) as downstream,
+        site(tmp_path, config_text(database_url, downstream.url)) as place,
+    ):
+        old = place.relay()
+        until(lambda: len(downstream.arrivals) >= 40, "the drain is under way", within=20)
+        for _ in range(2):
+            new = place.relay()
+            until(lambda: in_flight_of(engine, new.pid), "the new one works, too", within=20)  # noqa: B023
+            assert in_flight_of(engine, old.pid)
+            old.send(signal.SIGTERM)
+            assert old.ends(within=20) == 0
+            old = new
+        downstream.seconds = 0.02
+        until(lambda: not open_states(engine), "everything is delivered", within=60)
+        old.send(signal.SIGTERM)
+        assert old.ends(within=20) == 0
+        arrivals, logs = downstream.arrivals.lines(), place.logs()
+
+    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]
+    assert {line["attempt"] for line in arrivals} == {1}
+    assert {fact["kind"] for fact in facts(engine)} == {"delivered"}
+    assert len({fact["relay_node"] for fact in facts(engine)}) == 3
+    assert checkers.unfinished(stored(engine), facts(engine)) == []
+    assert checkers.out_of_order(arrivals, facts(engine)) == []
+    assert checkers.complaints(logs) == []
