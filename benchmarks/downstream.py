@@ -1,4 +1,4 @@
-"""A downstream service that does nothing but answer 200, keep connections open, and tell what it has seen.
+"""A downstream service that answers 200 after so many milliseconds, keeps connections open, and tells what it has seen.
 
 `GET /` answers with the number of POSTs since the last GET, the number of different bodies among them, and the seconds
 from the first to the last.
@@ -40,8 +40,9 @@ class Seen:
 class Connection(asyncio.Protocol):
     """One client's connection; httptools calls the methods that begin with `on_`."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: Seen, seconds: float) -> None:
         self._seen = seen
+        self._seconds = seconds
         self._parser = httptools.HttpRequestParser(self)
         self._body = b""
         self._transport: asyncio.Transport | None = None
@@ -59,25 +60,34 @@ class Connection(asyncio.Protocol):
         self._body += body
 
     def on_message_complete(self) -> None:
-        answer = b"ok"
-        if self._parser.get_method() == b"POST":
-            self._seen.add(self._body)
+        if self._parser.get_method() != b"POST":
+            self._answer(self._seen.report())
+            return
+        self._seen.add(self._body)
+        if self._seconds:
+            asyncio.get_running_loop().call_later(self._seconds, self._answer, b"ok")
         else:
-            answer = self._seen.report()
+            self._answer(b"ok")
+
+    def _answer(self, answer: bytes) -> None:
         assert self._transport is not None
         self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
 
 
-async def _serve(port: int) -> None:
+async def _serve(port: int, seconds: float) -> None:
     seen = Seen()
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(seen), "127.0.0.1", port, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Connection(seen, seconds), "127.0.0.1", port, backlog=1024
+    )
     await server.serve_forever()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
-    uvloop.run(_serve(parser.parse_args().port))
+    parser.add_argument("milliseconds", type=float, nargs="?", default=0.0)
+    given = parser.parse_args()
+    uvloop.run(_serve(given.port, given.milliseconds / 1000))
 
 
 if __name__ == "__main__":

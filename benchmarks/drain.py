@@ -64,28 +64,29 @@ def main(
         stack.enter_context(running("benchmarks.downstream", port, ready=server))
         environment = stack.enter_context(configured(url, f"{server}/hook", concurrency))
         for _ in range(rounds):
-            bodies = _bodies(events)
-            asyncio.run(_preload(url, environment, bodies))
+            bodies = bodies_of(events)
+            asyncio.run(preload(url, environment, bodies))
             get(server)
             began = time.monotonic()
             command = "from relay.cli import main; main()"
             subprocess.run([sys.executable, "-c", command, "run", "--drain"], check=True, env=environment)
             process_seconds.append(round(time.monotonic() - began, 2))
-            relay.rates.append(_rate(server, events))
+            relay.rates.append(rate(server, events))
             _run_bare_loop(server, concurrency, bodies, environment)
-            bare.rates.append(_rate(server, events))
+            bare.rates.append(rate(server, events))
     notes = {"events": events, "concurrency": concurrency, "relay_process_seconds": process_seconds, **machine()}
     report(f"Drain, {database}: deliveries per second", [relay, bare], notes, as_json=as_json)
 
 
-def _rate(server: str, events: int) -> float:
+def rate(server: str, events: int) -> float:
+    """Requests per second that the downstream saw; each event must have arrived, and once."""
     seen = msgspec.json.decode(get(server), type=Seen)
     if (seen.requests, seen.bodies) != (events, events):
         raise SystemExit(f"{events} events became {seen.requests} requests with {seen.bodies} different bodies")
     return (seen.requests - 1) / seen.seconds
 
 
-def _bodies(events: int) -> list[bytes]:
+def bodies_of(events: int) -> list[bytes]:
     """Webhooks in the order of their times; each entity has some, spread over the whole."""
     run = uuid.uuid4().hex[:8]
     entities = max(events // EVENTS_OF_AN_ENTITY, 1)
@@ -102,7 +103,7 @@ def _bodies(events: int) -> list[bytes]:
     ]
 
 
-async def _preload(url: str, environment: Mapping[str, str], bodies: list[bytes]) -> None:
+async def preload(url: str, environment: Mapping[str, str], bodies: list[bytes]) -> None:
     """Store the webhooks as the receiver does."""
     config = config_file.read(Path(environment["INBOX_CONFIG"]), environment)
     source = config.sources["trivore"]

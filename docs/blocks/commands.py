@@ -32,7 +32,7 @@ def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # type
         explained, _, examples = explained.partition("Example:")
     yield f"{'##' if below and ' ' not in path else '###'} `{usage}`\n"
     yield f"{explained.strip()}\n"
-    listed = [p for p in command.params if p.name != "help"]
+    listed = [p for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
     if listed:
         yield table(
             ("argument or option", "default", "meaning"),

@@ -87,8 +87,11 @@ def error_classes() -> str:
     listed = source[source.index("ErrorClass = Literal[") :].partition("\n]")[0]
     return table(
         ("error class", "meaning", "then"),
-        (
-            (f"`{name}`", meaning, "dead at once" if name in policy.HOPELESS else "tried again")
-            for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)
-        ),
+        ((f"`{name}`", meaning, _what_follows(name)) for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)),
     )
+
+
+def _what_follows(error_class: str) -> str:
+    if error_class in policy.CUT_BY_US:
+        return "given back if nothing was sent; else tried again at once, not counted"
+    return "dead at once" if error_class in policy.HOPELESS else "tried again"

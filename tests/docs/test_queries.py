@@ -64,6 +64,14 @@ async def take_in(url: str) -> None:
     await engine.dispose()
 
 
+async def take_in_one_more(url: str) -> None:
+    """An event that arrived long ago, and that no relay has ordered."""
+    engine = engines.connect_async(url, application="tests")
+    async with engine.connect() as connection:
+        await STORES[engine.dialect.name]().append(connection, [event(10, "stuck")])
+    await engine.dispose()
+
+
 OUTCOMES: dict[str | None, Outcome] = {
     "hopeless": Failed((), "mapping", "email: no value"),
     "retried": Failed((), "server_error", "forward: answered 503"),
@@ -81,6 +89,7 @@ def filled(engine: Engine, database_url: str) -> Engine:
     claimed: list[Delivery] = claim(database, "node-1", [(["crm"], 10)])
     done = [(delivery, OUTCOMES[delivery.entity_id]) for delivery in claimed if delivery.entity_id in OUTCOMES]
     record(database, POLICIES, "node-1", done)
+    asyncio.run(take_in_one_more(database_url))
     return engine
 
 

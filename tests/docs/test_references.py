@@ -86,7 +86,10 @@ def words_of_the_schema() -> set[str]:
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/states.md", "docs/schema.md", "CHANGELOG.md"])
 def test_every_table_and_column_that_is_named_exists(page: str) -> None:
-    tables, words = columns(), words_of_the_schema() | {*State, *Step, "blocks_lane", "error_class", "key_parts"}
+    tables, words = (
+        columns(),
+        words_of_the_schema() | {*State, *Step, "blocks_lane", "crash_loop", "error_class", "key_parts"},
+    )
     for code in _CODE.findall(re.sub(r"<!-- generated.*?<!-- end -->", "", prose(page), flags=re.DOTALL)):
         if match := re.fullmatch(r"([a-z_]+)\.([a-z_]+)", code):
             assert code == "inbox.toml" or match[2] in tables.get(match[1], set()), f"{page} names {code}"
