@@ -160,6 +160,8 @@ class OpenDelivery(msgspec.Struct, frozen=True):
     facts: tuple[AnyFact, ...] = ()
     crashes: int = 0
     """Attempts in a row whose lease ran out."""
+    counts: tuple[int, ...] = ()
+    """The attempts used after each of `facts`."""
 
     @property
     def key(self) -> tuple[datetime, int]:
@@ -206,6 +208,7 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
         crashes=crashes,
         due_at=due_at,
         facts=(*delivery.facts, fact),
+        counts=(*delivery.counts, attempt),
     )
 
 

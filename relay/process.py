@@ -62,6 +62,12 @@ def notice(number: signal.Signals) -> None:
     signal.signal(number, lambda *_: None)
 
 
+def ignore_signals() -> None:
+    """What comes from now on comes too late. While Python ends, its handlers give way to the default, which kills."""
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _translate(reading: int, orders: Orders) -> None:
     stops = itertools.count()
     while True:
@@ -108,6 +114,7 @@ def work(relay: Relay, config: Config, orders: Orders, observer: Observer, *, dr
                         pass
         finally:
             relay.stop()
+    ignore_signals()
     running.result()
 
 

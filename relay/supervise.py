@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from inbox.config import Config
 from inbox.errors import ConfigError
 from relay.observe import Observer
-from relay.process import HANDLED, Order, Orders, notice, read_again
+from relay.process import HANDLED, Order, Orders, ignore_signals, notice, read_again
 
 FIRST_WAIT_SECONDS = 1.0
 """Between the end of a child that should have run on and the start of the next; doubled while they end soon."""
@@ -60,6 +60,7 @@ class Supervisor:
         notice(signal.SIGCHLD)
         while self._look_after_places():
             self._obey(self._next_order())
+        ignore_signals()
         return int(any(place.status for place in self._places))
 
     def _look_after_places(self) -> bool:

@@ -228,7 +228,7 @@ def _died_each_time(transaction: Transaction, rows: Sequence[Any]) -> set[tuple[
     """Those of which the last relay processes that abandoned them, and the one that does so now, are gone for good.
 
     A process that was only frozen, or without a database, said later that it lives; one that died never does: a new
-    process has a new id.
+    process has a new id. What took over another one's retry has its own attempts alone as evidence.
     """
     if not rows:
         return set()
@@ -237,7 +237,12 @@ def _died_each_time(transaction: Transaction, rows: Sequence[Any]) -> set[tuple[
     returned: dict[tuple[int, str], list[bool]] = {(row.seq, row.route): [] for row in rows}
     for row in transaction.execute(_abandoned_before(transaction.sql), held=holders):
         returned[row.seq, row.route].append(bool(row.came_back))
-    return {(row.seq, row.route) for row in gone if not any(returned[row.seq, row.route][: CRASHES_ALLOWED - 1])}
+    last = {key: came_back[: CRASHES_ALLOWED - 1] for key, came_back in returned.items()}
+    return {
+        (row.seq, row.route)
+        for row in gone
+        if len(last[row.seq, row.route]) == CRASHES_ALLOWED - 1 and not any(last[row.seq, row.route])
+    }
 
 
 _HELD = {"seq": "bigint", "route": "text", "node": "text"}

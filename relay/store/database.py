@@ -105,7 +105,11 @@ class Transaction:
         rows = sorted(changed, key=lambda row: (row.seq, row.route))
         if not rows:
             return
-        history = [_fact_row(row, fact, relay_node) for row in rows for fact in row.facts]
+        history = [
+            _fact_row(row, fact, attempt, relay_node)
+            for row in rows
+            for fact, attempt in zip(row.facts, row.counts, strict=True)
+        ]
         if history:
             self.execute(_append_facts(self.sql), facts=rows_param(history))
         self.remove(row for row in rows if row.state is State.ENDED)
@@ -144,12 +148,12 @@ def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
     )
 
 
-def _fact_row(row: OpenDelivery, fact: facts.AnyFact, relay_node: str | None) -> dict[str, object]:
+def _fact_row(row: OpenDelivery, fact: facts.AnyFact, attempt: int, relay_node: str | None) -> dict[str, object]:
     return {
         "seq": row.seq,
         "route": row.route,
         "kind": facts.kind_of(fact),
-        "attempt": row.attempt,
+        "attempt": attempt,
         "relay_node": relay_node,
         "detail": facts.detail_of(fact),
     }

@@ -40,7 +40,7 @@ def record(
         changed: list[OpenDelivery] = []
         recorded: list[Recorded] = []
         for delivery, outcome in outcomes:
-            row = leased.get((delivery.seq, delivery.route))
+            row = leased.get((delivery.seq, delivery.route, delivery.lease_token))
             if row is None:
                 recorded.append(Recorded(delivery, None))
                 continue
@@ -48,23 +48,27 @@ def record(
             changed.append(append(row, fact, now))
             recorded.append(Recorded(delivery, fact))
         transaction.write_back(settle_lanes(transaction, changed, policies, now), relay_node)
-        done = [o for o in outcomes if (o[0].seq, o[0].route) in leased]
+        done = [o for o in outcomes if (o[0].seq, o[0].route, o[0].lease_token) in leased]
         remember_delivered(transaction, [row for outcome in done for row in _last_delivered(*outcome)])
     return recorded
 
 
-def _still_leased(transaction: Transaction, deliveries: Sequence[Delivery]) -> dict[tuple[int, str], OpenDelivery]:
-    """The fence: rows that this very claim still holds."""
+def _still_leased(transaction: Transaction, deliveries: Sequence[Delivery]) -> dict[tuple[int, str, int], OpenDelivery]:
+    """The fence: rows that this very claim still holds, by seq, route and token.
+
+    An older claim's outcome may be handed in together with the present one's, so the token is part of what is looked up.
+    """
     rows = rows_param({"seq": d.seq, "route": d.route, "token": d.lease_token} for d in deliveries)
     return {
-        (row.seq, row.route): as_open_delivery(row) for row in transaction.execute(_leased(transaction.sql), done=rows)
+        (row.seq, row.route, row.token): as_open_delivery(row)
+        for row in transaction.execute(_leased(transaction.sql), done=rows)
     }
 
 
 @cache
 def _leased(sql: Sql) -> TextClause:
     return text(f"""
-SELECT {ROW}
+SELECT {ROW}, done.token
 FROM {sql.rows("done", seq="bigint", route="text", token="bigint")}
 JOIN open_delivery o ON o.seq = done.seq AND o.route = done.route
 WHERE o.state = 'in_flight' AND o.lease_token = done.token

@@ -16,7 +16,7 @@ from relay.destinations import build
 from relay.store import claim, nodes
 from relay.store.database import Database
 from tests.helpers.daemon import configured, kinds, running
-from tests.helpers.downstream import Held, always_well, never_accepting, serving
+from tests.helpers.downstream import Held, always_well, never_greeting, serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill
 from tests.helpers.outage import down
@@ -124,12 +124,12 @@ def test_what_was_cut_unsent_while_the_database_was_away_is_given_back_when_it_r
 ) -> None:
     engine = engines.connect(postgres_database_url, application="tests")
     fill(postgres_database_url, [("u1", moment(0))])
-    with never_accepting() as url:
+    with never_greeting() as (url, has_come):
         config = configured(url)
         relay = Relay(Database(engine), config, build(config), grace_seconds=0.1)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(relay.run)
-            until(lambda: count_rows(engine, "open_delivery WHERE state = 'in_flight'"), "it is claimed")
+            until(has_come, "the call is under way")
             with down(postgres_database_url):
                 relay.stop()
                 until(lambda: "trouble while giving back" in caplog.text, "the relay has tried")

@@ -1,6 +1,7 @@
 """What must hold of a run, as pure functions over its ledgers. Each returns the evidence against it: an empty list is good.
 
-`sends` are lines of a sender's ledger, `arrivals` of a downstream's, `facts` rows of `delivery_log` (seq, kind, detail).
+`sends` are lines of a sender's ledger, `arrivals` of a downstream's, `facts` rows of `delivery_log` (seq, kind, attempt,
+detail), of one route. What faults explain is in `tests.helpers.fault_checkers`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 Line = Mapping[str, Any]
 Event = tuple[str, str]
+Call = tuple[int, int, int]
+"""seq, run, attempt."""
 
 
 def lost(sends: Iterable[Line], arrivals: Iterable[Line]) -> list[Event]:
@@ -39,7 +42,12 @@ def unstored(sends: Iterable[Line], stored: Iterable[Line]) -> list[Event]:
 
 
 def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[str, int, str]]:
-    """First deliveries that came behind a later event of their entity without being marked late, or the other way round."""
+    """First deliveries that came behind a later event of their entity without being marked late, or the other way round.
+
+    One that was replayed may be marked late though its first call had been in order.
+    """
+    facts = list(facts)
+    replayed = {fact["seq"] for fact in facts if fact["kind"] == "replayed"}
     late = {fact["seq"] for fact in facts if fact["kind"] == "delivered" and fact["detail"].get("late")}
     furthest: dict[str, tuple[str, int]] = {}
     seen: set[int] = set()
@@ -50,18 +58,23 @@ def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[
         seen.add(line["seq"])
         key = (line["occurred_at"], line["seq"])
         behind = key < furthest.get(line["entity"], ("", 0))
-        if behind != (line["seq"] in late):
+        if behind != (line["seq"] in late) and (behind or line["seq"] not in replayed):
             evidence.append((line["entity"], line["seq"], "behind, not marked" if behind else "marked, not behind"))
         furthest[line["entity"]] = max(key, furthest.get(line["entity"], ("", 0)))
     return evidence
 
 
-def passed_over(sends: Iterable[Line], arrivals: Iterable[Line], slack: float = 2.0) -> list[tuple[str, int, int]]:
+def passed_over(
+    sends: Iterable[Line], arrivals: Iterable[Line], facts: Iterable[Line] = (), slack: float = 2.0
+) -> list[tuple[str, int, int]]:
     """(entity, seq, later seq) where a later event went first though the earlier one had been acknowledged long before.
+
+    One that was set aside as dead, before it was ever called, lets the later ones go on.
 
     An event may come late only if it was committed after a later one had been claimed. When that was is seen by the
     call: it follows the claim within `slack` seconds, if it is the first attempt.
     """
+    dead = {fact["seq"] for fact in facts if fact["kind"] == "dead"}
     acknowledged: dict[int, float] = {}
     for line in sends:
         if line["outcome"] == "ok":
@@ -73,7 +86,7 @@ def passed_over(sends: Iterable[Line], arrivals: Iterable[Line], slack: float = 
     evidence = []
     for call in first_calls.values():
         for earlier in by_entity[call["entity"]]:
-            known = acknowledged.get(call["seq"], float("inf"))
+            known = float("inf") if call["seq"] in dead else acknowledged.get(call["seq"], float("inf"))
             later = (earlier["occurred_at"], earlier["seq"]) > (call["occurred_at"], call["seq"])
             if later and earlier["attempt"] == 1 and known + slack < earlier["at"]:
                 evidence.append((call["entity"], call["seq"], earlier["seq"]))
@@ -81,17 +94,66 @@ def passed_over(sends: Iterable[Line], arrivals: Iterable[Line], slack: float = 
     return evidence
 
 
-def unexplained_repeats(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[int, int]]:
-    """(seq, calls) of deliveries that were called more often than attempts without a known success explain."""
-    explained = Counter(fact["seq"] for fact in facts if fact["kind"] in {"abandoned", "attempt_failed"})
-    calls = Counter(line["seq"] for line in arrivals)
-    return sorted((seq, number) for seq, number in calls.items() if number > 1 + explained[seq])
+def taken_as_new_twice(sends: Iterable[Line]) -> list[Event]:
+    """Events of which two requests were answered "accepted": the later one was a repeat."""
+    accepted = Counter(_event(line) for line in sends if line.get("answer") == "accepted")
+    return sorted(event for event, number in accepted.items() if number > 1)
 
 
-def attempts_called_twice(arrivals: Iterable[Line]) -> list[tuple[int, int]]:
-    """(seq, attempt) that arrived more than once: an attempt is one call here."""
-    calls = Counter((line["seq"], line["attempt"]) for line in arrivals)
-    return sorted(key for key, number in calls.items() if number > 1)
+def improper_refusals(sends: Iterable[Line]) -> list[tuple[int, str | None]]:
+    """(status, Retry-After) of answers that are neither 200 nor a 503 that says when to come again."""
+    failed = {(line["status"], line["retry_after"]) for line in sends if line["outcome"] == "failed"}
+    return sorted((status, after) for status, after in failed if status != 503 or not after)
+
+
+def repeats(arrivals: Iterable[Line]) -> list[Call]:
+    """Calls that came after an earlier one of the same delivery had been processed well."""
+    done: set[tuple[int, int]] = set()
+    found = []
+    for line in sorted(arrivals, key=lambda line: line["n"]):
+        if (line["seq"], line["run"]) in done:
+            found.append(_call(line))
+        if line["status"] < 300:
+            done.add((line["seq"], line["run"]))
+    return sorted(found)
+
+
+def unexplained_repeats(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[Call, str]]:
+    """Calls whose attempt the log does not know, or calls a failure though its success had been told."""
+    became = dict(attempts_of(facts))
+    evidence = set()
+    for line in arrivals:
+        fact = became.get(_call(line))
+        if fact is None:
+            evidence.add((_call(line), "no fact"))
+        elif line["status"] < 300 and line.get("sent", True) and _is_known_failure(fact):
+            evidence.add((_call(line), str(fact["detail"]["error_class"])))
+    return sorted(evidence)
+
+
+def _is_known_failure(fact: Line) -> bool:
+    """Not one that may have had an effect that nobody saw."""
+    return fact["kind"] == "attempt_failed" and fact["detail"]["error_class"] not in {"unknown", "lease_lost"}
+
+
+def attempts_called_twice(arrivals: Iterable[Line], facts: Iterable[Line] = ()) -> list[Call]:
+    """Attempts that arrived more than once: each is one call here. One that did not count is made again under its number."""
+    allowed = Counter(call for call, fact in attempts_of(facts) if not fact["detail"].get("counted", True))
+    calls = Counter(_call(line) for line in arrivals)
+    return sorted(call for call, number in calls.items() if number > 1 + allowed[call])
+
+
+def attempts_of(facts: Iterable[Line]) -> list[tuple[Call, Line]]:
+    """The attempt that each fact is about, of those that are about one; in the order of the log."""
+    run: dict[int, int] = defaultdict(int)
+    found = []
+    for fact in facts:
+        if fact["kind"] in {"replayed", "rearmed"}:
+            run[fact["seq"]] += 1
+        elif fact["kind"] in {"delivered", "attempt_failed", "abandoned", "dead"}:
+            attempt = fact["attempt"] + int(not fact["detail"].get("counted", True))
+            found.append(((fact["seq"], run[fact["seq"]], attempt), fact))
+    return found
 
 
 def unfinished(stored: Iterable[Line], facts: Iterable[Line]) -> list[int]:
@@ -109,3 +171,7 @@ def complaints(logs: Mapping[str, str], words: Sequence[str] = ("Traceback", "CR
 
 def _event(line: Line) -> Event:
     return (line["entity"], line["occurred_at"])
+
+
+def _call(line: Line) -> Call:
+    return (line["seq"], line["run"], line["attempt"])

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import msgspec
+
 from tests.helpers.ledger import Ledger
 
-Script = Callable[[int, int], int]
-"""(seq, attempt) → the status to answer."""
+
+class Answer(msgspec.Struct, frozen=True):
+    """How a request is answered."""
+
+    status: int = 200
+    seconds: float = 0.0
+    """It takes so much longer."""
+    sent: bool = True
+    """False: the connection is dropped after the request was processed, and nobody learns of it."""
+
+
+Script = Callable[[int, int], int | Answer]
+"""(seq, attempt) → what to answer; a number is a status."""
 
 
 def always_well(_seq: int, _attempt: int) -> int:
@@ -21,8 +35,25 @@ def always_well(_seq: int, _attempt: int) -> int:
     return 200
 
 
+class Held:
+    """A script: nobody is answered before `go` is set. `seqs` has those that came."""
+
+    def __init__(self) -> None:
+        self.seqs: list[int] = []
+        self.go = threading.Event()
+
+    def __call__(self, seq: int, _attempt: int) -> int:
+        self.seqs.append(seq)
+        self.go.wait(30)
+        return 200
+
+
 class Downstream:
-    """Takes `seconds` for each request. `arrivals` has a line for each: seq, entity, occurred_at, attempt, status."""
+    """Takes `seconds` for each request. `arrivals` has a line for each.
+
+    Of a line: `seq`, `run`, `attempt`, `entity`, `occurred_at`, `body`, the `status` it comes to, and whether that was
+    `sent`, which is so unless the line says otherwise. `caller` is what the URL ended in beyond `url`.
+    """
 
     def __init__(self, path: Path, script: Script = always_well, seconds: float = 0.0) -> None:
         self.arrivals = Ledger(path)
@@ -40,20 +71,25 @@ class Downstream:
         self._server.server_close()
         self.arrivals.close()
 
-    def answer(self, seq: int, attempt: int, payload: bytes) -> int:
-        """Note the request; the status to answer it with."""
-        status = self._script(seq, attempt)
+    def answer(self, caller: str, call: tuple[int, int, int], payload: bytes) -> Answer:
+        """Note the request; how to answer it."""
+        seq, run, attempt = call
+        told = self._script(seq, attempt)
+        answer = Answer(told) if isinstance(told, int) else told
         event = json.loads(payload)
         self.arrivals.append(
             seq=seq,
+            run=run,
             attempt=attempt,
             entity=event["id"],
             occurred_at=event["timestamp"],
             body=payload.decode(),
-            status=status,
+            status=answer.status,
+            caller=caller,
+            **({} if answer.sent else {"sent": False}),
         )
-        time.sleep(self.seconds)
-        return status
+        time.sleep(self.seconds + answer.seconds)
+        return answer
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         downstream = self
@@ -65,8 +101,16 @@ class Downstream:
 
             def do_POST(self) -> None:
                 payload = self.rfile.read(int(self.headers["Content-Length"]))
-                status = downstream.answer(int(self.headers["Inbox-Seq"]), int(self.headers["Inbox-Attempt"]), payload)
-                self.send_response_only(status)
+                call = (
+                    int(self.headers["Inbox-Seq"]),
+                    int(self.headers["Idempotency-Key"].rpartition("-")[2]),
+                    int(self.headers["Inbox-Attempt"]),
+                )
+                answer = downstream.answer(self.path.removeprefix("/hook").strip("/"), call, payload)
+                if not answer.sent:
+                    self.close_connection = True
+                    return
+                self.send_response_only(answer.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -89,3 +133,19 @@ def serving(path: Path, script: Script = always_well, seconds: float = 0.0) -> I
         yield downstream
     finally:
         downstream.close()
+
+
+@contextlib.contextmanager
+def never_greeting() -> Iterator[tuple[str, Callable[[], bool]]]:
+    """The URL of a service that takes connections and says nothing, not even TLS's hello; and whether one has come."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.setblocking(False)
+        taken: list[socket.socket] = []
+
+        def has_come() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                taken.append(stack.enter_context(listener.accept()[0]))
+            return bool(taken)
+
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/hook", has_come

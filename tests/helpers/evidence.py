@@ -6,20 +6,21 @@ import json
 
 from sqlalchemy import Engine
 
+from inbox.timestamps import as_time
 from tests.helpers.reading import Row, rows
 
 
 def stored(engine: Engine) -> list[Row]:
-    """The inbox: entity, occurred_at as it was sent, seq."""
-    found = rows(engine, "SELECT seq, body FROM inbox ORDER BY seq")
-    events = [(row["seq"], json.loads(row["body"])) for row in found]
-    return [{"seq": seq, "entity": event["id"], "occurred_at": event["timestamp"]} for seq, event in events]
+    """The inbox: entity, occurred_at as it was sent, seq, routes."""
+    found = rows(engine, "SELECT seq, routes, body FROM inbox ORDER BY seq")
+    events = [(row, json.loads(row.pop("body"))) for row in found]
+    return [{**row, "entity": event["id"], "occurred_at": event["timestamp"]} for row, event in events]
 
 
 def facts(engine: Engine) -> list[Row]:
-    """The log: seq, kind, attempt, relay_node, detail."""
-    found = rows(engine, "SELECT seq, kind, attempt, relay_node, detail FROM delivery_log ORDER BY id")
-    return [{**row, "detail": _json(row["detail"])} for row in found]
+    """The log: seq, route, kind, attempt, relay_node, at, and detail without its calls, which are most of it."""
+    found = rows(engine, "SELECT seq, route, kind, attempt, relay_node, at, detail FROM delivery_log ORDER BY id")
+    return [{**row, "at": as_time(row["at"]), "detail": _without_calls(row["detail"])} for row in found]
 
 
 def open_states(engine: Engine) -> dict[str, int]:
@@ -29,14 +30,28 @@ def open_states(engine: Engine) -> dict[str, int]:
     }
 
 
-def in_flight_of(engine: Engine, pid: int) -> int:
-    """How many deliveries the relay of this pid works on, as far as the database knows."""
+def in_flight_of(engine: Engine, pid: int) -> list[Row]:
+    """What the relay of this pid works on, as far as the database knows: seq, run, attempt."""
     query = (
-        "SELECT count(*) AS n FROM open_delivery o JOIN relay_node r ON r.id = o.relay_node"
+        "SELECT o.seq, o.run, o.attempt FROM open_delivery o JOIN relay_node r ON r.id = o.relay_node"
         " WHERE o.state = 'in_flight' AND r.pid = :pid AND r.stopped_at IS NULL"
     )
-    return int(rows(engine, query, pid=pid)[0]["n"])
+    return rows(engine, query, pid=pid)
 
 
-def _json(value: object) -> object:
-    return json.loads(value) if isinstance(value, str) else value
+def in_flight_elsewhere(engine: Engine, node: str) -> set[int]:
+    """The seqs that any other relay node works on."""
+    query = "SELECT seq FROM open_delivery WHERE state = 'in_flight' AND relay_node <> :node"
+    return {row["seq"] for row in rows(engine, query, node=node)}
+
+
+def nodes(engine: Engine) -> dict[str, int]:
+    """The pid of every relay node that ever ran."""
+    return {row["id"]: row["pid"] for row in rows(engine, "SELECT id, pid FROM relay_node")}
+
+
+def _without_calls(detail: object) -> object:
+    found = json.loads(detail) if isinstance(detail, str) else detail
+    assert isinstance(found, dict)
+    found.pop("calls", None)
+    return found

@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Sender:
     """Sends events, of which there may be no end, over several connections at once, in about the order given.
 
     `sends` has two lines for each request: before it is sent (`outcome` is None), and after its answer: ok (200, with
-    its `seq` and `answer`), failed (any other status) or unknown (no whole answer came).
+    its `seq` and `answer`), failed (any other `status`; `retry_after` as it came) or unknown (no whole answer came).
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Sender:
         connections: int = 4,
         per_second: float = 1000.0,
         tries: int = 200,
+        timeout: float = 10.0,
     ) -> None:
         self.sends = Ledger(path)
         self._port = port
@@ -40,6 +42,8 @@ class Sender:
         self._taking = threading.Lock()
         self._pause = connections / per_second
         self._tries = tries
+        self._timeout = timeout
+        self._outcomes: Counter[str] = Counter()
         self._enough = threading.Event()
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._work, name=f"sender-{n}") for n in range(connections)]
@@ -53,7 +57,11 @@ class Sender:
 
     def acknowledged(self) -> int:
         """How many requests were answered 200 so far."""
-        return sum(line["outcome"] == OK for line in self.sends.lines())
+        return self._outcomes[OK]
+
+    def refused(self) -> int:
+        """How many requests got another answer so far."""
+        return self._outcomes[FAILED]
 
     def enough(self) -> None:
         """Begin with no other event; those begun are repeated until they are acknowledged."""
@@ -68,7 +76,7 @@ class Sender:
         self.sends.close()
 
     def _work(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout)
         while (event := self._take()) is not None:
             began = time.monotonic()
             self._send(connection, event)
@@ -96,11 +104,17 @@ class Sender:
             answer = response.read()
         except (OSError, http.client.HTTPException):
             connection.close()  # the next request opens another
-            self.sends.append(**about, outcome=UNKNOWN)
+            self._note(about, outcome=UNKNOWN)
             return False
         if response.status != 200:
-            self.sends.append(**about, outcome=FAILED, status=response.status)
+            retry_after = response.headers["Retry-After"]
+            self._note(about, outcome=FAILED, status=response.status, retry_after=retry_after)
             return False
         told = json.loads(answer)
-        self.sends.append(**about, outcome=OK, seq=told["seq"], answer=told["status"])
+        self._note(about, outcome=OK, seq=told["seq"], answer=told["status"])
         return True
+
+    def _note(self, about: dict[str, str], *, outcome: str, **more: object) -> None:
+        self.sends.append(**about, outcome=outcome, **more)
+        with self._taking:
+            self._outcomes[outcome] += 1

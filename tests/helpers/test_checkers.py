@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tests.helpers import checkers
@@ -9,32 +10,36 @@ from tests.helpers import checkers
 Line = dict[str, Any]
 
 
-def sent(entity: str, occurred_at: str, outcome: str | None, seq: int | None = None, *, at: float = 0.0) -> Line:
+def sent(
+    entity: str, occurred_at: str, outcome: str | None, seq: int | None = None, *, at: float = 0.0, **more: object
+) -> Line:
     line: Line = {
         "at": at,
         "entity": entity,
         "occurred_at": occurred_at,
         "body": f"{entity}@{occurred_at}",
         "outcome": outcome,
+        **more,
     }
     return line if seq is None else {**line, "seq": seq}
 
 
 def came(
-    n: int, seq: int, entity: str, occurred_at: str, *, attempt: int = 1, status: int = 200, at: float = 0.0
-) -> Line:
+    n: int, seq: int, entity: str, occurred_at: str, *, attempt: int = 1, run: int = 0, status: int = 200, at: float = 0.0,
+    **more: object,
+) -> Line:  # fmt: skip
     event = {"entity": entity, "occurred_at": occurred_at, "body": f"{entity}@{occurred_at}"}
-    return {"n": n, "at": at, "seq": seq, "attempt": attempt, "status": status, **event}
+    return {"n": n, "at": at, "seq": seq, "run": run, "attempt": attempt, "status": status, **event, **more}
 
 
-def fact(seq: int, kind: str, **detail: object) -> Line:
-    return {"seq": seq, "kind": kind, "detail": detail}
+def fact(seq: int, kind: str, attempt: int = 1, *, at: float = 0.0, **detail: object) -> Line:
+    return {"seq": seq, "kind": kind, "attempt": attempt, "at": at, "detail": detail}
 
 
 SENDS = [
     sent("a", "t1", None), sent("a", "t1", "unknown"), sent("a", "t1", None), sent("a", "t1", "ok", 1),
     sent("a", "t2", None), sent("a", "t2", "ok", 2),
-    sent("b", "t1", None), sent("b", "t1", "failed"),
+    sent("b", "t1", None), sent("b", "t1", "failed", status=503, retry_after="2"),
 ]  # fmt: skip
 ARRIVALS = [came(1, 1, "a", "t1"), came(2, 2, "a", "t2")]
 FACTS = [fact(1, "delivered"), fact(2, "delivered")]
@@ -50,6 +55,9 @@ def test_a_good_run_has_nothing_against_it() -> None:
     assert checkers.passed_over(SENDS, ARRIVALS) == []
     assert checkers.unexplained_repeats(ARRIVALS, FACTS) == []
     assert checkers.attempts_called_twice(ARRIVALS) == []
+    assert checkers.repeats(ARRIVALS) == []
+    assert checkers.taken_as_new_twice(SENDS) == []
+    assert checkers.improper_refusals(SENDS) == []
     assert checkers.unfinished(STORED, FACTS) == []
     assert checkers.complaints({"relay.log": "all is well\n"}) == []
 
@@ -102,6 +110,15 @@ def test_a_mark_without_a_reason_is_found() -> None:
     assert checkers.out_of_order(ARRIVALS, marked) == [("a", 1, "marked, not behind")]
 
 
+def test_a_replayed_event_may_be_late_though_its_first_call_was_not() -> None:
+    facts = [fact(1, "dead", cause="crash_loop"), fact(1, "replayed"), fact(1, "delivered", late=True)]
+    assert checkers.out_of_order([*ARRIVALS, came(3, 1, "a", "t1", run=1)], facts) == []
+    swapped = [came(1, 2, "a", "t2"), came(2, 1, "a", "t1", run=1)]
+    assert checkers.out_of_order(swapped, [fact(1, "replayed"), fact(1, "delivered")]) == [
+        ("a", 1, "behind, not marked")
+    ]
+
+
 def test_events_of_one_instant_are_in_order_of_their_seqs() -> None:
     assert checkers.out_of_order([came(1, 4, "a", "t1"), came(2, 3, "a", "t1")], []) != []
     assert checkers.out_of_order([came(1, 3, "a", "t1"), came(2, 4, "a", "t1")], []) == []
@@ -111,10 +128,12 @@ def test_a_repeat_of_an_older_event_is_not_out_of_order() -> None:
     assert checkers.out_of_order([*ARRIVALS, came(3, 1, "a", "t1", attempt=2)], FACTS) == []
 
 
-def passed(*, acknowledged: float, called: float, attempt: int = 1) -> list[tuple[str, int, int]]:
+def passed(
+    *, acknowledged: float, called: float, attempt: int = 1, facts: Sequence[Line] = ()
+) -> list[tuple[str, int, int]]:
     sends = [sent("a", "t1", "ok", 1, at=acknowledged), sent("a", "t2", "ok", 2, at=1.0)]
     arrivals = [came(1, 2, "a", "t2", at=called, attempt=attempt), came(2, 1, "a", "t1", at=called + 1.0)]
-    return checkers.passed_over(sends, arrivals)
+    return checkers.passed_over(sends, arrivals, facts)
 
 
 def test_an_event_that_waited_may_not_be_passed_by_a_later_one() -> None:
@@ -126,19 +145,69 @@ def test_an_event_that_came_when_the_later_one_was_claimed_is_not_passed_over() 
     assert passed(acknowledged=10.0, called=9.0) == []
 
 
+def test_an_event_that_was_set_aside_is_not_passed_over() -> None:
+    assert passed(acknowledged=1.0, called=9.0, facts=[fact(1, "dead", cause="crash_loop")]) == []
+    assert passed(acknowledged=1.0, called=9.0, facts=[fact(2, "dead", cause="crash_loop")]) == [("a", 1, 2)]
+
+
 def test_a_later_one_that_was_claimed_before_by_a_relay_that_died_has_passed_nobody() -> None:
     assert passed(acknowledged=1.0, called=9.0, attempt=2) == []
 
 
-def test_a_repeat_needs_a_fact_that_explains_it() -> None:
+def test_a_call_after_one_that_had_been_processed_is_a_repeat() -> None:
+    assert checkers.repeats([*ARRIVALS, came(3, 1, "a", "t1", attempt=2)]) == [(1, 0, 2)]
+    assert checkers.repeats([came(1, 1, "a", "t1", status=503), came(2, 1, "a", "t1", attempt=2)]) == []
+    assert checkers.repeats([*ARRIVALS, came(3, 1, "a", "t1", run=1)]) == []
+
+
+def test_a_repeat_needs_a_fact_that_explains_the_attempt_before() -> None:
     repeated = [*ARRIVALS, came(3, 1, "a", "t1", attempt=2)]
-    assert checkers.unexplained_repeats(repeated, FACTS) == [(1, 2)]
-    assert checkers.unexplained_repeats(repeated, [*FACTS, fact(1, "abandoned")]) == []
-    assert checkers.unexplained_repeats(repeated, [*FACTS, fact(1, "attempt_failed")]) == []
+    second = [fact(1, "delivered", 2), fact(2, "delivered")]
+    assert checkers.unexplained_repeats(repeated, second) == [((1, 0, 1), "no fact")]
+    assert checkers.unexplained_repeats(repeated, [fact(1, "abandoned", 1), *second]) == []
+    unknown = fact(1, "attempt_failed", 1, error_class="unknown")
+    assert checkers.unexplained_repeats(repeated, [unknown, *second]) == []
+
+
+def test_a_success_that_was_told_may_not_be_taken_for_a_failure() -> None:
+    facts = [fact(1, "attempt_failed", 1, error_class="server_error"), fact(1, "delivered", 2), fact(2, "delivered")]
+    second = came(3, 1, "a", "t1", attempt=2)
+    assert checkers.unexplained_repeats([*ARRIVALS, second], facts) == [((1, 0, 1), "server_error")]
+    refused = [came(1, 1, "a", "t1", status=503), ARRIVALS[1], second]
+    assert checkers.unexplained_repeats(refused, facts) == []
+    lost = [came(1, 1, "a", "t1", sent=False), ARRIVALS[1], second]
+    assert checkers.unexplained_repeats(lost, facts) == []
+
+
+def test_a_replay_counts_its_attempts_anew() -> None:
+    replayed = [fact(1, "dead", 3, cause="crash_loop"), fact(1, "replayed", 0), fact(1, "delivered")]
+    calls = [came(1, 1, "a", "t1", attempt=3), came(2, 1, "a", "t1", run=1)]
+    assert checkers.unexplained_repeats(calls, replayed) == []
+    assert checkers.unexplained_repeats([came(1, 1, "a", "t1")], replayed) == [((1, 0, 1), "no fact")]
 
 
 def test_one_attempt_that_calls_twice_is_found() -> None:
-    assert checkers.attempts_called_twice([*ARRIVALS, came(3, 1, "a", "t1")]) == [(1, 1)]
+    twice = [*ARRIVALS, came(3, 1, "a", "t1")]
+    assert checkers.attempts_called_twice(twice) == [(1, 0, 1)]
+    assert checkers.attempts_called_twice(twice, FACTS) == [(1, 0, 1)]
+
+
+def test_an_attempt_that_did_not_count_may_be_called_again() -> None:
+    uncounted = fact(1, "attempt_failed", 0, counted=False, error_class="lease_lost")
+    twice = [*ARRIVALS, came(3, 1, "a", "t1")]
+    assert checkers.attempts_called_twice(twice, [uncounted, *FACTS]) == []
+    assert checkers.attempts_called_twice([*twice, came(4, 1, "a", "t1")], [uncounted, *FACTS]) == [(1, 0, 1)]
+
+
+def test_an_event_that_is_accepted_twice_was_not_recognised() -> None:
+    first = sent("a", "t1", "ok", 1, answer="accepted")
+    assert checkers.taken_as_new_twice([first, sent("a", "t1", "ok", 1, answer="duplicate")]) == []
+    assert checkers.taken_as_new_twice([first, first]) == [("a", "t1")]
+
+
+def test_a_refusal_is_503_and_says_when_to_come_again() -> None:
+    assert checkers.improper_refusals([sent("a", "t1", "failed", status=500, retry_after="2")]) == [(500, "2")]
+    assert checkers.improper_refusals([sent("a", "t1", "failed", status=503, retry_after=None)]) == [(503, None)]
 
 
 def test_an_event_without_its_end_is_unfinished_and_so_is_one_with_two() -> None:

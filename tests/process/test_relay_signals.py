@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.helpers import checkers
-from tests.helpers.downstream import Held, never_accepting, serving
+from tests.helpers.downstream import Held, never_greeting, serving
 from tests.helpers.evidence import facts, in_flight_of, open_states, stored
 from tests.helpers.filling import fill
 from tests.helpers.processes import Program, site
@@ -68,13 +68,13 @@ def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
 @pytest.mark.parametrize(
     ("options", "twice"), [((), True), (("--grace", "0.3"), False)], ids=["a second signal", "the grace period is over"]
 )
-def test_a_connection_that_was_never_accepted_is_cut_without_a_trace(
+def test_a_call_whose_connection_is_not_set_up_is_cut_without_a_trace(
     database_url: str, engine: Engine, tmp_path: Path, options: tuple[str, ...], twice: bool
 ) -> None:
     fill(database_url, [("u1", moment(0))])
-    with never_accepting() as url, site(tmp_path, config_text(database_url, url)) as place:
+    with never_greeting() as (url, has_come), site(tmp_path, config_text(database_url, url)) as place:
         relay = place.relay(*options)
-        until(lambda: in_flight_of(engine, relay.pid), "the relay has claimed it", within=20)
+        until(has_come, "the call is under way", within=20)
         stop(relay, twice=twice)
         assert relay.ends(within=AT_ONCE_SECONDS) == 0
         assert "cutting" in relay.output
@@ -112,6 +112,24 @@ def test_another_configuration_takes_effect_while_a_running_call_ends_at_the_old
 
     assert there == [seqs[:1], seqs[1:]]
     assert [fact["kind"] for fact in facts(engine)] == ["delivered"] * 4
+
+
+@pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
+def test_signals_that_come_while_it_ends_change_nothing(
+    sqlite_database_url: str, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    with site(tmp_path, config_text(sqlite_database_url)) as place:
+        relay = place.relay(*options)
+        until(lambda: "started node=" in relay.output, "the relay works", within=20)
+
+        def has_ended() -> bool:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                relay.send(number)
+            return not relay.runs
+
+        until(has_ended, "the relay ends", within=20, poll=0.001)
+        assert relay.ends(within=0) == 0
+        assert checkers.complaints(place.logs()) == []
 
 
 def nonsense(config: str) -> str:

@@ -176,6 +176,11 @@ def test_a_newer_event_that_takes_over_a_suspect_is_suspect_too(steps: Steps, re
     steps.arrive(an_event(2, routes=["latest"]))
     assert steps.rows("SELECT seq, crashes FROM open_delivery") == [{"seq": 2, "crashes": CRASHES_ALLOWED - 1}]
     steps.facts_agree()
+    for _ in range(CRASHES_ALLOWED - 1):
+        relays.crash_over("latest")
+        assert steps.states() == [(2, "latest", "ready")], "it has to die of its own attempts"
+    relays.crash_over("latest")
+    assert steps.states() == [(2, "latest", "dead")]
 
 
 def test_a_replay_begins_without_suspicion(steps: Steps, relays: Relays) -> None:

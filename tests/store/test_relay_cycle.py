@@ -189,3 +189,19 @@ def test_an_event_that_arrives_after_a_later_one_was_delivered_is_late(database:
 
     assert isinstance(recorded.fact, facts.Delivered)
     assert recorded.fact.late
+
+
+def test_an_older_claims_result_is_discarded_though_it_is_handed_in_with_the_present_ones(
+    database: Database, receive: Receive, clock: FakeClock
+) -> None:
+    receive(an_event(1))
+    sequence(database, POLICIES, "r1")
+    (first,) = claim(database, "r1", [(["strict"], 1)])
+    record(database, POLICIES, "r1", [(first, BROKEN)])
+    clock.advance(10)
+    (second,) = claim(database, "r1", [(["strict"], 1)])
+
+    recorded = record(database, POLICIES, "r1", [(first, BROKEN), (second, DONE)])
+
+    assert [result.fact is None for result in recorded] == [True, False]
+    assert log(database) == [(1, "attempt_failed"), (1, "delivered")]

@@ -297,3 +297,13 @@ def test_a_large_replay_goes_batch_by_batch(steps: Steps) -> None:
     assert list(replay(steps.database, CONFIG, planned, who="kim", why="downstream was restored")) == [200, 50]
     assert {state for _, _, state in steps.states()} == {"ready"}
     steps.facts_agree()
+
+
+def test_each_fact_counts_the_attempts_used_when_it_happened_though_several_happen_at_once(steps: Steps) -> None:
+    steps.arrive(an_event(2, routes=["latest"]))
+    steps.attempt(DONE, "latest")
+    steps.arrive(an_event(1, routes=["latest"]))
+    steps.attempt(BROKEN, "latest")
+    replay_all(steps.database, Selection(seq=1))
+    rows = steps.rows("SELECT kind, attempt FROM delivery_log WHERE seq = 1 ORDER BY id")
+    assert [(row["kind"], row["attempt"]) for row in rows] == [("delivered", 1), ("replayed", 0), ("took_over", 1)]

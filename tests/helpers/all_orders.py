@@ -1,0 +1,109 @@
+"""A search through every order of the statements of several operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.helpers.stepping import Stepped, Stepper
+
+TRIES = 50
+"""How often the database may choose otherwise until it is believed that it does not choose so again."""
+
+
+def all_orders(
+    start: Callable[[], Stepper],
+    check: Callable[[Stepper], None],
+    pointless: Callable[[Stepper, Stepped], bool] = lambda _stepper, _stepped: False,
+) -> int:
+    """Run operations in every order: depth first, at each point each of those that can move.
+
+    Of several that wait for one row, Postgres chooses who gets it. Each choice that was seen once is searched to its end,
+    unless the database does not make it again.
+
+    Args:
+        start: prepares the state and begins the operations; called for each order, and alike every time. It may return
+            the same stepper each time.
+        check: called after each order, when all operations are finished.
+        pointless: whether a step may be left out at this point, since it comes to the same when made later.
+
+    Returns:
+        How many orders there were.
+
+    Raises:
+        AssertionError: of `check`, with the order as a note.
+        RuntimeError: the beginning was another one, or somebody else holds a lock.
+    """
+    root: _Point | None = None
+    orders = 0
+    while root is None or not root.done:
+        stepper = start()
+        stepper.taken.clear()
+        movable = _movable(stepper, pointless)
+        new = root is None
+        root = root or _Point(movable)
+        if root.choices != movable:
+            raise RuntimeError(f"at first {root.choices} could move, now {movable}")
+        point, path = root, [root]
+        while point.choices:
+            name = point.next_choice()
+            stepper[name].step()
+            movable = _movable(stepper, pointless)
+            new |= movable not in point.after[name]
+            point = point.follow(name, movable)
+            path.append(point)
+        _hold(stepper, check)
+        for point in reversed(path):
+            point.look_back()
+        orders += new
+    return orders
+
+
+def _movable(stepper: Stepper, pointless: Callable[[Stepper, Stepped], bool]) -> tuple[str, ...]:
+    return tuple(
+        name for name, stepped in stepper.operations.items() if stepped.can_move and not pointless(stepper, stepped)
+    )
+
+
+def _hold(stepper: Stepper, check: Callable[[Stepper], None]) -> None:
+    stepper.run([])  # raises when one is blocked for good
+    try:
+        check(stepper)
+    except AssertionError as error:
+        error.add_note("\n".join(["in this order:", *(f"{name}: {_short(sql)}" for name, sql in stepper.taken)]))
+        raise
+
+
+def _short(statement: str) -> str:
+    return " ".join(statement.split())[:120]
+
+
+class _Point:
+    """A point of the search, where some can move."""
+
+    def __init__(self, choices: tuple[str, ...]) -> None:
+        self.choices = choices
+        self.after: dict[str, dict[tuple[str, ...], _Point]] = {name: {} for name in choices}
+        """What was seen to follow each choice, by who could move then."""
+        self.done = False
+        self._in_vain = 0
+
+    def next_choice(self) -> str:
+        return next((name for name in self.choices if not self._is_done(name)), self.choices[0])
+
+    def follow(self, name: str, movable: tuple[str, ...]) -> _Point:
+        """What this choice has led to now. What it led to before, and does not any more, is given up in the end."""
+        seen = self.after[name]
+        point = seen.setdefault(movable, _Point(movable))
+        if point.done and not self._is_done(name):
+            self._in_vain += 1
+            if self._in_vain > TRIES:
+                for other in seen.values():
+                    other.done = True
+        return point
+
+    def look_back(self) -> None:
+        self.done = self.done or all(self._is_done(name) for name in self.choices)
+
+    def _is_done(self, name: str) -> bool:
+        seen = self.after[name].values()
+        return bool(seen) and all(point.done for point in seen)

@@ -1,0 +1,47 @@
+"""The daemon itself, in a thread of the test."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from sqlalchemy import Engine
+
+from inbox import config_file
+from inbox.config import Config
+from relay.daemon import Relay
+from relay.destinations import build
+from relay.store.database import Database
+from tests.helpers.downstream import Downstream
+from tests.helpers.evidence import facts
+from tests.helpers.webhooks import config_text
+
+
+def configured(url: str, concurrency: int = 8) -> Config:
+    """The configuration of a relay whose database is given to it, with short delays."""
+    return config_file.parse(
+        config_text("sqlite:///unused.db", url, schedule=("100ms", "100ms"), concurrency=concurrency)
+    )
+
+
+@contextlib.contextmanager
+def running(
+    engine: Engine, downstream: Downstream, grace_seconds: float = 5.0, concurrency: int = 8
+) -> Iterator[Relay]:
+    """A relay at work; it is stopped when the block ends."""
+    config = configured(downstream.url, concurrency)
+    relay = Relay(Database(engine), config, build(config), grace_seconds=grace_seconds)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        yield relay
+    finally:
+        relay.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def kinds(engine: Engine) -> list[str]:
+    """The kinds of all facts, in order."""
+    return [fact["kind"] for fact in facts(engine)]

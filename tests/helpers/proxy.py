@@ -1,0 +1,228 @@
+"""A proxy before Postgres that cuts a connection right at a commit, so that what became of it is unknown on one side.
+
+It reads the messages of Postgres's protocol 3.0 as they pass, over unix sockets. A cut waits for the next commit of the
+kind of program it is meant for, and happens only when there was something to commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from tests.helpers.ledger import Ledger
+
+Moment = Literal["before", "after", "terminate"]
+"""before: the commit never reaches the server. after: it does and is done, but the answer is lost. terminate: the commit
+is passed on, and the server's process for this connection is told to end at the same time: either may be the first.
+"""
+
+SOCKET = ".s.PGSQL.5432"
+_INTAKE = b"INSERT INTO inbox "
+_CANCEL = 80877102
+_WRITES = (b"INSERT", b"UPDATE", b"DELETE")
+
+
+class Cut:
+    """An order to cut the next commit of an application; `done` when it has happened."""
+
+    def __init__(self, application: str, moment: Moment) -> None:
+        self.application = application
+        self.moment = moment
+        self.done = threading.Event()
+
+
+class Proxy:
+    """Listens in `folder` for the server whose socket is in `server`. `cuts` has a line for each cut.
+
+    Of a line: `application`, `moment`, `pid` (of the program) and `committed` (None: only the server knows).
+    """
+
+    def __init__(self, server: Path, cuts: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="inbox-relay-proxy-", dir="/tmp"))  # its path must be short
+        self.cuts = Ledger(cuts)
+        self.orders: list[Cut] = []
+        self._server = str(server / SOCKET)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="proxy")
+        self._ready = threading.Event()
+        self._thread.start()
+        self._ready.wait()
+
+    def cut(self, application: str, moment: Moment) -> Cut:
+        """Cut the next commit of this application."""
+        order = Cut(application, moment)
+        self.orders.append(order)
+        return order
+
+    def close(self) -> None:
+        """Drop every connection."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self.cuts.close()
+        (self.folder / SOCKET).unlink(missing_ok=True)
+        self.folder.rmdir()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        listening = self._loop.run_until_complete(
+            asyncio.start_unix_server(self._serve, path=str(self.folder / SOCKET), backlog=256)
+        )
+        self._ready.set()
+        self._loop.run_forever()
+        listening.close()
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upward: asyncio.StreamWriter | None = None
+        try:
+            answers, upward = await asyncio.open_unix_connection(self._server)
+            connection = _Connection(self, _peer(writer), upward, writer)
+            directions = [asyncio.create_task(connection.ask(reader)), asyncio.create_task(connection.answer(answers))]
+            try:
+                await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for direction in directions:
+                    direction.cancel()
+                await asyncio.gather(*directions, return_exceptions=True)
+        except OSError:
+            return  # the server is down
+        finally:
+            for end in (writer, upward):
+                if end is not None:
+                    end.transport.abort()
+
+
+class _Connection:
+    """One client's connection, and what is known of it."""
+
+    def __init__(
+        self, proxy: Proxy, pid: int, to_server: asyncio.StreamWriter, to_client: asyncio.StreamWriter
+    ) -> None:
+        self._proxy = proxy
+        self._pid = pid
+        self._to_server = to_server
+        self._to_client = to_client
+        self._application = ""
+        self._backend = 0
+        self._wrote = False
+        self._statements: dict[bytes, bytes] = {}
+        self._is_intake = False
+        self._lost: Cut | None = None
+        """The order by which the answers to the last commit are kept from the client."""
+        self._kept: list[bytes] = []
+        self._committed = False
+
+    async def ask(self, reader: asyncio.StreamReader) -> None:
+        """Pass on what the client sends."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await self._begin(reader)
+            while True:
+                head = await reader.readexactly(5)
+                body = await reader.readexactly(struct.unpack("!I", head[1:])[0] - 4)
+                self._watch(head[:1], body)
+                order = self._order() if self._commits(head[:1], body) else None
+                if order is not None and order.moment == "before":
+                    self._note(order, committed=False)
+                    return
+                if order is not None and order.moment == "after":
+                    self._lost, self._kept, self._committed = order, [], False
+                self._to_server.write(head + body)
+                if order is not None and order.moment == "terminate":
+                    self._note(order, committed=None)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self._backend, signal.SIGTERM)
+                await self._to_server.drain()
+
+    async def answer(self, reader: asyncio.StreamReader) -> None:
+        """Pass on what the server answers, unless it is the answer that gets lost."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readexactly(5)
+                body = await reader.readexactly(struct.unpack("!I", head[1:])[0] - 4)
+                self._learn(head[:1], body)
+                if self._lost is None:
+                    self._to_client.write(head + body)
+                    await self._to_client.drain()
+                    continue
+                self._kept.append(head + body)
+                if head[:1] == b"Z" and self._committed:
+                    self._note(self._lost, committed=True)
+                    return
+                if head[:1] == b"Z":  # an error: nothing is ambiguous about it, and the order stands
+                    self._proxy.orders.append(self._lost)
+                    self._lost = None
+                    self._to_client.write(b"".join(self._kept))
+
+    async def _begin(self, reader: asyncio.StreamReader) -> None:
+        head = await reader.readexactly(8)
+        length, code = struct.unpack("!II", head)
+        body = await reader.readexactly(length - 8)
+        if code != _CANCEL:
+            words = body.split(b"\0")
+            self._application = dict(zip(words[::2], words[1::2], strict=False)).get(b"application_name", b"").decode()
+        self._to_server.write(head + body)
+
+    def _watch(self, kind: bytes, body: bytes) -> None:
+        """Which statement is being run, so that an intake can be told from other autocommitted ones."""
+        if kind == b"P":
+            name, text, _ = body.split(b"\0", 2)
+            self._statements[name] = text
+        elif kind == b"B":
+            self._is_intake = _INTAKE in self._statements.get(body.split(b"\0", 2)[1], b"")
+
+    def _commits(self, kind: bytes, body: bytes) -> bool:
+        return (kind == b"Q" and body == b"COMMIT\0" and self._wrote) or (kind == b"S" and self._is_intake)
+
+    def _order(self) -> Cut | None:
+        for order in self._proxy.orders:
+            if order.application == self._application:
+                self._proxy.orders.remove(order)
+                return order
+        return None
+
+    def _learn(self, kind: bytes, body: bytes) -> None:
+        if kind == b"K":
+            self._backend = struct.unpack("!I", body[:4])[0]
+        elif kind == b"C":
+            words = body.rstrip(b"\0").split()
+            self._committed = words == [b"COMMIT"] or self._is_intake
+            self._wrote = self._wrote or (words[0] in _WRITES and words[-1] != b"0")
+        elif kind == b"E":
+            self._committed = False
+        elif kind == b"Z" and body == b"I":
+            self._wrote = False
+
+    def _note(self, order: Cut, *, committed: bool | None) -> None:
+        self._proxy.cuts.append(application=order.application, moment=order.moment, pid=self._pid, committed=committed)
+        order.done.set()
+
+
+def _peer(writer: asyncio.StreamWriter) -> int:
+    """The pid of the client."""
+    its_socket = writer.get_extra_info("socket")
+    credentials = its_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+@contextlib.contextmanager
+def proxied(server: Path, cuts: Path) -> Iterator[Proxy]:
+    """A proxy as long as the block runs."""
+    proxy = Proxy(server, cuts)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
