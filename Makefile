@@ -22,6 +22,9 @@ run: $(READY)  ## run the whole product with demo services and watch it work (Ct
 test: $(READY)  ## run every test, on SQLite and on a Postgres that the tests start
 	$(BIN)/python -m pytest
 
+faults: $(READY)  ## break everything at random for MINUTES=5 (SEED=, DATABASE=sqlite) and count what happened
+	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),postgres)
+
 check: $(READY)  ## lint, formatting, types and the arrows between modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,4 +42,4 @@ lock: $(READY)  ## refresh requirements.lock to the newest versions that fit pyp
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --extra dev \
 	  --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
 
-.PHONY: help setup run test check docs format lock
+.PHONY: help setup run test faults check docs format lock

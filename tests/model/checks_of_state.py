@@ -1,0 +1,73 @@
+"""Nothing is lost or made up, and what is stored follows from the facts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+
+from relay import facts
+from relay.lifecycle import HEADS, Standing, State
+from tests.model.history import LaneKey
+from tests.model.moment import Moment
+from tests.model.world import POLICIES
+
+
+def acknowledged_is_stored_once(moment: Moment) -> Sequence[object]:
+    expected = sorted((seq, event.dedup_key) for seq, event in moment.ledger.events.items())
+    return [] if expected == moment.stored.inbox else [(expected, moment.stored.inbox)]
+
+
+def every_delivery_is_open_or_ended(moment: Moment) -> Sequence[object]:
+    return [
+        key
+        for key in moment.ledger.lanes
+        if key not in moment.after and moment.history.standing.get(key, Standing()).state is not State.ENDED
+    ]
+
+
+def nothing_is_made_up(moment: Moment) -> Sequence[object]:
+    return sorted((moment.after.keys() | moment.history.standing.keys()) - moment.ledger.lanes.keys())
+
+
+def facts_fold_to_the_rows(moment: Moment) -> Sequence[object]:
+    evidence: list[object] = list(moment.history.impossible.items())
+    for key, row in moment.after.items():
+        standing = moment.history.standing.get(key, Standing())
+        used = row.attempt - int(row.state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
+        state = row.state if row.state in {State.BLOCKED, State.DEAD} else State.RECEIVED
+        early = row.due_at is not None and standing.due_at is not None and row.due_at < standing.due_at
+        if (standing.state, standing.attempt, standing.run, standing.crashes) != (
+            (state, used, row.run, row.crashes)
+        ) or early:
+            evidence.append((standing, row))
+    return evidence + [
+        key
+        for key, standing in moment.history.standing.items()
+        if standing.state is State.ENDED and key in moment.after
+    ]
+
+
+def waiting_lanes_have_one_head(moment: Moment) -> Sequence[object]:
+    lanes: dict[LaneKey, list[State]] = defaultdict(list)
+    for row in moment.after.values():
+        lanes[row.route, row.lane].append(row.state)
+    evidence = []
+    for lane, states in lanes.items():
+        heads, waiting = sum(state in HEADS for state in states), states.count(State.WAITING)
+        if heads > 1 or (waiting and not heads) or (waiting > 1 and POLICIES[lane[0]].ordering == "latest"):
+            evidence.append((lane, states))
+    return evidence
+
+
+def lane_remembers_the_newest_delivered(moment: Moment) -> Sequence[object]:
+    expected: dict[LaneKey, tuple[datetime, int]] = {}
+    for key, entries in moment.history.entries.items():
+        if any(isinstance(entry.fact, facts.Delivered) for entry in entries):
+            lane = moment.ledger.lanes[key]
+            expected[lane] = max(moment.ledger.order(key), expected.get(lane, moment.ledger.order(key)))
+    return [] if expected == moment.stored.lanes else [(expected, moment.stored.lanes)]
+
+
+def verify_agrees(moment: Moment) -> Sequence[object]:
+    return moment.doing.differences

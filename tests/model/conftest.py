@@ -1,0 +1,18 @@
+"""The model's database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.model.world import World, in_haste
+
+
+@pytest.fixture
+def world(engine: Engine, database_url: str) -> Iterator[World]:
+    in_haste(engine)
+    made = World(engine, database_url)
+    yield made
+    made.close()

@@ -1,0 +1,53 @@
+"""The log as the model reads it: fact by fact, and what the facts of each delivery say together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+from typing import NamedTuple
+
+from inbox.errors import IllegalTransition
+from relay.facts import AnyFact
+from relay.lifecycle import Standing, fold
+
+Key = tuple[int, str]
+"""seq and route of a delivery."""
+LaneKey = tuple[str, str]
+"""Route and lane."""
+
+
+class Entry(NamedTuple):
+    """A row of `delivery_log`."""
+
+    number: int
+    at: datetime
+    key: Key
+    run: int
+    """The delivery's run before this fact."""
+    attempt: int
+    relay_node: str | None
+    fact: AnyFact
+
+
+class History:
+    """Every fact so far."""
+
+    def __init__(self) -> None:
+        self.last_id = 0
+        self.entries: dict[Key, list[Entry]] = defaultdict(list)
+        self.standing: dict[Key, Standing] = {}
+        self.impossible: dict[Key, str] = {}
+        """Deliveries whose facts can't have happened in this order."""
+
+    def take_in(
+        self, number: int, key: Key, fact: AnyFact, *, at: datetime, attempt: int, relay_node: str | None
+    ) -> Entry:
+        """The next fact."""
+        entry = Entry(number, at, key, self.standing.get(key, Standing()).run, attempt, relay_node, fact)
+        self.last_id = number
+        self.entries[key].append(entry)
+        try:
+            self.standing[key] = fold(entry.fact for entry in self.entries[key])
+        except IllegalTransition as error:
+            self.impossible[key] = str(error)
+        return entry

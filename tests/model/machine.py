@@ -1,0 +1,286 @@
+"""Relays, a receiver and a downstream service, doing what they may do in any order, on the real store functions.
+
+After every step the whole of `tests.model.invariants` must hold, and at the end of a run everything gets finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition
+
+from relay.leases import TRUSTED_SECONDS
+from relay.lifecycle import State
+from relay.outcome import Outcome
+from relay.store.claim import LEASE_SECONDS
+from relay.store.replay import Selection
+from tests.model.actors import CUT, FAILED, HOPELESS, SKIPPED, SUCCEEDED, TIMED_OUT, Relay
+from tests.model.choosing import Choosing
+from tests.model.finishing import finish
+from tests.model.moment import Violation
+from tests.model.receiving import ENTITIES, MOST, SECOND, Receiving
+from tests.model.stage import SOME, WHICH, one_of, step
+from tests.model.world import DAMAGES, ROUTES
+
+MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay"])
+OVERLAPPING = st.sampled_from(
+    ["sequence all", "claim", "record", "reap", "replay", "give_back", "renew", "verify", "rebuild"]
+)
+OUTCOMES = st.sampled_from([SUCCEEDED, FAILED, TIMED_OUT, HOPELESS])
+OVERLAP: dict[str, Any] = {
+    "which": WHICH,
+    "number": WHICH,
+    "seconds": st.tuples(SECOND, SECOND),
+    "outcome": OUTCOMES,
+    "order": st.lists(st.sampled_from("ab"), max_size=16),
+    "dies": st.sampled_from([*[""] * 6, "a", "b"]),
+}
+LAPSE = LEASE_SECONDS + 1
+"""Seconds: more than a lease lasts."""
+
+
+class Machine(Receiving, Choosing):
+    """One run. Its rules choose among what is possible at their point; the numbers that are drawn say which."""
+
+    # Relays and the database.
+
+    @precondition(lambda self: self.active())
+    @step(which=WHICH, number=WHICH, outcome=OUTCOMES, until=st.integers(1, 4))
+    def go_round(self, which: int, number: int, outcome: Outcome, until: int) -> None:
+        """What a relay does again and again, as far as it comes: sequence, claim, call and record."""
+        relay = one_of(self.active(), which)
+        self.let(relay, "sequence", number)
+        if until > 1:
+            self.everything_holds()
+            self.let(relay, "claim", number)
+        if until > 2:
+            for held in self.beginnable(relay):
+                self.begin(relay, held)
+                held.outcome = outcome
+        if until > 3:
+            self.everything_holds()
+            self.let(relay, "record")
+
+    @precondition(lambda self: self.active() and self.any_open(State.RECEIVED))
+    @step(which=WHICH, number=WHICH)
+    def sequence(self, which: int, number: int) -> None:
+        self.let(one_of(self.active(), which), "sequence", number)
+
+    @precondition(lambda self: self.active() and self.any_open(State.READY))
+    @step(which=WHICH, number=WHICH, answered=st.booleans())
+    def claim(self, which: int, number: int, answered: bool) -> None:
+        self.let(one_of(self.active(), which), "claim", number, answered=answered)
+
+    @precondition(lambda self: self.active() and self.suspects())
+    @step(which=WHICH)
+    def claim_a_suspect(self, which: int) -> None:
+        self.perform(self.make.claim_suspect(one_of(self.active(), which), [one_of(self.suspects(), which)]))
+
+    @precondition(lambda self: self.with_("record"))
+    @step(which=WHICH, some=SOME, answered=st.booleans())
+    def record(self, which: int, some: int, answered: bool) -> None:
+        self.let(one_of(self.with_("record"), which), "record", some, answered=answered)
+
+    @precondition(lambda self: any(relay.recorded for relay in self.active()))
+    @step(trouble=True, which=WHICH)
+    def record_the_same_again(self, which: int) -> None:
+        relay = one_of([relay for relay in self.active() if relay.recorded], which)
+        results = self.perform(self.make.record(relay, relay.recorded, answered=True))
+        if any(result.fact is not None for result in results):
+            raise Violation("recorded twice", results)
+
+    @precondition(lambda self: self.with_("renew"))
+    @step(which=WHICH, some=SOME, answered=st.booleans())
+    def renew(self, which: int, some: int, answered: bool) -> None:
+        relay = one_of(self.with_("renew"), which)
+        self.let(relay, "renew", some, answered=answered)
+        self.perform(self.make.heartbeat(relay))
+
+    @precondition(lambda self: self.with_("give_back"))
+    @step(trouble=True, which=WHICH, some=SOME)
+    def give_back(self, which: int, some: int) -> None:
+        self.let(one_of(self.with_("give_back"), which), "give_back", some)
+
+    @precondition(lambda self: self.active() and self.any_open(State.IN_FLIGHT))
+    @step(which=WHICH)
+    def reap(self, which: int) -> None:
+        self.let(one_of(self.active(), which), "reap")
+
+    @precondition(lambda self: self.active() and self.any_open(State.IN_FLIGHT))
+    @step(trouble=True, which=WHICH, number=WHICH)
+    def take_over(self, which: int, number: int) -> None:
+        """One relay finds out that the leases of others have run out, and goes on with their work."""
+        self.advance(LAPSE)
+        relay = one_of(self.active(), which)
+        self.let(relay, "reap")
+        self.everything_holds()
+        self.let(relay, "claim", number)
+
+    @precondition(lambda self: len(self.active()) > 1)
+    @step(kinds=st.tuples(OVERLAPPING, OVERLAPPING), **OVERLAP)
+    def overlap(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401  # as at_once has it
+        """Two relays at once, whatever they do."""
+        self.at_once(kinds, **drawn)
+
+    @precondition(lambda self: len(self.active()) > 1)
+    @step(kinds=st.tuples(MAKING_HEADS, MAKING_HEADS), **OVERLAP)
+    def race_for_the_order_lock(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401
+        """Two relays at once that end or make the heads of lanes."""
+        self.at_once(kinds, **drawn)
+
+    def at_once(
+        self,
+        kinds: tuple[str, str],
+        *,
+        which: int,
+        number: int,
+        seconds: tuple[int, int],
+        outcome: Outcome,
+        order: Sequence[str],
+        dies: str,
+    ) -> None:
+        """Statement by statement in this order, each with something to do; a process may die half-way."""
+        self.give_work(kinds, which, seconds, outcome)
+        first = one_of(self.with_(kinds[0]) or self.active(), which)
+        others = [relay for relay in self.active() if relay is not first]
+        second = one_of([relay for relay in others if self.can(relay, kinds[1])] or others, which)
+        pairs = [(r, k if self.can(r, k) else "sequence all") for r, k in zip((first, second), kinds, strict=True)]
+        if dies and pairs["ab".index(dies)][1] in {"verify", "rebuild"}:
+            dies = ""  # these are a person's, and stop at an error that a person sees
+        self.interleave([self.operation(relay, kind, number) for relay, kind in pairs], order, dies)
+        if dies:
+            self.restart(first if dies == "a" else second)
+
+    def give_work(self, kinds: Sequence[str], which: int, seconds: tuple[int, int], outcome: Outcome) -> None:
+        """See to it that there is something for each of these operations, in the same lanes."""
+        relay = one_of(self.active(), which)
+        arrivals = [(entity, second, ROUTES) for entity, second in zip(ENTITIES, seconds, strict=True)]
+        if "claim" in kinds and not self.any_open(State.READY):
+            self.arrive(arrivals)
+            self.let(relay, "sequence all")
+        if kinds.count("record") > len(self.with_("record")) and not self.at_work():
+            self.let(relay, "claim", which)
+        if kinds.count("record") > len(self.with_("record")) and self.at_work():
+            self.answer(which, outcome)
+        if "reap" in kinds:
+            self.advance(LAPSE)
+        if "sequence all" in kinds and len(self.sent) < MOST:
+            self.arrive(arrivals)
+        self.everything_holds()
+
+    # Relays and the downstream service.
+
+    @precondition(lambda self: self.untouched())
+    @step(which=WHICH)
+    def call(self, which: int) -> None:
+        self.begin(*one_of(self.untouched(), which))
+
+    @precondition(lambda self: self.at_work())
+    @step(which=WHICH)
+    def succeed(self, which: int) -> None:
+        self.answer(which, SUCCEEDED)
+
+    @precondition(lambda self: self.at_work())
+    @step(which=WHICH)
+    def fail(self, which: int) -> None:
+        self.answer(which, FAILED)
+
+    @precondition(lambda self: self.at_work())
+    @step(which=WHICH)
+    def time_out(self, which: int) -> None:
+        self.answer(which, TIMED_OUT)
+
+    @precondition(lambda self: self.at_work())
+    @step(which=WHICH)
+    def fail_hopelessly(self, which: int) -> None:
+        self.answer(which, HOPELESS)
+
+    @precondition(lambda self: self.at_work())
+    @step(trouble=True, which=WHICH)
+    def skip(self, which: int) -> None:
+        self.answer(which, SKIPPED)
+
+    # What goes wrong, and time.
+
+    @precondition(lambda self: any(relay.held or relay.paused for relay in self.relays))
+    @step(trouble=True, which=WHICH)
+    def crash(self, which: int) -> None:
+        self.restart(one_of([relay for relay in self.relays if relay.held or relay.paused], which))
+
+    @precondition(lambda self: len(self.active()) > 1)
+    @step(trouble=True, which=WHICH)
+    def pause(self, which: int) -> None:
+        one_of([relay for relay in self.active() if relay.held] or self.active(), which).paused = True
+
+    @precondition(lambda self: len(self.active()) < len(self.relays))
+    @step(which=WHICH, answer=st.sampled_from([SUCCEEDED, CUT]))
+    def come_back(self, which: int, answer: Outcome) -> None:
+        """What was running has been answered meanwhile, or is cut when its lease ran out."""
+        relay = one_of([relay for relay in self.relays if relay.paused], which)
+        relay.paused = False
+        if answer is CUT:
+            relay.cut(self.world.clock.now)
+        else:
+            for held in relay.running():
+                held.outcome = answer
+
+    @precondition(lambda self: self.any_open(State.IN_FLIGHT))
+    @step(trouble=True, seconds=st.sampled_from([LAPSE, LEASE_SECONDS, TRUSTED_SECONDS, 5]))
+    def let_time_pass(self, seconds: int) -> None:
+        self.advance(seconds)
+
+    @precondition(lambda self: self.next_due() > 0)
+    @step(kept=st.booleans())
+    def let_a_retry_fall_due(self, kept: bool) -> None:
+        """Leases are kept meanwhile, or not."""
+        seconds = self.next_due()
+        while kept and seconds > 5:
+            self.advance(5)
+            seconds -= 5
+            for relay in self.with_("renew"):
+                self.perform(self.make.renew(relay, list(relay.held.values()), answered=True))
+                self.perform(self.make.heartbeat(relay))
+        self.advance(seconds)
+
+    # A person.
+
+    @precondition(lambda self: self.dead())
+    @step(trouble=True, which=WHICH)
+    def replay_the_dead(self, which: int) -> None:
+        """All of a route."""
+        self.perform(self.make.replay(Selection(route=one_of(self.dead(), which))))
+
+    @precondition(lambda self: self.closed())
+    @step(trouble=True, which=WHICH)
+    def replay_an_event(self, which: int) -> None:
+        """On each of its routes where it has ended or is dead."""
+        self.perform(self.make.replay(Selection(seq=one_of(self.closed(), which))))
+
+    @step(trouble=True, mend=st.booleans())
+    def verify(self, mend: bool) -> None:
+        self.perform(self.make.rebuild() if mend else self.make.verify())
+
+    @precondition(lambda self: self.at_rest())
+    @step(trouble=True, which=WHICH, damage=st.sampled_from(sorted(DAMAGES)))
+    def damage_and_rebuild(self, which: int, damage: str) -> None:
+        """A row that nobody works on is changed by hand; `rebuild` makes it again what it has to be."""
+        self.world.damage(one_of(self.at_rest(), which), damage)
+        self.perform(self.make.rebuild())
+        if not self.make.doing.differences:
+            raise Violation("rebuild found nothing", damage)
+        self.make.doing.differences.clear()
+
+    def restart(self, relay: Relay) -> None:
+        relay.restart()
+        self.perform(self.make.start(relay))
+
+    def teardown(self) -> None:
+        if self.broken:
+            for held in self.uncommitted:
+                self.world.receiver.roll_back(held)
+            return
+        while self.uncommitted:
+            self.commit_one(0)
+        finish(self)

@@ -1,0 +1,114 @@
+"""What senders and receivers do in the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition
+
+from inbox.event import Enrolment, Event
+from tests.model.moment import Violation
+from tests.model.stage import WHICH, Stage, one_of, step
+from tests.model.world import LONG_AGO
+
+Arrival = tuple[str, int, tuple[str, ...]]
+"""Entity, second and routes: few of each, so that lanes fill and instants collide."""
+
+ROUTE_SETS = st.sampled_from(
+    [("strict",), ("latest",), ("blocking",), ("strict", "latest"), ("strict", "blocking", "latest")]
+)
+ENTITIES = "ab"
+SECOND = st.integers(0, 5)
+ARRIVALS = st.lists(st.tuples(st.sampled_from(ENTITIES), SECOND, ROUTE_SETS), min_size=1, max_size=3)
+
+ENOUGH, MOST = 12, 20
+"""Events of a run: more would make it longer, not harder."""
+
+
+class Receiving(Stage):
+    """The rules of the receiver's side."""
+
+    @initialize(arrivals=ARRIVALS)
+    def begin_with_some(self, arrivals: list[Arrival]) -> None:
+        for relay in self.relays:
+            self.perform(self.make.start(relay))
+        self.receive(arrivals=arrivals)
+
+    @precondition(lambda self: len(self.sent) < ENOUGH)
+    @step(arrivals=ARRIVALS)
+    def receive(self, arrivals: list[Arrival]) -> None:
+        self.arrive(arrivals)
+
+    def arrive(self, arrivals: Sequence[Arrival]) -> None:
+        events = self.events_of(arrivals)
+        self.acknowledge(events, self.world.receiver.append(*events))
+
+    @precondition(lambda self: self.sent)
+    @step(trouble=True, which=WHICH)
+    def repeat(self, which: int) -> None:
+        event = one_of(self.sent, which)
+        if any(event in held.events for held in self.uncommitted):
+            return  # the database would let it wait for that commit
+        seqs = self.world.receiver.append(event)
+        known = [seq for seq, there in self.ledger.events.items() if there is event]
+        if not known:
+            self.acknowledge([event], seqs)  # it had died with its receiver
+        elif seqs != [None] or [self.world.receiver.repeat(event)] != known:
+            raise Violation("a repeated request is another event", (event, seqs))
+        else:
+            self.evidence.sometimes["repeat refused"] += 1
+
+    @precondition(lambda self: self.world.commits_out_of_order and len(self.sent) < ENOUGH)
+    @step(arrivals=ARRIVALS)
+    def receive_and_commit_later(self, arrivals: list[Arrival]) -> None:
+        self.uncommitted.append(self.world.receiver.hold(*self.events_of(arrivals)))
+
+    @precondition(lambda self: self.uncommitted)
+    @step(which=WHICH)
+    def commit(self, which: int) -> None:
+        self.commit_one(which % len(self.uncommitted))
+
+    def commit_one(self, index: int) -> None:
+        held = self.uncommitted.pop(index)
+        self.world.receiver.commit(held)
+        seqs = [seq for seq in held.seqs if seq is not None]
+        self.evidence.sometimes["committed out of order"] += min(seqs) < max(self.ledger.events, default=0)
+        self.acknowledge(held.events, held.seqs)
+
+    @precondition(lambda self: self.uncommitted)
+    @step(trouble=True, which=WHICH)
+    def die_before_the_commit(self, which: int) -> None:
+        self.world.receiver.roll_back(self.uncommitted.pop(which % len(self.uncommitted)))
+
+    def events_of(self, arrivals: Sequence[Arrival]) -> list[Event]:
+        return [self.an_event(*arrival) for arrival in arrivals]
+
+    def an_event(self, entity: str, second: int, routes: Sequence[str]) -> Event:
+        """A new one: its number makes its key its own, its second its place in its lanes."""
+        body = b"%d" % len(self.sent)
+        event = Event(
+            source="trivore",
+            dedup_key=f"{second}|{entity}|{len(self.sent)}",
+            entity_type="USER",
+            entity_id=entity,
+            event_type="UPDATE",
+            action="update",
+            event_id=None,
+            occurred_at=LONG_AGO.replace(second=second),
+            received_at=LONG_AGO,
+            enrolments=tuple(Enrolment(route, f"USER|{entity}") for route in routes),
+            headers={},
+            content_type="application/json",
+            body=body,
+            body_sha256=hashlib.sha256(body).digest(),
+        )
+        self.sent.append(event)
+        return event
+
+    def acknowledge(self, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
+        for event, seq in zip(events, seqs, strict=True):
+            if seq is None:
+                raise Violation("a new event was refused", event)
+            self.ledger.acknowledge(seq, event)

@@ -1,0 +1,129 @@
+"""The model finds what it is there to find: a product that lacks one of its safeguards fails it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, TextClause, text
+
+from inbox.db.dialect import Sql
+from relay.outcome import Delivery, Outcome
+from relay.policy import RoutePolicy
+from relay.store import claim, record, sequence
+from relay.store.database import ROW, Database, Transaction, as_open_delivery
+from relay.store.lanes import settle_lanes
+from tests.model.moment import Violation
+from tests.model.running import run
+from tests.model.world import World
+
+ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+"""SQLite has one writer at a time: nothing to order by a lock, and nothing commits out of order."""
+
+Finished = tuple[Delivery, Outcome]
+Statement = Callable[[Sql], TextClause]
+
+
+def without(statement: Statement, *parts: tuple[str, str]) -> Statement:
+    """The statement with each of these parts replaced."""
+
+    def changed(sql: Sql) -> TextClause:
+        words = statement(sql).text
+        for part, instead in parts:
+            assert part in words
+            words = words.replace(part, instead)
+        return text(words)
+
+    return changed
+
+
+def finds(world: World, *kinds: str) -> None:
+    with pytest.raises(Violation) as caught:
+        run(world, shrink=False)
+    assert caught.value.kind in kinds
+
+
+def test_without_fencing_a_stale_result_is_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fenced = record.record
+
+    def unfenced(
+        database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, outcomes: Sequence[Finished]
+    ) -> list[record.Recorded]:
+        with database.read() as transaction:
+            rows = transaction.execute(
+                text("SELECT seq, route, lease_token FROM open_delivery WHERE state = 'in_flight'")
+            )
+        tokens = {(row.seq, row.route): row.lease_token for row in rows}
+        passed = [
+            (msgspec.structs.replace(delivery, lease_token=tokens.get((delivery.seq, delivery.route), 0)), outcome)
+            for delivery, outcome in outcomes
+        ]
+        return fenced(database, policies, relay_node, passed)
+
+    monkeypatch.setattr(record, "record", unfenced)
+    finds(world, "a result nobody made", "recorded twice")
+
+
+@ON_POSTGRES
+def test_without_the_order_lock_lanes_get_stuck(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transaction, "lock_order", Transaction.now)
+    finds(world, "a lane without its one head", "an operation failed", "the facts say something else")
+
+
+def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX ux_open_delivery_head"))
+    anything = "IN ('received', 'waiting', 'ready')"
+    monkeypatch.setattr(
+        claim,
+        "_claim",
+        without(
+            claim._claim,
+            ("state = 'ready'", f"state {anything}"),
+            ("due_at <=", "coalesce(due_at, '2020-01-01 00:00:00Z') <="),
+        ),
+    )
+    finds(
+        world,
+        "a lane without its one head",
+        "two trust a lease of one lane",
+        "a trusted lease is not in force",
+        "claimed before an earlier one",
+        "called after a later one",
+    )
+
+
+@ON_POSTGRES
+def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = 0
+
+    def by_cursor(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, batch: int = 500) -> int:
+        nonlocal last
+        with database.write() as transaction:
+            now = transaction.lock_order()
+            rows = transaction.execute(
+                text(
+                    f"SELECT {ROW} FROM open_delivery o WHERE state = 'received' AND seq > :last ORDER BY seq LIMIT :batch"
+                ),
+                last=last,
+                batch=batch,
+            )
+            received = [as_open_delivery(row) for row in rows]
+            transaction.write_back(settle_lanes(transaction, received, policies, now), relay_node)
+        last = max([last, *(row.seq for row in received)])
+        return len(received)
+
+    monkeypatch.setattr(sequence, "sequence", by_cursor)
+    finds(world, "nobody can finish it")
+
+
+def test_giving_back_without_the_attempt_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "_give_back", without(claim._give_back, ("attempt = open_delivery.attempt - 1, ", "")))
+    finds(world, "the facts say something else", "verify finds a difference")
+
+
+def test_reaping_without_waiting_for_the_lease_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, column in (("_any_expired", "lease_until"), ("_expired", "o.lease_until")):
+        monkeypatch.setattr(claim, name, without(getattr(claim, name), (f"{column} <", "'2000-01-01 00:00:00Z' <")))
+    finds(world, "a trusted lease is not in force")
