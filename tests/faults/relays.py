@@ -25,6 +25,8 @@ SHORTEST_LEASE_LEFT = 9.0
 BUSY, BUSY_WITHIN = 16, 4.0
 """So much in hand is more than is being called, and worth waiting for so many seconds."""
 STARTED_WITHIN = 10.0
+DISCARDED = "discarded a late result"
+WOKEN_WITHIN = 3.0
 STOPPED_WITHIN = 30.0
 STARTED = re.compile(r"started node=(\S+)")
 
@@ -67,6 +69,7 @@ class Place:
             until(lambda: self._is_taken_over(held) or time.monotonic() > at + seconds, "the end of it", within=60)
             self.program.send(signal.SIGCONT)
             self._note("freeze a relay", at, time.monotonic(), held)
+            self._wait_for(lambda: DISCARDED in self.program.output, WOKEN_WITHIN)
 
     def replace(self) -> None:
         """SIGTERM the relay after another one was started beside it."""
@@ -97,13 +100,16 @@ class Place:
             return self.program.ends(STOPPED_WITHIN)
 
     def _wait_until_started(self, program: Program) -> None:
-        """A relay that starts without a database ends instead, and is started again."""
-        deadline = time.monotonic() + STARTED_WITHIN
-        while time.monotonic() < deadline and not self._stopping.is_set():
-            if program.runs and STARTED.search(program.output):
-                return
+        """A relay that starts without a database ends instead, and is started again in the place."""
+        self._wait_for(
+            lambda: STARTED.search((program if program.runs else self.program).output) is not None, STARTED_WITHIN
+        )
+
+    def _wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Not for long: whether it comes is judged by others."""
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline and not self._stopping.is_set():
             self._stopping.wait(0.1)
-            program = program if program.runs else self.program
 
     def _revive(self) -> None:
         if not self.program.runs:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ PER_SECOND = 60.0
 MEGABYTES, MEGABYTES_A_MINUTE = 192, 30
 LINE_EVERY_SECONDS = 30.0
 """Where nobody watches a bar."""
+
+TITLES = {
+    "events": "\nreceived",
+    "calls": "\ndelivered",
+    "abandoned": "\ntaken over",
+    "commits cut": "\ndatabase",
+    "faults": "\nbroken",
+}
+"""What a table that begins with this count is about."""
 
 
 def amounts(kind: str, minutes: float) -> Amounts:
@@ -54,6 +64,7 @@ def amounts(kind: str, minutes: float) -> Amounts:
 
 def main() -> int:
     """Run; 0 when nothing was found, 1 when something was."""
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")  # of a library, on machines without a login session
     options = _options()
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -135,22 +146,28 @@ def _done(made: Rig) -> int:
 
 
 def _state(made: Rig) -> str:
-    last = made.faults.lines()[-1]
+    last = made.faults.lines()[-1]["kind"]
     sent, called = made.sender.acknowledged(), len(made.downstream.arrivals)
-    return f"{sent} acknowledged, {made.sender.refused()} refused, {called} calls; last: {last['kind']}"
+    last = "nothing yet" if last == "clock" else last
+    return f"{sent} acknowledged, {made.sender.refused()} refused, {called} calls; last: {last}"
 
 
 def _show(console: Console, made: Rig, verdict: Verdict) -> None:
-    console.print(_table("faults", verdict.counts["faults"]))
-    console.print(_table("what there was", {k: v for k, v in verdict.counts.items() if k != "faults"}))
+    tables: dict[str, dict[str, Any]] = {}
+    title = ""
+    for name, count in verdict.counts.items():
+        title = TITLES.get(name, title)
+        tables.setdefault(title, {}).update(count if isinstance(count, dict) else {name: count})
+    for title, counts in tables.items():
+        console.print(_table(title, counts))
     if verdict.findings:
         console.print(told(made, verdict), style="bold red", markup=False)
 
 
 def _table(title: str, counts: Mapping[str, Any]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
-    table.add_column(min_width=40)
-    table.add_column(justify="right")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(title, min_width=40)
+    table.add_column("", justify="right", min_width=8)
     for name, value in counts.items():
         table.add_row(name, "-" if value is None else f"{value:,}")
     return table

@@ -14,7 +14,7 @@ import msgspec
 
 from inbox.timestamps import as_time
 from tests.faults.deeds import verify
-from tests.faults.relays import STARTED
+from tests.faults.relays import DISCARDED, STARTED
 from tests.faults.rig import Rig
 from tests.helpers import checkers, fault_checkers
 from tests.helpers.agreement import disagreements, enrolled
@@ -158,7 +158,7 @@ def _counts(e: Evidence, measured: Mapping[Call, Takeover], verifications: int) 
     outcomes = Counter(line["outcome"] for line in e.sends)
     kinds = Counter(fact["kind"] for fact in e.facts)
     kills = [line for line in e.faults if line["kind"] == "kill a relay"]
-    seconds = [takeover.seconds for takeover in measured.values() if not takeover.without_database]
+    seconds = [takeover.seconds for takeover in measured.values()]
     full = [Interval(line["begin"], line["end"]) for line in e.faults if line["kind"] == "fill the disk"]
     refusals = [line for line in e.sends if line.get("status") == 503]
     return {
@@ -181,12 +181,13 @@ def _counts(e: Evidence, measured: Mapping[Call, Takeover], verifications: int) 
         "crash loops": sum(fact["detail"].get("cause") == CRASH_LOOP for fact in e.facts if fact["kind"] == "dead"),
         "replayed": kinds["replayed"],
         "not counted": sum(fact["detail"].get("counted") is False for fact in e.facts),
-        "late results discarded": sum(text.count("discarded a late result") for text in e.logs.values()),
+        "late results discarded": sum(text.count(DISCARDED) for text in e.logs.values()),
         "database trouble told": sum(text.count("database trouble") for text in e.logs.values()),
         "kills of a relay at work": sum(bool(line["held"]) for line in kills),
         "takeovers": len(measured),
         "takeover p50 s": round(statistics.median(seconds), 1) if seconds else None,
         "takeover max s": round(max(seconds), 1) if seconds else None,
+        "of these over 20 s": sum(takeover > 20 for takeover in seconds),
         "commits cut": len(e.cuts),
         "commits done though nobody knew": sum(line["committed"] is True for line in e.cuts),
         "starts of Postgres": e.starts_of_postgres,

@@ -34,7 +34,7 @@ OVERLAP: dict[str, Any] = {
     "number": WHICH,
     "seconds": st.tuples(SECOND, SECOND),
     "outcome": OUTCOMES,
-    "order": st.lists(st.sampled_from("ab"), max_size=16),
+    "turns": st.lists(st.integers(1, 7), max_size=5),
     "dies": st.sampled_from([*[""] * 6, "a", "b"]),
 }
 LAPSE = LEASE_SECONDS + 1
@@ -138,10 +138,10 @@ class Machine(Receiving, Choosing):
         number: int,
         seconds: tuple[int, int],
         outcome: Outcome,
-        order: Sequence[str],
+        turns: Sequence[int],
         dies: str,
     ) -> None:
-        """Statement by statement in this order, each with something to do; a process may die half-way."""
+        """In turns of so many statements, each with something to do; a process may die half-way."""
         self.give_work(kinds, which, seconds, outcome)
         first = one_of(self.with_(kinds[0]) or self.active(), which)
         others = [relay for relay in self.active() if relay is not first]
@@ -149,7 +149,7 @@ class Machine(Receiving, Choosing):
         pairs = [(r, k if self.can(r, k) else "sequence all") for r, k in zip((first, second), kinds, strict=True)]
         if dies and pairs["ab".index(dies)][1] in {"verify", "rebuild"}:
             dies = ""  # these are a person's, and stop at an error that a person sees
-        self.interleave([self.operation(relay, kind, number) for relay, kind in pairs], order, dies)
+        self.interleave([self.operation(relay, kind, number) for relay, kind in pairs], turns, dies)
         if dies:
             self.restart(first if dies == "a" else second)
 

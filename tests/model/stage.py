@@ -136,11 +136,9 @@ class Stage(RuleBasedStateMachine):
         operation.learn(result)
         return result
 
-    def interleave(self, operations: Sequence[Operation], order: Sequence[str], dies: str = "") -> None:
-        """Do two at once, a statement of each when `order` names it: "a" is the first. One of them may die where it then stands.
-
-        What is left is done as it comes.
-        """
+    def interleave(self, operations: Sequence[Operation], turns: Sequence[int], dies: str = "") -> None:
+        """Do two at once, "a" and "b": in turn so many statements of each, after that one of each; one may die before that."""
+        order = "".join(name * statements for name, statements in zip("ab" * len(turns), turns, strict=False))
         stepper = self.world.stepper
         running = {name: stepper.begin(name, operation.send) for name, operation in zip("ab", operations, strict=True)}
         waited = False

@@ -91,6 +91,7 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
         "a trusted lease is not in force",
         "claimed before an earlier one",
         "called after a later one",
+        "an operation failed",
     )
 
 
