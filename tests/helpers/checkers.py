@@ -44,16 +44,23 @@ def unstored(sends: Iterable[Line], stored: Iterable[Line]) -> list[Event]:
 def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[str, int, str]]:
     """First deliveries that came behind a later event of their entity without being marked late, or the other way round.
 
-    One that was replayed may be marked late though its first call had been in order.
+    One that was replayed may be marked late though its first call had been in order. A call that was cut by a lost lease
+    and not counted is made again under the same number, and only that one is its place: meanwhile an older event that has
+    arrived may go first.
     """
-    facts = list(facts)
+    facts, arrivals = list(facts), list(arrivals)
+    uncounted = {fact["seq"] for fact in facts if fact["detail"].get("counted") is False}
+    in_order = sorted(arrivals, key=lambda line: line["n"])
+    last_of_attempt = {(line["seq"], line.get("run", 0), line["attempt"]): line["n"] for line in in_order}
     replayed = {fact["seq"] for fact in facts if fact["kind"] == "replayed"}
     late = {fact["seq"] for fact in facts if fact["kind"] == "delivered" and fact["detail"].get("late")}
     furthest: dict[str, tuple[str, int]] = {}
     seen: set[int] = set()
     evidence = []
-    for line in sorted(arrivals, key=lambda line: line["n"]):
-        if line["seq"] in seen:
+    for line in in_order:
+        attempt = (line["seq"], line.get("run", 0), line["attempt"])
+        was_cut = line["seq"] in uncounted and line["n"] < last_of_attempt[attempt]
+        if line["seq"] in seen or was_cut:
             continue
         seen.add(line["seq"])
         key = (line["occurred_at"], line["seq"])

@@ -105,6 +105,13 @@ def test_an_older_event_behind_a_later_one_may_be_late() -> None:
     assert checkers.out_of_order(swapped, [fact(1, "delivered", late=True), fact(2, "delivered")]) == []
 
 
+def test_an_older_event_may_go_before_one_whose_only_call_was_cut_and_not_counted() -> None:
+    calls = [came(1, 2, "a", "t2"), came(2, 1, "a", "t1"), came(3, 2, "a", "t2")]
+    cut = fact(2, "attempt_failed", 0, counted=False)
+    assert checkers.out_of_order(calls, [cut, *FACTS]) == []
+    assert checkers.out_of_order(calls, FACTS) == [("a", 1, "behind, not marked")]
+
+
 def test_a_mark_without_a_reason_is_found() -> None:
     marked = [fact(1, "delivered", late=True)]
     assert checkers.out_of_order(ARRIVALS, marked) == [("a", 1, "marked, not behind")]
