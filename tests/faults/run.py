@@ -94,7 +94,7 @@ def main() -> int:
     if verdict.findings:
         return 1
     shutil.rmtree(folder)
-    console.print("nothing was found", style="bold green")
+    console.print(f"nothing was found; {folder} is gone", style="bold green")
     return 0
 
 

@@ -30,7 +30,7 @@ class Takeover(msgspec.Struct, frozen=True):
     seconds: float
     without_database: float
     crashes: int = 1
-    """How many attempts of it in a row had ended so: after some, it is made alone, when nothing else is in hand."""
+    """How many attempts of it in a row had ended so; after some, it is suspected to be the cause."""
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -71,11 +71,11 @@ def takeovers(
 
 
 def slow_takeovers(
-    measured: Mapping[Call, Takeover], within: float = 20.0, suspects_within: float = 40.0
+    measured: Mapping[Call, Takeover], within: float = 20.0, suspects_within: float = 60.0
 ) -> list[tuple[Call, float]]:
     """Those that took longer, not counting the time without a database.
 
-    A delivery whose relay has died twice in a row waits for its turn to be tried alone.
+    A delivery whose relay has died twice in a row waits for its turn: a relay tries one such at a time.
     """
     return sorted(
         (call, round(takeover.seconds, 1))

@@ -41,7 +41,7 @@ class KillablePostgres:
         self._user: str | None = None
         self._data = folder / "data"
         self._data.mkdir(mode=0o700)
-        self.sockets = Path(tempfile.mkdtemp(prefix="inbox-relay-pg-", dir="/tmp"))  # its path must be short
+        self.sockets = Path(tempfile.mkdtemp(prefix="inbox-relay-killable-", dir="/tmp"))  # its path must be short
         self.log = self.sockets / "server.log"
         if os.geteuid() == 0:  # Postgres refuses to run as root
             self._user = "embedded_postgres"

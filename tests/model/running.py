@@ -14,9 +14,10 @@ from tests.model.world import World
 RUNS = int(os.environ.get("MODEL_RUNS", "200"))
 STEPS = 50
 _SEED = os.environ.get("MODEL_SEED")
+_SHRINK = os.environ.get("MODEL_SHRINK") != "no"
 
 
-def run(world: World, *, runs: int = RUNS, shrink: bool = True) -> Evidence:
+def run(world: World, *, runs: int = RUNS, shrink: bool = _SHRINK) -> Evidence:
     """So many runs of so many steps; the same ones each time, unless a seed is given.
 
     Raises:
@@ -34,7 +35,7 @@ def run(world: World, *, runs: int = RUNS, shrink: bool = True) -> Evidence:
         settings=settings(
             max_examples=runs,
             stateful_step_count=STEPS,
-            phases=[Phase.generate, Phase.shrink] if shrink and "NOSHRINK" not in os.environ else [Phase.generate],
+            phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
             derandomize=True,
             database=None,
             deadline=None,

@@ -158,6 +158,7 @@ class Stage(RuleBasedStateMachine):
                 until(freed, "the database lets go the locks of one that has died", poll=0.002)
             if all(each.finished for each in running.values()):
                 break
+        stepper.run([])
         self.evidence.sometimes["waited for a lock"] += waited
         self.make.doing.operations += len(operations)
         for operation, done in zip(operations, running.values(), strict=True):
