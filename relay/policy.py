@@ -134,7 +134,7 @@ def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolic
         return facts.Abandoned(relay_node=relay_node)
     return facts.Dead(
         cause="crash_loop",
-        error=f"the relay's process died {crashes} times in a row while it worked on this, last {relay_node}",
+        error=f"the relay's process died {CRASHES_ALLOWED} times in a row while it worked on this, last {relay_node}",
         blocks_lane=policy.blocks_on_death,
     )
 

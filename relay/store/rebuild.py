@@ -139,7 +139,9 @@ def _with_room(transaction: Transaction, mends: Sequence[Mend], now: datetime) -
     one that is in flight is let finish, and the blocked one is left to another run.
     """
     returning = [
-        m.delivery for m in mends if m.delivery.state is State.BLOCKED and (m.row is None or m.row.state not in HEADS)
+        m.delivery
+        for m in mends
+        if m.delivery.state is State.BLOCKED and (m.is_new or m.row is None or m.row.state not in HEADS)
     ]
     heads = {(head.route, head.lane): head for head in heads_of(transaction, {(d.route, d.lane) for d in returning})}
     making_room: dict[Lane, OpenDelivery] = {}

@@ -28,6 +28,16 @@ def first_claims_are_in_order(moment: Moment) -> Sequence[object]:
 _UNTOUCHED = frozenset({State.WAITING, State.READY})
 
 
+def claims_are_due(moment: Moment) -> Sequence[object]:
+    return [
+        (delivery, standing)
+        for delivery in moment.doing.claimed
+        if (standing := moment.history.standing.get((delivery.seq, delivery.route)))
+        and standing.due_at is not None
+        and standing.due_at > moment.now
+    ]
+
+
 def first_calls_are_in_order(moment: Moment) -> Sequence[object]:
     """Who is called after a later one of its lane came into the lane after that one was claimed."""
     ledger = moment.ledger

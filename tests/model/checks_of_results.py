@@ -70,7 +70,8 @@ def _follows(entry: Entry, delivery: Delivery, outcome: Outcome) -> bool:
         case Failed(error_class="lease_lost"), facts.AttemptFailed(counted=counted, due_at=due_at):
             return not counted and due_at == entry.at
         case Failed(error_class=error_class), facts.AttemptFailed(counted=counted, due_at=due_at):
-            return error_class not in HOPELESS and counted and due_at == entry.at + SCHEDULE[delivery.attempt - 1]
+            delays = SCHEDULE[delivery.attempt - 1 :][:1]
+            return error_class not in HOPELESS and counted and [due_at - entry.at] == list(delays)
         case Failed(error_class=error_class), facts.Dead(cause=cause):
             return cause == (error_class if error_class in HOPELESS else "exhausted") and (
                 error_class in HOPELESS or delivery.attempt > len(SCHEDULE)

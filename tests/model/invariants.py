@@ -18,6 +18,7 @@ CHECKS: dict[str, Check] = {
     "abandoned by somebody else": checks_of_leases.abandoned_by_their_holders,
     "a crash loop of relays that live": checks_of_leases.crash_loops_are_of_the_dead,
     "claimed before an earlier one": checks_of_order.first_claims_are_in_order,
+    "claimed before it is due": checks_of_order.claims_are_due,
     "called after a later one": checks_of_order.first_calls_are_in_order,
     "late is marked wrongly": checks_of_order.late_is_marked,
     "a retry that does not go on": checks_of_order.retries_that_are_taken_over_go_on,

@@ -85,6 +85,17 @@ def test_a_blocked_one_that_lost_its_place_gets_it_back_before_the_one_that_took
     assert differences(lived_in.database) == []
 
 
+def test_a_blocked_one_that_stood_in_another_lane_comes_back_before_the_one_that_took_its_place(
+    lived_in: Steps, plant: Planter
+) -> None:
+    plant("UPDATE open_delivery SET lane = 'USER|somebody else' WHERE seq = 9")
+
+    mend(lived_in.database)
+
+    assert lived_in.states()[-2:] == [(9, "blocking", "blocked"), (10, "blocking", "waiting")]
+    assert differences(lived_in.database) == []
+
+
 def test_a_blocked_one_waits_for_the_one_in_flight_that_took_its_place(lived_in: Steps, plant: Planter) -> None:
     plant("DELETE FROM open_delivery WHERE seq = 9")
     plant("UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 10")
