@@ -86,6 +86,8 @@ class Source(Table, frozen=True, kw_only=True):
     """Fields of the payload that make two requests the same event, instead of the preset's."""
     max_body: Annotated[int, msgspec.Meta(ge=1, le=16 * 1024 * 1024)] | None = None
     """Bytes; the preset's own limit when not given."""
+    clock_skew: Duration = Duration(5)
+    """By how much its clock and the relay's may differ: what was fetched sooner after an event is not taken to have it in it."""
 
 
 # --- what goes out
@@ -110,6 +112,12 @@ class ApiHeader(Table, frozen=True, tag="header", tag_field="kind"):
     name: str
     value: Secret
 
+
+Answered = Literal[
+    "throttled", "server_error", "rejected", "auth", "not_found", "gone", "conflict", "redirect", "bad_answer"
+]
+"""Classes of answers; docs/delivery.md says which statuses each has."""
+Consequence = Literal["retry", "confirm", "again", "dead"]
 
 OutboundAuth = ApiBasic | ApiBearer | ApiHeader
 
@@ -136,14 +144,21 @@ class Api(Endpoint, frozen=True, kw_only=True):
     base_url: str
 
 
-class ForwardDestination(Endpoint, frozen=True, tag="forward", tag_field="kind", kw_only=True):
+class Downstream(Endpoint, frozen=True):
+    """What destinations have in common."""
+
+    outcomes: dict[Answered, Consequence] = {}
+    """What follows an answer of a class, where it is not what docs/delivery.md says."""
+
+
+class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind", kw_only=True):
     """Gets the original body, byte for byte, signed as Standard Webhooks when a secret is given."""
 
     url: Secret
     signing_secret: Secret | None = None
 
 
-class SyncDestination(Endpoint, frozen=True, tag="sync", tag_field="kind", kw_only=True):
+class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_only=True):
     """Is kept in step with the source: fetch, find, map, then create, update or delete."""
 
     base_url: str
@@ -160,12 +175,29 @@ class When(Table, frozen=True):
     action: list[Action] = []
 
 
+class Exponential(Table, frozen=True, kw_only=True):
+    """Delays that grow, in place of a schedule."""
+
+    first: Duration
+    """After the first attempt."""
+    factor: Annotated[float, msgspec.Meta(ge=1, le=10)] = 2.0
+    """By which each delay is longer than the one before."""
+    longest: Duration = Duration(6 * 3600)
+    """No delay is longer."""
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
+    """All of them together; after the last, the delivery dies."""
+
+
 class Retry(Table, frozen=True):
     """When a failed attempt is repeated: after the first delay, then the second; after the last, the delivery dies."""
 
     schedule: tuple[Duration, ...] = tuple(
         Duration(seconds) for seconds in (5, 30, 300, 1800, 7200, 18000, 36000, 36000, 50400, 72000)
     )
+    exponential: Exponential | None = None
+    """Delays that grow, in place of `schedule`."""
+    window: Duration | None = None
+    """When the next attempt would be later than this after the first one of the run, the delivery dies instead."""
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     """The largest part of a delay that chance adds to it."""
 

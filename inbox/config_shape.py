@@ -136,6 +136,8 @@ def _check_dict(kind: inspect.DictType, value: object, path: Path) -> Iterator[M
     for key, item in value.items():
         if names_things and _NAME.fullmatch(key) is None:
             yield Mistake((*path, key), "a name has 1 to 64 characters, of A-Z, a-z, 0-9, _ and -; choose another")
+        elif isinstance(kind.key_type, inspect.LiteralType) and key not in kind.key_type.values:
+            yield Mistake((*path, key), f"unknown key; {nearest(key, map(str, kind.key_type.values))}")
         else:
             yield from _check(kind.value_type, item, (*path, key))
 

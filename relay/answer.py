@@ -20,7 +20,7 @@ EXCERPT_BYTES = 4096
 _BY_STATUS: dict[int, ErrorClass] = {
     401: "auth",
     403: "auth",
-    404: "gone",
+    404: "not_found",
     408: "throttled",
     409: "conflict",
     410: "gone",
@@ -46,6 +46,10 @@ _SENSITIVE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 MASK = "***"
+
+
+ABSENT: frozenset[ErrorClass] = frozenset({"not_found", "gone"})
+"""What was asked for is not there."""
 
 
 class Answer(msgspec.Struct, frozen=True):

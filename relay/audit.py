@@ -69,7 +69,7 @@ class Account(msgspec.Struct, frozen=True):
     delivered: facts.Delivered | None = None
     """The last time that it was."""
     superseded_by: int | None = None
-    """When it ended so."""
+    """When it ended so: the newer event that stands for it."""
     is_asked_for: bool = False
     """A person had it replayed, so it is a delivery even where its event was not routed to."""
     is_put_right: bool = False
@@ -112,7 +112,8 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
                 f"fact {last.id} ({last.kind}) counts {last.attempt} attempts, the facts up to it {standing.attempt}"
             )
         unseen = gap
-    by = last.fact.by if last is not None and isinstance(last.fact, facts.Superseded) else None
+    ended_by = last.fact if last is not None and isinstance(last.fact, facts.Superseded) else None
+    by = ended_by.by if ended_by is not None and ended_by.because != "covered" else None
     return Account(
         standing,
         tuple(contradictions),

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from inbox import config_file
 from inbox.config import Config
 from inbox.db import engine, migrate
-from inbox.terminal import FINDING, console, fail, show, told
+from inbox.terminal import FINDING, console, show, told
+from relay.cli_acts import cancel, replay, unblock
 from relay.cli_verify import rebuild, verify
 from relay.demo.cli import app as demo_app
 from relay.leases import GRACE_SECONDS
 from relay.store import reads
 from relay.store.database import Database
-from relay.store.replay import Selection, plan
-from relay.store.replay import replay as replay_planned
 
 app = typer.Typer(
     help="Drain the inbox in order and call downstream, with retries, through outages. Reads the same inbox.toml as `inbox`.",
@@ -174,63 +171,5 @@ def dead(
     show(rows, as_json=as_json, columns=columns, empty="no dead letters")
 
 
-@app.command()
-def replay(
-    *,
-    reason: Annotated[str, typer.Option(help="Why; it is kept in the log.")],
-    route: Annotated[str | None, typer.Option(help="Only of this route.")] = None,
-    seq: Annotated[int | None, typer.Option(help="This event, ended or dead.")] = None,
-    source: Annotated[str | None, typer.Option(help="Only of this source.")] = None,
-    entity: Annotated[str | None, typer.Option(help="This entity, as TYPE/ID: its events, ended or dead.")] = None,
-    cause: Annotated[str | None, typer.Option(help="Dead letters of this cause.")] = None,
-    since: Since = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Take dead or ended deliveries up again. Shows the plan; --yes does it.
-
-    Without --seq or --entity only dead letters are meant.
-
-    Examples:
-      relay replay --cause exhausted --reason "CRM is back"
-      relay replay --seq 42 --reason "mapping mended" --yes
-    """
-    entity_type, _, entity_id = (entity or "").partition("/")
-    if entity and not entity_id:
-        fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
-    selection = Selection(
-        route=route,
-        seq=seq,
-        source=source,
-        entity_type=entity_type or None,
-        entity_id=entity_id or None,
-        cause=cause,
-        since=None if since is None else since.replace(tzinfo=UTC),
-    )
-    with told():
-        config = config_file.read()
-        database = _open(config)
-        planned = plan(database, selection)
-        rows = planned.deliveries
-        columns = ("seq", "route", "entity_type", "entity_id", "event_type", "state", "attempts")
-        show(rows if as_json else rows[:_SAMPLE], as_json=as_json, columns=columns, empty="nothing to replay")
-        if not rows:
-            return
-        terminal = console(stderr=True)
-        if not yes:
-            more = f", {_SAMPLE} of them shown" if len(rows) > _SAMPLE else ""
-            terminal.print(f"{len(rows)} deliveries would be taken up again{more}; --yes does it")
-            return
-        done = 0
-        with Progress(console=terminal, transient=True) as progress:
-            task = progress.add_task("replaying", total=len(rows))
-            for taken in replay_planned(database, config, planned, who=getpass.getuser(), why=reason):
-                done += taken
-                progress.update(task, advance=taken)
-    terminal.print(f"{done} of {len(rows)} deliveries were taken up again")
-
-
-app.command()(verify)
-app.command()(rebuild)
-
-_SAMPLE = 5
+for command in (replay, cancel, unblock, verify, rebuild):
+    app.command()(command)

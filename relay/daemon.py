@@ -29,7 +29,7 @@ from relay.observe import Observer
 from relay.outcome import Delivery
 from relay.policy import can_be_given_back, policies
 from relay.retry import tried, until_done
-from relay.store import claim, nodes, record, sequence
+from relay.store import claim, nodes, record, repeats, sequence
 from relay.store.database import Database
 from relay.worker import Crews, Finished
 
@@ -78,6 +78,7 @@ class Relay:
         self._poll = BUSY_POLL_SECONDS
         self._leaving: list[Crews] = []
         """Crews of configurations before, at their last calls."""
+        self._config = config
         self._policies = policies(config)
         self._crews = self._hire(config, deliverers)
 
@@ -160,7 +161,8 @@ class Relay:
         """Give back what the present crews have not begun, so that it goes by the new configuration, and hire new ones."""
         self._take_back()
         self._leaving.append(self._crews)
-        self._policies, self._crews = policies(new.config), self._hire(new.config, new.deliverers)
+        self._config, self._policies = new.config, policies(new.config)
+        self._crews = self._hire(new.config, new.deliverers)
         self._observer.reloaded(self.node, self._crews.routes)
 
     def _dismiss(self) -> None:
@@ -197,8 +199,10 @@ class Relay:
         return len(results)
 
     def _reap(self) -> None:
+        """Now and then: leases that ran out, and repeated requests."""
         if time.monotonic() >= self._reap_at:
             self._observer.reaped(claim.reap(self._database, self._policies, self.node))
+            self._observer.judged(repeats.judge_repeats(self._database, self._config, self.node))
             self._reap_at = time.monotonic() + REAP_EVERY_SECONDS
 
     def _sequence(self) -> int:

@@ -40,10 +40,12 @@ class Unchanged(Fact, frozen=True, tag="unchanged"):
 
 
 class Superseded(Fact, frozen=True, tag="superseded"):
-    """A newer event of the lane stands for this one. Terminal."""
+    """Another event of the lane stands for this one. Terminal."""
 
     by: int
-    """The newer event's seq."""
+    """The other event's seq."""
+    because: Literal["newer", "healed", "covered"] = "newer"
+    """A newer one is still to be delivered; one was delivered after this had died; what was delivered has this in it."""
 
 
 class Skipped(Fact, frozen=True, tag="skipped"):

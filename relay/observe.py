@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from relay import facts
 from relay.store.record import Recorded
+from relay.store.repeats import Judged
 
 _log = logging.getLogger("relay")
 _node_log = logging.getLogger("relay.node")
@@ -49,6 +50,12 @@ class Observer:
                 _log.error("dead route=%s seq=%d cause=%s error=%a", route, seq, fact.cause, fact.error)
             else:
                 _log.warning("abandoned route=%s seq=%d: its lease ran out; it will be attempted again", route, seq)
+
+    def judged(self, judged: Judged) -> None:
+        """Repeated requests were looked at."""
+        self.counts["rearmed"] += judged.rearmed
+        if judged.rearmed:
+            _log.info("rearmed %d deliveries after %d repeated requests", judged.rearmed, judged.handled)
 
     def started(self, node: str, routes: Iterable[str]) -> None:
         """The relay begins to work."""

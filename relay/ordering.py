@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+import msgspec
+
 from inbox.config import Ordering
 from relay import facts
 from relay.lifecycle import HEADS, OpenDelivery, State, Step, append, schedule
@@ -75,3 +77,39 @@ def _queued(row: OpenDelivery, now: datetime) -> OpenDelivery:
 
 def _superseded(rows: list[OpenDelivery], newest: OpenDelivery, now: datetime) -> list[OpenDelivery]:
     return [append(row, facts.Superseded(by=newest.seq), now) for row in rows if row is not newest]
+
+
+class LastDelivered(msgspec.Struct, frozen=True):
+    """A row of `lane`: the last success there."""
+
+    occurred_at: datetime
+    seq: int
+    fetch_began_at: datetime | None = None
+    last_modified: datetime | None = None
+
+    @property
+    def key(self) -> tuple[datetime, int]:
+        """As `OpenDelivery.key`."""
+        return (self.occurred_at, self.seq)
+
+
+def covers(last: LastDelivered, key: tuple[datetime, int], skew: timedelta) -> bool:
+    """Whether the last success in a lane certainly has the change of an event with this key in it.
+
+    What was fetched has it when the fetch began after the change, by clocks that differ by `skew` at most, or when it is
+    itself as new. A time without a fraction means any moment of its second: two changes in one second look the same.
+    Where nothing was fetched, the event is what counts, and an older one than the last says nothing new.
+    """
+    if last.fetch_began_at is None:
+        return key < last.key
+    latest_moment = key[0] + _resolution(key[0])
+    if last.last_modified is not None and last.last_modified >= latest_moment:
+        return True
+    return last.fetch_began_at > latest_moment + skew
+
+
+def _resolution(moment: datetime) -> timedelta:
+    """How far apart two times have to be to look different, judged by one of them."""
+    if moment.microsecond == 0:
+        return timedelta(seconds=1)
+    return timedelta(milliseconds=1) if moment.microsecond % 1000 == 0 else timedelta(microseconds=1)

@@ -22,7 +22,8 @@ ErrorClass = Literal[
     "server_error",  # 5xx
     "rejected",  # 400, 422 and every other 4xx that has no class of its own
     "auth",  # 401, 403
-    "gone",  # 404, 410
+    "not_found",  # 404
+    "gone",  # 410
     "conflict",  # 409, 412
     "redirect",  # 3xx: never followed
     "bad_answer",  # answered, but not with what the step needs: not JSON, too large, no id

@@ -5,11 +5,20 @@ tenacity's strategies compute the schedule; it is written into the fact, so it s
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from tenacity import RetryCallState, stop_after_attempt, wait_chain, wait_fixed, wait_random
+from tenacity import (
+    RetryCallState,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_chain,
+    wait_exponential,
+    wait_fixed,
+    wait_random,
+)
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
@@ -18,15 +27,10 @@ from relay import facts
 from relay.facts import AnyFact
 from relay.lifecycle import OpenDelivery
 from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step
+from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, RULES, Rule, rule_for
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
 """A destination that asks for more gets no more: its clock or its mind may be wrong."""
-
-HOPELESS: frozenset[ErrorClass] = frozenset({"mapping", "ambiguous", "no_target", "refused"})
-"""No repetition mends these: the configuration or the data has to change first."""
-
-CUT_BY_US: frozenset[ErrorClass] = frozenset({"lease_lost"})
-"""These say nothing of the event: the attempt does not count, and the next is due at once."""
 
 _READS: frozenset[Step] = frozenset({"fetch", "find"})
 
@@ -38,16 +42,37 @@ class Schedule:
     """When a failed attempt is repeated, and when it is not."""
 
     def __init__(self, retry: Retry) -> None:
-        waits = [wait_fixed(delay) + wait_random(0, delay * retry.jitter) for delay in retry.schedule]
+        waits = [wait_fixed(delay) + wait_random(0, delay * retry.jitter) for delay in _delays(retry)]
         self._wait: wait_base = wait_chain(*waits) if waits else wait_fixed(0)
         self._stop: stop_base = stop_after_attempt(len(waits) + 1)
-        self.first_delay = timedelta(seconds=retry.schedule[0]) if retry.schedule else timedelta(0)
+        if retry.window is not None:
+            self._stop |= stop_before_delay(retry.window)
+        self.first_delay = timedelta(seconds=next(iter(_delays(retry)), 0))
+        self.has_window = retry.window is not None
 
-    def delay_after(self, attempt: int) -> timedelta | None:
-        """How long to wait after the failed attempt of this number (1 for the first); None: it was the last."""
+    def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:
+        """How long to wait after the failed attempt of this number (1 for the first); None: it was the last.
+
+        `elapsed` is how long ago the first attempt of the run was.
+        """
         state = RetryCallState(retry_object=_NO_RETRYING, fn=None, args=(), kwargs={})
         state.attempt_number = attempt
-        return None if self._stop(state) else timedelta(seconds=self._wait(state))
+        state.upcoming_sleep = self._wait(state)
+        state.start_time, state.outcome_timestamp = 0.0, elapsed.total_seconds()
+        return None if self._stop(state) else timedelta(seconds=state.upcoming_sleep)
+
+
+def _delays(retry: Retry) -> tuple[float, ...]:
+    """The delays themselves, without jitter: the schedule, or so many that grow."""
+    if retry.exponential is None:
+        return retry.schedule
+    growing = retry.exponential
+    exact = wait_exponential(multiplier=growing.first, exp_base=growing.factor, max=growing.longest)
+    state = RetryCallState(retry_object=_NO_RETRYING, fn=None, args=(), kwargs={})
+    delays = []
+    for state.attempt_number in range(1, growing.attempts):
+        delays.append(exact(state))
+    return tuple(delays)
 
 
 _NO_RETRYING: Any = None
@@ -60,6 +85,22 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     ordering: Ordering
     blocks_on_death: bool
     schedule: Schedule
+    outcomes: Mapping[str, str] = {}
+    """What its destination overrules of `relay.rules.RULES`."""
+    skew: timedelta = timedelta(seconds=5)
+    """By how much the source's clock and ours may differ."""
+
+
+class History(msgspec.Struct, frozen=True):
+    """What the attempts of this run before came to."""
+
+    same_in_a_row: int = 0
+    """The last so many failed in the class of this one."""
+    began_at: datetime | None = None
+    """When the first of them was recorded."""
+
+
+NO_HISTORY = History()
 
 
 UNKNOWN_ROUTE = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))
@@ -72,10 +113,37 @@ def policies(config: Config) -> dict[str, RoutePolicy]:
 
 
 def _policy(config: Config, route: Route) -> RoutePolicy:
-    return RoutePolicy(config.ordering_of(route), route.on_dead == "block", Schedule(route.retry))
+    skew = timedelta(seconds=config.sources[route.source].clock_skew)
+    overruled = {str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()}
+    return RoutePolicy(config.ordering_of(route), route.on_dead == "block", Schedule(route.retry), overruled, skew)
 
 
-def decide(delivery: Delivery, outcome: Outcome, policy: RoutePolicy, now: datetime) -> AnyFact:
+def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
+    """Whether `decide` has to know what the attempts before came to."""
+    if not isinstance(outcome, Failed):
+        return False
+    return policy.schedule.has_window or rule_for(outcome.error_class, policy.outcomes) in {Rule.CONFIRM, Rule.AGAIN}
+
+
+def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: ErrorClass) -> History:
+    """What the facts of a delivery (kind, error class, when), in the order of their ids, mean for a failure of this class."""
+    history = NO_HISTORY
+    for kind, failed_with, at in before:
+        if kind in _NEW_RUN:
+            history = NO_HISTORY
+        elif kind in _ATTEMPTS:
+            same = history.same_in_a_row + 1 if failed_with == error_class else 0
+            history = History(same, history.began_at or at)
+    return history
+
+
+_NEW_RUN = frozenset({"replayed", "rearmed", "corrected"})
+_ATTEMPTS = frozenset({"attempt_failed", "abandoned"})
+
+
+def decide(
+    delivery: Delivery, outcome: Outcome, policy: RoutePolicy, now: datetime, history: History = NO_HISTORY
+) -> AnyFact:
     """What happened to the delivery, now that its attempt has this outcome. `now` is UTC."""
     if isinstance(outcome, Delivered):
         return facts.Delivered(
@@ -88,14 +156,20 @@ def decide(delivery: Delivery, outcome: Outcome, policy: RoutePolicy, now: datet
         )
     if isinstance(outcome, Skipped):
         return facts.Skipped(why=outcome.why, calls=outcome.calls)
-    if outcome.error_class in CUT_BY_US:
-        return facts.AttemptFailed(
-            error_class=outcome.error_class, error=outcome.error, due_at=now, calls=outcome.calls, counted=False
-        )
-    delay = policy.schedule.delay_after(delivery.attempt)
-    if outcome.error_class in HOPELESS or delay is None:
+    return _decide_failed(delivery, outcome, policy, now, history)
+
+
+def _decide_failed(
+    delivery: Delivery, outcome: Failed, policy: RoutePolicy, now: datetime, history: History
+) -> AnyFact:
+    rule = rule_for(outcome.error_class, policy.outcomes)
+    elapsed = now - (history.began_at or now)
+    delay = policy.schedule.delay_after(delivery.attempt, elapsed)
+    confirmed = rule is Rule.CONFIRM and history.same_in_a_row + 1 >= CONFIRMED_AFTER
+    at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
+    if rule is Rule.DEAD or confirmed or (delay is None and not at_once):
         return facts.Dead(
-            cause=outcome.error_class if outcome.error_class in HOPELESS else "exhausted",
+            cause=outcome.error_class if rule is Rule.DEAD or confirmed else "exhausted",
             error=outcome.error,
             calls=outcome.calls,
             blocks_lane=policy.blocks_on_death,
@@ -103,8 +177,9 @@ def decide(delivery: Delivery, outcome: Outcome, policy: RoutePolicy, now: datet
     return facts.AttemptFailed(
         error_class=outcome.error_class,
         error=outcome.error,
-        due_at=now + _clamped(delay, outcome),
+        due_at=now if at_once or delay is None else now + _clamped(delay, outcome),
         calls=outcome.calls,
+        counted=not at_once,
     )
 
 
@@ -115,7 +190,7 @@ def can_be_given_back(outcome: Outcome) -> bool:
     """
     return (
         isinstance(outcome, Failed)
-        and outcome.error_class in CUT_BY_US
+        and RULES[outcome.error_class] is Rule.NOT_COUNTED
         and all(call.sent == "not_sent" or call.step in _READS for call in outcome.calls)
     )
 

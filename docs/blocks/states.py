@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from docs.blocks.common import MEANINGS, ROOT, field_docstrings, first_line, table
-from relay import facts, outcome, policy
+from relay import facts, outcome
 from relay.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, State, Step
+from relay.rules import RULES
 
 
 def states_diagram() -> str:
@@ -87,11 +88,5 @@ def error_classes() -> str:
     listed = source[source.index("ErrorClass = Literal[") :].partition("\n]")[0]
     return table(
         ("error class", "meaning", "then"),
-        ((f"`{name}`", meaning, _what_follows(name)) for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)),
+        ((f"`{name}`", meaning, MEANINGS["rules"][RULES[name]]) for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)),
     )
-
-
-def _what_follows(error_class: str) -> str:
-    if error_class in policy.CUT_BY_US:
-        return "given back if nothing was sent; else tried again at once, not counted"
-    return "dead at once" if error_class in policy.HOPELESS else "tried again"

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from inbox.config import Route, SyncDestination
 from inbox.errors import ConfigError, MappingError
 from relay import mapping
-from relay.answer import Answer
+from relay.answer import ABSENT, Answer
 from relay.destinations.base import Clients, Context
 from relay.endpoint import header_value
 from relay.expressions import Scope, decode, digest, encode
@@ -97,7 +97,7 @@ class _Attempt:
         """Whether the entity exists; it is in the scope then."""
         self._fetch_began_at = self._context.now()
         answer = self._call("fetch", self._plan.fetch, self._api)
-        if answer.error_class == "gone":
+        if answer.error_class in ABSENT:
             if self._delivery.attempt == 1:
                 # A replica that is behind answers the same for an entity just created: the next attempt asks again.
                 raise _Ended(answer.failed(self._all()))
@@ -113,7 +113,7 @@ class _Attempt:
         """Whether there is a counterpart; it is in the scope then."""
         find = cast("CallPlan", self._plan.find)
         answer = self._call("find", find, self._destination, find.json(self._scope))
-        matches = [] if answer.error_class == "gone" else self._matches(answer)
+        matches = [] if answer.error_class in ABSENT else self._matches(answer)
         if len(matches) > 1 and self._plan.many == "dead":
             raise _Ended(Failed(self._all(), "ambiguous", f"find: {len(matches)} counterparts"))
         self._scope["target"] = matches[0] if matches else None
@@ -143,7 +143,7 @@ class _Attempt:
         if self._plan.missing == "skip":
             return self._skipped('it has no counterpart, and missing = "skip"')
         if self._plan.missing == "retry":
-            return Failed(self._all(), "gone", "find: no counterpart yet")
+            return Failed(self._all(), "not_found", "find: no counterpart yet")
         return Failed(self._all(), "no_target", 'find: no counterpart, and missing = "dead"')
 
     def _create(self) -> Outcome:
@@ -154,7 +154,7 @@ class _Attempt:
 
     def _update(self) -> Outcome:
         answer, fields = self._try_update()
-        if answer.error_class == "gone":
+        if answer.error_class in ABSENT:
             # Deleted since it was found, or replaced by another: look again, once.
             if self._plan.find is None or not self._find():
                 return self._missing()
@@ -173,13 +173,13 @@ class _Attempt:
         if self._plan.find is not None and not self._find():
             return self._delivered("nothing_to_delete")
         answer = self._call("delete", cast("CallPlan", self._plan.delete), self._destination)
-        if answer.error_class == "gone":
+        if answer.error_class in ABSENT:
             return self._delivered("nothing_to_delete")
         self._ensure(answer)
         return self._delivered("deleted")
 
     def _call(self, step: Step, call: CallPlan, client: HttpClient, body: bytes | None = None) -> Answer:
-        """The answer: a success or of class `gone`, which each step reads in its own way. Others end the attempt."""
+        """The answer: a success, or that something is absent, which each step reads in its own way. Others end the attempt."""
         path, query = call.path.expand(self._scope), call.query(self._scope)
         headers = {"Accept": "application/json"}
         if step not in {"fetch", "find"}:
@@ -191,7 +191,7 @@ class _Attempt:
             headers["Traceparent"] = header_value(self._delivery.traceparent)
         answer = client.call(Request(step, call.method, headers, path, query, body), self._context)
         self.calls.append(answer.call)
-        if answer.error_class not in {None, "gone"}:
+        if answer.error_class is not None and answer.error_class not in ABSENT:
             raise _Ended(answer.failed(self._all()))
         return answer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import cache
 
 import msgspec
@@ -10,10 +11,13 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from inbox.routing import OWN_LANE
+from inbox.timestamps import as_time
+from relay import facts
 from relay.facts import AnyFact
 from relay.lifecycle import OpenDelivery, append
-from relay.outcome import Delivered, Delivery, Outcome
-from relay.policy import UNKNOWN_ROUTE, RoutePolicy, decide
+from relay.outcome import Delivered, Delivery, Failed, Outcome
+from relay.policy import NO_HISTORY, UNKNOWN_ROUTE, History, RoutePolicy, decide, history_of, needs_history
+from relay.store.coverage import heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 
@@ -37,6 +41,7 @@ def record(
     with database.write() as transaction:
         now = transaction.lock_order()
         leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
+        histories = _histories(transaction, outcomes, policies)
         changed: list[OpenDelivery] = []
         recorded: list[Recorded] = []
         for delivery, outcome in outcomes:
@@ -44,10 +49,13 @@ def record(
             if row is None:
                 recorded.append(Recorded(delivery, None))
                 continue
-            fact = decide(delivery, outcome, policies.get(delivery.route, UNKNOWN_ROUTE), now)
+            history = histories.get((delivery.seq, delivery.route), NO_HISTORY)
+            fact = decide(delivery, outcome, policies.get(delivery.route, UNKNOWN_ROUTE), now, history)
             changed.append(append(row, fact, now))
             recorded.append(Recorded(delivery, fact))
-        transaction.write_back(settle_lanes(transaction, changed, policies, now), relay_node)
+        delivered = [row for row in changed if isinstance(row.facts[-1], facts.Delivered)]
+        healed = heal(transaction, delivered, policies, now)
+        transaction.write_back(settle_lanes(transaction, [*changed, *healed], policies, now), relay_node)
         done = [o for o in outcomes if (o[0].seq, o[0].route, o[0].lease_token) in leased]
         remember_delivered(transaction, [row for outcome in done for row in _last_delivered(*outcome)])
     return recorded
@@ -74,6 +82,34 @@ JOIN open_delivery o ON o.seq = done.seq AND o.route = done.route
 WHERE o.state = 'in_flight' AND o.lease_token = done.token
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
+""")
+
+
+def _histories(
+    transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Mapping[str, RoutePolicy]
+) -> dict[tuple[int, str], History]:
+    """What the attempts before came to, of those for which it matters."""
+    asked = {
+        (delivery.seq, delivery.route): outcome.error_class
+        for delivery, outcome in outcomes
+        if isinstance(outcome, Failed) and needs_history(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
+    }
+    if not asked:
+        return {}
+    before: dict[tuple[int, str], list[tuple[str, str | None, datetime]]] = {key: [] for key in asked}
+    rows = rows_param({"seq": seq, "route": route} for seq, route in asked)
+    for row in transaction.execute(_attempts(transaction.sql), failed=rows):
+        before[row.seq, row.route].append((row.kind, row.error_class, as_time(row.at)))
+    return {key: history_of(facts_before, asked[key]) for key, facts_before in before.items()}
+
+
+@cache
+def _attempts(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT l.seq, l.route, l.kind, l.at, l.detail ->> 'error_class' AS error_class
+FROM {sql.rows("failed", seq="bigint", route="text")}
+JOIN delivery_log l ON l.seq = failed.seq AND l.route = failed.route
+ORDER BY l.id
 """)
 
 

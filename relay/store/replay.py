@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
-from typing import Any
 
 import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config import Config
-from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.db.dialect import Sql
 from inbox.reads import Row, plain
-from inbox.routing import lane_of
-from inbox.timestamps import as_time, time_text
+from inbox.timestamps import time_text
 from relay import facts
-from relay.lifecycle import OpenDelivery, State, append, fold
+from relay.lifecycle import OpenDelivery, State, append
 from relay.policy import policies
-from relay.store.database import ROW, Database, Transaction, as_open_delivery
-from relay.store.lanes import settle_lanes
+from relay.store.coverage import last_delivered
+from relay.store.database import Database, Transaction
+from relay.store.reopen import Key, find, take_up
 
 BATCH = 200
 """Deliveries in one transaction."""
@@ -91,103 +89,73 @@ ORDER BY seq, route
 """)
 
 
-def replay(database: Database, config: Config, planned: Plan, *, who: str, why: str) -> Iterator[int]:
+def overtaken(database: Database, config: Config, planned: Plan) -> int:
+    """How many of these a replay leaves out unless it is forced: what they carry is older than what was delivered last."""
+    keys = _keys(planned)
+    number = 0
+    for start in range(0, len(keys), BATCH):
+        with database.write() as transaction:
+            transaction.lock_order()
+            found = find(transaction, config, keys[start : start + BATCH])
+            number += len(_overtaken(transaction, found, frozenset(keys)))
+    return number
+
+
+def replay(
+    database: Database, config: Config, planned: Plan, *, who: str, why: str, force: bool = False
+) -> Iterator[int]:
     """Do it, batch by batch, each one transaction.
 
     A replayed delivery begins a new run, bypasses deduplication, and gets its place in its lane by its own time: on a
-    `latest` route a newer one that waits stands for it. One that is open again meanwhile is left as it is.
+    `latest` route a newer one that waits stands for it. One that is open again meanwhile is left as it is, and so is,
+    without `force`, one that would put something older in the place of what was delivered last in its lane.
 
     Yields:
         How many of a batch were taken up again.
     """
     fact = facts.Replayed(who=who, why=why)
-    keys = [(int(row["seq"]), str(row["route"])) for row in planned.deliveries]
+    keys = _keys(planned)
     for start in range(0, len(keys), BATCH):
-        yield _replay_batch(database, config, keys[start : start + BATCH], fact)
+        yield _replay_batch(database, config, keys[start : start + BATCH], fact, None if force else frozenset(keys))
 
 
-def _replay_batch(database: Database, config: Config, keys: Sequence[tuple[int, str]], fact: facts.Replayed) -> int:
-    rows = rows_param({"seq": seq, "route": route} for seq, route in keys)
+def _keys(planned: Plan) -> list[Key]:
+    return [(int(row["seq"]), str(row["route"])) for row in planned.deliveries]
+
+
+def _replay_batch(
+    database: Database,
+    config: Config,
+    keys: Sequence[Key],
+    fact: facts.Replayed,
+    planned: frozenset[Key] | None,
+) -> int:
+    """`planned` are all that are replayed; None: whatever it undoes."""
     with database.write() as transaction:
         now = transaction.lock_order()
-        present = [as_open_delivery(row) for row in transaction.execute(_present(database.sql), replayed=rows)]
-        dead = [row for row in present if row.state in (State.DEAD, State.BLOCKED)]
-        ended = _ended(transaction, config, rows, {(row.seq, row.route) for row in present})
-        again = [append(row, fact, now) for row in (*dead, *ended)]
-        if ended:
-            transaction.execute(_reopen(database.sql), reopened=rows_param(_reopened(row) for row in ended))
-        transaction.write_back(settle_lanes(transaction, again, policies(config), now), None)
+        found = find(transaction, config, keys)
+        left = set() if planned is None else _overtaken(transaction, found, planned)
+        again = [
+            append(row, fact, now)
+            for row in found
+            if row.state in (State.DEAD, State.BLOCKED, State.ENDED) and (row.seq, row.route) not in left
+        ]
+        take_up(transaction, found, again, policies(config), None)
     return len(again)
 
 
-def _ended(transaction: Transaction, config: Config, rows: str, present: set[tuple[int, str]]) -> list[OpenDelivery]:
-    """Deliveries that have left `open_delivery`, as their facts and the configuration tell them."""
-    history: dict[tuple[int, str], list[facts.AnyFact]] = defaultdict(list)
-    for row in transaction.execute(_history(transaction.sql), replayed=rows):
-        history[row.seq, row.route].append(facts.decode(row.kind, as_json(row.detail)))
-    return [
-        _from_facts(event, history[event.seq, event.route], config)
-        for event in transaction.execute(_events(transaction.sql), replayed=rows)
-        if (event.seq, event.route) not in present and event.route in config.routes
-    ]
+def _overtaken(transaction: Transaction, found: Iterable[OpenDelivery], planned: frozenset[Key]) -> set[Key]:
+    """Those that would put something older in the place of what was delivered last.
 
-
-def _from_facts(event: Any, history: Sequence[facts.AnyFact], config: Config) -> OpenDelivery:  # noqa: ANN401  # a result row
-    standing = fold(history)
-    lane = lane_of(
-        config.routes[event.route], entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key
-    )
-    return OpenDelivery(
-        seq=event.seq,
-        route=event.route,
-        lane=lane,
-        occurred_at=as_time(event.occurred_at),
-        state=standing.state,
-        attempt=standing.attempt,
-        run=standing.run,
-    )
-
-
-def _reopened(row: OpenDelivery) -> Mapping[str, object]:
-    return {"seq": row.seq, "route": row.route, "lane": row.lane, "occurred_at": row.occurred_at, "run": row.run}
-
-
-def _replayed(sql: Sql) -> str:
-    return sql.rows("replayed", seq="bigint", route="text")
-
-
-@cache
-def _present(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT {ROW}
-FROM {_replayed(sql)} JOIN open_delivery o ON o.seq = replayed.seq AND o.route = replayed.route
-ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o"}
-""")
-
-
-@cache
-def _history(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT l.seq, l.route, l.kind, l.detail
-FROM {_replayed(sql)} JOIN delivery_log l ON l.seq = replayed.seq AND l.route = replayed.route
-ORDER BY l.id
-""")
-
-
-@cache
-def _events(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT i.seq, replayed.route, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at
-FROM {_replayed(sql)} JOIN inbox i ON i.seq = replayed.seq
-ORDER BY i.seq, replayed.route
-""")
-
-
-@cache
-def _reopen(sql: Sql) -> TextClause:
-    rows = sql.rows("reopened", seq="bigint", route="text", lane="text", occurred_at="time", run="int")
-    return text(f"""
-INSERT INTO open_delivery (seq, route, lane, occurred_at, state, run)
-SELECT seq, route, lane, occurred_at, 'received', run FROM {rows}
-""")
+    What fetches carries the newest whenever it goes; and where the last delivery itself is replayed too, it comes last.
+    """
+    rows = list(found)
+    lasts = last_delivered(transaction, {(row.route, row.lane) for row in rows})
+    return {
+        (row.seq, row.route)
+        for row in rows
+        if (last := lasts.get((row.route, row.lane)))
+        and last.fetch_began_at is None
+        and row.key < last.key
+        and (last.seq, row.route) not in planned
+    }

@@ -9,6 +9,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 from relay.policy import RoutePolicy
+from relay.store.coverage import drop_covered
 from relay.store.database import ROW, Database, as_open_delivery
 from relay.store.lanes import settle_lanes
 
@@ -28,7 +29,8 @@ def sequence(database: Database, policies: Mapping[str, RoutePolicy], relay_node
         now = transaction.lock_order()
         received = [as_open_delivery(row) for row in transaction.execute(_received(database.sql), batch=batch)]
         if received:
-            transaction.write_back(settle_lanes(transaction, received, policies, now), relay_node)
+            left = drop_covered(transaction, received, policies, now)
+            transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
     return len(received)
 
 

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import Duration, Retry
+from inbox.config import Duration, Exponential, Retry
 from relay import facts
 from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, Step
-from relay.policy import HOPELESS, LONGEST_RETRY_AFTER, RoutePolicy, Schedule, can_be_given_back, decide
+from relay.policy import LONGEST_RETRY_AFTER, History, RoutePolicy, Schedule, can_be_given_back, decide, history_of
+from relay.rules import AGAIN_AT_MOST, RULES, Rule
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EXACT = Schedule(Retry(schedule=(Duration(5), Duration(30), Duration(300)), jitter=0))
 POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=EXACT)
-RETRYABLE: list[ErrorClass] = ["not_sent", "unknown", "throttled", "server_error", "rejected", "auth", "conflict"]
+RETRYABLE = sorted(name for name, rule in RULES.items() if rule is Rule.RETRY)
+HOPELESS = sorted(name for name, rule in RULES.items() if rule is Rule.DEAD)
 
 
 def a_delivery(attempt: int = 1, *, late: bool = False) -> Delivery:
@@ -88,11 +90,81 @@ def test_a_failure_that_may_pass_is_retried_by_the_schedule_until_it_is_used_up(
     assert last == facts.Dead(cause="exhausted", error="trouble")
 
 
-@pytest.mark.parametrize("error_class", sorted(HOPELESS))
+@pytest.mark.parametrize("error_class", HOPELESS)
 def test_what_no_repetition_can_mend_is_dead_at_once_with_its_cause(error_class: ErrorClass) -> None:
     assert decide(a_delivery(1), Failed((), error_class, "no"), POLICY, NOW) == facts.Dead(
         cause=error_class, error="no"
     )
+
+
+def test_what_is_refused_is_confirmed_once_and_then_dead() -> None:
+    refused = Failed((), "rejected", "422")
+    first = decide(a_delivery(1), refused, POLICY, NOW)
+    assert isinstance(first, facts.AttemptFailed)
+    assert first.due_at == NOW + timedelta(seconds=5)
+    again = decide(a_delivery(2), refused, POLICY, NOW, History(same_in_a_row=1))
+    assert again == facts.Dead(cause="rejected", error="422")
+    after_another_trouble = decide(a_delivery(2), refused, POLICY, NOW, History(same_in_a_row=0))
+    assert isinstance(after_another_trouble, facts.AttemptFailed)
+
+
+def test_a_conflict_is_looked_at_again_at_once_three_times_and_then_by_the_schedule() -> None:
+    conflict = Failed((), "conflict", "412")
+    for times in range(AGAIN_AT_MOST):
+        fact = decide(a_delivery(1), conflict, POLICY, NOW, History(same_in_a_row=times))
+        assert fact == facts.AttemptFailed(error_class="conflict", error="412", due_at=NOW, counted=False)
+    fact = decide(a_delivery(1), conflict, POLICY, NOW, History(same_in_a_row=AGAIN_AT_MOST))
+    assert fact == facts.AttemptFailed(error_class="conflict", error="412", due_at=NOW + timedelta(seconds=5))
+
+
+def test_a_destination_can_overrule_what_an_answer_leads_to() -> None:
+    patient = RoutePolicy(
+        "strict", blocks_on_death=False, schedule=EXACT, outcomes={"rejected": "retry", "not_found": "dead"}
+    )
+    fact = decide(a_delivery(2), Failed((), "rejected", "422"), patient, NOW, History(same_in_a_row=1))
+    assert isinstance(fact, facts.AttemptFailed)
+    assert decide(a_delivery(1), Failed((), "not_found", "404"), patient, NOW) == facts.Dead(
+        cause="not_found", error="404"
+    )
+
+
+def test_nothing_is_tried_beyond_the_window() -> None:
+    schedule = Schedule(Retry(schedule=(Duration(5), Duration(30), Duration(300)), jitter=0, window=Duration(60)))
+    assert schedule.delay_after(1, timedelta(seconds=0)) == timedelta(seconds=5)
+    assert schedule.delay_after(2, timedelta(seconds=29)) == timedelta(seconds=30)
+    assert schedule.delay_after(2, timedelta(seconds=31)) is None
+    policy = RoutePolicy("strict", blocks_on_death=False, schedule=schedule)
+    began = History(began_at=NOW - timedelta(seconds=31))
+    assert decide(a_delivery(2), Failed((), "unknown", "cut"), policy, NOW, began) == facts.Dead(
+        cause="exhausted", error="cut"
+    )
+
+
+def test_delays_can_grow_by_a_factor_up_to_the_longest() -> None:
+    growing = Exponential(first=Duration(10), factor=3, longest=Duration(60), attempts=5)
+    schedule = Schedule(Retry(exponential=growing, jitter=0))
+    assert [schedule.delay_after(attempt) for attempt in range(1, 6)] == [
+        *(timedelta(seconds=seconds) for seconds in (10, 30, 60, 60)),
+        None,
+    ]
+    assert schedule.first_delay == timedelta(seconds=10)
+
+
+def test_what_came_before_counts_since_the_run_began_and_only_in_a_row() -> None:
+    def at(seconds: int) -> datetime:
+        return NOW + timedelta(seconds=seconds)
+
+    before = [
+        ("attempt_failed", "rejected", at(1)),
+        ("replayed", None, at(2)),
+        ("attempt_failed", "rejected", at(3)),
+        ("abandoned", None, at(4)),
+        ("attempt_failed", "rejected", at(5)),
+        ("took_over", None, at(6)),
+    ]
+    assert history_of(before, "rejected") == History(1, at(3))
+    assert history_of(before, "conflict") == History(0, at(3))
+    assert history_of([], "conflict") == History()
 
 
 def test_a_death_blocks_the_lane_when_the_route_says_so() -> None:

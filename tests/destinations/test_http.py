@@ -142,7 +142,7 @@ def test_a_cut_call_leaves_the_next_one_whole(stack: ExitStack) -> None:
     ("status", "error_class"),
     [
         (200, None), (204, None), (299, None), (301, "redirect"), (304, "redirect"), (400, "rejected"), (401, "auth"),
-        (403, "auth"), (404, "gone"), (408, "throttled"), (409, "conflict"), (410, "gone"), (412, "conflict"),
+        (403, "auth"), (404, "not_found"), (408, "throttled"), (409, "conflict"), (410, "gone"), (412, "conflict"),
         (418, "rejected"), (422, "rejected"), (425, "throttled"), (429, "throttled"), (500, "server_error"),
         (503, "server_error"), (599, "server_error"), (700, "bad_answer"),
     ],

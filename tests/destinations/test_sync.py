@@ -171,7 +171,7 @@ def test_deleting_what_is_not_there_is_a_success(world: World) -> None:
 def test_an_entity_that_is_not_there_yet_is_asked_for_again_by_the_next_attempt(world: World) -> None:
     outcome = world.deliver(fetch=answer(404))
     assert isinstance(outcome, Failed)
-    assert (outcome.error_class, world.asked) == ("gone", [FETCH])
+    assert (outcome.error_class, world.asked) == ("not_found", [FETCH])
 
 
 def test_an_entity_that_is_still_not_there_is_gone(world: World) -> None:

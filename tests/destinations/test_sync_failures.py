@@ -41,7 +41,7 @@ def world() -> Iterator[World]:
 
 
 @pytest.mark.parametrize(
-    ("missing", "expected"), [("skip", Skipped), ("retry", "gone"), ("dead", "no_target")]
+    ("missing", "expected"), [("skip", Skipped), ("retry", "not_found"), ("dead", "no_target")]
 )  # fmt: skip
 def test_a_missing_counterpart_is_what_the_route_says(world: World, missing: str, expected: object) -> None:
     outcome = world.deliver(sync=f'missing = "{missing}"\n{SYNC}', find=NONE)
@@ -77,7 +77,7 @@ def test_a_counterpart_that_is_gone_and_not_found_again_is_missing(world: World)
 def test_a_counterpart_that_is_found_and_gone_for_ever_is_a_failure(world: World) -> None:
     outcome = world.deliver(update=answer(404))
     assert isinstance(outcome, Failed)
-    assert (outcome.error_class, len(outcome.calls)) == ("gone", 5)
+    assert (outcome.error_class, len(outcome.calls)) == ("not_found", 5)
 
 
 def test_somebody_else_creating_it_first_is_a_conflict(world: World) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.timestamps import time_text
-from relay.store import claim, database, events, examine, lanes, record, replay, sequence, verify
+from relay.store import claim, coverage, database, events, examine, lanes, record, reopen, repeats, sequence, verify
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -126,9 +126,12 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "leased": record._leased,
     "end": database._end,
     "move": database._move,
-    "replayed that are open": replay._present,
-    "facts of replayed": replay._history,
-    "events of replayed": replay._events,
+    "wanted that are open": reopen._present,
+    "facts of wanted": reopen._history,
+    "events of wanted": reopen._events,
+    "repeats": lambda _: repeats._REPEATS,
+    "routes of repeated": repeats._routes,
+    "dead of a lane": coverage._dead,
     "events of a span": lambda _: examine._EVENTS,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
     "facts of a span": lambda _: examine._FACTS,
@@ -217,6 +220,7 @@ def test_on_postgres_it_reads_no_big_table_from_end_to_end(
 
 
 PARTIAL = (
+    "ix_repeated_request_open",
     "ix_open_delivery_received",
     "ix_open_delivery_in_flight",
     "ix_open_delivery_dead",

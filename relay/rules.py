@@ -1,0 +1,56 @@
+"""What each class of failure leads to: one table, and what a destination overrules of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from relay.outcome import ErrorClass
+
+
+class Rule(StrEnum):
+    """What follows a failed attempt."""
+
+    RETRY = "retry"
+    """Another attempt by the route's schedule, or when the other side asked for it."""
+    CONFIRM = "confirm"
+    """One more attempt by the schedule; when that comes to the same, it is dead."""
+    AGAIN = "again"
+    """At once, from the fetch on, three times in a row at most, and not counted; then by the schedule."""
+    DEAD = "dead"
+    """No repetition mends it: the configuration or the data has to change first."""
+    NOT_COUNTED = "not_counted"
+    """It says nothing of this event: due at once, and no attempt is used."""
+
+
+RULES: dict[ErrorClass, Rule] = {
+    "not_sent": Rule.RETRY,
+    "unknown": Rule.RETRY,
+    "throttled": Rule.RETRY,
+    "server_error": Rule.RETRY,
+    "rejected": Rule.CONFIRM,
+    "auth": Rule.RETRY,
+    "not_found": Rule.RETRY,
+    "gone": Rule.RETRY,
+    "conflict": Rule.AGAIN,
+    "redirect": Rule.RETRY,
+    "bad_answer": Rule.RETRY,
+    "mapping": Rule.DEAD,
+    "ambiguous": Rule.DEAD,
+    "no_target": Rule.DEAD,
+    "refused": Rule.DEAD,
+    "lease_lost": Rule.NOT_COUNTED,
+    "crashed": Rule.RETRY,
+}
+
+AGAIN_AT_MOST = 3
+"""A conflict that three fresh looks at both sides did not solve needs time, or a person."""
+
+CONFIRMED_AFTER = 2
+"""So many times in a row the other side has refused it: it means it."""
+
+
+def rule_for(error_class: ErrorClass, overruled: Mapping[str, str]) -> Rule:
+    """The rule of a destination that overrules some; `overruled` is its `outcomes`."""
+    given = overruled.get(error_class)
+    return RULES[error_class] if given is None else Rule(given)

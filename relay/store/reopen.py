@@ -1,0 +1,119 @@
+"""Deliveries wherever they stand, those that ended too, and taking them up again. Call under the order lock."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from inbox.config import Config
+from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.routing import lane_of
+from inbox.timestamps import as_time
+from relay import facts
+from relay.lifecycle import OpenDelivery, State, fold
+from relay.policy import RoutePolicy
+from relay.store.database import ROW, Transaction, as_open_delivery
+from relay.store.lanes import settle_lanes
+
+Key = tuple[int, str]
+"""seq and route."""
+
+
+def find(transaction: Transaction, config: Config, keys: Sequence[Key]) -> list[OpenDelivery]:
+    """These deliveries: as their row has them, locked, or as their facts and the configuration tell.
+
+    One that has ended on a route which is not configured any more is left out: there is nowhere to send it.
+    """
+    if not keys:
+        return []
+    wanted = rows_param({"seq": seq, "route": route} for seq, route in keys)
+    present = [as_open_delivery(row) for row in transaction.execute(_present(transaction.sql), wanted=wanted)]
+    there = {(row.seq, row.route) for row in present}
+    history: dict[Key, list[facts.AnyFact]] = defaultdict(list)
+    for row in transaction.execute(_history(transaction.sql), wanted=wanted):
+        history[row.seq, row.route].append(facts.decode(row.kind, as_json(row.detail)))
+    return present + [
+        _from_facts(event, history[event.seq, event.route], config)
+        for event in transaction.execute(_events(transaction.sql), wanted=wanted)
+        if (event.seq, event.route) not in there and event.route in config.routes
+    ]
+
+
+def take_up(
+    transaction: Transaction,
+    found: Iterable[OpenDelivery],
+    again: Sequence[OpenDelivery],
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str | None,
+) -> None:
+    """Give `again`, which are of those that were `found`, with the fact that takes each up, their places in their lanes."""
+    ended = {(row.seq, row.route) for row in found if row.state is State.ENDED}
+    reopened = [row for row in again if (row.seq, row.route) in ended]
+    if reopened:
+        transaction.execute(_reopen(transaction.sql), reopened=rows_param(_reopened(row) for row in reopened))
+    transaction.write_back(settle_lanes(transaction, again, policies, transaction.now()), relay_node)
+
+
+def _from_facts(event: Any, history: Sequence[facts.AnyFact], config: Config) -> OpenDelivery:  # noqa: ANN401  # a result row
+    standing = fold(history)
+    lane = lane_of(
+        config.routes[event.route], entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key
+    )
+    return OpenDelivery(
+        seq=event.seq,
+        route=event.route,
+        lane=lane,
+        occurred_at=as_time(event.occurred_at),
+        state=standing.state,
+        attempt=standing.attempt,
+        run=standing.run,
+    )
+
+
+def _reopened(row: OpenDelivery) -> dict[str, object]:
+    return {"seq": row.seq, "route": row.route, "lane": row.lane, "occurred_at": row.occurred_at, "run": row.run}
+
+
+def _wanted(sql: Sql) -> str:
+    return sql.rows("wanted", seq="bigint", route="text")
+
+
+@cache
+def _present(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT {ROW}
+FROM {_wanted(sql)} JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
+ORDER BY o.seq, o.route
+{sql.for_update and "FOR UPDATE OF o"}
+""")
+
+
+@cache
+def _history(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT l.seq, l.route, l.kind, l.detail
+FROM {_wanted(sql)} JOIN delivery_log l ON l.seq = wanted.seq AND l.route = wanted.route
+ORDER BY l.id
+""")
+
+
+@cache
+def _events(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT i.seq, wanted.route, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at
+FROM {_wanted(sql)} JOIN inbox i ON i.seq = wanted.seq
+ORDER BY i.seq, wanted.route
+""")
+
+
+@cache
+def _reopen(sql: Sql) -> TextClause:
+    rows = sql.rows("reopened", seq="bigint", route="text", lane="text", occurred_at="time", run="int")
+    return text(f"""
+INSERT INTO open_delivery (seq, route, lane, occurred_at, state, run)
+SELECT seq, route, lane, occurred_at, 'received', run FROM {rows}
+""")

@@ -1,0 +1,100 @@
+"""Cancel and unblock: a person ends deliveries, or lets a lane go on past its dead head."""
+
+from __future__ import annotations
+
+from relay.outcome import Delivered, Failed
+from relay.store.cancel import cancel, plan_cancel, plan_unblock, unblock
+from relay.store.record import record
+from relay.store.replay import Selection, overtaken, plan, replay
+from relay.store.verify import verify
+from tests.store.conftest import POLICIES, Steps, an_event
+from tests.store.test_replay import CONFIG
+
+DONE = Delivered((), "forwarded")
+HOPELESS = Failed((), "mapping", "email: no value")
+
+
+def cancel_all(steps: Steps, selection: Selection) -> int:
+    planned = plan_cancel(steps.database, selection)
+    return sum(cancel(steps.database, CONFIG, planned, who="ann", why="a test account"))
+
+
+def unblock_all(steps: Steps, selection: Selection) -> int:
+    planned = plan_unblock(steps.database, selection)
+    return sum(unblock(steps.database, CONFIG, planned, who="ann", why="mended by hand"))
+
+
+def agreed(steps: Steps) -> bool:
+    return not [found for checked in verify(steps.database, CONFIG) for found in checked.differences]
+
+
+def test_what_is_cancelled_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
+    assert cancel_all(steps, Selection(seq=1)) == 1
+    assert steps.states() == [(2, "strict", "ready"), (3, "strict", "ready")]
+    (fact,) = steps.rows("SELECT kind, relay_node, detail FROM delivery_log")
+    assert fact == {"kind": "cancelled", "relay_node": None, "detail": {"who": "ann", "why": "a test account"}}
+    assert agreed(steps)
+
+
+def test_one_that_waits_can_be_cancelled_too(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3))
+    assert cancel_all(steps, Selection(seq=2)) == 1
+    assert steps.attempt(DONE).seq == 1
+    assert steps.attempt(DONE).seq == 3
+    assert agreed(steps)
+
+
+def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    planned = plan_cancel(steps.database, Selection(entity_type="USER", entity_id="u1"))
+    working = steps.claim()
+    assert sum(cancel(steps.database, CONFIG, planned, who="ann", why="no")) == 1
+    (recorded,) = record(steps.database, POLICIES, "r1", [(working, DONE)])
+    assert recorded.fact is not None
+    assert steps.kinds() == [(2, "cancelled"), (1, "delivered")]
+
+
+def test_dead_letters_of_a_cause_can_be_cancelled_together(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
+    steps.attempt(HOPELESS)
+    steps.attempt(HOPELESS)
+    assert cancel_all(steps, Selection(cause="mapping")) == 2
+    assert steps.states() == [(3, "strict", "ready")]
+
+
+def test_what_was_cancelled_can_be_replayed(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    cancel_all(steps, Selection(seq=1))
+    planned = plan(steps.database, Selection(seq=1))
+    assert sum(replay(steps.database, CONFIG, planned, who="ann", why="after all")) == 1
+    assert steps.states() == [(1, "strict", "ready")]
+
+
+def test_a_blocked_lane_goes_on_past_its_head_which_stays_dead(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
+    steps.attempt(HOPELESS, "blocking")
+    assert steps.states() == [(1, "blocking", "blocked"), (2, "blocking", "waiting")]
+    assert unblock_all(steps, Selection(route="blocking")) == 1
+    assert steps.states() == [(1, "blocking", "dead"), (2, "blocking", "ready")]
+    assert unblock_all(steps, Selection()) == 0
+    assert agreed(steps)
+
+
+def test_a_blocked_head_can_be_cancelled(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
+    steps.attempt(HOPELESS, "blocking")
+    assert cancel_all(steps, Selection(seq=1)) == 1
+    assert steps.states() == [(2, "blocking", "ready")]
+
+
+def test_a_replay_does_not_undo_what_was_delivered_later_unless_it_is_forced(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(HOPELESS)
+    steps.attempt(DONE)
+    planned = plan(steps.database, Selection(seq=1))
+    assert overtaken(steps.database, CONFIG, planned) == 1
+    assert sum(replay(steps.database, CONFIG, planned, who="ann", why="again")) == 0
+    assert steps.states() == [(1, "strict", "dead")]
+    assert sum(replay(steps.database, CONFIG, planned, who="ann", why="again", force=True)) == 1
+    assert steps.states() == [(1, "strict", "ready")]

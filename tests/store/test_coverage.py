@@ -1,0 +1,228 @@
+"""What a past success makes needless, what heals the dead, and what a repeated request makes necessary again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import msgspec
+import pytest
+
+from inbox.config import Config
+from inbox.db import engine as engines
+from inbox.event import Event
+from inbox.store import STORES
+from relay.outcome import Delivered, Failed
+from relay.store.claim import claim
+from relay.store.record import record
+from relay.store.repeats import Judged, judge_repeats
+from relay.store.verify import verify
+from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
+from tests.store.test_replay import CONFIG
+
+HOPELESS = Failed((), "mapping", "email: no value")
+LATEST = ["latest"]
+
+
+def fetched(second: float, last_modified: float | None = None) -> Delivered:
+    """Delivered, with a fetch that began in this second."""
+    modified = None if last_modified is None else START + timedelta(seconds=last_modified)
+    return Delivered((), "updated", START + timedelta(seconds=second), modified)
+
+
+@pytest.fixture
+def repeat(database_url: str) -> Callable[[Event], None]:
+    """Receive an event that is there already."""
+
+    def _repeat(event: Event) -> None:
+        async def _append() -> None:
+            engine = engines.connect_async(database_url, application="tests")
+            async with engine.connect() as connection:
+                await STORES[engine.dialect.name]().repeat(connection, [event])
+            await engine.dispose()
+
+        asyncio.run(_append())
+
+    return _repeat
+
+
+def judge(steps: Steps, config: Config = CONFIG) -> Judged:
+    return judge_repeats(steps.database, config, "r1")
+
+
+def agreed(steps: Steps) -> bool:
+    return not [found for checked in verify(steps.database, CONFIG) for found in checked.differences]
+
+
+# --- what is covered
+
+
+def test_an_event_is_dropped_when_what_was_fetched_after_it_was_delivered(steps: Steps) -> None:
+    steps.arrive(an_event(2, second=2, routes=LATEST))
+    steps.attempt(fetched(9), "latest")
+    steps.arrive(an_event(1, second=1, routes=LATEST))
+    assert steps.states() == []
+    assert steps.kinds() == [(1, "delivered"), (2, "superseded")]
+    (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE seq = 2")
+    assert fact["detail"] == {"by": 1, "because": "covered"}
+    assert agreed(steps)
+
+
+@pytest.mark.parametrize(
+    ("began", "dropped"),
+    [(7.9, False), (8.0, False), (8.1, True)],
+    ids=["too soon for its second and the skew", "just not", "late enough"],
+)
+def test_a_fetch_has_to_begin_after_the_whole_second_of_the_event_and_the_skew(
+    steps: Steps, began: float, dropped: bool
+) -> None:
+    steps.arrive(an_event(1, second=1, routes=LATEST))
+    steps.attempt(fetched(began), "latest")
+    steps.arrive(an_event(2, second=2, routes=LATEST))
+    assert (steps.states() == []) == dropped
+
+
+def test_two_changes_in_one_second_are_both_applied(steps: Steps) -> None:
+    """The second looks like the first; the first one's fetch began between them."""
+    steps.arrive(an_event(1, second=1, routes=LATEST))
+    steps.attempt(fetched(1.4), "latest")
+    steps.arrive(an_event(2, second=1, routes=LATEST))
+    assert steps.states() == [(2, "latest", "ready")]
+
+
+def test_what_was_fetched_and_says_that_it_is_as_new_covers_whenever_the_fetch_began(steps: Steps) -> None:
+    steps.arrive(an_event(1, second=1, routes=LATEST))
+    steps.attempt(fetched(2, last_modified=3), "latest")
+    steps.arrive(an_event(2, second=2, routes=LATEST), an_event(3, "u2", second=2, routes=LATEST))
+    assert steps.states() == [(3, "latest", "ready")]
+
+
+def test_without_a_fetch_only_older_events_are_dropped(steps: Steps) -> None:
+    steps.arrive(an_event(2, second=2, routes=LATEST))
+    steps.attempt(Delivered((), "forwarded"), "latest")
+    steps.arrive(an_event(1, second=1, routes=LATEST))
+    assert steps.states() == []
+    steps.arrive(an_event(3, second=2, routes=LATEST))
+    assert steps.states() == [(3, "latest", "ready")]
+
+
+def test_nothing_is_dropped_on_a_strict_route(steps: Steps) -> None:
+    steps.arrive(an_event(2, second=2))
+    steps.attempt(fetched(100))
+    steps.arrive(an_event(1, second=1))
+    assert steps.states() == [(2, "strict", "ready")]
+
+
+# --- dead letters that heal
+
+
+def test_a_later_success_ends_the_dead_of_its_lane(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=LATEST), an_event(2, "u2", routes=LATEST))
+    steps.attempt(HOPELESS, "latest")
+    steps.attempt(HOPELESS, "latest")
+    steps.arrive(an_event(3, routes=LATEST))
+    steps.attempt(fetched(9), "latest")
+    assert steps.states() == [(2, "latest", "dead")]
+    (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE seq = 1 AND kind = 'superseded'")
+    assert fact["detail"] == {"by": 3, "because": "healed"}
+    assert agreed(steps)
+
+
+def test_an_earlier_success_heals_nothing(steps: Steps) -> None:
+    steps.arrive(an_event(5, second=5, routes=LATEST))
+    steps.attempt(HOPELESS, "latest")
+    steps.arrive(an_event(1, second=1, routes=LATEST))
+    steps.attempt(fetched(2), "latest")
+    assert steps.states() == [(1, "latest", "dead")]
+
+
+def test_on_a_strict_route_the_dead_wait_for_a_person(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(HOPELESS)
+    steps.attempt(fetched(9))
+    assert steps.states() == [(1, "strict", "dead")]
+
+
+# --- repeats
+
+
+def test_a_repeat_makes_the_delivery_again_when_the_change_may_not_be_in_it(
+    steps: Steps, repeat: Callable[[Event], None]
+) -> None:
+    event = an_event(1, second=1, routes=LATEST)
+    steps.arrive(event)
+    steps.attempt(fetched(1.4), "latest")
+    repeat(event)
+
+    assert judge(steps) == Judged(handled=1, rearmed=1)
+    assert judge(steps) == Judged(handled=0, rearmed=0)
+
+    (row,) = steps.rows("SELECT state, attempt, run FROM open_delivery")
+    assert row == {"state": "ready", "attempt": 0, "run": 1}
+    assert steps.attempt(fetched(9), "latest").run == 1
+    assert steps.kinds() == [(1, "delivered"), (1, "rearmed"), (1, "delivered")]
+    assert agreed(steps)
+
+
+def test_a_repeat_of_what_was_certainly_applied_changes_nothing(steps: Steps, repeat: Callable[[Event], None]) -> None:
+    event = an_event(1, second=1, routes=LATEST)
+    steps.arrive(event)
+    steps.attempt(fetched(9), "latest")
+    repeat(event)
+    assert judge(steps) == Judged(handled=1, rearmed=0)
+    assert steps.states() == []
+
+
+def test_a_repeat_of_what_is_still_to_be_fetched_changes_nothing(steps: Steps, repeat: Callable[[Event], None]) -> None:
+    event = an_event(1, second=1, routes=LATEST)
+    steps.arrive(event)
+    repeat(event)
+    assert judge(steps) == Judged(handled=1, rearmed=0)
+    assert steps.states() == [(1, "latest", "ready")]
+
+
+def test_a_repeat_of_what_is_in_flight_is_judged_when_it_has_ended(
+    steps: Steps, repeat: Callable[[Event], None]
+) -> None:
+    event = an_event(1, second=1, routes=LATEST)
+    steps.arrive(event)
+    (working,) = claim(steps.database, "r1", [(LATEST, 1)])
+    repeat(event)
+    assert judge(steps) == Judged(handled=0, rearmed=0)
+    record(steps.database, POLICIES, "r1", [(working, fetched(1.4))])
+    assert judge(steps) == Judged(handled=1, rearmed=1)
+
+
+def test_a_repeat_of_a_dead_letter_takes_it_up_again(steps: Steps, repeat: Callable[[Event], None]) -> None:
+    event = an_event(1, second=1, routes=LATEST)
+    steps.arrive(event)
+    steps.attempt(HOPELESS, "latest")
+    repeat(event)
+    assert judge(steps) == Judged(handled=1, rearmed=1)
+    assert steps.states() == [(1, "latest", "ready")]
+
+
+def test_on_a_strict_route_a_repeat_is_the_same_event(steps: Steps, repeat: Callable[[Event], None]) -> None:
+    event = an_event(1, second=1)
+    steps.arrive(event)
+    steps.attempt(Delivered((), "forwarded"))
+    repeat(msgspec.structs.replace(event, body=b'{"other": true}', body_sha256=b"0" * 32))
+    assert judge(steps) == Judged(handled=1, rearmed=0)
+    assert steps.states() == []
+    (row,) = steps.rows("SELECT body FROM repeated_request")
+    assert row["body"] is not None, "the other body can be seen"
+
+
+def test_many_repeats_of_one_event_are_one_delivery_more(
+    steps: Steps, repeat: Callable[[Event], None], clock: FakeClock
+) -> None:
+    event = an_event(1, second=1, routes=LATEST)
+    steps.arrive(event)
+    steps.attempt(fetched(1.4), "latest")
+    for _ in range(3):
+        repeat(event)
+    assert judge(steps) == Judged(handled=3, rearmed=1)
+    clock.advance(10)
+    steps.attempt(fetched(20), "latest")
+    assert steps.states() == []
