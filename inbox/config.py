@@ -122,6 +122,19 @@ Consequence = Literal["retry", "confirm", "again", "dead"]
 OutboundAuth = ApiBasic | ApiBearer | ApiHeader
 
 
+class BreakerLimits(Table, frozen=True):
+    """When calls are stopped altogether, and for how long. Shared by all relays."""
+
+    calls: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10
+    """So many attempts in `window` at least, before it opens."""
+    failed: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    """The part of them that failed."""
+    window: Duration = Duration(60)
+    open_for: Duration = Duration(30)
+    """Until one attempt may see whether it is well again; twice as long each time that it is not."""
+    longest: Duration = Duration(600)
+
+
 class Endpoint(Table, frozen=True):
     """What apis and destinations have in common."""
 
@@ -136,6 +149,7 @@ class Endpoint(Table, frozen=True):
     ca_file: str | None = None
     allow_private: bool = False
     allow_http: bool = False
+    breaker: BreakerLimits = BreakerLimits()
 
 
 class Api(Endpoint, frozen=True, kw_only=True):

@@ -23,13 +23,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config
+from relay.breaker import Admission, Gates
 from relay.destinations import Deliverer
 from relay.leases import GRACE_SECONDS, RENEW_EVERY_SECONDS, Leases, claim_of
 from relay.observe import Observer
-from relay.outcome import Delivery
+from relay.outcome import Delivery, Failed
 from relay.policy import can_be_given_back, policies
 from relay.retry import tried, until_done
-from relay.store import claim, nodes, record, repeats, sequence
+from relay.store import claim, gates, nodes, record, repeats, sequence
 from relay.store.database import Database
 from relay.worker import Crews, Finished
 
@@ -79,6 +80,7 @@ class Relay:
         self._leaving: list[Crews] = []
         """Crews of configurations before, at their last calls."""
         self._config = config
+        self._gates = Gates(self._now())
         self._policies = policies(config)
         self._crews = self._hire(config, deliverers)
 
@@ -190,18 +192,22 @@ class Relay:
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded]
-        results = record.record(self._database, self._policies, self.node, outcomes)
+        watched = self._gates.breakers.keys()
+        results = record.record(self._database, self._policies, self.node, outcomes, watched)
         for finished in self._unrecorded:
             finished.crew.let_go(finished.delivery)
         self._leases.forget(claim_of(delivery) for delivery, _ in outcomes)
         self._unrecorded = []
         self._observer.recorded(results)
+        if watched or any(isinstance(outcome, Failed) for _, outcome in outcomes):
+            self._look_at_gates()
         return len(results)
 
     def _reap(self) -> None:
         """Now and then: leases that ran out, and repeated requests."""
         if time.monotonic() >= self._reap_at:
             self._observer.reaped(claim.reap(self._database, self._policies, self.node))
+            self._look_at_gates()
             self._observer.judged(repeats.judge_repeats(self._database, self._config, self.node))
             self._reap_at = time.monotonic() + REAP_EVERY_SECONDS
 
@@ -217,11 +223,31 @@ class Relay:
 
     def _claim(self) -> int:
         """Fill every crew that wants more."""
-        wanted = self._crews.wanted()
-        if not wanted:
-            return 0
-        began = self._leases.began_asking()
-        return self._hand_over(claim.claim(self._database, self.node, wanted), began)
+        wanted = [
+            ([route for route in routes if self._admitted(route) == "all"], room)
+            for routes, room in self._crews.wanted()
+        ]
+        paused = {route: self._gates.paused_lanes(policy.source) for route, policy in self._policies.items()}
+        claimed = 0
+        if any(routes for routes, _ in wanted):
+            began = self._leases.began_asking()
+            claimed = self._hand_over(claim.claim(self._database, self.node, wanted, paused), began)
+        for route in (route for route in self._crews.routes if self._admitted(route) == "probe"):
+            began = self._leases.began_asking()
+            found = claim.claim_probe(
+                self._database, self.node, route, list(self._policies[route].breakers), paused[route]
+            )
+            claimed += self._hand_over(found, began)
+            self._look_at_gates()
+        return claimed
+
+    def _admitted(self, route: str) -> Admission:
+        return self._gates.admit(self._policies[route].gates)
+
+    def _look_at_gates(self) -> None:
+        """What holds deliveries back now: pauses, and breakers that this relay or another has opened."""
+        before, self._gates = self._gates, gates.read_gates(self._database)
+        self._observer.gates_changed(before, self._gates)
 
     def _claim_suspect(self) -> int:
         """One of those that may be what a process died of, never two: as long as there are any, one after the other."""

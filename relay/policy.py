@@ -22,12 +22,13 @@ from tenacity import (
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from inbox.config import Config, Ordering, Retry, Route
+from inbox.config import BreakerLimits, Config, Ordering, Retry, Route
 from relay import facts
+from relay.breaker import GateKey, Health
 from relay.facts import AnyFact
 from relay.lifecycle import OpenDelivery
 from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step
-from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, RULES, Rule, rule_for
+from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, RULES, Rule, rule_for
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
 """A destination that asks for more gets no more: its clock or its mind may be wrong."""
@@ -89,6 +90,11 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     """What its destination overrules of `relay.rules.RULES`."""
     skew: timedelta = timedelta(seconds=5)
     """By how much the source's clock and ours may differ."""
+    source: str = ""
+    gates: tuple[GateKey, ...] = ()
+    """What it goes through: its source, itself, its destination, its api."""
+    breakers: Mapping[GateKey, BreakerLimits] = {}
+    """Those of them that a breaker can close, and when."""
 
 
 class History(msgspec.Struct, frozen=True):
@@ -113,9 +119,30 @@ def policies(config: Config) -> dict[str, RoutePolicy]:
 
 
 def _policy(config: Config, route: Route) -> RoutePolicy:
-    skew = timedelta(seconds=config.sources[route.source].clock_skew)
-    overruled = {str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()}
-    return RoutePolicy(config.ordering_of(route), route.on_dead == "block", Schedule(route.retry), overruled, skew)
+    breakers: dict[GateKey, BreakerLimits] = {
+        ("destination", route.destination): config.destinations[route.destination].breaker
+    }
+    if route.sync is not None:
+        breakers["api", route.sync.fetch.api] = config.apis[route.sync.fetch.api].breaker
+    return RoutePolicy(
+        ordering=config.ordering_of(route),
+        blocks_on_death=route.on_dead == "block",
+        schedule=Schedule(route.retry),
+        outcomes={str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()},
+        skew=timedelta(seconds=config.sources[route.source].clock_skew),
+        source=route.source,
+        gates=(("source", route.source), ("route", route.name), *breakers),
+        breakers=breakers,
+    )
+
+
+def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
+    """The breaker of what an attempt called last; None when that says nothing: it called nobody, or we cut it ourselves."""
+    last = outcome.calls[-1].step if outcome.calls else None
+    if last is None or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
+        return None
+    kind = "api" if last == "fetch" else "destination"
+    return next((key for key in policy.breakers if key[0] == kind), None)
 
 
 def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
@@ -142,9 +169,24 @@ _ATTEMPTS = frozenset({"attempt_failed", "abandoned"})
 
 
 def decide(
-    delivery: Delivery, outcome: Outcome, policy: RoutePolicy, now: datetime, history: History = NO_HISTORY
+    delivery: Delivery,
+    outcome: Outcome,
+    policy: RoutePolicy,
+    now: datetime,
+    history: History = NO_HISTORY,
+    *,
+    is_stopped: bool = False,
 ) -> AnyFact:
-    """What happened to the delivery, now that its attempt has this outcome. `now` is UTC."""
+    """What happened to the delivery, now that its attempt has this outcome.
+
+    Args:
+        delivery: as it was claimed.
+        outcome: of its attempt.
+        policy: the route's.
+        now: UTC.
+        history: what the attempts before came to; only asked for when `needs_history`.
+        is_stopped: the breaker of what was called was open already, so the failure says nothing of this event.
+    """
     if isinstance(outcome, Delivered):
         return facts.Delivered(
             did=outcome.did,
@@ -156,18 +198,19 @@ def decide(
         )
     if isinstance(outcome, Skipped):
         return facts.Skipped(why=outcome.why, calls=outcome.calls)
-    return _decide_failed(delivery, outcome, policy, now, history)
+    return _decide_failed(delivery, outcome, policy, now, history, is_stopped=is_stopped)
 
 
 def _decide_failed(
-    delivery: Delivery, outcome: Failed, policy: RoutePolicy, now: datetime, history: History
+    delivery: Delivery, outcome: Failed, policy: RoutePolicy, now: datetime, history: History, *, is_stopped: bool
 ) -> AnyFact:
     rule = rule_for(outcome.error_class, policy.outcomes)
     elapsed = now - (history.began_at or now)
     delay = policy.schedule.delay_after(delivery.attempt, elapsed)
     confirmed = rule is Rule.CONFIRM and history.same_in_a_row + 1 >= CONFIRMED_AFTER
     at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
-    if rule is Rule.DEAD or confirmed or (delay is None and not at_once):
+    spared = at_once or is_stopped or rule in {Rule.STOP, Rule.RETIRE}
+    if rule is Rule.DEAD or confirmed or (delay is None and not spared):
         return facts.Dead(
             cause=outcome.error_class if rule is Rule.DEAD or confirmed else "exhausted",
             error=outcome.error,
@@ -177,10 +220,22 @@ def _decide_failed(
     return facts.AttemptFailed(
         error_class=outcome.error_class,
         error=outcome.error,
-        due_at=now if at_once or delay is None else now + _clamped(delay, outcome),
+        due_at=now if at_once else now + _clamped(delay or policy.schedule.first_delay, outcome),
         calls=outcome.calls,
-        counted=not at_once,
+        counted=not spared,
     )
+
+
+def health_of(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:
+    """What an attempt says of the endpoint that it called last, and why."""
+    if not isinstance(outcome, Failed):
+        return "well", ""
+    rule = rule_for(outcome.error_class, policy.outcomes)
+    if rule is Rule.STOP:
+        return "refused", outcome.error
+    if rule is Rule.RETIRE:
+        return "retired", outcome.error
+    return HEALTH.get(outcome.error_class, "well"), outcome.error
 
 
 def can_be_given_back(outcome: Outcome) -> bool:

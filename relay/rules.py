@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from relay.breaker import Health
 from relay.outcome import ErrorClass
 
 
@@ -19,6 +20,10 @@ class Rule(StrEnum):
     """At once, from the fetch on, three times in a row at most, and not counted; then by the schedule."""
     DEAD = "dead"
     """No repetition mends it: the configuration or the data has to change first."""
+    STOP = "stop"
+    """The endpoint's breaker opens: it refuses us, whatever we send. No attempt is used."""
+    RETIRE = "retire"
+    """The destination is gone for good: nothing is sent there until a person resumes it. No attempt is used."""
     NOT_COUNTED = "not_counted"
     """It says nothing of this event: due at once, and no attempt is used."""
 
@@ -29,9 +34,9 @@ RULES: dict[ErrorClass, Rule] = {
     "throttled": Rule.RETRY,
     "server_error": Rule.RETRY,
     "rejected": Rule.CONFIRM,
-    "auth": Rule.RETRY,
+    "auth": Rule.STOP,
     "not_found": Rule.RETRY,
-    "gone": Rule.RETRY,
+    "gone": Rule.RETIRE,
     "conflict": Rule.AGAIN,
     "redirect": Rule.RETRY,
     "bad_answer": Rule.RETRY,
@@ -48,6 +53,14 @@ AGAIN_AT_MOST = 3
 
 CONFIRMED_AFTER = 2
 """So many times in a row the other side has refused it: it means it."""
+
+HEALTH: dict[ErrorClass, Health] = {
+    "not_sent": "unwell",
+    "unknown": "unwell",
+    "throttled": "unwell",
+    "server_error": "unwell",
+}
+"""What a failure says of the endpoint that was called last; the other answers are those of one that works."""
 
 
 def rule_for(error_class: ErrorClass, overruled: Mapping[str, str]) -> Rule:

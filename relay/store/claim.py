@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -11,23 +12,34 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
+from relay.breaker import BreakerState, GateKey, probe
 from relay.facts import AnyFact
 from relay.lifecycle import append
 from relay.outcome import Delivery
 from relay.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.events import with_events
+from relay.store.gates import locked, store
 from relay.store.lanes import settle_lanes
 
 LEASE_SECONDS = 15
+PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
+"""A relay that died over the attempt that tries a breaker is not waited for longer."""
 REAP_BATCH = 500
 
 Claimed = tuple[int, str, int]
 """seq, route and the lease's token."""
 
 
-def claim(database: Database, relay_node: str, wanted: Sequence[tuple[Sequence[str], int]]) -> list[Delivery]:
+def claim(
+    database: Database,
+    relay_node: str,
+    wanted: Sequence[tuple[Sequence[str], int]],
+    paused: Mapping[str, Sequence[str]] = {},
+) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
+
+    `paused` are lanes of a route that are passed over.
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
     makes SKIP LOCKED a mere optimisation.
@@ -39,12 +51,40 @@ def claim(database: Database, relay_node: str, wanted: Sequence[tuple[Sequence[s
             left = room
             for route in routes:
                 if left > 0:
-                    rows = transaction.execute(
-                        _claim(database.sql), route=route, most=left, token=token, node=relay_node, lease=LEASE_SECONDS
-                    )
+                    rows = _claim_some(transaction, relay_node, route, left, token, paused.get(route, ()))
                     claimed += rows
                     left -= len(rows)
         return with_events(transaction, claimed) if claimed else []
+
+
+def claim_probe(
+    database: Database, relay_node: str, route: str, breakers: Collection[GateKey], paused: Sequence[str] = ()
+) -> list[Delivery]:
+    """Lease one due head of a route whose breaker is to be tried, and note that this is the attempt that tries it.
+
+    Nothing, when another relay does so already or it has opened again.
+    """
+    with database.write() as transaction:
+        transaction.lock_order()
+        now = transaction.now()
+        known = {key: b for key, b in locked(transaction, breakers).items() if b.state is not BreakerState.CLOSED}
+        if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
+            return []
+        claimed = _claim_some(transaction, relay_node, route, 1, secrets.randbits(62), paused)
+        if not claimed:
+            return []
+        store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
+        return with_events(transaction, claimed)
+
+
+def _claim_some(
+    transaction: Transaction, relay_node: str, route: str, most: int, token: int, paused: Sequence[str]
+) -> list[Any]:
+    given = {"paused": rows_param({"lane": lane} for lane in paused)} if paused else {}
+    statement = _claim(transaction.sql, passing_over=bool(paused))
+    return transaction.execute(
+        statement, route=route, most=most, token=token, node=relay_node, lease=LEASE_SECONDS, **given
+    )
 
 
 def claim_suspect(database: Database, relay_node: str, routes: Sequence[str]) -> list[Delivery]:
@@ -92,12 +132,13 @@ _DUE_SUSPECT = f"""ON routes.route = o.route
 
 
 @cache
-def _claim(sql: Sql) -> TextClause:
+def _claim(sql: Sql, *, passing_over: bool = False) -> TextClause:
+    lanes = f"AND lane NOT IN (SELECT paused.lane FROM {sql.rows('paused', lane='text')})" if passing_over else ""
     return _lease(
         sql,
         f"""
     SELECT seq, route FROM open_delivery
-    WHERE state = 'ready' AND route = :route AND due_at <= (SELECT {sql.now}) AND crashes < {SUSPECT_CRASHES}
+    WHERE state = 'ready' AND route = :route AND due_at <= (SELECT {sql.now}) AND crashes < {SUSPECT_CRASHES} {lanes}
     ORDER BY due_at, seq
     LIMIT :most
     {sql.skip_locked}""",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 
@@ -13,12 +13,24 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.routing import OWN_LANE
 from inbox.timestamps import as_time
 from relay import facts
+from relay.breaker import STOPPED, GateKey
 from relay.facts import AnyFact
 from relay.lifecycle import OpenDelivery, append
 from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.policy import NO_HISTORY, UNKNOWN_ROUTE, History, RoutePolicy, decide, history_of, needs_history
+from relay.policy import (
+    NO_HISTORY,
+    UNKNOWN_ROUTE,
+    History,
+    RoutePolicy,
+    decide,
+    endpoint_of,
+    health_of,
+    history_of,
+    needs_history,
+)
 from relay.store.coverage import heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
+from relay.store.gates import Heard, listen
 from relay.store.lanes import settle_lanes
 
 
@@ -34,14 +46,19 @@ def record(
     policies: Mapping[str, RoutePolicy],
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
+    watched: Collection[GateKey] = (),
 ) -> list[Recorded]:
-    """Record the outcomes of attempts, each only if its lease still is the present one; others are discarded."""
+    """Record the outcomes of attempts, each only if its lease still is the present one; others are discarded.
+
+    `watched` are the endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
+    """
     if not outcomes:
         return []
     with database.write() as transaction:
         now = transaction.lock_order()
         leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
         histories = _histories(transaction, outcomes, policies)
+        breakers = listen(transaction, _reports(outcomes, leased, policies, watched), policies, now)
         changed: list[OpenDelivery] = []
         recorded: list[Recorded] = []
         for delivery, outcome in outcomes:
@@ -50,7 +67,10 @@ def record(
                 recorded.append(Recorded(delivery, None))
                 continue
             history = histories.get((delivery.seq, delivery.route), NO_HISTORY)
-            fact = decide(delivery, outcome, policies.get(delivery.route, UNKNOWN_ROUTE), now, history)
+            policy = policies.get(delivery.route, UNKNOWN_ROUTE)
+            endpoint = endpoint_of(outcome, policy)
+            is_stopped = endpoint in breakers and breakers[endpoint].state in STOPPED
+            fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)
             changed.append(append(row, fact, now))
             recorded.append(Recorded(delivery, fact))
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.Delivered)]
@@ -83,6 +103,23 @@ WHERE o.state = 'in_flight' AND o.lease_token = done.token
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
 """)
+
+
+def _reports(
+    outcomes: Iterable[tuple[Delivery, Outcome]],
+    leased: Collection[tuple[int, str]],
+    policies: Mapping[str, RoutePolicy],
+    watched: Collection[GateKey],
+) -> Iterator[Heard]:
+    """What the breakers have to hear: every trouble, and successes where there was trouble lately."""
+    for delivery, outcome in outcomes:
+        policy = policies.get(delivery.route, UNKNOWN_ROUTE)
+        endpoint = endpoint_of(outcome, policy)
+        if endpoint is None or (delivery.seq, delivery.route) not in leased:
+            continue
+        health, why = health_of(outcome, policy)
+        if health != "well" or endpoint in watched:
+            yield Heard(endpoint, health, why)
 
 
 def _histories(
