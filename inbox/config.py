@@ -6,22 +6,18 @@ what happens without it. `inbox.toml` is read once (`inbox.config_file`) and han
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from inbox.config_values import Duration, Secret
+from inbox.config_sync import Sync
+from inbox.config_values import Duration, Rate, Secret, Table
 from inbox.event import Action
 
-__all__ = ["Duration", "Secret"]  # what this module passes on, besides the classes below
+__all__ = ["Duration", "Rate", "Secret"]  # what this module passes on, besides the classes below
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
-Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Ordering = Literal["latest", "strict"]
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file; a key it does not have is an error."""
 
 
 class Database(Table, frozen=True):
@@ -30,10 +26,21 @@ class Database(Table, frozen=True):
     url: str = "sqlite:///inbox.db"
 
 
+AlertFormat = Literal["json", "slack"]
+
+
 class Alerts(Table, frozen=True):
-    """Where a POST goes when something changes for the worse, or recovers."""
+    """What is worth an alert, and where it is posted; each change for the worse, and each recovery, once."""
 
     url: Secret | None = None
+    """Gets a POST for each; without it they stand in the log and in the table `alert`."""
+    format: AlertFormat = "json"
+    """All of an alert as JSON, or a message as Slack's incoming webhooks take it."""
+    timeout: Duration = Duration(10)
+    allow_private: bool = False
+    allow_http: bool = False
+    backlog_after: Duration = Duration(3600)
+    """A route is behind when an event has waited for so long."""
 
 
 # --- what comes in
@@ -88,6 +95,8 @@ class Source(Table, frozen=True, kw_only=True):
     """Bytes; the preset's own limit when not given."""
     clock_skew: Duration = Duration(5)
     """By how much its clock and the relay's may differ: what was fetched sooner after an event is not taken to have it in it."""
+    silent_after: Duration | None = None
+    """When nothing has arrived for so long, there is an alert."""
 
 
 # --- what goes out
@@ -145,6 +154,8 @@ class Endpoint(Table, frozen=True):
     """For one call, from its first byte to its last, name resolution included."""
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
     """Attempts at once, for each relay process."""
+    rate: Rate | None = None
+    """So many calls at most, all relays together; a second's worth, two at least, may go out at once."""
     proxy: str | None = None
     ca_file: str | None = None
     allow_private: bool = False
@@ -214,56 +225,6 @@ class Retry(Table, frozen=True):
     """When the next attempt would be later than this after the first one of the run, the delivery dies instead."""
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     """The largest part of a delay that chance adds to it."""
-
-
-class Fetch(Table, frozen=True):
-    """How the entity is read from its source."""
-
-    api: str
-    path: str
-    params: dict[str, str] = {}
-
-
-class Find(Table, frozen=True):
-    """How the counterpart is looked up in the destination; without it, nothing is looked up."""
-
-    path: str
-    method: Literal["GET", "POST"] = "GET"
-    params: dict[str, str] = {}
-    body: dict[str, Any] | None = None
-    pick: str | None = None
-    """A JMESPath into the answer that gives the list of matches, or the one match."""
-
-
-class Write(Table, frozen=True):
-    """How the counterpart is created or deleted."""
-
-    path: str
-    method: Method | None = None
-
-
-class Update(Table, frozen=True):
-    """How the counterpart is changed."""
-
-    path: str
-    method: Method = "PATCH"
-    format: Literal["merge-patch", "json"] = "merge-patch"
-
-
-class Sync(Table, frozen=True):
-    """The process of a sync route."""
-
-    fetch: Fetch
-    map: dict[str, str]
-    """Target field = JMESPath over {event, entity, target}."""
-    find: Find | None = None
-    create: Write | None = None
-    update: Update | None = None
-    delete: Write | None = None
-    missing: Literal["create", "skip", "retry", "dead"] = "create"
-    many: Literal["dead", "first"] = "dead"
-    gone: Literal["delete", "skip"] = "delete"
-    clear_when_absent: list[str] = []
 
 
 class Route(Table, frozen=True, kw_only=True):

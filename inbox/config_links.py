@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from inbox.config import Config, Destination, Route, Sync, SyncDestination
+from inbox.config import Config, Destination, Route, SyncDestination
 from inbox.config_shape import Mistake, nearest
+from inbox.config_sync import Sync
 
 _TARGET = re.compile(r"\{\s*target\b")
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import msgspec
 from msgspec import inspect
 
-from inbox.config import Config, Duration, Endpoint, Route, Secret, Source
+from inbox.config import Config, Duration, Endpoint, Rate, Route, Secret, Source
 
 Path = tuple[str, ...]
 """Keys from the top of the file down; a place in a list is `[0]`."""
@@ -36,7 +36,7 @@ class Mistake(msgspec.Struct, frozen=True):
 
 
 class _Parsed(Protocol):
-    """A type that TOML lacks, and that reads itself from what TOML gives (`Duration`, `Secret`)."""
+    """A type that TOML lacks, and that reads itself from what TOML gives (`Duration`, `Rate`, `Secret`)."""
 
     @classmethod
     def parse(cls, given: object) -> object: ...
@@ -57,13 +57,13 @@ def build(tree: dict[str, Any]) -> Config:
 
 
 def parse_value(kind: type, given: object) -> object:
-    """The hook that gives msgspec a `Duration` or a `Secret`.
+    """The hook that gives msgspec a `Duration`, a `Rate` or a `Secret`.
 
     Raises:
         ValueError: `given` is none.
         TypeError: no type of the configuration.
     """
-    if kind not in {Duration, Secret}:
+    if kind not in {Duration, Rate, Secret}:
         raise TypeError(f"{kind.__name__} has no place in the configuration")
     return cast("type[_Parsed]", kind).parse(given)
 

@@ -1,4 +1,4 @@
-"""The two kinds of value that TOML has no type for: durations and secrets."""
+"""What a table of the file is, and the kinds of value that TOML has no type for: durations, rates and secrets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from inbox.errors import ConfigError
 
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_SECONDS = 366 * 86400
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file; a key it does not have is an error."""
 
 
 class Duration(float):
@@ -34,6 +40,27 @@ class Duration(float):
         if seconds > _LONGEST_SECONDS:
             raise ValueError(f"expected a duration of at most 366d, got {text!r}")
         return cls(seconds)
+
+
+_RATE = re.compile(r"([0-9]{1,9})/(s|m|h|d)")
+
+
+class Rate(float):
+    """Calls per second, written as `"10/s"`, `"600/m"`, `"1000/h"` or `"5000/d"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Rate:
+        """The rate that `text` names.
+
+        Raises:
+            ValueError: not a whole number of calls per unit of time, or none at all.
+        """
+        match = _RATE.fullmatch(text) if isinstance(text, str) else None
+        if match is None or int(match[1]) == 0:
+            raise ValueError(f'expected a rate such as "10/s", "600/m" or "1000/h", got {text!r}')
+        return cls(int(match[1]) / _UNIT_SECONDS[match[2]])
 
 
 class Secret:

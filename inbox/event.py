@@ -98,6 +98,18 @@ def escape(part: str) -> str:
     return part.replace("\\", "\\\\").replace("|", "\\|")
 
 
+def split(joined: str) -> list[str]:
+    """The parts that were escaped and joined by `|`."""
+    parts = [""]
+    characters = iter(joined)
+    for character in characters:
+        if character == "|":
+            parts.append("")
+        else:
+            parts[-1] += next(characters, "") if character == "\\" else character
+    return parts
+
+
 def dedup_key(identity: Identity) -> str:
     """The key that is unique per source.
 

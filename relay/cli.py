@@ -13,10 +13,11 @@ from inbox.config import Config
 from inbox.db import engine, migrate
 from inbox.terminal import FINDING, console, show, told
 from relay.cli_acts import cancel, replay, unblock
+from relay.cli_gates import described, pause, resume
 from relay.cli_verify import rebuild, verify
 from relay.demo.cli import app as demo_app
 from relay.leases import GRACE_SECONDS
-from relay.store import reads
+from relay.store import gates, reads
 from relay.store.database import Database
 
 app = typer.Typer(
@@ -73,6 +74,7 @@ def run(
     from relay.daemon import Relay  # noqa: PLC0415  # listings need not load what makes calls
     from relay.destinations import build  # noqa: PLC0415
     from relay.observe import Observer  # noqa: PLC0415
+    from relay.poster import client_of  # noqa: PLC0415
     from relay.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
     from relay.supervise import Supervisor  # noqa: PLC0415
 
@@ -82,14 +84,14 @@ def run(
         hear_parent(orders, observer)
     with told():
         config = config_file.read()
-        deliverers = build(config)
+        deliverers, alerts = build(config), client_of(config.alerts)
         database = _open(config, "inbox-relay")
     if processes > 1:
         database.engine.dispose()
         options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
         parent = Supervisor(options, config, processes=processes, drain=drain, orders=orders, observer=observer)
         raise typer.Exit(parent.run())
-    relay = Relay(database, config, deliverers, observer=observer, grace_seconds=grace)
+    relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
     work(relay, config, orders, observer, drain=drain)
 
 
@@ -119,6 +121,7 @@ def status(
         database = _open(config_file.read())
         nodes = reads.relay_nodes(database)
         backlog = reads.backlog(database)
+        held_back = gates.held_back(database)
     alive = [node for node in nodes if node["silent_seconds"] < SILENT_SECONDS]
     columns = ("route", "open", "received", "waiting", "ready", "in_flight", "blocked", "dead", "oldest_age_seconds")
     show(backlog, as_json=as_json, columns=columns, empty="nothing is open on any route")
@@ -127,6 +130,8 @@ def status(
         console(stderr=True).print(
             f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`")
         )
+        for row in held_back:
+            console(stderr=True).print(f"held back: {described(row)}", markup=False)
     if check and not alive:
         raise typer.Exit(FINDING)
 
@@ -171,5 +176,5 @@ def dead(
     show(rows, as_json=as_json, columns=columns, empty="no dead letters")
 
 
-for command in (replay, cancel, unblock, verify, rebuild):
+for command in (replay, cancel, unblock, pause, resume, verify, rebuild):
     app.command()(command)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Iterator
+import time
 from datetime import UTC, datetime
-from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -15,11 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inbox import config_file
 from inbox.config import Config
 from inbox.db import engine, migrate
-from inbox.terminal import console, fail, show, told
-from relay.store import cancel as cancelling
-from relay.store import replay as replaying
+from inbox.terminal import FINDING, console, fail, show, told
+from relay.store import commands
 from relay.store.database import Database
-from relay.store.replay import Plan, Selection
+from relay.store.selection import Act, Selection
 
 Reason = Annotated[str, typer.Option(help="Why; it is kept in the log.")]
 OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.")]
@@ -34,6 +32,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the pla
 AsJson = Annotated[bool, typer.Option("--json", help="An array of objects instead of a table.")]
 
 _SAMPLE = 5
+_LOOK_AGAIN_SECONDS = 0.5
 
 
 def replay(
@@ -59,16 +58,9 @@ def replay(
       relay replay --cause exhausted --reason "CRM is back"
       relay replay --seq 42 --reason "mapping mended" --yes
     """
-    selection = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    with told():
-        config, database = _open()
-        planned = replaying.plan(database, selection)
-        left = 0 if force or not planned.deliveries else replaying.overtaken(database, config, planned)
-        note = f"; {left} of them are older than what was delivered last, and left out without --force" if left else ""
-        act = _Act("would be taken up again" + note, "were taken up again", "replaying", "nothing to replay")
-        act.carry_out(
-            planned, partial(replaying.replay, database, config, force=force), reason, yes=yes, as_json=as_json
-        )
+    chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since, force=force)
+    words = _Words("would be taken up again", "were taken up again", "replaying", "nothing to replay")
+    _carry_out("replay", words, chosen, reason, yes=yes, as_json=as_json)
 
 
 def cancel(
@@ -91,14 +83,11 @@ def cancel(
       relay cancel --seq 42 --reason "a test account"
       relay cancel --route old-crm --reason "switched off" --yes
     """
-    selection = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    if selection == Selection():
+    chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
+    if chosen.is_empty:
         fail("name what is to be cancelled: --route, --seq, --source, --entity, --cause or --since")
-    with told():
-        config, database = _open()
-        planned = cancelling.plan_cancel(database, selection)
-        act = _Act("would be cancelled", "were cancelled", "cancelling", "nothing to cancel")
-        act.carry_out(planned, partial(cancelling.cancel, database, config), reason, yes=yes, as_json=as_json)
+    words = _Words("would be cancelled", "were cancelled", "cancelling", "nothing to cancel")
+    _carry_out("cancel", words, chosen, reason, yes=yes, as_json=as_json)
 
 
 def unblock(
@@ -119,15 +108,12 @@ def unblock(
       relay unblock --entity USER/IDNUMBER1234 --reason "mended by hand"
       relay unblock --route orders --reason "agreed with shipping" --yes
     """
-    selection = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    with told():
-        config, database = _open()
-        planned = cancelling.plan_unblock(database, selection)
-        act = _Act("would go on", "go on", "unblocking", "nothing is blocked")
-        act.carry_out(planned, partial(cancelling.unblock, database, config), reason, yes=yes, as_json=as_json)
+    chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
+    words = _Words("would be passed by what waits behind", "are passed by", "unblocking", "nothing is blocked")
+    _carry_out("unblock", words, chosen, reason, yes=yes, as_json=as_json)
 
 
-class _Act(msgspec.Struct, frozen=True):
+class _Words(msgspec.Struct, frozen=True):
     """What is said of an act: its plan, its end, its progress, and that there is nothing to do."""
 
     planned: str
@@ -135,28 +121,57 @@ class _Act(msgspec.Struct, frozen=True):
     doing: str
     nothing: str
 
-    def carry_out(
-        self, planned: Plan, do: Callable[..., Iterator[int]], reason: str, *, yes: bool, as_json: bool
-    ) -> None:
-        """Show the plan, and with `yes` do it, with a bar. Interrupted, it has done whole batches; the same command goes on."""
-        rows = planned.deliveries
-        columns = ("seq", "route", "entity_type", "entity_id", "event_type", "state", "attempts")
-        show(rows if as_json else rows[:_SAMPLE], as_json=as_json, columns=columns, empty=self.nothing)
-        if not rows:
-            return
-        terminal = console(stderr=True)
-        if not yes:
-            more = f", {_SAMPLE} of them shown" if len(rows) > _SAMPLE else ""
-            terminal.print(f"{len(rows)} deliveries {self.planned}{more}; --yes does it")
-            return
-        changed = 0
-        bar = (TextColumn(self.doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*bar, console=terminal, transient=True) as progress:
-            task = progress.add_task(self.doing, total=len(rows))
-            for number in do(planned, who=getpass.getuser(), why=reason):
-                changed += number
-                progress.update(task, advance=min(replaying.BATCH, len(rows)))
-        terminal.print(f"{changed} of {len(rows)} deliveries {self.done}")
+
+def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: bool, as_json: bool) -> None:
+    """Show the plan, and with `yes` do it, with a bar."""
+    with told():
+        config, database = open_database()
+        planned = commands.plan(database, config, act, chosen, None if as_json else _SAMPLE)
+    columns = ("seq", "route", "entity_type", "entity_id", "event_type", "state", "attempts")
+    show(planned.sample, as_json=as_json, columns=columns, empty=words.nothing)
+    if not planned.count:
+        return
+    terminal = console(stderr=True)
+    if planned.overtaken:
+        terminal.print(
+            f"{planned.overtaken} of them are older than what was delivered last in their lane: left out without --force"
+        )
+    if not yes:
+        more = f", {_SAMPLE} of them shown" if planned.count > len(planned.sample) else ""
+        terminal.print(f"{planned.count} deliveries {words.planned}{more}; --yes does it")
+        return
+    with told():
+        number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
+        follow(database, config, number, words.doing, planned.count, done=words.done)
+
+
+def follow(database: Database, config: Config, number: int, doing: str, total: int | None, *, done: str) -> None:
+    """Work on a command until it has ended, with a bar. Interrupted, it stops there, and can go on later."""
+    terminal = console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=terminal, transient=True) as bar:
+            task = bar.add_task(doing, total=total)
+            while not (now := _progress(database, number)).has_ended:
+                bar.update(task, completed=now.affected, description=now.answer or doing)
+                if not commands.work_on(database, config, number) and _progress(database, number).state == "running":
+                    time.sleep(_LOOK_AGAIN_SECONDS)
+    except KeyboardInterrupt:
+        commands.stop(database, number)
+        terminal.print(
+            f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on"
+        )
+        raise typer.Exit(FINDING) from None
+    if now.state != "done":
+        fail(f"command {number}: {now.answer}")
+    terminal.print(f"{now.affected} deliveries {done}")
+
+
+def _progress(database: Database, number: int) -> commands.Progress:
+    found = commands.progress(database, number)
+    if found is None:
+        fail(f"there is no command {number}")
+    return found
 
 
 def _selection(
@@ -167,22 +182,33 @@ def _selection(
     entity: str | None,
     cause: str | None,
     since: datetime | None,
+    force: bool = False,
 ) -> Selection:
-    entity_type, _, entity_id = (entity or "").partition("/")
-    if entity and not entity_id:
-        fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
+    entity_type, entity_id = parted(entity)
     return Selection(
         route=route,
         seq=seq,
         source=source,
-        entity_type=entity_type or None,
-        entity_id=entity_id or None,
+        entity_type=entity_type,
+        entity_id=entity_id,
         cause=cause,
         since=None if since is None else since.replace(tzinfo=UTC),
+        force=force,
     )
 
 
-def _open() -> tuple[Config, Database]:
+def parted(entity: str | None) -> tuple[str | None, str | None]:
+    """Type and id of what `--entity` names."""
+    if entity is None:
+        return None, None
+    entity_type, _, entity_id = entity.partition("/")
+    if not entity_type or not entity_id:
+        fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
+    return entity_type, entity_id
+
+
+def open_database() -> tuple[Config, Database]:
+    """The configuration, and the database it names."""
     config = config_file.read()
     made = engine.connect(config.database.url, application="inbox-relay-cli")
     migrate.require_current(made)

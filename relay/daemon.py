@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -23,20 +23,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config
-from relay.breaker import Admission, Gates
+from relay.claiming import Claiming
 from relay.destinations import Deliverer
+from relay.http import HttpClient
 from relay.leases import GRACE_SECONDS, RENEW_EVERY_SECONDS, Leases, claim_of
 from relay.observe import Observer
-from relay.outcome import Delivery, Failed
+from relay.outcome import Failed
 from relay.policy import can_be_given_back, policies
+from relay.poster import Done, Poster
 from relay.retry import tried, until_done
-from relay.store import claim, gates, nodes, record, repeats, sequence
+from relay.store import claim, nodes, record, sequence
 from relay.store.database import Database
+from relay.upkeep import Upkeep
 from relay.worker import Crews, Finished
 
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
-REAP_EVERY_SECONDS = 1.0
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 CUT_SECONDS = 1.0
 """How long calls that are cut have to come back; the watchdog needs a twentieth of it."""
@@ -47,6 +49,10 @@ _Result = TypeVar("_Result")
 class _Reload(msgspec.Struct, frozen=True):
     config: Config
     deliverers: Mapping[str, Deliverer]
+    alerts: HttpClient | None
+
+
+_Letter = Finished | Done | _Reload | None
 
 
 class Relay:
@@ -58,6 +64,7 @@ class Relay:
         config: Config,
         deliverers: Mapping[str, Deliverer],
         *,
+        alerts: HttpClient | None = None,
         observer: Observer | None = None,
         clock: Clock | None = None,
         grace_seconds: float = GRACE_SECONDS,
@@ -71,18 +78,19 @@ class Relay:
         self._stop = threading.Event()
         self._cut = threading.Event()
         self._ended = threading.Event()
-        self._mail: queue.SimpleQueue[Finished | _Reload | None] = queue.SimpleQueue()
+        self._mail: queue.SimpleQueue[_Letter] = queue.SimpleQueue()
         self._unrecorded: list[Finished] = []
         self._unused: list[claim.Claimed] = []
         """Claims that were not begun, or were cut in time: to be given back."""
-        self._reap_at = self._suspects_at = 0.0
         self._poll = BUSY_POLL_SECONDS
         self._leaving: list[Crews] = []
         """Crews of configurations before, at their last calls."""
+        self._claiming = Claiming(database, self.node, self._leases, self._observer)
+        self._upkeep = Upkeep(database, self.node, self._claiming, self._observer)
         self._config = config
-        self._gates = Gates(self._now())
         self._policies = policies(config)
         self._crews = self._hire(config, deliverers)
+        self._poster = self._make_poster(alerts)
 
     def stop(self) -> None:
         """End in order: claim nothing more, finish what runs, give back the rest. Call it from any other thread."""
@@ -94,12 +102,12 @@ class Relay:
         self._cut.set()
         self.stop()
 
-    def reload(self, config: Config, deliverers: Mapping[str, Deliverer]) -> None:
+    def reload(self, config: Config, deliverers: Mapping[str, Deliverer], alerts: HttpClient | None = None) -> None:
         """Work by another configuration from the next cycle on; what has begun finishes by the old. Call it from any thread.
 
         What an attempt comes to, such as when it is repeated, follows the policies in force when it is recorded.
         """
-        self._mail.put(_Reload(config, deliverers))
+        self._mail.put(_Reload(config, deliverers, alerts))
 
     def run(self, *, drain: bool = False) -> None:
         """Work until stopped; with `drain`, only until nothing is received, due or in flight.
@@ -134,8 +142,8 @@ class Relay:
         self._collect()
         done = self._give_back() + self._record()
         self._dismiss()
-        self._reap()
-        return self._sequence() + self._claim() + self._claim_suspect() + done > 0
+        done += self._upkeep.do(self._config, self._policies, self._poster)
+        return self._sequence() + self._claim() + done > 0
 
     def _collect(self) -> None:
         while True:
@@ -144,13 +152,15 @@ class Relay:
             except queue.Empty:
                 return
 
-    def _accept(self, letter: Finished | _Reload | None) -> None:
+    def _accept(self, letter: _Letter) -> None:
         match letter:
             case Finished(delivery=delivery, outcome=outcome, crew=crew) if can_be_given_back(outcome):
                 crew.let_go(delivery)
                 self._unused.append(claim_of(delivery))
             case Finished():
                 self._unrecorded.append(letter)
+            case Done():
+                self._upkeep.posted(letter)
             case _Reload() if not self._stop.is_set():
                 self._change_over(letter)
             case _:
@@ -159,12 +169,17 @@ class Relay:
     def _hire(self, config: Config, deliverers: Mapping[str, Deliverer]) -> Crews:
         return Crews(config, deliverers, leases=self._leases, stop=self._stop, now=self._now, finished=self._mail.put)
 
+    def _make_poster(self, client: HttpClient | None) -> Poster:
+        return Poster(client, self._config.alerts.format, stop=self._stop, now=self._now, done=self._mail.put)
+
     def _change_over(self, new: _Reload) -> None:
         """Give back what the present crews have not begun, so that it goes by the new configuration, and hire new ones."""
         self._take_back()
         self._leaving.append(self._crews)
         self._config, self._policies = new.config, policies(new.config)
         self._crews = self._hire(new.config, new.deliverers)
+        self._poster.end()
+        self._poster = self._make_poster(new.alerts)
         self._observer.reloaded(self.node, self._crews.routes)
 
     def _dismiss(self) -> None:
@@ -192,7 +207,7 @@ class Relay:
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded]
-        watched = self._gates.breakers.keys()
+        watched = self._claiming.gates.breakers.keys()
         results = record.record(self._database, self._policies, self.node, outcomes, watched)
         for finished in self._unrecorded:
             finished.crew.let_go(finished.delivery)
@@ -200,16 +215,8 @@ class Relay:
         self._unrecorded = []
         self._observer.recorded(results)
         if watched or any(isinstance(outcome, Failed) for _, outcome in outcomes):
-            self._look_at_gates()
+            self._claiming.look_at_gates()
         return len(results)
-
-    def _reap(self) -> None:
-        """Now and then: leases that ran out, and repeated requests."""
-        if time.monotonic() >= self._reap_at:
-            self._observer.reaped(claim.reap(self._database, self._policies, self.node))
-            self._look_at_gates()
-            self._observer.judged(repeats.judge_repeats(self._database, self._config, self.node))
-            self._reap_at = time.monotonic() + REAP_EVERY_SECONDS
 
     def _sequence(self) -> int:
         """Order all that arrived before anything of it is claimed; of a mountain, some at a time, so that work goes on."""
@@ -222,47 +229,11 @@ class Relay:
         return done
 
     def _claim(self) -> int:
-        """Fill every crew that wants more."""
-        wanted = [
-            ([route for route in routes if self._admitted(route) == "all"], room)
-            for routes, room in self._crews.wanted()
-        ]
-        paused = {route: self._gates.paused_lanes(policy.source) for route, policy in self._policies.items()}
-        claimed = 0
-        if any(routes for routes, _ in wanted):
-            began = self._leases.began_asking()
-            claimed = self._hand_over(claim.claim(self._database, self.node, wanted, paused), began)
-        for route in (route for route in self._crews.routes if self._admitted(route) == "probe"):
-            began = self._leases.began_asking()
-            found = claim.claim_probe(
-                self._database, self.node, route, list(self._policies[route].breakers), paused[route]
-            )
-            claimed += self._hand_over(found, began)
-            self._look_at_gates()
+        """Fill every crew that wants more; besides, one suspect, never two."""
+        claimed = self._claiming.claim(self._policies, self._crews)
+        if not any(crews.suspects for crews in (self._crews, *self._leaving)):
+            claimed += self._claiming.claim_suspect(self._policies, self._crews)
         return claimed
-
-    def _admitted(self, route: str) -> Admission:
-        return self._gates.admit(self._policies[route].gates)
-
-    def _look_at_gates(self) -> None:
-        """What holds deliveries back now: pauses, and breakers that this relay or another has opened."""
-        before, self._gates = self._gates, gates.read_gates(self._database)
-        self._observer.gates_changed(before, self._gates)
-
-    def _claim_suspect(self) -> int:
-        """One of those that may be what a process died of, never two: as long as there are any, one after the other."""
-        if time.monotonic() < self._suspects_at or any(crews.suspects for crews in (self._crews, *self._leaving)):
-            return 0
-        began = self._leases.began_asking()
-        claimed = self._hand_over(claim.claim_suspect(self._database, self.node, self._crews.routes), began)
-        self._suspects_at = 0.0 if claimed else time.monotonic() + REAP_EVERY_SECONDS
-        return claimed
-
-    def _hand_over(self, claimed: Sequence[Delivery], began_asking: float) -> int:
-        self._leases.granted(map(claim_of, claimed), began_asking)
-        for delivery in claimed:
-            self._crews.hand_over(delivery)
-        return len(claimed)
 
     def _wait(self, *, busy: bool) -> None:
         """For mail, at most as long as the poll: 20 ms after work, twice as long after each idle round, up to 500 ms."""
@@ -280,7 +251,9 @@ class Relay:
         return sum(crews.in_hand for crews in (self._crews, *self._leaving))
 
     def _is_drained(self) -> bool:
-        return nodes.is_drained(self._database, self._crews.routes)
+        """What a gate holds back is not to be waited for: nobody knows for how long."""
+        routes = self._claiming.admitted(self._policies, self._crews.routes, "all", "probe")
+        return nodes.is_drained(self._database, routes, self._claiming.gates.paused_entities)
 
     def _shut_down(self) -> None:
         """What nobody has begun goes back unused; what runs may finish within the grace period, and is cut after it."""
@@ -299,6 +272,7 @@ class Relay:
             self._finish(deadline)
         for crews in (self._crews, *self._leaving):
             crews.end()
+        self._poster.end()
 
     def _finish(self, deadline: float) -> None:
         """Wait for an outcome, but not for long: the database may take now what it did not take a moment ago."""

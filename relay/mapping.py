@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote
 import msgspec
 
 from inbox import timestamps
-from inbox.config import Fetch, Find, Sync, Update, Write
+from inbox.config_sync import Fetch, Find, Sync, Update, Write
 from inbox.errors import ConfigError, MappingError
 from relay.expressions import (
     Expression,

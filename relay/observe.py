@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from relay import facts
-from relay.breaker import STOPPED, Breaker, BreakerState, Gates
+from relay.alerts import Posted, sentence
+from relay.gates import Gates
 from relay.store.record import Recorded
 from relay.store.repeats import Judged
 
@@ -59,21 +60,22 @@ class Observer:
             _log.info("rearmed %d deliveries after %d repeated requests", judged.rearmed, judged.handled)
 
     def gates_changed(self, before: Gates, now: Gates) -> None:
-        """Breakers opened or closed, something was paused or resumed."""
-        for key in sorted(before.breakers.keys() | now.breakers.keys()):
-            was, breaker = before.breakers.get(key, Breaker()), now.breakers.get(key, Breaker())
-            if was.state is breaker.state:
-                continue
-            name = " ".join(key)
-            if breaker.state is BreakerState.CLOSED:
-                _log.warning("breaker closed %s", name)
-            elif breaker.state in STOPPED and was.state is not BreakerState.HALF_OPEN:
-                until = "a person resumes it" if breaker.until is None else breaker.until.isoformat()
-                _log.error("breaker %s %s until=%s cause=%a", breaker.state, name, until, breaker.cause)
+        """Something was paused or resumed. Breakers are told as alerts."""
         for key in sorted(now.paused - before.paused):
             _log.warning("paused %s", " ".join(key))
         for key in sorted(before.paused - now.paused):
             _log.warning("resumed %s", " ".join(key))
+
+    def alerted(self, alerts: Iterable[Posted]) -> None:
+        """Something changed for the worse, or has recovered."""
+        for posted in alerts:
+            alert = posted.alert
+            level = logging.ERROR if alert.firing else logging.WARNING
+            _log.log(level, "alert %s %s: %s", alert.kind, "firing" if alert.firing else "recovered", sentence(alert))
+
+    def not_posted(self, posted: Posted, error: str) -> None:
+        """An alert was not taken; it is posted again in a minute."""
+        _log.warning("alert %d not posted, trying again: %s", posted.id, error)
 
     def started(self, node: str, routes: Iterable[str]) -> None:
         """The relay begins to work."""

@@ -10,7 +10,7 @@ import msgspec
 
 from inbox.event import Action
 
-Step = Literal["forward", "fetch", "find", "create", "update", "delete"]
+Step = Literal["forward", "fetch", "find", "create", "update", "delete", "alert"]
 Sent = Literal["answered", "not_sent", "unknown"]
 """What is known of a call: it was answered; it provably never left (name resolution, connection or TLS failed); or it left and no
 whole answer came back, so that the other side may have acted on it."""

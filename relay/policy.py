@@ -22,10 +22,10 @@ from tenacity import (
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from inbox.config import BreakerLimits, Config, Ordering, Retry, Route
+from inbox.config import BreakerLimits, Config, Endpoint, Ordering, Retry, Route
 from relay import facts
-from relay.breaker import GateKey, Health
 from relay.facts import AnyFact
+from relay.gates import GateKey, Health, Toll
 from relay.lifecycle import OpenDelivery
 from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step
 from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, RULES, Rule, rule_for
@@ -95,6 +95,8 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     """What it goes through: its source, itself, its destination, its api."""
     breakers: Mapping[GateKey, BreakerLimits] = {}
     """Those of them that a breaker can close, and when."""
+    tolls: tuple[Toll, ...] = ()
+    """What an attempt uses of their rate limits."""
 
 
 class History(msgspec.Struct, frozen=True):
@@ -119,11 +121,11 @@ def policies(config: Config) -> dict[str, RoutePolicy]:
 
 
 def _policy(config: Config, route: Route) -> RoutePolicy:
-    breakers: dict[GateKey, BreakerLimits] = {
-        ("destination", route.destination): config.destinations[route.destination].breaker
-    }
+    endpoints: dict[GateKey, Endpoint] = {("destination", route.destination): config.destinations[route.destination]}
+    calls = {"destination": 1}
     if route.sync is not None:
-        breakers["api", route.sync.fetch.api] = config.apis[route.sync.fetch.api].breaker
+        endpoints["api", route.sync.fetch.api] = config.apis[route.sync.fetch.api]
+        calls = {"destination": 1 + (route.sync.find is not None), "api": 1}
     return RoutePolicy(
         ordering=config.ordering_of(route),
         blocks_on_death=route.on_dead == "block",
@@ -131,8 +133,11 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         outcomes={str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
         source=route.source,
-        gates=(("source", route.source), ("route", route.name), *breakers),
-        breakers=breakers,
+        gates=(("source", route.source), ("route", route.name), *endpoints),
+        breakers={key: endpoint.breaker for key, endpoint in endpoints.items()},
+        tolls=tuple(
+            Toll(key, endpoint.rate, calls[key[0]]) for key, endpoint in endpoints.items() if endpoint.rate is not None
+        ),
     )
 
 

@@ -22,7 +22,9 @@ from inbox.config import Config
 from inbox.errors import ConfigError
 from relay.daemon import Relay
 from relay.destinations import Deliverer, build
+from relay.http import HttpClient
 from relay.observe import Observer
+from relay.poster import client_of
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STANDARD_INPUT = 0
@@ -125,8 +127,8 @@ def _reload(relay: Relay, config: Config, observer: Observer) -> None:
         observer.reload_refused(str(error).splitlines())
 
 
-def read_again(config: Config) -> tuple[Config, dict[str, Deliverer]]:
-    """The configuration as it is now, for a process that has worked by `config` so far, with its deliverers.
+def read_again(config: Config) -> tuple[Config, dict[str, Deliverer], HttpClient | None]:
+    """The configuration as it is now, for a process that has worked by `config` so far, with what makes its calls.
 
     Raises:
         ConfigError: it can't be used; the text has a line for each mistake.
@@ -134,4 +136,4 @@ def read_again(config: Config) -> tuple[Config, dict[str, Deliverer]]:
     new = config_file.read()
     if new.database != config.database:
         raise ConfigError("[database] url: another database needs a restart")
-    return new, build(new)
+    return new, build(new), client_of(new.alerts)

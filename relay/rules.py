@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from relay.breaker import Health
+from relay.gates import Health
 from relay.outcome import ErrorClass
 
 

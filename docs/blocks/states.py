@@ -88,5 +88,8 @@ def error_classes() -> str:
     listed = source[source.index("ErrorClass = Literal[") :].partition("\n]")[0]
     return table(
         ("error class", "meaning", "then"),
-        ((f"`{name}`", meaning, MEANINGS["rules"][RULES[name]]) for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)),
+        (
+            (f"`{name}`", meaning, MEANINGS["rules"][RULES[name]])
+            for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)
+        ),
     )

@@ -129,6 +129,10 @@ class Sql:
         value = f"CAST(:{name} AS {'timestamptz' if kind == 'time' else kind})" if self.is_postgres else f":{name}"
         return f"({value} IS NULL OR {column} {operator} {value})"
 
+    def time(self, parameter: str) -> str:
+        """The time that was bound as `time_text` writes it."""
+        return f"CAST({parameter} AS timestamptz)" if self.is_postgres else parameter
+
     def seconds_between(self, earlier: str, later: str) -> str:
         """The seconds from one time to another."""
         if self.is_postgres:

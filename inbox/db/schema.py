@@ -181,6 +181,9 @@ _open_index("ix_open_delivery_suspect", "due_at", "seq", where=f"state = 'ready'
 _open_index("ix_open_delivery_waiting", "route", "lane", "occurred_at", "seq", where="state = 'waiting'")
 _open_index("ix_open_delivery_in_flight", "seq", "route", where="state = 'in_flight'")
 _open_index("ix_open_delivery_dead", "route", "lane", where="state = 'dead'")
+_open_index(
+    "ix_open_delivery_replayed", "route", where="run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight')"
+)
 _open_index("ix_open_delivery_blocked", "route", "lane", where="state = 'blocked'")
 
 lane = Table(
@@ -259,7 +262,11 @@ gate = Table(
     Column("failures", Integer, nullable=False, server_default=text("0"), comment="failed calls in the present window"),
     Column("calls", Integer, nullable=False, server_default=text("0"), comment="calls in the present window"),
     Column("window_began_at", UtcDateTime, comment="when the present window began"),
-    Column("next_call_at", UtcDateTime, comment="when the rate limit lets the next call out; database clock"),
+    Column(
+        "rate_used_until",
+        UtcDateTime,
+        comment="rate limit: until when the calls so far use it up; beyond a burst in the future, none goes out",
+    ),
     PrimaryKeyConstraint("kind", "name"),
     CheckConstraint("kind IN ('source', 'route', 'destination', 'api', 'entity')", name="kind"),
     CheckConstraint("breaker IN ('closed', 'open', 'half_open', 'retired')", name="breaker"),
@@ -273,7 +280,10 @@ relay_command = Table(
     Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the command"),
     Column("kind", Text, nullable=False, comment="replay, cancel, unblock, pause, resume or sweep"),
     Column(
-        "selection", JsonValue, nullable=False, comment="what it is about: route, seq, source, entity, cause, since"
+        "selection",
+        JsonValue,
+        nullable=False,
+        comment="what it is about: route, seq, source, entity_type, entity_id, cause, since; force; destination, api",
     ),
     Column("reason", Text, nullable=False, comment="why, in the words of whoever asked"),
     Column("asked_by", Text, nullable=False, comment="who asked"),
@@ -308,12 +318,21 @@ alert = Table(
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the alert"),
     Column("at", UtcDateTime, nullable=False, comment="when it changed"),
-    Column("kind", Text, nullable=False, comment="what is wrong or well again"),
+    Column(
+        "kind",
+        Text,
+        nullable=False,
+        comment="delivery_dead, breaker_open, retired, backlog_old or source_silent",
+    ),
     Column("subject", Text, nullable=False, comment="what it is about, such as a destination's name"),
     Column("firing", Boolean, nullable=False, comment="true: it began; false: it recovered"),
     Column("detail", JsonValue, nullable=False, comment="figures and causes"),
-    Column("sent_at", UtcDateTime, comment="when it was posted to the alerts url"),
+    Column("told_at", UtcDateTime, comment="when a relay wrote it to its log"),
+    Column("post_after", UtcDateTime, comment="not posted before this: another relay may be doing it, or it failed"),
+    Column("sent_at", UtcDateTime, comment="when it was posted to the alerts url; empty when none is configured"),
     Index("ix_alert_subject", "kind", "subject", "id"),
+    Index("ix_alert_untold", "id", postgresql_where=text("told_at IS NULL"), sqlite_where=text("told_at IS NULL")),
+    Index("ix_alert_unsent", "at", postgresql_where=text("sent_at IS NULL"), sqlite_where=text("sent_at IS NULL")),
     comment="One row per change for the worse or back, never a second while it lasts.",
     sqlite_autoincrement=True,
 )

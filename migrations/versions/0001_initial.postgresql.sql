@@ -5,11 +5,17 @@ CREATE TABLE alert (
     subject TEXT NOT NULL,
     firing BOOLEAN NOT NULL,
     detail JSONB NOT NULL,
+    told_at TIMESTAMP WITH TIME ZONE,
+    post_after TIMESTAMP WITH TIME ZONE,
     sent_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_alert PRIMARY KEY (id)
 );
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
+
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 COMMENT ON TABLE alert IS 'One row per change for the worse or back, never a second while it lasts.';
 
@@ -17,7 +23,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'when it changed';
 
-COMMENT ON COLUMN alert.kind IS 'what is wrong or well again';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old or source_silent';
 
 COMMENT ON COLUMN alert.subject IS 'what it is about, such as a destination''s name';
 
@@ -25,7 +31,11 @@ COMMENT ON COLUMN alert.firing IS 'true: it began; false: it recovered';
 
 COMMENT ON COLUMN alert.detail IS 'figures and causes';
 
-COMMENT ON COLUMN alert.sent_at IS 'when it was posted to the alerts url';
+COMMENT ON COLUMN alert.told_at IS 'when a relay wrote it to its log';
+
+COMMENT ON COLUMN alert.post_after IS 'not posted before this: another relay may be doing it, or it failed';
+
+COMMENT ON COLUMN alert.sent_at IS 'when it was posted to the alerts url; empty when none is configured';
 
 CREATE TABLE delivery_log (
     id BIGSERIAL NOT NULL,
@@ -75,7 +85,7 @@ CREATE TABLE gate (
     failures INTEGER DEFAULT 0 NOT NULL,
     calls INTEGER DEFAULT 0 NOT NULL,
     window_began_at TIMESTAMP WITH TIME ZONE,
-    next_call_at TIMESTAMP WITH TIME ZONE,
+    rate_used_until TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_gate PRIMARY KEY (kind, name),
     CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
     CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired'))
@@ -108,7 +118,7 @@ COMMENT ON COLUMN gate.calls IS 'calls in the present window';
 
 COMMENT ON COLUMN gate.window_began_at IS 'when the present window began';
 
-COMMENT ON COLUMN gate.next_call_at IS 'when the rate limit lets the next call out; database clock';
+COMMENT ON COLUMN gate.rate_used_until IS 'rate limit: until when the calls so far use it up; beyond a burst in the future, none goes out';
 
 CREATE TABLE inbox (
     seq BIGSERIAL NOT NULL,
@@ -226,6 +236,8 @@ CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE 
 
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
@@ -335,7 +347,7 @@ COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
 COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, pause, resume or sweep';
 
-COMMENT ON COLUMN relay_command.selection IS 'what it is about: route, seq, source, entity, cause, since';
+COMMENT ON COLUMN relay_command.selection IS 'what it is about: route, seq, source, entity_type, entity_id, cause, since; force; destination, api';
 
 COMMENT ON COLUMN relay_command.reason IS 'why, in the words of whoever asked';
 

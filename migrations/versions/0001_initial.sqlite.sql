@@ -3,7 +3,7 @@ CREATE TABLE alert ( -- One row per change for the worse or back, never a second
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- when it changed
     at TEXT NOT NULL,
-    -- what is wrong or well again
+    -- delivery_dead, breaker_open, retired, backlog_old or source_silent
     kind TEXT NOT NULL,
     -- what it is about, such as a destination's name
     subject TEXT NOT NULL,
@@ -11,11 +11,19 @@ CREATE TABLE alert ( -- One row per change for the worse or back, never a second
     firing BOOLEAN NOT NULL,
     -- figures and causes
     detail JSON NOT NULL,
-    -- when it was posted to the alerts url
+    -- when a relay wrote it to its log
+    told_at TEXT,
+    -- not posted before this: another relay may be doing it, or it failed
+    post_after TEXT,
+    -- when it was posted to the alerts url; empty when none is configured
     sent_at TEXT
 );
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
+
+CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
+
+CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
 CREATE TABLE delivery_log ( -- The facts: everything that happened to a delivery, append-only. The state of every delivery follows from them.
     -- number of the fact
@@ -66,8 +74,8 @@ CREATE TABLE gate ( -- What holds deliveries back besides their order: pauses, c
     calls INTEGER DEFAULT 0 NOT NULL,
     -- when the present window began
     window_began_at TEXT,
-    -- when the rate limit lets the next call out; database clock
-    next_call_at TEXT,
+    -- rate limit: until when the calls so far use it up; beyond a burst in the future, none goes out
+    rate_used_until TEXT,
     CONSTRAINT pk_gate PRIMARY KEY (kind, name),
     CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
     CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired'))
@@ -171,6 +179,8 @@ CREATE INDEX ix_open_delivery_ready ON open_delivery (route, due_at, seq) WHERE 
 
 CREATE INDEX ix_open_delivery_received ON open_delivery (seq) WHERE state = 'received';
 
+CREATE INDEX ix_open_delivery_replayed ON open_delivery (route) WHERE run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight');
+
 CREATE INDEX ix_open_delivery_suspect ON open_delivery (due_at, seq) WHERE state = 'ready' AND crashes >= 2;
 
 CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'waiting';
@@ -216,7 +226,7 @@ CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- replay, cancel, unblock, pause, resume or sweep
     kind TEXT NOT NULL,
-    -- what it is about: route, seq, source, entity, cause, since
+    -- what it is about: route, seq, source, entity_type, entity_id, cause, since; force; destination, api
     selection JSON NOT NULL,
     -- why, in the words of whoever asked
     reason TEXT NOT NULL,

@@ -98,7 +98,7 @@ class _Attempt:
         self._fetch_began_at = self._context.now()
         answer = self._call("fetch", self._plan.fetch, self._api)
         if answer.error_class in ABSENT:
-            if self._delivery.attempt == 1:
+            if answer.error_class == "not_found" and self._delivery.attempt == 1:
                 # A replica that is behind answers the same for an entity just created: the next attempt asks again.
                 raise _Ended(answer.failed(self._all()))
             return False

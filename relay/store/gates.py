@@ -11,9 +11,12 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
+from inbox.reads import Row, plain
 from inbox.timestamps import as_time
-from relay.breaker import Breaker, BreakerState, GateKey, Gates, Health, heard
+from relay.alerts import changes
+from relay.gates import Breaker, BreakerState, GateKey, Gates, Health, Toll, heard
 from relay.policy import RoutePolicy
+from relay.store.alerts import note
 from relay.store.database import Database, Transaction
 
 
@@ -55,7 +58,7 @@ def listen(
         after[report.key] = heard(after[report.key], report.health, report.why, limits[report.key], now)
     changed = {key: breaker for key, breaker in after.items() if breaker != before.get(key, Breaker())}
     store(transaction, changed)
-    _alert(transaction, before, changed)
+    note(transaction, changes(before, changed), now)
     return {key: before.get(key, Breaker()) for key in after}
 
 
@@ -85,41 +88,48 @@ def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None
         transaction.execute(_store(transaction.sql), breakers=rows_param(rows))
 
 
-def pause(database: Database, key: GateKey, *, who: str, why: str) -> None:
-    """Claim nothing more that goes through this gate. Nothing is lost: what arrives waits."""
-    with database.write() as transaction:
-        transaction.execute(_pause(database.sql), kind=key[0], name=key[1], who=who, why=why)
+def rates_used(transaction: Transaction, tolls: Iterable[Toll]) -> dict[GateKey, datetime | None]:
+    """Until when the rate of each of these endpoints is used up; their rows are made when they are not there, and locked."""
+    keys = {toll.key for toll in tolls}
+    statement, gates = _rates(transaction.sql), _keys(keys)
+    rows = transaction.execute(statement, gates=gates)
+    if len(rows) < len(keys):
+        transaction.execute(_make(transaction.sql), gates=gates)
+        rows = transaction.execute(statement, gates=gates)
+    return {(row.kind, row.name): row.rate_used_until and as_time(row.rate_used_until) for row in rows}
 
 
-def resume(database: Database, key: GateKey) -> bool:
-    """Let deliveries through again: a pause is over, and a breaker closed, a retired one too. Whether anything was held back."""
-    with database.write() as transaction:
-        before = locked(transaction, [key])
-        found = transaction.execute(_resume(database.sql), kind=key[0], name=key[1])
-        closed = {k: Breaker() for k, breaker in before.items() if breaker.state is not BreakerState.CLOSED}
-        _alert(transaction, before, closed)
+def use_rates(transaction: Transaction, used_until: Mapping[GateKey, datetime]) -> None:
+    """Note until when their rates are used up now. Call it in the transaction that has read them."""
+    rows = [{"kind": kind, "name": name, "used_until": until} for (kind, name), until in sorted(used_until.items())]
+    transaction.execute(_use(transaction.sql), used=rows_param(rows))
+
+
+def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool:
+    """Claim nothing more that goes through this gate; what arrives waits.
+
+    Returns:
+        Whether it was open before; a pause that lasts keeps who paused it, and why.
+    """
+    return bool(transaction.execute(_pause(transaction.sql), kind=key[0], name=key[1], who=who, why=why))
+
+
+def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
+    """Let deliveries through again: a pause is over, and a breaker closed, a retired one too. Call it under the order lock.
+
+    Returns:
+        Whether anything was held back.
+    """
+    before = locked(transaction, [key])
+    found = transaction.execute(_RESUME, kind=key[0], name=key[1])
+    note(transaction, changes(before, {gate: Breaker() for gate in before}), now)
     return bool(found)
 
 
-def _alert(transaction: Transaction, before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> None:
-    """A row of `alert` for each breaker that opens or closes; none while it opens again and again."""
-    rows = []
-    for (kind, name), breaker in after.items():
-        was = before.get((kind, name), Breaker()).state
-        if (was is BreakerState.CLOSED) != (breaker.state is BreakerState.CLOSED) or (
-            breaker.state is BreakerState.RETIRED and was is not BreakerState.RETIRED
-        ):
-            retired = BreakerState.RETIRED in (breaker.state, was)
-            rows.append(
-                {
-                    "kind": "retired" if retired else "breaker_open",
-                    "subject": f"{kind} {name}",
-                    "firing": breaker.state is not BreakerState.CLOSED,
-                    "detail": {"cause": breaker.cause},
-                }
-            )
-    if rows:
-        transaction.execute(_note(transaction.sql), alerts=rows_param(rows))
+def held_back(database: Database) -> list[Row]:
+    """The gates that are paused, or whose breaker is not closed."""
+    with database.read() as transaction:
+        return [plain(row._mapping) for row in transaction.execute(_HELD_BACK)]  # noqa: SLF001  # SQLAlchemy's public name
 
 
 def _breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
@@ -179,27 +189,54 @@ ON CONFLICT (kind, name) DO UPDATE SET {changes}
 
 
 @cache
+def _rates(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT g.kind, g.name, g.rate_used_until
+FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
+ORDER BY g.kind, g.name
+{sql.for_update and "FOR UPDATE OF g"}
+""")
+
+
+@cache
+def _make(sql: Sql) -> TextClause:
+    return text(f"""
+INSERT INTO gate (kind, name)
+SELECT kind, name FROM {sql.rows("gates", kind="text", name="text")}
+WHERE true
+ON CONFLICT (kind, name) DO NOTHING
+""")
+
+
+@cache
+def _use(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE gate AS g
+SET rate_used_until = used.used_until
+FROM {sql.rows("used", kind="text", name="text", used_until="time")}
+WHERE g.kind = used.kind AND g.name = used.name
+""")
+
+
+@cache
 def _pause(sql: Sql) -> TextClause:
     return text(f"""
 INSERT INTO gate (kind, name, paused_at, paused_by, pause_reason)
 VALUES (:kind, :name, {sql.now}, :who, :why)
 ON CONFLICT (kind, name) DO UPDATE SET paused_at = excluded.paused_at, paused_by = excluded.paused_by,
     pause_reason = excluded.pause_reason
-""")
-
-
-@cache
-def _resume(_sql: Sql) -> TextClause:
-    return text("""
-DELETE FROM gate WHERE kind = :kind AND name = :name AND (paused_at IS NOT NULL OR breaker <> 'closed')
+WHERE gate.paused_at IS NULL
 RETURNING name
 """)
 
 
-@cache
-def _note(sql: Sql) -> TextClause:
-    rows = sql.rows("alerts", kind="text", subject="text", firing="boolean", detail="json")
-    return text(f"""
-INSERT INTO alert (at, kind, subject, firing, detail)
-SELECT (SELECT {sql.now}), kind, subject, firing, detail FROM {rows}
+_RESUME = text("""
+DELETE FROM gate WHERE kind = :kind AND name = :name AND (paused_at IS NOT NULL OR breaker <> 'closed')
+RETURNING name
+""")
+_HELD_BACK = text("""
+SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause
+FROM gate
+WHERE paused_at IS NOT NULL OR breaker <> 'closed'
+ORDER BY kind, name
 """)

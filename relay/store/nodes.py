@@ -8,6 +8,8 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
+from relay.gates import Entity
+from relay.store.claim import not_paused, paused_param
 from relay.store.database import Database
 
 
@@ -47,18 +49,23 @@ def _stop(sql: Sql) -> TextClause:
     return text(f"UPDATE relay_node SET heartbeat_at = {sql.now}, stopped_at = {sql.now} WHERE id = :node")
 
 
-def is_drained(database: Database, routes: Sequence[str]) -> bool:
-    """Whether nothing of these routes is received, due or in flight. Retries that are due later and dead letters may remain."""
+def is_drained(database: Database, routes: Sequence[str], paused: Sequence[Entity] = ()) -> bool:
+    """Whether nothing of these routes is received, due or in flight.
+
+    Retries that are due later, dead letters and what waits for entities that are `paused` may remain.
+    """
     names = rows_param({"route": route} for route in routes)
+    statement = _anything_to_do(database.sql, passing_over=bool(paused))
     with database.read() as transaction:
-        return not transaction.execute(_anything_to_do(database.sql), routes=names)
+        return not transaction.execute(statement, routes=names, **paused_param(paused))
 
 
 @cache
-def _anything_to_do(sql: Sql) -> TextClause:
+def _anything_to_do(sql: Sql, *, passing_over: bool) -> TextClause:
     return text(f"""
 SELECT 1
 FROM {sql.rows("routes", route="text")} JOIN open_delivery o ON o.route = routes.route
-WHERE o.state IN ('received', 'in_flight') OR (o.state = 'ready' AND o.due_at <= (SELECT {sql.now}))
+WHERE o.state IN ('received', 'in_flight')
+   OR (o.state = 'ready' AND o.due_at <= (SELECT {sql.now}) {not_paused(sql) if passing_over else ""})
 LIMIT 1
 """)

@@ -13,8 +13,9 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.routing import OWN_LANE
 from inbox.timestamps import as_time
 from relay import facts
-from relay.breaker import STOPPED, GateKey
+from relay.alerts import deaths
 from relay.facts import AnyFact
+from relay.gates import STOPPED, GateKey
 from relay.lifecycle import OpenDelivery, append
 from relay.outcome import Delivered, Delivery, Failed, Outcome
 from relay.policy import (
@@ -28,6 +29,7 @@ from relay.policy import (
     history_of,
     needs_history,
 )
+from relay.store.alerts import note
 from relay.store.coverage import heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.gates import Heard, listen
@@ -73,6 +75,7 @@ def record(
             fact = decide(delivery, outcome, policy, now, history, is_stopped=is_stopped)
             changed.append(append(row, fact, now))
             recorded.append(Recorded(delivery, fact))
+        note(transaction, deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.Delivered)]
         healed = heal(transaction, delivered, policies, now)
         transaction.write_back(settle_lanes(transaction, [*changed, *healed], policies, now), relay_node)
@@ -107,7 +110,7 @@ ORDER BY o.seq, o.route
 
 def _reports(
     outcomes: Iterable[tuple[Delivery, Outcome]],
-    leased: Collection[tuple[int, str]],
+    leased: Collection[tuple[int, str, int]],
     policies: Mapping[str, RoutePolicy],
     watched: Collection[GateKey],
 ) -> Iterator[Heard]:
@@ -115,7 +118,7 @@ def _reports(
     for delivery, outcome in outcomes:
         policy = policies.get(delivery.route, UNKNOWN_ROUTE)
         endpoint = endpoint_of(outcome, policy)
-        if endpoint is None or (delivery.seq, delivery.route) not in leased:
+        if endpoint is None or (delivery.seq, delivery.route, delivery.lease_token) not in leased:
             continue
         health, why = health_of(outcome, policy)
         if health != "well" or endpoint in watched:

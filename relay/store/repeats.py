@@ -95,8 +95,7 @@ SELECT i.seq, i.routes FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i
 
 @cache
 def _handled(sql: Sql) -> TextClause:
-    at = "CAST(:at AS timestamptz)" if sql.is_postgres else ":at"
     return text(f"""
-UPDATE repeated_request SET handled_at = {at}
+UPDATE repeated_request SET handled_at = {sql.time(":at")}
 WHERE id IN (SELECT handled.id FROM {sql.rows("handled", id="bigint")})
 """)

@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import (
-    ApiBasic,
-    Config,
-    ForwardDestination,
-    HeaderAuth,
-    Route,
-    SyncDestination,
-)
+from inbox.config import ApiBasic, Config, ForwardDestination, HeaderAuth, Route, SyncDestination
 from inbox.config_file import config_path, nearest, parse, read
 from inbox.config_links import broken_links
 from inbox.config_shape import build, mistakes

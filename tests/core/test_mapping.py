@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import Fetch, Find, Sync, Update, Write
+from inbox.config_sync import Fetch, Find, Sync, Update, Write
 from inbox.errors import ConfigError, MappingError
 from relay import mapping
 from relay.expressions import Expression, Path, Template, decode, digest, encode, templated

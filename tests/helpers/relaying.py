@@ -13,7 +13,7 @@ from inbox.config import Config
 from relay.http import Limits
 from relay.outcome import Delivered, Delivery, Failed, Outcome
 from relay.policy import policies
-from relay.store import claim, record, sequence
+from relay.store import claim, reap, record, sequence
 from relay.store.database import Database
 from relay.store.record import Recorded
 from relay.worker import attempt
@@ -72,7 +72,7 @@ class Steps:
 
     def reap(self) -> int:
         """Take back leases that ran out."""
-        return len(claim.reap(self._database, self._policies, self.node))
+        return len(reap.reap(self._database, self._policies, self.node))
 
     def round(self) -> int:
         """All of it; how many attempts were made."""

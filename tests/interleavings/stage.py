@@ -14,8 +14,9 @@ from inbox.db.engine import reading
 from inbox.event import Event
 from inbox.timestamps import as_time
 from relay.outcome import Delivery, Outcome
-from relay.store.claim import Claimed, claim, claim_suspect, give_back, reap, renew
+from relay.store.claim import Claimed, claim, claim_suspect, give_back, renew
 from relay.store.database import _LOCK, Database
+from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.agreement import Key, enrolled

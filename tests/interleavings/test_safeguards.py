@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from sqlalchemy import text
 
-from relay.store import claim, lanes, record
+from relay.store import claim, lanes, reap, record
 from relay.store.database import Transaction
 from tests.interleavings import scenes
 from tests.interleavings.promises import kept
@@ -172,7 +172,7 @@ def test_a_claim_that_does_not_look_again_takes_what_another_has_claimed(
 
 def test_taking_back_a_lease_that_was_renewed_meanwhile_is_seen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     operations = prepared(stage, scenes.a_lease_that_ran_out, "r1 renews", "r2 reaps")
-    changed(monkeypatch, claim, "_expired", ("AND o.lease_until <", "AND '2026-01-01' <"))
+    changed(monkeypatch, reap, "_expired", ("AND o.lease_until <", "AND '2026-01-01' <"))
     with pytest.raises(AssertionError, match="a lease that is trusted is not there"):
         stage.all_orders(operations, kept)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from relay import facts
 from relay.lifecycle import State
 from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
-from relay.policy import HOPELESS
+from relay.rules import RULES, Rule
 from tests.model.checks_of_leases import is_abandoned
 from tests.model.history import Entry, Key
 from tests.model.moment import Moment
@@ -39,6 +39,7 @@ def _is_uncounted(fact: facts.AnyFact) -> bool:
     return isinstance(fact, facts.AttemptFailed) and not fact.counted
 
 
+HOPELESS = {name for name, rule in RULES.items() if rule is Rule.DEAD}
 _WORK = facts.Delivered | facts.Skipped | facts.AttemptFailed | facts.Dead
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from inbox.db.schema import SUSPECT_CRASHES
 from relay.lifecycle import State
 from relay.outcome import Outcome
-from relay.store.replay import Selection
+from relay.store.selection import Selection
 from tests.model.actors import Held, Relay
 from tests.model.history import Key
 from tests.model.operations import Operation

@@ -7,7 +7,7 @@ from collections import defaultdict
 from inbox.db.schema import SUSPECT_CRASHES
 from relay import facts
 from relay.lifecycle import State
-from relay.store.replay import Selection
+from relay.store.selection import Selection
 from tests.model.actors import SUCCEEDED
 from tests.model.history import Key, LaneKey
 from tests.model.moment import Violation

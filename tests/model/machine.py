@@ -15,7 +15,7 @@ from relay.leases import TRUSTED_SECONDS
 from relay.lifecycle import State
 from relay.outcome import Outcome
 from relay.store.claim import LEASE_SECONDS
-from relay.store.replay import Selection
+from relay.store.selection import Selection
 from tests.model.actors import CUT, FAILED, HOPELESS, SKIPPED, SUCCEEDED, TIMED_OUT, Relay
 from tests.model.choosing import Choosing
 from tests.model.finishing import finish

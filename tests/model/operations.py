@@ -9,11 +9,12 @@ from typing import Any
 
 from relay.leases import claim_of
 from relay.outcome import Delivery
-from relay.store import claim, nodes, record, sequence
+from relay.store import claim, commands, nodes, reap, record, sequence
 from relay.store.claim import Claimed
 from relay.store.rebuild import rebuild
-from relay.store.replay import Selection, plan, replay
+from relay.store.selection import Selection, keys_of
 from relay.store.verify import Checked, verify
+from tests.helpers.commanding import carry_out
 from tests.model.actors import Doing, Held, Ledger, Relay
 from tests.model.history import Key
 from tests.model.world import CONFIG, POLICIES, World
@@ -98,15 +99,15 @@ class Operations:
         return Operation("record", lambda: record.record(self._database, POLICIES, node, outcomes), learn)
 
     def reap(self, relay: Relay) -> Operation:
-        return Operation("reap", lambda: claim.reap(self._database, POLICIES, relay.node), lambda _: None)
+        return Operation("reap", lambda: reap.reap(self._database, POLICIES, relay.node), lambda _: None)
 
     def replay(self, selection: Selection) -> Operation:
         """What a person does: looks at a plan, and then has it done."""
 
         def send() -> list[Key]:
-            planned = plan(self._database, selection)
-            list(replay(self._database, CONFIG, planned, who="kim", why="mended"))
-            return [(int(row["seq"]), str(row["route"])) for row in planned.deliveries]
+            planned = commands.plan(self._database, CONFIG, "replay", selection, None)
+            carry_out(self._database, CONFIG, "replay", selection, why="mended")
+            return keys_of(planned.sample)
 
         return Operation("replay", send, self.doing.replayed.update)
 

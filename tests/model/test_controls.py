@@ -11,7 +11,7 @@ from sqlalchemy import Engine, TextClause, text
 from inbox.db.dialect import Sql
 from relay.outcome import Delivery, Outcome
 from relay.policy import RoutePolicy
-from relay.store import claim, record, sequence
+from relay.store import claim, reap, record, sequence
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 from tests.model.moment import Violation
@@ -126,5 +126,5 @@ def test_giving_back_without_the_attempt_is_seen(world: World, monkeypatch: pyte
 
 def test_reaping_without_waiting_for_the_lease_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, column in (("_any_expired", "lease_until"), ("_expired", "o.lease_until")):
-        monkeypatch.setattr(claim, name, without(getattr(claim, name), (f"{column} <", "'2000-01-01 00:00:00Z' <")))
+        monkeypatch.setattr(reap, name, without(getattr(reap, name), (f"{column} <", "'2000-01-01 00:00:00Z' <")))
     finds(world, "a trusted lease is not in force")

@@ -79,7 +79,17 @@ _STATE = Row._fields.index("state")
 _LOG = "SELECT id, at, seq, route, kind, attempt, relay_node, detail FROM delivery_log WHERE id > {last} ORDER BY id"
 _INBOX = "SELECT seq, dedup_key FROM inbox ORDER BY seq"
 _LANES = "SELECT route, lane, occurred_at, seq FROM lane"
-_TABLES = ("open_delivery", "lane", "repeated_request", "inbox", "delivery_log", "relay_node")
+_TABLES = (
+    "gate",
+    "alert",
+    "relay_command",
+    "open_delivery",
+    "lane",
+    "repeated_request",
+    "inbox",
+    "delivery_log",
+    "relay_node",
+)
 
 
 class Stored(NamedTuple):

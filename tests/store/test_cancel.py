@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from relay.outcome import Delivered, Failed
-from relay.store.cancel import cancel, plan_cancel, plan_unblock, unblock
+from relay.store import commands
 from relay.store.record import record
-from relay.store.replay import Selection, overtaken, plan, replay
+from relay.store.selection import Selection
 from relay.store.verify import verify
+from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, Steps, an_event
-from tests.store.test_replay import CONFIG
+from tests.store.test_replay import CONFIG, replay_all
 
 DONE = Delivered((), "forwarded")
 HOPELESS = Failed((), "mapping", "email: no value")
 
 
 def cancel_all(steps: Steps, selection: Selection) -> int:
-    planned = plan_cancel(steps.database, selection)
-    return sum(cancel(steps.database, CONFIG, planned, who="ann", why="a test account"))
+    return carry_out(steps.database, CONFIG, "cancel", selection, who="ann", why="a test account")
 
 
 def unblock_all(steps: Steps, selection: Selection) -> int:
-    planned = plan_unblock(steps.database, selection)
-    return sum(unblock(steps.database, CONFIG, planned, who="ann", why="mended by hand"))
+    return carry_out(steps.database, CONFIG, "unblock", selection, who="ann", why="mended by hand")
 
 
 def agreed(steps: Steps) -> bool:
@@ -47,9 +46,8 @@ def test_one_that_waits_can_be_cancelled_too(steps: Steps) -> None:
 
 def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
-    planned = plan_cancel(steps.database, Selection(entity_type="USER", entity_id="u1"))
     working = steps.claim()
-    assert sum(cancel(steps.database, CONFIG, planned, who="ann", why="no")) == 1
+    assert cancel_all(steps, Selection(entity_type="USER", entity_id="u1")) == 1
     (recorded,) = record(steps.database, POLICIES, "r1", [(working, DONE)])
     assert recorded.fact is not None
     assert steps.kinds() == [(2, "cancelled"), (1, "delivered")]
@@ -66,8 +64,7 @@ def test_dead_letters_of_a_cause_can_be_cancelled_together(steps: Steps) -> None
 def test_what_was_cancelled_can_be_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1))
     cancel_all(steps, Selection(seq=1))
-    planned = plan(steps.database, Selection(seq=1))
-    assert sum(replay(steps.database, CONFIG, planned, who="ann", why="after all")) == 1
+    assert replay_all(steps.database, Selection(seq=1)) == 1
     assert steps.states() == [(1, "strict", "ready")]
 
 
@@ -92,9 +89,8 @@ def test_a_replay_does_not_undo_what_was_delivered_later_unless_it_is_forced(ste
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    planned = plan(steps.database, Selection(seq=1))
-    assert overtaken(steps.database, CONFIG, planned) == 1
-    assert sum(replay(steps.database, CONFIG, planned, who="ann", why="again")) == 0
+    assert commands.plan(steps.database, CONFIG, "replay", Selection(seq=1), None).overtaken == 1
+    assert replay_all(steps.database, Selection(seq=1)) == 0
     assert steps.states() == [(1, "strict", "dead")]
-    assert sum(replay(steps.database, CONFIG, planned, who="ann", why="again", force=True)) == 1
+    assert replay_all(steps.database, Selection(seq=1), force=True) == 1
     assert steps.states() == [(1, "strict", "ready")]

@@ -8,11 +8,12 @@ import pytest
 
 from relay.outcome import Delivered, Delivery, Failed
 from relay.policy import CRASHES_ALLOWED
-from relay.store.claim import LEASE_SECONDS, claim, claim_suspect, give_back, reap
+from relay.store.claim import LEASE_SECONDS, claim, claim_suspect, give_back
 from relay.store.database import Database
 from relay.store.nodes import heartbeat, start_node, stop_node
+from relay.store.reap import reap
 from relay.store.record import record
-from relay.store.replay import Selection
+from relay.store.selection import Selection
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG, replay_all
 

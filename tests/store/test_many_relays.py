@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.store.claim import claim, give_back, reap
+from relay.store.claim import claim, give_back
 from relay.store.database import Database
+from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.store.conftest import POLICIES, FakeClock, an_event

@@ -15,7 +15,20 @@ from sqlalchemy.dialects import postgresql
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.timestamps import time_text
-from relay.store import claim, coverage, database, events, examine, lanes, record, reopen, repeats, sequence, verify
+from relay.store import (
+    claim,
+    coverage,
+    database,
+    events,
+    examine,
+    lanes,
+    reap,
+    record,
+    reopen,
+    repeats,
+    sequence,
+    verify,
+)
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -112,12 +125,12 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "claim": claim._claim,
     "claim a suspect": claim._claim_suspect,
     "any suspect": claim._any_suspect,
-    "abandoned before": claim._abandoned_before,
+    "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": claim._renew,
     "give back": claim._give_back,
-    "any expired": claim._any_expired,
-    "reap": claim._expired,
+    "any expired": reap._any_expired,
+    "reap": reap._expired,
     "received": sequence._received,
     "any received": lambda _: sequence._ANY_RECEIVED,
     "heads": lanes._heads,

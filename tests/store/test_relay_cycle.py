@@ -9,8 +9,9 @@ from sqlalchemy import text
 
 from relay import facts
 from relay.outcome import Delivered, Failed
-from relay.store.claim import claim, give_back, reap, renew
+from relay.store.claim import claim, give_back, renew
 from relay.store.database import Database
+from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.store.conftest import POLICIES, START, FakeClock, an_event

@@ -9,11 +9,15 @@ import msgspec
 
 from inbox.config import Config, ForwardDestination, NoAuth, Retry, Route, Secret, Source
 from inbox.reads import Row
+from relay import facts
 from relay.outcome import Delivered, Failed
+from relay.store import commands
 from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.record import record
-from relay.store.replay import Plan, Selection, plan, replay
+from relay.store.replay import replay
+from relay.store.selection import Plan, Selection
+from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 
 Receive = Callable[..., list[int | None]]
@@ -43,11 +47,16 @@ CONFIG = Config(
 
 
 def replay_all(database: Database, selection: Selection, config: Config = CONFIG, *, force: bool = False) -> int:
-    return sum(replay(database, config, plan(database, selection), who="kim", why="mapping mended", force=force))
+    chosen = msgspec.structs.replace(selection, force=force)
+    return carry_out(database, config, "replay", chosen, why="mapping mended")
+
+
+def plan(database: Database, selection: Selection) -> Plan:
+    return commands.plan(database, CONFIG, "replay", selection, None)
 
 
 def keys(planned: Plan) -> list[tuple[int, str]]:
-    return [(row["seq"], row["route"]) for row in planned.deliveries]
+    return [(row["seq"], row["route"]) for row in planned.sample]
 
 
 def row_of(steps: Steps, seq: int) -> Row:
@@ -64,9 +73,7 @@ def test_a_plan_shows_what_would_be_done_and_does_nothing(steps: Steps) -> None:
     before = (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds())
 
     planned = plan(steps.database, Selection())
-    assert [(row["seq"], row["cause"], row["error"]) for row in planned.deliveries] == [
-        (1, "mapping", "email: no value")
-    ]
+    assert [(row["seq"], row["cause"], row["error"]) for row in planned.sample] == [(1, "mapping", "email: no value")]
     assert (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()) == before
 
 
@@ -264,17 +271,18 @@ def test_what_is_open_is_left_as_it_is(steps: Steps, receive: Receive) -> None:
 
     for seq in (1, 2, 3, 4):
         assert keys(plan(steps.database, Selection(seq=seq))) == []
-    stale = Plan(tuple(steps.rows("SELECT * FROM delivery ORDER BY seq")))
-    assert list(replay(steps.database, CONFIG, stale, who="kim", why="by mistake")) == [0]
+    with steps.database.write() as transaction:
+        fact, now = facts.Replayed(who="kim", why="by mistake"), transaction.lock_order()
+        every = [(1, "strict"), (2, "strict"), (3, "strict"), (4, "strict")]
+        assert replay(transaction, CONFIG, every, fact, now, too=None) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
 
 
-def test_doing_a_plan_twice_replays_once(steps: Steps) -> None:
+def test_asking_twice_replays_once(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.attempt(MAPPING)
-    planned = plan(steps.database, Selection())
-    assert [list(replay(steps.database, CONFIG, planned, who="kim", why="again")) for _ in range(2)] == [[1], [0]]
+    assert [replay_all(steps.database, Selection()) for _ in range(2)] == [1, 0]
     assert row_of(steps, 1)["run"] == 1
     steps.facts_agree()
 
@@ -292,9 +300,9 @@ def test_a_large_replay_goes_batch_by_batch(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 251)))
     deliveries = claim(steps.database, "r1", [(["strict"], 250)])
     record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in deliveries])
-    planned = Plan(tuple(steps.rows("SELECT * FROM delivery ORDER BY seq")))
 
-    assert list(replay(steps.database, CONFIG, planned, who="kim", why="downstream was restored")) == [200, 50]
+    number = commands.ask(steps.database, "replay", Selection(source="trivore", since=START), who="kim", why="restored")
+    assert [commands.work_on(steps.database, CONFIG, number) for _ in range(3)] == [200, 50, 0]
     assert {state for _, _, state in steps.states()} == {"ready"}
     steps.facts_agree()
 

@@ -13,8 +13,8 @@ from inbox.clock import SystemClock
 from inbox.db.schema import delivery_log, open_delivery
 from inbox.reads import Row
 from relay.outcome import Delivered, Failed, Skipped
-from relay.store.claim import reap
 from relay.store.database import Database
+from relay.store.reap import reap
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 
 Receive = Callable[..., list[int | None]]

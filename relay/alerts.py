@@ -1,0 +1,111 @@
+"""What is worth waking somebody for: what an alert says, and in which form it is posted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from inbox.config import AlertFormat
+from relay import facts
+from relay.gates import Breaker, BreakerState, GateKey
+from relay.lifecycle import OpenDelivery
+
+AlertKind = Literal["delivery_dead", "breaker_open", "retired", "backlog_old", "source_silent"]
+
+SENTENCES: dict[AlertKind, tuple[str, str]] = {
+    "delivery_dead": (
+        "route {subject} has dead deliveries: {cause}",
+        "route {subject} has no dead deliveries any more",
+    ),
+    "breaker_open": ("{subject} is not called for now: {cause}", "{subject} is called again"),
+    "retired": ("{subject} is gone for good, until it is resumed: {cause}", "{subject} is called again"),
+    "backlog_old": (
+        "route {subject} is behind: seq {seq} has waited for {age_seconds} s",
+        "route {subject} is no longer behind",
+    ),
+    "source_silent": (
+        "source {subject} is silent: nothing has arrived for {silent_seconds} s",
+        "source {subject} is heard again",
+    ),
+}
+"""What each kind says: when it begins, and when it has recovered."""
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """A change for the worse, or the recovery from it."""
+
+    kind: AlertKind
+    subject: str
+    """What it is about: a route, a source, or `destination NAME` and `api NAME`."""
+    firing: bool
+    detail: Mapping[str, Any] = {}
+    """What its sentence needs besides, and more."""
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """An alert that is to be posted. `at` is UTC."""
+
+    id: int
+    at: datetime
+    alert: Alert
+
+
+def sentence(alert: Alert) -> str:
+    """What it says, in one line."""
+    began, recovered = SENTENCES[alert.kind]
+    return (began if alert.firing else recovered).format_map({**alert.detail, "subject": alert.subject})
+
+
+def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
+    """The JSON that is posted: all of it, or a message as Slack's incoming webhooks take it.
+
+    Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`), and
+    https://docs.slack.dev/messaging/formatting-message-text (`&`, `<` and `>` are escaped).
+    """
+    alert = posted.alert
+    if form == "slack":
+        words = sentence(alert).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        return {"text": f"{':red_circle:' if alert.firing else ':large_green_circle:'} {words}"}
+    return {
+        "id": posted.id,
+        "at": posted.at.isoformat().replace("+00:00", "Z"),
+        "kind": alert.kind,
+        "subject": alert.subject,
+        "firing": alert.firing,
+        "text": sentence(alert),
+        "detail": dict(alert.detail),
+    }
+
+
+def changes(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> Iterator[Alert]:
+    """What breakers that have become others mean: one that opens again and again is no change."""
+    for key, breaker in after.items():
+        was, now = _fires(before.get(key, Breaker())), _fires(breaker)
+        if was == now:
+            continue
+        if now is not None:
+            yield Alert(now, " ".join(key), firing=True, detail={"cause": breaker.cause})
+        else:  # one that was open before it was retired has fired twice
+            yield from (Alert(kind, " ".join(key), firing=False) for kind in _OF_BREAKERS)
+
+
+_OF_BREAKERS: tuple[AlertKind, ...] = ("breaker_open", "retired")
+
+
+def _fires(breaker: Breaker) -> AlertKind | None:
+    if breaker.state is BreakerState.CLOSED:
+        return None
+    return "retired" if breaker.state is BreakerState.RETIRED else "breaker_open"
+
+
+def deaths(changed: Iterable[OpenDelivery]) -> list[Alert]:
+    """Of these deliveries, those that have died just now: one alert for each route."""
+    alerts: dict[str, Alert] = {}
+    for row in changed:
+        if row.facts and isinstance(fact := row.facts[-1], facts.Dead):
+            detail = {"cause": fact.cause, "error": fact.error, "seq": row.seq}
+            alerts.setdefault(row.route, Alert("delivery_dead", row.route, firing=True, detail=detail))
+    return list(alerts.values())

@@ -1,0 +1,88 @@
+"""Posts alerts, in a thread of its own: a chat that hangs delays no delivery."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+
+from inbox.config import AlertFormat, Alerts, Endpoint
+from relay.alerts import Posted, payload
+from relay.endpoint import prepare
+from relay.http import HttpClient, Limits, Request
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What came of a post."""
+
+    posted: Posted
+    error: str | None
+
+
+class Poster:
+    """Takes one alert after the other; tells what came of it by `done`."""
+
+    def __init__(
+        self,
+        client: HttpClient | None,
+        form: AlertFormat,
+        *,
+        stop: threading.Event,
+        now: Callable[[], datetime],
+        done: Callable[[Done], None],
+    ) -> None:
+        self._client = client
+        self._form = form
+        self._done = done
+        self._limits = Limits(lambda: float("inf"), stop, now)
+        self._todo: queue.SimpleQueue[Posted | None] = queue.SimpleQueue()
+        self._is_busy = False
+        if client is not None:
+            threading.Thread(target=self._work, args=(client,), name="alerts", daemon=True).start()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it takes an alert now; never, without a url."""
+        return self._client is not None and not self._is_busy
+
+    def post(self, alert: Posted) -> None:
+        """Post it; `done` is called from another thread, and then `let_go` is due."""
+        self._is_busy = True
+        self._todo.put(alert)
+
+    def let_go(self) -> None:
+        """The last one is done with."""
+        self._is_busy = False
+
+    def end(self) -> None:
+        """Let the thread end."""
+        self._todo.put(None)
+
+    def _work(self, client: HttpClient) -> None:
+        while (alert := self._todo.get()) is not None:
+            body = json.dumps(payload(alert, self._form)).encode()
+            request = Request("alert", "POST", {"Content-Type": "application/json"}, body=body)
+            answer = client.call(request, self._limits)
+            error = None if answer.error_class is None else answer.failed(()).error
+            self._done(Done(alert, error))
+        client.close()
+
+
+def client_of(alerts: Alerts) -> HttpClient | None:
+    """What posts to the url; None without one.
+
+    Raises:
+        ConfigError: the url can't be used, or its secret is not there.
+    """
+    if alerts.url is None:
+        return None
+    endpoint = Endpoint(
+        timeout=alerts.timeout, allow_private=alerts.allow_private, allow_http=alerts.allow_http, concurrency=1
+    )
+    url = alerts.url.reveal()
+    # The path of a chat's hook is its secret.
+    return HttpClient(prepare(endpoint, url, "alerts", secrets=[url], shown_path="/…"))

@@ -1,0 +1,114 @@
+"""Reap: leases that ran out are taken back, and what again and again kills the process that works on it is set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, rows_param
+from relay.alerts import deaths
+from relay.facts import AnyFact
+from relay.lifecycle import append
+from relay.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
+from relay.store.alerts import note
+from relay.store.claim import LEASE_SECONDS
+from relay.store.database import ROW, Database, Transaction, as_open_delivery
+from relay.store.lanes import settle_lanes
+
+BATCH = 500
+
+
+def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> list[tuple[int, str, AnyFact]]:
+    """Take back leases that ran out, so that another attempt can be made; how far the last one came is unknown.
+
+    Returns:
+        seq, route and what was recorded of each.
+    """
+    with database.read() as transaction:
+        if not transaction.execute(_any_expired(database.sql)):
+            return []
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        rows = transaction.execute(_expired(database.sql), batch=BATCH)
+        looping = _died_each_time(transaction, [row for row in rows if row.crashes + 1 >= CRASHES_ALLOWED])
+        abandoned = [
+            append(
+                as_open_delivery(row),
+                decide_abandoned(
+                    as_open_delivery(row),
+                    row.relay_node,
+                    policies.get(row.route, UNKNOWN_ROUTE),
+                    died_each_time=(row.seq, row.route) in looping,
+                ),
+                now,
+            )
+            for row in rows
+        ]
+        note(transaction, deaths(abandoned), now)
+        transaction.write_back(settle_lanes(transaction, abandoned, policies, now), relay_node)
+    return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
+
+
+@cache
+def _any_expired(sql: Sql) -> TextClause:
+    return text(f"SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND lease_until < (SELECT {sql.now}) LIMIT 1")
+
+
+@cache
+def _expired(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT {ROW}, o.relay_node FROM open_delivery o
+WHERE o.state = 'in_flight' AND o.lease_until < (SELECT {sql.now})
+ORDER BY o.seq, o.route
+LIMIT :batch
+{sql.skip_locked}
+""")
+
+
+def _died_each_time(transaction: Transaction, rows: Sequence[Any]) -> set[tuple[int, str]]:
+    """Those of which the last relay processes that abandoned them, and the one that does so now, are gone for good.
+
+    A process that was only frozen, or without a database, said later that it lives; one that died never does: a new
+    process has a new id. What took over another one's retry has its own attempts alone as evidence.
+    """
+    if not rows:
+        return set()
+    holders = rows_param({"seq": row.seq, "route": row.route, "node": row.relay_node} for row in rows)
+    gone = transaction.execute(_gone(transaction.sql), held=holders, since=-LEASE_SECONDS)
+    returned: dict[tuple[int, str], list[bool]] = {(row.seq, row.route): [] for row in rows}
+    for row in transaction.execute(_abandoned_before(transaction.sql), held=holders):
+        returned[row.seq, row.route].append(bool(row.came_back))
+    last = {key: came_back[: CRASHES_ALLOWED - 1] for key, came_back in returned.items()}
+    return {
+        (row.seq, row.route)
+        for row in gone
+        if len(last[row.seq, row.route]) == CRASHES_ALLOWED - 1 and not any(last[row.seq, row.route])
+    }
+
+
+_HELD = {"seq": "bigint", "route": "text", "node": "text"}
+
+
+@cache
+def _gone(sql: Sql) -> TextClause:
+    """Of these, those whose holder has been silent for as long as a lease, and did not stop in order."""
+    return text(f"""
+SELECT held.seq, held.route
+FROM {sql.rows("held", **_HELD)} LEFT JOIN relay_node n ON n.id = held.node
+WHERE n.id IS NULL OR (n.stopped_at IS NULL AND n.heartbeat_at < {sql.plus_seconds(f"(SELECT {sql.now})", ":since")})
+""")
+
+
+@cache
+def _abandoned_before(sql: Sql) -> TextClause:
+    """The times they were abandoned, the last one first, and whether the holder of then was heard of afterwards."""
+    return text(f"""
+SELECT l.seq, l.route, n.heartbeat_at > l.at OR n.stopped_at IS NOT NULL AS came_back
+FROM {sql.rows("held", **_HELD)}
+JOIN delivery_log l ON l.seq = held.seq AND l.route = held.route AND l.kind = 'abandoned'
+LEFT JOIN relay_node n ON n.id = l.detail ->> 'relay_node'
+ORDER BY l.id DESC
+""")

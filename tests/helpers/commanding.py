@@ -1,0 +1,18 @@
+"""What an operator asks for, done to its end."""
+
+from __future__ import annotations
+
+from inbox.config import Config
+from relay.store import commands
+from relay.store.database import Database
+from relay.store.selection import Act, Selection
+
+
+def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *, who: str = "kim", why: str) -> int:
+    """All of it, batch by batch, by this process alone; how many deliveries were changed."""
+    number = commands.ask(database, act, chosen, who=who, why=why)
+    while (progress := commands.progress(database, number)) and not progress.has_ended:
+        commands.work_on(database, config, number)
+    assert progress is not None
+    assert progress.state == "done"
+    return progress.affected
