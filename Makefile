@@ -20,7 +20,7 @@ run: $(READY)  ## run the whole product with demo services and watch it work (Ct
 	$(BIN)/relay demo
 
 test: $(READY)  ## run every test, on SQLite and on a Postgres that the tests start
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 faults: $(READY)  ## break everything at random for MINUTES=5 (SEED=, DATABASE=sqlite) and count what happened
 	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),postgres)

@@ -1,7 +1,7 @@
 """A downstream service that answers 200 after so many milliseconds, keeps connections open, and tells what it has seen.
 
-`GET /` answers with the number of POSTs since the last GET, the number of different bodies among them, and the seconds
-from the first to the last.
+`GET /` answers with the number of requests with a body since the last GET, the number of different bodies among them, and
+the seconds from the first to the last. Any other GET answers with an entity.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import uvloop
 
 
 class Seen:
-    """The POSTs since the last report."""
+    """The requests with a body since the last report."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -44,7 +44,7 @@ class Connection(asyncio.Protocol):
         self._seen = seen
         self._seconds = seconds
         self._parser = httptools.HttpRequestParser(self)
-        self._body = b""
+        self._body = self._path = b""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -54,14 +54,17 @@ class Connection(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_message_begin(self) -> None:
-        self._body = b""
+        self._body = self._path = b""
+
+    def on_url(self, part: bytes) -> None:
+        self._path += part
 
     def on_body(self, body: bytes) -> None:
         self._body += body
 
     def on_message_complete(self) -> None:
-        if self._parser.get_method() != b"POST":
-            self._answer(self._seen.report())
+        if self._parser.get_method() == b"GET":
+            self._answer(self._seen.report() if self._path == b"/" else b'{"name": "somebody"}')
             return
         self._seen.add(self._body)
         if self._seconds:

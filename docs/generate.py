@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout is described, whatever is installed
 
-from docs.blocks import commands, configuration, house, schema, states
+from docs.blocks import commands, configuration, delivery, house, schema, states
 from docs.blocks.common import ROOT
 
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
@@ -26,7 +26,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "states": states.states,
     "scheduling-steps": states.scheduling_steps,
     "fact-kinds": states.fact_kinds,
-    "error-classes": states.error_classes,
+    "outcome-classes": delivery.outcome_classes,
+    "statuses": delivery.statuses,
+    "retry-schedule": delivery.retry_schedule,
+    "breaker-states": delivery.breaker_states,
+    "alert-kinds": delivery.alert_kinds,
     "inbox-commands": commands.inbox_commands,
     "relay-commands": commands.relay_commands,
     "config-keys": configuration.config_keys,

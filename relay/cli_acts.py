@@ -17,7 +17,7 @@ from inbox.db import engine, migrate
 from inbox.terminal import FINDING, console, fail, show, told
 from relay.store import commands
 from relay.store.database import Database
-from relay.store.selection import Act, Selection
+from relay.store.selection import Act, Choice, Selection
 
 Reason = Annotated[str, typer.Option(help="Why; it is kept in the log.")]
 OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.")]
@@ -47,18 +47,24 @@ def replay(
     force: Annotated[
         bool, typer.Option("--force", help="Even where a later event was delivered, and this would undo it.")
     ] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Of --route: also what was delivered, and what it would take now and never took."),
+    ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Take dead or ended deliveries up again. Shows the plan; --yes does it.
 
-    Without --seq or --entity only dead letters are meant.
+    Without --seq, --entity or --all only dead letters are meant.
 
     Examples:
       relay replay --cause exhausted --reason "CRM is back"
       relay replay --seq 42 --reason "mapping mended" --yes
+      relay replay --route crm --all --since 2026-01-01 --reason "CRM was restored from a backup"
     """
-    chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since, force=force)
+    chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
+    chosen = msgspec.structs.replace(chosen, force=force, everything=everything)
     words = _Words("would be taken up again", "were taken up again", "replaying", "nothing to replay")
     _carry_out("replay", words, chosen, reason, yes=yes, as_json=as_json)
 
@@ -84,8 +90,6 @@ def cancel(
       relay cancel --route old-crm --reason "switched off" --yes
     """
     chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    if chosen.is_empty:
-        fail("name what is to be cancelled: --route, --seq, --source, --entity, --cause or --since")
     words = _Words("would be cancelled", "were cancelled", "cancelling", "nothing to cancel")
     _carry_out("cancel", words, chosen, reason, yes=yes, as_json=as_json)
 
@@ -126,7 +130,10 @@ def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: 
     """Show the plan, and with `yes` do it, with a bar."""
     with told():
         config, database = open_database()
-        planned = commands.plan(database, config, act, chosen, None if as_json else _SAMPLE)
+        choice = Choice(act, chosen, config)
+        if choice.mistake is not None:
+            fail(choice.mistake)
+        planned = commands.plan(database, choice, None if as_json else _SAMPLE)
     columns = ("seq", "route", "entity_type", "entity_id", "event_type", "state", "attempts")
     show(planned.sample, as_json=as_json, columns=columns, empty=words.nothing)
     if not planned.count:
@@ -182,7 +189,6 @@ def _selection(
     entity: str | None,
     cause: str | None,
     since: datetime | None,
-    force: bool = False,
 ) -> Selection:
     entity_type, entity_id = parted(entity)
     return Selection(
@@ -193,7 +199,6 @@ def _selection(
         entity_id=entity_id,
         cause=cause,
         since=None if since is None else since.replace(tzinfo=UTC),
-        force=force,
     )
 
 

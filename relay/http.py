@@ -8,6 +8,7 @@ afterwards is told apart as answered, not sent and unknown: only an unknown one 
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import ssl
 import threading
@@ -30,6 +31,8 @@ from relay.connection import EndpointAdapter, Wire
 from relay.endpoint import Target
 from relay.outcome import Call, Sent, Step
 from relay.watchdog import WATCHDOG, CutOffError, Exchange
+
+_log = logging.getLogger(__name__)
 
 MAX_ANSWER = 64 * 1024
 """Bytes read of an answer; a longer one is cut there, and its connection closed."""
@@ -149,14 +152,19 @@ class HttpClient:
         if error_class is None:
             return Answer(self._logged(request, began, "answered", status), body, whole), False
         excerpt = self._target.redactor.excerpt(body)
-        retry_after = response.headers.get("Retry-After")
         return Answer(
             self._logged(request, began, "answered", status, excerpt=excerpt),
             body,
             whole,
             error_class,
-            None if retry_after is None else parse_retry_after(retry_after, limits.now()),
+            self._retry_after(response.headers.get("Retry-After"), limits.now()),
         ), False
+
+    def _retry_after(self, given: str | None, now: datetime) -> float | None:
+        seconds = parse_retry_after(given, now)
+        if given is not None and seconds is None:
+            _log.warning("%s: Retry-After is past or can't be read, and ignored: %a", self._target.shown, given[:100])
+        return seconds
 
     def _line(self) -> tuple[EndpointAdapter, Wire]:
         """This thread's own session, straight through its adapter: `Session.send` around it costs a third of a call."""

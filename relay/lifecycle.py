@@ -252,6 +252,8 @@ def advance(standing: Standing, fact: AnyFact) -> Standing:
         IllegalTransition: it can't happen to a delivery that stands so.
     """
     attempt, run, crashes, due_at = standing.attempt, standing.run, standing.crashes, None
+    # A replay may be the first fact there is: its event had not taken the route, or what was before it is pruned.
+    before = State.ENDED if standing == NO_FACTS and isinstance(fact, facts.Replayed) else standing.state
     match fact:
         case facts.AttemptFailed(counted=counted, due_at=next_due):
             attempt, crashes, due_at = attempt + int(counted), 0, next_due
@@ -267,7 +269,7 @@ def advance(standing: Standing, fact: AnyFact) -> Standing:
             pass  # no attempt was made
         case _:
             attempt += 1
-    return Standing(_folded(standing.state, fact), attempt, run, crashes, due_at)
+    return Standing(_folded(before, fact), attempt, run, crashes, due_at)
 
 
 def restore(delivery: OpenDelivery, standing: Standing) -> OpenDelivery:

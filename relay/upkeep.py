@@ -73,4 +73,5 @@ class Upkeep:
         """A batch of what operators ask for; when there is nothing to do at the moment, it is looked at again later."""
         changed = commands.work_on_open(self._database, config)
         self._any_command = changed > 0
+        self._claiming.look_at_gates()  # it may have been a pause
         return changed

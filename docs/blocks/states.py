@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ast
-import inspect
-import re
 from functools import cache
 from pathlib import Path
 
 from docs.blocks.common import MEANINGS, ROOT, field_docstrings, first_line, table
-from relay import facts, outcome
+from relay import facts
 from relay.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, State, Step
-from relay.rules import RULES
 
 
 def states_diagram() -> str:
@@ -80,16 +77,3 @@ def _calls() -> dict[Path, set[str]]:
         }
         for path in sorted((ROOT / "relay").rglob("*.py"))
     }
-
-
-def error_classes() -> str:
-    """What can be wrong with an attempt, as the comments in `relay.outcome` have it."""
-    source = inspect.getsource(outcome)
-    listed = source[source.index("ErrorClass = Literal[") :].partition("\n]")[0]
-    return table(
-        ("error class", "meaning", "then"),
-        (
-            (f"`{name}`", meaning, MEANINGS["rules"][RULES[name]])
-            for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)
-        ),
-    )

@@ -22,7 +22,7 @@ from relay.store import gates, selection
 from relay.store.database import Database, Transaction
 from relay.store.reopen import find
 from relay.store.replay import end_or_unblock, overtaken, replay
-from relay.store.selection import Act, Plan, Selection, keys_of
+from relay.store.selection import Act, Choice, Plan, Selection, keys_of
 
 BATCH = 200
 """Deliveries in one transaction."""
@@ -46,24 +46,24 @@ class Progress(msgspec.Struct, frozen=True):
         return self.state not in {"asked", "running"}
 
 
-def plan(database: Database, config: Config, act: Act, chosen: Selection, sample: int | None) -> Plan:
+def plan(database: Database, choice: Choice, sample: int | None) -> Plan:
     """What an act would do, with so many of the deliveries as a sample (None: all of them). Changes nothing."""
-    number = selection.count(database, act, chosen)
+    number = selection.count(database, choice)
     with database.read() as transaction:
-        rows = selection.page(transaction, act, chosen, after=0, most=number if sample is None else sample)
-    left = _overtaken(database, config, chosen) if act == "replay" and not chosen.force else 0
+        rows = selection.page(transaction, choice, after=0, most=number if sample is None else sample)
+    left = _overtaken(database, choice) if choice.act == "replay" and not choice.selection.force else 0
     return Plan(number, tuple(rows if sample is None else rows[:sample]), left)
 
 
-def _overtaken(database: Database, config: Config, chosen: Selection) -> int:
+def _overtaken(database: Database, choice: Choice) -> int:
     number, after = 0, 0
     while True:
         with database.write() as transaction:  # a write, for `find` locks; nothing is changed
-            keys = keys_of(selection.page(transaction, "replay", chosen, after=after, most=BATCH))
+            keys = keys_of(selection.page(transaction, choice, after=after, most=BATCH))
             if not keys:
                 return number
-            too = partial(selection.among, transaction, "replay", chosen)
-            number += len(overtaken(transaction, find(transaction, config, keys), too))
+            too = partial(selection.among, transaction, choice)
+            number += len(overtaken(transaction, find(transaction, choice.config, keys), too))
         after = keys[-1][0]
 
 
@@ -117,26 +117,26 @@ def _step(transaction: Transaction, config: Config, command: Any, now: datetime)
     try:
         if command.kind in {"pause", "resume"}:
             return _turn_gate(transaction, config, command, now)
-        act: Act = msgspec.convert(command.kind, Act)
         chosen = msgspec.convert(as_json(command.selection), Selection)
+        choice = Choice(msgspec.convert(command.kind, Act), chosen, config)
     except msgspec.ValidationError as error:
         return _Step("failed", answer=f"not understood: {error}")
-    if act == "cancel" and chosen.is_empty:
-        return _Step("failed", answer="the selection is empty: name what is to be cancelled")
-    most = min(BATCH, _room(transaction, chosen) if act == "replay" else BATCH)
+    if choice.mistake is not None:
+        return _Step("failed", answer=choice.mistake)
+    most = min(BATCH, _room(transaction, chosen) if choice.act == "replay" else BATCH)
     if most <= 0:
         return _Step(
             "running", progress=command.progress_seq, answer=f"waits: {MOST_OPEN} replayed deliveries are open"
         )
-    keys = keys_of(selection.page(transaction, act, chosen, after=command.progress_seq or 0, most=most))
+    keys = keys_of(selection.page(transaction, choice, after=command.progress_seq or 0, most=most))
     if not keys:
         return _Step("done", progress=command.progress_seq, answer="done")
     said = {"who": command.asked_by, "why": command.reason}
-    if act == "replay":
-        too = None if chosen.force else partial(selection.among, transaction, act, chosen)
+    if choice.act == "replay":
+        too = None if chosen.force else partial(selection.among, transaction, choice)
         changed = replay(transaction, config, keys, facts.Replayed(**said), now, too=too)
     else:
-        fact = facts.Cancelled(**said) if act == "cancel" else facts.Unblocked(**said)
+        fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
         changed = end_or_unblock(transaction, config, keys, fact, now)
     return _Step("running", changed, keys[-1][0])
 

@@ -68,7 +68,7 @@ def _from_facts(event: Any, history: Sequence[facts.AnyFact], config: Config) ->
         route=event.route,
         lane=lane,
         occurred_at=as_time(event.occurred_at),
-        state=standing.state,
+        state=standing.state if history else State.ENDED,  # its event has not taken this route so far
         attempt=standing.attempt,
         run=standing.run,
     )

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.config import Config
 from inbox.db.dialect import Sql, rows_param
 from inbox.reads import Row, plain
 from inbox.timestamps import time_text
@@ -17,6 +18,7 @@ from relay.store.database import Database, Transaction
 from relay.store.reopen import Key
 
 Act = Literal["replay", "cancel", "unblock"]
+_Which = Literal["dead", "ended or dead", "everything", "not begun", "blocked"]
 
 
 class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -33,10 +35,13 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     force: bool = False
     """A replay even where it puts something older in the place of what was delivered last."""
 
+    everything: bool = False
+    """Of a replay of one route: also what has ended, and events that match the route now and have never taken it."""
+
     @property
     def is_empty(self) -> bool:
         """Whether no condition is given."""
-        return msgspec.structs.replace(self, force=False) == Selection()
+        return msgspec.structs.replace(self, force=False, everything=False) == Selection()
 
     @property
     def dead_only(self) -> bool:
@@ -58,57 +63,84 @@ def keys_of(rows: Iterable[Row]) -> list[Key]:
     return [(int(row["seq"]), str(row["route"])) for row in rows]
 
 
-def count(database: Database, act: Act, selection: Selection) -> int:
+class Choice(msgspec.Struct, frozen=True):
+    """An act and what it is about, under one configuration."""
+
+    act: Act
+    selection: Selection
+    config: Config
+
+    @property
+    def mistake(self) -> str | None:
+        """Why this can't be meant; None when it can."""
+        chosen, routes = self.selection, self.config.routes
+        if self.act == "cancel" and chosen.is_empty:
+            return "name what is to be cancelled: a route, seq, source, entity, cause or time"
+        if self.act != "replay" and (chosen.everything or chosen.force):
+            return "only a replay can be forced, or be of everything"
+        if chosen.everything and chosen.route not in routes:
+            return f"everything of which route? Configured are: {', '.join(sorted(routes)) or 'none'}"
+        if chosen.everything and (chosen.cause is not None or chosen.source is not None):
+            return "everything of a route is of one source and of every cause; leave those out"
+        return None
+
+    @property
+    def which(self) -> _Which:
+        """The kind of deliveries it is about."""
+        if self.act == "cancel":
+            return "not begun"
+        if self.act == "unblock":
+            return "blocked"
+        if self.selection.everything:
+            return "everything"
+        return "dead" if self.selection.dead_only else "ended or dead"
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """What the statements of `which` have bound."""
+        chosen = self.selection
+        given: dict[str, object] = {
+            "route": chosen.route,
+            "seq": chosen.seq,
+            "entity_type": chosen.entity_type,
+            "entity_id": chosen.entity_id,
+            "since": None if chosen.since is None else time_text(chosen.since),
+        }
+        if self.which == "everything":
+            route = self.config.routes[str(chosen.route)]
+            wanted: dict[str, Sequence[str]] = {
+                "entity_types": route.when.entity_type,
+                "event_types": route.when.event_type,
+                "actions": route.when.action,
+            }
+            lists = {name: rows_param({"value": value} for value in values) for name, values in wanted.items()}
+            return given | {"of_source": route.source} | lists
+        given["source"] = chosen.source
+        return given if self.which == "ended or dead" else given | {"cause": chosen.cause}
+
+
+def count(database: Database, choice: Choice) -> int:
     """How many deliveries it is about."""
     with database.read() as transaction:
-        return int(
-            transaction.execute(_counted(database.sql, _which(act, selection)), **_given(act, selection))[0].count
-        )
+        return int(transaction.execute(_counted(database.sql, choice.which), **choice.parameters)[0].count)
 
 
-def page(transaction: Transaction, act: Act, selection: Selection, *, after: int, most: int) -> list[Row]:
+def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Row]:
     """The deliveries of the first events beyond the seq `after`: about `most`, and all of an event or none of it."""
-    statement = _page(transaction.sql, _which(act, selection))
-    found = transaction.execute(statement, **_given(act, selection), after=after, most=most + 1)
+    statement = _page(transaction.sql, choice.which)
+    found = transaction.execute(statement, **choice.parameters, after=after, most=most + 1)
     rows = [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
     if len(rows) <= most:
         return rows
     whole = [row for row in rows if row["seq"] != rows[-1]["seq"]]
-    return whole or page(transaction, act, selection, after=after, most=2 * most)
+    return whole or page(transaction, choice, after=after, most=2 * most)
 
 
-def among(transaction: Transaction, act: Act, selection: Selection, keys: Iterable[Key]) -> set[Key]:
+def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[Key]:
     """Those of these deliveries that are meant, too."""
     wanted = rows_param({"seq": seq} for seq in sorted({seq for seq, _ in keys}))
-    statement = _among(transaction.sql, _which(act, selection))
-    found = transaction.execute(statement, **_given(act, selection), wanted=wanted)
+    found = transaction.execute(_among(transaction.sql, choice.which), **choice.parameters, wanted=wanted)
     return {(row.seq, row.route) for row in found}
-
-
-def _given(act: Act, selection: Selection) -> dict[str, object]:
-    given: dict[str, object] = {
-        "route": selection.route,
-        "seq": selection.seq,
-        "source": selection.source,
-        "entity_type": selection.entity_type,
-        "entity_id": selection.entity_id,
-        "cause": selection.cause,
-        "since": None if selection.since is None else time_text(selection.since),
-    }
-    if _which(act, selection) == "ended or dead":
-        del given["cause"]  # whoever names one means the dead alone
-    return given
-
-
-_Which = Literal["dead", "ended or dead", "not begun", "blocked"]
-
-
-def _which(act: Act, selection: Selection) -> _Which:
-    if act == "cancel":
-        return "not begun"
-    if act == "unblock":
-        return "blocked"
-    return "dead" if selection.dead_only else "ended or dead"
 
 
 def _meant(sql: Sql, which: _Which) -> str:
@@ -116,9 +148,37 @@ def _meant(sql: Sql, which: _Which) -> str:
         return f"""SELECT * FROM delivery
 WHERE {_conditions(sql, "received_at")} AND route IS NOT NULL
   AND state NOT IN ('received', 'waiting', 'ready', 'in_flight')"""
+    if which == "everything":
+        return _everything(sql)
     if which == "dead":
         return f"SELECT * FROM dead_letter WHERE {_conditions(sql, 'died_at')} AND {sql.optional('cause', 'text')}"
     return _open(sql, ("received", "waiting", "ready", "blocked", "dead") if which == "not begun" else ("blocked",))
+
+
+def _everything(sql: Sql) -> str:
+    """What the route has taken and is not open, and what it would take now."""
+    route = "CAST(:route AS text)" if sql.is_postgres else ":route"
+    optional = " AND ".join(
+        sql.optional(f"i.{column}", kind, parameter=parameter, operator=operator)
+        for column, kind, parameter, operator in (
+            ("seq", "bigint", "seq", "="),
+            ("entity_type", "text", "entity_type", "="),
+            ("entity_id", "text", "entity_id", "="),
+            ("received_at", "time", "since", ">="),
+        )
+    )
+    matching = " AND ".join(
+        f"(NOT EXISTS (SELECT 1 FROM {sql.rows(wanted, value='text')})"
+        f" OR i.{column} IN (SELECT {wanted}.value FROM {sql.rows(wanted, value='text')}))"
+        for column, wanted in (("entity_type", "entity_types"), ("event_type", "event_types"), ("action", "actions"))
+    )
+    return f"""SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type,
+       coalesce(o.state, l.kind, 'unrouted') AS state, coalesce(o.attempt, l.attempt, 0) AS attempts
+FROM inbox i
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = :route
+LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = :route)
+WHERE i.source = :of_source AND (o.seq IS NULL OR o.state IN ('dead', 'blocked')) AND {optional}
+  AND (l.id IS NOT NULL OR ({matching}))"""
 
 
 def _conditions(sql: Sql, since: str) -> str:

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
 
 from tests.helpers.checkers import Line
 from tests.helpers.fault_checkers import Holding, Interval
 
 RELAYS_BACK_OFF = 6.0
 """After an outage a relay may wait so long before it tries again."""
-RELAYS_LOOK = 1.0
-"""A relay that has started looks for leases that have run out so often."""
 FOREVER = float("inf")
 
 
 def outages(faults: Iterable[Line]) -> list[Interval]:
     """When there was no database, or relays had not noticed yet that there is one again."""
     return merged(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
-
-
-def without_relays(faults: Sequence[Line], nodes: Iterable[Line]) -> list[Interval]:
-    """When not one relay was at work: all were dead, frozen, or not started yet."""
-    ended = {line["node"]: line["begin"] for line in faults if line["kind"] in {"kill a relay", "replace a relay"}}
-    at_work = []
-    for node in nodes:
-        begin = node["at"]
-        for line in faults:
-            if line["kind"] == "freeze a relay" and line["node"] == node["id"]:
-                at_work.append(Interval(begin, line["begin"]))
-                begin = line["end"]
-        at_work.append(Interval(begin, ended.get(node["id"], FOREVER)))
-    busy = merged(at_work)
-    return [Interval(before.end, after.begin + RELAYS_LOOK) for before, after in pairwise(busy)]
 
 
 def merged(intervals: Iterable[Interval]) -> list[Interval]:
@@ -56,17 +38,20 @@ def holdings(faults: Iterable[Line]) -> list[Holding]:
     ]
 
 
-def troubles(faults: Sequence[Line], cuts: Sequence[Line], nodes: Iterable[Line]) -> dict[str, list[Interval]]:
-    """When something was done to a relay node: to itself, to its connection, or to everybody's database."""
+def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, int]) -> dict[str, list[Interval]]:
+    """When something was done to a relay node: to itself, to its connection, or to everybody's database.
+
+    `pids` are those of all nodes.
+    """
     found: dict[str, list[Interval]] = defaultdict(list)
     for line in faults:
         if line["kind"] == "kill a relay":
             found[line["node"]].append(Interval(line["begin"], FOREVER))
         elif line["kind"] == "freeze a relay":
             found[line["node"]].append(Interval(line["begin"], line["end"]))
-    for node in nodes:
-        found[node["id"]] += [Interval(cut["at"], cut["at"]) for cut in cuts if cut["pid"] == node["pid"]]
-        found[node["id"]] += outages(faults)
+    for node, pid in pids.items():
+        found[node] += [Interval(cut["at"], cut["at"]) for cut in cuts if cut["pid"] == pid]
+        found[node] += outages(faults)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from inbox.timestamps import as_time
+from tests.faults import timeline
 from tests.faults.deeds import verify
 from tests.faults.relays import DISCARDED, STARTED
 from tests.faults.rig import Rig
@@ -20,15 +21,13 @@ from tests.helpers import checkers, fault_checkers
 from tests.helpers.agreement import disagreements, enrolled
 from tests.helpers.checkers import Call, Line
 from tests.helpers.evidence import facts, nodes, open_states, stored
-from tests.helpers.fault_checkers import Holding, Interval, Takeover
+from tests.helpers.fault_checkers import Interval, Takeover
 from tests.helpers.reading import Row, rows
 from tests.helpers.waiting import until
 
 ACKNOWLEDGED_WITHIN = 30.0
 DELIVERED_WITHIN = 60.0
 """The last lease ends 15 s after the last fault; the rest is what had to wait for it."""
-RELAYS_BACK_OFF = 6.0
-"""After an outage a relay may wait so long before it tries again."""
 CRASH_LOOP = "crash_loop"
 SHOWN = 5
 CAUGHT_WHILE_SENDING = 4
@@ -112,8 +111,8 @@ def gather(rig: Rig) -> Evidence:
 def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdict:
     """Run every checker."""
     e = evidence
-    measured = fault_checkers.takeovers(_holdings(e.faults), e.arrivals, e.facts, _outages(e.faults))
-    verifications = [line for line in e.faults if line["kind"] == "verify" and _tells(line, e.faults)]
+    measured = fault_checkers.takeovers(timeline.holdings(e.faults), e.arrivals, e.facts, timeline.outages(e.faults))
+    verifications = [line for line in e.faults if line["kind"] == "verify" and timeline.could_tell(line, e.faults)]
     without_lease = fault_checkers.called_without_lease(e.arrivals, e.facts)
     findings: dict[str, Sequence[object]] = {
         **trouble,
@@ -128,7 +127,9 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
         "passed over": checkers.passed_over(e.sends, e.arrivals, e.facts),
         "unexplained repeats": checkers.unexplained_repeats(e.arrivals, e.facts),
         "attempts called twice": checkers.attempts_called_twice(e.arrivals, e.facts),
-        "abandoned without cause": fault_checkers.abandoned_without_cause(e.facts, _troubles(e)),
+        "abandoned without cause": fault_checkers.abandoned_without_cause(
+            e.facts, timeline.troubles(e.faults, e.cuts, e.pids)
+        ),
         "recorded by another": fault_checkers.recorded_by_another(e.arrivals, e.facts, e.callers),
         "called without a lease": without_lease if len(without_lease) > _allowed_without_lease(e.faults) else [],
         "log and state disagree": list(disagreements(enrolled(e.inbox), e.facts, e.present)),
@@ -208,48 +209,6 @@ def _callers(logs: Mapping[str, str]) -> dict[str, str]:
     """By the names of their logs: 07-relay-5.log is that of relay-5."""
     started = {name.split("-", 1)[1].removesuffix(".log"): STARTED.search(text) for name, text in logs.items()}
     return {name: found.group(1) for name, found in started.items() if found}
-
-
-def _holdings(faults: Iterable[Line]) -> list[Holding]:
-    return [
-        Holding(line["begin"], line["node"], tuple((seq, run, attempt) for seq, run, attempt in line["held"]))
-        for line in faults
-        if line["kind"] == "kill a relay" and line["held"]
-    ]
-
-
-def _outages(faults: Iterable[Line]) -> list[Interval]:
-    """Apart from each other: time without a database is counted once."""
-    closed: list[Interval] = []
-    for line in sorted((line for line in faults if line.get("outage")), key=lambda line: line["begin"]):
-        begin, end = line["begin"], line["end"] + RELAYS_BACK_OFF
-        if closed and begin <= closed[-1].end:
-            begin, end = closed[-1].begin, max(end, closed.pop().end)
-        closed.append(Interval(begin, end))
-    return closed
-
-
-def _troubles(e: Evidence) -> dict[str, list[Interval]]:
-    """When something was done to a relay node: to itself, to its connection, or to everybody's database."""
-    found: dict[str, list[Interval]] = defaultdict(list)
-    for line in e.faults:
-        if line["kind"] == "kill a relay":
-            found[line["node"]].append(Interval(line["begin"], float("inf")))
-        elif line["kind"] == "freeze a relay":
-            found[line["node"]].append(Interval(line["begin"], line["end"]))
-    for node, pid in e.pids.items():
-        found[node] += [Interval(cut["at"], cut["at"]) for cut in e.cuts if cut["pid"] == pid]
-        found[node] += _outages(e.faults)
-    return found
-
-
-def _tells(verification: Line, faults: Iterable[Line]) -> bool:
-    """Whether it could do its work: while there is no database, it can't tell anything."""
-    away = any(
-        line.get("outage") and line["begin"] <= verification["end"] and verification["begin"] <= line["end"]
-        for line in faults
-    )
-    return not (away and verification["status"] == 2)
 
 
 def _monotonic(found: Sequence[Row], faults: Sequence[Line]) -> list[Row]:

@@ -13,7 +13,7 @@ from inbox.db import engine as engines
 from relay import daemon
 from relay.daemon import Relay
 from relay.destinations import build
-from relay.store import claim, nodes
+from relay.store import nodes, reap
 from relay.store.database import Database
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, always_well, never_greeting, serving
@@ -92,8 +92,11 @@ def test_after_a_bug_in_the_loop_what_runs_ends_in_order_and_the_relay_as_one_th
         relay = Relay(Database(engine), config, build(config))
         ends = pool.submit(relay.run)
         until(lambda: len(downstream.arrivals), "the call is under way")
-        monkeypatch.setattr(claim, "reap", broken)
-        assert isinstance(ends.exception(timeout=20), ZeroDivisionError)
+        monkeypatch.setattr(reap, "reap", broken)
+        ended = wait([ends], timeout=20).done
+        relay.stop()
+        assert ended
+        assert isinstance(ends.exception(), ZeroDivisionError)
 
     assert kinds(engine) == ["delivered"] * len(downstream.arrivals)
     assert open_states(engine) != {}

@@ -12,26 +12,30 @@ from inbox import config_file
 from inbox.config import Config
 from relay.daemon import Relay
 from relay.destinations import build
+from relay.poster import client_of
 from relay.store.database import Database
 from tests.helpers.downstream import Downstream
 from tests.helpers.evidence import facts
 from tests.helpers.webhooks import config_text
 
 
-def configured(url: str, concurrency: int = 8) -> Config:
-    """The configuration of a relay whose database is given to it, with short delays."""
-    return config_file.parse(
-        config_text("sqlite:///unused.db", url, schedule=("100ms", "100ms"), concurrency=concurrency)
-    )
+def configured(url: str, concurrency: int = 8, *, destination: str = "", more: str = "") -> Config:
+    """The configuration of a relay whose database is given to it, with short delays.
+
+    `destination` is further lines of its table, `more` further tables.
+    """
+    plain = config_text("sqlite:///unused.db", url, schedule=("100ms", "100ms"), concurrency=concurrency)
+    return config_file.parse(plain.replace("concurrency =", f"{destination}\nconcurrency =") + more)
 
 
 @contextlib.contextmanager
 def running(
-    engine: Engine, downstream: Downstream, grace_seconds: float = 5.0, concurrency: int = 8
+    engine: Engine, downstream: Downstream, grace_seconds: float = 5.0, concurrency: int = 8, **more: str
 ) -> Iterator[Relay]:
-    """A relay at work; it is stopped when the block ends."""
-    config = configured(downstream.url, concurrency)
-    relay = Relay(Database(engine), config, build(config), grace_seconds=grace_seconds)
+    """A relay at work; it is stopped when the block ends. `more` is as `configured` takes it."""
+    config = configured(downstream.url, concurrency, **more)
+    alerts = client_of(config.alerts)
+    relay = Relay(Database(engine), config, build(config), alerts=alerts, grace_seconds=grace_seconds)
     thread = threading.Thread(target=relay.run)
     thread.start()
     try:

@@ -35,8 +35,8 @@ def changed(monkeypatch: pytest.MonkeyPatch, module: ModuleType, statement: str,
     """Replace pieces of a statement of the store's."""
     original = getattr(module, statement)
 
-    def _changed(sql: object) -> object:
-        found = original(sql).text
+    def _changed(sql: object, **options: bool) -> object:
+        found = original(sql, **options).text
         for old, new in changes:
             assert old in found
             found = found.replace(old, new)

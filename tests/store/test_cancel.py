@@ -5,7 +5,7 @@ from __future__ import annotations
 from relay.outcome import Delivered, Failed
 from relay.store import commands
 from relay.store.record import record
-from relay.store.selection import Selection
+from relay.store.selection import Choice, Selection
 from relay.store.verify import verify
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, Steps, an_event
@@ -89,7 +89,7 @@ def test_a_replay_does_not_undo_what_was_delivered_later_unless_it_is_forced(ste
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    assert commands.plan(steps.database, CONFIG, "replay", Selection(seq=1), None).overtaken == 1
+    assert commands.plan(steps.database, Choice("replay", Selection(seq=1), CONFIG), None).overtaken == 1
     assert replay_all(steps.database, Selection(seq=1)) == 0
     assert steps.states() == [(1, "strict", "dead")]
     assert replay_all(steps.database, Selection(seq=1), force=True) == 1

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import msgspec
 
-from inbox.config import Config, ForwardDestination, NoAuth, Retry, Route, Secret, Source
+from inbox.config import Config, ForwardDestination, NoAuth, Retry, Route, Secret, Source, When
 from inbox.reads import Row
 from relay import facts
 from relay.outcome import Delivered, Failed
@@ -16,7 +16,8 @@ from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.record import record
 from relay.store.replay import replay
-from relay.store.selection import Plan, Selection
+from relay.store.selection import Choice, Plan, Selection
+from relay.store.verify import verify
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 
@@ -52,11 +53,16 @@ def replay_all(database: Database, selection: Selection, config: Config = CONFIG
 
 
 def plan(database: Database, selection: Selection) -> Plan:
-    return commands.plan(database, CONFIG, "replay", selection, None)
+    return commands.plan(database, Choice("replay", selection, CONFIG), None)
 
 
 def keys(planned: Plan) -> list[tuple[int, str]]:
     return [(row["seq"], row["route"]) for row in planned.sample]
+
+
+def row_of_route(steps: Steps, seq: int, route: str) -> Row:
+    (row,) = steps.rows("SELECT * FROM open_delivery WHERE seq = :seq AND route = :route", seq=seq, route=route)
+    return row
 
 
 def row_of(steps: Steps, seq: int) -> Row:
@@ -296,22 +302,64 @@ def test_an_ended_delivery_of_a_route_that_is_gone_stays_ended(steps: Steps) -> 
     assert steps.kinds() == [(1, "delivered")]
 
 
+def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]), an_event(3, "u3"), an_event(4, "u4"))
+    steps.attempt(DONE)
+    steps.attempt(MAPPING)
+    everything = Selection(route="strict", everything=True)
+    assert [(row["seq"], row["state"]) for row in plan(steps.database, everything).sample] == [
+        (1, "delivered"),
+        (2, "unrouted"),
+        (3, "dead"),
+    ]
+    assert replay_all(steps.database, everything) == 3
+    assert [(seq, state) for seq, route, state in steps.states() if route == "strict"] == [
+        (1, "ready"),
+        (2, "ready"),
+        (3, "ready"),
+        (4, "ready"),
+    ]
+    assert row_of_route(steps, 2, "strict")["run"] == 1
+    steps.facts_agree()
+    assert not [found for checked in verify(steps.database, CONFIG) for found in checked.differences]
+
+
+def test_what_the_route_would_not_take_is_not_meant_by_everything(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=[]), an_event(2, "u2", routes=[]))
+    for when, meant in (
+        (When(entity_type=["USER"]), 2),
+        (When(entity_type=["GROUP"]), 0),
+        (When(event_type=["UPDATE"], action=["update", "create"]), 2),
+        (When(action=["delete"]), 0),
+    ):
+        picky = msgspec.structs.replace(CONFIG.routes["strict"], when=when)
+        config = msgspec.structs.replace(CONFIG, routes={"strict": picky})
+        choice = Choice("replay", Selection(route="strict", everything=True), config)
+        assert commands.plan(steps.database, choice, None).count == meant
+    since = Selection(route="strict", everything=True, since=START + timedelta(seconds=1))
+    assert plan(steps.database, since).count == 0
+
+
 def test_a_large_replay_goes_batch_by_batch(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 251)))
     deliveries = claim(steps.database, "r1", [(["strict"], 250)])
     record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in deliveries])
 
-    number = commands.ask(steps.database, "replay", Selection(source="trivore", since=START), who="kim", why="restored")
+    number = commands.ask(
+        steps.database, "replay", Selection(route="strict", everything=True), who="kim", why="restored"
+    )
     assert [commands.work_on(steps.database, CONFIG, number) for _ in range(3)] == [200, 50, 0]
     assert {state for _, _, state in steps.states()} == {"ready"}
     steps.facts_agree()
 
 
 def test_each_fact_counts_the_attempts_used_when_it_happened_though_several_happen_at_once(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    steps.attempt(DONE, "latest")
     steps.arrive(an_event(2, routes=["latest"]))
     steps.attempt(DONE, "latest")
-    steps.arrive(an_event(1, routes=["latest"]))
+    replay_all(steps.database, Selection(seq=1), force=True)
     steps.attempt(BROKEN, "latest")
-    replay_all(steps.database, Selection(seq=1))
-    rows = steps.rows("SELECT kind, attempt FROM delivery_log WHERE seq = 1 ORDER BY id")
+    replay_all(steps.database, Selection(seq=2))
+    rows = steps.rows("SELECT kind, attempt FROM delivery_log WHERE seq = 2 ORDER BY id")
     assert [(row["kind"], row["attempt"]) for row in rows] == [("delivered", 1), ("replayed", 0), ("took_over", 1)]

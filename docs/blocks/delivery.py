@@ -1,0 +1,78 @@
+"""What follows an outcome, when a failed attempt is repeated, and what is worth an alert: from the code that decides it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from datetime import timedelta
+from typing import get_args
+
+from docs.blocks.common import MEANINGS, table
+from inbox.config import Answered, Retry
+from relay import answer, gates, outcome
+from relay.alerts import SENTENCES
+from relay.answer import class_of_status
+from relay.policy import Schedule
+from relay.rules import HEALTH, RULES
+
+_EVERY_STATUS = range(200, 600)
+
+
+def outcome_classes() -> str:
+    """Each class of failure: which answers it is, what follows, and what its endpoint's breaker makes of it."""
+    source = inspect.getsource(outcome)
+    listed = source[source.index("ErrorClass = Literal[") :].partition("\n]")[0]
+    return table(
+        ("error class", "meaning", "then", "breaker", "can be overruled"),
+        (
+            (
+                f"`{name}`",
+                meaning,
+                MEANINGS["rules"][RULES[name]],
+                "counts against it" if name in HEALTH else "",
+                "yes" if name in get_args(Answered) else "",
+            )
+            for name, meaning in re.findall(r'"(\w+)",  # (.+)', listed)
+        ),
+    )
+
+
+def statuses() -> str:
+    """Every status that has a class of its own, and each family."""
+    special = sorted(answer._BY_STATUS)  # noqa: SLF001  # what is documented
+    families = [(f"other {family}xx", f"`{name}`") for family, name in answer._FAMILIES.items()]  # noqa: SLF001
+    rows = [("2xx", "success"), *((str(status), f"`{class_of_status(status)}`") for status in special), *families]
+    return table(("status", "class"), rows)
+
+
+def retry_schedule() -> str:
+    """The default schedule, without jitter: when each attempt is made."""
+    schedule = Schedule(Retry(jitter=0))
+    rows, elapsed, attempt = [("1", "at once", "")], timedelta(0), 1
+    while (delay := schedule.delay_after(attempt)) is not None:
+        elapsed, attempt = elapsed + delay, attempt + 1
+        rows.append((str(attempt), f"{_words(delay)} after the one before", _words(elapsed)))
+    return table(("attempt", "when", "after the first"), rows)
+
+
+def alert_kinds() -> str:
+    """What is worth an alert, in its own words."""
+    blank = re.compile(r"\{(\w+)\}")
+    return table(
+        ("kind", "when it begins", "when it has recovered"),
+        (
+            (f"`{kind}`", blank.sub(r"*\1*", began), blank.sub(r"*\1*", ended))
+            for kind, (began, ended) in SENTENCES.items()
+        ),
+    )
+
+
+def breaker_states() -> str:
+    """The table that stands in `relay.gates`."""
+    return "\n".join(line for line in (gates.__doc__ or "").splitlines() if line.startswith("|"))
+
+
+def _words(span: timedelta) -> str:
+    seconds = round(span.total_seconds())
+    parts = [(seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
