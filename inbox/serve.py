@@ -24,7 +24,7 @@ from inbox.config import Config
 from inbox.db import engine, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
-from inbox.wire import Wire
+from inbox.wire import Wire, mask_token
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -39,6 +39,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         "ws": "none",
         "server_header": False,
     }
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # gunicorn's own
+        super().__init__(*arguments, **options)
+        logging.getLogger("uvicorn.access").addFilter(mask_token)
 
     def init_signals(self) -> None:
         """Leave SIGHUP to the master: a worker that gets it too, as from `pkill -HUP gunicorn`, would die of it."""

@@ -7,6 +7,8 @@ server that ends closes connections on which the next request is on its way.
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 _VERSIONS = frozenset({"1.0", "1.1"})
+
+_TOKEN = re.compile(r"(/webhooks/[^/?]*/).*|\?.*", re.DOTALL)
 
 LINGER_SECONDS = 1.0
 """How long a worker that ends still answers on a connection that is open; one in use is told to close by then."""
@@ -67,3 +71,13 @@ class Wire(HttpToolsProtocol):
     def _close_if_idle(self) -> None:
         if self._is_idle():
             self.transport.close()
+
+
+def mask_token(record: logging.LogRecord) -> bool:
+    """A filter for uvicorn's access log, if somebody asks for one: of a path it shows no token, and no query."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            _TOKEN.sub(r"\1…", value) if isinstance(value, str) and value.startswith("/") else value
+            for value in record.args
+        )
+    return True

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from urllib.parse import quote
 
 import msgspec
 
@@ -109,13 +107,13 @@ class Redactor:
     """Makes excerpts of answers that show none of the endpoint's own secrets, and no value whose key says it is one."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        spellings: set[str] = set()
+        patterns: set[str] = set()
         for secret in secrets:
             if len(secret) >= _SHORTEST_SECRET:
-                plain = base64.b64encode(secret.encode()).decode()
-                spellings |= {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], plain, plain.rstrip("=")}
-        longest_first = sorted(spellings, key=len, reverse=True)
-        self._own = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+                patterns.add(_spelled(secret))
+                patterns |= {_spelled(part) + "[A-Za-z0-9+/_-]?={0,2}" for part in _in_base64(secret)}
+        longest_first = sorted(patterns, key=len, reverse=True)
+        self._own = re.compile("|".join(longest_first)) if longest_first else None
 
     def excerpt(self, body: bytes) -> str | None:
         """The beginning of `body`, at most 4 KiB of UTF-8; None when there is nothing.
@@ -128,3 +126,31 @@ class Redactor:
         text = _SENSITIVE.sub(rf"\1{MASK}", text[:_WINDOW])
         text = _UNPRINTABLE.sub("\ufffd", text)
         return text.encode()[:EXCERPT_BYTES].decode("utf-8", "ignore") or None
+
+
+def _spelled(secret: str) -> str:
+    """A pattern of every way in which JSON, URLs and HTML write it, one inside another too."""
+    once = re.sub(r"\\+", r"\\", secret)  # a run of them is one: else there were too many ways to match it
+    return "".join(char if char.isascii() and char.isalnum() else _spelled_char(char) for char in once)
+
+
+def _spelled_char(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
+    escaped = r"\\{1,15}u".join(units[start : start + 4] for start in range(0, len(units), 4))
+    plain = "|".join((re.escape(char), f"u{escaped}", *_ALIKE.get(char, ())))
+    percent = "".join(f"%(?:25){{0,3}}{byte:02x}" for byte in char.encode())
+    entity = f"&(?:amp;){{0,3}}(?:#0*{ord(char)}|#x0*{ord(char):x}|{_ENTITIES.get(char, 'none')});"
+    return rf"(?i:\\{{0,15}}(?:{plain})|{percent}|{entity})"
+
+
+def _in_base64(secret: str) -> Iterator[str]:
+    """What base64 of any text that holds it looks like in that place: it may begin at any of three offsets."""
+    data = secret.encode()
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + data).decode()
+        yield whole[(before * 8 + 5) // 6 : (before + len(data)) * 8 // 6]
+
+
+_ALIKE = {" ": (r"\+",), "+": ("-",), "/": ("_",)}
+"""In a form, and in base64 for URLs."""
+_ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}

@@ -157,7 +157,7 @@ def follow(database: Database, config: Config, number: int, doing: str, total: i
     terminal = console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=terminal, transient=True) as bar:
+        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
             task = bar.add_task(doing, total=total)
             while not (now := _progress(database, number)).has_ended:
                 bar.update(task, completed=now.affected, description=now.answer or doing)

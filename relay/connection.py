@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import socket
 import ssl
 import time
@@ -19,6 +20,9 @@ from urllib3.response import HTTPResponse
 from inbox.errors import ConfigError
 from relay import guard
 from relay.watchdog import Exchange
+
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+"""Its warnings show whole URLs, with what is secret in them, and what the other side sent."""
 
 IDLE_SECONDS = 4.0
 """A socket idle for longer is closed before it is reused: the other side may be closing it just now, and then nobody

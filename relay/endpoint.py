@@ -131,17 +131,22 @@ def _authentication(auth: OutboundAuth | None) -> tuple[dict[str, str], list[str
         return {"Authorization": f"Basic {both}"}, [password, both]
     if isinstance(auth, ApiBearer):
         token = auth.token.reveal()
-        return {"Authorization": header_value(f"Bearer {token}")}, [token]
+        return {"Authorization": header_value(f"Bearer {token}")}, [token, header_value(token)]
     if isinstance(auth, ApiHeader):
         value = auth.value.reveal()
-        return {_title(auth.name): header_value(value)}, [value]
+        return {_title(auth.name): header_value(value)}, [value, header_value(value)]
     return {}, []
 
 
 def _proxies(proxy: str | None, where: str) -> dict[str, str]:
     if proxy is None:
         return {}
-    if urlsplit(proxy).scheme not in {"http", "https"} or not urlsplit(proxy).hostname:
+    try:
+        parts = urlsplit(proxy)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its text may show the password
+        usable = False
+    if not usable:
         raise ConfigError(f"{where}: proxy must be an http:// or https:// url")
     return {"http": proxy, "https": proxy}
 

@@ -163,7 +163,8 @@ class HttpClient:
     def _retry_after(self, given: str | None, now: datetime) -> float | None:
         seconds = parse_retry_after(given, now)
         if given is not None and seconds is None:
-            _log.warning("%s: Retry-After is past or can't be read, and ignored: %a", self._target.shown, given[:100])
+            shown = (self._target.redactor.excerpt(given.encode()) or "")[:100]
+            _log.warning("%s: Retry-After is past or can't be read, and ignored: %a", self._target.shown, shown)
         return seconds
 
     def _line(self) -> tuple[EndpointAdapter, Wire]:

@@ -29,9 +29,9 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number. It is not shown: it may hold a password
         raise ConfigError(
-            f"[database] url: can't read {url!r}; use sqlite:///inbox.db or postgresql+psycopg://host/name"
+            "[database] url: can't be read; use sqlite:///inbox.db or postgresql+psycopg://user@host:5432/name"
         ) from None
     if parsed.get_backend_name() == POSTGRES:
         return parsed.set(drivername="postgresql+psycopg")

@@ -159,6 +159,7 @@ class OnceRun:
             failed_attempts=counts.get("attempt_failed", 0),
             delivered=counts.get("delivered", 0),
             superseded=counts.get("superseded", 0),
+            rearmed=counts.get("rearmed", 0),
             dead=progress.given_up,
             still_open=progress.to_do,
             seed=self._seed,

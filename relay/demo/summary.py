@@ -38,6 +38,7 @@ class Summary:
     failed_attempts: int
     delivered: int
     superseded: int
+    rearmed: int
     dead: int
     still_open: int
     seed: int
@@ -97,6 +98,11 @@ def _rows(summary: Summary) -> tuple[tuple[str, int, str], ...]:
         ("takeovers", summary.takeovers, f"the killed relay left {summary.in_flight_when_killed} deliveries half-way"),
         ("delivered", summary.delivered, "made the other side alike"),
         ("superseded", summary.superseded, "a newer event of the same entity stood for them"),
+        (
+            "re-armed",
+            summary.rearmed,
+            "of these made again: a duplicate may stand for a second change that looks the same",
+        ),
         ("dead", summary.dead, "given up"),
     )
 

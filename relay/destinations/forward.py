@@ -77,7 +77,7 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
     if destination.signing_secret is not None:
         text = destination.signing_secret.reveal()
         key = signing_key(text, f"{where}.signing_secret")
-        secrets.append(text)
+        secrets += [text, text.removeprefix(_KEY_PREFIX)]
     # A URL from a secret's place is one as a whole, such as a chat's incoming webhook: the log shows its host alone.
     hidden = _FROM_ELSEWHERE.match(destination.url.reference) is not None
     url = destination.url.reveal()

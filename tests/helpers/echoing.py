@@ -1,0 +1,116 @@
+"""A downstream service that fails, and tells all that it knows of its caller's secrets, in every spelling there is."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+import msgspec
+
+HEADERS = ("Authorization", "Proxy-Authorization", "X-Api-Key")
+FIRST, LAST = "the-echo-begins", "the-echo-ends"
+"""What each echo begins and ends with, and is no secret."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """How calls below a path are answered."""
+
+    status: int = 500
+    knows: tuple[str, ...] = ()
+    """Secrets that it tells besides those which the call shows it."""
+    password: str = ""
+    """What it tells under keys that say that it is one."""
+    body: str | None = None
+    """Instead of the echo."""
+    retry_after: str | None = None
+    broken_head: bool = False
+    """One line of the head has no colon."""
+
+
+def spelled(secret: str) -> list[str]:
+    """The secret in every spelling that an echo may have it in."""
+    in_json = json.dumps(secret)[1:-1]
+    data = secret.encode()
+    return [
+        secret,
+        in_json,
+        in_json.replace("/", "\\/"),
+        json.dumps(in_json)[1:-1],
+        quote(secret),
+        quote_plus(secret),
+        quote(quote(secret, safe=""), safe=""),
+        html.escape(secret),
+        base64.b64encode(data).decode(),
+        base64.urlsafe_b64encode(data).decode().rstrip("="),
+        base64.b64encode(b"user:" + data).decode(),
+    ]
+
+
+class Echo:
+    """Answers each path by the reply of the longest prefix it has. `calls` counts them by prefix."""
+
+    def __init__(self, replies: Mapping[str, Reply]) -> None:
+        self.calls: dict[str, int] = dict.fromkeys(replies, 0)
+        self._replies = replies
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def reply(self, target: str, shown: Iterable[str | None]) -> bytes:
+        """The whole answer to a call of this target that shows these secrets in its headers."""
+        path = urlsplit(target).path
+        prefix = max((known for known in self._replies if path.startswith(known)), key=len)
+        self.calls[prefix] += 1
+        reply = self._replies[prefix]
+        body = self._echo(target, reply, [*filter(None, shown), *reply.knows]) if reply.body is None else reply.body
+        head = [f"HTTP/1.1 {reply.status} Whatever", f"Content-Length: {len(body.encode())}", "Connection: close"]
+        if reply.retry_after is not None:
+            head.append(f"Retry-After: {reply.retry_after}")
+        if reply.broken_head:
+            head.append("this line has no colon")
+        return "\r\n".join([*head, "", body]).encode()
+
+    def _echo(self, target: str, reply: Reply, secrets: list[str]) -> str:
+        shown = [target, unquote(target), *(text for secret in secrets for text in spelled(secret))]
+        told = json.dumps({"you_sent": secrets, "password": reply.password, "more": {"clientSecret": reply.password}})
+        return "\n".join([FIRST, told, *shown, LAST])
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        echo = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"] or 0))
+                self.wfile.write(echo.reply(self.path, [self.headers[name] for name in HEADERS]))
+                self.close_connection = True
+
+            do_GET = do_POST = do_PATCH = answer  # noqa: N815  # http.server's names
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
+                """Say nothing."""
+
+        return Handler
+
+
+@contextlib.contextmanager
+def echoing(replies: Mapping[str, Reply]) -> Iterator[Echo]:
+    """The service as long as the block runs."""
+    made = Echo(replies)
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,286 @@
+"""No secret is left anywhere that a person can look, whatever sources, destinations and mistakes in the file do.
+
+The bodies of webhooks are the exception: they are kept as they came, so nothing is planted there.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+from base64 import b64encode
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.helpers.echoing import LAST, Echo, Reply, echoing
+from tests.helpers.planting import Planted, all_text
+from tests.helpers.processes import GUNICORN, Site, site
+from tests.helpers.reading import rows
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import body, moment
+
+ENTITY = "a-visible-entity"
+REASON = "a-visible-reason"
+WITHOUT_TEXT = {"order_lock", "write_probe", "alembic_version"}
+"""Tables without any word of an event, a call or a person."""
+
+CONFIG = """
+[database]
+url = {database}
+[alerts]
+url = "env:ALERTS_URL"
+allow_private = true
+allow_http = true
+
+[sources.by-header]
+preset = "trivore"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = [{header}] }}
+[sources.by-url]
+preset = "trivore"
+auth = {{ kind = "url_token", secrets = ["file:{folder}/url-token"] }}
+[sources.by-password]
+preset = "trivore"
+auth = {{ kind = "basic", user = "me", secrets = ["env:SOURCE_PASSWORD"] }}
+
+[apis.identity]
+base_url = "{url}/api"
+auth = {{ kind = "basic", user = "me", password = {api_password} }}
+allow_private = true
+allow_http = true
+[apis.well]
+base_url = "{url}/well"
+allow_private = true
+allow_http = true
+
+[destinations.hook]
+kind = "forward"
+url = "{url}/hook?api_key={query}&plain=1"
+auth = {{ kind = "bearer", token = {bearer} }}
+signing_secret = {signing}
+allow_private = true
+allow_http = true
+[destinations.chat]
+kind = "forward"
+url = "env:CHAT_URL"
+auth = {{ kind = "header", name = "X-Api-Key", value = "env:HEADER_VALUE" }}
+allow_private = true
+allow_http = true
+[destinations.behind-proxy]
+kind = "forward"
+url = "http://crm.example/proxied"
+auth = {{ kind = "basic", user = "me", password = {password} }}
+proxy = {proxy}
+allow_http = true
+[destinations.crm]
+kind = "sync"
+base_url = "{url}/crm"
+auth = {{ kind = "bearer", token = {crm_token} }}
+allow_private = true
+allow_http = true
+[destinations.strict]
+kind = "forward"
+url = "{url}/unauthorized"
+auth = {{ kind = "bearer", token = {refused_token} }}
+allow_private = true
+allow_http = true
+[destinations.fine]
+kind = "forward"
+url = "{url}/fine?api_key={query}"
+allow_private = true
+allow_http = true
+"""
+FORWARDED = ("hook", "chat", "behind-proxy", "strict", "fine")
+ROUTE = '[routes.to-{name}]\nsource = "{source}"\ndestination = "{name}"\nretry = {{ schedule = [] }}\n'
+SYNC = """
+[routes.{name}]
+source = "by-header"
+destination = "crm"
+retry = {{ schedule = [] }}
+[routes.{name}.sync]
+gone = "skip"
+missing = "skip"
+fetch = {{ api = "{api}", path = "/user/{{event.entity_id}}" }}
+find = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items" }}
+update = {{ path = "/contacts/{{target.id}}" }}
+map = {{ name = "entity.name" }}
+"""
+
+
+def replies(secret: Planted) -> dict[str, Reply]:
+    """What each path of the service answers."""
+    password = secret.plain("password-by-key")
+    return {
+        "/hook": Reply(
+            knows=(secret.odd("signing"), secret.odd("query")),
+            password=password,
+            retry_after=secret.odd("bearer"),
+            broken_head=True,
+        ),
+        "/services/": Reply(knows=(f"/services/{secret.plain('chat-path')}",), password=password, broken_head=True),
+        "/proxied": Reply(knows=(secret.odd("proxy-password"),), password=password),
+        "/api": Reply(knows=(secret.odd("api-password"),), password=password),
+        "/well": Reply(200, body='{"name": "Ada"}'),
+        "/crm": Reply(knows=(secret.odd("crm-token"),), password=password),
+        "/unauthorized": Reply(401, password=password),
+        "/fine": Reply(200, password=password),
+        "/alerts/": Reply(knows=(secret.plain("alerts-path"),), password=password, broken_head=True),
+    }
+
+
+def config_of(secret: Planted, echo: Echo, folder: Path, database: str, environment: pytest.MonkeyPatch) -> str:
+    """The configuration, with a secret in each place that takes one: bare, in a file, or in the environment."""
+    (folder / "url-token").write_text(secret.plain("url-token") + "\n")
+    environment.setenv("SOURCE_PASSWORD", secret.odd("source-password"))
+    environment.setenv("HEADER_VALUE", secret.odd("header-value") + "é")
+    environment.setenv("CHAT_URL", f"{echo.url}/services/{secret.plain('chat-path')}?key={secret.plain('chat-key')}")
+    environment.setenv("ALERTS_URL", f"{echo.url}/alerts/{secret.plain('alerts-path')}?t={secret.plain('alerts-key')}")
+    bare = ("header", "api-password", "bearer", "signing", "password", "crm-token", "refused-token")
+    proxy = f"http://me:{quote(secret.odd('proxy-password'), safe='')}@127.0.0.1:{echo.port}"
+    filled = CONFIG.format(
+        database=json.dumps(database),
+        folder=folder,
+        url=echo.url,
+        query=quote(secret.odd("query"), safe=""),
+        proxy=json.dumps(proxy),
+        **{name.replace("-", "_"): json.dumps(secret.odd(name)) for name in bare},
+    )
+    routes = [ROUTE.format(name=name, source="by-header") for name in FORWARDED]
+    return filled + "".join(
+        [*routes, SYNC.format(name="api-fails", api="identity"), SYNC.format(name="crm", api="well")]
+    )
+
+
+def post_all(secret: Planted, port: int) -> None:
+    """Webhooks that are taken, repeated and refused, with secrets in the headers and in the path."""
+    right = {"X-Webhook-Token": secret.odd("header"), "Content-Type": "application/json"}
+    more = {
+        "Authorization": f"Bearer {secret.odd('stray-authorization')}",
+        "Cookie": f"session={secret.plain('cookie')}",
+        "Proxy-Authorization": f"Basic {secret.plain('stray-proxy')}",
+        "X-Api-Key": secret.odd("stray-key"),
+        "Webhook-Signature": f"v1,{secret.plain('signature')}",
+    }
+    wrong = {**right, "X-Webhook-Token": secret.odd("wrong-header")}
+    basic = b64encode(f"me:{secret.odd('source-password')}".encode()).decode()
+    header, url = "/webhooks/by-header", f"/webhooks/by-url/{secret.plain('url-token')}"
+    sent = [
+        (200, header, body(ENTITY, moment(0)), right | more),
+        (200, header, body(ENTITY, moment(0)), right | more),
+        (200, header, body(ENTITY, moment(0), more=1), right | more),
+        (200, f"{header}?access_token={secret.plain('inbound-query')}", body("another", moment(1)), right),
+        (200, url, body(ENTITY, moment(0)), {"Content-Type": "application/json"} | more),
+        (422, url, b"{}", {"Content-Type": "application/json"} | more),
+        (401, f"/webhooks/by-url/{secret.plain('wrong-url-token')}", body(ENTITY), right | more),
+        (200, "/webhooks/by-password", body(ENTITY), right | more | {"Authorization": f"Basic {basic}"}),
+        (415, header, b"text", right | more | {"Content-Type": "text/plain"}),
+        (401, header, body(ENTITY), wrong | more),
+        (401, "/webhooks/nobody", body(ENTITY), right | more),
+    ]
+    for expected, path, payload, headers in sent:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", path, body=payload, headers=headers)
+        assert connection.getresponse().status == expected, path
+        connection.close()
+
+
+def relay_all(place: Site, engine: Engine) -> dict[str, str]:
+    """A drain, and then a relay that runs until it has told that an alert was not taken; a visible word of each log."""
+    drain = place.relay("--drain", "--verbose")
+    assert drain.ends(within=30) == 0
+    kinds = {row["kind"] for row in rows(engine, "SELECT kind FROM delivery_log")}
+    assert {"delivered", "dead", "attempt_failed"} <= kinds
+    relay = place.relay("--verbose")
+    until(lambda: "not posted" in relay.output, "an alert was not taken", within=20)
+    relay.send(signal.SIGTERM)
+    assert relay.ends(within=20) == 0
+    return {drain.log.name: f"USER|{ENTITY}", relay.log.name: "not posted"}
+
+
+COMMANDS: tuple[tuple[str, str, str], ...] = (
+    ("inbox", "list --json", ENTITY),
+    ("inbox", "list", ENTITY),
+    ("inbox", "show 1 --json", LAST),
+    ("inbox", "show 1", LAST),
+    ("relay", "dead --json", ENTITY),
+    ("relay", "dead", ENTITY),
+    ("relay", "status", "to-hook"),
+    ("relay", f"pause --source by-url --reason {REASON}", "by-url"),
+    ("relay", "pause", "strict"),
+    ("relay", "pause --json", REASON),
+    ("relay", f"replay --cause exhausted --reason {REASON}", ENTITY),
+    ("relay", f"replay --route to-fine --all --reason {REASON} --json", ENTITY),
+    ("relay", f"cancel --seq 1 --reason {REASON}", ENTITY),
+    ("relay", "verify", "agree"),
+)
+"""What an operator asks, and a visible word of the answer."""
+
+
+def ask_all(place: Site) -> dict[str, str]:
+    """What each command must have told, by the name of its log."""
+    expected = {}
+    for package, command, word in COMMANDS:
+        arguments = ("-c", f"from {package}.cli import main; main()", *command.split())
+        program = place.start(f"{package} {command.replace('/', ' ')}", *arguments, COLUMNS="4000")
+        assert program.ends(within=20) == 0, program.output
+        expected[program.log.name] = word
+    return expected
+
+
+def mistaken(place: Site, text: str, secret: Planted) -> dict[str, str]:
+    """The file has mistakes, each beside a secret: what both sides say of it."""
+    bad = secret.odd("mistaken")
+    more = f'[destinations.odd]\nkind = "forward"\nurl = {json.dumps(bad)}\npasword = {json.dumps(bad)}\n'
+    place.configure(text + more + f"auth = {json.dumps(bad)}\n")
+    relay = place.relay()
+    receiver = place.start("receiver", *GUNICORN, "--bind", "127.0.0.1:0")
+    assert [relay.ends(within=20), receiver.ends(within=20)] == [2, 2]
+    return {relay.log.name: "pasword", receiver.log.name: "pasword"}
+
+
+VISIBLE = {
+    "inbox": ENTITY,
+    "repeated_request": "more",
+    "rejected_request": "not_authenticated",
+    "open_delivery": ENTITY,
+    "lane": ENTITY,
+    "delivery_log": LAST,
+    "relay_node": socket.gethostname(),
+    "gate": "strict",
+    "relay_command": REASON,
+    "alert": "to-hook",
+    "delivery": ENTITY,
+    "dead_letter": ENTITY,
+    "entity_timeline": ENTITY,
+    "backlog": "to-hook",
+    "relay_health": socket.gethostname(),
+}
+"""What is no secret and must be found in each table and view by the same search."""
+
+
+def test_no_secret_is_left_in_the_database_in_a_log_or_in_what_commands_tell(
+    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = Planted()
+    with echoing(replies(secret)) as echo:
+        text = config_of(secret, echo, tmp_path, database_url, monkeypatch)
+        with site(tmp_path, text) as place:
+            receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-"))
+            post_all(secret, port)
+            expected = relay_all(place, engine) | ask_all(place)
+            receiver.send(signal.SIGTERM)
+            assert receiver.ends(within=20) == 0
+            expected |= mistaken(place, text, secret) | {receiver.log.name: "POST /webhooks/by-header"}
+            logs = place.logs()
+    assert min(echo.calls.values()) > 0, echo.calls
+    tables = all_text(engine)
+    visible = expected | VISIBLE
+    places = logs | tables
+
+    assert secret.leaks(places) == []
+    blind = [name for name, found in places.items() if name not in WITHOUT_TEXT and visible.get(name, "?") not in found]
+    assert blind == []
+    assert VISIBLE.keys() <= tables.keys()
