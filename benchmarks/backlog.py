@@ -228,6 +228,7 @@ source = "trivore"
 destination = "downstream"
 [routes.everything.sync]
 gone = "skip"
+missing = "skip"
 fetch = {{ api = "identity", path = "/entities/{{event.entity_id}}" }}
 update = {{ path = "/contacts/{{event.entity_id}}", method = "PUT", format = "json" }}
 [routes.everything.sync.map]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from relay.gates import Admission, Gates, Passage
+from relay.gates import Admission, GateKey, Gates, Passage
 from relay.leases import Leases, claim_of
 from relay.observe import Observer
 from relay.outcome import Delivery
@@ -27,11 +27,19 @@ class Claiming:
         self._observer = observer
         self._suspects_at = 0.0
         self.gates = Gates()
+        self.ran_short = False
+        """The last claim found less than it asked for."""
 
     def look_at_gates(self) -> None:
         """What holds deliveries back now: pauses, and breakers that this relay or another has opened."""
         before, self.gates = self.gates, gates.read_gates(self._database)
         self._observer.gates_changed(before, self.gates)
+
+    def troubled(self, policies: Mapping[str, RoutePolicy]) -> frozenset[GateKey]:
+        """The endpoints that have failed lately, at the last look."""
+        return self.gates.troubled(
+            {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
+        )
 
     def admitted(self, policies: Mapping[str, RoutePolicy], routes: Sequence[str], *admissions: Admission) -> list[str]:
         """Those of these routes of which the gates let so much through."""
@@ -42,9 +50,11 @@ class Claiming:
         wanted = [(self.admitted(policies, routes, "all"), room) for routes, room in crews.wanted()]
         passages = self.passages(policies)
         claimed = 0
+        self.ran_short = False
         if any(routes for routes, _ in wanted):
             began = self._leases.began_asking()
             claimed = self._hand_over(crews, claim.claim(self._database, self._node, wanted, passages), began)
+            self.ran_short = claimed < sum(room for routes, room in wanted if routes)
         for route in self.admitted(policies, crews.routes, "probe"):
             began = self._leases.began_asking()
             breakers = list(policies[route].breakers)

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from typing import TypeVar
 
-import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import Clock, SystemClock
@@ -29,13 +28,14 @@ from relay.http import HttpClient
 from relay.leases import GRACE_SECONDS, RENEW_EVERY_SECONDS, Leases, claim_of
 from relay.observe import Observer
 from relay.outcome import Failed
-from relay.policy import can_be_given_back, policies
-from relay.poster import Done, Poster
+from relay.policy import can_be_given_back
+from relay.poster import Done
 from relay.retry import tried, until_done
+from relay.staff import Letter, Setup, Staff
 from relay.store import claim, nodes, record, sequence
 from relay.store.database import Database
 from relay.upkeep import Upkeep
-from relay.worker import Crews, Finished
+from relay.worker import Finished
 
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
@@ -44,15 +44,6 @@ CUT_SECONDS = 1.0
 """How long calls that are cut have to come back; the watchdog needs a twentieth of it."""
 
 _Result = TypeVar("_Result")
-
-
-class _Reload(msgspec.Struct, frozen=True):
-    config: Config
-    deliverers: Mapping[str, Deliverer]
-    alerts: HttpClient | None
-
-
-_Letter = Finished | Done | _Reload | None
 
 
 class Relay:
@@ -78,19 +69,19 @@ class Relay:
         self._stop = threading.Event()
         self._cut = threading.Event()
         self._ended = threading.Event()
-        self._mail: queue.SimpleQueue[_Letter] = queue.SimpleQueue()
+        self._mail: queue.SimpleQueue[Letter] = queue.SimpleQueue()
         self._unrecorded: list[Finished] = []
         self._unused: list[claim.Claimed] = []
         """Claims that were not begun, or were cut in time: to be given back."""
         self._poll = BUSY_POLL_SECONDS
-        self._leaving: list[Crews] = []
-        """Crews of configurations before, at their last calls."""
+        self._is_behind = False
+        """More has arrived than could be ordered at once."""
+        self._is_idle = False
+        """Nothing has come back for as long as the poll."""
         self._claiming = Claiming(database, self.node, self._leases, self._observer)
         self._upkeep = Upkeep(database, self.node, self._claiming, self._observer)
-        self._config = config
-        self._policies = policies(config)
-        self._crews = self._hire(config, deliverers)
-        self._poster = self._make_poster(alerts)
+        setup = Setup(config, deliverers, alerts)
+        self._staff = Staff(setup, leases=self._leases, stop=self._stop, now=self._now, mail=self._mail)
 
     def stop(self) -> None:
         """End in order: claim nothing more, finish what runs, give back the rest. Call it from any other thread."""
@@ -107,7 +98,7 @@ class Relay:
 
         What an attempt comes to, such as when it is repeated, follows the policies in force when it is recorded.
         """
-        self._mail.put(_Reload(config, deliverers, alerts))
+        self._mail.put(Setup(config, deliverers, alerts))
 
     def run(self, *, drain: bool = False) -> None:
         """Work until stopped; with `drain`, only until nothing is received, due or in flight.
@@ -121,7 +112,7 @@ class Relay:
             leaving.callback(self._ended.set)
             leaving.callback(self._shut_down)
             keeper.add_done_callback(lambda _: self.stop())  # without renewals nothing may go on
-            self._observer.started(self.node, self._crews.routes)
+            self._observer.started(self.node, self._staff.crews.routes)
             self._work(drain=drain)
         keeper.result()
         self._tried("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
@@ -133,7 +124,7 @@ class Relay:
     def _work(self, *, drain: bool) -> None:
         while not self._stop.is_set():
             more = self._retried("working", self._cycle)
-            if drain and not more and not self._in_hand and self._retried("working", self._is_drained):
+            if drain and not more and not self._staff.in_hand and self._retried("working", self._is_drained):
                 break
             self._wait(busy=bool(more))
 
@@ -141,8 +132,8 @@ class Relay:
         """One round of every step. Returns whether there was anything to do."""
         self._collect()
         done = self._give_back() + self._record()
-        self._dismiss()
-        done += self._upkeep.do(self._config, self._policies, self._poster)
+        self._staff.dismiss()
+        done += self._upkeep.do(self._staff.config, self._staff.policies, self._staff.poster)
         return self._sequence() + self._claim() + done > 0
 
     def _collect(self) -> None:
@@ -152,7 +143,7 @@ class Relay:
             except queue.Empty:
                 return
 
-    def _accept(self, letter: _Letter) -> None:
+    def _accept(self, letter: Letter) -> None:
         match letter:
             case Finished(delivery=delivery, outcome=outcome, crew=crew) if can_be_given_back(outcome):
                 crew.let_go(delivery)
@@ -161,36 +152,14 @@ class Relay:
                 self._unrecorded.append(letter)
             case Done():
                 self._upkeep.posted(letter)
-            case _Reload() if not self._stop.is_set():
-                self._change_over(letter)
+            case Setup() if not self._stop.is_set():
+                self._unused += map(claim_of, self._staff.change_over(letter))
+                self._observer.reloaded(self.node, self._staff.crews.routes)
             case _:
                 pass  # told to stop: the loop looks by itself
 
-    def _hire(self, config: Config, deliverers: Mapping[str, Deliverer]) -> Crews:
-        return Crews(config, deliverers, leases=self._leases, stop=self._stop, now=self._now, finished=self._mail.put)
-
-    def _make_poster(self, client: HttpClient | None) -> Poster:
-        return Poster(client, self._config.alerts.format, stop=self._stop, now=self._now, done=self._mail.put)
-
-    def _change_over(self, new: _Reload) -> None:
-        """Give back what the present crews have not begun, so that it goes by the new configuration, and hire new ones."""
-        self._take_back()
-        self._leaving.append(self._crews)
-        self._config, self._policies = new.config, policies(new.config)
-        self._crews = self._hire(new.config, new.deliverers)
-        self._poster.end()
-        self._poster = self._make_poster(new.alerts)
-        self._observer.reloaded(self.node, self._crews.routes)
-
-    def _dismiss(self) -> None:
-        """Let crews go that have come to the end of their last calls."""
-        for crews in self._leaving:
-            if not crews.in_hand:
-                crews.end()
-        self._leaving = [crews for crews in self._leaving if crews.in_hand]
-
     def _take_back(self) -> None:
-        self._unused += map(claim_of, self._crews.take_back())
+        self._unused += map(claim_of, self._staff.crews.take_back())
 
     def _give_back(self) -> int:
         """Return what is not used. After a failure it is all still there, and no harm is done twice."""
@@ -207,8 +176,8 @@ class Relay:
         if not self._unrecorded:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded]
-        watched = self._claiming.gates.breakers.keys()
-        results = record.record(self._database, self._policies, self.node, outcomes, watched)
+        watched = self._claiming.troubled(self._staff.policies)
+        results = record.record(self._database, self._staff.policies, self.node, outcomes, watched)
         for finished in self._unrecorded:
             finished.crew.let_go(finished.delivery)
         self._leases.forget(claim_of(delivery) for delivery, _ in outcomes)
@@ -219,20 +188,26 @@ class Relay:
         return len(results)
 
     def _sequence(self) -> int:
-        """Order all that arrived before anything of it is claimed; of a mountain, some at a time, so that work goes on."""
+        """Order all that arrived before anything of it is claimed.
+
+        Of a mountain, some whenever claims run short of it or nothing else is to be done: so that work goes on.
+        """
         done = 0
+        if self._is_behind and not (self._claiming.ran_short or self._is_idle):
+            return 0
         while sequence.any_received(self._database):
-            batch = sequence.sequence(self._database, self._policies, self.node)
+            batch = sequence.sequence(self._database, self._staff.policies, self.node)
             done += batch
-            if batch < sequence.BATCH or done >= MOST_SEQUENCED_AT_ONCE:
+            self._is_behind = batch == sequence.BATCH
+            if not self._is_behind or done >= MOST_SEQUENCED_AT_ONCE or self._staff.in_hand:
                 break
         return done
 
     def _claim(self) -> int:
         """Fill every crew that wants more; besides, one suspect, never two."""
-        claimed = self._claiming.claim(self._policies, self._crews)
-        if not any(crews.suspects for crews in (self._crews, *self._leaving)):
-            claimed += self._claiming.claim_suspect(self._policies, self._crews)
+        claimed = self._claiming.claim(self._staff.policies, self._staff.crews)
+        if not self._staff.suspects:
+            claimed += self._claiming.claim_suspect(self._staff.policies, self._staff.crews)
         return claimed
 
     def _wait(self, *, busy: bool) -> None:
@@ -243,16 +218,13 @@ class Relay:
     def _accept_within(self, seconds: float) -> None:
         try:
             self._accept(self._mail.get(timeout=seconds))
+            self._is_idle = False
         except queue.Empty:
-            return
-
-    @property
-    def _in_hand(self) -> int:
-        return sum(crews.in_hand for crews in (self._crews, *self._leaving))
+            self._is_idle = True
 
     def _is_drained(self) -> bool:
         """What a gate holds back is not to be waited for: nobody knows for how long."""
-        routes = self._claiming.admitted(self._policies, self._crews.routes, "all", "probe")
+        routes = self._claiming.admitted(self._staff.policies, self._staff.crews.routes, "all", "probe")
         return nodes.is_drained(self._database, routes, self._claiming.gates.paused_entities)
 
     def _shut_down(self) -> None:
@@ -260,19 +232,17 @@ class Relay:
         self._stop.set()
         self._take_back()
         self._tried("giving back", self._give_back)
-        self._observer.stopping(self.node, self._in_hand)
+        self._observer.stopping(self.node, self._staff.in_hand)
         deadline = time.monotonic() + self._grace
-        while (self._in_hand or self._unused) and not self._cut.is_set() and time.monotonic() < deadline:
+        while (self._staff.in_hand or self._unused) and not self._cut.is_set() and time.monotonic() < deadline:
             self._finish(deadline)
-        if self._in_hand:
+        if self._staff.in_hand:
             self._leases.revoke()
-            self._observer.cut(self.node, self._in_hand)
+            self._observer.cut(self.node, self._staff.in_hand)
         deadline = time.monotonic() + CUT_SECONDS
-        while (self._in_hand or self._unused) and time.monotonic() < deadline:
+        while (self._staff.in_hand or self._unused) and time.monotonic() < deadline:
             self._finish(deadline)
-        for crews in (self._crews, *self._leaving):
-            crews.end()
-        self._poster.end()
+        self._staff.end()
 
     def _finish(self, deadline: float) -> None:
         """Wait for an outcome, but not for long: the database may take now what it did not take a moment ago."""

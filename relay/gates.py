@@ -202,6 +202,20 @@ class Gates(msgspec.Struct, frozen=True):
         answers = {self.breakers[key].lets_claim(self.at) for key in keys if key in self.breakers}
         return "none" if "none" in answers else "probe" if "probe" in answers else "all"
 
+    def troubled(self, limits: Mapping[GateKey, BreakerLimits]) -> frozenset[GateKey]:
+        """The endpoints whose breakers have to hear of successes, too: not closed, or with a failure in this window."""
+        return frozenset(
+            key
+            for key, breaker in self.breakers.items()
+            if breaker.state is not BreakerState.CLOSED
+            or (
+                key in limits
+                and breaker.failures > 0
+                and breaker.window_began_at is not None
+                and self.at - breaker.window_began_at < timedelta(seconds=limits[key].window)
+            )
+        )
+
     @property
     def paused_entities(self) -> tuple[Entity, ...]:
         """The entities that are paused."""

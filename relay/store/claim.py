@@ -64,6 +64,7 @@ def claim_probe(
 ) -> list[Delivery]:
     """Lease one due head of a route whose breaker is to be tried, and note that this is the attempt that tries it.
 
+    Where nothing else is due it is one that `claim` leaves out: else a breaker behind which only those wait stays open.
     Nothing, when another relay does so already or it has opened again.
     """
     with database.write() as transaction:
@@ -71,7 +72,10 @@ def claim_probe(
         known = {key: b for key, b in locked(transaction, breakers).items() if b.state is not BreakerState.CLOSED}
         if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
             return []
-        claimed = _claim_some(transaction, _Lease(relay_node, secrets.randbits(62)), route, 1, passage)
+        lease = _Lease(relay_node, secrets.randbits(62))
+        claimed = _claim_some(transaction, lease, route, 1, passage) or _lease_suspect(
+            transaction, lease, route, passage
+        )
         if not claimed:
             return []
         store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
@@ -107,6 +111,20 @@ def _lease_some(transaction: Transaction, lease: _Lease, route: str, most: int, 
     )
 
 
+def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage: Passage) -> list[Any]:
+    """One of those that may be what killed a process, unless this relay has one in hand: never two."""
+    if transaction.execute(_SUSPECT_IN_HAND, node=lease.node):
+        return []
+    return transaction.execute(
+        _claim_suspect(transaction.sql, passing_over=bool(passage.paused)),
+        routes=rows_param([{"route": route}]),
+        token=lease.token,
+        node=lease.node,
+        lease=LEASE_SECONDS,
+        **paused_param(passage.paused),
+    )
+
+
 def paused_param(entities: Sequence[Entity]) -> dict[str, str]:
     """The parameter that `not_paused` has, if there is any."""
     rows = [{"source": source, "type": entity_type, "id": entity_id} for source, entity_type, entity_id in entities]
@@ -134,6 +152,11 @@ def claim_suspect(
             **given,
         )
         return with_events(transaction, claimed) if claimed else []
+
+
+_SUSPECT_IN_HAND = text(f"""
+SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND crashes >= {SUSPECT_CRASHES} AND relay_node = :node LIMIT 1
+""")
 
 
 @cache
@@ -182,6 +205,10 @@ def not_paused(sql: Sql) -> str:
 
 
 def _lease(sql: Sql, due: str) -> TextClause:
+    """The state is looked at once more, so that it holds without the row lock, too; put so that no index answers it.
+
+    By the one on heads, Postgres would read every head there is when its statistics are of a time when there were none.
+    """
     return text(f"""
 WITH due AS MATERIALIZED ({due}
 )
@@ -189,7 +216,7 @@ UPDATE open_delivery
 SET state = 'in_flight', attempt = open_delivery.attempt + 1, due_at = NULL,
     lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}, lease_token = :token, relay_node = :node
 FROM due
-WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state = 'ready'
+WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state || '' = 'ready'
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run,
     open_delivery.lease_token, open_delivery.crashes
 """)

@@ -15,8 +15,8 @@ from relay import facts
 from relay.lifecycle import OpenDelivery, append
 from relay.ordering import LastDelivered, covers
 from relay.policy import UNKNOWN_ROUTE, RoutePolicy
-from relay.store.database import ROW, Transaction, as_open_delivery
-from relay.store.lanes import Lane
+from relay.store.database import Transaction, as_open_delivery
+from relay.store.lanes import Lane, locked_of_lanes
 
 
 def drop_covered(
@@ -91,10 +91,4 @@ FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lan
 
 @cache
 def _dead(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT {ROW}
-FROM {sql.rows("lanes", route="text", lane="text")} JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane
-WHERE o.state = 'dead'
-ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o"}
-""")
+    return locked_of_lanes(sql, "o.state = 'dead'")

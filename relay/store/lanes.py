@@ -85,10 +85,21 @@ def _lanes(sql: Sql) -> str:
 @cache
 def _heads(sql: Sql) -> TextClause:
     """Locked: a head that is ready may be claimed at this moment, and then is not ours to fold."""
+    return locked_of_lanes(sql, "o.state IN ('ready', 'in_flight', 'blocked')")
+
+
+def locked_of_lanes(sql: Sql, condition: str) -> TextClause:
+    """The deliveries in the lanes of the parameter `lanes` of which `condition` is true, locked in their order.
+
+    The condition must be one that nothing changes without the order lock.
+    """
+    of_lane = f"o.route = lanes.route AND o.lane = lanes.lane AND {condition}"
     return text(f"""
+WITH found AS MATERIALIZED (
+    SELECT o.seq, o.route FROM {sql.looked_up(_lanes(sql), "open_delivery o", of_lane)}
+)
 SELECT {ROW}
-FROM {_lanes(sql)} JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane
-WHERE o.state IN ('ready', 'in_flight', 'blocked')
+FROM found JOIN open_delivery o ON o.seq = found.seq AND o.route = found.route
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
 """)
@@ -96,11 +107,8 @@ ORDER BY o.seq, o.route
 
 @cache
 def _all_waiting(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT {ROW}
-FROM {_lanes(sql)} JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane
-WHERE o.state = 'waiting'
-""")
+    of_lane = "o.route = lanes.route AND o.lane = lanes.lane AND o.state = 'waiting'"
+    return text(f"SELECT {ROW} FROM {sql.looked_up(_lanes(sql), 'open_delivery o', of_lane)}")
 
 
 @cache

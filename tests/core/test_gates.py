@@ -90,6 +90,15 @@ def test_each_time_it_is_found_unwell_it_stays_open_twice_as_long_up_to_a_limit(
     assert spans == [60, 100, 100, 100]
 
 
+def test_successes_are_of_interest_while_there_was_trouble_lately() -> None:
+    limits = {CRM: LIMITS}
+    failed = {CRM: after("unwell")}
+    assert Gates(NOW, breakers=failed).troubled(limits) == {CRM}
+    assert Gates(NOW + seconds(60), breakers=failed).troubled(limits) == frozenset()
+    assert Gates(NOW + seconds(60), breakers={CRM: after("refused")}).troubled(limits) == {CRM}
+    assert Gates(NOW, breakers={CRM: Breaker()}).troubled(limits) == frozenset()
+
+
 # --- rates
 
 

@@ -11,13 +11,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.config import Retry
+from inbox.config import Config, Retry, Route
 from inbox.db import engine as engines
 from inbox.event import Enrolment, Event
 from inbox.store import STORES, Rejected
+from relay.gates import Gate
 from relay.outcome import Delivery, Failed, Outcome
 from relay.policy import RoutePolicy, Schedule
 from relay.store.claim import claim
+from relay.store.commands import ask, work_on
 from relay.store.database import Database
 from relay.store.nodes import start_node
 from relay.store.record import record
@@ -90,6 +92,8 @@ def filled(engine: Engine, database_url: str) -> Engine:
     done = [(delivery, OUTCOMES[delivery.entity_id]) for delivery in claimed if delivery.entity_id in OUTCOMES]
     record(database, POLICIES, "node-1", done)
     asyncio.run(take_in_one_more(database_url))
+    number = ask(database, "pause", Gate(route="crm"), who="kim", why="odd")
+    work_on(database, Config(routes={"crm": Route(name="crm", source="trivore", destination="crm")}), number)
     return engine
 
 

@@ -267,7 +267,7 @@ def _scans_a_table(step: str) -> bool:
     return not step.endswith(PARTIAL)
 
 
-RESULTS = ("due", "firsts", "mine", "delivery", "w")
+RESULTS = ("due", "firsts", "found", "mine", "delivery", "w")
 """Of common table expressions and of the view, by name."""
 
 
