@@ -27,7 +27,7 @@ _BY_STATUS: dict[int, ErrorClass] = {
     429: "throttled",
 }
 _FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
-_SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
+_SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 _SHORTEST_SECRET = 4
 """Masking anything shorter would black out half of an excerpt and hide nothing."""
 _WINDOW = 4 * EXCERPT_BYTES
@@ -130,17 +130,19 @@ class Redactor:
 
 def _spelled(secret: str) -> str:
     """A pattern of every way in which JSON, URLs and HTML write it, one inside another too."""
-    once = re.sub(r"\\+", r"\\", secret)  # a run of them is one: else there were too many ways to match it
+    once = re.sub(r"\\+", r"\\", secret)  # a run of them is matched as one, or there were too many ways to
     return "".join(char if char.isascii() and char.isalnum() else _spelled_char(char) for char in once)
 
 
 def _spelled_char(char: str) -> str:
     units = char.encode("utf-16-be").hex()
     escaped = r"\\{1,15}u".join(units[start : start + 4] for start in range(0, len(units), 4))
-    plain = "|".join((re.escape(char), f"u{escaped}", *_ALIKE.get(char, ())))
+    plain = "|".join((f"u{escaped}", re.escape(char), *_ALIKE.get(char, ())))
     percent = "".join(f"%(?:25){{0,3}}{byte:02x}" for byte in char.encode())
     entity = f"&(?:amp;){{0,3}}(?:#0*{ord(char)}|#x0*{ord(char):x}|{_ENTITIES.get(char, 'none')});"
-    return rf"(?i:\\{{0,15}}(?:{plain})|{percent}|{entity})"
+    if char == "\\":
+        return f"(?i:{percent}|{entity}|{plain}){{1,60}}+"
+    return rf"(?i:{percent}|{entity}|\\{{0,15}}(?:{plain}))"
 
 
 def _in_base64(secret: str) -> Iterator[str]:
@@ -151,6 +153,6 @@ def _in_base64(secret: str) -> Iterator[str]:
         yield whole[(before * 8 + 5) // 6 : (before + len(data)) * 8 // 6]
 
 
-_ALIKE = {" ": (r"\+",), "+": ("-",), "/": ("_",)}
-"""In a form, and in base64 for URLs."""
+_ALIKE = {" ": (r"\+",), "+": ("-",), "/": ("_",), "\t": ("t",)}
+"""In a form, in base64 for URLs, in JSON."""
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}

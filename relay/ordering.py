@@ -41,9 +41,13 @@ def settle(
 
 
 def _settle_strict(head: OpenDelivery | None, others: list[OpenDelivery], now: datetime) -> list[OpenDelivery]:
-    """One by one by (occurred_at, seq). An older event that arrives in time goes before a head nobody has worked on."""
+    """One by one by (occurred_at, seq). An older event that arrives in time goes before a head nobody has worked on.
+
+    One that is due later was worked on, though that did not count.
+    """
     first = min(others, key=lambda row: row.key)
-    if head is not None and head.state is State.READY and head.attempt == 0 and first.key < head.key:
+    untouched = head is not None and head.state is State.READY and head.attempt == 0 and (head.due_at or now) <= now
+    if head is not None and untouched and first.key < head.key:
         settled = [schedule(head, Step.DEMOTED, now), schedule(first, Step.PROMOTED, now)]
     elif head is None:
         settled = [schedule(first, Step.PROMOTED, now)]

@@ -5,7 +5,7 @@ tenacity's strategies compute the schedule; it is written into the fact, so it s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,7 +27,7 @@ from relay import facts
 from relay.facts import AnyFact
 from relay.gates import GateKey, Health, Toll
 from relay.lifecycle import OpenDelivery
-from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step
+from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step
 from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, RULES, Rule, rule_for
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
@@ -143,10 +143,24 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
 
 def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     """The breaker of what an attempt called last; None when that says nothing: it called nobody, or we cut it ourselves."""
-    last = outcome.calls[-1].step if outcome.calls else None
-    if last is None or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
+    if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
         return None
-    kind = "api" if last == "fetch" else "destination"
+    return _endpoint(outcome.calls[-1], policy)
+
+
+def heard_of(outcome: Outcome, policy: RoutePolicy) -> Iterator[tuple[GateKey, Health, str]]:
+    """What an attempt says of each endpoint that it called, and why: it would not have gone on from one that is unwell."""
+    last = endpoint_of(outcome, policy)
+    if last is None:
+        return
+    for earlier in {_endpoint(call, policy) for call in outcome.calls} - {last, None}:
+        if earlier is not None:
+            yield earlier, "well", ""
+    yield last, *health_of(outcome, policy)
+
+
+def _endpoint(call: Call, policy: RoutePolicy) -> GateKey | None:
+    kind = "api" if call.step == "fetch" else "destination"
     return next((key for key in policy.breakers if key[0] == kind), None)
 
 

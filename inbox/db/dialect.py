@@ -126,7 +126,7 @@ class Sql:
         Where they say that a partial index is empty, and it is not any more, it would read all of that instead.
         """
         if self.is_postgres:
-            alias = found.split()[-1]
+            alias = found.rsplit(maxsplit=1)[-1]
             return f"{rows} CROSS JOIN LATERAL (SELECT * FROM {found} WHERE {condition} OFFSET 0) AS {alias}"
         return f"{rows} JOIN {found} ON {condition}"
 

@@ -115,14 +115,7 @@ def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage:
     """One of those that may be what killed a process, unless this relay has one in hand: never two."""
     if transaction.execute(_SUSPECT_IN_HAND, node=lease.node):
         return []
-    return transaction.execute(
-        _claim_suspect(transaction.sql, passing_over=bool(passage.paused)),
-        routes=rows_param([{"route": route}]),
-        token=lease.token,
-        node=lease.node,
-        lease=LEASE_SECONDS,
-        **paused_param(passage.paused),
-    )
+    return _suspect(transaction, lease, [route], passage.paused)
 
 
 def paused_param(entities: Sequence[Entity]) -> dict[str, str]:
@@ -144,14 +137,19 @@ def claim_suspect(
         if not transaction.execute(_any_suspect(database.sql, passing_over=bool(paused)), **given):
             return []
     with database.write() as transaction:
-        claimed = transaction.execute(
-            _claim_suspect(database.sql, passing_over=bool(paused)),
-            token=secrets.randbits(62),
-            node=relay_node,
-            lease=LEASE_SECONDS,
-            **given,
-        )
+        claimed = _suspect(transaction, _Lease(relay_node, secrets.randbits(62)), routes, paused)
         return with_events(transaction, claimed) if claimed else []
+
+
+def _suspect(transaction: Transaction, lease: _Lease, routes: Sequence[str], paused: Sequence[Entity]) -> list[Any]:
+    return transaction.execute(
+        _claim_suspect(transaction.sql, passing_over=bool(paused)),
+        token=lease.token,
+        node=lease.node,
+        lease=LEASE_SECONDS,
+        routes=rows_param({"route": route} for route in routes),
+        **paused_param(paused),
+    )
 
 
 _SUSPECT_IN_HAND = text(f"""

@@ -25,7 +25,7 @@ from relay.policy import (
     RoutePolicy,
     decide,
     endpoint_of,
-    health_of,
+    heard_of,
     history_of,
     needs_history,
 )
@@ -117,12 +117,11 @@ def _reports(
     """What the breakers have to hear: every trouble, and successes where there was trouble lately."""
     for delivery, outcome in outcomes:
         policy = policies.get(delivery.route, UNKNOWN_ROUTE)
-        endpoint = endpoint_of(outcome, policy)
-        if endpoint is None or (delivery.seq, delivery.route, delivery.lease_token) not in leased:
+        if (delivery.seq, delivery.route, delivery.lease_token) not in leased:
             continue
-        health, why = health_of(outcome, policy)
-        if health != "well" or endpoint in watched:
-            yield Heard(endpoint, health, why)
+        for endpoint, health, why in heard_of(outcome, policy):
+            if health != "well" or endpoint in watched:
+                yield Heard(endpoint, health, why)
 
 
 def _histories(
@@ -187,6 +186,9 @@ def _remember(sql: Sql) -> TextClause:
         applied_hash="bytes",
     )
     newer = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
+    # A late one that fetched nothing says nothing of events newer than itself: what was fetched before stays.
+    late = "(excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq)"
+    says = f"(excluded.fetch_began_at IS NOT NULL OR NOT {late})"
     return text(f"""
 INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash)
 SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}
@@ -195,7 +197,7 @@ WHERE true
 ON CONFLICT (route, lane) DO UPDATE SET
     occurred_at = CASE WHEN {newer} THEN excluded.occurred_at ELSE lane.occurred_at END,
     seq = CASE WHEN {newer} THEN excluded.seq ELSE lane.seq END,
-    fetch_began_at = excluded.fetch_began_at,
-    last_modified = excluded.last_modified,
+    fetch_began_at = CASE WHEN {says} THEN excluded.fetch_began_at ELSE lane.fetch_began_at END,
+    last_modified = CASE WHEN {says} THEN excluded.last_modified ELSE lane.last_modified END,
     applied_hash = excluded.applied_hash
 """)

@@ -197,6 +197,7 @@ FROM open_delivery o
 JOIN inbox i ON i.seq = o.seq
 LEFT JOIN delivery_log l ON l.id = (
     SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+    AND o.state IN ('blocked', 'dead')
 WHERE o.state IN ({listed}) AND {texts}
   AND {sql.optional("o.route", "text", parameter="route")} AND {sql.optional("o.seq", "bigint", parameter="seq")}
   AND {sql.optional("l.detail ->> 'cause'", "text", parameter="cause")}

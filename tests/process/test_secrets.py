@@ -254,7 +254,6 @@ VISIBLE = {
     "alert": "to-hook",
     "delivery": ENTITY,
     "dead_letter": ENTITY,
-    "entity_timeline": ENTITY,
     "backlog": "to-hook",
     "relay_health": socket.gethostname(),
 }

@@ -93,6 +93,28 @@ def test_refused_credentials_use_no_attempt_and_the_delivery_goes_out_when_they_
     steps.facts_agree()
 
 
+def test_an_attempt_that_went_on_to_the_destination_says_that_the_api_is_well(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps.database, failing("auth", "fetch"))
+    clock.advance(30)
+    (delivery,) = claim_probe(steps.database, "r1", "strict", [IDENTITY, CRM])
+    calls = tuple(Call(step, "GET", "https://x/", "answered", 1.0, 200) for step in ("fetch", "find", "update"))
+    record(steps.database, POLICIES, "r1", [(delivery, Delivered(calls, "updated"))], [IDENTITY])
+    assert admitted(steps.database) == "all"
+
+
+def test_where_only_one_is_due_that_may_kill_the_process_it_is_the_one_that_tries(
+    steps: Steps, clock: FakeClock
+) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps.database, failing("auth"))
+    with steps.database.write() as transaction:
+        transaction.connection.exec_driver_sql("UPDATE open_delivery SET crashes = 2")
+    clock.advance(30)
+    (delivery,) = claim_probe(steps.database, "r1", "strict", [CRM])
+    assert delivery.is_suspect
+
+
 def test_one_of_all_relays_makes_the_one_attempt_that_tries_it(steps: Steps, clock: FakeClock) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
     attempt(steps.database, failing("auth"))

@@ -1,0 +1,107 @@
+"""A mistake in the file is told without the secret that stands beside it, or is part of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from inbox import config_file
+from inbox.db import engine
+from inbox.errors import ConfigError
+from inbox.sources.auth import verifier_of
+from relay import destinations
+from relay.poster import client_of
+from tests.helpers.planting import Planted
+
+SECRET = Planted()
+HIDDEN = SECRET.plain("mistaken")
+
+SOURCE = '[sources.s]\npreset = "trivore"\nauth = { kind = "none" }\n'
+HOOK = '[destinations.d]\nkind = "forward"\nurl = "https://crm.example"\n'
+ROUTE = '[routes.r]\nsource = "s"\ndestination = "d"\n'
+
+
+def start(text: str) -> None:
+    """All that reads the configuration before the first request or call."""
+    config = config_file.parse(text)
+    for source in config.sources.values():
+        verifier_of(source)
+    destinations.build(config)
+    client_of(config.alerts)
+    engine.parse_url(config.database.url)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (f'pasword = "{HIDDEN}"', "pasword"),
+        (f'auth = "{HIDDEN}"', "auth"),
+        (f'auth = {{ token = "{HIDDEN}" }}', "kind"),
+        (f'auth = {{ kind = "bearer", token = ["{HIDDEN}"] }}', "token"),
+        (f'auth = {{ kind = "bearer", token = {{ valeu = "{HIDDEN}" }} }}', "token"),
+        (f'auth = {{ kind = "bearer", token = {{ value = "{HIDDEN}", until = 1 }} }}', "until"),
+        (f'auth = {{ kind = "bearer", token = {{ value = "{HIDDEN}", not_after = 2027-01-01 }} }}', "2027-01-01"),
+        (f'auth = {{ kind = "header", name = "a b", value = "{HIDDEN}" }}', "a b"),
+        (f'headers = {{ "a b" = "{HIDDEN}" }}', "a b"),
+        (f'signing_secret = "whsec_{HIDDEN}!"', "signing_secret"),
+        (f'proxy = "socks5://me:{HIDDEN}@proxy"', "proxy"),
+        (f'proxy = "http://me:{HIDDEN}@[proxy"', "proxy"),
+        (f'proxy = "http://me:{HIDDEN}@proxy:port"', "proxy"),
+        (f'proxy = "http://me:{HIDDEN}@proxy:0"', "proxy"),
+        (f'proxy = "http://me:{HIDDEN}\u2100@proxy"', "proxy"),
+        (f'ca_file = "/nowhere.pem"\nauth = {{ kind = "bearer", token = "{HIDDEN}" }}', "/nowhere.pem"),
+        (f'auth = {{ kind = "bearer", token = "{HIDDEN}', "TOML"),
+    ],
+)
+def test_a_mistake_in_a_destination_does_not_show_its_secret(mistake: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start(SOURCE + HOOK + mistake + "\n" + ROUTE)
+    assert told in str(caught.value)
+    assert SECRET.leaks({"the error": str(caught.value)}) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://crm.example/{HIDDEN}",
+        f"ftp://crm.example/{HIDDEN}",
+        f"crm.example/{HIDDEN}",
+        f"https://me:{HIDDEN}@crm.example/",
+        f"https://crm.example:port/{HIDDEN}",
+        f"https://[crm/{HIDDEN}",
+    ],
+)
+@pytest.mark.parametrize("place", ["destinations.d", "alerts"])
+def test_a_url_that_can_not_be_used_is_not_shown(url: str, place: str) -> None:
+    good = '"https://crm.example"'
+    text = (
+        SOURCE + (HOOK.replace(good, f'"{url}"') if place != "alerts" else f'{HOOK}[alerts]\nurl = "{url}"\n') + ROUTE
+    )
+    with pytest.raises(ConfigError) as caught:
+        start(text)
+    assert place in str(caught.value)
+    assert SECRET.leaks({"the error": str(caught.value)}) == []
+
+
+@pytest.mark.parametrize("auth", ["secrets = {}", "secrets = [[{}]]", "secrets = [{{ valeu = {} }}]", "secret = [{}]"])
+def test_a_mistake_in_a_source_does_not_show_its_secret(auth: str) -> None:
+    mistake = auth.format(f'"{HIDDEN}"')
+    with pytest.raises(ConfigError) as caught:
+        start(f'[sources.s]\npreset = "trivore"\nauth = {{ kind = "bearer", {mistake} }}\n')
+    assert "secret" in str(caught.value)
+    assert SECRET.leaks({"the error": str(caught.value)}) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql//me:{HIDDEN}@host/db",
+        f"postgresql://me:{HIDDEN}@host:port/db",
+        f"mysql://me:{HIDDEN}@host/db",
+        f"me:{HIDDEN}@host",
+    ],
+)
+def test_a_database_url_that_can_not_be_used_does_not_show_its_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start(f'[database]\nurl = "{url}"\n')
+    assert "[database] url" in str(caught.value)
+    assert SECRET.leaks({"the error": str(caught.value)}) == []

@@ -1,0 +1,72 @@
+"""An excerpt shows no secret of its endpoint, however the other side writes it, and is made in no time."""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config import ApiHeader, Endpoint, Secret
+from relay.answer import MASK, Redactor
+from relay.endpoint import header_value, prepare
+from tests.helpers.echoing import spelled
+
+IN_BASE64 = 3
+"""The last of the spellings are in base64: what stands around the secret shares a digit with it."""
+
+secrets = st.text(st.sampled_from("aZ09-_.~/+=\"'\\&%<>;: \téß€😀"), min_size=4, max_size=30)
+
+
+@given(secrets, st.integers(0, 7))
+def test_any_secret_is_masked_in_every_spelling(secret: str, number: int) -> None:
+    told = spelled(secret)[:-IN_BASE64][number]
+    assert Redactor([secret]).excerpt(f"({told})".encode()) == f"({MASK})"
+
+
+@given(secrets, st.binary(max_size=5), st.binary(max_size=5))
+def test_any_secret_is_masked_wherever_it_stands_in_base64(secret: str, before: bytes, after: bytes) -> None:
+    told = b64encode(before + secret.encode() + after).decode()
+    digits = len(secret.encode()) * 8 // 6
+    shown = Redactor([secret]).excerpt(f"({told})".encode()) or ""
+    assert MASK in shown
+    assert len(shown.replace(MASK, "").strip("()=")) <= len(told) - digits + 1
+
+
+@pytest.mark.parametrize(
+    "secret", ["\\" * 40, "\\/" * 20, "%" * 40, "&" * 40, '"\\' * 20, "/" * 40, "+ " * 20, "é" * 40]
+)
+def test_no_secret_makes_redacting_slow(secret: str) -> None:
+    redactor = Redactor([secret])
+    began = time.monotonic()
+    for piece in ("\\", "%", "%25", "&", "&amp;", '\\"', "\\/", "/", "+", " ", "\\\\/x", "%C3%A9", "u005c"):
+        redactor.excerpt((piece * (65536 // len(piece)) + "x").encode())
+    assert time.monotonic() - began < 2
+    told = json.dumps(secret)
+    assert told[1:-1] not in (redactor.excerpt(told.encode()) or "")
+
+
+@pytest.mark.parametrize("secret", ["s3cr3t", "p@ss word/é", "100 %"])
+def test_a_header_is_masked_as_it_was_sent(secret: str) -> None:
+    endpoint = Endpoint(auth=ApiHeader("X-Api-Key", Secret(secret)))
+    redactor = prepare(endpoint, "https://crm.example", "destinations.crm").redactor
+    sent = header_value(secret)
+    for told in spelled(sent)[:-IN_BASE64]:
+        assert redactor.excerpt(f"({told})".encode()) == f"({MASK})"
+    assert redactor.excerpt(b64encode(sent.encode())) == MASK
+
+
+def test_the_credentials_of_a_proxy_are_masked_as_it_gets_them() -> None:
+    endpoint = Endpoint(proxy="http://me:p%40ssword@proxy.example:3128", allow_private=True)
+    redactor = prepare(endpoint, "https://crm.example", "destinations.crm").redactor
+    told = redactor.excerpt(b"Basic " + b64encode(b"me:p@ssword")) or ""
+    assert b64encode(b"p@ssword").decode().rstrip("=")[1:-2] not in told
+    assert told.count(MASK) == 1
+
+
+def test_what_is_no_secret_is_left_alone() -> None:
+    text = "a/b c%20d &amp; e+f \\u0041 QUJDRA== café"
+    assert Redactor(["s3cr3t/+="]).excerpt(text.encode()) == text

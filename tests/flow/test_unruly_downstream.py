@@ -1,0 +1,147 @@
+"""The daemon itself, in a thread, and a downstream service that breaks off, asks for odd delays, or answers too late."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from inbox.timestamps import as_time
+from relay.daemon import Relay
+from relay.destinations import build
+from relay.observe import Observer
+from relay.outcome import Delivered
+from relay.store.database import Database
+from tests.destinations.scripted import Act, ScriptedServer, answer, hang, hundred_megabytes, raw, reset, then_close
+from tests.destinations.scripted import serving as scripted
+from tests.helpers.daemon import configured, kinds, running
+from tests.helpers.downstream import Held, serving
+from tests.helpers.evidence import facts, open_states
+from tests.helpers.filling import fill
+from tests.helpers.relaying import Steps
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import moment
+
+
+@contextlib.contextmanager
+def at_work(engine: Engine, *acts: Act) -> Iterator[ScriptedServer]:
+    """A relay whose downstream does this, one call after the other; each call may take 300 ms."""
+    with scripted(*acts) as server:
+        config = configured(server.url, concurrency=1, destination='timeout = "300ms"')
+        relay = Relay(Database(engine), config, build(config))
+        thread = threading.Thread(target=relay.run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            relay.stop()
+            thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [reset, then_close(raw(b"")), then_close(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfi")), hang],
+    ids=["a reset", "no answer", "half an answer", "a deadline"],
+)
+def test_a_call_that_may_have_been_processed_is_repeated_and_can_be_recognised(
+    database_url: str, engine: Engine, broken: Act
+) -> None:
+    (seq,) = fill(database_url, [("u1", moment(0))])
+    with at_work(engine, broken, answer(204)) as server:
+        until(lambda: not open_states(engine), "it is delivered")
+    first, second = server.seen
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"] == f"everything-{seq}-0"
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    assert [seen.headers["inbox-attempt"] for seen in server.seen] == ["1", "2"]
+    assert first.body == second.body
+    assert [(fact["kind"], fact["detail"].get("error_class")) for fact in facts(engine)] == [
+        ("attempt_failed", "unknown"),
+        ("delivered", None),
+    ]
+
+
+def test_a_success_with_a_hundred_megabytes_is_a_success(database_url: str, engine: Engine) -> None:
+    fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
+    with at_work(engine, hundred_megabytes, answer(204)) as server:
+        until(lambda: not open_states(engine), "both are delivered")
+    assert kinds(engine) == ["delivered", "delivered"]
+    assert [seen.connection for seen in server.seen] == [1, 2]
+
+
+A_DAY = timedelta(hours=24)
+
+
+@pytest.mark.parametrize(
+    ("asked", "waits"),
+    [
+        ("3155760000", A_DAY),
+        ("Fri, 24 Nov 2126 00:00:00 GMT", A_DAY),
+        ("2.25", timedelta(seconds=2.25)),
+        ("0.001", timedelta(milliseconds=100)),
+    ],
+    ids=["a century in seconds", "a century as a date", "a fraction", "less than our own delay"],
+)
+def test_what_is_asked_for_is_honoured_between_our_own_delay_and_a_day(
+    sqlite_database_url: str, caplog: pytest.LogCaptureFixture, asked: str, waits: timedelta
+) -> None:
+    due, at = failed_once(sqlite_database_url, asked)
+    assert waits - timedelta(seconds=1) < due - at <= waits
+    assert "Retry-After" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "asked", ["banana", "-1", "", "Thu, 01 Jan 1970 00:00:00 GMT", "9" * 40, "ten\x07", "NaN", "1e3"]
+)
+def test_what_can_not_be_read_is_ignored_with_a_warning(
+    sqlite_database_url: str, caplog: pytest.LogCaptureFixture, asked: str
+) -> None:
+    due, at = failed_once(sqlite_database_url, asked)
+    assert due - at <= timedelta(milliseconds=100)
+    (line,) = [record for record in caplog.records if "Retry-After" in record.getMessage()]
+    assert line.levelno == logging.WARNING
+    assert line.getMessage().endswith(f"Retry-After is past or can't be read, and ignored: {line.args[1]!a}")  # type: ignore[index]
+    assert line.getMessage().isprintable()
+
+
+def failed_once(database_url: str, retry_after: str) -> tuple[datetime, datetime]:
+    """When the next attempt is due after an answer of 503 with this header, and when that was recorded."""
+    fill(database_url, [("u1", moment(0))])
+    engine = engines.connect(database_url, application="tests")
+    with scripted(answer(503, b"", retry_after=retry_after), answer(204)) as server:
+        config = configured(server.url)
+        Relay(Database(engine), config, build(config)).run(drain=True)
+    failed = facts(engine)[0]
+    engine.dispose()
+    assert failed["kind"] == "attempt_failed"
+    return as_time(failed["detail"]["due_at"]), failed["at"]
+
+
+def test_a_result_that_comes_after_the_lease_was_taken_over_is_discarded_counted_and_logged(
+    database_url: str, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = Held()
+    (seq,) = fill(database_url, [("u1", moment(0))])
+    other = Steps(engine, configured("http://127.0.0.1:9/"))
+    other.node = "another"
+    with serving(tmp_path / "arrivals.jsonl", held) as downstream, running(engine, downstream) as relay:
+        until(lambda: held.seqs, "the call is under way")
+        other.moment = SystemClock().now() + timedelta(minutes=1)
+        assert other.reap() == 1
+        (taken,) = other.claim()
+        held.go.set()
+        observer: Observer = relay._observer
+        until(lambda: observer.counts["fenced"], "the late result was looked at")
+        (recorded,) = other.record([(taken, Delivered((), "forwarded"))])
+        assert recorded.fact is not None
+    assert f"discarded a late result: another claim holds the lease route=everything seq={seq}" in caplog.text
+    assert (observer.counts["fenced"], observer.counts["delivered"]) == (1, 0)
+    assert kinds(engine) == ["abandoned", "delivered"]

@@ -1,0 +1,113 @@
+"""What is arranged on every SQLite connection, since SQLite and its driver would do otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+
+from inbox.db import engine as engines
+from inbox.timestamps import time_text
+from relay.outcome import Failed
+from tests.helpers.filling import fill
+from tests.helpers.reading import count, rows
+from tests.helpers.relaying import UNWELL, Scripted, Steps
+from tests.helpers.webhooks import a_config, moment
+
+
+@pytest.fixture
+def engine(sqlite_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(sqlite_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def two(sqlite_database_url: str) -> Iterator[tuple[Engine, Engine]]:
+    """Two processes on one file."""
+    made = [engines.connect(sqlite_database_url, application=f"number {number}") for number in (1, 2)]
+    yield made[0], made[1]
+    for each in made:
+        each.dispose()
+
+
+def setting(engine: Engine, name: str) -> object:
+    return next(iter(rows(engine, f"PRAGMA {name}")[0].values()))
+
+
+def test_every_commit_is_synced_to_a_log_that_readers_do_not_wait_for(engine: Engine) -> None:
+    assert (setting(engine, "journal_mode"), setting(engine, "synchronous")) == ("wal", 2)
+    assert setting(engine, "busy_timeout") == 5000
+
+
+def test_a_transaction_that_reads_first_and_writes_later_does_not_lose_to_another(two: tuple[Engine, Engine]) -> None:
+    """One that began deferred would fail at once: it can't write upon what it has seen."""
+    one, other = two
+    with one.begin() as connection:
+        connection.execute(text("SELECT count(*) FROM inbox"))
+        impatient = sqlite3.connect(str(other.url.database), timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            impatient.execute("BEGIN IMMEDIATE")
+        impatient.close()
+        connection.execute(text("UPDATE order_lock SET id = id"))
+    with other.begin() as connection:
+        connection.execute(text("UPDATE order_lock SET id = id"))
+
+
+def test_a_deferred_one_loses(two: tuple[Engine, Engine]) -> None:
+    """The control for the one above."""
+    one, other = two
+    with one.connect() as connection, engines.reading(connection).begin():
+        connection.execute(text("SELECT count(*) FROM inbox"))
+        with other.begin() as second:
+            second.execute(text("UPDATE order_lock SET id = id"))
+        with pytest.raises(OperationalError, match="locked"):
+            connection.execute(text("UPDATE order_lock SET id = id"))
+
+
+def test_the_order_of_times_as_text_is_the_order_of_time() -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    offsets = (0, 1, 999_999, 1_000_000, 1_000_001, 59_999_999, 60_000_000, 86_400_000_000)
+    texts = [time_text(start + timedelta(microseconds=offset)) for offset in offsets]
+    assert texts == sorted(texts)
+    assert len({len(each) for each in texts}) == 1
+
+
+@contextlib.contextmanager
+def full(engine: Engine) -> Iterator[None]:
+    """The database file can't grow."""
+    _most_pages(engine, int(str(setting(engine, "page_count"))))
+    yield
+    _most_pages(engine, 1_000_000)
+
+
+def _most_pages(engine: Engine, number: int) -> None:
+    connection = engine.raw_connection()  # the pool's one connection, which the steps have too
+    connection.cursor().execute(f"PRAGMA max_page_count = {number}")
+    connection.close()
+
+
+def test_a_step_that_finds_the_disk_full_does_nothing_and_is_made_when_there_is_room(
+    sqlite_database_url: str, engine: Engine
+) -> None:
+    """SQLite has rolled back by itself then: a second ROLLBACK must not hide the error or keep the connection."""
+    config = a_config(sqlite_database_url)
+    fill(sqlite_database_url, [("u1", moment(0)), ("u1", moment(1))])
+    steps = Steps(engine, config, Scripted([UNWELL]))
+    steps.sequence()
+    outcomes = steps.deliver(steps.claim())
+    before = rows(engine, "SELECT seq, state, attempt, lease_token FROM open_delivery ORDER BY seq")
+    large = Failed((), "server_error", "x" * 1_000_000)
+    with full(engine):
+        for _ in range(3):
+            with pytest.raises(OperationalError, match="full"):
+                steps.record([(delivery, large) for delivery, _ in outcomes])
+    assert rows(engine, "SELECT seq, state, attempt, lease_token FROM open_delivery ORDER BY seq") == before
+    (recorded,) = steps.record(outcomes)
+    assert recorded.fact is not None
+    assert count(engine, "delivery_log") == 1
