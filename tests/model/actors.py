@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -10,20 +10,16 @@ from typing import NamedTuple
 
 from inbox.event import Event
 from relay.audit import Difference
+from relay.gates import Gates
 from relay.leases import TRUSTED_SECONDS, claim_of
-from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
+from relay.outcome import Delivery, Outcome
 from relay.store.claim import Claimed
 from relay.store.record import Recorded
+from relay.store.selection import Act, Selection
 from tests.model.history import Key, LaneKey
+from tests.model.outcomes import CUT, outcome_of
 
 TRUSTED = timedelta(seconds=TRUSTED_SECONDS)
-
-SUCCEEDED = Delivered((), "forwarded")
-FAILED = Failed((), "server_error", "answered 503")
-HOPELESS = Failed((), "mapping", "email: no value")
-TIMED_OUT = Failed((), "unknown", "no answer in time")
-CUT = Failed((), "lease_lost", "the lease ended")
-SKIPPED = Skipped((), "nothing to do")
 
 
 class Call(NamedTuple):
@@ -33,6 +29,7 @@ class Call(NamedTuple):
     run: int
     attempt: int
     node: str
+    step: int
 
 
 @dataclass(eq=False)
@@ -41,10 +38,15 @@ class Held:
 
     delivery: Delivery
     trusted_until: datetime
-    begun: bool = False
+    begun_at: datetime | None = None
     outcome: Outcome | None = None
     is_handed_in: bool = False
     """It may be recorded, whether or not the relay knows."""
+
+    def answered(self, name: str) -> None:
+        """Its call has ended like this, by `tests.model.outcomes`."""
+        assert self.begun_at is not None
+        self.outcome = outcome_of(name, self.delivery, self.begun_at)
 
     @property
     def key(self) -> Key:
@@ -68,6 +70,8 @@ class Relay:
         self.starts += 1
         self.node = f"{self.name}.{self.starts}"
         self.paused = False
+        self.gates = Gates()
+        """As it has seen them last."""
         self.held: dict[Claimed, Held] = {}
         self.recorded: list[Held] = []
         """What it handed in last and knows to be recorded, or refused."""
@@ -85,11 +89,11 @@ class Relay:
 
     def untouched(self) -> list[Held]:
         """What nobody has begun; it may be begun while its lease is trusted."""
-        return [held for held in self.held.values() if not held.begun]
+        return [held for held in self.held.values() if held.begun_at is None]
 
     def running(self) -> list[Held]:
         """Calls whose answer is not there yet."""
-        return [held for held in self.held.values() if held.begun and held.outcome is None]
+        return [held for held in self.held.values() if held.begun_at is not None and held.outcome is None]
 
     def finished(self) -> list[Held]:
         """What it has to record."""
@@ -99,7 +103,7 @@ class Relay:
         """What a relay does when time has passed: no call goes on under a lease that is not trusted any more."""
         for held in self.running():
             if now >= held.trusted_until:
-                held.outcome = CUT
+                held.answered(CUT)
 
 
 @dataclass
@@ -107,14 +111,24 @@ class Doing:
     """What happened in one step of the model."""
 
     claimed: list[Delivery] = field(default_factory=list)
+    probes: list[Delivery] = field(default_factory=list)
+    """Those of them that were claimed to try a breaker."""
     handed_in: list[tuple[str, Delivery, Outcome]] = field(default_factory=list)
     """Outcomes that were handed in to be recorded, by which node."""
     results: list[Recorded] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    replayed: set[Key] = field(default_factory=set)
+    asked_to_claim: bool = False
+    asked: list[tuple[Act, Selection]] = field(default_factory=list)
+    """What persons had done to deliveries."""
+    resumed: int = 0
+    """How often a person let something through again."""
+    judged: int = 0
+    """How often repeats were judged."""
     differences: list[Difference] = field(default_factory=list)
     """What `verify` or `rebuild` found."""
     operations: int = 0
+    arrivals: int = 0
+    """How often a receiver did something."""
 
 
 class Ledger:
@@ -131,12 +145,21 @@ class Ledger:
         self.claimed: dict[Key, int] = {}
         """In which step each was first claimed, before any replay."""
         self.calls: dict[Key, list[Call]] = defaultdict(list)
+        self.arrived: dict[int, int] = {}
+        """In which step its request came last."""
+        self.repeats: Counter[int] = Counter()
+        """How often it came again."""
         self.heartbeats: dict[str, datetime] = {}
 
     def acknowledge(self, seq: int, event: Event) -> None:
         self.events[seq] = event
+        self.arrived[seq] = self.step
         for enrolment in event.enrolments:
             self.lanes[seq, enrolment.route] = (enrolment.route, enrolment.lane)
+
+    def repeated(self, seq: int) -> None:
+        self.arrived[seq] = self.step
+        self.repeats[seq] += 1
 
     def order(self, key: Key) -> tuple[datetime, int]:
         """A lane is worked in the order of this."""

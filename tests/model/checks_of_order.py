@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from relay import facts
 from relay.lifecycle import State
+from tests.model.history import Entry
 from tests.model.moment import Moment
-from tests.model.world import POLICIES, SCHEDULE
+from tests.model.world import SCHEDULE
 
 
 def first_claims_are_in_order(moment: Moment) -> Sequence[object]:
@@ -54,42 +56,35 @@ def first_calls_are_in_order(moment: Moment) -> Sequence[object]:
 
 
 def late_is_marked(moment: Moment) -> Sequence[object]:
-    evidence = []
-    for delivery in moment.doing.claimed:
-        passed = any(
-            isinstance(entry.fact, facts.Delivered)
-            for key, entries in moment.history.entries.items()
-            if moment.ledger.lanes[key] == (delivery.route, delivery.lane)
-            and moment.ledger.order(key) > (delivery.occurred_at, delivery.seq)
-            for entry in entries
-        )
-        if passed != delivery.late:
-            evidence.append(delivery)
-    return evidence
-
-
-def newer_supersede_older(moment: Moment) -> Sequence[object]:
-    ledger = moment.ledger
+    """Whether a later event of the lane has been delivered."""
     return [
-        entry
-        for entry in moment.new
-        if isinstance(entry.fact, facts.Superseded)
-        and (
-            ledger.lanes.get((entry.fact.by, entry.key[1])) != ledger.lanes[entry.key]
-            or ledger.order((entry.fact.by, entry.key[1])) <= ledger.order(entry.key)
-            or POLICIES[entry.key[1]].ordering != "latest"
+        delivery
+        for delivery in moment.doing.claimed
+        if delivery.late
+        != any(
+            moment.ledger.lanes[success.key] == (delivery.route, delivery.lane)
+            and moment.ledger.order(success.key) > (delivery.occurred_at, delivery.seq)
+            for success in moment.history.successes
         )
     ]
 
 
 def retries_that_are_taken_over_go_on(moment: Moment) -> Sequence[object]:
     """With the attempts of the older one, no sooner than its next was due, and no later than the first delay."""
-    evidence = []
-    for entry in moment.new:
-        if isinstance(entry.fact, facts.TookOver):
-            *before, superseded = moment.history.entries[entry.fact.of, entry.key[1]]
-            latest = entry.at + SCHEDULE[0]
-            due_at = getattr(before[-1].fact, "due_at", before[-1].at)
-            if entry.fact.attempt != superseded.attempt or not min(due_at, latest) <= entry.fact.due_at <= latest:
-                evidence.append((entry, before[-1]))
-    return evidence
+    return [
+        (entry, moment.history.entries[entry.fact.of, entry.key[1]])
+        for entry in moment.new
+        if isinstance(entry.fact, facts.TookOver) and not _goes_on(moment, entry, entry.fact)
+    ]
+
+
+def _goes_on(moment: Moment, entry: Entry, taken: facts.TookOver) -> bool:
+    """From where the older one stood when it was superseded; that may have happened to it more than once in a step."""
+    latest = entry.at + SCHEDULE[0]
+    entries = moment.history.entries[taken.of, entry.key[1]]
+    return any(
+        taken.attempt == superseded.attempt
+        and min(getattr(before.fact, "due_at", before.at), latest) <= taken.due_at <= latest
+        for before, superseded in pairwise(entries)
+        if superseded in moment.new and getattr(superseded.fact, "by", None) == entry.key[0]
+    )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple
 
 from relay import facts
-from relay.lifecycle import State
-from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
-from relay.rules import RULES, Rule
+from relay.gates import BreakerState
+from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
+from tests.model.checks_of_gates import breaker
 from tests.model.checks_of_leases import is_abandoned
 from tests.model.history import Entry, Key
 from tests.model.moment import Moment
-from tests.model.world import SCHEDULE
+from tests.model.world import POLICIES, SCHEDULE
 
 
 def repeats_are_explained(moment: Moment) -> Sequence[object]:
@@ -39,46 +41,84 @@ def _is_uncounted(fact: facts.AnyFact) -> bool:
     return isinstance(fact, facts.AttemptFailed) and not fact.counted
 
 
-HOPELESS = {name for name, rule in RULES.items() if rule is Rule.DEAD}
 _WORK = facts.Delivered | facts.Skipped | facts.AttemptFailed | facts.Dead
 
 
 def results_were_made(moment: Moment) -> Sequence[object]:
     """Every result in the log is of an attempt that this relay made, and what it was told agrees."""
-    handed_in = {
-        (node, (delivery.seq, delivery.route), delivery.run, delivery.attempt): (delivery, outcome)
-        for node, delivery, outcome in moment.doing.handed_in
-    }
     evidence: list[object] = []
     written: Counter[Key] = Counter()
     for entry in moment.new:
         if isinstance(entry.fact, _WORK) and not is_abandoned(entry.fact):
             written[entry.key] += 1
             attempt = entry.attempt + int(_is_uncounted(entry.fact))
-            made = handed_in.get((str(entry.relay_node), entry.key, entry.run, attempt))
-            if made is None or not _follows(entry, *made):
+            made = [
+                (delivery, outcome)
+                for node, delivery, outcome in moment.doing.handed_in
+                if (node, delivery.seq, delivery.route) == (entry.relay_node, *entry.key)
+                and (delivery.run, delivery.attempt) == (entry.run, attempt)
+            ]
+            if not any(_follows(moment, entry, *each) for each in made):
                 evidence.append((entry, made))
     told = Counter((r.delivery.seq, r.delivery.route) for r in moment.doing.results if r.fact is not None)
     return evidence or ([] if told == written else [(told, written)])
 
 
-def _follows(entry: Entry, delivery: Delivery, outcome: Outcome) -> bool:
+def _follows(moment: Moment, entry: Entry, delivery: Delivery, outcome: Outcome) -> bool:
     match outcome, entry.fact:
-        case Delivered(), facts.Delivered(late=late):
-            return late == delivery.late
+        case Delivered(), facts.Delivered(late=late, fetch_began_at=began, last_modified=modified):
+            return (late, began, modified) == (delivery.late, outcome.fetch_began_at, outcome.last_modified)
         case Skipped(), facts.Skipped():
             return True
-        case Failed(error_class="lease_lost"), facts.AttemptFailed(counted=counted, due_at=due_at):
-            return not counted and due_at == entry.at
         case Failed(error_class=error_class), facts.AttemptFailed(counted=counted, due_at=due_at):
-            delays = SCHEDULE[delivery.attempt - 1 :][:1]
-            return error_class not in HOPELESS and counted and [due_at - entry.at] == list(delays)
+            return _Expected(counted, due_at - entry.at) in _expected(moment, entry, delivery, error_class)
         case Failed(error_class=error_class), facts.Dead(cause=cause):
-            return cause == (error_class if error_class in HOPELESS else "exhausted") and (
-                error_class in HOPELESS or delivery.attempt > len(SCHEDULE)
-            )
+            return _Expected(cause=cause) in _expected(moment, entry, delivery, error_class)
         case _:
             return False
+
+
+class _Expected(NamedTuple):
+    """What a failure leads to: another attempt after a delay, or death of a cause."""
+
+    counted: bool = True
+    delay: timedelta | None = None
+    cause: str | None = None
+
+
+_AT_ONCE = _Expected(counted=False, delay=timedelta(0))
+_CONFLICTS = 3
+"""So many in a row are tried again at once."""
+_ANSWERS = frozenset({"rejected", "conflict"})
+"""They say that the endpoint is well: whether they count while it is stopped depends on what the relay knows of that."""
+
+
+def _expected(moment: Moment, entry: Entry, delivery: Delivery, error_class: ErrorClass) -> list[_Expected]:
+    """As docs/delivery.md has it. Where others did something too, its breaker may have turned before it was recorded."""
+    in_a_row = _the_same_in_a_row(moment, entry, error_class)
+    if error_class == "lease_lost" or (error_class == "conflict" and in_a_row < _CONFLICTS):
+        return [_AT_ONCE]
+    if error_class == "mapping" or (error_class == "rejected" and in_a_row > 0):
+        return [_Expected(cause=error_class)]
+    delay = next(iter(SCHEDULE[delivery.attempt - 1 :]), None)
+    not_counted = _Expected(counted=False, delay=delay or SCHEDULE[0])
+    if error_class == "auth":
+        return [not_counted]
+    counted = _Expected(cause="exhausted") if delay is None else _Expected(delay=delay)
+    was_open = any(breaker(moment.earlier, gate) is BreakerState.OPEN for gate in POLICIES[delivery.route].breakers)
+    if moment.doing.operations > 1 or (was_open and error_class in _ANSWERS):
+        return [not_counted, counted]
+    return [not_counted if was_open else counted]
+
+
+def _the_same_in_a_row(moment: Moment, entry: Entry, error_class: ErrorClass) -> int:
+    """How often its last attempts of this run failed in this class."""
+    number = 0
+    before = [each for each in moment.history.entries[entry.key] if each.number < entry.number]
+    for each in before:
+        if each.run == entry.run and isinstance(each.fact, facts.AttemptFailed | facts.Abandoned):
+            number = number + 1 if getattr(each.fact, "error_class", None) == error_class else 0
+    return number
 
 
 def refused_results_change_nothing(moment: Moment) -> Sequence[object]:
@@ -86,15 +126,3 @@ def refused_results_change_nothing(moment: Moment) -> Sequence[object]:
     if moment.doing.operations != 1 or not results or any(result.fact is not None for result in results):
         return []
     return [] if moment.before == moment.after and not moment.new else [(results, moment.new)]
-
-
-def only_what_was_asked_for_is_replayed(moment: Moment) -> Sequence[object]:
-    return [
-        entry
-        for entry in moment.new
-        if isinstance(entry.fact, facts.Replayed)
-        and (
-            entry.key not in moment.doing.replayed
-            or (entry.key in moment.before and moment.before[entry.key].state not in {State.DEAD, State.BLOCKED})
-        )
-    ]

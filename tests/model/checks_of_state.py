@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from datetime import datetime
 
-from relay import facts
 from relay.lifecycle import HEADS, Standing, State
 from tests.model.history import LaneKey
 from tests.model.moment import Moment
@@ -60,13 +58,13 @@ def waiting_lanes_have_one_head(moment: Moment) -> Sequence[object]:
     return evidence
 
 
-def lane_remembers_the_newest_delivered(moment: Moment) -> Sequence[object]:
-    expected: dict[LaneKey, tuple[datetime, int]] = {}
-    for key, entries in moment.history.entries.items():
-        if any(isinstance(entry.fact, facts.Delivered) for entry in entries):
-            lane = moment.ledger.lanes[key]
-            expected[lane] = max(moment.ledger.order(key), expected.get(lane, moment.ledger.order(key)))
-    return [] if expected == moment.stored.lanes else [(expected, moment.stored.lanes)]
+def lane_remembers_its_last_success(moment: Moment) -> Sequence[object]:
+    return [] if moment.lasts == moment.stored.lanes else [(moment.lasts, moment.stored.lanes)]
+
+
+def every_repeat_is_stored(moment: Moment) -> Sequence[object]:
+    stored = Counter(repeat.seq for repeat in moment.stored.repeats.values())
+    return [] if stored == moment.ledger.repeats else [(stored, moment.ledger.repeats)]
 
 
 def verify_agrees(moment: Moment) -> Sequence[object]:

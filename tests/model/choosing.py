@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from inbox.db.schema import SUSPECT_CRASHES
+from relay.gates import BreakerState, GateKey
 from relay.lifecycle import State
-from relay.outcome import Outcome
+from relay.outcome import Failed
 from relay.store.selection import Selection
 from tests.model.actors import Held, Relay
 from tests.model.history import Key
@@ -23,17 +24,17 @@ class Choosing(Stage):
 
     def can(self, relay: Relay, kind: str) -> bool:
         """Whether the relay has anything in hand for this operation."""
-        match kind:
-            case "record":
-                return bool(relay.finished())
-            case "give_back":
-                return bool(relay.untouched())
-            case "renew":
-                return bool(relay.held)
-            case "replay":
-                return bool(self.closed())
-            case _:
-                return True
+        conditions: dict[str, Callable[[], object]] = {
+            "record": relay.finished,
+            "give_back": relay.untouched,
+            "renew": lambda: relay.held,
+            "replay": self.closed,
+            "cancel": self.cancellable,
+            "unblock": lambda: self.any_open(State.BLOCKED),
+            "probe": self.stopped_gates,
+            "judge": self.any_to_judge,
+        }
+        return kind not in conditions or bool(conditions[kind]())
 
     def with_(self, kind: str) -> list[Relay]:
         """Relays that can."""
@@ -50,7 +51,11 @@ class Choosing(Stage):
             "record": lambda: make.record(relay, some_of(relay.finished(), number), answered=answered),
             "give_back": lambda: make.give_back(relay, some_of(relay.untouched(), number)),
             "renew": lambda: make.renew(relay, some_of(list(relay.held.values()), number), answered=answered),
-            "replay": lambda: make.replay(Selection(seq=one_of(self.closed(), number))),
+            "probe": lambda: make.probe(relay, beginning_at(ROUTES, number)),
+            "judge": lambda: make.judge(relay),
+            "replay": lambda: make.command("replay", Selection(seq=one_of(self.closed(), number))),
+            "cancel": lambda: make.command("cancel", Selection(seq=one_of(self.cancellable(), number)[0])),
+            "unblock": lambda: make.command("unblock", Selection(route="blocking")),
             "verify": make.verify,
             "rebuild": make.rebuild,
         }
@@ -60,6 +65,8 @@ class Choosing(Stage):
         """Have it done, if the relay can."""
         if self.can(relay, kind):
             self.perform(self.operation(relay, kind, number, answered=answered))
+        if kind == "record" and any(isinstance(held.outcome, Failed) for held in relay.recorded):
+            self.perform(self.make.look_at_gates(relay))
 
     def rows_of_events(self, most: int) -> int:
         """How many deliveries of the first events that arrived: a batch that cut one in two might cut it anywhere."""
@@ -79,16 +86,38 @@ class Choosing(Stage):
         """Calls that run, and those that may be begun."""
         return [(relay, held) for relay in self.active() for held in relay.running()] + self.untouched()
 
-    def answer(self, which: int, outcome: Outcome) -> None:
-        relay, held = one_of(self.at_work(), which)
-        if not held.begun:
+    def answer(self, which: int, outcome: str) -> None:
+        self.end(*one_of(self.at_work(), which), outcome)
+
+    def end(self, relay: Relay, held: Held, outcome: str) -> None:
+        """A call that runs, or is begun now, is answered."""
+        if held.begun_at is None:
             self.begin(relay, held)
-        held.outcome = outcome
+        held.answered(outcome)
 
     def closed(self) -> list[int]:
         """Events that may be replayed on some route."""
         still_open = {key for key, row in self.open.items() if row.state is not State.DEAD}
         return sorted({seq for seq, _ in self.ledger.lanes.keys() - still_open})
+
+    def cancellable(self) -> list[Key]:
+        return [key for key, row in self.open.items() if row.state is not State.IN_FLIGHT]
+
+    def paused_gates(self) -> list[GateKey]:
+        return sorted(key for key, row in self.stored.gates.items() if row.is_paused)
+
+    def stopped_gates(self) -> list[GateKey]:
+        """Those whose breaker is not closed."""
+        return sorted(key for key, row in self.stored.gates.items() if row.breaker is not BreakerState.CLOSED)
+
+    def lanes_in_latest(self) -> list[str]:
+        """The entities of which an event has succeeded or died on the route in `latest`."""
+        known = {lane for route, lane in self.stored.lanes if route == "latest"}
+        known |= {row.lane for row in self.open.values() if row.route == "latest" and row.state is State.DEAD}
+        return sorted(lane.removeprefix("USER|") for lane in known)
+
+    def any_to_judge(self) -> bool:
+        return any(not repeat.is_handled for repeat in self.stored.repeats.values())
 
     def at_rest(self) -> list[Key]:
         """Deliveries that have their place, and that nobody works on."""
@@ -97,11 +126,12 @@ class Choosing(Stage):
     def suspects(self) -> list[str]:
         return sorted({row.route for row in self.open.values() if row.crashes >= SUSPECT_CRASHES})
 
-    def dead(self) -> list[str]:
-        return sorted({row.route for row in self.open.values() if row.state in {State.DEAD, State.BLOCKED}})
+    def dead(self) -> list[Key]:
+        return [key for key, row in self.open.items() if row.state in {State.DEAD, State.BLOCKED}]
 
     def next_due(self) -> float:
-        """In how many seconds a retry falls due; 0: none will."""
+        """In how many seconds a retry falls due, or a breaker may be tried; 0: none will."""
         now = self.world.clock.now
         later = [row.due_at for row in self.open.values() if row.due_at is not None and row.due_at > now]
+        later += [gate.until for gate in self.stored.gates.values() if gate.until is not None and gate.until > now]
         return (min(later) - now).total_seconds() if later else 0

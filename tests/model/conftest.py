@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from tests.model.world import World, in_haste
+from tests.model.receiver import in_haste
+from tests.model.world import World
 
 
 @pytest.fixture

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
-from inbox.db.schema import SUSPECT_CRASHES
 from relay import facts
 from relay.lifecycle import State
+from relay.ordering import LastDelivered, covers
 from relay.store.selection import Selection
-from tests.model.actors import SUCCEEDED
-from tests.model.history import Key, LaneKey
+from tests.model.actors import Relay
+from tests.model.choosing import Choosing
+from tests.model.commanding import gate_of
+from tests.model.history import Entry, Key
 from tests.model.moment import Violation
-from tests.model.stage import Stage
-from tests.model.world import POLICIES, ROUTES
+from tests.model.outcomes import FETCHED, SUCCEEDED
+from tests.model.world import POLICIES, ROUTES, SKEW
 
 _LONG_ENOUGH = 100
 """Seconds: every lease has run out, every retry is due."""
@@ -20,7 +20,7 @@ _ROUNDS = 100
 """More than there are deliveries in a run, of which each round ends one at least."""
 
 
-def finish(stage: Stage) -> None:
+def finish(stage: Choosing) -> None:
     """Let a relay that begins now do all that is left.
 
     Raises:
@@ -30,63 +30,93 @@ def finish(stage: Stage) -> None:
     for each in stage.relays:
         each.restart()
     stage.perform(stage.make.start(relay))
+    for gate in stage.paused_gates():
+        stage.perform(stage.make.turn("resume", gate_of(gate)))
     stage.everything_holds()
     for _ in range(_ROUNDS):
         if not is_left(stage):
             break
-        stage.advance(_LONG_ENOUGH)
-        stage.perform(stage.make.reap(relay))
-        stage.perform(stage.make.sequence(relay, 500))
-        stage.everything_holds()
-        stage.perform(stage.make.claim(relay, ROUTES, 500, answered=True))
-        for route in sorted({row.route for row in stage.open.values() if row.crashes >= SUSPECT_CRASHES}):
-            stage.perform(stage.make.claim_suspect(relay, [route]))
-        for held in relay.held.values():
-            stage.begin(relay, held)
-            held.outcome = SUCCEEDED
-        if relay.held:
-            stage.perform(stage.make.record(relay, relay.finished(), answered=True))
-        elif not stage.perform(stage.make.replay(Selection(route="blocking"))) and is_left(stage):
+        if not _go_round(stage, relay) and is_left(stage):
             raise Violation("nobody can finish it", list(stage.open.values()))
-        stage.everything_holds()
     else:
         raise Violation("it takes for ever", list(stage.open.values()))
     stage.perform(stage.make.verify())
     stage.everything_holds()
-    if evidence := ended_wrongly(stage):
+    if evidence := [*ended_wrongly(stage), *lost_changes(stage)]:
         raise Violation("it ended wrongly", evidence)
 
 
-def is_left(stage: Stage) -> bool:
+def _go_round(stage: Choosing, relay: Relay) -> bool:
+    """All that a relay does in time, and what a person does about lanes that are blocked. Whether there was anything."""
+    stage.advance(_LONG_ENOUGH)
+    for kind in ("reap", "judge", "sequence all"):
+        stage.let(relay, kind)
+    stage.everything_holds()
+    stage.perform(stage.make.claim(relay, ROUTES, 500, answered=True))
+    for route in stage.suspects():
+        stage.perform(stage.make.claim_suspect(relay, [route]))
+    for route in ROUTES if stage.stopped_gates() else ():
+        stage.perform(stage.make.probe(relay, [route]))
+    if relay.held:
+        stage.everything_holds()
+    for held in relay.held.values():
+        stage.end(relay, held, FETCHED if held.delivery.seq % 2 else SUCCEEDED)
+    done = len(relay.held)
+    if done:
+        stage.perform(stage.make.record(relay, relay.finished(), answered=True))
+    else:
+        done += stage.perform(stage.make.command("replay", Selection(route="blocking")))
+        done += stage.perform(stage.make.command("unblock", Selection(route="blocking")))
+    stage.everything_holds()
+    return done > 0
+
+
+def is_left(stage: Choosing) -> bool:
     """Whether there is more than what stands dead."""
-    return any(row.state is not State.DEAD for row in stage.open.values())
+    is_open = any(row.state is not State.DEAD for row in stage.open.values())
+    return is_open or any(not repeat.is_handled for repeat in stage.stored.repeats.values())
 
 
-def ended_wrongly(stage: Stage) -> list[object]:
-    """Deliveries that did not end as they may; on `latest`, lanes whose newest event does not have the last word."""
+_ENDS = facts.Delivered | facts.Skipped | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
+
+
+def ended_wrongly(stage: Choosing) -> list[object]:
+    """Deliveries that did not end as they may."""
     entries = stage.history.entries
-    evidence: list[object] = [
-        (key, entries[key][-1])
-        for key in stage.ledger.lanes
-        if not isinstance(entries[key][-1].fact, facts.Delivered | facts.Skipped | facts.Superseded | facts.Dead)
-    ]
-    lanes: dict[LaneKey, list[Key]] = defaultdict(list)
-    for key, lane in stage.ledger.lanes.items():
-        if POLICIES[lane[0]].ordering == "latest":
-            lanes[lane].append(key)
-    for keys in lanes.values():
-        newest = max(keys, key=stage.ledger.order)
-        if isinstance(entries[newest][-1].fact, facts.Superseded):
-            evidence.append((newest, entries[newest][-1]))
-        delivered_at = [entry.number for entry in entries[newest] if isinstance(entry.fact, facts.Delivered)]
-        evidence += [
-            entry
-            for key in keys
-            for entry in entries[key]
-            if key != newest
-            and isinstance(entry.fact, facts.Delivered)
-            and delivered_at
-            and entry.number > delivered_at[0]
-            and not entry.fact.late
-        ]
+    return [(key, entries[key][-1]) for key in stage.ledger.lanes if not isinstance(entries[key][-1].fact, _ENDS)]
+
+
+def lost_changes(stage: Choosing) -> list[object]:
+    """On routes in `latest`: events whose change no success of their lane can be known to have in it.
+
+    A success has it whose fetch began after the request had come (again), or where the times prove it; one without a fetch
+    when it is of this event, or of a later one. What was given up, cancelled or skipped stands for those folded into it.
+    """
+    history, ledger = stage.history, stage.ledger
+    evidence: list[object] = []
+    for key, lane in ledger.lanes.items():
+        if POLICIES[lane[0]].ordering == "latest" and not _is_given_up(stage, key):
+            successes = [success for success in history.successes if ledger.lanes[success.key] == lane]
+            if not any(_has(stage, success, key) for success in successes):
+                evidence.append((key, ledger.arrived[key[0]], successes))
     return evidence
+
+
+def _is_given_up(stage: Choosing, key: Key) -> bool:
+    while isinstance(ended := stage.history.entries[key][-1].fact, facts.Superseded):
+        if ended.because == "covered":
+            return False
+        key = (ended.by, key[1])
+    return isinstance(ended, facts.Dead | facts.Cancelled | facts.Skipped)
+
+
+def _has(stage: Choosing, success: Entry, key: Key) -> bool:
+    ledger = stage.ledger
+    assert isinstance(success.fact, facts.Delivered)
+    made = (success.run, success.attempt, success.relay_node)
+    (*_, call) = (call for call in ledger.calls[success.key] if (call.run, call.attempt, call.node) == made)
+    came_after = call.step >= ledger.arrived[key[0]]
+    if success.fact.fetch_began_at is None:
+        return ledger.order(success.key) > ledger.order(key) or (success.key == key and came_after)
+    last = LastDelivered(*ledger.order(success.key), success.fact.fetch_began_at, success.fact.last_modified)
+    return came_after or covers(last, ledger.order(key), SKEW)

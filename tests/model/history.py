@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from inbox.errors import IllegalTransition
-from relay.facts import AnyFact
+from relay.facts import AnyFact, Delivered
 from relay.lifecycle import Standing, fold
 
 Key = tuple[int, str]
@@ -35,6 +35,8 @@ class History:
     def __init__(self) -> None:
         self.last_id = 0
         self.entries: dict[Key, list[Entry]] = defaultdict(list)
+        self.successes: list[Entry] = []
+        """Those of them that say `delivered`."""
         self.standing: dict[Key, Standing] = {}
         self.impossible: dict[Key, str] = {}
         """Deliveries whose facts can't have happened in this order."""
@@ -46,6 +48,8 @@ class History:
         entry = Entry(number, at, key, self.standing.get(key, Standing()).run, attempt, relay_node, fact)
         self.last_id = number
         self.entries[key].append(entry)
+        if isinstance(fact, Delivered):
+            self.successes.append(entry)
         try:
             self.standing[key] = fold(entry.fact for entry in self.entries[key])
         except IllegalTransition as error:

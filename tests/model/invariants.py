@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.model import checks_of_leases, checks_of_order, checks_of_results, checks_of_state
+from tests.model import (
+    checks_of_commands,
+    checks_of_coverage,
+    checks_of_gates,
+    checks_of_leases,
+    checks_of_order,
+    checks_of_results,
+    checks_of_state,
+)
 from tests.model.moment import Check, Moment, Violation
 
 CHECKS: dict[str, Check] = {
@@ -22,10 +30,20 @@ CHECKS: dict[str, Check] = {
     "called after a later one": checks_of_order.first_calls_are_in_order,
     "late is marked wrongly": checks_of_order.late_is_marked,
     "a retry that does not go on": checks_of_order.retries_that_are_taken_over_go_on,
-    "superseded by an older one": checks_of_order.newer_supersede_older,
-    "the lane remembers something else": checks_of_state.lane_remembers_the_newest_delivered,
+    "superseded without a stand-in": checks_of_coverage.the_superseded_have_a_stand_in,
+    "dead though a later one succeeded": checks_of_coverage.later_successes_heal,
+    "re-armed without need": checks_of_coverage.a_repeat_rearms_what_is_not_covered,
+    "a repeat is judged wrongly": checks_of_coverage.repeats_are_judged,
+    "a repeat is lost": checks_of_state.every_repeat_is_stored,
+    "the lane remembers something else": checks_of_state.lane_remembers_its_last_success,
     "a repeated call that nothing explains": checks_of_results.repeats_are_explained,
-    "replayed without being asked": checks_of_results.only_what_was_asked_for_is_replayed,
+    "claimed while it is paused": checks_of_gates.the_paused_is_not_claimed,
+    "claimed while the endpoint is stopped": checks_of_gates.a_stopped_endpoint_is_only_probed,
+    "two try one breaker": checks_of_gates.one_probe_at_a_time,
+    "a breaker turned without a reason": checks_of_gates.breakers_have_reasons,
+    "nobody asked for it": checks_of_commands.only_what_was_asked_for,
+    "not all that was asked for": checks_of_commands.all_that_was_asked_for,
+    "something older is replayed": checks_of_commands.nothing_older_is_replayed_unasked,
     "verify finds a difference": checks_of_state.verify_agrees,
 }
 

@@ -13,27 +13,27 @@ from hypothesis.stateful import precondition
 
 from relay.leases import TRUSTED_SECONDS
 from relay.lifecycle import State
-from relay.outcome import Outcome
 from relay.store.claim import LEASE_SECONDS
-from relay.store.selection import Selection
-from tests.model.actors import CUT, FAILED, HOPELESS, SKIPPED, SUCCEEDED, TIMED_OUT, Relay
-from tests.model.choosing import Choosing
+from tests.model.actors import Relay
+from tests.model.calling import Calling
+from tests.model.commanding import Commanding
 from tests.model.finishing import finish
 from tests.model.moment import Violation
-from tests.model.receiving import ENTITIES, MOST, SECOND, Receiving
+from tests.model.outcomes import CUT, FAILURES, HOPELESS, SUCCESSES
+from tests.model.receiving import ENTITIES, MOST, SECOND
 from tests.model.stage import SOME, WHICH, one_of, step
-from tests.model.world import DAMAGES, ROUTES
+from tests.model.world import ROUTES
 
-MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay"])
+MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock"])
 OVERLAPPING = st.sampled_from(
-    ["sequence all", "claim", "record", "reap", "replay", "give_back", "renew", "verify", "rebuild"]
+    ["sequence all", "claim", "record", "reap", "replay", "cancel", "probe", "give_back", "renew", "verify", "rebuild"]
 )
-OUTCOMES = st.sampled_from([SUCCEEDED, FAILED, TIMED_OUT, HOPELESS])
+ENDS = st.sampled_from([*SUCCESSES, *FAILURES, HOPELESS])
 OVERLAP: dict[str, Any] = {
     "which": WHICH,
     "number": WHICH,
     "seconds": st.tuples(SECOND, SECOND),
-    "outcome": OUTCOMES,
+    "outcome": ENDS,
     "turns": st.lists(st.integers(1, 7), max_size=5),
     "dies": st.sampled_from([*[""] * 6, "a", "b"]),
 }
@@ -41,24 +41,24 @@ LAPSE = LEASE_SECONDS + 1
 """Seconds: more than a lease lasts."""
 
 
-class Machine(Receiving, Choosing):
+class Machine(Calling, Commanding):
     """One run. Its rules choose among what is possible at their point; the numbers that are drawn say which."""
 
     # Relays and the database.
 
     @precondition(lambda self: self.active())
-    @step(which=WHICH, number=WHICH, outcome=OUTCOMES, until=st.integers(1, 4))
-    def go_round(self, which: int, number: int, outcome: Outcome, until: int) -> None:
+    @step(which=WHICH, number=WHICH, outcome=ENDS, until=st.integers(1, 4))
+    def go_round(self, which: int, number: int, outcome: str, until: int) -> None:
         """What a relay does again and again, as far as it comes: sequence, claim, call and record."""
         relay = one_of(self.active(), which)
         self.let(relay, "sequence", number)
         if until > 1:
             self.everything_holds()
             self.let(relay, "claim", number)
+            self.let(relay, "probe", number)
         if until > 2:
             for held in self.beginnable(relay):
-                self.begin(relay, held)
-                held.outcome = outcome
+                self.end(relay, held, outcome)
         if until > 3:
             self.everything_holds()
             self.let(relay, "record")
@@ -77,6 +77,11 @@ class Machine(Receiving, Choosing):
     @step(which=WHICH)
     def claim_a_suspect(self, which: int) -> None:
         self.perform(self.make.claim_suspect(one_of(self.active(), which), [one_of(self.suspects(), which)]))
+
+    @precondition(lambda self: self.active() and self.any_to_judge())
+    @step(which=WHICH)
+    def judge_repeats(self, which: int) -> None:
+        self.perform(self.make.judge(one_of(self.active(), which)))
 
     @precondition(lambda self: self.with_("record"))
     @step(which=WHICH, some=SOME, answered=st.booleans())
@@ -137,7 +142,7 @@ class Machine(Receiving, Choosing):
         which: int,
         number: int,
         seconds: tuple[int, int],
-        outcome: Outcome,
+        outcome: str,
         turns: Sequence[int],
         dies: str,
     ) -> None:
@@ -153,7 +158,7 @@ class Machine(Receiving, Choosing):
         if dies:
             self.restart(first if dies == "a" else second)
 
-    def give_work(self, kinds: Sequence[str], which: int, seconds: tuple[int, int], outcome: Outcome) -> None:
+    def give_work(self, kinds: Sequence[str], which: int, seconds: tuple[int, int], outcome: str) -> None:
         """See to it that there is something for each of these operations, in the same lanes."""
         relay = one_of(self.active(), which)
         arrivals = [(entity, second, ROUTES) for entity, second in zip(ENTITIES, seconds, strict=True)]
@@ -170,38 +175,6 @@ class Machine(Receiving, Choosing):
             self.arrive(arrivals)
         self.everything_holds()
 
-    # Relays and the downstream service.
-
-    @precondition(lambda self: self.untouched())
-    @step(which=WHICH)
-    def call(self, which: int) -> None:
-        self.begin(*one_of(self.untouched(), which))
-
-    @precondition(lambda self: self.at_work())
-    @step(which=WHICH)
-    def succeed(self, which: int) -> None:
-        self.answer(which, SUCCEEDED)
-
-    @precondition(lambda self: self.at_work())
-    @step(which=WHICH)
-    def fail(self, which: int) -> None:
-        self.answer(which, FAILED)
-
-    @precondition(lambda self: self.at_work())
-    @step(which=WHICH)
-    def time_out(self, which: int) -> None:
-        self.answer(which, TIMED_OUT)
-
-    @precondition(lambda self: self.at_work())
-    @step(which=WHICH)
-    def fail_hopelessly(self, which: int) -> None:
-        self.answer(which, HOPELESS)
-
-    @precondition(lambda self: self.at_work())
-    @step(trouble=True, which=WHICH)
-    def skip(self, which: int) -> None:
-        self.answer(which, SKIPPED)
-
     # What goes wrong, and time.
 
     @precondition(lambda self: any(relay.held or relay.paused for relay in self.relays))
@@ -215,16 +188,16 @@ class Machine(Receiving, Choosing):
         one_of([relay for relay in self.active() if relay.held] or self.active(), which).paused = True
 
     @precondition(lambda self: len(self.active()) < len(self.relays))
-    @step(which=WHICH, answer=st.sampled_from([SUCCEEDED, CUT]))
-    def come_back(self, which: int, answer: Outcome) -> None:
+    @step(which=WHICH, answer=st.sampled_from([*SUCCESSES, CUT]))
+    def come_back(self, which: int, answer: str) -> None:
         """What was running has been answered meanwhile, or is cut when its lease ran out."""
         relay = one_of([relay for relay in self.relays if relay.paused], which)
         relay.paused = False
-        if answer is CUT:
+        if answer == CUT:
             relay.cut(self.world.clock.now)
         else:
             for held in relay.running():
-                held.outcome = answer
+                held.answered(answer)
 
     @precondition(lambda self: self.any_open(State.IN_FLIGHT))
     @step(trouble=True, seconds=st.sampled_from([LAPSE, LEASE_SECONDS, TRUSTED_SECONDS, 5]))
@@ -243,34 +216,6 @@ class Machine(Receiving, Choosing):
                 self.perform(self.make.renew(relay, list(relay.held.values()), answered=True))
                 self.perform(self.make.heartbeat(relay))
         self.advance(seconds)
-
-    # A person.
-
-    @precondition(lambda self: self.dead())
-    @step(trouble=True, which=WHICH)
-    def replay_the_dead(self, which: int) -> None:
-        """All of a route."""
-        self.perform(self.make.replay(Selection(route=one_of(self.dead(), which))))
-
-    @precondition(lambda self: self.closed())
-    @step(trouble=True, which=WHICH)
-    def replay_an_event(self, which: int) -> None:
-        """On each of its routes where it has ended or is dead."""
-        self.perform(self.make.replay(Selection(seq=one_of(self.closed(), which))))
-
-    @step(trouble=True, mend=st.booleans())
-    def verify(self, mend: bool) -> None:
-        self.perform(self.make.rebuild() if mend else self.make.verify())
-
-    @precondition(lambda self: self.at_rest())
-    @step(trouble=True, which=WHICH, damage=st.sampled_from(sorted(DAMAGES)))
-    def damage_and_rebuild(self, which: int, damage: str) -> None:
-        """A row that nobody works on is changed by hand; `rebuild` makes it again what it has to be."""
-        self.world.damage(one_of(self.at_rest(), which), damage)
-        self.perform(self.make.rebuild())
-        if not self.make.doing.differences:
-            raise Violation("rebuild found nothing", damage)
-        self.make.doing.differences.clear()
 
     def restart(self, relay: Relay) -> None:
         relay.restart()

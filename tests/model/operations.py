@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from relay.gates import Admission, Gate, Gates, Passage
 from relay.leases import claim_of
 from relay.outcome import Delivery
-from relay.store import claim, commands, nodes, reap, record, sequence
+from relay.store import claim, commands, gates, nodes, reap, record, repeats, sequence
 from relay.store.claim import Claimed
 from relay.store.rebuild import rebuild
-from relay.store.selection import Selection, keys_of
+from relay.store.selection import Act, Choice, Plan, Selection
 from relay.store.verify import Checked, verify
 from tests.helpers.commanding import carry_out
 from tests.model.actors import Doing, Held, Ledger, Relay
-from tests.model.history import Key
 from tests.model.world import CONFIG, POLICIES, World
 
 
@@ -46,22 +46,55 @@ class Operations:
         )
 
     def claim(self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool) -> Operation:
-        asked_at = self._world.clock.now
-        return Operation(
-            "claim",
-            lambda: claim.claim(self._database, relay.node, [(routes, room)]),
-            lambda claimed: self._claimed(relay, claimed, asked_at, answered=answered),
-        )
+        """Of what the gates let through."""
+        asked_at, node = self._world.clock.now, relay.node
+
+        def send() -> tuple[Gates, list[Delivery]]:
+            seen = gates.read_gates(self._database)
+            wanted = [(_admitted(seen, routes, "all"), room)]
+            return seen, claim.claim(self._database, node, wanted, _passages(seen)) if wanted[0][0] else []
+
+        def learn(found: tuple[Gates, list[Delivery]]) -> None:
+            relay.gates = found[0]
+            self._claimed(relay, found[1], asked_at, answered=answered)
+
+        return Operation("claim", send, learn)
 
     def claim_suspect(self, relay: Relay, routes: Sequence[str]) -> Operation:
-        asked_at = self._world.clock.now
-        return Operation(
-            "claim_suspect",
-            lambda: claim.claim_suspect(self._database, relay.node, routes),
-            lambda claimed: self._claimed(relay, claimed, asked_at, answered=True),
-        )
+        asked_at, node = self._world.clock.now, relay.node
+
+        def send() -> tuple[Gates, list[Delivery]]:
+            seen = gates.read_gates(self._database)
+            admitted = _admitted(seen, routes, "all")
+            return seen, claim.claim_suspect(self._database, node, admitted, seen.paused_entities) if admitted else []
+
+        def learn(found: tuple[Gates, list[Delivery]]) -> None:
+            relay.gates = found[0]
+            self._claimed(relay, found[1], asked_at, answered=True)
+
+        return Operation("claim_suspect", send, learn)
+
+    def probe(self, relay: Relay, routes: Sequence[str]) -> Operation:
+        """One delivery, of the first of these routes whose breaker is to be tried and that has one."""
+        asked_at, node = self._world.clock.now, relay.node
+
+        def send() -> tuple[Gates, list[Delivery]]:
+            seen = gates.read_gates(self._database)
+            for route in _admitted(seen, routes, "probe"):
+                breakers, passage = list(POLICIES[route].breakers), _passages(seen)[route]
+                if claimed := claim.claim_probe(self._database, node, route, breakers, passage):
+                    return seen, claimed
+            return seen, []
+
+        def learn(found: tuple[Gates, list[Delivery]]) -> None:
+            relay.gates = found[0]
+            self.doing.probes += found[1]
+            self._claimed(relay, found[1], asked_at, answered=True)
+
+        return Operation("probe", send, learn)
 
     def _claimed(self, relay: Relay, claimed: Sequence[Delivery], asked_at: datetime, *, answered: bool) -> None:
+        self.doing.asked_to_claim = True
         for delivery in claimed:
             self.doing.claimed.append(delivery)
             if delivery.run == 0:
@@ -84,8 +117,9 @@ class Operations:
         return Operation("give_back", lambda: claim.give_back(self._database, keys), lambda _: relay.forget(held))
 
     def record(self, relay: Relay, held: Sequence[Held], *, answered: bool) -> Operation:
+        """Breakers hear of success where the relay has seen trouble."""
         outcomes = [(each.delivery, each.outcome) for each in held if each.outcome is not None]
-        node = relay.node
+        node, watched = relay.node, list(relay.gates.breakers)
 
         def learn(results: list[record.Recorded]) -> None:
             self.doing.handed_in += [(node, *outcome) for outcome in outcomes]
@@ -96,20 +130,43 @@ class Operations:
                 relay.recorded = list(held)
                 relay.forget(held)
 
-        return Operation("record", lambda: record.record(self._database, POLICIES, node, outcomes), learn)
+        return Operation("record", lambda: record.record(self._database, POLICIES, node, outcomes, watched), learn)
+
+    def look_at_gates(self, relay: Relay) -> Operation:
+        def learn(seen: Gates) -> None:
+            relay.gates = seen
+
+        return Operation("look_at_gates", lambda: gates.read_gates(self._database), learn)
 
     def reap(self, relay: Relay) -> Operation:
         return Operation("reap", lambda: reap.reap(self._database, POLICIES, relay.node), lambda _: None)
 
-    def replay(self, selection: Selection) -> Operation:
-        """What a person does: looks at a plan, and then has it done."""
+    def judge(self, relay: Relay) -> Operation:
+        def learn(_: object) -> None:
+            self.doing.judged += 1
 
-        def send() -> list[Key]:
-            planned = commands.plan(self._database, CONFIG, "replay", selection, None)
-            carry_out(self._database, CONFIG, "replay", selection, why="mended")
-            return keys_of(planned.sample)
+        return Operation("judge", lambda: repeats.judge_repeats(self._database, CONFIG, relay.node), learn)
 
-        return Operation("replay", send, self.doing.replayed.update)
+    def plan(self, act: Act, selection: Selection) -> Plan:
+        """What a person looks at before."""
+        return commands.plan(self._database, Choice(act, selection, CONFIG), None)
+
+    def command(self, act: Act, selection: Selection) -> Operation:
+        """What a person does to deliveries; how many were changed. It may be done though nobody lives to hear of it."""
+        self.doing.asked.append((act, selection))
+        return Operation(act, lambda: carry_out(self._database, CONFIG, act, selection, why="agreed"), lambda _: None)
+
+    def turn(self, kind: commands.GateAct, gate: Gate) -> Operation:
+        """Pause what goes through this gate, or resume it."""
+
+        def send() -> None:
+            number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
+            commands.work_on(self._database, CONFIG, number)
+
+        def learn(_: object) -> None:
+            self.doing.resumed += kind == "resume"
+
+        return Operation(kind, send, learn)
 
     def verify(self) -> Operation:
         """Finds nothing, whatever goes on meanwhile."""
@@ -137,3 +194,11 @@ class Operations:
             lambda: nodes.start_node(self._database, node, "host", 1, "0"),
             lambda _: self._ledger.heartbeats.update({node: now}),
         )
+
+
+def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:
+    return [route for route in routes if seen.admit(POLICIES[route].gates) == admission]
+
+
+def _passages(seen: Gates) -> dict[str, Passage]:
+    return {route: Passage(seen.paused_entities, policy.tolls) for route, policy in POLICIES.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from datetime import timedelta
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition
@@ -22,6 +23,9 @@ ROUTE_SETS = st.sampled_from(
 ENTITIES = "ab"
 SECOND = st.integers(0, 5)
 ARRIVALS = st.lists(st.tuples(st.sampled_from(ENTITIES), SECOND, ROUTE_SETS), min_size=1, max_size=3)
+
+AGES = [timedelta(seconds=seconds) for seconds in (-20, -5, -3, -2.5, 0, 1)]
+"""How long ago an event of each second was: a fetch that begins now covers the first two and, by its fraction, the fourth."""
 
 ENOUGH, MOST = 12, 20
 """Events of a run: more would make it longer, not harder."""
@@ -43,6 +47,7 @@ class Receiving(Stage):
 
     def arrive(self, arrivals: Sequence[Arrival]) -> None:
         events = self.events_of(arrivals)
+        self.make.doing.arrivals += 1
         self.acknowledge(events, self.world.receiver.append(*events))
 
     @precondition(lambda self: self.sent)
@@ -51,6 +56,7 @@ class Receiving(Stage):
         event = one_of(self.sent, which)
         if any(event in held.events for held in self.uncommitted):
             return  # the database would let it wait for that commit
+        self.make.doing.arrivals += 1
         seqs = self.world.receiver.append(event)
         known = [seq for seq, there in self.ledger.events.items() if there is event]
         if not known:
@@ -58,11 +64,13 @@ class Receiving(Stage):
         elif seqs != [None] or [self.world.receiver.repeat(event)] != known:
             raise Violation("a repeated request is another event", (event, seqs))
         else:
+            self.ledger.repeated(known[0])
             self.evidence.sometimes["repeat refused"] += 1
 
     @precondition(lambda self: self.world.commits_out_of_order and len(self.sent) < ENOUGH)
     @step(arrivals=ARRIVALS)
     def receive_and_commit_later(self, arrivals: list[Arrival]) -> None:
+        self.make.doing.arrivals += 1
         self.uncommitted.append(self.world.receiver.hold(*self.events_of(arrivals)))
 
     @precondition(lambda self: self.uncommitted)
@@ -72,6 +80,7 @@ class Receiving(Stage):
 
     def commit_one(self, index: int) -> None:
         held = self.uncommitted.pop(index)
+        self.make.doing.arrivals += 1
         self.world.receiver.commit(held)
         seqs = [seq for seq in held.seqs if seq is not None]
         self.evidence.sometimes["committed out of order"] += min(seqs) < max(self.ledger.events, default=0)
@@ -80,6 +89,7 @@ class Receiving(Stage):
     @precondition(lambda self: self.uncommitted)
     @step(trouble=True, which=WHICH)
     def die_before_the_commit(self, which: int) -> None:
+        self.make.doing.arrivals += 1
         self.world.receiver.roll_back(self.uncommitted.pop(which % len(self.uncommitted)))
 
     def events_of(self, arrivals: Sequence[Arrival]) -> list[Event]:
@@ -88,6 +98,7 @@ class Receiving(Stage):
     def an_event(self, entity: str, second: int, routes: Sequence[str]) -> Event:
         """A new one: its number makes its key its own, its second its place in its lanes."""
         body = b"%d" % len(self.sent)
+        occurred_at = max(self.world.clock.now + AGES[second], LONG_AGO)
         event = Event(
             source="trivore",
             dedup_key=f"{second}|{entity}|{len(self.sent)}",
@@ -96,7 +107,7 @@ class Receiving(Stage):
             event_type="UPDATE",
             action="update",
             event_id=None,
-            occurred_at=LONG_AGO.replace(second=second),
+            occurred_at=occurred_at,
             received_at=LONG_AGO,
             enrolments=tuple(Enrolment(route, f"USER|{entity}") for route in routes),
             headers={},

@@ -15,7 +15,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.errors import InboxRelayError
 from inbox.event import Event
-from relay import facts
 from relay.lifecycle import State
 from tests.helpers.stepping import Crashed
 from tests.helpers.waiting import until
@@ -23,8 +22,10 @@ from tests.model.actors import Call, Doing, Held, Ledger, Relay
 from tests.model.history import History, Key
 from tests.model.invariants import hold
 from tests.model.moment import Moment, Violation
+from tests.model.noteworthy import noteworthy
 from tests.model.operations import Operation, Operations
-from tests.model.world import Row, Uncommitted, World
+from tests.model.receiver import Uncommitted
+from tests.model.world import NOTHING, Row, World
 
 T = TypeVar("T")
 Rule = Callable[..., None]
@@ -119,12 +120,16 @@ class Stage(RuleBasedStateMachine):
         self.history = History()
         self.relays = [Relay(name) for name in ("r1", "r2", "r3")]
         self.make = Operations(world, self.ledger)
-        self.open: dict[Key, Row] = {}
+        self.stored = NOTHING
         self.sent: list[Event] = []
         self.uncommitted: list[Uncommitted] = []
         self.broken = False
         evidence.runs += 1
         world.empty()
+
+    @property
+    def open(self) -> dict[Key, Row]:
+        return self.stored.open
 
     def perform(self, operation: Operation) -> Any:  # noqa: ANN401  # whatever the store function returns
         """Do it, and let the relay learn what came of it."""
@@ -187,48 +192,23 @@ class Stage(RuleBasedStateMachine):
 
     @invariant()
     def everything_holds(self) -> None:
-        doing, before = self.make.doing, self.open
+        doing, earlier = self.make.doing, self.stored
         self.make.doing = Doing()
-        stored = self.world.look(self.history)
-        self.open = stored.open
+        untouched = not doing.operations and not doing.arrivals
+        self.stored = earlier._replace(new=[]) if untouched else self.world.look(self.history)
         for key, row in self.open.items():
             if row.state is not State.RECEIVED:
                 self.ledger.ordered.setdefault(key, self.ledger.step)
         now = self.world.clock.now
-        moment = Moment(now, before, stored, self.history, self.ledger, self.relays, doing)
+        moment = Moment(now, earlier, self.stored, self.history, self.ledger, self.relays, doing)
         with self.breaking():
             hold(moment)
         self.ledger.step += 1
-        self.evidence.sometimes.update(_noteworthy(moment))
+        self.evidence.sometimes.update(noteworthy(moment))
 
     def begin(self, relay: Relay, held: Held) -> None:
         """Call the downstream service."""
-        held.begun = True
-        call = Call(held.key, held.delivery.run, held.delivery.attempt, relay.node)
+        held.begun_at = self.world.clock.now
+        call = Call(held.key, held.delivery.run, held.delivery.attempt, relay.node, self.ledger.step)
         self.ledger.call(call)
         self.make.doing.calls.append(call)
-
-
-def _noteworthy(moment: Moment) -> Counter[str]:
-    """What is good to have happened at least sometimes."""
-    seen: Counter[str] = Counter()
-    for entry in moment.new:
-        match entry.fact:
-            case facts.Dead(cause=cause):
-                seen[f"dead: {cause}"] += 1
-            case facts.Replayed():
-                seen[f"replayed: {moment.before[entry.key].state if entry.key in moment.before else State.ENDED}"] += 1
-            case fact:
-                seen[facts.kind_of(fact)] += 1
-    seen["fenced"] += sum(result.fact is None for result in moment.doing.results)
-    seen["late"] += sum(delivery.late for delivery in moment.doing.claimed)
-    seen["taken over"] += sum(
-        row.state is State.IN_FLIGHT and row.relay_node not in {entries[-1].relay_node, last.relay_node}
-        for key, row in moment.after.items()
-        if (entries := moment.history.entries.get(key)) and isinstance(last := entries[-1].fact, facts.Abandoned)
-    )
-    seen["demoted"] += sum(
-        row.state is State.READY and key in moment.after and moment.after[key].state is State.WAITING
-        for key, row in moment.before.items()
-    )
-    return seen

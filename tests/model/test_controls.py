@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from types import ModuleType
 
 import msgspec
 import pytest
 from sqlalchemy import Engine, TextClause, text
 
 from inbox.db.dialect import Sql
+from relay.gates import GateKey, Gates
+from relay.lifecycle import OpenDelivery
+from relay.ordering import LastDelivered
 from relay.outcome import Delivery, Outcome
 from relay.policy import RoutePolicy
-from relay.store import claim, reap, record, sequence
+from relay.store import claim, coverage, reap, record, repeats, replay, sequence
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 from tests.model.moment import Violation
@@ -22,14 +27,14 @@ ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=Tru
 """SQLite has one writer at a time: nothing to order by a lock, and nothing commits out of order."""
 
 Finished = tuple[Delivery, Outcome]
-Statement = Callable[[Sql], TextClause]
+Statement = Callable[..., TextClause]
 
 
 def without(statement: Statement, *parts: tuple[str, str]) -> Statement:
     """The statement with each of these parts replaced."""
 
-    def changed(sql: Sql) -> TextClause:
-        words = statement(sql).text
+    def changed(sql: Sql, **options: bool) -> TextClause:
+        words = statement(sql, **options).text
         for part, instead in parts:
             assert part in words
             words = words.replace(part, instead)
@@ -48,7 +53,11 @@ def test_without_fencing_a_stale_result_is_recorded(world: World, monkeypatch: p
     fenced = record.record
 
     def unfenced(
-        database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, outcomes: Sequence[Finished]
+        database: Database,
+        policies: Mapping[str, RoutePolicy],
+        relay_node: str,
+        outcomes: Sequence[Finished],
+        watched: Collection[GateKey],
     ) -> list[record.Recorded]:
         with database.read() as transaction:
             rows = transaction.execute(
@@ -59,7 +68,7 @@ def test_without_fencing_a_stale_result_is_recorded(world: World, monkeypatch: p
             (msgspec.structs.replace(delivery, lease_token=tokens.get((delivery.seq, delivery.route), 0)), outcome)
             for delivery, outcome in outcomes
         ]
-        return fenced(database, policies, relay_node, passed)
+        return fenced(database, policies, relay_node, passed, watched)
 
     monkeypatch.setattr(record, "record", unfenced)
     finds(world, "a result nobody made", "recorded twice")
@@ -81,6 +90,7 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
         without(
             claim._claim,
             ("state = 'ready'", f"state {anything}"),
+            ("state || '' = 'ready'", f"state {anything}"),
             ("due_at <=", "coalesce(due_at, '2020-01-01 00:00:00Z') <="),
         ),
     )
@@ -128,3 +138,50 @@ def test_reaping_without_waiting_for_the_lease_is_seen(world: World, monkeypatch
     for name, column in (("_any_expired", "lease_until"), ("_expired", "o.lease_until")):
         monkeypatch.setattr(reap, name, without(getattr(reap, name), (f"{column} <", "'2000-01-01 00:00:00Z' <")))
     finds(world, "a trusted lease is not in force")
+
+
+def test_coverage_without_skew_and_resolution_drops_what_is_not_proven(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hopes(last: LastDelivered, key: tuple[datetime, int], _skew: timedelta) -> bool:
+        return key < last.key if last.fetch_began_at is None else last.fetch_began_at >= key[0]
+
+    monkeypatch.setattr(coverage, "covers", hopes)
+    finds(world, "superseded without a stand-in")
+
+
+def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "covers", lambda last, key, _skew: last.key >= key)
+    finds(world, "a repeat is judged wrongly", "re-armed without need")
+
+
+def test_without_healing_the_dead_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "heal", lambda *_: [])
+    finds(world, "dead though a later one succeeded")
+
+
+@pytest.mark.parametrize("forgetful", [replay, record])
+def test_a_lane_that_is_not_settled_afterwards_stands_still(
+    world: World, monkeypatch: pytest.MonkeyPatch, forgetful: ModuleType
+) -> None:
+    def unsettled(_: Transaction, changed: Iterable[OpenDelivery], *__: object) -> list[OpenDelivery]:
+        return list(changed)
+
+    monkeypatch.setattr(forgetful, "settle_lanes", unsettled)
+    finds(world, "a lane without its one head")
+
+
+def test_a_pause_that_claim_does_not_look_at_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an entity, so that it is no matter of the routes that are asked for."""
+    monkeypatch.setattr(Gates, "paused_entities", ())
+    finds(world, "claimed while it is paused")
+
+
+def test_a_breaker_that_nobody_hears_of_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "listen", lambda *_: {})
+    finds(world, "a breaker turned without a reason")
+
+
+def test_probes_that_are_not_noted_go_out_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "store", lambda *_: None)
+    finds(world, "two try one breaker")

@@ -14,22 +14,44 @@ from tests.model.world import World
 ONLY_WHERE_COMMITS_OVERLAP = {"receive_and_commit_later", "commit", "die_before_the_commit"}
 
 SOMETIMES = {
-    # what the store did
-    "attempt_failed",
-    "abandoned",
+    # what came of attempts
     "delivered",
     "late",
-    "superseded",
-    "took_over",
     "skipped",
+    "failed: server_error",
+    "failed: rejected",
+    "failed: conflict",
+    "failed: auth",
+    "not counted",
+    "abandoned",
     "dead: mapping",
+    "dead: rejected",
     "dead: exhausted",
     "dead: crash_loop",
+    # what follows from the lane
+    "superseded: newer",
+    "superseded: covered",
+    "superseded: healed",
+    "took_over",
+    "demoted",
+    "repeat refused",
+    "rearmed",
+    # what persons did
     "replayed: ended",
     "replayed: dead",
     "replayed: blocked",
-    "demoted",
-    "repeat refused",
+    "cancelled: ready",
+    "cancelled: waiting",
+    "cancelled: dead",
+    "unblocked",
+    "held back by a pause",
+    # what breakers did
+    "breaker: closed to open",
+    "breaker: open to half_open",
+    "breaker: half_open to open",
+    "breaker: half_open to closed",
+    "breaker: open to closed",
+    "held back by a breaker",
     # what makes it hard
     "fenced",
     "taken over",

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
+from sqlalchemy import Engine, text
 
-from inbox.config import Config, Duration, ForwardDestination, NoAuth, Retry, Route, Secret, Source
-from inbox.db import engine as engines
+from inbox.config import (
+    BreakerLimits,
+    Config,
+    Duration,
+    ForwardDestination,
+    NoAuth,
+    Retry,
+    Route,
+    Secret,
+    Source,
+)
 from inbox.db.dialect import Sql, as_json
 from inbox.db.engine import reading
-from inbox.event import Event
-from inbox.store import STORES
 from inbox.timestamps import as_time
 from relay.facts import decode
+from relay.gates import BreakerState, GateKey
 from relay.lifecycle import State
+from relay.ordering import LastDelivered
 from relay.policy import policies
 from relay.store.database import Database
 from tests.helpers.stepping import Stepper
 from tests.model.history import Entry, History, Key, LaneKey
+from tests.model.receiver import Receiver
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 """Events of so long ago may be deleted when nothing of them is open: so a database is emptied by plain DELETEs."""
 
 ROUTES = ("strict", "blocking", "latest")
+SKEW = timedelta(seconds=2)
+OPEN_FOR = timedelta(seconds=30)
 SCHEDULE = (timedelta(seconds=5), timedelta(seconds=30))
 """A third failure is the last."""
 
@@ -36,16 +46,24 @@ def _route(name: str) -> Route:
     return Route(
         name=name,
         source="trivore",
-        destination="audit",
+        destination="mirror" if name == "latest" else "audit",
         ordering="latest" if name == "latest" else "strict",
         on_dead="block" if name == "blocking" else "continue",
         retry=Retry(schedule=tuple(Duration(delay.total_seconds()) for delay in SCHEDULE), jitter=0),
     )
 
 
+def _destination(name: str) -> ForwardDestination:
+    opens_for = Duration(OPEN_FOR.total_seconds())
+    limits = BreakerLimits(open_for=opens_for, longest=Duration(2 * opens_for))
+    return ForwardDestination(name=name, url=Secret(f"https://{name}.example.com/hook"), breaker=limits)
+
+
 CONFIG = Config(
-    sources={"trivore": Source(name="trivore", preset="trivore", auth=NoAuth())},
-    destinations={"audit": ForwardDestination(name="audit", url=Secret("https://audit.example.com/hook"))},
+    sources={
+        "trivore": Source(name="trivore", preset="trivore", auth=NoAuth(), clock_skew=Duration(SKEW.total_seconds()))
+    },
+    destinations={name: _destination(name) for name in ("audit", "mirror")},
     routes={name: _route(name) for name in ROUTES},
 )
 POLICIES = policies(CONFIG)
@@ -78,7 +96,9 @@ _TIMES = [Row._fields.index(name) for name in ("occurred_at", "due_at", "lease_u
 _STATE = Row._fields.index("state")
 _LOG = "SELECT id, at, seq, route, kind, attempt, relay_node, detail FROM delivery_log WHERE id > {last} ORDER BY id"
 _INBOX = "SELECT seq, dedup_key FROM inbox ORDER BY seq"
-_LANES = "SELECT route, lane, occurred_at, seq FROM lane"
+_LANES = "SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified FROM lane"
+_REPEATS = "SELECT id, seq, handled_at FROM repeated_request ORDER BY id"
+_GATES = "SELECT kind, name, paused_at, breaker, breaker_until FROM gate"
 _TABLES = (
     "gate",
     "alert",
@@ -92,6 +112,24 @@ _TABLES = (
 )
 
 
+class GateRow(NamedTuple):
+    """What counts of a row of `gate`."""
+
+    is_paused: bool
+    breaker: BreakerState
+    until: datetime | None
+
+
+OPEN_GATE = GateRow(is_paused=False, breaker=BreakerState.CLOSED, until=None)
+
+
+class Repeat(NamedTuple):
+    """What counts of a row of `repeated_request`."""
+
+    seq: int
+    is_handled: bool
+
+
 class Stored(NamedTuple):
     """What the tables hold."""
 
@@ -100,8 +138,14 @@ class Stored(NamedTuple):
     """Facts that were not there at the last look."""
     inbox: list[tuple[int, str]]
     """seq and key of every event."""
-    lanes: dict[LaneKey, tuple[datetime, int]]
+    lanes: dict[LaneKey, LastDelivered]
     """What was delivered last in each lane, by the table `lane`."""
+    repeats: dict[int, Repeat]
+    """By their ids."""
+    gates: dict[GateKey, GateRow]
+
+
+NOTHING = Stored({}, [], [], {}, {}, {})
 
 
 DAMAGES = {
@@ -123,16 +167,6 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
-
-
-def in_haste(engine: Engine) -> None:
-    """Don't let it wait for the disk: no power fails here. Call it before it connects."""
-    hasty = "SET synchronous_commit = off" if Sql(engine.dialect.name).is_postgres else "PRAGMA synchronous = OFF"
-
-    @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
-        connection.cursor().execute(hasty)
-        connection.commit()
 
 
 class World:
@@ -164,9 +198,10 @@ class World:
     def look(self, history: History) -> Stored:
         """All that is stored now; facts that are new go into `history`."""
         with reading(self._connection).begin():
-            open_delivery, log, inbox, lanes = (
+            log_since = _LOG.format(last=history.last_id)
+            open_delivery, log, inbox, lanes, repeats, gates = (
                 self._connection.exec_driver_sql(statement).all()
-                for statement in (_OPEN, _LOG.format(last=history.last_id), _INBOX, _LANES)
+                for statement in (_OPEN, log_since, _INBOX, _LANES, _REPEATS, _GATES)
             )
         return Stored(
             open={(row.seq, row.route): row for row in map(_row, open_delivery)},
@@ -182,7 +217,15 @@ class World:
                 for row in log
             ],
             inbox=[(seq, key) for seq, key in inbox],
-            lanes={(route, lane): (as_time(occurred_at), seq) for route, lane, occurred_at, seq in lanes},
+            lanes={
+                (route, lane): LastDelivered(as_time(occurred_at), seq, _time(began), _time(modified))
+                for route, lane, occurred_at, seq, began, modified in lanes
+            },
+            repeats={number: Repeat(seq, handled_at is not None) for number, seq, handled_at in repeats},
+            gates={
+                (kind, name): GateRow(paused_at is not None, BreakerState(breaker), _time(until))
+                for kind, name, paused_at, breaker, until in gates
+            },
         )
 
     def damage(self, key: Key, damage: str) -> None:
@@ -192,6 +235,10 @@ class World:
             transaction.execute(text(f"{DAMAGES[damage]} WHERE seq = :seq AND route = :route"), seq=seq, route=route)
 
 
+def _time(stored: Any) -> datetime | None:  # noqa: ANN401  # as the driver has it
+    return None if stored is None else as_time(stored)
+
+
 def _row(columns: Sequence[Any]) -> Row:
     values = list(columns)
     for index in _TIMES:
@@ -199,60 +246,3 @@ def _row(columns: Sequence[Any]) -> Row:
             values[index] = as_time(values[index])
     values[_STATE] = State(values[_STATE])
     return Row._make(values)
-
-
-class Uncommitted(NamedTuple):
-    """Events that are stored in a transaction which is still open: they have their numbers, and nobody else sees them."""
-
-    events: tuple[Event, ...]
-    seqs: list[int | None]
-    connection: AsyncConnection
-    transaction: AsyncTransaction
-
-
-class Receiver:
-    """The receiver's store functions, for a caller that is not asynchronous."""
-
-    def __init__(self, url: str) -> None:
-        self._runner = asyncio.Runner()
-        self._engine = engines.connect_async(url, application="tests")
-        in_haste(self._engine.sync_engine)
-        self._store = STORES[self._engine.dialect.name]()
-        self._connection = self._runner.run(self._engine.connect().start())
-        self._spare: list[AsyncConnection] = []
-
-    def append(self, *events: Event) -> list[int | None]:
-        """Store them; None for one that is there already."""
-        return self._runner.run(self._store.append(self._connection, events))
-
-    def repeat(self, event: Event) -> int | None:
-        """Note that it came again; its number."""
-        return self._runner.run(self._store.repeat(self._connection, [event]))[0]
-
-    def hold(self, *events: Event) -> Uncommitted:
-        """Store them, but let the commit wait: other numbers are committed before these."""
-        return self._runner.run(self._hold(events))
-
-    def commit(self, held: Uncommitted) -> None:
-        self._runner.run(held.transaction.commit())
-        self._spare.append(held.connection)
-
-    def roll_back(self, held: Uncommitted) -> None:
-        """As if the receiver had died before the commit."""
-        self._runner.run(held.transaction.rollback())
-        self._spare.append(held.connection)
-
-    def close(self) -> None:
-        for connection in (self._connection, *self._spare):
-            self._runner.run(connection.close())
-        self._runner.run(self._engine.dispose())
-        self._runner.close()
-
-    async def _hold(self, events: tuple[Event, ...]) -> Uncommitted:
-        if self._spare:
-            connection = self._spare.pop()
-        else:
-            connection = await self._engine.connect()
-            await connection.execution_options(isolation_level="READ COMMITTED")
-        transaction = await connection.begin()
-        return Uncommitted(events, await self._store.append(connection, events), connection, transaction)

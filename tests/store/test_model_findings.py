@@ -1,0 +1,82 @@
+"""What the model found, or was found while it was made: each as short as it can be."""
+
+from __future__ import annotations
+
+from inbox.config import BreakerLimits, Config, Duration, ForwardDestination, NoAuth, Retry, Route, Secret, Source
+from relay.outcome import Call, Delivered, Failed
+from relay.policy import policies
+from relay.store import gates
+from relay.store.claim import claim, claim_probe
+from relay.store.reap import reap
+from relay.store.record import record
+from relay.store.selection import Selection
+from tests.helpers.commanding import carry_out
+from tests.store.conftest import FakeClock, Steps, an_event
+
+CRM = ("destination", "crm")
+CONFIG = Config(
+    sources={"trivore": Source(name="trivore", preset="trivore", auth=NoAuth())},
+    destinations={
+        "crm": ForwardDestination(
+            name="crm", url=Secret("https://crm/"), breaker=BreakerLimits(open_for=Duration(30), longest=Duration(30))
+        )
+    },
+    routes={
+        "strict": Route(name="strict", source="trivore", destination="crm", ordering="strict", retry=Retry(jitter=0))
+    },
+)
+POLICIES = policies(CONFIG)
+REFUSED = Failed((Call("forward", "POST", "https://crm/", "answered", 1.0, 401),), "auth", "answered 401")
+HOPELESS = Failed((), "mapping", "email: no value")
+
+
+def test_a_breaker_is_tried_where_all_that_is_due_was_abandoned_several_times(steps: Steps, clock: FakeClock) -> None:
+    """Else it stays open until something else arrives, or a person comes."""
+    steps.arrive(an_event(1))
+    for node in ("r1", "r2"):
+        assert claim(steps.database, node, [(["strict"], 1)])
+        clock.advance(16)
+        reap(steps.database, POLICIES, "r3")
+    steps.arrive(an_event(2, "u2"))
+    (other,) = claim(steps.database, "r3", [(["strict"], 1)])
+    record(steps.database, POLICIES, "r3", [(other, REFUSED)])
+    carry_out(steps.database, CONFIG, "cancel", Selection(seq=2), why="not needed")
+    assert [state for _, _, state in steps.states()] == ["ready"]
+    clock.advance(10_000)
+    assert gates.read_gates(steps.database).admit(POLICIES["strict"].gates) == "probe"
+    assert [d.seq for d in claim_probe(steps.database, "r4", "strict", [CRM])] == [1]
+
+
+def test_what_was_replayed_is_no_dead_letter_of_its_cause_any_more(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    for _ in range(2):
+        steps.attempt(HOPELESS)
+    carry_out(steps.database, CONFIG, "replay", Selection(seq=1), why="mended")
+    assert carry_out(steps.database, CONFIG, "cancel", Selection(cause="mapping"), why="not needed") == 1
+    assert [(seq, state) for seq, _, state in steps.states()] == [(1, "ready")]
+
+
+def test_a_late_success_without_a_fetch_does_not_cover_what_is_newer_than_itself(
+    steps: Steps, clock: FakeClock
+) -> None:
+    """An update is fetched, an older delete comes late, and then an update from between the two, which neither has in it."""
+    clock.advance(11)
+    steps.arrive(an_event(1, second=10, routes=["latest"]))
+    steps.attempt(Delivered((), "updated", fetch_began_at=clock.now()), "latest")
+    steps.arrive(an_event(2, second=8, routes=["latest"]))
+    assert steps.attempt(Delivered((), "deleted"), "latest").late
+    steps.arrive(an_event(3, second=9, routes=["latest"]))
+    assert [state for _, _, state in steps.states()] == ["ready"]
+
+
+def test_one_that_was_put_off_and_not_counted_is_not_due_sooner_because_an_older_one_came(
+    steps: Steps, clock: FakeClock
+) -> None:
+    steps.arrive(an_event(2))
+    (delivery,) = claim(steps.database, "r1", [(["strict"], 1)])
+    record(steps.database, POLICIES, "r1", [(delivery, REFUSED)])
+    steps.arrive(an_event(1))
+    carry_out(steps.database, CONFIG, "cancel", Selection(seq=2), why="it is the older one")
+    clock.advance(1)
+    assert claim(steps.database, "r1", [(["strict"], 1)]) == []
+    steps.facts_agree()
