@@ -150,7 +150,8 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
 def _all_delivered(rig: Rig) -> bool:
     states = open_states(rig.store.engine)
     if set(states) == {"dead"}:  # killed thrice over the same delivery, by chance
-        program = rig.start("replay", "replay", "--cause", CRASH_LOOP, "--reason", "the faults are over", "--yes")
+        reason = ("--reason", "the faults are over")
+        program = rig.start("replay", "replay", "--cause", CRASH_LOOP, "--force", *reason, "--yes")
         assert program.ends(30) == 0, program.output
     return not states
 
