@@ -15,9 +15,10 @@ from inbox.clock import Clock, SystemClock
 from inbox.config import Config, Source
 from inbox.db import engine
 from inbox.errors import ConfigError, RequestError, Unavailable
-from inbox.receive import Inlet, Webhooks, Writer, answer_problem, problem
+from inbox.receive import Inlet, Outcomes, Webhooks, Writer, answer_problem, problem
 from inbox.sources import preset_of
 from inbox.sources.auth import UnknownSource, verifier_of
+from inbox.waiting import Waiting
 from inbox.writer import GroupCommit
 
 Receiver = falcon.asgi.App[Request, Response]
@@ -38,11 +39,19 @@ def app_of(config: Config) -> Receiver:
     def open_writer() -> Writer:
         return GroupCommit(engine.connect_async(config.database.url, application="inbox-receiver"), clock)
 
-    return create_app(config, open_writer, clock)
+    def open_outcomes() -> Outcomes:
+        return Waiting(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
+
+    return create_app(config, open_writer, clock, open_outcomes)
 
 
-def create_app(config: Config, open_writer: Callable[[], Writer], clock: Clock) -> Receiver:
-    """The receiver. `open_writer` is called in each worker, inside its event loop, when it starts.
+def create_app(
+    config: Config,
+    open_writer: Callable[[], Writer],
+    clock: Clock,
+    open_outcomes: Callable[[], Outcomes] | None = None,
+) -> Receiver:
+    """The receiver. What opens something is called in each worker, inside its event loop, when it starts.
 
     Nothing here needs an event loop, and nothing is open afterwards: processes that are forked later may share it.
 
@@ -51,7 +60,7 @@ def create_app(config: Config, open_writer: Callable[[], Writer], clock: Clock) 
     """
     webhooks = Webhooks(_inlets(config), UnknownSource(), clock)
     health = Health()
-    app = falcon.asgi.App(middleware=[_Lifespan(open_writer, webhooks, health)])
+    app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, webhooks, health)])
     app.add_error_handler(RequestError, answer_problem)
     app.set_error_serializer(_serialize_problem)
     app.add_route("/webhooks/{source}", webhooks)
@@ -123,21 +132,30 @@ class Health:
 
 
 class _Lifespan:
-    """Opens the writer when a worker starts and closes it when it stops."""
+    """Opens what a worker needs when it starts, and closes it when it stops."""
 
-    def __init__(self, open_writer: Callable[[], Writer], *users: Webhooks | Health) -> None:
+    def __init__(
+        self,
+        open_writer: Callable[[], Writer],
+        open_outcomes: Callable[[], Outcomes] | None,
+        webhooks: Webhooks,
+        health: Health,
+    ) -> None:
         self._open_writer = open_writer
-        self._users = users
+        self._open_outcomes = open_outcomes
+        self._webhooks = webhooks
+        self._health = health
         self._writer: Writer | None = None
 
     async def process_startup(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Called by the ASGI server before the first request."""
-        self._writer = self._open_writer()
-        for user in self._users:
-            user.writer = self._writer
+        self._writer = self._webhooks.writer = self._health.writer = self._open_writer()
+        self._webhooks.waiting = None if self._open_outcomes is None else self._open_outcomes()
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Called by the ASGI server after the last request."""
+        if self._webhooks.waiting is not None:
+            await self._webhooks.waiting.close()
         if self._writer is not None:
             await self._writer.close()
 

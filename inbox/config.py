@@ -88,7 +88,11 @@ class Source(Table, frozen=True, kw_only=True):
     name: str = ""
     preset: str
     auth: InboundAuth
-    answer: Literal["stored"] = "stored"
+    answer: Literal["stored", "delivered"] = "stored"
+    answer_timeout: Duration = Duration(10)
+    """With `delivered`: when it takes longer, the answer is 503, and the repeat waits for the same event."""
+    answer_waiting: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    """So many requests may wait at once, in each worker; beyond that the answer is 503 at once."""
     dedup: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
     """Fields of the payload that make two requests the same event, instead of the preset's."""
     max_body: Annotated[int, msgspec.Meta(ge=1, le=16 * 1024 * 1024)] | None = None
@@ -97,6 +101,11 @@ class Source(Table, frozen=True, kw_only=True):
     """By how much its clock and the relay's may differ: what was fetched sooner after an event is not taken to have it in it."""
     silent_after: Duration | None = None
     """When nothing has arrived for so long, there is an alert."""
+    pattern: str | None = None
+    """With `slack-message`: a regular expression that finds the entity in a message's text by its group `id`; groups
+    `type` and `event_type` may tell more."""
+    entity_type: str | None = None
+    """With `slack-message`: the entity's type, where `pattern` has no group `type`, or it has found nothing."""
 
 
 # --- what goes out
@@ -128,7 +137,21 @@ Answered = Literal[
 """Classes of answers; docs/delivery.md says which statuses each has."""
 Consequence = Literal["retry", "confirm", "again", "dead"]
 
-OutboundAuth = ApiBasic | ApiBearer | ApiHeader
+
+class ApiOauth2(Table, frozen=True, tag="oauth2", tag_field="kind"):
+    """A bearer token by client credentials (RFC 6749 §4.4), renewed before it ends, and once when it is refused."""
+
+    token_url: str
+    """Where tokens are got; the endpoint's `timeout`, `proxy`, `ca_file` and permissions hold for it, too."""
+    client_id: Secret
+    client_secret: Secret
+    scope: str | None = None
+    """Asked for with each token, separated by spaces."""
+    credentials: Literal["header", "body"] = "header"
+    """Where the id and secret stand in the request for a token: in HTTP Basic, or in its form."""
+
+
+OutboundAuth = ApiBasic | ApiBearer | ApiHeader | ApiOauth2
 
 
 class BreakerLimits(Table, frozen=True):
@@ -189,7 +212,22 @@ class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_
     base_url: str
 
 
-Destination = ForwardDestination | SyncDestination
+class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", kw_only=True):
+    """Gets a message for each event, as Slack's incoming webhooks take it."""
+
+    url: Secret
+    text: str
+    """The message: a template over `event`. What an expression finds is escaped; what is written here is Slack's markup."""
+
+
+class PythonDestination(Downstream, frozen=True, tag="python", tag_field="kind", kw_only=True):
+    """Calls a function of yours: docs/handlers.md. Of the shared keys `timeout`, `concurrency`, `rate` and `breaker` are for it."""
+
+    function: str
+    """`package.module:name`; imported when the relay starts, also from the folder of `inbox.toml`."""
+
+
+Destination = ForwardDestination | PythonDestination | SlackDestination | SyncDestination
 
 
 class When(Table, frozen=True):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from inbox.config import Config, Destination, Route, SyncDestination
+from inbox.config import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
+from inbox.config_map import map_mistakes
 from inbox.config_shape import Mistake, nearest
 from inbox.config_sync import Sync
+from inbox.sources import slack_message
 
+_FUNCTION = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:(?:[^\W\d]\w*\.)*[^\W\d]\w*")
+_OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
 _TARGET = re.compile(r"\{\s*target\b")
 
 
@@ -18,6 +22,10 @@ def broken_links(config: Config) -> Iterator[Mistake]:
         for name, endpoint in endpoints.items():
             if endpoint.timeout <= 0:
                 yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
+            if isinstance(endpoint, PythonDestination):
+                yield from _function((section, name), endpoint)
+    for name, source in config.sources.items():
+        yield from _pattern(("sources", name), source)
     for name, route in config.routes.items():
         path = ("routes", name)
         yield from _missing_name((*path, "source"), "source", route.source, config.sources)
@@ -27,6 +35,28 @@ def broken_links(config: Config) -> Iterator[Mistake]:
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, config.apis)
             yield from _sync_steps((*path, "sync"), route.sync)
+            yield from map_mistakes((*path, "sync"), route.sync)
+
+
+def _pattern(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
+    if source.preset != slack_message.NAME:
+        for key in ("pattern", "entity_type"):
+            if getattr(source, key) is not None:
+                yield Mistake((*path, key), f"is for preset = {slack_message.NAME!r} only; remove it")
+        return
+    try:
+        slack_message.compiled(source.pattern, source.entity_type)
+    except ValueError as error:
+        yield Mistake((*path, "pattern"), str(error))
+
+
+def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:
+    if _FUNCTION.fullmatch(destination.function) is None:
+        yield Mistake((*path, "function"), f'expected "package.module:name", got {destination.function!r}')
+    plain = PythonDestination(function=destination.function)
+    for key in (*Endpoint.__struct_fields__, "outcomes"):
+        if key not in _OF_A_FUNCTION and getattr(destination, key) != getattr(plain, key):
+            yield Mistake((*path, key), "says nothing to a function, which makes its own calls; remove it")
 
 
 def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Mapping[str, object]) -> Iterator[Mistake]:

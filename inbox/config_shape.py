@@ -143,13 +143,15 @@ def _check_dict(kind: inspect.DictType, value: object, path: Path) -> Iterator[M
 
 
 def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator[Mistake]:
-    """Either tables that their `kind` tells apart, or a key that may be left out (TOML has no null)."""
+    """Tables that their `kind` tells apart, or a text or a table, or a key that may be left out (TOML has no null)."""
     structs = {str(member.tag): member for member in kind.types if isinstance(member, inspect.StructType)}
     tags = [tag for tag, member in structs.items() if member.tag is not None]
     if not tags:
-        yield from _check(
-            next(member for member in kind.types if not isinstance(member, inspect.NoneType)), value, path
-        )
+        members = [member for member in kind.types if not isinstance(member, inspect.NoneType)]
+        if len(members) > 1 and not isinstance(value, str | dict):
+            yield Mistake(path, f"expected text in quotes or a table, got {_described(value)}")
+        else:
+            yield from _check(members[isinstance(value, dict) and len(members) > 1], value, path)
     elif not isinstance(value, dict):
         yield Mistake(path, f"expected a table with a kind, got {_described(value)}")
     elif "kind" not in value:
@@ -165,7 +167,7 @@ def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterat
     if not isinstance(value, dict):
         yield Mistake(path, f"expected a table, got {_described(value)}")
         return
-    fields = {field.name: field for field in kind.fields}
+    fields = {field.encode_name: field for field in kind.fields}
     if issubclass(kind.cls, _NAMED_BY_THEIR_TABLE):
         del fields["name"]
     valid = {*fields, kind.tag_field} if kind.tag_field else {*fields}
@@ -177,8 +179,8 @@ def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterat
         elif key in fields:
             yield from _check(fields[key].type, item, (*path, key))
     for field in fields.values():
-        if field.required and field.name not in value:
-            yield Mistake((*path, field.name), "is missing")
+        if field.required and field.encode_name not in value:
+            yield Mistake((*path, field.encode_name), "is missing")
 
 
 def _described(value: object) -> str:

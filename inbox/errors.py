@@ -10,7 +10,9 @@
     │   ├── TooLarge           413
     │   ├── UnsupportedType    415
     │   ├── InvalidEvent       422  readable, but not an event; names the field
-    │   └── Unavailable        503  not stored: send it again later
+    │   ├── Unavailable        503  not stored: send it again later
+    │   │   └── StillOpen      503  stored, and not delivered yet: the repeat waits for the same event
+    │   └── NotDelivered       502  stored, and given up
     ├── IllegalTransition      a fact or step that the state machine has no row for: a bug, never data
     ├── MappingError           a sync route's template or expression has no value for this event
     └── OutboundRefused        the guard refuses to send this call at all
@@ -18,7 +20,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeVar
+
+Made = TypeVar("Made")
 
 
 class InboxRelayError(Exception):
@@ -92,6 +97,21 @@ class Unavailable(RequestError):
     retry_after_seconds = 2
 
 
+class StillOpen(Unavailable):
+    """The event is stored, and its outcome is not known yet; a repeat waits for the same event."""
+
+    title = "Stored, not delivered yet"
+    cause = "still_open"
+
+
+class NotDelivered(RequestError):
+    """The event is stored, and its delivery was given up; a person can take it up again."""
+
+    status = 502
+    title = "Stored, not delivered"
+    cause = "not_delivered"
+
+
 class IllegalTransition(InboxRelayError):
     """A step or fact for which the table of transitions has no row. The delivery is left untouched."""
 
@@ -106,3 +126,21 @@ class MappingError(InboxRelayError):
 
 class OutboundRefused(InboxRelayError):
     """The outbound guard refuses this call: its address, scheme or a header is not allowed."""
+
+
+def gathered(parts: Mapping[str, Callable[[], Made]]) -> dict[str, Made]:
+    """What each of `parts` makes.
+
+    Raises:
+        ConfigError: some of them raised one; the text has the lines of all, each once.
+    """
+    made: dict[str, Made] = {}
+    wrong: list[str] = []
+    for name, make in parts.items():
+        try:
+            made[name] = make()
+        except ConfigError as error:
+            wrong += str(error).splitlines()
+    if wrong:
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
+    return made

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import falcon
@@ -13,7 +14,15 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
 from inbox.config import Route, Source
-from inbox.errors import NotAuthenticated, RequestError, TooLarge, Unavailable, Unreadable
+from inbox.errors import (
+    NotAuthenticated,
+    NotDelivered,
+    RequestError,
+    StillOpen,
+    TooLarge,
+    Unavailable,
+    Unreadable,
+)
 from inbox.event import Event, Identity, RawRequest, Receipt
 from inbox.identify import kept_headers, to_event
 from inbox.sources.auth import Verifier
@@ -49,6 +58,18 @@ class Writer(Protocol):
         ...
 
 
+class Outcomes(Protocol):
+    """What knows how deliveries end; `inbox.waiting.Waiting` in earnest."""
+
+    async def delivered(self, seqs: Sequence[int], *, within: float, at_most: int) -> None:
+        """Return when all of these events have ended well on every route."""
+        ...
+
+    async def close(self) -> None:
+        """Let nobody wait any more."""
+        ...
+
+
 class Inlet(msgspec.Struct, frozen=True):
     """One source as the receiver sees it: everything that can be worked out before the first request."""
 
@@ -71,6 +92,7 @@ class Webhooks:
         self._stranger = stranger
         self._clock = clock
         self.writer: Writer | None = None
+        self.waiting: Outcomes | None = None
 
     async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
         """Answer 200 once every event of the body is committed."""
@@ -94,7 +116,7 @@ class Webhooks:
             sender_is_known = True
             await self._take_in(inlet, raw, resp)
         except RequestError as error:
-            if not isinstance(error, Unavailable) and self.writer is not None:
+            if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
                 known = inlet if sender_is_known else None
                 raw = RawRequest(source, headers, body, self._clock.now(), remote_address=req.remote_addr)
                 self.writer.reject(_rejected(known, raw, error))
@@ -103,14 +125,25 @@ class Webhooks:
     async def _take_in(self, inlet: Inlet, raw: RawRequest, resp: Response) -> None:
         inlet.preset.check_type(raw)
         identities = inlet.preset.read(raw, inlet.source.dedup)
+        patience = patience_of(inlet.source, raw.headers.get("prefer"))
         if len(identities) == 1:
             receipt = await self._store(inlet, raw, identities[0])
-            resp.data = b'{"status":"%b","seq":%d}' % (receipt.status.encode(), receipt.seq)
+            status = receipt.status if patience is None else await self._delivered([receipt.seq], inlet, patience)
+            resp.data = b'{"status":"%b","seq":%d}' % (status.encode(), receipt.seq)
         else:
             receipts = await asyncio.gather(*(self._store(inlet, raw, identity) for identity in identities))
             listed = [{"status": receipt.status, "seq": receipt.seq} for receipt in receipts]
+            if patience is not None:
+                status = await self._delivered([receipt.seq for receipt in receipts], inlet, patience)
+                listed = [{**each, "status": status} for each in listed]
             resp.data = msgspec.json.encode({"events": listed})
         resp.content_type = falcon.MEDIA_JSON
+
+    async def _delivered(self, seqs: Sequence[int], inlet: Inlet, patience: float) -> str:
+        if self.waiting is None:
+            raise StillOpen("the receiver is starting")
+        await self.waiting.delivered(seqs, within=patience, at_most=inlet.source.answer_waiting)
+        return "delivered"
 
     async def _store(self, inlet: Inlet, raw: RawRequest, identity: Identity) -> Receipt:
         if self.writer is None:
@@ -132,6 +165,21 @@ def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Reje
         headers=None if inlet is None else kept_headers(inlet.source, raw.headers),
         body=None if inlet is None else raw.body,
     )
+
+
+LONGEST_WAIT_SECONDS = 60.0
+_WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,4})\s*(?:;.*)?", re.IGNORECASE)
+
+
+def patience_of(source: Source, prefer: str | None) -> float | None:
+    """For how many seconds the outcome is waited for; None: the answer is made after the commit.
+
+    A request may ask for it by `Prefer: wait=N` (RFC 7240 §4.3), for a minute at most; what else it prefers is ignored.
+    """
+    for preference in (prefer or "").split(","):
+        if match := _WAIT.fullmatch(preference):
+            return min(float(match[1]), LONGEST_WAIT_SECONDS)
+    return float(source.answer_timeout) if source.answer == "delivered" else None
 
 
 async def _read(req: Request, most: int) -> bytes:

@@ -61,6 +61,7 @@ class Answer(msgspec.Struct, frozen=True):
     error_class: ErrorClass | None = None
     """None when the answer is a success (2xx)."""
     retry_after: float | None = None
+    etag: str | None = None
 
     def failed(self, calls: tuple[Call, ...], error_class: ErrorClass | None = None) -> Failed:
         """The failure of the attempt whose `calls` end with this one."""

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 
-from inbox.errors import ConfigError, MappingError
+from inbox.errors import ConfigError, MappingError, gathered
 
 Scope = dict[str, Any]
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -47,11 +48,11 @@ class Expression:
         """What it finds; None when there is nothing.
 
         Raises:
-            MappingError: a function of the expression was given a value that it doesn't take.
+            MappingError: it can't be evaluated, such as when a function of it was given a value that it doesn't take.
         """
         try:
             return self._compiled.search(scope)
-        except (JMESPathError, TypeError, ValueError) as error:  # jmespath lets a function's own errors through
+        except Exception as error:  # noqa: BLE001  # jmespath lets a function's own errors through, of any kind
             raise MappingError(f"{self.text} can't be evaluated: {type(error).__name__}", field=self.where) from None
 
 
@@ -62,8 +63,12 @@ class Template:
         self.where = where
         self.parts: list[str | Expression] = []
         end = 0
-        for match in _PLACEHOLDER.finditer(text):
-            self.parts += [text[end : match.start()], Expression(match[1].strip(), where, known)]
+        matches = {str(match.start()): match for match in _PLACEHOLDER.finditer(text)}
+        expressions = gathered(
+            {at: partial(Expression, match[1].strip(), where, known) for at, match in matches.items()}
+        )
+        for at, match in matches.items():
+            self.parts += [text[end : match.start()], expressions[at]]
             end = match.end()
         self.parts.append(text[end:])
         self.parts = [part for part in self.parts if part != ""]
@@ -123,9 +128,10 @@ def templated(value: object, where: str, known: Collection[str]) -> object:
     if isinstance(value, str):
         return Template(value, where, known)
     if isinstance(value, dict):
-        return {key: templated(inner, f"{where}.{key}", known) for key, inner in value.items()}
+        return gathered({key: partial(templated, inner, f"{where}.{key}", known) for key, inner in value.items()})
     if isinstance(value, list):
-        return [templated(inner, where, known) for inner in value]
+        parts = {str(position): partial(templated, inner, where, known) for position, inner in enumerate(value)}
+        return [*gathered(parts).values()]
     return value
 
 
@@ -137,15 +143,6 @@ def expanded(value: object, scope: Scope) -> object:
         return {key: expanded(inner, scope) for key, inner in value.items()}
     if isinstance(value, list):
         return [expanded(inner, scope) for inner in value]
-    return value
-
-
-def without_nulls(value: object) -> object:
-    """`value` without the keys of its objects that hold null, at any depth."""
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
     return value
 
 

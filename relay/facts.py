@@ -31,6 +31,8 @@ class Delivered(Fact, frozen=True, tag="delivered"):
     """The source's own time of the state that was applied; UTC."""
     applied_hash: str | None = None
     """SHA-256 of what was sent, in hex."""
+    stale_suspected: bool = False
+    """What was fetched is older than the event, also after some waiting."""
 
 
 class Unchanged(Fact, frozen=True, tag="unchanged"):

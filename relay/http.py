@@ -150,7 +150,8 @@ class HttpClient:
             return self._failed(request, began, sent, root, status), not exchange.sent and _passing(root)
         error_class = class_of_status(response.status_code)
         if error_class is None:
-            return Answer(self._logged(request, began, "answered", status), body, whole), False
+            etag = response.headers.get("ETag")
+            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag), False
         excerpt = self._target.redactor.excerpt(body)
         return Answer(
             self._logged(request, began, "answered", status, excerpt=excerpt),

@@ -6,16 +6,18 @@ field of the counterpart. Both look into a scope of `event`, `entity` and `targe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote
 
 import msgspec
 
 from inbox import timestamps
-from inbox.config_sync import Fetch, Find, Sync, Update, Write
-from inbox.errors import ConfigError, MappingError
+from inbox.config_sync import Deactivate, Fetch, Find, Sync, Update, Write
+from inbox.errors import ConfigError, MappingError, gathered
+from relay.casts import rfc3339
 from relay.expressions import (
     Expression,
     Path,
@@ -26,11 +28,12 @@ from relay.expressions import (
     expanded,
     percent_encoded,
     templated,
-    without_nulls,
 )
+from relay.fields import Fields, compile_fields
 from relay.outcome import Delivery
+from relay.patches import MEDIA_TYPES, Format
 
-_MEDIA_TYPES = {"merge-patch": "application/merge-patch+json", "json": "application/json"}  # RFC 7396
+_NO_PARAMS: Mapping[str, str] = {}
 
 
 class CallPlan(msgspec.Struct, frozen=True):
@@ -58,8 +61,9 @@ class SyncPlan(msgspec.Struct, frozen=True):
     """A sync route, compiled."""
 
     fetch: CallPlan
-    fields: tuple[tuple[str, Expression], ...]
-    clear_when_absent: frozenset[str]
+    modified: Expression
+    """Where the entity says when it was changed last."""
+    fields: Fields
     find: CallPlan | None
     pick: Expression | None
     create: CallPlan | None
@@ -69,66 +73,64 @@ class SyncPlan(msgspec.Struct, frozen=True):
     """What the paths of update and delete need of a counterpart: without them it can't be addressed."""
     missing: Literal["create", "skip", "retry", "dead"]
     many: Literal["dead", "first"]
-    gone: Literal["delete", "skip"]
+    gone: Literal["delete", "deactivate", "skip"]
+    deactivate: CallPlan | None = None
+    update_format: Format = "merge-patch"
+    if_match: Expression | None = None
+    skip_unchanged: bool = False
+    tolerance: timedelta | None = None
+    exempt: frozenset[str] = frozenset()
+
+    def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
+        """Whether an entity that was changed last at this time is older than the event says it has to be."""
+        if self.tolerance is None or modified is None or delivery.event_type in self.exempt:
+            return False
+        return modified + self.tolerance < delivery.occurred_at
 
     def mapped(self, scope: Scope, *, creating: bool = False) -> dict[str, Any]:
-        """The counterpart's fields.
-
-        A field whose value is absent is left out, never sent as null, which would delete it; those of
-        `clear_when_absent` are sent as null to a counterpart that exists. Nulls inside a value are left out likewise.
+        """The counterpart's fields, as `relay.fields` says.
 
         Raises:
-            MappingError: an expression can't be evaluated, or none has a value.
+            MappingError: one has no usable value, or none has any.
         """
-        result: dict[str, Any] = {}
-        for name, expression in self.fields:
-            value = without_nulls(expression.value(scope))
-            if value is not None or (name in self.clear_when_absent and not creating):
-                result[name] = value
-        if not result:
-            everything = self.fields[0][1].where.rpartition(".")[0]
-            raise MappingError("no field has a value, so there is nothing to send", field=everything)
-        return result
+        return self.fields.of(scope, creating=creating)
 
 
 def compile_sync(route: str, sync: Sync) -> SyncPlan:
     """The plan of the route of that name.
 
     Raises:
-        ConfigError: an expression or template is wrong, or a policy needs a call that isn't there. Names the field.
+        ConfigError: an expression or template is wrong, or a policy needs a call that isn't there. The text has a line for
+            each mistake, with its place.
     """
     where = f"routes.{route}.sync"
-    if not sync.map:
-        raise ConfigError(f"{where}.map: at least one field must be mapped")
-    strangers = sorted(set(sync.clear_when_absent) - set(sync.map))
-    if strangers:
-        raise ConfigError(f"{where}.clear_when_absent: {strangers[0]!r} is not a field of the map")
-    if sync.missing == "create" and sync.create is None:
-        raise ConfigError(f'{where}: missing = "create" needs a create table; write one, or another missing')
-    if sync.gone == "delete" and sync.delete is None:
-        raise ConfigError(f'{where}: gone = "delete" needs a delete table; write one, or gone = "skip"')
-    if sync.find is None and sync.update is None and sync.create is None:
-        raise ConfigError(f"{where}: nothing is done without a create or an update table")
     target = {"target"} if sync.find is not None else set()
-    update = _update(sync.update, f"{where}.update", {"event", "entity"} | target)
-    delete = _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target)
-    return SyncPlan(
-        fetch=_fetch(sync.fetch, f"{where}.fetch"),
-        fields=tuple(
-            (name, Expression(text, f"{where}.map.{name}", {"event", "entity", "target"}))
-            for name, text in sync.map.items()
-        ),
-        clear_when_absent=frozenset(sync.clear_when_absent),
+    parts: dict[str, Callable[[], Any]] = {
+        "disagreements": lambda: _agree(where, sync),
+        "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
+        "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
+        "fields": lambda: compile_fields(route, sync),
         # Before a delete there is no entity to look into.
-        find=_find(sync.find, f"{where}.find", {"event"} if sync.gone == "delete" else {"event", "entity"}),
-        pick=_pick(sync.find, f"{where}.find.pick"),
-        create=_write(sync.create, f"{where}.create", "POST", {"event", "entity"}),
-        update=update,
-        delete=delete,
-        identity=_identity(update, delete),
+        "find": lambda: _find(sync.find, f"{where}.find", {"event", "entity"} if sync.gone == "skip" else {"event"}),
+        "pick": lambda: _pick(sync.find, f"{where}.find.pick"),
+        "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}),
+        "update": lambda: _update(sync.update, f"{where}.update", {"event", "entity"} | target),
+        "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match", target),
+        "delete": lambda: _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target),
+        "deactivate": lambda: _deactivate(sync.deactivate, f"{where}.deactivate", {"event"} | target),
+    }
+    made = gathered(parts)
+    del made["disagreements"]
+    return SyncPlan(
+        **made,
+        identity=_identity(made["update"], made["delete"], made["deactivate"]),
         missing=sync.missing,
         many=sync.many,
         gone=sync.gone,
+        update_format="merge-patch" if sync.update is None else sync.update.format,
+        skip_unchanged=sync.skip_unchanged,
+        tolerance=None if sync.fetch.tolerance is None else timedelta(seconds=sync.fetch.tolerance),
+        exempt=frozenset(sync.fetch.exempt),
     )
 
 
@@ -144,34 +146,44 @@ def event_scope(delivery: Delivery) -> Scope:
         "event_type": delivery.event_type,
         "action": delivery.action,
         "event_id": delivery.event_id,
-        "occurred_at": _rfc3339(delivery.occurred_at),
-        "received_at": _rfc3339(delivery.received_at),
+        "occurred_at": rfc3339(delivery.occurred_at),
+        "received_at": rfc3339(delivery.received_at),
         "seq": delivery.seq,
         "body": _parsed(delivery.body, delivery.content_type),
     }
 
 
-def last_modified(entity: Mapping[str, Any]) -> datetime | None:
-    """The entity's `meta.lastModified` (SCIM's, RFC 7643 §3.1, and Trivore ID's), when it has a readable one."""
-    meta = entity.get("meta")
-    text = meta.get("lastModified") if isinstance(meta, dict) else None
-    if not isinstance(text, str):
-        return None
+def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | None:
+    """When the entity was changed last, where it says so readably (RFC 3339)."""
     try:
-        return timestamps.to_datetime(timestamps.parse_rfc3339(text))
-    except ValueError:
+        text = where.value(dict(entity))
+        return timestamps.to_datetime(timestamps.parse_rfc3339(text)) if isinstance(text, str) else None
+    except (ValueError, MappingError):
         return None
+
+
+def _agree(where: str, sync: Sync) -> None:
+    wrong = []
+    if sync.missing == "create" and sync.create is None:
+        wrong.append('missing = "create" needs a create table; write one, or another missing')
+    if sync.gone == "delete" and sync.delete is None:
+        wrong.append('gone = "delete" needs a delete table; write one, or gone = "skip"')
+    if sync.gone == "deactivate" and sync.deactivate is None:
+        wrong.append('gone = "deactivate" needs a deactivate table; write one, or gone = "skip"')
+    if sync.find is None and sync.update is None and sync.create is None:
+        wrong.append("nothing is done without a create or an update table")
+    if wrong:
+        raise ConfigError("\n".join(f"{where}: {text}" for text in wrong))
 
 
 def _fetch(fetch: Fetch, where: str) -> CallPlan:
-    return CallPlan("GET", Path(fetch.path, f"{where}.path", {"event"}), _params(fetch.params, where, {"event"}))
+    return _call(where, {"event"}, method="GET", path=fetch.path, params=fetch.params)
 
 
 def _find(find: Find | None, where: str, known: Collection[str]) -> CallPlan | None:
     if find is None:
         return None
-    body = None if find.body is None else templated(find.body, f"{where}.body", known)
-    return CallPlan(find.method, Path(find.path, f"{where}.path", known), _params(find.params, where, known), body)
+    return _call(where, known, method=find.method, path=find.path, params=find.params, body=find.body)
 
 
 def _pick(find: Find | None, where: str) -> Expression | None:
@@ -185,7 +197,21 @@ def _write(write: Write | None, where: str, method: str, known: Collection[str])
 def _update(update: Update | None, where: str, known: Collection[str]) -> CallPlan | None:
     if update is None:
         return None
-    return CallPlan(update.method, Path(update.path, f"{where}.path", known), media_type=_MEDIA_TYPES[update.format])
+    return CallPlan(update.method, Path(update.path, f"{where}.path", known), media_type=MEDIA_TYPES[update.format])
+
+
+def _deactivate(deactivate: Deactivate | None, where: str, known: Collection[str]) -> CallPlan | None:
+    if deactivate is None:
+        return None
+    return _call(where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body)
+
+
+def _if_match(update: Update | None, where: str, target: Collection[str]) -> Expression | None:
+    if update is None or update.if_match is None:
+        return None
+    if not target:
+        raise ConfigError(f"{where}: without a find table there is no version to match")
+    return Expression(update.if_match, where, {"target", "etag"})
 
 
 def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
@@ -193,14 +219,23 @@ def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
     return tuple({part.text: part for part in parts if part.text.startswith("target")}.values())
 
 
-def _params(params: Mapping[str, str], where: str, known: Collection[str]) -> tuple[tuple[str, Template], ...]:
-    return tuple(
-        (quote(name, safe=""), Template(text, f"{where}.params.{name}", known)) for name, text in params.items()
-    )
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
+def _call(
+    where: str,
+    known: Collection[str],
+    *,
+    method: str,
+    path: str,
+    params: Mapping[str, str] = _NO_PARAMS,
+    body: object = None,
+) -> CallPlan:
+    parts: dict[str, Callable[[], Any]] = {"path": lambda: Path(path, f"{where}.path", known)}
+    parts |= {
+        f"params.{name}": partial(Template, text, f"{where}.params.{name}", known) for name, text in params.items()
+    }
+    parts["body"] = lambda: None if body is None else templated(body, f"{where}.body", known)
+    made = gathered(parts)
+    query = tuple((quote(name, safe=""), made[f"params.{name}"]) for name in params)
+    return CallPlan(method, made["path"], query, made["body"])
 
 
 def _parsed(body: bytes | None, content_type: str) -> object:

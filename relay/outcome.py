@@ -10,7 +10,7 @@ import msgspec
 
 from inbox.event import Action
 
-Step = Literal["forward", "fetch", "find", "create", "update", "delete", "alert"]
+Step = Literal["forward", "fetch", "find", "create", "update", "delete", "alert", "handle"]
 Sent = Literal["answered", "not_sent", "unknown"]
 """What is known of a call: it was answered; it provably never left (name resolution, connection or TLS failed); or it left and no
 whole answer came back, so that the other side may have acted on it."""
@@ -25,6 +25,7 @@ ErrorClass = Literal[
     "not_found",  # 404
     "gone",  # 410
     "conflict",  # 409, 412
+    "stale",  # what was fetched is older than the event
     "redirect",  # 3xx: never followed
     "bad_answer",  # answered, but not with what the step needs: not JSON, too large, no id
     "mapping",  # a template or expression has no usable value for this event
@@ -33,6 +34,8 @@ ErrorClass = Literal[
     "refused",  # the outbound guard did not let the call out
     "lease_lost",  # the lease ended while the attempt ran: the calls were cut
     "crashed",  # the destination's code raised: a bug
+    "put_off",  # a handler raised Retry
+    "given_up",  # a handler raised GiveUp
 ]
 
 
@@ -59,6 +62,10 @@ class Delivery(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes | None
     """The webhook as it came; None when it was erased."""
+    applied_hash: bytes | None = None
+    """Of what was sent last for its lane."""
+    stale_before: int = 0
+    """How often what was fetched for it was older than the event."""
     traceparent: str | None = None
     late: bool = False
     """A later event of this lane was delivered before this one arrived."""
@@ -84,10 +91,18 @@ class Delivered(msgspec.Struct, frozen=True):
     """The other system has it."""
 
     calls: tuple[Call, ...]
-    did: Literal["forwarded", "created", "updated", "deleted", "nothing_to_delete"]
+    did: Literal["forwarded", "created", "updated", "deleted", "deactivated", "nothing_to_delete", "handled"]
     fetch_began_at: datetime | None = None
     last_modified: datetime | None = None
     applied_hash: bytes | None = None
+    stale_suspected: bool = False
+    """What was fetched is older than the event, also after some waiting."""
+
+
+class Unchanged(msgspec.Struct, frozen=True):
+    """Nothing had to be sent: the other system has it already."""
+
+    calls: tuple[Call, ...]
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -108,4 +123,4 @@ class Failed(msgspec.Struct, frozen=True):
     """Seconds, as the other side asked."""
 
 
-Outcome = Delivered | Skipped | Failed
+Outcome = Delivered | Unchanged | Skipped | Failed

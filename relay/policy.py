@@ -27,8 +27,8 @@ from relay import facts
 from relay.facts import AnyFact
 from relay.gates import GateKey, Health, Toll
 from relay.lifecycle import OpenDelivery
-from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step
-from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, RULES, Rule, rule_for
+from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step, Unchanged
+from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
 """A destination that asks for more gets no more: its clock or its mind may be wrong."""
@@ -168,7 +168,11 @@ def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
     """Whether `decide` has to know what the attempts before came to."""
     if not isinstance(outcome, Failed):
         return False
-    return policy.schedule.has_window or rule_for(outcome.error_class, policy.outcomes) in {Rule.CONFIRM, Rule.AGAIN}
+    return policy.schedule.has_window or rule_for(outcome.error_class, policy.outcomes) in {
+        Rule.CONFIRM,
+        Rule.AGAIN,
+        Rule.REFETCH,
+    }
 
 
 def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: ErrorClass) -> History:
@@ -214,7 +218,10 @@ def decide(
             fetch_began_at=outcome.fetch_began_at,
             last_modified=outcome.last_modified,
             applied_hash=None if outcome.applied_hash is None else outcome.applied_hash.hex(),
+            stale_suspected=outcome.stale_suspected,
         )
+    if isinstance(outcome, Unchanged):
+        return facts.Unchanged(calls=outcome.calls)
     if isinstance(outcome, Skipped):
         return facts.Skipped(why=outcome.why, calls=outcome.calls)
     return _decide_failed(delivery, outcome, policy, now, history, is_stopped=is_stopped)
@@ -226,9 +233,11 @@ def _decide_failed(
     rule = rule_for(outcome.error_class, policy.outcomes)
     elapsed = now - (history.began_at or now)
     delay = policy.schedule.delay_after(delivery.attempt, elapsed)
+    if rule is Rule.REFETCH:
+        delay = REFETCH_AFTER[min(history.same_in_a_row, len(REFETCH_AFTER) - 1)]
     confirmed = rule is Rule.CONFIRM and history.same_in_a_row + 1 >= CONFIRMED_AFTER
     at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
-    spared = at_once or is_stopped or rule in {Rule.STOP, Rule.RETIRE}
+    spared = at_once or is_stopped or rule in {Rule.STOP, Rule.RETIRE, Rule.REFETCH}
     if rule is Rule.DEAD or confirmed or (delay is None and not spared):
         return facts.Dead(
             cause=outcome.error_class if rule is Rule.DEAD or confirmed else "exhausted",

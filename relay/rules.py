@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from enum import StrEnum
 
 from relay.gates import Health
@@ -18,6 +19,8 @@ class Rule(StrEnum):
     """One more attempt by the schedule; when that comes to the same, it is dead."""
     AGAIN = "again"
     """At once, from the fetch on, three times in a row at most, and not counted; then by the schedule."""
+    REFETCH = "refetch"
+    """From the fetch on, after a second, then five, then thirty, and not counted; then it is applied as it is."""
     DEAD = "dead"
     """No repetition mends it: the configuration or the data has to change first."""
     STOP = "stop"
@@ -38,6 +41,7 @@ RULES: dict[ErrorClass, Rule] = {
     "not_found": Rule.RETRY,
     "gone": Rule.RETIRE,
     "conflict": Rule.AGAIN,
+    "stale": Rule.REFETCH,
     "redirect": Rule.RETRY,
     "bad_answer": Rule.RETRY,
     "mapping": Rule.DEAD,
@@ -46,10 +50,15 @@ RULES: dict[ErrorClass, Rule] = {
     "refused": Rule.DEAD,
     "lease_lost": Rule.NOT_COUNTED,
     "crashed": Rule.RETRY,
+    "put_off": Rule.RETRY,
+    "given_up": Rule.DEAD,
 }
 
 AGAIN_AT_MOST = 3
 """A conflict that three fresh looks at both sides did not solve needs time, or a person."""
+
+REFETCH_AFTER = tuple(timedelta(seconds=seconds) for seconds in (1, 5, 30))
+"""A replica that is behind has caught up after a second, mostly."""
 
 CONFIRMED_AFTER = 2
 """So many times in a row the other side has refused it: it means it."""

@@ -52,7 +52,8 @@ def _config_table(title: str, cls: type, elsewhere: Iterable[str]) -> Iterator[s
             continue
         if (name in own_docs) == (name in added):
             raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/config.py, or a line in meanings.toml")
-        rows.append((f"`{name}`", _type_text(field.type), _default_text(field), own_docs.get(name) or added[name]))
+        meaning = own_docs.get(name) or added[name]
+        rows.append((f"`{field.encode_name}`", _type_text(field.type), _default_text(field), meaning))
     yield f"### {title}\n"
     alike = " Besides the keys of [apis and destinations alike](#apis-and-destinations-alike):" if shared else ""
     yield f"{first_line(cls.__doc__)}{alike}\n"
@@ -83,8 +84,10 @@ def _type_text(kind: inspect.Type) -> str:
             words = f"list of {_type_text(item)}"
         case inspect.UnionType(types=types):
             words = " or ".join(dict.fromkeys(_type_text(t) for t in types if not isinstance(t, inspect.NoneType)))
-        case inspect.DictType(value_type=value) if isinstance(value, inspect.StrType):
-            words = "table of texts"
+        case inspect.DictType(value_type=inspect.StrType() | inspect.UnionType() as value):
+            words = "table of texts" if isinstance(value, inspect.StrType) else "table of texts and tables"
+        case inspect.AnyType():
+            words = "any"
         case _:
             pass
     return words

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from inbox import strict_json, timestamps
+from inbox.config import Source
 from inbox.errors import InvalidEvent, UnsupportedType
 from inbox.event import Identity, RawRequest
 
@@ -28,16 +29,21 @@ _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 """Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
 
 
+Read = Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
+"""The events of a body, in its order, never none. The second argument is the source's `dedup`, if it has one.
+
+Raises `Unreadable` or `InvalidEvent`.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Preset:
     """How one provider's requests are read."""
 
     name: str
-    read: Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
-    """The events of a body, in its order, never none. The second argument is the source's `dedup`, if it has one.
-
-    Raises `Unreadable` or `InvalidEvent`.
-    """
+    read: Read
+    reader: Callable[[Source], Read] | None = None
+    """Makes the `read` of one source, where it depends on what that configures; raises ValueError when it can't."""
     media_types: frozenset[str] = frozenset({"application/json"})
     """In lower case."""
     max_body: int = 256 * 1024

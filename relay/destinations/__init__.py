@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from inbox.config import Config, ForwardDestination, Route, SyncDestination
-from relay.destinations import forward, sync
+from inbox.config import (
+    Config,
+    ForwardDestination,
+    PythonDestination,
+    Route,
+    SlackDestination,
+    SyncDestination,
+)
+from inbox.errors import gathered
+from relay.destinations import forward, python, slack, sync
 from relay.destinations.base import Clients, Context, Deliverer
 
 KINDS: Mapping[type, Callable[[Route, Any, Clients], Deliverer]] = {
     ForwardDestination: forward.build,
+    PythonDestination: python.build,
+    SlackDestination: slack.build,
     SyncDestination: sync.build,
 }
 """The table of a destination → what makes the deliverer of a route to it."""
@@ -20,14 +31,14 @@ def build(config: Config) -> dict[str, Deliverer]:
     """The deliverer of every route, by the route's name. Secrets are read now; build again to read them again.
 
     Raises:
-        ConfigError: an endpoint, a secret, a template or an expression can't be used.
+        ConfigError: an endpoint, a secret, a template or an expression can't be used. The text has a line for each mistake.
     """
     clients = Clients(config)
-    made = {}
+    parts: dict[str, Callable[[], Deliverer]] = {}
     for name, route in config.routes.items():
         destination = config.destinations[route.destination]
-        made[name] = KINDS[type(destination)](route, destination, clients)
-    return made
+        parts[name] = partial(KINDS[type(destination)], route, destination, clients)
+    return gathered(parts)
 
 
 __all__ = ["KINDS", "Clients", "Context", "Deliverer", "build"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from inbox.config import Config, Endpoint
+import msgspec
+
+from inbox.config import ApiOauth2, Config, Endpoint
+from relay.answer import Answer
 from relay.endpoint import prepare
-from relay.http import HttpClient, Limits
+from relay.http import HttpClient, Limits, Request
 from relay.outcome import Delivery, Outcome
+from relay.tokens import TokenClient
 
 Context = Limits
 """What bounds an attempt: `lease` (monotonic, until when it is trusted), `stop` (the process is to end) and `now`."""
@@ -30,14 +34,26 @@ class Deliverer(Protocol):
         ...
 
 
+class Caller(Protocol):
+    """What calls one endpoint: an `HttpClient`, or one that gets tokens for it."""
+
+    def call(self, request: Request, limits: Limits) -> Answer:
+        """As `HttpClient.call`."""
+        ...
+
+    def close(self) -> None:
+        """Close the idle connections. It can still be used."""
+        ...
+
+
 class Clients:
     """The HTTP clients of a configuration: one for each api and destination, however many routes use it."""
 
     def __init__(self, config: Config) -> None:
         self._apis = config.apis
-        self._made: dict[str, HttpClient] = {}
+        self._made: dict[str, Caller] = {}
 
-    def api(self, name: str) -> HttpClient:
+    def api(self, name: str) -> Caller:
         """The client of an api.
 
         Raises:
@@ -48,13 +64,24 @@ class Clients:
 
     def destination(
         self, endpoint: Endpoint, url: str, *, secrets: Iterable[str] = (), shown_path: str | None = None
-    ) -> HttpClient:
+    ) -> Caller:
         """The client of a destination; arguments and errors as `relay.endpoint.prepare`."""
         return self._client(f"destinations.{endpoint.name}", endpoint, url, secrets, shown_path)
 
     def _client(
         self, where: str, endpoint: Endpoint, url: str, secrets: Iterable[str] = (), shown_path: str | None = None
-    ) -> HttpClient:
+    ) -> Caller:
         if where not in self._made:
-            self._made[where] = HttpClient(prepare(endpoint, url, where, secrets=secrets, shown_path=shown_path))
+            calls = HttpClient(prepare(endpoint, url, where, secrets=secrets, shown_path=shown_path))
+            auth = endpoint.auth
+            if isinstance(auth, ApiOauth2):
+                plain = msgspec.structs.replace(endpoint, auth=None, headers={})
+                tokens = HttpClient(prepare(plain, auth.token_url, f"{where}.auth", secrets=_secrets_of(auth)))
+                self._made[where] = TokenClient(calls, tokens, auth)
+            else:
+                self._made[where] = calls
         return self._made[where]
+
+
+def _secrets_of(auth: ApiOauth2) -> tuple[str, ...]:
+    return auth.client_secret.reveal(), auth.client_id.reveal()

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from inbox.config import ForwardDestination, Route
 from inbox.errors import ConfigError
-from relay.destinations.base import Clients, Context
+from relay.destinations.base import Caller, Clients, Context
 from relay.endpoint import header_value
-from relay.http import HttpClient, Request
+from relay.http import Request
 from relay.outcome import Delivered, Delivery, Outcome, Skipped
 
 _KEY_PREFIX = "whsec_"
@@ -23,7 +23,7 @@ _FROM_ELSEWHERE = re.compile(r"(env|file):")
 class Forward:
     """The deliverer of one route to a forward destination."""
 
-    def __init__(self, client: HttpClient, key: bytes | None) -> None:
+    def __init__(self, client: Caller, key: bytes | None) -> None:
         self._client = client
         self._key = key
 

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any, Literal, cast
 
 from inbox.config import Route, SyncDestination
 from inbox.errors import ConfigError, MappingError
-from relay import mapping
+from relay import mapping, patches
 from relay.answer import ABSENT, Answer
-from relay.destinations.base import Clients, Context
+from relay.destinations.base import Caller, Clients, Context
 from relay.endpoint import header_value
 from relay.expressions import Scope, decode, digest, encode
-from relay.http import HttpClient, Request
+from relay.http import Request
 from relay.mapping import CallPlan, SyncPlan
-from relay.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step
+from relay.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step, Unchanged
+from relay.rules import REFETCH_AFTER
+
+_REPLICA_LAG = timedelta(seconds=5)
+"""So soon after its event arrived, an entity that is not found may be one that a replica does not have yet."""
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class Sync:
     """The deliverer of one route to a sync destination."""
 
-    def __init__(self, plan: SyncPlan, api: HttpClient, destination: HttpClient) -> None:
-        self._plan = plan
-        self._api = api
-        self._destination = destination
+    def __init__(self, plan: SyncPlan, api: Caller, destination: Caller) -> None:
+        self.plan = plan
+        self.api = api
+        self.destination = destination
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make the counterpart like the entity is now, whatever the event says that has changed."""
-        attempt = _Attempt(self._plan, self._api, self._destination, delivery, context)
+        attempt = Attempt(self.plan, self.api, self.destination, delivery, context)
         try:
             return attempt.run()
-        except _Ended as end:
+        except Ended as end:
             return end.outcome
         except MappingError as error:
             return Failed(tuple(attempt.calls), "mapping", str(error))
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._api.close()
-        self._destination.close()
+        self.api.close()
+        self.destination.close()
 
 
 def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
@@ -58,7 +64,7 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
     )
 
 
-class _Ended(Exception):
+class Ended(Exception):
     """The attempt ends here, from within a step. It carries a result and is no error."""
 
     def __init__(self, outcome: Outcome) -> None:
@@ -66,24 +72,31 @@ class _Ended(Exception):
         self.outcome = outcome
 
 
-class _Attempt:
+class Attempt:
     """One attempt, from step to step."""
 
-    def __init__(
-        self, plan: SyncPlan, api: HttpClient, destination: HttpClient, delivery: Delivery, context: Context
-    ) -> None:
+    def __init__(self, plan: SyncPlan, api: Caller, destination: Caller, delivery: Delivery, context: Context) -> None:
         self.calls: list[Call] = []
         self._plan = plan
         self._api = api
         self._destination = destination
         self._delivery = delivery
         self._context = context
-        self._scope: Scope = {"event": mapping.event_scope(delivery), "entity": None, "target": None}
+        self.scope: Scope = {"event": mapping.event_scope(delivery), "entity": None, "target": None, "etag": None}
         self._fetch_began_at: datetime | None = None
         self._last_modified: datetime | None = None
+        self._stale_suspected = False
 
     def run(self) -> Outcome:
-        if self._delivery.action == "delete" or not self._fetch():
+        """All of it.
+
+        Raises:
+            Ended: it ends within a step.
+            MappingError: the event, the entity or the counterpart has no usable value for something that is sent.
+        """
+        if self._delivery.entity_id is None:
+            return self._skipped("the event names no entity")
+        if not self._fetch():
             return self._gone()
         if self._plan.find is None:
             return self._update() if self._plan.update is not None else self._create()
@@ -94,30 +107,48 @@ class _Attempt:
         return self._update()
 
     def _fetch(self) -> bool:
-        """Whether the entity exists; it is in the scope then."""
+        """Whether the entity exists; it is in the scope then.
+
+        After a delete it may be there again, with the same id; or a replica that is behind still shows it as it was.
+        """
         self._fetch_began_at = self._context.now()
         answer = self._call("fetch", self._plan.fetch, self._api)
         if answer.error_class in ABSENT:
-            if answer.error_class == "not_found" and self._delivery.attempt == 1:
+            if answer.error_class == "not_found" and self.may_be_behind():
                 # A replica that is behind answers the same for an entity just created: the next attempt asks again.
-                raise _Ended(answer.failed(self._all()))
+                raise Ended(answer.failed(self._all()))
             return False
         entity = self._json(answer)
         if not isinstance(entity, dict):
             raise self._bad_answer(answer, "the answer is not an object")
-        self._scope["entity"] = entity
-        self._last_modified = mapping.last_modified(entity)
+        self._last_modified = modified = mapping.last_modified(entity, self._plan.modified)
+        if self._delivery.action == "delete" and not self._was_made_again():
+            return False
+        self._stale_suspected = self._plan.is_stale(modified, self._delivery)
+        if self._stale_suspected and self._delivery.stale_before < len(REFETCH_AFTER):
+            raise Ended(Failed(self._all(), "stale", f"fetch: last changed at {modified}, before the event"))
+        self.scope["entity"] = entity
         return True
+
+    def may_be_behind(self) -> bool:
+        """Of a 404: whether the source may simply not know it yet. The event of a delete says that it is gone."""
+        if self._delivery.action == "delete":
+            return False
+        return self._delivery.attempt == 1 or self._context.now() - self._delivery.received_at < _REPLICA_LAG
+
+    def _was_made_again(self) -> bool:
+        return self._last_modified is not None and self._last_modified > self._delivery.occurred_at
 
     def _find(self) -> bool:
         """Whether there is a counterpart; it is in the scope then."""
         find = cast("CallPlan", self._plan.find)
-        answer = self._call("find", find, self._destination, find.json(self._scope))
+        answer = self._call("find", find, self._destination, find.json(self.scope))
         matches = [] if answer.error_class in ABSENT else self._matches(answer)
         if len(matches) > 1 and self._plan.many == "dead":
-            raise _Ended(Failed(self._all(), "ambiguous", f"find: {len(matches)} counterparts"))
-        self._scope["target"] = matches[0] if matches else None
-        if matches and any(part.value(self._scope) is None for part in self._plan.identity):
+            raise Ended(Failed(self._all(), "ambiguous", f"find: {len(matches)} counterparts"))
+        self.scope["target"] = matches[0] if matches else None
+        self.scope["etag"] = answer.etag
+        if matches and any(part.value(self.scope) is None for part in self._plan.identity):
             needed = ", ".join(part.text for part in self._plan.identity)
             raise self._bad_answer(answer, f"the match lacks one of: {needed}")
         return bool(matches)
@@ -147,8 +178,8 @@ class _Attempt:
         return Failed(self._all(), "no_target", 'find: no counterpart, and missing = "dead"')
 
     def _create(self) -> Outcome:
-        fields = self._plan.mapped(self._scope, creating=True)
-        answer = self._call("create", cast("CallPlan", self._plan.create), self._destination, encode(fields))
+        fields = self._plan.mapped(self.scope, creating=True)
+        answer = self.write("create", cast("CallPlan", self._plan.create), fields, encode(fields))
         self._ensure(answer)
         return self._delivered("created", fields)
 
@@ -163,25 +194,58 @@ class _Attempt:
         return self._delivered("updated", fields)
 
     def _try_update(self) -> tuple[Answer, dict[str, Any]]:
-        fields = self._plan.mapped(self._scope)
-        return self._call("update", cast("CallPlan", self._plan.update), self._destination, encode(fields)), fields
+        fields, plan = self._plan.mapped(self.scope), self._plan
+        is_asked_for = self._delivery.run > 0  # by a person, or by a repeat
+        if plan.skip_unchanged and not is_asked_for and digest(fields) == self._delivery.applied_hash:
+            raise Ended(Unchanged(self._all()))
+        update = cast("CallPlan", plan.update)
+        body = patches.changes(plan.update_format, fields, self.scope["target"], update.path.where)
+        if body is None:
+            raise Ended(Unchanged(self._all()))
+        headers = {}
+        if plan.if_match is not None and (version := plan.if_match.value(self.scope)) is not None:
+            headers["If-Match"] = header_value(str(version))
+        return self.write("update", update, fields, body, headers), fields
 
     def _gone(self) -> Outcome:
-        if self._plan.gone == "skip":
+        plan = self._plan
+        if plan.gone == "skip":
             return self._skipped('the entity is gone, and gone = "skip"')
-        self._scope["entity"] = None
-        if self._plan.find is not None and not self._find():
+        self.scope["entity"] = None
+        if plan.find is not None and not self._find():
             return self._delivered("nothing_to_delete")
-        answer = self._call("delete", cast("CallPlan", self._plan.delete), self._destination)
+        if plan.gone == "deactivate":
+            call = cast("CallPlan", plan.deactivate)
+            answer = self.write("update", call, None, call.json(self.scope))
+        else:
+            answer = self.write("delete", cast("CallPlan", plan.delete), None, None)
         if answer.error_class in ABSENT:
             return self._delivered("nothing_to_delete")
         self._ensure(answer)
-        return self._delivered("deleted")
+        return self._delivered("deactivated" if plan.gone == "deactivate" else "deleted")
 
-    def _call(self, step: Step, call: CallPlan, client: HttpClient, body: bytes | None = None) -> Answer:
+    def write(
+        self,
+        step: Step,
+        call: CallPlan,
+        fields: dict[str, Any] | None,  # noqa: ARG002  # for who says what would be written
+        body: bytes | None,
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Answer:
+        """Change the counterpart: give it `fields`, or (None) mark or delete it, as `body` says in the route's format."""
+        return self._call(step, call, self._destination, body, headers)
+
+    def _call(
+        self,
+        step: Step,
+        call: CallPlan,
+        client: Caller,
+        body: bytes | None = None,
+        more: Mapping[str, str] = NO_HEADERS,
+    ) -> Answer:
         """The answer: a success, or that something is absent, which each step reads in its own way. Others end the attempt."""
-        path, query = call.path.expand(self._scope), call.query(self._scope)
-        headers = {"Accept": "application/json"}
+        path, query = call.path.expand(self.scope), call.query(self.scope)
+        headers = {"Accept": "application/json", **more}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]
             headers["Idempotency-Key"] = f"{self._delivery.route}-{self._delivery.seq}-{self._delivery.run}-{sent}"
@@ -192,12 +256,12 @@ class _Attempt:
         answer = client.call(Request(step, call.method, headers, path, query, body), self._context)
         self.calls.append(answer.call)
         if answer.error_class is not None and answer.error_class not in ABSENT:
-            raise _Ended(answer.failed(self._all()))
+            raise Ended(answer.failed(self._all()))
         return answer
 
     def _ensure(self, answer: Answer) -> None:
         if answer.error_class is not None:
-            raise _Ended(answer.failed(self._all()))
+            raise Ended(answer.failed(self._all()))
 
     def _json(self, answer: Answer) -> Any:  # noqa: ANN401  # whatever the JSON holds
         if not answer.whole:
@@ -209,14 +273,16 @@ class _Attempt:
         except ValueError:
             raise self._bad_answer(answer, "the answer is not JSON") from None
 
-    def _bad_answer(self, answer: Answer, why: str) -> _Ended:
-        return _Ended(Failed(self._all(), "bad_answer", f"{answer.call.step}: {why}"))
+    def _bad_answer(self, answer: Answer, why: str) -> Ended:
+        return Ended(Failed(self._all(), "bad_answer", f"{answer.call.step}: {why}"))
 
     def _skipped(self, why: str) -> Skipped:
         return Skipped(self._all(), why)
 
     def _delivered(
-        self, did: Literal["created", "updated", "deleted", "nothing_to_delete"], fields: dict[str, Any] | None = None
+        self,
+        did: Literal["created", "updated", "deleted", "deactivated", "nothing_to_delete"],
+        fields: dict[str, Any] | None = None,
     ) -> Delivered:
         return Delivered(
             self._all(),
@@ -224,6 +290,7 @@ class _Attempt:
             self._fetch_began_at,
             self._last_modified,
             None if fields is None else digest(fields),
+            self._stale_suspected,
         )
 
     def _all(self) -> tuple[Call, ...]:

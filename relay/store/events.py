@@ -49,6 +49,8 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
         body=event.body,
         traceparent=event.traceparent,
         late=late,
+        applied_hash=event.applied_hash,
+        stale_before=event.stale_before,
     )
 
 
@@ -56,7 +58,10 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
 def _events(sql: Sql) -> TextClause:
     return text(f"""
 SELECT i.seq, claimed.route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at,
-       i.received_at, i.content_type, i.headers, i.body, i.traceparent, l.occurred_at AS last_occurred_at, l.seq AS last_seq
+       i.received_at, i.content_type, i.headers, i.body, i.traceparent, l.occurred_at AS last_occurred_at, l.seq AS last_seq,
+       l.applied_hash,
+       (SELECT count(*) FROM delivery_log f WHERE f.seq = i.seq AND f.route = claimed.route AND f.kind = 'attempt_failed'
+            AND f.detail ->> 'error_class' = 'stale') AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane

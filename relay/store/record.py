@@ -76,7 +76,7 @@ def record(
             changed.append(append(row, fact, now))
             recorded.append(Recorded(delivery, fact))
         note(transaction, deaths(changed), now)
-        delivered = [row for row in changed if isinstance(row.facts[-1], facts.Delivered)]
+        delivered = [row for row in changed if isinstance(row.facts[-1], facts.Delivered | facts.Unchanged)]
         healed = heal(transaction, delivered, policies, now)
         transaction.write_back(settle_lanes(transaction, [*changed, *healed], policies, now), relay_node)
         done = [o for o in outcomes if (o[0].seq, o[0].route, o[0].lease_token) in leased]

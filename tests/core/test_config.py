@@ -134,7 +134,11 @@ def test_an_empty_file_is_a_valid_one() -> None:
             "[destinations.crm] auth: expected a table",
         ),
         ("token =", "tokn =", "[destinations.crm] auth.tokn: unknown key; did you mean 'token'?"),
-        ('kind = "forward"', 'kind = "forwards"', "[destinations.audit] kind: 'forwards' is not one of forward, sync"),
+        (
+            'kind = "forward"',
+            'kind = "forwards"',
+            "[destinations.audit] kind: 'forwards' is not one of forward, python, slack, sync",
+        ),
         ("signing_secret", "signing_key", "[destinations.audit] signing_key: unknown key"),
         ("signing_secret", "signing_secrets", "did you mean 'signing_secret'?"),
         ('timeout = "15s"', "timeout = 15", '[destinations.crm] timeout: expected a duration such as "15s"'),
@@ -168,7 +172,7 @@ def test_an_empty_file_is_a_valid_one() -> None:
         (
             '"entity.mobiles[0].number"',
             "7",
-            "[routes.user-to-crm.sync.map] phone: expected text in quotes, got a number",
+            "[routes.user-to-crm.sync.map] phone: expected text in quotes or a table, got a number",
         ),
         (
             "[routes.user-to-crm.sync.map]",

@@ -251,7 +251,8 @@ def test_what_is_not_json_is_a_value_error(body: bytes) -> None:
 def test_the_time_of_the_last_change_is_read_where_scim_puts_it(
     entity: dict[str, Any], expected: datetime | None
 ) -> None:
-    assert mapping.last_modified(entity) == expected
+    where = Expression("meta.lastModified", "routes.r.sync.fetch.modified", None)
+    assert mapping.last_modified(entity, where) == expected
 
 
 def test_a_template_without_expressions_is_its_text() -> None:

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from inbox.config import Duration, Exponential, Retry
 from relay import facts
 from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, Step
-from relay.policy import LONGEST_RETRY_AFTER, History, RoutePolicy, Schedule, can_be_given_back, decide, history_of
+from relay.policy import (
+    LONGEST_RETRY_AFTER,
+    History,
+    RoutePolicy,
+    Schedule,
+    can_be_given_back,
+    decide,
+    history_of,
+    needs_history,
+)
 from relay.rules import AGAIN_AT_MOST, RULES, Rule
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -106,6 +115,15 @@ def test_what_is_refused_is_confirmed_once_and_then_dead() -> None:
     assert again == facts.Dead(cause="rejected", error="422")
     after_another_trouble = decide(a_delivery(2), refused, POLICY, NOW, History(same_in_a_row=0))
     assert isinstance(after_another_trouble, facts.AttemptFailed)
+
+
+def test_what_is_older_than_its_event_is_fetched_again_after_1_5_and_30_seconds_and_uses_no_attempt() -> None:
+    stale = Failed((), "stale", "fetch: last changed before the event")
+    for times, seconds in enumerate((1, 5, 30, 30)):
+        fact = decide(a_delivery(1), stale, POLICY, NOW, History(same_in_a_row=times))
+        due_at = NOW + timedelta(seconds=seconds)
+        assert fact == facts.AttemptFailed(error_class="stale", error=stale.error, due_at=due_at, counted=False)
+    assert needs_history(stale, POLICY)
 
 
 def test_a_conflict_is_looked_at_again_at_once_three_times_and_then_by_the_schedule() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ DELIVERY = Delivery(
     entity_id="u1", event_type="UPDATE", action="update", event_id=None, occurred_at=NOW, received_at=NOW,
     content_type="application/json", headers={}, body=b'{"id": "u1"}', traceparent="00-a-b-01",
 )  # fmt: skip
-SECOND = msgspec.structs.replace(DELIVERY, attempt=2)
+SECOND = msgspec.structs.replace(DELIVERY, attempt=2, received_at=NOW - timedelta(seconds=6))
 DELETE = msgspec.structs.replace(DELIVERY, event_type="DELETE", action="delete")
 
 USER = {"id": "u1", "name": "Ada", "meta": {"lastModified": "2025-12-31T23:59:58.5Z"}}

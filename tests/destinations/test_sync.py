@@ -17,6 +17,7 @@ from tests.destinations.syncing import (
     DELETE,
     DELIVERY,
     FETCH,
+    FETCHED,
     FIND,
     FOUND,
     NONE,
@@ -153,11 +154,22 @@ def test_a_route_without_update_leaves_a_counterpart_alone(world: World) -> None
 # --- gone
 
 
-def test_a_delete_event_deletes_the_counterpart_without_a_fetch(world: World) -> None:
-    outcome = world.deliver(DELETE)
-    assert world.asked == [FIND, REMOVE]
+@pytest.mark.parametrize("fetched", [answer(404), answer(410), FETCHED, answer(200, {"id": "u1"})])
+def test_a_delete_event_deletes_the_counterpart_also_where_a_replica_still_shows_the_entity(
+    world: World, fetched: Act
+) -> None:
+    outcome = world.deliver(DELETE, fetch=fetched)
+    assert world.asked == [FETCH, FIND, REMOVE]
     assert isinstance(outcome, Delivered)
-    assert (outcome.did, outcome.fetch_began_at, outcome.applied_hash) == ("deleted", None, None)
+    assert (outcome.did, outcome.fetch_began_at, outcome.applied_hash) == ("deleted", NOW, None)
+
+
+def test_what_was_made_again_after_its_delete_is_kept_in_step(world: World) -> None:
+    again = {**USER, "meta": {"lastModified": "2026-01-01T00:00:00.5Z"}}
+    outcome = world.deliver(DELETE, fetch=answer(200, again))
+    assert world.asked == [FETCH, FIND, UPDATE]
+    assert isinstance(outcome, Delivered)
+    assert outcome.did == "updated"
 
 
 def test_deleting_what_is_not_there_is_a_success(world: World) -> None:
@@ -174,6 +186,19 @@ def test_an_entity_that_is_not_there_yet_is_asked_for_again_by_the_next_attempt(
     assert (outcome.error_class, world.asked) == ("not_found", [FETCH])
 
 
+def test_an_event_that_took_over_the_retry_of_another_is_asked_for_again_while_it_is_fresh(world: World) -> None:
+    fresh = msgspec.structs.replace(SECOND, received_at=NOW)
+    outcome = world.deliver(fresh, fetch=answer(404))
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, world.asked) == ("not_found", [FETCH])
+
+
+def test_a_410_says_for_certain_that_it_is_gone(world: World) -> None:
+    outcome = world.deliver(fetch=answer(410))
+    assert world.asked == [FETCH, FIND, REMOVE]
+    assert isinstance(outcome, Delivered)
+
+
 def test_an_entity_that_is_still_not_there_is_gone(world: World) -> None:
     outcome = world.deliver(SECOND, fetch=answer(404))
     assert world.asked == [FETCH, FIND, REMOVE]
@@ -181,7 +206,7 @@ def test_an_entity_that_is_still_not_there_is_gone(world: World) -> None:
     assert (outcome.did, outcome.fetch_began_at) == ("deleted", NOW)
 
 
-@pytest.mark.parametrize(("delivery", "asked"), [(DELETE, []), (SECOND, [FETCH])])
+@pytest.mark.parametrize(("delivery", "asked"), [(DELETE, [FETCH]), (SECOND, [FETCH])])
 def test_a_route_can_leave_the_counterpart_of_what_is_gone(world: World, delivery: Delivery, asked: list[str]) -> None:
     outcome = world.deliver(delivery, sync=f'gone = "skip"\n{SYNC}', fetch=answer(404))
     assert isinstance(outcome, Skipped)

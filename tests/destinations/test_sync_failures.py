@@ -138,10 +138,10 @@ def test_a_pick_that_can_not_be_evaluated_is_a_bad_answer(world: World) -> None:
 
 
 def test_an_event_that_has_no_value_for_a_template_is_a_mapping_failure(world: World) -> None:
-    outcome = world.deliver(msgspec.structs.replace(DELIVERY, entity_id=None))
+    outcome = world.deliver(sync=changed("/user/{event.entity_id}", "/user/{event.event_id}"))
     assert isinstance(outcome, Failed)
     assert outcome.error_class == "mapping"
-    assert outcome.error == "routes.user-to-crm.sync.fetch.path: {event.entity_id} has no value"
+    assert outcome.error == "routes.user-to-crm.sync.fetch.path: {event.event_id} has no value"
     assert outcome.calls == ()
 
 
@@ -182,4 +182,4 @@ def test_routes_share_the_client_of_their_endpoint(world: World) -> None:
     config = world.config(SYNC)
     both = {**config.routes, "again": msgspec.structs.replace(config.routes["user-to-crm"], name="again")}
     made: Any = destinations.build(msgspec.structs.replace(config, routes=both))
-    assert made["again"]._destination is made["user-to-crm"]._destination
+    assert made["again"].destination is made["user-to-crm"].destination

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -71,6 +73,10 @@ def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: py
 
     for name in re.findall(r'"env:(\w+)"', example):
         monkeypatch.setenv(name, "https://example.com" if "URL" in name else "secret")
+    functions: dict[str, ModuleType] = {}
+    for module, name in re.findall(r'(?:function|transform) = "([\w.]+):(\w+)"', example):
+        setattr(functions.setdefault(module, ModuleType(module)), name, lambda *_: None)
+        monkeypatch.setitem(sys.modules, module, functions[module])
     parsed = config_file.parse(example)
     crm = msgspec.structs.replace(parsed.destinations["crm"], ca_file=None)
     destinations.build(msgspec.structs.replace(parsed, destinations={**parsed.destinations, "crm": crm}))

@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.schema import CreateTable
 
 from docs.blocks.commands import relay_commands
+from docs.blocks.configuration import config_keys
 from inbox.db.dialect import sqlite_functions
 from inbox.db.schema import metadata
 from relay.lifecycle import State, Step
@@ -86,10 +87,9 @@ def words_of_the_schema() -> set[str]:
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/states.md", "docs/schema.md", "CHANGELOG.md"])
 def test_every_table_and_column_that_is_named_exists(page: str) -> None:
-    tables, words = (
-        columns(),
-        words_of_the_schema() | {*State, *Step, "blocks_lane", "crash_loop", "error_class", "key_parts"},
-    )
+    keys = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
+    said = {*State, *Step, *keys, "blocks_lane", "crash_loop", "error_class", "key_parts"}
+    tables, words = columns(), words_of_the_schema() | said
     for code in _CODE.findall(re.sub(r"<!-- generated.*?<!-- end -->", "", prose(page), flags=re.DOTALL)):
         if match := re.fullmatch(r"([a-z_]+)\.([a-z_]+)", code):
             assert code == "inbox.toml" or match[2] in tables.get(match[1], set()), f"{page} names {code}"

@@ -12,12 +12,10 @@ import uvicorn
 from falcon.testing import ASGIConductor, Result
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from inbox.app import create_app
-from inbox.clock import SystemClock
+from inbox.app import app_of
 from inbox.config import Config
 from inbox.db import engine as engines
 from inbox.serve import Worker
-from inbox.writer import GroupCommit
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, a_config, body
 
@@ -50,15 +48,8 @@ class Receiver:
 @contextlib.asynccontextmanager
 async def receiving(config: Config) -> AsyncIterator[Receiver]:
     """The receiver from its start to its end, inside the running event loop."""
-    async with ASGIConductor(_app(config)) as conductor:
+    async with ASGIConductor(app_of(config)) as conductor:
         yield Receiver(conductor)
-
-
-def _app(config: Config) -> Any:  # noqa: ANN401  # an ASGI app
-    def open_writer() -> GroupCommit:
-        return GroupCommit(engines.connect_async(config.database.url, application="inbox-receiver"), SystemClock())
-
-    return create_app(config, open_writer, SystemClock())
 
 
 def async_engine(database_url: str) -> AsyncEngine:
@@ -76,7 +67,7 @@ def served(database_url: str) -> Iterator[int]:
         "timeout_graceful_shutdown": 3,
     }
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(_app(a_config(database_url)), **settings))
+        server = uvicorn.Server(uvicorn.Config(app_of(a_config(database_url)), **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

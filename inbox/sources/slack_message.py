@@ -1,0 +1,205 @@
+"""Messages as programs send them to Slack's incoming webhooks: for what can tell of changes in a chat and nowhere else.
+
+`{"text": …, "attachments": […], "blocks": […]}` as JSON, or as the field `payload` of a form, the older way. A source's
+`pattern`, a regular expression, finds the entity in all text of a message: its group `id`, and `type` and `event_type` where
+it has them. A message in which it finds nothing is kept as an event of no entity, with the event type `message`.
+
+Slack answers these senders `200 ok`. They look at the status alone, so our 200 with JSON is as good; a Slack library that
+reports the answer's body will report that JSON.
+
+**What makes two requests one event.** A message has no id and no time of its own. Its bytes alone won't do: a program that
+says the same an hour later means another change. Its time of arrival won't do: a sender that got no answer repeats itself.
+So the key is the message's SHA-256 and the five minutes in which it came. Senders that repeat do so within seconds, at most
+a minute or two, and nearly all of these repeats fall into the same five minutes; one that falls just behind their end is
+delivered twice, which at-least-once allows. Longer spans would take more real changes for repeats, and that loses them. A
+sender that gives an `Idempotency-Key` or a `Webhook-Id` says itself what is a repeat; then that is the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import parse_qsl
+
+from inbox import timestamps
+from inbox.config import NoAuth, Source
+from inbox.errors import InvalidEvent, Unreadable
+from inbox.event import Action, Identity, RawRequest
+from inbox.sources.base import LONGEST_ID, LONGEST_TYPE, Preset, Read, dedup_part, json_object
+
+NAME = "slack-message"
+FORM = "application/x-www-form-urlencoded"
+SEARCHED = 16 * 1024
+"""Characters of a message that the pattern looks at: the time that a bad pattern takes grows with their square, or worse."""
+SAME_WITHIN_NS = 300 * 1_000_000_000
+WITHOUT_ENTITY = "message"
+"""The event type of a message that names none."""
+
+_GROUPS = ("id", "type", "event_type")
+_CONTENT = ("text", "attachments", "blocks")
+_TEXTS = frozenset({"text", "fallback", "pretext", "title", "title_link", "value", "url", "footer"})
+"""Members of attachments and blocks, at any depth, that hold text or a link."""
+_KEY_HEADERS = ("idempotency-key", "webhook-id")
+_FIELDS_AT_MOST = 100
+_NUL = "\x00"
+
+_ACTIONS: Mapping[str, Action] = {
+    "create": "create",
+    "created": "create",
+    "added": "create",
+    "update": "update",
+    "updated": "update",
+    "edited": "update",
+    "changed": "update",
+    "delete": "delete",
+    "deleted": "delete",
+    "removed": "delete",
+}
+
+
+def compiled(pattern: str | None, entity_type: str | None) -> re.Pattern[str] | None:
+    """The pattern of a source, ready to search; None when it has none.
+
+    Raises:
+        ValueError: it is no regular expression, its groups are not those that are read, or no type goes with the id.
+    """
+    if pattern is None:
+        if entity_type is not None:
+            raise ValueError("is missing, and entity_type is of no use without it")
+        return None
+    try:
+        found = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
+    unknown = sorted(set(found.groupindex) - set(_GROUPS))
+    if unknown:
+        raise ValueError(f"has a group {unknown[0]!r}; those that are read are {', '.join(_GROUPS)}")
+    if "id" not in found.groupindex:
+        raise ValueError("needs a group (?P<id>…) that finds the entity's id")
+    if "type" not in found.groupindex and entity_type is None:
+        raise ValueError("needs a group (?P<type>…), or an entity_type beside it")
+    return found
+
+
+def reader(source: Source) -> Read:
+    """What reads the messages of `source`.
+
+    Raises:
+        ValueError: as `compiled`.
+    """
+    pattern = compiled(source.pattern, source.entity_type)
+
+    def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+        message = _message(raw)
+        entity = _entity(pattern, message, source.entity_type)
+        entity_type, entity_id, event_type = entity or (None, None, WITHOUT_ENTITY)
+        return (
+            Identity(
+                entity_type=entity_type,
+                entity_id=entity_id,
+                event_type=event_type,
+                action=_ACTIONS.get(event_type.casefold(), "other"),
+                occurred_ns=timestamps.to_nanoseconds(raw.received_at),
+                key_parts=_key(raw) if dedup is None else tuple(dedup_part(message, field) for field in dedup),
+                key_has_time=False,
+            ),
+        )
+
+    return read
+
+
+def texts(message: Mapping[str, object]) -> Iterator[str]:
+    """All text of a message, as a reader sees it: its own, then that of attachments and blocks from top to bottom."""
+    text = message.get("text")
+    if isinstance(text, str):
+        yield _unescaped(text)
+    for content in ("attachments", "blocks"):
+        yield from _inside(message.get(content))
+
+
+def _inside(value: object) -> Iterator[str]:
+    """Strict JSON is nested 64 levels deep at most, so this is too."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _inside(item)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            if isinstance(inner, str):
+                if name in _TEXTS:
+                    yield _unescaped(inner)
+            else:
+                yield from _inside(inner)
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
+def _searched(message: Mapping[str, object]) -> str:
+    parts, length = [], 0
+    for text in texts(message):
+        parts.append(text)
+        length += len(text) + 1
+        if length > SEARCHED:
+            break
+    return "\n".join(parts)[: SEARCHED + 1]
+
+
+def _entity(
+    pattern: re.Pattern[str] | None, message: Mapping[str, object], entity_type: str | None
+) -> tuple[str, str, str] | None:
+    """The type, the id and the event type; None when the message names no entity, or in a way that can't be stored."""
+    text = _searched(message)
+    match = None if pattern is None else pattern.search(text, 0, SEARCHED)
+    if match is None or match.end() == SEARCHED < len(text):  # half of an id is another entity's
+        return None
+    found = match.groupdict()
+    kind, identifier = found.get("type") or entity_type, found["id"]
+    event_type = found.get("event_type") or WITHOUT_ENTITY
+    if not kind or not identifier or _NUL in f"{kind}{identifier}{event_type}":
+        return None
+    if len(identifier) > LONGEST_ID or len(kind) > LONGEST_TYPE or len(event_type) > LONGEST_TYPE:
+        return None
+    return kind, identifier, event_type
+
+
+def _message(raw: RawRequest) -> dict[str, object]:
+    body = raw.body
+    if raw.content_type == FORM:
+        body = _payload(body)
+    message = json_object(body)
+    if not any(name in message for name in _CONTENT):
+        raise InvalidEvent("text is missing, and so are attachments and blocks", field="text")
+    return message
+
+
+def _payload(body: bytes) -> bytes:
+    try:
+        fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_AT_MOST)
+    except ValueError:  # not UTF-8, or too many fields
+        raise Unreadable("the form can't be read", field="payload") from None
+    values = [value for name, value in fields if name == "payload"]
+    if len(values) != 1:
+        raise InvalidEvent(f"payload is {'missing' if not values else 'there several times'}", field="payload")
+    return values[0].encode()
+
+
+def _key(raw: RawRequest) -> tuple[str, ...]:
+    """It begins with the time in fixed width, so that the index grows at its right edge."""
+    for name in _KEY_HEADERS:
+        if given := raw.headers.get(name):
+            return (name, hashlib.sha256(given.encode("utf-8", "surrogatepass")).hexdigest())
+    received = timestamps.to_nanoseconds(raw.received_at)
+    return (
+        timestamps.fixed_width(received - received % SAME_WITHIN_NS),
+        hashlib.sha256(raw.body).hexdigest(),
+    )
+
+
+PRESET = Preset(
+    name=NAME,
+    read=reader(Source(preset=NAME, auth=NoAuth())),
+    reader=reader,
+    media_types=frozenset({"application/json", FORM}),
+)

@@ -1,0 +1,106 @@
+"""What an attempt of a sync route would change: it asks both sides and maps, as an attempt does, and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn
+
+import msgspec
+
+from inbox.errors import MappingError
+from relay.destinations.base import Context
+from relay.destinations.sync import NO_HEADERS, Attempt, Ended, Sync
+from relay.mapping import CallPlan
+from relay.outcome import Delivery, Failed, Outcome, Step
+from relay.rules import REFETCH_AFTER
+
+Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
+
+
+class FieldChange(msgspec.Struct, frozen=True):
+    """One field of a counterpart: as it is, and as it would be."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """What would be done for one entity."""
+
+    route: str
+    entity_type: str | None
+    entity_id: str | None
+    change: Change
+    fields: tuple[FieldChange, ...] = ()
+    why: str | None = None
+    """When there is nothing to do, or it can't be told."""
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether both sides agree."""
+        return self.change == "none"
+
+
+def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
+    """What an attempt for this event would change now. It waits for no replica, and counts no 404 as a delay."""
+    asked = msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
+    attempt = _Dry(sync.plan, sync.api, sync.destination, asked, context)
+
+    def told(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
+        return Preview(delivery.route, delivery.entity_type, delivery.entity_id, change, fields, why)
+
+    try:
+        outcome: Outcome = attempt.run()
+    except _Planned as planned:
+        return (
+            told("none") if planned.change == "update" and not planned.fields else told(planned.change, planned.fields)
+        )
+    except Ended as end:
+        outcome = end.outcome
+    except MappingError as error:
+        return told("failed", why=str(error))
+    if isinstance(outcome, Failed):
+        return told("failed", why=outcome.error)
+    return told("none", why=getattr(outcome, "why", None))
+
+
+class _Planned(Exception):
+    """The attempt would write now."""
+
+    def __init__(self, change: Change, fields: tuple[FieldChange, ...]) -> None:
+        super().__init__()
+        self.change = change
+        self.fields = fields
+
+
+class _Dry(Attempt):
+    """An attempt that stops before it writes."""
+
+    def may_be_behind(self) -> bool:
+        """Nobody comes again later."""
+        return False
+
+    def write(
+        self,
+        step: Step,
+        call: CallPlan,  # noqa: ARG002  # as the base class has it
+        fields: dict[str, Any] | None,
+        body: bytes | None,  # noqa: ARG002
+        headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
+    ) -> NoReturn:
+        """Say what would be changed instead.
+
+        Raises:
+            _Planned: always.
+        """
+        if step == "delete":
+            raise _Planned("delete", ())
+        if fields is None:
+            raise _Planned("deactivate", ())
+        target = self.scope["target"] if step == "update" else None
+        known: Mapping[str, Any] = target if isinstance(target, dict) else {}
+        changed = tuple(
+            FieldChange(name, known.get(name), value) for name, value in fields.items() if known.get(name) != value
+        )
+        raise _Planned("create" if step == "create" else "update", changed)

@@ -1,0 +1,73 @@
+"""A message for each event, as Slack's incoming webhooks take it, and those that do as Slack does.
+
+Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`, and the errors: 400
+`invalid_payload`, 403 `action_prohibited`, 404 `channel_not_found` and `no_service`, 410 `channel_is_archived`) and
+https://docs.slack.dev/messaging/formatting-message-text (`&`, `<` and `>` are escaped). The errors come with statuses
+that mean here what they mean everywhere, so their words are for the log alone.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from inbox.config import Route, SlackDestination
+from inbox.errors import MappingError
+from relay import mapping
+from relay.destinations.base import Caller, Clients, Context
+from relay.endpoint import header_value
+from relay.expressions import Expression, Scope, Template, encode
+from relay.http import Request
+from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
+
+
+class Message(Template):
+    """A message's text: what is put into it is escaped, so that it can't mention everybody or hide a link."""
+
+    def _text(self, expression: Expression, scope: Scope) -> str:
+        return super()._text(expression, scope).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+class Slack:
+    """The deliverer of one route to a slack destination."""
+
+    def __init__(self, client: Caller, message: Message) -> None:
+        self._client = client
+        self._message = message
+
+    def deliver(self, delivery: Delivery, context: Context) -> Outcome:
+        """One POST: any 2xx is success."""
+        if delivery.body is None:
+            return Skipped((), "the event's body was erased")
+        try:
+            text = self._message.expand({"event": mapping.event_scope(delivery)})
+            body = encode({"text": text})
+        except MappingError as error:
+            return Failed((), "mapping", str(error))
+        except UnicodeEncodeError:
+            return Failed((), "mapping", f"{self._message.where}: the text holds half of a character")
+        headers = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": f"{delivery.route}-{delivery.seq}-{delivery.run}",
+        }
+        if delivery.traceparent is not None:
+            headers["Traceparent"] = header_value(delivery.traceparent)
+        answer = self._client.call(Request("forward", "POST", headers, body=body), context)
+        calls = (answer.call,)
+        return Delivered(calls, "forwarded") if answer.error_class is None else answer.failed(calls)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._client.close()
+
+
+def build(route: Route, destination: SlackDestination, clients: Clients) -> Slack:  # noqa: ARG001  # as every kind's
+    """The deliverer of `route`.
+
+    Raises:
+        ConfigError: the URL or the template can't be used.
+    """
+    url = destination.url.reveal()
+    path = urlsplit(url).path
+    secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's hook is its secret, most of all its end
+    client = clients.destination(destination, url, secrets=secrets, shown_path="/…")
+    return Slack(client, Message(destination.text, f"destinations.{destination.name}.text", {"event"}))

@@ -1,0 +1,92 @@
+"""The entities that a route has heard of, each by its newest event."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, as_json
+from inbox.routing import possible_lanes
+from inbox.timestamps import as_time, time_text
+from relay.outcome import Delivery
+from relay.store.database import Database
+
+Place = tuple[str, str]
+"""Type and id: pages go by them."""
+FIRST: Place = ("", "")
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """Which entities."""
+
+    source: str
+    route: str
+    entity_type: str | None = None
+    entity_id: str | None = None
+    since: datetime | None = None
+    """Of which something arrived since."""
+
+
+def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
+    """The newest events of the next entities beyond this place: as if each were delivered now.
+
+    Those whose newest event did not take the route are among them: what they are now may concern it all the same.
+    """
+    with database.read() as transaction:
+        rows = transaction.execute(
+            _newest(database.sql),
+            source=chosen.source,
+            entity_type=chosen.entity_type,
+            entity_id=chosen.entity_id,
+            since=None if chosen.since is None else time_text(chosen.since),
+            after_type=after[0],
+            after_id=after[1],
+            most=most,
+        )
+    return [_delivery(row, chosen.route) for row in rows]
+
+
+def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result row
+    return Delivery(
+        seq=event.seq,
+        route=route,
+        lane=min(possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key="")),
+        attempt=1,
+        run=0,
+        lease_token=0,
+        source=event.source,
+        entity_type=event.entity_type,
+        entity_id=event.entity_id,
+        event_type=event.event_type,
+        action=event.action,
+        event_id=event.event_id,
+        occurred_at=as_time(event.occurred_at),
+        received_at=as_time(event.received_at),
+        content_type=event.content_type,
+        headers=as_json(event.headers) or {},
+        body=event.body,
+    )
+
+
+@cache
+def _newest(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT i.seq, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at,
+       i.content_type, i.headers, i.body
+FROM (
+    SELECT entity_type, entity_id, max(seq) AS seq
+    FROM inbox
+    WHERE source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL
+      AND (entity_type, entity_id) > (:after_type, :after_id)
+      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
+      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
+    GROUP BY entity_type, entity_id
+    ORDER BY entity_type, entity_id
+    LIMIT :most) newest
+JOIN inbox i ON i.seq = newest.seq
+ORDER BY i.entity_type, i.entity_id
+""")

@@ -1,0 +1,112 @@
+"""Bearer tokens by client credentials (RFC 6749 §4.4): got when they are needed, kept, and renewed before they end."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from time import monotonic
+from typing import Any
+
+import msgspec
+from oauthlib.oauth2 import BackendApplicationClient, OAuth2Error
+
+from inbox.config import ApiOauth2
+from relay.answer import Answer, Redactor
+from relay.http import HttpClient, Limits, Request
+
+RENEWED_BEFORE_SECONDS = 30.0
+"""So long before its end a token is not used any more: the call may take its time."""
+TRUSTED_SECONDS = 300.0
+"""How long a token is kept whose answer does not say how long it lasts."""
+
+
+class Token(msgspec.Struct, frozen=True):
+    """One token; `until` is monotonic."""
+
+    value: str
+    until: float
+
+
+class TokenClient:
+    """Calls an endpoint with a token, as `HttpClient` does without. Any thread may use it; one at a time gets a token."""
+
+    def __init__(self, calls: HttpClient, tokens: HttpClient, auth: ApiOauth2) -> None:
+        """`tokens` calls the token URL."""
+        self._calls = calls
+        self._tokens = tokens
+        self._client_id, self._client_secret = auth.client_id.reveal(), auth.client_secret.reveal()
+        self._scope = auth.scope
+        self._in_body = auth.credentials == "body"
+        self._lock = threading.Lock()
+        self._token: Token | None = None
+
+    def call(self, request: Request, limits: Limits) -> Answer:
+        """As `HttpClient.call`. What is wrong with the token URL is told as this call's own failure.
+
+        A call that is answered 401 is made once more with a new token: the one at hand may have been revoked.
+        """
+        token = self._present(request, limits)
+        if isinstance(token, Answer):
+            return token
+        answer = self._call(request, token, limits)
+        if answer.call.status != _UNAUTHORISED:
+            return answer
+        self._forget(token)
+        token = self._present(request, limits)
+        return token if isinstance(token, Answer) else self._call(request, token, limits)
+
+    def close(self) -> None:
+        """Close the idle connections. The client can still be used."""
+        self._calls.close()
+        self._tokens.close()
+
+    def _call(self, request: Request, token: Token, limits: Limits) -> Answer:
+        authorised = {**request.headers, "Authorization": f"Bearer {token.value}"}
+        answer = self._calls.call(msgspec.structs.replace(request, headers=authorised), limits)
+        if answer.call.excerpt is None:
+            return answer
+        masked = Redactor([token.value]).excerpt(answer.call.excerpt.encode())
+        return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
+
+    def _present(self, request: Request, limits: Limits) -> Token | Answer:
+        with self._lock:
+            if self._token is None or monotonic() >= self._token.until:
+                found = self._ask(request, limits)
+                if isinstance(found, Answer):
+                    return found
+                self._token = found
+            return self._token
+
+    def _forget(self, token: Token) -> None:
+        with self._lock:
+            if self._token is token:
+                self._token = None
+
+    def _ask(self, request: Request, limits: Limits) -> Token | Answer:
+        client = BackendApplicationClient(self._client_id)  # told no scope, it takes an answer with another one (§3.3)
+        secrets: dict[str, Any] = (
+            {"include_client_id": True, "client_secret": self._client_secret} if self._in_body else {}
+        )
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+        if not self._in_body:
+            both = f"{self._client_id}:{self._client_secret}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(both).decode()}"
+        body = client.prepare_request_body(scope=self._scope, **secrets).encode()
+        answer = self._tokens.call(Request(request.step, "POST", headers, body=body), limits)
+        if answer.error_class is not None:
+            return _failed(answer, answer.call.error or f"answered {answer.call.status}")
+        try:
+            token = client.parse_request_body_response(answer.body.decode("utf-8", "replace"))
+            value, lasts = str(token["access_token"]), float(token.get("expires_in") or TRUSTED_SECONDS)
+        except (OAuth2Error, ValueError, KeyError, TypeError, AttributeError):  # the last for JSON that is no object
+            return msgspec.structs.replace(_failed(answer, "the answer holds no token"), error_class="bad_answer")
+        return Token(value, monotonic() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2))
+
+
+_UNAUTHORISED = 401
+
+
+def _failed(answer: Answer, why: str) -> Answer:
+    """The same, told so that it is seen that the token is meant; what was answered may hold a secret."""
+    call = msgspec.structs.replace(answer.call, error=f"no token: {why}", excerpt=None)
+    return msgspec.structs.replace(answer, call=call, body=b"")

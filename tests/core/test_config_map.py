@@ -1,0 +1,136 @@
+"""Mistakes in the map of a sync route that the file's reader tells, to the receiver and the relay alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from inbox.config_file import parse
+from inbox.config_sync import MapField
+from inbox.errors import ConfigError, gathered
+
+FILE = """\
+[sources.trivore]
+preset = "trivore"
+auth = { kind = "none" }
+[apis.identity]
+base_url = "https://id.example.com"
+[destinations.crm]
+kind = "sync"
+base_url = "https://crm.example.com"
+[routes.users]
+source = "trivore"
+destination = "crm"
+[routes.users.sync]
+fetch = { api = "identity", path = "/user/{event.entity_id}" }
+update = { path = "/contacts/{event.entity_id}" }
+missing = "skip"
+gone = "skip"
+OPTIONS
+[routes.users.sync.map]
+FIELDS
+"""
+
+
+def file(fields: str = 'x = "entity.x"', options: str = "") -> str:
+    return FILE.replace("OPTIONS", options).replace("FIELDS", fields)
+
+
+def test_a_text_and_a_table_are_both_a_field() -> None:
+    sync = parse(file('x = "entity.x"\ny = { from = "entity.y", cast = "int", default = 0 }')).routes["users"].sync
+    assert sync is not None
+    assert sync.map == {"x": "entity.x", "y": MapField(expression="entity.y", cast="int", default=0)}
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("x = 7", "x: expected text in quotes or a table, got a number"),
+        ('x = ["entity.x"]', "x: expected text in quotes or a table, got a list"),
+        ('x = { form = "entity.x" }', "x.form: unknown key; did you mean 'from'?"),
+        ('x = { expression = "entity.x" }', "x.expression: unknown key"),
+        ("x = { from = 7 }", "x.from: expected text in quotes, got a number"),
+        ("x = {}", "x: a field takes one of from, value and function; this has none of them"),
+        ('x = { from = "entity.x", value = 0 }', "one of from, value and function; this has from and value"),
+        ('x = { from = "entity.x", function = "a:b" }', "one of from, value and function; this has from and function"),
+        ('x = { value = 1, cast = "int" }', "x.value: is sent as it is, so that no other key has a meaning beside it"),
+        ("x = { value = 1, required = true }", "x.value: is sent as it is"),
+        ("x = { value = nan }", "x.value: JSON has no nan"),
+        ("x = { value = { a = [1, inf] } }", "x.value.a[1]: JSON has no inf"),
+        ('x = { from = "entity.x", default = -inf }', "x.default: JSON has no -inf"),
+        ('x = { from = "entity.x", lookup = { a = nan } }', "x.lookup.a: JSON has no nan"),
+        ('x = { from = "entity.x", lookup = {} }', "x.lookup: must not be empty"),
+        ('x = { from = "entity.x", lookup = ["a"] }', "x.lookup: expected a table, got a list"),
+        ('x = { from = "entity.x", cast = "integer" }', "x.cast: 'integer' is not one of bool, date, datetime, float"),
+        ('x = { from = "entity.x", required = "yes" }', "x.required: expected true or false, got text"),
+        ('x = { from = "entity.x", required = true, default = 0 }', "x.required: has no meaning beside a default"),
+        ('x = { function = "package.module" }', "x.function: expected package.module:function, got 'package.module'"),
+        ('x = { function = "a:b:c" }', "x.function: expected package.module:function"),
+        ('x = { function = ".a:b" }', "x.function: expected package.module:function"),
+        ('x = { from = "entity.x", read = "%Y-%m-%d" }', 'x.read: is about dates; add cast = "date"'),
+        ('x = { from = "entity.x", cast = "int", write = "%Y" }', 'x.write: is about dates; add cast = "date"'),
+        ('x = { from = "entity.x", cast = "date", read = "%Q" }', "x.read: '%Q' has %Q; valid here: %% %A %B"),
+        ('x = { from = "entity.x", cast = "date", write = "%Y %" }', "x.write: '%Y %' has %; valid here"),
+        ('x = { from = "entity.x", cast = "date", write = "%s" }', "x.write: '%s' has %s; valid here"),
+        ('x = { from = "entity.x", cast = "date", read = "%d.%m." }', "x.read: '%d.%m.' must name a day with its year"),
+        ('x = { from = "entity.x", cast = "date", read = "%d.%Y" }', "x.read: '%d.%Y' must name a day"),
+        ('x = { from = "entity.x", cast = "date", read = "%Y-%m-%d %d" }', "must name a day with its year, once"),
+    ],
+)
+def test_a_mistake_in_a_field_is_told_with_its_place(field: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(file(field))
+    assert str(caught.value).startswith("inbox.toml:19: [routes.users.sync.map] ")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "expected"),
+    [
+        ("", "", "inbox.toml:18: [routes.users.sync.map]: at least one field must be mapped, or a transform given"),
+        ('x = "entity.x"', 'transform = "a"', "inbox.toml:17: [routes.users.sync] transform: expected package.module:"),
+        (
+            'phone = "entity.x"',
+            'clear_when_absent = ["fone"]',
+            "inbox.toml:17: [routes.users.sync] clear_when_absent: 'fone' is not a field of the map; did you mean 'phone'?",
+        ),
+        ("x = { value = 1 }", 'clear_when_absent = ["x"]', "clear_when_absent: 'x' always has a value, or is an error"),
+        ('x = { from = "entity.x", required = true }', 'clear_when_absent = ["x"]', "'x' always has a value"),
+        ('x = { from = "entity.x", default = 0 }', 'clear_when_absent = ["x"]', "'x' always has a value"),
+    ],
+)
+def test_a_mistake_about_the_map_is_told_with_its_place(fields: str, options: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(file(fields, options))
+    assert expected in str(caught.value)
+
+
+def test_with_a_transform_the_map_may_be_empty_or_missing_and_any_field_cleared() -> None:
+    text = file("", 'transform = "our.module:finish"\nclear_when_absent = ["anything"]')
+    for each in (text, text.replace("[routes.users.sync.map]\n", "")):
+        sync = parse(each).routes["users"].sync
+        assert sync is not None
+        assert (sync.map, sync.transform) == ({}, "our.module:finish")
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(file('x = {}\ny = { from = "entity.y", read = "%Q" }\nz = { function = "f" }', 'transform = "t"'))
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
+        "[routes.users.sync.map] x",
+        "[routes.users.sync.map] y.read",
+        "[routes.users.sync.map] y.read",
+        "[routes.users.sync.map] z.function",
+        "[routes.users.sync] transform",
+    ]
+
+
+def test_what_several_parts_complain_of_is_told_once() -> None:
+    def fail() -> None:
+        raise ConfigError("a: is wrong\nb: is wrong")
+
+    def also() -> None:
+        raise ConfigError("c: is wrong\nb: is wrong")
+
+    with pytest.raises(ConfigError) as caught:
+        gathered({"x": fail, "y": also})
+    assert str(caught.value).splitlines() == ["a: is wrong", "b: is wrong", "c: is wrong"]

@@ -1,0 +1,209 @@
+"""How a counterpart is changed: in which format, only if nobody else has changed it, and only if there is anything new."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from inbox.errors import ConfigError, MappingError
+from relay.outcome import Delivered, Failed, Unchanged
+from relay.patches import changes
+from tests.destinations.scripted import ScriptedServer, answer, serving
+from tests.destinations.syncing import DELIVERY, FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, World, changed
+
+FIELDS = {"name": "Ada", "phone": None, "tags": ["a"], "a/b~c": 1}
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with serving() as server:
+        yield World(server)
+
+
+def sent(server: ScriptedServer) -> tuple[str, object]:
+    """The content type and the body of the last request."""
+    last = server.seen[-1]
+    return last.headers["content-type"], json.loads(last.body)
+
+
+def formatted(form: str) -> str:
+    return changed(
+        'update = { path = "/contacts/{target.id}" }', f'update = {{ path = "/contacts/{{target.id}}", {form} }}'
+    )
+
+
+# --- formats
+
+
+def test_a_merge_patch_takes_a_field_away_by_a_null(world: World) -> None:
+    world.deliver()
+    assert sent(world.server) == (
+        "application/merge-patch+json",
+        {"name": "Ada", "phone": None, "external_id": "u1"},
+    )
+
+
+def test_a_json_patch_adds_or_replaces_and_removes_only_what_is_there(world: World) -> None:
+    sync = formatted('format = "json-patch"')
+    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "phone": "+44"}]}))
+    assert sent(world.server) == (
+        "application/json-patch+json",
+        [
+            {"op": "add", "path": "/name", "value": "Ada"},
+            {"op": "remove", "path": "/phone"},
+            {"op": "add", "path": "/external_id", "value": "u1"},
+        ],
+    )
+    world.deliver(sync=sync)
+    assert "remove" not in str(sent(world.server))
+
+
+def test_a_form_holds_texts(world: World) -> None:
+    world.deliver(sync=formatted('format = "form", method = "POST"'), acts=None, update=answer())
+    last = world.server.seen[-1]
+    assert last.headers["content-type"] == "application/x-www-form-urlencoded"
+    assert last.body == b"name=Ada&phone=&external_id=u1"
+
+
+def test_what_a_form_can_not_hold_is_a_mapping_error_that_names_the_field() -> None:
+    assert changes("form", {"a": True, "b": 1.5, "c": "ä &"}, None, "x") == b"a=true&b=1.5&c=%C3%A4+%26"
+    with pytest.raises(MappingError) as caught:
+        changes("form", FIELDS, None, "routes.r.sync.update")
+    assert "tags" in str(caught.value)
+
+
+def test_names_in_a_json_patch_are_escaped_and_nothing_to_say_is_nothing_to_send() -> None:
+    body = changes("json-patch", FIELDS, {}, "x")
+    assert body is not None
+    assert json.loads(body)[-1] == {"op": "add", "path": "/a~1b~0c", "value": 1}
+    assert changes("json-patch", {"phone": None}, {"id": "c1"}, "x") is None
+
+
+# --- only if nobody else has changed it
+
+
+def test_the_version_that_was_found_is_sent_along(world: World) -> None:
+    sync = formatted('if_match = "target.version"')
+    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "version": 7}]}))
+    assert world.server.seen[-1].headers["if-match"] == "7"
+
+
+def test_the_etag_of_what_was_found_is_a_version_too(world: World) -> None:
+    sync = formatted('if_match = "etag"')
+    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1"}]}, etag='"abc"'))
+    assert world.server.seen[-1].headers["if-match"] == '"abc"'
+    world.deliver(sync=sync)
+    assert "if-match" not in world.server.seen[-1].headers, "there was none"
+
+
+def test_when_somebody_else_was_faster_all_is_looked_at_again(world: World) -> None:
+    outcome = world.deliver(sync=formatted('if_match = "etag"'), update=answer(412))
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "conflict", "tried again at once, from the fetch on"
+
+
+def test_without_a_find_there_is_no_version(world: World) -> None:
+    sync = formatted('if_match = "etag"').replace("{target.id}", "{event.entity_id}")
+    sync = "\n".join(line for line in sync.splitlines() if "find =" not in line)
+    with pytest.raises(ConfigError, match=r"update\.if_match: without a find table there is no version to match"):
+        world.deliver(sync=sync)
+
+
+# --- only if there is anything new
+
+
+def test_what_was_sent_last_is_not_sent_again_where_the_route_says_so(world: World) -> None:
+    first = world.deliver(sync=f"skip_unchanged = true\n{SYNC}")
+    assert isinstance(first, Delivered)
+    again = msgspec.structs.replace(DELIVERY, run=0, applied_hash=first.applied_hash)
+    before = len(world.server.seen)
+    outcome = world.deliver(again, sync=f"skip_unchanged = true\n{SYNC}")
+    assert isinstance(outcome, Unchanged)
+    assert [call.step for call in outcome.calls] == ["fetch", "find"]
+    assert len(world.server.seen) == before + 2
+    assert isinstance(world.deliver(again), Delivered), "other routes send it all the same"
+
+
+def test_a_change_a_missing_counterpart_and_a_person_s_word_are_sent_all_the_same(world: World) -> None:
+    sync = f"skip_unchanged = true\n{SYNC}"
+    first = world.deliver(sync=sync)
+    assert isinstance(first, Delivered)
+    again = msgspec.structs.replace(DELIVERY, run=0, applied_hash=first.applied_hash)
+    changed_user = {"id": "u1", "name": "Grace"}
+    assert isinstance(world.deliver(again, sync=sync, fetch=answer(200, changed_user)), Delivered)
+    assert isinstance(world.deliver(again, sync=sync, find=NONE), Delivered)
+    assert isinstance(world.deliver(msgspec.structs.replace(again, run=1), sync=sync), Delivered)
+
+
+# --- gone
+
+
+def test_a_counterpart_can_be_marked_as_gone_instead_of_being_deleted(world: World) -> None:
+    body = 'body = { active = false, who = "{event.entity_id}" }'
+    sync = f'gone = "deactivate"\ndeactivate = {{ path = "/contacts/{{target.id}}", {body} }}\n{SYNC}'
+    outcome = world.deliver(SECOND, sync=sync, fetch=answer(404))
+    assert world.asked == [FETCH, FIND, UPDATE]
+    assert isinstance(outcome, Delivered)
+    assert outcome.did == "deactivated"
+    assert sent(world.server) == ("application/json", {"active": False, "who": "u1"})
+    assert REMOVE not in world.asked
+
+
+def test_to_mark_it_the_route_has_to_say_how(world: World) -> None:
+    with pytest.raises(ConfigError, match='gone = "deactivate" needs a deactivate table'):
+        world.deliver(sync=f'gone = "deactivate"\n{SYNC}')
+
+
+# --- what was fetched is older than its event
+
+
+def fresh(more: str = "") -> str:
+    return changed(
+        'path = "/user/{event.entity_id}" }', f'path = "/user/{{event.entity_id}}", tolerance = "1s"{more} }}'
+    )
+
+
+STALE = answer(200, {"id": "u1", "name": "Ada", "meta": {"lastModified": "2025-12-31T23:59:58.5Z"}})
+
+
+def test_an_entity_that_is_older_than_its_event_is_fetched_again_later(world: World) -> None:
+    outcome = world.deliver(sync=fresh(), fetch=STALE)
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, world.asked) == ("stale", [FETCH])
+
+
+def test_after_three_times_it_is_applied_all_the_same_and_marked(world: World) -> None:
+    waited = msgspec.structs.replace(DELIVERY, stale_before=3)
+    outcome = world.deliver(waited, sync=fresh(), fetch=STALE)
+    assert world.asked == [FETCH, FIND, UPDATE]
+    assert isinstance(outcome, Delivered)
+    assert outcome.stale_suspected
+
+
+@pytest.mark.parametrize(
+    ("sync", "modified"),
+    [
+        (SYNC, "2020-01-01T00:00:00Z"),
+        (fresh(), "2025-12-31T23:59:59Z"),
+        (fresh(), "2026-01-01T00:00:00Z"),
+        (fresh(), "2126-01-01T00:00:00Z"),
+        (fresh(), "yesterday"),
+        (fresh(', exempt = ["LOGIN", "UPDATE"]'), "2020-01-01T00:00:00Z"),
+        (fresh(', modified = "changed.at"'), "2020-01-01T00:00:00Z"),
+    ],
+)
+def test_what_is_fresh_enough_or_does_not_say_is_applied_at_once(world: World, sync: str, modified: str) -> None:
+    entity = {"id": "u1", "name": "Ada", "meta": {"lastModified": modified}}
+    outcome = world.deliver(sync=sync, fetch=answer(200, entity))
+    assert isinstance(outcome, Delivered)
+    assert not outcome.stale_suspected
+
+
+def test_the_place_of_its_last_change_can_be_named(world: World) -> None:
+    entity = {"id": "u1", "name": "Ada", "changed": {"at": "2020-01-01T00:00:00Z"}}
+    outcome = world.deliver(sync=fresh(', modified = "changed.at"'), fetch=answer(200, entity))
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "stale"

@@ -1,0 +1,74 @@
+"""The handler on docs/handlers.md, with the configuration beside it, in a real relay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from inbox import config_file
+from inbox.db import engine as engines
+from relay import destinations, handler
+from relay.rules import RULES
+from tests.docs.pages import PAGES, blocks
+from tests.helpers.evidence import facts
+from tests.helpers.processes import site
+from tests.helpers.receiver import receiving
+from tests.helpers.webhooks import TOKEN, body
+
+PAGE = PAGES["docs/handlers.md"].read_text(encoding="utf-8")
+(HANDLER,) = (block.text for block in blocks(PAGE) if block.info == "python")
+CONFIG, MESSAGES = (block.text for block in blocks(PAGE) if block.info == "toml")
+
+
+def receive(config: str, *payloads: bytes) -> None:
+    """Have a receiver take these in."""
+
+    async def send() -> None:
+        async with receiving(config_file.parse(config)) as receiver:
+            for payload in payloads:
+                answer = await receiver.post(payload)
+                assert answer.status_code == 200
+
+    asyncio.run(send())
+
+
+def test_the_example_does_what_it_says(
+    sqlite_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOK_TOKEN", TOKEN)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "handlers.py").write_text(HANDLER, encoding="utf-8")
+    config = f"[database]\nurl = {json.dumps(sqlite_database_url)}\n{CONFIG}"
+    receive(config, body("u1"), body("u2", eventType="DELETE"), body("u3", draft=True))
+    with site(tmp_path, config) as place:
+        relay = place.relay("--drain")
+        assert relay.ends(within=30) == 0, relay.output
+
+    engine = engines.connect(sqlite_database_url, application="tests")
+    assert sorted((fact["seq"], fact["kind"]) for fact in facts(engine)) == [
+        (1, "delivered"),
+        (2, "dead"),
+        (3, "attempt_failed"),
+    ]
+    engine.dispose()
+    assert (tmp_path / "changes.txt").read_text() == "USER u1 changed, to-ours-1-0\n"
+
+
+def test_every_exception_and_error_class_of_the_page_exists() -> None:
+    for name in handler.__all__:
+        assert f"`{name}" in PAGE
+    assert {"put_off", "given_up", "crashed", "unknown", "not_sent"} <= RULES.keys()
+
+
+def test_every_field_of_an_event_is_on_the_page() -> None:
+    assert [name for name in handler.Event.__struct_fields__ if f"`{name}`" not in PAGE] == []
+
+
+def test_the_example_of_messages_can_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLER, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CHAT_HOOK_URL", "https://hooks.example.com/services/x")
+    assert destinations.build(config_file.parse(MESSAGES)).keys() == {"to-ours", "to-chat"}

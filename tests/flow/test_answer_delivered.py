@@ -1,0 +1,151 @@
+"""A webhook that is answered by what became of it: delivered, given up, or not known yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from inbox.config import Config, Duration
+from inbox.errors import NotDelivered, StillOpen
+from inbox.receive import LONGEST_WAIT_SECONDS, patience_of
+from inbox.waiting import Waiting
+from relay.outcome import Failed
+from tests.helpers.filling import fill
+from tests.helpers.reading import count
+from tests.helpers.receiver import PROBLEM, Receiver, async_engine, receiving
+from tests.helpers.relaying import Scripted, Steps
+from tests.helpers.waiting import until_async
+from tests.helpers.webhooks import a_config, body, moment
+
+HOPELESS = Failed((), "mapping", "email: no value")
+
+
+@pytest.fixture
+def config(database_url: str) -> Config:
+    """The source's webhooks are answered by their outcome, within 300 ms; two may wait."""
+    plain = a_config(database_url)
+    waits = msgspec.structs.replace(
+        plain.sources["trivore"], answer="delivered", answer_timeout=Duration(0.3), answer_waiting=2
+    )
+    return msgspec.structs.replace(plain, sources={**plain.sources, "trivore": waits})
+
+
+@pytest.fixture
+async def patient(config: Config) -> AsyncIterator[Receiver]:
+    """The same, with a minute of patience."""
+    source = msgspec.structs.replace(config.sources["trivore"], answer_timeout=Duration(60))
+    async with receiving(msgspec.structs.replace(config, sources={**config.sources, "trivore": source})) as made:
+        yield made
+
+
+async def stored(engine: Engine, number: int = 1) -> None:
+    await until_async(lambda: count(engine, "inbox") == number, "it is stored")
+
+
+async def test_it_is_answered_when_it_is_delivered(patient: Receiver, steps: Steps, engine: Engine) -> None:
+    answer = asyncio.create_task(patient.post())
+    await stored(engine)
+    await asyncio.to_thread(steps.round)
+    told = await answer
+    assert (told.status_code, told.json) == (200, {"status": "delivered", "seq": 1})
+
+
+async def test_what_is_given_up_is_502_and_says_why(patient: Receiver, steps: Steps, engine: Engine) -> None:
+    steps.deliverer = Scripted([HOPELESS])
+    answer = asyncio.create_task(patient.post())
+    await stored(engine)
+    await asyncio.to_thread(steps.round)
+    told = await answer
+    assert (told.status_code, told.headers["content-type"]) == (502, PROBLEM)
+    assert told.json["title"] == "Stored, not delivered"
+    assert told.json["detail"] == "route everything: email: no value"
+
+
+async def test_a_retry_is_waited_for_and_when_time_runs_out_the_repeat_waits_for_the_same_event(
+    receiver: Receiver, steps: Steps, engine: Engine
+) -> None:
+    told = await receiver.post()
+    assert (told.status_code, told.headers["retry-after"]) == (503, "2")
+    assert told.json["title"] == "Stored, not delivered yet"
+    again = asyncio.create_task(receiver.post())
+    await until_async(lambda: count(engine, "repeated_request") == 1, "it came again")
+    await asyncio.to_thread(steps.round)
+    told = await again
+    assert (told.status_code, told.json) == (200, {"status": "delivered", "seq": 1})
+    assert count(engine, "inbox") == 1
+
+
+async def test_more_than_may_wait_are_told_at_once(patient: Receiver, steps: Steps, engine: Engine) -> None:
+    waiting = [asyncio.create_task(patient.post(body(f"u{n}", moment(n)))) for n in range(2)]
+    await stored(engine, 2)
+    await asyncio.sleep(0)
+    told = await patient.post(body("u9", moment(9)))
+    assert told.status_code == 503
+    assert "too many wait" in told.json["detail"]
+    assert count(engine, "inbox") == 3, "it is stored all the same"
+    await asyncio.to_thread(steps.round)
+    assert [(await answer).status_code for answer in waiting] == [200, 200]
+
+
+async def test_what_no_route_takes_is_done(receiver: Receiver) -> None:
+    told = await receiver.post(path="/webhooks/unrouted", headers={"Prefer": "wait=5"})
+    assert (told.status_code, told.json) == (200, {"status": "delivered", "seq": 1})
+
+
+async def test_an_answer_by_outcome_is_no_refusal(receiver: Receiver, engine: Engine) -> None:
+    assert (await receiver.post()).status_code == 503
+    assert (await receiver.post(b"{}")).status_code == 422
+    await until_async(lambda: count(engine, "rejected_request") == 1, "the refusal is kept")
+
+
+@pytest.mark.parametrize(
+    ("answer", "prefer", "patience"),
+    [
+        ("stored", None, None),
+        ("stored", "respond-async", None),
+        ("stored", "wait=5", 5),
+        ("stored", "respond-async, wait = 5;x=y", 5),
+        ("stored", "wait=9999", LONGEST_WAIT_SECONDS),
+        ("stored", "wait=soon", None),
+        ("stored", "wait=99999999", None),
+        ("delivered", None, 0.3),
+        ("delivered", "wait=5", 5),
+    ],
+)
+def test_one_request_may_ask_for_it(config: Config, answer: str, prefer: str | None, patience: float | None) -> None:
+    source = msgspec.structs.replace(config.sources["trivore"], answer=answer)
+    assert patience_of(source, prefer) == patience
+
+
+async def asked_for(database_url: str, seqs: list[int]) -> int:
+    """The statements that it takes when each of these is waited for, until time runs out."""
+    waiting = Waiting(async_engine(database_url))
+    waits = [waiting.delivered([seq], within=0.5, at_most=1000) for seq in seqs]
+    outcomes = await asyncio.gather(*waits, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {StillOpen}
+    await waiting.close()
+    return waiting.asked
+
+
+async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_url: str) -> None:
+    seqs = await asyncio.to_thread(fill, database_url, [(f"u{n}", moment(n)) for n in range(300)])
+    alone, all_of_them = await asked_for(database_url, seqs[:1]), await asked_for(database_url, seqs)
+    assert 0 < all_of_them <= alone + 2
+
+
+async def test_who_waits_when_the_receiver_stops_is_told(database_url: str) -> None:
+    seqs = await asyncio.to_thread(fill, database_url, [("u1", moment(1))])
+    waiting = Waiting(async_engine(database_url))
+    wait = asyncio.create_task(waiting.delivered(seqs, within=60, at_most=1))
+    await until_async(lambda: waiting.asked, "it is waited for")
+    await waiting.close()
+    with pytest.raises(StillOpen, match="stopping"):
+        await wait
+
+
+def test_the_errors_have_their_statuses() -> None:
+    assert (NotDelivered.status, StillOpen.status) == (502, 503)

@@ -1,0 +1,41 @@
+"""What a worker is told of a delivery besides its event, and what it makes of it."""
+
+from __future__ import annotations
+
+from relay.outcome import Delivered, Failed, Unchanged
+from relay.store.verify import verify
+from tests.store.conftest import FakeClock, Steps, an_event
+from tests.store.test_replay import CONFIG
+
+STALE = Failed((), "stale", "fetch: last changed before the event")
+BROKEN = Failed((), "server_error", "fetch: answered 503")
+HOPELESS = Failed((), "mapping", "email: no value")
+
+
+def test_how_often_what_was_fetched_was_older_than_the_event(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    known = []
+    for outcome in (STALE, BROKEN, STALE, STALE):
+        claimed = steps.attempt(outcome)
+        known.append((claimed.stale_before, claimed.attempt))
+        clock.advance(600)
+    assert known == [(0, 1), (1, 1), (1, 2), (2, 2)]
+    steps.facts_agree()
+
+
+def test_what_was_sent_last_for_its_lane(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
+    assert steps.attempt(Delivered((), "updated", applied_hash=b"\x01" * 32)).applied_hash is None
+    assert sorted([steps.claim().applied_hash or b"", steps.claim().applied_hash or b""]) == [b"", b"\x01" * 32]
+
+
+def test_one_that_had_nothing_to_send_has_ended_and_stands_for_the_dead_before_it(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    steps.attempt(HOPELESS, "latest")
+    steps.arrive(an_event(2, routes=["latest"]))
+    steps.attempt(Unchanged(()), "latest")
+    assert steps.states() == []
+    assert sorted(steps.kinds()) == [(1, "dead"), (1, "superseded"), (2, "unchanged")]
+    (row,) = steps.rows("SELECT state, attempts FROM delivery WHERE seq = 2")
+    assert row == {"state": "unchanged", "attempts": 1}
+    assert not [found for checked in verify(steps.database, CONFIG) for found in checked.differences]
