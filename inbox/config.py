@@ -181,6 +181,8 @@ class Endpoint(Table, frozen=True):
     """So many calls at most, all relays together; a second's worth, two at least, may go out at once."""
     proxy: str | None = None
     ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
     allow_private: bool = False
     allow_http: bool = False
     breaker: BreakerLimits = BreakerLimits()

@@ -171,18 +171,31 @@ class EndpointAdapter(HTTPAdapter):
         return response
 
 
-def tls_context(ca_file: str | None, where: str) -> ssl.SSLContext:
+def tls_context(
+    ca_file: str | None, where: str, cert_file: str | None = None, key_file: str | None = None
+) -> ssl.SSLContext:
     """A context that verifies, from TLS 1.2 on, trusting `ca_file` alone or else those of `requests`.
 
+    To a server that asks for it, it shows the certificate of `cert_file`, whose key is in `key_file` or there, too.
+
     Raises:
-        ConfigError: `ca_file` can't be read or holds no certificate; `where` names the table.
+        ConfigError: a file can't be read, or holds not what it should; `where` names the table.
     """
-    if ca_file is None:
+    if ca_file is None and cert_file is None and key_file is None:
         return _default_context()
     try:
-        return _context(ca_file)
+        context = _context(DEFAULT_CA_BUNDLE_PATH if ca_file is None else ca_file)
     except OSError as error:
         raise ConfigError(f"{where}: can't use ca_file {ca_file}: {error}") from None
+    if cert_file is None:
+        if key_file is not None:
+            raise ConfigError(f"{where}: key_file needs a cert_file, the certificate that the key is of")
+        return context
+    try:
+        context.load_cert_chain(cert_file, key_file, password="")  # none is asked for: nobody is there to type it
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: can't use cert_file {cert_file} and key_file {key_file}: {error}") from None
+    return context
 
 
 @functools.cache

@@ -86,7 +86,7 @@ def prepare(
         proxies=proxies,
         # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
         allow_private=endpoint.allow_private or bool(proxies),
-        tls=tls_context(endpoint.ca_file, where),
+        tls=tls_context(endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
         redactor=Redactor([*own, *secrets, *_query_values(parts.query), *_password(endpoint.proxy)]),
     )
 

@@ -31,7 +31,7 @@ def client_of(url: str, **options: Any) -> HttpClient:  # noqa: ANN401  # an End
 class Called:
     """A server with its acts, and a client of it."""
 
-    def __init__(self, stack: ExitStack, *acts: Act, tls: bool = False, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, stack: ExitStack, *acts: Act, tls: Any = False, **options: Any) -> None:  # noqa: ANN401
         self.server: ScriptedServer = stack.enter_context(serving(*acts, tls=tls))
         self.client = client_of(self.server.url, **options)
         stack.callback(self.client.close)

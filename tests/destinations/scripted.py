@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 CERTIFICATE = Path(__file__).with_name("localhost.pem")
 
@@ -93,7 +94,9 @@ def hundred_megabytes(_: ScriptedServer, connection: socket.socket) -> None:
 class ScriptedServer:
     """Meets each request with the next act, the last one again and again; `routes` have their own, by "GET /path"."""
 
-    def __init__(self, *acts: Act, tls: bool = False, routes: dict[str, list[Act]] | None = None) -> None:
+    def __init__(
+        self, *acts: Act, tls: bool | Literal["mutual"] = False, routes: dict[str, list[Act]] | None = None
+    ) -> None:
         self.seen: list[Seen] = []
         self.closing = threading.Event()
         self.arrived = threading.Semaphore(0)
@@ -102,7 +105,7 @@ class ScriptedServer:
         """Released once for each connection that was closed."""
         self._acts = list(acts)
         self.routes = routes or {}
-        self._tls = _server_context() if tls else None
+        self._tls = _server_context(asks_for_a_certificate=tls == "mutual") if tls else None
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -171,14 +174,19 @@ def _request(reader: Iterator[bytes], number: int) -> Seen | None:
     return Seen(method, target, headers, body, number)
 
 
-def _server_context() -> ssl.SSLContext:
+def _server_context(*, asks_for_a_certificate: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
+    if asks_for_a_certificate:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(CERTIFICATE)
     return context
 
 
 @contextmanager
-def serving(*acts: Act, tls: bool = False, routes: dict[str, list[Act]] | None = None) -> Iterator[ScriptedServer]:
+def serving(
+    *acts: Act, tls: bool | Literal["mutual"] = False, routes: dict[str, list[Act]] | None = None
+) -> Iterator[ScriptedServer]:
     server = ScriptedServer(*acts, tls=tls, routes=routes)
     try:
         yield server

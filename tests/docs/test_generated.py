@@ -78,7 +78,7 @@ def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: py
         setattr(functions.setdefault(module, ModuleType(module)), name, lambda *_: None)
         monkeypatch.setitem(sys.modules, module, functions[module])
     parsed = config_file.parse(example)
-    crm = msgspec.structs.replace(parsed.destinations["crm"], ca_file=None)
+    crm = msgspec.structs.replace(parsed.destinations["crm"], ca_file=None, cert_file=None, key_file=None)
     destinations.build(msgspec.structs.replace(parsed, destinations={**parsed.destinations, "crm": crm}))
 
 

@@ -1,0 +1,63 @@
+"""A server may ask who is calling by a certificate, and we show ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from inbox.errors import ConfigError
+from tests.destinations.calling import Called, client_of
+from tests.destinations.scripted import CERTIFICATE, answer
+
+CA = str(CERTIFICATE)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[str, str]:
+    """The certificate and its key, each in a file of its own."""
+    whole = CERTIFICATE.read_text()
+    key = whole[whole.index("-----BEGIN PRIVATE KEY") : whole.index("-----END PRIVATE KEY") + 26]
+    files = tmp_path / "client.pem", tmp_path / "client.key"
+    files[0].write_text(whole.replace(key, ""))
+    files[1].write_text(key)
+    return str(files[0]), str(files[1])
+
+
+def test_it_is_shown_to_a_server_that_asks_for_it(stack: ExitStack, parts: tuple[str, str]) -> None:
+    certificate, key = parts
+    for files in ({"cert_file": CA}, {"cert_file": certificate, "key_file": key}):
+        call = Called(stack, answer(200, b"known"), tls="mutual", ca_file=CA, **files)
+        assert call().body == b"known"
+
+
+def test_without_it_such_a_server_gets_no_request(stack: ExitStack) -> None:
+    call = Called(stack, answer(), tls="mutual", ca_file=CA)
+    assert call().error_class in {"not_sent", "unknown"}, "TLS 1.3 tells a client of it after its request has left"
+    assert call.server.seen == []
+
+
+@pytest.mark.parametrize(
+    ("files", "mistake"),
+    [
+        ({"cert_file": "/nowhere.pem"}, "can't use cert_file /nowhere.pem"),
+        ({"key_file": CA}, "key_file needs a cert_file"),
+        ({"cert_file": CA, "key_file": "/nowhere.key"}, "can't use cert_file"),
+    ],
+)
+def test_what_can_not_be_used_is_a_mistake_in_the_configuration(files: dict[str, str], mistake: str) -> None:
+    with pytest.raises(ConfigError, match=mistake):
+        client_of("https://localhost", ca_file=CA, **files)
+
+
+def test_a_key_that_is_not_the_certificates_or_none_at_all_is_one(parts: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match="can't use cert_file"):
+        client_of("https://localhost", ca_file=CA, cert_file=parts[0])
