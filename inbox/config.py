@@ -10,11 +10,19 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from inbox.config_retry import Exponential, Retry
+from inbox.config_sweep import Sweep
 from inbox.config_sync import Sync
 from inbox.config_values import Duration, Rate, Secret, Table
 from inbox.event import Action
 
-__all__ = ["Duration", "Rate", "Secret"]  # what this module passes on, besides the classes below
+__all__ = [
+    "Duration",
+    "Exponential",
+    "Rate",
+    "Retry",
+    "Secret",
+]  # what this module passes on, besides the classes below
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 Ordering = Literal["latest", "strict"]
@@ -101,6 +109,8 @@ class Source(Table, frozen=True, kw_only=True):
     """By how much its clock and the relay's may differ: what was fetched sooner after an event is not taken to have it in it."""
     silent_after: Duration | None = None
     """When nothing has arrived for so long, there is an alert."""
+    sweeps: list[Sweep] = []
+    """How `relay sweep` asks for what has changed."""
     pattern: str | None = None
     """With `slack-message`: a regular expression that finds the entity in a message's text by its group `id`; groups
     `type` and `event_type` may tell more."""
@@ -238,33 +248,6 @@ class When(Table, frozen=True):
     entity_type: list[str] = []
     event_type: list[str] = []
     action: list[Action] = []
-
-
-class Exponential(Table, frozen=True, kw_only=True):
-    """Delays that grow, in place of a schedule."""
-
-    first: Duration
-    """After the first attempt."""
-    factor: Annotated[float, msgspec.Meta(ge=1, le=10)] = 2.0
-    """By which each delay is longer than the one before."""
-    longest: Duration = Duration(6 * 3600)
-    """No delay is longer."""
-    attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
-    """All of them together; after the last, the delivery dies."""
-
-
-class Retry(Table, frozen=True):
-    """When a failed attempt is repeated: after the first delay, then the second; after the last, the delivery dies."""
-
-    schedule: tuple[Duration, ...] = tuple(
-        Duration(seconds) for seconds in (5, 30, 300, 1800, 7200, 18000, 36000, 36000, 50400, 72000)
-    )
-    exponential: Exponential | None = None
-    """Delays that grow, in place of `schedule`."""
-    window: Duration | None = None
-    """When the next attempt would be later than this after the first one of the run, the delivery dies instead."""
-    jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
-    """The largest part of a delay that chance adds to it."""
 
 
 class Route(Table, frozen=True, kw_only=True):

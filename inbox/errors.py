@@ -15,7 +15,8 @@
     │   └── NotDelivered       502  stored, and given up
     ├── IllegalTransition      a fact or step that the state machine has no row for: a bug, never data
     ├── MappingError           a sync route's template or expression has no value for this event
-    └── OutboundRefused        the guard refuses to send this call at all
+    ├── OutboundRefused        the guard refuses to send this call at all
+    └── SweepFailed            a source could not be asked to the end for what has changed
 """
 
 from __future__ import annotations
@@ -122,6 +123,10 @@ class MappingError(InboxRelayError):
     def __init__(self, detail: str, *, field: str) -> None:
         super().__init__(f"{field}: {detail}")
         self.field = field
+
+
+class SweepFailed(InboxRelayError):
+    """A source could not be asked to the end for what has changed. What was compared so far has been."""
 
 
 class OutboundRefused(InboxRelayError):

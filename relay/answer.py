@@ -104,6 +104,12 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     return seconds if seconds > 0 else None
 
 
+def name_only(pair: str) -> str:
+    """Of a pair of a query, what may be written down: its value may be a secret."""
+    name, equals, _ = pair.partition("=")
+    return f"{name}=…" if equals else "…"
+
+
 class Redactor:
     """Makes excerpts of answers that show none of the endpoint's own secrets, and no value whose key says it is one."""
 

@@ -15,6 +15,7 @@ from inbox.terminal import FINDING, console, show, told
 from relay.cli_acts import cancel, replay, unblock
 from relay.cli_gates import described, pause, resume
 from relay.cli_plan import plan
+from relay.cli_sweep import sweep
 from relay.cli_verify import rebuild, verify
 from relay.demo.cli import app as demo_app
 from relay.leases import GRACE_SECONDS
@@ -177,5 +178,5 @@ def dead(
     show(rows, as_json=as_json, columns=columns, empty="no dead letters")
 
 
-for command in (replay, cancel, unblock, pause, resume, plan, verify, rebuild):
+for command in (replay, cancel, unblock, pause, resume, plan, sweep, verify, rebuild):
     app.command()(command)

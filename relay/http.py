@@ -26,7 +26,7 @@ import tenacity
 import urllib3.exceptions
 
 from inbox.errors import OutboundRefused
-from relay.answer import Answer, class_of_status, parse_retry_after
+from relay.answer import Answer, class_of_status, name_only, parse_retry_after
 from relay.connection import EndpointAdapter, Wire
 from relay.endpoint import Target
 from relay.outcome import Call, Sent, Step
@@ -54,6 +54,8 @@ class Request(msgspec.Struct, frozen=True):
     query: str = ""
     """Already encoded, without the question mark."""
     body: bytes | None = None
+    most: int = MAX_ANSWER
+    """Bytes that are read of the answer."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -130,7 +132,7 @@ class HttpClient:
             prepared = self._prepare(request)
             response = adapter.send(prepared, stream=True, timeout=exchange.remaining(), proxies=self._target.proxies)
             status = response.status_code
-            body, whole = _read(response)
+            body, whole = _read(response, request.most)
         except (
             requests.RequestException,
             urllib3.exceptions.HTTPError,
@@ -210,9 +212,7 @@ class HttpClient:
         excerpt: str | None = None,
     ) -> Call:
         url = _below(self._target.shown, request.path)
-        names = [
-            _name_only(pair) for query in (self._target.query, request.query) if query for pair in query.split("&")
-        ]
+        names = [name_only(pair) for query in (self._target.query, request.query) if query for pair in query.split("&")]
         if names:
             url = f"{url}?{'&'.join(names)}"
         milliseconds = round((time.monotonic() - began) * 1000, 2)
@@ -237,14 +237,14 @@ def _last_result(state: tenacity.RetryCallState) -> tuple[Answer, bool]:
     return result
 
 
-def _read(response: requests.Response) -> tuple[bytes, bool]:
+def _read(response: requests.Response, most: int) -> tuple[bytes, bool]:
     """The body and whether it is whole; a connection that can't be used again is closed."""
     raw = response.raw
     if response.status_code < _FIRST_FINAL_STATUS:
         raw.close()  # http.client skips 100 only, and the final answer would be taken for the next call's
         raise HTTPException("an interim answer")
-    body: bytes = raw.read(MAX_ANSWER + 1, decode_content=False)
-    if len(body) > MAX_ANSWER:
+    body: bytes = raw.read(most + 1, decode_content=False)
+    if len(body) > most:
         raw.close()
         return body, False
     if raw.length_remaining:
@@ -293,8 +293,3 @@ def _in_words(root: BaseException, sent: Sent, timeout: float) -> str:
 
 def _below(base: str, path: str) -> str:
     return base.rstrip("/") + path if path else base
-
-
-def _name_only(pair: str) -> str:
-    name, equals, _ = pair.partition("=")
-    return f"{name}=…" if equals else "…"

@@ -177,13 +177,13 @@ def _agree(where: str, sync: Sync) -> None:
 
 
 def _fetch(fetch: Fetch, where: str) -> CallPlan:
-    return _call(where, {"event"}, method="GET", path=fetch.path, params=fetch.params)
+    return compile_call(where, {"event"}, method="GET", path=fetch.path, params=fetch.params)
 
 
 def _find(find: Find | None, where: str, known: Collection[str]) -> CallPlan | None:
     if find is None:
         return None
-    return _call(where, known, method=find.method, path=find.path, params=find.params, body=find.body)
+    return compile_call(where, known, method=find.method, path=find.path, params=find.params, body=find.body)
 
 
 def _pick(find: Find | None, where: str) -> Expression | None:
@@ -203,7 +203,7 @@ def _update(update: Update | None, where: str, known: Collection[str]) -> CallPl
 def _deactivate(deactivate: Deactivate | None, where: str, known: Collection[str]) -> CallPlan | None:
     if deactivate is None:
         return None
-    return _call(where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body)
+    return compile_call(where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body)
 
 
 def _if_match(update: Update | None, where: str, target: Collection[str]) -> Expression | None:
@@ -219,7 +219,7 @@ def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
     return tuple({part.text: part for part in parts if part.text.startswith("target")}.values())
 
 
-def _call(
+def compile_call(
     where: str,
     known: Collection[str],
     *,
@@ -228,6 +228,11 @@ def _call(
     params: Mapping[str, str] = _NO_PARAMS,
     body: object = None,
 ) -> CallPlan:
+    """A call, its templates compiled; `known` names what they may look into.
+
+    Raises:
+        ConfigError: one of them is wrong. The text has a line for each.
+    """
     parts: dict[str, Callable[[], Any]] = {"path": lambda: Path(path, f"{where}.path", known)}
     parts |= {
         f"params.{name}": partial(Template, text, f"{where}.params.{name}", known) for name, text in params.items()

@@ -37,6 +37,8 @@ def _structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[str, .
         case inspect.UnionType(types=types):
             for member in types:
                 yield from _structs(member, name)
+        case inspect.ListType(item_type=item):
+            yield from _structs(item, name)
         case inspect.DictType(value_type=value):
             for cls, _ in _structs(value, name):
                 yield cls, (name, "NAME")

@@ -58,8 +58,11 @@ def async_engine(database_url: str) -> AsyncEngine:
 
 
 @contextlib.contextmanager
-def served(database_url: str) -> Iterator[int]:
-    """A receiver behind uvicorn with the settings of the gunicorn worker, in a thread; gives its port."""
+def served(database_url: str, config: Config | None = None) -> Iterator[int]:
+    """A receiver behind uvicorn with the settings of the gunicorn worker, in a thread; gives its port.
+
+    `config` is used instead of the usual one on `database_url`.
+    """
     settings: dict[str, Any] = {
         **Worker.CONFIG_KWARGS,
         "loop": "asyncio",
@@ -67,7 +70,7 @@ def served(database_url: str) -> Iterator[int]:
         "timeout_graceful_shutdown": 3,
     }
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app_of(a_config(database_url)), **settings))
+        server = uvicorn.Server(uvicorn.Config(app_of(config or a_config(database_url)), **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -1,0 +1,79 @@
+"""What an api lists as changed, page by page: ids and times, with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from inbox.config_sweep import Sweep
+from inbox.errors import MappingError, SweepFailed
+from inbox.timestamps import parse_rfc3339, to_datetime
+from relay import mapping
+from relay.destinations.base import Caller, Context
+from relay.expressions import Expression, decode
+from relay.http import Request
+from relay.listed import Listed
+
+MOST_BYTES = 32 * 1024 * 1024
+"""Of one page."""
+_ASKED = {"since", "start", "count"}
+
+
+class Listing:
+    """One sweep's way to ask its api."""
+
+    def __init__(self, sweep: Sweep, where: str, caller: Caller) -> None:
+        """Compile it.
+
+        Raises:
+            ConfigError: a template or an expression is wrong; `where` names the table.
+        """
+        self._sweep = sweep
+        self._caller = caller
+        self._call = mapping.compile_call(where, _ASKED, method="GET", path=sweep.path, params=sweep.params)
+        self._items = Expression(sweep.items, f"{where}.items", None)
+        self._id = Expression(sweep.id, f"{where}.id", None)
+        self._modified = Expression(sweep.modified, f"{where}.modified", None)
+
+    def pages(self, since: datetime, context: Context) -> Iterator[list[Listed]]:
+        """What was changed at or after `since`, a page at a time, in the order of the api.
+
+        Raises:
+            SweepFailed: a page can't be had or read, or the same one comes again and again.
+        """
+        start, before = self._sweep.first, None
+        while page := self._page(since, start, context):
+            ids = [listed.id for listed in page]
+            if ids == before:
+                raise SweepFailed(f"the page at {start} is the one before it: does {self._sweep.path} take a start?")
+            yield page
+            start, before = start + len(page), ids
+
+    def _page(self, since: datetime, start: int, context: Context) -> list[Listed]:
+        asked = {"since": since.isoformat().replace("+00:00", "Z"), "start": start, "count": self._sweep.count}
+        path, query = self._call.path.expand(asked), self._call.query(asked)
+        request = Request("fetch", "GET", {"Accept": "application/json"}, path, query, most=MOST_BYTES)
+        answer = self._caller.call(request, context)
+        if answer.error_class is not None:
+            raise SweepFailed(answer.failed(()).error)
+        if not answer.whole:
+            raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; ask for less by count")
+        try:
+            found = self._items.value(decode(answer.body))
+        except (ValueError, MappingError):
+            raise SweepFailed("a page is not JSON, or items can't be evaluated on it") from None
+        if not isinstance(found, list):
+            raise SweepFailed("a page has no list where items says")
+        return [self._listed(each) for each in found]
+
+    def _listed(self, item: Any) -> Listed:  # noqa: ANN401  # whatever the JSON holds
+        try:
+            entity_id, modified = self._id.value(item), self._modified.value(item)
+            if not isinstance(entity_id, str | int) or isinstance(entity_id, bool) or not isinstance(modified, str):
+                raise SweepFailed(
+                    "an entity in a page has no id, or no time of its last change, where they are said to be"
+                )
+            return Listed(str(entity_id), to_datetime(parse_rfc3339(modified)))
+        except (ValueError, MappingError):
+            raise SweepFailed("the time of an entity's last change can't be read: it has to be RFC 3339") from None

@@ -1,0 +1,170 @@
+"""`relay sweep`: what no webhook has told is found, and added once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.timestamps import as_time
+
+from tests.destinations.scripted import Act, ScriptedServer, answer, serving
+from tests.helpers.filling import fill
+from tests.helpers.reading import count, rows
+from tests.helpers.webhooks import config_text
+
+CONFIG = """
+[apis.identity]
+base_url = "{url}"
+allow_private = true
+allow_http = true
+[[sources.trivore.sweeps]]
+api = "identity"
+path = "/user"
+entity_type = "USER"
+params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
+count = 2
+"""
+EPOCH = "1970-01-01T00%3A00%3A00Z"
+
+
+def user(entity: str, modified: str) -> dict[str, Any]:
+    return {"id": entity, "meta": {"lastModified": modified}}
+
+
+def listed(server: ScriptedServer, *users: dict[str, Any], since: str = EPOCH, a_page: int = 2) -> None:
+    """The api lists these as changed since then, two a page."""
+    for start in range(0, len(users) + a_page, a_page):
+        page = list(users[start : start + a_page])
+        start_at = min(start, len(users))
+        server.routes[f"GET /user?since={since}&start={start_at}&count=2"] = [answer(200, {"resources": page})]
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with serving(routes={}) as made:
+        yield made
+
+
+@pytest.fixture
+def folder(server: ScriptedServer, database_url: str, tmp_path: Path) -> Path:
+    """Three webhooks have arrived: two of u1, one of u2."""
+    (tmp_path / "inbox.toml").write_text(config_text(database_url) + CONFIG.format(url=server.url), encoding="utf-8")
+    fill(database_url, [("u1", "2026-01-01T00:00:00Z"), ("u1", "2026-01-02T00:00:00Z"), ("u2", "2026-01-01T00:00:00Z")])
+    return tmp_path
+
+
+def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "relay", "sweep", "--source", "trivore", *arguments],
+        env={**os.environ, "INBOX_CONFIG": str(folder / "inbox.toml"), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def told(ended: subprocess.CompletedProcess[str]) -> list[int]:
+    (only,) = json.loads(ended.stdout)
+    return [only["compared"], only["missed"], only["added"]]
+
+
+LOST = (
+    user("u1", "2026-01-02T00:00:00.9Z"),  # the webhook's time is cut to the second
+    user("u2", "2026-01-03T00:00:00Z"),
+    user("u3", "2026-01-01T12:00:00Z"),
+)
+
+
+def test_a_change_that_no_webhook_has_told_becomes_an_event(
+    folder: Path, server: ScriptedServer, engine: Engine
+) -> None:
+    listed(server, *LOST)
+    ended = sweep(folder, "--json")
+    assert (ended.returncode, told(ended)) == (1, [3, 2, 2]), ended.stderr
+    added = rows(
+        engine, "SELECT entity_id, event_type, action, occurred_at FROM inbox WHERE seq > 3 ORDER BY entity_id"
+    )
+    assert [(row["entity_id"], row["event_type"], row["action"], as_time(row["occurred_at"]).isoformat()) for row in added] == [
+        ("u2", "sweep", "update", "2026-01-03T00:00:00+00:00"),
+        ("u3", "sweep", "update", "2026-01-01T12:00:00+00:00"),
+    ]
+    assert count(engine, "open_delivery WHERE state = 'received' AND seq > 3") == 2
+    (watermark,) = rows(engine, "SELECT * FROM sweep_watermark")
+    assert (as_time(watermark["compared_until"]).isoformat(), watermark["missed"]) == ("2026-01-03T00:00:00+00:00", 2)
+
+
+def test_the_next_sweep_begins_a_little_before_the_last_one_ended_and_finds_nothing(
+    folder: Path, server: ScriptedServer
+) -> None:
+    listed(server, *LOST)
+    sweep(folder)
+    listed(server, LOST[1], since="2026-01-02T23%3A55%3A00Z")
+    ended = sweep(folder)
+    assert (ended.returncode, ended.stderr) == (0, "nothing was missing\n")
+
+
+def test_a_dry_run_only_tells(folder: Path, server: ScriptedServer, engine: Engine) -> None:
+    listed(server, *LOST)
+    ended = sweep(folder, "--dry-run", "--json")
+    assert (ended.returncode, told(ended)) == (1, [3, 2, 0])
+    assert (count(engine, "inbox"), count(engine, "sweep_watermark")) == (3, 0)
+
+
+def test_a_change_of_this_minute_is_left_to_the_next_sweep(folder: Path, server: ScriptedServer) -> None:
+    listed(server, user("u1", "2026-01-02T00:00:00Z"), user("u9", "2126-01-01T00:00:00Z"))
+    ended = sweep(folder, "--json")
+    assert (ended.returncode, told(ended)) == (0, [1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("page", "why"),
+    [
+        (answer(503), "fetch: answered 503 Service Unavailable"),
+        (answer(200, b"nonsense"), "a page is not JSON"),
+        (answer(200, {"items": []}), "a page has no list where items says"),
+        (answer(200, {"resources": [{"id": "u1"}]}), "no time of its last change"),
+        (answer(200, {"resources": [user("u1", "yesterday")]}), "has to be RFC 3339"),
+    ],
+)
+def test_what_can_not_be_compared_is_said_and_the_watermark_stays(
+    folder: Path,
+    server: ScriptedServer,
+    engine: Engine,
+    page: Act,
+    why: str,
+) -> None:
+    listed(server, *LOST)
+    server.routes[f"GET /user?since={EPOCH}&start=2&count=2"] = [page]
+    ended = sweep(folder)
+    assert ended.returncode == 2
+    assert why in ended.stderr
+    assert "2 were compared, and the next sweep begins again" in " ".join(ended.stderr.split())
+    assert count(engine, "sweep_watermark") == 0
+    assert count(engine, "inbox") == 4, "what was found before is kept"
+
+
+def test_an_api_that_gives_the_same_page_for_ever_is_noticed(folder: Path, server: ScriptedServer) -> None:
+    for start in (0, 2):
+        server.routes[f"GET /user?since={EPOCH}&start={start}&count=2"] = [answer(200, {"resources": list(LOST[:2])})]
+    ended = sweep(folder)
+    assert ended.returncode == 2
+    assert "the page at 2 is the one before it" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("nobody", "no source 'nobody' is configured"), ("unrouted", "source unrouted has no sweeps")],
+)
+def test_wrong_use_is_status_2(folder: Path, source: str, said: str) -> None:
+    ended = sweep(folder, "--source", source)
+    assert ended.returncode == 2
+    assert said in ended.stderr
