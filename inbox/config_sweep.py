@@ -17,6 +17,25 @@ SCIM_PARAMS = {
 }
 
 
+PAGE_PARAMS = {"startIndex": "{start}", "count": "{count}"}
+
+
+class Listing(Table, frozen=True, kw_only=True):
+    """All counterparts of a sync route's destination, page by page: `relay sweep --full` looks for orphans there."""
+
+    path: str
+    params: dict[str, str] = msgspec.field(default_factory=lambda: dict(PAGE_PARAMS))
+    """The query; values are templates over `start` and `count`. Without it, what SCIM takes."""
+    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
+    """The largest page that the destination gives."""
+    first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
+    """What `start` begins with."""
+    items: str = "items"
+    """A JMESPath into a page that gives the list of counterparts."""
+    id: str
+    """A JMESPath into a counterpart that gives the id of its entity."""
+
+
 class Sweep(Table, frozen=True, kw_only=True):
     """A listing of one type of entity, page by page.
 

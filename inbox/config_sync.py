@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from inbox.config_sweep import Listing
 from inbox.config_values import Duration, Table
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -102,6 +103,8 @@ class Sync(Table, frozen=True):
     many: Literal["dead", "first"] = "dead"
     gone: Literal["delete", "deactivate", "skip"] = "delete"
     deactivate: Deactivate | None = None
+    listing: Listing | None = None
+    """How all counterparts are listed, for `relay sweep --full`."""
     skip_unchanged: bool = False
     """Send nothing when the fields are those that were sent last: the event ends `unchanged`."""
     clear_when_absent: list[str] = []

@@ -24,6 +24,7 @@ from inbox.terminal import FINDING, console, fail, show, told
 from inbox.timestamps import to_nanoseconds
 from relay.cli_acts import AsJson, Since, open_database
 from relay.listed import Listed
+from relay.orphans import ORPHAN_COLUMNS, orphans
 from relay.store import sweeps
 from relay.store.database import Database
 
@@ -49,28 +50,35 @@ def sweep(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what is missing; add nothing, and keep the place.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compare all ids of both sides instead, of each route with a `listing`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find changes that no webhook has told, and add an event for each.
 
-    Begins where the last sweep ended, and a little before; the first one compares everything. The exit status is 1 when
-    anything was missing.
+    Begins where the last sweep ended, and a little before; the first one compares everything. Deletions show in no list of
+    changes: --full reports counterparts whose entity is gone, and entities without a counterpart. The exit status is 1
+    when anything was missing.
 
     Examples:
       relay sweep --source trivore
       relay sweep --source trivore --since 2026-01-01 --dry-run
+      relay sweep --source trivore --full --json
     """
     with told():
         config, database = open_database()
         if source not in config.sources:
             fail(f"no source {source!r} is configured; there are: {', '.join(sorted(config.sources)) or 'none'}")
-        if not config.sources[source].sweeps:
+        tables = config.sources[source].sweeps
+        if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
+        if full:
+            found = [row for number in range(len(tables)) for row in orphans(config, source, number)]
+            show(found, as_json=as_json, columns=ORPHAN_COLUMNS, empty="both sides have the same")
+            raise typer.Exit(FINDING if found else 0)
         begin = None if since is None else since.replace(tzinfo=UTC)
-        results = [
-            _one(config, database, source, number, begin, dry=dry)
-            for number in range(len(config.sources[source].sweeps))
-        ]
+        results = [_one(config, database, source, number, begin, dry=dry) for number in range(len(tables))]
     rows = [msgspec.structs.asdict(result) for result in results]
     show(rows, as_json=as_json, columns=COLUMNS, empty="")
     missed = sum(result.missed for result in results)
@@ -82,11 +90,11 @@ def sweep(
 
 def _one(config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool) -> Swept:
     from relay.destinations.base import Clients, Context  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.listing import Listing  # noqa: PLC0415
+    from relay.listing import Pages  # noqa: PLC0415
 
     table = config.sources[source].sweeps[number]
     caller = Clients(config).api(table.api)
-    listing = Listing(table, f"sources.{source}.sweeps[{number}]", caller)
+    pages = Pages(table, f"sources.{source}.sweeps[{number}]", caller)
     now = SystemClock().now()
     young = now - timedelta(seconds=table.grace)
     before = sweeps.compared_until(database, source, table.entity_type)
@@ -98,7 +106,7 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
     try:
         with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
             task = bar.add_task(table.entity_type, total=None)
-            for page in listing.pages(since, context):
+            for page in pages.since(since, context):
                 old = [each for each in page if each.modified <= young]
                 latest = max([latest, *(each.modified for each in old)])
                 lost = sweeps.missing(database, source, table.entity_type, old)

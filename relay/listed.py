@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 
+UNTOLD = datetime.min.replace(tzinfo=UTC)
+
 
 class Listed(msgspec.Struct, frozen=True):
-    """An entity, and when it was changed last; UTC."""
+    """An entity, and when it was changed last; UTC, and `UNTOLD` where a listing does not say."""
 
     id: str
     modified: datetime

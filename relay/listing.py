@@ -1,4 +1,4 @@
-"""What an api lists as changed, page by page: ids and times, with bounded memory."""
+"""What a service lists, page by page: ids, and times of the last change, with bounded memory."""
 
 from __future__ import annotations
 
@@ -6,52 +6,53 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from inbox.config_sweep import Sweep
+from inbox.config_sweep import Listing, Sweep
 from inbox.errors import MappingError, SweepFailed
 from inbox.timestamps import parse_rfc3339, to_datetime
 from relay import mapping
 from relay.destinations.base import Caller, Context
 from relay.expressions import Expression, decode
 from relay.http import Request
-from relay.listed import Listed
+from relay.listed import UNTOLD, Listed
 
 MOST_BYTES = 32 * 1024 * 1024
 """Of one page."""
 _ASKED = {"since", "start", "count"}
 
 
-class Listing:
-    """One sweep's way to ask its api."""
+class Pages:
+    """One way to ask a service for all that it has, or for what has changed."""
 
-    def __init__(self, sweep: Sweep, where: str, caller: Caller) -> None:
+    def __init__(self, table: Sweep | Listing, where: str, caller: Caller) -> None:
         """Compile it.
 
         Raises:
             ConfigError: a template or an expression is wrong; `where` names the table.
         """
-        self._sweep = sweep
+        self._table = table
         self._caller = caller
-        self._call = mapping.compile_call(where, _ASKED, method="GET", path=sweep.path, params=sweep.params)
-        self._items = Expression(sweep.items, f"{where}.items", None)
-        self._id = Expression(sweep.id, f"{where}.id", None)
-        self._modified = Expression(sweep.modified, f"{where}.modified", None)
+        self._call = mapping.compile_call(where, _ASKED, method="GET", path=table.path, params=table.params)
+        self._items = Expression(table.items, f"{where}.items", None)
+        self._id = Expression(table.id, f"{where}.id", None)
+        modified = table.modified if isinstance(table, Sweep) else None
+        self._modified = None if modified is None else Expression(modified, f"{where}.modified", None)
 
-    def pages(self, since: datetime, context: Context) -> Iterator[list[Listed]]:
-        """What was changed at or after `since`, a page at a time, in the order of the api.
+    def since(self, since: datetime, context: Context) -> Iterator[list[Listed]]:
+        """What was changed at or after `since` (of a listing: everything), a page at a time, in the order of the service.
 
         Raises:
             SweepFailed: a page can't be had or read, or the same one comes again and again.
         """
-        start, before = self._sweep.first, None
+        start, before = self._table.first, None
         while page := self._page(since, start, context):
             ids = [listed.id for listed in page]
             if ids == before:
-                raise SweepFailed(f"the page at {start} is the one before it: does {self._sweep.path} take a start?")
+                raise SweepFailed(f"the page at {start} is the one before it: does {self._table.path} take a start?")
             yield page
             start, before = start + len(page), ids
 
     def _page(self, since: datetime, start: int, context: Context) -> list[Listed]:
-        asked = {"since": since.isoformat().replace("+00:00", "Z"), "start": start, "count": self._sweep.count}
+        asked = {"since": since.isoformat().replace("+00:00", "Z"), "start": start, "count": self._table.count}
         path, query = self._call.path.expand(asked), self._call.query(asked)
         request = Request("fetch", "GET", {"Accept": "application/json"}, path, query, most=MOST_BYTES)
         answer = self._caller.call(request, context)
@@ -69,11 +70,14 @@ class Listing:
 
     def _listed(self, item: Any) -> Listed:  # noqa: ANN401  # whatever the JSON holds
         try:
-            entity_id, modified = self._id.value(item), self._modified.value(item)
-            if not isinstance(entity_id, str | int) or isinstance(entity_id, bool) or not isinstance(modified, str):
-                raise SweepFailed(
-                    "an entity in a page has no id, or no time of its last change, where they are said to be"
-                )
+            entity_id = self._id.value(item)
+            if not isinstance(entity_id, str | int) or isinstance(entity_id, bool):
+                raise SweepFailed("an entity in a page has no id where it is said to be")
+            if self._modified is None:
+                return Listed(str(entity_id), UNTOLD)
+            modified = self._modified.value(item)
+            if not isinstance(modified, str):
+                raise SweepFailed("an entity in a page has no time of its last change where it is said to be")
             return Listed(str(entity_id), to_datetime(parse_rfc3339(modified)))
         except (ValueError, MappingError):
             raise SweepFailed("the time of an entity's last change can't be read: it has to be RFC 3339") from None

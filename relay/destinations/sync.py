@@ -122,11 +122,15 @@ class Attempt:
         if not isinstance(entity, dict):
             raise self._bad_answer(answer, "the answer is not an object")
         self._last_modified = modified = mapping.last_modified(entity, self._plan.modified)
-        if self._delivery.action == "delete" and not self._was_made_again():
+        is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
+        if is_delete and (modified is None or modified < at):
             return False
-        self._stale_suspected = self._plan.is_stale(modified, self._delivery)
+        is_in_doubt = is_delete and modified == at  # made again in the same second, or a replica that is behind
+        self._stale_suspected = is_in_doubt or self._plan.is_stale(modified, self._delivery)
         if self._stale_suspected and self._delivery.stale_before < len(REFETCH_AFTER):
-            raise Ended(Failed(self._all(), "stale", f"fetch: last changed at {modified}, before the event"))
+            raise Ended(Failed(self._all(), "stale", f"fetch: last changed at {modified}, not after the event"))
+        if modified is not None and modified > self._context.now():
+            self._last_modified = None  # it can't be true, and would prove of every event until then that it is known
         self.scope["entity"] = entity
         return True
 
@@ -135,9 +139,6 @@ class Attempt:
         if self._delivery.action == "delete":
             return False
         return self._delivery.attempt == 1 or self._context.now() - self._delivery.received_at < _REPLICA_LAG
-
-    def _was_made_again(self) -> bool:
-        return self._last_modified is not None and self._last_modified > self._delivery.occurred_at
 
     def _find(self) -> bool:
         """Whether there is a counterpart; it is in the scope then."""

@@ -14,7 +14,6 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.timestamps import as_time
-
 from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.filling import fill
 from tests.helpers.reading import count, rows
@@ -93,7 +92,9 @@ def test_a_change_that_no_webhook_has_told_becomes_an_event(
     added = rows(
         engine, "SELECT entity_id, event_type, action, occurred_at FROM inbox WHERE seq > 3 ORDER BY entity_id"
     )
-    assert [(row["entity_id"], row["event_type"], row["action"], as_time(row["occurred_at"]).isoformat()) for row in added] == [
+    assert [
+        (row["entity_id"], row["event_type"], row["action"], as_time(row["occurred_at"]).isoformat()) for row in added
+    ] == [
         ("u2", "sweep", "update", "2026-01-03T00:00:00+00:00"),
         ("u3", "sweep", "update", "2026-01-01T12:00:00+00:00"),
     ]
@@ -158,6 +159,73 @@ def test_an_api_that_gives_the_same_page_for_ever_is_noticed(folder: Path, serve
     ended = sweep(folder)
     assert ended.returncode == 2
     assert "the page at 2 is the one before it" in ended.stderr
+
+
+FULL = """
+[destinations.crm]
+kind = "sync"
+base_url = "{url}"
+allow_private = true
+allow_http = true
+[routes.user-to-crm]
+source = "trivore"
+destination = "crm"
+[routes.user-to-crm.sync]
+missing = "skip"
+gone = "skip"
+fetch = {{ api = "identity", path = "/user/{{event.entity_id}}" }}
+update = {{ path = "/contacts/{{event.entity_id}}" }}
+map = {{ name = "entity.name" }}
+listing = {{ path = "/contacts", params = {{ offset = "{{start}}" }}, id = "external_id" }}
+"""
+
+
+@pytest.fixture
+def both(folder: Path, server: ScriptedServer) -> Path:
+    """A destination that has a counterpart of u1, and one of somebody who is gone."""
+    config = (folder / "inbox.toml").read_text() + FULL.format(url=server.url)
+    (folder / "inbox.toml").write_text(config, encoding="utf-8")
+    contacts = [
+        {"id": "c1", "external_id": "u1"},
+        {"id": "c2", "external_id": "gone"},
+        {"id": "c3", "external_id": "u2"},
+    ]
+    server.routes["GET /contacts?offset=0"] = [answer(200, {"items": contacts})]
+    server.routes["GET /contacts?offset=3"] = [answer(200, {"items": []})]
+    return folder
+
+
+def test_in_full_the_ids_of_both_sides_are_compared_and_nothing_is_changed(
+    both: Path, server: ScriptedServer, engine: Engine
+) -> None:
+    listed(server, *LOST)
+    ended = sweep(both, "--full", "--json")
+    assert ended.returncode == 1, ended.stderr
+    assert [(row["entity_id"], row["finding"]) for row in json.loads(ended.stdout)] == [
+        ("gone", "orphan: its entity is not at the source"),
+        ("u3", "missing: it has no counterpart"),
+    ]
+    assert (count(engine, "inbox"), count(engine, "sweep_watermark")) == (3, 0)
+    assert {seen.method for seen in server.seen} == {"GET"}
+
+
+def test_in_full_two_sides_that_have_the_same_are_status_0(both: Path, server: ScriptedServer) -> None:
+    listed(
+        server,
+        user("u1", "2026-01-01T00:00:00Z"),
+        user("u2", "2026-01-01T00:00:00Z"),
+        user("gone", "2026-01-01T00:00:00Z"),
+    )
+    ended = sweep(both, "--full")
+    assert (ended.returncode, ended.stderr) == (0, "both sides have the same\n")
+
+
+def test_in_full_a_destination_that_can_not_be_listed_is_said(both: Path, server: ScriptedServer) -> None:
+    listed(server, *LOST)
+    server.routes["GET /contacts?offset=3"] = [answer(200, {"items": [{"id": "c9"}]})]
+    ended = sweep(both, "--full")
+    assert ended.returncode == 2
+    assert "crm: an entity in a page has no id where it is said to be" in ended.stderr
 
 
 @pytest.mark.parametrize(
