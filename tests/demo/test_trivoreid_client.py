@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ import pytest
 from relay.demo.identity import create_app
 from relay.demo.people import sample_user
 from relay.demo.server import serve
+from tests.demo.vendors_client import connected
 
 START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
 
@@ -22,13 +22,10 @@ START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
 def vendors_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The vendor's own client, PyPI trivoreid, talking to the running service."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # trivoreid 2.0.10 compares numbers with `is`
-        from trivoreid.client import TrivoreID  # noqa: PLC0415 - the warnings come with the first import
     seconds = itertools.count()
     service = create_app(now=lambda: START + timedelta(seconds=next(seconds)))
     with closing(service), serve(service.app) as server:
-        yield TrivoreID(path="/nowhere", server=server.url, client_id="demo", client_secret="demo")
+        yield connected(server.url)
 
 
 def test_the_vendors_client_manages_users(vendors_client: Any) -> None:  # noqa: ANN401
