@@ -90,7 +90,8 @@ SELECT o.seq, o.route, o.lane, o.state, {since_received} AS for_seconds, 'no rel
 FROM open_delivery o JOIN inbox i ON i.seq = o.seq
 WHERE o.state = 'received' AND {since_received} > 60
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, {since_due}, 'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
+SELECT o.seq, o.route, o.lane, o.state, {since_due},
+       'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
 FROM open_delivery o
 WHERE o.state = 'ready' AND {since_due} > 60
 UNION ALL

@@ -546,7 +546,8 @@ SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp
 FROM open_delivery o JOIN inbox i ON i.seq = o.seq
 WHERE o.state = 'received' AND round(extract(epoch FROM clock_timestamp() - i.received_at), 3) > 60
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.due_at), 3), 'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
+SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.due_at), 3),
+       'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
 FROM open_delivery o
 WHERE o.state = 'ready' AND round(extract(epoch FROM clock_timestamp() - o.due_at), 3) > 60
 UNION ALL

@@ -401,7 +401,8 @@ SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.re
 FROM open_delivery o JOIN inbox i ON i.seq = o.seq
 WHERE o.state = 'received' AND round((julianday('now') - julianday(i.received_at)) * 86400, 3) > 60
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3), 'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
+SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3),
+       'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
 FROM open_delivery o
 WHERE o.state = 'ready' AND round((julianday('now') - julianday(o.due_at)) * 86400, 3) > 60
 UNION ALL
