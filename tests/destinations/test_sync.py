@@ -172,6 +172,25 @@ def test_what_was_made_again_after_its_delete_is_kept_in_step(world: World) -> N
     assert outcome.did == "updated"
 
 
+def test_what_changed_last_in_the_moment_of_its_delete_is_asked_for_again_and_then_believed(world: World) -> None:
+    """It was made again in the same second, or a replica is behind: time tells."""
+    same = answer(200, {**USER, "meta": {"lastModified": "2026-01-01T00:00:00Z"}})
+    outcome = world.deliver(DELETE, fetch=same)
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, world.asked) == ("stale", [FETCH])
+    outcome = world.deliver(msgspec.structs.replace(DELETE, stale_before=3), fetch=same)
+    assert isinstance(outcome, Delivered)
+    assert (outcome.did, outcome.stale_suspected) == ("updated", True)
+
+
+@pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
+def test_a_last_change_that_is_still_to_come_is_not_told(world: World, delivery: Delivery) -> None:
+    """It would prove of every later event that it is known already."""
+    outcome = world.deliver(delivery, fetch=answer(200, {**USER, "meta": {"lastModified": "2126-01-01T00:00:00Z"}}))
+    assert isinstance(outcome, Delivered)
+    assert (outcome.did, outcome.last_modified) == ("updated", None)
+
+
 def test_deleting_what_is_not_there_is_a_success(world: World) -> None:
     nothing: list[dict[str, Act]] = [{"find": NONE}, {"remove": answer(404)}, {"remove": answer(410)}]
     for acts in nothing:

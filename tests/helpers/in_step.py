@@ -1,0 +1,188 @@
+"""A sync route, from the webhook to the counterpart: a real receiver on its port, the relay, and both services scripted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine
+
+from inbox import config_file
+from inbox.clock import SystemClock
+from inbox.config import Config
+from relay.daemon import Relay
+from relay.destinations import Deliverer, build
+from relay.http import Limits
+from relay.outcome import Delivery, Outcome
+from relay.store.database import Database
+from relay.worker import attempt
+from tests.destinations.scripted import Act, ScriptedServer, answer, serving
+from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
+from tests.helpers.evidence import facts, open_states
+from tests.helpers.receiver import exchange, raw_post, served, status_of
+from tests.helpers.relaying import Steps
+from tests.helpers.webhooks import TOKEN, body
+
+ROUTE = "users-to-crm"
+BASIC = '{ kind = "basic", user = "me", password = "pass-word" }'
+
+_CONFIG = """
+[database]
+url = {database}
+[sources.trivore]
+preset = "trivore"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = [{token}] }}
+clock_skew = "1m"
+[apis.identity]
+base_url = "{url}/api"
+auth = {auth}
+{api}
+allow_private = true
+allow_http = true
+[destinations.crm]
+kind = "sync"
+base_url = "{url}"
+allow_private = true
+allow_http = true
+[routes.users-to-crm]
+source = "trivore"
+destination = "crm"
+retry = {{ schedule = {schedule}, jitter = 0 }}
+[routes.users-to-crm.sync]
+{sync}
+"""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One route between one server that is both services, and a receiver in front of it."""
+
+    config: Config
+    port: int
+    server: ScriptedServer
+
+    def tell(self, at: datetime, event_type: str = "UPDATE", entity: str = "u1") -> dict[str, Any]:
+        """Send a webhook whose time has no fraction; the receiver's answer."""
+        payload = body(entity, in_seconds(at), eventType=event_type)
+        answered = exchange(self.port, raw_post(payload))
+        assert status_of(answered) == 200, answered
+        told: dict[str, Any] = json.loads(answered.partition(b"\r\n\r\n")[2])
+        return told
+
+    def script(self, **acts: Act | list[Act]) -> None:
+        """How fetch, find, create, update and remove are answered from now on; of a list, the last one again and again."""
+        names = {"fetch": FETCH, "find": FIND, "update": UPDATE, "create": CREATE, "remove": REMOVE}
+        for name, act in acts.items():
+            self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
+
+    @property
+    def asked(self) -> list[str]:
+        """Every call, in order."""
+        return [f"{seen.method} {seen.target}" for seen in self.server.seen]
+
+    def sent(self, call: str = UPDATE) -> list[dict[str, Any]]:
+        """The bodies of these calls."""
+        return [json.loads(seen.body) for seen in self.server.seen if f"{seen.method} {seen.target}" == call]
+
+
+class SyncSteps(Steps):
+    """The relay's steps with the real deliverer of the route, by one clock that starts now and then stands still."""
+
+    def __init__(self, engine: Engine, flow: Flow) -> None:
+        super().__init__(engine, flow.config)
+        self.moment = SystemClock().now()
+        self._flow = flow
+        self._engine = engine
+        self._sync: Deliverer = build(flow.config)[ROUTE]
+
+    def deliver(self, claimed: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
+        """Make the attempts."""
+        context = Limits(lambda: float("inf"), threading.Event(), lambda: self.moment)
+        return [(delivery, attempt(delivery, self._sync, context)) for delivery in claimed]
+
+    def tell(self, event_type: str = "UPDATE", *, at: datetime | None = None) -> None:
+        """Send a webhook of something that happens now, and do all that is due."""
+        self._flow.tell(at or self.moment, event_type)
+        self.until_nothing_is_due()
+
+    def later(self, seconds: float = 120) -> None:
+        """Let so much time pass that whatever waits is due, and do it."""
+        self.advance(seconds)
+        self.until_nothing_is_due()
+
+    def kinds(self) -> list[str]:
+        """The kinds of all facts, in order."""
+        return [fact["kind"] for fact in facts(self._engine)]
+
+    def left(self) -> dict[str, int]:
+        """How many deliveries are open, by their states."""
+        return open_states(self._engine)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._sync.close()
+
+
+def in_seconds(at: datetime) -> str:
+    """A time as a webhook gives it, without a fraction."""
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def user(name: str, last_modified: str | None = None, **more: object) -> Act:
+    """The identity service knows them by this name."""
+    meta = {} if last_modified is None else {"meta": {"lastModified": last_modified}}
+    return answer(200, {"id": "u1", "name": name, **meta, **more})
+
+
+@contextlib.contextmanager
+def flowing(
+    database_url: str, *, sync: str = SYNC, auth: str = BASIC, api: str = "", schedule: tuple[str, ...] = ("5s", "30s")
+) -> Iterator[Flow]:
+    """A receiver, and both services: they know one user and their contact, and take every change.
+
+    `auth` may name the server by `{url}`; `api` is further lines of the api's table.
+    """
+    with serving(routes={}) as server:
+        text = _CONFIG.format(
+            database=json.dumps(database_url),
+            token=json.dumps(TOKEN),
+            url=server.url,
+            auth=auth.replace("{url}", server.url),
+            api=api,
+            schedule=json.dumps(list(schedule)),
+            sync=sync,
+        )
+        config = config_file.parse(text)
+        with served(database_url, config) as port:
+            flow = Flow(config, port, server)
+            flow.script(fetch=user("Ada"), find=FOUND, update=answer(), create=answer(201), remove=answer(204))
+            yield flow
+
+
+@contextlib.contextmanager
+def stepping(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
+    """The relay's steps for it."""
+    steps = SyncSteps(engine, flow)
+    try:
+        yield steps
+    finally:
+        steps.close()
+
+
+@contextlib.contextmanager
+def relaying(engine: Engine, config: Config) -> Iterator[Relay]:
+    """The daemon at work in a thread, by the machine's clock; it is stopped when the block ends."""
+    relay = Relay(Database(engine), config, build(config), grace_seconds=5)
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        yield relay
+    finally:
+        relay.stop()
+        thread.join(30)
+        assert not thread.is_alive()
