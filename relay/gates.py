@@ -42,8 +42,8 @@ class BreakerState(StrEnum):
     RETIRED = "retired"
 
 
-STOPPED = frozenset({BreakerState.OPEN, BreakerState.RETIRED})
-"""What fails then began before, and says nothing of its event."""
+STOPPED = frozenset({BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.RETIRED})
+"""What fails then says nothing of its event: it began before, or was to see whether the endpoint is well again."""
 
 Health = Literal["well", "unwell", "refused", "retired"]
 """What a finished attempt says of the destination: it works, it does not, it refuses our credentials, it is gone for good."""

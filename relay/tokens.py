@@ -13,6 +13,7 @@ from oauthlib.oauth2 import BackendApplicationClient, OAuth2Error
 from inbox.config import ApiOauth2
 from relay.answer import Answer, Redactor
 from relay.http import HttpClient, Limits, Request
+from relay.outcome import Call
 
 RENEWED_BEFORE_SECONDS = 30.0
 """So long before its end a token is not used any more: the call may take its time."""
@@ -30,8 +31,10 @@ class Token(msgspec.Struct, frozen=True):
 class TokenClient:
     """Calls an endpoint with a token, as `HttpClient` does without. Any thread may use it; one at a time gets a token."""
 
-    def __init__(self, calls: HttpClient, tokens: HttpClient, auth: ApiOauth2) -> None:
-        """`tokens` calls the token URL."""
+    def __init__(self, calls: HttpClient, tokens: HttpClient, auth: ApiOauth2, patience: float) -> None:
+        """`tokens` calls the token URL; who waits longer than `patience` seconds for another's token gets none."""
+        self._patience = patience
+        self._token_url = auth.token_url.partition("?")[0]
         self._calls = calls
         self._tokens = tokens
         self._client_id, self._client_secret = auth.client_id.reveal(), auth.client_secret.reveal()
@@ -69,13 +72,22 @@ class TokenClient:
         return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
 
     def _present(self, request: Request, limits: Limits) -> Token | Answer:
-        with self._lock:
+        began = monotonic()
+        if not self._lock.acquire(timeout=self._patience):
+            waited = round((monotonic() - began) * 1000, 2)
+            why = "no token: others have waited for one too long"
+            return Answer(
+                Call(request.step, "POST", self._token_url, "not_sent", waited, error=why), error_class="not_sent"
+            )
+        try:
             if self._token is None or monotonic() >= self._token.until:
                 found = self._ask(request, limits)
                 if isinstance(found, Answer):
                     return found
                 self._token = found
             return self._token
+        finally:
+            self._lock.release()
 
     def _forget(self, token: Token) -> None:
         with self._lock:

@@ -77,7 +77,7 @@ class Clients:
             if isinstance(auth, ApiOauth2):
                 plain = msgspec.structs.replace(endpoint, auth=None, headers={})
                 tokens = HttpClient(prepare(plain, auth.token_url, f"{where}.auth", secrets=_secrets_of(auth)))
-                self._made[where] = TokenClient(calls, tokens, auth)
+                self._made[where] = TokenClient(calls, tokens, auth, float(endpoint.timeout))
             else:
                 self._made[where] = calls
         return self._made[where]

@@ -191,8 +191,16 @@ def test_one_that_does_not_return_in_time_is_left_behind_and_what_it_did_is_unkn
 
 
 def test_one_whose_lease_ends_is_left_behind_and_has_a_fact_that_says_so(handled: Handled, held: Held) -> None:
-    ends = time.monotonic() + 0.02
-    outcome = handled(held, context=Context(lambda: ends, threading.Event(), lambda: NOW))
+    began = threading.Event()
+
+    def hanging(event: Event) -> None:
+        began.set()
+        held(event)
+
+    def lease() -> float:
+        return 0.0 if began.is_set() else float("inf")
+
+    outcome = handled(hanging, context=Context(lease, threading.Event(), lambda: NOW))
     assert failure(outcome) == ("lease_lost", "handle: left behind: the lease ended", "unknown")
     assert not can_be_given_back(outcome)
 

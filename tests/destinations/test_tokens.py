@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from inbox.config import Api, ApiOauth2, Config, Secret
+from inbox.config import Api, ApiOauth2, Config, Duration, Secret
 from relay import tokens
 from relay.answer import Answer
 from relay.destinations.base import Caller, Clients
 from relay.http import Limits, Request
-from tests.destinations.scripted import ScriptedServer, answer, closed_port, serving
+from tests.destinations.scripted import ScriptedServer, answer, closed_port, hang, serving
 from tests.destinations.syncing import NOW
 
 ASKED = Request("fetch", "GET", {"Accept": "application/json"}, path="/user/1")
@@ -44,7 +44,7 @@ def client(server: ScriptedServer, token_url: str | None = None, **more: str) ->
         client_secret=Secret("s3cr3t:%"),
         **more,  # type: ignore[arg-type]  # scope and credentials
     )
-    api = Api(base_url=server.url, auth=auth, allow_private=True, allow_http=True)
+    api = Api(base_url=server.url, auth=auth, allow_private=True, allow_http=True, timeout=Duration(0.5))
     return Clients(Config(apis={"identity": api})).api("identity")
 
 
@@ -80,6 +80,18 @@ def test_the_credentials_may_stand_in_the_form_and_a_scope_be_asked_for(server: 
         "grant_type=client_credentials",
         "scope=read+write",
     ]
+
+
+def test_who_waits_too_long_for_anothers_token_gets_none(server: ScriptedServer) -> None:
+    server.routes[TOKEN] = [hang]
+    caller = client(server)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: caller.call(ASKED, LIMITS), range(2)))
+    caller.close()
+    assert {found.call.error for found in answers} == {
+        "no token: no whole answer within 0.5 s",
+        "no token: others have waited for one too long",
+    }
 
 
 def test_an_answer_with_another_scope_is_taken(server: ScriptedServer) -> None:

@@ -61,7 +61,7 @@ class Place:
             until(
                 lambda: self._caught_at_work(1 if time.monotonic() > patience else BUSY),
                 "the relay has something in flight",
-                within=20,
+                within=60,
             )
             at = time.monotonic()
             held = self._held()

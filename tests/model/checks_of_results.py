@@ -105,7 +105,8 @@ def _expected(moment: Moment, entry: Entry, delivery: Delivery, error_class: Err
     if error_class == "auth":
         return [not_counted]
     counted = _Expected(cause="exhausted") if delay is None else _Expected(delay=delay)
-    was_open = any(breaker(moment.earlier, gate) is BreakerState.OPEN for gate in POLICIES[delivery.route].breakers)
+    gates = POLICIES[delivery.route].breakers
+    was_open = any(breaker(moment.earlier, gate) is not BreakerState.CLOSED for gate in gates)
     if moment.doing.operations > 1 or (was_open and error_class in _ANSWERS):
         return [not_counted, counted]
     return [not_counted if was_open else counted]

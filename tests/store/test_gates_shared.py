@@ -115,6 +115,20 @@ def test_where_only_one_is_due_that_may_kill_the_process_it_is_the_one_that_trie
     assert delivery.is_suspect
 
 
+def test_an_attempt_that_finds_the_endpoint_still_unwell_is_not_counted_however_often(
+    steps: Steps, clock: FakeClock
+) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps.database, failing("auth"))
+    for _ in range(20):
+        clock.advance(10_000)
+        (delivery,) = claim_probe(steps.database, "r1", "strict", [CRM])
+        assert delivery.attempt == 1
+        record(steps.database, POLICIES, "r1", [(delivery, failing("server_error"))])
+    assert steps.states() == [(1, "strict", "ready")]
+    steps.facts_agree()
+
+
 def test_one_of_all_relays_makes_the_one_attempt_that_tries_it(steps: Steps, clock: FakeClock) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
     attempt(steps.database, failing("auth"))
