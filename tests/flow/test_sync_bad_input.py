@@ -17,6 +17,10 @@ from tests.destinations.syncing import FETCH, FIND, FOUND, NONE, REMOVE, SYNC, U
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.in_step import Flow, SyncSteps, flowing, stepping, user
 
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = ON_SQLITE
+"""What either side answers has nothing to do with the database: the steps are tested on both elsewhere."""
+
 GoesOn = Callable[[Flow, SyncSteps], None]
 
 REQUIRED = changed('name = "entity.name"', 'name = { from = "entity.name", required = true }')

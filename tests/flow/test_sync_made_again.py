@@ -13,6 +13,10 @@ from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE,
 from tests.helpers.evidence import facts
 from tests.helpers.in_step import Flow, SyncSteps, flowing, in_seconds, stepping, user
 
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = ON_SQLITE
+"""What either side answers has nothing to do with the database: the steps are tested on both elsewhere."""
+
 
 @pytest.fixture
 def flow(database_url: str) -> Iterator[Flow]:

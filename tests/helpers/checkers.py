@@ -46,15 +46,18 @@ def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[
 
     One that was replayed may be marked late though its first call had been in order. A call that was cut by a lost lease
     and not counted is made again under the same number, and only that one is its place: meanwhile an older event that has
-    arrived may go first.
+    arrived may go first. One that was set aside was delivered as far as the downstream service knows, and nobody else: what
+    comes behind it is not late.
     """
     facts, arrivals = list(facts), list(arrivals)
     uncounted = {fact["seq"] for fact in facts if fact["detail"].get("counted") is False}
     in_order = sorted(arrivals, key=lambda line: line["n"])
     last_of_attempt = {(line["seq"], line.get("run", 0), line["attempt"]): line["n"] for line in in_order}
     replayed = {fact["seq"] for fact in facts if fact["kind"] == "replayed"}
+    set_aside = {fact["seq"] for fact in facts if fact["kind"] == "dead"}
     late = {fact["seq"] for fact in facts if fact["kind"] == "delivered" and fact["detail"].get("late")}
     furthest: dict[str, tuple[str, int]] = {}
+    furthest_of_all: dict[str, tuple[str, int]] = {}
     seen: set[int] = set()
     evidence = []
     for line in in_order:
@@ -64,10 +67,14 @@ def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[
             continue
         seen.add(line["seq"])
         key = (line["occurred_at"], line["seq"])
-        behind = key < furthest.get(line["entity"], ("", 0))
-        if behind != (line["seq"] in late) and (behind or line["seq"] not in replayed):
-            evidence.append((line["entity"], line["seq"], "behind, not marked" if behind else "marked, not behind"))
-        furthest[line["entity"]] = max(key, furthest.get(line["entity"], ("", 0)))
+        entity, nothing = line["entity"], ("", 0)
+        if key < furthest.get(entity, nothing) and line["seq"] not in late:
+            evidence.append((entity, line["seq"], "behind, not marked"))
+        if key > furthest_of_all.get(entity, nothing) and line["seq"] in late - replayed:
+            evidence.append((entity, line["seq"], "marked, not behind"))
+        furthest_of_all[entity] = max(key, furthest_of_all.get(entity, nothing))
+        if line["seq"] not in set_aside:
+            furthest[entity] = max(key, furthest.get(entity, nothing))
     return evidence
 
 
