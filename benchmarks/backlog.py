@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -185,12 +186,10 @@ def lane(
 
 def fold(inbox: Inbox, server: str, environment: Mapping[str, str], events: int) -> dict[str, object]:
     """A million updates of a thousand entities, on a sync route."""
-    path = environment["INBOX_CONFIG"]
-    with open(path, encoding="utf-8") as file:  # noqa: PTH123  # a name, not a path to work with
-        written = file.read()
+    path = Path(environment["INBOX_CONFIG"])
+    written = path.read_text(encoding="utf-8")
     plain = written[: written.index("[destinations.downstream]")]
-    with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
-        file.write(plain + _SYNC.format(server=server))
+    path.write_text(plain + _SYNC.format(server=server), encoding="utf-8")
     inbox.add(events, "'u' || (n % 1000)")
     inbox.settle()
     get(f"{server}/")

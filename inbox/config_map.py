@@ -34,8 +34,12 @@ def map_mistakes(path: Path, sync: Sync) -> Iterator[Mistake]:
             yield Mistake(
                 (*path, "clear_when_absent"), f"{name!r} is not a field of the map; {nearest(name, sync.map)}"
             )
-        elif isinstance(mapped, MapField) and (mapped.required or not mapped.value == mapped.default == None):  # noqa: E711
+        elif isinstance(mapped, MapField) and _always_has_one(mapped):
             yield Mistake((*path, "clear_when_absent"), f"{name!r} always has a value, or is an error")
+
+
+def _always_has_one(mapped: MapField) -> bool:
+    return mapped.required or mapped.value is not None or mapped.default is not None
 
 
 def is_reference(text: str) -> bool:

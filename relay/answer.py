@@ -15,7 +15,7 @@ from relay.outcome import Call, ErrorClass, Failed
 
 EXCERPT_BYTES = 4096
 
-_BY_STATUS: dict[int, ErrorClass] = {
+BY_STATUS: dict[int, ErrorClass] = {
     401: "auth",
     403: "auth",
     404: "not_found",
@@ -26,7 +26,7 @@ _BY_STATUS: dict[int, ErrorClass] = {
     425: "throttled",
     429: "throttled",
 }
-_FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
+FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 _SHORTEST_SECRET = 4
 """Masking anything shorter would black out half of an excerpt and hide nothing."""
@@ -81,7 +81,7 @@ def class_of_status(status: int) -> ErrorClass | None:
     """What a final status means; None for a success."""
     if 200 <= status < 300:  # noqa: PLR2004  # RFC 9110 §15.3
         return None
-    return _BY_STATUS.get(status) or _FAMILIES.get(status // 100, "bad_answer")
+    return BY_STATUS.get(status) or FAMILIES.get(status // 100, "bad_answer")
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:

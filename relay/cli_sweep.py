@@ -119,7 +119,8 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
         fail(f"{source} {table.entity_type}: {error}; {result.compared} were compared, and the next sweep begins again")
     finally:
         caller.close()
-    if not dry:
+    # A watermark says that all before it was compared, so one that began later has nothing to say.
+    if not dry and (begin is None or (before is not None and begin <= before)):
         sweeps.move(database, source, table.entity_type, latest, result.missed)
     return result
 

@@ -1,22 +1,15 @@
 """The states of a delivery, and everything that changes them. This file is the whole truth about it.
 
-Rules:
-
 1. A delivery changes only by a *step*. What a step does in a state stands in `TRANSITIONS`, and nowhere else; a step
-without a row is
-   a bug and raises `IllegalTransition`, and the delivery stays what it was.
+   without a row is a bug and raises `IllegalTransition`, and the delivery stays what it was.
 2. A step is a fact, which is appended to `delivery_log` in the same transaction, or scheduling (`SCHEDULING`), which is
-not: which
-   delivery of a lane may go next, and who is working on it. Scheduling follows from the facts of the lane and from
-   leases.
+   not: which delivery of a lane may go next, and who works on it, follows from the facts of the lane and from leases.
 3. Two steps that lead to the same state are still two steps: the log tells them apart.
-4. The facts alone, folded, say whether a delivery is open, blocked, dead or ended, how many attempts of its run are
-used, and when
-   the next is due. `relay verify` holds `open_delivery` against that.
+4. The facts alone, folded, say whether a delivery is open, blocked, dead or ended, how many attempts of its run are used,
+   and when the next is due. `relay verify` holds `open_delivery` against that.
 5. At most one delivery of a lane is a head (`HEADS`); the database refuses a second.
 6. A dead delivery does not hold up its lane, a blocked one does.
-7. A correction is the one step that leads from anywhere to where it says (`CORRECTED_TO`): it is written when the facts
-   before it can't all be true, so no state can be asked whether it is allowed.
+7. A correction alone leads from anywhere to where it says (`CORRECTED_TO`): the facts before it can't all be true.
 """
 
 from __future__ import annotations

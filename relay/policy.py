@@ -5,7 +5,7 @@ tenacity's strategies compute the schedule; it is written into the fact, so it s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,10 +25,10 @@ from tenacity.wait import wait_base
 from inbox.config import BreakerLimits, Config, Endpoint, Ordering, Retry, Route
 from relay import facts
 from relay.facts import AnyFact
-from relay.gates import GateKey, Health, Toll
+from relay.gates import GateKey, Toll
 from relay.lifecycle import OpenDelivery
-from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step, Unchanged
-from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
+from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step, Unchanged
+from relay.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, REFETCH_AFTER, RULES, Rule, rule_for
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
 """A destination that asks for more gets no more: its clock or its mind may be wrong."""
@@ -90,7 +90,6 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     """What its destination overrules of `relay.rules.RULES`."""
     skew: timedelta = timedelta(seconds=5)
     """By how much the source's clock and ours may differ."""
-    source: str = ""
     gates: tuple[GateKey, ...] = ()
     """What it goes through: its source, itself, its destination, its api."""
     breakers: Mapping[GateKey, BreakerLimits] = {}
@@ -132,36 +131,12 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         schedule=Schedule(route.retry),
         outcomes={str(name): str(rule) for name, rule in config.destinations[route.destination].outcomes.items()},
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
-        source=route.source,
         gates=(("source", route.source), ("route", route.name), *endpoints),
         breakers={key: endpoint.breaker for key, endpoint in endpoints.items()},
         tolls=tuple(
             Toll(key, endpoint.rate, calls[key[0]]) for key, endpoint in endpoints.items() if endpoint.rate is not None
         ),
     )
-
-
-def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
-    """The breaker of what an attempt called last; None when that says nothing: it called nobody, or we cut it ourselves."""
-    if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
-        return None
-    return _endpoint(outcome.calls[-1], policy)
-
-
-def heard_of(outcome: Outcome, policy: RoutePolicy) -> Iterator[tuple[GateKey, Health, str]]:
-    """What an attempt says of each endpoint that it called, and why: it would not have gone on from one that is unwell."""
-    last = endpoint_of(outcome, policy)
-    if last is None:
-        return
-    for earlier in {_endpoint(call, policy) for call in outcome.calls} - {last, None}:
-        if earlier is not None:
-            yield earlier, "well", ""
-    yield last, *health_of(outcome, policy)
-
-
-def _endpoint(call: Call, policy: RoutePolicy) -> GateKey | None:
-    kind = "api" if call.step == "fetch" else "destination"
-    return next((key for key in policy.breakers if key[0] == kind), None)
 
 
 def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
@@ -252,18 +227,6 @@ def _decide_failed(
         calls=outcome.calls,
         counted=not spared,
     )
-
-
-def health_of(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:
-    """What an attempt says of the endpoint that it called last, and why."""
-    if not isinstance(outcome, Failed):
-        return "well", ""
-    rule = rule_for(outcome.error_class, policy.outcomes)
-    if rule is Rule.STOP:
-        return "refused", outcome.error
-    if rule is Rule.RETIRE:
-        return "retired", outcome.error
-    return HEALTH.get(outcome.error_class, "well"), outcome.error
 
 
 def can_be_given_back(outcome: Outcome) -> bool:

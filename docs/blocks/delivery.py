@@ -39,8 +39,8 @@ def outcome_classes() -> str:
 
 def statuses() -> str:
     """Every status that has a class of its own, and each family."""
-    special = sorted(answer._BY_STATUS)  # noqa: SLF001  # what is documented
-    families = [(f"other {family}xx", f"`{name}`") for family, name in answer._FAMILIES.items()]  # noqa: SLF001
+    special = sorted(answer.BY_STATUS)
+    families = [(f"other {family}xx", f"`{name}`") for family, name in answer.FAMILIES.items()]
     rows = [("2xx", "success"), *((str(status), f"`{class_of_status(status)}`") for status in special), *families]
     return table(("status", "class"), rows)
 

@@ -16,6 +16,7 @@ from relay import facts
 from relay.alerts import deaths
 from relay.facts import AnyFact
 from relay.gates import STOPPED, GateKey
+from relay.health import endpoint_of, heard_of
 from relay.lifecycle import OpenDelivery, append
 from relay.outcome import Delivered, Delivery, Failed, Outcome
 from relay.policy import (
@@ -24,8 +25,6 @@ from relay.policy import (
     History,
     RoutePolicy,
     decide,
-    endpoint_of,
-    heard_of,
     history_of,
     needs_history,
 )

@@ -113,6 +113,14 @@ def test_the_next_sweep_begins_a_little_before_the_last_one_ended_and_finds_noth
     assert (ended.returncode, ended.stderr) == (0, "nothing was missing\n")
 
 
+def test_a_sweep_that_begins_later_than_the_last_one_ended_does_not_move_the_watermark(
+    folder: Path, server: ScriptedServer, engine: Engine
+) -> None:
+    listed(server, LOST[1], since="2026-01-03T00%3A00%3A00Z")
+    assert sweep(folder, "--since", "2026-01-03").returncode == 1
+    assert count(engine, "sweep_watermark") == 0, "nothing before was compared"
+
+
 def test_a_dry_run_only_tells(folder: Path, server: ScriptedServer, engine: Engine) -> None:
     listed(server, *LOST)
     ended = sweep(folder, "--dry-run", "--json")
