@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
@@ -12,7 +11,6 @@ import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from inbox.clock import SystemClock
 from inbox.config import Config
 from inbox.terminal import FINDING, console, fail, show, told
 from relay.cli_acts import AsJson, OfEntity, Since, open_database, parted
@@ -93,10 +91,10 @@ def _sync_of(config: Config, route: str) -> Sync:
 
 def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) -> Iterator[Preview]:
     """Page by page, as many at a time as the destination takes calls."""
-    from relay.destinations.base import Context  # noqa: PLC0415
+    from relay.destinations.base import without_lease  # noqa: PLC0415
     from relay.destinations.preview import preview  # noqa: PLC0415
 
-    context = Context(lambda: float("inf"), threading.Event(), SystemClock().now)
+    context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
     terminal = console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("comparing"), MofNCompleteColumn())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -23,12 +22,11 @@ from inbox.store import STORES
 from inbox.terminal import FINDING, console, fail, show, told
 from inbox.timestamps import to_nanoseconds
 from relay.cli_acts import AsJson, Since, open_database
-from relay.listed import Listed
+from relay.listed import EVERYTHING, Listed
 from relay.orphans import ORPHAN_COLUMNS, orphans
 from relay.store import sweeps
 from relay.store.database import Database
 
-EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
 COLUMNS = ("source", "entity_type", "since", "compared", "missed", "added")
 
 
@@ -89,7 +87,7 @@ def sweep(
 
 
 def _one(config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool) -> Swept:
-    from relay.destinations.base import Clients, Context  # noqa: PLC0415  # listings need not load what makes calls
+    from relay.destinations.base import Clients, without_lease  # noqa: PLC0415  # listings need not load what makes calls
     from relay.listing import Pages  # noqa: PLC0415
 
     table = config.sources[source].sweeps[number]
@@ -102,7 +100,7 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
     result, latest = Swept(source, table.entity_type, since), since
     terminal = console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("comparing {task.description}"), MofNCompleteColumn())
-    context = Context(lambda: float("inf"), threading.Event(), SystemClock().now)
+    context = without_lease()
     try:
         with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
             task = bar.add_task(table.entity_type, total=None)

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
+"""What was changed since: all there is."""
 UNTOLD = datetime.min.replace(tzinfo=UTC)
 
 

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from inbox.clock import SystemClock
 from inbox.config import Config, Route
 from inbox.config_sweep import Listing
 from inbox.errors import SweepFailed
 from inbox.terminal import console, fail
-from relay.listed import Listed
+from relay.listed import EVERYTHING, Listed
 
 ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")
-_EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
 _FINDINGS = (
     ("orphan: its entity is not at the source", "SELECT id FROM there EXCEPT SELECT id FROM here ORDER BY id"),
     ("missing: it has no counterpart", "SELECT id FROM here EXCEPT SELECT id FROM there ORDER BY id"),
@@ -31,22 +27,22 @@ _FINDINGS = (
 
 def orphans(config: Config, source: str, number: int) -> Iterator[dict[str, Any]]:
     """What one of the two sides lacks, of the sweep of this number, on each sync route of `source` that has a listing."""
-    from relay.destinations.base import Clients, Context  # noqa: PLC0415  # listings need not load what makes calls
+    from relay.destinations.base import Clients, without_lease  # noqa: PLC0415  # listings need not load what makes calls
     from relay.listing import Pages  # noqa: PLC0415
 
     table = config.sources[source].sweeps[number]
     clients = Clients(config)
-    context = Context(lambda: float("inf"), threading.Event(), SystemClock().now)
+    context = without_lease()
     with contextlib.closing(sqlite3.connect("")) as ids:
         caller = clients.api(table.api)
         pages = Pages(table, f"sources.{source}.sweeps[{number}]", caller)
-        _keep(ids, "here", table.entity_type, pages.since(_EVERYTHING, context))
+        _keep(ids, "here", table.entity_type, pages.since(EVERYTHING, context))
         caller.close()
         for route, table_there in _routes(config, source, table.entity_type):
             destination: Any = config.destinations[route.destination]
             there = clients.destination(destination, destination.base_url)
             listing = Pages(table_there, f"routes.{route.name}.sync.listing", there)
-            _keep(ids, "there", route.destination, listing.since(_EVERYTHING, context))
+            _keep(ids, "there", route.destination, listing.since(EVERYTHING, context))
             there.close()
             for finding, statement in _FINDINGS:
                 for (entity_id,) in ids.execute(statement):

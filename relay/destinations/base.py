@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
 
+from inbox.clock import SystemClock
 from inbox.config import ApiOauth2, Config, Endpoint
 from relay.answer import Answer
 from relay.endpoint import prepare
@@ -16,6 +18,11 @@ from relay.tokens import TokenClient
 
 Context = Limits
 """What bounds an attempt: `lease` (monotonic, until when it is trusted), `stop` (the process is to end) and `now`."""
+
+
+def without_lease() -> Context:
+    """For calls of a person's command: nobody may take over from it, and nothing tells it to end."""
+    return Context(lambda: float("inf"), threading.Event(), SystemClock().now)
 
 
 class Deliverer(Protocol):

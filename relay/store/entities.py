@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_json
+from inbox.db.dialect import Sql
 from inbox.routing import possible_lanes
-from inbox.timestamps import as_time, time_text
+from inbox.timestamps import time_text
 from relay.outcome import Delivery
 from relay.store.database import Database
+from relay.store.events import EVENT, of_event
 
 Place = tuple[str, str]
 """Type and id: pages go by them."""
@@ -58,25 +59,14 @@ def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result r
         attempt=1,
         run=0,
         lease_token=0,
-        source=event.source,
-        entity_type=event.entity_type,
-        entity_id=event.entity_id,
-        event_type=event.event_type,
-        action=event.action,
-        event_id=event.event_id,
-        occurred_at=as_time(event.occurred_at),
-        received_at=as_time(event.received_at),
-        content_type=event.content_type,
-        headers=as_json(event.headers) or {},
-        body=event.body,
+        **of_event(event),
     )
 
 
 @cache
 def _newest(sql: Sql) -> TextClause:
     return text(f"""
-SELECT i.seq, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at, i.received_at,
-       i.content_type, i.headers, i.body
+SELECT i.seq, {EVENT}
 FROM (
     SELECT entity_type, entity_id, max(seq) AS seq
     FROM inbox

@@ -23,8 +23,7 @@ def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delive
 
 
 def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
-    occurred_at = as_time(event.occurred_at)
-    late = event.last_occurred_at is not None and (occurred_at, row.seq) < (
+    late = event.last_occurred_at is not None and (as_time(event.occurred_at), row.seq) < (
         as_time(event.last_occurred_at),
         event.last_seq,
     )
@@ -36,29 +35,41 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
         run=row.run,
         lease_token=row.lease_token,
         is_suspect=row.crashes >= SUSPECT_CRASHES,
-        source=event.source,
-        entity_type=event.entity_type,
-        entity_id=event.entity_id,
-        event_type=event.event_type,
-        action=event.action,
-        event_id=event.event_id,
-        occurred_at=occurred_at,
-        received_at=as_time(event.received_at),
-        content_type=event.content_type,
-        headers=as_json(event.headers) or {},
-        body=event.body,
-        traceparent=event.traceparent,
+        **of_event(event),
         late=late,
         applied_hash=event.applied_hash,
         stale_before=event.stale_before,
     )
 
 
+EVENT = """i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at,
+       i.received_at, i.content_type, i.headers, i.body, i.traceparent"""
+"""The columns of the inbox that `of_event` reads."""
+
+
+def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
+    """What a delivery has of its event."""
+    return {
+        "source": event.source,
+        "entity_type": event.entity_type,
+        "entity_id": event.entity_id,
+        "event_type": event.event_type,
+        "action": event.action,
+        "event_id": event.event_id,
+        "occurred_at": as_time(event.occurred_at),
+        "received_at": as_time(event.received_at),
+        "content_type": event.content_type,
+        "headers": as_json(event.headers) or {},
+        "body": event.body,
+        "traceparent": event.traceparent,
+    }
+
+
 @cache
 def _events(sql: Sql) -> TextClause:
     return text(f"""
-SELECT i.seq, claimed.route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at,
-       i.received_at, i.content_type, i.headers, i.body, i.traceparent, l.occurred_at AS last_occurred_at, l.seq AS last_seq,
+SELECT i.seq, claimed.route, {EVENT},
+       l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f WHERE f.seq = i.seq AND f.route = claimed.route AND f.kind = 'attempt_failed'
             AND f.detail ->> 'error_class' = 'stale') AS stale_before
