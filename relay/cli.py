@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from inbox import config_file
-from inbox.config import Config
-from inbox.db import engine, migrate
 from inbox.terminal import FINDING, console, show, told
 from relay.cli_acts import cancel, replay, unblock
+from relay.cli_common import AsJson, Since, database_of, utc
 from relay.cli_gates import described, pause, resume
 from relay.cli_plan import plan
 from relay.cli_sweep import sweep
@@ -20,7 +18,6 @@ from relay.cli_verify import rebuild, verify
 from relay.demo.cli import app as demo_app
 from relay.leases import GRACE_SECONDS
 from relay.store import gates, reads
-from relay.store.database import Database
 
 app = typer.Typer(
     help="Drain the inbox in order and call downstream, with retries, through outages. Reads the same inbox.toml as `inbox`.",
@@ -30,8 +27,6 @@ app = typer.Typer(
 )
 app.add_typer(demo_app, name="demo")
 
-AsJson = Annotated[bool, typer.Option("--json", help="An array of objects instead of a table.")]
-Since = Annotated[datetime | None, typer.Option(help="Only since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])]
 SILENT_SECONDS = 20
 """A relay that has not said for so long that it lives has been replaced."""
 
@@ -39,12 +34,6 @@ SILENT_SECONDS = 20
 def main() -> None:
     """Entry point."""
     app()
-
-
-def _open(config: Config, application: str = "inbox-relay-cli") -> Database:
-    made = engine.connect(config.database.url, application=application)
-    migrate.require_current(made)
-    return Database(made)
 
 
 @app.command()
@@ -87,7 +76,7 @@ def run(
     with told():
         config = config_file.read()
         deliverers, alerts = build(config), client_of(config.alerts)
-        database = _open(config, "inbox-relay")
+        database = database_of(config, "inbox-relay")
     if processes > 1:
         database.engine.dispose()
         options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
@@ -120,7 +109,7 @@ def status(
       relay status --check
     """
     with told():
-        database = _open(config_file.read())
+        database = database_of(config_file.read())
         nodes = reads.relay_nodes(database)
         backlog = reads.backlog(database)
         held_back = gates.held_back(database)
@@ -157,10 +146,10 @@ def dead(
     """
     with told():
         rows = reads.dead_letters(
-            _open(config_file.read()),
+            database_of(config_file.read()),
             route=route,
             cause=cause,
-            since=None if since is None else since.replace(tzinfo=UTC),
+            since=utc(since),
             limit=limit,
         )
     columns = (

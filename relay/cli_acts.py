@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import getpass
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from inbox import config_file
 from inbox.config import Config
-from inbox.db import engine, migrate
 from inbox.terminal import FINDING, console, fail, show, told
+from relay.cli_common import AsJson, OfEntity, OfSource, Since, bar, open_database, parted, utc
 from relay.store import commands
 from relay.store.database import Database
 from relay.store.selection import Act, Choice, Selection
@@ -22,14 +21,8 @@ from relay.store.selection import Act, Choice, Selection
 Reason = Annotated[str, typer.Option(help="Why; it is kept in the log.")]
 OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.")]
 OfSeq = Annotated[int | None, typer.Option("--seq", help="This event.")]
-OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source.")]
-OfEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]
 OfCause = Annotated[str | None, typer.Option("--cause", help="Dead letters of this cause.")]
-Since = Annotated[
-    datetime | None, typer.Option("--since", help="Only since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
-]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
-AsJson = Annotated[bool, typer.Option("--json", help="An array of objects instead of a table.")]
 
 _SAMPLE = 5
 _LOOK_AGAIN_SECONDS = 0.5
@@ -157,10 +150,10 @@ def follow(database: Database, config: Config, number: int, doing: str, total: i
     terminal = console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-            task = bar.add_task(doing, total=total)
+        with bar(*columns) as shown:
+            task = shown.add_task(doing, total=total)
             while not (now := _progress(database, number)).has_ended:
-                bar.update(task, completed=now.affected, description=now.answer or doing)
+                shown.update(task, completed=now.affected, description=now.answer or doing)
                 if not commands.work_on(database, config, number) and _progress(database, number).state == "running":
                     time.sleep(_LOOK_AGAIN_SECONDS)
     except KeyboardInterrupt:
@@ -198,23 +191,5 @@ def _selection(
         entity_type=entity_type,
         entity_id=entity_id,
         cause=cause,
-        since=None if since is None else since.replace(tzinfo=UTC),
+        since=utc(since),
     )
-
-
-def parted(entity: str | None) -> tuple[str | None, str | None]:
-    """Type and id of what `--entity` names."""
-    if entity is None:
-        return None, None
-    entity_type, _, entity_id = entity.partition("/")
-    if not entity_type or not entity_id:
-        fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
-    return entity_type, entity_id
-
-
-def open_database() -> tuple[Config, Database]:
-    """The configuration, and the database it names."""
-    config = config_file.read()
-    made = engine.connect(config.database.url, application="inbox-relay-cli")
-    migrate.require_current(made)
-    return config, Database(made)

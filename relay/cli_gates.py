@@ -9,7 +9,8 @@ import typer
 
 from inbox.reads import Row
 from inbox.terminal import console, fail, show, told
-from relay.cli_acts import AsJson, OfEntity, OfSource, Reason, follow, open_database, parted
+from relay.cli_acts import Reason, follow
+from relay.cli_common import AsJson, OfEntity, OfSource, open_database, parted
 from relay.gates import Gate
 from relay.store import commands, gates
 

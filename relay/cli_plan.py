@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
 
 from inbox.config import Config
 from inbox.terminal import FINDING, console, fail, show, told
-from relay.cli_acts import AsJson, OfEntity, Since, open_database, parted
+from relay.cli_common import AsJson, OfEntity, Since, bar, open_database, parted, utc
 from relay.store import entities
 from relay.store.database import Database
 from relay.store.entities import FIRST, Chosen
@@ -47,7 +46,7 @@ def plan(
     with told():
         config, database = open_database()
         sync = _sync_of(config, route)
-        arrived = None if since is None else since.replace(tzinfo=UTC)
+        arrived = utc(since)
         chosen = Chosen(config.routes[route].source, route, entity_type, entity_id, arrived)
         try:
             previews, differing = 0, []
@@ -96,16 +95,15 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
 
     context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
-    terminal = console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("comparing"), MofNCompleteColumn())
     after = FIRST
     with (
         ThreadPoolExecutor(at_once) as pool,
-        Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar,
+        bar(*columns) as progress,
     ):
-        task = bar.add_task("comparing", total=None)
+        task = progress.add_task("comparing", total=None)
         while page := entities.page(database, chosen, after, _PAGE):
             for found in pool.map(lambda delivery: preview(sync, delivery, context), page):
-                bar.advance(task)
+                progress.advance(task)
                 yield found
             after = (str(page[-1].entity_type), str(page[-1].entity_id))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
 
 from inbox.clock import SystemClock
 from inbox.config import Config, Source
@@ -21,7 +21,7 @@ from inbox.identify import to_event
 from inbox.store import STORES
 from inbox.terminal import FINDING, console, fail, show, told
 from inbox.timestamps import to_nanoseconds
-from relay.cli_acts import AsJson, Since, open_database
+from relay.cli_common import AsJson, Since, bar, open_database, utc
 from relay.listed import EVERYTHING, Listed
 from relay.orphans import ORPHAN_COLUMNS, orphans
 from relay.store import sweeps
@@ -75,7 +75,7 @@ def sweep(
             found = [row for number in range(len(tables)) for row in orphans(config, source, number)]
             show(found, as_json=as_json, columns=ORPHAN_COLUMNS, empty="both sides have the same")
             raise typer.Exit(FINDING if found else 0)
-        begin = None if since is None else since.replace(tzinfo=UTC)
+        begin = utc(since)
         results = [_one(config, database, source, number, begin, dry=dry) for number in range(len(tables))]
     rows = [msgspec.structs.asdict(result) for result in results]
     show(rows, as_json=as_json, columns=COLUMNS, empty="")
@@ -98,12 +98,11 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
     before = sweeps.compared_until(database, source, table.entity_type)
     since = begin or (EVERYTHING if before is None else before - timedelta(seconds=table.overlap))
     result, latest = Swept(source, table.entity_type, since), since
-    terminal = console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("comparing {task.description}"), MofNCompleteColumn())
     context = without_lease()
     try:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-            task = bar.add_task(table.entity_type, total=None)
+        with bar(*columns) as progress:
+            task = progress.add_task(table.entity_type, total=None)
             for page in pages.since(since, context):
                 old = [each for each in page if each.modified <= young]
                 latest = max([latest, *(each.modified for each in old)])
@@ -112,7 +111,7 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
                 result.compared += len(old)
                 result.missed += len(lost)
                 result.added += 0 if dry else _add(config, events)
-                bar.advance(task, len(page))
+                progress.advance(task, len(page))
     except SweepFailed as error:
         fail(f"{source} {table.entity_type}: {error}; {result.compared} were compared, and the next sweep begins again")
     finally:

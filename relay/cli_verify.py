@@ -11,11 +11,9 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from inbox import config_file
-from inbox.config import Config
-from inbox.db import engine, migrate
 from inbox.terminal import FINDING, console, printable, told
 from relay.audit import Difference
+from relay.cli_common import open_database
 from relay.store.database import Database
 from relay.store.rebuild import rebuild as rebuild_all
 from relay.store.verify import Checked, bounds
@@ -36,7 +34,7 @@ def verify(*, as_json: AsJson = False) -> None:
       relay verify --json
     """
     with told():
-        database, config = _open()
+        config, database = open_database()
         checked = _run(database, verify_all(database, config), "verifying", as_json=as_json)
     if as_json:
         pass
@@ -59,7 +57,7 @@ def rebuild(*, as_json: AsJson = False) -> None:
       relay rebuild --json
     """
     with told():
-        database, config = _open()
+        config, database = open_database()
         mended = _run(database, rebuild_all(database, config, who=getpass.getuser()), "rebuilding", as_json=as_json)
     if not as_json:
         done = f"mended {mended.differences} differences" if mended.differences else "nothing to mend"
@@ -119,10 +117,3 @@ class _Lines:
     def end(self) -> None:
         if self._as_json:
             sys.stdout.write("\n]\n" if self._said else "[]\n")
-
-
-def _open() -> tuple[Database, Config]:
-    config = config_file.read()
-    made = engine.connect(config.database.url, application="inbox-relay-cli")
-    migrate.require_current(made)
-    return Database(made), config

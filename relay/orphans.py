@@ -10,12 +10,13 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
 
 from inbox.config import Config, Route
 from inbox.config_sweep import Listing
 from inbox.errors import SweepFailed
-from inbox.terminal import console, fail
+from inbox.terminal import fail
+from relay.cli_common import bar
 from relay.listed import EVERYTHING, Listed
 
 ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")
@@ -65,13 +66,12 @@ def _routes(config: Config, source: str, entity_type: str) -> list[tuple[Route, 
 def _keep(ids: sqlite3.Connection, name: str, shown: str, pages: Iterable[list[Listed]]) -> None:
     ids.execute(f"DROP TABLE IF EXISTS {name}")
     ids.execute(f"CREATE TABLE {name} (id TEXT PRIMARY KEY) WITHOUT ROWID")
-    terminal = console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("listing {task.description}"), MofNCompleteColumn())
     try:
-        with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-            task = bar.add_task(shown, total=None)
+        with bar(*columns) as progress:
+            task = progress.add_task(shown, total=None)
             for page in pages:
                 ids.executemany(f"INSERT OR IGNORE INTO {name} VALUES (?)", [(each.id,) for each in page])
-                bar.advance(task, len(page))
+                progress.advance(task, len(page))
     except SweepFailed as error:
         fail(f"{shown}: {error}")
