@@ -29,7 +29,7 @@ from benchmarks.support import Kind, Side, configured, databases, free_port, get
 from inbox import config_file
 from inbox.db import engine as engines
 from inbox.event import RawRequest
-from inbox.identify import to_event
+from inbox.identify import events_of
 from inbox.sources import preset_of
 from inbox.store import STORES
 
@@ -114,7 +114,7 @@ async def preload(url: str, environment: Mapping[str, str], bodies: list[bytes])
         store = STORES[engine.dialect.name]()
         for batch in _batches(bodies):
             raws = [RawRequest(source.name, headers, body, _BEGIN + timedelta(days=1)) for body in batch]
-            await store.append(connection, [to_event(source, raw, preset.read(raw, None)[0], routes) for raw in raws])
+            await store.append(connection, [events_of(source, preset, raw, routes)[0] for raw in raws])
     await engine.dispose()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 
 from inbox import config_file
@@ -17,8 +18,8 @@ class AnswersAtOnce:
     def __init__(self) -> None:
         self._seqs = count(1)
 
-    async def append(self, _event: Event) -> Receipt:
-        return Receipt(next(self._seqs), duplicate=False)
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        return [Receipt(next(self._seqs), duplicate=False) for _ in events]
 
     async def probe(self) -> None:
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import falcon
 import falcon.asgi
@@ -14,15 +15,14 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config, Source
 from inbox.db import engine
-from inbox.errors import ConfigError, RequestError, Unavailable
+from inbox.errors import RequestError, Unavailable, gathered
 from inbox.receive import Inlet, Outcomes, Webhooks, Writer, answer_problem, problem
 from inbox.sources import preset_of
-from inbox.sources.auth import UnknownSource, verifier_of
+from inbox.sources.auth import stranger, verifier_of
 from inbox.waiting import Waiting
 from inbox.writer import GroupCommit
 
 Receiver = falcon.asgi.App[Request, Response]
-_Made = TypeVar("_Made")
 
 READY_CACHED_SECONDS = 1.0
 """A load balancer may ask as often as it likes."""
@@ -58,7 +58,11 @@ def create_app(
     Raises:
         ConfigError: a source's preset or secret is not there. The text has a line for each that is not.
     """
-    webhooks = Webhooks(_inlets(config), UnknownSource(), clock)
+    inlets = _inlets(config)
+    work = max((inlet.verifier.work for inlet in inlets.values()), default=0)
+    for inlet in inlets.values():
+        inlet.verifier.even(work)
+    webhooks = Webhooks(inlets, stranger(work), clock)
     health = Health()
     app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, webhooks, health)])
     app.add_error_handler(RequestError, answer_problem)
@@ -71,31 +75,14 @@ def create_app(
 
 
 def _inlets(config: Config) -> dict[str, Inlet]:
-    mistakes: list[str] = []
-    presets = _of_each(config.sources, preset_of, mistakes)
-    verifiers = _of_each(config.sources, verifier_of, mistakes)
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return {
-        name: Inlet(
-            source=source,
-            preset=presets[name],
-            verifier=verifiers[name],
-            routes=tuple(route for route in config.routes.values() if route.source == name),
-        )
-        for name, source in config.sources.items()
-    }
+    """Each source with its preset and its verifier, all of which do the same work before they refuse."""
+    return gathered({name: partial(_inlet, config, source) for name, source in config.sources.items()})
 
 
-def _of_each(sources: Mapping[str, Source], make: Callable[[Source], _Made], mistakes: list[str]) -> dict[str, _Made]:
-    """What `make` makes of each source; the reason why it can't is added to `mistakes`."""
-    made = {}
-    for name, source in sources.items():
-        try:
-            made[name] = make(source)
-        except ConfigError as error:
-            mistakes.append(str(error))
-    return made
+def _inlet(config: Config, source: Source) -> Inlet:
+    preset = preset_of(source)
+    routes = tuple(route for route in config.routes.values() if route.source == source.name)
+    return Inlet(source=source, preset=preset, verifier=verifier_of(source, preset), routes=routes)
 
 
 class Health:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from sqlalchemy import Engine
 from inbox import config_file, reads, send
 from inbox.clock import SystemClock
 from inbox.db import engine, migrate
+from inbox.sources.base import Sample
 from inbox.terminal import FINDING, console, fail, printable, show, show_fields, told
 
 app = typer.Typer(
@@ -72,32 +74,55 @@ def migrate_command() -> None:
 @app.command("send")
 def send_command(
     source: Annotated[str, typer.Argument(help="The name of a source.")],
+    *,
     entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
     event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
     at: Annotated[
         datetime | None, typer.Option(help="When; now unless given. UTC.", formats=["%Y-%m-%dT%H:%M:%S"])
     ] = None,
+    body: Annotated[
+        Path | None, typer.Option(help="A file with the body, instead of a made-up one.", exists=True, dir_okay=False)
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help='A header of the provider\'s, such as "X-GitHub-Event: push"; repeatable.')
+    ] = None,
     url: Annotated[str, typer.Option(help="Where the receiver is.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Send a webhook as the source would, with its secret, and show the answer.
+    """Send a webhook as the source's provider would, signed with the source's secret, and show the answer.
 
     Exits 1 when it is not accepted.
 
     Examples:
       inbox send trivore
       inbox send trivore --entity GROUP/g1 --event DELETE
+      inbox send github --entity issue/1 --event issues.opened
+      inbox send acme --body order.json --header "X-Acme-Event: order.updated"
     """
     entity_type, _, entity_id = entity.partition("/")
     if not entity_type or not entity_id:
         fail(f"--entity must be TYPE/ID, such as USER/IDNUMBER1234, not {entity!r}")
+    given = dict(_header(each) for each in header or [])
     with told():
         moment = SystemClock().now() if at is None else at.replace(tzinfo=UTC)
-        answer = send.send(
-            config_file.read(), source, url, entity_type=entity_type, entity_id=entity_id, event_type=event, at=moment
-        )
+        config = config_file.read()
+        if body is not None:
+            sample = Sample(body.read_bytes(), given)
+        else:
+            made = send.sample_of(
+                config, source, entity_type=entity_type, entity_id=entity_id, event_type=event, at=moment
+            )
+            sample = Sample(made.body, {**made.headers, **given}, made.message_id)
+        answer = send.send(config, source, url, sample, moment)
     console().print(f"{answer.status} {printable(answer.body)}")
-    if answer.status != send.ACCEPTED:
+    if not answer.accepted:
         raise typer.Exit(FINDING)
+
+
+def _header(given: str) -> tuple[str, str]:
+    name, colon, value = given.partition(":")
+    if not colon or not name.strip():
+        fail(f"--header must be NAME: VALUE, not {given!r}")
+    return name.strip(), value.strip()
 
 
 @app.command("list")

@@ -11,17 +11,36 @@ from typing import Annotated, Literal
 import msgspec
 
 from inbox.config_retry import Exponential, Retry
-from inbox.config_sweep import Sweep
+from inbox.config_source import (
+    BasicAuth,
+    BearerAuth,
+    Fields,
+    HeaderAuth,
+    InboundAuth,
+    NoAuth,
+    Signature,
+    Source,
+    UrlTokenAuth,
+)
 from inbox.config_sync import Sync
 from inbox.config_values import Duration, Rate, Secret, Table
 from inbox.event import Action
 
 __all__ = [
+    "BasicAuth",
+    "BearerAuth",
     "Duration",
     "Exponential",
+    "Fields",
+    "HeaderAuth",
+    "InboundAuth",
+    "NoAuth",
     "Rate",
     "Retry",
     "Secret",
+    "Signature",
+    "Source",
+    "UrlTokenAuth",
 ]  # what this module passes on, besides the classes below
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
@@ -49,73 +68,6 @@ class Alerts(Table, frozen=True):
     allow_http: bool = False
     backlog_after: Duration = Duration(3600)
     """A route is behind when an event has waited for so long."""
-
-
-# --- what comes in
-
-
-Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
-
-
-class NoAuth(Table, frozen=True, tag="none", tag_field="kind"):
-    """Anybody may send: for a receiver that only its sender can reach."""
-
-
-class BasicAuth(Table, frozen=True, tag="basic", tag_field="kind"):
-    """HTTP Basic; each of `secrets` is a password that is valid now."""
-
-    user: str
-    secrets: Secrets
-
-
-class BearerAuth(Table, frozen=True, tag="bearer", tag_field="kind"):
-    """`Authorization: Bearer …`."""
-
-    secrets: Secrets
-
-
-class HeaderAuth(Table, frozen=True, tag="header", tag_field="kind"):
-    """A secret in a header of its own."""
-
-    name: str
-    secrets: Secrets
-
-
-class UrlTokenAuth(Table, frozen=True, tag="url_token", tag_field="kind"):
-    """A secret as the last segment of the URL, for senders that can set nothing else."""
-
-    secrets: Secrets
-
-
-InboundAuth = NoAuth | BasicAuth | BearerAuth | HeaderAuth | UrlTokenAuth
-
-
-class Source(Table, frozen=True, kw_only=True):
-    """Somebody who sends webhooks."""
-
-    name: str = ""
-    preset: str
-    auth: InboundAuth
-    answer: Literal["stored", "delivered"] = "stored"
-    answer_timeout: Duration = Duration(10)
-    """With `delivered`: when it takes longer, the answer is 503, and the repeat waits for the same event."""
-    answer_waiting: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
-    """So many requests may wait at once, in each worker; beyond that the answer is 503 at once."""
-    dedup: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
-    """Fields of the payload that make two requests the same event, instead of the preset's."""
-    max_body: Annotated[int, msgspec.Meta(ge=1, le=16 * 1024 * 1024)] | None = None
-    """Bytes; the preset's own limit when not given."""
-    clock_skew: Duration = Duration(5)
-    """By how much its clock and the relay's may differ: what was fetched sooner after an event is not taken to have it in it."""
-    silent_after: Duration | None = None
-    """When nothing has arrived for so long, there is an alert."""
-    sweeps: list[Sweep] = []
-    """How `relay sweep` asks for what has changed."""
-    pattern: str | None = None
-    """With `slack-message`: a regular expression that finds the entity in a message's text by its group `id`; groups
-    `type` and `event_type` may tell more."""
-    entity_type: str | None = None
-    """With `slack-message`: the entity's type, where `pattern` has no group `type`, or it has found nothing."""
 
 
 # --- what goes out

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from inbox.config import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
+from inbox.config import Config, Destination, Endpoint, PythonDestination, Route, SyncDestination
 from inbox.config_map import map_mistakes
+from inbox.config_presets import preset_mistakes
 from inbox.config_shape import Mistake, nearest
 from inbox.config_sync import Sync
-from inbox.sources import slack_message
 
 _FUNCTION = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:(?:[^\W\d]\w*\.)*[^\W\d]\w*")
 _OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
@@ -25,7 +25,7 @@ def broken_links(config: Config) -> Iterator[Mistake]:
             if isinstance(endpoint, PythonDestination):
                 yield from _function((section, name), endpoint)
     for name, source in config.sources.items():
-        yield from _pattern(("sources", name), source)
+        yield from preset_mistakes(("sources", name), source)
     for name, route in config.routes.items():
         path = ("routes", name)
         yield from _missing_name((*path, "source"), "source", route.source, config.sources)
@@ -36,18 +36,6 @@ def broken_links(config: Config) -> Iterator[Mistake]:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, config.apis)
             yield from _sync_steps((*path, "sync"), route.sync)
             yield from map_mistakes((*path, "sync"), route.sync)
-
-
-def _pattern(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
-    if source.preset != slack_message.NAME:
-        for key in ("pattern", "entity_type"):
-            if getattr(source, key) is not None:
-                yield Mistake((*path, key), f"is for preset = {slack_message.NAME!r} only; remove it")
-        return
-    try:
-        slack_message.compiled(source.pattern, source.entity_type)
-    except ValueError as error:
-        yield Mistake((*path, "pattern"), str(error))
 
 
 def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:

@@ -64,6 +64,11 @@ class NotAuthenticated(RequestError):
     title = "Not authenticated"
     cause = "not_authenticated"
 
+    def __init__(self, detail: str, *, why: str | None = None) -> None:
+        super().__init__(detail)
+        self.why = why
+        """For the operator alone."""
+
 
 class TooLarge(RequestError):
     """The body is larger than this source may send."""

@@ -31,6 +31,9 @@ class RawRequest(msgspec.Struct, frozen=True):
     received_at: datetime
     url_token: str | None = None
     remote_address: str | None = None
+    method: str = "POST"
+    query: str = ""
+    """Of the URL, as it came, without the `?`."""
 
     @property
     def content_type(self) -> str:
@@ -52,6 +55,10 @@ class Identity(msgspec.Struct, frozen=True):
     key_has_time: bool = True
     event_id: str | None = None
     """The provider's own id of the event, where it has one."""
+    part: bytes | None = None
+    """Of a body with several events, what this one would have been alone; it is stored instead of the body."""
+    part_type: str | None = None
+    """Its media type, where that is not the body's."""
 
 
 class Enrolment(msgspec.Struct, frozen=True):

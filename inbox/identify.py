@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from inbox import timestamps
 from inbox.config import HeaderAuth, Route, Source
 from inbox.event import Event, Identity, RawRequest, dedup_key
 from inbox.routing import enrol
+from inbox.sources.base import Preset
 
 KEPT_HEADERS = frozenset(
     {
@@ -30,9 +32,28 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def to_event(source: Source, raw: RawRequest, identity: Identity, routes: Iterable[Route]) -> Event:
-    """The event with its dedup key, its lanes on the routes that it takes, and the headers that may be kept."""
+def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Iterable[Route]) -> tuple[Event, ...]:
+    """The events that a request tells of, ready to be stored. The request is proven to come from the source.
+
+    Raises:
+        Unreadable, UnsupportedType, InvalidEvent: it is none of this preset's.
+    """
+    preset.check_type(raw)
+    headers = kept_headers(source, preset, raw.headers)
+    own = [route for route in routes if route.source == source.name]
+    return tuple(to_event(source, raw, identity, own, headers) for identity in preset.read(raw, source.dedup))
+
+
+def to_event(
+    source: Source,
+    raw: RawRequest,
+    identity: Identity,
+    routes: Iterable[Route],
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Event:
+    """The event with its dedup key and its lanes on the routes that it takes; `headers` are those that are kept."""
     key = dedup_key(identity)
+    body = raw.body if identity.part is None else identity.part
     return Event(
         source=source.name,
         dedup_key=key,
@@ -44,21 +65,26 @@ def to_event(source: Source, raw: RawRequest, identity: Identity, routes: Iterab
         occurred_at=timestamps.to_datetime(identity.occurred_ns),
         received_at=raw.received_at,
         enrolments=enrol(source.name, identity, key, routes),
-        headers=kept_headers(source, raw.headers),
-        content_type=_printable(raw.headers.get("content-type", "")),
-        body=raw.body,
-        body_sha256=hashlib.sha256(raw.body).digest(),
+        headers=headers,
+        content_type=_printable(identity.part_type or raw.headers.get("content-type", "")),
+        body=body,
+        body_sha256=hashlib.sha256(body).digest(),
         traceparent=valid_traceparent(raw.headers.get("traceparent")),
     )
 
 
-def kept_headers(source: Source, headers: Mapping[str, str]) -> dict[str, str]:
+def kept_headers(source: Source, preset: Preset, headers: Mapping[str, str]) -> dict[str, str]:
     r"""The headers of the allow-list, in printable ASCII: any other character is written as `\xNN` or `\uNNNN`.
 
-    A header in which the source sends its secret is left out, even if it is on the list.
+    A preset adds those that tell of its events. A header in which the source sends its secret is left out, even if it is on
+    the list.
     """
     secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
-    return {name: _printable(value) for name, value in headers.items() if name in KEPT_HEADERS and name != secret}
+    return {
+        name: _printable(value)
+        for name, value in headers.items()
+        if (name in KEPT_HEADERS or name in preset.kept_headers) and name != secret
+    }
 
 
 def valid_traceparent(value: str | None) -> str | None:

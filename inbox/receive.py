@@ -23,8 +23,9 @@ from inbox.errors import (
     Unavailable,
     Unreadable,
 )
-from inbox.event import Event, Identity, RawRequest, Receipt
-from inbox.identify import kept_headers, to_event
+from inbox.event import Event, RawRequest, Receipt
+from inbox.identify import events_of, kept_headers
+from inbox.sources import PRESETS
 from inbox.sources.auth import Verifier
 from inbox.sources.base import Preset
 from inbox.store import Rejected
@@ -34,6 +35,12 @@ READ_WITHIN_SECONDS = 10.0
 
 UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
 
+_HANDSHAKES = frozenset(
+    (preset.handshake.method, preset.handshake.header)
+    for preset in PRESETS.values()
+    if preset.handshake is not None and preset.handshake.header is not None
+)
+
 ENDED_EARLY = "inbox.ended_early"
 """Set in a request's ASGI scope by our server (`inbox.wire`) when the sender closed before the body was whole."""
 
@@ -41,8 +48,8 @@ ENDED_EARLY = "inbox.ended_early"
 class Writer(Protocol):
     """What stores events; `inbox.writer.GroupCommit` in earnest."""
 
-    async def append(self, event: Event) -> Receipt:
-        """Store one event; return after the commit."""
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        """Store the events of one request, all or none; return after the commit."""
         ...
 
     async def probe(self) -> None:
@@ -95,11 +102,25 @@ class Webhooks:
         self.waiting: Outcomes | None = None
 
     async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
-        """Answer 200 once every event of the body is committed."""
+        """Answer 200, or what the provider wants, once every event of the body is committed."""
+        await self._answer(req, resp, source, token)
+
+    async def on_get(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
+        """Answer a handshake; 405 to everything else."""
+        await self._answer(req, resp, source, token)
+
+    async def on_options(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
+        """Answer a handshake; 405 to everything else."""
+        await self._answer(req, resp, source, token)
+
+    async def _answer(self, req: Request, resp: Response, source: str, token: str | None) -> None:
+        headers = req.headers_lower
+        # By the request alone, or the answer would tell which sources there are.
+        if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
+            raise falcon.HTTPMethodNotAllowed(["POST"])
         inlet = self._inlets.get(source)
         body = b""
-        headers = req.headers_lower
-        sender_is_known = False
+        proven: Inlet | None = None
         try:
             body = await _read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body)
             raw = RawRequest(
@@ -109,35 +130,44 @@ class Webhooks:
                 received_at=self._clock.now(),
                 url_token=token,
                 remote_address=req.remote_addr,
+                method=req.method,
+                query=req.query_string,
             )
             (self._stranger if inlet is None else inlet.verifier).verify(raw, raw.received_at)
-            if inlet is None:
+            proven = inlet
+            if proven is None:
                 raise NotAuthenticated("unknown source")  # the stranger's verifier has refused already
-            sender_is_known = True
-            await self._take_in(inlet, raw, resp)
+            await self._take_in(proven, raw, resp)
         except RequestError as error:
             if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
-                known = inlet if sender_is_known else None
                 raw = RawRequest(source, headers, body, self._clock.now(), remote_address=req.remote_addr)
-                self.writer.reject(_rejected(known, raw, error))
-            raise
+                self.writer.reject(_rejected(proven, raw, error))
+            if proven is None or proven.preset.refusal is None or isinstance(error, Unavailable | NotDelivered):
+                raise
+            resp.status, resp.data = proven.preset.refusal(error)
+            resp.content_type = falcon.MEDIA_JSON
 
     async def _take_in(self, inlet: Inlet, raw: RawRequest, resp: Response) -> None:
-        inlet.preset.check_type(raw)
-        identities = inlet.preset.read(raw, inlet.source.dedup)
+        preset = inlet.preset
+        greeting = preset.greeting(raw)
+        if greeting is not None:
+            resp.status, resp.data, resp.content_type = greeting.status, greeting.body, greeting.content_type
+            resp.set_headers(greeting.headers)
+            return
+        if raw.method != "POST":
+            raise falcon.HTTPMethodNotAllowed(["POST"])
+        events = events_of(inlet.source, preset, raw, inlet.routes)
+        if self.writer is None:
+            raise Unavailable("the receiver is starting")
+        receipts = await self.writer.append(events) if events else []
+        statuses = [receipt.status for receipt in receipts]
         patience = patience_of(inlet.source, raw.headers.get("prefer"))
-        if len(identities) == 1:
-            receipt = await self._store(inlet, raw, identities[0])
-            status = receipt.status if patience is None else await self._delivered([receipt.seq], inlet, patience)
-            resp.data = b'{"status":"%b","seq":%d}' % (status.encode(), receipt.seq)
-        else:
-            receipts = await asyncio.gather(*(self._store(inlet, raw, identity) for identity in identities))
-            listed = [{"status": receipt.status, "seq": receipt.seq} for receipt in receipts]
-            if patience is not None:
-                status = await self._delivered([receipt.seq for receipt in receipts], inlet, patience)
-                listed = [{**each, "status": status} for each in listed]
-            resp.data = msgspec.json.encode({"events": listed})
-        resp.content_type = falcon.MEDIA_JSON
+        if patience is not None:
+            statuses = [await self._delivered([each.seq for each in receipts], inlet, patience)] * len(receipts)
+        resp.status = preset.status if patience is None else falcon.HTTP_200
+        if not preset.answers_empty:
+            resp.content_type = falcon.MEDIA_JSON
+            resp.data = _told(statuses, receipts)
 
     async def _delivered(self, seqs: Sequence[int], inlet: Inlet, patience: float) -> str:
         if self.waiting is None:
@@ -145,10 +175,13 @@ class Webhooks:
         await self.waiting.delivered(seqs, within=patience, at_most=inlet.source.answer_waiting)
         return "delivered"
 
-    async def _store(self, inlet: Inlet, raw: RawRequest, identity: Identity) -> Receipt:
-        if self.writer is None:
-            raise Unavailable("the receiver is starting")
-        return await self.writer.append(to_event(inlet.source, raw, identity, inlet.routes))
+
+def _told(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
+    """What is answered: of one event it alone, of several or none a list."""
+    if len(receipts) == 1:
+        return b'{"status":"%b","seq":%d}' % (statuses[0].encode(), receipts[0].seq)
+    listed = [{"status": status, "seq": each.seq} for status, each in zip(statuses, receipts, strict=True)]
+    return msgspec.json.encode({"events": listed})
 
 
 def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Rejected:
@@ -158,11 +191,11 @@ def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Reje
         source=raw.source[:64].encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00"),
         status=error.status,
         cause=error.cause,
-        reason=error.detail,
+        reason=(error.why if isinstance(error, NotAuthenticated) else None) or error.detail,
         field=error.field,
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),
-        headers=None if inlet is None else kept_headers(inlet.source, raw.headers),
+        headers=None if inlet is None else kept_headers(inlet.source, inlet.preset, raw.headers),
         body=None if inlet is None else raw.body,
     )
 

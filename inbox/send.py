@@ -1,12 +1,12 @@
-"""Sends one webhook as a source would, with that source's own secret: to try a configuration out."""
+"""Sends one webhook as a source would, signed with that source's own secret: to try a configuration out."""
 
 from __future__ import annotations
 
 import base64
 import http.client
-import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
@@ -14,9 +14,12 @@ import msgspec
 from inbox.config import BasicAuth, BearerAuth, Config, HeaderAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.config_shape import nearest
 from inbox.errors import ConfigError
+from inbox.sources import PRESETS
+from inbox.sources.base import Preset, Sample
+from inbox.sources.signing import Message, sign, sorted_params
 
-ACCEPTED = 200
 _TIMEOUT_SECONDS = 10
+_JSON = "application/json"
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -25,29 +28,38 @@ class Answer(msgspec.Struct, frozen=True):
     status: int
     body: str
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the webhook is stored."""
+        return self.status in {200, 202}
 
-def send(
-    config: Config, name: str, url: str, *, entity_type: str, entity_id: str, event_type: str, at: datetime
-) -> Answer:
-    """Send `{"id", "entityType", "eventType", "timestamp"}` to the receiver at `url`.
+
+def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, event_type: str, at: datetime) -> Sample:
+    """A webhook about an entity, as the source's provider would write it.
 
     Raises:
-        ConfigError: there is no such source, none of its secrets is valid at `at`, or nobody listens at `url`.
+        ConfigError: there is no such source, or its preset has none.
     """
-    source = config.sources.get(name)
-    if source is None:
-        raise ConfigError(f"there is no [sources.{name}]; {nearest(name, config.sources)}")
-    path, headers = _proof(source, at)
-    payload = {
-        "id": entity_id,
-        "entityType": entity_type,
-        "eventType": event_type,
-        "timestamp": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-    }
+    preset = PRESETS[_source(config, name).preset]
+    if preset.sample is None:
+        raise ConfigError(f"there is no sample of preset {preset.name!r}; give a body of your own with --body")
+    return preset.sample(entity_type, entity_id, event_type, at)
+
+
+def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> Answer:
+    """Send `sample` to the receiver at `url`, with what proves that it comes from the source.
+
+    Raises:
+        ConfigError: there is no such source, none of its secrets is valid at `at`, its sender alone can sign, or nobody
+            listens at `url`.
+    """
+    source = _source(config, name)
+    path, shown = _shown(source, at)
+    headers = {"Content-Type": _JSON, **sample.headers}
     request = urllib.request.Request(  # noqa: S310  # the operator names the URL
         f"{url.rstrip('/')}/webhooks/{name}{path}",
-        data=json.dumps(payload).encode(),
-        headers={"Content-Type": "application/json", **headers},
+        data=sample.body,
+        headers={**headers, **shown, **_signed(source, PRESETS[source.preset], sample, headers, at)},
         method="POST",
     )
     try:
@@ -62,11 +74,16 @@ def send(
         ) from None
 
 
-def _proof(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
-    """What goes behind the path, and the headers."""
+def _source(config: Config, name: str) -> Source:
+    source = config.sources.get(name)
+    if source is None:
+        raise ConfigError(f"there is no [sources.{name}]; {nearest(name, config.sources)}")
+    return source
+
+
+def _shown(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
+    """What goes behind the path, and the headers with a secret that is shown."""
     match source.auth:
-        case NoAuth():
-            return "", {}
         case BasicAuth(user=user, secrets=secrets):
             credentials = base64.b64encode(f"{user}:{_valid(secrets, source, at)}".encode()).decode()
             return "", {"Authorization": f"Basic {credentials}"}
@@ -76,6 +93,23 @@ def _proof(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
             return "", {header: _valid(secrets, source, at)}
         case UrlTokenAuth(secrets=secrets):
             return f"/{_valid(secrets, source, at)}", {}
+        case NoAuth() | None:
+            return "", {}
+
+
+def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str, str], at: datetime) -> dict[str, str]:
+    if source.secrets is None:
+        return {}
+    if preset.prover is not None:
+        raise ConfigError(f"[sources.{source.name}] has public keys: only its sender can sign")
+    signature = source.signature or preset.signatures[0]
+    message = Message(
+        id=sample.message_id.encode(),
+        url=(source.public_url or "").encode(),
+        body=sample.body,
+        sorted_params=sorted_params(headers["Content-Type"], sample.body),
+    )
+    return sign(signature, _valid(source.secrets, source, at), message, at)
 
 
 def _valid(secrets: list[Secret], source: Source, at: datetime) -> str:

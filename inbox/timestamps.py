@@ -78,6 +78,11 @@ def time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(" ", "microseconds")[:26] + "Z"
 
 
+def rfc3339(moment: datetime) -> str:
+    """An instant as payloads have it, in milliseconds: `2019-01-01T00:00:00.000Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
 def as_time(value: str | datetime) -> datetime:
     """What a driver gives for a time column, as an aware UTC datetime."""
     return (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)

@@ -44,8 +44,10 @@ _FAILURES = (SQLAlchemyError, OSError, ValueError)
 
 
 class _Pending(msgspec.Struct, eq=False):
-    event: Event
-    receipt: asyncio.Future[Receipt]
+    """The events of one request: they are stored together, or none of them is."""
+
+    events: Sequence[Event]
+    receipts: asyncio.Future[list[Receipt]]
 
 
 class GroupCommit:
@@ -70,19 +72,19 @@ class GroupCommit:
         self._task = self._loop.create_task(self._run(), name="group-commit")
         self._task.add_done_callback(_end_worker)
 
-    async def append(self, event: Event) -> Receipt:
-        """Store the event, or find it stored already; returns after the commit.
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        """Store the events of one request in one transaction, or find them stored already; returns after the commit.
 
         Raises:
-            Unavailable: it is not stored, or it is not known whether it is.
-            InvalidEvent: the database refuses a value of it.
+            Unavailable: they are not stored, or it is not known whether they are.
+            InvalidEvent: the database refuses a value of one of them.
         """
         if self._closing or len(self._pending) >= MAX_WAITING:
             raise Unavailable("the receiver is stopping" if self._closing else "too many requests are waiting")
-        receipt: asyncio.Future[Receipt] = self._loop.create_future()
-        self._pending.append(_Pending(event, receipt))
+        receipts: asyncio.Future[list[Receipt]] = self._loop.create_future()
+        self._pending.append(_Pending(events, receipts))
         self._something.set()
-        return await self._in_time(receipt)
+        return await self._in_time(receipts)
 
     async def probe(self) -> None:
         """Write to the database as a batch would.
@@ -145,13 +147,15 @@ class GroupCommit:
 
     def _gather(self) -> list[_Pending]:
         batch: list[_Pending] = []
-        size = 0
-        while self._pending and len(batch) < MAX_ROWS:
-            size += len(self._pending[0].event.body)
-            if batch and size > MAX_BYTES:
+        number = size = 0
+        while self._pending:
+            events = self._pending[0].events
+            number += len(events)
+            size += sum(len(event.body) for event in events)
+            if batch and (number > MAX_ROWS or size > MAX_BYTES):
                 break
             pending = self._pending.popleft()
-            if not pending.receipt.done():  # its sender has been answered 503 meanwhile
+            if not pending.receipts.done():  # its sender has been answered 503 meanwhile
                 batch.append(pending)
         return batch
 
@@ -166,8 +170,8 @@ class GroupCommit:
                 await self._commit_alone(pending)
 
     async def _commit_alone(self, pending: _Pending) -> None:
-        """A row is to blame: it alone is refused, its neighbours are stored."""
-        if pending.receipt.done():
+        """A row is to blame: its request alone is refused, its neighbours are stored."""
+        if pending.receipts.done():
             return
         try:
             await self._store_batch([pending])
@@ -178,34 +182,38 @@ class GroupCommit:
                 await self._refuse([pending], error)
 
     async def _store_batch(self, batch: Sequence[_Pending]) -> None:
-        again = await self._append(batch)
+        """Answer those of whose events each was stored; then those of which one was there already."""
+        seqs = iter(await self._append([event for pending in batch for event in pending.events]))
+        again: list[tuple[_Pending, list[int | None]]] = []
+        for pending in batch:
+            own = [next(seqs) for _ in pending.events]
+            if None in own:
+                again.append((pending, own))
+            else:
+                _answer(pending, [Receipt(seq, duplicate=False) for seq in own if seq is not None])
         if again:
             await self._repeat(again)
 
-    async def _append(self, batch: Sequence[_Pending]) -> list[_Pending]:
-        """Answer those that were stored; returns those whose key was there already."""
-        events = [pending.event for pending in batch]
+    async def _append(self, events: Sequence[Event]) -> list[int | None]:
         try:
-            seqs = await self._store.append(await self._connected(), events)
+            return await self._store.append(await self._connected(), events)
         except DBAPIError as error:
             if not is_deadlock(error):
                 raise
-            seqs = await self._store.append(await self._connected(), events)
-        again = []
-        for pending, seq in zip(batch, seqs, strict=True):
-            if seq is None:
-                again.append(pending)
-            else:
-                _answer(pending, Receipt(seq, duplicate=False))
-        return again
+            return await self._store.append(await self._connected(), events)
 
-    async def _repeat(self, batch: Sequence[_Pending]) -> None:
-        seqs = await self._store.repeat(await self._connected(), [pending.event for pending in batch])
-        for pending, seq in zip(batch, seqs, strict=True):
-            if seq is None:
-                _answer(pending, Unavailable("the event it repeats was deleted at this moment"))
+    async def _repeat(self, batch: Sequence[tuple[_Pending, list[int | None]]]) -> None:
+        repeated = [
+            event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
+        ]
+        found = iter(await self._store.repeat(await self._connected(), repeated))
+        for pending, own in batch:
+            numbers = [(next(found) if seq is None else seq, seq is None) for seq in own]
+            receipts = [Receipt(seq, duplicate=duplicate) for seq, duplicate in numbers if seq is not None]
+            if len(receipts) == len(own):
+                _answer(pending, receipts)
             else:
-                _answer(pending, Receipt(seq, duplicate=True))
+                _answer(pending, Unavailable("the event it repeats was deleted at this moment"))
 
     async def _refuse(self, batch: Sequence[_Pending], error: Exception) -> None:
         """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
@@ -262,13 +270,13 @@ def _end_worker(task: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _answer(pending: _Pending, answer: Receipt | RequestError) -> None:
-    if pending.receipt.done():
+def _answer(pending: _Pending, answer: list[Receipt] | RequestError) -> None:
+    if pending.receipts.done():
         return
-    if isinstance(answer, Receipt):
-        pending.receipt.set_result(answer)
+    if isinstance(answer, RequestError):
+        pending.receipts.set_exception(answer)
     else:
-        pending.receipt.set_exception(answer)
+        pending.receipts.set_result(answer)
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -7,11 +7,34 @@ from dataclasses import replace
 from inbox.config import Source
 from inbox.config_shape import nearest
 from inbox.errors import ConfigError
-from inbox.sources import slack_message, trivore
+from inbox.sources import (
+    cloudevents,
+    custom,
+    github,
+    gitlab,
+    okta,
+    secevent,
+    shopify,
+    slack,
+    slack_message,
+    standard_webhooks,
+    stripe,
+    trivore,
+)
 from inbox.sources.base import Preset
 
 PRESETS: dict[str, Preset] = {
+    "cloudevents": cloudevents.PRESET,
+    "custom": custom.PRESET,
+    "github": github.PRESET,
+    "gitlab": gitlab.PRESET,
+    "okta": okta.PRESET,
+    "secevent": secevent.PRESET,
+    "shopify": shopify.PRESET,
+    "slack": slack.PRESET,
     "slack-message": slack_message.PRESET,
+    "standard-webhooks": standard_webhooks.PRESET,
+    "stripe": stripe.PRESET,
     "trivore": trivore.PRESET,
 }
 
@@ -33,4 +56,4 @@ def preset_of(source: Source) -> Preset:
     try:
         return replace(preset, read=preset.reader(source))
     except ValueError as error:
-        raise ConfigError(f"[sources.{source.name}] pattern {error}") from None
+        raise ConfigError(f"[sources.{source.name}] {preset.reads_by} {error}") from None

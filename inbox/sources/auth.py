@@ -1,7 +1,8 @@
-"""Proves that a request comes from its source, by a secret that only the two of them know.
+"""Proves that a request comes from its source: by a secret that it shows, by a signature, or by both.
 
-Every secret of a source is tried and the result comes at the end, so that the time taken tells neither which secret was
-close nor whether there is such a source. What a secret reveals is kept as a SHA-256 digest only: digests compare in
+What is refused is refused after the same work, whether there is such a source or not: every secret of a source is tried,
+and then the body is hashed as often as for the source with the most secrets. So neither the answer nor the time it takes
+tells which names exist or which secret was close. What a shown secret is kept as is a SHA-256 digest: digests compare in
 constant time whatever the secrets' lengths are, and there is nothing to be shown by mistake.
 """
 
@@ -11,90 +12,141 @@ import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.event import RawRequest
+from inbox.sources.base import Preset, Proof, Revealed
+from inbox.sources.signing import Signed
 
-Presented = Callable[[RawRequest], bytes]
+Way = Callable[[RawRequest], bytes]
 
 REFUSAL = "unknown source, or the request does not prove to come from it; check the URL and the secret"
-"""One text for all: the answer must not tell which."""
+"""One text for all: the answer must not tell which. Why it was refused stands in `rejected_request`."""
+
+_NOBODYS_KEY = bytes(hashlib.sha256().block_size)
+
+
+class Shown:
+    """Proves that a request shows one of the secrets that are valid, in the way of `auth`."""
+
+    __slots__ = ("_open", "_secrets", "_shown", "work")
+
+    def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
+        prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
+        self._open = isinstance(auth, NoAuth)
+        self._shown = _way_in(auth)
+        self._secrets = tuple((secret, _digest(prefix + revealed)) for secret, revealed in secrets)
+        self.work = 0
+
+    def fault(self, raw: RawRequest, now: datetime) -> str | None:
+        """See Proof."""
+        shown = self._shown(raw)
+        digest = hashlib.sha256(shown).digest()
+        proven = self._open
+        for secret, expected in self._secrets:
+            proven |= hmac.compare_digest(digest, expected) & secret.valid_at(now)
+        if proven:
+            return None
+        return "the secret it shows is none that is valid now" if shown else "it shows no secret"
 
 
 class Verifier:
-    """Knows one source's secrets as they were when it was made."""
+    """All that a request to one source has to prove, with the secrets as they were when it was made."""
 
-    __slots__ = ("_open", "_presented", "_secrets")
+    __slots__ = ("_proofs", "_work_of_all", "work")
 
-    def __init__(self, auth: InboundAuth, environment: Mapping[str, str] = os.environ) -> None:
-        """Reveal the secrets of `auth`.
+    def __init__(self, proofs: Iterable[Proof]) -> None:
+        self._proofs = tuple(proofs)
+        self.work = sum(proof.work for proof in self._proofs)
+        self._work_of_all = self.work
 
-        Raises:
-            ConfigError: a variable or file that a secret is kept in is not there, or is empty. The text has a line for
-                each.
-        """
-        self._open = isinstance(auth, NoAuth)
-        self._presented: Presented = _way_in(auth)
-        self._secrets: tuple[tuple[Secret, bytes], ...] = ()
-        if not isinstance(auth, NoAuth):
-            prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
-            self._secrets = tuple(
-                (secret, _digest(prefix + revealed))
-                for secret, revealed in zip(auth.secrets, _revealed(auth.secrets, environment), strict=True)
-            )
+    def even(self, work_of_all: int) -> None:
+        """From now on do no less than `work_of_all` before it refuses."""
+        self._work_of_all = max(work_of_all, self.work)
 
     def verify(self, raw: RawRequest, now: datetime) -> None:
-        """Return if the request presents a secret that is valid at `now`, or if the source asks for none.
+        """Return if everything is proven at `now`.
 
         Raises:
-            NotAuthenticated: it does not. Nothing else is raised, whatever the headers hold.
+            NotAuthenticated: it is not. Nothing else is raised, whatever the request holds.
         """
-        presented = hashlib.sha256(self._presented(raw)).digest()
-        proven = self._open
-        for secret, digest in self._secrets:
-            proven |= hmac.compare_digest(presented, digest) & secret.valid_at(now)
-        if not proven:
-            raise NotAuthenticated(REFUSAL)
+        faults = [proof.fault(raw, now) for proof in self._proofs]
+        why = next((fault for fault in faults if fault is not None), None)
+        if why is not None:
+            for _ in range(self._work_of_all - self.work):
+                hmac.digest(_NOBODYS_KEY, raw.body, "sha256")
+            raise NotAuthenticated(REFUSAL, why=why)
 
 
-class UnknownSource(Verifier):
-    """Stands in for a source that does not exist: does the same work as for a bearer token, and always refuses."""
+class _Nobody:
+    """Stands in for the proofs of a source that does not exist."""
 
-    __slots__ = ()
+    work = 0
 
-    def __init__(self) -> None:
-        super().__init__(BearerAuth(secrets=[]))
-        self._secrets = (
-            (Secret("nobody's"), bytes(hashlib.sha256().digest_size)),
-        )  # no text is known to hash to zeros
+    def fault(self, raw: RawRequest, _now: datetime) -> str:
+        """Look for a bearer token that nobody has."""
+        shown = _header_bytes(_credentials(raw, "bearer"))
+        hmac.compare_digest(hashlib.sha256(shown).digest(), bytes(hashlib.sha256().digest_size))
+        return "there is no such source"
 
 
-def verifier_of(source: Source, environment: Mapping[str, str] = os.environ) -> Verifier:
-    """The verifier of a source.
+def stranger(work_of_all: int = 0) -> Verifier:
+    """The verifier of all sources that do not exist: always refuses, after as much work as theirs that do."""
+    made = Verifier([_Nobody()])
+    made.even(work_of_all)
+    return made
+
+
+def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:
+    """The verifier of a source: what it shows (`auth`), and what it signs with (`secrets`), each where it is configured.
 
     Raises:
-        ConfigError: a secret can't be revealed. Each line of the text names the source.
+        ConfigError: a secret can't be revealed or used, or nothing is asked for. Each line of the text names the source.
     """
+    proofs: list[Proof] = []
+    mistakes: list[str] = []
+    auth = source.auth
     try:
-        return Verifier(source.auth, environment)
+        if auth is not None:
+            shown = [] if isinstance(auth, NoAuth) else revealed(auth.secrets, environment)
+            proofs.append(Shown(auth, shown))
     except ConfigError as error:
-        mistakes = str(error).splitlines()
-        raise ConfigError("\n".join(f"[sources.{source.name}] auth: {mistake}" for mistake in mistakes)) from None
+        mistakes += [f"auth: {mistake}" for mistake in str(error).splitlines()]
+    try:
+        if source.secrets is not None:
+            known = revealed(source.secrets, environment)
+            if preset.prover is not None:
+                proofs.append(preset.prover(source, known))
+            else:
+                signatures = preset.signatures if source.signature is None else (source.signature,)
+                proofs.append(Signed(signatures, known, url=source.public_url or "", tolerance=source.tolerance))
+    except ConfigError as error:
+        mistakes += [f"secrets: {mistake}" for mistake in str(error).splitlines()]
+    if not proofs and not mistakes:
+        mistakes.append('auth: is missing; whoever may send without a secret needs auth = { kind = "none" }')
+    if mistakes:
+        raise ConfigError("\n".join(f"[sources.{source.name}] {mistake}" for mistake in mistakes))
+    return Verifier(proofs)
 
 
-def _revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> list[str]:
-    revealed, mistakes = [], []
+def revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revealed:
+    """Each secret with its text.
+
+    Raises:
+        ConfigError: a variable or file that a secret is kept in is not there, or is empty. The text has a line for each.
+    """
+    found, mistakes = [], []
     for secret in secrets:
         try:
-            revealed.append(secret.reveal(environment))
+            found.append((secret, secret.reveal(environment)))
         except ConfigError as error:
             mistakes.append(str(error))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return revealed
+    return found
 
 
 def _digest(secret: str) -> bytes:
@@ -102,8 +154,8 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
-def _way_in(auth: InboundAuth) -> Presented:
-    """What the request presents where this kind of authentication has its secret; empty when there is nothing."""
+def _way_in(auth: InboundAuth) -> Way:
+    """What the request shows where this kind of authentication has its secret; empty when there is nothing."""
     match auth:
         case BasicAuth():
             return _basic_credentials

@@ -1,53 +1,152 @@
-"""What a preset is, and the checks that all presets share.
+"""What a preset is.
 
-A preset knows one provider's payload: which bytes it sends, and which change of which entity they tell of. To add one,
-write one file beside this that ends in a `PRESET`, and its line in `inbox.sources.PRESETS`. Its `read` may raise
-`RequestError` subclasses only, whatever the bytes are: anything else would be answered 500.
+A preset knows one provider: how it signs, which bytes it sends, which change of which entity they tell of, and what it
+wants to hear. To add one, write one file beside this that ends in a `PRESET`, and its line in `inbox.sources.PRESETS`. Its
+`read` may raise `RequestError` subclasses only, whatever the bytes are (anything else would be answered 500), so it reads
+them with what `inbox/sources/payload.py` has.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import Protocol
 
-from inbox import strict_json, timestamps
-from inbox.config import Source
-from inbox.errors import InvalidEvent, UnsupportedType
+import msgspec
+
+from inbox.config import Secret, Signature, Source
+from inbox.errors import RequestError, UnsupportedType
 from inbox.event import Identity, RawRequest
 
-LONGEST_ID = 255
-LONGEST_TYPE = 100
-"""Characters of an entity type or event type."""
-
-EARLIEST_NS = timestamps.parse_rfc3339("2000-01-01T00:00:00Z")
-FARTHEST_AHEAD = timedelta(hours=24)
-"""How much later than its arrival an event may say it occurred: more is a broken clock, and would win every fold."""
-
-_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
-"""Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
-
-
 Read = Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
-"""The events of a body, in its order, never none. The second argument is the source's `dedup`, if it has one.
+"""The events of a body, in its order. The second argument is the source's `dedup`, if it has one.
 
 Raises `Unreadable` or `InvalidEvent`.
 """
 
+Revealed = Sequence[tuple[Secret, str]]
+"""Secrets, each with its text."""
 
-@dataclass(frozen=True, slots=True)
+
+class Proof(Protocol):
+    """One thing that a request has to prove. Nothing it does may raise, whatever the request holds."""
+
+    @property
+    def work(self) -> int:
+        """How many times it hashes the body."""
+        ...
+
+    def fault(self, raw: RawRequest, now: datetime) -> str | None:
+        """Why it is not proven, for the operator; None when it is."""
+        ...
+
+
+Prover = Callable[[Source, Revealed], Proof]
+"""Makes a preset's own kind of proof of a source's `secrets`. Raises ConfigError when it can't."""
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    """What is answered to a handshake."""
+
+    status: int
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    content_type: str = "application/json"
+
+
+class Handshake(msgspec.Struct, frozen=True):
+    """How a provider sees that somebody wants its webhooks, before it sends any or among them."""
+
+    method: str
+    header: str | None
+    """In lower case; only a request that has it is one. None: `answer` can tell by the body."""
+    answer: Callable[[RawRequest], Greeting | None]
+    """Called once the request is proven to come from the source. None: it is no handshake after all.
+
+    Raises `RequestError`.
+    """
+    told: str
+    """What comes and what is answered, for the documentation."""
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """A request as the provider would make it, for `inbox send`: not signed yet."""
+
+    body: bytes
+    headers: Mapping[str, str] = {}
+    message_id: str = ""
+    """Of the message, where the signature covers one."""
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an event stands in a request, in words: a row of the documentation."""
+
+    title: str
+    event_id: str = "none"
+    entity: str
+    event_type: str
+    time: str
+    same_event: str
+    """What makes two requests one event."""
+    sends: str
+    """When the provider sends again, and what it waits for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """How one provider's requests are read."""
+    """One provider. The receiver knows nothing else about it."""
 
     name: str
     read: Read
+    told: Told
     reader: Callable[[Source], Read] | None = None
     """Makes the `read` of one source, where it depends on what that configures; raises ValueError when it can't."""
+    reads_by: str = ""
+    """The key of a source that `reader` reads: what it raises is a mistake of that key."""
+    signatures: tuple[Signature, ...] = ()
+    """How it signs; several are the same under other names of headers."""
+    prover: Prover | None = None
+    """Its own way to prove itself by `secrets`, where that is no signature with a shared secret."""
+    own_keys: frozenset[str] = frozenset()
+    """The keys of a source that are for this preset alone."""
+    needs: frozenset[str] = frozenset()
+    """Those of them that it can't do without."""
     media_types: frozenset[str] = frozenset({"application/json"})
-    """In lower case."""
+    """In lower case; empty when `read` looks at the type itself."""
     max_body: int = 256 * 1024
     """Bytes, unless the source has its own `max_body`."""
+    kept_headers: frozenset[str] = frozenset()
+    """In lower case: headers that tell of the event, and are stored with it. Never one that holds a secret."""
+    status: int = 200
+    """What it wants to hear when an event is stored."""
+    answers_empty: bool = False
+    """It wants to hear that without a body."""
+    refusal: Callable[[RequestError], tuple[int, bytes]] | None = None
+    """The status and the JSON with which it wants to be refused, once it has proven itself; None: as all others."""
+    handshake: Handshake | None = None
+    sample: Callable[[str, str, str, datetime], Sample] | None = None
+    """A webhook about an entity: its type, its id, the event type and the time."""
+
+    @property
+    def signs(self) -> bool:
+        """Whether it proves itself by the source's `secrets`."""
+        return bool(self.signatures or self.prover or "signature" in self.own_keys)
+
+    def greeting(self, raw: RawRequest) -> Greeting | None:
+        """The answer, if the request is this provider's handshake.
+
+        Raises:
+            RequestError: it is one, and can't be answered.
+        """
+        shake = self.handshake
+        if (
+            shake is None
+            or shake.method != raw.method
+            or (shake.header is not None and shake.header not in raw.headers)
+        ):
+            return None
+        return shake.answer(raw)
 
     def check_type(self, raw: RawRequest) -> None:
         """Compare media types without regard to case; a charset may only be UTF-8, and nothing may be compressed.
@@ -57,7 +156,7 @@ class Preset:
         """
         given = raw.headers.get("content-type", "")
         if given not in self.media_types:  # else it is one of them already, as most senders write it
-            if raw.content_type not in self.media_types:
+            if self.media_types and raw.content_type not in self.media_types:
                 wanted = " or ".join(sorted(self.media_types))
                 raise UnsupportedType(f"send the body with Content-Type: {wanted}", field="content-type")
             for parameter in given.split(";")[1:]:
@@ -66,70 +165,3 @@ class Preset:
                     raise UnsupportedType("send the body in UTF-8", field="content-type")
         if raw.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise UnsupportedType("send the body without Content-Encoding", field="content-encoding")
-
-
-def json_object(body: bytes) -> dict[str, object]:
-    """The one JSON object that a body is.
-
-    Raises:
-        Unreadable: not strict JSON.
-        InvalidEvent: JSON, but no object.
-    """
-    value = strict_json.parse(body)
-    if not isinstance(value, dict):
-        raise InvalidEvent("the body must be one JSON object", field="body")
-    return value
-
-
-def text_field(payload: Mapping[str, object], field: str, longest: int | None) -> str:
-    """A field that must be a text of 1 to `longest` characters; numbers are not taken for texts.
-
-    Raises:
-        InvalidEvent: it is missing, something else, empty, too long, or holds what a database can't store.
-    """
-    value = payload.get(field)
-    if not isinstance(value, str):
-        problem = "must be a text" if field in payload else "is missing"
-        raise InvalidEvent(f"{field} {problem}", field=field)
-    if not value:
-        raise InvalidEvent(f"{field} must not be empty", field=field)
-    if longest is not None and len(value) > longest:
-        raise InvalidEvent(f"{field} must have at most {longest} characters", field=field)
-    if _NOT_STORABLE.search(value):
-        raise InvalidEvent(f"{field} must not hold NUL characters or halves of surrogate pairs", field=field)
-    return value
-
-
-def time_field(payload: Mapping[str, object], field: str, received_at: datetime) -> int:
-    """A field that must be an RFC 3339 time with an offset, from 2000 to 24 hours after arrival; in nanoseconds.
-
-    Raises:
-        InvalidEvent: it is missing, something else, or out of that range.
-    """
-    text = text_field(payload, field, None)
-    try:
-        instant = timestamps.parse_rfc3339(text)
-    except ValueError as error:
-        raise InvalidEvent(f"{field} {error}", field=field) from None
-    if instant < EARLIEST_NS:
-        raise InvalidEvent(f"{field} must not be before 2000-01-01T00:00:00Z", field=field)
-    if instant > timestamps.to_nanoseconds(received_at + FARTHEST_AHEAD):
-        raise InvalidEvent(
-            f"{field} must not be more than 24 hours in the future; check the sender's clock", field=field
-        )
-    return instant
-
-
-def dedup_part(payload: Mapping[str, object], field: str) -> str:
-    """The part of a dedup key that a field gives: a text as it is, or a whole number in digits (5 and "5" are one).
-
-    Raises:
-        InvalidEvent: it is missing or something else.
-    """
-    value = payload.get(field)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        problem = "must be a text or a whole number" if field in payload else "is missing"
-        raise InvalidEvent(f"{field} {problem}, and the source's dedup needs it", field=field)
-    return text_field(payload, field, None)

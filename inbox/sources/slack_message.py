@@ -20,16 +20,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from urllib.parse import parse_qsl
+from datetime import datetime
+
+import msgspec
 
 from inbox import timestamps
 from inbox.config import NoAuth, Source
-from inbox.errors import InvalidEvent, Unreadable
-from inbox.event import Action, Identity, RawRequest
-from inbox.sources.base import LONGEST_ID, LONGEST_TYPE, Preset, Read, dedup_part, json_object
+from inbox.errors import InvalidEvent
+from inbox.event import Identity, RawRequest
+from inbox.sources.base import Preset, Read, Sample, Told
+from inbox.sources.payload import FORM, LONGEST_ID, LONGEST_TYPE, action_of, dedup_part, form_payload, json_object
 
 NAME = "slack-message"
-FORM = "application/x-www-form-urlencoded"
 SEARCHED = 16 * 1024
 """Characters of a message that the pattern looks at: the time that a bad pattern takes grows with their square, or worse."""
 SAME_WITHIN_NS = 300 * 1_000_000_000
@@ -41,21 +43,7 @@ _CONTENT = ("text", "attachments", "blocks")
 _TEXTS = frozenset({"text", "fallback", "pretext", "title", "title_link", "value", "url", "footer"})
 """Members of attachments and blocks, at any depth, that hold text or a link."""
 _KEY_HEADERS = ("idempotency-key", "webhook-id")
-_FIELDS_AT_MOST = 100
 _NUL = "\x00"
-
-_ACTIONS: Mapping[str, Action] = {
-    "create": "create",
-    "created": "create",
-    "added": "create",
-    "update": "update",
-    "updated": "update",
-    "edited": "update",
-    "changed": "update",
-    "delete": "delete",
-    "deleted": "delete",
-    "removed": "delete",
-}
 
 
 def compiled(pattern: str | None, entity_type: str | None) -> re.Pattern[str] | None:
@@ -99,7 +87,7 @@ def reader(source: Source) -> Read:
                 entity_type=entity_type,
                 entity_id=entity_id,
                 event_type=event_type,
-                action=_ACTIONS.get(event_type.casefold(), "other"),
+                action=action_of(event_type),
                 occurred_ns=timestamps.to_nanoseconds(raw.received_at),
                 key_parts=_key(raw) if dedup is None else tuple(dedup_part(message, field) for field in dedup),
                 key_has_time=False,
@@ -167,22 +155,11 @@ def _entity(
 def _message(raw: RawRequest) -> dict[str, object]:
     body = raw.body
     if raw.content_type == FORM:
-        body = _payload(body)
+        body = form_payload(body)
     message = json_object(body)
     if not any(name in message for name in _CONTENT):
         raise InvalidEvent("text is missing, and so are attachments and blocks", field="text")
     return message
-
-
-def _payload(body: bytes) -> bytes:
-    try:
-        fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_AT_MOST)
-    except ValueError:  # not UTF-8, or too many fields
-        raise Unreadable("the form can't be read", field="payload") from None
-    values = [value for name, value in fields if name == "payload"]
-    if len(values) != 1:
-        raise InvalidEvent(f"payload is {'missing' if not values else 'there several times'}", field="payload")
-    return values[0].encode()
 
 
 def _key(raw: RawRequest) -> tuple[str, ...]:
@@ -197,9 +174,26 @@ def _key(raw: RawRequest) -> tuple[str, ...]:
     )
 
 
+def sample(kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:
+    """A message that names them all; whether the source's pattern finds them is its own."""
+    return Sample(msgspec.json.encode({"text": f"{event_type} {kind} {identifier}"}))
+
+
 PRESET = Preset(
     name=NAME,
     read=reader(Source(preset=NAME, auth=NoAuth())),
     reader=reader,
+    reads_by="pattern",
+    sample=sample,
+    own_keys=frozenset({"pattern", "entity_type"}),
     media_types=frozenset({"application/json", FORM}),
+    kept_headers=frozenset(_KEY_HEADERS),
+    told=Told(
+        title="Slack-compatible messages",
+        entity="what the source's `pattern` finds in the text",
+        event_type="the pattern's group `event_type`, else `message`",
+        time="of arrival",
+        same_event="the message within five minutes, or its `Idempotency-Key` or `Webhook-Id`",
+        sends="as its sender does; looks at the status alone",
+    ),
 )

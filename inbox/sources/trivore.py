@@ -17,10 +17,15 @@ event is its time, entity and event type, since one edit of a user may raise sev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
 
 from inbox.errors import InvalidEvent
 from inbox.event import Action, Identity, RawRequest
-from inbox.sources.base import LONGEST_ID, LONGEST_TYPE, Preset, dedup_part, json_object, text_field, time_field
+from inbox.sources.base import Preset, Sample, Told
+from inbox.sources.payload import LONGEST_ID, LONGEST_TYPE, dedup_part, json_object, text_field, time_field
+from inbox.timestamps import rfc3339
 
 _CLASSIC_FIELDS = frozenset({"entityType", "eventType", "timestamp"})
 _TIME_FIELDS = frozenset({"timestamp", "time"})
@@ -85,4 +90,22 @@ def action_of(entity_type: str, change: str) -> Action:
     return _ACTIONS.get(change, "other")
 
 
-PRESET = Preset(name="trivore", read=read)
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """A webhook in the classic form."""
+    payload = {"id": identifier, "entityType": kind, "eventType": event_type, "timestamp": rfc3339(at)}
+    return Sample(msgspec.json.encode(payload))
+
+
+PRESET = Preset(
+    name="trivore",
+    read=read,
+    sample=sample,
+    told=Told(
+        title="Trivore ID",
+        entity="`entityType` and `id`; of the newer form `type` up to its first `_`, and `id`",
+        event_type="`eventType`; of the newer form `type`",
+        time="`timestamp`; of the newer form `time`",
+        same_event="its time, entity and event type",
+        sends="again for a number of times that is not documented; wants a 200",
+    ),
+)

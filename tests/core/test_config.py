@@ -196,7 +196,7 @@ def test_a_mistake_is_told_with_its_place_and_what_would_be_valid(old: str, new:
         ("[sources]\na.preset = 'b'\na.auth.kind = 'nine'\n", 3),
         ('[ sources . "a" ]  # quoted\npreset = "b"\n"auth" = { kind = "nine" }\n', 3),
         ("[sources.b]\npreset = 'b'\nauth = { kind = 'none' }\n[sources.a]\npreset = 'b'\nauth={kind='nine'}", 6),
-        ("[sources.a]\npreset = 'b'\n", 1),
+        ("[sources.a]\npreset = 'trivore'\n", 1),
     ],
 )
 def test_the_line_of_a_mistake_is_found_however_the_file_writes_its_tables(text: str, line: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 from inbox import config_file
 from inbox.db import engine
 from inbox.errors import ConfigError
+from inbox.sources import preset_of
 from inbox.sources.auth import verifier_of
 from relay import destinations
 from relay.poster import client_of
@@ -24,7 +25,7 @@ def start(text: str) -> None:
     """All that reads the configuration before the first request or call."""
     config = config_file.parse(text)
     for source in config.sources.values():
-        verifier_of(source)
+        verifier_of(source, preset_of(source))
     destinations.build(config)
     client_of(config.alerts)
     engine.parse_url(config.database.url)

@@ -47,7 +47,7 @@ async def writers(database_url: str, number: int) -> AsyncIterator[list[GroupCom
 
 async def append(writer: GroupCommit, event: Event) -> Receipt | Exception:
     try:
-        return await writer.append(event)
+        return (await writer.append([event]))[0]
     except RequestError as error:
         return error
 
@@ -96,7 +96,7 @@ async def _answers_around(refused: Event, database_url: str) -> list[Receipt | E
 
 async def test_the_same_key_many_times_in_one_batch_is_one_event(database_url: str, engine: Engine) -> None:
     async with writers(database_url, 1) as (writer,):
-        answers = await asyncio.gather(*(writer.append(an_event(n % 5)) for n in range(100)))
+        answers = [one for (one,) in await asyncio.gather(*(writer.append([an_event(n % 5)]) for n in range(100)))]
 
     assert Counter(answer.duplicate for answer in answers) == {False: 5, True: 95}
     assert [len({answers[n].seq for n in range(key, 100, 5)}) for key in range(5)] == [1] * 5

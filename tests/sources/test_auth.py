@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.event import RawRequest
-from inbox.sources.auth import REFUSAL, UnknownSource, Verifier, verifier_of
+from inbox.sources import PRESETS
+from inbox.sources.auth import REFUSAL, Shown, Verifier, stranger, verifier_of
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -37,6 +39,11 @@ def request(kind: str, secret: str) -> RawRequest:
     return RawRequest("trivore", headers, b"{}", NOW, url_token=secret if kind == "url_token" else None)
 
 
+def verifier(auth: InboundAuth, environment: Mapping[str, str] | None = None) -> Verifier:
+    source = Source(name="trivore", preset="trivore", auth=auth)
+    return verifier_of(source, PRESETS["trivore"], environment or {})
+
+
 def refused(verifier: Verifier, raw: RawRequest, now: datetime = NOW) -> bool:
     try:
         verifier.verify(raw, now)
@@ -47,21 +54,21 @@ def refused(verifier: Verifier, raw: RawRequest, now: datetime = NOW) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_right_secret_is_let_in_and_any_other_is_not(kind: str) -> None:
-    verifier = Verifier(KINDS[kind])
-    assert not refused(verifier, request(kind, "s3cret"))
+    asked = verifier(KINDS[kind])
+    assert not refused(asked, request(kind, "s3cret"))
     for wrong in ("", "s3cre", "s3cret2", "S3CRET", "x", "s3cret, s3cret", "s3crét"):
-        assert refused(verifier, request(kind, wrong))
+        assert refused(asked, request(kind, wrong))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_request_that_presents_nothing_is_refused(kind: str) -> None:
-    assert refused(Verifier(KINDS[kind]), RawRequest("trivore", {}, b"{}", NOW))
+    assert refused(verifier(KINDS[kind]), RawRequest("trivore", {}, b"{}", NOW))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("elsewhere", KINDS)
 def test_the_right_secret_in_another_place_is_refused(kind: str, elsewhere: str) -> None:
-    assert refused(Verifier(KINDS[kind]), request(elsewhere, "s3cret")) == (kind != elsewhere)
+    assert refused(verifier(KINDS[kind]), request(elsewhere, "s3cret")) == (kind != elsewhere)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,20 +82,20 @@ def test_a_secret_may_have_any_characters(kind: str, secret: str) -> None:
     }
     if kind == "bearer":
         secret = secret.strip(" ") or "x"  # nobody can send spaces at the end of a header
-    assert not refused(Verifier(auth[kind], {"S": secret}), request(kind, secret))
+    assert not refused(verifier(auth[kind], {"S": secret}), request(kind, secret))
 
 
 def test_a_source_without_authentication_lets_everybody_in() -> None:
-    assert not refused(Verifier(NoAuth()), RawRequest("trivore", {}, b"", NOW))
+    assert not refused(verifier(NoAuth()), RawRequest("trivore", {}, b"", NOW))
 
 
 def test_each_of_several_secrets_is_let_in_within_its_time_only() -> None:
     auth = BearerAuth(
         secrets=[Secret("old", not_after=NOW), Secret("present"), Secret("next", not_before=NOW + DAY), Secret("last")]
     )
-    verifier = Verifier(auth)
+    several = verifier(auth)
     let_in = {
-        moment: [s for s in ("old", "present", "next", "last") if not refused(verifier, request("bearer", s), moment)]
+        moment: [s for s in ("old", "present", "next", "last") if not refused(several, request("bearer", s), moment)]
         for moment in (NOW - DAY, NOW, NOW + DAY)
     }
     assert let_in == {
@@ -100,20 +107,20 @@ def test_each_of_several_secrets_is_let_in_within_its_time_only() -> None:
 
 def test_the_scheme_is_compared_without_regard_to_case() -> None:
     for value in ("bearer s3cret", "BEARER  s3cret"):
-        assert not refused(Verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
+        assert not refused(verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
     for value in ("s3cret", "Bearers3cret", "Token s3cret", "Bearer", "Bearer\ts3cret"):
-        assert refused(Verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
+        assert refused(verifier(KINDS["bearer"]), RawRequest("s", {"authorization": value}, b"", NOW))
 
 
 @pytest.mark.parametrize(
     "junk", ["Basic", "Basic !!!!", "Basic ZGVtbzpzM2NyZXQ", "Basic ZGVt bzpzM2NyZXQ=", "Basic é", "Basic =="]
 )
 def test_credentials_that_are_no_base64_are_refused(junk: str) -> None:
-    assert refused(Verifier(KINDS["basic"]), RawRequest("s", {"authorization": junk}, b"", NOW))
+    assert refused(verifier(KINDS["basic"]), RawRequest("s", {"authorization": junk}, b"", NOW))
 
 
 def test_another_user_with_the_right_password_is_refused() -> None:
-    assert refused(Verifier(KINDS["basic"]), RawRequest("s", {"authorization": basic("dem", "o:s3cret")}, b"", NOW))
+    assert refused(verifier(KINDS["basic"]), RawRequest("s", {"authorization": basic("dem", "o:s3cret")}, b"", NOW))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "unknown"])
@@ -122,24 +129,24 @@ def test_another_user_with_the_right_password_is_refused() -> None:
     scheme=st.sampled_from(["", "Basic ", "Bearer "]),
 )
 def test_whatever_the_headers_hold_only_a_refusal_is_raised(kind: str, value: str, scheme: str) -> None:
-    verifier = UnknownSource() if kind == "unknown" else Verifier(KINDS[kind])
+    asked = stranger() if kind == "unknown" else verifier(KINDS[kind])
     raw = RawRequest("s", {"authorization": scheme + value, "x-webhook-token": value}, b"", NOW, url_token=value)
-    assert refused(verifier, raw)
+    assert refused(asked, raw)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_source_refuses_what_any_source_would_let_in(kind: str) -> None:
-    assert refused(UnknownSource(), request(kind, "s3cret"))
-    assert refused(UnknownSource(), request(kind, ""))
+    assert refused(stranger(), request(kind, "s3cret"))
+    assert refused(stranger(), request(kind, ""))
 
 
 def test_a_secret_that_is_not_there_stops_the_start_and_names_the_source() -> None:
     source = Source(name="trivore", preset="trivore", auth=BearerAuth(secrets=[Secret("env:TOKEN")]))
     with pytest.raises(ConfigError, match=r"\[sources.trivore\] auth: the environment variable TOKEN is not set"):
-        verifier_of(source, {})
-    assert not refused(verifier_of(source, {"TOKEN": "s3cret"}), request("bearer", "s3cret"))
+        verifier_of(source, PRESETS["trivore"], {})
+    assert not refused(verifier_of(source, PRESETS["trivore"], {"TOKEN": "s3cret"}), request("bearer", "s3cret"))
 
 
 def test_a_verifier_keeps_no_secret_that_could_be_shown() -> None:
-    verifier = Verifier(BearerAuth(secrets=[Secret("env:TOKEN")]), {"TOKEN": "hunter2"})
-    assert "hunter2" not in repr(verifier._secrets)
+    shown = Shown(BearerAuth(secrets=[Secret("env:TOKEN")]), [(Secret("env:TOKEN"), "hunter2")])
+    assert "hunter2" not in repr(shown._secrets)

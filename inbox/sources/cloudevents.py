@@ -1,0 +1,156 @@
+"""CloudEvents 1.0 over HTTP: binary, structured and batched.
+
+From https://github.com/cloudevents/spec: `cloudevents/bindings/http-protocol-binding.md` (the three modes, and how headers are
+percent-encoded), `cloudevents/http-webhook.md` (202 for what is stored and not processed yet; the OPTIONS request by which a
+sender asks whether it may send), `cloudevents/spec.md` ("events with identical source and id are duplicates").
+
+The specification leaves proof to HTTP: a bearer token in `Authorization`, or in the query as `access_token`, which is
+`auth = { kind = "bearer", … }` here.
+
+An event has no entity but what its `subject` says, "in the context of the event producer": its type is the event's up to
+the last dot, so that `com.example.order.created` and `com.example.order.updated` are of one entity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from inbox import strict_json
+from inbox.errors import InvalidEvent, UnsupportedType
+from inbox.event import Identity, RawRequest
+from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
+from inbox.sources.payload import (
+    LONGEST_ID,
+    LONGEST_TYPE,
+    MOST_EVENTS,
+    action_of,
+    arrival,
+    elements,
+    entity_id,
+    entity_type,
+    json_object,
+    key_of,
+    text_field,
+    time_field,
+)
+from inbox.timestamps import rfc3339
+
+STRUCTURED, BATCHED = "application/cloudevents+json", "application/cloudevents-batch+json"
+_ORIGIN, _RATE = "webhook-request-origin", "webhook-request-rate"
+_LONGEST_SOURCE = 500
+_ATTRIBUTES = ("id", "source", "specversion", "type", "time", "subject", "dataschema", "partitionkey", "sequence")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_HOST = re.compile(r"[A-Za-z0-9._:-]{1,255}")
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The event or events of a request; a batch may be empty.
+
+    Raises:
+        Unreadable: structured or batched, and not strict JSON.
+        InvalidEvent: a required attribute is missing or wrong.
+        UnsupportedType: none of the three modes.
+    """
+    if raw.content_type == STRUCTURED:
+        return (_event(raw, json_object(raw.body), dedup, None),)
+    if raw.content_type == BATCHED:
+        batch = strict_json.parse(raw.body)
+        if not isinstance(batch, list) or len(batch) > MOST_EVENTS:
+            raise InvalidEvent(f"a batch must be a list of at most {MOST_EVENTS} events", field="body")
+        return tuple(_event(raw, each, dedup, part) for each, part in zip(batch, elements(raw.body), strict=True))
+    if "ce-specversion" not in raw.headers:
+        raise UnsupportedType(
+            f"send the body as {STRUCTURED} or {BATCHED}, or the attributes in ce-… headers", field="content-type"
+        )
+    attributes = {name: _decoded(raw, name) for name in _ATTRIBUTES if f"ce-{name}" in raw.headers}
+    return (_event(raw, attributes, dedup, None),)
+
+
+def _event(raw: RawRequest, attributes: object, dedup: Sequence[str] | None, part: bytes | None) -> Identity:
+    if not isinstance(attributes, Mapping):
+        raise InvalidEvent("an event of the batch is no object", field="body")
+    if attributes.get("specversion") != "1.0":
+        raise InvalidEvent('specversion must be "1.0"', field="specversion")
+    event_id = text_field(attributes, "id", LONGEST_ID)
+    source = text_field(attributes, "source", _LONGEST_SOURCE)
+    event_type = text_field(attributes, "type", LONGEST_TYPE)
+    things, _, word = event_type.rpartition(".")
+    kind, identifier = entity_type(things), entity_id(attributes.get("subject"))
+    timed = attributes.get("time") is not None
+    return Identity(
+        entity_type=kind if identifier else None,
+        entity_id=identifier if kind else None,
+        event_type=event_type,
+        action=action_of(word),
+        occurred_ns=time_field(attributes, "time", raw.received_at) if timed else arrival(raw),
+        key_parts=key_of(attributes, dedup, source, event_id),
+        key_has_time=False,
+        event_id=event_id,
+        part=part,
+        part_type=STRUCTURED if part is not None else None,
+    )
+
+
+def _decoded(raw: RawRequest, attribute: str) -> str:
+    """A header's value: without its quotes, then percent-decoded once, as UTF-8."""
+    value = raw.headers[f"ce-{attribute}"]
+    if quoted := _QUOTED.fullmatch(value):
+        value = re.sub(r"\\(.)", r"\1", quoted[1])
+    try:
+        return unquote_to_bytes(value.encode("latin-1")).decode("utf-8")
+    except ValueError:
+        raise InvalidEvent(f"the header ce-{attribute} is not UTF-8", field=f"ce-{attribute}") from None
+
+
+def greet(raw: RawRequest) -> Greeting:
+    """Consent to the origin that asks; the source's own `rate` is what limits it."""
+    origin = raw.headers[_ORIGIN]
+    if _HOST.fullmatch(origin) is None:
+        raise InvalidEvent("WebHook-Request-Origin must be the name of a host", field=_ORIGIN)
+    headers = {"Allow": "POST", "WebHook-Allowed-Origin": origin}
+    if _RATE in raw.headers:
+        headers["WebHook-Allowed-Rate"] = "*"
+    return Greeting(200, headers)
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """A structured event; `kind` stands before a type that has no dot."""
+    event = {
+        "specversion": "1.0",
+        "id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+        "source": "urn:inbox-relay:sample",
+        "type": event_type if "." in event_type else f"{kind}.{event_type}",
+        "subject": identifier,
+        "time": rfc3339(at),
+    }
+    return Sample(msgspec.json.encode(event), {"Content-Type": STRUCTURED})
+
+
+PRESET = Preset(
+    name="cloudevents",
+    read=read,
+    sample=sample,
+    media_types=frozenset(),
+    kept_headers=frozenset(f"ce-{name}" for name in _ATTRIBUTES),
+    status=202,
+    handshake=Handshake(
+        method="OPTIONS",
+        header=_ORIGIN,
+        answer=greet,
+        told="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
+    ),
+    told=Told(
+        title="CloudEvents",
+        event_id="`id`",
+        entity="the type up to its last dot, and `subject`",
+        event_type="`type`",
+        time="`time`, else of arrival",
+        same_event="`source` and `id`",
+        sends="as its sender does; gets a 202",
+    ),
+)

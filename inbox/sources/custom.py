@@ -1,0 +1,140 @@
+"""Any provider that has no preset: the configuration says how it signs, and where an event is told.
+
+`[sources.NAME.signature]` is what presets have as data; `[sources.NAME.event]` has JMESPath expressions over `body` (the JSON),
+`headers` (their names in lower case) and, where `items` names a list of events, `item`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jmespath
+import msgspec
+from jmespath.exceptions import JMESPathError
+from jmespath.parser import ParsedResult
+
+from inbox import strict_json
+from inbox.config import Fields, NoAuth, Source
+from inbox.errors import InvalidEvent
+from inbox.event import Identity, RawRequest
+from inbox.sources.base import Preset, Read, Told
+from inbox.sources.payload import (
+    LONGEST_ID,
+    LONGEST_TYPE,
+    MOST_EVENTS,
+    arrival,
+    dedup_part,
+    epoch_field,
+    text_field,
+    time_field,
+)
+
+_EXPRESSIONS = ("type", "id", "entity_type", "entity_id", "time", "items")
+_PER_SECOND = {"s": 1, "ms": 1000}
+
+
+def reader(source: Source) -> Read:
+    """What reads the requests of `source`.
+
+    Raises:
+        ValueError: an expression can't be compiled. The text names it.
+    """
+    return _Reader(source.event or Fields(type="body.type")).read
+
+
+class _Reader:
+    """The expressions of one source."""
+
+    def __init__(self, fields: Fields) -> None:
+        self._fields = fields
+        self._compiled = {
+            name: _compiled(name, expression)
+            for name in _EXPRESSIONS
+            if (expression := getattr(fields, name)) is not None
+        }
+
+    def read(self, raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+        """The events of a request: see `Read`."""
+        scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": dict(raw.headers), "item": None}
+        if "items" not in self._compiled:
+            return (self._event(raw, scope, None, dedup),)
+        items = _value("items", self._compiled["items"], scope)
+        if not isinstance(items, list) or len(items) > MOST_EVENTS:
+            raise InvalidEvent(f"items must give a list of at most {MOST_EVENTS} events", field="items")
+        return tuple(self._event(raw, {**scope, "item": item}, msgspec.json.encode(item), dedup) for item in items)
+
+    def _event(
+        self, raw: RawRequest, scope: Mapping[str, Any], part: bytes | None, dedup: Sequence[str] | None
+    ) -> Identity:
+        found = {name: _value(name, each, scope) for name, each in self._compiled.items() if name != "items"}
+        event_type = _text(found, "type", LONGEST_TYPE)
+        event_id = _text(found, "id", LONGEST_ID) if self._fields.id is not None else None
+        has_entity = found.get("entity_id") is not None and found.get("entity_type") is not None
+        if dedup is not None:
+            own = scope["body"] if part is None else scope["item"]
+            key_parts = tuple(dedup_part(own if isinstance(own, Mapping) else {}, field) for field in dedup)
+        else:
+            key_parts = (event_id or hashlib.sha256(raw.body if part is None else part).hexdigest(),)
+        return Identity(
+            entity_type=_text(found, "entity_type", LONGEST_TYPE) if has_entity else None,
+            entity_id=_text(found, "entity_id", LONGEST_ID) if has_entity else None,
+            event_type=event_type,
+            action=self._fields.actions.get(event_type, "other"),
+            occurred_ns=_time(self._fields, found, raw),
+            key_parts=key_parts,
+            key_has_time=False,
+            event_id=event_id,
+            part=part,
+        )
+
+
+def _compiled(name: str, expression: str) -> ParsedResult:
+    try:
+        return jmespath.compile(expression)
+    except (JMESPathError, RecursionError) as error:
+        raise ValueError(f"{name}: {expression!r} is no JMESPath: {error}") from None
+
+
+def _value(name: str, compiled: ParsedResult, scope: Mapping[str, Any]) -> object:
+    try:
+        value: object = compiled.search(scope)
+    except (JMESPathError, RecursionError):
+        raise InvalidEvent(f"{name} can't be evaluated on this request", field=name) from None
+    return value
+
+
+def _text(found: Mapping[str, object], name: str, longest: int) -> str:
+    """A text, or a whole number in digits."""
+    value = found.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return text_field({name: str(value)}, name, longest)
+    return text_field({} if value is None else found, name, longest)
+
+
+def _time(fields: Fields, found: Mapping[str, object], raw: RawRequest) -> int:
+    if fields.time is None:
+        return arrival(raw)
+    if fields.time_unit == "rfc3339":
+        return time_field(found, "time", raw.received_at)
+    return epoch_field(found, "time", raw.received_at, per_second=_PER_SECOND[fields.time_unit])
+
+
+PRESET = Preset(
+    name="custom",
+    read=reader(Source(preset="custom", auth=NoAuth())),
+    reader=reader,
+    reads_by="event",
+    own_keys=frozenset({"event", "signature"}),
+    needs=frozenset({"event"}),
+    told=Told(
+        title="Any other provider",
+        event_id="`event.id`",
+        entity="`event.entity_type` and `event.entity_id`",
+        event_type="`event.type`",
+        time="`event.time`, else of arrival",
+        same_event="the id, else the body",
+        sends="as it does",
+    ),
+)

@@ -1,0 +1,132 @@
+"""GitHub's webhooks, of repositories, organisations and apps.
+
+From https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries (the signature and its example),
+https://docs.github.com/en/webhooks/webhook-events-and-payloads (headers, payloads, the cap of 25 MB) and
+https://docs.github.com/en/webhooks/using-webhooks/best-practices-for-using-webhooks (the answer within 10 seconds).
+
+GitHub does not send again by itself: what was not taken is lost unless somebody redelivers it, by hand or by its API,
+within three days. A redelivery has the same `X-GitHub-Delivery`, and so have the deliveries of one event to several hooks
+(of a repository and its organisation, say): sent to one source, they are one event. Payloads have no time of the event, and
+what no object of its own has is about the repository: a push, or an alert that has only a number there.
+
+The older `X-Hub-Signature` (SHA-1) is ignored. A hook may send its JSON as the field `payload` of a form; the signature
+covers the form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config import Signature
+from inbox.event import Identity, RawRequest
+from inbox.sources.base import Preset, Sample, Told
+from inbox.sources.payload import (
+    FORM,
+    LONGEST_ID,
+    action_of,
+    arrival,
+    entity_id,
+    form_payload,
+    header_field,
+    json_object,
+    key_of,
+    member,
+)
+
+_EVENT, _DELIVERY = "x-github-event", "x-github-delivery"
+_LONGEST_NAME = 50
+
+_ENTITIES: Mapping[str, tuple[str, str]] = {
+    "branch_protection_rule": ("branch_protection_rule", "rule"),
+    "commit_comment": ("commit_comment", "comment"),
+    "deploy_key": ("deploy_key", "key"),
+    "deployment_review": ("workflow_run", "workflow_run"),
+    "discussion_comment": ("discussion_comment", "comment"),
+    "fork": ("repository", "forkee"),
+    "installation_repositories": ("installation", "installation"),
+    "issue_comment": ("issue_comment", "comment"),
+    "issues": ("issue", "issue"),
+    "member": ("user", "member"),
+    "membership": ("team", "team"),
+    "org_block": ("user", "blocked_user"),
+    "pull_request_review": ("pull_request_review", "review"),
+    "pull_request_review_comment": ("pull_request_review_comment", "comment"),
+    "pull_request_review_thread": ("pull_request", "pull_request"),
+    "repository_vulnerability_alert": ("alert", "alert"),
+    "team_add": ("team", "team"),
+}
+"""The entity's type, and the member of the payload that it is in, where that is not the event's name for both.
+
+Counted over the 249 example payloads of https://github.com/octokit/webhooks.
+"""
+
+_ROUND_ABOUT = ("repository", "organization", "installation")
+"""What an event is about that has no object of its own: a push, say."""
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The one event of a delivery.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: a header is missing.
+    """
+    payload = json_object(form_payload(raw.body) if raw.content_type == FORM else raw.body)
+    event = header_field(raw, _EVENT, _LONGEST_NAME)
+    delivery = header_field(raw, _DELIVERY, LONGEST_ID)
+    word = payload.get("action")
+    word = word if isinstance(word, str) and word and len(word) <= _LONGEST_NAME and word.isascii() else ""
+    kind, identifier = _entity(event, payload)
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier,
+            event_type=f"{event}.{word}" if word else event,
+            action=action_of(word),
+            occurred_ns=arrival(raw),
+            key_parts=key_of(payload, dedup, delivery),
+            key_has_time=False,
+            event_id=delivery,
+        ),
+    )
+
+
+def _entity(event: str, payload: Mapping[str, object]) -> tuple[str | None, str | None]:
+    kind, place = _ENTITIES.get(event, (event, event))
+    for name, where in ((kind, place), *((each, each) for each in _ROUND_ABOUT)):
+        identifier = entity_id(member(payload, where, "id"))
+        if identifier is not None:
+            return name, identifier
+    return None, None
+
+
+def sample(_kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:
+    """A delivery with little more than the ids."""
+    event, _, word = event_type.partition(".")
+    place = _ENTITIES.get(event, (event, event))[1]
+    payload: dict[str, object] = {place: {"id": int(identifier) if identifier.isdigit() else identifier}}
+    body = msgspec.json.encode({"action": word, **payload} if word else payload)
+    return Sample(body, {"X-GitHub-Event": event, "X-GitHub-Delivery": f"sample-{event_type}-{identifier}"})
+
+
+PRESET = Preset(
+    name="github",
+    read=read,
+    sample=sample,
+    signatures=(Signature(header="X-Hub-Signature-256", prefix="sha256="),),
+    media_types=frozenset({"application/json", FORM}),
+    max_body=25 * 1024 * 1024,
+    kept_headers=frozenset({_EVENT, _DELIVERY}),
+    told=Told(
+        title="GitHub",
+        event_id="header `X-GitHub-Delivery`",
+        entity="the object that the event is named after, by its `id`; else the repository, organization or installation",
+        event_type="header `X-GitHub-Event`, with the payload's `action` behind a dot: `issues.opened`",
+        time="of arrival",
+        same_event="the id",
+        sends="once: redeliver by hand or by the API within three days; wants a 2xx within 10 s",
+    ),
+)

@@ -1,0 +1,121 @@
+"""GitLab's webhooks: of projects and groups, and the system hooks of an instance.
+
+From https://docs.gitlab.com/user/project/integrations/webhooks/ (headers, the secret token, the signing token) and
+https://docs.gitlab.com/administration/system_hooks/. With a signing token GitLab signs as Standard Webhooks has it; without
+one it only shows its secret token in `X-Gitlab-Token`, which is `auth = { kind = "header", … }` here. `Idempotency-Key`
+stays the same when a webhook is sent again, and `webhook-id` has the same value; before GitLab 17.4 there is neither, and the
+body has to tell. `X-Gitlab-Event-UUID` is shared by all webhooks that one event leads to, and `X-Gitlab-Webhook-UUID` is new
+for each request (`app/services/web_hook_service.rb`, which also has the limit of 25 MB).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.event import Action, Identity, RawRequest
+from inbox.sources import standard_webhooks
+from inbox.sources.base import Preset, Sample, Told
+from inbox.sources.payload import (
+    LONGEST_ID,
+    LONGEST_TYPE,
+    action_of,
+    arrival,
+    entity_id,
+    header_field,
+    json_object,
+    key_of,
+    member,
+    text_field,
+)
+
+_KEY, _MESSAGE, _EVENT = "idempotency-key", "webhook-id", "x-gitlab-event"
+_ACTIONS: Mapping[str, Action] = {
+    "approval": "update",
+    "approved": "update",
+    "award": "create",
+    "close": "update",
+    "merge": "update",
+    "reopen": "update",
+    "revoke": "delete",
+    "unapproval": "update",
+    "unapproved": "update",
+}
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The one event of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: the kind of the event is missing, or an id is wrong.
+    """
+    payload = json_object(raw.body)
+    told = next((name for name in (_KEY, _MESSAGE) if name in raw.headers), None)
+    delivery = header_field(raw, told, LONGEST_ID) if told else None
+    name = text_field(payload, "object_kind" if "object_kind" in payload else "event_name", LONGEST_TYPE)
+    word = member(payload, "object_attributes", "action") or payload.get("action")
+    event_type = f"{name}.{word}" if isinstance(word, str) and len(f"{name}.{word}") <= LONGEST_TYPE else name
+    kind, identifier = _entity(name, payload)
+    last = event_type.replace("_", ".").rpartition(".")[2]
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier,
+            event_type=event_type,
+            action=_ACTIONS.get(last, action_of(last)),
+            occurred_ns=arrival(raw),
+            key_parts=key_of(payload, dedup, delivery or hashlib.sha256(raw.body).hexdigest()),
+            key_has_time=False,
+            event_id=delivery,
+        ),
+    )
+
+
+def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str | None]:
+    """The object of the event; of a system hook such as `user_create` the user; else the project."""
+    thing = name.partition("_")[0]
+    for kind, value in (
+        (name, member(payload, "object_attributes", "id")),
+        (name, payload.get("id")),
+        (thing, payload.get(f"{thing}_id")),
+        ("project", payload.get("project_id")),
+        ("project", member(payload, "project", "id")),
+        ("group", payload.get("group_id")),
+    ):
+        identifier = entity_id(value)
+        if identifier is not None:
+            return kind, identifier
+    return None, None
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """An event about an object of a project."""
+    name, _, word = event_type.partition(".")
+    attributes: dict[str, object] = {"id": int(identifier) if identifier.isdigit() else identifier}
+    body = {"object_kind": name or kind, "object_attributes": {**attributes, "action": word} if word else attributes}
+    key = f"sample-{identifier}-{at:%Y%m%d%H%M%S}"
+    headers = {"X-Gitlab-Event": f"{name.title()} Hook", "Idempotency-Key": key}
+    return Sample(msgspec.json.encode(body), headers, message_id=key)
+
+
+PRESET = Preset(
+    name="gitlab",
+    read=read,
+    sample=sample,
+    signatures=(standard_webhooks.signature("webhook"),),
+    max_body=25 * 1024 * 1024,
+    kept_headers=frozenset({_KEY, _MESSAGE, _EVENT, "x-gitlab-event-uuid", "x-gitlab-instance"}),
+    told=Told(
+        title="GitLab",
+        event_id="header `Idempotency-Key`, else `webhook-id`; before GitLab 17.4 none",
+        entity="`object_attributes.id`; of a system hook such as `user_create` its `user_id`; else the project or group",
+        event_type="`object_kind` (of a system hook `event_name`), with the `action` behind a dot: `issue.open`",
+        time="of arrival",
+        same_event="the id, else the body",
+        sends="not again by itself, and disables a hook that fails; wants a 2xx within 10 s",
+    ),
+)

@@ -1,0 +1,146 @@
+"""Okta's event hooks: one request tells of one event or several.
+
+From https://developer.okta.com/docs/concepts/event-hooks/ and
+https://developer.okta.com/docs/reference/api/event-hooks/. Okta signs nothing: it sends a header that was configured with
+the hook, `Authorization` as a rule, which is `auth = { kind = "header", … }` here. It proves nothing but that, so the hook
+should have an address of its own.
+
+Before it sends anything, a GET with `X-Okta-Verification-Challenge` wants to have its value back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.errors import InvalidEvent
+from inbox.event import Action, Identity, RawRequest
+from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
+from inbox.sources.payload import (
+    LONGEST_ID,
+    LONGEST_TYPE,
+    MOST_EVENTS,
+    alone,
+    dedup_part,
+    entity_id,
+    entity_type,
+    header_field,
+    json_object,
+    member,
+    text_field,
+    time_field,
+)
+from inbox.timestamps import rfc3339
+
+_CHALLENGE = "x-okta-verification-challenge"
+_LONGEST_CHALLENGE = 1000
+
+_TARGETS: Mapping[str, str] = {"application": "AppInstance", "group": "UserGroup", "user": "User"}
+"""Several things may be the target of one event, in any order: of a membership the user and the group."""
+
+_ACTIONS: Mapping[str, Action] = {
+    "group.lifecycle.create": "create",
+    "group.lifecycle.delete": "delete",
+    "group.profile.update": "update",
+    "group.user_membership.add": "update",
+    "group.user_membership.remove": "update",
+    "user.account.update_primary_email": "update",
+    "user.account.update_profile": "update",
+    "user.account.update_secondary_email": "update",
+    "user.lifecycle.activate": "update",
+    "user.lifecycle.create": "create",
+    "user.lifecycle.deactivate": "update",
+    "user.lifecycle.delete.completed": "delete",
+    "user.lifecycle.reactivate": "update",
+    "user.lifecycle.suspend": "update",
+    "user.lifecycle.unsuspend": "update",
+}
+"""What a user or group is changed by; what else is told of them (a sign-in, say) does not change them."""
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The events of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: there is no event, or one of them is none.
+    """
+    events = member(json_object(raw.body), "data", "events")
+    if not isinstance(events, list) or not events:
+        raise InvalidEvent("data.events must be a list of events", field="data.events")
+    if len(events) > MOST_EVENTS:
+        raise InvalidEvent(f"data.events may have at most {MOST_EVENTS} events", field="data.events")
+    parts = alone(raw.body, "data", "events") if len(events) > 1 else [None]
+    return tuple(_event(raw, each, part, dedup) for each, part in zip(events, parts, strict=True))
+
+
+def _event(raw: RawRequest, event: object, part: bytes | None, dedup: Sequence[str] | None) -> Identity:
+    if not isinstance(event, Mapping):
+        raise InvalidEvent("data.events must be a list of objects", field="data.events")
+    uuid = text_field(event, "uuid", LONGEST_ID)
+    event_type = text_field(event, "eventType", LONGEST_TYPE)
+    target = _target(event, event_type)
+    kind, identifier = entity_type(member(target, "type")), entity_id(member(target, "id"))
+    succeeded = member(event, "outcome", "result") in {None, "SUCCESS"}
+    return Identity(
+        entity_type=kind if identifier else None,
+        entity_id=identifier if kind else None,
+        event_type=event_type,
+        action=_ACTIONS.get(event_type, "other") if succeeded else "other",
+        occurred_ns=time_field(event, "published", raw.received_at),
+        key_parts=(uuid,) if dedup is None else tuple(dedup_part(event, field) for field in dedup),
+        key_has_time=dedup is None,
+        event_id=uuid,
+        part=part,
+    )
+
+
+def _target(event: Mapping[str, object], event_type: str) -> object:
+    """The target of the type that the event's type begins with; else the first; else who did it."""
+    targets = event.get("target")
+    if not isinstance(targets, list) or not targets:
+        return event.get("actor")
+    wanted = _TARGETS.get(event_type.partition(".")[0])
+    return next((target for target in targets if member(target, "type") == wanted), targets[0])
+
+
+def greet(raw: RawRequest) -> Greeting:
+    """The value of the challenge."""
+    challenge = header_field(raw, _CHALLENGE, _LONGEST_CHALLENGE)
+    return Greeting(200, body=msgspec.json.encode({"verification": challenge}))
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """A request with one event."""
+    event = {
+        "uuid": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+        "eventType": event_type,
+        "published": rfc3339(at),
+        "target": [{"type": kind, "id": identifier}],
+    }
+    return Sample(msgspec.json.encode({"eventType": "com.okta.event_hook", "data": {"events": [event]}}))
+
+
+PRESET = Preset(
+    name="okta",
+    read=read,
+    sample=sample,
+    answers_empty=True,
+    handshake=Handshake(
+        method="GET",
+        header=_CHALLENGE,
+        answer=greet,
+        told='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
+    ),
+    told=Told(
+        title="Okta (event hooks)",
+        event_id="`uuid` of each of `data.events`",
+        entity="that `target` which the event's type begins with, by its `type` and `id`; without a target the `actor`",
+        event_type="`eventType`",
+        time="`published`",
+        same_event="its time and id",
+        sends="once more after a failure; wants a 200 or 204 without a body within 3 s",
+    ),
+)

@@ -1,0 +1,235 @@
+"""Security event tokens (RFC 8417) that are pushed over HTTP (RFC 8935), as shared signals of identity services come.
+
+The body is a JWT, signed with a private key of the sender's: `secrets` are its public keys, each a JWKS document (RFC 7517)
+or a PEM, and `issuer` and `audience` are what the token has to name. Tokens have no end of validity: what is sent again is
+known by its `jti`. Only asymmetric algorithms are taken, each with its own kind of key. The header's `typ` should be
+`secevent+jwt`; Google's says `JWT` (https://developers.google.com/identity/protocols/risc), so what makes a token one of
+these is its claim `events`.
+
+A token is answered 202 without a body, or 400 with `{"err": …, "description": …}`; but what does not prove who sent it gets
+the 401 that everybody gets.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from inbox.config import Secret, Source
+from inbox.errors import ConfigError, InvalidEvent, RequestError, TooLarge, Unreadable
+from inbox.event import Action, Identity, RawRequest
+from inbox.sources.base import Preset, Revealed, Told
+from inbox.sources.payload import (
+    LONGEST_ID,
+    LONGEST_TYPE,
+    dedup_part,
+    entity_id,
+    entity_type,
+    epoch_field,
+    json_object,
+    member,
+    text_field,
+)
+
+MOST_KEYS = 5
+"""Tried on one token."""
+LEEWAY_SECONDS = 300.0
+_LONGEST_ISSUER = 500
+_SUBJECT = "subject"
+_IDS = ("sub", "id", "email", "phone_number", "uri", "url")
+"""Where a subject identifier (RFC 9493) has its value, in the order in which they identify."""
+
+_ACTIONS: Mapping[str, Action] = {
+    "account-disabled": "update",
+    "account-enabled": "update",
+    "account-purged": "delete",
+    "create": "create",
+    "delete": "delete",
+    "identifier-changed": "update",
+    "revoke": "delete",
+    "update": "update",
+}
+"""The ends of the names of RISC events that change an account, and the `change_type` of CAEP's credential-change."""
+
+_ALGORITHMS: Mapping[str, tuple[str, ...]] = {
+    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    "EC": ("ES256", "ES384", "ES512"),
+    "OKP": ("EdDSA",),
+}
+
+
+class _Key(msgspec.Struct, frozen=True):
+    secret: Secret
+    kid: str | None
+    algorithms: tuple[str, ...]
+    key: jwt.PyJWK
+
+
+class Token:
+    """Proves that the body is a token of this issuer, for this audience, signed with one of its keys."""
+
+    work = 0
+
+    def __init__(self, source: Source, secrets: Revealed) -> None:
+        """Read the keys.
+
+        Raises:
+            ConfigError: a secret holds no key that can be used, or there is no issuer or audience.
+        """
+        if not source.issuer or not source.audience:
+            raise ConfigError("secevent needs the issuer and the audience that tokens have to name")
+        self._issuer, self._audience = source.issuer, source.audience
+        self._leeway = LEEWAY_SECONDS if source.tolerance is None else source.tolerance
+        self._keys = [key for secret, text in secrets for key in _keys(secret, text)]
+
+    def fault(self, raw: RawRequest, now: datetime) -> str | None:
+        """See Proof."""
+        try:
+            token = raw.body.strip().decode("ascii")
+            header = jwt.get_unverified_header(token)
+        except (ValueError, jwt.PyJWTError):
+            return "the body is no JWT"
+        kid, algorithm = header.get("kid"), header.get("alg")
+        fitting = [
+            each
+            for each in self._keys
+            if algorithm in each.algorithms and (kid is None or each.kid in {kid, None}) and each.secret.valid_at(now)
+        ]
+        why = "no key that is valid now has the token's kid and alg"
+        for each in fitting[:MOST_KEYS]:
+            try:
+                jwt.decode(
+                    token,
+                    each.key,
+                    algorithms=list(each.algorithms),
+                    issuer=self._issuer,
+                    audience=self._audience,
+                    leeway=self._leeway,
+                    # A token has no end (RFC 8417 §2.2), and what is pushed again may be days old.
+                    options={"require": ["iss", "aud", "iat", "jti"], "verify_exp": False},
+                )
+            except jwt.PyJWTError as error:
+                why = f"the token is not valid: {type(error).__name__}"
+            else:
+                return None
+        return why
+
+
+def _keys(secret: Secret, text: str) -> list[_Key]:
+    try:
+        is_jwks = text.lstrip().startswith("{")
+        keys = jwt.PyJWKSet.from_json(text).keys if is_jwks else [jwt.PyJWK.from_dict(_of_pem(text))]
+    except (ValueError, KeyError, TypeError, jwt.PyJWTError):
+        raise ConfigError("a secret is neither a JWKS document nor a public key as PEM") from None
+    return [
+        _Key(secret, key.key_id, algorithms, key)
+        for key in keys
+        if (algorithms := _ALGORITHMS.get(key.key_type or "")) and key.public_key_use in {None, "sig"}
+    ]
+
+
+def _of_pem(text: str) -> dict[str, object]:
+    key = load_pem_public_key(text.encode())
+    for algorithm in ("RS256", "ES256", "EdDSA"):
+        made = jwt.get_algorithm_by_name(algorithm)
+        try:
+            found: dict[str, object] = json.loads(made.to_jwk(key))
+        except (AttributeError, TypeError, ValueError, jwt.PyJWTError):
+            continue
+        return found
+    raise ValueError("a kind of key that signs no tokens")
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The one event of a token that has been verified.
+
+    Raises:
+        Unreadable: its claims are not strict JSON.
+        InvalidEvent: a claim is missing or wrong.
+    """
+    claims = _claims(raw.body)
+    events = claims.get("events")
+    if not isinstance(events, Mapping) or not events:
+        raise InvalidEvent("events must name at least one event", field="events")
+    name, event = next(iter(events.items()))
+    event_type = entity_type(name) or entity_type(str(name).rpartition("/")[2][:LONGEST_TYPE])
+    if event_type is None:
+        raise InvalidEvent("the name of the event can't be stored", field="events")
+    jti = text_field(claims, "jti", LONGEST_ID)
+    issuer = text_field(claims, "iss", _LONGEST_ISSUER)
+    identifier = _subject(claims, event)
+    return (
+        Identity(
+            entity_type=_SUBJECT if identifier else None,
+            entity_id=identifier,
+            event_type=event_type,
+            action=_action(event_type, event),
+            occurred_ns=epoch_field(claims, "toe" if "toe" in claims else "iat", raw.received_at),
+            key_parts=(issuer, jti) if dedup is None else tuple(dedup_part(claims, field) for field in dedup),
+            key_has_time=False,
+            event_id=jti,
+        ),
+    )
+
+
+def _action(event_type: str, event: object) -> Action:
+    change = member(event, "change_type")
+    word = change if isinstance(change, str) else event_type.rpartition("/")[2]
+    return _ACTIONS.get(word, "other")
+
+
+def _claims(body: bytes) -> dict[str, object]:
+    parts = body.strip().split(b".")
+    if len(parts) != 3:  # noqa: PLR2004  # header, claims and signature
+        raise Unreadable("the body is no JWT", field="body")
+    try:
+        claims = base64.b64decode(parts[1] + b"=" * (-len(parts[1]) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raise Unreadable("the body is no JWT", field="body") from None
+    return json_object(claims)
+
+
+def _subject(claims: Mapping[str, object], event: object) -> str | None:
+    """The subject of the token, or of the event where older drafts have it; of a complex one the user."""
+    for subject in (claims.get("sub_id"), member(event, "subject"), claims):
+        inner = member(subject, "user") or subject
+        for name in _IDS if subject is not claims else ("sub",):
+            identifier = entity_id(member(inner, name))
+            if identifier is not None:
+                return identifier
+    return None
+
+
+def refuse(error: RequestError) -> tuple[int, bytes]:
+    """An error as RFC 8935 §2.3 has it."""
+    if isinstance(error, TooLarge):
+        return error.status, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
+    return 400, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
+
+
+PRESET = Preset(
+    name="secevent",
+    read=read,
+    prover=Token,
+    own_keys=frozenset({"issuer", "audience"}),
+    needs=frozenset({"issuer", "audience"}),
+    media_types=frozenset({"application/secevent+jwt"}),
+    status=202,
+    answers_empty=True,
+    refusal=refuse,
+    told=Told(
+        title="Security event tokens (shared signals)",
+        event_id="claim `jti`",
+        entity="`sub_id`, or the event's `subject`, or `sub`; its type is `subject`",
+        event_type="the first name in `events`, a URI",
+        time="`toe`, else `iat`",
+        same_event="`iss` and `jti`",
+        sends="as its sender does; gets a 202 without a body",
+    ),
+)

@@ -1,0 +1,107 @@
+"""Shopify's webhooks.
+
+From https://shopify.dev/docs/apps/build/webhooks/subscribe/https (the signature is over the body alone, with the app's client
+secret; a 200 within five seconds) and https://shopify.dev/docs/apps/build/webhooks (headers). `X-Shopify-Webhook-Id` stays
+the same when a webhook is sent again. `X-Shopify-Event-Id` is one for all webhooks that one act of a merchant leads to, also
+of different topics, so it does not tell them apart.
+
+Only the body is signed, and with one secret for all shops of an app: who owns a shop can send its webhooks under another
+shop's name. So a source should be one shop's, with an address of its own. A new client secret is used only after up to an
+hour: keep both.
+
+The newer "events" have the same headers without `X-`, and an action of their own. No limit of size is documented; more than
+a megabyte has been seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config import Signature
+from inbox.event import Identity, RawRequest
+from inbox.sources.base import Preset, Sample, Told
+from inbox.sources.payload import (
+    LONGEST_ID,
+    action_of,
+    arrival,
+    entity_id,
+    header_field,
+    json_object,
+    key_of,
+    time_field,
+)
+from inbox.timestamps import rfc3339
+
+_LONGEST_TOPIC = 49
+_NAMES = ("topic", "webhook-id", "triggered-at", "event-id", "shop-domain", "action")
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The one event of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: a header is missing or wrong.
+    """
+    payload = json_object(raw.body)
+    prefix = "x-shopify-" if "x-shopify-topic" in raw.headers else "shopify-"
+    topic = header_field(raw, f"{prefix}topic", _LONGEST_TOPIC)
+    if f"{prefix}action" in raw.headers:
+        topic = f"{topic}/{header_field(raw, f'{prefix}action', _LONGEST_TOPIC)}"
+    webhook = header_field(raw, f"{prefix}webhook-id", LONGEST_ID)
+    triggered = f"{prefix}triggered-at"
+    things, _, word = topic.rpartition("/")
+    identifier = entity_id(payload.get("id"))
+    return (
+        Identity(
+            entity_type=things if identifier and things else None,
+            entity_id=identifier if things else None,
+            event_type=topic,
+            action=action_of(word),
+            occurred_ns=time_field(raw.headers, triggered, raw.received_at)
+            if triggered in raw.headers
+            else arrival(raw),
+            key_parts=key_of(payload, dedup, webhook),
+            key_has_time=False,
+            event_id=webhook,
+        ),
+    )
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """A webhook with the id alone; `kind` is the first part of the topic, such as `orders`."""
+    topic = event_type if "/" in event_type else f"{kind}/{event_type}"
+    body = msgspec.json.encode({"id": int(identifier) if identifier.isdigit() else identifier})
+    return Sample(
+        body,
+        {
+            "X-Shopify-Topic": topic,
+            "X-Shopify-Webhook-Id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
+            "X-Shopify-Triggered-At": rfc3339(at),
+        },
+    )
+
+
+PRESET = Preset(
+    name="shopify",
+    read=read,
+    sample=sample,
+    signatures=(
+        Signature(header="X-Shopify-Hmac-Sha256", encoding="base64"),
+        Signature(header="Shopify-Hmac-Sha256", encoding="base64"),
+    ),
+    max_body=4 * 1024 * 1024,
+    kept_headers=frozenset(f"{x}shopify-{name}" for x in ("x-", "") for name in _NAMES),
+    told=Told(
+        title="Shopify",
+        event_id="header `X-Shopify-Webhook-Id`",
+        entity="the topic before its `/`, and the payload's `id`",
+        event_type="header `X-Shopify-Topic`: `orders/create`",
+        time="header `X-Shopify-Triggered-At`, else of arrival",
+        same_event="the id",
+        sends="again, eight times in four hours, then the subscription is removed; wants a 200 within 5 s",
+    ),
+)

@@ -1,0 +1,291 @@
+"""One way to verify every signature by a shared secret, and to sign as the provider would.
+
+A `Signature` (`inbox/config_source.py`) says as data what providers do differently: which header, how it is taken apart,
+what is signed, with which hash, and how keys and signatures are written. All of them are HMAC (RFC 2104) over the bytes as
+they came.
+
+Whatever a request holds, the work is the same: one HMAC for each secret. A header that can't be read only makes it count
+for nothing. At most five signatures are looked at: a header with thousands is no reason to work for long.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from inbox import timestamps
+from inbox.config_source import Signature
+from inbox.config_values import Duration, Secret
+from inbox.errors import ConfigError
+from inbox.event import RawRequest
+from inbox.sources.payload import FORM
+
+MOST_SIGNATURES = 5
+
+_PLACE = re.compile(r"\{([a-z_]+)\}")
+_PLACES = ("body", "id", "method", "sorted_params", "timestamp", "url")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_DIGITS = re.compile(r"[0-9]{1,12}")
+_MILLIS = re.compile(r"[0-9]{1,15}")
+_HEX = re.compile(rb"[0-9a-fA-F]+")
+_MOST_PARTS = 20
+_FIELDS_AT_MOST = 200
+_UNIT_NS = {"s": 1_000_000_000, "ms": 1_000_000}
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What a signature may cover, besides the body and the time: as bytes, and empty where there is none."""
+
+    timestamp: bytes = b""
+    id: bytes = b""
+    method: bytes = b"POST"
+    url: bytes = b""
+    body: bytes = b""
+    sorted_params: bytes = b""
+
+
+class Signed:
+    """Proves that a request was signed with one of a source's secrets."""
+
+    __slots__ = ("_keys", "_signatures", "_templates", "_tolerance", "_url", "work")
+
+    def __init__(
+        self,
+        signatures: Sequence[Signature],
+        secrets: Sequence[tuple[Secret, str]],
+        *,
+        url: str = "",
+        tolerance: Duration | None = None,
+    ) -> None:
+        """Several signatures are the same one under other headers: the first that a request has is verified.
+
+        Raises:
+            ConfigError: a secret is not written as keys are here. The text does not repeat it.
+        """
+        self._signatures = tuple(signatures)
+        self._templates = tuple(_compiled(signature.content) for signature in signatures)
+        self._keys = tuple((secret, key_of(self._signatures[0], revealed)) for secret, revealed in secrets)
+        self._url = url
+        self._tolerance = timedelta(seconds=signatures[0].tolerance if tolerance is None else tolerance)
+        self.work = len(self._keys)
+
+    def fault(self, raw: RawRequest, now: datetime) -> str | None:
+        """Why the request is not proven to be signed by one of the secrets that are valid at `now`; None when it is."""
+        number = next((n for n, each in enumerate(self._signatures) if each.header.lower() in raw.headers), 0)
+        signature = self._signatures[number]
+        faults: list[str] = []
+        given, timestamp = _taken_apart(signature, raw, faults)
+        message = Message(
+            timestamp=timestamp,
+            id=_header(raw, signature.id_header, faults),
+            method=raw.method.encode(),
+            url=f"{self._url}?{raw.query}".encode() if raw.query else self._url.encode(),
+            body=raw.body,
+            sorted_params=_params(raw, faults) if "{sorted_params}" in signature.content else b"",
+        )
+        content = self._templates[number](message)
+        proven = False
+        for secret, key in self._keys:
+            expected = hmac.digest(key, content, signature.algorithm)
+            for each in given:
+                proven |= hmac.compare_digest(expected, each) & secret.valid_at(now)
+        if signature.timestamp_header or signature.timestamp_prefix:
+            faults += _out_of_time(signature, timestamp, now, self._tolerance)
+        if not proven:
+            faults.append(f"no secret that is valid now gives the signature in {signature.header}")
+        return faults[0] if faults else None
+
+
+def sign(signature: Signature, secret: str, message: Message, at: datetime) -> dict[str, str]:
+    """The headers with which the provider would send `message` at `at`; what they hold of it goes into the signature.
+
+    Raises:
+        ConfigError: the secret is not written as keys are here.
+    """
+    timestamp = _timestamp(signature, at) if signature.timestamp_header or signature.timestamp_prefix else ""
+    content = _compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode()))
+    digest = hmac.digest(key_of(signature, secret), content, signature.algorithm)
+    written = digest.hex() if signature.encoding == "hex" else base64.b64encode(digest).decode()
+    parts = [f"{signature.timestamp_prefix}{timestamp}"] if signature.timestamp_prefix else []
+    headers = {signature.header: signature.separator.join([*parts, f"{signature.prefix}{written}"])}
+    if signature.timestamp_header:
+        headers[signature.timestamp_header] = timestamp
+    if signature.id_header:
+        headers[signature.id_header] = message.id.decode("latin-1")
+    return headers
+
+
+def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]]:
+    """What can't be right about it: each key, and why."""
+    for key in ("header", "timestamp_header", "id_header"):
+        name = getattr(signature, key)
+        if (name or key == "header") and _TOKEN.fullmatch(name) is None:
+            yield key, f"{name!r} is not a header's name"
+    if signature.timestamp_header and signature.timestamp_prefix:
+        yield "timestamp_prefix", "says the same as timestamp_header; remove one"
+    if signature.timestamp_prefix and not signature.separator:
+        yield "separator", "is missing: what stands between the time and the signature?"
+    places = set(_PLACE.findall(signature.content))
+    if places - set(_PLACES) or _PLACE.sub("", signature.content).count("{"):
+        yield "content", f"may have {', '.join(f'{{{place}}}' for place in _PLACES)}, and no other {{…}}"
+    timed = bool(signature.timestamp_header or signature.timestamp_prefix)
+    for wrong, text in (
+        (places.isdisjoint({"body", "sorted_params"}), "has no {body}: anybody could send another with this signature"),
+        (timed and "timestamp" not in places, "has no {timestamp}: anybody could send the same request later"),
+        ("timestamp" in places and not timed, "has {timestamp}: timestamp_header or timestamp_prefix says where it is"),
+        ("id" in places and not signature.id_header, "has {id}: id_header says where it is"),
+        ("url" in places and not has_url, "has {url}: the source needs its public_url"),
+    ):
+        if wrong:
+            yield "content", text
+
+
+def key_of(signature: Signature, secret: str) -> bytes:
+    """The key that a secret's text means.
+
+    Raises:
+        ConfigError: it is not base64 or hex, or it is empty.
+    """
+    # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
+    text = secret.removeprefix(signature.key_prefix).encode("utf-8", "surrogateescape")
+    try:
+        match signature.key:
+            case "base64":
+                key = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)  # some libraries write no padding
+            case "hex":
+                key = binascii.unhexlify(text)
+            case _:
+                key = text
+    except ValueError:
+        raise ConfigError(f"a secret is not {signature.key}, as this provider's secrets are") from None
+    if not key:
+        raise ConfigError("a secret is empty: anybody could sign with it")
+    return key
+
+
+def _compiled(content: str) -> Callable[[Message], bytes]:
+    """Literals and names alternate; every name is a member of `Message`."""
+    pieces = _PLACE.split(content)
+    literals, names = [piece.encode() for piece in pieces[::2]], pieces[1::2]
+
+    def fill(message: Message) -> bytes:
+        filled = [literals[0]]
+        for name, literal in zip(names, literals[1:], strict=True):
+            filled += (getattr(message, name), literal)
+        return b"".join(filled)
+
+    return fill
+
+
+def _taken_apart(signature: Signature, raw: RawRequest, faults: list[str]) -> tuple[list[bytes], bytes]:
+    """The signatures that the header holds, as bytes, and the time of signing as it is written."""
+    value = raw.headers.get(signature.header.lower(), "")
+    if not value:
+        faults.append(f"{signature.header} is missing")
+    parts = value.split(signature.separator, _MOST_PARTS) if signature.separator else [value]
+    parts = [part.strip(" ") for part in parts]
+    listed = [part.removeprefix(signature.prefix) for part in parts if part.startswith(signature.prefix)]
+    if signature.timestamp_prefix:
+        times = [part for part in parts if part.startswith(signature.timestamp_prefix)]
+        timestamp = times[0].removeprefix(signature.timestamp_prefix) if len(times) == 1 else ""
+        if value and len(times) != 1:
+            faults.append(f"{signature.header} has {len(times)} times of signing")
+        written = timestamp.encode("latin-1", "replace")
+    else:
+        written = _header(raw, signature.timestamp_header, faults)
+    given = [digest for each in listed[:MOST_SIGNATURES] if (digest := _digest(signature, each)) is not None]
+    if value and not given:
+        faults.append(f"{signature.header} holds no signature as this provider writes them")
+    return given, written
+
+
+def _digest(signature: Signature, text: str) -> bytes | None:
+    """The bytes that a signature's text means; None when it is none. Python's own decoders let too much through."""
+    try:
+        written = text.encode("ascii")
+        if signature.encoding == "base64":
+            return base64.b64decode(written, validate=True)
+        return binascii.unhexlify(written) if _HEX.fullmatch(written) else None
+    except ValueError:
+        return None
+
+
+def _header(raw: RawRequest, name: str, faults: list[str]) -> bytes:
+    if not name:
+        return b""
+    value = raw.headers.get(name.lower(), "")
+    if not value:
+        faults.append(f"{name} is missing")
+    return value.encode("latin-1", "replace")
+
+
+def _out_of_time(signature: Signature, timestamp: bytes, now: datetime, tolerance: timedelta) -> Iterator[str]:
+    try:
+        signed_ns = _instant(signature, timestamp.decode("ascii", "replace"))
+    except ValueError:
+        yield "the time of signing can't be read"
+        return
+    seconds = (timestamps.to_nanoseconds(now) - signed_ns) / 1e9
+    if abs(seconds) > tolerance.total_seconds():
+        yield (
+            f"it was signed {abs(seconds):.0f} s {'before' if seconds > 0 else 'after'} it arrived, more than the"
+            f" {tolerance.total_seconds():g} s allowed; check both clocks"
+        )
+
+
+def _instant(signature: Signature, text: str) -> int:
+    if signature.timestamp_unit == "rfc3339":
+        return timestamps.parse_rfc3339(text)
+    if (_DIGITS if signature.timestamp_unit == "s" else _MILLIS).fullmatch(text) is None:
+        raise ValueError("not a whole number")
+    return int(text) * _UNIT_NS[signature.timestamp_unit]
+
+
+def _timestamp(signature: Signature, at: datetime) -> str:
+    if signature.timestamp_unit == "rfc3339":
+        return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return str(timestamps.to_nanoseconds(at) // _UNIT_NS[signature.timestamp_unit])
+
+
+def sorted_params(content_type: str, body: bytes) -> bytes:
+    """The names and values of a form in the order of the names, with nothing between; of any other body nothing.
+
+    Raises:
+        ValueError: a form that can't be read.
+    """
+    if content_type != FORM:
+        return b""
+    fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_AT_MOST)
+    return "".join(f"{name}{value}" for name, value in sorted(fields)).encode()
+
+
+def _params(raw: RawRequest, faults: list[str]) -> bytes:
+    try:
+        return sorted_params(raw.content_type, raw.body)
+    except ValueError:
+        faults.append("the form can't be read")
+        return b""
+
+
+def described(signature: Signature) -> Mapping[str, str]:
+    """In words, for documentation: the header, the algorithm, and what is signed."""
+    form = signature.separator.join(
+        [
+            *([f"{signature.timestamp_prefix}{{timestamp}}"] if signature.timestamp_prefix else []),
+            f"{signature.prefix}{{{signature.encoding}}}",
+        ]
+    )
+    timed = signature.timestamp_header or signature.timestamp_prefix
+    return {
+        "header": f"{signature.header}: {form}",
+        "algorithm": f"HMAC-{signature.algorithm.upper()}",
+        "content": signature.content,
+        "tolerance": f"{signature.tolerance:g} s" if timed else "none: no time is signed",
+    }

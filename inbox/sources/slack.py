@@ -1,0 +1,190 @@
+"""Slack's Events API, and its slash commands and interactions.
+
+From https://docs.slack.dev/authentication/verifying-requests-from-slack (the signature and its example, five minutes),
+https://docs.slack.dev/apis/events-api (the envelope, `url_verification`, an answer within three seconds, three retries), and
+`slack_sdk.signature` on PyPI. A retry has the same `event_id`, and `X-Slack-Retry-Num`. What a person does (a command, a
+button) has no id of its own but a `trigger_id` that is made for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config import Signature
+from inbox.errors import InvalidEvent
+from inbox.event import Identity, RawRequest
+from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
+from inbox.sources.payload import (
+    FORM,
+    LONGEST_ID,
+    LONGEST_TYPE,
+    action_of,
+    arrival,
+    entity_id,
+    entity_type,
+    epoch_field,
+    form_fields,
+    json_object,
+    key_of,
+    member,
+    text_field,
+)
+
+_USER, _CHANNEL, _FILE, _TEAM, _GROUP = (
+    ("user", "user"),
+    ("channel", "channel"),
+    ("file", "file_id"),
+    ("team", "team"),
+    ("subteam", "subteam_id"),
+)
+_ABOUT: Mapping[str, tuple[str, str]] = {
+    "app": _TEAM,
+    "emoji": _TEAM,
+    "file": _FILE,
+    "subteam": _GROUP,
+    "team": _TEAM,
+    "tokens": _TEAM,
+    "user": _USER,
+}
+"""What an event is about by the first word of its type, and the member that names it; all others happen in a channel."""
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The one event of a request.
+
+    Raises:
+        Unreadable: neither strict JSON nor a form.
+        InvalidEvent: what makes it an event is missing or wrong.
+    """
+    if raw.content_type == FORM:
+        return (_of_a_person(raw, dedup),)
+    payload = json_object(raw.body)
+    event = payload.get("event")
+    if not isinstance(event, Mapping):  # such as app_rate_limited, which has no id
+        outer = text_field(payload, "type", LONGEST_TYPE)
+        return (_identity(raw, outer, None, key_of(payload, dedup, outer, _digest(raw))),)
+    event_id = text_field(payload, "event_id", LONGEST_ID)
+    event_type = text_field(event, "type", LONGEST_TYPE)
+    kind, identifier = _entity(payload, event, event_type)
+    subtype = event.get("subtype")
+    whole = f"{event_type}.{subtype}" if isinstance(subtype, str) else event_type
+    return (
+        Identity(
+            entity_type=kind,
+            entity_id=identifier,
+            event_type=entity_type(whole) or event_type,
+            action=action_of(whole.rpartition("_")[2]),
+            occurred_ns=epoch_field(payload, "event_time", raw.received_at),
+            key_parts=key_of(payload, dedup, event_id),
+            key_has_time=False,
+            event_id=event_id,
+        ),
+    )
+
+
+def greet(raw: RawRequest) -> Greeting | None:
+    """The echo that Slack wants when the URL is configured."""
+    if b"url_verification" not in raw.body or raw.content_type == FORM:
+        return None
+    payload = json_object(raw.body)
+    if payload.get("type") != "url_verification":
+        return None
+    challenge = payload.get("challenge")
+    if not isinstance(challenge, str):
+        raise InvalidEvent("challenge is missing", field="challenge")
+    return Greeting(200, body=msgspec.json.encode({"challenge": challenge}))
+
+
+def _entity(
+    payload: Mapping[str, object], event: Mapping[str, object], event_type: str
+) -> tuple[str | None, str | None]:
+    """Of `user_change` the user, of `channel_rename` the channel; of any other the channel it happened in, if it says."""
+    kind, place = _USER if event_type == "team_join" else _ABOUT.get(event_type.partition("_")[0], _CHANNEL)
+    # An object where it was made or changed, its id alone where it was only named.
+    value = event.get(place, event.get(kind))
+    if kind == "team":
+        value = payload.get("team_id")
+    if value is None and event_type.startswith("reaction_"):
+        value = member(event, "item", "channel")
+    identifier = entity_id(member(value, "id") if isinstance(value, Mapping) else value)
+    return (kind, identifier) if identifier else (None, None)
+
+
+def _of_a_person(raw: RawRequest, dedup: Sequence[str] | None) -> Identity:
+    fields = dict(form_fields(raw.body))
+    payload: Mapping[str, object] = fields
+    event_type = "slash_command"
+    if "payload" in fields:
+        payload = json_object(fields["payload"].encode())
+        event_type = text_field(payload, "type", LONGEST_TYPE)
+    elif "command" not in fields:
+        raise InvalidEvent("neither payload nor command is there", field="payload")
+    trigger = entity_id(payload.get("trigger_id"))
+    return _identity(raw, event_type, trigger, key_of(payload, dedup, event_type, trigger or _digest(raw)))
+
+
+def _identity(raw: RawRequest, event_type: str, event_id: str | None, key_parts: tuple[str, ...]) -> Identity:
+    return Identity(
+        entity_type=None,
+        entity_id=None,
+        event_type=event_type,
+        action="other",
+        occurred_ns=arrival(raw),
+        key_parts=key_parts,
+        key_has_time=False,
+        event_id=event_id,
+    )
+
+
+def _digest(raw: RawRequest) -> str:
+    return hashlib.sha256(raw.body).hexdigest()
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """An event about a user or a channel."""
+    place = _ABOUT.get(kind, _CHANNEL)[1]
+    return Sample(
+        msgspec.json.encode(
+            {
+                "type": "event_callback",
+                "event_id": f"EvSample{identifier}{at:%Y%m%d%H%M%S}",
+                "event_time": int(at.timestamp()),
+                "event": {"type": event_type, place: identifier},
+            }
+        )
+    )
+
+
+PRESET = Preset(
+    name="slack",
+    read=read,
+    sample=sample,
+    signatures=(
+        Signature(
+            header="X-Slack-Signature",
+            prefix="v0=",
+            timestamp_header="X-Slack-Request-Timestamp",
+            content="v0:{timestamp}:{body}",
+        ),
+    ),
+    media_types=frozenset({"application/json", FORM}),
+    handshake=Handshake(
+        method="POST",
+        header=None,
+        answer=greet,
+        told='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back',
+    ),
+    told=Told(
+        title="Slack (Events API)",
+        event_id="`event_id`; of a command or an interaction `trigger_id`",
+        entity="the user, file, subteam or team, as the event's type begins; else the channel it happened in",
+        event_type="`event.type`, with its `subtype` behind a dot: `message.channel_join`; `slash_command`; an action's `type`",
+        time="`event_time`, else of arrival",
+        same_event="the id",
+        sends="again at once, after one and five minutes; wants a 2xx within 3 s",
+    ),
+)

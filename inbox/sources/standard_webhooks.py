@@ -1,0 +1,107 @@
+"""Standard Webhooks 1.0.0, under its own names of headers and under Svix's older ones.
+
+From https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md, and its Python library
+(`standardwebhooks` on PyPI): the key is the secret in base64 behind `whsec_`; signed are id, time and body, with dots
+between; the header lists `v1,…` with spaces between. The id is the same however often a message is sent; the time is the
+attempt's. Only `v1` is verified: `v1a` (ed25519) is not.
+
+The specification recommends, and does not ask for, a JSON object with `type`, `timestamp` and `data`. What a body has not is
+left out; only the id has to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from inbox.config import Signature
+from inbox.event import Identity, RawRequest
+from inbox.sources.base import Preset, Sample, Told
+from inbox.sources.payload import (
+    LONGEST_ID,
+    LONGEST_TYPE,
+    action_of,
+    arrival,
+    entity_id,
+    entity_type,
+    header_field,
+    json_object,
+    key_of,
+    member,
+    text_field,
+    time_field,
+)
+from inbox.timestamps import rfc3339
+
+WITHOUT_TYPE = "message"
+"""The event type of a message that tells none."""
+
+
+def signature(prefix: str) -> Signature:
+    """As the specification has it; the names of the headers begin with `prefix`."""
+    return Signature(
+        header=f"{prefix}-signature",
+        prefix="v1,",
+        separator=" ",
+        timestamp_header=f"{prefix}-timestamp",
+        id_header=f"{prefix}-id",
+        content="{id}.{timestamp}.{body}",
+        encoding="base64",
+        key="base64",
+        key_prefix="whsec_",
+    )
+
+
+def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
+    """The one message of a body.
+
+    Raises:
+        Unreadable: the body is not strict JSON.
+        InvalidEvent: the id is missing; `type` or `timestamp` is there and wrong.
+    """
+    payload = json_object(raw.body)
+    message = header_field(raw, "webhook-id" if "webhook-id" in raw.headers else "svix-id", LONGEST_ID)
+    event_type = text_field(payload, "type", LONGEST_TYPE) if "type" in payload else WITHOUT_TYPE
+    kind, _, word = event_type.rpartition(".")
+    data = payload.get("data")
+    kind = entity_type(member(data, "object")) or entity_type(member(data, "type")) or entity_type(kind) or ""
+    identifier = entity_id(member(data, "id"))
+    timed = isinstance(payload.get("timestamp"), str)
+    return (
+        Identity(
+            entity_type=kind if identifier and kind else None,
+            entity_id=identifier if kind else None,
+            event_type=event_type,
+            action=action_of(word),
+            occurred_ns=time_field(payload, "timestamp", raw.received_at) if timed else arrival(raw),
+            key_parts=key_of(payload, dedup, message),
+            key_has_time=False,
+            event_id=message,
+        ),
+    )
+
+
+def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
+    """A message as the specification recommends."""
+    body = {"type": event_type, "timestamp": rfc3339(at), "data": {"id": identifier, "type": kind}}
+    return Sample(msgspec.json.encode(body), message_id=f"msg_sample_{identifier}_{at:%Y%m%d%H%M%S}")
+
+
+PRESET = Preset(
+    name="standard-webhooks",
+    read=read,
+    sample=sample,
+    signatures=(signature("webhook"), signature("svix")),
+    kept_headers=frozenset({"webhook-id", "svix-id"}),
+    told=Told(
+        title="Standard Webhooks, Svix",
+        event_id="header `webhook-id` (`svix-id`)",
+        entity="`data.object`, `data.type`, or else `type` up to its last dot; and `data.id`",
+        event_type="`type`, else `message`",
+        time="`timestamp`, else of arrival",
+        same_event="the id",
+        sends="again for about three days; wants a 2xx within 15 to 30 s",
+    ),
+)
