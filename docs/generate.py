@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout is described, whatever is installed
 
-from docs.blocks import commands, configuration, delivery, house, schema, states
+from docs.blocks import commands, configuration, delivery, house, presets, schema, states
 from docs.blocks.common import ROOT
 
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
@@ -34,6 +34,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "inbox-commands": commands.inbox_commands,
     "relay-commands": commands.relay_commands,
     "config-keys": configuration.config_keys,
+    "preset-proofs": presets.preset_proofs,
+    "preset-events": presets.preset_events,
+    "preset-answers": presets.preset_answers,
     "schema-tables": schema.schema_tables,
     "schema-views": schema.schema_views,
     "unused-tables": schema.unused_tables,

@@ -25,7 +25,7 @@ class BasicAuth(Table, frozen=True, tag="basic", tag_field="kind"):
 
 
 class BearerAuth(Table, frozen=True, tag="bearer", tag_field="kind"):
-    """`Authorization: Bearer …`."""
+    """`Authorization: Bearer …`; or the query `?access_token=…`, where a sender can set nothing else (RFC 6750 §2.3)."""
 
     secrets: Secrets
 
@@ -73,6 +73,7 @@ class Signature(Table, frozen=True, kw_only=True):
     """What is signed: `{body}`, `{timestamp}`, `{id}`, `{method}`, `{url}` (the source's `public_url` and the query), and
     `{sorted_params}` (names and values of a form in the order of the names)."""
     algorithm: Algorithm = "sha256"
+    """The hash of the HMAC."""
     encoding: Encoding = "hex"
     """How the signature is written."""
     key: Literal["text", "base64", "hex"] = "text"
@@ -89,11 +90,13 @@ class Fields(Table, frozen=True, kw_only=True):
     id: str | None = None
     """The provider's own id of the event: alone, it is what makes two requests the same event."""
     entity_type: str | None = None
-    """A text in quotes inside the quotes is a constant: `"'ORDER'"`."""
+    """The type of the entity; a text in quotes inside the quotes is a constant: `"'ORDER'"`."""
     entity_id: str | None = None
+    """Its id; an event without a type and an id is of no entity."""
     time: str | None = None
     """When it happened; without it, the time of arrival."""
     time_unit: Unit = "rfc3339"
+    """RFC 3339, or seconds or milliseconds since 1970."""
     items: str | None = None
     """The list of events, where a body has several; then each is `item`."""
     actions: dict[str, Action] = {}

@@ -86,8 +86,8 @@ def _type_text(kind: inspect.Type) -> str:
             words = f"list of {_type_text(item)}"
         case inspect.UnionType(types=types):
             words = " or ".join(dict.fromkeys(_type_text(t) for t in types if not isinstance(t, inspect.NoneType)))
-        case inspect.DictType(value_type=inspect.StrType() | inspect.UnionType() as value):
-            words = "table of texts" if isinstance(value, inspect.StrType) else "table of texts and tables"
+        case inspect.DictType(value_type=inspect.StrType() | inspect.LiteralType() | inspect.UnionType() as value):
+            words = "table of texts and tables" if isinstance(value, inspect.UnionType) else "table of texts"
         case inspect.AnyType():
             words = "any"
         case _:
@@ -99,7 +99,7 @@ def _default_text(field: inspect.Field) -> str:
     if field.required:
         return "required"
     value = field.default if field.default_factory is msgspec.NODEFAULT else None
-    if value is None or isinstance(value, msgspec.Struct):
+    if value is None or value == "" or isinstance(value, msgspec.Struct):  # 0 and false are defaults
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

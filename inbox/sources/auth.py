@@ -14,6 +14,7 @@ import hmac
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from urllib.parse import unquote_to_bytes
 
 from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.errors import ConfigError, NotAuthenticated
@@ -160,7 +161,7 @@ def _way_in(auth: InboundAuth) -> Way:
         case BasicAuth():
             return _basic_credentials
         case BearerAuth():
-            return lambda raw: _header_bytes(_credentials(raw, "bearer"))
+            return _bearer_token
         case HeaderAuth():
             name = auth.name.lower()
             return lambda raw: _header_bytes(raw.headers.get(name, ""))
@@ -175,6 +176,16 @@ def _basic_credentials(raw: RawRequest) -> bytes:
         return base64.b64decode(_credentials(raw, "basic"), validate=True)
     except ValueError:  # not base64, or not even ASCII
         return b""
+
+
+def _bearer_token(raw: RawRequest) -> bytes:
+    token = _credentials(raw, "bearer")
+    if token or not raw.query:
+        return _header_bytes(token)
+    values = [
+        value for name, _, value in (each.partition("=") for each in raw.query.split("&")) if name == "access_token"
+    ]
+    return unquote_to_bytes(values[0]) if len(values) == 1 else b""
 
 
 def _credentials(raw: RawRequest, scheme: str) -> str:

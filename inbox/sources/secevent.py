@@ -106,7 +106,7 @@ class Token:
             try:
                 jwt.decode(
                     token,
-                    each.key,
+                    each.key.key,  # whatever algorithm of its kind the token names, also where the JWK names none
                     algorithms=list(each.algorithms),
                     issuer=self._issuer,
                     audience=self._audience,

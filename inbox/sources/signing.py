@@ -211,7 +211,8 @@ def _digest(signature: Signature, text: str) -> bytes | None:
     try:
         written = text.encode("ascii")
         if signature.encoding == "base64":
-            return base64.b64decode(written, validate=True)
+            decoded = base64.b64decode(written, validate=True)
+            return decoded if base64.b64encode(decoded) == written else None  # one text for a digest, and no other
         return binascii.unhexlify(written) if _HEX.fullmatch(written) else None
     except ValueError:
         return None

@@ -1,0 +1,77 @@
+"""What each preset of a source verifies and reads: from the registry."""
+
+from __future__ import annotations
+
+from docs.blocks.common import table
+from inbox.sources import PRESETS
+from inbox.sources.base import Preset
+from inbox.sources.signing import described
+
+_KIB = 1024
+
+
+def preset_proofs() -> str:
+    """How each preset's requests prove where they come from."""
+    return table(
+        ("preset", "header", "algorithm", "signed", "tolerance"),
+        ((f"`{name}`", *_proof(preset)) for name, preset in sorted(PRESETS.items())),
+    )
+
+
+def preset_events() -> str:
+    """Where each preset finds what makes an event."""
+    return table(
+        ("preset", "of", "event id", "entity", "event type", "time", "same event"),
+        (
+            (
+                f"`{name}`",
+                told.title,
+                told.event_id,
+                told.entity,
+                told.event_type,
+                told.time,
+                told.same_event,
+            )
+            for name, preset in sorted(PRESETS.items())
+            for told in (preset.told,)
+        ),
+    )
+
+
+def preset_answers() -> str:
+    """What each preset takes, and what its sender wants to hear."""
+    return table(
+        ("preset", "media types", "largest body", "answer", "handshake", "sends"),
+        (
+            (
+                f"`{name}`",
+                ", ".join(f"`{each}`" for each in sorted(preset.media_types)) or "any; see its file",
+                _size(preset.max_body),
+                f"{preset.status}, empty" if preset.answers_empty else str(preset.status),
+                preset.handshake.told if preset.handshake else "",
+                preset.told.sends,
+            )
+            for name, preset in sorted(PRESETS.items())
+        ),
+    )
+
+
+def _proof(preset: Preset) -> tuple[str, str, str, str]:
+    if preset.signatures:
+        first, *others = map(described, preset.signatures)
+        header = first["header"] + "".join(f"; or {each['header'].partition(':')[0]}" for each in others)
+        return f"`{header}`", first["algorithm"], f"`{first['content']}`", first["tolerance"]
+    if preset.prover is not None:
+        return (
+            "the body itself",
+            "RS, PS, ES 256 to 512, EdDSA",
+            "the body",
+            "none: what is sent again is known by its id",
+        )
+    if "signature" in preset.own_keys:
+        return "`signature.header`", "`signature.algorithm`", "`signature.content`", "`signature.tolerance`"
+    return "as `auth` says", "none", "nothing", ""
+
+
+def _size(count: int) -> str:
+    return f"{count // _KIB} KiB" if count < _KIB * _KIB else f"{count // _KIB // _KIB} MiB"

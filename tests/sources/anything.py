@@ -1,0 +1,53 @@
+"""Strategies for what anybody may send to any preset: the members and headers that presets look at, with anything in them."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import strategies as st
+
+_MEMBERS = st.sampled_from(
+    [
+        *("id", "type", "data", "object", "events", "created", "event", "event_id", "event_time", "user", "channel"),
+        *("action", "object_kind", "object_attributes", "project_id", "specversion", "source", "subject", "time"),
+        *("uuid", "published", "eventType", "target", "timestamp", "entityType", "text", "payload", "challenge"),
+        *("related_object", "issue", "repository", "subtype", "item", "actor", "outcome", "result", "name"),
+    ]
+)
+_LIKELY = st.sampled_from(["1.0", "2026-01-01T00:00:00Z", "url_verification", "user_change", "issues", 1_767_225_600])
+_HEADERS = [
+    *("x-github-event", "x-github-delivery", "x-shopify-topic", "x-shopify-webhook-id", "x-shopify-triggered-at"),
+    *("webhook-id", "svix-id", "idempotency-key", "ce-id", "ce-source", "ce-type", "ce-specversion", "ce-time"),
+    "ce-subject",
+]
+_TYPES = [
+    *("application/json", "application/x-www-form-urlencoded", "application/cloudevents+json", "text/plain"),
+    *("application/cloudevents-batch+json", "application/secevent+jwt"),
+]
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | _LIKELY,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_MEMBERS, inner, max_size=6),
+    max_leaves=12,
+)
+
+
+def bodies() -> st.SearchStrategy[bytes]:
+    """JSON, forms with JSON in them, and plain bytes."""
+    written = _JSON.map(lambda value: msgspec.json.encode(str(value) if isinstance(value, int) else value))
+    return written | written.map(lambda body: b"payload=" + body) | st.binary(max_size=60)
+
+
+def headers() -> st.SearchStrategy[dict[str, str]]:
+    """Some of the headers that tell of an event."""
+    values = st.sampled_from(["1.0", "2026-01-01T00:00:00Z", "issues", "%C0%A0", '"a\\"b"']) | st.text(max_size=300)
+    return st.dictionaries(st.sampled_from(_HEADERS), values)
+
+
+def media_types() -> st.SearchStrategy[str]:
+    """Those that some preset takes, and one that none does."""
+    return st.sampled_from(_TYPES)

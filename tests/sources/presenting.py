@@ -1,0 +1,66 @@
+"""Sources and requests for the tests of all presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from inbox.config import NoAuth, Secret, Source
+from inbox.event import Event, RawRequest
+from inbox.identify import events_of
+from inbox.sources import PRESETS, preset_of
+from inbox.sources.auth import Verifier, verifier_of
+from inbox.sources.base import Preset
+from inbox.sources.signing import Message, sign
+from tests.sources.vectors import VECTORS, Vector
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SIGNING = sorted(name for name, preset in PRESETS.items() if preset.signatures)
+WITH_SAMPLE = sorted(name for name, preset in PRESETS.items() if preset.sample)
+ALL_VECTORS = [(name, vector) for name, vectors in VECTORS.items() for vector in vectors]
+
+
+def a_source(name: str, *secrets: Secret) -> Source:
+    """A source of a preset: with these secrets, or open to everybody."""
+    if secrets:
+        return Source(name=name, preset=name, secrets=list(secrets))
+    return Source(name=name, preset=name, auth=NoAuth())
+
+
+def a_verifier(name: str, *secrets: Secret) -> Verifier:
+    return verifier_of(a_source(name, *secrets), PRESETS[name], {})
+
+
+def a_request(
+    name: str, body: bytes, headers: Mapping[str, str], at: datetime = NOW, method: str = "POST"
+) -> RawRequest:
+    """As the receiver makes it: names of headers in lower case."""
+    return RawRequest(name, {key.lower(): value for key, value in headers.items()}, body, at, method=method)
+
+
+def of_vector(name: str, vector: Vector) -> RawRequest:
+    return a_request(name, vector.body, vector.headers, vector.at)
+
+
+def signed_sample(name: str, secret: str, at: datetime = NOW, event_type: str = "issue.updated") -> RawRequest:
+    """A sample of the preset about issue 42, signed by the template."""
+    preset = PRESETS[name]
+    assert preset.sample is not None
+    sample = preset.sample("issue", "42", event_type, at)
+    headers = {"Content-Type": "application/json", **sample.headers}
+    if preset.signatures:
+        message = Message(id=sample.message_id.encode(), body=sample.body)
+        headers |= sign(preset.signatures[0], secret, message, at)
+    return a_request(name, sample.body, headers, at)
+
+
+def read(raw: RawRequest, source: Source | None = None) -> tuple[Event, ...]:
+    """The events that a request tells of."""
+    source = source or a_source(raw.source)
+    return events_of(source, preset_of(source), raw, [])
+
+
+def a_secret(preset: Preset, number: int = 0) -> str:
+    """A secret that is written as this provider's are."""
+    text = f"number{number}secret0123456789abcdefgh"  # 32 characters: base64 of 24 bytes, as well
+    return f"{preset.signatures[0].key_prefix}{text}" if preset.signatures else text

@@ -1,0 +1,246 @@
+"""What every preset of the registry has to hold, whatever it is for. A new one is tested here by being registered."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from datetime import timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config import Secret
+from inbox.errors import NotAuthenticated, RequestError
+from inbox.event import RawRequest
+from inbox.sources import PRESETS
+from inbox.sources.auth import REFUSAL, Verifier
+from inbox.sources.payload import LONGEST_ID, LONGEST_TYPE
+from tests.sources import anything
+from tests.sources.presenting import (
+    ALL_VECTORS,
+    NOW,
+    SIGNING,
+    WITH_SAMPLE,
+    a_request,
+    a_secret,
+    a_source,
+    a_verifier,
+    of_vector,
+    read,
+    signed_sample,
+)
+from tests.sources.vectors import VECTORS, Vector
+
+TIMED = [name for name in SIGNING if "{timestamp}" in PRESETS[name].signatures[0].content]
+SECOND = timedelta(seconds=1)
+vectors = pytest.mark.parametrize(("name", "vector"), ALL_VECTORS, ids=[name for name, _ in ALL_VECTORS])
+
+
+def why_refused(verifier: Verifier, raw: RawRequest) -> str | None:
+    """The reason an operator is told; None when it is let in. A sender is told the same, whatever it is."""
+    try:
+        verifier.verify(raw, raw.received_at)
+    except NotAuthenticated as error:
+        return error.why if error.detail == REFUSAL else f"told the sender: {error.detail}"
+    return None
+
+
+# --- the registry
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_registered_by_its_name_and_its_file_says_where_its_facts_come_from(name: str) -> None:
+    assert PRESETS[name].name == name
+    module = importlib.import_module(f"inbox.sources.{name.replace('-', '_')}")
+    assert name in {"custom", "slack-message"} or "https://" in (module.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", SIGNING)
+def test_a_preset_that_signs_has_a_request_that_somebody_else_has_signed(name: str) -> None:
+    assert VECTORS[name]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_header_with_a_signature_or_a_secret_is_kept(name: str) -> None:
+    preset = PRESETS[name]
+    secret = {signature.header.lower() for signature in preset.signatures}
+    assert preset.kept_headers.isdisjoint(secret | {"authorization", "cookie", "x-gitlab-token"})
+
+
+# --- signatures
+
+
+@vectors
+def test_what_the_provider_signs_is_let_in(name: str, vector: Vector) -> None:
+    assert why_refused(a_verifier(name, Secret(vector.secret)), of_vector(name, vector)) is None
+
+
+@vectors
+def test_any_other_byte_in_the_body_is_refused(name: str, vector: Vector) -> None:
+    verifier = a_verifier(name, Secret(vector.secret))
+    for place in range(0, len(vector.body), max(1, len(vector.body) // 40)):
+        body = bytearray(vector.body)
+        body[place] ^= 1
+        raw = a_request(name, bytes(body), vector.headers, vector.at)
+        assert "no secret that is valid now" in (why_refused(verifier, raw) or "")
+    for other in (b"", vector.body[:-1], vector.body + b" "):
+        assert why_refused(verifier, a_request(name, other, vector.headers, vector.at)) is not None
+
+
+@vectors
+def test_another_secret_is_refused(name: str, vector: Vector) -> None:
+    other = a_secret(PRESETS[name])
+    assert "no secret that is valid now" in (
+        why_refused(a_verifier(name, Secret(other)), of_vector(name, vector)) or ""
+    )
+
+
+MANGLED: dict[str, Callable[[str], str]] = {
+    "empty": lambda _: "",
+    "doubled": lambda value: f"{value},{value}",  # as a server hands on two headers
+    "truncated": lambda value: value[:-1],
+    "without its beginning": lambda value: value[1:],
+    "with something behind": lambda value: f"{value}0",
+    "non-ASCII": lambda value: f"{value[:-1]}é",
+    "wide digits": lambda value: value.translate({ord(digit): ord(digit) + 0xFEE0 for digit in "0123456789"}),
+    "garbage": lambda _: "\x00\xff{}%n" * 9,
+    "huge": lambda value: "0" * 100_000 + value,
+    "list of nothing": lambda _: "," * 5_000,
+}
+
+
+@pytest.mark.parametrize("how", MANGLED)
+@pytest.mark.parametrize(("name", "vector"), [(name, found[0]) for name, found in VECTORS.items()], ids=VECTORS)
+def test_a_header_that_is_not_as_the_provider_writes_it_is_refused(name: str, vector: Vector, how: str) -> None:
+    verifier = a_verifier(name, Secret(vector.secret))
+    signature = next(each for each in PRESETS[name].signatures if each.header.lower() in vector.lower)
+    for header in filter(None, (signature.header, signature.timestamp_header, signature.id_header)):
+        value = vector.lower[header.lower()]
+        mangled = MANGLED[how](value)
+        assert mangled != value
+        if name == "stripe" and how in {"truncated", "with something behind", "non-ASCII"}:
+            continue  # the last part is of a scheme that does not count
+        changed = a_request(name, vector.body, {**vector.lower, header.lower(): mangled}, vector.at)
+        assert why_refused(verifier, changed) is not None
+
+
+@vectors
+def test_a_header_that_is_missing_is_named(name: str, vector: Vector) -> None:
+    verifier = a_verifier(name, Secret(vector.secret))
+    signature = next(each for each in PRESETS[name].signatures if each.header.lower() in vector.lower)
+    for header in filter(None, (signature.header, signature.timestamp_header, signature.id_header)):
+        left = {key: value for key, value in vector.lower.items() if key != header.lower()}
+        # Of several names for a signature the first is missed.
+        missed = PRESETS[name].signatures[0].header if header == signature.header else header
+        assert why_refused(verifier, a_request(name, vector.body, left, vector.at)) == f"{missed} is missing"
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_a_request_is_let_in_within_its_tolerance_only(name: str) -> None:
+    secret = a_secret(PRESETS[name])
+    verifier, raw = a_verifier(name, Secret(secret)), signed_sample(name, secret)
+    tolerance = timedelta(seconds=PRESETS[name].signatures[0].tolerance)
+    for moment in (NOW - tolerance, NOW, NOW + tolerance):
+        assert why_refused(verifier, msgspec.structs.replace(raw, received_at=moment)) is None
+    for moment, told in ((NOW - tolerance - SECOND, "after"), (NOW + tolerance + SECOND, "before")):
+        why = why_refused(verifier, msgspec.structs.replace(raw, received_at=moment))
+        assert why is not None
+        assert f"301 s {told} it arrived" in why
+
+
+@pytest.mark.parametrize("name", SIGNING)
+def test_while_a_secret_is_rolled_both_are_let_in_and_then_the_new_one_alone(name: str) -> None:
+    old, new, later = (a_secret(PRESETS[name], number) for number in range(3))
+    verifier = a_verifier(
+        name, Secret(old, not_after=NOW + SECOND), Secret(new), Secret(later, not_before=NOW + 2 * SECOND)
+    )
+    let_in = {
+        moment: [
+            number
+            for number, secret in enumerate((old, new, later))
+            if why_refused(verifier, signed_sample(name, secret, moment)) is None
+        ]
+        for moment in (NOW, NOW + SECOND, NOW + 2 * SECOND)
+    }
+    assert let_in == {NOW: [0, 1], NOW + SECOND: [1], NOW + 2 * SECOND: [1, 2]}
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNING if PRESETS[name].signatures[0].separator])
+def test_one_of_a_few_signatures_is_enough_and_of_many_only_the_first_are_looked_at(name: str) -> None:
+    signature, secret = PRESETS[name].signatures[0], a_secret(PRESETS[name])
+    verifier, raw = a_verifier(name, Secret(secret)), signed_sample(name, secret)
+    header = signature.header.lower()
+    *before, good = raw.headers[header].split(signature.separator)
+    bad = f"{good[:-5]}{'AAAA=' if good.endswith('=') else '00000'}"
+    for number, let_in in ((0, True), (4, True), (5, False), (19, False)):
+        value = signature.separator.join([*before, *[bad] * number, good])
+        asked = msgspec.structs.replace(raw, headers={**raw.headers, header: value})
+        assert (why_refused(verifier, asked) is None) == let_in
+
+
+@pytest.mark.parametrize("name", SIGNING)
+@given(texts=st.lists(st.text(max_size=80) | st.binary(max_size=80).map(lambda b: b.decode("latin-1")), min_size=3))
+def test_whatever_the_headers_hold_it_is_a_refusal(name: str, texts: list[str]) -> None:
+    verifier = a_verifier(name, Secret(a_secret(PRESETS[name])))
+    signature = PRESETS[name].signatures[0]
+    names = (signature.header, signature.timestamp_header or "x", signature.id_header or "y")
+    prefixed = (signature.prefix + texts[0], *texts[1:3])
+    assert why_refused(verifier, a_request(name, b"{}", dict(zip(names, prefixed, strict=False)))) is not None
+
+
+# --- what is read
+
+
+@pytest.mark.parametrize("name", WITH_SAMPLE)
+def test_a_sample_is_let_in_and_read_and_the_same_again_is_the_same_event(name: str) -> None:
+    preset, secret = PRESETS[name], a_secret(PRESETS[name])
+    raw = signed_sample(name, secret)
+    if preset.signatures:
+        assert why_refused(a_verifier(name, Secret(secret)), raw) is None
+        later = signed_sample(name, secret, NOW)  # signed anew
+        again = msgspec.structs.replace(later, received_at=NOW + timedelta(seconds=10))
+        assert why_refused(a_verifier(name, Secret(secret)), again) is None
+    else:
+        again = msgspec.structs.replace(raw, received_at=NOW + timedelta(seconds=10))
+    ((first,), (second,)) = (read(each) for each in (raw, again))
+    assert first.dedup_key == second.dedup_key
+    if name != "slack-message":
+        assert first.entity_id == "42"
+    assert first.body == raw.body
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_SAMPLE if name != "slack-message"])
+def test_another_event_of_the_same_entity_has_another_key(name: str) -> None:
+    keys = {
+        read(signed_sample(name, a_secret(PRESETS[name]), moment, event_type))[0].dedup_key
+        for moment in (NOW, NOW + timedelta(seconds=1))
+        for event_type in ("issue.created", "issue.updated")
+    }
+    assert len(keys) >= 2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@given(body=anything.bodies(), headers=anything.headers(), media=anything.media_types())
+def test_whatever_comes_is_events_that_can_be_stored_or_is_refused(
+    name: str, body: bytes, headers: dict[str, str], media: str
+) -> None:
+    raw = a_request(name, body, {**headers, "content-type": media})
+    try:
+        PRESETS[name].greeting(raw)
+        events = read(raw, a_source(name))
+    except RequestError as error:
+        error.detail.encode()
+        return
+    for event in events:
+        for text, longest in (
+            (event.entity_id, LONGEST_ID),
+            (event.entity_type, LONGEST_TYPE),
+            (event.event_type, LONGEST_TYPE),
+            (event.event_id, LONGEST_ID),
+        ):
+            assert text is None or (len(text) <= longest and "\x00" not in text)
+        "".join(filter(None, (event.dedup_key, event.entity_id, event.event_type, event.event_id))).encode()
+        assert event.event_type
+        assert (event.entity_id is None) == (event.entity_type is None)
