@@ -81,7 +81,7 @@ def send_command(
         datetime | None, typer.Option(help="When; now unless given. UTC.", formats=["%Y-%m-%dT%H:%M:%S"])
     ] = None,
     body: Annotated[
-        Path | None, typer.Option(help="A file with the body, instead of a made-up one.", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="A file with the body, instead of a made-up one.", dir_okay=False)
     ] = None,
     header: Annotated[
         list[str] | None, typer.Option(help='A header of the provider\'s, such as "X-GitHub-Event: push"; repeatable.')
@@ -106,7 +106,7 @@ def send_command(
         moment = SystemClock().now() if at is None else at.replace(tzinfo=UTC)
         config = config_file.read()
         if body is not None:
-            sample = Sample(body.read_bytes(), given)
+            sample = Sample(_read(body), given)
         else:
             made = send.sample_of(
                 config, source, entity_type=entity_type, entity_id=entity_id, event_type=event, at=moment
@@ -116,6 +116,13 @@ def send_command(
     console().print(f"{answer.status} {printable(answer.body)}")
     if not answer.accepted:
         raise typer.Exit(FINDING)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        fail(f"can't read {path}: {error.strerror}")
 
 
 def _header(given: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import typer
 from docs import generate
 from docs.blocks.common import MEANINGS
 from docs.blocks.configuration import config_keys
-from inbox import config, config_file, config_sync
+from inbox import config, config_file, config_sweep, config_sync
 from inbox.cli import app as inbox_app
 from inbox.db.views import RETENTION_FLOOR_DAYS
 from relay import destinations
@@ -44,7 +44,7 @@ def test_every_state_and_step_is_on_the_page_of_states() -> None:
 
 def test_every_explanation_is_of_something() -> None:
     for name, explained in MEANINGS["config"].items():
-        table = getattr(config_sync, name, None) or getattr(config, name)
+        table = next(found for module in (config, config_sync, config_sweep) if (found := getattr(module, name, None)))
         assert explained.keys() <= set(table.__struct_fields__), name
     page = PAGES["docs/configuration.md"].read_text(encoding="utf-8")
     unused = [text for some in MEANINGS["config"].values() for text in some.values() if text not in page]

@@ -1,0 +1,157 @@
+"""Handshakes, bodies of several events and answers as providers want them, through the real receiver on both databases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox import config_file
+from inbox.clock import SystemClock
+from inbox.config import Config
+from inbox.sources import PRESETS
+from inbox.sources.signing import Message, sign
+from tests.helpers.reading import count, rows
+from tests.helpers.receiver import Receiver, receiving
+from tests.helpers.webhooks import config_text
+
+SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
+SOURCES = f"""
+[sources.okta]
+preset = "okta"
+auth = {{ kind = "header", name = "Authorization", secrets = ["{SECRET}"] }}
+[sources.slack]
+preset = "slack"
+secrets = ["{SECRET}"]
+[sources.events]
+preset = "cloudevents"
+auth = {{ kind = "bearer", secrets = ["{SECRET}"] }}
+[sources.hub]
+preset = "github"
+secrets = ["{SECRET}"]
+auth = {{ kind = "url_token", secrets = ["token"] }}
+[routes.all-of-okta]
+source = "okta"
+destination = "audit"
+"""
+OKTA = {"Authorization": SECRET, "Content-Type": "application/json"}
+BEARER = {"Authorization": f"Bearer {SECRET}"}
+
+
+@pytest.fixture
+def config(database_url: str) -> Config:
+    return config_file.parse(config_text(database_url) + SOURCES)
+
+
+@pytest.fixture
+async def receiver(config: Config) -> AsyncIterator[Receiver]:
+    async with receiving(config) as made:
+        yield made
+
+
+def okta(*uuids: str) -> str:
+    events = [{"uuid": uuid, "published": "2026-01-01T00:00:00Z", "eventType": "user.session.start"} for uuid in uuids]
+    return json.dumps({"data": {"events": events}})
+
+
+async def test_events_of_one_body_are_stored_together_and_deduplicated_one_by_one(
+    receiver: Receiver, engine: Engine
+) -> None:
+    first = await receiver.request("POST", "/webhooks/okta", headers=OKTA, body=okta("a", "b"))
+    assert (first.status_code, first.content) == (200, b""), "Okta wants no body"
+    await receiver.request("POST", "/webhooks/okta", headers=OKTA, body=okta("b", "c", "c"))
+    stored = rows(engine, "SELECT event_id, body FROM inbox ORDER BY seq")
+    assert [row["event_id"] for row in stored] == ["a", "b", "c"]
+    assert [json.loads(row["body"]) for row in stored] == [json.loads(okta(uuid)) for uuid in "abc"]
+    assert count(engine, "repeated_request") == 2
+    assert count(engine, "open_delivery") == 3
+
+
+async def test_a_body_of_which_one_event_is_none_is_refused_whole(receiver: Receiver, engine: Engine) -> None:
+    answer = await receiver.request("POST", "/webhooks/okta", headers=OKTA, body=okta("a", ""))
+    assert (answer.status_code, answer.json["field"]) == (422, "uuid")
+    assert count(engine, "inbox") == 0
+
+
+async def test_the_answer_to_a_batch_lists_each_event_with_the_providers_status(receiver: Receiver) -> None:
+    batch = [{"specversion": "1.0", "id": str(n), "source": "/s", "type": "t.created"} for n in (1, 2, 1)]
+    headers = {**BEARER, "Content-Type": "application/cloudevents-batch+json"}
+    answer = await receiver.request("POST", "/webhooks/events", headers=headers, body=json.dumps(batch))
+    assert answer.status_code == 202
+    assert [each["status"] for each in answer.json["events"]] == ["accepted", "accepted", "duplicate"]
+    assert answer.json["events"][0]["seq"] == answer.json["events"][2]["seq"]
+    empty = await receiver.request("POST", "/webhooks/events", headers=headers, body="[]")
+    assert (empty.status_code, empty.json) == (202, {"events": []})
+
+
+async def test_okta_gets_its_challenge_back_only_with_its_secret(receiver: Receiver) -> None:
+    challenge = {"X-Okta-Verification-Challenge": "7a2b"}
+    answer = await receiver.request("GET", "/webhooks/okta", headers={**challenge, "Authorization": SECRET})
+    assert (answer.status_code, answer.json) == (200, {"verification": "7a2b"})
+    assert answer.headers["content-type"] == "application/json"
+    for path, headers in (("okta", challenge), ("nobody", challenge), ("nobody", {**challenge, **OKTA})):
+        refused = await receiver.request("GET", f"/webhooks/{path}", headers=headers)
+        assert refused.status_code == 401
+    other = await receiver.request("GET", "/webhooks/events", headers={**challenge, **BEARER})
+    assert other.status_code == 405
+
+
+@pytest.mark.parametrize("source", ["okta", "events", "nobody"])
+async def test_what_is_no_handshake_is_405_whatever_the_source(receiver: Receiver, source: str) -> None:
+    for method in ("GET", "OPTIONS", "PUT", "DELETE"):
+        answer = await receiver.request(method, f"/webhooks/{source}", headers=OKTA)
+        assert answer.status_code == 405
+        assert "POST" in answer.headers["allow"]
+
+
+async def test_cloudevents_ask_by_options_whether_they_may_send(receiver: Receiver) -> None:
+    asks = {"WebHook-Request-Origin": "eventemitter.example.com", "WebHook-Request-Rate": "120"}
+    answer = await receiver.request("OPTIONS", "/webhooks/events", headers={**asks, **BEARER})
+    assert answer.status_code == 200
+    assert answer.headers["webhook-allowed-origin"] == "eventemitter.example.com"
+    assert answer.headers["webhook-allowed-rate"] == "*"
+    assert answer.headers["allow"] == "POST"
+    by_query = await receiver.request("OPTIONS", f"/webhooks/events?access_token={SECRET}", headers=asks)
+    assert by_query.status_code == 200
+    strange = await receiver.request(
+        "OPTIONS", "/webhooks/events", headers={**asks, **BEARER, "WebHook-Request-Origin": "a b"}
+    )
+    assert strange.status_code == 422
+    assert "webhook-allowed-origin" not in strange.headers
+    assert (await receiver.request("OPTIONS", "/webhooks/events", headers=asks)).status_code == 401
+
+
+async def test_slack_gets_its_challenge_back_when_it_is_signed(receiver: Receiver, engine: Engine) -> None:
+    body = b'{"token":"x","challenge":"3eZbrw1aBm2rZgRNFdxV2595E9CY3gmdALWMmHkvFXO7tYXAYM8P","type":"url_verification"}'
+    signed = sign(PRESETS["slack"].signatures[0], SECRET, Message(body=body), SystemClock().now())
+    headers = {"Content-Type": "application/json", **signed}
+    answer = await receiver.request("POST", "/webhooks/slack", headers=headers, body=body)
+    assert answer.json == {"challenge": "3eZbrw1aBm2rZgRNFdxV2595E9CY3gmdALWMmHkvFXO7tYXAYM8P"}
+    assert count(engine, "inbox") == 0
+    headers["X-Slack-Signature"] = "v0=" + "0" * 64
+    assert (await receiver.request("POST", "/webhooks/slack", headers=headers, body=body)).status_code == 401
+
+
+async def test_a_source_with_auth_and_secrets_wants_both(receiver: Receiver, engine: Engine) -> None:
+    body = b'{"action":"opened","issue":{"id":1}}'
+    signed = sign(PRESETS["github"].signatures[0], SECRET, Message(body=body), SystemClock().now())
+    headers = {
+        "Content-Type": "application/json",
+        "X-GitHub-Event": "issues",
+        "X-GitHub-Delivery": "72d3162e",
+        "X-GitHub-Hook-ID": "not kept",
+    }
+    for path, given, status in (
+        ("hub/token", {**headers, **signed}, 200),
+        ("hub/nekot", {**headers, **signed}, 401),
+        ("hub", {**headers, **signed}, 401),
+        ("hub/token", headers, 401),
+    ):
+        answer = await receiver.request("POST", f"/webhooks/{path}", headers=given, body=body)
+        assert answer.status_code == status
+    (stored,) = rows(engine, "SELECT headers FROM inbox")
+    kept = stored["headers"] if isinstance(stored["headers"], dict) else json.loads(stored["headers"])
+    del kept["user-agent"]
+    assert kept == {"content-type": "application/json", "x-github-event": "issues", "x-github-delivery": "72d3162e"}
