@@ -58,11 +58,8 @@ def create_app(
     Raises:
         ConfigError: a source's preset or secret is not there. The text has a line for each that is not.
     """
-    inlets = _inlets(config)
-    work = max((inlet.verifier.work for inlet in inlets.values()), default=0)
-    for inlet in inlets.values():
-        inlet.verifier.even(work)
-    webhooks = Webhooks(inlets, stranger(work), clock)
+    inlets = inlets_of(config)
+    webhooks = Webhooks(inlets, stranger(_work_of_all(inlets)), clock)
     health = Health()
     app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, webhooks, health)])
     app.add_error_handler(RequestError, answer_problem)
@@ -74,9 +71,20 @@ def create_app(
     return app
 
 
-def _inlets(config: Config) -> dict[str, Inlet]:
-    """Each source with its preset and its verifier, all of which do the same work before they refuse."""
-    return gathered({name: partial(_inlet, config, source) for name, source in config.sources.items()})
+def inlets_of(config: Config) -> dict[str, Inlet]:
+    """Each source with its preset and its verifier, all of which do the same work before they refuse.
+
+    Raises:
+        ConfigError: as `create_app`.
+    """
+    inlets = gathered({name: partial(_inlet, config, source) for name, source in config.sources.items()})
+    for inlet in inlets.values():
+        inlet.verifier.even(_work_of_all(inlets))
+    return inlets
+
+
+def _work_of_all(inlets: Mapping[str, Inlet]) -> int:
+    return max((inlet.verifier.work for inlet in inlets.values()), default=0)
 
 
 def _inlet(config: Config, source: Source) -> Inlet:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -8,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inbox import config_file
+from inbox.app import inlets_of
 from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.event import RawRequest
@@ -150,3 +153,30 @@ def test_a_secret_that_is_not_there_stops_the_start_and_names_the_source() -> No
 def test_a_verifier_keeps_no_secret_that_could_be_shown() -> None:
     shown = Shown(BearerAuth(secrets=[Secret("env:TOKEN")]), [(Secret("env:TOKEN"), "hunter2")])
     assert "hunter2" not in repr(shown._secrets)
+
+
+def test_every_refusal_hashes_the_body_as_often_whatever_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted is what takes time, and more of it the larger the body: HMACs over the body."""
+    bodies: list[bytes] = []
+    digest = hmac.digest
+
+    def counted(key: bytes, content: bytes, algorithm: str) -> bytes:
+        bodies.append(content)
+        return digest(key, content, algorithm)
+
+    monkeypatch.setattr(hmac, "digest", counted)
+    config = config_file.parse(
+        '[sources.plain]\npreset = "trivore"\nauth = { kind = "bearer", secrets = ["x"] }\n'
+        '[sources.one]\npreset = "github"\nsecrets = ["x"]\n'
+        '[sources.three]\npreset = "stripe"\nsecrets = ["x", "y", "z"]\n'
+        '[sources.both]\npreset = "github"\nsecrets = ["x", "y"]\nauth = { kind = "url_token", secrets = ["x"] }\n'
+    )
+    inlets = inlets_of(config)
+    body = b"b" * 10_000
+    stripe = {"stripe-signature": "t=1800000000,v1=00"}
+    signed: list[dict[str, str]] = [{}, {"x-hub-signature-256": "sha256=00"}, stripe, {"authorization": "Bearer y"}]
+    for name, asked in {**{name: inlet.verifier for name, inlet in inlets.items()}, "nobody": stranger(3)}.items():
+        for headers in signed:
+            bodies.clear()
+            assert refused(asked, RawRequest(name, headers, body, NOW))
+            assert len([content for content in bodies if body in content]) == 3, name
