@@ -156,6 +156,8 @@ class Webhooks:
 
     async def _take_in(self, inlet: Inlet, raw: RawRequest, resp: Response) -> None:
         preset = inlet.preset
+        if "access_token" in raw.query:
+            resp.cache_control = ["private"]  # RFC 6750 §2.3 wants it of answers to URLs that hold a token
         greeting = preset.greeting(raw)
         if greeting is not None:
             resp.status, resp.data, resp.content_type = greeting.status, greeting.body, greeting.content_type

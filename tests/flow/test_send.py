@@ -1,0 +1,77 @@
+"""`inbox send` signs as the provider would: what it sends is taken in, for every preset with a shared secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from inbox import config_file, send
+from inbox.clock import SystemClock
+from inbox.config import Config
+from inbox.errors import ConfigError
+from inbox.sources import PRESETS
+from inbox.sources.base import Sample
+from tests.helpers.receiver import served
+from tests.sources.presenting import WITH_SAMPLE, a_secret
+
+CUSTOM = """
+[sources.custom]
+preset = "custom"
+secrets = ["s3cret"]
+public_url = "https://hooks.example.com/webhooks/custom"
+event = { type = "body.type", id = "body.id" }
+signature = { header = "X-Sig", timestamp_header = "X-Time", timestamp_unit = "ms", content = "{url}{timestamp}{body}" }
+[sources.secevent]
+preset = "secevent"
+secrets = ["-----BEGIN PUBLIC KEY-----\\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\\n-----END PUBLIC KEY-----"]
+issuer = "i"
+audience = "a"
+"""
+
+
+def table(name: str) -> str:
+    proof = f'secrets = ["{a_secret(PRESETS[name])}"]' if PRESETS[name].signatures else 'auth = { kind = "none" }'
+    return f'[sources.{name}]\npreset = "{name}"\n{proof}\n'
+
+
+@pytest.fixture(scope="module")
+def config(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    path = tmp_path_factory.mktemp("send") / "inbox.db"
+    path.write_bytes(sqlite_template.read_bytes())
+    tables = [f'[database]\nurl = "sqlite:///{path}"', *map(table, WITH_SAMPLE), CUSTOM]
+    return config_file.parse("\n".join(tables))
+
+
+@pytest.fixture(scope="module")
+def url(config: Config) -> Iterator[str]:
+    with served(config.database.url, config) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("name", WITH_SAMPLE)
+def test_a_sample_is_accepted_and_the_same_again_is_a_duplicate(config: Config, url: str, name: str) -> None:
+    at = SystemClock().now()
+    sample = send.sample_of(config, name, entity_type="issue", entity_id="1", event_type="issue.updated", at=at)
+    first, second = (send.send(config, name, url, sample, at) for _ in range(2))
+    assert first.accepted, first
+    assert second.accepted, second
+    assert first.status == PRESETS[name].status
+    if not PRESETS[name].answers_empty:
+        assert ('"accepted"' in first.body, '"duplicate"' in second.body) == (True, True)
+
+
+def test_a_custom_source_is_sent_a_body_of_ones_own(config: Config, url: str) -> None:
+    at = SystemClock().now()
+    sample = Sample(b'{"type": "t", "id": "1"}')
+    assert send.send(config, "custom", url, sample, at).status == 200
+    assert send.send(config, "custom", url, sample, at - timedelta(minutes=6)).status == 401
+    with pytest.raises(ConfigError, match="give a body of your own with --body"):
+        send.sample_of(config, "custom", entity_type="a", entity_id="1", event_type="t", at=at)
+
+
+def test_what_only_its_sender_can_sign_is_told_so(config: Config, url: str) -> None:
+    with pytest.raises(ConfigError, match="only its sender can sign"):
+        send.send(config, "secevent", url, Sample(b"a.b.c"), SystemClock().now())
