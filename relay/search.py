@@ -65,7 +65,8 @@ def compile_find(find: Find, where: str, known: Collection[str]) -> FindPlan:
 
 def _pages(find: Find, pages: FindPages, where: str, known: Collection[str]) -> PagesPlan:
     further = _further(find, pages, where, known)
-    moves = any(template.looks_into("start") for _, template in further.params) or find.body is not None
+    templates = (further.path, *(template for _, template in further.params))
+    moves = any(template.looks_into("start") for template in templates) or find.body is not None
     if pages.next is None and not moves:
         raise ConfigError(f"{where}.pages: no param has {{start}}, so that each page would be the first; or write next")
     return PagesPlan(
@@ -88,7 +89,7 @@ def _further(find: Find, pages: FindPages, where: str, known: Collection[str]) -
 
 
 class Search:
-    """One search; `call` and `query` say how its next page is asked for."""
+    """One search; `call`, `at` and `body` say how its next page is asked for."""
 
     def __init__(self, plan: FindPlan, scope: Scope, *, enough: int) -> None:
         """Nothing is asked for yet; `scope` is what the call's templates look into. After `enough` matches it ends."""
@@ -108,9 +109,13 @@ class Search:
             self._scope = {**scope, "start": plan.pages.first, "count": plan.pages.count}
 
     @property
-    def query(self) -> str:
-        """Encoded; MappingError when a template has no value."""
-        return self.call.query(self._scope) if self._link is None else self._link
+    def at(self) -> tuple[str, str]:
+        """Path and query, encoded; MappingError when a template has no value."""
+        return self._path, self.call.query(self._scope) if self._link is None else self._link
+
+    @property
+    def _path(self) -> str:
+        return self.call.path.expand(self._scope)
 
     @property
     def body(self) -> bytes | None:
@@ -125,8 +130,7 @@ class Search:
         """
         page, before = self._matches(answer), self._page
         if page and page == before:
-            path = self.call.path.expand(self._scope)
-            raise UnusableAnswer(f"page {self._number} is the one before it: does {path} take what pages says?")
+            raise UnusableAnswer(f"page {self._number} is the one before it: does {self._path} take what pages says?")
         if page and not self.matches:
             self.etag = etag
         self.matches += [match for match in page if match not in self.matches]
@@ -190,7 +194,7 @@ class Search:
             raise UnusableAnswer(f"page {self._number} names one as the next that was asked for already: it has no end")
         self._seen.append(following)
         if pages.is_link:
-            self._link = _query_of(str(following), self.call.path.expand(self._scope))
+            self._link = _query_of(str(following), self._path)
         else:
             self._scope = {**self._scope, "next": following}
         return True

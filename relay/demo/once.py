@@ -20,7 +20,7 @@ from relay.demo.stack import Stack
 from relay.demo.summary import Summary
 
 USERS, GROUPS, CHANGES = 20, 5, 240
-KILL_AFTER, RESTART_AFTER = 80, 120
+KILL_AFTER, RESTART_AFTER = 60, 100
 """The relay is killed after so many changes, and a new one started after so many."""
 
 AGREE_SECONDS = 90.0

@@ -70,7 +70,11 @@ class Orders:
         self._tell(Ordered("replay", about, "asked about again"))
 
     def plan(self) -> tuple[int, int]:
-        """Have all entities of both sides compared, field by field: how many are in step, and how many are not."""
+        """Have all entities of both sides compared, field by field: how many are in step, and how many are not.
+
+        Raises:
+            DemoError: it does not say so.
+        """
         for route in ROUTES:
             self._tell(Ordered("plan", f"--route {route}"))
         agree = differ = 0
@@ -82,6 +86,8 @@ class Orders:
                 differ += int(found[1])
                 agree += int(found[2]) - int(found[1])
                 self._tell(Ordered("plan", route, found[0]))
+            else:
+                raise DemoError(f"`relay plan --route {route}` did not tell what is in step:\n{said}")
         return agree, differ
 
     def _run(self, *commands: tuple[str, ...]) -> list[str]:

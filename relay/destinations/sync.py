@@ -149,7 +149,7 @@ class Attempt:
         search = Search(find, self.scope, enough=1 if self._plan.many == "first" else 2)
         goes_on = True
         while goes_on:
-            answer = self._call("find", search.call, self._destination, search.body, query=search.query)
+            answer = self._call("find", search.call, self._destination, search.body, at=search.at)
             if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
                 break
             try:
@@ -240,10 +240,10 @@ class Attempt:
         body: bytes | None = None,
         *,
         more: Mapping[str, str] = NO_HEADERS,
-        query: str | None = None,
+        at: tuple[str, str] | None = None,
     ) -> Answer:
         """The answer: a success, or that something is absent, which each step reads in its own way. Others end the attempt."""
-        path, query = call.path.expand(self.scope), call.query(self.scope) if query is None else query
+        path, query = at or (call.path.expand(self.scope), call.query(self.scope))
         headers = {"Accept": "application/json", **more}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]

@@ -55,11 +55,11 @@ def test_by_a_cursor_it_looks_on_until_it_knows(lengths: list[int], enough: int)
 def test_by_start_it_looks_on_until_it_knows_and_asks_from_where_it_is(lengths: list[int], enough: int) -> None:
     made, asked = search(FindPages(first=1), enough), []
     for items in [*cut(lengths), []]:
-        asked.append(made.query)
+        asked.append(made.at)
         if not made.take({"items": items}, None):
             break
     starts = [1 + sum(lengths[:number]) for number in range(pages_needed([*lengths, 0], enough))]
-    assert asked == [f"id=u1&startIndex={start}&count=10" for start in starts]
+    assert asked == [("/contacts", f"id=u1&startIndex={start}&count=10") for start in starts]
     assert min(len(made.matches), enough) == min(sum(lengths), enough)
     assert len(asked) <= FindPages().most_calls
 
@@ -83,7 +83,9 @@ def test_a_mistake_in_the_table_is_found_at_the_start(find: dict[str, Any], mist
         compile_find(Find(path="/contacts", **find), "routes.r.sync.find", {"event"})
 
 
-def test_the_finds_own_params_may_take_the_place_too() -> None:
-    table = Find(path="/contacts", params={"offset": "{start}"}, pages=FindPages(params={}))
+def test_the_place_may_stand_in_the_path_and_the_finds_own_params_too() -> None:
+    table = Find(path="/contacts/from/{start}", params={"offset": "{start}"}, pages=FindPages(params={}))
     made = Search(compile_find(table, "routes.r.sync.find", {"event"}), SCOPE, enough=2)
-    assert made.query == "offset=0"
+    assert made.at == ("/contacts/from/0", "offset=0")
+    assert made.take([{"id": 1}], None)
+    assert made.at == ("/contacts/from/1", "offset=1")

@@ -277,6 +277,14 @@ def test_a_search_by_post_can_have_its_place_in_the_body(world: World) -> None:
     assert [json.loads(seen.body)["from"] for seen in world.server.seen if seen.target == "/search"] == [0, 1]
 
 
+def test_the_place_may_stand_in_the_path(world: World) -> None:
+    find = 'find = { path = "/contacts/from/{start}", pages = { params = {} }, pick = "items" }'
+    with_start = [f"GET /contacts/from/{start}" for start in (0, 1)]
+    world.server.routes |= {with_start[0]: [page(C1)], with_start[1]: [page()]}
+    assert did(world.deliver(sync=changed(FIND_TABLE, find))) == "updated"
+    assert world.asked == [FETCH, *with_start, UPDATE]
+
+
 def test_without_a_counterpart_on_any_page_a_route_can_skip(world: World) -> None:
     world.server.routes |= {f"{FIND}&limit=10": [page(next=2)], f"{FIND}&after=2&limit=10": [page()]}
     assert isinstance(world.deliver(sync=paged(CURSOR, 'missing = "skip"\n')), Skipped)
