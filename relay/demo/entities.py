@@ -15,7 +15,7 @@ from relay.demo.documents import InvalidDocumentError, checked_group, checked_us
 from relay.demo.webhooks import Action, Change, rfc3339_milliseconds
 
 API = "/api/rest/v1"
-REPLICA_BEHIND = timedelta(seconds=0.8)
+REPLICA_BEHIND = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,11 @@ class Entities:
         *,
         is_slow: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Of an update for which `is_slow` says so, `read` knows only after `REPLICA_BEHIND`."""
+        """An update for which `is_slow` says so is seen late: the first `read` within `REPLICA_BEHIND` gives what was before."""
         self._now, self._on_change, self._is_slow = now, on_change, is_slow
-        self._before: dict[str, tuple[datetime, dict[str, Any]]] = {}  # until when a replica has the older document
+        self.slow = False
+        """While it is true, every update is seen late."""
+        self._before: dict[str, tuple[datetime, dict[str, Any]]] = {}  # until when the next read gives this
         self._lock = threading.Lock()
         self._documents: dict[EntityType, dict[str, dict[str, Any]]] = {USER: {}, GROUP: {}}
         self._usernames: dict[str, str] = {}  # username to id
@@ -145,7 +147,7 @@ class Entities:
         """
         with self._lock:
             present = self._old(entity_type, entity_id)
-            until, before = self._before.get(entity_id, (None, present))
+            until, before = self._before.pop(entity_id, (None, present))
             return copy.deepcopy(present if until is None or until <= self._now() else before)
 
     def all(self, entity_type: EntityType) -> list[dict[str, Any]]:
@@ -163,7 +165,7 @@ class Entities:
         document["meta"] = {**document["meta"], "lastModified": modified}
         old = self._documents[entity_type].get(document["id"])
         self._before.pop(document["id"], None)
-        if old is not None and self._is_slow():
+        if old is not None and (self.slow or self._is_slow()):
             self._before[document["id"]] = (now + REPLICA_BEHIND, old)
         self._documents[entity_type][document["id"]] = document
         self._on_change(Change(entity_type.name, document["id"], action, now))

@@ -45,6 +45,15 @@ class IdentityService:
         finally:
             self._sender.silent = False
 
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """Inside, whoever asks first after an update gets the document as it was before."""
+        self._entities.slow = True
+        try:
+            yield
+        finally:
+            self._entities.slow = False
+
     def create(self, entity_type: EntityType, document: dict[str, Any]) -> dict[str, Any]:
         """Stores a new user or group, returns its document, sends the webhook. Raises as `Entities.create`."""
         return self._entities.create(entity_type, document)
@@ -107,7 +116,7 @@ def create_app(
         now: the time as an aware datetime in UTC; the machine's clock without it.
         senders: how many webhooks of different entities may be under way at once.
         loses_answer: asked after each accepted webhook, on a sending thread; true has it sent again.
-        is_slow: asked at each update; true leaves those who ask for that entity with the older document for a moment.
+        is_slow: asked at each update; true gives whoever asks first for that entity the document as it was before.
     """
     sender = WebhookSender(
         webhook_url, headers=webhook_headers, senders=senders, on_webhook=on_webhook, loses_answer=loses_answer

@@ -119,10 +119,15 @@ def _miss_and_find(stack: Stack, screen: Screen, watch: _Watch, scenario: Scenar
     untold = scenario.change_untold(stack.ledger.entities_under_way())
     for made in untold:
         screen.made(made)
+    chosen = {made.entity_id for made in untold}
     with stack.well():
         stack.orders.sweep()
         watch.wait_until_settled()
-        busy = stack.ledger.entities_under_way() | {made.entity_id for made in untold}
+        quiet = scenario.edit_quietly(chosen)
+        for made in quiet:
+            screen.made(made)
+        watch.wait_until_settled()
+        busy = stack.ledger.entities_under_way() | chosen | {made.entity_id for made in quiet}
         screen.made(scenario.delete_untold(busy))
         for orphan in stack.orders.orphans(stack.ledger.entities_under_way()):
             stack.orders.replay(orphan)

@@ -27,6 +27,7 @@ AGREE_SECONDS = 90.0
 """How long it may take until nothing is left to do."""
 
 _LOST_SHARE = 0.05
+_FREE_USERS = 3
 _PAUSE_SECONDS = 0.03
 _POLL_SECONDS = 0.2
 _CATCH_SECONDS, _CATCH_POLL_SECONDS, _CATCH_ENOUGH = 2.0, 0.005, 3
@@ -79,6 +80,7 @@ class OnceRun:
         self._tally, self._course = Tally(self._bars.say), Course()
         self._happenings = Happenings(self._tally.hear)
         self._untold: list[Made] = []
+        self._chosen: set[str] = set()
 
     def run(self, *, folder: Path | None, database_url: str | None) -> Summary:
         """Start everything, change a lot, kill the relay, wait until both services agree, and stop everything.
@@ -102,6 +104,7 @@ class OnceRun:
             scenario = Scenario(stack.identity, random.Random(self._seed), users=USERS, groups=GROUPS)  # noqa: S311
             self._change(stack, scenario)
             self._miss_and_find(stack, scenario)
+            self._edit_quietly(stack, scenario)
             with stack.well():
                 self._leave_and_find(stack, scenario)
                 self._bars.say("waiting until nothing is left to do")
@@ -144,12 +147,22 @@ class OnceRun:
         self._untold = scenario.change_untold(stack.ledger.entities_under_way())
         self._course.actions.update(made.action for made in self._untold)
         self._bars.say(f"all {CHANGES} changes are made, and {len(self._untold)} more that no webhook tells of")
+        self._chosen = {made.entity_id for made in self._untold}
         self._course.swept = stack.orders.sweep()
+
+    def _edit_quietly(self, stack: Stack, scenario: Scenario) -> None:
+        """Of users of whom nothing else is under way, so that it is certain what follows."""
+        self._until(stack, lambda: len(scenario.free_users(self._busy(stack))) >= _FREE_USERS)
+        made = scenario.edit_quietly(self._busy(stack))
+        self._course.actions.update(each.action for each in made)
+        self._chosen |= {each.entity_id for each in made}
+
+    def _busy(self, stack: Stack) -> set[str]:
+        return stack.ledger.entities_under_way() | self._chosen
 
     def _leave_and_find(self, stack: Stack, scenario: Scenario) -> None:
         """A deletion that no webhook tells of; what it leaves is found by comparing ids, and a replay puts it right."""
-        busy = stack.ledger.entities_under_way() | {made.entity_id for made in self._untold}
-        self._course.actions[scenario.delete_untold(busy).action] += 1
+        self._course.actions[scenario.delete_untold(self._busy(stack)).action] += 1
         self._bars.say("a user is deleted, and no webhook tells of it")
         for orphan in stack.orders.orphans(stack.ledger.entities_under_way()):
             self._course.orphans += 1

@@ -79,6 +79,21 @@ class Scenario:
             made = [self._rename(USER, user), self._rename(GROUP, group), self._create(USER)]
         return [replace(each, is_told=False) for each in made]
 
+    def free_users(self, but: Collection[str]) -> list[dict[str, Any]]:
+        """Those who are none of these."""
+        return [user for user in self._identity.all(USER) if user["id"] not in but]
+
+    def edit_quietly(self, but: Collection[str]) -> list[Made]:
+        """Two edits of users who are free: one of what the other side has no field for, one that is seen late."""
+        first = self._any(USER, but)
+        second = self._any(USER, {*but, first["id"]})
+        unseen = self._made(
+            "update", USER, first, self._identity.replace(USER, first["id"], self._with_middle_name(first))
+        )
+        with self._identity.slow():
+            late = self._rename(USER, second)
+        return [unseen, late]
+
     def delete_untold(self, but: Collection[str]) -> Made:
         """A user is deleted, and no webhook tells of it; none of these ids, unless there are no others."""
         with self._identity.silent():
@@ -122,9 +137,12 @@ class Scenario:
         if user["mobiles"] and self._rng.random() < _LOSES_PHONE:
             return {**user, "mobiles": []}
         if self._rng.random() < _GETS_MIDDLE_NAME:
-            middle = sample_user(self._rng.randrange(_LAST_NUMBERS))["name"]["givenName"]
-            return {**user, "name": {**user["name"], "middleName": middle}}
+            return self._with_middle_name(user)
         return sample_edit(user, self._rng)
+
+    def _with_middle_name(self, user: dict[str, Any]) -> dict[str, Any]:
+        middle = sample_user(self._rng.randrange(_LAST_NUMBERS))["name"]["givenName"]
+        return {**user, "name": {**user["name"], "middleName": middle}}
 
     def _renamed_group(self, group: dict[str, Any]) -> dict[str, Any]:
         names = {sample_group(self._rng.randrange(_LAST_NUMBERS))["name"] for _ in range(2)} - {group["name"]}

@@ -75,6 +75,10 @@ def test_some_changes_are_told_by_no_webhook_and_the_other_side_has_a_field_for_
         free = service.all(USER)[0]["id"]
         deleted = scenario.delete_untold(busy | {untold[2].entity_id})
         assert service.pending_webhooks() == pending == 4
+        unseen, late = scenario.edit_quietly(())
+        assert service.pending_webhooks() == pending + 2
+    assert (unseen.fields, list(late.fields)) == ({}, ["last_name"])
+    assert unseen.entity_id != late.entity_id
     assert [(made.action, made.entity_type) for made in untold] == [
         ("update", USER),
         ("update", GROUP),
