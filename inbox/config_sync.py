@@ -42,7 +42,8 @@ class FindPages(Table, frozen=True, kw_only=True):
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
     """What `start` begins with: 1 for SCIM."""
     total: str | None = None
-    """A JMESPath into a page that gives how many matches there are in all: saves asking for a page that is empty."""
+    """A JMESPath into a page that gives how many matches there are in all: saves asking for a page that is empty; and of 0 matches,
+    there need be no list."""
     next: str | None = None
     """In place of `start`: a JMESPath into a page that gives a link to the next one, or the value for `{next}` in `params`;
     nothing, null, false or an empty text on the last."""

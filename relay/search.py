@@ -152,6 +152,8 @@ class Search:
         found = answer
         if self._pick is not None:
             found = _evaluated(self._pick, answer)
+            if found is None and self._total(answer) == 0:
+                return []  # SCIM leaves the list out then (RFC 7644 §3.4.2)
             if found is None:
                 raise UnusableAnswer(
                     f"the answer has nothing at {self._pick.text}, or null; where that means that there is none, "
@@ -176,13 +178,19 @@ class Search:
         self._scope = {**self._scope, "start": start}
         if pages.total is None:
             return length > 0
-        total = _evaluated(pages.total, answer)
-        if not isinstance(total, int) or isinstance(total, bool):
+        total = self._total(answer)
+        if total is None:
             raise UnusableAnswer(f"the answer has no number at {pages.total.text}")
-        left: int = total - (start - pages.first)
+        left = total - (start - pages.first)
         if left > 0 and not length:
             raise UnusableAnswer(f"page {self._number} is empty, and {left} matches are said to be left")
         return left > 0
+
+    def _total(self, answer: object) -> int | None:
+        if self._pages is None or self._pages.total is None:
+            return None
+        total = _evaluated(self._pages.total, answer)
+        return total if isinstance(total, int) and not isinstance(total, bool) else None
 
     def _follow(self, pages: PagesPlan, at: Expression, answer: object) -> bool:
         following = _evaluated(at, answer)

@@ -139,9 +139,16 @@ def test_a_total_saves_the_page_that_would_be_empty(world: World) -> None:
     assert world.asked == [FETCH, at(0), UPDATE]
 
 
+def test_a_total_of_none_needs_no_list_as_scim_has_it(world: World) -> None:
+    world.server.routes |= {at(0): [answer(200, {"total": 0})]}
+    assert did(world.deliver(sync=paged('{ total = "total" }'))) == "created"
+
+
 @pytest.mark.parametrize(
     ("first", "error"),
     [
+        (answer(200, {"total": 1}), NOTHING_AT_ITEMS),
+        (answer(200, {"total": False}), NOTHING_AT_ITEMS),
         (page(total=3), "find: page 1 is empty, and 3 matches are said to be left"),
         (page(C1), "find: the answer has no number at total"),
         (page(C1, total="1"), "find: the answer has no number at total"),
