@@ -123,6 +123,7 @@ def _said(command: tuple[str, ...], process: subprocess.Popen[str]) -> str:
         output, errors = process.communicate(timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         raise DemoError(f"`relay {' '.join(command)}` has not ended within {_SECONDS:.0f} s") from None
-    if process.returncode not in {0, _FINDING}:
+    has_broken = process.returncode == _FINDING and errors.startswith("Traceback")  # Python's own status for it
+    if process.returncode not in {0, _FINDING} or has_broken:
         raise DemoError(f"`relay {' '.join(command)}` ended with status {process.returncode}:\n{errors}")
     return output if "--json" in command else f"{output}{errors}"
