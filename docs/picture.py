@@ -20,9 +20,9 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 WIDTH = 96
-SHOWN = 18
+SHOWN = 12
 """Lines of what happens."""
-WORTH_SEEING = ("UPDATE", " 503 ", "PATCH", " same ", " stale ", "DELETE", "nothing the other side has")
+WORTH_SEEING = ("UPDATE", " 503 ", "PATCH", "DELETE")
 PAGE = Path(__file__).resolve().parent / "demo.svg"
 THEME = TerminalTheme(
     (24, 26, 31), (214, 217, 224),
