@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.demo.ground import prepare_database
+from tests.helpers.filling import fill
+
 WAIT = 120.0
 SOON = 30.0
 
@@ -176,12 +179,14 @@ def test_even_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
 
 
 def test_a_used_database_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    first = run("--once", "--seed", "1", "--folder", str(tmp_path), before=FEW_CHANGES)
-    assert first.returncode == 0, first.stdout + first.stderr
-    second = run("--once", "--folder", str(tmp_path))
-    assert second.returncode == 2
-    assert "has events already" in second.stderr
-    assert "name an empty database with --database" in second.stderr
+    url = f"sqlite:///{tmp_path / 'inbox.db'}"
+    prepare_database(url).dispose()
+    fill(url, [("u1", "2026-01-01T00:00:00Z")])
+    ended = run("--once", "--folder", str(tmp_path))
+    assert ended.returncode == 2
+    assert "has events already" in ended.stderr
+    assert "name an empty database with --database" in ended.stderr
+    assert "starting the relay" not in ended.stdout
 
 
 def test_json_without_once_is_wrong_use() -> None:
