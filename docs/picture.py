@@ -1,7 +1,7 @@
 """Makes `docs/demo.svg` out of a real run: `python docs/picture.py` starts `relay demo`, watches it and stops it.
 
-Its beginning is kept, and what happens around the first call that fails after an edit. No test runs this: no two runs
-are the same.
+Its beginning is kept, then so many lines with as much in them as there can be, then what no webhook tells of and what the
+relay's commands find, without the calls that only look. No test runs this: no two runs are the same.
 """  # noqa: INP001  # a script beside pages
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 WIDTH = 96
-SHOWN, BEFORE = 24, 6
-"""Lines of what happens, and those of them before the first call that fails."""
+SHOWN = 12
+"""Lines of what happens."""
+WORTH_SEEING = ("UPDATE", " 503 ", "PATCH", "DELETE")
 PAGE = Path(__file__).resolve().parent / "demo.svg"
 THEME = TerminalTheme(
     (24, 26, 31), (214, 217, 224),
@@ -54,18 +55,25 @@ FORMAT = """\
 def main() -> None:
     """Record, choose, draw."""
     lines = recorded()
-    happenings = next(number for number, line in enumerate(lines) if not Text.from_ansi(line).plain.strip())
-    changes = [number for number, line in enumerate(lines) if " change " in Text.from_ansi(line).plain]
-    edit = next(number for number in changes if "UPDATE" in lines[number])
-    failure = next(number for number, line in enumerate(lines) if number > edit and "503" in line)
-    start = max(number for number in changes if edit <= number <= max(edit, failure - BEFORE))
-    shown = [*lines[: happenings + 1], "[…]", *lines[start : start + SHOWN]]
+    plain = [Text.from_ansi(line).plain for line in lines]
+    happenings = next(number for number, line in enumerate(plain) if not line.strip())
+    untold = next(number for number, line in enumerate(plain) if "no webhook tells" in line)
+    starts = [number for number, line in enumerate(plain[: untold - SHOWN]) if " change " in line]
+    start = max(starts, key=lambda number: worth(plain[number : number + SHOWN]))
+    end = max(number for number, line in enumerate(plain) if "in step" in line)
+    found = [line for line, text in zip(lines[untold:end], plain[untold:end], strict=True) if " GET " not in text]
+    shown = [*lines[: happenings + 1], "[…]", *lines[start : start + SHOWN], "[…]", *found, lines[end]]
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True, color_system="truecolor")
         for line in shown:
             console.print(Text.from_ansi(line), no_wrap=True, crop=True)
         svg = console.export_svg(title="relay demo", theme=THEME, code_format=FORMAT, unique_id="demo")
     PAGE.write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), encoding="utf-8")
+
+
+def worth(lines: list[str]) -> int:
+    """How many of the things that are worth seeing are in there."""
+    return sum(any(what in line for line in lines) for what in WORTH_SEEING)
 
 
 def recorded() -> list[str]:
@@ -79,7 +87,7 @@ def recorded() -> list[str]:
         )
         os.close(writer)
         printed = b""
-        while not re.search(rb"UPDATE(.*\n)+.*503(.*\n){%d}" % SHOWN, printed):
+        while not re.search(rb"groups-to-teams .*in step.*\n", printed):
             printed += os.read(reader, 65536)
         demo.send_signal(signal.SIGINT)
         try:

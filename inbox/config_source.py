@@ -140,7 +140,7 @@ class Source(Table, frozen=True, kw_only=True):
     audience: str | None = None
     """With `secevent`: the `aud` that tokens have to have."""
     pattern: str | None = None
-    """With `slack-message`: a regular expression that finds the entity in a message's text by its group `id`; groups
+    """With `slack-message`: a regular expression of RE2 that finds the entity in a message's text by its group `id`; groups
     `type` and `event_type` may tell more."""
     entity_type: str | None = None
     """With `slack-message`: the entity's type, where `pattern` has no group `type`, or it has found nothing."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from inbox.config_sweep import Listing
+from inbox.config_sweep import PAGE_PARAMS, Listing
 from inbox.config_values import Duration, Table
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -27,6 +27,42 @@ class Fetch(Table, frozen=True):
     """Event types after which an older entity is no wonder, such as a login."""
 
 
+class FindPages(Table, frozen=True, kw_only=True):
+    """How the matches of a find go on, where the destination gives them page by page.
+
+    It is looked on only until it is clear whether there is none, one, or more than one. `params`, the find's own too, and its
+    `body` are templates over `start` and `count` as well.
+    """
+
+    params: dict[str, str] | None = None
+    """Further parameters of the query; with `next`, those that look into it are left out of the first page's. Without it,
+    what SCIM takes; and with `next`, none: then `next` is a link, whose query is that of the next page."""
+    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
+    """How large a page is asked for."""
+    first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
+    """What `start` begins with: 1 for SCIM."""
+    total: str | None = None
+    """A JMESPath into a page that gives how many matches there are in all: saves asking for a page that is empty; and of 0 matches,
+    there need be no list."""
+    next: str | None = None
+    """In place of `start`: a JMESPath into a page that gives a link to the next one, or the value for `{next}` in `params`;
+    nothing, null, false or an empty text on the last."""
+    most: Annotated[int, msgspec.Meta(ge=2, le=100)] = 10
+    """With `next`: so many pages are looked at; when there are more, it is not known what there is, and nothing is written."""
+
+    @property
+    def query(self) -> dict[str, str]:
+        """`params`, or what stands for them."""
+        if self.params is not None:
+            return self.params
+        return PAGE_PARAMS if self.next is None else {}
+
+    @property
+    def most_calls(self) -> int:
+        """How many pages one find may ask for: by `start`, the second one tells whether there is a second match."""
+        return 2 if self.next is None else self.most
+
+
 class Find(Table, frozen=True):
     """How the counterpart is looked up in the destination; without it, nothing is looked up."""
 
@@ -35,7 +71,14 @@ class Find(Table, frozen=True):
     params: dict[str, str] = {}
     body: dict[str, Any] | None = None
     pick: str | None = None
-    """A JMESPath into the answer that gives the list of matches, or the one match."""
+    """A JMESPath into the answer that gives the list of matches, or the one match. Where it gives neither, the answer is bad."""
+    pages: FindPages | None = None
+    """How the matches go on, where an answer may not hold them all. Without it, the first answer is all there is."""
+
+    @property
+    def most_calls(self) -> int:
+        """How many calls it may take."""
+        return 1 if self.pages is None else self.pages.most_calls
 
 
 class Write(Table, frozen=True):

@@ -130,6 +130,10 @@ class MappingError(InboxRelayError):
         self.field = field
 
 
+class UnusableAnswer(InboxRelayError):
+    """An answer is not what it has to be: what it says of matches, or of further pages, can't be relied on."""
+
+
 class SweepFailed(InboxRelayError):
     """A source could not be asked to the end for what has changed. What was compared so far has been."""
 

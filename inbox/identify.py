@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 
 from inbox import timestamps
 from inbox.config import HeaderAuth, Route, Source
 from inbox.event import Event, Identity, RawRequest, dedup_key
 from inbox.routing import enrol
 from inbox.sources.base import Preset
+
+NO_HEADERS: Mapping[str, str] = {}
 
 KEPT_HEADERS = frozenset(
     {
@@ -49,7 +50,7 @@ def to_event(
     raw: RawRequest,
     identity: Identity,
     routes: Iterable[Route],
-    headers: Mapping[str, str] = MappingProxyType({}),
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Event:
     """The event with its dedup key and its lanes on the routes that it takes; `headers` are those that are kept."""
     key = dedup_key(identity)

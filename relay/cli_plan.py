@@ -34,8 +34,8 @@ def plan(
 ) -> None:
     """Show what would be changed downstream, field by field; nothing is written.
 
-    Asks both sides about every entity that the route's source ever named, or about those that are chosen, and maps. The
-    exit status is 1 when anything differs, or can't be told.
+    Asks both sides about every entity that the route's source ever named, of the types that the route takes, or about those
+    that are chosen, and maps. The exit status is 1 when anything differs, or can't be told.
 
     Examples:
       relay plan --route user-to-crm
@@ -96,14 +96,15 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
     context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
     columns = (SpinnerColumn(), TextColumn("comparing"), MofNCompleteColumn())
-    after = FIRST
+    after, types = FIRST, config.routes[chosen.route].when.entity_type
     with (
         ThreadPoolExecutor(at_once) as pool,
         bar(*columns) as progress,
     ):
         task = progress.add_task("comparing", total=None)
         while page := entities.page(database, chosen, after, _PAGE):
-            for found in pool.map(lambda delivery: preview(sync, delivery, context), page):
+            concerned = [each for each in page if not types or each.entity_type in types]
+            for found in pool.map(lambda delivery: preview(sync, delivery, context), concerned):
                 progress.advance(task)
                 yield found
             after = (str(page[-1].entity_type), str(page[-1].entity_id))

@@ -44,6 +44,10 @@ class Expression:
                 valid = ", ".join(sorted(known or ()))
                 raise ConfigError(f"{where}: {text!r} looks for {name!r}; what is known here is: {valid}")
 
+    def looks_into(self, name: str) -> bool:
+        """Whether it looks this name up in the scope itself."""
+        return name in _first_names(self._compiled.parsed)
+
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
         """What it finds; None when there is nothing.
 
@@ -74,6 +78,10 @@ class Template:
         self.parts = [part for part in self.parts if part != ""]
         if any(isinstance(part, str) and re.search("[{}]", part) for part in self.parts):
             raise ConfigError(f"{where}: {text!r} has a brace without its counterpart")
+
+    def looks_into(self, name: str) -> bool:
+        """Whether one of its expressions does."""
+        return any(isinstance(part, Expression) and part.looks_into(name) for part in self.parts)
 
     def expand(self, scope: Scope) -> str:
         """The text.

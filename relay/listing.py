@@ -9,7 +9,7 @@ from typing import Any
 from inbox.config_sweep import Listing, Sweep
 from inbox.errors import MappingError, SweepFailed
 from inbox.timestamps import parse_rfc3339, to_datetime
-from relay import mapping
+from relay.calls import compile_call
 from relay.destinations.base import Caller, Context
 from relay.expressions import Expression, decode
 from relay.http import Request
@@ -31,7 +31,7 @@ class Pages:
         """
         self._table = table
         self._caller = caller
-        self._call = mapping.compile_call(where, _ASKED, method="GET", path=table.path, params=table.params)
+        self._call = compile_call(where, _ASKED, method="GET", path=table.path, params=table.params)
         self._items = Expression(table.items, f"{where}.items", None)
         self._id = Expression(table.id, f"{where}.id", None)
         modified = table.modified if isinstance(table, Sweep) else None

@@ -8,53 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, Literal
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from inbox import timestamps
-from inbox.config_sync import Deactivate, Fetch, Find, Sync, Update, Write
+from inbox.config_sync import Deactivate, Fetch, Sync, Update, Write
 from inbox.errors import ConfigError, MappingError, gathered
+from relay.calls import CallPlan, compile_call
 from relay.casts import rfc3339
-from relay.expressions import (
-    Expression,
-    Path,
-    Scope,
-    Template,
-    decode,
-    encode,
-    expanded,
-    percent_encoded,
-    templated,
-)
+from relay.expressions import Expression, Path, Scope, decode
 from relay.fields import Fields, compile_fields
 from relay.outcome import Delivery
 from relay.patches import MEDIA_TYPES, Format
-
-_NO_PARAMS: Mapping[str, str] = {}
-
-
-class CallPlan(msgspec.Struct, frozen=True):
-    """A call of the plan: its method, and the templates of its parts."""
-
-    method: str
-    path: Path
-    params: tuple[tuple[str, Template], ...] = ()
-    body: Any = None
-    """JSON whose strings are templates."""
-    media_type: str = "application/json"
-
-    def query(self, scope: Scope) -> str:
-        """The query, encoded; MappingError when a template has no value."""
-        return "&".join(
-            f"{name}={percent_encoded(template.expand(scope), template.where)}" for name, template in self.params
-        )
-
-    def json(self, scope: Scope) -> bytes | None:
-        """The body, encoded; MappingError when a template has no value."""
-        return None if self.body is None else encode(expanded(self.body, scope))
+from relay.search import FindPlan, compile_find
 
 
 class SyncPlan(msgspec.Struct, frozen=True):
@@ -64,8 +32,7 @@ class SyncPlan(msgspec.Struct, frozen=True):
     modified: Expression
     """Where the entity says when it was changed last."""
     fields: Fields
-    find: CallPlan | None
-    pick: Expression | None
+    find: FindPlan | None
     create: CallPlan | None
     update: CallPlan | None
     delete: CallPlan | None
@@ -105,14 +72,14 @@ def compile_sync(route: str, sync: Sync) -> SyncPlan:
     """
     where = f"routes.{route}.sync"
     target = {"target"} if sync.find is not None else set()
+    # Before a delete there is no entity to look into.
+    findable = {"event", "entity"} if sync.gone == "skip" else {"event"}
     parts: dict[str, Callable[[], Any]] = {
         "disagreements": lambda: _agree(where, sync),
         "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
         "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
         "fields": lambda: compile_fields(route, sync),
-        # Before a delete there is no entity to look into.
-        "find": lambda: _find(sync.find, f"{where}.find", {"event", "entity"} if sync.gone == "skip" else {"event"}),
-        "pick": lambda: _pick(sync.find, f"{where}.find.pick"),
+        "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable),
         "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}),
         "update": lambda: _update(sync.update, f"{where}.update", {"event", "entity"} | target),
         "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match", target),
@@ -180,16 +147,6 @@ def _fetch(fetch: Fetch, where: str) -> CallPlan:
     return compile_call(where, {"event"}, method="GET", path=fetch.path, params=fetch.params)
 
 
-def _find(find: Find | None, where: str, known: Collection[str]) -> CallPlan | None:
-    if find is None:
-        return None
-    return compile_call(where, known, method=find.method, path=find.path, params=find.params, body=find.body)
-
-
-def _pick(find: Find | None, where: str) -> Expression | None:
-    return None if find is None or find.pick is None else Expression(find.pick, where, None)
-
-
 def _write(write: Write | None, where: str, method: str, known: Collection[str]) -> CallPlan | None:
     return None if write is None else CallPlan(write.method or method, Path(write.path, f"{where}.path", known))
 
@@ -217,30 +174,6 @@ def _if_match(update: Update | None, where: str, target: Collection[str]) -> Exp
 def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
     parts = [part for call in calls if call is not None for part in call.path.parts if isinstance(part, Expression)]
     return tuple({part.text: part for part in parts if part.text.startswith("target")}.values())
-
-
-def compile_call(
-    where: str,
-    known: Collection[str],
-    *,
-    method: str,
-    path: str,
-    params: Mapping[str, str] = _NO_PARAMS,
-    body: object = None,
-) -> CallPlan:
-    """A call, its templates compiled; `known` names what they may look into.
-
-    Raises:
-        ConfigError: one of them is wrong. The text has a line for each.
-    """
-    parts: dict[str, Callable[[], Any]] = {"path": lambda: Path(path, f"{where}.path", known)}
-    parts |= {
-        f"params.{name}": partial(Template, text, f"{where}.params.{name}", known) for name, text in params.items()
-    }
-    parts["body"] = lambda: None if body is None else templated(body, f"{where}.body", known)
-    made = gathered(parts)
-    query = tuple((quote(name, safe=""), made[f"params.{name}"]) for name in params)
-    return CallPlan(method, made["path"], query, made["body"])
 
 
 def _parsed(body: bytes | None, content_type: str) -> object:

@@ -196,7 +196,10 @@ class _Collection:
         external_id = req.params.get("externalId")
         if isinstance(external_id, list):
             raise falcon.HTTPBadRequest(description="externalId may stand only once")
-        answer(resp, {"items": self._records.all() if external_id is None else self._records.find(external_id)})
+        found = self._records.all() if external_id is None else self._records.find(external_id)
+        offset = req.get_param_as_int("offset", min_value=0, default=0)
+        limit = req.get_param_as_int("limit", min_value=1, default=len(found))
+        answer(resp, {"items": found[offset : offset + limit]})
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         body = req.context.body = read_object(req)

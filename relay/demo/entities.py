@@ -8,13 +8,14 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from relay.demo.documents import InvalidDocumentError, checked_group, checked_user
 from relay.demo.webhooks import Action, Change, rfc3339_milliseconds
 
 API = "/api/rest/v1"
+REPLICA_BEHIND = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,18 @@ class Entities:
     """
 
     def __init__(
-        self, now: Callable[[], datetime], on_change: Callable[[Change], None], namespaces: Iterable[str] = ("demo",)
+        self,
+        now: Callable[[], datetime],
+        on_change: Callable[[Change], None],
+        namespaces: Iterable[str] = ("demo",),
+        *,
+        is_slow: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._now, self._on_change = now, on_change
+        """An update for which `is_slow` says so is seen late: the first `read` within `REPLICA_BEHIND` gives what was before."""
+        self._now, self._on_change, self._is_slow = now, on_change, is_slow
+        self.slow = False
+        """While it is true, every update is seen late."""
+        self._before: dict[str, tuple[datetime, dict[str, Any]]] = {}  # until when the next read gives this
         self._lock = threading.Lock()
         self._documents: dict[EntityType, dict[str, dict[str, Any]]] = {USER: {}, GROUP: {}}
         self._usernames: dict[str, str] = {}  # username to id
@@ -129,6 +139,17 @@ class Entities:
         with self._lock:
             return copy.deepcopy(self._old(entity_type, entity_id))
 
+    def read(self, entity_type: EntityType, entity_id: str) -> dict[str, Any]:
+        """As `get`, from a replica, which may be behind.
+
+        Raises:
+            UnknownEntityError: there is no such entity.
+        """
+        with self._lock:
+            present = self._old(entity_type, entity_id)
+            until, before = self._before.pop(entity_id, (None, present))
+            return copy.deepcopy(present if until is None or until <= self._now() else before)
+
     def all(self, entity_type: EntityType) -> list[dict[str, Any]]:
         """Every document of a type, oldest first; for reading only (stored documents are replaced, never changed)."""
         with self._lock:
@@ -142,6 +163,10 @@ class Entities:
         # max: the clock may be set back, but a later document is never the older one.
         modified = max(rfc3339_milliseconds(now), document["meta"]["lastModified"])
         document["meta"] = {**document["meta"], "lastModified": modified}
+        old = self._documents[entity_type].get(document["id"])
+        self._before.pop(document["id"], None)
+        if old is not None and (self.slow or self._is_slow()):
+            self._before[document["id"]] = (now + REPLICA_BEHIND, old)
         self._documents[entity_type][document["id"]] = document
         self._on_change(Change(entity_type.name, document["id"], action, now))
 

@@ -29,6 +29,18 @@ url = {database_url}
 preset = "trivore"
 auth = {{ kind = "header", name = "X-Webhook-Token", secrets = [{token}] }}
 
+[[sources.trivore.sweeps]]
+api = "identity"
+path = "/api/rest/v1/user"
+entity_type = "USER"
+grace = "0s"
+
+[[sources.trivore.sweeps]]
+api = "identity"
+path = "/api/rest/v1/group"
+entity_type = "GROUP"
+grace = "0s"
+
 [apis.identity]
 base_url = {identity_url}
 auth = {{ kind = "basic", user = "demo", password = "demo" }}
@@ -50,11 +62,13 @@ destination = "commercial"
 ordering = "latest"
 retry = {retry}
 [routes.users-to-contacts.sync]
-fetch  = {{ api = "identity", path = "/api/rest/v1/user/{{event.entity_id}}" }}
+fetch  = {{ api = "identity", path = "/api/rest/v1/user/{{event.entity_id}}", tolerance = "0s" }}
 find   = {{ path = "/contacts", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items" }}
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{target.id}}", format = "merge-patch" }}
 delete = {{ path = "/contacts/{{target.id}}" }}
+skip_unchanged = true
+listing = {{ path = "/contacts", params = {{ offset = "{{start}}", limit = "{{count}}" }}, id = "external_id" }}
 clear_when_absent = ["phone"]
 [routes.users-to-contacts.sync.map]
 external_id = "event.entity_id"
@@ -70,11 +84,13 @@ destination = "commercial"
 ordering = "latest"
 retry = {retry}
 [routes.groups-to-teams.sync]
-fetch  = {{ api = "identity", path = "/api/rest/v1/group/{{event.entity_id}}" }}
+fetch  = {{ api = "identity", path = "/api/rest/v1/group/{{event.entity_id}}", tolerance = "0s" }}
 find   = {{ path = "/teams", params = {{ externalId = "{{event.entity_id}}" }}, pick = "items" }}
 create = {{ path = "/teams" }}
 update = {{ path = "/teams/{{target.id}}", format = "merge-patch" }}
 delete = {{ path = "/teams/{{target.id}}" }}
+skip_unchanged = true
+listing = {{ path = "/teams", params = {{ offset = "{{start}}", limit = "{{count}}" }}, id = "external_id" }}
 [routes.groups-to-teams.sync.map]
 external_id = "event.entity_id"
 name        = "entity.name"

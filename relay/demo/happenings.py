@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -37,7 +37,26 @@ class CallMade:
     """The path of the record that the call created."""
 
 
-Happening = WebhookSent | CallMade
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """The relay has written down what it made of an event: nothing new was to be sent, or what it read was too old."""
+
+    entity_type: str
+    entity_id: str
+    what: Literal["same", "stale"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """One of the relay's own commands was given, or has said something."""
+
+    command: str
+    about: str
+    """Its arguments, or what it has said something about."""
+    said: str = ""
+
+
+Happening = WebhookSent | CallMade | Noted | Ordered
 
 
 class Stopped(Exception):
@@ -63,6 +82,11 @@ class Happenings:
     def call(self, call: CallMade) -> None:
         """The commercial service has answered, or is about to."""
         self._queue.put(call)
+
+    def hear(self, happening: Noted | Ordered) -> None:
+        """From the main thread itself: it is heard at once, after all that happened before. Raises as `wait`."""
+        self.wait(0)
+        self._listener(happening)
 
     def wait(self, seconds: float) -> None:
         """Let time pass; what happens meanwhile is handed to the listener.

@@ -6,7 +6,8 @@ What clients expect is taken from the vendor's own one, PyPI `trivoreid` 2.0.10;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -34,6 +35,24 @@ class IdentityService:
         self.app = app
         self._entities = entities
         self._sender = sender
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Inside, no webhook tells of a change, now or later."""
+        self._sender.silent = True
+        try:
+            yield
+        finally:
+            self._sender.silent = False
+
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """Inside, whoever asks first after an update gets the document as it was before."""
+        self._entities.slow = True
+        try:
+            yield
+        finally:
+            self._entities.slow = False
 
     def create(self, entity_type: EntityType, document: dict[str, Any]) -> dict[str, Any]:
         """Stores a new user or group, returns its document, sends the webhook. Raises as `Entities.create`."""
@@ -83,6 +102,7 @@ def create_app(
     now: Callable[[], datetime] | None = None,
     senders: int = 4,
     loses_answer: Callable[[], bool] = lambda: False,
+    is_slow: Callable[[], bool] = lambda: False,
 ) -> IdentityService:
     """An identity service without users, in the namespace `demo`. Its sending threads run until `close`.
 
@@ -96,6 +116,7 @@ def create_app(
         now: the time as an aware datetime in UTC; the machine's clock without it.
         senders: how many webhooks of different entities may be under way at once.
         loses_answer: asked after each accepted webhook, on a sending thread; true has it sent again.
+        is_slow: asked at each update; true gives whoever asks first for that entity the document as it was before.
     """
     sender = WebhookSender(
         webhook_url, headers=webhook_headers, senders=senders, on_webhook=on_webhook, loses_answer=loses_answer
@@ -104,7 +125,7 @@ def create_app(
     def announce(change: Change) -> None:
         sender.put(f"{change.entity_type}/{change.entity_id}", payload(change, form))
 
-    entities = Entities(now or SystemClock().now, announce)
+    entities = Entities(now or SystemClock().now, announce, is_slow=is_slow)
     app = falcon.App(middleware=[Authorization.basic(client, secret)])
     app.set_error_serializer(error_serializer(lambda message, status: {"errorMessage": message, "statusCode": status}))
     app.add_error_handler(UnknownEntityError, refuse_with(falcon.HTTPNotFound))
@@ -171,7 +192,7 @@ class _Member:
         self._entities, self._entity_type = entities, entity_type
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, entity_id: str) -> None:
-        answer(resp, _located(req, self._entities.get(self._entity_type, entity_id)))
+        answer(resp, _located(req, self._entities.read(self._entity_type, entity_id)))
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, entity_id: str) -> None:
         answer(resp, _located(req, self._entities.replace(self._entity_type, entity_id, read_object(req))))

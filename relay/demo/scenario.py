@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from relay.demo.compare import changed_fields, mapped_fields
@@ -12,6 +12,7 @@ from relay.demo.entities import GROUP, USER, EntityType
 from relay.demo.identity import IdentityService
 from relay.demo.people import sample_edit, sample_group, sample_user
 from relay.demo.webhooks import Action
+from relay.store.sweeps import SLACK_SECONDS
 
 _WEIGHTS: Mapping[tuple[EntityType, Action], int] = {
     (USER, "update"): 68,
@@ -22,7 +23,11 @@ _WEIGHTS: Mapping[tuple[EntityType, Action], int] = {
     (GROUP, "delete"): 4,
 }
 _LOSES_PHONE = 0.15
+_GETS_MIDDLE_NAME = 0.12
+"""Which the other side has no field for."""
 _LAST_NUMBERS = 1000
+A_MOMENT_SECONDS = SLACK_SECONDS + 0.1
+"""So long after the last told change one has to come for a sweep to know it is not the same: times may be cut to the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,9 @@ class Made:
     entity_id: str
     name: str
     fields: Mapping[str, Any]
-    """The counterpart's fields that are to change with it; none for a delete."""
+    """The counterpart's fields that are to change with it; none for a delete, or where it has none of what was changed."""
+    is_told: bool = True
+    """Whether a webhook tells of it."""
 
 
 class Scenario:
@@ -62,6 +69,40 @@ class Scenario:
         entity = self._rng.choice(self._identity.all(entity_type))
         return self._delete(entity_type, entity) if action == "delete" else self._update(entity_type, entity)
 
+    def change_untold(self, but: Collection[str]) -> list[Made]:
+        """A user is edited, a group is, and a user is created, and no webhook tells of it.
+
+        None of these ids is edited, unless there are no others.
+        """
+        with self._identity.silent():
+            user, group = self._any(USER, but), self._any(GROUP, but)
+            made = [self._rename(USER, user), self._rename(GROUP, group), self._create(USER)]
+        return [replace(each, is_told=False) for each in made]
+
+    def free_users(self, but: Collection[str]) -> list[dict[str, Any]]:
+        """Those who are none of these."""
+        return [user for user in self._identity.all(USER) if user["id"] not in but]
+
+    def edit_quietly(self, but: Collection[str]) -> list[Made]:
+        """Two edits of users who are free: one of what the other side has no field for, one that is seen late."""
+        first = self._any(USER, but)
+        second = self._any(USER, {*but, first["id"]})
+        unseen = self._made(
+            "update", USER, first, self._identity.replace(USER, first["id"], self._with_middle_name(first))
+        )
+        with self._identity.slow():
+            late = self._rename(USER, second)
+        return [unseen, late]
+
+    def delete_untold(self, but: Collection[str]) -> Made:
+        """A user is deleted, and no webhook tells of it; none of these ids, unless there are no others."""
+        with self._identity.silent():
+            return replace(self._delete(USER, self._any(USER, but)), is_told=False)
+
+    def _any(self, entity_type: EntityType, but: Collection[str]) -> dict[str, Any]:
+        entities = self._identity.all(entity_type)
+        return self._rng.choice([entity for entity in entities if entity["id"] not in but] or entities)
+
     def _pick(self) -> tuple[EntityType, Action]:
         entity_type, action = self._rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         number, wanted = len(self._identity.all(entity_type)), self._wanted[entity_type]
@@ -79,6 +120,14 @@ class Scenario:
         after = self._edited_user(entity) if entity_type is USER else self._renamed_group(entity)
         return self._made("update", entity_type, entity, self._identity.replace(entity_type, entity["id"], after))
 
+    def _rename(self, entity_type: EntityType, entity: dict[str, Any]) -> Made:
+        """An update that the other side has a field for, in any case."""
+        if entity_type is USER:
+            after = {**entity, "name": {**entity["name"], "familyName": f"{entity['name']['familyName']}-Moe"}}
+        else:
+            after = self._renamed_group(entity)
+        return self._made("update", entity_type, entity, self._identity.replace(entity_type, entity["id"], after))
+
     def _delete(self, entity_type: EntityType, entity: dict[str, Any]) -> Made:
         self._identity.delete(entity_type, entity["id"])
         self.deleted.add(entity["id"])
@@ -87,7 +136,13 @@ class Scenario:
     def _edited_user(self, user: dict[str, Any]) -> dict[str, Any]:
         if user["mobiles"] and self._rng.random() < _LOSES_PHONE:
             return {**user, "mobiles": []}
+        if self._rng.random() < _GETS_MIDDLE_NAME:
+            return self._with_middle_name(user)
         return sample_edit(user, self._rng)
+
+    def _with_middle_name(self, user: dict[str, Any]) -> dict[str, Any]:
+        middle = sample_user(self._rng.randrange(_LAST_NUMBERS))["name"]["givenName"]
+        return {**user, "name": {**user["name"], "middleName": middle}}
 
     def _renamed_group(self, group: dict[str, Any]) -> dict[str, Any]:
         names = {sample_group(self._rng.randrange(_LAST_NUMBERS))["name"] for _ in range(2)} - {group["name"]}

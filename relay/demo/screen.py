@@ -11,13 +11,17 @@ from rich.text import Text
 
 from inbox.clock import Clock, SystemClock
 from relay.demo.compare import changed_fields
-from relay.demo.happenings import CallMade, Happening, WebhookSent
+from relay.demo.happenings import CallMade, Happening, Noted, Ordered, WebhookSent
 from relay.demo.scenario import Made
 
 _ID = re.compile(r"[0-9a-f]{20}([0-9a-f]{4})")
 _WIDE, _WIDE_COLUMN, _NARROW_COLUMN = 100, 28, 20
 _CLIENT_ERROR, _SERVER_ERROR, _UNAVAILABLE = 400, 500, 503
-_COLOURS = {"change": "bold", "webhook": "cyan", "call": "magenta"}
+_COLOURS = {"change": "bold", "webhook": "cyan", "call": "magenta", "relay": "blue", "command": "bold yellow"}
+_NOTES = {
+    "same": Text("nothing new: nothing is sent", "dim"),
+    "stale": Text("too old: it is read again", "yellow"),
+}
 _VERBS = {"create": "CREATE", "update": "UPDATE", "delete": "DELETE"}
 
 
@@ -34,16 +38,26 @@ class Screen:
     def made(self, change: Made) -> None:
         """A change was made to the identity service."""
         self._names[change.entity_id] = change.name
-        self._line("change", _VERBS[change.action], None, change.name, Text(_assignments(change.fields)))
+        detail = Text(_assignments(change.fields))
+        if not change.fields and change.action == "update":
+            detail = Text("nothing the other side has", "dim")
+        if not change.is_told:
+            detail = Text("no webhook tells", "red").append(": " if detail.plain else "").append_text(detail)
+        self._line("change", _VERBS[change.action], None, change.name, detail)
 
     def happened(self, happening: Happening) -> None:
-        """A webhook was sent, or a call was made."""
-        if isinstance(happening, WebhookSent):
-            detail = "no answer; it is sent again" if happening.status is None else self._name(happening.entity_id)
-            what = f"{happening.entity_type} {_short(happening.entity_id)}"
-            self._line("webhook", happening.event_type, happening.status or "---", what, Text(detail, "dim"))
-        else:
-            self._line("call", happening.method, happening.status, _short(happening.path), self._detail(happening))
+        """A webhook was sent, a call was made, the relay has noted something, or a command has said something."""
+        match happening:
+            case WebhookSent(entity_type, entity_id, event_type, status):
+                detail = "no answer; it is sent again" if status is None else self._name(entity_id)
+                what = f"{entity_type} {short(entity_id)}"
+                self._line("webhook", event_type, status or "---", what, Text(detail, "dim"))
+            case CallMade(method, path, status):
+                self._line("call", method, status, short(path), self._detail(happening))
+            case Noted(entity_type, entity_id, what):
+                self._line("relay", what, None, f"{entity_type} {short(entity_id)}", _NOTES[what])
+            case Ordered(command, about, said):
+                self._line("command", command, None, short(about), Text(said, "bold"))
 
     def _detail(self, call: CallMade) -> Text:
         """What a call changed. The relay sends every mapped field; those that are new are worth a look."""
@@ -110,7 +124,7 @@ def _status_colour(status: int | str | None) -> str:
     return "bold yellow" if status >= _CLIENT_ERROR else "green"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """The text with ids cut to the end that tells them apart."""
     return _ID.sub(r"…\1", text)
 

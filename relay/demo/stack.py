@@ -6,8 +6,8 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +19,7 @@ from inbox.clock import Clock, SystemClock
 from relay.demo import commercial, ground, identity
 from relay.demo.happenings import CallMade, Happenings
 from relay.demo.ledger import Ledger
+from relay.demo.orders import Orders
 from relay.demo.processes import Child, DemoError
 from relay.demo.records import CONTACT, TEAM
 from relay.demo.server import serve
@@ -28,6 +29,8 @@ LATENCY_SECONDS = 0.015
 """How long the commercial service thinks about a call: as fast as a good one across a network."""
 
 FAIL_SHARE = 0.1
+SLOW_SHARE = 0.1
+"""Of the updates, those that whoever asks the identity service is not shown at once."""
 _START_SECONDS = 30.0
 _RECEIVER_GRACE_SECONDS = 18.0  # gunicorn gives its workers 15
 _RELAY_GRACE_SECONDS = 25.0  # the relay gives running calls 20
@@ -75,6 +78,7 @@ class Stack:
         self._exits.callback(engine.dispose)
         self.ledger = Ledger(Database(engine))
         self._start_services()
+        self.orders = Orders(self.folder, ground.child_environment(self.configuration_path), self._happenings.hear)
         self._starting("the relay")
         self._exits.callback(self._stop_relay)
         self.start_relay()
@@ -88,11 +92,13 @@ class Stack:
         self._starting("the demo services")
         token = secrets.token_urlsafe(16)
         luck = random.Random(f"{self._luck} answers")  # noqa: S311  # luck, not secrecy
+        slowness = random.Random(f"{self._luck} replicas")  # noqa: S311  # likewise
         self.identity = identity.create_app(
             webhook_headers={"X-Webhook-Token": token},
             on_webhook=self._happenings.webhook,
             now=strictly_later(SystemClock()),
             loses_answer=lambda: luck.random() < self._lost_share,
+            is_slow=lambda: slowness.random() < SLOW_SHARE,
         )
         self._exits.callback(self.identity.close)
         self.commercial = commercial.create_app(
@@ -113,6 +119,19 @@ class Stack:
                 commercial_url=self.commercial_url,
             ),
         )
+
+    def is_settled(self) -> bool:
+        """Whether every webhook was accepted, and nothing is left that the relay would do."""
+        return not self.identity.pending_webhooks() and not self.ledger.progress().to_do
+
+    @contextmanager
+    def well(self) -> Iterator[None]:
+        """Inside, no call fails on purpose: what a person asks is asked once."""
+        self.commercial.fail_share = 0.0
+        try:
+            yield
+        finally:
+            self.commercial.fail_share = FAIL_SHARE
 
     def _called(self, method: str, path: str, status: int, body: dict[str, Any] | None) -> None:
         created = None

@@ -39,6 +39,14 @@ class Summary:
     delivered: int
     superseded: int
     rearmed: int
+    replayed: int
+    unchanged: int
+    stale_reads: int
+    untold: int
+    swept: int
+    orphans: int
+    in_step: int
+    not_in_step: int
     dead: int
     still_open: int
     seed: int
@@ -78,6 +86,7 @@ def verdict(summary: Summary) -> str:
         (len(summary.differences), "differences"),
         (summary.still_open, "deliveries still to be made"),
         (summary.webhooks_unsent, "webhooks not accepted yet"),
+        (summary.not_in_step, "entities that `relay plan` would change"),
     )
     what = ", ".join(f"{number} {name}" for number, name in parts if number)
     return (
@@ -94,9 +103,11 @@ def _rows(summary: Summary) -> tuple[tuple[str, int, str], ...]:
         ("duplicates", summary.duplicates, "webhooks sent again after a lost answer, recognised"),
         ("calls", summary.calls, "at the commercial service"),
         ("503s", summary.calls_failed_503, "of these calls failed on purpose"),
+        ("stale reads", summary.stale_reads, "older than their event, so read again a second later"),
         ("failed attempts", summary.failed_attempts, "tried again later"),
         ("takeovers", summary.takeovers, f"the killed relay left {summary.in_flight_when_killed} deliveries half-way"),
         ("delivered", summary.delivered, "made the other side alike"),
+        ("unchanged", summary.unchanged, "nothing was new for the other side: nothing was sent"),
         ("superseded", summary.superseded, "a newer event of the same entity stood for them"),
         (
             "re-armed",
@@ -104,6 +115,13 @@ def _rows(summary: Summary) -> tuple[tuple[str, int, str], ...]:
             "of these made again: a duplicate may stand for a second change that looks the same",
         ),
         ("dead", summary.dead, "given up"),
+        ("missed webhooks", summary.swept, f"found by `relay sweep`; {summary.untold} changes were told by none"),
+        (
+            "orphans",
+            summary.orphans,
+            "left by an untold deletion, found by `relay sweep --full`",
+        ),
+        ("in step", summary.in_step, f"entities, by `relay plan`, and {summary.not_in_step} not"),
     )
 
 

@@ -80,6 +80,8 @@ class WebhookSender:
         lost on its way, and sends the webhook again.
         """
         self.url = url
+        self.silent = False
+        """While it is true, no webhook is queued."""
         self._headers = {"User-Agent": "identity-demo", **(headers or {}), "Content-Type": "application/json"}
         self._first_pause, self._longest_pause, self._timeout = first_pause, longest_pause, timeout
         self._on_webhook, self._loses_answer = on_webhook, loses_answer
@@ -97,9 +99,9 @@ class WebhookSender:
             thread.start()
 
     def put(self, entity: str, message: dict[str, str]) -> None:
-        """Queues a webhook behind the entity's earlier ones; does nothing while there is no URL or after `close`."""
+        """Queues a webhook behind the entity's earlier ones; does nothing while silent, without a URL, or after `close`."""
         with self._something_due:
-            if self.url is None or self._closed:
+            if self.url is None or self.silent or self._closed:
                 return
             self._pending += 1
             queue = self._waiting.setdefault(entity, deque())

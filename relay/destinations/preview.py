@@ -8,9 +8,9 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from inbox.errors import MappingError
+from relay.calls import CallPlan
 from relay.destinations.base import Context
 from relay.destinations.sync import NO_HEADERS, Attempt, Ended, Sync
-from relay.mapping import CallPlan
 from relay.outcome import Delivery, Failed, Outcome, Step
 from relay.rules import REFETCH_AFTER
 

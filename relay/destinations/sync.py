@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from typing import Any, Literal, cast
 
 from inbox.config import Route, SyncDestination
-from inbox.errors import ConfigError, MappingError
+from inbox.errors import ConfigError, MappingError, UnusableAnswer
 from relay import mapping, patches
 from relay.answer import ABSENT, Answer
+from relay.calls import CallPlan
 from relay.destinations.base import Caller, Clients, Context
 from relay.endpoint import header_value
 from relay.expressions import Scope, decode, digest, encode
 from relay.http import Request
-from relay.mapping import CallPlan, SyncPlan
+from relay.mapping import SyncPlan
 from relay.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step, Unchanged
 from relay.rules import REFETCH_AFTER
+from relay.search import FindPlan, Search, can_be_named
 
 _REPLICA_LAG = timedelta(seconds=5)
 """So soon after its event arrived, an entity that is not found may be one that a replica does not have yet."""
@@ -119,8 +122,8 @@ class Attempt:
                 raise Ended(answer.failed(self._all()))
             return False
         entity = self._json(answer)
-        if not isinstance(entity, dict):
-            raise self._bad_answer(answer, "the answer is not an object")
+        if not isinstance(entity, dict) or not entity:  # of nothing, all fields would be cleared
+            raise self._bad_answer(answer, "the answer is not an object with something in it")
         self._last_modified = modified = mapping.last_modified(entity, self._plan.modified)
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
         if is_delete and (modified is None or modified < at):
@@ -142,32 +145,25 @@ class Attempt:
 
     def _find(self) -> bool:
         """Whether there is a counterpart; it is in the scope then."""
-        find = cast("CallPlan", self._plan.find)
-        answer = self._call("find", find, self._destination, find.json(self.scope))
-        matches = [] if answer.error_class in ABSENT else self._matches(answer)
-        if len(matches) > 1 and self._plan.many == "dead":
-            raise Ended(Failed(self._all(), "ambiguous", f"find: {len(matches)} counterparts"))
-        self.scope["target"] = matches[0] if matches else None
-        self.scope["etag"] = answer.etag
-        if matches and any(part.value(self.scope) is None for part in self._plan.identity):
+        find = cast("FindPlan", self._plan.find)
+        search = Search(find, self.scope, enough=1 if self._plan.many == "first" else 2)
+        goes_on = True
+        while goes_on:
+            answer = self._call("find", search.call, self._destination, search.body, at=search.at)
+            if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
+                break
+            try:
+                goes_on = search.take(self._json(answer), answer.etag)
+            except UnusableAnswer as error:
+                raise self._bad_answer(answer, str(error)) from None
+        if len(search.matches) > 1 and self._plan.many == "dead":
+            raise Ended(Failed(self._all(), "ambiguous", f"find: {len(search.matches)} counterparts"))
+        self.scope["target"] = search.matches[0] if search.matches else None
+        self.scope["etag"] = search.etag
+        if search.matches and not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
             needed = ", ".join(part.text for part in self._plan.identity)
             raise self._bad_answer(answer, f"the match lacks one of: {needed}")
-        return bool(matches)
-
-    def _matches(self, answer: Answer) -> list[dict[str, Any]]:
-        """A list, one object, an object that lists under `items`, null: each names as many counterparts as it holds."""
-        found = self._json(answer)
-        if self._plan.pick is not None:
-            try:
-                found = self._plan.pick.value(found)
-            except MappingError:
-                raise self._bad_answer(answer, f"{self._plan.pick.text} can't be evaluated on the answer") from None
-        elif isinstance(found, dict) and isinstance(found.get("items"), list):
-            found = found["items"]
-        matches = found if isinstance(found, list) else [found] if found else []
-        if not all(isinstance(match, dict) for match in matches):
-            raise self._bad_answer(answer, "a match is not an object")
-        return matches
+        return bool(search.matches)
 
     def _missing(self) -> Outcome:
         if self._plan.missing == "create":
@@ -234,7 +230,7 @@ class Attempt:
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Answer:
         """Change the counterpart: give it `fields`, or (None) mark or delete it, as `body` says in the route's format."""
-        return self._call(step, call, self._destination, body, headers)
+        return self._call(step, call, self._destination, body, more=headers)
 
     def _call(
         self,
@@ -242,10 +238,12 @@ class Attempt:
         call: CallPlan,
         client: Caller,
         body: bytes | None = None,
+        *,
         more: Mapping[str, str] = NO_HEADERS,
+        at: tuple[str, str] | None = None,
     ) -> Answer:
         """The answer: a success, or that something is absent, which each step reads in its own way. Others end the attempt."""
-        path, query = call.path.expand(self.scope), call.query(self.scope)
+        path, query = at or (call.path.expand(self.scope), call.query(self.scope))
         headers = {"Accept": "application/json", **more}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]

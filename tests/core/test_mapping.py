@@ -94,13 +94,13 @@ def test_a_template_of_one_expression_keeps_its_type_in_a_body() -> None:
         find=Find(path="/search", method="POST", body={"a": ["{event.body.extra}", "n={event.seq}", 1, None]})
     ).find
     assert find is not None
-    assert find.json(scope()) == b'{"a":[{"n":1},"n=7",1,null]}'
+    assert find.call.json(scope()) == b'{"a":[{"n":1},"n=7",1,null]}'
 
 
 def test_params_are_encoded() -> None:
     find = plan(find=Find(path="/c", params={"filter x": 'externalId eq "{event.entity_id}" & more'})).find
     assert find is not None
-    assert find.query(scope()) == "filter%20x=externalId%20eq%20%22ID%2F1%22%20%26%20more"
+    assert find.call.query(scope()) == "filter%20x=externalId%20eq%20%22ID%2F1%22%20%26%20more"
 
 
 def test_a_template_in_a_key_is_left_alone() -> None:

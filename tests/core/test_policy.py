@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inbox import config_file
 from inbox.config import Duration, Exponential, Retry
 from relay import facts
+from relay.gates import Toll
 from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, Step
 from relay.policy import (
     LONGEST_RETRY_AFTER,
@@ -20,6 +22,7 @@ from relay.policy import (
     decide,
     history_of,
     needs_history,
+    policies,
 )
 from relay.rules import AGAIN_AT_MOST, RULES, Rule
 
@@ -50,6 +53,44 @@ def a_delivery(attempt: int = 1, *, late: bool = False) -> Delivery:
         headers={},
         body=b"{}",
         late=late,
+    )
+
+
+@pytest.mark.parametrize(
+    ("find", "calls"),
+    [
+        ("", 1),
+        ('find = { path = "/c" }', 2),
+        ('find = { path = "/c", pages = {} }', 3),
+        ('find = { path = "/c", pages = { next = "n" } }', 11),
+        ('find = { path = "/c", pages = { next = "n", most = 4 } }', 5),
+    ],
+)
+def test_an_attempt_pays_for_as_many_calls_as_it_may_make(find: str, calls: int) -> None:
+    config = config_file.parse(f"""
+        [sources.s]
+        preset = "trivore"
+        auth = {{ kind = "none" }}
+        [apis.a]
+        base_url = "https://a.example"
+        rate = "20/s"
+        [destinations.d]
+        kind = "sync"
+        base_url = "https://d.example"
+        rate = "10/s"
+        [routes.r]
+        source = "s"
+        destination = "d"
+        [routes.r.sync]
+        fetch = {{ api = "a", path = "/u" }}
+        create = {{ path = "/c" }}
+        delete = {{ path = "/c" }}
+        map = {{ id = "event.entity_id" }}
+        {find}
+    """)
+    assert policies(config)["r"].tolls == (
+        Toll(("destination", "d"), 10.0, calls),
+        Toll(("api", "a"), 20.0, 1),
     )
 
 

@@ -49,6 +49,18 @@ def crm() -> Iterator[Crm]:
         yield running
 
 
+def test_contacts_are_listed_page_by_page(crm: Crm) -> None:
+    ids = [crm.call("POST", "/contacts", json={"external_id": f"u{n}"}).json()["id"] for n in range(3)]
+
+    def listed(**params: int) -> list[str]:
+        return [contact["id"] for contact in crm.call("GET", "/contacts", params=params).json()["items"]]
+
+    assert listed() == listed(offset=0, limit=500) == ids
+    assert listed(offset=1, limit=1) == [ids[1]]
+    assert listed(offset=3, limit=500) == []
+    assert crm.call("GET", "/contacts", params={"offset": -1}).status_code == 400
+
+
 def test_a_contact_is_created_and_found_by_external_id(crm: Crm) -> None:
     """Every field is shown; one that was not given is null."""
     created = crm.call("POST", "/contacts", json=AINO)

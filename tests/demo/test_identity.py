@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from relay.demo.entities import USER
+from relay.demo.entities import REPLICA_BEHIND, USER
 from relay.demo.identity import IdentityService, create_app
 from relay.demo.people import sample_edit, sample_group, sample_user
 from relay.demo.server import serve
@@ -66,6 +66,23 @@ def api_of(service: IdentityService) -> Iterator[Api]:
 def api() -> Iterator[Api]:
     with api_of(create_app(now=ticking())) as running:
         yield running
+
+
+def test_of_a_slow_update_whoever_reads_first_gets_the_older_document_unless_it_is_long_ago() -> None:
+    moment = START
+    with api_of(create_app(now=lambda: moment, is_slow=lambda: True)) as api:
+        user = api.add("user", sample_user(0))
+        api.call("PUT", f"user/{user['id']}", json={**user, "name": {"givenName": "Anna"}})
+
+        def read() -> str:
+            name: str = api.call("GET", f"user/{user['id']}").json()["name"]["givenName"]
+            return name
+
+        assert [each["name"]["givenName"] for each in api.call("GET", "user").json()["resources"]] == ["Anna"]
+        assert [read(), read()] == ["Aino", "Anna"]
+        api.call("PUT", f"user/{user['id']}", json={**user, "name": {"givenName": "Asta"}})
+        moment += REPLICA_BEHIND
+        assert read() == "Asta"
 
 
 def test_a_created_user_has_the_documented_form(api: Api) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -54,8 +55,39 @@ def test_it_begins_with_so_many_users_and_groups_then_makes_changes_of_every_kin
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_edit_changes_a_field_that_the_other_side_has(seed: int) -> None:
-    assert all(change.fields for change in made(seed) if change.action != "delete")
+def test_most_edits_change_a_field_that_the_other_side_has_and_some_do_not(seed: int) -> None:
+    changes = [change for change in made(seed) if change.action != "delete"]
+    seen = [change for change in changes if change.fields]
+    assert len(changes) > len(seen) > 0.75 * len(changes)
+    assert all(change.action == "update" for change in changes if not change.fields)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_some_changes_are_told_by_no_webhook_and_the_other_side_has_a_field_for_each(seed: int) -> None:
+    told: list[Mapping[str, str]] = []
+    with closing(create_app("http://127.0.0.1:9", on_webhook=lambda message, _: told.append(message))) as service:
+        scenario = Scenario(service, random.Random(seed), users=3, groups=1)
+        for _ in range(4):
+            scenario.step()
+        pending = service.pending_webhooks()
+        busy = {user["id"] for user in service.all(USER)[1:]}
+        untold = scenario.change_untold(busy)
+        free = service.all(USER)[0]["id"]
+        deleted = scenario.delete_untold(busy | {untold[2].entity_id})
+        assert service.pending_webhooks() == pending == 4
+        unseen, late = scenario.edit_quietly(())
+        assert service.pending_webhooks() == pending + 2
+    assert (unseen.fields, list(late.fields)) == ({}, ["last_name"])
+    assert unseen.entity_id != late.entity_id
+    assert [(made.action, made.entity_type) for made in untold] == [
+        ("update", USER),
+        ("update", GROUP),
+        ("create", USER),
+    ]
+    assert all(made.fields and not made.is_told for made in untold)
+    assert (deleted.action, deleted.is_told) == ("delete", False)
+    assert untold[0].entity_id == deleted.entity_id == free, "one of which nothing is under way"
+    assert deleted.entity_id in scenario.deleted
 
 
 def test_some_edits_take_the_phone_away() -> None:

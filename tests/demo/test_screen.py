@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from relay.demo.entities import USER
-from relay.demo.happenings import CallMade, Happening, WebhookSent
+from relay.demo.happenings import CallMade, Happening, Noted, Ordered, WebhookSent
 from relay.demo.scenario import Made
 from relay.demo.screen import Screen
 
@@ -47,6 +48,10 @@ STORY: tuple[Happening, ...] = (
     CallMade("PATCH", "/contacts/contact-1", 200, {**CONTACT, "last_name": "Berg", "phone": None}),
     CallMade("PATCH", "/contacts/contact-1", 409, CONTACT),
     CallMade("DELETE", "/contacts/contact-1", 204, None),
+    Noted("USER", ID, "stale"),
+    Noted("USER", ID, "same"),
+    Ordered("sweep", "--source trivore"),
+    Ordered("sweep", f"USER {ID}", "an orphan: its entity is gone"),
 )
 
 
@@ -61,6 +66,10 @@ def test_a_story_reads_from_the_change_to_the_call() -> None:
         "12:00:00 call    PATCH  200 /contacts/contact-1          last_name=Berg, phone=null",
         "12:00:00 call    PATCH  409 /contacts/contact-1          refused",
         "12:00:00 call    DELETE 204 /contacts/contact-1          Aino Aalto",
+        "12:00:00 relay   stale      USER …0042                   too old: it is read again",
+        "12:00:00 relay   same       USER …0042                   nothing new: nothing is sent",
+        "12:00:00 command sweep      --source trivore",
+        "12:00:00 command sweep      USER …0042                   an orphan: its entity is gone",
     ]
 
 
@@ -76,15 +85,28 @@ def test_statuses_and_details_stand_in_columns(width: int | None) -> None:
     shown = lines(*STORY, width=width)
     statuses = {line[24:27] for line in shown}
     assert statuses == {"   ", "200", "---", "503", "201", "409", "204"}
-    details = {
-        line.index(word) for line in shown for word in ("email=", "last_name=Berg", "on purpose") if word in line
-    }
+    words = ("email=", "last_name=Berg", "on purpose", "too old", "nothing new", "an orphan")
+    details = {line.index(word) for line in shown for word in words if word in line}
     assert len(details) == 1
 
 
 def test_a_patch_that_repeats_what_is_there_says_so() -> None:
     twice = [CallMade("PATCH", "/contacts/contact-1", 200, CONTACT)] * 2
     assert lines(*twice)[-1].endswith("nothing new")
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        (replace(CREATED, is_told=False), "no webhook tells: email=aino.aalto.1@example.com"),
+        (Made("delete", USER, ID, "Aino Aalto", {}, is_told=False), "no webhook tells"),
+        (Made("update", USER, ID, "Aino Aalto", {}), "nothing the other side has"),
+    ],
+)
+def test_a_change_that_no_webhook_tells_of_or_that_changes_nothing_there_says_so(change: Made, detail: str) -> None:
+    output = io.StringIO()
+    Screen(Console(file=output, color_system=None, width=200, highlight=False), Noon()).made(change)
+    assert output.getvalue().rstrip().endswith(f"Aino Aalto                   {detail}")
 
 
 def test_markup_in_a_name_is_shown_as_it_is() -> None:

@@ -114,13 +114,18 @@ def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, a
     ("acts", "error"),
     [
         ({"fetch": answer(200, b"<html>")}, "fetch: the answer is not JSON"),
-        ({"fetch": answer(200, [USER])}, "fetch: the answer is not an object"),
-        ({"fetch": answer(204)}, "fetch: the answer is not an object"),
+        *(
+            ({"fetch": act}, "fetch: the answer is not an object with something in it")
+            for act in (answer(200, [USER]), answer(204), answer(200, b"null"), answer(200, b'"u1"'), answer(200, {}))
+        ),
         ({"fetch": answer(200, {"a": "x" * 70_000})}, "fetch: the answer is larger than 64 KiB"),
         ({"fetch": answer(200, b"[" * 60_000)}, "fetch: the answer is not JSON"),
         ({"find": answer(200, b"nope")}, "find: the answer is not JSON"),
         ({"find": answer(200, {"items": ["c1"]})}, "find: a match is not an object"),
-        ({"find": answer(200, {"items": [{"name": "x"}]})}, "find: the match lacks one of: target.id"),
+        *(
+            ({"find": answer(200, {"items": [match]})}, "find: the match lacks one of: target.id")
+            for match in ({"name": "x"}, {"id": None}, {"id": ""}, {"id": {"oid": "c1"}}, {"id": True}, {})
+        ),
     ],
 )
 def test_an_answer_that_is_not_what_the_step_needs_is_bad(world: World, acts: dict[str, Act], error: str) -> None:

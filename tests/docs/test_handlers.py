@@ -57,6 +57,11 @@ def test_the_example_does_what_it_says(
     assert (tmp_path / "changes.txt").read_text() == "USER u1 changed, to-ours-1-0\n"
 
 
+def test_the_example_has_the_ten_lines_that_the_page_promises() -> None:
+    assert "ten lines" in PAGE
+    assert sum(bool(line.strip()) for line in HANDLER.splitlines()) == 10
+
+
 def test_every_exception_and_error_class_of_the_page_exists() -> None:
     for name in handler.__all__:
         assert f"`{name}" in PAGE

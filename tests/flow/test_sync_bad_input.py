@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.destinations.scripted import Act, answer
-from tests.destinations.syncing import FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
-from tests.helpers.evidence import facts, open_states
+from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
+from tests.helpers.evidence import decoded, facts, open_states
 from tests.helpers.in_step import Flow, SyncSteps, flowing, stepping, user
+from tests.helpers.reading import rows
 
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 pytestmark = ON_SQLITE
@@ -112,11 +113,67 @@ def test_two_counterparts_are_dead_at_once_and_healed_by_the_next_event_once_the
     assert details(engine, "superseded") == [{"by": 2, "because": "healed"}]
 
 
+# --- pages
+
+BY_START = changed('pick = "items" }', 'pick = "items", pages = {} }')
+BY_LINK = changed('pick = "items" }', 'pick = "items", pages = { next = "next" } }')
+FIRST, SECOND = f"{FIND}&startIndex=0&count=10", f"{FIND}&startIndex=1&count=10"
+
+
+@pytest.mark.parametrize("sync", [BY_START])
+def test_a_second_counterpart_on_the_second_page_is_dead_at_once(flow: Flow, steps: SyncSteps, engine: Engine) -> None:
+    flow.server.routes |= {FIRST: [FOUND], SECOND: [answer(200, {"items": [{"id": "c2"}]})]}
+    steps.tell()
+    assert flow.asked == [FETCH, FIRST, SECOND]
+    (dead,) = details(engine, "dead")
+    assert (dead["cause"], dead["error"]) == ("ambiguous", "find: 2 counterparts")
+    (logged,) = rows(engine, "SELECT detail FROM delivery_log")
+    assert [call["url"].partition("?")[2] for call in decoded(logged["detail"])["calls"][1:]] == [
+        "externalId=…&startIndex=…&count=…"
+    ] * 2, "every call is in the log, without what was looked for"
+
+
+@pytest.mark.parametrize(
+    ("sync", "error"),
+    [
+        (BY_START, "find: page 2 is the one before it: does /contacts take what pages says?"),
+        (BY_LINK, "find: page 2 names one as the next that was asked for already: it has no end"),
+    ],
+    ids=["by start", "by link"],
+)
+def test_a_page_that_repeats_for_ever_is_tried_again_and_then_given_up_and_the_lane_goes_on(
+    flow: Flow, steps: SyncSteps, engine: Engine, error: str
+) -> None:
+    same = answer(200, {"items": [{"id": "c1"}]})
+    empty = answer(200, {"items": [], "next": "?page=2"})
+    flow.server.routes |= {FIRST: [same], SECOND: [same], FIND: [empty], "GET /contacts?page=2": [empty]}
+    steps.tell()
+    steps.later()
+    steps.later()
+    assert steps.kinds() == ["attempt_failed", "attempt_failed", "dead"]
+    (dead,) = details(engine, "dead")
+    assert (dead["cause"], dead["error"]) == ("exhausted", error)
+    assert flow.sent() == []
+    flow.server.routes |= {SECOND: [NONE], FIND: [FOUND]}
+    steps.later()
+    steps.tell()
+    assert len(flow.sent()) == 1
+    assert open_states(engine) == {}
+
+
 # --- malformed JSON
 
 MALFORMED = [b"<html>Bad Gateway</html>", b'{"id": "u1", "name": ', b"\xff\xfe"]
-NO_ENTITIES = [b"", b"[1, 2]"]
-NO_CONTACTS = [b'{"items": [1]}', b'{"items": [{"name": "no id"}]}']
+NO_ENTITIES = [b"", b"[1, 2]", b"null", b"{}"]
+NO_CONTACTS = [
+    b'{"items": [1]}',
+    b'{"items": [{"name": "no id"}]}',
+    b"",
+    b"{}",
+    b'{"items": null}',
+    b'{"items": "none"}',
+]
+"""Each of these would have a second contact created, if it were taken for none."""
 
 
 @pytest.mark.parametrize(
@@ -134,9 +191,10 @@ def test_malformed_json_of_either_side_is_tried_again_by_the_schedule(
     (failed,) = details(engine, "attempt_failed")
     assert failed["error_class"] == "bad_answer"
     assert failed["error"].startswith(f"{step}: ")
-    assert flow.sent() == []
+    assert flow.sent() == flow.sent(CREATE) == []
     steps.later()
     assert flow.sent()[-1]["name"] == "Ada"
+    assert flow.sent(CREATE) == []
     assert open_states(engine) == {}
     goes_on(flow, steps)
 

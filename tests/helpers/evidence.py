@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -50,8 +51,14 @@ def nodes(engine: Engine) -> dict[str, int]:
     return {row["id"]: row["pid"] for row in rows(engine, "SELECT id, pid FROM relay_node")}
 
 
-def _without_calls(detail: object) -> object:
+def decoded(detail: object) -> dict[str, Any]:
+    """A fact's detail, whichever way the database gives JSON."""
     found = json.loads(detail) if isinstance(detail, str) else detail
     assert isinstance(found, dict)
+    return found
+
+
+def _without_calls(detail: object) -> object:
+    found = decoded(detail)
     found.pop("calls", None)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.demo.ground import prepare_database
+from tests.helpers.filling import fill
+
 WAIT = 120.0
 SOON = 30.0
 
@@ -23,6 +27,16 @@ SHORT_BURST = "from relay.demo import live; live.BURST = 8"
 WRONG_MAPPING = """\
 from relay.demo import ground
 ground._CONFIGURATION = ground._CONFIGURATION.replace("entity.mobiles[0].number", "entity.name.givenName")
+"""
+BLIND = """\
+from relay.demo.orders import Orders
+Orders.sweep = lambda self: 0
+Orders.orphans = lambda self, under_way: []
+"""
+CREDULOUS = """\
+from relay.demo import ground, stack
+stack.SLOW_SHARE = 1
+ground._CONFIGURATION = ground._CONFIGURATION.replace(', tolerance = "0s"', "")
 """
 BROKEN_FILE = """\
 from relay.demo import ground
@@ -77,23 +91,48 @@ def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Pa
     assert summary["agree"]
     assert summary["differences"] == []
     assert summary["changes"] >= 200
-    assert summary["changes"] == summary["created"] + summary["updated"] + summary["deleted"] == summary["events"]
-    assert summary["events"] + summary["rearmed"] == summary["delivered"] + summary["superseded"]
+    assert summary["changes"] == summary["created"] + summary["updated"] + summary["deleted"]
+    assert summary["events"] + summary["rearmed"] + summary["replayed"] == (
+        summary["delivered"] + summary["superseded"] + summary["unchanged"]
+    )
     assert summary["deleted"] > 0
     assert summary["duplicates"] > 0
     assert summary["calls_failed_503"] > 0
     assert summary["in_flight_when_killed"] > 0
     assert summary["takeovers"] > 0
+    assert summary["unchanged"] > 0
+    assert summary["stale_reads"] > 0
+    assert summary["swept"] == summary["untold"] > 0
+    assert summary["orphans"] == 1
+    assert summary["changes"] == summary["events"] + summary["orphans"], "all but the deletion that none told of"
+    assert (summary["in_step"] > summary["entities"], summary["not_in_step"]) == (True, 0)
     assert (summary["still_open"], summary["dead"], summary["webhooks_unsent"]) == (0, 0, 0)
 
 
 def test_once_exits_1_with_the_differences_when_the_services_do_not_agree(tmp_path: Path) -> None:
-    """The negative control: a mapping that puts the wrong thing into a field."""
-    ended = run("--once", "--seed", "1", "--folder", str(tmp_path), before=f"{FEW_CHANGES}\n{WRONG_MAPPING}")
+    """The negative controls: a mapping that puts the wrong thing into a field, and sweeps that find nothing."""
+    ended = run("--once", "--seed", "1", "--folder", str(tmp_path), before=f"{FEW_CHANGES}\n{WRONG_MAPPING}\n{BLIND}")
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "The services do not agree" in ended.stdout
-    assert re.search(r"contacts\s+[0-9a-f]{24}\s+phone\s+\+44\d+\s+[A-Z][a-z]+", ended.stdout)
+    assert "3 entities that `relay plan` would change" in ended.stdout, "of the one who was created it has never heard"
+    for difference in (
+        r"contacts +[0-9a-f]{24} +phone +\+44\d+ +[A-Z][a-z]+",
+        r"contacts +[0-9a-f]{24} +last_name +\S+-Moe +\S+",
+        r"contacts +[0-9a-f]{24} +\(whole record\) +there +missing",
+        r"contacts +[0-9a-f]{24} +\(whole record\) +deleted +contact-\d+",
+        r"teams +[0-9a-f]{24} +name ",
+    ):
+        assert re.search(difference, ended.stdout), (difference, ended.stdout)
     assert "--seed 1" in ended.stdout
+
+
+def test_without_a_tolerance_what_was_read_too_early_is_a_difference(tmp_path: Path) -> None:
+    """The negative control of stale reads: each update is read before it is there."""
+    ended = run("--once", "--json", "--seed", "3", "--folder", str(tmp_path), before=f"{FEW_CHANGES}\n{CREDULOUS}")
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    summary = json.loads(ended.stdout)
+    assert summary["stale_reads"] == 0
+    assert summary["not_in_step"] == len({each["external_id"] for each in summary["differences"]}) > 0
 
 
 def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:
@@ -107,6 +146,15 @@ def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
     with running(tmp_path) as (process, said):
         children = pids(said)
         assert any(re.match(r"\S+ call +POST +201 /contacts", line) for line in said), "\n".join(said)
+        assert process.stdout is not None
+        said.extend(itertools.takewhile(lambda line: "groups-to-teams  " not in line, process.stdout))
+        for expected in (
+            "no webhook tells",
+            r"command sweep +USER .*2 missed, 2 added",
+            "an orphan",
+            r"users-to-contacts +in step",
+        ):
+            assert any(re.search(expected, line) for line in said), (expected, "".join(said))
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=SOON)
         assert process.returncode == 0, rest
@@ -131,12 +179,14 @@ def test_even_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
 
 
 def test_a_used_database_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    first = run("--once", "--seed", "1", "--folder", str(tmp_path), before=FEW_CHANGES)
-    assert first.returncode == 0, first.stdout + first.stderr
-    second = run("--once", "--folder", str(tmp_path))
-    assert second.returncode == 2
-    assert "has events already" in second.stderr
-    assert "name an empty database with --database" in second.stderr
+    url = f"sqlite:///{tmp_path / 'inbox.db'}"
+    prepare_database(url).dispose()
+    fill(url, [("u1", "2026-01-01T00:00:00Z")])
+    ended = run("--once", "--folder", str(tmp_path))
+    assert ended.returncode == 2
+    assert "has events already" in ended.stderr
+    assert "name an empty database with --database" in ended.stderr
+    assert "starting the relay" not in ended.stdout
 
 
 def test_json_without_once_is_wrong_use() -> None:

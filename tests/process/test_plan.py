@@ -118,6 +118,19 @@ def test_a_missing_counterpart_would_be_created_and_what_can_not_be_told_is_a_fi
     ]
 
 
+def test_entities_of_types_that_the_route_does_not_take_are_not_asked_about(
+    folder: Path, server: ScriptedServer
+) -> None:
+    path = folder / "inbox.toml"
+    text = path.read_text(encoding="utf-8").replace(
+        'destination = "crm"\n', 'destination = "crm"\nwhen = { entity_type = ["GROUP"] }\n', 1
+    )
+    path.write_text(text, encoding="utf-8")
+    ended = plan(folder, "--route", "user-to-crm")
+    assert (ended.returncode, ended.stderr) == (0, "in step: 0 entities\n")
+    assert server.seen == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

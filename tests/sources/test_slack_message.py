@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -153,11 +154,36 @@ def test_usual_words_have_their_actions(word: str, action: str) -> None:
     assert read({"text": f"user 42 was {word}"}).action == action
 
 
-def test_no_more_than_16_kib_are_searched() -> None:
-    far = "." * (16 * 1024)
+def test_no_more_than_256_kib_are_searched() -> None:
+    far = "." * slack_message.SEARCHED
     assert named({"text": far, "blocks": [{"text": "user 42 was updated"}]}) == (None, None, "message")
     assert named({"text": far[20:], "blocks": [{"text": "user 42 was updated"}]})[1] == "42"
     assert named({"text": far[19:], "blocks": [{"text": "user 42 was updated"}]})[1] is None, "it may be half a match"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "end"),
+    [
+        (r"(?P<id>(a+)+)$", "!"),
+        (r"(?P<id>(a|aa)+)$", "!"),
+        (r"(?P<id>\w+)@", ""),
+        (r"(?P<id>(\w+)*)@", ""),
+        (r"(?P<id>(\w+)*)@", "@"),
+        (r"(?P<id>a*a*a*a*a*)b", "b"),
+    ],
+)
+def test_no_pattern_takes_longer_than_a_few_times_reading_the_message(pattern: str, end: str) -> None:
+    """A search that goes back and tries again would take its length squared, or not end: here 10,000 times as long."""
+    raw = raw_of({"text": "a" * (slack_message.SEARCHED - 1) + end})
+
+    def seconds(pattern: str) -> float:
+        source = a_source(pattern, "USER")
+        began = time.process_time()
+        read_raw(raw, source)
+        return time.process_time() - began
+
+    hostile, harmless = (min(seconds(each) for _ in range(5)) for each in (pattern, "^(?P<id>b)"))
+    assert hostile < 200 * harmless
 
 
 # --- how a message comes
@@ -237,10 +263,18 @@ def test_a_source_can_choose_fields_of_the_payload_as_the_key() -> None:
 # --- what the file may say
 
 
+NOT_OF_RE2 = "pattern: is not a regular expression of RE2, which has no look-around and no back-references"
+
+
 @pytest.mark.parametrize(
     ("keys", "mistake"),
     [
-        ({"pattern": "(?P<id>"}, "pattern: is not a regular expression: missing ), unterminated subpattern"),
+        ({"pattern": "(?P<id>"}, "pattern: is not a regular expression of RE2, "),
+        ({"pattern": r"(?<=user )(?P<id>\d+)"}, f"{NOT_OF_RE2}: invalid perl operator: (?<="),
+        ({"pattern": r"(?P<id>\d+)(?! more)"}, f"{NOT_OF_RE2}: invalid perl operator: (?!"),
+        ({"pattern": r"(?P<id>\d)\1"}, rf"{NOT_OF_RE2}: invalid escape sequence: \1"),
+        ({"pattern": r"(?P<type>\w)(?P<id>\d)(?P=id)"}, f"{NOT_OF_RE2}: invalid perl operator: (?P"),
+        ({"pattern": r"user (?P<id>\d+)|(?P<id>\d+) user", "entity_type": "USER"}, "pattern: has a group twice; write"),
         ({"pattern": r"user \d+"}, "pattern: needs a group (?P<id>…) that finds the entity's id"),
         ({"pattern": r"(?P<id>\d+)"}, "pattern: needs a group (?P<type>…), or an entity_type beside it"),
         ({"pattern": r"(?P<id>\d+)(?P<kind>x)"}, "pattern: has a group 'kind'; those that are read are id, type"),
