@@ -67,3 +67,6 @@ class Sweep(Table, frozen=True, kw_only=True):
     """A sweep begins so long before the last change that the one before has compared."""
     grace: Duration = Duration(60)
     """Changes that are younger are left to the next sweep: their webhooks may be on their way."""
+    every: Duration | None = None
+    """A relay that runs sweeps so often; one that failed is repeated after five minutes at most. Without it: only
+    `relay sweep` does."""

@@ -131,3 +131,12 @@ def dedup_key(identity: Identity) -> str:
         digest = hashlib.sha256(key.encode()).hexdigest()
         key = "|".join([*prefix, f"\\sha256:{digest}"])
     return key
+
+
+def swept_parts(entity_type: str, entity_id: str) -> tuple[str, ...]:
+    """The `key_parts` of an event that a sweep adds, behind the time of the entity's last change.
+
+    So a sweep that begins again adds nothing twice, and who has a webhook of a change can tell what a sweep's event of
+    the same change would be called.
+    """
+    return ("sweep", entity_type, entity_id)

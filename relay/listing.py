@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from inbox.config_sweep import Listing, Sweep
-from inbox.errors import MappingError, SweepFailed
+from inbox.errors import InvalidEvent, MappingError, SweepFailed
+from inbox.sources.base import LONGEST_ID, text_field
 from inbox.timestamps import parse_rfc3339, to_datetime
 from relay import mapping
 from relay.destinations.base import Caller, Context
 from relay.expressions import Expression, decode
 from relay.http import Request
-from relay.listed import UNTOLD, Listed
+from relay.listed import UNTOLD, Listed, Place
 
 MOST_BYTES = 32 * 1024 * 1024
 """Of one page."""
@@ -37,19 +38,19 @@ class Pages:
         modified = table.modified if isinstance(table, Sweep) else None
         self._modified = None if modified is None else Expression(modified, f"{where}.modified", None)
 
-    def since(self, since: datetime, context: Context) -> Iterator[list[Listed]]:
+    def since(self, since: datetime, context: Context) -> Iterator[Sequence[Listed]]:
         """What was changed at or after `since` (of a listing: everything), a page at a time, in the order of the service.
 
+        What is changed meanwhile may come twice; what stays as it is, comes at least once.
+
         Raises:
-            SweepFailed: a page can't be had or read, or the same one comes again and again.
+            SweepFailed: a page can't be had or read, the pages come again and again, or move too fast to be followed.
         """
-        start, before = self._table.first, None
-        while page := self._page(since, start, context):
-            ids = [listed.id for listed in page]
-            if ids == before:
-                raise SweepFailed(f"the page at {start} is the one before it: does {self._table.path} take a start?")
-            yield page
-            start, before = start + len(page), ids
+        place = Place(self._table.first)
+        while not place.is_at_end:
+            page = self._page(since, place.start, context)
+            if fresh := place.advance(page):
+                yield fresh
 
     def _page(self, since: datetime, start: int, context: Context) -> list[Listed]:
         asked = {"since": since.isoformat().replace("+00:00", "Z"), "start": start, "count": self._table.count}
@@ -73,11 +74,14 @@ class Pages:
             entity_id = self._id.value(item)
             if not isinstance(entity_id, str | int) or isinstance(entity_id, bool):
                 raise SweepFailed("an entity in a page has no id where it is said to be")
+            named = text_field({"id": str(entity_id)}, "id", LONGEST_ID)  # as a webhook could name it
             if self._modified is None:
-                return Listed(str(entity_id), UNTOLD)
+                return Listed(named, UNTOLD)
             modified = self._modified.value(item)
             if not isinstance(modified, str):
                 raise SweepFailed("an entity in a page has no time of its last change where it is said to be")
-            return Listed(str(entity_id), to_datetime(parse_rfc3339(modified)))
+            return Listed(named, to_datetime(parse_rfc3339(modified)))
+        except InvalidEvent as error:
+            raise SweepFailed(f"an entity in a page can't be stored: {error}") from None
         except (ValueError, MappingError):
             raise SweepFailed("the time of an entity's last change can't be read: it has to be RFC 3339") from None
