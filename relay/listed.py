@@ -21,6 +21,10 @@ class Listed(msgspec.Struct, frozen=True):
     modified: datetime
 
 
+MOST_BEGINNINGS = 10
+"""So often a listing may have moved on so far that it is gone through from its beginning again."""
+
+
 class Place:
     """Where a listing is that is asked for by offsets, page after page.
 
@@ -40,6 +44,7 @@ class Place:
         self._before: Sequence[Listed] = ()
         self._overlap = 0
         self._back = 1
+        self._beginnings = 0
         self._number = 0
         self._remembered: list[str] = []
 
@@ -50,8 +55,7 @@ class Place:
             SweepFailed: the same pages come again and again, or the listing moves too fast to be followed.
         """
         known = {each.id for each in self._before}
-        if self._overlap and not any(each.id in known for each in page):
-            self._go_back()
+        if self._overlap and not any(each.id in known for each in page) and self._can_go_back():
             return []
         told = set(self._before)
         fresh = [each for each in page if each not in told]
@@ -63,11 +67,16 @@ class Place:
         self.start += len(page) - self._overlap
         return fresh
 
-    def _go_back(self) -> None:
-        if self.start <= self._first:
-            raise SweepFailed("what is listed changes faster than it can be read: no page connects with the one before")
+    def _can_go_back(self) -> bool:
+        """Ask from further back. At the beginning there is nothing before, and nothing is passed over from there on."""
+        if self.start == self._first:
+            self._beginnings += 1
+            if self._beginnings > MOST_BEGINNINGS:
+                raise SweepFailed("what is listed changes faster than it can be read: its pages don't connect")
+            return False
         self.start = max(self.start - self._back, self._first)
         self._back *= 2
+        return True
 
     def _notice_a_cycle(self, page: Sequence[Listed]) -> None:
         ids = [each.id for each in page]
