@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.config import Config
+from inbox.errors import ConfigError
 from relay import sweeper
 from relay.daemon import Relay
 from relay.destinations import build
@@ -113,6 +114,16 @@ def test_another_configuration_says_how_often(engine: Engine, directory: Directo
         assert directory.pages == 0, "without `every`, only by hand"
         relay.reload(changed, build(changed))
         until(lambda: watermark(engine).get("swept_at"), "it has been swept")
+
+
+def test_another_configuration_whose_sweep_can_not_be_run_is_refused(
+    engine: Engine, directory: Directory, table: str
+) -> None:
+    wrong = configured("http://127.0.0.1:9/", more=table.replace("{since}", "{sinse}") + OFTEN)
+    with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN) as relay:
+        with pytest.raises(ConfigError, match="sinse"):
+            relay.reload(wrong, build(wrong))
+        until(lambda: directory.pages > 2, "the old one is still worked by")
 
 
 def a_relay(engine: Engine, config: Config) -> Relay:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import msgspec
 import pytest
 from sqlalchemy import Engine
 
@@ -45,6 +47,12 @@ def test_one_relay_is_at_a_sweep_and_the_next_is_due_after_every(database: Datab
     assert not take(database, OTHERS)
     clock.advance(1)
     assert take(database, OTHERS)
+
+
+def test_of_many_that_want_it_at_once_one_gets_it(database: Database) -> None:
+    turns = [msgspec.structs.replace(HOURLY, node=f"r{number}") for number in range(8)]
+    with ThreadPoolExecutor(len(turns)) as pool:
+        assert sum(pool.map(lambda turn: sweeps.take(database, turn), turns)) == 1
 
 
 def test_one_that_failed_is_repeated_sooner_and_one_that_was_broken_off_at_once(
