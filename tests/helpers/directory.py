@@ -30,7 +30,8 @@ class Directory:
 
     def __init__(self, users: dict[str, str] | None = None) -> None:
         self.users = users or {}
-        self.status = 200
+        self.statuses: list[int] = []
+        """What the next pages are answered with; 200 after these."""
         self.let_go = threading.Event()
         """Pages are held until it is set."""
         self.let_go.set()
@@ -50,4 +51,5 @@ class Directory:
             {"id": entity, "meta": {"lastModified": modified}}
             for modified, entity in changed[start : start + int(asked["count"])]
         ]
-        answer(self.status, {"resources": page})(server, connection)
+        status = self.statuses.pop(0) if self.statuses else 200
+        answer(status, {"resources": page})(server, connection)

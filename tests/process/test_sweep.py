@@ -136,7 +136,7 @@ def test_a_change_of_this_minute_is_left_to_the_next_sweep(folder: Path, server:
 @pytest.mark.parametrize(
     ("page", "why"),
     [
-        (answer(503), "fetch: answered 503 Service Unavailable"),
+        (answer(404), "fetch: answered 404 Not Found"),
         (answer(200, b"nonsense"), "a page is not JSON"),
         (answer(200, {"items": []}), "a page has no list where items says"),
         (answer(200, {"resources": [{"id": "u1"}]}), "no time of its last change"),

@@ -9,9 +9,11 @@ from datetime import timedelta
 import msgspec
 import pytest
 from sqlalchemy import Engine
+from tenacity import wait_none
 
 from inbox import config_file
 from inbox.errors import SweepFailed
+from relay import listing
 from relay.destinations.base import without_lease
 from relay.listed import Listed
 from relay.store import sweeps
@@ -139,6 +141,17 @@ def sweeping(directory: Directory, database_url: str) -> Iterator[Sweeping]:
 def run(sweeping: Sweeping, engine: Engine) -> Swept:
     *_, last = sweeping.run(Database(engine), without_lease(), START)
     return last
+
+
+def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
+    sweeping: Sweeping, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "WAIT", wait_none())
+    directory.statuses = [200, 503, 429, 200, 503]
+    assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
+    directory.statuses = [200, 503, 503, 503]
+    with pytest.raises(SweepFailed, match="answered 503"):
+        run(sweeping, engine)
 
 
 def test_an_entity_that_is_changed_while_it_is_listed_hides_no_other(
