@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from inbox.config import Config, Destination, Endpoint, PythonDestination, Route, SyncDestination
+from inbox.config import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
 from inbox.config_map import map_mistakes
 from inbox.config_presets import preset_mistakes
 from inbox.config_shape import Mistake, nearest

@@ -12,7 +12,7 @@ from tenacity.wait import wait_base
 
 from inbox.config_sweep import Listing, Sweep
 from inbox.errors import InvalidEvent, MappingError, SweepFailed
-from inbox.sources.base import LONGEST_ID, text_field
+from inbox.sources.payload import LONGEST_ID, text_field
 from inbox.timestamps import parse_rfc3339, to_datetime
 from relay import mapping
 from relay.destinations.base import Caller, Context
