@@ -83,15 +83,19 @@ class Sweeper:
         """Nobody waits for a sweep when the process is to end."""
         return float("-inf") if self._stop.is_set() else float("inf")
 
+    def look(self) -> None:
+        """Run what is due, one after the other."""
+        for sweeping in self._sweepings:
+            if self._stop.is_set():
+                return
+            try:
+                self._take_turn(sweeping)
+            except SQLAlchemyError as error:
+                self._observer.database_trouble("sweeping", error)
+
     def _work(self) -> None:
         while not self._stop.wait(LOOK_EVERY_SECONDS):
-            for sweeping in self._sweepings:
-                try:
-                    self._take_turn(sweeping)
-                except SQLAlchemyError as error:
-                    self._observer.database_trouble("sweeping", error)
-                if self._stop.is_set():
-                    return
+            self.look()
 
     def _take_turn(self, sweeping: Sweeping) -> None:
         turn = self._turn(sweeping)

@@ -127,7 +127,7 @@ class Sweeping:
             {"sweep": {"entity_type": table.entity_type, "entity_id": listed.id, "modified": listed.modified}}
         )
         raw = RawRequest(self.source.name, {"content-type": "application/json"}, body, now)
-        return to_event(self.source, raw, identity, self._routes)
+        return to_event(self.source, raw, identity, self._routes, raw.headers)
 
 
 class Additions:

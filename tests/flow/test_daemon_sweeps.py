@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 from sqlalchemy import Engine
 from tenacity import wait_none
 
+from inbox.clock import SystemClock
 from inbox.config import Config
 from inbox.errors import ConfigError
 from relay import listing, sweeper
-from relay.daemon import Relay
 from relay.destinations import build
 from relay.gates import Gate
+from relay.observe import Observer
 from relay.store import commands
 from relay.store.database import Database
+from relay.sweeper import Sweeper, scheduled
 from tests.destinations.scripted import answer
 from tests.destinations.scripted import serving as scripted
 from tests.helpers.daemon import configured, running
@@ -122,28 +125,28 @@ def test_another_configuration_whose_sweep_can_not_be_run_is_refused(
         until(lambda: directory.pages > 2, "the old one is still worked by")
 
 
-def a_relay(engine: Engine, config: Config) -> Relay:
-    return Relay(Database(engine), config, build(config))
+def a_sweeper(engine: Engine, config: Config) -> Sweeper:
+    """One that looks when it is told."""
+    stop, now = threading.Event(), SystemClock().now
+    return Sweeper(Database(engine), "r1", scheduled(config), stop=stop, now=now, observer=Observer())
 
 
 def test_who_pauses_the_api_or_the_source_pauses_its_sweep(engine: Engine, directory: Directory, table: str) -> None:
-    config = configured("http://127.0.0.1:9/", more=table + OFTEN)
-    relay = a_relay(engine, config)
-    (sweeping,) = relay._sweeper._sweepings
+    config, database = configured("http://127.0.0.1:9/", more=table + OFTEN), Database(engine)
+    sweeps = a_sweeper(engine, config)
     for gate in (Gate(api="identity"), Gate(source="trivore")):
-        commands.work_on(relay._database, config, commands.ask(relay._database, "pause", gate, who="me", why="seen"))
-        relay._sweeper._take_turn(sweeping)
+        commands.work_on(database, config, commands.ask(database, "pause", gate, who="me", why="seen"))
+        sweeps.look()
         assert directory.pages == 0
-        commands.work_on(relay._database, config, commands.ask(relay._database, "resume", gate, who="me", why="done"))
-    relay._sweeper._take_turn(sweeping)
+        commands.work_on(database, config, commands.ask(database, "resume", gate, who="me", why="done"))
+    sweeps.look()
     assert directory.pages == 2
 
 
 def test_a_bug_is_told_like_a_failure(
     engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    relay = a_relay(engine, configured("http://127.0.0.1:9/", more=table + OFTEN))
     monkeypatch.setattr("relay.sweeping.Sweeping.run", lambda *_: 1 / 0)
-    relay._sweeper._take_turn(relay._sweeper._sweepings[0])
+    a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN)).look()
     assert watermark(engine)["error"] == "a bug: ZeroDivisionError"
     assert "sweep of trivore USER ended by a bug" in caplog.messages
