@@ -79,6 +79,7 @@ def run(
     from relay.poster import client_of  # noqa: PLC0415
     from relay.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
     from relay.supervise import Supervisor  # noqa: PLC0415
+    from relay.sweeper import scheduled  # noqa: PLC0415
 
     _log_to_stderr(verbose=verbose, several=processes > 1 or supervised)
     observer, orders = Observer(), orders_of_signals()
@@ -87,14 +88,14 @@ def run(
     with told():
         config = config_file.read()
         deliverers, alerts = build(config), client_of(config.alerts)
+        scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
     if processes > 1:
         database.engine.dispose()
         options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
         parent = Supervisor(options, config, processes=processes, drain=drain, orders=orders, observer=observer)
         raise typer.Exit(parent.run())
-    with told():
-        relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
+    relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
     work(relay, config, orders, observer, drain=drain)
 
 
