@@ -21,8 +21,8 @@ class Listed(msgspec.Struct, frozen=True):
     modified: datetime
 
 
-MOST_BEGINNINGS = 10
-"""So often a listing may have moved on so far that it is gone through from its beginning again."""
+MOST_SETBACKS = 10
+"""So often going back may have come to the beginning, or to nothing new."""
 
 
 class Place:
@@ -44,7 +44,7 @@ class Place:
         self._before: Sequence[Listed] = ()
         self._overlap = 0
         self._back = 1
-        self._beginnings = 0
+        self._setbacks = 0
         self._number = 0
         self._remembered: list[str] = []
 
@@ -62,7 +62,10 @@ class Place:
         if not fresh and (not page or len(page) < len(self._before)):
             self.is_at_end = True
             return []
-        self._notice_a_cycle(page)
+        if self._back == 1:
+            self._notice_a_cycle(page)
+        elif not fresh:
+            self._set_back()
         self._back, self._before, self._overlap = 1, page, int(len(page) > 1)
         self.start += len(page) - self._overlap
         return fresh
@@ -70,13 +73,16 @@ class Place:
     def _can_go_back(self) -> bool:
         """Ask from further back. At the beginning there is nothing before, and nothing is passed over from there on."""
         if self.start == self._first:
-            self._beginnings += 1
-            if self._beginnings > MOST_BEGINNINGS:
-                raise SweepFailed("what is listed changes faster than it can be read: its pages don't connect")
+            self._set_back()
             return False
         self.start = max(self.start - self._back, self._first)
         self._back *= 2
         return True
+
+    def _set_back(self) -> None:
+        self._setbacks += 1
+        if self._setbacks > MOST_SETBACKS:
+            raise SweepFailed("what is listed changes faster than it can be read: its pages don't connect")
 
     def _notice_a_cycle(self, page: Sequence[Listed]) -> None:
         ids = [each.id for each in page]

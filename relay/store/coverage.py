@@ -61,7 +61,7 @@ def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[
     asked = [
         {"seq": row.seq, "route": row.route, "source": event.source, "key": _swept_key(event)}
         for row in late
-        if (event := events[row.seq]).entity_type is not None and event.entity_id is not None
+        if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
     found = transaction.execute(_swept(transaction.sql), asked=rows_param(asked)) if asked else []
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -66,3 +67,20 @@ def test_a_listing_that_changes_faster_than_it_is_read_is_given_up() -> None:
     others = [[entity(f"{page} {n}", n) for n in range(5)] for page in range(100)]
     with pytest.raises(SweepFailed, match="don't connect"):
         go_through(Place(0), others)
+
+
+def test_an_api_that_takes_whole_pages_alone_is_given_up() -> None:
+    """Asked for the second page with the last of the first, it gives the second; asked from further back, the first."""
+    place, listing = Place(0), [entity(f"u{n}", n) for n in range(50)]
+
+    def page() -> list[Listed]:
+        begin = -(-place.start // 10) * 10 if place.start % 10 == 9 else place.start // 10 * 10
+        return listing[begin : begin + 10]
+
+    with pytest.raises(SweepFailed, match="don't connect"):
+        go_through_all(place, page)
+
+
+def go_through_all(place: Place, page: Callable[[], list[Listed]]) -> None:
+    for _ in range(1000):
+        place.advance(page())

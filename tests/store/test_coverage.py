@@ -180,6 +180,19 @@ def test_in_latest_what_a_sweep_has_told_says_nothing_of_a_second_change_in_its_
     assert steps.states() == [(2, "latest", "ready")]
 
 
+def test_a_late_row_whose_event_is_gone_stops_nobody(steps: Steps) -> None:
+    """As `relay verify` would find it: `no_event`."""
+    steps.arrive(an_event(1, second=5))
+    steps.attempt(DONE)
+    with steps.database.write() as transaction:
+        transaction.connection.exec_driver_sql(
+            "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
+            " VALUES (999, 'strict', 'USER|u1', '2026-01-01 00:00:00.000000Z', 'received')"
+        )
+    steps.arrive(an_event(2, second=6))
+    assert steps.states() == [(2, "strict", "waiting"), (999, "strict", "ready")]
+
+
 def test_who_asks_for_it_again_gets_it_all_the_same(steps: Steps) -> None:
     steps.arrive(swept(an_event(1, second=5)))
     steps.attempt(DONE)
