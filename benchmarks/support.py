@@ -114,8 +114,10 @@ def count_rows(url: str, table: str) -> int:
 
 
 @contextmanager
-def configured(url: str, downstream: str = "http://127.0.0.1:9/", concurrency: int = 8) -> Iterator[dict[str, str]]:
-    """The environment for the product's processes: an inbox.toml with one source and one strict forward route."""
+def configured(
+    url: str, downstream: str = "http://127.0.0.1:9/", concurrency: int = 8, more: str = ""
+) -> Iterator[dict[str, str]]:
+    """The environment for the product's processes: an inbox.toml with one source and one strict forward route, and `more`."""
     text = f"""
 [database]
 url = {json.dumps(url)}
@@ -133,6 +135,7 @@ allow_private = true
 source = "trivore"
 destination = "downstream"
 ordering = "strict"
+{more}
 """
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(text)

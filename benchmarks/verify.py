@@ -79,29 +79,30 @@ def main(
 ) -> None:
     """Measure `relay verify` and `relay rebuild`, each as a process of its own."""
     with databases(database) as (url,), configured(url) as environment:
-        _fill(url, deliveries)
-        runs = [_run("verify", deliveries, environment)]
+        fill(url, deliveries)
+        runs = [run(deliveries, environment, "verify")]
         _empty(url)
-        runs.append(_run("rebuild", deliveries, environment))
+        runs.append(run(deliveries, environment, "rebuild"))
         if (restored := count_rows(url, "open_delivery")) != deliveries // 10:
             raise SystemExit(f"{restored} of {deliveries // 10} open deliveries came back")
-        runs.append(_run("verify", deliveries, environment))
+        runs.append(run(deliveries, environment, "verify"))
     if as_json:
         print(
             json.dumps(
-                {"runs": [msgspec.structs.asdict(run) for run in runs], "bar_mib": BAR_MIB, **machine()}, indent=2
+                {"runs": [msgspec.structs.asdict(one) for one in runs], "bar_mib": BAR_MIB, **machine()}, indent=2
             )
         )
         return
     table = Table("command", "deliveries", "seconds", "deliveries/s", "peak MiB", f"bar: {BAR_MIB} MiB", box=None)
-    for run in runs:
-        rate = f"{run.deliveries / run.seconds:,.0f}"
-        met = "met" if run.peak_mib <= BAR_MIB else "missed"
-        table.add_row(run.command, f"{run.deliveries:,}", f"{run.seconds:.1f}", rate, f"{run.peak_mib:.0f}", met)
+    for one in runs:
+        rate = f"{one.deliveries / one.seconds:,.0f}"
+        met = "met" if one.peak_mib <= BAR_MIB else "missed"
+        table.add_row(one.command, f"{one.deliveries:,}", f"{one.seconds:.1f}", rate, f"{one.peak_mib:.0f}", met)
     Console().print(table)
 
 
-def _fill(url: str, deliveries: int) -> None:
+def fill(url: str, deliveries: int) -> None:
+    """So many events and what became of them."""
     engine = engines.connect(url, application="benchmarks")
     is_postgres = engine.dialect.name == POSTGRES
     numbers = (
@@ -133,19 +134,20 @@ def _empty(url: str) -> None:
     engine.dispose()
 
 
-def _run(command: str, deliveries: int, environment: Mapping[str, str]) -> Run:
+def run(deliveries: int, environment: Mapping[str, str], *command: str) -> Run:
+    """`relay` with this command, as a process of its own, over so many deliveries."""
     with tempfile.TemporaryFile() as output:
         began = time.monotonic()
-        process = subprocess.Popen([sys.executable, "-m", "relay", command], stdout=output, env=environment)
+        process = subprocess.Popen([sys.executable, "-m", "relay", *command], stdout=output, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - began
         output.seek(0)
         said = output.read().decode().splitlines()
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
-            raise SystemExit(f"relay {command} ended with {process.returncode}: {said[-1:]}")
+            raise SystemExit(f"relay {command[0]} ended with {process.returncode}: {said[-1:]}")
     scale = 1024 if sys.platform == "linux" else 1024 * 1024  # getrusage(2): kilobytes on Linux, bytes elsewhere
-    return Run(command, deliveries, round(seconds, 1), round(usage.ru_maxrss / scale, 1))
+    return Run(command[0], deliveries, round(seconds, 1), round(usage.ru_maxrss / scale, 1))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from inbox.config import Config, Destination, Endpoint, PythonDestination, Route, SyncDestination
+from inbox.config import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
 from inbox.config_map import map_mistakes
 from inbox.config_presets import preset_mistakes
 from inbox.config_shape import Mistake, nearest
@@ -26,6 +26,7 @@ def broken_links(config: Config) -> Iterator[Mistake]:
                 yield from _function((section, name), endpoint)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
+        yield from _sweeps(("sources", name, "sweeps"), source, config)
     for name, route in config.routes.items():
         path = ("routes", name)
         yield from _missing_name((*path, "source"), "source", route.source, config.sources)
@@ -36,6 +37,21 @@ def broken_links(config: Config) -> Iterator[Mistake]:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, config.apis)
             yield from _sync_steps((*path, "sync"), route.sync)
             yield from map_mistakes((*path, "sync"), route.sync)
+
+
+def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[Mistake]:
+    """How far a sweep has come is kept for each type of entity: two sweeps of one would go by each other's place."""
+    swept: set[str] = set()
+    for number, sweep in enumerate(source.sweeps):
+        where = (*path, f"[{number}]")
+        yield from _missing_name((*where, "api"), "api", sweep.api, config.apis)
+        if sweep.entity_type in swept:
+            yield Mistake(
+                (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
+            )
+        if sweep.every is not None and sweep.every <= 0:
+            yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
+        swept.add(sweep.entity_type)
 
 
 def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:

@@ -26,7 +26,7 @@ class Listing(Table, frozen=True, kw_only=True):
     path: str
     params: dict[str, str] = msgspec.field(default_factory=lambda: dict(PAGE_PARAMS))
     """The query; values are templates over `start` and `count`. Without it, what SCIM takes."""
-    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
+    count: Annotated[int, msgspec.Meta(ge=2, le=10_000)] = 500
     """The largest page that the destination gives."""
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
     """What `start` begins with."""
@@ -53,7 +53,7 @@ class Sweep(Table, frozen=True, kw_only=True):
     action: Action = "update"
     params: dict[str, str] = msgspec.field(default_factory=lambda: dict(SCIM_PARAMS))
     """The query; values are templates over `since`, `start` and `count`. Without it, what SCIM and Trivore ID take."""
-    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 500
+    count: Annotated[int, msgspec.Meta(ge=2, le=10_000)] = 500
     """The largest page that the api gives."""
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
     """What `start` begins with: 0 for Trivore ID, 1 for SCIM, which takes 0 for 1."""
@@ -67,3 +67,6 @@ class Sweep(Table, frozen=True, kw_only=True):
     """A sweep begins so long before the last change that the one before has compared."""
     grace: Duration = Duration(60)
     """Changes that are younger are left to the next sweep: their webhooks may be on their way."""
+    every: Duration | None = None
+    """A relay that runs sweeps so often; one that failed is repeated after five minutes at most. Without it: only
+    `relay sweep` does."""

@@ -137,6 +137,12 @@ class UnusableAnswer(InboxRelayError):
 class SweepFailed(InboxRelayError):
     """A source could not be asked to the end for what has changed. What was compared so far has been."""
 
+    def __init__(self, detail: str, *, passes: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.passes = passes
+        """It may go by itself; `retry_after` seconds are what the source asks for."""
+        self.retry_after = retry_after
+
 
 class OutboundRefused(InboxRelayError):
     """The outbound guard refuses this call: its address, scheme or a header is not allowed."""

@@ -13,7 +13,9 @@ from relay import facts
 from relay.gates import Breaker, BreakerState, GateKey
 from relay.lifecycle import OpenDelivery
 
-AlertKind = Literal["delivery_dead", "breaker_open", "retired", "backlog_old", "source_silent"]
+AlertKind = Literal[
+    "delivery_dead", "breaker_open", "retired", "backlog_old", "source_silent", "webhooks_missed", "sweep_failed"
+]
 
 SENTENCES: dict[AlertKind, tuple[str, str]] = {
     "delivery_dead": (
@@ -30,6 +32,11 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
         "source {subject} is silent: nothing has arrived for {silent_seconds} s",
         "source {subject} is heard again",
     ),
+    "webhooks_missed": (
+        "source {subject}: {missed} of {compared} changes came by no webhook; the sweep has added them",
+        "source {subject}: the sweep has found no change that came by no webhook",
+    ),
+    "sweep_failed": ("source {subject} can't be swept: {error}", "source {subject} is swept again"),
 }
 """What each kind says: when it begins, and when it has recovered."""
 
@@ -39,7 +46,7 @@ class Alert(msgspec.Struct, frozen=True):
 
     kind: AlertKind
     subject: str
-    """What it is about: a route, a source, or `destination NAME` and `api NAME`."""
+    """What it is about: a route, a source, a source and a type of entity, or `destination NAME` and `api NAME`."""
     firing: bool
     detail: Mapping[str, Any] = {}
     """What its sentence needs besides, and more."""

@@ -113,7 +113,7 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
             )
         unseen = gap
     ended_by = last.fact if last is not None and isinstance(last.fact, facts.Superseded) else None
-    by = ended_by.by if ended_by is not None and ended_by.because != "covered" else None
+    by = ended_by.by if ended_by is not None and ended_by.because in {"newer", "healed"} else None
     return Account(
         standing,
         tuple(contradictions),

@@ -27,6 +27,17 @@ app = typer.Typer(
 )
 app.add_typer(demo_app, name="demo")
 
+SWEEP_COLUMNS = (
+    "source",
+    "entity_type",
+    "swept_at",
+    "compared_until",
+    "last_compared",
+    "last_missed",
+    "last_added",
+    "missed",
+    "error",
+)
 SILENT_SECONDS = 20
 """A relay that has not said for so long that it lives has been replaced."""
 
@@ -68,6 +79,7 @@ def run(
     from relay.poster import client_of  # noqa: PLC0415
     from relay.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
     from relay.supervise import Supervisor  # noqa: PLC0415
+    from relay.sweeper import scheduled  # noqa: PLC0415
 
     _log_to_stderr(verbose=verbose, several=processes > 1 or supervised)
     observer, orders = Observer(), orders_of_signals()
@@ -76,6 +88,7 @@ def run(
     with told():
         config = config_file.read()
         deliverers, alerts = build(config), client_of(config.alerts)
+        scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
     if processes > 1:
         database.engine.dispose()
@@ -101,11 +114,15 @@ def status(
     check: Annotated[
         bool, typer.Option("--check", help="Exit 1 unless a relay lives: the probe of a service manager.")
     ] = False,
+    sweeps: Annotated[
+        bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and what it found.")
+    ] = False,
 ) -> None:
     """Show what is open on each route, and which relays run.
 
     Examples:
       relay status
+      relay status --sweeps
       relay status --check
     """
     with told():
@@ -113,7 +130,11 @@ def status(
         nodes = reads.relay_nodes(database)
         backlog = reads.backlog(database)
         held_back = gates.held_back(database)
+        swept = reads.sweeps(database)
     alive = [node for node in nodes if node["silent_seconds"] < SILENT_SECONDS]
+    if sweeps:
+        show(swept, as_json=as_json, columns=SWEEP_COLUMNS, empty="nothing was swept yet")
+        return
     columns = ("route", "open", "received", "waiting", "ready", "in_flight", "blocked", "dead", "oldest_age_seconds")
     show(backlog, as_json=as_json, columns=columns, empty="nothing is open on any route")
     if not as_json:
@@ -123,6 +144,11 @@ def status(
         )
         for row in held_back:
             console(stderr=True).print(f"held back: {described(row)}", markup=False)
+        for row in swept:
+            if row["error"]:
+                console(stderr=True).print(
+                    f"not swept: {row['source']} {row['entity_type']}: {row['error']}", markup=False
+                )
     if check and not alive:
         raise typer.Exit(FINDING)
 

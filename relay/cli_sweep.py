@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
 
-from inbox.clock import SystemClock
-from inbox.config import Config, Source
-from inbox.config_sweep import Sweep
-from inbox.db import engine
+from inbox.config import Config
 from inbox.errors import SweepFailed
-from inbox.event import Event, Identity, RawRequest
-from inbox.identify import to_event
-from inbox.store import STORES
 from inbox.terminal import FINDING, console, fail, show, told
-from inbox.timestamps import to_nanoseconds
 from relay.cli_common import AsJson, Since, bar, open_database, utc
-from relay.listed import EVERYTHING, Listed
 from relay.orphans import ORPHAN_COLUMNS, orphans
 from relay.store import sweeps
 from relay.store.database import Database
 
+if TYPE_CHECKING:
+    from relay.sweeping import Swept
+
 COLUMNS = ("source", "entity_type", "since", "compared", "missed", "added")
-
-
-class Swept(msgspec.Struct):
-    """What a sweep has come to."""
-
-    source: str
-    entity_type: str
-    since: datetime
-    compared: int = 0
-    missed: int = 0
-    added: int = 0
 
 
 def sweep(
@@ -77,7 +58,7 @@ def sweep(
             raise typer.Exit(FINDING if found else 0)
         begin = utc(since)
         results = [_one(config, database, source, number, begin, dry=dry) for number in range(len(tables))]
-    rows = [msgspec.structs.asdict(result) for result in results]
+    rows = [{name: getattr(result, name) for name in COLUMNS} for result in results]
     show(rows, as_json=as_json, columns=COLUMNS, empty="")
     missed = sum(result.missed for result in results)
     if not as_json:
@@ -87,69 +68,23 @@ def sweep(
 
 
 def _one(config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool) -> Swept:
-    from relay.destinations.base import Clients, without_lease  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.listing import Pages  # noqa: PLC0415
+    from relay.destinations.base import without_lease  # noqa: PLC0415  # listings need not load what makes calls
+    from relay.sweeping import Sweeping  # noqa: PLC0415
 
-    table = config.sources[source].sweeps[number]
-    caller = Clients(config).api(table.api)
-    pages = Pages(table, f"sources.{source}.sweeps[{number}]", caller)
-    now = SystemClock().now()
-    young = now - timedelta(seconds=table.grace)
-    before = sweeps.compared_until(database, source, table.entity_type)
-    since = begin or (EVERYTHING if before is None else before - timedelta(seconds=table.overlap))
-    result, latest = Swept(source, table.entity_type, since), since
+    sweeping = Sweeping(config, source, number)
+    entity_type = sweeping.table.entity_type
+    usual, before = sweeping.begins(database)
     columns = (SpinnerColumn(), TextColumn("comparing {task.description}"), MofNCompleteColumn())
-    context = without_lease()
     try:
         with bar(*columns) as progress:
-            task = progress.add_task(table.entity_type, total=None)
-            for page in pages.since(since, context):
-                old = [each for each in page if each.modified <= young]
-                latest = max([latest, *(each.modified for each in old)])
-                lost = sweeps.missing(database, source, table.entity_type, old)
-                events = [_event(config, config.sources[source], table, each, now) for each in lost]
-                result.compared += len(old)
-                result.missed += len(lost)
-                result.added += 0 if dry else _add(config, events)
-                progress.advance(task, len(page))
+            task = progress.add_task(entity_type, total=None)
+            for swept in sweeping.run(database, without_lease(), begin or usual, dry=dry):
+                progress.update(task, completed=swept.compared)
     except SweepFailed as error:
-        fail(f"{source} {table.entity_type}: {error}; {result.compared} were compared, and the next sweep begins again")
+        fail(f"{source} {entity_type}: {error}; {swept.compared} were compared, and the next sweep begins again")
     finally:
-        caller.close()
+        sweeping.close()
     # A watermark says that all before it was compared, so one that began later has nothing to say.
     if not dry and (begin is None or (before is not None and begin <= before)):
-        sweeps.move(database, source, table.entity_type, latest, result.missed)
-    return result
-
-
-def _event(config: Config, source: Source, table: Sweep, listed: Listed, now: datetime) -> Event:
-    identity = Identity(
-        entity_type=table.entity_type,
-        entity_id=listed.id,
-        event_type=table.event_type,
-        action=table.action,
-        occurred_ns=to_nanoseconds(listed.modified),
-        key_parts=("sweep", table.entity_type, listed.id),
-        key_has_time=True,
-    )
-    body = msgspec.json.encode(
-        {"sweep": {"entity_type": table.entity_type, "entity_id": listed.id, "modified": listed.modified}}
-    )
-    raw = RawRequest(source.name, {"content-type": "application/json"}, body, now)
-    routes = [route for route in config.routes.values() if route.source == source.name]
-    return to_event(source, raw, identity, routes)
-
-
-def _add(config: Config, events: Sequence[Event]) -> int:
-    """Write them as the receiver does; those that are there already count for nothing."""
-    if not events:
-        return 0
-
-    async def append() -> int:
-        made = engine.connect_async(config.database.url, application="inbox-relay-sweep")
-        async with made.connect() as connection:
-            seqs = await STORES[made.dialect.name]().append(connection, events)
-        await made.dispose()
-        return sum(seq is not None for seq in seqs)
-
-    return asyncio.run(append())
+        sweeps.finish(database, swept.found)
+    return swept

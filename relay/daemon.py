@@ -1,4 +1,4 @@
-"""The long-running relay: one loop that owns the work, threads that make the calls, and one that keeps the leases alive.
+"""The long-running relay: one loop that owns the work, and threads: some make the calls, one keeps the leases, one sweeps.
 
 The loop records what has finished, takes back leases that ran out, sequences what arrived and claims what is due. Every
 step is a short transaction; none is open during a call. What other threads have for the loop, they put into its mail.
@@ -34,6 +34,7 @@ from relay.retry import tried, until_done
 from relay.staff import Letter, Setup, Staff
 from relay.store import claim, nodes, record, sequence
 from relay.store.database import Database
+from relay.sweeper import Sweeper, scheduled
 from relay.upkeep import Upkeep
 from relay.worker import Finished
 
@@ -80,7 +81,10 @@ class Relay:
         """Nothing has come back for as long as the poll."""
         self._claiming = Claiming(database, self.node, self._leases, self._observer)
         self._upkeep = Upkeep(database, self.node, self._claiming, self._observer)
-        setup = Setup(config, deliverers, alerts)
+        setup = Setup(config, deliverers, alerts, scheduled(config))
+        self._sweeper = Sweeper(
+            database, self.node, setup.sweepings, stop=self._stop, now=self._now, observer=self._observer
+        )
         self._staff = Staff(setup, leases=self._leases, stop=self._stop, now=self._now, mail=self._mail)
 
     def stop(self) -> None:
@@ -97,8 +101,11 @@ class Relay:
         """Work by another configuration from the next cycle on; what has begun finishes by the old. Call it from any thread.
 
         What an attempt comes to, such as when it is repeated, follows the policies in force when it is recorded.
+
+        Raises:
+            ConfigError: a sweep can't be run as configured; nothing is changed.
         """
-        self._mail.put(Setup(config, deliverers, alerts))
+        self._mail.put(Setup(config, deliverers, alerts, scheduled(config)))
 
     def run(self, *, drain: bool = False) -> None:
         """Work until stopped; with `drain`, only until nothing is received, due or in flight.
@@ -113,6 +120,8 @@ class Relay:
             leaving.callback(self._shut_down)
             keeper.add_done_callback(lambda _: self.stop())  # without renewals nothing may go on
             self._observer.started(self.node, self._staff.crews.routes)
+            if not drain:
+                self._sweeper.start()
             self._work(drain=drain)
         keeper.result()
         self._tried("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
@@ -154,6 +163,7 @@ class Relay:
                 self._upkeep.posted(letter)
             case Setup() if not self._stop.is_set():
                 self._unused += map(claim_of, self._staff.change_over(letter))
+                self._sweeper.change_over(letter.sweepings)
                 self._observer.reloaded(self.node, self._staff.crews.routes)
             case _:
                 pass  # told to stop: the loop looks by itself
@@ -243,6 +253,7 @@ class Relay:
         while (self._staff.in_hand or self._unused) and time.monotonic() < deadline:
             self._finish(deadline)
         self._staff.end()
+        self._sweeper.join(CUT_SECONDS)
 
     def _finish(self, deadline: float) -> None:
         """Wait for an outcome, but not for long: the database may take now what it did not take a moment ago."""

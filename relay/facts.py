@@ -46,8 +46,9 @@ class Superseded(Fact, frozen=True, tag="superseded"):
 
     by: int
     """The other event's seq."""
-    because: Literal["newer", "healed", "covered"] = "newer"
-    """A newer one is still to be delivered; one was delivered after this had died; what was delivered has this in it."""
+    because: Literal["newer", "healed", "covered", "told"] = "newer"
+    """A newer one is still to be delivered; one was delivered after this had died; what was delivered has this in it; a
+    sweep had added an event of the very change, and that was delivered."""
 
 
 class Skipped(Fact, frozen=True, tag="skipped"):

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+import tenacity
+from tenacity import wait_exponential
+from tenacity.wait import wait_base
+
 from inbox.config_sweep import Listing, Sweep
-from inbox.errors import MappingError, SweepFailed
+from inbox.errors import InvalidEvent, MappingError, SweepFailed
+from inbox.sources.payload import LONGEST_ID, text_field
 from inbox.timestamps import parse_rfc3339, to_datetime
 from relay.calls import compile_call
 from relay.destinations.base import Caller, Context
 from relay.expressions import Expression, decode
 from relay.http import Request
-from relay.listed import UNTOLD, Listed
+from relay.listed import UNTOLD, Listed, Place
+from relay.outcome import ErrorClass
 
 MOST_BYTES = 32 * 1024 * 1024
 """Of one page."""
 _ASKED = {"since", "start", "count"}
+_PASSING: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
+"""A GET may be made again after these."""
+TRIES = 3
+WAIT: wait_base = wait_exponential(multiplier=0.5, exp_base=4)
+LONGEST_RETRY_AFTER = 20.0
+"""Seconds that are waited where the source asks for them: no longer than a relay may leave its turn unsaid."""
 
 
 class Pages:
@@ -37,19 +49,23 @@ class Pages:
         modified = table.modified if isinstance(table, Sweep) else None
         self._modified = None if modified is None else Expression(modified, f"{where}.modified", None)
 
-    def since(self, since: datetime, context: Context) -> Iterator[list[Listed]]:
+    def since(self, since: datetime, context: Context) -> Iterator[Sequence[Listed]]:
         """What was changed at or after `since` (of a listing: everything), a page at a time, in the order of the service.
 
+        What is changed meanwhile may come twice; what stays as it is, comes at least once. A page that can't be had is asked
+        for three times; between any two calls there is a page, though it be empty.
+
         Raises:
-            SweepFailed: a page can't be had or read, or the same one comes again and again.
+            SweepFailed: a page can't be had or read, the pages come again and again, or move too fast to be followed.
         """
-        start, before = self._table.first, None
-        while page := self._page(since, start, context):
-            ids = [listed.id for listed in page]
-            if ids == before:
-                raise SweepFailed(f"the page at {start} is the one before it: does {self._table.path} take a start?")
-            yield page
-            start, before = start + len(page), ids
+        place = Place(self._table.first)
+        while not place.is_at_end:
+            page: list[Listed] = []
+            for attempt in _retrying(context):
+                yield ()
+                with attempt:
+                    page = self._page(since, place.start, context)
+            yield place.advance(page)
 
     def _page(self, since: datetime, start: int, context: Context) -> list[Listed]:
         asked = {"since": since.isoformat().replace("+00:00", "Z"), "start": start, "count": self._table.count}
@@ -57,7 +73,8 @@ class Pages:
         request = Request("fetch", "GET", {"Accept": "application/json"}, path, query, most=MOST_BYTES)
         answer = self._caller.call(request, context)
         if answer.error_class is not None:
-            raise SweepFailed(answer.failed(()).error)
+            passes = answer.error_class in _PASSING
+            raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
         if not answer.whole:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; ask for less by count")
         try:
@@ -73,11 +90,31 @@ class Pages:
             entity_id = self._id.value(item)
             if not isinstance(entity_id, str | int) or isinstance(entity_id, bool):
                 raise SweepFailed("an entity in a page has no id where it is said to be")
+            named = text_field({"id": str(entity_id)}, "id", LONGEST_ID)  # as a webhook could name it
             if self._modified is None:
-                return Listed(str(entity_id), UNTOLD)
+                return Listed(named, UNTOLD)
             modified = self._modified.value(item)
             if not isinstance(modified, str):
                 raise SweepFailed("an entity in a page has no time of its last change where it is said to be")
-            return Listed(str(entity_id), to_datetime(parse_rfc3339(modified)))
+            return Listed(named, to_datetime(parse_rfc3339(modified)))
+        except InvalidEvent as error:
+            raise SweepFailed(f"an entity in a page can't be stored: {error}") from None
         except (ValueError, MappingError):
             raise SweepFailed("the time of an entity's last change can't be read: it has to be RFC 3339") from None
+
+
+def _retrying(context: Context) -> tenacity.Retrying:
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, SweepFailed) and error.passes),
+        wait=_wait,
+        stop=tenacity.stop_after_attempt(TRIES) | tenacity.stop_when_event_set(context.stop),
+        sleep=tenacity.sleep_using_event(context.stop),
+        reraise=True,
+    )
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """As long as the source asks for, or else longer each time."""
+    error = None if state.outcome is None else state.outcome.exception()
+    asked = error.retry_after if isinstance(error, SweepFailed) else None
+    return WAIT(state) if asked is None else min(asked, LONGEST_RETRY_AFTER)

@@ -12,6 +12,7 @@ from relay.alerts import Posted, sentence
 from relay.gates import Gates
 from relay.store.record import Recorded
 from relay.store.repeats import Judged
+from relay.store.sweeps import Found
 
 _log = logging.getLogger("relay")
 _node_log = logging.getLogger("relay.node")
@@ -76,6 +77,24 @@ class Observer:
     def not_posted(self, posted: Posted, error: str) -> None:
         """An alert was not taken; it is posted again in a minute."""
         _log.warning("alert %d not posted, trying again: %s", posted.id, error)
+
+    def swept(self, subject: str, found: Found) -> None:
+        """A sweep has come to its end."""
+        self.counts["sweeps"] += 1
+        for name in ("compared", "missed", "added"):
+            self.counts[f"sweep_{name}"] += getattr(found, name)
+        level = logging.WARNING if found.missed else logging.INFO
+        figures = (found.compared, found.missed, found.added)
+        _log.log(level, "swept %s compared=%d missed=%d added=%d", subject, *figures)
+
+    def sweep_failed(self, subject: str, error: str) -> None:
+        """A sweep has not come to its end; the next begins again."""
+        self.counts["sweep_failed"] += 1
+        _log.warning("sweep_failed %s error=%a", subject, error)
+
+    def sweep_broke(self, subject: str, bug: Exception) -> None:
+        """A bug has ended a sweep."""
+        _log.error("sweep of %s ended by a bug", subject, exc_info=bug)
 
     def started(self, node: str, routes: Iterable[str]) -> None:
         """The relay begins to work."""

@@ -117,3 +117,33 @@ def _resolution(moment: datetime) -> timedelta:
     if moment.microsecond == 0:
         return timedelta(seconds=1)
     return timedelta(milliseconds=1) if moment.microsecond % 1000 == 0 else timedelta(microseconds=1)
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What an event says of a change."""
+
+    entity: tuple[str, str, str]
+    """Source, type and id."""
+    event_type: str
+    occurred_at: datetime
+    by_sweep: bool
+    """It is no webhook: a sweep has found that the entity was changed then."""
+
+
+def tells_again(event: Told, delivered: Told) -> bool:
+    """Whether an event on a route in `strict` says again what was delivered there: same entity, event type and instant.
+
+    Of two webhooks the source's `dedup` has decided by their keys: two that it tells apart are two events, whatever else
+    they share, and in `strict` every event matters. A sweep's event has a key of its own kind, so that the webhook of the
+    same change, when it comes late after all, is told apart from it by nothing but that. The other way round there is
+    nothing to decide: a sweep adds no event of what a webhook has told.
+
+    On a route in `latest` what was said does not matter, but what was fetched: two changes in one second say the same, and
+    the second must not be lost. There `covers` alone decides.
+    """
+    said = (event.entity, event.event_type, event.occurred_at) == (
+        delivered.entity,
+        delivered.event_type,
+        delivered.occurred_at,
+    )
+    return said and delivered.by_sweep and not event.by_sweep

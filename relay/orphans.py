@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
@@ -63,7 +63,7 @@ def _routes(config: Config, source: str, entity_type: str) -> list[tuple[Route, 
     ]
 
 
-def _keep(ids: sqlite3.Connection, name: str, shown: str, pages: Iterable[list[Listed]]) -> None:
+def _keep(ids: sqlite3.Connection, name: str, shown: str, pages: Iterable[Sequence[Listed]]) -> None:
     ids.execute(f"DROP TABLE IF EXISTS {name}")
     ids.execute(f"CREATE TABLE {name} (id TEXT PRIMARY KEY) WITHOUT ROWID")
     columns = (SpinnerColumn(), TextColumn("listing {task.description}"), MofNCompleteColumn())

@@ -16,6 +16,7 @@ from relay.leases import Leases
 from relay.outcome import Delivery
 from relay.policy import policies
 from relay.poster import Done, Poster
+from relay.sweeping import Sweeping
 from relay.worker import Crews, Finished
 
 
@@ -26,6 +27,8 @@ class Setup(msgspec.Struct, frozen=True):
     deliverers: Mapping[str, Deliverer]
     alerts: HttpClient | None = None
     """Posts them; None: nowhere."""
+    sweepings: tuple[Sweeping, ...] = ()
+    """Sweeps that are run when they are due."""
 
 
 Letter = Finished | Done | Setup | None

@@ -322,7 +322,7 @@ alert = Table(
         "kind",
         Text,
         nullable=False,
-        comment="delivery_dead, breaker_open, retired, backlog_old or source_silent",
+        comment="delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed or sweep_failed",
     ),
     Column("subject", Text, nullable=False, comment="what it is about, such as a destination's name"),
     Column("firing", Boolean, nullable=False, comment="true: it began; false: it recovered"),
@@ -353,13 +353,18 @@ sweep_watermark = Table(
     Column(
         "compared_until",
         UtcDateTime,
-        nullable=False,
-        comment="every change up to here has been compared with the inbox",
+        comment="every change up to here has been compared with the inbox; empty: no sweep has come to its end yet",
     ),
-    Column("swept_at", UtcDateTime, nullable=False, comment="when the last sweep ended"),
+    Column("swept_at", UtcDateTime, comment="when the last sweep ended, well or not; database clock"),
     Column("missed", BigInteger, nullable=False, server_default=text("0"), comment="webhooks found missing, ever"),
+    Column("last_compared", BigInteger, comment="entities that the last sweep which came to its end compared"),
+    Column("last_missed", BigInteger, comment="of these, changes that no webhook had told"),
+    Column("last_added", BigInteger, comment="events that it added for them"),
+    Column("error", Text, comment="why the last sweep could not come to its end; empty: it did"),
+    Column("lease_until", UtcDateTime, comment="while a relay sweeps: another may after; database clock"),
+    Column("relay_node", Text, comment="while a relay sweeps: relay_node.id of the process"),
     PrimaryKeyConstraint("source", "entity_type"),
-    comment="How far the sweep has compared a source with the inbox.",
+    comment="How far the sweep has compared a source with the inbox, what the last one found, and who is at it.",
 )
 
 write_probe = Table(

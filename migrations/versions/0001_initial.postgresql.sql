@@ -23,7 +23,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'when it changed';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old or source_silent';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed or sweep_failed';
 
 COMMENT ON COLUMN alert.subject IS 'what it is about, such as a destination''s name';
 
@@ -424,23 +424,41 @@ COMMENT ON COLUMN repeated_request.handled_at IS 'when the relay judged it; empt
 CREATE TABLE sweep_watermark (
     source TEXT NOT NULL,
     entity_type TEXT NOT NULL,
-    compared_until TIMESTAMP WITH TIME ZONE NOT NULL,
-    swept_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    compared_until TIMESTAMP WITH TIME ZONE,
+    swept_at TIMESTAMP WITH TIME ZONE,
     missed BIGINT DEFAULT 0 NOT NULL,
+    last_compared BIGINT,
+    last_missed BIGINT,
+    last_added BIGINT,
+    error TEXT,
+    lease_until TIMESTAMP WITH TIME ZONE,
+    relay_node TEXT,
     CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type)
 );
 
-COMMENT ON TABLE sweep_watermark IS 'How far the sweep has compared a source with the inbox.';
+COMMENT ON TABLE sweep_watermark IS 'How far the sweep has compared a source with the inbox, what the last one found, and who is at it.';
 
 COMMENT ON COLUMN sweep_watermark.source IS 'the source that was swept';
 
 COMMENT ON COLUMN sweep_watermark.entity_type IS 'kind of entity';
 
-COMMENT ON COLUMN sweep_watermark.compared_until IS 'every change up to here has been compared with the inbox';
+COMMENT ON COLUMN sweep_watermark.compared_until IS 'every change up to here has been compared with the inbox; empty: no sweep has come to its end yet';
 
-COMMENT ON COLUMN sweep_watermark.swept_at IS 'when the last sweep ended';
+COMMENT ON COLUMN sweep_watermark.swept_at IS 'when the last sweep ended, well or not; database clock';
 
 COMMENT ON COLUMN sweep_watermark.missed IS 'webhooks found missing, ever';
+
+COMMENT ON COLUMN sweep_watermark.last_compared IS 'entities that the last sweep which came to its end compared';
+
+COMMENT ON COLUMN sweep_watermark.last_missed IS 'of these, changes that no webhook had told';
+
+COMMENT ON COLUMN sweep_watermark.last_added IS 'events that it added for them';
+
+COMMENT ON COLUMN sweep_watermark.error IS 'why the last sweep could not come to its end; empty: it did';
+
+COMMENT ON COLUMN sweep_watermark.lease_until IS 'while a relay sweeps: another may after; database clock';
+
+COMMENT ON COLUMN sweep_watermark.relay_node IS 'while a relay sweeps: relay_node.id of the process';
 
 CREATE TABLE write_probe (
     id INTEGER NOT NULL,

@@ -3,7 +3,7 @@ CREATE TABLE alert ( -- One row per change for the worse or back, never a second
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- when it changed
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, retired, backlog_old or source_silent
+    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed or sweep_failed
     kind TEXT NOT NULL,
     -- what it is about, such as a destination's name
     subject TEXT NOT NULL,
@@ -287,17 +287,29 @@ CREATE INDEX ix_repeated_request_open ON repeated_request (id) WHERE handled_at 
 
 CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
 
-CREATE TABLE sweep_watermark ( -- How far the sweep has compared a source with the inbox.
+CREATE TABLE sweep_watermark ( -- How far the sweep has compared a source with the inbox, what the last one found, and who is at it.
     -- the source that was swept
     source TEXT NOT NULL,
     -- kind of entity
     entity_type TEXT NOT NULL,
-    -- every change up to here has been compared with the inbox
-    compared_until TEXT NOT NULL,
-    -- when the last sweep ended
-    swept_at TEXT NOT NULL,
+    -- every change up to here has been compared with the inbox; empty: no sweep has come to its end yet
+    compared_until TEXT,
+    -- when the last sweep ended, well or not; database clock
+    swept_at TEXT,
     -- webhooks found missing, ever
     missed BIGINT DEFAULT 0 NOT NULL,
+    -- entities that the last sweep which came to its end compared
+    last_compared BIGINT,
+    -- of these, changes that no webhook had told
+    last_missed BIGINT,
+    -- events that it added for them
+    last_added BIGINT,
+    -- why the last sweep could not come to its end; empty: it did
+    error TEXT,
+    -- while a relay sweeps: another may after; database clock
+    lease_until TEXT,
+    -- while a relay sweeps: relay_node.id of the process
+    relay_node TEXT,
     CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type)
 );
 

@@ -10,34 +10,74 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.timestamps import as_time
+from inbox.event import swept_key
+from inbox.routing import OWN_LANE
+from inbox.timestamps import as_time, to_nanoseconds
 from relay import facts
 from relay.lifecycle import OpenDelivery, append
-from relay.ordering import LastDelivered, covers
+from relay.ordering import LastDelivered, Told, covers, tells_again
 from relay.policy import UNKNOWN_ROUTE, RoutePolicy
 from relay.store.database import Transaction, as_open_delivery
 from relay.store.lanes import Lane, locked_of_lanes
 
 
-def drop_covered(
+def drop_needless(
     transaction: Transaction, received: Sequence[OpenDelivery], policies: Mapping[str, RoutePolicy], now: datetime
 ) -> list[OpenDelivery]:
-    """On routes in `latest`, end those that the last success of their lane certainly has in it.
+    """End those that past successes of their lanes make needless, by the route's ordering.
 
-    What a person asked for again, or a repeat re-armed, is left alone.
+    In `latest`: what the last success certainly has in it. In `strict`: what a sweep's event has told there already. What a
+    person asked for again, or a repeat re-armed, is left alone.
     """
-    lanes = {
-        (row.route, row.lane)
-        for row in received
-        if row.run == 0 and policies.get(row.route, UNKNOWN_ROUTE).ordering == "latest"
+    new = [row for row in received if row.run == 0 and row.route in policies and not row.lane.startswith(OWN_LANE)]
+    lasts = last_delivered(transaction, {(row.route, row.lane) for row in new})
+    needless: dict[tuple[int, str], facts.Superseded] = {}
+    late = []
+    for row in new:
+        last, policy = lasts.get((row.route, row.lane)), policies[row.route]
+        if last is None:
+            continue
+        if policy.ordering == "strict":
+            # Nothing of its instant was delivered when all that was is older: so it is with nearly every event.
+            late += [row] if row.occurred_at <= last.occurred_at else []
+        elif covers(last, row.key, policy.skew):
+            needless[row.seq, row.route] = facts.Superseded(by=last.seq, because="covered")
+    needless.update(_told(transaction, late))
+    return [
+        append(row, needless[row.seq, row.route], now) if (row.seq, row.route) in needless else row for row in received
+    ]
+
+
+def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[int, str], facts.Superseded]:
+    """Those that say again what a sweep's event has said on their route.
+
+    Such an event is found by its key, which follows from entity and instant: one entry of an index, however many events an
+    entity has.
+    """
+    if not late:
+        return {}
+    rows = rows_param({"seq": seq} for seq in sorted({row.seq for row in late}))
+    events = {event.seq: event for event in transaction.execute(_of_late(transaction.sql), late=rows)}
+    asked = [
+        {"seq": row.seq, "route": row.route, "source": event.source, "key": _swept_key(event)}
+        for row in late
+        if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
+    ]
+    found = transaction.execute(_swept(transaction.sql), asked=rows_param(asked)) if asked else []
+    return {
+        (row.late_seq, row.route): facts.Superseded(by=row.seq, because="told")
+        for row in found
+        if tells_again(_as_told(events[row.late_seq]), _as_told(row))
     }
-    lasts = last_delivered(transaction, lanes)
-    left = []
-    for row in received:
-        last = lasts.get((row.route, row.lane)) if row.run == 0 else None
-        covered = last is not None and covers(last, row.key, policies[row.route].skew)
-        left.append(append(row, facts.Superseded(by=last.seq, because="covered"), now) if last and covered else row)
-    return left
+
+
+def _swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
+    return swept_key(event.entity_type, event.entity_id, to_nanoseconds(as_time(event.occurred_at)))
+
+
+def _as_told(event: Any) -> Told:  # noqa: ANN401  # a result row
+    entity = (event.source, event.entity_type, event.entity_id)
+    return Told(entity, event.event_type, as_time(event.occurred_at), event.dedup_key == _swept_key(event))
 
 
 def heal(
@@ -86,6 +126,29 @@ def _last_delivered(sql: Sql) -> TextClause:
     return text(f"""
 SELECT l.route, l.lane, l.occurred_at, l.seq, l.fetch_began_at, l.last_modified
 FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
+""")
+
+
+_TOLD = "i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.occurred_at"
+
+
+@cache
+def _of_late(sql: Sql) -> TextClause:
+    return text(f"SELECT {_TOLD} FROM {sql.rows('late', seq='bigint')} JOIN inbox i ON i.seq = late.seq")
+
+
+@cache
+def _swept(sql: Sql) -> TextClause:
+    """The sweeps' events among them that were delivered. An EXISTS would have Postgres read the whole log."""
+    asked = sql.rows("asked", seq="bigint", route="text", source="text", key="text")
+    found = sql.looked_up(asked, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")
+    return text(f"""
+SELECT asked.seq AS late_seq, asked.route, {_TOLD}
+FROM {found}
+WHERE (
+    SELECT l.id FROM delivery_log l
+    WHERE l.seq = i.seq AND l.route = asked.route AND l.kind IN ('delivered', 'unchanged')
+    LIMIT 1) IS NOT NULL
 """)
 
 

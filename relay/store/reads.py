@@ -36,6 +36,12 @@ ORDER BY started_at
 """)
 
 
+def sweeps(database: Database) -> list[Row]:
+    """The table `sweep_watermark`: how far each sweep has come, and what the last one found."""
+    with database.read() as transaction:
+        return _rows(transaction, text("SELECT * FROM sweep_watermark ORDER BY source, entity_type"))
+
+
 def dead_letters(
     database: Database, *, route: str | None, cause: str | None, since: datetime | None, limit: int
 ) -> list[Row]:

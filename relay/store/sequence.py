@@ -9,7 +9,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 from relay.policy import RoutePolicy
-from relay.store.coverage import drop_covered
+from relay.store.coverage import drop_needless
 from relay.store.database import ROW, Database, as_open_delivery
 from relay.store.lanes import settle_lanes
 
@@ -29,7 +29,7 @@ def sequence(database: Database, policies: Mapping[str, RoutePolicy], relay_node
         now = transaction.lock_order()
         received = [as_open_delivery(row) for row in transaction.execute(_received(database.sql), batch=batch)]
         if received:
-            left = drop_covered(transaction, received, policies, now)
+            left = drop_needless(transaction, received, policies, now)
             transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
     return len(received)
 

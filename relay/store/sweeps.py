@@ -1,27 +1,80 @@
-"""What a sweep compares with the inbox, and how far it has come."""
+"""What a sweep compares with the inbox, how far it has come, and which relay is at it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
 
+import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from inbox.timestamps import as_time, time_text
+from relay.alerts import Alert
 from relay.listed import Listed
+from relay.store.alerts import note
 from relay.store.database import Database
 
 SLACK_SECONDS = 1.0
 """Times of events may be cut to the second, and an entity's is not."""
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """A relay's turn to sweep one type of entity of a source; seconds count by the database's clock."""
+
+    source: str
+    entity_type: str
+    node: str
+    every: float
+    """After a sweep that came to its end, the next is due."""
+    again: float
+    """After one that did not."""
+    lease: float
+    """For so long nobody else may, unless it is renewed; a relay that dies keeps the others waiting no longer."""
+
+
+def is_due(database: Database, turn: Turn) -> bool:
+    """Whether it is due and nobody is at it, as far as a look without a lock can tell."""
+    with database.read() as transaction:
+        return not transaction.execute(_not_due(database.sql), **_named(turn, "every", "again"))
+
+
+def take(database: Database, turn: Turn) -> bool:
+    """Whether it is due and nobody is at it; from now on this relay is."""
+    with database.write() as transaction:
+        return bool(transaction.execute(_take(database.sql), **_named(turn, "node", "every", "again", "lease")))
+
+
+def keep(database: Database, turn: Turn) -> bool:
+    """Renew the lease. False: it ran out, and another relay may be at it."""
+    with database.write() as transaction:
+        return bool(transaction.execute(_keep(database.sql), **_named(turn, "node", "lease")))
+
+
+def give_back(database: Database, turn: Turn) -> None:
+    """It was broken off, and is as due as before."""
+    with database.write() as transaction:
+        transaction.execute(_GIVE_BACK, **_named(turn, "node"))
+
+
+def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert]) -> None:
+    """It could not come to its end: the watermark stays."""
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        transaction.execute(_fail(database.sql), error=error, **_named(turn, "node"))
+        note(transaction, alerts, now)
+
+
+def _named(turn: Turn, *names: str) -> dict[str, object]:
+    return {name: getattr(turn, name) for name in ("source", "entity_type", *names)}
+
+
 def compared_until(database: Database, source: str, entity_type: str) -> datetime | None:
     """Up to when every change has been compared; None: nothing has."""
     with database.read() as transaction:
         found = transaction.execute(_WATERMARK, source=source, entity_type=entity_type)
-    return as_time(found[0].compared_until) if found else None
+    return as_time(found[0].compared_until) if found and found[0].compared_until is not None else None
 
 
 def missing(database: Database, source: str, entity_type: str, listed: Sequence[Listed]) -> list[Listed]:
@@ -39,12 +92,25 @@ def missing(database: Database, source: str, entity_type: str, listed: Sequence[
     return [each for each in listed if each.id in ids]
 
 
-def move(database: Database, source: str, entity_type: str, until: datetime, missed: int) -> None:
-    """Note that every change up to here has been compared; a watermark never goes back."""
+class Found(msgspec.Struct, frozen=True):
+    """What a sweep that came to its end has to say."""
+
+    source: str
+    entity_type: str
+    until: datetime
+    """Every change up to here has been compared."""
+    compared: int
+    missed: int
+    added: int
+
+
+def finish(database: Database, found: Found, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
+    """Note what was found; `node` gives its turn back. A watermark never goes back."""
     with database.write() as transaction:
-        transaction.execute(
-            _move(database.sql), source=source, entity_type=entity_type, until=time_text(until), missed=missed
-        )
+        now = transaction.lock_order()
+        values = {**msgspec.structs.asdict(found), "until": time_text(found.until), "node": node}
+        transaction.execute(_finish(database.sql), **values)
+        note(transaction, alerts, now)
 
 
 _WATERMARK = text("SELECT compared_until FROM sweep_watermark WHERE source = :source AND entity_type = :entity_type")
@@ -52,25 +118,79 @@ _WATERMARK = text("SELECT compared_until FROM sweep_watermark WHERE source = :so
 
 @cache
 def _missing(sql: Sql) -> TextClause:
+    """One look at the newest event answers nearly always, however many an entity has; the others are read only after it.
+
+    CASE keeps Postgres from joining with the whole inbox instead.
+    """
+    told = f"occurred_at > {sql.plus_seconds('listed.modified', ':slack')}"
+    of_entity = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = listed.id"
     return text(f"""
 SELECT listed.id
 FROM {sql.rows("listed", id="text", modified="time")}
-WHERE NOT EXISTS (
-    SELECT 1 FROM inbox i
-    WHERE i.source = :source AND i.entity_type = :entity_type AND i.entity_id = listed.id
-      AND i.occurred_at > {sql.plus_seconds("listed.modified", ":slack")})
+WHERE CASE
+    WHEN (SELECT i.{told} FROM inbox i WHERE {of_entity} ORDER BY i.seq DESC LIMIT 1) THEN false
+    ELSE NOT EXISTS (SELECT 1 FROM inbox i WHERE {of_entity} AND i.{told}) END
+""")
+
+
+def _is_due(sql: Sql) -> str:
+    wait = "CASE WHEN w.error IS NULL THEN CAST(:every AS float8) ELSE CAST(:again AS float8) END"
+    return f"""(w.lease_until IS NULL OR w.lease_until <= (SELECT {sql.now}))
+    AND (w.swept_at IS NULL OR {sql.plus_seconds("w.swept_at", wait)} <= (SELECT {sql.now}))"""
+
+
+@cache
+def _not_due(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT 1 FROM sweep_watermark w
+WHERE w.source = :source AND w.entity_type = :entity_type AND NOT ({_is_due(sql)})
 """)
 
 
 @cache
-def _move(sql: Sql) -> TextClause:
-    later = (
-        "CASE WHEN excluded.compared_until > sweep_watermark.compared_until THEN excluded.compared_until"
-        " ELSE sweep_watermark.compared_until END"
-    )
+def _take(sql: Sql) -> TextClause:
+    until = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:lease AS float8)")
     return text(f"""
-INSERT INTO sweep_watermark (source, entity_type, compared_until, swept_at, missed)
-VALUES (:source, :entity_type, {sql.time(":until")}, {sql.now}, :missed)
+INSERT INTO sweep_watermark AS w (source, entity_type, lease_until, relay_node)
+VALUES (:source, :entity_type, {until}, :node)
+ON CONFLICT (source, entity_type) DO UPDATE SET lease_until = excluded.lease_until, relay_node = excluded.relay_node
+WHERE {_is_due(sql)}
+RETURNING source
+""")
+
+
+_MINE = "source = :source AND entity_type = :entity_type AND relay_node = :node"
+
+
+@cache
+def _keep(sql: Sql) -> TextClause:
+    until = sql.plus_seconds(f"(SELECT {sql.now})", "CAST(:lease AS float8)")
+    return text(f"UPDATE sweep_watermark SET lease_until = {until} WHERE {_MINE} RETURNING source")
+
+
+_GIVE_BACK = text(f"UPDATE sweep_watermark SET lease_until = NULL, relay_node = NULL WHERE {_MINE}")
+
+
+@cache
+def _fail(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE sweep_watermark SET swept_at = {sql.now}, error = :error, lease_until = NULL, relay_node = NULL WHERE {_MINE}
+""")
+
+
+@cache
+def _finish(sql: Sql) -> TextClause:
+    later = (
+        "CASE WHEN w.compared_until > excluded.compared_until THEN w.compared_until ELSE excluded.compared_until END"
+    )
+    node = "CAST(:node AS text)"
+    return text(f"""
+INSERT INTO sweep_watermark AS w
+    (source, entity_type, compared_until, swept_at, missed, last_compared, last_missed, last_added)
+VALUES (:source, :entity_type, {sql.time(":until")}, {sql.now}, :missed, :compared, :missed, :added)
 ON CONFLICT (source, entity_type) DO UPDATE SET compared_until = {later}, swept_at = excluded.swept_at,
-    missed = sweep_watermark.missed + excluded.missed
+    missed = w.missed + excluded.missed, last_compared = excluded.last_compared, last_missed = excluded.last_missed,
+    last_added = excluded.last_added, error = NULL,
+    lease_until = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.lease_until END,
+    relay_node = CASE WHEN w.relay_node = {node} THEN NULL ELSE w.relay_node END
 """)

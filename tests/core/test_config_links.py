@@ -107,3 +107,20 @@ def test_steps_that_need_no_counterpart_need_no_find() -> None:
     sync = parse(changed(NO_FIND, by_own_id, ("{ target.id }", "{event.entity_id}"))).routes["users"].sync
     assert sync is not None
     assert sync.find is None
+
+
+SWEEP = '[[sources.trivore.sweeps]]\napi = "identity"\npath = "/user"\nentity_type = "USER"\n'
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "expected"),
+    [
+        (SWEEP.replace('"identity"', '"idntity"'), "api: there is no api 'idntity'; did you mean 'identity'?"),
+        (SWEEP + SWEEP, "entity_type: 'USER' has a sweep already; one table for each type"),
+        (f'{SWEEP}every = "0s"', "every: must be longer than nothing; leave it out for `relay sweep` by hand"),
+    ],
+)
+def test_sweeps_that_can_not_be_run_are_told(sweeps: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(FILE + sweeps)
+    assert expected in str(caught.value)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config import Ordering
 from relay import facts
 from relay.lifecycle import HEADS, OpenDelivery, State
-from relay.ordering import settle
+from relay.ordering import Told, settle, tells_again
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_DELAY = timedelta(seconds=5)
@@ -134,3 +135,19 @@ def test_a_blocked_head_holds_everything_back() -> None:
     for ordering in ("latest", "strict"):
         after = settled(ordering, a_row(1, State.BLOCKED, attempt=1), a_row(2, State.RECEIVED))
         assert (after[1].state, after[2].state) == (State.BLOCKED, State.WAITING)
+
+
+TOLD = st.builds(
+    Told,
+    entity=st.tuples(st.just("trivore"), st.sampled_from(["USER", "GROUP"]), st.sampled_from(["a", "b"])),
+    event_type=st.sampled_from(["UPDATE", "DELETE"]),
+    occurred_at=st.integers(0, 2).map(lambda second: NOW + timedelta(seconds=second)),
+    by_sweep=st.booleans(),
+)
+
+
+@given(TOLD, TOLD)
+def test_only_a_webhook_says_again_what_a_sweep_has_said_and_only_the_very_same(event: Told, delivered: Told) -> None:
+    same = msgspec.structs.replace(event, by_sweep=True) == delivered
+    assert tells_again(event, delivered) == (same and not event.by_sweep)
+    assert not (tells_again(event, delivered) and tells_again(delivered, event))

@@ -14,6 +14,7 @@ from relay.daemon import Relay
 from relay.destinations import build
 from relay.poster import client_of
 from relay.store.database import Database
+from tests.destinations.scripted import ScriptedServer
 from tests.helpers.downstream import Downstream
 from tests.helpers.evidence import facts
 from tests.helpers.webhooks import config_text
@@ -30,7 +31,11 @@ def configured(url: str, concurrency: int = 8, *, destination: str = "", more: s
 
 @contextlib.contextmanager
 def running(
-    engine: Engine, downstream: Downstream, grace_seconds: float = 5.0, concurrency: int = 8, **more: str
+    engine: Engine,
+    downstream: Downstream | ScriptedServer,
+    grace_seconds: float = 5.0,
+    concurrency: int = 8,
+    **more: str,
 ) -> Iterator[Relay]:
     """A relay at work; it is stopped when the block ends. `more` is as `configured` takes it."""
     config = configured(downstream.url, concurrency, **more)

@@ -22,6 +22,11 @@ from tests.model.outcomes import CUT, outcome_of
 TRUSTED = timedelta(seconds=TRUSTED_SECONDS)
 
 
+def is_swept(event: Event) -> bool:
+    """Whether it was added by a sweep."""
+    return "|sweep|" in event.dedup_key
+
+
 class Call(NamedTuple):
     """One call that reached the downstream service."""
 

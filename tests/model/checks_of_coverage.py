@@ -7,19 +7,25 @@ from collections.abc import Sequence
 from relay import facts
 from relay.lifecycle import Standing, State, fold
 from relay.ordering import covers
+from tests.model.actors import is_swept
 from tests.model.history import Entry, Key
 from tests.model.moment import Moment
 from tests.model.world import POLICIES, SKEW, Repeat
 
 
 def the_superseded_have_a_stand_in(moment: Moment) -> Sequence[object]:
-    """One of its lane, on a route in `latest`: a newer one that is to come or was delivered, or a success that covers it."""
+    """One of its lane.
+
+    In `latest` a newer one that is to come or was delivered, or a success that covers it; in `strict` a sweep's event of
+    the same change that was delivered.
+    """
     evidence: list[object] = []
     for entry in moment.new:
         if isinstance(entry.fact, facts.Superseded):
             by = (entry.fact.by, entry.key[1])
             of_its_lane = moment.ledger.lanes.get(by) == moment.ledger.lanes[entry.key]
-            if not of_its_lane or POLICIES[entry.key[1]].ordering != "latest" or not _stands_for(moment, entry, by):
+            may_be = POLICIES[entry.key[1]].ordering == ("strict" if entry.fact.because == "told" else "latest")
+            if not of_its_lane or not may_be or not _stands_for(moment, entry, by):
                 evidence.append(entry)
     return evidence
 
@@ -33,10 +39,35 @@ def _stands_for(moment: Moment, entry: Entry, by: Key) -> bool:
         case facts.Superseded(because="healed"):
             delivered = {each.key for each in moment.new if isinstance(each.fact, facts.Delivered)}
             return newer and before.state is State.DEAD and by in delivered
+        case facts.Superseded(because="told"):
+            event, swept = (moment.ledger.events[key[0]] for key in (entry.key, by))
+            same = (event.event_type, event.occurred_at) == (swept.event_type, swept.occurred_at)
+            was = any(each.key == by and each.number < entry.number for each in moment.history.successes)
+            return same and was and is_swept(swept) and not is_swept(event) and before == Standing()
         case _:
             last = moment.last_before(entry)
             is_covered = last is not None and covers(last, moment.ledger.order(entry.key), SKEW)
             return is_covered and last is not None and last.seq == by[0] and before == Standing()
+
+
+def what_a_sweep_has_told_is_not_told_again(moment: Moment) -> Sequence[object]:
+    """Whose sweep's event was delivered in `strict` before it got its place, has ended without a call."""
+    delivered = {
+        (each.key[1], event.entity_id, event.event_type, event.occurred_at)
+        for each in moment.history.successes
+        if each not in moment.new and is_swept(event := moment.ledger.events[each.key[0]])
+    }
+    return [
+        (key, row)
+        for key, row in moment.after.items()
+        if key in moment.before
+        and moment.before[key].state is State.RECEIVED
+        and row.state is not State.RECEIVED
+        and row.run == 0
+        and POLICIES[key[1]].ordering == "strict"
+        and not is_swept(event := moment.ledger.events[key[0]])
+        and (key[1], event.entity_id, event.event_type, event.occurred_at) in delivered
+    ]
 
 
 def later_successes_heal(moment: Moment) -> Sequence[object]:

@@ -31,6 +31,7 @@ CHECKS: dict[str, Check] = {
     "late is marked wrongly": checks_of_order.late_is_marked,
     "a retry that does not go on": checks_of_order.retries_that_are_taken_over_go_on,
     "superseded without a stand-in": checks_of_coverage.the_superseded_have_a_stand_in,
+    "told again after a sweep": checks_of_coverage.what_a_sweep_has_told_is_not_told_again,
     "dead though a later one succeeded": checks_of_coverage.later_successes_heal,
     "re-armed without need": checks_of_coverage.a_repeat_rearms_what_is_not_covered,
     "a repeat is judged wrongly": checks_of_coverage.repeats_are_judged,

@@ -9,7 +9,9 @@ from datetime import timedelta
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition
 
-from inbox.event import Enrolment, Event
+from inbox.event import Enrolment, Event, swept_key
+from inbox.timestamps import to_nanoseconds
+from tests.model.actors import is_swept
 from tests.model.moment import Violation
 from tests.model.stage import WHICH, Stage, one_of, step
 from tests.model.world import LONG_AGO
@@ -26,6 +28,9 @@ ARRIVALS = st.lists(st.tuples(st.sampled_from(ENTITIES), SECOND, ROUTE_SETS), mi
 
 AGES = [timedelta(seconds=seconds) for seconds in (-20, -5, -3, -2.5, 0, 1)]
 """How long ago an event of each second was: a fetch that begins now covers the first two and, by its fraction, the fourth."""
+
+BY_SWEEPS, LATE = {1}, {4, 5}
+"""Of six events one after the other."""
 
 ENOUGH, MOST = 12, 20
 """Events of a run: more would make it longer, not harder."""
@@ -96,12 +101,24 @@ class Receiving(Stage):
         return [self.an_event(*arrival) for arrival in arrivals]
 
     def an_event(self, entity: str, second: int, routes: Sequence[str]) -> Event:
-        """A new one: its number makes its key its own, its second its place in its lanes."""
-        body = b"%d" % len(self.sent)
+        """A new one: its number makes its key its own, its second its place in its lanes.
+
+        Some are of sweeps, and some the late webhook of the change that a sweep has found last.
+        """
+        number = len(self.sent)
+        body = b"%d" % number
         occurred_at = max(self.world.clock.now + AGES[second], LONG_AGO)
+        key = f"{second}|{entity}|{number}"
+        swept = swept_key("USER", entity, to_nanoseconds(occurred_at))
+        of_sweeps = [event for event in self.sent if is_swept(event)]
+        if number % 6 in BY_SWEEPS and not any(event.dedup_key == swept for event in of_sweeps):
+            key = swept
+        elif number % 6 in LATE and of_sweeps:
+            entity, occurred_at = of_sweeps[-1].entity_id or "", of_sweeps[-1].occurred_at
+            routes = [enrolment.route for enrolment in of_sweeps[-1].enrolments]
         event = Event(
             source="trivore",
-            dedup_key=f"{second}|{entity}|{len(self.sent)}",
+            dedup_key=key,
             entity_type="USER",
             entity_id=entity,
             event_type="UPDATE",

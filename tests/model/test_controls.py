@@ -150,6 +150,13 @@ def test_coverage_without_skew_and_resolution_drops_what_is_not_proven(
     finds(world, "superseded without a stand-in")
 
 
+def test_without_a_look_for_what_a_sweep_has_told_it_is_told_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "tells_again", lambda *_: False)
+    finds(world, "told again after a sweep")
+
+
 def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "covers", lambda last, key, _skew: last.key >= key)
     finds(world, "a repeat is judged wrongly", "re-armed without need")

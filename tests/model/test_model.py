@@ -32,6 +32,7 @@ SOMETIMES = {
     "superseded: newer",
     "superseded: covered",
     "superseded: healed",
+    "superseded: told",
     "took_over",
     "demoted",
     "repeat refused",

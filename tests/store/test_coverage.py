@@ -11,13 +11,17 @@ import pytest
 
 from inbox.config import Config
 from inbox.db import engine as engines
-from inbox.event import Event
+from inbox.event import Event, swept_key
 from inbox.store import STORES
+from inbox.timestamps import to_nanoseconds
 from relay.outcome import Delivered, Failed
 from relay.store.claim import claim
 from relay.store.record import record
 from relay.store.repeats import Judged, judge_repeats
+from relay.store.selection import Selection
+from relay.store.sequence import sequence
 from relay.store.verify import verify
+from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG
 
@@ -112,6 +116,91 @@ def test_nothing_is_dropped_on_a_strict_route(steps: Steps) -> None:
     steps.attempt(fetched(100))
     steps.arrive(an_event(1, second=1))
     assert steps.states() == [(2, "strict", "ready")]
+
+
+# --- what a sweep has told
+
+
+def swept(event: Event) -> Event:
+    """What a sweep adds for the change of this event, where its table has the event's type."""
+    key = swept_key(event.entity_type or "", event.entity_id or "", to_nanoseconds(event.occurred_at))
+    return msgspec.structs.replace(event, dedup_key=key)
+
+
+DONE = Delivered((), "forwarded")
+
+
+def test_the_late_webhook_of_a_change_that_a_sweep_has_told_is_not_delivered_again(steps: Steps) -> None:
+    steps.arrive(swept(an_event(1, second=5)))
+    steps.attempt(DONE)
+    steps.arrive(an_event(2, second=5))
+    assert steps.states() == []
+    (fact,) = steps.rows("SELECT seq, kind, detail FROM delivery_log WHERE seq = 2")
+    assert (fact["kind"], fact["detail"]) == ("superseded", {"by": 1, "because": "told"})
+    (shown,) = steps.rows("SELECT state, superseded_by FROM delivery WHERE seq = 2")
+    assert shown == {"state": "superseded", "superseded_by": 1}
+    assert agreed(steps)
+
+
+def test_so_it_is_on_each_route_by_itself_and_also_when_later_ones_were_delivered(steps: Steps) -> None:
+    steps.arrive(swept(an_event(1, second=5, routes=["strict", "blocking"])), an_event(2, second=9))
+    for _ in range(2):
+        steps.attempt(DONE)
+    steps.arrive(an_event(3, second=5, routes=["strict", "blocking"]))
+    assert steps.states() == [(1, "blocking", "ready"), (3, "blocking", "waiting")], "nothing was delivered there yet"
+
+
+OTHERS = {
+    "another instant": an_event(2, second=4),
+    "another type": msgspec.structs.replace(an_event(2, second=5), event_type="DELETE", action="delete"),
+    "another entity": an_event(2, "u2", second=5),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_any_other_event_is_delivered(steps: Steps, other: Event) -> None:
+    steps.arrive(swept(an_event(1, second=5)), an_event(9, second=9), an_event(8, "u2", second=9))
+    for _ in range(3):
+        steps.attempt(DONE)
+    steps.arrive(other)
+    assert steps.states() == [(4, "strict", "ready")]
+
+
+def test_two_webhooks_whose_keys_differ_are_two_events_whatever_else_they_share(steps: Steps) -> None:
+    steps.arrive(an_event(1, second=5))
+    steps.attempt(DONE)
+    steps.arrive(an_event(2, second=5))
+    assert steps.states() == [(2, "strict", "ready")]
+
+
+def test_in_latest_what_a_sweep_has_told_says_nothing_of_a_second_change_in_its_second(steps: Steps) -> None:
+    steps.arrive(swept(an_event(1, second=5, routes=LATEST)))
+    steps.attempt(fetched(5.4), "latest")
+    steps.arrive(an_event(2, second=5, routes=LATEST))
+    assert steps.states() == [(2, "latest", "ready")]
+
+
+def test_a_late_row_whose_event_is_gone_stops_nobody(steps: Steps) -> None:
+    """As `relay verify` would find it: `no_event`."""
+    steps.arrive(an_event(1, second=5))
+    steps.attempt(DONE)
+    with steps.database.write() as transaction:
+        transaction.connection.exec_driver_sql(
+            "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
+            " VALUES (999, 'strict', 'USER|u1', '2026-01-01 00:00:00.000000Z', 'received')"
+        )
+    steps.arrive(an_event(2, second=6))
+    assert steps.states() == [(2, "strict", "waiting"), (999, "strict", "ready")]
+
+
+def test_who_asks_for_it_again_gets_it_all_the_same(steps: Steps) -> None:
+    steps.arrive(swept(an_event(1, second=5)))
+    steps.attempt(DONE)
+    steps.arrive(an_event(2, second=5))
+    carry_out(steps.database, CONFIG, "replay", Selection(seq=2), why="the other side has lost it")
+    sequence(steps.database, POLICIES, "r1")
+    assert steps.states() == [(2, "strict", "ready")]
+    assert agreed(steps)
 
 
 # --- dead letters that heal

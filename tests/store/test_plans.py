@@ -27,6 +27,7 @@ from relay.store import (
     reopen,
     repeats,
     sequence,
+    sweeps,
     verify,
 )
 from tests.conftest import _administer, _create_database
@@ -89,6 +90,10 @@ ONE = rows_param(
             "attempt": 0,
             "run": 0,
             "due_at": START,
+            "source": "trivore",
+            "key": "key 1010",
+            "id": "u101",
+            "modified": START,
         }
     ]
 )
@@ -111,7 +116,24 @@ PARAMETERS: dict[str, Any] = {
     "last": 1500,
     "lane": "USER|u10",
     "since": -15,
-    **dict.fromkeys(("lanes", "claimed", "held", "returned", "done", "ended", "moved", "replayed", "wanted"), ONE),
+    "slack": -1.0,
+    **dict.fromkeys(
+        (
+            "lanes",
+            "claimed",
+            "held",
+            "returned",
+            "done",
+            "ended",
+            "moved",
+            "replayed",
+            "wanted",
+            "late",
+            "asked",
+            "listed",
+        ),
+        ONE,
+    ),
 }
 
 BY_SEQ = text("SELECT * FROM delivery WHERE seq = :seq")
@@ -145,6 +167,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "repeats": lambda _: repeats._REPEATS,
     "routes of repeated": repeats._routes,
     "dead of a lane": coverage._dead,
+    "last delivered of lanes": coverage._last_delivered,
+    "events that come late": coverage._of_late,
+    "sweeps' events of the same change": coverage._swept,
+    "listed that are missing": sweeps._missing,
     "events of a span": lambda _: examine._EVENTS,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
     "facts of a span": lambda _: examine._FACTS,

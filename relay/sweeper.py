@@ -1,0 +1,165 @@
+"""Runs the sweeps that are due, in a thread of its own: a source that hangs delays no delivery.
+
+Whose turn it is, the database decides (`relay.store.sweeps.take`), so that of all relay processes one is at each sweep.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import datetime
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from inbox.config import Config
+from inbox.errors import SweepFailed
+from relay.alerts import Alert
+from relay.destinations.base import Context
+from relay.observe import Observer
+from relay.store import sweeps
+from relay.store.database import Database
+from relay.store.gates import read_gates
+from relay.sweeping import Sweeping, Swept
+
+LOOK_EVERY_SECONDS = 1.0
+AGAIN_SECONDS = 300.0
+"""After one that failed, where `every` is not shorter."""
+LEASE_SECONDS = 30.0
+"""Besides the time that a page may take, with a token for it: a relay that dies keeps the others waiting no longer."""
+RENEW_EVERY_SECONDS = 5.0
+
+
+def scheduled(config: Config) -> tuple[Sweeping, ...]:
+    """The sweeps that relays run by themselves.
+
+    Raises:
+        ConfigError: one of them can't be run as configured.
+    """
+    return tuple(
+        Sweeping(config, name, number)
+        for name, source in config.sources.items()
+        for number, table in enumerate(source.sweeps)
+        if table.every is not None
+    )
+
+
+class Sweeper:
+    """The thread. It ends soon after `stop` is set: a call that runs then is cut, and what was compared is not lost."""
+
+    def __init__(
+        self,
+        database: Database,
+        node: str,
+        sweepings: Sequence[Sweeping],
+        *,
+        stop: threading.Event,
+        now: Callable[[], datetime],
+        observer: Observer,
+    ) -> None:
+        self._database = database
+        self._node = node
+        self._sweepings = sweepings
+        self._stop = stop
+        self._context = Context(self._lease, stop, now)
+        self._observer = observer
+        self._thread = threading.Thread(target=self._work, name="sweeps", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for what is due."""
+        self._thread.start()
+
+    def change_over(self, sweepings: Sequence[Sweeping]) -> None:
+        """Work by another configuration from the next sweep on; one that runs comes to its end by the old."""
+        self._sweepings = sweepings
+
+    def join(self, seconds: float) -> None:
+        """Wait until it has ended, but no longer."""
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+
+    def _lease(self) -> float:
+        """Nobody waits for a sweep when the process is to end."""
+        return float("-inf") if self._stop.is_set() else float("inf")
+
+    def look(self) -> None:
+        """Run what is due, one after the other."""
+        for sweeping in self._sweepings:
+            if self._stop.is_set():
+                return
+            try:
+                self._take_turn(sweeping)
+            except SQLAlchemyError as error:
+                self._observer.database_trouble("sweeping", error)
+
+    def _work(self) -> None:
+        while not self._stop.wait(LOOK_EVERY_SECONDS):
+            self.look()
+
+    def _take_turn(self, sweeping: Sweeping) -> None:
+        turn = self._turn(sweeping)
+        if not sweeps.is_due(self._database, turn) or self._is_held_back(sweeping):
+            return
+        if not sweeps.take(self._database, turn):
+            return
+        try:
+            swept = self._sweep(sweeping, turn)
+        except SweepFailed as error:
+            if self._stop.is_set():
+                sweeps.give_back(self._database, turn)
+            else:
+                self._failed(sweeping, turn, str(error))
+        except SQLAlchemyError:
+            raise  # as due as before, when its lease has run out
+        except Exception as error:  # noqa: BLE001  # a mistake in here is told like any failure, and stops no delivery
+            self._observer.sweep_broke(sweeping.subject, error)
+            self._failed(sweeping, turn, f"a bug: {type(error).__name__}")
+        else:
+            self._ended(sweeping, turn, swept)
+        finally:
+            sweeping.close()
+
+    def _sweep(self, sweeping: Sweeping, turn: sweeps.Turn) -> Swept | None:
+        """None: it was broken off, since the process is to end, or since another relay may be at it."""
+        since, _ = sweeping.begins(self._database)
+        renew_at = time.monotonic() + RENEW_EVERY_SECONDS
+        with closing(sweeping.run(self._database, self._context, since)) as running:
+            for so_far in running:
+                swept = so_far
+                if self._stop.is_set():
+                    return None
+                if time.monotonic() >= renew_at:
+                    if not sweeps.keep(self._database, turn):
+                        return None
+                    renew_at = time.monotonic() + RENEW_EVERY_SECONDS
+        return swept
+
+    def _ended(self, sweeping: Sweeping, turn: sweeps.Turn, swept: Swept | None) -> None:
+        if swept is None:
+            sweeps.give_back(self._database, turn)
+            return
+        figures = {"missed": swept.missed, "compared": swept.compared}
+        alerts = [
+            Alert("webhooks_missed", sweeping.subject, swept.missed > 0, figures if swept.missed else {}),
+            Alert("sweep_failed", sweeping.subject, firing=False),
+        ]
+        sweeps.finish(self._database, swept.found, turn.node, alerts)
+        self._observer.swept(sweeping.subject, swept.found)
+
+    def _failed(self, sweeping: Sweeping, turn: sweeps.Turn, error: str) -> None:
+        alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
+        sweeps.fail(self._database, turn, error, [alert])
+        self._observer.sweep_failed(sweeping.subject, error)
+
+    def _turn(self, sweeping: Sweeping) -> sweeps.Turn:
+        table = sweeping.table
+        every = float(table.every or 0)
+        lease = LEASE_SECONDS + 2 * float(sweeping.api.timeout)
+        again = min(every, AGAIN_SECONDS)
+        return sweeps.Turn(sweeping.source.name, table.entity_type, self._node, every, again, lease)
+
+    def _is_held_back(self, sweeping: Sweeping) -> bool:
+        """By a person who has paused its source or its api, or by the api's breaker. Whether it is well again is seen here, too."""
+        through = [("source", sweeping.source.name), ("api", sweeping.table.api)]
+        return read_gates(self._database).admit(through) == "none"

@@ -1,0 +1,168 @@
+"""One sweep: asks a source what has changed, compares with the inbox, and adds an event for what no webhook has told.
+
+`relay sweep` and the daemon run it alike. A sweep takes events in as the receiver does, by the same statement, so this is
+the one room of the relay that knows how the receiver stores them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from time import sleep
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from inbox.config import Config
+from inbox.db import engine
+from inbox.event import Event, Identity, RawRequest, swept_parts
+from inbox.identify import to_event
+from inbox.store import STORES
+from inbox.timestamps import to_nanoseconds
+from relay.destinations.base import Clients, Context
+from relay.listed import EVERYTHING, Listed
+from relay.listing import Pages
+from relay.store import sweeps
+from relay.store.database import Database
+
+MOST_ADDED_AT_ONCE = 256
+"""Events in one transaction, as in a batch of the receiver."""
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """What a sweep has come to so far."""
+
+    source: str
+    entity_type: str
+    since: datetime
+    until: datetime
+    """The latest change that was compared."""
+    compared: int = 0
+    missed: int = 0
+    added: int = 0
+
+    @property
+    def found(self) -> sweeps.Found:
+        """What is kept of it when it has come to its end."""
+        return sweeps.Found(self.source, self.entity_type, self.until, self.compared, self.missed, self.added)
+
+
+class Sweeping:
+    """A table of `[[sources.NAME.sweeps]]`, ready to be run; one at a time."""
+
+    def __init__(self, config: Config, source: str, number: int) -> None:
+        """Compile it.
+
+        Raises:
+            ConfigError: a template or an expression is wrong, or its api can't be called as configured.
+        """
+        self.source = config.sources[source]
+        self.table = self.source.sweeps[number]
+        self.api = config.apis[self.table.api]
+        self._routes = [route for route in config.routes.values() if route.source == source]
+        self._caller = Clients(config).api(self.table.api)
+        self._pages = Pages(self.table, f"sources.{source}.sweeps[{number}]", self._caller)
+
+    @property
+    def subject(self) -> str:
+        """What it is about, in a few words."""
+        return f"{self.source.name} {self.table.entity_type}"
+
+    def close(self) -> None:
+        """Close the idle connections. It can still be used."""
+        self._caller.close()
+
+    def begins(self, database: Database) -> tuple[datetime, datetime | None]:
+        """Since when it compares, and the watermark; None: nothing was compared yet, so everything is."""
+        before = sweeps.compared_until(database, self.source.name, self.table.entity_type)
+        return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
+
+    def run(
+        self, database: Database, context: Context, since: datetime, *, dry: bool = False
+    ) -> Generator[Swept, None, None]:
+        """Compare page by page, and tell after each; no transaction is open while the api is asked.
+
+        Events are added as they are found. The watermark is the caller's to move, with `until` of the last, and only when
+        this has come to its end: pages need not come in the order of the changes. With `dry` nothing is added. What is
+        younger than `grace` is left.
+
+        Raises:
+            SweepFailed: the source could not be asked to the end.
+        """
+        source, entity_type = self.source.name, self.table.entity_type
+        now = context.now()
+        young = now - timedelta(seconds=self.table.grace)
+        swept = Swept(source, entity_type, since, since)
+        with Additions(database) as additions:
+            yield swept
+            for page in self._pages.since(since, context):
+                old = [each for each in page if each.modified <= young]
+                lost = sweeps.missing(database, source, entity_type, old) if old else []
+                added = 0 if dry else additions.add([self._event(each, now) for each in lost])
+                swept = msgspec.structs.replace(
+                    swept,
+                    until=max([swept.until, *(each.modified for each in old)]),
+                    compared=swept.compared + len(old),
+                    missed=swept.missed + len(lost),
+                    added=swept.added + added,
+                )
+                yield swept
+
+    def _event(self, listed: Listed, now: datetime) -> Event:
+        table = self.table
+        identity = Identity(
+            entity_type=table.entity_type,
+            entity_id=listed.id,
+            event_type=table.event_type,
+            action=table.action,
+            occurred_ns=to_nanoseconds(listed.modified),
+            key_parts=swept_parts(table.entity_type, listed.id),
+            key_has_time=True,
+        )
+        body = msgspec.json.encode(
+            {"sweep": {"entity_type": table.entity_type, "entity_id": listed.id, "modified": listed.modified}}
+        )
+        raw = RawRequest(self.source.name, {"content-type": "application/json"}, body, now)
+        return to_event(self.source, raw, identity, self._routes, raw.headers)
+
+
+class Additions:
+    """Writes events as the receiver does, over one connection, which is made when there is something to write."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._url = database.engine.url.render_as_string(hide_password=False)
+        self._store = STORES[database.engine.dialect.name]()
+        self._open = AsyncExitStack()
+        self._connection: AsyncConnection | None = None
+
+    def __enter__(self) -> Self:
+        self._runner = asyncio.Runner()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            self._runner.run(self._open.aclose())
+        self._runner.close()
+
+    def add(self, events: Sequence[Event]) -> int:
+        """Store those that are not there already. Returns how many; the others count for nothing."""
+        added = 0
+        for begin in range(0, len(events), MOST_ADDED_AT_ONCE):
+            added += self._runner.run(self._append(events[begin : begin + MOST_ADDED_AT_ONCE]))
+            sleep(self._database.sql.pause_after_write)
+        return added
+
+    async def _append(self, events: Sequence[Event]) -> int:
+        if self._connection is None:
+            made = engine.connect_async(self._url, application="inbox-relay-sweep")
+            self._open.push_async_callback(made.dispose)
+            self._connection = await self._open.enter_async_context(made.connect())
+        seqs = await self._store.append(self._connection, events)
+        return sum(seq is not None for seq in seqs)

@@ -1,0 +1,86 @@
+"""Going through a listing that moves meanwhile: nothing that stays is passed over, and it comes to an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.errors import SweepFailed
+from relay.listed import Listed, Place
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def entity(name: str, second: int) -> Listed:
+    return Listed(name, START + timedelta(seconds=second))
+
+
+MOVES = st.lists(st.tuples(st.sampled_from(["change", "delete", "none"]), st.integers(0, 40)), max_size=12)
+
+
+@given(size=st.integers(0, 40), a_page=st.integers(1, 10), first=st.integers(0, 1), moves=MOVES)
+def test_what_is_not_changed_meanwhile_comes_however_the_listing_moves(
+    size: int, a_page: int, first: int, moves: list[tuple[str, int]]
+) -> None:
+    listing = [entity(f"u{n}", n) for n in range(size)]
+    seconds, steps = count(1000), iter(moves)
+    place, seen, asked = Place(first), set[Listed](), 0
+    while not place.is_at_end:
+        kind, which = next(steps, ("none", 0))
+        if asked and which < len(listing) and kind != "none" and a_page > 1:
+            moved = listing.pop(which)
+            if kind == "change":
+                listing.append(entity(moved.id, next(seconds)))
+        begin = place.start - first
+        seen.update(place.advance(listing[begin : begin + a_page]))
+        asked += 1
+        assert asked <= 20 * (size + len(moves) + 1), "it does not come to an end"
+    assert {each for each in listing if each.modified < START + timedelta(seconds=1000)} <= seen
+
+
+def go_through(place: Place, pages: list[list[Listed]]) -> None:
+    for page in pages:
+        place.advance(page)
+
+
+def test_pages_of_one_go_by_one() -> None:
+    place, listing = Place(1), [entity("a", 1), entity("b", 2)]
+    seen = []
+    while not place.is_at_end:
+        seen += place.advance(listing[place.start - 1 : place.start])
+    assert seen == listing
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 7])
+def test_pages_that_go_round_are_noticed(period: int) -> None:
+    place, pages = Place(0), [[entity(f"{n}", n), entity(f"{(n + 1) % period}", n)] for n in range(period)]
+    with pytest.raises(SweepFailed, match="came before"):
+        go_through(place, [pages[number % period] for number in range(10 * period)])
+
+
+def test_a_listing_that_changes_faster_than_it_is_read_is_given_up() -> None:
+    others = [[entity(f"{page} {n}", n) for n in range(5)] for page in range(100)]
+    with pytest.raises(SweepFailed, match="don't connect"):
+        go_through(Place(0), others)
+
+
+def test_an_api_that_takes_whole_pages_alone_is_given_up() -> None:
+    """Asked for the second page with the last of the first, it gives the second; asked from further back, the first."""
+    place, listing = Place(0), [entity(f"u{n}", n) for n in range(50)]
+
+    def page() -> list[Listed]:
+        begin = -(-place.start // 10) * 10 if place.start % 10 == 9 else place.start // 10 * 10
+        return listing[begin : begin + 10]
+
+    with pytest.raises(SweepFailed, match="don't connect"):
+        go_through_all(place, page)
+
+
+def go_through_all(place: Place, page: Callable[[], list[Listed]]) -> None:
+    for _ in range(1000):
+        place.advance(page())

@@ -1,0 +1,152 @@
+"""The daemon itself, in a thread: sweeps that are due run by themselves, and delay nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from tenacity import wait_none
+
+from inbox.clock import SystemClock
+from inbox.config import Config
+from inbox.errors import ConfigError
+from relay import listing, sweeper
+from relay.destinations import build
+from relay.gates import Gate
+from relay.observe import Observer
+from relay.store import commands
+from relay.store.database import Database
+from relay.sweeper import Sweeper, scheduled
+from tests.destinations.scripted import answer
+from tests.destinations.scripted import serving as scripted
+from tests.helpers.daemon import configured, running
+from tests.helpers.directory import TABLE, Directory
+from tests.helpers.evidence import open_states
+from tests.helpers.filling import fill
+from tests.helpers.reading import count, rows
+from tests.helpers.waiting import until
+
+OFTEN = 'every = "50ms"\n'
+
+
+@pytest.fixture(autouse=True)
+def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "LOOK_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(listing, "WAIT", wait_none())
+
+
+@pytest.fixture
+def directory() -> Directory:
+    return Directory({"u1": "2026-01-01T00:00:00Z"})
+
+
+@pytest.fixture
+def table(directory: Directory) -> Iterator[str]:
+    with scripted(directory) as server:
+        yield TABLE.format(url=server.url, count=2)
+        directory.let_go.set()
+
+
+def alerted(engine: Engine) -> list[tuple[str, str, bool]]:
+    return [
+        (row["kind"], row["subject"], bool(row["firing"])) for row in rows(engine, "SELECT * FROM alert ORDER BY id")
+    ]
+
+
+def watermark(engine: Engine) -> dict[str, Any]:
+    found = rows(engine, "SELECT * FROM sweep_watermark")
+    return found[0] if found else {}
+
+
+def test_what_no_webhook_has_told_is_found_added_delivered_and_told(
+    database_url: str, engine: Engine, directory: Directory, table: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(database_url, [("u1", "2026-01-01T00:00:00Z")])
+    with (
+        caplog.at_level(logging.INFO, "relay"),
+        scripted(answer(204)) as audit,
+        running(engine, audit, more=table + OFTEN) as relay,
+    ):
+        until(lambda: watermark(engine).get("swept_at"), "it has been swept")
+        assert (watermark(engine)["last_compared"], watermark(engine)["missed"]) == (1, 0)
+        directory.users["u2"] = "2026-01-02T00:00:00Z"
+        until(lambda: count(engine, "inbox") == 2 and not open_states(engine), "it is added, and delivered")
+        until(lambda: len(alerted(engine)) == 2, "the next one finds nothing")
+        assert relay._observer.counts["sweep_missed"] == 1
+    assert alerted(engine) == [("webhooks_missed", "trivore USER", True), ("webhooks_missed", "trivore USER", False)]
+    assert "swept trivore USER compared=2 missed=1 added=1" in caplog.messages
+    assert len(audit.seen) == 2
+    assert watermark(engine)["lease_until"] is None
+
+
+def test_a_source_that_can_not_be_asked_is_told_once_and_once_when_it_can_again(
+    engine: Engine, directory: Directory, table: str
+) -> None:
+    directory.statuses = [503] * 9
+    with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN):
+        until(lambda: ("sweep_failed", "trivore USER", False) in alerted(engine), "it is told that it works again")
+    assert [firing for kind, _, firing in alerted(engine) if kind == "sweep_failed"] == [True, False]
+    assert watermark(engine)["error"] is None
+
+
+def test_a_source_that_hangs_delays_no_delivery_and_is_not_waited_for_at_the_end(
+    database_url: str, engine: Engine, directory: Directory, table: str
+) -> None:
+    directory.let_go.clear()
+    with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN):
+        until(lambda: directory.pages == 1, "it hangs")
+        fill(database_url, [("u9", "2026-01-01T00:00:00Z")])
+        until(lambda: len(audit.seen) == 1 and not open_states(engine), "another is delivered meanwhile")
+        assert watermark(engine)["lease_until"] is not None
+    left = watermark(engine)
+    assert (left["lease_until"], left["swept_at"], left["error"]) == (None, None, None), "another may begin at once"
+    assert alerted(engine) == []
+
+
+def test_another_configuration_says_how_often(engine: Engine, directory: Directory, table: str) -> None:
+    with scripted(answer(204)) as audit, running(engine, audit, more=table) as relay:
+        changed = configured(audit.url, more=table + OFTEN)
+        assert directory.pages == 0, "without `every`, only by hand"
+        relay.reload(changed, build(changed))
+        until(lambda: watermark(engine).get("swept_at"), "it has been swept")
+
+
+def test_another_configuration_whose_sweep_can_not_be_run_is_refused(
+    engine: Engine, directory: Directory, table: str
+) -> None:
+    wrong = configured("http://127.0.0.1:9/", more=table.replace("{since}", "{sinse}") + OFTEN)
+    with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN) as relay:
+        with pytest.raises(ConfigError, match="sinse"):
+            relay.reload(wrong, build(wrong))
+        until(lambda: directory.pages > 2, "the old one is still worked by")
+
+
+def a_sweeper(engine: Engine, config: Config) -> Sweeper:
+    """One that looks when it is told."""
+    stop, now = threading.Event(), SystemClock().now
+    return Sweeper(Database(engine), "r1", scheduled(config), stop=stop, now=now, observer=Observer())
+
+
+def test_who_pauses_the_api_or_the_source_pauses_its_sweep(engine: Engine, directory: Directory, table: str) -> None:
+    config, database = configured("http://127.0.0.1:9/", more=table + OFTEN), Database(engine)
+    sweeps = a_sweeper(engine, config)
+    for gate in (Gate(api="identity"), Gate(source="trivore")):
+        commands.work_on(database, config, commands.ask(database, "pause", gate, who="me", why="seen"))
+        sweeps.look()
+        assert directory.pages == 0
+        commands.work_on(database, config, commands.ask(database, "resume", gate, who="me", why="done"))
+    sweeps.look()
+    assert directory.pages == 2
+
+
+def test_a_bug_is_told_like_a_failure(
+    engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("relay.sweeping.Sweeping.run", lambda *_: 1 / 0)
+    a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN)).look()
+    assert watermark(engine)["error"] == "a bug: ZeroDivisionError"
+    assert "sweep of trivore USER ended by a bug" in caplog.messages

@@ -1,0 +1,200 @@
+"""Whose turn it is to sweep, what is compared, and how far a sweep has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+from tenacity import wait_none
+
+from inbox import config_file
+from inbox.errors import SweepFailed
+from relay import listing
+from relay.destinations.base import without_lease
+from relay.listed import Listed
+from relay.store import sweeps
+from relay.store.database import Database
+from relay.sweeping import Sweeping, Swept
+from tests.destinations.scripted import serving
+from tests.helpers.directory import TABLE, Directory
+from tests.helpers.reading import count
+from tests.helpers.webhooks import config_text
+from tests.store.conftest import START, FakeClock, Steps, an_event
+
+HOURLY = sweeps.Turn("trivore", "USER", "r1", every=3600, again=300, lease=60)
+OTHERS = sweeps.Turn("trivore", "USER", "r2", every=3600, again=300, lease=60)
+
+
+def take(database: Database, turn: sweeps.Turn) -> bool:
+    """What a look without a lock says is the same, where nobody else is."""
+    looked = sweeps.is_due(database, turn)
+    assert sweeps.take(database, turn) == looked
+    return looked
+
+
+def ended(database: Database, turn: sweeps.Turn, until_second: float = 0, missed: int = 0) -> None:
+    until = START + timedelta(seconds=until_second)
+    sweeps.finish(database, sweeps.Found("trivore", "USER", until, 10, missed, missed), turn.node)
+
+
+def test_one_relay_is_at_a_sweep_and_the_next_is_due_after_every(database: Database, clock: FakeClock) -> None:
+    assert take(database, HOURLY)
+    assert not take(database, OTHERS)
+    ended(database, HOURLY)
+    clock.advance(3599)
+    assert not take(database, OTHERS)
+    clock.advance(1)
+    assert take(database, OTHERS)
+
+
+def test_of_many_that_want_it_at_once_one_gets_it(database: Database) -> None:
+    turns = [msgspec.structs.replace(HOURLY, node=f"r{number}") for number in range(8)]
+    with ThreadPoolExecutor(len(turns)) as pool:
+        assert sum(pool.map(lambda turn: sweeps.take(database, turn), turns)) == 1
+
+
+def test_one_that_failed_is_repeated_sooner_and_one_that_was_broken_off_at_once(
+    database: Database, clock: FakeClock
+) -> None:
+    assert take(database, HOURLY)
+    sweeps.give_back(database, HOURLY)
+    assert take(database, OTHERS)
+    sweeps.fail(database, OTHERS, "answered 503", [])
+    clock.advance(299)
+    assert not take(database, HOURLY)
+    clock.advance(1)
+    assert take(database, HOURLY)
+    ended(database, HOURLY)
+    clock.advance(300)
+    assert not take(database, HOURLY), "it did not fail"
+
+
+def test_a_relay_that_dies_keeps_the_others_waiting_for_its_lease_alone(database: Database, clock: FakeClock) -> None:
+    assert take(database, HOURLY)
+    clock.advance(50)
+    assert sweeps.keep(database, HOURLY)
+    clock.advance(59)
+    assert not take(database, OTHERS)
+    clock.advance(1)
+    assert take(database, OTHERS)
+    assert not sweeps.keep(database, HOURLY), "it was not dead, and now knows"
+    sweeps.give_back(database, HOURLY)
+    ended(database, HOURLY)
+    clock.advance(30)
+    assert sweeps.keep(database, OTHERS), "what it had to say takes nobody's turn away"
+
+
+def test_another_every_is_heeded_at_once(database: Database, clock: FakeClock) -> None:
+    assert take(database, HOURLY)
+    ended(database, HOURLY)
+    clock.advance(10)
+    assert not take(database, HOURLY)
+    assert take(database, sweeps.Turn("trivore", "USER", "r1", every=10, again=10, lease=60))
+
+
+def test_types_of_entities_have_turns_of_their_own(database: Database) -> None:
+    assert take(database, HOURLY)
+    assert take(database, sweeps.Turn("trivore", "GROUP", "r2", every=3600, again=300, lease=60))
+
+
+def test_a_watermark_never_goes_back_and_what_was_missed_adds_up(database: Database) -> None:
+    ended(database, HOURLY, until_second=20, missed=2)
+    ended(database, HOURLY, until_second=10, missed=3)
+    assert sweeps.compared_until(database, "trivore", "USER") == START + timedelta(seconds=20)
+    with database.read() as transaction:
+        (row,) = transaction.connection.exec_driver_sql("SELECT missed, last_missed FROM sweep_watermark").all()
+    assert tuple(row) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lost"),
+    [((5, 1), False), ((1, 5), False), ((1, 4), True), ((), True)],
+    ids=["the newest by arrival is older", "told", "too old", "never heard of"],
+)
+def test_a_change_is_told_by_any_event_as_late_as_it_or_cut_to_its_second(
+    steps: Steps, seconds: tuple[int, ...], lost: bool
+) -> None:
+    steps.arrive(*(an_event(number, second=second) for number, second in enumerate(seconds, start=1)))
+    listed = Listed("u1", START + timedelta(seconds=5.9))
+    assert sweeps.missing(steps.database, "trivore", "USER", [listed]) == ([listed] if lost else [])
+
+
+@pytest.fixture
+def directory() -> Directory:
+    return Directory({f"u{n}": f"2026-01-01T00:00:{n:02}Z" for n in range(10)})
+
+
+@pytest.fixture
+def sweeping(directory: Directory, database_url: str) -> Iterator[Sweeping]:
+    """Three a page."""
+    with serving(directory) as server:
+        text = config_text(database_url) + TABLE.format(url=server.url, count=3)
+        made = Sweeping(config_file.parse(text), "trivore", 0)
+        yield made
+        made.close()
+
+
+def run(sweeping: Sweeping, engine: Engine) -> Swept:
+    *_, last = sweeping.run(Database(engine), without_lease(), START)
+    return last
+
+
+def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
+    sweeping: Sweeping, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "WAIT", wait_none())
+    directory.statuses = [200, 503, 429, 200, 503]
+    assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
+    directory.statuses = [200, 503, 503, 503]
+    with pytest.raises(SweepFailed, match="answered 503"):
+        run(sweeping, engine)
+
+
+def test_an_entity_that_is_changed_while_it_is_listed_hides_no_other(
+    sweeping: Sweeping, directory: Directory, engine: Engine
+) -> None:
+    """It leaves its place for the end of the listing, and those behind it come one closer."""
+
+    def change(page: int) -> None:
+        if page in {2, 3}:
+            directory.users[f"u{page}"] = f"2026-01-01T00:01:0{page}Z"
+
+    directory.before_page = change
+    swept = run(sweeping, engine)
+    assert count(engine, "(SELECT DISTINCT entity_id FROM inbox) AS entities") == 10
+    assert swept.until.isoformat() == "2026-01-01T00:01:03+00:00"
+
+
+def test_a_listing_that_shrinks_while_it_is_read_comes_to_its_end(
+    sweeping: Sweeping, directory: Directory, engine: Engine
+) -> None:
+    gone = iter([f"u{n}" for n in (0, 1, 2, 9, 8)])
+    directory.before_page = lambda _: (directory.users.pop(next(gone, ""), None), None)[1]
+    run(sweeping, engine)
+    assert count(engine, "inbox WHERE entity_id IN ('u3', 'u4', 'u5', 'u6', 'u7')") == 5, "those that are still there"
+
+
+def test_a_listing_that_is_another_one_each_time_is_an_error(
+    sweeping: Sweeping, directory: Directory, engine: Engine
+) -> None:
+    def change(page: int) -> None:
+        directory.users = {f"{page}-{n}": "2026-01-01T00:00:00Z" for n in range(10)}
+
+    directory.before_page = change
+    with pytest.raises(SweepFailed, match="don't connect"):
+        run(sweeping, engine)
+
+
+def test_what_is_found_again_by_a_sweep_that_begins_again_is_not_added_twice(
+    sweeping: Sweeping, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(sweeping, engine).added == 10
+    assert run(sweeping, engine).missed == 0
+    everything: Callable[..., list[Listed]] = lambda *given: list(given[-1])  # noqa: E731  # as if none was there yet
+    monkeypatch.setattr(sweeps, "missing", everything)
+    again = run(sweeping, engine)
+    assert (again.missed, again.added, count(engine, "inbox")) == (10, 0, 10)
