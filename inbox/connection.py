@@ -1,0 +1,108 @@
+"""One connection's deadlines, the answers that are given past the app, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from inbox.errors import RequestError
+from inbox.problems import problem_headers, problem_of
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+TAKEN_WITHIN_SECONDS = 10.0
+"""Who does not take its answers in this time gets no more of them."""
+
+DRAIN_SECONDS = 2.0
+"""For so long what still comes is read and thrown away behind an answer that ends the connection: if it were closed with
+bytes unread, the sender's system would throw the answer away (RFC 9112 §9.6)."""
+
+
+class Connection(HttpToolsProtocol):
+    """What `inbox.wire.Wire` stands on."""
+
+    deaf = False
+    """What comes is not looked at any more: the connection ends with the answers that are under way."""
+    draining = False
+    """The last answer is given, and what still comes is thrown away."""
+    _deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no answer is under way."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        return cycle is None or cycle.response_complete
+
+    # --- deadlines
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether one is set."""
+        return self._deadline is not None
+
+    def arm(self, seconds: float, then: Callable[[], None]) -> None:
+        """Do `then` after so long, instead of what was to be done before."""
+        self.disarm()
+        self._deadline = self.loop.call_later(seconds, then)
+
+    def disarm(self) -> None:
+        """There is no deadline any more."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self.disarm()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The sender does not take its answers."""
+        super().pause_writing()
+        self.arm(TAKEN_WITHIN_SECONDS, self.transport.abort)
+
+    # --- the end
+
+    def end(self) -> None:
+        """Close the connection behind an answer, so that the answer arrives."""
+        if self.deaf or self.cycle.more_body:
+            self.drain()
+            return
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.arm(TAKEN_WITHIN_SECONDS, self.transport.abort)
+
+    def answer(self, error: RequestError) -> None:
+        """Answer past the app, which never hears of it."""
+        body = problem_of(error)
+        fields = [
+            *self.server_state.default_headers,
+            *((name.lower().encode(), value.encode()) for name, value in problem_headers(error).items()),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
+
+    def drain(self) -> None:
+        """Take leave: nothing more is said, and what comes is thrown away."""
+        self.deaf = self.draining = True
+        if self.transport.can_write_eof():  # not over TLS
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self.arm(DRAIN_SECONDS, self.transport.abort)
+
+
+class Ending:
+    """The transport as the answer to a request sees it: to close it is to end the connection, gently."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, connection: Connection) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.end
