@@ -85,7 +85,8 @@ def test_a_target_may_be_as_long_as_the_limit() -> None:
 
 @given(st.lists(st.integers(0, 2 * head.LONGEST_FIELD), max_size=2 * head.MOST_FIELDS))
 def test_the_fields_that_a_tally_lets_through_are_within_every_limit(sizes: list[int]) -> None:
-    tally, let_through = head.Tally(), []
+    tally = head.Tally()
+    let_through: list[int] = []
     for size in sizes:
         try:
             tally.add(b"", b"x" * size)
