@@ -77,8 +77,10 @@ def ask(port: int, sent: bytes, *, half_close: bool = False, within: float = 10.
     return received
 
 
-def answers(received: bytes) -> list[Answer]:
+def answers(received: bytes, *, heads: bool = False) -> list[Answer]:
     """The answers in what came back, without those that only say `100 Continue`.
+
+    Those to HEAD (`heads`) have no bodies, but for those that refuse it before it is known for a HEAD.
 
     Raises:
         AssertionError: something else is in it than whole answers.
@@ -93,7 +95,7 @@ def answers(received: bytes) -> list[Answer]:
         head, _, received = received[line.end() :].partition(b"\r\n\r\n")
         fields = (field.split(b": ", 1) for field in head.split(b"\r\n"))
         headers = {name.decode().lower(): value.decode() for name, value in fields}
-        length = int(headers.get("content-length", "0"))
+        length = 0 if heads and not received.startswith(b"{") else int(headers.get("content-length", "0"))
         assert len(received) >= length, "an answer is cut"
         found.append(Answer(int(line[1]), headers, received[:length]))
         received = received[length:]
