@@ -22,6 +22,10 @@ DRAIN_SECONDS = 2.0
 bytes unread, the sender's system would throw the answer away (RFC 9112 §9.6)."""
 
 
+MOST_UNTAKEN = 8 * 1024
+"""Bytes of answers that are kept for who does not take them; then the next one waits."""
+
+
 class Connection(HttpToolsProtocol):
     """What `inbox.wire.Wire` stands on."""
 
@@ -30,6 +34,7 @@ class Connection(HttpToolsProtocol):
     draining = False
     """The last answer is given, and what still comes is thrown away."""
     _deadline: asyncio.TimerHandle | None = None
+    _abort: asyncio.TimerHandle | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -55,15 +60,36 @@ class Connection(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Somebody is there."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=MOST_UNTAKEN)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody is there any more."""
         self.disarm()
+        self._cancel_abort()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """The sender does not take its answers."""
         super().pause_writing()
-        self.arm(TAKEN_WITHIN_SECONDS, self.transport.abort)
+        self._abort_after(TAKEN_WITHIN_SECONDS)
+
+    def resume_writing(self) -> None:
+        """It takes them again."""
+        super().resume_writing()
+        if not self.transport.is_closing() and not self.draining:
+            self._cancel_abort()
+
+    def _abort_after(self, seconds: float) -> None:
+        self._cancel_abort()
+        self._abort = self.loop.call_later(seconds, self.transport.abort)
+
+    def _cancel_abort(self) -> None:
+        if self._abort is not None:
+            self._abort.cancel()
+            self._abort = None
 
     # --- the end
 
@@ -74,7 +100,7 @@ class Connection(HttpToolsProtocol):
             return
         self.transport.close()
         if self.transport.get_write_buffer_size():
-            self.arm(TAKEN_WITHIN_SECONDS, self.transport.abort)
+            self._abort_after(TAKEN_WITHIN_SECONDS)
 
     def answer(self, error: RequestError) -> None:
         """Answer past the app, which never hears of it."""
@@ -94,7 +120,8 @@ class Connection(HttpToolsProtocol):
         if self.transport.can_write_eof():  # not over TLS
             self.transport.write_eof()
         self.flow.resume_reading()
-        self.arm(DRAIN_SECONDS, self.transport.abort)
+        self.disarm()
+        self._abort_after(DRAIN_SECONDS)
 
 
 class Ending:

@@ -118,14 +118,6 @@ class Wire(Connection):
             self._cut_short(cycle, "the connection was closed")
         return True
 
-    def resume_writing(self) -> None:
-        """It takes them again."""
-        super().resume_writing()
-        if not self.draining:
-            self.disarm()
-            if self.is_idle:
-                self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
-
     # --- the parser's calls
 
     def on_message_begin(self) -> None:
