@@ -177,7 +177,7 @@ METHOD_AND_TYPE = (
     Case(69, "PUT", line(b"PUT /webhooks/trivore HTTP/1.1"), 405),
     Case(69, "PUT before its body has come", line(b"PUT /webhooks/trivore HTTP/1.1")[:-9], 405),
     Case(70, "TRACE", line(b"TRACE /webhooks/trivore HTTP/1.1"), 405),
-    Case(71, "OPTIONS", line(b"OPTIONS /webhooks/trivore HTTP/1.1"), 200),
+    Case(71, "OPTIONS", line(b"OPTIONS /webhooks/trivore HTTP/1.1"), 405),
     Case(72, "text/plain", instead(JSON, b"Content-Type: text/plain"), 415),
     Case(73, "no Content-Type", webhook(without=(JSON,)), 415),
     Case(74, "charset=utf-7", instead(JSON, JSON + b"; charset=utf-7"), 415),
