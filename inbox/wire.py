@@ -11,17 +11,15 @@ on its way.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
 from inbox import head
 from inbox.connection import Connection, Ending
-from inbox.errors import HeadTooLarge, RequestError, TooSlow, Unavailable, Unreadable
+from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.limits import Bucket, Capacity
 from inbox.receive import CAPACITY, CUT_SHORT, GO_ON
 
@@ -38,23 +36,8 @@ MOST_QUEUED = 16
 """Requests that may wait on one connection for the answer to the one before."""
 
 _HEALTH = b"/health/"
-_Given = ParamSpec("_Given")
 _log = logging.getLogger("uvicorn.error")
 _logged = Bucket(rate=1, burst=10)  # a stranger can't fill the log
-
-
-def _remembered(call: Callable[Concatenate[Wire, _Given], None]) -> Callable[Concatenate[Wire, _Given], None]:
-    """A call of the parser's, which does not hand on what is raised in it."""
-
-    @functools.wraps(call)
-    def checked(wire: Wire, *given: _Given.args, **named: _Given.kwargs) -> None:
-        try:
-            call(wire, *given, **named)
-        except RequestError as error:
-            wire.refusal = error
-            raise
-
-    return cast("Callable[Concatenate[Wire, _Given], None]", checked)
 
 
 class Wire(Connection):
@@ -65,16 +48,21 @@ class Wire(Connection):
     _keep_alive = False
     _unused = 0
     """Bytes that have come since any were of use: a head, a trailer or a chunk's extension that does not end."""
-    refusal: RequestError | None = None
+    _received = 0
+    """Bytes of what the parser sees just now."""
+    _arrived = 0
+    """Bytes of the head that have come, and perhaps of what stands around it."""
+    _refusal: RequestError | None = None
     """Why the parser was stopped, where it was not the parser itself that stopped."""
     _capacity: Capacity | None = None
-    _tally: head.Tally
+    _ending: Ending
 
     # --- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Somebody is there: the time for a head begins."""
         super().connection_made(transport)
+        self._ending = Ending(self)
         self._capacity = self.app_state.get(CAPACITY)
         try:
             if self._capacity is not None:
@@ -91,16 +79,18 @@ class Wire(Connection):
         if self.deaf:
             return
         self._unset_keepalive_if_required()
-        self._unused += len(data)
+        self._received = len(data)
+        self._arrived += self._received
+        self._unused += self._received
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(self.refusal or Unreadable(f"this is not HTTP/1.1: {error}"))
+            self._refuse(self._refusal or Unreadable(f"this is not HTTP/1.1: {error}"))
         else:
             if self._unused > head.LARGEST_HEAD:
-                self._refuse(HeadTooLarge("a head, or what stands between the parts of a body, does not end"))
+                self._refuse(head.unfinished(self.url if self._in_head else b""))
             elif self.is_idle and not self.has_deadline:
                 self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 
@@ -124,41 +114,28 @@ class Wire(Connection):
         """A request begins."""
         super().on_message_begin()
         self._in_head = True
-        self._tally = head.Tally()
         self._unused = 0
+        self._arrived = self._received
 
-    @_remembered
-    def on_url(self, url: bytes) -> None:
-        """More of its target.
+    def on_headers_complete(self) -> None:
+        """Tell the app at once: it can refuse by the headers alone, and its deadline for the body begins.
 
         Raises:
-            RequestError: more than there may be; so in the other calls.
+            RequestError: it is not to be told, and the parser has to stop.
         """
-        super().on_url(url)
-        head.check_target(self.url)
-
-    @_remembered
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header field, or a trailer: a trailer is dropped (RFC 9112 §7.1.2), since who sends it was asked before."""
-        self._tally.add(name, value)
-        if self._in_head:
-            super().on_header(name, value)
-
-    @_remembered
-    def on_headers_complete(self) -> None:
-        """Tell the app at once: it can refuse by the headers alone, and its deadline for the body begins."""
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             return  # `_go_on_without_upgrade` follows
-        head.check(self.parser.get_http_version(), self.url, self.headers)
-        if self._capacity is not None and not self.url.startswith(_HEALTH):
-            self._capacity.check_requests(len(self.tasks))
-        if len(self.pipeline) >= MOST_QUEUED:
-            raise Unavailable("too many requests wait on this connection; send it again later")
+        try:
+            self._check_head()
+        except RequestError as error:
+            self._refusal = error  # the parser does not keep it
+            raise
         self._in_head = False
         self.disarm()
         super().on_headers_complete()
+        self.headers = []  # for trailers, which are dropped (RFC 9112 §7.1.2): who sends it was asked before they came
         cycle: RequestResponseCycle = self.cycle
-        cycle.transport = cast("asyncio.Transport", Ending(self))
+        cycle.transport = cast("asyncio.Transport", self._ending)
         # An answer that is made before the body has come ends the connection: else the rest of it had no deadline.
         self._keep_alive, cycle.keep_alive = cycle.keep_alive, False
         cycle.message_event.set()
@@ -207,6 +184,15 @@ class Wire(Connection):
             self.transport.close()
 
     # --- what is refused
+
+    def _check_head(self) -> None:
+        if self._arrived > head.LONGEST_TARGET:  # else nothing in it can be too long
+            head.check_size(self.url, self.headers)
+        head.check(self.parser.get_http_version(), self.url, self.headers)
+        if self._capacity is not None and not self.url.startswith(_HEALTH):
+            self._capacity.check_requests(len(self.tasks))
+        if len(self.pipeline) >= MOST_QUEUED:
+            raise Unavailable("too many requests wait on this connection; send it again later")
 
     def _refuse(self, error: RequestError) -> None:
         """Look at nothing more; what is refused is a head, a part of a body, or what stands behind a whole request."""

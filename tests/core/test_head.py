@@ -78,25 +78,25 @@ def test_whatever_a_head_holds_it_has_one_meaning_or_is_refused(
 
 
 def test_a_target_may_be_as_long_as_the_limit() -> None:
-    head.check_target(b"/" * head.LONGEST_TARGET)
+    head.check_size(b"/" * head.LONGEST_TARGET, [])
     with pytest.raises(TargetTooLong):
-        head.check_target(b"/" * (head.LONGEST_TARGET + 1))
+        head.check_size(b"/" * (head.LONGEST_TARGET + 1), [])
 
 
 @given(st.lists(st.integers(0, 2 * head.LONGEST_FIELD), max_size=2 * head.MOST_FIELDS))
-def test_the_fields_that_a_tally_lets_through_are_within_every_limit(sizes: list[int]) -> None:
-    tally = head.Tally()
-    let_through: list[int] = []
-    for size in sizes:
-        try:
-            tally.add(b"", b"x" * size)
-        except HeadTooLarge:
-            assert (
-                len(let_through) == head.MOST_FIELDS
-                or size + 4 > head.LONGEST_FIELD
-                or sum(let_through) + size + 4 > head.LARGEST_HEAD
-            )
-            return
-        let_through.append(size + 4)
-    assert sum(let_through) <= head.LARGEST_HEAD
-    assert len(let_through) <= head.MOST_FIELDS
+def test_a_head_is_taken_when_its_fields_are_within_every_limit_and_only_then(values: list[int]) -> None:
+    fields = [HOST, *((b"x", b"a" * size) for size in values)]
+    sizes = [len(name) + len(value) + 4 for name, value in fields]
+    within = len(sizes) <= head.MOST_FIELDS and max(sizes) <= head.LONGEST_FIELD and sum(sizes) <= head.LARGEST_HEAD
+    try:
+        head.check("1.1", b"/", fields)
+        head.check_size(b"/", fields)
+    except HeadTooLarge:
+        assert not within
+    else:
+        assert within
+
+
+def test_a_head_that_does_not_end_is_told_by_what_is_too_long_in_it() -> None:
+    assert isinstance(head.unfinished(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
+    assert isinstance(head.unfinished(b"/"), HeadTooLarge)

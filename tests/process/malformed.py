@@ -80,7 +80,7 @@ FRAMING = (
     Case(21, "a trailer that would be the length", chunked(WHOLE, b"0\r\nContent-Length: 7\r\n\r\n"), 400),
     Case(21, "a trailer that would be the secret", chunked(WHOLE, b"0\r\n%b\r\n\r\n" % SECRET).replace(SECRET, b"A: b", 1), 401),
     Case(21, "a trailer that is nothing to us", chunked(WHOLE, b"0\r\nX-Checksum: 7\r\n\r\n"), 200),
-    Case(21, "101 trailers", chunked(WHOLE, b"0\r\n", *(b"X: y\r\n" for _ in range(101))), 400),
+    Case(21, "a trailer that does not end", chunked(WHOLE, b"0\r\nX: " + b"a" * 20 * LARGEST_HEAD), 400),
     # 501 is for codings (RFC 9112 §6.1), but a 5xx says "send it again", and that would not help
     Case(22, "Transfer-Encoding xchunked", coding(b"xchunked"), 400),
     Case(23, "Transfer-Encoding chunked, gzip", coding(b"chunked, gzip"), 400),
