@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 
 from tests.helpers.webhooks import TOKEN, body, payload
@@ -32,6 +33,9 @@ secrets = [
   {{ value = "overlapping", not_after = 2999-01-01T00:00:00Z }},
   {{ value = "early", not_before = 2999-01-01T00:00:00Z }},
 ]
+[sources.github]
+preset = "github"
+secrets = ["signed", "new", {{ value = "old", not_after = 2020-01-01T00:00:00Z }}]
 [sources.slow]
 preset = "trivore"
 rate = "2/d"
@@ -76,6 +80,33 @@ def basic(user: str, password: str) -> str:
 GOOD_BASIC = basic("u", TOKEN)
 DEEP = b'{"a":'
 NO_IDS: tuple[object, ...] = (None, {}, [], "", "i" * 256, "i" * 9000, False)
+
+PUSH = b'{"ref": "refs/heads/x", "repository": {"id": 5}}'
+
+
+def signature(sent: bytes, secret: bytes = b"signed") -> bytes:
+    """As GitHub writes it."""
+    return b"sha256=" + hmac.digest(secret, sent, "sha256").hex().encode()
+
+
+def signed(
+    given: bytes | None = None,
+    *,
+    name: bytes = b"X-Hub-Signature-256",
+    more: bytes | None = None,
+    without: bool = False,
+) -> bytes:
+    """A webhook of GitHub's, signed right unless another signature is given."""
+    signatures = [] if without else [signature(PUSH) if given is None else given, *([] if more is None else [more])]
+    return webhook(
+        b"X-GitHub-Event: push",
+        b"X-GitHub-Delivery: 72d3162e",
+        *(name + b": " + each for each in signatures),
+        line=b"POST /webhooks/github HTTP/1.1",
+        payload=PUSH,
+        without=(SECRET,),
+    )
+
 
 # fmt: off
 JSON_BODIES = (
@@ -155,8 +186,23 @@ SECRETS = (
     Case(116, "two bearers", knocking("bearer", f"Bearer {TOKEN}", f"Bearer {TOKEN}"), 401),
 )
 
-SIGNED: tuple[Case, ...] = ()
-"""Cases 106 to 116 for sources whose preset verifies a signature; each such preset adds its own, and its source to `CONFIG`."""
+# What is signed with a time or several signatures is tried preset by preset in tests/sources/test_contract.py; a preset
+# that can do something of its own adds its source to CONFIG and its lines here.
+SIGNED = (
+    Case(106, "no signature", signed(without=True), 401),
+    Case(107, "the right signature", signed(), 200),
+    Case(107, "a wrong signature", signed(b"sha256=" + b"0" * 64), 401),
+    Case(107, "the signature of another body", signed(signature(b"{}")), 401),
+    Case(107, "the older kind of signature alone", signed(name=b"X-Hub-Signature"), 401),
+    Case(108, "right over the same JSON, written anew", signed(signature(PUSH.replace(b": ", b":"))), 401),
+    Case(109, "a signature beyond ASCII", signed(b"sha256=\xc3\xa9\xff"), 401),
+    Case(110, "a signature with junk in it", signed(signature(PUSH)[:20] + b" " + signature(PUSH)[20:]), 401),
+    Case(110, "a signature with junk behind it", signed(signature(PUSH) + b"00"), 401),
+    Case(112, "another source's secret", signed(signature(PUSH, b"other")), 401),
+    Case(115, "signed with a secret after its time", signed(signature(PUSH, b"old")), 401),
+    Case(115, "signed with the one that is being rolled out", signed(signature(PUSH, b"new")), 200),
+    Case(116, "two signatures", signed(signature(PUSH), more=signature(PUSH)), 401),
+)
 
 LOAD = (
     Case(120, "a source that has been taken out of the configuration", webhook(line=b"POST /webhooks/gone HTTP/1.1"), 401),
@@ -169,14 +215,12 @@ LOAD = (
 TABLE = (*JSON_BODIES, *EVENTS, *SECRETS, *SIGNED, *LOAD)
 
 ELSEWHERE = {
-    108: "tests/flow/test_webhook_to_delivery.py:test_a_webhook_becomes_a_delivery",
-    111: "tests/sources/test_auth.py:test_each_of_several_secrets_is_let_in_within_its_time_only",
-    113: "tests/sources/test_auth.py:test_each_of_several_secrets_is_let_in_within_its_time_only",
-    114: "tests/core/test_timestamps.py:test_any_text_is_parsed_or_refused_with_a_value_error",
+    111: "tests/sources/test_contract.py:test_one_of_a_few_signatures_is_enough_and_of_many_only_the_first_are_looked_at",
+    113: "tests/sources/test_contract.py:test_a_request_is_let_in_within_its_tolerance_only",
+    114: "tests/sources/test_contract.py:test_a_header_that_is_not_as_the_provider_writes_it_is_refused",
     117: "tests/flow/test_unavailable.py:test_without_a_database_it_is_503_in_time_and_well_again_without_a_restart",
     118: "tests/flow/test_unavailable.py:test_a_lock_that_is_not_given_free_is_503_in_time",
     119: "tests/faults/test_mixed_faults.py:test_three_relays_killed_twenty_times_each_lose_nothing_and_keep_order_on_postgres",
     123: "tests/process/test_stops.py:test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored",
 }
-"""Cases that another test has: what is signed (108, 111, 113, 114) in the tests of what is signed or timed, and trouble of
-the receiver's own."""
+"""Cases that another test has: signatures with a time or a list, and trouble of the receiver's own."""
