@@ -33,6 +33,8 @@ class Connection(HttpToolsProtocol):
     """What comes is not looked at any more: the connection ends with the answers that are under way."""
     draining = False
     """The last answer is given, and what still comes is thrown away."""
+    heard_out = False
+    """The sender has closed its half: nothing more comes."""
     _deadline: asyncio.TimerHandle | None = None
     _abort: asyncio.TimerHandle | None = None
 
@@ -95,7 +97,7 @@ class Connection(HttpToolsProtocol):
 
     def end(self) -> None:
         """Close the connection behind an answer, so that the answer arrives."""
-        if self.deaf or self.cycle.more_body:
+        if not self.heard_out and (self.deaf or self.cycle.more_body):
             self.drain()
             return
         self.transport.close()

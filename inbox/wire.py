@@ -96,6 +96,7 @@ class Wire(Connection):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own; uvicorn's always lets it close
         """The sender sends nothing more, but may wait for its answer. Returns whether to stay open for it."""
+        self.heard_out = True
         if self.draining:
             return False
         if self._in_head and not self.deaf:
@@ -142,7 +143,8 @@ class Wire(Connection):
         self._unused = 0
         if cycle.waiting_for_100_continue:  # uvicorn would say it when Falcon looks, which is before the app has looked
             cycle.waiting_for_100_continue = False
-            cast("dict[str, Any]", cycle.scope)[GO_ON] = self._say_go_on
+            if self.scope["http_version"] == "1.1":  # an older one does not know of it
+                cast("dict[str, Any]", cycle.scope)[GO_ON] = self._say_go_on
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""

@@ -73,6 +73,8 @@ def test_a_refused_body_beyond_the_cap_is_answered_before_any_of_it_is_asked_for
     case = next(case for case in malformed.TABLE if case.number == 65)
     assert b"100 Continue" not in ask(door.port, case.sent)
     assert b"100 Continue" in ask(door.port, webhook(b"Expect: 100-continue"))
+    older = webhook(b"Expect: 100-continue", line=b"POST /webhooks/trivore HTTP/1.0")
+    assert b"100 Continue" not in ask(door.port, older)
 
 
 def test_a_token_that_is_posted_to_in_place_of_a_source_is_kept_nowhere(door: Door, module_engine: Engine) -> None:
