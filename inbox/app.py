@@ -16,7 +16,7 @@ from inbox.clock import Clock, SystemClock
 from inbox.config import Config, Source
 from inbox.db import engine
 from inbox.errors import RequestError, Unavailable, gathered
-from inbox.limits import Bucket, Capacity
+from inbox.limits import Bucket, Capacity, Room
 from inbox.problems import PROBLEM_TYPE, answer_problem, problem
 from inbox.receive import CAPACITY, Inlet, Outcomes, Webhooks, Writer
 from inbox.sources import preset_of
@@ -61,7 +61,7 @@ def create_app(
         ConfigError: a source's preset or secret is not there. The text has a line for each that is not.
     """
     inlets = inlets_of(config)
-    webhooks = Webhooks(inlets, stranger(_work_of_all(inlets)), clock)
+    webhooks = Webhooks(inlets, stranger(_work_of_all(inlets)), clock, Room(config.receiver.body_bytes))
     health = Health()
     capacity = Capacity(config.receiver.connections, config.receiver.requests)
     app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, webhooks, health, capacity)])

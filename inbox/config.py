@@ -59,7 +59,9 @@ class Receiver(Table, frozen=True):
     connections: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4000
     """Connections that may be open; each needs one of the files that the system lets a process open."""
     requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
-    """Requests that may be under way, those that wait for an outcome among them; each may hold a body."""
+    """Requests that may be under way, those that wait for an outcome among them."""
+    body_bytes: Annotated[int, msgspec.Meta(ge=1)] = 256 * 1024 * 1024
+    """What their bodies may have together; the first 64 KiB of each are not counted."""
 
 
 AlertFormat = Literal["json", "slack"]

@@ -41,6 +41,55 @@ class Bucket:
         return (1 - self._tokens) / self._rate
 
 
+SMALL_BODY = 64 * 1024
+"""Bytes. Nearly all webhooks are smaller, and as many of those as there may be requests are no danger to memory."""
+
+
+class Room:
+    """The memory that bodies may take in one process: what each has beyond `SMALL_BODY` counts."""
+
+    __slots__ = ("_held", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    def change(self, before: int, now: int) -> None:
+        """A body that has had so many bytes has so many now.
+
+        Raises:
+            Unavailable: there is no room for that, and nothing is changed.
+        """
+        more = max(now - SMALL_BODY, 0) - max(before - SMALL_BODY, 0)
+        if more > 0 and self._held + more > self._most:
+            raise Unavailable("too much is being sent at once; send it again later")
+        self._held += more
+
+
+class Place:
+    """What one body takes of a room, until it leaves."""
+
+    __slots__ = ("_room", "_size")
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._size = 0
+
+    def grow(self, size: int) -> None:
+        """The body has so many bytes now.
+
+        Raises:
+            Unavailable: there is no room for them.
+        """
+        self._room.change(self._size, size)
+        self._size = size
+
+    def leave(self) -> None:
+        """The body is not held any more."""
+        self._room.change(self._size, 0)
+        self._size = 0
+
+
 class Capacity(msgspec.Struct, frozen=True):
     """How much may be open at once in one process."""
 

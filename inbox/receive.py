@@ -14,6 +14,7 @@ import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
+from inbox.body import read
 from inbox.clock import Clock
 from inbox.config import Route, Source
 from inbox.errors import (
@@ -21,22 +22,16 @@ from inbox.errors import (
     NotDelivered,
     RequestError,
     StillOpen,
-    TooLarge,
     TooMany,
-    TooSlow,
     Unavailable,
-    Unreadable,
 )
 from inbox.event import Event, RawRequest, Receipt
 from inbox.identify import events_of, kept_headers
-from inbox.limits import Bucket
+from inbox.limits import Bucket, Place, Room
 from inbox.sources import PRESETS
 from inbox.sources.auth import Verifier
 from inbox.sources.base import Preset
 from inbox.store import Rejected
-
-READ_WITHIN_SECONDS = 10.0
-"""A body that takes longer is given up: 408."""
 
 UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
 
@@ -51,12 +46,6 @@ _HANDSHAKES = frozenset(
 
 CAPACITY = "inbox.capacity"
 """In the state of an ASGI app (its lifespan's `state`): the `inbox.limits.Capacity` that our server keeps to."""
-
-CUT_SHORT = "inbox.cut_short"
-"""Set in a request's ASGI scope by our server (`inbox.wire`) when no more of the body will come: the reason."""
-
-GO_ON = "inbox.go_on"
-"""In the scope of a request that expects `100-continue`: what tells the sender to send its body."""
 
 
 class Writer(Protocol):
@@ -110,8 +99,9 @@ class Inlet(msgspec.Struct, frozen=True):
 class Webhooks:
     """`POST /webhooks/{source}`: read, verify, identify, route, store, answer."""
 
-    def __init__(self, inlets: Mapping[str, Inlet], stranger: Verifier, clock: Clock) -> None:
+    def __init__(self, inlets: Mapping[str, Inlet], stranger: Verifier, clock: Clock, room: Room) -> None:
         self._inlets = inlets
+        self._room = room
         self._stranger = stranger
         self._clock = clock
         self.writer: Writer | None = None
@@ -135,10 +125,10 @@ class Webhooks:
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
             raise falcon.HTTPMethodNotAllowed(["POST"])
         inlet = self._inlets.get(source)
-        body = b""
+        body, place = b"", Place(self._room)
         proven: Inlet | None = None
         try:
-            body = await _read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body)
+            body = await read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body, place)
             raw = RawRequest(
                 source=source,
                 headers=headers,
@@ -172,6 +162,8 @@ class Webhooks:
                 raise
             resp.status, resp.data = proven.preset.refusal(error)
             resp.content_type = falcon.MEDIA_JSON
+        finally:
+            place.leave()
 
     async def _take_in(self, inlet: Inlet, raw: RawRequest, resp: Response) -> None:
         preset = inlet.preset
@@ -259,30 +251,3 @@ def patience_of(source: Source, prefer: str | None) -> float | None:
         if match := _WAIT.fullmatch(preference):
             return min(float(match[1]), LONGEST_WAIT_SECONDS)
     return float(source.answer_timeout) if source.answer == "delivered" else None
-
-
-async def _read(req: Request, most: int) -> bytes:
-    """The whole body.
-
-    Raises:
-        TooLarge: it has, or says it has, more than `most` bytes.
-        TooSlow: it took too long.
-        Unreadable: it is shorter than its Content-Length, or ends in something that is no body.
-    """
-    announced = req.content_length
-    if announced is not None and announced > most:
-        raise TooLarge(f"the body may have at most {most} bytes, this one has {announced}", field="body")
-    if GO_ON in req.scope:
-        req.scope[GO_ON]()
-    try:
-        async with asyncio.timeout(READ_WITHIN_SECONDS):
-            body: bytes = await req.stream.read(most + 1)
-    except TimeoutError:
-        raise TooSlow(f"the body did not arrive within {READ_WITHIN_SECONDS:g} s", field="body") from None
-    if len(body) > most:
-        raise TooLarge(f"the body may have at most {most} bytes", field="body")
-    if CUT_SHORT in req.scope:
-        raise Unreadable(f"{req.scope[CUT_SHORT]} after {len(body)} bytes of the body", field="body")
-    if announced is not None and len(body) != announced:
-        raise Unreadable(f"Content-Length is {announced}, but {len(body)} bytes came", field="body")
-    return body

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 
 from inbox import head
+from inbox.body import CUT_SHORT, GO_ON
 from inbox.connection import Connection, Ending
 from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.limits import Bucket, Capacity
-from inbox.receive import CAPACITY, CUT_SHORT, GO_ON
+from inbox.receive import CAPACITY
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle

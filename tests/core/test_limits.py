@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.errors import Unavailable
-from inbox.limits import LEAST_BURST, Bucket, Capacity
+from inbox.limits import LEAST_BURST, SMALL_BODY, Bucket, Capacity, Place, Room
 
 
 def taken(bucket: Bucket, now: float) -> int:
@@ -66,3 +66,20 @@ def test_as_many_may_be_open_as_there_may_be_and_no_more() -> None:
     for check, others in ((capacity.check_connections, 2), (capacity.check_requests, 1)):
         with pytest.raises(Unavailable, match="too many"):
             check(others)
+
+
+def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:
+    room = Room(100)
+    small, one, other = ([Place(room) for _ in range(number)] for number in (1000, 1, 1))
+    for place in small:
+        place.grow(SMALL_BODY)
+    one[0].grow(SMALL_BODY + 60)
+    one[0].grow(SMALL_BODY + 80)
+    with pytest.raises(Unavailable):
+        other[0].grow(SMALL_BODY + 21)
+    other[0].grow(SMALL_BODY + 20)
+    for place in (*small, *one, *one):
+        place.leave()
+    with pytest.raises(Unavailable):
+        one[0].grow(SMALL_BODY + 81)
+    one[0].grow(SMALL_BODY + 80)

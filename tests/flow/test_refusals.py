@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox import receive
+from inbox import body as body_reader
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
 from tests.helpers.waiting import until, until_async
@@ -217,7 +217,7 @@ def test_a_sender_that_closes_its_half_behind_a_whole_request_gets_its_answer(da
 
 
 def test_a_body_that_does_not_arrive_in_time_is_408(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive, "READ_WITHIN_SECONDS", 0.3)
+    monkeypatch.setattr(body_reader, "READ_WITHIN_SECONDS", 0.3)
     with served(database_url) as port:
         answer = exchange(port, raw_post(body(), length=len(body()) + CUT))
 

@@ -167,6 +167,25 @@ def test_a_request_more_than_there_may_be_is_503_but_health_is_told(sqlite_datab
         assert [a.status for a in answers(ask(port, webhook()))] == [200]
 
 
+def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_done(sqlite_database_url: str) -> None:
+    large = webhook(payload=body(more="x" * 200_000))
+    endless = b"Transfer-Encoding: chunked"
+    with (
+        served(sqlite_database_url, limited(sqlite_database_url, body_bytes=200_000)) as port,
+        connected(port) as first,
+    ):
+        assert [a.status for a in answers(ask(port, large))] == [200]
+        first.sendall(large[:-1])
+        until(lambda: [a.status for a in answers(ask(port, large))] == [503], "the first is under way")
+        assert [a.status for a in answers(ask(port, webhook()))] == [200], "a small one takes nothing of it"
+        first.sendall(large[-1:])
+        assert [a.status for a in answers(rest_of(first))] == [200]
+
+        for cut in (large[:-1], large.replace(b"\r\nContent", b"\r\n" + endless + b"\r\nContent", 1), large[:150_000]):
+            assert {a.status for a in answers(ask(port, cut, half_close=True))} <= {400}
+        assert [a.status for a in answers(ask(port, large))] == [200], "what was given up has given its room back"
+
+
 RATE = """
 [sources.slow]
 preset = "trivore"
