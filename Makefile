@@ -25,6 +25,9 @@ test: $(READY)  ## run every test, on SQLite and on a Postgres that the tests st
 faults: $(READY)  ## break everything at random for MINUTES=5 (SEED=, DATABASE=sqlite) and count what happened
 	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),postgres)
 
+fuzz: $(READY)  ## send the receiver REQUESTS=50000 random requests (SEED=) and look at every answer
+	FUZZ_REQUESTS=$(or $(REQUESTS),50000) FUZZ_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q tests/process/test_fuzz.py
+
 check: $(READY)  ## lint, formatting, types and the arrows between modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +45,4 @@ lock: $(READY)  ## refresh requirements.lock to the newest versions that fit pyp
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --extra dev \
 	  --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
 
-.PHONY: help setup run test faults check docs format lock
+.PHONY: help setup run test faults fuzz check docs format lock

@@ -46,7 +46,7 @@ class Side(msgspec.Struct):
     name: str
     rates: list[float] = []
     bar: float | None = None
-    """What the product has to reach, as a fraction of this side."""
+    """What the product has to reach, as a fraction of this side; of a time, what it may take."""
 
 
 @contextmanager
@@ -185,14 +185,16 @@ def get(url: str) -> bytes:
         return body
 
 
-def report(title: str, sides: Sequence[Side], notes: Mapping[str, object], *, as_json: bool) -> None:
+def report(
+    title: str, sides: Sequence[Side], notes: Mapping[str, object], *, as_json: bool, unit: str = "per second"
+) -> None:
     """Print every side and the ratio of the first to each of the others, as the median over the rounds."""
     ours, *others = sides
     rows = [
         {
             "side": side.name,
-            "per_second": round(statistics.median(side.rates)),
-            "rounds": [round(rate) for rate in side.rates],
+            unit.replace(" ", "_"): _rounded(statistics.median(side.rates)),
+            "rounds": [_rounded(rate) for rate in side.rates],
             "ratio": None if side is ours else round(_ratio(ours, side), 3),
             "bar": side.bar,
         }
@@ -201,13 +203,17 @@ def report(title: str, sides: Sequence[Side], notes: Mapping[str, object], *, as
     if as_json:
         print(json.dumps({"title": title, "sides": rows, **notes}, indent=2))
         return
-    table = Table("", "per second", "rounds", f"{ours.name} / this", "bar", title=title, title_justify="left")
+    table = Table("", unit, "rounds", f"{ours.name} / this", "bar", title=title, title_justify="left")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     console = Console(soft_wrap=True)
     console.print(table)
     for name, value in notes.items():
         console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
+
+
+def _rounded(figure: float) -> float:
+    return round(figure) if figure >= 100 else round(figure, 1)
 
 
 def _ratio(ours: Side, other: Side) -> float:

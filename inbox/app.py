@@ -16,7 +16,9 @@ from inbox.clock import Clock, SystemClock
 from inbox.config import Config, Source
 from inbox.db import engine
 from inbox.errors import RequestError, Unavailable, gathered
-from inbox.receive import Inlet, Outcomes, Webhooks, Writer, answer_problem, problem
+from inbox.limits import Bucket, Capacity, Room
+from inbox.problems import PROBLEM_TYPE, answer_problem, problem
+from inbox.receive import CAPACITY, Inlet, Outcomes, Webhooks, Writer
 from inbox.sources import preset_of
 from inbox.sources.auth import stranger, verifier_of
 from inbox.waiting import Waiting
@@ -59,9 +61,10 @@ def create_app(
         ConfigError: a source's preset or secret is not there. The text has a line for each that is not.
     """
     inlets = inlets_of(config)
-    webhooks = Webhooks(inlets, stranger(_work_of_all(inlets)), clock)
+    webhooks = Webhooks(inlets, stranger(_work_of_all(inlets)), clock, Room(config.receiver.body_bytes))
     health = Health()
-    app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, webhooks, health)])
+    capacity = Capacity(config.receiver.connections, config.receiver.requests)
+    app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, webhooks, health, capacity)])
     app.add_error_handler(RequestError, answer_problem)
     app.set_error_serializer(_serialize_problem)
     app.add_route("/webhooks/{source}", webhooks)
@@ -90,7 +93,8 @@ def _work_of_all(inlets: Mapping[str, Inlet]) -> int:
 def _inlet(config: Config, source: Source) -> Inlet:
     preset = preset_of(source)
     routes = tuple(route for route in config.routes.values() if route.source == source.name)
-    return Inlet(source=source, preset=preset, verifier=verifier_of(source, preset), routes=routes)
+    bucket = None if source.rate is None else Bucket(source.rate)
+    return Inlet(source=source, preset=preset, verifier=verifier_of(source, preset), routes=routes, bucket=bucket)
 
 
 class Health:
@@ -135,15 +139,18 @@ class _Lifespan:
         open_outcomes: Callable[[], Outcomes] | None,
         webhooks: Webhooks,
         health: Health,
+        capacity: Capacity,
     ) -> None:
+        self._capacity = capacity
         self._open_writer = open_writer
         self._open_outcomes = open_outcomes
         self._webhooks = webhooks
         self._health = health
         self._writer: Writer | None = None
 
-    async def process_startup(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
+    async def process_startup(self, scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Called by the ASGI server before the first request."""
+        scope.get("state", {})[CAPACITY] = self._capacity
         self._writer = self._webhooks.writer = self._health.writer = self._open_writer()
         self._webhooks.waiting = None if self._open_outcomes is None else self._open_outcomes()
 
@@ -157,5 +164,5 @@ class _Lifespan:
 
 def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:
     """What Falcon refuses by itself (no such path, no such method) looks like what we refuse."""
-    resp.content_type = "application/problem+json"
+    resp.content_type = PROBLEM_TYPE
     resp.data = problem(error.status_code, error.title or str(error.status), error.description)

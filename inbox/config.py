@@ -53,6 +53,17 @@ class Database(Table, frozen=True):
     url: str = "sqlite:///inbox.db"
 
 
+class Receiver(Table, frozen=True):
+    """How much the receiver lets in at once, in each worker process; beyond it the answer is 503."""
+
+    connections: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4000
+    """Connections that may be open; each needs one of the files that the system lets a process open."""
+    requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+    """Requests that may be under way, those that wait for an outcome among them."""
+    body_bytes: Annotated[int, msgspec.Meta(ge=1)] = 256 * 1024 * 1024
+    """What their bodies may have together; the first 64 KiB of each are not counted."""
+
+
 AlertFormat = Literal["json", "slack"]
 
 
@@ -221,6 +232,7 @@ class Config(Table, frozen=True):
     """The whole file."""
 
     database: Database = Database()
+    receiver: Receiver = Receiver()
     alerts: Alerts = Alerts()
     sources: dict[Name, Source] = {}
     apis: dict[Name, Api] = {}

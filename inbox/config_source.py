@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from inbox.config_sweep import Sweep
-from inbox.config_values import Duration, Secret, Table
+from inbox.config_values import Duration, Rate, Secret, Table
 from inbox.event import Action
 
 Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
@@ -121,6 +121,9 @@ class Source(Table, frozen=True, kw_only=True):
     """Fields of the payload that make two requests the same event, instead of the preset's."""
     max_body: Annotated[int, msgspec.Meta(ge=1, le=32 * 1024 * 1024)] | None = None
     """Bytes; the preset's own limit when not given."""
+    rate: Rate | None = None
+    """So many requests at most, in each worker process; a second's worth, two at least, may come at once. Beyond it the
+    answer is 429, for requests that have proven to be this source's."""
     clock_skew: Duration = Duration(5)
     """By how much its clock and the relay's may differ: what was fetched sooner after an event is not taken to have it in it."""
     silent_after: Duration | None = None

@@ -7,9 +7,14 @@
     ├── RequestError           what the receiver answers instead of 200; each has a `status` and a `cause`
     │   ├── Unreadable         400  the bytes are not what they claim to be
     │   ├── NotAuthenticated   401  unknown source, or not proven to be it: deliberately the same answer
+    │   ├── TooSlow            408  did not arrive in time
     │   ├── TooLarge           413
+    │   ├── TargetTooLong      414
     │   ├── UnsupportedType    415
+    │   ├── ExpectationFailed  417
     │   ├── InvalidEvent       422  readable, but not an event; names the field
+    │   ├── TooMany            429  more than this source may send in a second: send it again later
+    │   ├── HeadTooLarge       431
     │   ├── Unavailable        503  not stored: send it again later
     │   │   └── StillOpen      503  stored, and not delivered yet: the repeat waits for the same event
     │   └── NotDelivered       502  stored, and given up
@@ -42,6 +47,8 @@ class RequestError(InboxRelayError):
     title: ClassVar[str]
     cause: ClassVar[str]
     """The metric label and `rejected_request.cause`."""
+    retry_after_seconds: int | None = None
+    """When it is worth another try, for the header `Retry-After`."""
 
     def __init__(self, detail: str, *, field: str | None = None) -> None:
         super().__init__(detail)
@@ -70,12 +77,28 @@ class NotAuthenticated(RequestError):
         """For the operator alone."""
 
 
+class TooSlow(RequestError):
+    """The request did not arrive in the time that it may take."""
+
+    status = 408
+    title = "The request took too long to arrive"
+    cause = "too_slow"
+
+
 class TooLarge(RequestError):
     """The body is larger than this source may send."""
 
     status = 413
     title = "The body is too large"
     cause = "too_large"
+
+
+class TargetTooLong(RequestError):
+    """The path and query are longer than any URL of ours."""
+
+    status = 414
+    title = "The URL is too long"
+    cause = "target_too_long"
 
 
 class UnsupportedType(RequestError):
@@ -86,12 +109,40 @@ class UnsupportedType(RequestError):
     cause = "unsupported_type"
 
 
+class ExpectationFailed(RequestError):
+    """The request expects what is not done here."""
+
+    status = 417
+    title = "The expectation can't be met"
+    cause = "expectation_failed"
+
+
 class InvalidEvent(RequestError):
     """Readable, but a field that makes it an event is missing or wrong; `field` names it."""
 
     status = 422
     title = "Not a valid event"
     cause = "invalid_event"
+
+
+class TooMany(RequestError):
+    """The source sends more than its `rate`; after `retry_after_seconds` there is room for one more."""
+
+    status = 429
+    title = "Too many requests"
+    cause = "too_many"
+
+    def __init__(self, detail: str, *, retry_after_seconds: int) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class HeadTooLarge(RequestError):
+    """There are more header fields, or longer ones, than are read."""
+
+    status = 431
+    title = "The header fields are too large"
+    cause = "head_too_large"
 
 
 class Unavailable(RequestError):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -12,6 +14,7 @@ import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
+from inbox.body import read
 from inbox.clock import Clock
 from inbox.config import Route, Source
 from inbox.errors import (
@@ -19,19 +22,16 @@ from inbox.errors import (
     NotDelivered,
     RequestError,
     StillOpen,
-    TooLarge,
+    TooMany,
     Unavailable,
-    Unreadable,
 )
 from inbox.event import Event, RawRequest, Receipt
 from inbox.identify import events_of, kept_headers
+from inbox.limits import Bucket, Place, Room
 from inbox.sources import PRESETS
 from inbox.sources.auth import Verifier
 from inbox.sources.base import Preset
 from inbox.store import Rejected
-
-READ_WITHIN_SECONDS = 10.0
-"""A body that takes longer is given up: 400."""
 
 UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
 
@@ -44,8 +44,8 @@ _HANDSHAKES = frozenset(
     if preset.handshake is not None and preset.handshake.header is not None
 )
 
-ENDED_EARLY = "inbox.ended_early"
-"""Set in a request's ASGI scope by our server (`inbox.wire`) when the sender closed before the body was whole."""
+CAPACITY = "inbox.capacity"
+"""In the state of an ASGI app (its lifespan's `state`): the `inbox.limits.Capacity` that our server keeps to."""
 
 
 class Writer(Protocol):
@@ -87,6 +87,8 @@ class Inlet(msgspec.Struct, frozen=True):
     preset: Preset
     verifier: Verifier
     routes: tuple[Route, ...]
+    bucket: Bucket | None = None
+    """What its `rate` lets through; each process that is forked has one of its own."""
 
     @property
     def max_body(self) -> int:
@@ -97,8 +99,9 @@ class Inlet(msgspec.Struct, frozen=True):
 class Webhooks:
     """`POST /webhooks/{source}`: read, verify, identify, route, store, answer."""
 
-    def __init__(self, inlets: Mapping[str, Inlet], stranger: Verifier, clock: Clock) -> None:
+    def __init__(self, inlets: Mapping[str, Inlet], stranger: Verifier, clock: Clock, room: Room) -> None:
         self._inlets = inlets
+        self._room = room
         self._stranger = stranger
         self._clock = clock
         self.writer: Writer | None = None
@@ -122,10 +125,10 @@ class Webhooks:
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
             raise falcon.HTTPMethodNotAllowed(["POST"])
         inlet = self._inlets.get(source)
-        body = b""
+        body, place = b"", Place(self._room)
         proven: Inlet | None = None
         try:
-            body = await _read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body)
+            body = await read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body, place)
             raw = RawRequest(
                 source=source,
                 headers=headers,
@@ -144,15 +147,23 @@ class Webhooks:
             proven = inlet
             if proven is None:
                 raise NotAuthenticated("unknown source")  # the stranger's verifier has refused already
+            _spend(proven)
             await self._take_in(proven, raw, resp)
         except RequestError as error:
             if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
-                raw = RawRequest(source, headers, body, self._clock.now(), remote_address=req.remote_addr)
+                named = source if inlet is not None else unnamed(source)
+                raw = RawRequest(named, headers, body, self._clock.now(), remote_address=req.remote_addr)
                 self.writer.reject(_rejected(proven, raw, error))
-            if proven is None or proven.preset.refusal is None or isinstance(error, Unavailable | NotDelivered):
+            if (
+                proven is None
+                or proven.preset.refusal is None
+                or isinstance(error, Unavailable | NotDelivered | TooMany)
+            ):
                 raise
             resp.status, resp.data = proven.preset.refusal(error)
             resp.content_type = falcon.MEDIA_JSON
+        finally:
+            place.leave()
 
     async def _take_in(self, inlet: Inlet, raw: RawRequest, resp: Response) -> None:
         preset = inlet.preset
@@ -193,11 +204,29 @@ def _told(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
     return msgspec.json.encode({"events": listed})
 
 
+def _spend(inlet: Inlet) -> None:
+    """Use one of what the source may send. Whoever is not the source has been refused before, and uses up nothing of it.
+
+    Raises:
+        TooMany: there is none.
+    """
+    if inlet.bucket is None:
+        return
+    wait = inlet.bucket.take(time.monotonic())
+    if wait:
+        raise TooMany("this source sends more than its rate; send it again later", retry_after_seconds=math.ceil(wait))
+
+
+def unnamed(source: str) -> str:
+    """What is kept of a source that there is not: its name may be a token whose sender has forgotten the source."""
+    return f"unknown ({len(source)} characters)"
+
+
 def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Rejected:
     """Of a sender that did not prove who it is (`inlet` is None), neither body nor headers are kept."""
     return Rejected(
         received_at=raw.received_at,
-        source=raw.source[:64].encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00"),
+        source=raw.source,
         status=error.status,
         cause=error.cause,
         reason=(error.why if isinstance(error, NotAuthenticated) else None) or error.detail,
@@ -222,50 +251,3 @@ def patience_of(source: Source, prefer: str | None) -> float | None:
         if match := _WAIT.fullmatch(preference):
             return min(float(match[1]), LONGEST_WAIT_SECONDS)
     return float(source.answer_timeout) if source.answer == "delivered" else None
-
-
-async def _read(req: Request, most: int) -> bytes:
-    """The whole body.
-
-    Raises:
-        TooLarge: it has, or says it has, more than `most` bytes.
-        Unreadable: it is shorter than its Content-Length, or took too long.
-    """
-    announced = req.content_length
-    if announced is not None and announced > most:
-        raise TooLarge(f"the body may have at most {most} bytes, this one has {announced}", field="body")
-    try:
-        async with asyncio.timeout(READ_WITHIN_SECONDS):
-            body: bytes = await req.stream.read(most + 1)
-    except TimeoutError:
-        raise Unreadable(f"the body did not arrive within {READ_WITHIN_SECONDS:g} s", field="body") from None
-    if len(body) > most:
-        raise TooLarge(f"the body may have at most {most} bytes", field="body")
-    if ENDED_EARLY in req.scope:
-        raise Unreadable(f"the connection was closed after {len(body)} bytes of the body", field="body")
-    if announced is not None and len(body) != announced:
-        raise Unreadable(f"Content-Length is {announced}, but {len(body)} bytes came", field="body")
-    return body
-
-
-def problem(status: int, title: str, detail: str | None, field: str | None = None) -> bytes:
-    """A problem document (RFC 9457)."""
-    members: dict[str, object] = {"type": "about:blank", "title": title, "status": status}
-    if detail:
-        members["detail"] = detail
-    if field:
-        members["field"] = field
-    return msgspec.json.encode(members)
-
-
-async def answer_problem(
-    _req: Request, resp: Response, error: RequestError, _params: Mapping[str, object], **_: object
-) -> None:
-    """Falcon's handler of RequestError."""
-    resp.status = error.status
-    resp.content_type = "application/problem+json"
-    resp.data = problem(error.status, error.title, error.detail, error.field)
-    if isinstance(error, Unavailable):
-        resp.set_header("Retry-After", str(error.retry_after_seconds))
-    if isinstance(error, NotAuthenticated):
-        resp.set_header("WWW-Authenticate", 'Bearer, Basic realm="webhooks"')  # RFC 9110 §11.6.1 wants one

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from sqlalchemy.exc import OperationalError
 from uvicorn_worker import UvicornWorker
 
 from inbox import config_file
+from inbox.access_log import Mask
 from inbox.app import Receiver, app_of
 from inbox.config import Config
 from inbox.db import engine, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
-from inbox.wire import Wire, mask_token
+from inbox.wire import Wire
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -42,7 +45,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # gunicorn's own
         super().__init__(*arguments, **options)
-        logging.getLogger("uvicorn.access").addFilter(mask_token)
+        logging.getLogger("uvicorn.access").addFilter(Mask(lambda: receiver.sources))
 
     def init_signals(self) -> None:
         """Leave SIGHUP to the master: a worker that gets it too, as from `pkill -HUP gunicorn`, would die of it."""
@@ -76,6 +79,11 @@ class InForce:
             raise ConfigError("\n".join(mistakes))
         self._config, self._app = config, app
 
+    @property
+    def sources(self) -> Container[str]:
+        """The names of its sources."""
+        return () if self._config is None else self._config.sources
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
         """The ASGI application."""
         if self._app is None:
@@ -105,9 +113,24 @@ keepalive = 30
 timeout = 30
 graceful_timeout = 15
 backlog = 2048
-header_map = "refuse"  # dropping a header with an underscore in its name hides an attempt to pass for another header
 control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # the heartbeat must not wait for a full disk
+
+
+FILES_BESIDES = 100
+"""Files that a worker has open besides its connections."""
+
+
+def _allow_files(connections: int) -> None:
+    """Let workers open as many files as they may have connections; most systems let them, but not unasked."""
+    least = connections + FILES_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < least:
+        most = least if hard == resource.RLIM_INFINITY else min(hard, least)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < least:
+            told = f"inbox: a process may open {most} files here, too few for [receiver] connections = {connections}"
+            print(told, file=sys.stderr)  # noqa: T201
 
 
 def on_starting(_server: object) -> None:
@@ -122,6 +145,7 @@ def on_starting(_server: object) -> None:
         finally:
             checked.dispose()
         receiver.take(config)
+        _allow_files(config.receiver.connections)
     except ConfigError as error:
         for mistake in str(error).splitlines():
             print(f"inbox: {mistake}", file=sys.stderr)  # noqa: T201  # it is the last that this process says

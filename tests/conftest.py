@@ -79,6 +79,22 @@ def postgres_database_url(postgres_url: str, postgres_template: str) -> Iterator
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="module")
+def module_database_url(postgres_url: str, postgres_template: str) -> Iterator[str]:
+    """The URL of a migrated Postgres database that the tests of a module share, with what they start on it."""
+    name = f"inbox_relay_{os.getpid()}_{next(_numbers)}"
+    yield _create_database(postgres_url, name, template=postgres_template)
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def module_engine(module_database_url: str) -> Iterator[Engine]:
+    """An engine of the relay's kind on `module_database_url`."""
+    made = engines.connect(module_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of a migrated, empty database: each test runs on both kinds."""

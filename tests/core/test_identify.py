@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inbox.config import HeaderAuth, NoAuth, Route, Secret, Source
 from inbox.event import Enrolment, Identity, RawRequest
-from inbox.identify import kept_headers, to_event, valid_traceparent
+from inbox.identify import KEPT_HEADERS, kept_headers, to_event, valid_traceparent
 from inbox.sources import PRESETS
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
@@ -49,6 +49,50 @@ def test_kept_headers_are_printable_ascii_whatever_came(value: str) -> None:
     kept = kept_headers(OPEN, TRIVORE, {"user-agent": value})["user-agent"]
     assert kept.isascii()
     assert kept.isprintable()
+
+
+NAMES = st.sampled_from(
+    [*sorted(KEPT_HEADERS), "authorization", "cookie", "x-webhook-token", "host", "x-forwarded-for"]
+)
+HEADERS = st.dictionaries(NAMES | st.text(max_size=20).map(str.lower), st.text(max_size=40), max_size=8)
+
+
+@given(headers=HEADERS, secret=NAMES)
+def test_whatever_the_headers_are_those_of_the_list_are_kept_and_no_other_and_never_the_secrets(
+    headers: dict[str, str], secret: str
+) -> None:
+    source = Source(name="s", preset="p", auth=HeaderAuth(name=secret.title(), secrets=[Secret("hunter2")]))
+    kept = kept_headers(source, TRIVORE, headers)
+    assert kept.keys() == (headers.keys() & KEPT_HEADERS) - {secret}
+    for name, value in kept.items():
+        assert value.isascii()
+        assert value == "" or value.isprintable()
+        assert value == headers[name] or not (headers[name].isascii() and headers[name].isprintable())
+
+
+HEX = st.text("0123456789abcdef", min_size=1, max_size=34)
+TRACES = st.builds(
+    lambda version, trace, parent, flags, more: f"{version}-{trace}-{parent}-{flags}{more}",
+    st.sampled_from(["00", "01", "cc", "ff", "0", "0A"]),
+    st.sampled_from(["0" * 32, "a" * 32, "A" * 32]) | HEX,
+    st.sampled_from(["0" * 16, "b" * 16]) | HEX,
+    st.sampled_from(["00", "01", "0"]) | HEX,
+    st.sampled_from(["", "-", "-more", "more", "\n"]),
+)
+
+
+@given(st.text(max_size=60) | TRACES)
+def test_a_trace_context_is_valid_by_the_standard_and_then_stays_itself_or_there_is_none(value: str) -> None:
+    valid = valid_traceparent(value)
+    if valid is None:
+        return
+    version, trace, parent, flags = valid.split("-")
+    assert (version, len(trace), len(parent), len(flags)) == ("00", 32, 16, 2)
+    assert set(trace + parent + flags) <= set("0123456789abcdef")
+    assert int(trace, 16)
+    assert int(parent, 16)
+    assert valid_traceparent(valid) == valid
+    assert value[2:].startswith(valid[2:])
 
 
 def test_other_characters_are_kept_as_escapes() -> None:

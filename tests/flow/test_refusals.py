@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox import receive
+from inbox import body as body_reader
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, exchange, raw_post, served, status_of
 from tests.helpers.waiting import until, until_async
@@ -216,12 +216,12 @@ def test_a_sender_that_closes_its_half_behind_a_whole_request_gets_its_answer(da
         assert status_of(exchange(port, raw_post(body()), half_close=True)) == 200
 
 
-def test_a_body_that_does_not_arrive_in_time_is_400(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive, "READ_WITHIN_SECONDS", 0.3)
+def test_a_body_that_does_not_arrive_in_time_is_408(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_reader, "READ_WITHIN_SECONDS", 0.3)
     with served(database_url) as port:
         answer = exchange(port, raw_post(body(), length=len(body()) + CUT))
 
-    assert status_of(answer) == 400
+    assert status_of(answer) == 408
     assert b"did not arrive within" in answer
 
 

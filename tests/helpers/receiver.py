@@ -58,10 +58,11 @@ def async_engine(database_url: str) -> AsyncEngine:
 
 
 @contextlib.contextmanager
-def served(database_url: str, config: Config | None = None) -> Iterator[int]:
+def served(database_url: str, config: Config | None = None, *, send_buffer: int | None = None) -> Iterator[int]:
     """A receiver behind uvicorn with the settings of the gunicorn worker, in a thread; gives its port.
 
-    `config` is used instead of the usual one on `database_url`.
+    `config` is used instead of the usual one on `database_url`; `send_buffer` is how many bytes of answers the system
+    keeps for a sender that takes none.
     """
     settings: dict[str, Any] = {
         **Worker.CONFIG_KWARGS,
@@ -70,6 +71,8 @@ def served(database_url: str, config: Config | None = None) -> Iterator[int]:
         "timeout_graceful_shutdown": 3,
     }
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         server = uvicorn.Server(uvicorn.Config(app_of(config or a_config(database_url)), **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

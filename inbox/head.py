@@ -1,0 +1,112 @@
+"""What the head of a request may be: RFC 9112's rules that the parser leaves open, and how much of it there may be.
+
+The parser (llhttp, strict) refuses what no HTTP/1 message can hold. What two servers on the way could understand
+differently is refused here: a request that means one thing to a proxy and another to us is how requests are smuggled.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+from inbox.errors import ExpectationFailed, HeadTooLarge, RequestError, TargetTooLong, Unreadable
+
+LONGEST_TARGET = 4096
+"""Bytes of path and query; senders' URLs have a source's name and a token."""
+
+MOST_FIELDS = 100
+"""Header fields."""
+
+LONGEST_FIELD = 8192
+"""Bytes of one header field."""
+
+LARGEST_HEAD = 32 * 1024
+"""Bytes of all header fields together."""
+
+_TARGET_TOO_LONG = f"the request's target may have at most {LONGEST_TARGET} bytes"
+
+VERSIONS = frozenset({"1.1", "1.0"})
+
+_ONCE = frozenset({b"host", b"content-type", b"transfer-encoding", b"expect"})
+"""Fields whose second one would have to be guessed between; the parser itself sees to Content-Length."""
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]{2,}\])(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)/.*", re.DOTALL | re.IGNORECASE)
+
+
+def unfinished(target: bytes) -> RequestError:
+    """Why a head that has not ended yet is refused, when it has grown beyond `LARGEST_HEAD`."""
+    if len(target) > LONGEST_TARGET:
+        return TargetTooLong(_TARGET_TOO_LONG)
+    return HeadTooLarge("a head, or what stands between the parts of a body, does not end")
+
+
+def check_size(target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    """Look at how large a head is.
+
+    Raises:
+        TargetTooLong: its target is longer than `LONGEST_TARGET`.
+        HeadTooLarge: one of its fields is longer than there may be, or all of them are.
+    """
+    if len(target) > LONGEST_TARGET:
+        raise TargetTooLong(_TARGET_TOO_LONG)
+    sizes = [len(name) + len(value) + 4 for name, value in fields]  # with ": " and the end of the line
+    if sum(sizes) > LARGEST_HEAD:
+        raise HeadTooLarge(f"all header fields together may have at most {LARGEST_HEAD} bytes")
+    if sizes and max(sizes) > LONGEST_FIELD:
+        raise HeadTooLarge(f"a header field may have at most {LONGEST_FIELD} bytes")
+
+
+def check(version: str, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
+    """Look at what a head says; names of fields are in lower case.
+
+    Raises:
+        HeadTooLarge: it has more fields than there may be.
+        Unreadable: it can be read in more than one way, or in none.
+        ExpectationFailed: it expects something other than `100-continue`.
+    """
+    if version not in VERSIONS:
+        raise Unreadable("neither HTTP/1.1 nor HTTP/1.0")
+    if len(fields) > MOST_FIELDS:
+        raise HeadTooLarge(f"a request may have at most {MOST_FIELDS} header fields")
+    values = dict(fields)
+    if len(values) != len(fields):
+        _check_repeats(fields)
+    host = values.get(b"host")
+    if host is None:
+        if version == "1.1":
+            raise Unreadable("there is no Host")  # RFC 9112 §3.2 asks for 400
+    elif not _is_host(host):
+        raise Unreadable("Host is not the name of one")
+    if b"transfer-encoding" in values and (values[b"transfer-encoding"].lower() != b"chunked" or version == "1.0"):
+        raise Unreadable("the only Transfer-Encoding is chunked, and in HTTP/1.0 there is none")
+    if b"expect" in values and values[b"expect"].lower() != b"100-continue":
+        raise ExpectationFailed("nothing can be expected but 100-continue")
+    _check_form(target, host)
+
+
+def _check_repeats(fields: Sequence[tuple[bytes, bytes]]) -> None:
+    names = [name for name, _ in fields]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise Unreadable(f"there is more than one {name.decode().title()}")
+
+
+@functools.lru_cache(maxsize=64)  # of one receiver there are few spellings, and a worker sees one all day
+def _is_host(host: bytes) -> bool:
+    return _HOST.fullmatch(host) is not None
+
+
+def _check_form(target: bytes, host: bytes | None) -> None:
+    if b"#" in target:
+        raise Unreadable("a fragment is no part of a request's target")
+    if target.startswith(b"/"):
+        if target.startswith(b"//"):
+            raise Unreadable("what stands behind two slashes can be taken for a host")  # RFC 3986 §4.2
+        return
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        raise Unreadable("the request's target is no path")
+    if host is not None and absolute[1].lower() != host.lower():
+        raise Unreadable("the request's target names another host than Host does")

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox import head
+from inbox.errors import ExpectationFailed, HeadTooLarge, RequestError, TargetTooLong, Unreadable
+
+HOST = (b"host", b"example.com")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "example.com", "example.com:8000", "EXAMPLE.com.", "127.0.0.1", "[::1]", "[2001:db8::1]:443", "my_host", "a:"],
+)
+def test_every_spelling_of_a_host_is_taken(host: str) -> None:
+    head.check("1.1", b"/webhooks/a", [(b"host", host.encode())])
+
+
+@pytest.mark.parametrize("host", ["a b", "a/b", "a@b", "a:b", "a:123456", "[::1", "::1", "\xff", "a?b", "a#b", "[]"])
+def test_what_is_no_host_is_refused(host: str) -> None:
+    with pytest.raises(Unreadable):
+        head.check("1.1", b"/", [(b"host", host.encode("latin-1"))])
+
+
+@pytest.mark.parametrize("target", [b"http://example.com/a", b"HTTPS://EXAMPLE.COM/", b"/", b"/a?b=c", b"/a//b"])
+def test_a_path_or_the_url_of_the_same_host_is_taken(target: bytes) -> None:
+    head.check("1.1", target, [HOST])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"*",
+        b"//a",
+        b"a",
+        b"http://other/a",
+        b"http://example.com",
+        b"http://a@example.com/",
+        b"ftp://example.com/",
+        b"/#",
+    ],
+)
+def test_any_other_target_is_refused(target: bytes) -> None:
+    with pytest.raises(Unreadable):
+        head.check("1.1", target, [HOST])
+
+
+def test_an_expectation_is_met_or_refused() -> None:
+    head.check("1.1", b"/", [HOST, (b"expect", b"100-Continue")])
+    with pytest.raises(ExpectationFailed):
+        head.check("1.1", b"/", [HOST, (b"expect", b"101-continue")])
+
+
+FIELDS = st.lists(
+    st.tuples(
+        st.sampled_from([b"host", b"content-type", b"transfer-encoding", b"expect", b"x-a"]),
+        st.sampled_from([b"", b"a", b"chunked", b"100-continue", b"gzip, chunked"]) | st.binary(max_size=20),
+    ),
+    max_size=5,
+)
+
+
+@given(version=st.sampled_from(["1.0", "1.1", "0.9", "2.0"]), target=st.binary(max_size=30), fields=FIELDS)
+def test_whatever_a_head_holds_it_has_one_meaning_or_is_refused(
+    version: str, target: bytes, fields: list[tuple[bytes, bytes]]
+) -> None:
+    try:
+        head.check(version, target, fields)
+    except RequestError:
+        return
+    names = [name for name, _ in fields]
+    assert version == "1.0" or (version == "1.1" and names.count(b"host") == 1)
+    assert all(names.count(name) <= 1 for name in (b"host", b"content-type", b"transfer-encoding", b"expect"))
+    assert dict(fields).get(b"transfer-encoding", b"chunked").lower() == b"chunked"
+    assert target.startswith((b"/", b"http"))
+
+
+def test_a_target_may_be_as_long_as_the_limit() -> None:
+    head.check_size(b"/" * head.LONGEST_TARGET, [])
+    with pytest.raises(TargetTooLong):
+        head.check_size(b"/" * (head.LONGEST_TARGET + 1), [])
+
+
+@given(st.lists(st.integers(0, 2 * head.LONGEST_FIELD), max_size=2 * head.MOST_FIELDS))
+def test_a_head_is_taken_when_its_fields_are_within_every_limit_and_only_then(values: list[int]) -> None:
+    fields = [HOST, *((b"x", b"a" * size) for size in values)]
+    sizes = [len(name) + len(value) + 4 for name, value in fields]
+    within = len(sizes) <= head.MOST_FIELDS and max(sizes) <= head.LONGEST_FIELD and sum(sizes) <= head.LARGEST_HEAD
+    try:
+        head.check("1.1", b"/", fields)
+        head.check_size(b"/", fields)
+    except HeadTooLarge:
+        assert not within
+    else:
+        assert within
+
+
+def test_a_head_that_does_not_end_is_told_by_what_is_too_long_in_it() -> None:
+    assert isinstance(head.unfinished(b"/" * (head.LONGEST_TARGET + 1)), TargetTooLong)
+    assert isinstance(head.unfinished(b"/"), HeadTooLarge)

@@ -1,0 +1,224 @@
+"""Senders that are slow, silent, or too many: each is told in time, and costs the others nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from inbox import config_file, connection, wire
+from inbox.config import Config
+from inbox.config import Receiver as Limits
+from tests.helpers.reading import count, rows
+from tests.helpers.receiver import PROBLEM, Receiver, receiving, served
+from tests.helpers.waiting import until, until_async
+from tests.helpers.webhooks import HEADERS, TOKEN, a_config, body, config_text, moment
+from tests.helpers.wire import CLOSE, HOST, answers, ask, request, webhook
+
+LIVE = request(HOST, line=b"GET /health/live HTTP/1.1")
+
+
+@contextlib.contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as made:
+        yield made
+
+
+def ask_live(sender: socket.socket) -> None:
+    """A whole request and its whole answer; the connection stays."""
+    sender.sendall(LIVE)
+    received = b""
+    while not received.endswith(b"}"):
+        received += sender.recv(65536)
+    assert received.startswith(b"HTTP/1.1 200")
+
+
+def rest_of(sender: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while more := sender.recv(65536):
+            received += more
+    return received
+
+
+def dripped(sender: socket.socket, sent: bytes) -> bytes:
+    """Send a byte whenever 20 ms have passed without an answer, until there is one; gives all that comes."""
+    drops = iter(sent)
+    sender.settimeout(0.02)
+    received = b""
+    while not received:
+        with contextlib.suppress(TimeoutError):
+            received = sender.recv(65536)
+            if not received:
+                return b""
+            continue
+        with contextlib.suppress(ConnectionError):
+            sender.sendall(bytes([next(drops)]))
+    sender.settimeout(10)
+    return received + rest_of(sender)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "HEAD_WITHIN_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "TAKEN_WITHIN_SECONDS", 0.3)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_head_that_drips_is_408_and_a_connection_that_says_nothing_is_closed(sqlite_database_url: str) -> None:
+    with served(sqlite_database_url) as port, connected(port) as dripping, connected(port) as silent:
+        (answer,) = answers(dripped(dripping, webhook() * 3))
+        assert (answer.status, answer.headers["content-type"]) == (408, PROBLEM)
+        assert rest_of(silent) == b""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_second_request_of_a_connection_has_as_much_time_as_the_first_and_empty_lines_are_no_request(
+    sqlite_database_url: str,
+) -> None:
+    with served(sqlite_database_url) as port, connected(port) as one, connected(port) as other:
+        for sender in (one, other):
+            ask_live(sender)
+        (answer,) = answers(dripped(one, webhook() * 3))
+        assert answer.status == 408
+        assert dripped(other, b"\r\n" * 1000) == b""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_does_not_take_its_answers_is_cut_off(sqlite_database_url: str) -> None:
+    with served(sqlite_database_url, send_buffer=4096) as port, socket.socket() as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sender.settimeout(10)
+        sender.connect(("127.0.0.1", port))
+
+        def is_cut_off() -> bool:
+            try:
+                sender.sendall(LIVE * 8)
+            except ConnectionError:
+                return True
+            return False
+
+        until(is_cut_off, "it is cut off", poll=0.05)
+        assert [
+            answer.status for answer in answers(ask(port, request(HOST, CLOSE, line=b"GET /health/live HTTP/1.1")))
+        ] == [200]
+
+
+def test_an_answer_before_the_body_has_come_arrives_and_ends_the_connection(sqlite_database_url: str) -> None:
+    with served(sqlite_database_url) as port:
+        for sent, status in (
+            (webhook(line=b"PUT /webhooks/trivore HTTP/1.1", payload=bytes(10**7)), 405),
+            (webhook(line=b"POST /nowhere HTTP/1.1", payload=bytes(10**7)), 404),
+            (webhook(payload=bytes(10**7)), 413),
+            (webhook(b"Host: another", payload=bytes(10**7)), 400),
+        ):
+            with connected(port) as sender:
+                sender.sendall(sent.replace(CLOSE + b"\r\n", b""))  # raises when it is reset
+                (answer,) = answers(rest_of(sender))
+            assert answer.status == status
+            assert answer.headers["connection"] == "close"
+
+
+def test_what_stands_behind_a_whole_request_is_not_answered_in_its_place(
+    sqlite_database_url: str,
+) -> None:
+    good = webhook().replace(CLOSE + b"\r\n", b"")
+    with served(sqlite_database_url) as port:
+        for behind in (b"\0", b"POST / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nHost", LIVE * 100):
+            found = [answer.status for answer in answers(ask(port, good + behind, half_close=True))]
+            assert found[0] == 200
+            assert set(found[1:]) <= {200}
+
+
+def limited(database_url: str, **limits: int) -> Config:
+    return msgspec.structs.replace(a_config(database_url), receiver=Limits(**limits))
+
+
+def test_a_connection_more_than_there_may_be_is_503_and_has_its_turn_when_another_ends(
+    sqlite_database_url: str,
+) -> None:
+    with served(sqlite_database_url, limited(sqlite_database_url, connections=2)) as port:
+        with connected(port) as one, connected(port) as other:
+            for sender in (one, other):
+                ask_live(sender)
+            with connected(port) as third:
+                (answer,) = answers(rest_of(third))
+            assert (answer.status, answer.headers["content-type"]) == (503, PROBLEM)
+            assert int(answer.headers["retry-after"]) > 0
+        until(lambda: [a.status for a in answers(ask(port, webhook()))] == [200], "there is room again")
+
+
+def test_a_request_more_than_there_may_be_is_503_but_health_is_told(sqlite_database_url: str) -> None:
+    with served(sqlite_database_url, limited(sqlite_database_url, requests=1)) as port, connected(port) as first:
+        first.sendall(webhook()[:-1])
+        until(lambda: [a.status for a in answers(ask(port, webhook()))] == [503], "the first is under way")
+        (answer,) = answers(ask(port, webhook()))
+        assert (answer.status, answer.headers["content-type"]) == (503, PROBLEM)
+        assert int(answer.headers["retry-after"]) > 0
+        assert [a.status for a in answers(ask(port, LIVE.replace(HOST, HOST + b"\r\n" + CLOSE)))] == [200]
+
+        first.sendall(webhook()[-1:])
+        assert [a.status for a in answers(rest_of(first))] == [200]
+        assert [a.status for a in answers(ask(port, webhook()))] == [200]
+
+
+def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_done(sqlite_database_url: str) -> None:
+    large = webhook(payload=body(more="x" * 200_000))
+    endless = b"Transfer-Encoding: chunked"
+    with (
+        served(sqlite_database_url, limited(sqlite_database_url, body_bytes=200_000)) as port,
+        connected(port) as first,
+    ):
+        assert [a.status for a in answers(ask(port, large))] == [200]
+        first.sendall(large[:-1])
+        until(lambda: [a.status for a in answers(ask(port, large))] == [503], "the first is under way")
+        assert [a.status for a in answers(ask(port, webhook()))] == [200], "a small one takes nothing of it"
+        first.sendall(large[-1:])
+        assert [a.status for a in answers(rest_of(first))] == [200]
+
+        for cut in (large[:-1], large.replace(b"\r\nContent", b"\r\n" + endless + b"\r\nContent", 1), large[:150_000]):
+            assert {a.status for a in answers(ask(port, cut, half_close=True))} <= {400}
+        assert [a.status for a in answers(ask(port, large))] == [200], "what was given up has given its room back"
+
+
+RATE = """
+[sources.slow]
+preset = "trivore"
+rate = "2/d"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{token}"] }}
+"""
+
+
+async def test_beyond_its_rate_a_source_is_told_when_to_come_again_and_strangers_use_nothing_of_it(
+    database_url: str, engine: Engine
+) -> None:
+    async with receiving(config_file.parse(config_text(database_url) + RATE.format(token=TOKEN))) as receiver:
+        assert await statuses(receiver, 5, "wrong") == [401] * 5
+        assert await statuses(receiver, 3, TOKEN) == [200, 200, 429]
+        answer = await receiver.post(body("late", moment(9)), path="/webhooks/slow")
+        assert answer.status_code == 429
+        assert answer.headers["content-type"] == PROBLEM
+        assert 43_000 < int(answer.headers["retry-after"]) <= 43_200
+        assert (await receiver.post()).status_code == 200, "another source's rate is its own"
+
+        await until_async(lambda: count(engine, "rejected_request WHERE status = 429") == 2, "they are kept")
+    (kept, _) = rows(engine, "SELECT cause, body FROM rejected_request WHERE status = 429 ORDER BY id")
+    assert kept["cause"] == "too_many"
+    assert kept["body"], "so that a person can take them up, if the sender does not come again"
+    assert count(engine, "inbox WHERE source = 'slow'") == 2
+
+
+async def statuses(receiver: Receiver, number: int, token: str) -> list[int]:
+    """What so many webhooks, one after the other, are answered with."""
+    found = []
+    for n in range(number):
+        answer = await receiver.post(
+            body(f"u{n}", moment(n)), path="/webhooks/slow", headers={**HEADERS, "X-Webhook-Token": token}
+        )
+        found.append(answer.status_code)
+    return found

@@ -1,0 +1,193 @@
+"""What a sender may send that is no webhook, or just barely one: one line for each, with the status that answers it.
+
+`0` is a connection that is closed without an answer. A tuple is what several requests on one connection are answered with.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from inbox.head import LARGEST_HEAD, LONGEST_FIELD, LONGEST_TARGET
+from tests.helpers.webhooks import TOKEN, body
+from tests.helpers.wire import CLOSE, HOST, JSON, SECRET, chunk, chunked, request, webhook
+
+CAP = 256 * 1024
+LENGTH = b"Content-Length: %d" % len(body())
+FORM = b"Content-Type: application/x-www-form-urlencoded"
+
+
+class Case(NamedTuple):
+    number: int
+    name: str
+    sent: bytes
+    status: int | tuple[int, ...]
+    half_close: bool = False
+    """The sender closes its half behind what it has sent."""
+
+
+def instead(of: bytes, *fields: bytes, payload: bytes | None = None) -> bytes:
+    return webhook(*fields, without=(of,), payload=payload)
+
+
+def line(text: bytes) -> bytes:
+    return webhook(line=text)
+
+
+def length(text: bytes) -> bytes:
+    return instead(LENGTH, b"Content-Length: " + text)
+
+
+def coding(text: bytes) -> bytes:
+    return instead(LENGTH, b"Transfer-Encoding: " + text, payload=chunk(body()) + b"0\r\n\r\n").replace(
+        b"Content-Length: %d\r\n" % len(chunk(body()) + b"0\r\n\r\n"), b""
+    )
+
+
+END = b"0\r\n\r\n"
+WHOLE = chunk(body())
+GET = request(HOST, CLOSE, line=b"GET /health/live HTTP/1.1")
+GO_ON = webhook(without=(CLOSE,))
+MANY = [b"X-%d: 1" % n for n in range(100)]
+UPGRADE = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk")
+
+# fmt: off
+FRAMING = (
+    Case(1, "Content-Length and Transfer-Encoding", webhook(b"Transfer-Encoding: chunked"), 400),
+    Case(2, "two Content-Length that differ", webhook(b"Content-Length: 7"), 400),
+    Case(3, "two Content-Length that are equal", webhook(LENGTH), 400),
+    Case(4, "Content-Length with a comma", length(b"7, 7"), 400),
+    Case(5, "Content-Length -1", length(b"-1"), 400),
+    Case(6, "Content-Length +7", length(b"+7"), 400),
+    Case(7, "Content-Length 0_7", length(b"0_7"), 400),
+    Case(8, "Content-Length 0x7", length(b"0x7"), 400),
+    Case(9, "Content-Length of 5,000 digits", length(b"7" * 5000), 400),
+    # 413 would do as well; a number beyond 64 bits is no length that anything can have
+    Case(10, "Content-Length 10^20", length(b"1" + b"0" * 20), 400),
+    Case(10, "Content-Length 10^18", length(b"1" + b"0" * 18), 413),
+    Case(11, "Content-Length beyond the cap", length(b"%d" % (CAP + 1)), 413),
+    Case(11, "a body beyond the cap that is sent whole", webhook(payload=body(more="x" * 4 * CAP)), 413),
+    Case(12, "a body that is shorter than its length, then the end", length(b"%d" % (len(body()) + 9)), 400, half_close=True),
+    Case(13, "another request behind the body", GO_ON + GET, (200, 200)),
+    Case(13, "bytes behind the body that are no request", GO_ON + b"\0\0\0", (200,)),
+    Case(14, "no Content-Length and no chunks: an empty body", request(HOST, JSON, SECRET, CLOSE), 400),
+    Case(15, "chunks", chunked(WHOLE, END), 200),
+    Case(16, "a chunk of the size ZZ", chunked(WHOLE, b"ZZ\r\n"), 400),
+    Case(17, "the end before the last chunk", chunked(WHOLE), 400, half_close=True),
+    Case(18, "the end inside the last chunk", chunked(WHOLE, b"0\r\n"), 400, half_close=True),
+    Case(19, "chunks of one byte beyond the cap", chunked(chunk(b"x") * (CAP + 1), END), 413),
+    Case(20, "a chunk's extension with a bare CR", chunked(b"2;a\rb\r\n{}\r\n", END), 400),
+    Case(20, "a chunk's extension that does not end", chunked(b"2;" + b"a" * 20 * LARGEST_HEAD), 400),
+    Case(21, "a trailer that would be the length", chunked(WHOLE, b"0\r\nContent-Length: 7\r\n\r\n"), 400),
+    Case(21, "a trailer that would be the secret", chunked(WHOLE, b"0\r\n%b\r\n\r\n" % SECRET).replace(SECRET, b"A: b", 1), 401),
+    Case(21, "a trailer that is nothing to us", chunked(WHOLE, b"0\r\nX-Checksum: 7\r\n\r\n"), 200),
+    Case(21, "a trailer that does not end", chunked(WHOLE, b"0\r\nX: " + b"a" * 20 * LARGEST_HEAD), 400),
+    # 501 is for codings (RFC 9112 §6.1), but a 5xx says "send it again", and that would not help
+    Case(22, "Transfer-Encoding xchunked", coding(b"xchunked"), 400),
+    Case(23, "Transfer-Encoding chunked, gzip", coding(b"chunked, gzip"), 400),
+    Case(24, "Transfer-Encoding gzip, chunked", coding(b"gzip, chunked"), 400),
+    Case(24, "Transfer-Encoding twice", coding(b"gzip\r\nTransfer-Encoding: chunked"), 400),
+    Case(25, "Transfer-Encoding identity", coding(b"identity"), 400),
+    Case(26, "Transfer-Encoding with a vertical tab", coding(b"\x0bchunked"), 400),
+    Case(27, "a space before the colon", coding(b"chunked").replace(b"Encoding:", b"Encoding :"), 400),
+    Case(28, "chunks in HTTP/1.0", coding(b"chunked").replace(b"HTTP/1.1", b"HTTP/1.0"), 400),
+)
+
+REQUEST_LINE = (
+    Case(29, "a line of 5,000 bytes", line(b"POST /" + b"a" * 5000 + b" HTTP/1.1"), 414),
+    Case(29, "a query of 5,000 bytes", line(b"POST /webhooks/trivore?" + b"a" * 5000 + b" HTTP/1.1"), 414),
+    Case(29, "a line that does not end", b"POST /" + b"a" * 10 * LARGEST_HEAD, 414),
+    Case(30, "post", line(b"post /webhooks/trivore HTTP/1.1"), 400),
+    Case(31, "FOO", line(b"FOO /webhooks/trivore HTTP/1.1"), 400),
+    Case(31, "SOURCE, a method of Icecast's", line(b"SOURCE /webhooks/trivore HTTP/1.1"), 400),
+    Case(31, "PROPFIND, a method of WebDAV's", line(b"PROPFIND /webhooks/trivore HTTP/1.1"), 405),
+    Case(32, "HTTP/2.0", line(b"POST /webhooks/trivore HTTP/2.0"), 400),
+    Case(32, "HTTP/9.9", line(b"POST /webhooks/trivore HTTP/9.9"), 400),
+    Case(33, "HTTP/0.9", b"GET /health/live\r\n\r\n", 400),
+    Case(33, "HTTP/0.9 that waits for its answer", b"GET /health/live\r\n", 400, half_close=True),
+    Case(34, "a TLS ClientHello", bytes.fromhex("16030102000100 01fc0303") + bytes(200), 400),
+    Case(35, "the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    # RFC 9112 §2.2 asks to ignore them: senders of old have left them behind a body
+    Case(36, "empty lines before it", b"\r\n\r\n" + webhook(), 200),
+    Case(37, "a space in the target", line(b"POST /webhooks/tri vore HTTP/1.1"), 400),
+    Case(38, "a NUL in the target", line(b"POST /webhooks/tri\0vore HTTP/1.1"), 400),
+    Case(38, "bytes beyond ASCII in the target", line(b"POST /webhooks/tri\xc3\xa4 HTTP/1.1"), 400),
+    Case(38, "bytes beyond ASCII in the query", line(b"POST /webhooks/trivore?\xff HTTP/1.1"), 400),
+    Case(39, "the URL of another host", line(b"POST http://other/webhooks/trivore HTTP/1.1"), 400),
+    # RFC 9112 §3.2.2: a server MUST accept it
+    Case(39, "the URL of the host that Host names", line(b"POST http://localhost/webhooks/trivore HTTP/1.1"), 200),
+    Case(39, "a URL without a path", line(b"POST http://localhost HTTP/1.1"), 400),
+    Case(40, "*", line(b"GET * HTTP/1.1"), 400),
+    # 405 would do as well; what it asks for is no path, as in 40
+    Case(41, "CONNECT", line(b"CONNECT example.com:443 HTTP/1.1"), 400),
+    Case(42, "a fragment", line(b"POST /webhooks/trivore#a HTTP/1.1"), 400),
+    # 404 would do as well, but Falcon takes it for /webhooks/trivore, and others for a host called webhooks
+    Case(43, "//webhooks", line(b"POST //webhooks/trivore HTTP/1.1"), 400),
+    Case(43, "/webhooks//", line(b"POST /webhooks//trivore HTTP/1.1"), 401),
+    # a second segment is a token (which this source does not ask for): an empty one is not there
+    Case(44, "a slash at the end", line(b"POST /webhooks/trivore/ HTTP/1.1"), 200),
+    # no path is made shorter, so `..` is a source like any other that there is not, and 401 as they are
+    Case(45, "/webhooks/../x", line(b"POST /webhooks/../x HTTP/1.1"), 401),
+    Case(45, "/webhooks/../health/live", line(b"POST /webhooks/../health/live HTTP/1.1"), 404),
+    Case(46, "the same in escapes", line(b"POST /webhooks/%2e%2e%2fx HTTP/1.1"), 401),
+    Case(47, "a source with a NUL", line(b"POST /webhooks/a%00b HTTP/1.1"), 401),
+    Case(48, "a source that is not UTF-8", line(b"POST /webhooks/%ff HTTP/1.1"), 401),
+    Case(49, "a source with a percent sign", line(b"POST /webhooks/%zz HTTP/1.1"), 401),
+    Case(50, "a source of 10,000 characters", line(b"POST /webhooks/" + b"a" * 10_000 + b" HTTP/1.1"), 414),
+    Case(50, "a source as long as the target may be", line(b"POST /webhooks/" + b"a" * (LONGEST_TARGET - 10) + b" HTTP/1.1"), 401),
+    Case(51, "a source that there is not", line(b"POST /webhooks/nobody HTTP/1.1"), 401),
+    Case(51, "the token where the source should be", line(b"POST /webhooks/" + TOKEN.encode() + b" HTTP/1.1"), 401),
+)
+
+HEADERS = (
+    Case(52, "no Host", webhook(without=(HOST,)), 400),
+    Case(52, "no Host in HTTP/1.0", webhook(without=(HOST,), line=b"POST /webhooks/trivore HTTP/1.0"), 200),
+    Case(53, "two Host", webhook(HOST), 400),
+    Case(53, "a Host that is none", instead(HOST, b"Host: a b"), 400),
+    Case(54, "two Content-Type", webhook(JSON), 400),
+    # there is no CGI here in whose variables X_Webhook_Token and X-Webhook-Token are one: it is a name like any other,
+    # and to refuse it would only lose the webhooks of senders that use such names
+    Case(55, "an underscore in a name", webhook(b"X_Signature: 1"), 200),
+    Case(55, "the secret under a name with underscores", instead(SECRET, SECRET.replace(b"-W", b"_W").replace(b"-T", b"_T")), 401),
+    Case(56, "a NUL in a value", webhook(b"X-A: a\0b"), 400),
+    Case(57, "ESC in a User-Agent", webhook(b"User-Agent: \x1b[31m"), 400),
+    Case(58, "lines that end in LF alone", webhook().replace(b"\r\n", b"\n"), 400),
+    Case(58, "one line that ends in LF alone", webhook(b"X-A: b\nX-B: c"), 400),
+    Case(59, "a folded line", webhook(b"X-A: b\r\n c"), 400),
+    Case(60, "no colon", webhook(b"X-A"), 400),
+    Case(61, "no name", webhook(b": a"), 400),
+    Case(61, "bytes beyond ASCII in a name", webhook(b"X-\xc3\xa4: a"), 400),
+    Case(62, "more than 100 headers", webhook(*MANY), 431),
+    Case(62, "more bytes of headers than there may be", webhook(*(b"X-A: " + b"a" * 8000 for _ in range(5))), 431),
+    Case(63, "a header of 9,000 bytes", webhook(b"X-A: " + b"a" * 9000), 431),
+    Case(63, "a header as long as it may be", webhook(b"X-A: " + b"a" * (LONGEST_FIELD - 7)), 200),
+    Case(63, "a header that does not end", webhook()[:40] + b"\r\nX-A: " + b"a" * 20 * LARGEST_HEAD, 431),
+    Case(64, "bytes beyond ASCII in a value", webhook(b"User-Agent: \xff\xfe"), 200),
+    Case(65, "Expect: 100-continue, beyond the cap", instead(LENGTH, b"Expect: 100-continue", b"Content-Length: 999999"), 413),
+    Case(65, "Expect: 100-continue", webhook(b"Expect: 100-continue"), 200),
+    Case(66, "Expect: 200-maybe", webhook(b"Expect: 200-maybe"), 417),
+    Case(67, "Upgrade: websocket", instead(CLOSE, b"Connection: Upgrade, close", b"Upgrade: websocket"), 200),
+    Case(67, "Upgrade: h2c", instead(CLOSE, *UPGRADE, b"Connection: close"), 200),
+    Case(67, "Upgrade: h2c and another request behind it", instead(CLOSE, *UPGRADE) + GET, (200, 200)),
+    Case(67, "Upgrade: h2c with chunks", chunked(WHOLE, END, more=UPGRADE), 200),
+    Case(67, "Upgrade: h2c in chunks that are none", chunked(WHOLE, b"ZZ\r\n", more=UPGRADE), 400),
+)
+
+METHOD_AND_TYPE = (
+    Case(68, "GET", line(b"GET /webhooks/trivore HTTP/1.1"), 405),
+    Case(69, "PUT", line(b"PUT /webhooks/trivore HTTP/1.1"), 405),
+    Case(69, "PUT before its body has come", line(b"PUT /webhooks/trivore HTTP/1.1")[:-9], 405),
+    Case(70, "TRACE", line(b"TRACE /webhooks/trivore HTTP/1.1"), 405),
+    Case(71, "OPTIONS", line(b"OPTIONS /webhooks/trivore HTTP/1.1"), 405),
+    Case(72, "text/plain", instead(JSON, b"Content-Type: text/plain"), 415),
+    Case(73, "no Content-Type", webhook(without=(JSON,)), 415),
+    Case(74, "charset=utf-7", instead(JSON, JSON + b"; charset=utf-7"), 415),
+    Case(75, "in capitals", instead(JSON, b"Content-Type: APPLICATION/JSON; charset=UTF-8"), 200),
+    # a preset names the types that its provider sends
+    Case(76, "application/vnd.x+json", instead(JSON, b"Content-Type: application/vnd.x+json"), 415),
+    Case(77, "a form", instead(JSON, FORM), 415),
+    Case(78, "multipart without a boundary", instead(JSON, b"Content-Type: multipart/form-data"), 415),
+    Case(79, "Content-Encoding: gzip", webhook(b"Content-Encoding: gzip"), 415),
+)
+# fmt: on
+
+TABLE = (*FRAMING, *REQUEST_LINE, *HEADERS, *METHOD_AND_TYPE)

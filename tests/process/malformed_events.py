@@ -1,0 +1,226 @@
+"""The same for what is HTTP, but no event, or from nobody who has proven who it is. See `tests/process/malformed.py`."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+
+from tests.helpers.webhooks import TOKEN, body, payload
+from tests.helpers.wire import CLOSE, SECRET, webhook
+from tests.process.malformed import Case, instead
+
+CONFIG = f"""
+[sources.basic]
+preset = "trivore"
+auth = {{ kind = "basic", user = "u", secrets = ["{TOKEN}"] }}
+[sources.bearer]
+preset = "trivore"
+auth = {{ kind = "bearer", secrets = ["{TOKEN}"] }}
+[sources.url]
+preset = "trivore"
+auth = {{ kind = "url_token", secrets = ["{TOKEN}"] }}
+[sources.other]
+preset = "trivore"
+auth = {{ kind = "bearer", secrets = ["another"] }}
+[sources.rotating]
+preset = "trivore"
+[sources.rotating.auth]
+kind = "bearer"
+secrets = [
+  "now",
+  {{ value = "old", not_after = 2020-01-01T00:00:00Z }},
+  {{ value = "overlapping", not_after = 2999-01-01T00:00:00Z }},
+  {{ value = "early", not_before = 2999-01-01T00:00:00Z }},
+]
+[sources.github]
+preset = "github"
+secrets = ["signed", "new", {{ value = "old", not_after = 2020-01-01T00:00:00Z }}]
+[sources.slow]
+preset = "trivore"
+rate = "2/d"
+auth = {{ kind = "bearer", secrets = ["{TOKEN}"] }}
+"""
+"""Sources besides those of `tests/helpers/webhooks.py`."""
+
+
+def of(text: bytes) -> bytes:
+    return webhook(payload=text)
+
+
+def holding(member: bytes) -> bytes:
+    """A webhook with one more member of its object."""
+    return of(body()[:-1] + b', "n": ' + member + b"}")
+
+
+def saying(**members: object) -> bytes:
+    """A webhook in which these members are others; None: they are missing."""
+    changed = {**payload(), **members}
+    return of(json.dumps({name: value for name, value in changed.items() if value is not None}).encode())
+
+
+def at(time: object) -> bytes:
+    return saying(timestamp=time)
+
+
+def knocking(source: str, *authorization: str | bytes) -> bytes:
+    """A webhook for another source, with these values of Authorization."""
+    values = [value if isinstance(value, bytes) else value.encode() for value in authorization]
+    return webhook(
+        *(b"Authorization: " + value for value in values),
+        line=f"POST /webhooks/{source} HTTP/1.1".encode(),
+        without=(SECRET,),
+    )
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+GOOD_BASIC = basic("u", TOKEN)
+DEEP = b'{"a":'
+NO_IDS: tuple[object, ...] = (None, {}, [], "", "i" * 256, "i" * 9000, False)
+
+PUSH = b'{"ref": "refs/heads/x", "repository": {"id": 5}}'
+
+
+def signature(sent: bytes, secret: bytes = b"signed") -> bytes:
+    """As GitHub writes it."""
+    return b"sha256=" + hmac.digest(secret, sent, "sha256").hex().encode()
+
+
+def signed(
+    given: bytes | None = None,
+    *,
+    name: bytes = b"X-Hub-Signature-256",
+    more: bytes | None = None,
+    without: bool = False,
+) -> bytes:
+    """A webhook of GitHub's, signed right unless another signature is given."""
+    signatures = [] if without else [signature(PUSH) if given is None else given, *([] if more is None else [more])]
+    return webhook(
+        b"X-GitHub-Event: push",
+        b"X-GitHub-Delivery: 72d3162e",
+        *(name + b": " + each for each in signatures),
+        line=b"POST /webhooks/github HTTP/1.1",
+        payload=PUSH,
+        without=(SECRET,),
+    )
+
+
+# fmt: off
+JSON_BODIES = (
+    Case(80, "empty", of(b""), 400),
+    Case(81, "cut", of(b'{"a":'), 400),
+    Case(82, "something behind it", of(body() + b"x"), 400),
+    Case(83, "a byte order mark", of(b"\xef\xbb\xbf" + body()), 400),
+    Case(84, "UTF-16", of(body().decode().encode("utf-16")), 400),
+    Case(85, "no UTF-8", of(body("\x80").replace(b"\\u0080", b"\xff")), 400),
+    Case(86, "a NUL in a text", of(body("x").replace(b'"x"', b'"\0"')), 400),
+    Case(86, "a line's end in a text", of(body("x").replace(b'"x"', b'"\n"')), 400),
+    Case(87, "NaN", holding(b"NaN"), 400),
+    Case(88, "Infinity", holding(b"-Infinity"), 400),
+    Case(89, "1e999", holding(b"1e999"), 400),
+    Case(90, "5,000 digits", holding(b"7" * 5000), 400),
+    Case(91, "half of a surrogate pair", holding(b'"\\ud800"'), 400),
+    Case(92, "an escaped NUL where it has to be stored", saying(id="a\0b"), 422),
+    # the body is kept as bytes, and those are six harmless ones
+    Case(92, "an escaped NUL elsewhere", holding(b'"\\u0000"'), 200),
+    Case(93, "a key twice", holding(b'1, "n": 2'), 400),
+    Case(94, "65 levels", of(DEEP * 65 + b"1" + b"}" * 65), 400),
+    Case(95, "1,000 levels", of(DEEP * 1000 + b"1" + b"}" * 1000), 400),
+    Case(96, "40,000 levels", of(DEEP * 40_000 + b"1" + b"}" * 40_000), 400),
+    Case(96, "100,000 levels that do not end", of(b"[" * 100_000), 400),
+    *(Case(97, f"{text} alone", of(text.encode()), 422) for text in ("1", "null", "[]", '"a"', "true")),
+    # an object may have as many as fit into the cap: they are parsed in C, and nothing is made of them
+    Case(98, "20,000 keys", holding(b"1, " + b", ".join(b'"k%d":1' % n for n in range(20_000))[:-1] + b"1"), 200),
+)
+
+EVENTS = (
+    *(Case(99, f"id {wrong!r:.20}", saying(id=wrong), 422) for wrong in NO_IDS),
+    # docs: texts and numbers are not taken for each other
+    Case(100, "id 1", saying(id=1), 422),
+    Case(100, 'id "1"', saying(id="1"), 200),
+    *(Case(101, f"timestamp {wrong!r}", at(wrong), 422) for wrong in (
+        None, "", "2026-01-01T00:00:00", "2026-01-01T24:00:00Z", "2026-01-01T00:00:60Z", "2026-02-30T00:00:00Z",
+        "0000-01-01T00:00:00Z", "10000-01-01T00:00:00Z", "infinity", "\uff12026-01-01T00:00:00Z",
+        "2026-01-01T00:00:00+24:00", 1704067200, "2026-01-01 00:00:00Z ", "1999-12-31T23:59:59Z",
+    )),
+    Case(102, "timestamp far ahead", at("9998-01-01T00:00:00Z"), 422),
+    Case(103, "the same instant in another spelling", webhook(without=(CLOSE,), payload=body("u103", "2026-01-01T00:00:00Z"))
+         + webhook(payload=body("u103", "2026-01-01T02:00:00.000+02:00")), (200, 200)),
+    # 409 would make senders repeat what is stored: it is a repeated request, and what differs is kept beside the first
+    Case(104, "the same event with another body", webhook(without=(CLOSE,), payload=body("u104"))
+         + webhook(payload=body("u104", more=1)), (200, 200)),
+    Case(105, "entityType missing", saying(entityType=None), 422),
+    Case(105, "eventType missing", saying(eventType=None), 422),
+)
+
+SECRETS = (
+    Case(106, "no secret", webhook(without=(SECRET,)), 401),
+    Case(106, "no Authorization", knocking("bearer"), 401),
+    Case(106, "no token in the URL", knocking("url"), 401),
+    Case(107, "a wrong secret", instead(SECRET, SECRET + b"x"), 401),
+    Case(107, "an empty secret", instead(SECRET, b"X-Webhook-Token:"), 401),
+    Case(107, "a wrong bearer", knocking("bearer", "Bearer wrong"), 401),
+    Case(107, "the right bearer", knocking("bearer", f"Bearer {TOKEN}"), 200),
+    Case(107, "the right user and password", knocking("basic", GOOD_BASIC), 200),
+    Case(107, "another user's", knocking("basic", basic("v", TOKEN)), 401),
+    Case(107, "a wrong password", knocking("basic", basic("u", "wrong")), 401),
+    Case(107, "the right token in the URL", knocking(f"url/{TOKEN}"), 200),
+    Case(107, "a wrong token in the URL", knocking(f"url/{TOKEN}x"), 401),
+    Case(107, "a wrong secret and a body that is no JSON", webhook(b"X-A: b", without=(SECRET,), payload=b"{"), 401),
+    Case(109, "a secret beyond ASCII", instead(SECRET, b"X-Webhook-Token: \xc3\xa9\xff"), 401),
+    Case(109, "a bearer beyond ASCII", knocking("bearer", b"Bearer \xc3\xa9\xff"), 401),
+    Case(109, "a token beyond ASCII in the URL", knocking("url/%C3%A9%FF"), 401),
+    Case(110, "base64 with junk in it", knocking("basic", GOOD_BASIC[:9] + "!" + GOOD_BASIC[9:]), 401),
+    Case(110, "no base64", knocking("basic", "Basic \x7e\x7e"), 401),
+    Case(110, "another scheme", knocking("basic", GOOD_BASIC.replace("Basic", "Digest")), 401),
+    Case(112, "another source's secret", knocking("other", f"Bearer {TOKEN}"), 401),
+    Case(115, "a secret after its time", knocking("rotating", "Bearer old"), 401),
+    Case(115, "a secret before its time", knocking("rotating", "Bearer early"), 401),
+    Case(115, "a secret that ends later", knocking("rotating", "Bearer overlapping"), 200),
+    Case(116, "the secret twice", webhook(SECRET), 401),
+    Case(116, "a wrong secret before the right one", instead(SECRET, b"X-Webhook-Token: wrong", SECRET), 401),
+    Case(116, "the right secret before a wrong one", webhook(b"X-Webhook-Token: wrong"), 401),
+    Case(116, "two bearers", knocking("bearer", f"Bearer {TOKEN}", f"Bearer {TOKEN}"), 401),
+)
+
+# What is signed with a time or several signatures is tried preset by preset in tests/sources/test_contract.py; a preset
+# that can do something of its own adds its source to CONFIG and its lines here.
+SIGNED = (
+    Case(106, "no signature", signed(without=True), 401),
+    Case(107, "the right signature", signed(), 200),
+    Case(107, "a wrong signature", signed(b"sha256=" + b"0" * 64), 401),
+    Case(107, "the signature of another body", signed(signature(b"{}")), 401),
+    Case(107, "the older kind of signature alone", signed(name=b"X-Hub-Signature"), 401),
+    Case(108, "right over the same JSON, written anew", signed(signature(PUSH.replace(b": ", b":"))), 401),
+    Case(109, "a signature beyond ASCII", signed(b"sha256=\xc3\xa9\xff"), 401),
+    Case(110, "a signature with junk in it", signed(signature(PUSH)[:20] + b" " + signature(PUSH)[20:]), 401),
+    Case(110, "a signature with junk behind it", signed(signature(PUSH) + b"00"), 401),
+    Case(112, "another source's secret", signed(signature(PUSH, b"other")), 401),
+    Case(115, "signed with a secret after its time", signed(signature(PUSH, b"old")), 401),
+    Case(115, "signed with the one that is being rolled out", signed(signature(PUSH, b"new")), 200),
+    Case(116, "two signatures", signed(signature(PUSH), more=signature(PUSH)), 401),
+)
+
+LOAD = (
+    Case(120, "a source that has been taken out of the configuration", webhook(line=b"POST /webhooks/gone HTTP/1.1"), 401),
+    Case(121, "beyond the source's rate", knocking("slow", f"Bearer {TOKEN}").replace(CLOSE + b"\r\n", b"") * 2
+         + knocking("slow", f"Bearer {TOKEN}"), (200, 200, 429)),
+    Case(122, "the sender goes away in mid-body", webhook()[:-9], 400, half_close=True),
+)
+# fmt: on
+
+TABLE = (*JSON_BODIES, *EVENTS, *SECRETS, *SIGNED, *LOAD)
+
+ELSEWHERE = {
+    111: "tests/sources/test_contract.py:test_one_of_a_few_signatures_is_enough_and_of_many_only_the_first_are_looked_at",
+    113: "tests/sources/test_contract.py:test_a_request_is_let_in_within_its_tolerance_only",
+    114: "tests/sources/test_contract.py:test_a_header_that_is_not_as_the_provider_writes_it_is_refused",
+    117: "tests/flow/test_unavailable.py:test_without_a_database_it_is_503_in_time_and_well_again_without_a_restart",
+    118: "tests/flow/test_unavailable.py:test_a_lock_that_is_not_given_free_is_503_in_time",
+    119: "tests/faults/test_mixed_faults.py:test_three_relays_killed_twenty_times_each_lose_nothing_and_keep_order_on_postgres",
+    123: "tests/process/test_stops.py:test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored",
+}
+"""Cases that another test has: signatures with a time or a list, and trouble of the receiver's own."""

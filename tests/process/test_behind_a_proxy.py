@@ -1,0 +1,184 @@
+"""The receiver behind the proxies of docs/deploy.md, configured as the page says: nothing is lost, changed, or let through."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.destinations.scripted import CERTIFICATE
+from tests.helpers.processes import GUNICORN, Program, Site, free_port, is_ready, site
+from tests.helpers.proxies import PROXIES, proxy
+from tests.helpers.reading import count, rows
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import body, config_text, moment
+from tests.helpers.wire import CLOSE, HOST, SECRET, Answer, answers, ask, chunk, chunked, request, webhook
+
+FORGED = b"X-Forwarded-For: 9.9.9.9"
+
+
+class Deployment(NamedTuple):
+    """A receiver, and a proxy in front of it."""
+
+    place: Site
+    receiver: int
+    port: int
+
+    def start(self) -> Program:
+        """Start the receiver and wait until it serves."""
+        program = self.place.start("receiver", *GUNICORN, "--bind", f"127.0.0.1:{self.receiver}", "--workers", "1")
+        until(lambda: is_ready(self.receiver) or not program.runs, "the receiver is ready", within=20)
+        assert program.runs, program.output
+        return program
+
+    @contextlib.contextmanager
+    def connected(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
+        """A sender's connection to the proxy, from this address."""
+        context = ssl.create_default_context(cafile=str(CERTIFICATE))
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=10, source_address=(address, 0)) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as secured,
+        ):
+            yield secured
+
+    def send(self, sent: bytes, address: str = "127.0.0.1") -> list[Answer]:
+        """The answers to these bytes."""
+        with self.connected(address) as sender:
+            sender.sendall(sent)
+            return answers(received(sender))
+
+
+def received(sender: ssl.SSLSocket) -> bytes:
+    """One answer: a proxy may wait for the sender to close."""
+    found = b""
+    while True:
+        with contextlib.suppress(AssertionError):
+            if answers(found):
+                return found
+        more = sender.recv(65536)
+        assert more, f"no whole answer: {found!r}"
+        found += more
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def deployed(
+    request: pytest.FixtureRequest, module_database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    folder: Path = tmp_path_factory.mktemp("proxy")
+    with site(folder, config_text(module_database_url)) as place:
+        made = Deployment(place, free_port(), free_port())
+        made.start()
+        with proxy(request.param, folder, made.port, made.receiver):
+            yield made
+
+
+def stored(engine: Engine, answer: Answer) -> bytes:
+    """The body of an event that was acknowledged."""
+    (row,) = rows(engine, "SELECT body FROM inbox WHERE seq = :seq", seq=answer.seq)
+    return bytes(row["body"])
+
+
+def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engine: Engine) -> None:
+    plain = b" " + body("byte-for-byte", moment(deployed.port), name="\u00e4\u20ac").replace(
+        b"}", b'\t, "x": "\xc3\xa4" }\n'
+    )
+    large = body("large", moment(deployed.port), more="x" * 200_000)
+    for sent, expected in (
+        (webhook(payload=plain), plain),
+        (webhook(payload=large), large),
+        (chunked(chunk(body("chunks", moment(deployed.port))), b"0\r\n\r\n"), body("chunks", moment(deployed.port))),
+    ):
+        (answer,) = deployed.send(sent)
+        assert (answer.status, b'"accepted"' in answer.body) == (200, True)
+        assert stored(module_engine, answer) == expected
+
+
+def test_a_head_that_drips_is_ended_by_the_proxy(deployed: Deployment) -> None:
+    with deployed.connected() as sender:
+        sender.settimeout(0.05)
+        drops = iter(webhook() * 3)
+
+        def is_ended() -> bool:
+            try:
+                sender.sendall(bytes([next(drops)]))
+                answer = sender.recv(65536)
+            except TimeoutError:
+                return False
+            except (ConnectionError, ssl.SSLError):
+                return True
+            return not answer or b" 408 " in answer
+
+        until(is_ended, "the proxy ends it", poll=0)
+
+
+def test_a_body_that_does_not_become_whole_does_not_reach_the_receiver(
+    deployed: Deployment, module_engine: Engine
+) -> None:
+    known = count(module_engine, "rejected_request")
+    with deployed.connected() as sender:
+        sender.sendall(webhook()[:-1])
+        assert [answer.status for answer in deployed.send(webhook(without=(SECRET,)))] == [401]
+    assert [answer.status for answer in deployed.send(webhook(without=(SECRET,)))] == [401]
+    until(lambda: count(module_engine, "rejected_request") >= known + 2, "the refusals are kept")
+    assert count(module_engine, "rejected_request WHERE cause <> 'not_authenticated'") == 0
+
+
+def test_a_body_that_is_too_large_is_413(deployed: Deployment) -> None:
+    large = body(more="x" * 300_000)
+    for sent in (webhook(payload=large), chunked(chunk(large), b"0\r\n\r\n")):
+        assert [answer.status for answer in deployed.send(sent)] == [413]
+
+
+def test_what_is_no_path_of_the_receivers_does_not_reach_it(deployed: Deployment) -> None:
+    for path in (b"/health/ready", b"/", b"/metrics"):
+        (answer,) = deployed.send(request(HOST, CLOSE, line=b"GET " + path + b" HTTP/1.1"))
+        assert answer.status == 404
+
+
+def test_the_senders_address_arrives_and_is_believed_of_the_proxy_alone(
+    deployed: Deployment, module_engine: Engine
+) -> None:
+    refused = webhook(FORGED, without=(SECRET,))
+    known = count(module_engine, "rejected_request")
+    (answer,) = deployed.send(refused, address="127.0.0.2")
+    assert answer.status == 401
+    with socket.create_connection(
+        ("127.0.0.1", deployed.receiver), source_address=("127.0.0.3", 0), timeout=10
+    ) as sender:
+        sender.sendall(refused)
+        sender.recv(65536)
+
+    until(lambda: count(module_engine, "rejected_request") == known + 2, "both are kept")
+    kept = rows(module_engine, "SELECT remote_address FROM rejected_request ORDER BY id DESC LIMIT 2")
+    assert [row["remote_address"] for row in kept] == ["127.0.0.3", "127.0.0.2"]
+
+
+def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(
+    deployed: Deployment, module_engine: Engine
+) -> None:
+    found: list[Answer] = []
+
+    def statuses() -> list[int]:
+        """Of one more webhook, which is a new event."""
+        found.extend(deployed.send(webhook(payload=body(f"restart-{len(found)}", moment(deployed.port)))))
+        return [found[-1].status]
+
+    assert statuses() == [200]
+    (program,) = (each for each in deployed.place._programs if each.runs)
+    program.send(signal.SIGTERM)
+    until(lambda: statuses() != [200], "it is gone")
+    program.ends(within=20)
+    assert statuses() in ([502], [503])
+    deployed.start()
+    until(lambda: statuses() == [200], "it is back")
+    assert {answer.status for answer in found} <= {200, 502, 503}
+    for answer in found:
+        assert answer.status != 200 or stored(module_engine, answer)
+    assert [a.status for a in answers(ask(deployed.receiver, webhook()))] == [200]
