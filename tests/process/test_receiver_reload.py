@@ -160,8 +160,10 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
     bad_files: dict[str, list[str]] = {
         f"{good}\n[sources.cut": ["inbox.toml is not TOML: "],
         good.replace("preset", "presett"): 2 * ["presett: unknown key; did you mean 'preset'?", "preset: is missing"],
-        good + source("added", "env:NOT_THERE", "file:/not/there") + source("other", TOKEN, preset="trivor"): [
+        good + source("other", TOKEN, preset="trivor"): [
             "[sources.other] preset: there is no preset 'trivor'; did you mean 'trivore'?",
+        ],
+        good + source("added", "env:NOT_THERE", "file:/not/there"): [
             "[sources.added] auth: the environment variable NOT_THERE is not set",
             "[sources.added] auth: can't read the secret in /not/there",
         ],
@@ -247,10 +249,10 @@ def test_another_database_is_refused_while_the_receiver_runs(sqlite_database_url
         assert refusals(reload(receiver)) == [needs_a_restart]
         assert [post(port, name) for name in ("trivore", "added")] == [200, 401]
 
-        place.configure(elsewhere + source("added", TOKEN, preset="trivor"))
-        database, preset = refusals(reload(receiver))
+        place.configure(elsewhere + source("added", "env:NOT_THERE"))
+        database, secret = refusals(reload(receiver))
         assert database == needs_a_restart
-        assert preset.startswith("[sources.added] preset: ")
+        assert secret.startswith("[sources.added] auth: ")
         assert "hush" not in receiver.output
 
 
