@@ -200,13 +200,18 @@ def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Reje
         source=raw.source[:64].encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00"),
         status=error.status,
         cause=error.cause,
-        reason=(error.why if isinstance(error, NotAuthenticated) else None) or error.detail,
+        reason=_storable((error.why if isinstance(error, NotAuthenticated) else None) or error.detail),
         field=error.field,
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),
         headers=None if inlet is None else kept_headers(inlet.source, inlet.preset, raw.headers),
         body=None if inlet is None else raw.body,
     )
+
+
+def _storable(text: str) -> str:
+    """Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
 LONGEST_WAIT_SECONDS = 60.0

@@ -33,7 +33,8 @@ MAX_WAITING = 20_000
 
 REJECTED_PER_SECOND = 10
 MAX_REJECTED_WAITING = 200
-
+MAX_REJECTED_BYTES = 4 * 1024 * 1024
+"""Of the bodies of refusals that wait: a flood of large ones must not fill the memory."""
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -63,11 +64,13 @@ class GroupCommit:
         self._connection: AsyncConnection | None = None
         self._pending: deque[_Pending] = deque()
         self._rejected: deque[Rejected] = deque()
+        self._rejected_bytes = 0
         self._probes: list[asyncio.Future[None]] = []
         self._something = asyncio.Event()
         self._closing = False
         self._may_reject_at = 0.0
         self.rejected_unkept = 0
+        """Refusals of which there is no row: there was no room, or the database did not take them."""
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="group-commit")
         self._task.add_done_callback(_end_worker)
@@ -99,10 +102,13 @@ class GroupCommit:
 
     def reject(self, row: Rejected) -> None:
         """Keep a refusal when there is room; a flood of them costs counters, not rows."""
-        if len(self._rejected) >= MAX_REJECTED_WAITING:
+        size = len(row.body or b"")
+        fits = not self._rejected or self._rejected_bytes + size <= MAX_REJECTED_BYTES
+        if len(self._rejected) >= MAX_REJECTED_WAITING or not fits:
             self.rejected_unkept += 1
             return
         self._rejected.append(row)
+        self._rejected_bytes += size
         self._something.set()
 
     async def close(self) -> None:
@@ -235,6 +241,7 @@ class GroupCommit:
 
     async def _keep_rejected(self) -> None:
         rows = [self._rejected.popleft() for _ in range(min(len(self._rejected), REJECTED_PER_SECOND))]
+        self._rejected_bytes -= sum(len(row.body or b"") for row in rows)
         self._may_reject_at = self._loop.time() + len(rows) / REJECTED_PER_SECOND
         try:
             await self._store.reject(await self._connected(), rows)
