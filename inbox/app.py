@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import falcon
@@ -15,7 +15,9 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config, Source
 from inbox.db import engine
-from inbox.errors import RequestError, Unavailable, gathered
+from inbox.errors import CAUSES, RequestError, Unavailable, gathered
+from inbox.metering import counting
+from inbox.metrics import OFF, RECEIVED, RECEIVER, REFUSED, REPEATED, UNKNOWN, Meters
 from inbox.receive import Inlet, Outcomes, Webhooks, Writer, answer_problem, problem
 from inbox.sources import preset_of
 from inbox.sources.auth import stranger, verifier_of
@@ -36,13 +38,18 @@ def app_of(config: Config) -> Receiver:
     """
     clock = SystemClock()
 
+    @cache
+    def open_meters() -> Meters:
+        return OFF if config.metrics.receiver is None else _at_zero(counting(RECEIVER, len(config.sources) + 1), config)
+
     def open_writer() -> Writer:
-        return GroupCommit(engine.connect_async(config.database.url, application="inbox-receiver"), clock)
+        made = engine.connect_async(config.database.url, application="inbox-receiver")
+        return GroupCommit(made, clock, meters=open_meters())
 
     def open_outcomes() -> Outcomes:
         return Waiting(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
 
-    return create_app(config, open_writer, clock, open_outcomes)
+    return create_app(config, open_writer, clock, open_outcomes, open_meters)
 
 
 def create_app(
@@ -50,6 +57,7 @@ def create_app(
     open_writer: Callable[[], Writer],
     clock: Clock,
     open_outcomes: Callable[[], Outcomes] | None = None,
+    open_meters: Callable[[], Meters] = lambda: OFF,
 ) -> Receiver:
     """The receiver. What opens something is called in each worker, inside its event loop, when it starts.
 
@@ -61,7 +69,7 @@ def create_app(
     inlets = inlets_of(config)
     webhooks = Webhooks(inlets, stranger(_work_of_all(inlets)), clock)
     health = Health()
-    app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, webhooks, health)])
+    app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, open_meters, webhooks, health)])
     app.add_error_handler(RequestError, answer_problem)
     app.set_error_serializer(_serialize_problem)
     app.add_route("/webhooks/{source}", webhooks)
@@ -91,6 +99,18 @@ def _inlet(config: Config, source: Source) -> Inlet:
     preset = preset_of(source)
     routes = tuple(route for route in config.routes.values() if route.source == source.name)
     return Inlet(source=source, preset=preset, verifier=verifier_of(source, preset), routes=routes)
+
+
+def _at_zero(meters: Meters, config: Config) -> Meters:
+    """What is known by name stands at zero from the start: what is not there can't be seen to rise."""
+    causes = sorted(CAUSES)
+    for source in (*config.sources, UNKNOWN):
+        for cause in causes:
+            meters.count(REFUSED, source, cause, by=0)
+    for source in config.sources:
+        meters.count(RECEIVED, source, by=0)
+        meters.count(REPEATED, source, by=0)
+    return meters
 
 
 class Health:
@@ -133,11 +153,13 @@ class _Lifespan:
         self,
         open_writer: Callable[[], Writer],
         open_outcomes: Callable[[], Outcomes] | None,
+        open_meters: Callable[[], Meters],
         webhooks: Webhooks,
         health: Health,
     ) -> None:
         self._open_writer = open_writer
         self._open_outcomes = open_outcomes
+        self._open_meters = open_meters
         self._webhooks = webhooks
         self._health = health
         self._writer: Writer | None = None
@@ -145,6 +167,7 @@ class _Lifespan:
     async def process_startup(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
         """Called by the ASGI server before the first request."""
         self._writer = self._webhooks.writer = self._health.writer = self._open_writer()
+        self._webhooks.meters = self._open_meters()
         self._webhooks.waiting = None if self._open_outcomes is None else self._open_outcomes()
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
+from inbox import metrics
 from inbox.clock import Clock
 from inbox.config import Route, Source
 from inbox.errors import (
@@ -25,6 +27,7 @@ from inbox.errors import (
 )
 from inbox.event import Event, RawRequest, Receipt
 from inbox.identify import events_of, kept_headers
+from inbox.metrics import OFF
 from inbox.sources import PRESETS
 from inbox.sources.auth import Verifier
 from inbox.sources.base import Preset
@@ -103,6 +106,7 @@ class Webhooks:
         self._clock = clock
         self.writer: Writer | None = None
         self.waiting: Outcomes | None = None
+        self.meters = OFF
 
     async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
         """Answer 200, or what the provider wants, once every event of the body is committed."""
@@ -117,6 +121,17 @@ class Webhooks:
         await self._answer(req, resp, source, token)
 
     async def _answer(self, req: Request, resp: Response, source: str, token: str | None) -> None:
+        began, status = time.perf_counter(), "500"
+        try:
+            await self._handle(req, resp, source, token)
+            status = str(resp.status)[:3]
+        except (RequestError, falcon.HTTPError) as error:
+            status = str(error.status)[:3]
+            raise
+        finally:
+            self.meters.observe(metrics.REQUEST_SECONDS, time.perf_counter() - began, status)
+
+    async def _handle(self, req: Request, resp: Response, source: str, token: str | None) -> None:
         headers = req.headers_lower
         # By the request alone, or the answer would tell which sources there are.
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
@@ -146,6 +161,7 @@ class Webhooks:
                 raise NotAuthenticated("unknown source")  # the stranger's verifier has refused already
             await self._take_in(proven, raw, resp)
         except RequestError as error:
+            self.meters.count(metrics.REFUSED, metrics.UNKNOWN if inlet is None else source, error.cause)
             if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
                 raw = RawRequest(source, headers, body, self._clock.now(), remote_address=req.remote_addr)
                 self.writer.reject(_rejected(proven, raw, error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -75,6 +76,7 @@ def run(
     """
     from relay.daemon import Relay  # noqa: PLC0415  # listings need not load what makes calls
     from relay.destinations import build  # noqa: PLC0415
+    from relay.gauges import exporter_of, meters_of, shown  # noqa: PLC0415
     from relay.observe import Observer  # noqa: PLC0415
     from relay.poster import client_of  # noqa: PLC0415
     from relay.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
@@ -90,13 +92,27 @@ def run(
         deliverers, alerts = build(config), client_of(config.alerts)
         scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
-    if processes > 1:
-        database.engine.dispose()
-        options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
-        parent = Supervisor(options, config, processes=processes, drain=drain, orders=orders, observer=observer)
-        raise typer.Exit(parent.run())
-    relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
-    work(relay, config, orders, observer, drain=drain)
+    with ExitStack() as leaving:
+        exporter = None if supervised else exporter_of(config)
+        if exporter is not None:
+            leaving.callback(exporter.stop)
+        if processes > 1:
+            database.engine.dispose()
+            options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
+            parent = Supervisor(
+                options,
+                config,
+                processes=processes,
+                drain=drain,
+                orders=orders,
+                observer=observer,
+                exporter=exporter,
+            )
+            raise typer.Exit(parent.run())
+        observer.meters, database.on_facts = meters_of(config), observer.appended
+        relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
+        with shown(database, config, observer):
+            work(relay, config, orders, observer, drain=drain)
 
 
 def _log_to_stderr(*, verbose: bool, several: bool) -> None:

@@ -17,8 +17,9 @@ from inbox import config_file
 from inbox.app import create_app
 from inbox.clock import SystemClock
 from inbox.event import Event, Receipt
+from inbox.refusals import MAX_BYTES, MAX_WAITING, PER_SECOND
 from inbox.store import Rejected
-from inbox.writer import MAX_REJECTED_BYTES, MAX_REJECTED_WAITING, REJECTED_PER_SECOND, GroupCommit
+from inbox.writer import GroupCommit
 from tests.helpers.reading import count
 from tests.helpers.receiver import Receiver, async_engine
 from tests.helpers.waiting import until_async
@@ -54,8 +55,8 @@ async def test_of_10000_refusals_a_few_hundred_are_kept_and_every_other_is_count
         took = writer._loop.time() - began
 
     kept = count(engine, "rejected_request")
-    assert kept <= MAX_REJECTED_WAITING + REJECTED_PER_SECOND * (took + 1)
-    assert kept + writer.rejected_unkept == 10_000
+    assert kept <= MAX_WAITING + PER_SECOND * (took + 1)
+    assert kept + writer.refusals.unkept == 10_000
 
 
 async def test_refusals_that_wait_hold_no_more_memory_than_a_batch_may(sqlite_database_url: str) -> None:
@@ -63,15 +64,15 @@ async def test_refusals_that_wait_hold_no_more_memory_than_a_batch_may(sqlite_da
         large = bytes(1024 * 1024)
         for _ in range(50):
             writer.reject(refusal(large))
-        waiting = len(writer._rejected) * len(large)
-        assert waiting <= MAX_REJECTED_BYTES
-        assert writer.rejected_unkept == 50 - len(writer._rejected)
+        waiting = len(writer.refusals) * len(large)
+        assert waiting <= MAX_BYTES
+        assert writer.refusals.unkept == 50 - len(writer.refusals)
 
 
 async def test_one_refusal_that_is_larger_than_that_is_kept_all_the_same(database_url: str, engine: Engine) -> None:
     async with writing(database_url) as writer:
-        writer.reject(refusal(bytes(2 * MAX_REJECTED_BYTES)))
-        assert writer.rejected_unkept == 0
+        writer.reject(refusal(bytes(2 * MAX_BYTES)))
+        assert writer.refusals.unkept == 0
     assert count(engine, "rejected_request") == 1
 
 

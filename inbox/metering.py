@@ -1,0 +1,170 @@
+"""Counts the metrics of one process, in files that the exporter reads: prometheus-client's multiprocess mode.
+
+The first process of a side makes a folder for them before it starts any other. Each process has its own files there, and
+nothing is shared but the folder. They lie in memory where the system has a file system for that, and are written in full
+before they are used: one that grew on a full disk would kill the process that writes to it (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from inbox.config_values import Address
+from inbox.metrics import OFF, Meters, Metric
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that prometheus-client looks for, once, when it is imported."""
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # a folder of our own is made in it, for us alone
+_PREFIX = "inbox-metrics-"
+BYTES_AT_LEAST = 64 * 1024
+BYTES_FOR_EACH_NAME = 16 * 1024
+"""Of sources or routes: a series takes about 200 bytes, and a name has some tens of them."""
+
+_ENDS_WITHIN_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+def begin(uid: int = -1, gid: int = -1) -> Path:
+    """Make the folder, for this process and those that it will start. Call it before prometheus-client is imported.
+
+    It belongs to `uid` and `gid` when this process may give it away.
+    """
+    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    _clear(place)
+    made = Path(tempfile.mkdtemp(prefix="inbox-new-", dir=place))
+    if os.geteuid() == 0:
+        os.chown(made, uid, gid)
+    _lock(made)
+    folder = made.rename(place / made.name.replace("inbox-new-", _PREFIX))
+    os.environ[FOLDER] = str(folder)
+    import prometheus_client  # noqa: F401, PLC0415  # here, so that processes that are forked later share its memory
+
+    return folder
+
+
+def _clear(place: Path) -> None:
+    """Take away the folders of those who were killed: nobody has their locks any more."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            _lock(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(folder: Path) -> None:
+    """Hold the folder as long as this process, or one that is forked from it, lives.
+
+    Raises:
+        OSError: somebody else holds it.
+    """
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+
+
+class Exporter:
+    """The program that serves them (`inbox.exporter`), to the process that has made the folder."""
+
+    def __init__(self, address: Address, folder: Path) -> None:
+        self._command = [sys.executable, "-m", "inbox.exporter", address, str(folder)]
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ensure(self) -> None:
+        """Start it, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._let_go()
+        try:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)  # noqa: S603  # our own Python, our own arguments
+        except OSError as error:  # no memory, or too many processes: everything else goes on
+            _log.error("metrics: can't be served now: %s", error)  # the traceback tells nothing more
+
+    def stop(self) -> None:
+        """End it. Those who count have ended."""
+        self._let_go()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _let_go(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDS_WITHIN_SECONDS)
+            process.kill()
+            process.wait()
+
+
+def counting(table: Sequence[Metric], names: int) -> Meters:
+    """What counts the metrics of `table` in this process; what counts nothing when it can't be done, which is told.
+
+    `names` is how many sources or routes there are.
+    """
+    try:
+        folder = Path(os.environ[FOLDER])
+        for prefix in ("counter", "histogram", "gauge_livemostrecent"):
+            _write_in_full(folder / f"{prefix}_{os.getpid()}.db", BYTES_AT_LEAST + names * BYTES_FOR_EACH_NAME)
+        return _Counting(table)
+    except (OSError, KeyError) as error:
+        _log.error("metrics: this process counts nothing: %a", error)
+        return OFF
+
+
+def _write_in_full(file: Path, size: int) -> None:
+    """Zeros are an empty file to prometheus-client. One that is there goes on: of a process that had the same number."""
+    if not file.exists():
+        new = file.with_suffix(".new")
+        new.write_bytes(bytes(size))
+        new.rename(file)
+
+
+class _Counting(Meters):
+    def __init__(self, table: Sequence[Metric]) -> None:
+        self._metrics = {metric.name: _made(metric) for metric in table}
+        self._series: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
+        self._of(metric, labels).inc(by)
+
+    def count_each(self, metric: Metric, labels: Iterable[str]) -> None:
+        for label, number in Counter(labels).items():
+            self._of(metric, (label,)).inc(number)
+
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+        self._of(metric, labels).observe(value)
+
+    def put(self, metric: Metric, value: float, *labels: str) -> None:
+        self._of(metric, labels).set(value)
+
+    def _of(self, metric: Metric, labels: tuple[str, ...]) -> Any:  # noqa: ANN401  # prometheus-client's, of any kind
+        key = (metric.name, labels)
+        if key not in self._series:
+            made = self._metrics[metric.name]
+            self._series[key] = made.labels(*labels) if labels else made
+        return self._series[key]
+
+
+def _made(metric: Metric) -> Any:  # noqa: ANN401  # likewise
+    from prometheus_client import Counter as Counted  # noqa: PLC0415  # it looks for the folder when it is imported
+    from prometheus_client import Gauge, Histogram  # noqa: PLC0415
+
+    if metric.kind == "histogram":
+        return Histogram(metric.name, metric.help, metric.labels, registry=None, buckets=metric.buckets)
+    if metric.kind == "gauge":
+        return Gauge(metric.name, metric.help, metric.labels, registry=None, multiprocess_mode="livemostrecent")
+    return Counted(metric.name, metric.help, metric.labels, registry=None)
