@@ -40,7 +40,9 @@ def app_of(config: Config) -> Receiver:
 
     @cache
     def open_meters() -> Meters:
-        return OFF if config.metrics.receiver is None else _at_zero(counting(RECEIVER, len(config.sources) + 1), config)
+        if config.metrics.receiver is None:
+            return OFF
+        return _at_zero(counting(RECEIVER, len(config.sources) + 1, gathering=True), config)
 
     def open_writer() -> Writer:
         made = engine.connect_async(config.database.url, application="inbox-receiver")
@@ -176,6 +178,7 @@ class _Lifespan:
             await self._webhooks.waiting.close()
         if self._writer is not None:
             await self._writer.close()
+        self._webhooks.meters.write()
 
 
 def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:
