@@ -18,6 +18,7 @@ from inbox.clock import SystemClock
 from inbox.config import Config
 from inbox.metering import Exporter, begin, counting
 from inbox.metrics import OFF, Meters
+from relay.facts import KINDS
 from relay.gates import BreakerState
 from relay.observe import BREAKER_VALUES, Observer
 from relay.store import reads
@@ -46,6 +47,9 @@ def meters_of(config: Config) -> Meters:
     for kind, names in (("destination", config.destinations), ("api", config.apis)):
         for name in names:
             meters.put(metrics.BREAKER, BREAKER_VALUES.index(BreakerState.CLOSED), kind, name)
+    for route in config.routes:
+        for kind in KINDS:
+            meters.count(metrics.FACTS, route, kind, by=0)
     return meters
 
 
