@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -43,13 +44,21 @@ def settle(folder: Path) -> None:
         kind, *_, pid = file.stem.split("_")
         if not pid.isdigit() or _runs(int(pid)):
             continue
-        values = [] if kind == "gauge" else list(MmapedDict.read_all_values_from_file(str(file)))
+        values = [] if kind == "gauge" else _values_in(file)
         file.unlink()  # first: an end between the two loses counts, which a reader takes better than twice as many
         if values:
             ended = MmapedDict(str(folder / f"{kind}_ended.db"))
             for key, value, stamp, _ in values:
                 ended.write_value(key, ended.read_value(key)[0] + value, stamp)
             ended.close()
+
+
+def _values_in(file: Path) -> list[tuple[str, float, float, int]]:
+    try:
+        return list(MmapedDict.read_all_values_from_file(str(file)))
+    except (RuntimeError, ValueError, struct.error) as error:  # its process was killed as it made the file
+        _say(f"what {file.name} has is lost: {error}")
+        return []
 
 
 def _runs(pid: int) -> bool:

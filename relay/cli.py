@@ -98,7 +98,7 @@ def run(
             raise typer.Exit(parent.run())
         observer.meters, database.on_facts = meters_of(config), observer.appended
         relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
-        with shown(database, config, observer):
+        with shown(database, config, observer, exporter):
             work(relay, config, orders, observer, drain=drain)
 
 

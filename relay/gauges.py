@@ -27,6 +27,7 @@ from relay.store.database import Database
 LOOK_EVERY_SECONDS = 15.0
 _PART_OF_THE_TIME = 1 / 30
 """That looking may take: with a million open it is a scan of as many rows."""
+_LET_FINISH_SECONDS = 1.0
 _STATES = ("received", "waiting", "ready", "in_flight", "blocked", "dead")
 
 
@@ -76,8 +77,8 @@ class Backlog:
 
 
 @contextmanager
-def shown(database: Database, config: Config, observer: Observer) -> Iterator[None]:
-    """Keep the gauges up to date while the block runs, where metrics are asked for."""
+def shown(database: Database, config: Config, observer: Observer, exporter: Exporter | None) -> Iterator[None]:
+    """Keep the gauges up to date while the block runs, where metrics are asked for, and what serves them running."""
     if observer.meters is OFF:
         yield
         return
@@ -85,6 +86,8 @@ def shown(database: Database, config: Config, observer: Observer) -> Iterator[No
 
     def look() -> float:
         began = time.monotonic()
+        if exporter is not None:
+            exporter.ensure()
         try:
             backlog.look()
         except SQLAlchemyError as error:
@@ -101,4 +104,4 @@ def shown(database: Database, config: Config, observer: Observer) -> Iterator[No
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(_LET_FINISH_SECONDS)
