@@ -44,12 +44,24 @@ _Series = tuple[str, tuple[str, ...]]
 _log = logging.getLogger(__name__)
 
 
-def begin(uid: int = -1, gid: int = -1) -> Path:
-    """Make the folder, for this process and those that it will start. Call it before prometheus-client is imported.
+def exporter_at(address: Address | None, uid: int = -1, gid: int = -1) -> Exporter | None:
+    """What will serve the metrics of this process and those that it will start; None: nothing does, or can.
 
-    It belongs to `uid` and `gid` when this process may give it away.
+    Call it before prometheus-client is imported. The folder belongs to `uid` and `gid` when this process may give it away.
     """
-    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    os.environ.pop(FOLDER, None)  # of another one, which has started this process
+    if address is None:
+        return None
+    try:
+        return Exporter(address, _begin(uid, gid))
+    except OSError as error:  # no room, or no right: everything else goes on
+        _log.error("metrics: nothing is counted: %a", error)
+        return None
+
+
+def _begin(uid: int, gid: int) -> Path:
+    writable = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
+    place = SHARED_MEMORY if writable else Path(tempfile.gettempdir())
     _clear(place)
     made = Path(tempfile.mkdtemp(prefix="inbox-new-", dir=place))
     if os.geteuid() == 0:

@@ -24,7 +24,7 @@ from inbox.config import Config
 from inbox.db import engine, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
-from inbox.metering import Exporter, begin
+from inbox.metering import Exporter, exporter_at
 from inbox.wire import Wire, mask_token
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
@@ -127,8 +127,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         finally:
             checked.dispose()
         receiver.take(config)
-        if config.metrics.receiver is not None:
-            receiver.exporter = Exporter(config.metrics.receiver, begin(server.cfg.uid, server.cfg.gid))
+        receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
     except ConfigError as error:
         for mistake in str(error).splitlines():
             print(f"inbox: {mistake}", file=sys.stderr)  # noqa: T201  # it is the last that this process says

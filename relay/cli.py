@@ -61,9 +61,10 @@ def run(
       relay run --drain --verbose
       relay run --processes 3 --grace 60
     """
-    from relay.daemon import Relay  # noqa: PLC0415  # listings need not load what makes calls
+    from inbox.metering import exporter_at  # noqa: PLC0415  # listings need not load what makes calls
+    from relay.daemon import Relay  # noqa: PLC0415
     from relay.destinations import build  # noqa: PLC0415
-    from relay.gauges import exporter_of, meters_of, shown  # noqa: PLC0415
+    from relay.gauges import meters_of, shown  # noqa: PLC0415
     from relay.observe import Observer  # noqa: PLC0415
     from relay.poster import client_of  # noqa: PLC0415
     from relay.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
@@ -80,9 +81,10 @@ def run(
         scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
     with ExitStack() as leaving:
-        exporter = None if supervised else exporter_of(config)
+        exporter = None if supervised else exporter_at(config.metrics.relay)
         if exporter is not None:
             leaving.callback(exporter.stop)
+            exporter.ensure()
         if processes > 1:
             database.engine.dispose()
             options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from inbox import metrics
 from inbox.clock import SystemClock
 from inbox.config import Config
-from inbox.metering import Exporter, begin, counting
+from inbox.metering import Exporter, counting
 from inbox.metrics import OFF, Meters
 from relay.facts import KINDS
 from relay.gates import BreakerState
@@ -29,15 +29,6 @@ _PART_OF_THE_TIME = 1 / 30
 """That looking may take: with a million open it is a scan of as many rows."""
 _LET_FINISH_SECONDS = 1.0
 _STATES = ("received", "waiting", "ready", "in_flight", "blocked", "dead")
-
-
-def exporter_of(config: Config) -> Exporter | None:
-    """What serves the metrics of this process and those that it starts; None: nothing does."""
-    if config.metrics.relay is None:
-        return None
-    exporter = Exporter(config.metrics.relay, begin())
-    exporter.ensure()
-    return exporter
 
 
 def meters_of(config: Config) -> Meters:
