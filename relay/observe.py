@@ -74,11 +74,6 @@ class Observer:
         for (route, kind), number in facts_of.items():
             self.meters.count(metrics.FACTS, route, kind, by=number)
 
-    def swept(self, source: str, entity_type: str, compared: int, missed: int) -> None:
-        """A sweep has compared so many entities with the inbox, and found so many changes that no webhook had told."""
-        self.meters.count(metrics.SWEEP_COMPARED, source, entity_type, by=compared)
-        self.meters.count(metrics.SWEEP_MISSED, source, entity_type, by=missed)
-
     def reaped(self, abandoned: Iterable[tuple[int, str, facts.AnyFact]]) -> None:
         """Leases that ran out were taken back."""
         for seq, route, fact in abandoned:
@@ -122,6 +117,8 @@ class Observer:
         self.counts["sweeps"] += 1
         for name in ("compared", "missed", "added"):
             self.counts[f"sweep_{name}"] += getattr(found, name)
+        self.meters.count(metrics.SWEEP_COMPARED, found.source, found.entity_type, by=found.compared)
+        self.meters.count(metrics.SWEEP_MISSED, found.source, found.entity_type, by=found.missed)
         level = logging.WARNING if found.missed else logging.INFO
         figures = (found.compared, found.missed, found.added)
         _log.log(level, "swept %s compared=%d missed=%d added=%d", subject, *figures)

@@ -31,9 +31,9 @@ def test_it_is_0_while_a_relay_lives_and_1_when_none_does_or_something_is_stuck(
     engine = engines.connect(sqlite_database_url, application="tests")
     with site(tmp_path, config_text(sqlite_database_url)) as place:
         nobody = checked(place)
-        relay = place.relay()
         assert nobody.ends(within=20) == 1
         assert "no relay has said for 15 s that it lives" in nobody.output
+        relay = place.relay()
         until(lambda: "started node" in relay.output, "the relay runs", within=20)
         running = checked(place, "--here")
         assert (running.ends(within=20), running.output) == (0, "")

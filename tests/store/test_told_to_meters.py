@@ -17,6 +17,7 @@ from relay.outcome import Delivered, Delivery, Failed
 from relay.store.database import Database
 from relay.store.reap import reap
 from relay.store.record import Recorded
+from relay.store.sweeps import Found
 from tests.helpers.webhooks import a_config
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 
@@ -125,7 +126,7 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
 
 def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
     told = Told()
-    Observer(told).swept("trivore", "USER", 100, 2)
+    Observer(told).swept("trivore USER", Found("trivore", "USER", START, compared=100, missed=2, added=2))
     assert of(told, metrics.SWEEP_COMPARED) == {("trivore", "USER"): 100}
     assert of(told, metrics.SWEEP_MISSED) == {("trivore", "USER"): 2}
 
