@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import falcon
@@ -15,8 +15,10 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config, Source
 from inbox.db import engine
-from inbox.errors import RequestError, Unavailable, gathered
+from inbox.errors import CAUSES, RequestError, Unavailable, gathered
 from inbox.limits import Bucket, Capacity, Room
+from inbox.metering import counting
+from inbox.metrics import OFF, RECEIVED, RECEIVER, REFUSED, REPEATED, UNKNOWN, Meters
 from inbox.problems import PROBLEM_TYPE, answer_problem, problem
 from inbox.receive import CAPACITY, Inlet, Outcomes, Webhooks, Writer
 from inbox.sources import preset_of
@@ -38,13 +40,20 @@ def app_of(config: Config) -> Receiver:
     """
     clock = SystemClock()
 
+    @cache
+    def open_meters() -> Meters:
+        if config.metrics.receiver is None:
+            return OFF
+        return _at_zero(counting(RECEIVER, len(config.sources) + 1, gathering=True), config)
+
     def open_writer() -> Writer:
-        return GroupCommit(engine.connect_async(config.database.url, application="inbox-receiver"), clock)
+        made = engine.connect_async(config.database.url, application="inbox-receiver")
+        return GroupCommit(made, clock, meters=open_meters())
 
     def open_outcomes() -> Outcomes:
         return Waiting(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
 
-    return create_app(config, open_writer, clock, open_outcomes)
+    return create_app(config, open_writer, clock, open_outcomes, open_meters)
 
 
 def create_app(
@@ -52,6 +61,7 @@ def create_app(
     open_writer: Callable[[], Writer],
     clock: Clock,
     open_outcomes: Callable[[], Outcomes] | None = None,
+    open_meters: Callable[[], Meters] = lambda: OFF,
 ) -> Receiver:
     """The receiver. What opens something is called in each worker, inside its event loop, when it starts.
 
@@ -64,7 +74,10 @@ def create_app(
     webhooks = Webhooks(inlets, stranger(_work_of_all(inlets)), clock, Room(config.receiver.body_bytes))
     health = Health()
     capacity = Capacity(config.receiver.connections, config.receiver.requests)
-    app = falcon.asgi.App(middleware=[_Lifespan(open_writer, open_outcomes, webhooks, health, capacity)])
+    lifespan = _Lifespan(
+        webhooks, health, capacity, open_writer=open_writer, open_outcomes=open_outcomes, open_meters=open_meters
+    )
+    app = falcon.asgi.App(middleware=[lifespan])
     app.add_error_handler(RequestError, answer_problem)
     app.set_error_serializer(_serialize_problem)
     app.add_route("/webhooks/{source}", webhooks)
@@ -95,6 +108,18 @@ def _inlet(config: Config, source: Source) -> Inlet:
     routes = tuple(route for route in config.routes.values() if route.source == source.name)
     bucket = None if source.rate is None else Bucket(source.rate)
     return Inlet(source=source, preset=preset, verifier=verifier_of(source, preset), routes=routes, bucket=bucket)
+
+
+def _at_zero(meters: Meters, config: Config) -> Meters:
+    """What is known by name stands at zero from the start: what is not there can't be seen to rise."""
+    causes = sorted(CAUSES)
+    for source in (*config.sources, UNKNOWN):
+        for cause in causes:
+            meters.count(REFUSED, source, cause, by=0)
+    for source in config.sources:
+        meters.count(RECEIVED, source, by=0)
+        meters.count(REPEATED, source, by=0)
+    return meters
 
 
 class Health:
@@ -135,15 +160,18 @@ class _Lifespan:
 
     def __init__(
         self,
-        open_writer: Callable[[], Writer],
-        open_outcomes: Callable[[], Outcomes] | None,
         webhooks: Webhooks,
         health: Health,
         capacity: Capacity,
+        *,
+        open_writer: Callable[[], Writer],
+        open_outcomes: Callable[[], Outcomes] | None,
+        open_meters: Callable[[], Meters],
     ) -> None:
         self._capacity = capacity
         self._open_writer = open_writer
         self._open_outcomes = open_outcomes
+        self._open_meters = open_meters
         self._webhooks = webhooks
         self._health = health
         self._writer: Writer | None = None
@@ -152,6 +180,7 @@ class _Lifespan:
         """Called by the ASGI server before the first request."""
         scope.get("state", {})[CAPACITY] = self._capacity
         self._writer = self._webhooks.writer = self._health.writer = self._open_writer()
+        self._webhooks.meters = self._open_meters()
         self._webhooks.waiting = None if self._open_outcomes is None else self._open_outcomes()
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
@@ -160,6 +189,7 @@ class _Lifespan:
             await self._webhooks.waiting.close()
         if self._writer is not None:
             await self._writer.close()
+        self._webhooks.meters.write()
 
 
 def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:

@@ -12,6 +12,7 @@ import typer
 from sqlalchemy import Engine
 
 from inbox import config_file, reads, send
+from inbox.cli_refusals import readmit_command, rejected
 from inbox.clock import SystemClock
 from inbox.db import engine, migrate
 from inbox.sources.base import Sample
@@ -206,3 +207,7 @@ def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")]
         if parts[name]:
             console().print(f"\n[bold]{name}[/]")
             show(parts[name], as_json=False, columns=columns, empty="")
+
+
+app.command("rejected")(rejected)
+app.command("readmit")(readmit_command)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from inbox.config_metrics import Metrics
 from inbox.config_retry import Exponential, Retry
 from inbox.config_source import (
     BasicAuth,
@@ -234,6 +235,7 @@ class Config(Table, frozen=True):
     database: Database = Database()
     receiver: Receiver = Receiver()
     alerts: Alerts = Alerts()
+    metrics: Metrics = Metrics()
     sources: dict[Name, Source] = {}
     apis: dict[Name, Api] = {}
     destinations: dict[Name, Destination] = {}

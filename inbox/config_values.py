@@ -1,4 +1,4 @@
-"""What a table of the file is, and the kinds of value that TOML has no type for: durations, rates and secrets."""
+"""What a table of the file is, and the kinds of value that TOML has no type for: durations, rates, addresses and secrets."""
 
 from __future__ import annotations
 
@@ -61,6 +61,38 @@ class Rate(float):
         if match is None or int(match[1]) == 0:
             raise ValueError(f'expected a rate such as "10/s", "600/m" or "1000/h", got {text!r}')
         return cls(int(match[1]) / _UNIT_SECONDS[match[2]])
+
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_HIGHEST_PORT = 65535
+
+
+class Address(str):
+    """Where something listens: `"127.0.0.1:9100"`, `"localhost:9100"` or `"[::1]:9100"`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Address:
+        """The address that `text` names.
+
+        Raises:
+            ValueError: not a host and a port.
+        """
+        match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
+        if match is None or not 0 < int(match[2]) <= _HIGHEST_PORT:
+            raise ValueError(f'expected a host and a port such as "127.0.0.1:9100", got {text!r}')
+        return cls(text)
+
+    @property
+    def host(self) -> str:
+        """Its host, without the brackets of an IPv6 address."""
+        return self.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return int(self.rpartition(":")[2])
 
 
 class Secret:

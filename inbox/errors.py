@@ -169,6 +169,15 @@ class NotDelivered(RequestError):
     cause = "not_delivered"
 
 
+CAUSES = frozenset(
+    {
+        *(error.cause for error in RequestError.__subclasses__()),
+        *(error.cause for error in Unavailable.__subclasses__()),
+    }
+)
+"""Every word that `rejected_request.cause` and the metrics have."""
+
+
 class IllegalTransition(InboxRelayError):
     """A step or fact for which the table of transitions has no row. The delivery is left untouched."""
 

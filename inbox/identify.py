@@ -16,6 +16,7 @@ NO_HEADERS: Mapping[str, str] = {}
 
 KEPT_HEADERS = frozenset(
     {
+        "content-encoding",
         "content-type",
         "idempotency-key",
         "traceparent",

@@ -24,6 +24,7 @@ _TIMES = frozenset(
         "last_fact_at",
         "occurred_at",
         "oldest_received_at",
+        "readmitted_at",
         "received_at",
         "started_at",
     }
@@ -103,6 +104,48 @@ _PARTS = {
     ),
     "repeats": text("SELECT id, received_at, body, handled_at FROM repeated_request WHERE seq = :seq ORDER BY id"),
 }
+
+
+def refusals(
+    engine: Engine,
+    *,
+    source: str | None = None,
+    cause: str | None = None,
+    since: datetime | None = None,
+    before: int | None = None,
+    limit: int = 50,
+) -> list[Row]:
+    """Rows of `rejected_request`, the newest first; `before` is the id to go on from."""
+    conditions = {
+        "source": source,
+        "cause": cause,
+        "since": None if since is None else time_text(since),
+        "before": before,
+        "limit": limit,
+    }
+    with engine.connect() as connection, reading(connection).begin():
+        found = connection.execute(_refusals(Sql(engine.dialect.name)), conditions)
+        return [plain(row) for row in found.mappings()]
+
+
+@cache
+def _refusals(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT * FROM rejected_request
+WHERE {sql.optional("source", "text")} AND {sql.optional("cause", "text")}
+  AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
+  AND {sql.optional("id", "bigint", parameter="before", operator="<")}
+ORDER BY id DESC
+LIMIT :limit
+""")
+
+
+def refusal(engine: Engine, number: int) -> Row | None:
+    """One refused request. None: there is none of that number."""
+    with engine.connect() as connection, reading(connection).begin():
+        query = text("SELECT * FROM rejected_request WHERE id = :id")
+        found = connection.execute(query, {"id": number}).mappings().first()
+        return None if found is None else plain(found)
 
 
 def plain(mapping: Any) -> Row:  # noqa: ANN401  # a result row's mapping

@@ -14,6 +14,7 @@ import falcon
 import msgspec
 from falcon.asgi import Request, Response
 
+from inbox import metrics
 from inbox.body import read
 from inbox.clock import Clock
 from inbox.config import Route, Source
@@ -28,6 +29,7 @@ from inbox.errors import (
 from inbox.event import Event, RawRequest, Receipt
 from inbox.identify import events_of, kept_headers
 from inbox.limits import Bucket, Place, Room
+from inbox.metrics import OFF
 from inbox.sources import PRESETS
 from inbox.sources.auth import Verifier
 from inbox.sources.base import Preset
@@ -106,6 +108,7 @@ class Webhooks:
         self._clock = clock
         self.writer: Writer | None = None
         self.waiting: Outcomes | None = None
+        self.meters = OFF
 
     async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
         """Answer 200, or what the provider wants, once every event of the body is committed."""
@@ -120,6 +123,17 @@ class Webhooks:
         await self._answer(req, resp, source, token)
 
     async def _answer(self, req: Request, resp: Response, source: str, token: str | None) -> None:
+        began, status = time.perf_counter(), "500"
+        try:
+            await self._handle(req, resp, source, token)
+            status = str(resp.status)[:3]
+        except (RequestError, falcon.HTTPError) as error:
+            status = str(error.status)[:3]
+            raise
+        finally:
+            self.meters.observe(metrics.REQUEST_SECONDS, time.perf_counter() - began, status)
+
+    async def _handle(self, req: Request, resp: Response, source: str, token: str | None) -> None:
         headers = req.headers_lower
         # By the request alone, or the answer would tell which sources there are.
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
@@ -150,6 +164,7 @@ class Webhooks:
             _spend(proven)
             await self._take_in(proven, raw, resp)
         except RequestError as error:
+            self.meters.count(metrics.REFUSED, metrics.UNKNOWN if inlet is None else source, error.cause)
             if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
                 named = source if inlet is not None else unnamed(source)
                 raw = RawRequest(named, headers, body, self._clock.now(), remote_address=req.remote_addr)
@@ -229,13 +244,18 @@ def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Reje
         source=raw.source,
         status=error.status,
         cause=error.cause,
-        reason=(error.why if isinstance(error, NotAuthenticated) else None) or error.detail,
+        reason=_storable((error.why if isinstance(error, NotAuthenticated) else None) or error.detail),
         field=error.field,
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),
         headers=None if inlet is None else kept_headers(inlet.source, inlet.preset, raw.headers),
         body=None if inlet is None else raw.body,
     )
+
+
+def _storable(text: str) -> str:
+    """Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
 LONGEST_WAIT_SECONDS = 60.0

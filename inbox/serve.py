@@ -27,6 +27,7 @@ from inbox.config import Config
 from inbox.db import engine, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
+from inbox.metering import Exporter, exporter_at
 from inbox.wire import Wire
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
@@ -59,6 +60,8 @@ class InForce:
     def __init__(self) -> None:
         self._config: Config | None = None
         self._app: Receiver | None = None
+        self.exporter: Exporter | None = None
+        """Serves what the workers count; the master's alone."""
 
     def take(self, config: Config) -> None:
         """Put a configuration in force, for the workers that are forked from now on.
@@ -67,6 +70,8 @@ class InForce:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
         mistakes = []
+        if self._config is not None and config.metrics.receiver != self._config.metrics.receiver:
+            mistakes.append("[metrics] receiver: another address needs a restart")
         if self._config is not None and config.database.url != self._config.database.url:
             # Its schema is checked and the number of workers is chosen at the start; and what is acknowledged into a
             # database that the relays don't know is delivered by nobody.
@@ -133,7 +138,7 @@ def _allow_files(connections: int) -> None:
             print(told, file=sys.stderr)  # noqa: T201
 
 
-def on_starting(_server: object) -> None:
+def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Refuse to start with a configuration or a schema that can't work; a database that is down is waited for, with 503."""
     try:
         config = config_file.read()
@@ -146,6 +151,7 @@ def on_starting(_server: object) -> None:
             checked.dispose()
         receiver.take(config)
         _allow_files(config.receiver.connections)
+        receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
     except ConfigError as error:
         for mistake in str(error).splitlines():
             print(f"inbox: {mistake}", file=sys.stderr)  # noqa: T201  # it is the last that this process says
@@ -163,3 +169,21 @@ def on_reload(_server: object) -> None:
         _log.error("reload refused: the old configuration stays")
     else:
         _log.info("reloaded sources=%s", ",".join(config.sources) or "none")
+
+
+def when_ready(_server: object) -> None:
+    """Serve metrics, when gunicorn has its own port."""
+    if receiver.exporter is not None:
+        receiver.exporter.ensure()
+
+
+def pre_fork(_server: object, _worker: object) -> None:
+    """A worker comes: the moment to see whether what serves the metrics is still there."""
+    if receiver.exporter is not None:
+        receiver.exporter.ensure()
+
+
+def on_exit(_server: object) -> None:
+    """The workers have ended."""
+    if receiver.exporter is not None:
+        receiver.exporter.stop()

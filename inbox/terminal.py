@@ -1,4 +1,4 @@
-"""What both command lines share: tables, `--json`, exit statuses, and how an error is told."""
+"""What both command lines share: tables, `--json`, bars, exit statuses, and how an error is told."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from sqlalchemy.exc import DBAPIError
 
@@ -27,6 +28,12 @@ def console(*, stderr: bool = False) -> Console:
     """A terminal as wide as it is, or lines of any length when the output goes elsewhere."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=10_000, soft_wrap=True)
+
+
+def bar(*columns: ProgressColumn) -> Progress:
+    """A bar for somebody who watches; nothing where nobody does."""
+    terminal = console(stderr=True)
+    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
 
 
 def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeVar
@@ -17,10 +18,13 @@ import msgspec
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from inbox import metrics
 from inbox.clock import Clock
 from inbox.db.dialect import is_data_error, is_deadlock
 from inbox.errors import InvalidEvent, RequestError, Unavailable
 from inbox.event import Event, Receipt
+from inbox.metrics import OFF, Meters, Metric
+from inbox.refusals import Refusals
 from inbox.store import STORES, IntakeStore, Rejected
 
 MAX_ROWS = 256
@@ -30,10 +34,6 @@ ANSWER_WITHIN_SECONDS = 2.5
 
 MAX_WAITING = 20_000
 """Requests; far more than a batch takes in the time an answer may take."""
-
-REJECTED_PER_SECOND = 10
-MAX_REJECTED_WAITING = 200
-
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -56,18 +56,19 @@ class GroupCommit:
     It keeps one connection; after an error that is not a row's own fault the connection is given up and a new one made.
     """
 
-    def __init__(self, engine: AsyncEngine, clock: Clock, store: IntakeStore | None = None) -> None:
+    def __init__(
+        self, engine: AsyncEngine, clock: Clock, store: IntakeStore | None = None, meters: Meters = OFF
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self._store: IntakeStore = store or STORES[engine.dialect.name]()
         self._connection: AsyncConnection | None = None
         self._pending: deque[_Pending] = deque()
-        self._rejected: deque[Rejected] = deque()
+        self._meters = meters
+        self.refusals = Refusals(meters)
         self._probes: list[asyncio.Future[None]] = []
         self._something = asyncio.Event()
         self._closing = False
-        self._may_reject_at = 0.0
-        self.rejected_unkept = 0
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="group-commit")
         self._task.add_done_callback(_end_worker)
@@ -99,11 +100,8 @@ class GroupCommit:
 
     def reject(self, row: Rejected) -> None:
         """Keep a refusal when there is room; a flood of them costs counters, not rows."""
-        if len(self._rejected) >= MAX_REJECTED_WAITING:
-            self.rejected_unkept += 1
-            return
-        self._rejected.append(row)
-        self._something.set()
+        if self.refusals.add(row):
+            self._something.set()
 
     async def close(self) -> None:
         """Commit what waits, then give the connection back."""
@@ -126,16 +124,17 @@ class GroupCommit:
                 await self._commit(batch)
             elif self._probes:
                 await self._probe()
-            elif self._closing and not self._rejected:
+            elif self._closing and not self.refusals:
                 return
-            if self._rejected and (self._closing or self._loop.time() >= self._may_reject_at):
-                await self._keep_rejected()
+            turn = self.refusals.turn(self._loop.time())
+            if turn is not None and (self._closing or turn <= 0):
+                await self._keep_refusals()
 
     async def _wait(self) -> None:
         """Until there is something to do now. A refusal that came too soon after the last ones waits for its turn."""
         if self._pending or self._probes or self._closing:
             return
-        turn = self._may_reject_at - self._loop.time() if self._rejected else None
+        turn = self.refusals.turn(self._loop.time())
         if turn is not None and turn <= 0:
             return
         self._something.clear()
@@ -195,18 +194,25 @@ class GroupCommit:
             await self._repeat(again)
 
     async def _append(self, events: Sequence[Event]) -> list[int | None]:
+        began = time.perf_counter()
         try:
-            return await self._store.append(await self._connected(), events)
+            seqs = await self._store.append(await self._connected(), events)
         except DBAPIError as error:
             if not is_deadlock(error):
                 raise
-            return await self._store.append(await self._connected(), events)
+            seqs = await self._store.append(await self._connected(), events)
+        self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
+        self._meters.observe(metrics.BATCH_EVENTS, len(events))
+        self._count(metrics.RECEIVED, events, seqs)
+        return seqs
 
     async def _repeat(self, batch: Sequence[tuple[_Pending, list[int | None]]]) -> None:
         repeated = [
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
-        found = iter(await self._store.repeat(await self._connected(), repeated))
+        seqs = await self._store.repeat(await self._connected(), repeated)
+        self._count(metrics.REPEATED, repeated, seqs)
+        found = iter(seqs)
         for pending, own in batch:
             numbers = [(next(found) if seq is None else seq, seq is None) for seq in own]
             receipts = [Receipt(seq, duplicate=duplicate) for seq, duplicate in numbers if seq is not None]
@@ -214,6 +220,11 @@ class GroupCommit:
                 _answer(pending, receipts)
             else:
                 _answer(pending, Unavailable("the event it repeats was deleted at this moment"))
+
+    def _count(self, metric: Metric, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
+        """Those that are stored, by their sources."""
+        stored = (event.source for event, seq in zip(events, seqs, strict=True) if seq is not None)
+        self._meters.count_each(metric, stored)
 
     async def _refuse(self, batch: Sequence[_Pending], error: Exception) -> None:
         """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
@@ -233,13 +244,12 @@ class GroupCommit:
             if not probe.done():
                 probe.set_result(None) if outcome is None else probe.set_exception(outcome)
 
-    async def _keep_rejected(self) -> None:
-        rows = [self._rejected.popleft() for _ in range(min(len(self._rejected), REJECTED_PER_SECOND))]
-        self._may_reject_at = self._loop.time() + len(rows) / REJECTED_PER_SECOND
+    async def _keep_refusals(self) -> None:
+        rows = self.refusals.take(self._loop.time())
         try:
             await self._store.reject(await self._connected(), rows)
         except _FAILURES:
-            self.rejected_unkept += len(rows)
+            self.refusals.lost(len(rows))
             await self._give_up_connection()
 
     async def _connected(self) -> AsyncConnection:

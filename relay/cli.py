@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from inbox import config_file
-from inbox.terminal import FINDING, console, show, told
+from inbox.terminal import show, told
 from relay.cli_acts import cancel, replay, unblock
 from relay.cli_common import AsJson, Since, database_of, utc
-from relay.cli_gates import described, pause, resume
+from relay.cli_gates import pause, resume
 from relay.cli_plan import plan
+from relay.cli_status import status
 from relay.cli_sweep import sweep
 from relay.cli_verify import rebuild, verify
 from relay.demo.cli import app as demo_app
 from relay.leases import GRACE_SECONDS
-from relay.store import gates, reads
+from relay.store import reads
 
 app = typer.Typer(
     help="Drain the inbox in order and call downstream, with retries, through outages. Reads the same inbox.toml as `inbox`.",
@@ -26,20 +28,6 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(demo_app, name="demo")
-
-SWEEP_COLUMNS = (
-    "source",
-    "entity_type",
-    "swept_at",
-    "compared_until",
-    "last_compared",
-    "last_missed",
-    "last_added",
-    "missed",
-    "error",
-)
-SILENT_SECONDS = 20
-"""A relay that has not said for so long that it lives has been replaced."""
 
 
 def main() -> None:
@@ -73,8 +61,10 @@ def run(
       relay run --drain --verbose
       relay run --processes 3 --grace 60
     """
-    from relay.daemon import Relay  # noqa: PLC0415  # listings need not load what makes calls
+    from inbox.metering import exporter_at  # noqa: PLC0415  # listings need not load what makes calls
+    from relay.daemon import Relay  # noqa: PLC0415
     from relay.destinations import build  # noqa: PLC0415
+    from relay.gauges import meters_of, shown  # noqa: PLC0415
     from relay.observe import Observer  # noqa: PLC0415
     from relay.poster import client_of  # noqa: PLC0415
     from relay.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
@@ -90,13 +80,28 @@ def run(
         deliverers, alerts = build(config), client_of(config.alerts)
         scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
-    if processes > 1:
-        database.engine.dispose()
-        options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
-        parent = Supervisor(options, config, processes=processes, drain=drain, orders=orders, observer=observer)
-        raise typer.Exit(parent.run())
-    relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
-    work(relay, config, orders, observer, drain=drain)
+    with ExitStack() as leaving:
+        exporter = None if supervised else exporter_at(config.metrics.relay)
+        if exporter is not None:
+            leaving.callback(exporter.stop)
+            exporter.ensure()
+        if processes > 1:
+            database.engine.dispose()
+            options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
+            parent = Supervisor(
+                options,
+                config,
+                processes=processes,
+                drain=drain,
+                orders=orders,
+                observer=observer,
+                exporter=exporter,
+            )
+            raise typer.Exit(parent.run())
+        observer.meters, database.on_facts = meters_of(config), observer.appended
+        relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
+        with shown(database, config, observer, exporter):
+            work(relay, config, orders, observer, drain=drain)
 
 
 def _log_to_stderr(*, verbose: bool, several: bool) -> None:
@@ -105,52 +110,6 @@ def _log_to_stderr(*, verbose: bool, several: bool) -> None:
     logging.basicConfig(level=level, format=f"%(asctime)s {who}%(levelname)s %(message)s")
     logging.getLogger("relay.node").setLevel(logging.INFO)  # that it runs, and where
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it only looks which revision the database has
-
-
-@app.command()
-def status(
-    *,
-    as_json: AsJson = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit 1 unless a relay lives: the probe of a service manager.")
-    ] = False,
-    sweeps: Annotated[
-        bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and what it found.")
-    ] = False,
-) -> None:
-    """Show what is open on each route, and which relays run.
-
-    Examples:
-      relay status
-      relay status --sweeps
-      relay status --check
-    """
-    with told():
-        database = database_of(config_file.read())
-        nodes = reads.relay_nodes(database)
-        backlog = reads.backlog(database)
-        held_back = gates.held_back(database)
-        swept = reads.sweeps(database)
-    alive = [node for node in nodes if node["silent_seconds"] < SILENT_SECONDS]
-    if sweeps:
-        show(swept, as_json=as_json, columns=SWEEP_COLUMNS, empty="nothing was swept yet")
-        return
-    columns = ("route", "open", "received", "waiting", "ready", "in_flight", "blocked", "dead", "oldest_age_seconds")
-    show(backlog, as_json=as_json, columns=columns, empty="nothing is open on any route")
-    if not as_json:
-        running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
-        console(stderr=True).print(
-            f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`")
-        )
-        for row in held_back:
-            console(stderr=True).print(f"held back: {described(row)}", markup=False)
-        for row in swept:
-            if row["error"]:
-                console(stderr=True).print(
-                    f"not swept: {row['source']} {row['entity_type']}: {row['error']}", markup=False
-                )
-    if check and not alive:
-        raise typer.Exit(FINDING)
 
 
 @app.command()
@@ -193,5 +152,5 @@ def dead(
     show(rows, as_json=as_json, columns=columns, empty="no dead letters")
 
 
-for command in (replay, cancel, unblock, pause, resume, plan, sweep, verify, rebuild):
+for command in (status, replay, cancel, unblock, pause, resume, plan, sweep, verify, rebuild):
     app.command()(command)

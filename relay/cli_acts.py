@@ -12,8 +12,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from inbox.config import Config
-from inbox.terminal import FINDING, console, fail, show, told
-from relay.cli_common import AsJson, OfEntity, OfSource, Since, bar, open_database, parted, utc
+from inbox.terminal import FINDING, bar, console, fail, show, told
+from relay.cli_common import AsJson, OfEntity, OfSource, Since, open_database, parted, utc
 from relay.store import commands
 from relay.store.database import Database
 from relay.store.selection import Act, Choice, Selection

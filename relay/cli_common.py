@@ -1,4 +1,4 @@
-"""What the commands of `relay` share: options, the database, and bars."""
+"""What the commands of `relay` share: options and the database."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, ProgressColumn
 
 from inbox import config_file
 from inbox.config import Config
 from inbox.db import engine, migrate
-from inbox.terminal import console, fail
+from inbox.terminal import fail
 from relay.store.database import Database
 
 AsJson = Annotated[bool, typer.Option("--json", help="An array of objects instead of a table.")]
@@ -48,9 +47,3 @@ def open_database() -> tuple[Config, Database]:
     """The configuration, and its database."""
     config = config_file.read()
     return config, database_of(config)
-
-
-def bar(*columns: ProgressColumn) -> Progress:
-    """A bar for somebody who watches; nothing where nobody does."""
-    terminal = console(stderr=True)
-    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)

@@ -11,8 +11,8 @@ import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
 
 from inbox.config import Config
-from inbox.terminal import FINDING, console, fail, show, told
-from relay.cli_common import AsJson, OfEntity, Since, bar, open_database, parted, utc
+from inbox.terminal import FINDING, bar, console, fail, show, told
+from relay.cli_common import AsJson, OfEntity, Since, open_database, parted, utc
 from relay.store import entities
 from relay.store.database import Database
 from relay.store.entities import FIRST, Chosen

@@ -10,8 +10,8 @@ from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
 
 from inbox.config import Config
 from inbox.errors import SweepFailed
-from inbox.terminal import FINDING, console, fail, show, told
-from relay.cli_common import AsJson, Since, bar, open_database, utc
+from inbox.terminal import FINDING, bar, console, fail, show, told
+from relay.cli_common import AsJson, Since, open_database, utc
 from relay.orphans import ORPHAN_COLUMNS, orphans
 from relay.store import sweeps
 from relay.store.database import Database

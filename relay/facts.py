@@ -162,6 +162,9 @@ _DECODERS: dict[str, msgspec.json.Decoder[AnyFact]] = {
     str(fact.__struct_config__.tag): msgspec.json.Decoder(fact) for fact in get_args(AnyFact)
 }
 
+KINDS = tuple(_DECODERS)
+"""Every word that `delivery_log.kind` can have."""
+
 
 def kind_of(fact: AnyFact) -> str:
     """The word in `delivery_log.kind`."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from inbox import metrics
+from inbox.clock import Clock, SystemClock
+from inbox.metrics import OFF, Meters
 from relay import facts
 from relay.alerts import Posted, sentence
-from relay.gates import Gates
+from relay.gates import Breaker, BreakerState, Gates
+from relay.outcome import Delivery
 from relay.store.record import Recorded
 from relay.store.repeats import Judged
 from relay.store.sweeps import Found
@@ -17,12 +21,17 @@ from relay.store.sweeps import Found
 _log = logging.getLogger("relay")
 _node_log = logging.getLogger("relay.node")
 
+BREAKER_VALUES = (BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN, BreakerState.RETIRED)
+"""What the metric of a breaker stands at: the place of its state here."""
+
 
 class Observer:
-    """Logs and counts. `counts` tells what happened since the process began, by kind of fact."""
+    """Logs and counts. `counts` tells what happened since the process began, by kind of fact; `meters` tells others."""
 
-    def __init__(self) -> None:
+    def __init__(self, meters: Meters = OFF, clock: Clock | None = None) -> None:
         self.counts: Counter[str] = Counter()
+        self.meters = meters
+        self._now = (clock or SystemClock()).now
 
     def recorded(self, results: Iterable[Recorded]) -> None:
         """Outcomes that are committed, or were discarded because their lease was not the present one."""
@@ -31,10 +40,12 @@ class Observer:
             where = f"route={delivery.route} seq={delivery.seq} lane={delivery.lane!a} attempt={delivery.attempt}"
             if fact is None:
                 self.counts["fenced"] += 1
+                self.meters.count(metrics.DISCARDED)
                 _log.warning("discarded a late result: another claim holds the lease %s", where)
                 continue
             kind = facts.kind_of(fact)
             self.counts[kind] += 1
+            self._measure(delivery, fact)
             match fact:
                 case facts.AttemptFailed():
                     _log.warning("attempt_failed %s due_at=%s error=%a", where, fact.due_at.isoformat(), fact.error)
@@ -45,9 +56,28 @@ class Observer:
                 case _:
                     _log.info("%s %s", kind, where)
 
+    def _measure(self, delivery: Delivery, fact: facts.AnyFact) -> None:
+        match fact:
+            case facts.AttemptFailed():
+                outcome: str = fact.error_class
+            case facts.Dead():
+                outcome = fact.cause
+            case _:
+                outcome = facts.kind_of(fact)
+        self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
+        if isinstance(fact, facts.Delivered | facts.Unchanged) and delivery.run == 0:
+            took = (self._now() - delivery.received_at).total_seconds()
+            self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
+
+    def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
+        """So many facts of each route and kind were added to the log."""
+        for (route, kind), number in facts_of.items():
+            self.meters.count(metrics.FACTS, route, kind, by=number)
+
     def reaped(self, abandoned: Iterable[tuple[int, str, facts.AnyFact]]) -> None:
         """Leases that ran out were taken back."""
         for seq, route, fact in abandoned:
+            self.meters.count(metrics.TAKEN_BACK)
             self.counts[facts.kind_of(fact)] += 1
             if isinstance(fact, facts.Dead):
                 _log.error("dead route=%s seq=%d cause=%s error=%a", route, seq, fact.cause, fact.error)
@@ -66,6 +96,10 @@ class Observer:
             _log.warning("paused %s", " ".join(key))
         for key in sorted(before.paused - now.paused):
             _log.warning("resumed %s", " ".join(key))
+        for kind, name in before.breakers.keys() | now.breakers.keys():
+            was, state = (gates.breakers.get((kind, name), Breaker()).state for gates in (before, now))
+            if was is not state and kind in {"destination", "api"}:
+                self.meters.put(metrics.BREAKER, BREAKER_VALUES.index(state), kind, name)
 
     def alerted(self, alerts: Iterable[Posted]) -> None:
         """Something changed for the worse, or has recovered."""
@@ -83,6 +117,8 @@ class Observer:
         self.counts["sweeps"] += 1
         for name in ("compared", "missed", "added"):
             self.counts[f"sweep_{name}"] += getattr(found, name)
+        self.meters.count(metrics.SWEEP_COMPARED, found.source, found.entity_type, by=found.compared)
+        self.meters.count(metrics.SWEEP_MISSED, found.source, found.entity_type, by=found.missed)
         level = logging.WARNING if found.missed else logging.INFO
         figures = (found.compared, found.missed, found.added)
         _log.log(level, "swept %s compared=%d missed=%d added=%d", subject, *figures)
@@ -150,6 +186,7 @@ class Observer:
     def database_trouble(self, what: str, error: BaseException) -> None:
         """The database failed; it is tried again."""
         self.counts["database_trouble"] += 1
+        self.meters.count(metrics.DATABASE_TROUBLE)
         _log.warning(
             "database trouble while %s, trying again: %s", what, type(getattr(error, "orig", None) or error).__name__
         )

@@ -15,8 +15,7 @@ from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
 from inbox.config import Config, Route
 from inbox.config_sweep import Listing
 from inbox.errors import SweepFailed
-from inbox.terminal import fail
-from relay.cli_common import bar
+from inbox.terminal import bar, fail
 from relay.listed import EVERYTHING, Listed
 
 ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")

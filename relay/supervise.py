@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from inbox.config import Config
 from inbox.errors import ConfigError
+from inbox.metering import Exporter
 from relay.observe import Observer
 from relay.process import HANDLED, Order, Orders, ignore_signals, notice, read_again
 
@@ -42,6 +43,7 @@ class Supervisor:
         drain: bool,
         orders: Orders,
         observer: Observer,
+        exporter: Exporter | None = None,
     ) -> None:
         """`options` are those of each child's `relay run`; children that end well are not replaced when they `drain`."""
         command = [sys.executable, "-m", "relay", "run", "--supervised", *options]
@@ -49,6 +51,7 @@ class Supervisor:
         self._config = config
         self._orders = orders
         self._observer = observer
+        self._exporter = exporter
         self._stopping = False
 
     def run(self) -> int:
@@ -66,6 +69,8 @@ class Supervisor:
     def _look_after_places(self) -> bool:
         """Whether there is still anything to do."""
         now = time.monotonic()
+        if self._exporter is not None:
+            self._exporter.ensure()
         for place in self._places:
             place.look_after(now, stopping=self._stopping)
         return not all(place.is_over for place in self._places)

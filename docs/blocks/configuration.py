@@ -9,7 +9,14 @@ from msgspec import inspect
 
 from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from inbox import config
-from inbox.config_values import Duration, Rate, Secret
+from inbox.config_values import Address, Duration, Rate, Secret
+
+_CUSTOM = {
+    Address: "a host and a port",
+    Duration: "[duration](#durations)",
+    Rate: "[rate](#rates)",
+    Secret: "[secret](#secrets)",
+}
 
 
 def config_keys() -> str:
@@ -81,7 +88,7 @@ def _type_text(kind: inspect.Type) -> str:
         case inspect.LiteralType(values=values):
             words = " or ".join(f'`"{value}"`' for value in values)
         case inspect.CustomType(cls=cls):
-            words = {Duration: "[duration](#durations)", Rate: "[rate](#rates)", Secret: "[secret](#secrets)"}[cls]
+            words = _CUSTOM[cls]
         case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
             words = f"list of {_type_text(item)}"
         case inspect.UnionType(types=types):

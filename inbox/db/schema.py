@@ -108,8 +108,15 @@ rejected_request = Table(
     Column("headers", JsonValue, comment="allow-listed request headers, only of an authenticated sender"),
     Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of the body"),
     Column("body", LargeBinary, comment="the body, only of an authenticated sender, so that it can be readmitted"),
-    Column("readmitted_seq", BigInteger, comment="the event it became after all: inbox.seq"),
-    comment="A request that was refused. At most 10 rows a second are kept; beyond that only counters move.",
+    Column("readmitted_at", UtcDateTime, comment="when a person took it in after all; empty: nobody has"),
+    Column(
+        "readmitted_seq",
+        BigInteger,
+        comment="the event it became, or repeated: inbox.seq; the first, when its body holds several",
+    ),
+    Column("readmitted_by", Text, comment="who took it in"),
+    Column("readmit_reason", Text, comment="why it was taken in after all"),
+    comment="A request that was refused. Each receiver process keeps at most 10 a second; beyond that only counters move.",
     sqlite_autoincrement=True,
 )
 

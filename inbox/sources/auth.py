@@ -28,6 +28,7 @@ REFUSAL = "unknown source, or the request does not prove to come from it; check 
 """One text for all: the answer must not tell which. Why it was refused stands in `rejected_request`."""
 
 _NOBODYS_KEY = bytes(hashlib.sha256().block_size)
+_NOBODYS_DIGEST = bytes(hashlib.sha256().digest_size)
 
 
 class Shown:
@@ -90,7 +91,7 @@ class _Nobody:
     def fault(self, raw: RawRequest, _now: datetime) -> str:
         """Look for a bearer token that nobody has."""
         shown = _header_bytes(_credentials(raw, "bearer"))
-        hmac.compare_digest(hashlib.sha256(shown).digest(), bytes(hashlib.sha256().digest_size))
+        hmac.compare_digest(hashlib.sha256(shown).digest(), _NOBODYS_DIGEST)
         return "there is no such source"
 
 

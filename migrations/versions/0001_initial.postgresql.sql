@@ -292,11 +292,14 @@ CREATE TABLE rejected_request (
     headers JSONB,
     body_sha256 BYTEA NOT NULL,
     body BYTEA,
+    readmitted_at TIMESTAMP WITH TIME ZONE,
     readmitted_seq BIGINT,
+    readmitted_by TEXT,
+    readmit_reason TEXT,
     CONSTRAINT pk_rejected_request PRIMARY KEY (id)
 );
 
-COMMENT ON TABLE rejected_request IS 'A request that was refused. At most 10 rows a second are kept; beyond that only counters move.';
+COMMENT ON TABLE rejected_request IS 'A request that was refused. Each receiver process keeps at most 10 a second; beyond that only counters move.';
 
 COMMENT ON COLUMN rejected_request.id IS 'number of the refusal';
 
@@ -320,7 +323,13 @@ COMMENT ON COLUMN rejected_request.body_sha256 IS 'SHA-256 of the body';
 
 COMMENT ON COLUMN rejected_request.body IS 'the body, only of an authenticated sender, so that it can be readmitted';
 
-COMMENT ON COLUMN rejected_request.readmitted_seq IS 'the event it became after all: inbox.seq';
+COMMENT ON COLUMN rejected_request.readmitted_at IS 'when a person took it in after all; empty: nobody has';
+
+COMMENT ON COLUMN rejected_request.readmitted_seq IS 'the event it became, or repeated: inbox.seq; the first, when its body holds several';
+
+COMMENT ON COLUMN rejected_request.readmitted_by IS 'who took it in';
+
+COMMENT ON COLUMN rejected_request.readmit_reason IS 'why it was taken in after all';
 
 CREATE TABLE relay_command (
     id BIGSERIAL NOT NULL,

@@ -194,7 +194,7 @@ CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or m
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
-CREATE TABLE rejected_request ( -- A request that was refused. At most 10 rows a second are kept; beyond that only counters move.
+CREATE TABLE rejected_request ( -- A request that was refused. Each receiver process keeps at most 10 a second; beyond that only counters move.
     -- number of the refusal
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- when it arrived
@@ -217,8 +217,14 @@ CREATE TABLE rejected_request ( -- A request that was refused. At most 10 rows a
     body_sha256 BLOB NOT NULL,
     -- the body, only of an authenticated sender, so that it can be readmitted
     body BLOB,
-    -- the event it became after all: inbox.seq
-    readmitted_seq BIGINT
+    -- when a person took it in after all; empty: nobody has
+    readmitted_at TEXT,
+    -- the event it became, or repeated: inbox.seq; the first, when its body holds several
+    readmitted_seq BIGINT,
+    -- who took it in
+    readmitted_by TEXT,
+    -- why it was taken in after all
+    readmit_reason TEXT
 );
 
 CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or command; executed and answered by the daemon.

@@ -46,9 +46,10 @@ class Watch:
         highest = transaction.execute(_HIGHEST)[0].seq or 0
         for name, source in watched.items():
             last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - _MARGIN)
+            if last:  # its newest event may have been readmitted, and have arrived before the one before it
+                arrived = as_time(last[0].received_at)
+                self._heard[name] = max(self._heard.get(name, arrived), arrived)
             self._heard.setdefault(name, now)  # one that was never heard is silent from the first look on
-            if last:
-                self._heard[name] = as_time(last[0].received_at)
             silent = now - self._heard[name]
             is_silent = silent > timedelta(seconds=source.silent_after or 0)
             detail = {"silent_seconds": round(silent.total_seconds())} if is_silent else {}

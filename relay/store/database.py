@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
@@ -25,8 +26,11 @@ _ROWS_OF_A_WRITE = 4
 class Database:
     """The relay's way into the database, safe to share between threads.
 
-    `clock` replaces the database's own clock, for tests.
+    `clock` replaces the database's own clock, for tests. `on_facts` hears, after each commit, how many facts of each route
+    and kind were added to the log.
     """
+
+    on_facts: Callable[[Mapping[tuple[str, str], int]], None] | None = None
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
         self.engine = engine
@@ -38,7 +42,10 @@ class Database:
     def write(self) -> Iterator[Transaction]:
         """One short transaction; committed when the block ends well."""
         with self.engine.begin() as connection:
-            yield Transaction(connection, self.sql, self._now())
+            transaction = Transaction(connection, self.sql, self._now())
+            yield transaction
+        if self.on_facts is not None and transaction.appended:
+            self.on_facts(transaction.appended)
         if self.sql.pause_after_write:
             time.sleep(self.sql.pause_after_write)
         if self._checkpoints is not None and self._checkpoints.due(_ROWS_OF_A_WRITE):
@@ -66,6 +73,8 @@ class Transaction:
     def __init__(self, connection: Connection, sql: Sql, now: str | None) -> None:
         self.connection = connection
         self.sql = sql
+        self.appended: Counter[tuple[str, str]] = Counter()
+        """How many facts it adds, by route and kind."""
         self._now = now
 
     def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
@@ -112,6 +121,7 @@ class Transaction:
         ]
         if history:
             self.execute(_append_facts(self.sql), facts=rows_param(history))
+            self.appended.update((str(fact["route"]), str(fact["kind"])) for fact in history)
         self.remove(row for row in rows if row.state is State.ENDED)
         stay = [row for row in rows if row.state is not State.ENDED]
         for group in (

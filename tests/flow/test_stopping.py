@@ -9,8 +9,9 @@ from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
+from inbox.refusals import PER_SECOND
 from inbox.store import Rejected
-from inbox.writer import REJECTED_PER_SECOND, GroupCommit
+from inbox.writer import GroupCommit
 
 
 async def test_refusals_that_wait_for_their_turn_are_kept_when_the_receiver_stops(
@@ -18,7 +19,7 @@ async def test_refusals_that_wait_for_their_turn_are_kept_when_the_receiver_stop
 ) -> None:
     asynchronous = engines.connect_async(database_url, application="tests")
     writer = GroupCommit(asynchronous, SystemClock())
-    for _ in range(3 * REJECTED_PER_SECOND):
+    for _ in range(3 * PER_SECOND):
         writer.reject(
             Rejected(
                 received_at=datetime(2026, 1, 1, tzinfo=UTC),
@@ -37,4 +38,4 @@ async def test_refusals_that_wait_for_their_turn_are_kept_when_the_receiver_stop
     await asynchronous.dispose()
 
     with engine.connect() as connection:
-        assert connection.execute(text("SELECT count(*) FROM rejected_request")).scalar() == 3 * REJECTED_PER_SECOND
+        assert connection.execute(text("SELECT count(*) FROM rejected_request")).scalar() == 3 * PER_SECOND

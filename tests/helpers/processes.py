@@ -102,13 +102,16 @@ class Site:
         """Start a relay."""
         return self.start("relay", "-c", "from relay.cli import main; main()", "run", *options)
 
-    def receiver(self, workers: int, way: Sequence[str] = GUNICORN) -> tuple[Program, int]:
-        """Start gunicorn and wait until it serves, with every worker; gives it and its port."""
+    def receiver(self, workers: int, way: Sequence[str] = GUNICORN, *, besides: int = 0) -> tuple[Program, int]:
+        """Start gunicorn and wait until it serves, with every worker; gives it and its port.
+
+        `besides` is how many other children it has.
+        """
         port = free_port()
         options = ("--bind", f"127.0.0.1:{port}", "--workers", str(workers))
         program = self.start("receiver", *way, *options)
         until(
-            lambda: not program.runs or (is_ready(port) and len(program.children()) == workers),
+            lambda: not program.runs or (is_ready(port) and len(program.children()) == workers + besides),
             "the receiver is ready",
             within=20,
         )

@@ -1,0 +1,229 @@
+"""Metrics of real processes, scraped while they work, against what the database says. A scrape harms nobody."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from inbox.db import engine as engines
+from tests.helpers import checkers
+from tests.helpers.downstream import serving
+from tests.helpers.evidence import facts
+from tests.helpers.filling import fill
+from tests.helpers.processes import Program, site
+from tests.helpers.reading import count
+from tests.helpers.receiver import exchange, raw_post, status_of
+from tests.helpers.scraping import Samples, metrics_at, scrape, served, total
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import body, config_text, moment
+
+
+def exporter_of(program: Program) -> int:
+    """The pid of what serves its metrics."""
+    return next(pid for pid in program.children() if b"inbox.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def folder_of(exporter: int) -> Path:
+    return Path(Path(f"/proc/{exporter}/cmdline").read_bytes().split(b"\0")[-2].decode())
+
+
+def post(port: int, *sent: bytes, path: str = "trivore") -> Counter[int]:
+    """The statuses that these bodies are answered with, each on a connection of its own: any worker takes it."""
+    answers = (exchange(port, raw_post(each).replace(b"/trivore", f"/{path}".encode())) for each in sent)
+    return Counter(map(status_of, answers))
+
+
+def agrees(engine: Engine, samples: Samples) -> bool:
+    """What was counted is what is stored, and each refusal has a row or is counted as one that has none."""
+    refused = total(samples, "inbox_refused_total")
+    return (
+        samples["inbox_received_total"]["trivore",] == count(engine, "inbox")
+        and samples["inbox_repeated_total"]["trivore",] == count(engine, "repeated_request")
+        and refused == count(engine, "rejected_request") + total(samples, "inbox_refusals_not_kept_total")
+        and total(samples, "inbox_batch_events_sum") == count(engine, "inbox") + count(engine, "repeated_request")
+    )
+
+
+def agreed(engine: Engine, port: int, requests: int) -> Samples:
+    """What is served when it says the same as the database, and has so many requests at least: both take a moment."""
+    found: list[Samples] = []
+
+    def look() -> bool:
+        found.append(scrape(port))
+        return agrees(engine, found[-1]) and total(found[-1], "inbox_request_seconds_count") >= requests
+
+    until(look, "both say the same")
+    return found[-1]
+
+
+def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_url: str, tmp_path: Path) -> None:
+    engine = engines.connect(postgres_database_url, application="tests")
+    port, more = metrics_at("receiver")
+    with site(tmp_path, config_text(postgres_database_url) + more) as place:
+        receiver, webhooks = place.receiver(workers=2, besides=1)
+        until(lambda: served(port), "metrics are served", within=20)
+        exporter = exporter_of(receiver)
+        assert post(webhooks, *(body(f"u{n}") for n in range(40))) == {200: 40}
+        assert post(webhooks, *(body(f"u{n}") for n in range(10))) == {200: 10}
+        assert post(webhooks, *[b"{}"] * 3, b"<xml/>") == {422: 3, 400: 1}
+        assert post(webhooks, body(), body(), path="nobody") == {401: 2}
+
+        first = agreed(engine, port, 56)
+        assert first["inbox_refused_total"]["invalid_event", "trivore"] == 3
+        assert first["inbox_refused_total"]["unreadable", "trivore"] == 1
+        assert first["inbox_refused_total"]["not_authenticated", "(unknown)"] == 2
+        assert first["inbox_request_seconds_count"]["200",] == 50
+        assert total(first, "inbox_request_seconds_count") == 56
+        assert "nobody" not in str(first)
+
+        workers = set(receiver.children()) - {exporter}
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(receiver.children()) == 3 and not workers & set(receiver.children()), "others serve")
+        until(lambda: post(webhooks, body("after a crash")) == {200: 1}, "they take webhooks in")
+        receiver.send(signal.SIGHUP)
+        before = set(receiver.children()) - {exporter}
+        until(lambda: len(receiver.children()) == 3 and not before & set(receiver.children()), "and others", within=20)
+        assert post(webhooks, body("after a reload")) == {200: 1}
+
+        last = agreed(engine, port, 58)
+        assert last["inbox_received_total"]["trivore",] == 42
+        assert exporter_of(receiver) == exporter
+        living = {str(pid) for pid in receiver.children()}
+        files = {file.stem.rpartition("_")[2] for file in folder_of(exporter).glob("*.db")}
+        assert files <= living | {"ended"}
+
+        folder = folder_of(exporter)
+        receiver.send(signal.SIGTERM)
+        assert receiver.ends(within=20) == 0
+        assert not folder.exists()
+        assert (
+            checkers.complaints({"receiver": receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")})
+            == []
+        )
+    engine.dispose()
+
+
+def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
+    port, more = metrics_at("receiver")
+    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
+        receiver, webhooks = place.receiver(workers=1, besides=1)
+        until(lambda: served(port), "metrics are served", within=20)
+        exporter = exporter_of(receiver)
+        hostile = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+        for number, connection in enumerate(hostile):
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: a" if number % 2 else b"\x00\xff" * 100)
+        assert post(webhooks, *(body(f"u{n}") for n in range(20))) == {200: 20}
+        for connection in hostile:
+            connection.close()
+        until(lambda: served(port), "it answers again", within=20)
+        assert status_of(exchange(port, b"GET /metrics HTTP/1.0\r\n\r\n")) in {0, 200}
+        assert b"404" in exchange(port, b"GET /webhooks/trivore HTTP/1.0\r\n\r\n").splitlines()[0]
+        assert b"501" in exchange(port, raw_post(body())).splitlines()[0]
+        assert status_of(exchange(webhooks, b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")) == 404
+
+        os.kill(exporter, signal.SIGKILL)
+        assert post(webhooks, body("without it")) == {200: 1}
+        receiver.send(signal.SIGHUP)
+        until(lambda: served(port), "a reload brings it back", within=20)
+        assert scrape(port)["inbox_received_total"]["trivore",] == 21
+
+        exporter = exporter_of(receiver)
+        folder, workers = folder_of(exporter), set(receiver.children()) - {exporter}
+        receiver.kill()
+        for pid in workers:  # a worker outlives its master
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not folder.exists(), "what was counted goes with the last process", within=20)
+
+
+def test_a_process_that_can_not_count_receives_all_the_same(sqlite_database_url: str, tmp_path: Path) -> None:
+    """As when the memory for it is used up: here the folder is gone."""
+    _, more = metrics_at("receiver")
+    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
+        receiver, webhooks = place.receiver(workers=1, besides=1)
+        exporter = exporter_of(receiver)
+        shutil.rmtree(folder_of(exporter))
+        (worker,) = set(receiver.children()) - {exporter}
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: "this process counts nothing" in receiver.output, "another one has come", within=20)
+        until(lambda: post(webhooks, body()) == {200: 1}, "it takes webhooks in")
+
+
+def test_what_those_who_were_killed_have_left_is_taken_away_by_the_next(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
+    folders = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        _, more = metrics_at("relay")
+        with site(tmp_path / str(number), config_text(sqlite_database_url) + more) as place:
+            relay = place.relay()
+            until(lambda: "started node" in relay.output, "it has started", within=20)  # noqa: B023
+            folders.append(folder_of(exporter_of(relay)))
+            assert [folder.exists() for folder in folders] == [False] * number + [True]
+
+
+def test_nothing_is_counted_or_served_unless_it_is_asked_for(sqlite_database_url: str, tmp_path: Path) -> None:
+    with site(tmp_path, config_text(sqlite_database_url)) as place:
+        receiver, webhooks = place.receiver(workers=1)
+        assert post(webhooks, body()) == {200: 1}
+        for pid in (receiver.pid, *receiver.children()):
+            assert "inbox-metrics-" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+@pytest.mark.parametrize(("database_url", "processes"), [("sqlite", 1), ("postgres", 2)], indirect=["database_url"])
+def test_what_relays_count_is_what_the_log_says(
+    database_url: str, processes: int, engine: Engine, tmp_path: Path
+) -> None:
+    def script(seq: int, attempt: int) -> int:
+        return 503 if seq % 5 == 0 and attempt == 1 else 400 if seq % 7 == 0 else 200
+
+    fill(database_url, [(f"u{n % 20}", moment(n)) for n in range(60)])
+    port, more = metrics_at("relay")
+    with serving(tmp_path / "arrivals.jsonl", script) as downstream:
+        text = config_text(database_url, downstream.url, schedule=("100ms", "100ms"))
+        with site(tmp_path, text + more) as place:
+            relay = place.relay("--processes", str(processes))
+            until(
+                lambda: not relay.runs or count(engine, "open_delivery WHERE state <> 'dead'") == 0,
+                "all is done",
+                within=30,
+            )
+            assert relay.runs, relay.output
+            found = scrape(port)
+            logged = facts(engine)
+            counted = {kind: n for (kind, _), n in found["relay_facts_total"].items() if n}
+            assert counted == Counter(fact["kind"] for fact in logged)
+            attempts = {outcome: n for (outcome, _), n in found["relay_attempts_total"].items()}
+            assert attempts["delivered"] == found["relay_delivery_seconds_count"]["everything",]
+            assert sum(attempts.values()) == len(downstream.arrivals.lines())
+            assert attempts["server_error"] == sum(f["detail"].get("error_class") == "server_error" for f in logged)
+            assert found["relay_breaker"]["destination", "audit"] in {0, 2}
+            assert found["relay_backlog_read_timestamp_seconds"][()] > 0
+            assert set(found["relay_open_deliveries"]) >= {("everything", "ready"), ("everything", "dead")}
+            folder = folder_of(exporter_of(relay))
+            relay.send(signal.SIGTERM)
+            assert relay.ends(within=30) == 0
+            assert not folder.exists()
+            assert checkers.complaints(place.logs()) == []
+
+
+@pytest.mark.parametrize("side", ["receiver", "relay"])
+def test_another_address_needs_a_restart(side: str, sqlite_database_url: str, tmp_path: Path) -> None:
+    (_, more), (_, other) = metrics_at(side), metrics_at(side)
+    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
+        program = place.receiver(workers=1, besides=1)[0] if side == "receiver" else place.relay()
+        until(lambda: "tarted" in program.output, "it has started", within=20)
+        place.configure(config_text(sqlite_database_url) + other)
+        program.send(signal.SIGHUP)
+        said = f"[metrics] {side}: another address needs a restart"
+        until(lambda: said in program.output, "it says so", within=20)

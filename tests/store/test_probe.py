@@ -1,0 +1,102 @@
+"""What the probe of the daemon calls stuck, and what it does not, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from inbox.config import BreakerLimits
+from relay.gates import Toll, entity_key
+from relay.outcome import Delivered, Failed
+from relay.policy import RoutePolicy
+from relay.store import gates
+from relay.store.claim import LEASE_SECONDS, claim
+from relay.store.database import Database
+from relay.store.probe import STUCK_AFTER_SECONDS, is_unordered, stuck_routes
+from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
+
+CRM = ("destination", "crm")
+POLICY = msgspec.structs.replace(
+    POLICIES["strict"],
+    gates=(("source", "trivore"), ("route", "strict"), CRM),
+    breakers={CRM: BreakerLimits()},
+    tolls=(Toll(CRM, 0.001, 1),),
+)
+A_MINUTE = STUCK_AFTER_SECONDS + 1
+
+
+def stuck(database: Database, policy: RoutePolicy = POLICY) -> list[str]:
+    return stuck_routes(database, {"strict": policy, "latest": POLICIES["latest"]})
+
+
+def test_a_route_is_stuck_when_something_was_due_a_minute_ago_and_nothing_has_moved_since(
+    steps: Steps, database: Database, clock: FakeClock
+) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    assert stuck(database) == []
+    clock.advance(A_MINUTE)
+    assert stuck(database) == ["strict"]
+
+    steps.attempt(Delivered((), "forwarded"))
+    assert stuck(database) == [], "the other is due for as long, and the route moves"
+    clock.advance(A_MINUTE)
+    assert stuck(database) == ["strict"]
+
+
+def test_a_route_with_a_call_under_way_is_not_stuck_and_one_whose_lease_nobody_takes_back_is(
+    steps: Steps, database: Database, clock: FakeClock
+) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    clock.advance(A_MINUTE)
+    claim(database, "r1", [(["strict"], 2)])
+    assert stuck(database) == []
+    clock.advance(LEASE_SECONDS + A_MINUTE)
+    assert stuck(database) == ["strict"]
+
+
+def test_what_is_due_later_is_not_stuck(steps: Steps, database: Database, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    for _ in range(4):  # the fourth is due in half an hour
+        clock.advance(3600)
+        steps.attempt(Failed((), "server_error", "forward: 503"))
+    clock.advance(A_MINUTE)
+    assert stuck(database) == []
+
+
+@pytest.mark.parametrize("key", [("source", "trivore"), ("route", "strict"), CRM, entity_key("trivore", "USER", "u1")])
+def test_what_a_person_holds_back_is_not_stuck(
+    steps: Steps, database: Database, clock: FakeClock, key: tuple[str, str]
+) -> None:
+    steps.arrive(an_event(1))
+    with database.write() as transaction:
+        gates.pause(transaction, key, who="kim", why="maintenance")
+    clock.advance(A_MINUTE)
+    assert stuck(database) == []
+
+
+def test_what_a_breaker_or_a_rate_holds_back_is_not_stuck(steps: Steps, database: Database, clock: FakeClock) -> None:
+    steps.arrive(an_event(1))
+    clock.advance(A_MINUTE)
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        gates.rates_used(transaction, POLICY.tolls)
+        gates.use_rates(transaction, {CRM: POLICY.tolls[0].used(None, now, 1)})
+    assert stuck(database) == []
+    assert stuck(database, msgspec.structs.replace(POLICY, tolls=())) == ["strict"]
+    with database.write() as transaction:
+        gates.listen(transaction, [gates.Heard(CRM, "refused", "401")], {"strict": POLICY}, transaction.lock_order())
+    assert stuck(database, msgspec.structs.replace(POLICY, tolls=())) == []
+
+
+def test_what_has_arrived_is_unordered_when_nothing_moves_for_a_minute(
+    steps: Steps, receive: Callable[..., list[int | None]], database: Database, clock: FakeClock
+) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    receive(an_event(2, "u2"))
+    assert not is_unordered(database)
+    clock.advance(A_MINUTE)
+    assert is_unordered(database)
+    steps.attempt(Delivered((), "forwarded"), route="latest")
+    assert not is_unordered(database)

@@ -1,0 +1,142 @@
+"""What a relay tells whoever counts: of its work, and of what is open."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from inbox import metrics
+from inbox.config import Route
+from inbox.metrics import Meters, Metric
+from relay import facts
+from relay.gates import Breaker, BreakerState, Gates
+from relay.gauges import Backlog
+from relay.observe import Observer
+from relay.outcome import Delivered, Delivery, Failed
+from relay.store.database import Database
+from relay.store.reap import reap
+from relay.store.record import Recorded
+from relay.store.sweeps import Found
+from tests.helpers.webhooks import a_config
+from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
+
+CRM = ("destination", "crm")
+
+
+class Told(Meters):
+    """Keeps what it is told: counts and observations added up, gauges as they stand."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, ...], float] = {}
+
+    def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
+        assert len(labels) == len(metric.labels)
+        key = (metric.name, *labels)
+        self.values[key] = self.values.get(key, 0) + by
+
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+        self.count(metric, *labels, by=value)
+
+    def put(self, metric: Metric, value: float, *labels: str) -> None:
+        assert len(labels) == len(metric.labels)
+        self.values[metric.name, *labels] = value
+
+
+def of(told: Told, metric: Metric) -> dict[tuple[str, ...], float]:
+    return {key[1:]: value for key, value in told.values.items() if key[0] == metric.name}
+
+
+def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_took_from_arrival(
+    steps: Steps, clock: FakeClock
+) -> None:
+    told = Told()
+    observer = Observer(told, clock)
+    steps.arrive(an_event(1))
+    delivery = steps.claim()
+    clock.advance(30)
+    of_this: dict[facts.AnyFact, str] = {
+        facts.AttemptFailed(error_class="server_error", error="503", due_at=START): "server_error",
+        facts.Dead(cause="exhausted", error="503"): "exhausted",
+        facts.Delivered(did="forwarded"): "delivered",
+    }
+    observer.recorded(Recorded(delivery, fact) for fact in of_this)
+    observer.recorded([Recorded(msgspec.structs.replace(delivery, run=1), facts.Unchanged()), Recorded(delivery, None)])
+
+    assert of(told, metrics.ATTEMPTS) == {("strict", outcome): 1 for outcome in (*of_this.values(), "unchanged")}
+    assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 30}
+    assert of(told, metrics.DISCARDED) == {(): 1}
+
+
+def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_rolled_back(
+    steps: Steps, database: Database, clock: FakeClock
+) -> None:
+    told = Told()
+    observer = Observer(told)
+    database.on_facts = observer.appended
+    steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]), an_event(3))
+    steps.attempt(Failed((), "server_error", "forward: 503"))
+    steps.claim("latest")
+    clock.advance(60)
+    observer.reaped(reap(database, POLICIES, "r2"))
+    steps.attempt(Delivered((), "forwarded"), "latest")
+
+    logged: dict[tuple[str, ...], float] = {}
+    for row in steps.rows("SELECT route, kind FROM delivery_log"):
+        logged[row["route"], row["kind"]] = logged.get((row["route"], row["kind"]), 0) + 1
+    assert of(told, metrics.FACTS) == logged
+    assert ("latest", "superseded") in logged
+    assert of(told, metrics.TAKEN_BACK) == {(): 1}
+
+
+def test_a_breaker_is_told_when_it_changes_and_when_its_row_is_gone() -> None:
+    told = Told()
+    observer, before = Observer(told), Gates()
+    for state, value in ((BreakerState.OPEN, 2), (BreakerState.HALF_OPEN, 1), (BreakerState.RETIRED, 3)):
+        now = Gates(breakers={CRM: Breaker(state), ("entity", "trivore|USER|u1"): Breaker(state)})
+        observer.gates_changed(before, now)
+        assert of(told, metrics.BREAKER) == {CRM: value}
+        before = now
+    observer.gates_changed(before, Gates())
+    assert of(told, metrics.BREAKER) == {CRM: 0}
+
+
+def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
+    steps: Steps, database: Database, database_url: str
+) -> None:
+    told = Told()
+    config = msgspec.structs.replace(
+        a_config(database_url), routes={"idle": Route(name="idle", source="trivore", destination="audit")}
+    )
+    backlog = Backlog(database, told, config)
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
+    backlog.look()
+    open_now = of(told, metrics.OPEN)
+    assert (open_now["strict", "ready"], open_now["strict", "waiting"], open_now["idle", "ready"]) == (2, 1, 0)
+    oldest = of(told, metrics.OLDEST)
+    assert oldest["strict",] >= (datetime.now(UTC) - START).total_seconds() - 60  # noqa: TID251  # the view's clock is the database's
+    assert oldest["idle",] == 0
+
+    for _ in range(3):
+        steps.attempt(Delivered((), "forwarded"))
+    backlog.look()
+    assert set(of(told, metrics.OPEN).values()) == {0}
+    assert of(told, metrics.OLDEST)["strict",] == 0
+
+
+def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
+    told = Told()
+    Observer(told).swept("trivore USER", Found("trivore", "USER", START, compared=100, missed=2, added=2))
+    assert of(told, metrics.SWEEP_COMPARED) == {("trivore", "USER"): 100}
+    assert of(told, metrics.SWEEP_MISSED) == {("trivore", "USER"): 2}
+
+
+def test_a_delivery_of_before_its_arrival_took_no_time(steps: Steps) -> None:
+    """Clocks of two hosts differ."""
+    told = Told()
+    steps.arrive(an_event(1))
+    delivery: Delivery = steps.claim()
+    early = FakeClock()
+    early.moment = START - timedelta(seconds=3)
+    Observer(told, early).recorded([Recorded(delivery, facts.Delivered(did="forwarded"))])
+    assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 0}
