@@ -20,7 +20,7 @@ from inbox.limits import Bucket, Capacity, Room
 from inbox.metering import counting
 from inbox.metrics import OFF, RECEIVED, RECEIVER, REFUSED, REPEATED, UNKNOWN, Meters
 from inbox.problems import PROBLEM_TYPE, answer_problem, problem
-from inbox.receive import CAPACITY, Inlet, Outcomes, Webhooks, Writer
+from inbox.receive import CAPACITY, METERS, Inlet, Outcomes, Webhooks, Writer
 from inbox.sources import preset_of
 from inbox.sources.auth import stranger, verifier_of
 from inbox.waiting import Waiting
@@ -180,7 +180,7 @@ class _Lifespan:
         """Called by the ASGI server before the first request."""
         scope.get("state", {})[CAPACITY] = self._capacity
         self._writer = self._webhooks.writer = self._health.writer = self._open_writer()
-        self._webhooks.meters = self._open_meters()
+        self._webhooks.meters = scope.get("state", {})[METERS] = self._open_meters()
         self._webhooks.waiting = None if self._open_outcomes is None else self._open_outcomes()
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from inbox import metrics
 from inbox.errors import RequestError
+from inbox.metrics import OFF, Meters
 from inbox.problems import problem_headers, problem_of
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Connection(HttpToolsProtocol):
     """The last answer is given, and what still comes is thrown away."""
     heard_out = False
     """The sender has closed its half: nothing more comes."""
+    meters: Meters = OFF
     _deadline: asyncio.TimerHandle | None = None
     _abort: asyncio.TimerHandle | None = None
 
@@ -106,6 +109,7 @@ class Connection(HttpToolsProtocol):
 
     def answer(self, error: RequestError) -> None:
         """Answer past the app, which never hears of it."""
+        self.meters.count(metrics.REFUSED, metrics.UNKNOWN, error.cause)
         body = problem_of(error)
         fields = [
             *self.server_state.default_headers,

@@ -27,7 +27,9 @@ from inbox.sources import preset_of
 from inbox.timestamps import time_text
 
 AT_A_TIME = 100
-"""Requests, each with its body, that are in memory at once."""
+"""Requests that are in memory at once."""
+BYTES_AT_A_TIME = 8 * 1024 * 1024
+"""Of their bodies; a single one may be larger."""
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -88,17 +90,28 @@ def how_many(engine: Engine, chosen: Chosen) -> int:
 
 def read_again(engine: Engine, readers: Mapping[str, Read], chosen: Chosen) -> Iterator[list[Again]]:
     """All that are meant, the oldest first, some at a time."""
-    after = 0
+    sql, after = Sql(engine.dialect.name), 0
     while True:
         with engine.connect() as connection, reading(connection).begin():
-            found = connection.execute(
-                _page(Sql(engine.dialect.name)), {**_bound(chosen), "after": after, "limit": AT_A_TIME}
-            )
+            sizes = connection.execute(_sizes(sql), {**_bound(chosen), "after": after, "limit": AT_A_TIME}).all()
+            if not sizes:
+                return
+            until = _until([(row.id, row.size) for row in sizes])
+            found = connection.execute(_page(sql), {**_bound(chosen), "after": after, "until": until})
             rows = [plain(row) for row in found.mappings()]
-        if not rows:
-            return
-        after = rows[-1]["id"]
+        after = until
         yield [_read(readers, row) for row in rows]
+
+
+def _until(sizes: Sequence[tuple[int, int]]) -> int:
+    """The last id that fits into a page; the first always does."""
+    total, last = 0, sizes[0][0]
+    for number, size in sizes:
+        total += size
+        if number != last and total > BYTES_AT_A_TIME:
+            break
+        last = number
+    return last
 
 
 def _read(readers: Mapping[str, Read], row: Row) -> Again:
@@ -133,13 +146,15 @@ async def take_in(  # noqa: PLR0917  # one after the other
     """
     sql = Sql(engine.dialect.name)
     for page in pages:
-        await _together(_store(writer, again) for again in page if again.refused is None)
+        failure = await _together(_store(writer, again) for again in page if again.refused is None)
         rows = [{"id": again.id, "seq": again.receipts[0].seq} for again in page if again.receipts]
         if rows:
             with engine.begin() as connection:
                 values = {"taken": rows_param(rows), "by": by, "reason": reason, "now": None}
                 connection.execute(_note(sql), values)
             await asyncio.sleep(sql.pause_after_write)
+        if failure is not None:  # only now: what has been stored is noted, or it would be stored again and again
+            raise failure
         done(page)
 
 
@@ -152,13 +167,10 @@ async def _store(writer: Stores, again: Again) -> None:
         again.refused = error.detail
 
 
-async def _together(awaitables: Iterator[Awaitable[Any]]) -> list[Any]:
-    """What all of them return, once all have ended; the first error, if there is any."""
+async def _together(awaitables: Iterator[Awaitable[Any]]) -> BaseException | None:
+    """The first error, if there is any, once all have ended."""
     results = await asyncio.gather(*awaitables, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+    return next((result for result in results if isinstance(result, BaseException)), None)
 
 
 def _bound(chosen: Chosen) -> dict[str, object]:
@@ -182,13 +194,22 @@ def _count(sql: Sql) -> TextClause:
 
 
 @cache
+def _sizes(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT id, length(body) AS size FROM rejected_request
+WHERE id > :after AND {_meant(sql)}
+ORDER BY id
+LIMIT :limit
+""")
+
+
+@cache
 def _page(sql: Sql) -> TextClause:
     return text(f"""
 SELECT id, received_at, source, cause, headers, body, body_sha256
 FROM rejected_request
-WHERE id > :after AND {_meant(sql)}
+WHERE id > :after AND id <= :until AND {_meant(sql)}
 ORDER BY id
-LIMIT :limit
 """)
 
 

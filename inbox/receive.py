@@ -7,8 +7,8 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec, Protocol, TypeVar
 
 import falcon
 import msgspec
@@ -23,6 +23,7 @@ from inbox.errors import (
     NotDelivered,
     RequestError,
     StillOpen,
+    TooLarge,
     TooMany,
     Unavailable,
 )
@@ -35,10 +36,12 @@ from inbox.sources.auth import Verifier
 from inbox.sources.base import Preset
 from inbox.store import Rejected
 
-UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
+LEAST_LIMIT = 256 * 1024
+"""Bytes that are read of any body, before it is known who sends it."""
 
-HASHED_AT_ONCE = 256 * 1024
-"""Bytes. Hashing 25 MiB takes tens of milliseconds, in which no other request would get on; a thread does not hold the lock."""
+AT_ONCE = 64 * 1024
+"""Bytes. A larger body is hashed and read in a thread: 25 MiB take a good part of a second, in which no other request of the
+process would get on."""
 
 _HANDSHAKES = frozenset(
     (preset.handshake.method, preset.handshake.header)
@@ -48,6 +51,13 @@ _HANDSHAKES = frozenset(
 
 CAPACITY = "inbox.capacity"
 """In the state of an ASGI app (its lifespan's `state`): the `inbox.limits.Capacity` that our server keeps to."""
+
+
+METERS = "inbox.meters"
+"""In the same state: the `inbox.metrics.Meters` of the process."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Writer(Protocol):
@@ -103,6 +113,7 @@ class Webhooks:
 
     def __init__(self, inlets: Mapping[str, Inlet], stranger: Verifier, clock: Clock, room: Room) -> None:
         self._inlets = inlets
+        self._largest = max([LEAST_LIMIT, *(inlet.max_body for inlet in inlets.values())])
         self._room = room
         self._stranger = stranger
         self._clock = clock
@@ -142,7 +153,7 @@ class Webhooks:
         body, place = b"", Place(self._room)
         proven: Inlet | None = None
         try:
-            body = await read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body, place)
+            body = await read(req, self._largest, place)  # for all alike, or a 413 would tell which sources there are
             raw = RawRequest(
                 source=source,
                 headers=headers,
@@ -154,13 +165,14 @@ class Webhooks:
                 query=req.query_string,
             )
             verifier = self._stranger if inlet is None else inlet.verifier
-            if len(body) > HASHED_AT_ONCE:
-                await asyncio.to_thread(verifier.verify, raw, raw.received_at)
-            else:
-                verifier.verify(raw, raw.received_at)
+            await _beside(body, verifier.verify, raw, raw.received_at)
             proven = inlet
             if proven is None:
                 raise NotAuthenticated("unknown source")  # the stranger's verifier has refused already
+            if len(body) > proven.max_body:
+                raise TooLarge(
+                    f"the body may have at most {proven.max_body} bytes, this one has {len(body)}", field="body"
+                )
             _spend(proven)
             await self._take_in(proven, raw, resp)
         except RequestError as error:
@@ -168,7 +180,7 @@ class Webhooks:
             if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
                 named = source if inlet is not None else unnamed(source)
                 raw = RawRequest(named, headers, body, self._clock.now(), remote_address=req.remote_addr)
-                self.writer.reject(_rejected(proven, raw, error))
+                self.writer.reject(await _beside(body, _rejected, proven, raw, error))
             if (
                 proven is None
                 or proven.preset.refusal is None
@@ -191,7 +203,7 @@ class Webhooks:
             return
         if raw.method != "POST":
             raise falcon.HTTPMethodNotAllowed(["POST"])
-        events = events_of(inlet.source, preset, raw, inlet.routes)
+        events = await _beside(raw.body, events_of, inlet.source, preset, raw, inlet.routes)
         if self.writer is None:
             raise Unavailable("the receiver is starting")
         receipts = await self.writer.append(events) if events else []
@@ -209,6 +221,13 @@ class Webhooks:
             raise StillOpen("the receiver is starting")
         await self.waiting.delivered(seqs, within=patience, at_most=inlet.source.answer_waiting)
         return "delivered"
+
+
+async def _beside(body: bytes, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+    """What the function makes of a request with this body, without keeping others waiting when it is large."""
+    if len(body) > AT_ONCE:
+        return await asyncio.to_thread(function, *arguments, **named)
+    return function(*arguments, **named)
 
 
 def _told(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
@@ -249,7 +268,7 @@ def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Reje
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),
         headers=None if inlet is None else kept_headers(inlet.source, inlet.preset, raw.headers),
-        body=None if inlet is None else raw.body,
+        body=None if inlet is None or isinstance(error, TooLarge) else raw.body,
     )
 
 

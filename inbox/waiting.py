@@ -36,6 +36,7 @@ class Waiting:
         self._sql = Sql(engine.dialect.name)
         self._wanted: dict[int, set[asyncio.Future[_Given | None]]] = defaultdict(set)
         self._asking: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
         self.asked = 0
         """How many statements there have been."""
@@ -56,6 +57,8 @@ class Waiting:
                 self._wanted[seq].add(future)
             if self._asking is None:
                 self._asking = asyncio.create_task(self._ask(), name="outcomes")
+                self._tasks.add(self._asking)
+                self._asking.add_done_callback(self._tasks.discard)
             async with asyncio.timeout(within):
                 given_up = [found for found in await asyncio.gather(*futures.values()) if found is not None]
         except TimeoutError:
@@ -71,8 +74,7 @@ class Waiting:
         for futures in self._wanted.values():
             for future in futures:
                 _fail(future, "stored; the receiver is stopping")
-        if self._asking is not None:
-            await self._asking
+        await asyncio.gather(*self._tasks)
         await self._engine.dispose()
 
     def _forget(self, futures: dict[int, asyncio.Future[_Given | None]]) -> None:
@@ -89,12 +91,14 @@ class Waiting:
                 while self._wanted:
                     await self._ask_once(connection)
                     await asyncio.sleep(POLL_SECONDS)
+                self._asking = None  # who comes while the connection is being closed starts another task
         except (SQLAlchemyError, OSError):
             for futures in self._wanted.values():
                 for future in futures:
                     _fail(future, "stored; the database does not say how it ended")
         finally:
-            self._asking = None
+            if self._asking is asyncio.current_task():
+                self._asking = None
 
     async def _ask_once(self, connection: AsyncConnection) -> None:
         wanted = {seq: set(futures) for seq, futures in self._wanted.items()}

@@ -22,7 +22,8 @@ from inbox.body import CUT_SHORT, GO_ON
 from inbox.connection import Connection, Ending
 from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.limits import Bucket, Capacity
-from inbox.receive import CAPACITY
+from inbox.metrics import OFF
+from inbox.receive import CAPACITY, METERS
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -65,6 +66,7 @@ class Wire(Connection):
         super().connection_made(transport)
         self._ending = Ending(self)
         self._capacity = self.app_state.get(CAPACITY)
+        self.meters = self.app_state.get(METERS, OFF)
         try:
             if self._capacity is not None:
                 self._capacity.check_connections(len(self.connections) - 1)

@@ -14,16 +14,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TypeVar
 
-import msgspec
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from inbox import metrics
 from inbox.clock import Clock
 from inbox.db.dialect import is_data_error, is_deadlock
-from inbox.errors import InvalidEvent, RequestError, Unavailable
+from inbox.errors import InvalidEvent, Unavailable
 from inbox.event import Event, Receipt
 from inbox.metrics import OFF, Meters, Metric
+from inbox.pending import Pending
 from inbox.refusals import Refusals
 from inbox.store import STORES, IntakeStore, Rejected
 
@@ -43,13 +43,6 @@ _FAILURES = (SQLAlchemyError, OSError, ValueError)
 """What a store can raise; ValueError when a value can't even be written as the database's text."""
 
 
-class _Pending(msgspec.Struct, eq=False):
-    """The events of one request: they are stored together, or none of them is."""
-
-    events: Sequence[Event]
-    receipts: asyncio.Future[list[Receipt]]
-
-
 class GroupCommit:
     """The only writer of a receiver process. Make it inside the running event loop, and `close` it there.
 
@@ -63,7 +56,7 @@ class GroupCommit:
         self._clock = clock
         self._store: IntakeStore = store or STORES[engine.dialect.name]()
         self._connection: AsyncConnection | None = None
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[Pending] = deque()
         self._meters = meters
         self.refusals = Refusals(meters)
         self._probes: list[asyncio.Future[None]] = []
@@ -83,9 +76,13 @@ class GroupCommit:
         if self._closing or len(self._pending) >= MAX_WAITING:
             raise Unavailable("the receiver is stopping" if self._closing else "too many requests are waiting")
         receipts: asyncio.Future[list[Receipt]] = self._loop.create_future()
-        self._pending.append(_Pending(events, receipts))
+        pending = Pending(events, receipts)
+        self._pending.append(pending)
         self._something.set()
-        return await self._in_time(receipts)
+        try:
+            return await self._in_time(receipts)
+        finally:
+            pending.let_go()
 
     async def probe(self) -> None:
         """Write to the database as a batch would.
@@ -120,11 +117,12 @@ class GroupCommit:
     async def _run(self) -> None:
         while True:
             await self._wait()
-            if batch := self._gather():
+            batch = self._gather()
+            if batch:
                 await self._commit(batch)
-            elif self._probes:
+            if self._probes:  # also where there is always a batch: a busy receiver is ready
                 await self._probe()
-            elif self._closing and not self.refusals:
+            elif not batch and self._closing and not self.refusals:
                 return
             turn = self.refusals.turn(self._loop.time())
             if turn is not None and (self._closing or turn <= 0):
@@ -144,8 +142,8 @@ class GroupCommit:
         except TimeoutError:
             return
 
-    def _gather(self) -> list[_Pending]:
-        batch: list[_Pending] = []
+    def _gather(self) -> list[Pending]:
+        batch: list[Pending] = []
         number = size = 0
         while self._pending:
             events = self._pending[0].events
@@ -154,11 +152,12 @@ class GroupCommit:
             if batch and (number > MAX_ROWS or size > MAX_BYTES):
                 break
             pending = self._pending.popleft()
-            if not pending.receipts.done():  # its sender has been answered 503 meanwhile
+            if not pending.receipts.done():  # else its sender has been answered 503 meanwhile
+                pending.taken = True
                 batch.append(pending)
         return batch
 
-    async def _commit(self, batch: Sequence[_Pending]) -> None:
+    async def _commit(self, batch: Sequence[Pending]) -> None:
         try:
             await self._store_batch(batch)
         except _FAILURES as error:
@@ -168,7 +167,7 @@ class GroupCommit:
             for pending in batch:
                 await self._commit_alone(pending)
 
-    async def _commit_alone(self, pending: _Pending) -> None:
+    async def _commit_alone(self, pending: Pending) -> None:
         """A row is to blame: its request alone is refused, its neighbours are stored."""
         if pending.receipts.done():
             return
@@ -176,20 +175,20 @@ class GroupCommit:
             await self._store_batch([pending])
         except _FAILURES as error:
             if _blames_a_row(error):
-                _answer(pending, InvalidEvent("the database refuses a value of this event"))
+                pending.answer(InvalidEvent("the database refuses a value of this event"))
             else:
                 await self._refuse([pending], error)
 
-    async def _store_batch(self, batch: Sequence[_Pending]) -> None:
+    async def _store_batch(self, batch: Sequence[Pending]) -> None:
         """Answer those of whose events each was stored; then those of which one was there already."""
         seqs = iter(await self._append([event for pending in batch for event in pending.events]))
-        again: list[tuple[_Pending, list[int | None]]] = []
+        again: list[tuple[Pending, list[int | None]]] = []
         for pending in batch:
             own = [next(seqs) for _ in pending.events]
             if None in own:
                 again.append((pending, own))
             else:
-                _answer(pending, [Receipt(seq, duplicate=False) for seq in own if seq is not None])
+                pending.answer([Receipt(seq, duplicate=False) for seq in own if seq is not None])
         if again:
             await self._repeat(again)
 
@@ -206,7 +205,7 @@ class GroupCommit:
         self._count(metrics.RECEIVED, events, seqs)
         return seqs
 
-    async def _repeat(self, batch: Sequence[tuple[_Pending, list[int | None]]]) -> None:
+    async def _repeat(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
         repeated = [
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
@@ -217,19 +216,19 @@ class GroupCommit:
             numbers = [(next(found) if seq is None else seq, seq is None) for seq in own]
             receipts = [Receipt(seq, duplicate=duplicate) for seq, duplicate in numbers if seq is not None]
             if len(receipts) == len(own):
-                _answer(pending, receipts)
+                pending.answer(receipts)
             else:
-                _answer(pending, Unavailable("the event it repeats was deleted at this moment"))
+                pending.answer(Unavailable("the event it repeats was deleted at this moment"))
 
     def _count(self, metric: Metric, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
         """Those that are stored, by their sources."""
         stored = (event.source for event, seq in zip(events, seqs, strict=True) if seq is not None)
         self._meters.count_each(metric, stored)
 
-    async def _refuse(self, batch: Sequence[_Pending], error: Exception) -> None:
+    async def _refuse(self, batch: Sequence[Pending], error: Exception) -> None:
         """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
         for pending in batch:
-            _answer(pending, _unavailable(error))
+            pending.answer(_unavailable(error))
         await self._give_up_connection()
 
     async def _probe(self) -> None:
@@ -278,15 +277,6 @@ def _end_worker(task: asyncio.Task[None]) -> None:
     if error is not None:
         _log.critical("the writer failed; this worker ends", exc_info=error)
         signal.raise_signal(signal.SIGTERM)
-
-
-def _answer(pending: _Pending, answer: list[Receipt] | RequestError) -> None:
-    if pending.receipts.done():
-        return
-    if isinstance(answer, RequestError):
-        pending.receipts.set_exception(answer)
-    else:
-        pending.receipts.set_result(answer)
 
 
 def _unavailable(error: Exception) -> Unavailable:

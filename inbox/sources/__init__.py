@@ -54,6 +54,8 @@ def preset_of(source: Source) -> Preset:
     if preset.reader is None:
         return preset
     try:
-        return replace(preset, read=preset.reader(source))
+        read = preset.reader(source)
+        kept = preset.kept_headers if preset.keeps is None else preset.kept_headers | preset.keeps(source)
+        return replace(preset, read=read, kept_headers=kept)
     except ValueError as error:
         raise ConfigError(f"[sources.{source.name}] {preset.reads_by} {error}") from None

@@ -118,6 +118,8 @@ class Preset:
     """Bytes, unless the source has its own `max_body`."""
     kept_headers: frozenset[str] = frozenset()
     """In lower case: headers that tell of the event, and are stored with it. Never one that holds a secret."""
+    keeps: Callable[[Source], frozenset[str]] | None = None
+    """More of them, where they depend on what the source configures."""
     status: int = 200
     """What it wants to hear when an event is stored."""
     answers_empty: bool = False

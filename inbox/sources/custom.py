@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jmespath
@@ -25,6 +24,7 @@ from inbox.sources.payload import (
     LONGEST_TYPE,
     MOST_EVENTS,
     arrival,
+    content_key,
     dedup_part,
     epoch_field,
     text_field,
@@ -32,6 +32,8 @@ from inbox.sources.payload import (
 )
 
 _EXPRESSIONS = ("type", "id", "entity_type", "entity_id", "time", "items")
+_HEADERS = {"type": "field", "children": [], "value": "headers"}
+_NEVER = frozenset({"authorization", "cookie", "proxy-authorization"})
 _PER_SECOND = {"s": 1, "ms": 1000}
 
 
@@ -63,7 +65,9 @@ class _Reader:
         items = _value("items", self._compiled["items"], scope)
         if not isinstance(items, list) or len(items) > MOST_EVENTS:
             raise InvalidEvent(f"items must give a list of at most {MOST_EVENTS} events", field="items")
-        return tuple(self._event(raw, {**scope, "item": item}, msgspec.json.encode(item), dedup) for item in items)
+        return _told_apart(
+            [self._event(raw, {**scope, "item": item}, msgspec.json.encode(item), dedup) for item in items]
+        )
 
     def _event(
         self, raw: RawRequest, scope: Mapping[str, Any], part: bytes | None, dedup: Sequence[str] | None
@@ -76,7 +80,8 @@ class _Reader:
             own = scope["body"] if part is None else scope["item"]
             key_parts = tuple(dedup_part(own if isinstance(own, Mapping) else {}, field) for field in dedup)
         else:
-            key_parts = (event_id or hashlib.sha256(raw.body if part is None else part).hexdigest(),)
+            # Of the whole body, also for an item: what tells two items apart may stand around them.
+            key_parts = (event_id,) if event_id else content_key(raw, raw.body)
         return Identity(
             entity_type=_text(found, "entity_type", LONGEST_TYPE) if has_entity else None,
             entity_id=_text(found, "entity_id", LONGEST_ID) if has_entity else None,
@@ -90,6 +95,40 @@ class _Reader:
         )
 
 
+def _told_apart(identities: Sequence[Identity]) -> tuple[Identity, ...]:
+    """Items of one request with the same key and other contents are different events: their places make them so."""
+    seen: dict[tuple[str, ...], bytes | None] = {}
+    told = []
+    for place, identity in enumerate(identities):
+        if seen.setdefault(identity.key_parts, identity.part) == identity.part:
+            told.append(identity)
+        else:
+            told.append(msgspec.structs.replace(identity, key_parts=(*identity.key_parts, str(place))))
+    return tuple(told)
+
+
+def keeps(source: Source) -> frozenset[str]:
+    """The headers that the expressions read: without them, the event could not be read again."""
+    fields = source.event or Fields(type="body.type")
+    found = {
+        name
+        for key in _EXPRESSIONS
+        if (expression := getattr(fields, key)) is not None
+        for name in _headers_in(jmespath.compile(expression).parsed)
+    }
+    signature = {source.signature.header.lower()} if source.signature else set()
+    return frozenset(found - signature - _NEVER)
+
+
+def _headers_in(node: Mapping[str, Any]) -> Iterator[str]:
+    children = node["children"]
+    if node["type"] == "subexpression" and children[0] == _HEADERS and children[1]["type"] == "field":
+        yield children[1]["value"].lower()
+    for child in children:
+        if isinstance(child, dict) and "children" in child:
+            yield from _headers_in(child)
+
+
 def _compiled(name: str, expression: str) -> ParsedResult:
     try:
         return jmespath.compile(expression)
@@ -100,7 +139,7 @@ def _compiled(name: str, expression: str) -> ParsedResult:
 def _value(name: str, compiled: ParsedResult, scope: Mapping[str, Any]) -> object:
     try:
         value: object = compiled.search(scope)
-    except (JMESPathError, RecursionError):
+    except (JMESPathError, ArithmeticError, RecursionError, TypeError, ValueError):  # floor(1e999) overflows, for one
         raise InvalidEvent(f"{name} can't be evaluated on this request", field=name) from None
     return value
 
@@ -126,6 +165,7 @@ PRESET = Preset(
     read=reader(Source(preset="custom", auth=NoAuth())),
     reader=reader,
     reads_by="event",
+    keeps=keeps,
     own_keys=frozenset({"event", "signature"}),
     needs=frozenset({"event"}),
     told=Told(
@@ -134,7 +174,7 @@ PRESET = Preset(
         entity="`event.entity_type` and `event.entity_id`",
         event_type="`event.type`",
         time="`event.time`, else of arrival",
-        same_event="the id, else the body",
+        same_event="the id, else the body within five minutes; each of its `items` by itself",
         sends="as it does",
     ),
 )

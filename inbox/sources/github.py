@@ -10,7 +10,7 @@ within three days. A redelivery has the same `X-GitHub-Delivery`, and so have th
 what no object of its own has is about the repository: a push, or an alert that has only a number there.
 
 The older `X-Hub-Signature` (SHA-1) is ignored. A hook may send its JSON as the field `payload` of a form; the signature
-covers the form.
+covers the form, which may be nearly three times as large: choose `application/json` for hooks of large events.
 """
 
 from __future__ import annotations

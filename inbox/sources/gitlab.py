@@ -4,13 +4,12 @@ From https://docs.gitlab.com/user/project/integrations/webhooks/ (headers, the s
 https://docs.gitlab.com/administration/system_hooks/. With a signing token GitLab signs as Standard Webhooks has it; without
 one it only shows its secret token in `X-Gitlab-Token`, which is `auth = { kind = "header", … }` here. `Idempotency-Key`
 stays the same when a webhook is sent again, and `webhook-id` has the same value; before GitLab 17.4 there is neither, and the
-body has to tell. `X-Gitlab-Event-UUID` is shared by all webhooks that one event leads to, and `X-Gitlab-Webhook-UUID` is new
-for each request (`app/services/web_hook_service.rb`, which also has the limit of 25 MB).
+body has to tell, within five minutes. `X-Gitlab-Event-UUID` is shared by all webhooks that one event leads to, and
+`X-Gitlab-Webhook-UUID` is new for each request (`app/services/web_hook_service.rb`, which also has the limit of 25 MB).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -24,6 +23,7 @@ from inbox.sources.payload import (
     LONGEST_TYPE,
     action_of,
     arrival,
+    content_key,
     entity_id,
     header_field,
     json_object,
@@ -54,7 +54,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         InvalidEvent: the kind of the event is missing, or an id is wrong.
     """
     payload = json_object(raw.body)
-    told = next((name for name in (_KEY, _MESSAGE) if name in raw.headers), None)
+    told = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
     delivery = header_field(raw, told, LONGEST_ID) if told else None
     name = text_field(payload, "object_kind" if "object_kind" in payload else "event_name", LONGEST_TYPE)
     word = member(payload, "object_attributes", "action") or payload.get("action")
@@ -68,7 +68,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             event_type=event_type,
             action=_ACTIONS.get(last, action_of(last)),
             occurred_ns=arrival(raw),
-            key_parts=key_of(payload, dedup, delivery or hashlib.sha256(raw.body).hexdigest()),
+            key_parts=key_of(payload, dedup, *((delivery,) if delivery else content_key(raw, raw.body))),
             key_has_time=False,
             event_id=delivery,
         ),
@@ -80,7 +80,7 @@ def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str |
     thing = name.partition("_")[0]
     for kind, value in (
         (name, member(payload, "object_attributes", "id")),
-        (name, payload.get("id")),
+        (name if "object_kind" in payload else thing, payload.get("id")),
         (thing, payload.get(f"{thing}_id")),
         ("project", payload.get("project_id")),
         ("project", member(payload, "project", "id")),
@@ -111,11 +111,11 @@ PRESET = Preset(
     kept_headers=frozenset({_KEY, _MESSAGE, _EVENT, "x-gitlab-event-uuid", "x-gitlab-instance"}),
     told=Told(
         title="GitLab",
-        event_id="header `Idempotency-Key`, else `webhook-id`; before GitLab 17.4 none",
+        event_id="header `webhook-id` (which is signed), else `Idempotency-Key`; before GitLab 17.4 none",
         entity="`object_attributes.id`; of a system hook such as `user_create` its `user_id`; else the project or group",
         event_type="`object_kind` (of a system hook `event_name`), with the `action` behind a dot: `issue.open`",
         time="of arrival",
-        same_event="the id, else the body",
+        same_event="the id, else the body within five minutes",
         sends="not again by itself, and disables a hook that fails; wants a 2xx within 10 s",
     ),
 )

@@ -127,6 +127,7 @@ PRESET = Preset(
     name="okta",
     read=read,
     sample=sample,
+    max_body=4 * 1024 * 1024,  # no limit is documented, and a batch that is refused does not come again
     answers_empty=True,
     handshake=Handshake(
         method="GET",

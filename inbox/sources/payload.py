@@ -7,6 +7,7 @@ nothing is lost.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -25,6 +26,8 @@ LONGEST_TYPE = 100
 EARLIEST_NS = timestamps.parse_rfc3339("2000-01-01T00:00:00Z")
 FARTHEST_AHEAD = timedelta(hours=24)
 """How much later than its arrival an event may say it occurred: more is a broken clock, and would win every fold."""
+
+SAME_WITHIN_NS = 300 * 1_000_000_000
 
 FORM = "application/x-www-form-urlencoded"
 _FIELDS_AT_MOST = 100
@@ -74,7 +77,7 @@ def json_object(body: bytes) -> dict[str, object]:
     return value
 
 
-MOST_EVENTS = 256
+MOST_EVENTS = 1000
 """In one request: they are stored in one transaction."""
 
 
@@ -170,16 +173,30 @@ def dedup_part(payload: Mapping[str, object], field: str) -> str:
 
 
 def epoch_field(payload: Mapping[str, object], field: str, received_at: datetime, *, per_second: int = 1) -> int:
-    """A field that must be a whole number of seconds (or of so many per second) since 1970; in nanoseconds.
+    """A field that must be a number of seconds (or of so many per second) since 1970; in nanoseconds.
 
     Raises:
         InvalidEvent: it is missing, something else, or outside the range of `time_field`.
     """
     value = payload.get(field)
-    if not isinstance(value, int) or isinstance(value, bool):
-        problem = "must be a whole number" if field in payload else "is missing"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        problem = "must be a number" if field in payload else "is missing"
         raise InvalidEvent(f"{field} {problem}", field=field)
-    return _in_range(value * (1_000_000_000 // per_second), field, received_at)
+    whole = int(value // 1)
+    unit = 1_000_000_000 // per_second
+    return _in_range(whole * unit + int((value - whole) * unit), field, received_at)
+
+
+def content_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
+    """What makes two requests the same event where neither has an id: what they say, and the five minutes they came in.
+
+    Senders that repeat themselves do so within seconds, at most a minute or two, and nearly all of these repeats fall into
+    the same five minutes; one that falls just behind their end is delivered twice, which at-least-once allows. Without a
+    time, what is said again a day later would be taken for a repeat, and lost. The key begins with the time in fixed
+    width, so that the index grows at its right edge.
+    """
+    received = timestamps.to_nanoseconds(raw.received_at)
+    return timestamps.fixed_width(received - received % SAME_WITHIN_NS), hashlib.sha256(content).hexdigest()
 
 
 def arrival(raw: RawRequest) -> int:

@@ -39,6 +39,8 @@ from inbox.sources.payload import (
 
 MOST_KEYS = 5
 """Tried on one token."""
+LARGEST_HEADER = 4096
+"""Bytes, encoded: an algorithm, a type and the name of a key, read once for each key that is tried."""
 LEEWAY_SECONDS = 300.0
 _LONGEST_ISSUER = 500
 _SUBJECT = "subject"
@@ -92,10 +94,12 @@ class Token:
         """See Proof."""
         token = raw.body.strip()
         try:  # the library's own way to the header decodes all of the token, which it does again below
-            header = _segment(token, 0)
+            header = _segment(token, 0) if 0 < token.find(b".") <= LARGEST_HEADER else {}
         except RequestError:
-            return "the body is no JWT"
+            header = {}
         kid, algorithm = header.get("kid"), header.get("alg")
+        if not isinstance(algorithm, str) or not isinstance(kid, str | None):
+            return "the body is no JWT"
         fitting = [
             each
             for each in self._keys
@@ -170,7 +174,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             entity_id=identifier,
             event_type=event_type,
             action=_action(event_type, event),
-            occurred_ns=epoch_field(claims, "toe" if "toe" in claims else "iat", raw.received_at),
+            occurred_ns=epoch_field(claims, "iat" if claims.get("toe") is None else "toe", raw.received_at),
             key_parts=(issuer, jti) if dedup is None else tuple(dedup_part(claims, field) for field in dedup),
             key_has_time=False,
             event_id=jti,

@@ -8,7 +8,6 @@ button) has no id of its own but a `trigger_id` that is made for it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -24,6 +23,7 @@ from inbox.sources.payload import (
     LONGEST_TYPE,
     action_of,
     arrival,
+    content_key,
     entity_id,
     entity_type,
     epoch_field,
@@ -66,7 +66,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     event = payload.get("event")
     if not isinstance(event, Mapping):  # such as app_rate_limited, which has no id
         outer = text_field(payload, "type", LONGEST_TYPE)
-        return (_identity(raw, outer, None, key_of(payload, dedup, outer, _digest(raw))),)
+        return (_identity(raw, outer, None, key_of(payload, dedup, outer, *content_key(raw, raw.body))),)
     event_id = text_field(payload, "event_id", LONGEST_ID)
     event_type = text_field(event, "type", LONGEST_TYPE)
     kind, identifier = _entity(payload, event, event_type)
@@ -124,7 +124,12 @@ def _of_a_person(raw: RawRequest, dedup: Sequence[str] | None) -> Identity:
     elif "command" not in fields:
         raise InvalidEvent("neither payload nor command is there", field="payload")
     trigger = entity_id(payload.get("trigger_id"))
-    return _identity(raw, event_type, trigger, key_of(payload, dedup, event_type, trigger or _digest(raw)))
+    return _identity(
+        raw,
+        event_type,
+        trigger,
+        key_of(payload, dedup, *((event_type, trigger) if trigger else content_key(raw, raw.body))),
+    )
 
 
 def _identity(raw: RawRequest, event_type: str, event_id: str | None, key_parts: tuple[str, ...]) -> Identity:
@@ -138,10 +143,6 @@ def _identity(raw: RawRequest, event_type: str, event_id: str | None, key_parts:
         key_has_time=False,
         event_id=event_id,
     )
-
-
-def _digest(raw: RawRequest) -> str:
-    return hashlib.sha256(raw.body).hexdigest()
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:

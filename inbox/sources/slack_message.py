@@ -11,10 +11,8 @@ reports the answer's body will report that JSON.
 
 **What makes two requests one event.** A message has no id and no time of its own. Its bytes alone won't do: a program that
 says the same an hour later means another change. Its time of arrival won't do: a sender that got no answer repeats itself.
-So the key is the message's SHA-256 and the five minutes in which it came. Senders that repeat do so within seconds, at most
-a minute or two, and nearly all of these repeats fall into the same five minutes; one that falls just behind their end is
-delivered twice, which at-least-once allows. Longer spans would take more real changes for repeats, and that loses them. A
-sender that gives an `Idempotency-Key` or a `Webhook-Id` says itself what is a repeat; then that is the key.
+So the key is the message's SHA-256 and the five minutes in which it came (`inbox/sources/payload.py:content_key`). A sender
+that gives an `Idempotency-Key` or a `Webhook-Id` says itself what is a repeat; then that is the key.
 """
 
 from __future__ import annotations
@@ -28,17 +26,25 @@ from typing import TypeAlias
 import msgspec
 import re2
 
-from inbox import timestamps
 from inbox.config import NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.event import Identity, RawRequest
 from inbox.sources.base import Preset, Read, Sample, Told
-from inbox.sources.payload import FORM, LONGEST_ID, LONGEST_TYPE, action_of, dedup_part, form_payload, json_object
+from inbox.sources.payload import (
+    FORM,
+    LONGEST_ID,
+    LONGEST_TYPE,
+    action_of,
+    arrival,
+    content_key,
+    dedup_part,
+    form_payload,
+    json_object,
+)
 
 NAME = "slack-message"
 SEARCHED = 256 * 1024
 """Characters of a message that the pattern looks at. Slack itself cuts a text after 40,000."""
-SAME_WITHIN_NS = 300 * 1_000_000_000
 WITHOUT_ENTITY = "message"
 """The event type of a message that names none."""
 
@@ -109,7 +115,7 @@ def reader(source: Source) -> Read:
                 entity_id=entity_id,
                 event_type=event_type,
                 action=action_of(event_type),
-                occurred_ns=timestamps.to_nanoseconds(raw.received_at),
+                occurred_ns=arrival(raw),
                 key_parts=_key(raw) if dedup is None else tuple(dedup_part(message, field) for field in dedup),
                 key_has_time=False,
             ),
@@ -184,15 +190,11 @@ def _message(raw: RawRequest) -> dict[str, object]:
 
 
 def _key(raw: RawRequest) -> tuple[str, ...]:
-    """It begins with the time in fixed width, so that the index grows at its right edge."""
+    """What the sender says itself is a repeat, or else what looks like one."""
     for name in _KEY_HEADERS:
         if given := raw.headers.get(name):
             return (name, hashlib.sha256(given.encode("utf-8", "surrogatepass")).hexdigest())
-    received = timestamps.to_nanoseconds(raw.received_at)
-    return (
-        timestamps.fixed_width(received - received % SAME_WITHIN_NS),
-        hashlib.sha256(raw.body).hexdigest(),
-    )
+    return content_key(raw, raw.body)
 
 
 def sample(kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:

@@ -35,6 +35,7 @@ from inbox.sources.payload import (
 )
 from inbox.timestamps import rfc3339
 
+_PREFIXES = ("webhook", "svix")
 WITHOUT_TYPE = "message"
 """The event type of a message that tells none."""
 
@@ -62,7 +63,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         InvalidEvent: the id is missing; `type` or `timestamp` is there and wrong.
     """
     payload = json_object(raw.body)
-    message = header_field(raw, "webhook-id" if "webhook-id" in raw.headers else "svix-id", LONGEST_ID)
+    message = header_field(raw, _id_header(raw), LONGEST_ID)
     event_type = text_field(payload, "type", LONGEST_TYPE) if "type" in payload else WITHOUT_TYPE
     kind, _, word = event_type.rpartition(".")
     data = payload.get("data")
@@ -83,6 +84,15 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     )
 
 
+def _id_header(raw: RawRequest) -> str:
+    """That one which the signature covers: somebody could put the other beside it."""
+    for proof in ("signature", "id"):
+        for prefix in _PREFIXES:
+            if f"{prefix}-{proof}" in raw.headers:
+                return f"{prefix}-id"
+    return f"{_PREFIXES[0]}-id"
+
+
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
     """A message as the specification recommends."""
     body = {"type": event_type, "timestamp": rfc3339(at), "data": {"id": identifier, "type": kind}}
@@ -93,8 +103,8 @@ PRESET = Preset(
     name="standard-webhooks",
     read=read,
     sample=sample,
-    signatures=(signature("webhook"), signature("svix")),
-    kept_headers=frozenset({"webhook-id", "svix-id"}),
+    signatures=tuple(map(signature, _PREFIXES)),
+    kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
     told=Told(
         title="Standard Webhooks, Svix",
         event_id="header `webhook-id` (`svix-id`)",

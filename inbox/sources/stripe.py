@@ -46,6 +46,9 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     related = payload.get("related_object")
     kind = entity_type(member(related, "type") if thin else member(snapshot, "object"))
     identifier = entity_id(member(related, "id") if thin else member(snapshot, "id"))
+    account = entity_id(payload.get("account"))
+    if account and identifier:  # of Connect: merchants choose ids of coupons and products, so two may have the same
+        identifier = entity_id(f"{account}/{identifier}")
     return (
         Identity(
             entity_type=kind if identifier else None,
@@ -92,7 +95,7 @@ PRESET = Preset(
     told=Told(
         title="Stripe",
         event_id="`id`",
-        entity="`data.object`, by its `object` and `id`; of a thin event `related_object`, by its `type` and `id`",
+        entity="`data.object` (`object`, `id`), of a thin event `related_object` (`type`, `id`); of Connect `account/id`",
         event_type="`type`",
         time="`created`",
         same_event="the id",

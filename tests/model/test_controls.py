@@ -71,7 +71,7 @@ def test_without_fencing_a_stale_result_is_recorded(world: World, monkeypatch: p
         return fenced(database, policies, relay_node, passed, watched)
 
     monkeypatch.setattr(record, "record", unfenced)
-    finds(world, "a result nobody made", "recorded twice")
+    finds(world, "a result nobody made", "recorded twice", "the facts say something else")
 
 
 @ON_POSTGRES

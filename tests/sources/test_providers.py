@@ -223,7 +223,7 @@ def test_okta_tells_of_each_event_by_itself() -> None:
     assert alone.part is None, "one event is stored byte for byte"
 
 
-@pytest.mark.parametrize("events", [None, [], {}, ["x"], [{}], [MEMBERSHIP, {}], [MEMBERSHIP] * 257])
+@pytest.mark.parametrize("events", [None, [], {}, ["x"], [{}], [MEMBERSHIP, {}], [MEMBERSHIP] * 1001])
 def test_what_is_no_list_of_events_is_refused_whole(events: object) -> None:
     with pytest.raises(InvalidEvent):
         read("okta", {"data": {"events": events}})
