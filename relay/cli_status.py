@@ -31,7 +31,7 @@ SWEEP_COLUMNS = (
     "missed",
     "error",
 )
-_LOOK_AGAIN_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS = 3.0
 """A finding has to last for as long: the last relay may just have ended as the next one starts."""
 
 
@@ -122,8 +122,9 @@ def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
     if not any(not here or node["host"] == socket.gethostname() for node in _alive(database)):
         why = f"no relay{place} has said for {GONE_SECONDS} s that it lives"
         found.append({"finding": "no_relay", "route": None, "why": why})
-    if probe.is_unordered(database):
-        found.append({"finding": "unordered", "route": None, "why": "what has arrived is not ordered"})
+    first = probe.unordered(database)
+    if first is not None:
+        found.append({"finding": "unordered", "route": None, "why": f"what has arrived is not ordered: event {first}"})
     for route in probe.stuck_routes(database, policies(config)):
         why = f"route {route}: due for a minute, and nothing moves"
         found.append({"finding": "stuck", "route": route, "why": why})

@@ -108,6 +108,16 @@ class Search:
         if plan.pages is not None:
             self._scope = {**scope, "start": plan.pages.first, "count": plan.pages.count}
 
+    def end(self) -> None:
+        """There is no such page: none was found, or there are no more.
+
+        Raises:
+            UnusableAnswer: the page before has led here, so it can't be that there is none.
+        """
+        pages = self._pages
+        if self._number > 1 and pages is not None and (pages.next is not None or pages.total is not None):
+            raise UnusableAnswer(f"page {self._number} is not there, though the one before leads to it")
+
     @property
     def at(self) -> tuple[str, str]:
         """Path and query, encoded; MappingError when a template has no value."""

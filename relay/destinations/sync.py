@@ -150,9 +150,10 @@ class Attempt:
         goes_on = True
         while goes_on:
             answer = self._call("find", search.call, self._destination, search.body, at=search.at)
-            if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
-                break
             try:
+                if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
+                    search.end()
+                    break
                 goes_on = search.take(self._json(answer), answer.etag)
             except UnusableAnswer as error:
                 raise self._bad_answer(answer, str(error)) from None

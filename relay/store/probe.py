@@ -35,10 +35,14 @@ def stuck_routes(database: Database, policies: Mapping[str, RoutePolicy]) -> lis
     return [row.route for row in found]
 
 
-def is_unordered(database: Database) -> bool:
-    """Whether what arrived a minute ago has no place in its lane yet, while nothing at all was recorded."""
+def unordered(database: Database) -> int | None:
+    """The first event that arrived a minute ago and has no place in its lane yet, while nothing at all was recorded.
+
+    A relay that works off a mountain of arrivals may record nothing meanwhile; but then it is another event soon.
+    """
     with database.read() as transaction:
-        return bool(transaction.execute(_unordered(database.sql), ago=-STUCK_AFTER_SECONDS))
+        found = transaction.execute(_unordered(database.sql), ago=-STUCK_AFTER_SECONDS)
+    return found[0].seq if found else None
 
 
 @cache
@@ -65,7 +69,7 @@ ORDER BY routes.route
 def _unordered(sql: Sql) -> TextClause:
     since = sql.plus_seconds(f"(SELECT {sql.now})", ":ago")
     return text(f"""
-SELECT 1
+SELECT o.seq
 FROM (SELECT seq FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT 1) o
 JOIN inbox i ON i.seq = o.seq
 WHERE i.received_at < {since} AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > {since})

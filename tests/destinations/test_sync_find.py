@@ -251,6 +251,15 @@ def test_a_later_page_that_is_not_there_is_the_end(world: World) -> None:
     assert did(world.deliver(sync=paged("{}"))) == "updated"
 
 
+@pytest.mark.parametrize("gone", [404, 410, 204])
+def test_a_page_that_another_leads_to_and_is_not_there_is_never_taken_for_none(world: World, gone: int) -> None:
+    first, second = f"{FIND}&limit=10", f"{FIND}&after=2&limit=10"
+    world.server.routes |= {first: [page(next=2)], second: [answer(gone)]}
+    error = "find: page 2 is not there, though the one before leads to it"
+    assert failed(world.deliver(sync=paged(CURSOR))) == ("bad_answer", error)
+    assert world.asked == [FETCH, first, second]
+
+
 @pytest.mark.parametrize(
     ("act", "error_class"),
     [(answer(503), "server_error"), (answer(200, b"{"), "bad_answer"), (page("x"), "bad_answer")],

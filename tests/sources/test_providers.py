@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -99,6 +100,9 @@ def test_stripe_with_a_snapshot_and_thin() -> None:
     (identity,) = read("stripe", thin)
     assert told(identity) == ("billing.meter", "mtr_1", "v1.billing.meter.error_report_triggered", "other")
     assert identity.occurred_ns == parse_rfc3339("2024-09-26T17:46:22.134Z")
+    connect = {"id": "evt_2", "type": "coupon.updated", "created": 1_686_089_970, "account": "acct_1"}
+    (shared,) = read("stripe", {**connect, "data": {"object": {"id": "SUMMER", "object": "coupon"}}})
+    assert shared.entity_id == "acct_1/SUMMER", "merchants choose such ids themselves"
     (without,) = read("stripe", {**thin, "related_object": None})
     assert told(without)[:2] == (None, None)
 
@@ -155,6 +159,7 @@ def test_slack_beyond_events() -> None:
             {"event_name": "user_create", "user_id": 41, "email": "js@gitlabhq.com"},
             ("user", "41", "user_create", "create"),
         ),
+        ({"event_name": "key_destroy", "id": 4, "username": "root"}, ("key", "4", "key_destroy", "delete")),
         ({"event_name": "project_destroy", "project_id": 74}, ("project", "74", "project_destroy", "delete")),
         (
             {"object_kind": "merge_request", "object_attributes": {"id": 99, "action": "merge"}},
@@ -283,6 +288,42 @@ def test_what_an_expression_does_not_find_is_named(payload: object, field: str) 
     assert raised.value.field == field
 
 
+def keys_of(fields: Fields, *payloads: object) -> list[tuple[str, ...]]:
+    return [identity.key_parts for payload in payloads for identity in custom(fields, payload)]
+
+
+def test_items_of_a_custom_source_that_say_the_same_in_different_bodies_are_different_events() -> None:
+    fields = Fields(type="item.type", items="body.events", entity_type="'C'", entity_id="body.customer")
+    one, other = ({"customer": number, "events": [{"type": "updated"}]} for number in (1, 2))
+    assert len({*keys_of(fields, one, other)}) == 2
+    assert keys_of(fields, one) == keys_of(fields, one), "but a repeat is one"
+
+
+def test_items_that_share_an_id_are_told_apart_and_a_repeat_of_the_request_is_one() -> None:
+    fields = Fields(type="item.type", items="body.events", id="body.delivery")
+    body = {"delivery": "d1", "events": [{"type": "a"}, {"type": "b"}, {"type": "a"}]}
+    keys = keys_of(fields, body)
+    assert len({*keys}) == 2
+    assert keys == keys_of(fields, body)
+
+
+def test_the_same_body_without_an_id_is_another_event_later() -> None:
+    fields = Fields(type="body.type")
+    source = Source(name="acme", preset="custom", auth=NoAuth(), event=fields)
+    first, soon, later = (
+        preset_of(source).read(a_request("acme", b'{"type": "t"}', JSON, NOW + timedelta(minutes=minutes)), None)
+        for minutes in (0, 2, 6)
+    )
+    assert first[0].key_parts == soon[0].key_parts
+    assert first[0].key_parts != later[0].key_parts
+
+
+def test_a_custom_source_keeps_the_headers_that_it_reads_and_no_secret() -> None:
+    fields = Fields(type='headers."x-acme-event"', id="join('-', [headers.\"x-id\", headers.authorization])")
+    source = Source(name="acme", preset="custom", auth=NoAuth(), event=fields)
+    assert preset_of(source).kept_headers == {"x-acme-event", "x-id"}
+
+
 def test_a_custom_source_takes_several_events_and_an_expression_that_fails_is_refused() -> None:
     fields = Fields(type="item.what", items="body.orders", entity_type="'ORDER'", entity_id="item.order")
     first, second = custom(fields, {"orders": [{"what": "created", "order": 1}, {"what": "changed", "order": "b"}]})
@@ -295,3 +336,5 @@ def test_a_custom_source_takes_several_events_and_an_expression_that_fails_is_re
             custom(fields, payload)
     with pytest.raises(InvalidEvent, match="can't be evaluated"):
         custom(Fields(type="abs(body.x)"), {"x": "no number"})
+    with pytest.raises(InvalidEvent, match="can't be evaluated"):
+        custom(Fields(type="to_string(floor(to_number(body.n)))"), {"n": "1e999"})

@@ -62,6 +62,10 @@ def a_token(key: Any, algorithm: str, kid: str | None = None, typ: str = "seceve
     return jwt.encode(made, key, algorithm=algorithm, headers=header).encode()
 
 
+def segment(value: object) -> bytes:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
+
+
 def verifier(*secrets: Secret) -> Verifier:
     source = Source(name="signals", preset="secevent", secrets=list(secrets), issuer=ISSUER, audience=AUDIENCE)
     return verifier_of(source, PRESET, {})
@@ -119,6 +123,10 @@ def test_a_key_may_be_a_pem() -> None:
         (b"a.b.c", "no JWT"),
         (b"\xff.\xff.\xff", "no JWT"),
         (b"." * 5_000, "no JWT"),
+        (segment({"alg": "ES256", "kid": []}) + b".e30.x", "no JWT"),
+        (segment({"alg": "ES256", "kid": {"e": 1}}) + b".e30.x", "no JWT"),
+        (segment({"alg": ["ES256"]}) + b".e30.x", "no JWT"),
+        (segment({"alg": "ES256", "x": "x" * 5_000}) + b".e30.x", "no JWT"),
     ],
 )
 def test_what_proves_nothing_is_refused(body: bytes, why: str) -> None:
@@ -160,6 +168,14 @@ def test_a_token_has_no_end_and_an_old_one_is_let_in() -> None:
 def test_a_subject_is_found_in_each_of_its_forms(claims: dict[str, Any], subject: str | None) -> None:
     (identity,) = PRESET.read(raw(a_token(EC, "ES256", "e", **claims)), None)
     assert identity.entity_id == subject
+
+
+def test_the_times_of_a_token_may_have_fractions() -> None:
+    claims: dict[str, Any] = {"iat": 1_615_305_159.25, "toe": None}
+    body = a_token(EC, "ES256", "e", **claims)
+    assert why_refused(verifier(ALL), body) is None
+    (identity,) = PRESET.read(raw(body), None)
+    assert identity.occurred_ns == 1_615_305_159_250_000_000
 
 
 def test_a_token_without_events_is_none_of_these() -> None:

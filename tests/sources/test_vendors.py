@@ -106,6 +106,26 @@ def test_svix_library_signs() -> None:
     assert (identity.entity_type, identity.entity_id, identity.event_id) == ("user", "user_1", "msg_2")
 
 
+def test_an_id_that_is_not_signed_does_not_count() -> None:
+    """Somebody who has seen a request could send it with another id beside the signed one."""
+    at = now()
+    svixed = {
+        "svix-id": "msg_2",
+        "svix-timestamp": str(int(at.timestamp())),
+        "svix-signature": svix.webhooks.Webhook(KEY).sign("msg_2", at, "{}"),
+        "webhook-id": "forged",
+    }
+    assert let_in("standard-webhooks", KEY, b"{}", svixed, at).event_id == "msg_2"
+    body = '{"object_kind": "push"}'
+    gitlab = {
+        "webhook-id": "msg_3",
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Webhook(KEY).sign("msg_3", at, body),
+        "Idempotency-Key": "forged",
+    }
+    assert let_in("gitlab", KEY, body.encode(), gitlab, at).event_id == "msg_3"
+
+
 ATTRIBUTES: dict[str, Any] = {
     "specversion": "1.0",
     "id": "1234",

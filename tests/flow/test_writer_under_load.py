@@ -1,0 +1,78 @@
+"""What the writer owes to those who do not send events: a probe's answer while it is busy, and memory while a database hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from inbox.clock import SystemClock
+from inbox.errors import Unavailable
+from inbox.event import Event
+from inbox.writer import GroupCommit
+from tests.helpers.receiver import async_engine
+from tests.store.conftest import an_event
+
+
+class Scripted:
+    """A store that says how long a batch takes."""
+
+    def __init__(self) -> None:
+        self.goes_on = asyncio.Event()
+        self.probes = 0
+
+    async def append(self, _connection: Any, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
+        await self.goes_on.wait()
+        await asyncio.sleep(0)
+        return [1] * len(events)
+
+    async def repeat(self, _connection: Any, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
+        return [1] * len(events)
+
+    async def reject(self, _connection: Any, _rows: Sequence[Any]) -> None:  # noqa: ANN401
+        return
+
+    async def probe(self, _connection: Any, _now: datetime) -> None:  # noqa: ANN401
+        self.probes += 1
+
+
+async def test_a_receiver_that_is_never_idle_is_ready(sqlite_database_url: str) -> None:
+    store = Scripted()
+    store.goes_on.set()
+    writer = GroupCommit(async_engine(sqlite_database_url), SystemClock(), store)
+    busy = True
+
+    async def flood() -> None:
+        while busy:
+            await writer.append([an_event(1)])
+
+    senders = [asyncio.create_task(flood()) for _ in range(4)]
+    await writer.probe()
+    busy = False
+    await asyncio.gather(*senders)
+    await writer.close()
+    assert store.probes == 1
+
+
+async def test_bodies_whose_senders_have_been_answered_are_let_go_while_the_database_hangs(
+    sqlite_database_url: str,
+    monkeypatch: Any,  # noqa: ANN401
+) -> None:
+    monkeypatch.setattr("inbox.writer.ANSWER_WITHIN_SECONDS", 0.05)
+    store = Scripted()
+    writer = GroupCommit(async_engine(sqlite_database_url), SystemClock(), store)
+    first = asyncio.create_task(writer.append([an_event(0)]))
+    await asyncio.sleep(0)
+    marks = [f"body {number}".encode() * 1000 for number in range(20)]
+    waiting = [writer.append([msgspec.structs.replace(an_event(n), body=mark)]) for n, mark in enumerate(marks, 1)]
+    answers = await asyncio.gather(first, *waiting, return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers)
+    del waiting, answers
+    gc.collect()
+    assert sum(len(event.body) for pending in writer._pending for event in pending.events) == 0
+    store.goes_on.set()
+    await writer.close()
