@@ -16,7 +16,7 @@ from inbox.timestamps import as_time, time_text, to_nanoseconds
 from relay.alerts import Alert
 from relay.listed import Listed
 from relay.store.alerts import note
-from relay.store.database import Database
+from relay.store.database import Database, Transaction
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -51,18 +51,34 @@ def keep(database: Database, turn: Turn) -> bool:
         return bool(transaction.execute(_keep(database.sql), **_named(turn, "node", "lease")))
 
 
-def give_back(database: Database, turn: Turn) -> None:
-    """It was broken off, and is as due as before."""
+def give_back(database: Database, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
+    """It was broken off, and is as due as before. What it has `missed` is added, so that the next one won't find it."""
     with database.write() as transaction:
+        now = transaction.lock_order()
         transaction.execute(_GIVE_BACK, **_named(turn, "node"))
+        _add_missed(transaction, turn.source, turn.entity_type, missed)
+        note(transaction, alerts, now)
 
 
-def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert]) -> None:
-    """It could not come to its end: the watermark stays."""
+def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
+    """It could not come to its end: the watermark stays. `missed` is as in `give_back`."""
     with database.write() as transaction:
         now = transaction.lock_order()
         transaction.execute(_fail(database.sql), error=error, **_named(turn, "node"))
+        _add_missed(transaction, turn.source, turn.entity_type, missed)
         note(transaction, alerts, now)
+
+
+def broke_off(database: Database, source: str, entity_type: str, missed: int) -> None:
+    """One that had no turn, as a person ran it, has not come to its end. `missed` is as in `give_back`."""
+    with database.write() as transaction:
+        _add_missed(transaction, source, entity_type, missed)
+
+
+def _add_missed(transaction: Transaction, source: str, entity_type: str, missed: int) -> None:
+    """Also when another relay is at it by now."""
+    if missed:
+        transaction.execute(_ADD_MISSED, source=source, entity_type=entity_type, missed=missed)
 
 
 def _named(turn: Turn, *names: str) -> dict[str, object]:
@@ -189,6 +205,12 @@ def _keep(sql: Sql) -> TextClause:
 
 
 _GIVE_BACK = text(f"UPDATE sweep_watermark SET lease_until = NULL, relay_node = NULL WHERE {_MINE}")
+
+
+_ADD_MISSED = text("""
+INSERT INTO sweep_watermark AS w (source, entity_type, missed) VALUES (:source, :entity_type, :missed)
+ON CONFLICT (source, entity_type) DO UPDATE SET missed = w.missed + excluded.missed
+""")
 
 
 @cache
