@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import msgspec
 import pytest
@@ -129,9 +130,15 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
 def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    looks, again = iter([lambda: 1 / 0]), threading.Event()
+    looks, again = count(1), threading.Event()
+
+    def look(_: Backlog) -> None:
+        if next(looks) == 1:
+            raise ZeroDivisionError
+        again.set()
+
     monkeypatch.setattr(gauges, "LOOK_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(Backlog, "look", lambda _: next(looks, again.set)())
+    monkeypatch.setattr(Backlog, "look", look)
     with gauges.shown(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
         assert again.wait(30)
     assert "a look at the backlog ended by a bug" in caplog.messages
