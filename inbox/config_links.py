@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from inbox.config import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
 from inbox.config_map import map_mistakes
 from inbox.config_presets import preset_mistakes
 from inbox.config_shape import Mistake, nearest
+from inbox.config_sweep import Sweep
 from inbox.config_sync import Sync
+from inbox.routing import matches
 
 _FUNCTION = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:(?:[^\W\d]\w*\.)*[^\W\d]\w*")
 _OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
@@ -51,7 +53,22 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[M
             )
         if sweep.every is not None and sweep.every <= 0:
             yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
+        yield from _taken_by_none(where, sweep, [each for each in config.routes.values() if each.source == source.name])
         swept.add(sweep.entity_type)
+
+
+def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
+    """What a sweep would add in vain: routes take this type of entity, and none takes the events that it adds."""
+    fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
+    if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
+        return
+    types = {name for when in fit if not when.action or sweep.action in when.action for name in when.event_type}
+    key, names = ("event_type", types) if types else ("action", {name for when in fit for name in when.action})
+    yield Mistake(
+        (*path, key),
+        f"{getattr(sweep, key)!r} is taken by no route of {sweep.entity_type!r}; name one of theirs: "
+        + ", ".join(sorted(names)),
+    )
 
 
 def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:

@@ -81,7 +81,11 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
             for swept in sweeping.run(database, without_lease(), begin or usual, dry=dry):
                 progress.update(task, completed=swept.compared)
     except SweepFailed as error:
-        fail(f"{source} {entity_type}: {error}; {swept.compared} were compared, and the next sweep begins again")
+        if not dry:
+            sweeps.broke_off(database, source, entity_type, swept.missed)
+        fail(
+            f"{source} {entity_type}: {error}; {swept.compared} were compared, {swept.added} added, and the next sweep begins again"
+        )
     finally:
         sweeping.close()
     # A watermark says that all before it was compared, so one that began later has nothing to say.

@@ -77,12 +77,14 @@ def shown(database: Database, config: Config, observer: Observer, exporter: Expo
 
     def look() -> float:
         began = time.monotonic()
-        if exporter is not None:
-            exporter.ensure()
         try:
+            if exporter is not None:
+                exporter.ensure()
             backlog.look()
         except SQLAlchemyError as error:
             observer.database_trouble("reading the backlog", error)
+        except Exception as error:  # noqa: BLE001  # who ends this thread leaves gauges that stand still, and say nothing of it
+            observer.gauges_broke(error)
         return max(LOOK_EVERY_SECONDS, (time.monotonic() - began) / _PART_OF_THE_TIME)
 
     def keep() -> None:

@@ -30,23 +30,26 @@ class Place:
 
     A listing in the order of changes moves while it is read: what is changed leaves its place for the end, all behind it
     come one closer, and one of them would fall between two pages. So each page begins with the last entity of the one
-    before. One that has none of those has moved on, and is asked for from further back, twice as far each time.
+    before. One that has none of those as they were has moved on, and is asked for from further back, twice as far each
+    time: an entity that was changed since is no sign, as it has come here by way of the end.
 
     It remembers two pages, whatever the listing's length: the last one, and one before it, which is renewed at pages 1,
     2, 4, 8 and so on (Brent's way to find a cycle), so that pages which go round are noticed.
     """
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, count: int) -> None:
+        """`count` is what a page has that is not the last."""
         self.start = first
         """Of the page to ask for."""
         self.is_at_end = False
         self._first = first
+        self._count = count
         self._before: Sequence[Listed] = ()
         self._overlap = 0
         self._back = 1
         self._setbacks = 0
         self._number = 0
-        self._remembered: list[str] = []
+        self._remembered: Sequence[Listed] = ()
 
     def advance(self, page: Sequence[Listed]) -> list[Listed]:
         """Take in the page at `start`: what is new in it. Then `start` is the next one's, if it is not the end.
@@ -54,12 +57,11 @@ class Place:
         Raises:
             SweepFailed: the same pages come again and again, or the listing moves too fast to be followed.
         """
-        known = {each.id for each in self._before}
-        if self._overlap and not any(each.id in known for each in page) and self._can_go_back():
-            return []
         told = set(self._before)
+        if self._overlap and not any(each in told for each in page) and self._can_go_back():
+            return []
         fresh = [each for each in page if each not in told]
-        if not fresh and (not page or len(page) < len(self._before)):
+        if not fresh and self._ends_with(page):
             self.is_at_end = True
             return []
         if self._back == 1:
@@ -69,6 +71,11 @@ class Place:
         self._back, self._before, self._overlap = 1, page, int(len(page) > 1)
         self.start += len(page) - self._overlap
         return fresh
+
+    def _ends_with(self, page: Sequence[Listed]) -> bool:
+        """Whether a page of nothing new is the last. SCIM takes a start of 0 for 1, and gives the only page twice."""
+        is_only = self.start <= self._first + 1 and len(page) < self._count
+        return not page or len(page) < len(self._before) or is_only
 
     def _can_go_back(self) -> bool:
         """Ask from further back. At the beginning there is nothing before, and nothing is passed over from there on."""
@@ -85,9 +92,8 @@ class Place:
             raise SweepFailed("what is listed changes faster than it can be read: its pages don't connect")
 
     def _notice_a_cycle(self, page: Sequence[Listed]) -> None:
-        ids = [each.id for each in page]
-        if ids == self._remembered:
+        if page == self._remembered:
             raise SweepFailed(f"the page at {self.start} came before: does the path take a start?")
         self._number += 1
         if self._number & (self._number - 1) == 0:
-            self._remembered = ids
+            self._remembered = page

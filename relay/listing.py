@@ -58,7 +58,7 @@ class Pages:
         Raises:
             SweepFailed: a page can't be had or read, the pages come again and again, or move too fast to be followed.
         """
-        place = Place(self._table.first)
+        place = Place(self._table.first, self._table.count)
         while not place.is_at_end:
             page: list[Listed] = []
             for attempt in _retrying(context):

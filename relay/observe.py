@@ -115,13 +115,20 @@ class Observer:
     def swept(self, subject: str, found: Found) -> None:
         """A sweep has come to its end."""
         self.counts["sweeps"] += 1
+        self._count_sweep("swept", subject, found)
+
+    def swept_in_part(self, subject: str, found: Found) -> None:
+        """A sweep that has not come to its end has added what the next one will not find again."""
+        self._count_sweep("swept in part", subject, found)
+
+    def _count_sweep(self, what: str, subject: str, found: Found) -> None:
         for name in ("compared", "missed", "added"):
             self.counts[f"sweep_{name}"] += getattr(found, name)
         self.meters.count(metrics.SWEEP_COMPARED, found.source, found.entity_type, by=found.compared)
         self.meters.count(metrics.SWEEP_MISSED, found.source, found.entity_type, by=found.missed)
         level = logging.WARNING if found.missed else logging.INFO
         figures = (found.compared, found.missed, found.added)
-        _log.log(level, "swept %s compared=%d missed=%d added=%d", subject, *figures)
+        _log.log(level, "%s %s compared=%d missed=%d added=%d", what, subject, *figures)
 
     def sweep_failed(self, subject: str, error: str) -> None:
         """A sweep has not come to its end; the next begins again."""
@@ -131,6 +138,10 @@ class Observer:
     def sweep_broke(self, subject: str, bug: Exception) -> None:
         """A bug has ended a sweep."""
         _log.error("sweep of %s ended by a bug", subject, exc_info=bug)
+
+    def gauges_broke(self, bug: Exception) -> None:
+        """A bug has kept the gauges from being read; they are read again later."""
+        _log.error("a look at the backlog ended by a bug", exc_info=bug)
 
     def started(self, node: str, routes: Iterable[str]) -> None:
         """The relay begins to work."""

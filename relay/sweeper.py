@@ -45,6 +45,11 @@ def scheduled(config: Config) -> tuple[Sweeping, ...]:
     )
 
 
+def _missed(sweeping: Sweeping, swept: Swept) -> Alert:
+    figures = {"missed": swept.missed, "compared": swept.compared} if swept.missed else {}
+    return Alert("webhooks_missed", sweeping.subject, swept.missed > 0, figures)
+
+
 class Sweeper:
     """The thread. It ends soon after `stop` is set: a call that runs then is cut, and what was compared is not lost."""
 
@@ -64,6 +69,8 @@ class Sweeper:
         self._stop = stop
         self._context = Context(self._lease, stop, now)
         self._observer = observer
+        self._so_far: Swept | None = None
+        """Of the sweep that runs."""
         self._thread = threading.Thread(target=self._work, name="sweeps", daemon=True)
 
     def start(self) -> None:
@@ -92,6 +99,8 @@ class Sweeper:
                 self._take_turn(sweeping)
             except SQLAlchemyError as error:
                 self._observer.database_trouble("sweeping", error)
+            except Exception as error:  # noqa: BLE001  # who ends this thread ends every sweep, and nobody would hear of it
+                self._observer.sweep_broke(sweeping.subject, error)
 
     def _work(self) -> None:
         while not self._stop.wait(LOOK_EVERY_SECONDS):
@@ -103,20 +112,22 @@ class Sweeper:
             return
         if not sweeps.take(self._database, turn):
             return
+        self._so_far = None
         try:
             swept = self._sweep(sweeping, turn)
+            self._ended(sweeping, turn, swept)
         except SweepFailed as error:
             if self._stop.is_set():
-                sweeps.give_back(self._database, turn)
+                self._ended(sweeping, turn, None)
             else:
                 self._failed(sweeping, turn, str(error))
-        except SQLAlchemyError:
-            raise  # as due as before, when its lease has run out
+        except SQLAlchemyError as error:
+            self._observer.database_trouble("sweeping", error)
+            # Once more, as it may have been this one transaction; else it is as due as before when its lease has run out.
+            self._failed(sweeping, turn, f"the database: {type(getattr(error, 'orig', None) or error).__name__}")
         except Exception as error:  # noqa: BLE001  # a mistake in here is told like any failure, and stops no delivery
             self._observer.sweep_broke(sweeping.subject, error)
             self._failed(sweeping, turn, f"a bug: {type(error).__name__}")
-        else:
-            self._ended(sweeping, turn, swept)
         finally:
             sweeping.close()
 
@@ -126,7 +137,7 @@ class Sweeper:
         renew_at = time.monotonic() + RENEW_EVERY_SECONDS
         with closing(sweeping.run(self._database, self._context, since)) as running:
             for so_far in running:
-                swept = so_far
+                swept = self._so_far = so_far
                 if self._stop.is_set():
                     return None
                 if time.monotonic() >= renew_at:
@@ -137,20 +148,28 @@ class Sweeper:
 
     def _ended(self, sweeping: Sweeping, turn: sweeps.Turn, swept: Swept | None) -> None:
         if swept is None:
-            sweeps.give_back(self._database, turn)
+            sweeps.give_back(self._database, turn, *self._found_so_far(sweeping))
+            self._observe_so_far(sweeping)
             return
-        figures = {"missed": swept.missed, "compared": swept.compared}
-        alerts = [
-            Alert("webhooks_missed", sweeping.subject, swept.missed > 0, figures if swept.missed else {}),
-            Alert("sweep_failed", sweeping.subject, firing=False),
-        ]
+        alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
         sweeps.finish(self._database, swept.found, turn.node, alerts)
         self._observer.swept(sweeping.subject, swept.found)
 
     def _failed(self, sweeping: Sweeping, turn: sweeps.Turn, error: str) -> None:
         alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
-        sweeps.fail(self._database, turn, error, [alert])
+        missed, alerts = self._found_so_far(sweeping)
+        sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
         self._observer.sweep_failed(sweeping.subject, error)
+        self._observe_so_far(sweeping)
+
+    def _found_so_far(self, sweeping: Sweeping) -> tuple[int, list[Alert]]:
+        """What one that was broken off has missed: it is added, so that the next one finds it told."""
+        swept = self._so_far
+        return (swept.missed, [_missed(sweeping, swept)]) if swept is not None and swept.missed else (0, [])
+
+    def _observe_so_far(self, sweeping: Sweeping) -> None:
+        if self._so_far is not None and self._so_far.missed:
+            self._observer.swept_in_part(sweeping.subject, self._so_far.found)
 
     def _turn(self, sweeping: Sweeping) -> sweeps.Turn:
         table = sweeping.table

@@ -21,6 +21,7 @@ from inbox.config import Config
 from inbox.db import engine
 from inbox.event import Event, Identity, RawRequest, swept_parts
 from inbox.identify import to_event
+from inbox.routing import matches
 from inbox.store import STORES
 from inbox.timestamps import to_nanoseconds
 from relay.destinations.base import Clients, Context
@@ -64,6 +65,8 @@ class Sweeping:
         self.table = self.source.sweeps[number]
         self.api = config.apis[self.table.api]
         self._routes = [route for route in config.routes.values() if route.source == source]
+        told = (self.table.entity_type, self.table.event_type, self.table.action)
+        self._taken = [route.name for route in self._routes if matches(route.when, *told)]
         self._caller = Clients(config).api(self.table.api)
         self._pages = Pages(self.table, f"sources.{source}.sweeps[{number}]", self._caller)
 
@@ -101,7 +104,7 @@ class Sweeping:
             yield swept
             for page in self._pages.since(since, context):
                 old = [each for each in page if each.modified <= young]
-                lost = sweeps.missing(database, source, entity_type, old) if old else []
+                lost = sweeps.missing(database, source, entity_type, old, self._taken) if old else []
                 added = 0 if dry else additions.add([self._event(each, now) for each in lost])
                 swept = msgspec.structs.replace(
                     swept,

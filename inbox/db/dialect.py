@@ -134,6 +134,13 @@ class Sql:
         """The bytes that the hex text of `expression` names."""
         return f"decode({expression}, 'hex')" if self.is_postgres else f"from_hex({expression})"
 
+    def has_all(self, column: str, parameter: str) -> str:
+        """Whether a list column has every text of the JSON list that was bound."""
+        if self.is_postgres:
+            return f"{column} @> ARRAY(SELECT jsonb_array_elements_text(CAST(:{parameter} AS jsonb)))"
+        has = f"SELECT value FROM json_each({column})"
+        return f"NOT EXISTS (SELECT 1 FROM json_each(:{parameter}) wanted WHERE wanted.value NOT IN ({has}))"
+
     def optional(self, column: str, kind: str, *, parameter: str | None = None, operator: str = "=") -> str:
         """A condition on a column that holds for every row when its parameter is null."""
         name = parameter or column

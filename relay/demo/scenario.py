@@ -12,7 +12,6 @@ from relay.demo.entities import GROUP, USER, EntityType
 from relay.demo.identity import IdentityService
 from relay.demo.people import sample_edit, sample_group, sample_user
 from relay.demo.webhooks import Action
-from relay.store.sweeps import SLACK_SECONDS
 
 _WEIGHTS: Mapping[tuple[EntityType, Action], int] = {
     (USER, "update"): 68,
@@ -26,7 +25,7 @@ _LOSES_PHONE = 0.15
 _GETS_MIDDLE_NAME = 0.12
 """Which the other side has no field for."""
 _LAST_NUMBERS = 1000
-A_MOMENT_SECONDS = SLACK_SECONDS + 0.1
+A_MOMENT_SECONDS = 1.1
 """So long after the last told change one has to come for a sweep to know it is not the same: times may be cut to the second."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
@@ -10,14 +11,12 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.timestamps import as_time, time_text
+from inbox.event import swept_key
+from inbox.timestamps import as_time, time_text, to_nanoseconds
 from relay.alerts import Alert
 from relay.listed import Listed
 from relay.store.alerts import note
-from relay.store.database import Database
-
-SLACK_SECONDS = 1.0
-"""Times of events may be cut to the second, and an entity's is not."""
+from relay.store.database import Database, Transaction
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -52,18 +51,34 @@ def keep(database: Database, turn: Turn) -> bool:
         return bool(transaction.execute(_keep(database.sql), **_named(turn, "node", "lease")))
 
 
-def give_back(database: Database, turn: Turn) -> None:
-    """It was broken off, and is as due as before."""
+def give_back(database: Database, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
+    """It was broken off, and is as due as before. What it has `missed` is added, so that the next one won't find it."""
     with database.write() as transaction:
+        now = transaction.lock_order()
         transaction.execute(_GIVE_BACK, **_named(turn, "node"))
+        _add_missed(transaction, turn.source, turn.entity_type, missed)
+        note(transaction, alerts, now)
 
 
-def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert]) -> None:
-    """It could not come to its end: the watermark stays."""
+def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
+    """It could not come to its end: the watermark stays. `missed` is as in `give_back`."""
     with database.write() as transaction:
         now = transaction.lock_order()
         transaction.execute(_fail(database.sql), error=error, **_named(turn, "node"))
+        _add_missed(transaction, turn.source, turn.entity_type, missed)
         note(transaction, alerts, now)
+
+
+def broke_off(database: Database, source: str, entity_type: str, missed: int) -> None:
+    """One that had no turn, as a person ran it, has not come to its end. `missed` is as in `give_back`."""
+    with database.write() as transaction:
+        _add_missed(transaction, source, entity_type, missed)
+
+
+def _add_missed(transaction: Transaction, source: str, entity_type: str, missed: int) -> None:
+    """Also when another relay is at it by now."""
+    if missed:
+        transaction.execute(_ADD_MISSED, source=source, entity_type=entity_type, missed=missed)
 
 
 def _named(turn: Turn, *names: str) -> dict[str, object]:
@@ -77,16 +92,31 @@ def compared_until(database: Database, source: str, entity_type: str) -> datetim
     return as_time(found[0].compared_until) if found and found[0].compared_until is not None else None
 
 
-def missing(database: Database, source: str, entity_type: str, listed: Sequence[Listed]) -> list[Listed]:
-    """Those of which the inbox has no event of their last change, or a later one."""
-    rows = [{"id": each.id, "modified": each.modified} for each in listed]
+def missing(
+    database: Database, source: str, entity_type: str, listed: Sequence[Listed], routes: Sequence[str]
+) -> list[Listed]:
+    """Those of which the inbox has no event of their last change, or a later one, that took all of these routes.
+
+    An event that took others says nothing where the change was to be told. What a sweep has added for this very change is
+    there, whatever routes it took: it can't be added again.
+    """
+    rows = [
+        {
+            "id": each.id,
+            "modified": each.modified,
+            "milliseconds": each.modified.replace(microsecond=each.modified.microsecond // 1000 * 1000),
+            "seconds": each.modified.replace(microsecond=0),
+            "key": swept_key(entity_type, each.id, to_nanoseconds(each.modified)),
+        }
+        for each in listed
+    ]
     with database.read() as transaction:
         found = transaction.execute(
             _missing(database.sql),
             listed=rows_param(rows),
             source=source,
             entity_type=entity_type,
-            slack=-SLACK_SECONDS,
+            routes=json.dumps(list(routes)),
         )
     ids = {row.id for row in found}
     return [each for each in listed if each.id in ids]
@@ -120,16 +150,22 @@ _WATERMARK = text("SELECT compared_until FROM sweep_watermark WHERE source = :so
 def _missing(sql: Sql) -> TextClause:
     """One look at the newest event answers nearly always, however many an entity has; the others are read only after it.
 
-    CASE keeps Postgres from joining with the whole inbox instead.
+    CASE keeps Postgres from joining with the whole inbox instead, and a scalar instead of an EXISTS from reading all keys.
+
+    The time of an event may be cut to the second or to the millisecond where the entity's is not. One with a fraction was
+    not cut to the second, so that an earlier one in the second of the change is of another change.
     """
-    told = f"occurred_at > {sql.plus_seconds('listed.modified', ':slack')}"
+    late = "(i.occurred_at >= listed.modified OR i.occurred_at IN (listed.milliseconds, listed.seconds))"
+    told = f"({late} AND {sql.has_all('i.routes', 'routes')})"
     of_entity = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = listed.id"
+    columns = {"id": "text", "modified": "time", "milliseconds": "time", "seconds": "time", "key": "text"}
     return text(f"""
 SELECT listed.id
-FROM {sql.rows("listed", id="text", modified="time")}
+FROM {sql.rows("listed", **columns)}
 WHERE CASE
-    WHEN (SELECT i.{told} FROM inbox i WHERE {of_entity} ORDER BY i.seq DESC LIMIT 1) THEN false
-    ELSE NOT EXISTS (SELECT 1 FROM inbox i WHERE {of_entity} AND i.{told}) END
+    WHEN (SELECT {told} FROM inbox i WHERE {of_entity} ORDER BY i.seq DESC LIMIT 1) THEN false
+    WHEN EXISTS (SELECT 1 FROM inbox i WHERE {of_entity} AND {told}) THEN false
+    ELSE (SELECT i.seq FROM inbox i WHERE i.source = :source AND i.dedup_key = listed.key LIMIT 1) IS NULL END
 """)
 
 
@@ -169,6 +205,12 @@ def _keep(sql: Sql) -> TextClause:
 
 
 _GIVE_BACK = text(f"UPDATE sweep_watermark SET lease_until = NULL, relay_node = NULL WHERE {_MINE}")
+
+
+_ADD_MISSED = text("""
+INSERT INTO sweep_watermark AS w (source, entity_type, missed) VALUES (:source, :entity_type, :missed)
+ON CONFLICT (source, entity_type) DO UPDATE SET missed = w.missed + excluded.missed
+""")
 
 
 @cache

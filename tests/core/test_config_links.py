@@ -111,12 +111,30 @@ def test_steps_that_need_no_counterpart_need_no_find() -> None:
 
 SWEEP = '[[sources.trivore.sweeps]]\napi = "identity"\npath = "/user"\nentity_type = "USER"\n'
 
+ONLY_LOGINS_AND_UPDATES = """\
+[routes.users.when]
+event_type = ["UPDATE"]
+[routes.all.when]
+event_type = ["LOGIN"]
+"""
+ONLY_CREATIONS = """\
+[routes.users.when]
+action = ["create"]
+[routes.all.when]
+entity_type = ["GROUP"]
+"""
+
 
 @pytest.mark.parametrize(
     ("sweeps", "expected"),
     [
         (SWEEP.replace('"identity"', '"idntity"'), "api: there is no api 'idntity'; did you mean 'identity'?"),
         (SWEEP + SWEEP, "entity_type: 'USER' has a sweep already; one table for each type"),
+        (
+            SWEEP + ONLY_LOGINS_AND_UPDATES,
+            "event_type: 'sweep' is taken by no route of 'USER'; name one of theirs: LOGIN, UPDATE",
+        ),
+        (SWEEP + ONLY_CREATIONS, "action: 'update' is taken by no route of 'USER'; name one of theirs: create"),
         (f'{SWEEP}every = "0s"', "every: must be longer than nothing; leave it out for `relay sweep` by hand"),
     ],
 )
@@ -124,3 +142,15 @@ def test_sweeps_that_can_not_be_run_are_told(sweeps: str, expected: str) -> None
     with pytest.raises(ConfigError) as caught:
         parse(FILE + sweeps)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ONLY_LOGINS_AND_UPDATES.replace('"LOGIN"', '"LOGIN", "sweep"'),
+        '[routes.users.when]\nentity_type = ["GROUP"]\n[routes.all.when]\nentity_type = ["GROUP"]',
+    ],
+    ids=["one takes them", "none is for its type"],
+)
+def test_a_sweep_whose_events_are_taken_or_whose_type_nobody_wants_is_right(more: str) -> None:
+    assert parse(FILE + SWEEP + more).sources["trivore"].sweeps

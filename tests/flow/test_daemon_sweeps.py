@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 from tenacity import wait_none
 
 from inbox.clock import SystemClock
@@ -149,4 +150,52 @@ def test_a_bug_is_told_like_a_failure(
     monkeypatch.setattr("relay.sweeping.Sweeping.run", lambda *_: 1 / 0)
     a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN)).look()
     assert watermark(engine)["error"] == "a bug: ZeroDivisionError"
+    assert "sweep of trivore USER ended by a bug" in caplog.messages
+
+
+def watched(engine: Engine, table: str) -> Sweeper:
+    return a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN))
+
+
+def test_what_one_has_added_that_broke_off_is_told_though_the_next_one_finds_nothing(
+    engine: Engine, directory: Directory, table: str
+) -> None:
+    directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
+    directory.statuses = [200, 404]
+    sweeps = watched(engine, table)
+    sweeps.look()
+    assert (watermark(engine)["missed"], watermark(engine)["compared_until"]) == (2, None)
+    assert {kind for kind, _, firing in alerted(engine) if firing} == {"webhooks_missed", "sweep_failed"}
+    assert (sweeps._observer.counts["sweep_missed"], sweeps._observer.counts["sweeps"]) == (2, 0)
+
+
+def test_so_it_is_when_the_process_is_to_end(engine: Engine, directory: Directory, table: str) -> None:
+    directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
+    sweeps = watched(engine, table)
+    directory.before_page = lambda page: sweeps._stop.set() if page == 2 else None
+    sweeps.look()
+    left = watermark(engine)
+    assert (left["missed"], left["error"]) == (count(engine, "inbox"), None)
+    assert left["missed"] >= 2, "the first page, and the second, where it came before it was cut"
+    assert alerted(engine) == [("webhooks_missed", "trivore USER", True)]
+
+
+def test_an_error_of_the_database_is_told_like_a_failure(
+    engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DBAPIError("SELECT", {}, ValueError("refused"))
+
+    monkeypatch.setattr("relay.store.sweeps.missing", refuse)
+    watched(engine, table).look()
+    left = watermark(engine)
+    assert (left["error"], left["lease_until"]) == ("the database: ValueError", None)
+    assert alerted(engine) == [("sweep_failed", "trivore USER", True)]
+
+
+def test_a_bug_outside_of_a_sweep_ends_no_other(
+    engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("relay.store.sweeps.is_due", lambda *_: 1 / 0)
+    watched(engine, table).look()
     assert "sweep of trivore USER ended by a bug" in caplog.messages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -13,6 +13,8 @@ from tenacity import wait_none
 
 from inbox import config_file
 from inbox.errors import SweepFailed
+from inbox.event import Event, swept_key
+from inbox.timestamps import to_nanoseconds
 from relay import listing
 from relay.destinations.base import without_lease
 from relay.listed import Listed
@@ -120,7 +122,54 @@ def test_a_change_is_told_by_any_event_as_late_as_it_or_cut_to_its_second(
 ) -> None:
     steps.arrive(*(an_event(number, second=second) for number, second in enumerate(seconds, start=1)))
     listed = Listed("u1", START + timedelta(seconds=5.9))
-    assert sweeps.missing(steps.database, "trivore", "USER", [listed]) == ([listed] if lost else [])
+    assert is_missing(steps, listed) == lost
+
+
+def is_missing(steps: Steps, listed: Listed, routes: Sequence[str] = ("strict",)) -> bool:
+    return sweeps.missing(steps.database, "trivore", "USER", [listed], routes) == [listed]
+
+
+def at(event: Event, seconds: float) -> Event:
+    return msgspec.structs.replace(event, occurred_at=START + timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize(
+    ("told", "lost"),
+    [(5.1, True), (5.949, True), (5.95, False), (5.950999, False), (5, False)],
+    ids=["earlier in its second", "a millisecond before", "cut to the millisecond", "later", "cut to the second"],
+)
+def test_an_earlier_event_in_the_second_of_a_change_is_of_another_change_where_times_have_fractions(
+    steps: Steps, told: float, lost: bool
+) -> None:
+    steps.arrive(at(an_event(1), told))
+    assert is_missing(steps, Listed("u1", START + timedelta(seconds=5.9503))) == lost
+
+
+@pytest.mark.parametrize("newest", [True, False])
+@pytest.mark.parametrize(
+    ("taken", "asked", "lost"),
+    [
+        ([], ["strict"], True),
+        (["latest"], ["strict"], True),
+        (["strict"], ["latest", "strict"], True),
+        (["latest", "strict"], ["strict"], False),
+        ([], [], False),
+        (["latest"], [], False),
+    ],
+)
+def test_a_change_is_told_by_an_event_that_took_every_route_it_would_take(
+    steps: Steps, newest: bool, taken: list[str], asked: list[str], lost: bool
+) -> None:
+    """Whether it is the newest by arrival, or there is an older one after it."""
+    steps.arrive(an_event(9, routes=taken), *([] if newest else [an_event(1, routes=asked)]))
+    assert is_missing(steps, Listed("u1", START + timedelta(seconds=5)), asked) == lost
+
+
+def test_what_a_sweep_has_added_is_there_though_a_route_has_come_since(steps: Steps) -> None:
+    listed = Listed("u1", START + timedelta(seconds=5))
+    key = swept_key("USER", "u1", to_nanoseconds(listed.modified))
+    steps.arrive(msgspec.structs.replace(an_event(5), dedup_key=key))
+    assert not is_missing(steps, listed, ["strict", "latest"])
 
 
 @pytest.fixture
@@ -194,7 +243,7 @@ def test_what_is_found_again_by_a_sweep_that_begins_again_is_not_added_twice(
 ) -> None:
     assert run(sweeping, engine).added == 10
     assert run(sweeping, engine).missed == 0
-    everything: Callable[..., list[Listed]] = lambda *given: list(given[-1])  # noqa: E731  # as if none was there yet
+    everything: Callable[..., list[Listed]] = lambda *given: list(given[3])  # noqa: E731  # as if none was there yet
     monkeypatch.setattr(sweeps, "missing", everything)
     again = run(sweeping, engine)
     assert (again.missed, again.added, count(engine, "inbox")) == (10, 0, 10)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import msgspec
+import pytest
 
 from inbox import metrics
 from inbox.config import Route
 from inbox.metrics import Meters, Metric
-from relay import facts
+from relay import facts, gauges
 from relay.gates import Breaker, BreakerState, Gates
 from relay.gauges import Backlog
 from relay.observe import Observer
@@ -122,6 +125,23 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     backlog.look()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0
+
+
+def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks, again = count(1), threading.Event()
+
+    def look(_: Backlog) -> None:
+        if next(looks) == 1:
+            raise ZeroDivisionError
+        again.set()
+
+    monkeypatch.setattr(gauges, "LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(Backlog, "look", look)
+    with gauges.shown(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
+        assert again.wait(30)
+    assert "a look at the backlog ended by a bug" in caplog.messages
 
 
 def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
