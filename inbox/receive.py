@@ -23,7 +23,6 @@ from inbox.errors import (
     NotDelivered,
     RequestError,
     StillOpen,
-    TooLarge,
     TooMany,
     Unavailable,
 )
@@ -36,8 +35,9 @@ from inbox.sources.auth import Verifier
 from inbox.sources.base import Preset
 from inbox.store import Rejected
 
-LEAST_LIMIT = 256 * 1024
-"""Bytes that are read of any body, before it is known who sends it."""
+UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
+"""Bytes: as most presets have it. A source with another limit can be told from one that does not exist by a larger request;
+to read all for everybody would let strangers send as much as the largest source may."""
 
 AT_ONCE = 64 * 1024
 """Bytes. A larger body is hashed and read in a thread: 25 MiB take a good part of a second, in which no other request of the
@@ -113,7 +113,6 @@ class Webhooks:
 
     def __init__(self, inlets: Mapping[str, Inlet], stranger: Verifier, clock: Clock, room: Room) -> None:
         self._inlets = inlets
-        self._largest = max([LEAST_LIMIT, *(inlet.max_body for inlet in inlets.values())])
         self._room = room
         self._stranger = stranger
         self._clock = clock
@@ -153,7 +152,7 @@ class Webhooks:
         body, place = b"", Place(self._room)
         proven: Inlet | None = None
         try:
-            body = await read(req, self._largest, place)  # for all alike, or a 413 would tell which sources there are
+            body = await read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body, place)
             raw = RawRequest(
                 source=source,
                 headers=headers,
@@ -169,10 +168,6 @@ class Webhooks:
             proven = inlet
             if proven is None:
                 raise NotAuthenticated("unknown source")  # the stranger's verifier has refused already
-            if len(body) > proven.max_body:
-                raise TooLarge(
-                    f"the body may have at most {proven.max_body} bytes, this one has {len(body)}", field="body"
-                )
             _spend(proven)
             await self._take_in(proven, raw, resp)
         except RequestError as error:
@@ -268,7 +263,7 @@ def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Reje
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),
         headers=None if inlet is None else kept_headers(inlet.source, inlet.preset, raw.headers),
-        body=None if inlet is None or isinstance(error, TooLarge) else raw.body,
+        body=None if inlet is None else raw.body,
     )
 
 

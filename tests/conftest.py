@@ -20,6 +20,18 @@ from inbox.db import migrate
 
 _numbers = count(1)
 
+LONG = ("tests/model/", "tests/faults/")
+"""Folders whose tests take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long tests, shared out among the processes: else one of them would be alone with the last for minutes."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.nodeid.startswith(LONG)]
+    others = [item for item in items if not item.nodeid.startswith(LONG)]
+    shares = [others[len(others) * n // processes : len(others) * (n + 1) // processes] for n in range(processes)]
+    items[:] = [item for n, share in enumerate(shares) for item in (*long[n::processes], *share)]
+
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:

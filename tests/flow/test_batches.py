@@ -166,6 +166,6 @@ async def test_without_the_sort_they_deadlock(postgres_database_url: str, monkey
     statement = store._POSTGRES_APPEND.text
     assert statement.count(SORTED) == 1
     monkeypatch.setattr(store, "_POSTGRES_APPEND", text(statement.replace(SORTED, "ORDER BY seq")))
-    await _overlap(postgres_database_url, SECONDS, until_one_fails=True)
+    await _overlap(postgres_database_url, 4 * SECONDS, until_one_fails=True)
 
     assert deadlocks(postgres_database_url) > 0
