@@ -133,7 +133,14 @@ def test_a_body_that_does_not_become_whole_does_not_reach_the_receiver(
 def test_a_body_that_is_too_large_is_413(deployed: Deployment) -> None:
     large = body(more="x" * 300_000)
     for sent in (webhook(payload=large), chunked(chunk(large), b"0\r\n\r\n")):
-        assert [answer.status for answer in deployed.send(sent)] == [413]
+        with deployed.connected() as sender:
+            sender.sendall(sent)
+            head = b""
+            while b"\r\n" not in head:  # a proxy may leave off behind the head when it gives a body up
+                more = sender.recv(65536)
+                assert more, "no answer"
+                head += more
+        assert head.split(b" ", 2)[1] == b"413"
 
 
 def test_what_is_no_path_of_the_receivers_does_not_reach_it(deployed: Deployment) -> None:
