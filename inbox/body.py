@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 
 from falcon.asgi import Request
 
@@ -14,6 +15,9 @@ READ_WITHIN_SECONDS = 10.0
 
 CUT_SHORT = "inbox.cut_short"
 """Set in a request's ASGI scope by our server (`inbox.wire`) when no more of the body will come: the reason."""
+
+WHOLE = "inbox.whole"
+"""In the scope of a request whose body has come already: nothing has to be waited for, and a deadline costs more than reading."""
 
 GO_ON = "inbox.go_on"
 """In the scope of a request that expects `100-continue`: what tells the sender to send its body."""
@@ -34,7 +38,7 @@ async def read(req: Request, most: int, place: Place) -> bytes:
     if GO_ON in req.scope:
         req.scope[GO_ON]()
     try:
-        async with asyncio.timeout(READ_WITHIN_SECONDS):
+        async with asyncio.timeout(READ_WITHIN_SECONDS) if WHOLE not in req.scope else nullcontext():
             if announced is not None and announced <= SMALL_BODY:
                 body: bytes = await req.stream.read(most + 1)
             else:

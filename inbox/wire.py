@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 
 from inbox import head
-from inbox.body import CUT_SHORT, GO_ON
+from inbox.body import CUT_SHORT, GO_ON, WHOLE
 from inbox.connection import Connection, Ending
 from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.limits import Bucket, Capacity
@@ -161,6 +161,7 @@ class Wire(Connection):
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keep_alive and not self._leaving
         super().on_message_complete()
+        cast("dict[str, Any]", self.cycle.scope)[WHOLE] = True
         self._unused = 0
 
     def on_response_complete(self) -> None:
