@@ -43,7 +43,7 @@ def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator
 
 def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
     """A source without any proof is told so: who wants that has to write it."""
-    by_signature = source.signature is not None if preset.name == "custom" else preset.signs
+    by_signature = bool(preset.signatures or preset.prover or source.signature)
     if source.secrets is not None and not by_signature:
         yield Mistake(
             (*path, "secrets"),

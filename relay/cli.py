@@ -89,13 +89,7 @@ def run(
             database.engine.dispose()
             options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
             parent = Supervisor(
-                options,
-                config,
-                processes=processes,
-                drain=drain,
-                orders=orders,
-                observer=observer,
-                exporter=exporter,
+                options, config, processes=processes, drain=drain, orders=orders, observer=observer, exporter=exporter
             )
             raise typer.Exit(parent.run())
         observer.meters, database.on_facts = meters_of(config), observer.appended

@@ -130,11 +130,6 @@ class Preset:
     sample: Callable[[str, str, str, datetime], Sample] | None = None
     """A webhook about an entity: its type, its id, the event type and the time."""
 
-    @property
-    def signs(self) -> bool:
-        """Whether it proves itself by the source's `secrets`."""
-        return bool(self.signatures or self.prover or "signature" in self.own_keys)
-
     def greeting(self, raw: RawRequest) -> Greeting | None:
         """The answer, if the request is this provider's handshake.
 
