@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,8 +116,13 @@ def rig(
     with contextlib.ExitStack() as stack:
         schedule = {"seed": seed, "kind": kind, "streams": msgspec.to_builtins(streams)}
         (folder / "schedule.json").write_text(json.dumps(schedule, indent=1), encoding="utf-8")
-        disk = stack.enter_context(small_disk(folder / "disk", megabytes)) if can_be_made(kind) else None
-        store = stack.enter_context(_on_postgres(folder, disk) if kind == "postgres" else _on_sqlite(folder, disk))
+        # Not below pytest's own folder, to which each session that begins beside this one bars the user that Postgres runs as.
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-rig-", dir="/tmp")))
+        disk = stack.enter_context(small_disk(data / "disk", megabytes)) if can_be_made(kind) else None
+        if disk is not None:
+            data = disk.path
+        cuts = folder / "cuts.jsonl"
+        store = stack.enter_context(_on_postgres(data, disk, cuts) if kind == "postgres" else _on_sqlite(data, disk))
         downstream = stack.enter_context(serving(folder / "arrivals.jsonl", script))
         at = stack.enter_context(site(folder, _config(store, downstream.url)))
         made = Rig(folder, seed, store=store, at=at, downstream=downstream, per_second=per_second)
@@ -130,8 +136,8 @@ def _config(store: Store, url: str) -> str:
 
 
 @contextlib.contextmanager
-def _on_postgres(folder: Path, disk: SmallDisk | None) -> Iterator[Store]:
-    with killable(disk.path if disk else folder) as server, proxied(server.sockets, folder / "cuts.jsonl") as proxy:
+def _on_postgres(data: Path, disk: SmallDisk | None, cuts: Path) -> Iterator[Store]:
+    with killable(data) as server, proxied(server.sockets, cuts) as proxy:
         server.create_database(DATABASE)
         engine = create_engine(server.url(DATABASE), poolclass=NullPool)
         migrate.upgrade(engine)
@@ -139,8 +145,8 @@ def _on_postgres(folder: Path, disk: SmallDisk | None) -> Iterator[Store]:
 
 
 @contextlib.contextmanager
-def _on_sqlite(folder: Path, disk: SmallDisk | None) -> Iterator[Store]:
-    url = f"sqlite:///{disk.path if disk else folder}/inbox.db"
+def _on_sqlite(data: Path, disk: SmallDisk | None) -> Iterator[Store]:
+    url = f"sqlite:///{data}/inbox.db"
     engine = engines.connect(url, application="tests")
     migrate.upgrade(engine)
     yield Store(url, engine, disk)
