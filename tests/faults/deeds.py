@@ -38,7 +38,7 @@ def do_all(rig: Rig, streams: Streams) -> list[str]:
     def do(name: str) -> None:
         try:
             for fault in streams[name]:
-                if rig.stopping.wait(max(BREATH, began + fault.at - time.monotonic())):
+                if rig.stopping.wait(max(BREATH, began + fault.at * rig.slowness - time.monotonic())):
                     return
                 DEEDS[fault.kind](rig, name, fault)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is told with all the evidence

@@ -52,7 +52,9 @@ class Place:
             self.program.kill()
             self._note("kill a relay", at, at)
             self.program = self._start()
-        self._wait_until_started(self.program)
+        took = self._wait_until_started(self.program)
+        self._ledger.append(kind="start a relay", who=self.name, begin=at, end=at + took)
+        self._stopping.wait(took)  # so that however slow the machine is, a relay works as long as it starts
 
     def freeze(self, seconds: float) -> None:
         """SIGSTOP the relay while it works on something; SIGCONT when another one is just working on that, or at last."""
@@ -99,17 +101,22 @@ class Place:
             self.program.send(signal.SIGTERM)
             return self.program.ends(STOPPED_WITHIN)
 
-    def _wait_until_started(self, program: Program) -> None:
+    def wait_until_started(self, within: float = STARTED_WITHIN) -> float:
+        """Until the relay has begun to work; how many seconds that took from now on."""
+        return self._wait_until_started(self.program, within)
+
+    def _wait_until_started(self, program: Program, within: float = STARTED_WITHIN) -> float:
         """A relay that starts without a database ends instead, and is started again in the place."""
-        self._wait_for(
-            lambda: STARTED.search((program if program.runs else self.program).output) is not None, STARTED_WITHIN
+        return self._wait_for(
+            lambda: STARTED.search((program if program.runs else self.program).output) is not None, within
         )
 
-    def _wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Not for long: whether it comes is judged by others."""
-        deadline = time.monotonic() + seconds
-        while not condition() and time.monotonic() < deadline and not self._stopping.is_set():
+    def _wait_for(self, condition: Callable[[], bool], seconds: float) -> float:
+        """Not for long: whether it comes is judged by others. How long it took."""
+        begin = time.monotonic()
+        while not condition() and time.monotonic() < begin + seconds and not self._stopping.is_set():
             self._stopping.wait(0.1)
+        return time.monotonic() - begin
 
     def _revive(self) -> None:
         if not self.program.runs:

@@ -7,6 +7,7 @@ import json
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,11 @@ from tests.helpers.sender import Sender
 from tests.helpers.webhooks import config_text
 
 SUPERVISED_EVERY = 0.2
+STARTED_WITHIN = 60.0
+STARTS_IN = 2.5
+"""Seconds in which the receiver and then all relays start where the amounts of faults were tried."""
+BEHIND = 400
+"""So many events that have not come downstream yet are enough to work on."""
 SENDER_WAITS = 4.0
 DATABASE = "inbox"
 
@@ -48,7 +54,11 @@ class Store(msgspec.Struct):
 
 
 class Rig:
-    """Everything that runs. `faults` has a line for each thing that was done, with its `kind`, `begin` and `end`."""
+    """Everything that runs. `faults` has a line for each thing that was done, with its `kind`, `begin` and `end`.
+
+    `slowness` is how many times as long this machine takes to start it all as one on which it was tried: schedules and
+    deadlines are stretched by it, and less is sent.
+    """
 
     def __init__(
         self, folder: Path, seed: int, *, store: Store, at: Site, downstream: Downstream, per_second: float
@@ -62,12 +72,22 @@ class Rig:
         self.faults = Ledger(folder / "faults.jsonl")
         self.stopping = threading.Event()
         self._starting = threading.Lock()
+        begin = time.monotonic()
         self.receiver, port = at.receiver(workers=1 if store.postgres is None else 2)
         self.relays = {
             name: Place(name, self._start_relay, store.engine, self.faults, self.stopping) for name in RELAYS
         }
+        for relay in self.relays.values():
+            relay.wait_until_started(STARTED_WITHIN)
+        self.slowness = max(1.0, (time.monotonic() - begin) / STARTS_IN)
         self.sender = Sender(
-            folder / "sends.jsonl", port, events(seed), connections=6, per_second=per_second, timeout=SENDER_WAITS
+            folder / "sends.jsonl",
+            port,
+            events(seed),
+            connections=6,
+            per_second=per_second / self.slowness,
+            timeout=SENDER_WAITS,
+            slowly_while=self._is_behind,
         )
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
         self._supervisor.start()
@@ -92,6 +112,9 @@ class Rig:
         self._supervisor.join()
         self.sender.stop()
         self.faults.close()
+
+    def _is_behind(self) -> bool:
+        return self.sender.accepted() - len(self.downstream.events) > BEHIND
 
     def _start_relay(self) -> Program:
         """Each has a file of its own, with a URL of its own, so that the downstream service knows who calls."""

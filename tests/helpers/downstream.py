@@ -52,11 +52,13 @@ class Downstream:
     """Takes `seconds` for each request. `arrivals` has a line for each.
 
     Of a line: `seq`, `run`, `attempt`, `entity`, `occurred_at`, `body`, the `status` it comes to, and whether that was
-    `sent`, which is so unless the line says otherwise. `caller` is what the URL ended in beyond `url`.
+    `sent`, which is so unless the line says otherwise. `caller` is what the URL ended in beyond `url`. `events` has the
+    `seq` of everything that came, once.
     """
 
     def __init__(self, path: Path, script: Script = always_well, seconds: float = 0.0) -> None:
         self.arrivals = Ledger(path)
+        self.events: set[int] = set()
         self.seconds = seconds
         self._script = script
         self._server = _Server(("127.0.0.1", 0), self._handler())
@@ -77,6 +79,7 @@ class Downstream:
         told = self._script(seq, attempt)
         answer = Answer(told) if isinstance(told, int) else told
         event = json.loads(payload)
+        self.events.add(seq)
         self.arrivals.append(
             seq=seq,
             run=run,

@@ -7,13 +7,14 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tests.helpers.ledger import Ledger
 from tests.helpers.webhooks import HEADERS, PATH, body
 
 OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
+SLOWLY = 1.0
 Event = tuple[str, str]
 """The entity's id, and when it changed."""
 
@@ -23,6 +24,7 @@ class Sender:
 
     `sends` has two lines for each request: before it is sent (`outcome` is None), and after its answer: ok (200, with
     its `seq` and `answer`), failed (any other `status`; `retry_after` as it came) or unknown (no whole answer came).
+    While `slowly_while()`, each connection begins with at most one event in SLOWLY seconds.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Sender:
         per_second: float = 1000.0,
         tries: int = 200,
         timeout: float = 10.0,
+        slowly_while: Callable[[], bool] = lambda: False,
     ) -> None:
         self.sends = Ledger(path)
         self._port = port
@@ -43,6 +46,8 @@ class Sender:
         self._pause = connections / per_second
         self._tries = tries
         self._timeout = timeout
+        self._slowly_while = slowly_while
+        self._accepted = 0
         self._outcomes: Counter[str] = Counter()
         self._enough = threading.Event()
         self._stopped = threading.Event()
@@ -58,6 +63,10 @@ class Sender:
     def acknowledged(self) -> int:
         """How many requests were answered 200 so far."""
         return self._outcomes[OK]
+
+    def accepted(self) -> int:
+        """How many events were stored so far, as far as their answers told."""
+        return self._accepted
 
     def refused(self) -> int:
         """How many requests got another answer so far."""
@@ -80,7 +89,8 @@ class Sender:
         while (event := self._take()) is not None:
             began = time.monotonic()
             self._send(connection, event)
-            self._enough.wait(max(0.0, self._pause - (time.monotonic() - began)))
+            pause = SLOWLY if self._slowly_while() else self._pause
+            self._enough.wait(max(0.0, pause - (time.monotonic() - began)))
         connection.close()
 
     def _take(self) -> Event | None:
@@ -118,3 +128,4 @@ class Sender:
         self.sends.append(**about, outcome=outcome, **more)
         with self._taking:
             self._outcomes[outcome] += 1
+            self._accepted += more.get("answer") == "accepted"
