@@ -135,8 +135,9 @@ def tells_again(event: Told, delivered: Told) -> bool:
 
     Of two webhooks the source's `dedup` has decided by their keys: two that it tells apart are two events, whatever else
     they share, and in `strict` every event matters. A sweep's event has a key of its own kind, so that the webhook of the
-    same change, when it comes late after all, is told apart from it by nothing but that. The other way round there is
-    nothing to decide: a sweep adds no event of what a webhook has told.
+    same change, when it comes late after all, is told apart from it by nothing but that. It stands for one webhook: the
+    first is superseded, a second one of its instant is another change. The other way round there is nothing to decide: a
+    sweep adds no event of what a webhook has told.
 
     On a route in `latest` what was said does not matter, but what was fetched: two changes in one second say the same, and
     the second must not be lost. There `covers` alone decides.

@@ -11,10 +11,7 @@ from inbox.config import Config
 from inbox.timestamps import as_time
 from relay.alerts import Alert
 from relay.store.alerts import note
-from relay.store.database import Database, Transaction
-
-_MARGIN = 10_000
-"""Numbers commit out of order: what is looked for may stand so far below the highest that was there at the last look."""
+from relay.store.database import SEQS_OUT_OF_ORDER, Database, Transaction
 
 
 class Watch:
@@ -45,7 +42,7 @@ class Watch:
             return
         highest = transaction.execute(_HIGHEST)[0].seq or 0
         for name, source in watched.items():
-            last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - _MARGIN)
+            last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - SEQS_OUT_OF_ORDER)
             if last:  # its newest event may have been readmitted, and have arrived before the one before it
                 arrived = as_time(last[0].received_at)
                 self._heard[name] = max(self._heard.get(name, arrived), arrived)

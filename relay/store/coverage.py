@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -17,7 +18,7 @@ from relay import facts
 from relay.lifecycle import OpenDelivery, append
 from relay.ordering import LastDelivered, Told, covers, tells_again
 from relay.policy import UNKNOWN_ROUTE, RoutePolicy
-from relay.store.database import Transaction, as_open_delivery
+from relay.store.database import SEQS_OUT_OF_ORDER, Transaction, as_open_delivery
 from relay.store.lanes import Lane, locked_of_lanes
 
 
@@ -49,7 +50,7 @@ def drop_needless(
 
 
 def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[int, str], facts.Superseded]:
-    """Those that say again what a sweep's event has said on their route.
+    """Those that say again what a sweep's event has said on their route; it stands for one webhook, the first that comes.
 
     Such an event is found by its key, which follows from entity and instant: one entry of an index, however many events an
     entity has.
@@ -64,11 +65,34 @@ def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
     found = transaction.execute(_swept(transaction.sql), asked=rows_param(asked)) if asked else []
-    return {
-        (row.late_seq, row.route): facts.Superseded(by=row.seq, because="told")
-        for row in found
-        if tells_again(_as_told(events[row.late_seq]), _as_told(row))
-    }
+    again = [row for row in found if tells_again(_as_told(events[row.late_seq]), _as_told(row))]
+    taken = _standing_for_others(transaction, again) if again else set()
+    told = {}
+    for row in sorted(again, key=lambda row: row.late_seq):
+        if (row.seq, row.route) not in taken:
+            taken.add((row.seq, row.route))
+            told[row.late_seq, row.route] = facts.Superseded(by=row.seq, because="told")
+    return told
+
+
+def _standing_for_others(transaction: Transaction, swept: Sequence[Any]) -> set[tuple[int, str]]:
+    """Those of these sweeps' events, by seq and route, that a webhook was superseded by."""
+    of_entities = defaultdict(list)
+    for row in swept:
+        of_entities[row.source, row.entity_type, row.entity_id].append(row)
+    asked = [
+        {
+            "source": source,
+            "entity_type": entity_type,
+            "entity_id": entity_id,
+            "above": min(row.seq for row in rows) - SEQS_OUT_OF_ORDER,
+            "first": min(as_time(row.occurred_at) for row in rows),
+            "last": max(as_time(row.occurred_at) for row in rows),
+        }
+        for (source, entity_type, entity_id), rows in of_entities.items()
+    ]
+    found = transaction.execute(_superseded_by_sweeps(transaction.sql), asked=rows_param(asked))
+    return {(row.by_seq, row.route) for row in found}
 
 
 def _swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
@@ -149,6 +173,25 @@ WHERE (
     SELECT l.id FROM delivery_log l
     WHERE l.seq = i.seq AND l.route = asked.route AND l.kind IN ('delivered', 'unchanged')
     LIMIT 1) IS NOT NULL
+""")
+
+
+@cache
+def _superseded_by_sweeps(sql: Sql) -> TextClause:
+    """They came after the sweep's event, so that of an entity only what has come since then is looked at."""
+    asked = sql.rows(
+        "asked", source="text", entity_type="text", entity_id="text", above="bigint", first="time", last="time"
+    )
+    later = sql.looked_up(
+        asked,
+        "inbox i",
+        "i.source = asked.source AND i.entity_type = asked.entity_type AND i.entity_id = asked.entity_id"
+        " AND i.seq > asked.above AND i.occurred_at BETWEEN asked.first AND asked.last",
+    )
+    return text(f"""
+SELECT CAST(l.detail ->> 'by' AS bigint) AS by_seq, l.route
+FROM {sql.looked_up(later, "delivery_log l", "l.seq = i.seq AND l.kind = 'superseded'")}
+WHERE l.detail ->> 'because' = 'told'
 """)
 
 

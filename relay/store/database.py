@@ -19,6 +19,8 @@ from inbox.timestamps import as_time, time_text
 from relay import facts
 from relay.lifecycle import HEADS, OpenDelivery, State
 
+SEQS_OUT_OF_ORDER = 10_000
+"""A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
 _ROWS_OF_A_WRITE = 4
 """About: a transaction of the relay touches a few rows, or hundreds."""
 

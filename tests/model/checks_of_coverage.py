@@ -17,7 +17,7 @@ def the_superseded_have_a_stand_in(moment: Moment) -> Sequence[object]:
     """One of its lane.
 
     In `latest` a newer one that is to come or was delivered, or a success that covers it; in `strict` a sweep's event of
-    the same change that was delivered.
+    the same change that was delivered, and that stands for no other.
     """
     evidence: list[object] = []
     for entry in moment.new:
@@ -43,7 +43,8 @@ def _stands_for(moment: Moment, entry: Entry, by: Key) -> bool:
             event, swept = (moment.ledger.events[key[0]] for key in (entry.key, by))
             same = (event.event_type, event.occurred_at) == (swept.event_type, swept.occurred_at)
             was = any(each.key == by and each.number < entry.number for each in moment.history.successes)
-            return same and was and is_swept(swept) and not is_swept(event) and before == Standing()
+            alone = moment.history.told[by] == [entry]
+            return same and was and alone and is_swept(swept) and not is_swept(event) and before == Standing()
         case _:
             last = moment.last_before(entry)
             is_covered = last is not None and covers(last, moment.ledger.order(entry.key), SKEW)
@@ -51,11 +52,13 @@ def _stands_for(moment: Moment, entry: Entry, by: Key) -> bool:
 
 
 def what_a_sweep_has_told_is_not_told_again(moment: Moment) -> Sequence[object]:
-    """Whose sweep's event was delivered in `strict` before it got its place, has ended without a call."""
+    """Whose sweep's event was delivered in `strict` before it got its place, and stands for no other, has ended without a call."""
     delivered = {
         (each.key[1], event.entity_id, event.event_type, event.occurred_at)
         for each in moment.history.successes
-        if each not in moment.new and is_swept(event := moment.ledger.events[each.key[0]])
+        if each not in moment.new
+        and not moment.history.told[each.key]
+        and is_swept(event := moment.ledger.events[each.key[0]])
     }
     return [
         (key, row)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from inbox.errors import IllegalTransition
-from relay.facts import AnyFact, Delivered
+from relay.facts import AnyFact, Delivered, Superseded
 from relay.lifecycle import Standing, fold
 
 Key = tuple[int, str]
@@ -37,6 +37,8 @@ class History:
         self.entries: dict[Key, list[Entry]] = defaultdict(list)
         self.successes: list[Entry] = []
         """Those of them that say `delivered`."""
+        self.told: dict[Key, list[Entry]] = defaultdict(list)
+        """By deliveries of sweeps' events: those of them that say that an event was superseded by it."""
         self.standing: dict[Key, Standing] = {}
         self.impossible: dict[Key, str] = {}
         """Deliveries whose facts can't have happened in this order."""
@@ -48,8 +50,11 @@ class History:
         entry = Entry(number, at, key, self.standing.get(key, Standing()).run, attempt, relay_node, fact)
         self.last_id = number
         self.entries[key].append(entry)
-        if isinstance(fact, Delivered):
-            self.successes.append(entry)
+        match fact:
+            case Delivered():
+                self.successes.append(entry)
+            case Superseded(because="told"):
+                self.told[fact.by, key[1]].append(entry)
         try:
             self.standing[key] = fold(entry.fact for entry in self.entries[key])
         except IllegalTransition as error:

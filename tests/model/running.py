@@ -13,12 +13,12 @@ from tests.model.world import World
 
 RUNS = int(os.environ.get("MODEL_RUNS", "200"))
 STEPS = 50
-_SEED = os.environ.get("MODEL_SEED")
+SEED = os.environ.get("MODEL_SEED")
 _SHRINK = os.environ.get("MODEL_SHRINK") != "no"
 
 
-def run(world: World, *, runs: int = RUNS, shrink: bool = _SHRINK) -> Evidence:
-    """So many runs of so many steps; the same ones each time, unless a seed is given.
+def run(world: World, *, runs: int = RUNS, shrink: bool = _SHRINK, its_seed: str | None = SEED) -> Evidence:
+    """So many runs of so many steps; the same ones each time, and others for another seed.
 
     Raises:
         Violation: what the first run found that found something; with `shrink`, of the shortest run that finds it.
@@ -28,8 +28,8 @@ def run(world: World, *, runs: int = RUNS, shrink: bool = _SHRINK) -> Evidence:
     def machine() -> Machine:
         return Machine(world, evidence)
 
-    if _SEED is not None:
-        seed(int(_SEED))(machine)
+    if its_seed is not None:
+        seed(int(its_seed))(machine)
     run_state_machine_as_test(
         machine,  # type: ignore[arg-type]  # it says a class, and takes whatever makes a machine
         settings=settings(

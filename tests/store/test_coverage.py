@@ -142,6 +142,19 @@ def test_the_late_webhook_of_a_change_that_a_sweep_has_told_is_not_delivered_aga
     assert agreed(steps)
 
 
+def test_one_sweeps_event_stands_for_one_webhook_and_a_second_change_of_its_instant_is_delivered(steps: Steps) -> None:
+    steps.arrive(swept(an_event(1, second=5)))
+    steps.attempt(DONE)
+    steps.arrive(an_event(2, second=5), an_event(3, second=5))
+    assert steps.states() == [(3, "strict", "ready")]
+    steps.attempt(DONE)
+    steps.arrive(an_event(4, second=5))
+    assert steps.states() == [(4, "strict", "ready")]
+    told = steps.rows("SELECT seq, detail FROM delivery_log WHERE kind = 'superseded'")
+    assert told == [{"seq": 2, "detail": {"by": 1, "because": "told"}}]
+    assert agreed(steps)
+
+
 def test_so_it_is_on_each_route_by_itself_and_also_when_later_ones_were_delivered(steps: Steps) -> None:
     steps.arrive(swept(an_event(1, second=5, routes=["strict", "blocking"])), an_event(2, second=9))
     for _ in range(2):
