@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 # One more than there are cores: tests wait about as much as they compute.
 TESTERS := $(shell $(PYTHON) -c 'import os; print(min(len(os.sched_getaffinity(0)) + 1, 4))')
 
+# They kill relays about as fast as a machine can start them, and have it for themselves.
+RIGS := tests/faults/test_mixed_faults.py
+
 help:  ## show what can be made
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -22,7 +25,8 @@ run: $(READY)  ## run the whole product with demo services and watch it work (Ct
 	$(BIN)/relay demo
 
 test: $(READY)  ## run every test, on SQLite and on a Postgres that the tests start
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal --ignore $(RIGS)
+	$(BIN)/python -m pytest --verbose $(RIGS)
 
 faults: $(READY)  ## break everything at random for MINUTES=5 (SEED=, DATABASE=sqlite) and count what happened
 	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),postgres)

@@ -49,6 +49,8 @@ class Evidence(msgspec.Struct, frozen=True):
     """Which node the downstream service knows by which name."""
     logs: Mapping[str, str]
     starts_of_postgres: int = 0
+    slowness: float = 1.0
+    """Of the machine; see `Rig`."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -105,6 +107,7 @@ def gather(rig: Rig) -> Evidence:
         callers=_callers(logs),
         logs=logs,
         starts_of_postgres=0 if store.postgres is None else store.postgres.starts,
+        slowness=rig.slowness,
     )
 
 
@@ -133,7 +136,7 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
         "recorded by another": fault_checkers.recorded_by_another(e.arrivals, e.facts, e.callers),
         "called without a lease": without_lease if len(without_lease) > _allowed_without_lease(e.faults) else [],
         "log and state disagree": list(disagreements(enrolled(e.inbox), e.facts, e.present)),
-        "slow takeovers": fault_checkers.slow_takeovers(measured),
+        "slow takeovers": fault_checkers.slow_takeovers(measured, slowness=e.slowness),
         "verify": [line["told"] for line in verifications if line["status"]],
         "replaced relays that did not end well": [
             line for line in e.faults if line["kind"] == "replace a relay" and line["node"] and line["status"]
@@ -193,6 +196,7 @@ def _counts(e: Evidence, measured: Mapping[Call, Takeover], verifications: int) 
         "commits cut": len(e.cuts),
         "commits done though nobody knew": sum(line["committed"] is True for line in e.cuts),
         "starts of Postgres": e.starts_of_postgres,
+        "slowness": round(e.slowness, 2),
         "verified": verifications,
         "faults": dict(sorted(Counter(line["kind"] for line in e.faults if line["kind"] not in _NO_FAULTS).items())),
     }

@@ -71,16 +71,20 @@ def takeovers(
 
 
 def slow_takeovers(
-    measured: Mapping[Call, Takeover], within: float = 20.0, suspects_within: float = 60.0
+    measured: Mapping[Call, Takeover], within: float = 20.0, suspects_within: float = 60.0, slowness: float = 1.0
 ) -> list[tuple[Call, float]]:
-    """Those that took longer, not counting the time without a database.
+    """Those that took longer, not counting the time without a database. What is beyond a lease may last `slowness` times as long.
 
     A delivery whose relay has died twice in a row waits for its turn: a relay tries one such at a time.
     """
+
+    def allowed(takeover: Takeover) -> float:
+        return LEASE_SECONDS + slowness * ((within if takeover.crashes < 2 else suspects_within) - LEASE_SECONDS)
+
     return sorted(
         (call, round(takeover.seconds, 1))
         for call, takeover in measured.items()
-        if takeover.seconds - takeover.without_database > (within if takeover.crashes < 2 else suspects_within)
+        if takeover.seconds - takeover.without_database > allowed(takeover)
     )
 
 

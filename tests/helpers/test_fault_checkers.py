@@ -45,6 +45,8 @@ def test_a_takeover_that_takes_too_long_is_slow_unless_there_was_no_database() -
     arrivals, facts = [came(1, 2, 121.0)], [ABANDONED, DELIVERED]
     slow = fault_checkers.takeovers([KILLED], arrivals, facts, NEVER)
     assert fault_checkers.slow_takeovers(slow) == [((1, 0, 1), 21.0)]
+    assert fault_checkers.slow_takeovers(slow, slowness=1.1) == [((1, 0, 1), 21.0)]
+    assert fault_checkers.slow_takeovers(slow, slowness=1.3) == []
     excused = fault_checkers.takeovers([KILLED], arrivals, facts, [Interval(90.0, 102.0)])
     assert excused == {(1, 0, 1): Takeover(21.0, 2.0)}
     assert fault_checkers.slow_takeovers(excused) == []
