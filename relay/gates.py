@@ -119,13 +119,25 @@ class Toll(msgspec.Struct, frozen=True):
 
     def affords(self, used_until: datetime | None, now: datetime) -> int:
         """How many attempts may be claimed now, where earlier ones have used the rate up until `used_until`."""
-        burst = max(LEAST_BURST, self.calls, math.floor(self.rate))
-        ahead = max((used_until - now).total_seconds(), 0) if used_until else 0
-        return math.floor((burst - ahead * self.rate + _ROUNDING) / self.calls)
+        return math.floor((self._burst - _ahead(used_until, now) * self.rate + _ROUNDING) / self.calls)
+
+    def opens_in(self, used_until: datetime | None, now: datetime) -> float:
+        """In how many seconds the next attempt may be claimed; 0 when one may be now."""
+        if self.affords(used_until, now) > 0:
+            return 0.0
+        return _ahead(used_until, now) - (self._burst - self.calls) / self.rate
 
     def used(self, used_until: datetime | None, now: datetime, attempts: int) -> datetime:
         """Until when the rate is used up after so many more attempts."""
         return max(used_until or now, now) + timedelta(seconds=attempts * self.calls / self.rate)
+
+    @property
+    def _burst(self) -> int:
+        return max(LEAST_BURST, self.calls, math.floor(self.rate))
+
+
+def _ahead(used_until: datetime | None, now: datetime) -> float:
+    return max((used_until - now).total_seconds(), 0) if used_until else 0.0
 
 
 _ROUNDING = 1e-6

@@ -32,6 +32,10 @@ LONGEST_RETRY_AFTER = 20.0
 """Seconds that are waited where the source asks for them: no longer than a relay may leave its turn unsaid."""
 
 
+BEFORE_A_CALL: Sequence[Listed] = ()
+"""The page that comes before each call, so that who waits for pages can do something first."""
+
+
 class Pages:
     """One way to ask a service for all that it has, or for what has changed."""
 
@@ -53,7 +57,7 @@ class Pages:
         """What was changed at or after `since` (of a listing: everything), a page at a time, in the order of the service.
 
         What is changed meanwhile may come twice; what stays as it is, comes at least once. A page that can't be had is asked
-        for three times; between any two calls there is a page, though it be empty.
+        for three times; BEFORE_A_CALL comes before each.
 
         Raises:
             SweepFailed: a page can't be had or read, the pages come again and again, or move too fast to be followed.
@@ -62,7 +66,7 @@ class Pages:
         while not place.is_at_end:
             page: list[Listed] = []
             for attempt in _retrying(context):
-                yield ()
+                yield BEFORE_A_CALL
                 with attempt:
                     page = self._page(since, place.start, context)
             yield place.advance(page)

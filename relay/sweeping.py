@@ -7,7 +7,7 @@ the one room of the relay that knows how the receiver stores them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from time import sleep
@@ -25,13 +25,17 @@ from inbox.routing import matches
 from inbox.store import STORES
 from inbox.timestamps import to_nanoseconds
 from relay.destinations.base import Clients, Context
+from relay.gates import Toll
 from relay.listed import EVERYTHING, Listed
-from relay.listing import Pages
+from relay.listing import BEFORE_A_CALL, Pages
 from relay.store import sweeps
 from relay.store.database import Database
+from relay.store.gates import pay
 
 MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
+WAITED_AT_A_TIME = 1.0
+"""Seconds; between two of them, who runs the sweep keeps its lease, or breaks it off."""
 
 
 class Swept(msgspec.Struct, frozen=True):
@@ -68,6 +72,7 @@ class Sweeping:
         told = (self.table.entity_type, self.table.event_type, self.table.action)
         self._taken = [route.name for route in self._routes if matches(route.when, *told)]
         self._caller = Clients(config).api(self.table.api)
+        self._toll = None if self.api.rate is None else Toll(("api", self.api.name), self.api.rate, calls=1)
         self._pages = Pages(self.table, f"sources.{source}.sweeps[{number}]", self._caller)
 
     @property
@@ -103,6 +108,9 @@ class Sweeping:
         with Additions(database) as additions:
             yield swept
             for page in self._pages.since(since, context):
+                if page is BEFORE_A_CALL:
+                    for _ in self._let_through(database, context):
+                        yield swept
                 old = [each for each in page if each.modified <= young]
                 lost = sweeps.missing(database, source, entity_type, old, self._taken) if old else []
                 added = 0 if dry else additions.add([self._event(each, now) for each in lost])
@@ -114,6 +122,14 @@ class Sweeping:
                     added=swept.added + added,
                 )
                 yield swept
+
+    def _let_through(self, database: Database, context: Context) -> Iterator[None]:
+        """Wait as long as the rate of the api is used up, a little at a time."""
+        while self._toll is not None and (seconds := pay(database, self._toll)) > 0:
+            while seconds > 0:
+                context.stop.wait(min(seconds, WAITED_AT_A_TIME))
+                seconds -= WAITED_AT_A_TIME
+                yield
 
     def _event(self, listed: Listed, now: datetime) -> Event:
         table = self.table

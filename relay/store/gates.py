@@ -105,6 +105,20 @@ def use_rates(transaction: Transaction, used_until: Mapping[GateKey, datetime]) 
     transaction.execute(_use(transaction.sql), used=rows_param(rows))
 
 
+def pay(database: Database, toll: Toll) -> float:
+    """Use an endpoint's rate for one call that no claim pays for.
+
+    Returns:
+        0; or in how many seconds to come again, and nothing was used.
+    """
+    with database.write() as transaction:
+        used, now = rates_used(transaction, [toll])[toll.key], transaction.now()
+        seconds = toll.opens_in(used, now)
+        if seconds == 0:
+            use_rates(transaction, {toll.key: toll.used(used, now, 1)})
+        return seconds
+
+
 def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool:
     """Claim nothing more that goes through this gate; what arrives waits.
 

@@ -126,6 +126,15 @@ def test_never_more_than_the_rate_and_one_burst(rate: float, calls: int, waits: 
         assert made * calls <= burst * calls + (elapsed * rate) + 1e-3 + calls
 
 
+@given(rate=st.floats(0.001, 1000), calls=st.integers(1, 3), ahead=st.floats(0, 10_000))
+def test_it_says_in_how_many_seconds_the_next_may_go_and_then_it_may(rate: float, calls: int, ahead: float) -> None:
+    toll, used = Toll(CRM, rate, calls), NOW + seconds(ahead)
+    wait = toll.opens_in(used, NOW)
+    assert (wait == 0) == (toll.affords(used, NOW) > 0)
+    assert toll.affords(used, NOW + seconds(wait + 2e-6)) > 0
+    assert wait == 0 or toll.affords(used, NOW + seconds(wait * 0.9 - 0.01)) < 1
+
+
 def test_whoever_asks_twice_a_second_gets_the_whole_rate() -> None:
     for rate in (1.0, 2.0, 3.0, 10.0, 0.5):
         toll, used, made = Toll(CRM, rate, 1), None, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,18 @@ def test_a_source_that_hangs_delays_no_delivery_and_is_not_waited_for_at_the_end
     left = watermark(engine)
     assert (left["lease_until"], left["swept_at"], left["error"]) == (None, None, None), "another may begin at once"
     assert alerted(engine) == []
+
+
+def test_its_pages_count_against_the_rate_of_the_api(engine: Engine, directory: Directory, table: str) -> None:
+    directory.users.update({f"u{n}": "2026-01-01T00:00:00Z" for n in range(2, 10)})
+    asked_at: list[float] = []
+    directory.before_page = lambda _: asked_at.append(time.monotonic())
+    limited = table.replace("[[sources", 'rate = "4/s"\n[[sources')
+    with scripted(answer(204)) as audit, running(engine, audit, more=limited + OFTEN):
+        until(lambda: watermark(engine).get("swept_at"), "it has been swept")
+        (gate,) = rows(engine, "SELECT * FROM gate WHERE kind = 'api'")
+    assert asked_at[6] - asked_at[0] >= (7 - 4) / 4 * 0.9, "four may be asked for at once"
+    assert (gate["name"], gate["rate_used_until"] is not None) == ("identity", True)
 
 
 def test_another_configuration_says_how_often(engine: Engine, directory: Directory, table: str) -> None:
