@@ -25,6 +25,8 @@ from tests.model.world import World
 
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 """SQLite has one writer at a time: nothing to order by a lock, and nothing commits out of order."""
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""It is twice as fast, and the model that has to see the fault is the same on both."""
 
 SOON = "1"
 """A seed whose runs show each of these faults early; with another one some take minutes."""
@@ -52,6 +54,7 @@ def finds(world: World, *kinds: str) -> None:
     assert caught.value.kind in kinds
 
 
+@ON_SQLITE
 def test_without_fencing_a_stale_result_is_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     fenced = record.record
 
@@ -83,6 +86,7 @@ def test_without_the_order_lock_lanes_get_stuck(world: World, monkeypatch: pytes
     finds(world, "a lane without its one head", "an operation failed", "the facts say something else")
 
 
+@ON_SQLITE
 def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX ux_open_delivery_head"))
@@ -132,17 +136,20 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
     finds(world, "nobody can finish it")
 
 
+@ON_SQLITE
 def test_giving_back_without_the_attempt_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "_give_back", without(claim._give_back, ("attempt = open_delivery.attempt - 1, ", "")))
     finds(world, "the facts say something else", "verify finds a difference")
 
 
+@ON_SQLITE
 def test_reaping_without_waiting_for_the_lease_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, column in (("_any_expired", "lease_until"), ("_expired", "o.lease_until")):
         monkeypatch.setattr(reap, name, without(getattr(reap, name), (f"{column} <", "'2000-01-01 00:00:00Z' <")))
     finds(world, "a trusted lease is not in force")
 
 
+@ON_SQLITE
 def test_coverage_without_skew_and_resolution_drops_what_is_not_proven(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +160,7 @@ def test_coverage_without_skew_and_resolution_drops_what_is_not_proven(
     finds(world, "superseded without a stand-in")
 
 
+@ON_SQLITE
 def test_without_a_look_for_what_a_sweep_has_told_it_is_told_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +168,7 @@ def test_without_a_look_for_what_a_sweep_has_told_it_is_told_again(
     finds(world, "told again after a sweep")
 
 
+@ON_SQLITE
 def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,16 +176,19 @@ def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
     finds(world, "superseded without a stand-in")
 
 
+@ON_SQLITE
 def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "covers", lambda last, key, _skew: last.key >= key)
     finds(world, "a repeat is judged wrongly", "re-armed without need")
 
 
+@ON_SQLITE
 def test_without_healing_the_dead_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "heal", lambda *_: [])
     finds(world, "dead though a later one succeeded")
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("forgetful", [replay, record])
 def test_a_lane_that_is_not_settled_afterwards_stands_still(
     world: World, monkeypatch: pytest.MonkeyPatch, forgetful: ModuleType
@@ -188,17 +200,20 @@ def test_a_lane_that_is_not_settled_afterwards_stands_still(
     finds(world, "a lane without its one head")
 
 
+@ON_SQLITE
 def test_a_pause_that_claim_does_not_look_at_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an entity, so that it is no matter of the routes that are asked for."""
     monkeypatch.setattr(Gates, "paused_entities", ())
     finds(world, "claimed while it is paused")
 
 
+@ON_SQLITE
 def test_a_breaker_that_nobody_hears_of_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "listen", lambda *_: {})
     finds(world, "a breaker turned without a reason")
 
 
+@ON_SQLITE
 def test_probes_that_are_not_noted_go_out_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "store", lambda *_: None)
     finds(world, "two try one breaker")
