@@ -87,7 +87,7 @@ class Rig:
             connections=6,
             per_second=per_second / self.slowness,
             timeout=SENDER_WAITS,
-            slowly_while=self._is_behind,
+            slowly_after=lambda accepted: accepted - len(downstream.events) > BEHIND,
         )
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
         self._supervisor.start()
@@ -112,9 +112,6 @@ class Rig:
         self._supervisor.join()
         self.sender.stop()
         self.faults.close()
-
-    def _is_behind(self) -> bool:
-        return self.sender.accepted() - len(self.downstream.events) > BEHIND
 
     def _start_relay(self) -> Program:
         """Each has a file of its own, with a URL of its own, so that the downstream service knows who calls."""

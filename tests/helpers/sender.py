@@ -24,7 +24,8 @@ class Sender:
 
     `sends` has two lines for each request: before it is sent (`outcome` is None), and after its answer: ok (200, with
     its `seq` and `answer`), failed (any other `status`; `retry_after` as it came) or unknown (no whole answer came).
-    While `slowly_while()`, each connection begins with at most one event in SLOWLY seconds.
+    As long as `slowly_after(n)` of the `n` events that were accepted, each connection begins with at most one event in SLOWLY
+    seconds.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Sender:
         per_second: float = 1000.0,
         tries: int = 200,
         timeout: float = 10.0,
-        slowly_while: Callable[[], bool] = lambda: False,
+        slowly_after: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self.sends = Ledger(path)
         self._port = port
@@ -46,7 +47,7 @@ class Sender:
         self._pause = connections / per_second
         self._tries = tries
         self._timeout = timeout
-        self._slowly_while = slowly_while
+        self._slowly_after = slowly_after
         self._accepted = 0
         self._outcomes: Counter[str] = Counter()
         self._enough = threading.Event()
@@ -63,10 +64,6 @@ class Sender:
     def acknowledged(self) -> int:
         """How many requests were answered 200 so far."""
         return self._outcomes[OK]
-
-    def accepted(self) -> int:
-        """How many events were stored so far, as far as their answers told."""
-        return self._accepted
 
     def refused(self) -> int:
         """How many requests got another answer so far."""
@@ -89,7 +86,7 @@ class Sender:
         while (event := self._take()) is not None:
             began = time.monotonic()
             self._send(connection, event)
-            pause = SLOWLY if self._slowly_while() else self._pause
+            pause = SLOWLY if self._slowly_after(self._accepted) else self._pause
             self._enough.wait(max(0.0, pause - (time.monotonic() - began)))
         connection.close()
 
