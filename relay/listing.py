@@ -31,7 +31,6 @@ WAIT: wait_base = wait_exponential(multiplier=0.5, exp_base=4)
 LONGEST_RETRY_AFTER = 20.0
 """Seconds that are waited where the source asks for them: no longer than a relay may leave its turn unsaid."""
 
-
 BEFORE_A_CALL: Sequence[Listed] = ()
 """The page that comes before each call, so that who waits for pages can do something first."""
 

@@ -52,7 +52,7 @@ class Place:
             self.program.kill()
             self._note("kill a relay", at, at)
             self.program = self._start()
-        took = self._wait_until_started(self.program)
+        took = self.wait_until_started(self.program)
         self._ledger.append(kind="start a relay", who=self.name, begin=at, end=at + took)
         self._stopping.wait(took)  # so that however slow the machine is, a relay works as long as it starts
 
@@ -77,7 +77,7 @@ class Place:
         """SIGTERM the relay after another one was started beside it."""
         with self._lock:
             other = self._start()
-            self._wait_until_started(other)
+            self.wait_until_started(other)
             at = time.monotonic()
             self.program.send(signal.SIGTERM)
             status = self.program.ends(STOPPED_WITHIN)
@@ -85,6 +85,15 @@ class Place:
                 kind="replace a relay", who=self.name, begin=at, end=time.monotonic(), status=status, node=self._node()
             )
             self.program = other
+
+    def wait_until_started(self, program: Program, within: float = STARTED_WITHIN) -> float:
+        """Until it has begun to work; how many seconds that took.
+
+        A relay that starts without a database ends instead, and is started again in the place.
+        """
+        return self._wait_for(
+            lambda: STARTED.search((program if program.runs else self.program).output) is not None, within
+        )
 
     def supervise(self) -> None:
         """Start the relay again if it has ended by itself, as a service manager does."""
@@ -100,16 +109,6 @@ class Place:
         with self._lock:
             self.program.send(signal.SIGTERM)
             return self.program.ends(STOPPED_WITHIN)
-
-    def wait_until_started(self, within: float = STARTED_WITHIN) -> float:
-        """Until the relay has begun to work; how many seconds that took from now on."""
-        return self._wait_until_started(self.program, within)
-
-    def _wait_until_started(self, program: Program, within: float = STARTED_WITHIN) -> float:
-        """A relay that starts without a database ends instead, and is started again in the place."""
-        return self._wait_for(
-            lambda: STARTED.search((program if program.runs else self.program).output) is not None, within
-        )
 
     def _wait_for(self, condition: Callable[[], bool], seconds: float) -> float:
         """Not for long: whether it comes is judged by others. How long it took."""

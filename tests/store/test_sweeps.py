@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -243,7 +243,11 @@ def test_what_is_found_again_by_a_sweep_that_begins_again_is_not_added_twice(
 ) -> None:
     assert run(sweeping, engine).added == 10
     assert run(sweeping, engine).missed == 0
-    everything: Callable[..., list[Listed]] = lambda *given: list(given[3])  # noqa: E731  # as if none was there yet
+
+    def everything(_: Database, __: str, ___: str, listed: Sequence[Listed], *____: object) -> list[Listed]:
+        """As if none was there yet."""
+        return list(listed)
+
     monkeypatch.setattr(sweeps, "missing", everything)
     again = run(sweeping, engine)
     assert (again.missed, again.added, count(engine, "inbox")) == (10, 0, 10)
