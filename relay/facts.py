@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from inbox.timestamps import time_text
 from relay.outcome import Call, ErrorClass
 
 
@@ -98,11 +97,13 @@ class Dead(Fact, frozen=True, tag="dead"):
     """It was given up, and waits for a person."""
 
     cause: str
-    """`exhausted`, `crash_loop`, or the error class that no repetition can mend."""
+    """`exhausted`, `crash_loop`, `unrecordable`, `unprocessable`, or the error class that no repetition can mend."""
     error: str
     calls: tuple[Call, ...] = ()
     blocks_lane: bool = False
     """By the route's `on_dead = "block"`: nothing of the lane goes on until it is unblocked."""
+    counted: bool = True
+    """False when no attempt was made: the delivery could not even be ordered."""
 
 
 class Replayed(Fact, frozen=True, tag="replayed"):
@@ -172,10 +173,10 @@ def kind_of(fact: AnyFact) -> str:
 
 
 def detail_of(fact: AnyFact) -> dict[str, Any]:
-    """What goes into `delivery_log.detail`: everything but the kind, with nothing that Postgres can't store in jsonb."""
+    """What goes into `delivery_log.detail`: everything but the kind. Times stay times."""
     built: dict[str, Any] = msgspec.to_builtins(fact, builtin_types=(datetime,))
     del built["kind"]
-    return {name: _plain(value) for name, value in built.items()}
+    return built
 
 
 def decode(kind: str, detail: dict[str, Any]) -> AnyFact:
@@ -196,15 +197,3 @@ def decode_text(kind: str, detail: str) -> AnyFact:
     if kind not in _DECODERS:
         raise msgspec.ValidationError(f"no fact is a {kind}")
     return _DECODERS[kind].decode(detail)
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    if isinstance(value, datetime):
-        return time_text(value)
-    if isinstance(value, str):
-        return value.replace("\x00", "\\0")  # jsonb has no NUL
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

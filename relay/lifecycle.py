@@ -55,6 +55,7 @@ class Step(StrEnum):
     TOOK_OVER = "took_over"
     DEAD = "dead"
     DEAD_BLOCKING = "dead_blocking"
+    DEAD_UNATTEMPTED = "dead_unattempted"
     REPLAYED = "replayed"
     REARMED = "rearmed"
     UNBLOCKED = "unblocked"
@@ -72,6 +73,7 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
         Step.TOOK_OVER: State.READY,
         Step.SUPERSEDED: State.ENDED,
         Step.CANCELLED: State.ENDED,
+        Step.DEAD_UNATTEMPTED: State.DEAD,
     },
     State.WAITING: {
         Step.PROMOTED: State.READY,
@@ -134,6 +136,8 @@ def after(state: State, step: Step) -> State:
 
 def step_of(fact: AnyFact) -> Step:
     """The step that a fact is."""
+    if isinstance(fact, facts.Dead) and not fact.counted:
+        return Step.DEAD_UNATTEMPTED
     if isinstance(fact, facts.Dead) and fact.blocks_lane:
         return Step.DEAD_BLOCKING
     return Step(facts.kind_of(fact))
@@ -258,7 +262,7 @@ def advance(standing: Standing, fact: AnyFact) -> Standing:
             attempt, run, crashes = 0, run + 1, 0
         case facts.Corrected():
             attempt, run, crashes = fact.attempt, fact.run, 0
-        case facts.Superseded() | facts.Cancelled() | facts.Unblocked():
+        case facts.Superseded() | facts.Cancelled() | facts.Unblocked() | facts.Dead(counted=False):
             pass  # no attempt was made
         case _:
             attempt += 1

@@ -6,14 +6,16 @@ Statements of both sides are one text for both databases. What can't be the same
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import ARRAY, JSON, BigInteger, DateTime, Integer, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateColumn, CreateTable
 from sqlalchemy.sql.compiler import DDLCompiler
@@ -63,8 +65,50 @@ def as_list(value: list[str] | str) -> list[str]:
 
 
 def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as the one bound parameter that `Sql.rows` unfolds. Times are written by `time_text`, bytes in hex."""
-    return json.dumps([dict(row) for row in rows], default=_encode, ensure_ascii=False, separators=(",", ":"))
+    """Rows as the one bound parameter that `Sql.rows` unfolds. Times are written by `time_text`, bytes in hex.
+
+    Every text, keys too, becomes `storable`. The check costs a look at the whole; only a bad one is taken apart.
+    """
+    built = [dict(row) for row in rows]
+    written = _dumps(built)
+    return written if _NUL_IN_JSON not in written and is_storable(written) else _dumps(_all_storable(built))
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, default=_encode, ensure_ascii=False, separators=(",", ":"))
+
+
+_NUL_IN_JSON = "\\u0000"
+"""As `json` writes it. A text that has these six characters itself is only looked at more closely."""
+
+
+def storable(value: str) -> str:
+    """The text as both databases take it: NUL and lone surrogates as the escapes that Python writes for them.
+
+    Postgres has no NUL in text or jsonb (postgresql.org/docs/current/datatype-character.html); no driver encodes a lone
+    surrogate.
+    """
+    return value.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_storable(value: str) -> bool:
+    """`storable` would leave the text as it is."""
+    if "\x00" in value:
+        return False
+    try:
+        return value.isascii() or bool(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def _all_storable(value: Any) -> Any:  # noqa: ANN401  # any JSON value, with times and bytes
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, Mapping):
+        return {storable(str(key)): _all_storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_all_storable(item) for item in value]
+    return value
 
 
 def _encode(value: object) -> str:
@@ -188,6 +232,71 @@ def is_data_error(error: DBAPIError) -> bool:
 def is_deadlock(error: DBAPIError) -> bool:
     """Whether the database ended this transaction to let another one go on."""
     return getattr(error.orig, "sqlstate", None) == _DEADLOCK
+
+
+Failure = Literal["unreachable", "busy", "fault"]
+"""`unreachable`: the database as a whole can't be used now. `busy`: the transaction lost to another one; the same again may
+well succeed. `fault`: the items or the code are to blame; the same again comes to the same."""
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_UNREACHABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
+_READ_ONLY = "25006"
+_BUSY_CLASS = "40"
+_BUSY_STATES = frozenset({"55P03", "57014", "25P03", "25P04"})
+"""A lock was not available, a statement was cancelled, a transaction was idle or open for too long."""
+
+# https://www.sqlite.org/rescode.html
+_BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_FAULT_CODES = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_INTERNAL,
+        sqlite3.SQLITE_TOOBIG,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_RANGE,
+    }
+)
+_PRIMARY_CODE = 0xFF
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What an exception says that has ended a step which uses the database."""
+    if isinstance(error, PoolTimeoutError):
+        return "unreachable"
+    if not isinstance(error, DBAPIError):
+        return "fault"
+    if error.connection_invalidated:
+        return "unreachable"
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        return _failure_of_state(str(sqlstate))
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        primary = code & _PRIMARY_CODE
+        return "busy" if primary in _BUSY_CODES else "fault" if primary in _FAULT_CODES else "unreachable"
+    return "unreachable" if isinstance(error, OperationalError | InterfaceError) else "fault"
+
+
+def _failure_of_state(sqlstate: str) -> Failure:
+    if sqlstate in _BUSY_STATES or sqlstate[:2] == _BUSY_CLASS:
+        return "busy"
+    return "unreachable" if sqlstate == _READ_ONLY or sqlstate[:2] in _UNREACHABLE_CLASSES else "fault"
+
+
+LONGEST_ERROR_TEXT = 300
+
+
+def error_text(error: BaseException) -> str:
+    """An exception in one line, for a column or a log: its type and the first line of its message.
+
+    The statement, its parameters and the database's details stay out: they may hold what is not to be written down.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    lines = str(cause).splitlines()
+    told = f"{type(cause).__name__}: {lines[0]}" if lines and lines[0] else type(cause).__name__
+    return storable(told[:LONGEST_ERROR_TEXT])
 
 
 # SQLite has no COMMENT ON, so a DBA finds the comments in the table's own text: `.schema inbox`.

@@ -10,10 +10,11 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql, is_storable, rows_param, storable
 from inbox.db.engine import reading, snapshot
 from inbox.timestamps import as_time, time_text
 from relay import facts
@@ -25,14 +26,25 @@ _ROWS_OF_A_WRITE = 4
 """About: a transaction of the relay touches a few rows, or hundreds."""
 
 
+class FailedAlone(msgspec.Struct, frozen=True):
+    """An item that a step could not work on, in a transaction of its own."""
+
+    step: str
+    item: str
+    """In words, such as `route=crm seq=17`."""
+    error: str
+    """One line, without the database's details: those may hold values."""
+
+
 class Database:
     """The relay's way into the database, safe to share between threads.
 
     `clock` replaces the database's own clock, for tests. `on_facts` hears, after each commit, how many facts of each route
-    and kind were added to the log.
+    and kind were added to the log; `on_failed_alone` hears of each item that a step could not work on.
     """
 
     on_facts: Callable[[Mapping[tuple[str, str], int]], None] | None = None
+    on_failed_alone: Callable[[FailedAlone], None] | None = None
 
     def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
         self.engine = engine
@@ -65,6 +77,11 @@ class Database:
         with self.engine.connect() as connection, snapshot(connection).begin():
             yield Transaction(connection, self.sql, self._now())
 
+    def failed_alone(self, item: FailedAlone) -> None:
+        """Let `on_failed_alone` hear of an item."""
+        if self.on_failed_alone is not None:
+            self.on_failed_alone(item)
+
     def _now(self) -> str | None:
         return None if self._clock is None else time_text(self._clock())
 
@@ -80,9 +97,12 @@ class Transaction:
         self._now = now
 
     def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
-        """Run a statement; its rows, if it has any. `:now` is bound for it."""
+        """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
         if "now" in statement._bindparams:  # noqa: SLF001  # SQLAlchemy has no public name for a text's parameters
             parameters["now"] = self._now
+        for name, value in parameters.items():
+            if isinstance(value, str) and not is_storable(value):
+                parameters[name] = storable(value)
         result = self.connection.execute(statement, parameters)
         return list(result.all()) if result.returns_rows else []
 
@@ -137,6 +157,26 @@ class Transaction:
         """Take the rows of these deliveries out of `open_delivery`."""
         if ended := [{"seq": row.seq, "route": row.route} for row in deliveries]:
             self.execute(_end(self.sql), ended=rows_param(ended))
+
+
+Key = tuple[int, str]
+"""seq and route of a delivery."""
+
+
+def read_keys(database: Database, statement: TextClause, **parameters: object) -> list[Key]:
+    """Seq and route of the rows of a statement, and nothing that could fail to be read."""
+    with database.read() as transaction:
+        return [(row.seq, row.route) for row in transaction.execute(statement, **parameters)]
+
+
+def keys_param(keys: Iterable[Key]) -> str:
+    """The keys as rows of a bound parameter."""
+    return rows_param({"seq": seq, "route": route} for seq, route in keys)
+
+
+def key_text(key: Key) -> str:
+    """A delivery in words, for a log."""
+    return f"route={key[1]} seq={key[0]}"
 
 
 _LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")

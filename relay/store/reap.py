@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,9 +14,11 @@ from relay.facts import AnyFact
 from relay.lifecycle import append
 from relay.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
 from relay.store.alerts import note
-from relay.store.claim import LEASE_SECONDS
-from relay.store.database import ROW, Database, Transaction, as_open_delivery
+from relay.store.bulkhead import isolated
+from relay.store.claim import LEASE_SECONDS, Claimed
+from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text, keys_param
 from relay.store.lanes import settle_lanes
+from relay.store.quarantine import quarantine
 
 BATCH = 500
 
@@ -30,9 +32,28 @@ def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: st
     with database.read() as transaction:
         if not transaction.execute(_any_expired(database.sql)):
             return []
+    parts = isolated(
+        database,
+        "reap",
+        batch=lambda: _reap(database, policies, relay_node, _expired(database.sql), batch=BATCH),
+        items=lambda: _expired_leases(database),
+        part=lambda leases: _reap(database, policies, relay_node, _expired_of(database.sql), keys=_keys(leases)),
+        alone=lambda lease, error: _set_aside(database, policies, relay_node, lease, error),
+        name=lambda lease: key_text(lease[:2]),
+    )
+    return [fact for part in parts for fact in part]
+
+
+def _reap(
+    database: Database,
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str,
+    statement: TextClause,
+    **which: object,
+) -> list[tuple[int, str, AnyFact]]:
     with database.write() as transaction:
         now = transaction.lock_order()
-        rows = transaction.execute(_expired(database.sql), batch=BATCH)
+        rows = transaction.execute(statement, **which)
         looping = _died_each_time(transaction, [row for row in rows if row.crashes + 1 >= CRASHES_ALLOWED])
         abandoned = [
             append(
@@ -52,19 +73,59 @@ def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: st
     return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 
 
+def _set_aside(
+    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, lease: Claimed, error: Exception
+) -> list[tuple[int, str, AnyFact]]:
+    seq, route, token = lease
+    dead = quarantine(database, policies, relay_node, (seq, route), cause="unprocessable", error=error, token=token)
+    return [] if dead is None else [(seq, route, dead)]
+
+
+def _expired_leases(database: Database) -> list[Claimed]:
+    with database.read() as transaction:
+        rows = transaction.execute(_expired_tokens(database.sql), batch=BATCH)
+    return [(row.seq, row.route, row.lease_token) for row in rows]
+
+
+def _keys(leases: Iterable[Claimed]) -> str:
+    return keys_param((seq, route) for seq, route, _ in leases)
+
+
 @cache
 def _any_expired(sql: Sql) -> TextClause:
     return text(f"SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND lease_until < (SELECT {sql.now}) LIMIT 1")
+
+
+def _is_expired(sql: Sql) -> str:
+    return f"o.state = 'in_flight' AND o.lease_until < (SELECT {sql.now})"
 
 
 @cache
 def _expired(sql: Sql) -> TextClause:
     return text(f"""
 SELECT {ROW}, o.relay_node FROM open_delivery o
-WHERE o.state = 'in_flight' AND o.lease_until < (SELECT {sql.now})
+WHERE {_is_expired(sql)}
 ORDER BY o.seq, o.route
 LIMIT :batch
 {sql.skip_locked}
+""")
+
+
+@cache
+def _expired_of(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT {ROW}, o.relay_node
+FROM {sql.rows("keys", seq="bigint", route="text")} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
+WHERE {_is_expired(sql)}
+ORDER BY o.seq, o.route
+{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
+""")
+
+
+@cache
+def _expired_tokens(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT o.seq, o.route, o.lease_token FROM open_delivery o WHERE {_is_expired(sql)} ORDER BY o.seq, o.route LIMIT :batch
 """)
 
 

@@ -9,7 +9,7 @@ from functools import cache
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql, failure_of, rows_param
 from inbox.routing import OWN_LANE
 from inbox.timestamps import as_time
 from relay import facts
@@ -29,10 +29,12 @@ from relay.policy import (
     needs_history,
 )
 from relay.store.alerts import note
+from relay.store.bulkhead import isolated
 from relay.store.coverage import heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.gates import Heard, listen
 from relay.store.lanes import settle_lanes
+from relay.store.quarantine import quarantine
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -40,6 +42,8 @@ class Recorded(msgspec.Struct, frozen=True):
 
     delivery: Delivery
     fact: AnyFact | None
+    error: Exception | None = None
+    """Why it could not be recorded, nor become dead: it is still leased, and to be handed in again later."""
 
 
 def record(
@@ -51,10 +55,74 @@ def record(
 ) -> list[Recorded]:
     """Record the outcomes of attempts, each only if its lease still is the present one; others are discarded.
 
-    `watched` are the endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
+    All are recorded when this returns, or none of those that `record_each` has not yielded when it raises.
+    """
+    return [recorded for part in record_each(database, policies, relay_node, outcomes, watched) for recorded in part]
+
+
+def record_each(
+    database: Database,
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str,
+    outcomes: Sequence[tuple[Delivery, Outcome]],
+    watched: Collection[GateKey] = (),
+) -> Iterator[list[Recorded]]:
+    """Record the outcomes of attempts: all in one transaction, or in parts when one of them can't be recorded.
+
+    That one becomes dead with the cause `unrecordable`. Where even that fails, it is handed back with the error.
+
+    Args:
+        database: of the deliveries.
+        policies: by route.
+        relay_node: who has made the attempts.
+        outcomes: of attempts.
+        watched: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
+
+    Yields:
+        What is recorded, after each commit.
     """
     if not outcomes:
-        return []
+        return
+
+    def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
+        return _record(database, policies, relay_node, some, watched)
+
+    def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
+        delivery = one[0]
+        try:
+            fact = quarantine(
+                database,
+                policies,
+                relay_node,
+                (delivery.seq, delivery.route),
+                cause="unrecordable",
+                error=error,
+                token=delivery.lease_token,
+            )
+        except Exception as second:
+            if failure_of(second) != "fault":
+                raise
+            return [Recorded(delivery, None, second)]
+        return [Recorded(delivery, fact)]
+
+    yield from isolated(
+        database,
+        "record",
+        batch=lambda: part(outcomes),
+        items=lambda: outcomes,
+        part=part,
+        alone=alone,
+        name=lambda one: f"route={one[0].route} seq={one[0].seq}",
+    )
+
+
+def _record(
+    database: Database,
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str,
+    outcomes: Sequence[tuple[Delivery, Outcome]],
+    watched: Collection[GateKey],
+) -> list[Recorded]:
     with database.write() as transaction:
         now = transaction.lock_order()
         leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])

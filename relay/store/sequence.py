@@ -9,9 +9,11 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
 from relay.policy import RoutePolicy
+from relay.store.bulkhead import isolated
 from relay.store.coverage import drop_needless
-from relay.store.database import ROW, Database, as_open_delivery
+from relay.store.database import ROW, Database, Key, as_open_delivery, key_text, keys_param, read_keys
 from relay.store.lanes import settle_lanes
+from relay.store.quarantine import quarantine
 
 BATCH = 500
 """Rows in one transaction; on SQLite a longer one would keep the receiver waiting."""
@@ -25,18 +27,61 @@ def sequence(database: Database, policies: Mapping[str, RoutePolicy], relay_node
     Returns:
         How many there were.
     """
+    return sum(
+        isolated(
+            database,
+            "sequence",
+            batch=lambda: _sequence(database, policies, relay_node, _received(database.sql), batch=batch),
+            items=lambda: read_keys(database, _RECEIVED_KEYS, batch=batch),
+            part=lambda keys: _sequence(
+                database, policies, relay_node, _received_of(database.sql), keys=keys_param(keys)
+            ),
+            alone=lambda key, error: _set_aside(database, policies, relay_node, key, error),
+            name=key_text,
+        )
+    )
+
+
+def _sequence(
+    database: Database,
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str,
+    statement: TextClause,
+    **which: object,
+) -> int:
     with database.write() as transaction:
         now = transaction.lock_order()
-        received = [as_open_delivery(row) for row in transaction.execute(_received(database.sql), batch=batch)]
+        received = [as_open_delivery(row) for row in transaction.execute(statement, **which)]
         if received:
             left = drop_needless(transaction, received, policies, now)
             transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
     return len(received)
 
 
+def _set_aside(
+    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, key: Key, error: Exception
+) -> int:
+    return int(quarantine(database, policies, relay_node, key, cause="unprocessable", error=error) is not None)
+
+
 @cache
 def _received(sql: Sql) -> TextClause:  # noqa: ARG001  # the same on both, like its neighbours in form
     return text(f"SELECT {ROW} FROM open_delivery o WHERE o.state = 'received' ORDER BY o.seq LIMIT :batch")
+
+
+@cache
+def _received_of(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT {ROW}
+FROM {sql.rows("keys", seq="bigint", route="text")} JOIN open_delivery o ON o.seq = keys.seq AND o.route = keys.route
+WHERE o.state = 'received'
+ORDER BY o.seq
+""")
+
+
+_RECEIVED_KEYS = text(
+    "SELECT o.seq, o.route FROM open_delivery o WHERE o.state = 'received' ORDER BY o.seq, o.route LIMIT :batch"
+)
 
 
 def any_received(database: Database) -> bool:

@@ -173,7 +173,7 @@ def test_no_column_of_a_fact_can_be_changed(old: Engine) -> None:
 
 def test_a_fact_that_is_no_attempt_lives_as_long_as_its_event(old: Engine) -> None:
     end(old)
-    for kind in set(Step) - SCHEDULING - {Step.DEAD_BLOCKING, *ATTEMPTS}:
+    for kind in set(Step) - SCHEDULING - {Step.DEAD_BLOCKING, Step.DEAD_UNATTEMPTED, *ATTEMPTS}:
         a_fact(old, kind)
         refused(old, delete(delivery_log).where(delivery_log.c.kind == kind))
 

@@ -1,0 +1,73 @@
+"""Bulkheads: an item that its step can't work on fails alone, and the others of its batch go on.
+
+Every step that works on many items in one transaction is run by `isolated`. `tests/bulkheads` plants failures into each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from inbox.db.dialect import error_text, failure_of
+from relay.store.database import Database, FailedAlone
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def isolated(
+    database: Database,
+    step: str,
+    *,
+    batch: Callable[[], Result],
+    items: Callable[[], Sequence[Item]],
+    part: Callable[[Sequence[Item]], Result],
+    alone: Callable[[Item, Exception], Result],
+    name: Callable[[Item], str] = str,
+) -> Iterator[Result]:
+    """Do a batch; when something in it is at fault, do its items in ever smaller parts.
+
+    Args:
+        database: whose `on_failed_alone` hears of each item that fails alone.
+        step: the step's name, for the log and the metrics.
+        batch: all of it in one transaction: what is done when nothing is wrong.
+        items: what the batch is made of, read as plainly as possible; asked for only after the batch has failed.
+        part: some of the items in one transaction.
+        alone: puts an item that has failed alone into a state that an operator sees.
+        name: an item in words.
+
+    Yields:
+        The result of each transaction, after its commit. One bad item among n costs about 2 log2(n) transactions.
+
+    Raises:
+        Exception: the database is unreachable or busy, or an item could not even be put aside. What was yielded is done.
+    """
+    try:
+        result = batch()
+    except Exception as error:  # noqa: BLE001  # whatever one item raises, it must not stop the others
+        _raise_unless_at_fault(error)
+    else:
+        yield result
+        return
+    todo = [items()]
+    while todo:
+        some = todo.pop()
+        if not some:
+            continue
+        try:
+            result = part(some)
+        except Exception as error:  # noqa: BLE001  # as above
+            _raise_unless_at_fault(error)
+            if len(some) == 1:
+                result = alone(some[0], error)
+                database.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
+            else:
+                half = len(some) // 2
+                todo += [some[half:], some[:half]]
+                continue
+        yield result
+
+
+def _raise_unless_at_fault(error: Exception) -> None:
+    if failure_of(error) != "fault":
+        raise error

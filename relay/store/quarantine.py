@@ -1,0 +1,110 @@
+"""Quarantine: a delivery that a step can't work on becomes dead, with the error's text, so that it stops nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import cache
+from typing import Literal
+
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, error_text, failure_of
+from relay import facts
+from relay.alerts import deaths
+from relay.lifecycle import OpenDelivery, State, append
+from relay.policy import UNKNOWN_ROUTE, RoutePolicy
+from relay.store.alerts import note
+from relay.store.database import Database, Key, Transaction
+from relay.store.lanes import settle_lanes
+
+Cause = Literal["unrecordable", "unprocessable"]
+"""Its attempt's outcome can't be recorded; it can't be ordered, rescued or loaded."""
+
+
+def quarantine(
+    database: Database,
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str,
+    key: Key,
+    *,
+    cause: Cause,
+    error: Exception,
+    token: int | None = None,
+) -> facts.Dead | None:
+    """Make a delivery dead that is in flight under the lease of `token`, or without one received; its lane goes on.
+
+    Where the lane itself can't be settled, the delivery alone is written: the view `stuck` shows a lane without a head.
+
+    Args:
+        database: of the delivery.
+        policies: by route.
+        relay_node: who does it.
+        key: the delivery.
+        cause: why, in one word.
+        error: why, in its own words.
+        token: of the lease that it must still be under; None: it must still be received.
+
+    Returns:
+        The fact; None when the delivery has moved on meanwhile.
+
+    Raises:
+        Exception: it could not even be written.
+    """
+    blocks = policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
+    # One that was never ordered is no head, so it can't hold its lane; nor was it attempted.
+    fact = facts.Dead(
+        cause=cause, error=error_text(error), blocks_lane=blocks and token is not None, counted=token is not None
+    )
+
+    def make_dead(write: Callable[[Transaction, OpenDelivery, datetime], None]) -> facts.Dead | None:
+        with database.write() as transaction:
+            now = transaction.lock_order()
+            row = _find(transaction, key, token, now)
+            if row is None:
+                return None
+            write(transaction, append(row, fact, now), now)
+        return fact
+
+    def with_its_lane(transaction: Transaction, dead: OpenDelivery, now: datetime) -> None:
+        note(transaction, deaths([dead]), now)
+        transaction.write_back(settle_lanes(transaction, [dead], policies, now), relay_node)
+
+    def by_itself(transaction: Transaction, dead: OpenDelivery, _now: datetime) -> None:
+        transaction.write_back([dead], relay_node)
+
+    try:
+        return make_dead(with_its_lane)
+    except Exception as second:
+        if failure_of(second) != "fault":
+            raise
+        return make_dead(by_itself)
+
+
+def _find(transaction: Transaction, key: Key, token: int | None, now: datetime) -> OpenDelivery | None:
+    """The delivery, locked, without its times: they may be what can't be read."""
+    found = transaction.execute(_row(transaction.sql), seq=key[0], route=key[1], token=token)
+    if not found:
+        return None
+    row = found[0]
+    return OpenDelivery(
+        seq=row.seq,
+        route=row.route,
+        lane=row.lane,
+        occurred_at=now,
+        state=State(row.state),
+        attempt=row.attempt,
+        run=row.run,
+        crashes=row.crashes,
+    )
+
+
+@cache
+def _row(sql: Sql) -> TextClause:
+    token = "CAST(:token AS bigint)" if sql.is_postgres else ":token"
+    return text(f"""
+SELECT o.seq, o.route, o.lane, o.state, o.attempt, o.run, o.crashes FROM open_delivery o
+WHERE o.seq = :seq AND o.route = :route
+  AND (o.state = 'in_flight' AND o.lease_token = {token} OR o.state = 'received' AND {token} IS NULL)
+{sql.for_update}
+""")
