@@ -20,6 +20,9 @@
     │   └── NotDelivered       502  stored, and given up
     ├── IllegalTransition      a fact or step that the state machine has no row for: a bug, never data
     ├── MappingError           a sync route's template or expression has no value for this event
+    ├── UnusableAnswer         an answer can't be relied on
+    ├── UnusableCommand        what an operator asked for can't be understood, or can't be meant: it ends `failed`
+    ├── UnreadableLog          a delivery's facts can't be read: it alone is left as it is
     ├── OutboundRefused        the guard refuses to send this call at all
     └── SweepFailed            a source could not be asked to the end for what has changed
 """
@@ -192,6 +195,14 @@ class MappingError(InboxRelayError):
 
 class UnusableAnswer(InboxRelayError):
     """An answer is not what it has to be: what it says of matches, or of further pages, can't be relied on."""
+
+
+class UnusableCommand(InboxRelayError):
+    """A row of `relay_command` can't be understood, or can't be meant. The text is its answer."""
+
+
+class UnreadableLog(InboxRelayError):
+    """A fact of one delivery is none that this version can read; the text names the fact and what to do."""
 
 
 class SweepFailed(InboxRelayError):

@@ -89,6 +89,18 @@ DISCARDED = Metric(
     "relay_results_discarded_total", "counter", "Results that came after another claim had taken the lease over."
 )
 DATABASE_TROUBLE = Metric("relay_database_trouble_total", "counter", "Steps that the database did not take at once.")
+STEP_FAILURES = Metric(
+    "relay_step_failures_total",
+    "counter",
+    "Steps that failed for anything but an unreachable or busy database; each is tried again.",
+    ("step",),
+)
+FAILED_ALONE = Metric(
+    "relay_items_failed_alone_total",
+    "counter",
+    "Deliveries, commands, alerts and duplicates that a step could not work on, and put aside.",
+    ("step",),
+)
 OPEN = Metric(
     "relay_open_deliveries", "gauge", "Deliveries that have not ended, as in the view backlog.", ("route", "state")
 )
@@ -119,6 +131,8 @@ RELAY = (
     TAKEN_BACK,
     DISCARDED,
     DATABASE_TROUBLE,
+    STEP_FAILURES,
+    FAILED_ALONE,
     OPEN,
     OLDEST,
     LOOKED,

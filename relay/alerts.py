@@ -14,7 +14,14 @@ from relay.gates import Breaker, BreakerState, GateKey
 from relay.lifecycle import OpenDelivery
 
 AlertKind = Literal[
-    "delivery_dead", "breaker_open", "retired", "backlog_old", "source_silent", "webhooks_missed", "sweep_failed"
+    "delivery_dead",
+    "breaker_open",
+    "retired",
+    "backlog_old",
+    "source_silent",
+    "webhooks_missed",
+    "sweep_failed",
+    "step_failed",
 ]
 
 SENTENCES: dict[AlertKind, tuple[str, str]] = {
@@ -37,6 +44,7 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
         "source {subject}: the sweep has found no change that came by no webhook",
     ),
     "sweep_failed": ("source {subject} can't be swept: {error}", "source {subject} is swept again"),
+    "step_failed": ("the relay's step {subject} fails: {error}", "the relay's step {subject} works again"),
 }
 """What each kind says: when it begins, and when it has recovered."""
 
@@ -46,7 +54,7 @@ class Alert(msgspec.Struct, frozen=True):
 
     kind: AlertKind
     subject: str
-    """What it is about: a route, a source, a source and a type of entity, or `destination NAME` and `api NAME`."""
+    """A route, a source, a source and a type of entity, a step, or `destination NAME` and `api NAME`."""
     firing: bool
     detail: Mapping[str, Any] = {}
     """What its sentence needs besides, and more."""
@@ -61,9 +69,14 @@ class Posted(msgspec.Struct, frozen=True):
 
 
 def sentence(alert: Alert) -> str:
-    """What it says, in one line."""
+    """Word an alert in one line; a figure that its detail lacks is a question mark."""
     began, recovered = SENTENCES[alert.kind]
-    return (began if alert.firing else recovered).format_map({**alert.detail, "subject": alert.subject})
+    return (began if alert.firing else recovered).format_map(_Lenient(alert.detail, subject=alert.subject))
+
+
+class _Lenient(dict[str, Any]):
+    def __missing__(self, name: str) -> str:
+        return "?"
 
 
 def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:

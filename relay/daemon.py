@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from typing import TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config
@@ -32,7 +32,8 @@ from relay.policy import can_be_given_back
 from relay.poster import Done
 from relay.retry import tried, until_done
 from relay.staff import Letter, Setup, Staff
-from relay.store import claim, nodes, record, sequence
+from relay.steps import Steps
+from relay.store import alerts, claim, nodes, record, sequence
 from relay.store.database import Database
 from relay.sweeper import Sweeper, scheduled
 from relay.upkeep import Upkeep
@@ -41,6 +42,7 @@ from relay.worker import Finished
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
+UNRECORDABLE_AGAIN_SECONDS = 30.0
 CUT_SECONDS = 1.0
 """How long calls that are cut have to come back; the watchdog needs a twentieth of it."""
 
@@ -71,7 +73,9 @@ class Relay:
         self._cut = threading.Event()
         self._ended = threading.Event()
         self._mail: queue.SimpleQueue[Letter] = queue.SimpleQueue()
-        self._unrecorded: list[Finished] = []
+        self._unrecorded: dict[claim.Claimed, Finished] = {}
+        self._unrecordable: list[tuple[float, Finished]] = []
+        """What could neither be recorded nor become dead, and when it is tried again (monotonic seconds)."""
         self._unused: list[claim.Claimed] = []
         """Claims that were not begun, or were cut in time: to be given back."""
         self._poll = BUSY_POLL_SECONDS
@@ -79,11 +83,19 @@ class Relay:
         """More has arrived than could be ordered at once."""
         self._is_idle = False
         """Nothing has come back for as long as the poll."""
+        database.on_failed_alone = self._observer.failed_alone
+        self._steps = Steps(self._observer, alert=self._alert, is_healthy=self._takes_writes)
         self._claiming = Claiming(database, self.node, self._leases, self._observer)
-        self._upkeep = Upkeep(database, self.node, self._claiming, self._observer)
+        self._upkeep = Upkeep(database, self.node, self._claiming, self._observer, self._steps)
         setup = Setup(config, deliverers, alerts, scheduled(config))
         self._sweeper = Sweeper(
-            database, self.node, setup.sweepings, stop=self._stop, now=self._now, observer=self._observer
+            database,
+            self.node,
+            setup.sweepings,
+            stop=self._stop,
+            now=self._now,
+            observer=self._observer,
+            steps=self._steps,
         )
         self._staff = Staff(setup, leases=self._leases, stop=self._stop, now=self._now, mail=self._mail)
 
@@ -138,12 +150,18 @@ class Relay:
             self._wait(busy=bool(more))
 
     def _cycle(self) -> bool:
-        """One round of every step. Returns whether there was anything to do."""
+        """One round of every step. Returns whether there was anything to do.
+
+        Raises:
+            Exception: the database is unreachable; or recording or claiming fails for good.
+        """
         self._collect()
-        done = self._give_back() + self._record()
+        run = self._steps.run
+        done = run("give_back", self._give_back, 0) + run("record", self._record, 0)
         self._staff.dismiss()
         done += self._upkeep.do(self._staff.config, self._staff.policies, self._staff.poster)
-        return self._sequence() + self._claim() + done > 0
+        done += run("sequence", self._sequence, 0) + run("claim", self._claim, 0)
+        return done + run("claim_suspect", self._claim_suspect, 0) > 0
 
     def _collect(self) -> None:
         while True:
@@ -158,7 +176,7 @@ class Relay:
                 crew.let_go(delivery)
                 self._unused.append(claim_of(delivery))
             case Finished():
-                self._unrecorded.append(letter)
+                self._unrecorded[claim_of(letter.delivery)] = letter
             case Done():
                 self._upkeep.posted(letter)
             case Setup() if not self._stop.is_set():
@@ -182,20 +200,36 @@ class Relay:
         return returned
 
     def _record(self) -> int:
-        """Record what has finished. After a failure it is all still there: a second record of the same outcome is fenced off."""
+        """Record what has finished. After a failure what is left is still there: a second record of an outcome is fenced off."""
+        self._take_up_unrecordable()
         if not self._unrecorded:
             return 0
-        outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded]
+        outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
         watched = self._claiming.troubled(self._staff.policies)
-        results = record.record(self._database, self._staff.policies, self.node, outcomes, watched)
-        for finished in self._unrecorded:
-            finished.crew.let_go(finished.delivery)
-        self._leases.forget(claim_of(delivery) for delivery, _ in outcomes)
-        self._unrecorded = []
-        self._observer.recorded(results)
+        number = 0
+        for results in record.record_each(self._database, self._staff.policies, self.node, outcomes, watched):
+            for result in results:
+                self._recorded(result)
+            number += len(results)
+            self._observer.recorded(result for result in results if result.error is None)
         if watched or any(isinstance(outcome, Failed) for _, outcome in outcomes):
             self._claiming.look_at_gates()
-        return len(results)
+        return number
+
+    def _recorded(self, result: record.Recorded) -> None:
+        key = claim_of(result.delivery)
+        finished = self._unrecorded.pop(key)
+        if result.error is None:
+            finished.crew.let_go(finished.delivery)
+            self._leases.forget([key])
+        else:  # it stays leased, so that its call is not repeated
+            self._observer.step_failed("record", result.error, UNRECORDABLE_AGAIN_SECONDS)
+            self._unrecordable.append((time.monotonic() + UNRECORDABLE_AGAIN_SECONDS, finished))
+
+    def _take_up_unrecordable(self) -> None:
+        while self._unrecordable and self._unrecordable[0][0] <= time.monotonic():
+            finished = self._unrecordable.pop(0)[1]
+            self._unrecorded[claim_of(finished.delivery)] = finished
 
     def _sequence(self) -> int:
         """Order all that arrived before anything of it is claimed.
@@ -214,11 +248,12 @@ class Relay:
         return done
 
     def _claim(self) -> int:
-        """Fill every crew that wants more; besides, one suspect, never two."""
-        claimed = self._claiming.claim(self._staff.policies, self._staff.crews)
-        if not self._staff.suspects:
-            claimed += self._claiming.claim_suspect(self._staff.policies, self._staff.crews)
-        return claimed
+        """Fill every crew that wants more."""
+        return self._claiming.claim(self._staff.policies, self._staff.crews)
+
+    def _claim_suspect(self) -> int:
+        """One suspect besides, never two."""
+        return 0 if self._staff.suspects else self._claiming.claim_suspect(self._staff.policies, self._staff.crews)
 
     def _wait(self, *, busy: bool) -> None:
         """For mail, at most as long as the poll: 20 ms after work, twice as long after each idle round, up to 500 ms."""
@@ -265,13 +300,35 @@ class Relay:
     def _keep_leases(self) -> None:
         """Renew every 5 s. A lease that can't be renewed is trusted until its time, then its calls are cut."""
         while not self._ended.wait(RENEW_EVERY_SECONDS):
-            began = self._leases.began_asking()
             try:
-                if held := self._leases.held():
-                    self._leases.renewed(claim.renew(self._database, held), began)
-                nodes.heartbeat(self._database, self.node)
-            except SQLAlchemyError as error:
+                self._steps.run("renew", self._renew, None)
+                self._steps.run("heartbeat", self._say_that_it_lives, None)
+            except DBAPIError as error:
                 self._observer.database_trouble("renewing leases", error)
+
+    def _renew(self) -> None:
+        began = self._leases.began_asking()
+        if held := self._leases.held():
+            self._leases.renewed(claim.renew(self._database, held), began)
+
+    def _say_that_it_lives(self) -> None:
+        nodes.heartbeat(self._database, self.node, self._steps.failing)
+
+    def _alert(self, step: str, error: str) -> None:
+        """Note that a step fails, as far as that can be noted."""
+        try:
+            alerts.step_failed(self._database, step, error)
+            self._say_that_it_lives()
+        except Exception as second:  # noqa: BLE001  # the step's own failure is logged already, and is what counts
+            self._observer.database_trouble("alerting", second)
+
+    def _takes_writes(self) -> bool:
+        try:
+            self._say_that_it_lives()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the database is not well
+            self._observer.database_trouble("looking whether it takes writes", error)
+            return False
+        return True
 
     def _retried(self, what: str, step: Callable[[], _Result]) -> _Result | None:
         """Run a step until the database takes it, or we are told to stop."""

@@ -166,6 +166,8 @@ _DECODERS: dict[str, msgspec.json.Decoder[AnyFact]] = {
 KINDS = tuple(_DECODERS)
 """Every word that `delivery_log.kind` can have."""
 
+CORRECTED = str(Corrected.__struct_config__.tag)
+
 
 def kind_of(fact: AnyFact) -> str:
     """The word in `delivery_log.kind`."""

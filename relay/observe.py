@@ -14,6 +14,7 @@ from relay import facts
 from relay.alerts import Posted, sentence
 from relay.gates import Breaker, BreakerState, Gates
 from relay.outcome import Delivery
+from relay.store.database import FailedAlone
 from relay.store.record import Recorded
 from relay.store.repeats import Judged
 from relay.store.sweeps import Found
@@ -31,6 +32,7 @@ class Observer:
     def __init__(self, meters: Meters = OFF, clock: Clock | None = None) -> None:
         self.counts: Counter[str] = Counter()
         self.meters = meters
+        self._left_alone: set[str] = set()
         self._now = (clock or SystemClock()).now
 
     def recorded(self, results: Iterable[Recorded]) -> None:
@@ -135,13 +137,31 @@ class Observer:
         self.counts["sweep_failed"] += 1
         _log.warning("sweep_failed %s error=%a", subject, error)
 
-    def sweep_broke(self, subject: str, bug: Exception) -> None:
-        """A bug has ended a sweep."""
-        _log.error("sweep of %s ended by a bug", subject, exc_info=bug)
-
     def gauges_broke(self, bug: Exception) -> None:
         """A bug has kept the gauges from being read; they are read again later."""
         _log.error("a look at the backlog ended by a bug", exc_info=bug)
+
+    def step_failed(self, step: str, error: BaseException, seconds: float) -> None:
+        """A step of the relay has failed; the others go on."""
+        self.counts["step_failed"] += 1
+        self.meters.count(metrics.STEP_FAILURES, step)
+        _log.error("step_failed step=%s again_in=%.1fs: the other steps go on", step, seconds, exc_info=error)
+
+    def step_recovered(self, step: str, times: int) -> None:
+        """A step works again that has failed so many times."""
+        _log.warning("step_recovered step=%s after=%d failures", step, times)
+
+    def failed_alone(self, item: FailedAlone) -> None:
+        """An item was put aside, as its step could not work on it; the others of its batch went on."""
+        self.counts["failed_alone"] += 1
+        self.meters.count(metrics.FAILED_ALONE, item.step)
+        _log.error("failed_alone step=%s %s error=%a: the others go on", item.step, item.item, item.error)
+
+    def left_alone(self, what: str) -> None:
+        """Something only a newer version knows is left to it. Each is logged once."""
+        if what not in self._left_alone:
+            self._left_alone.add(what)
+            _log.warning("left to a newer version: %s", what)
 
     def started(self, node: str, routes: Iterable[str]) -> None:
         """The relay begins to work."""

@@ -11,6 +11,7 @@ from datetime import datetime
 import msgspec
 
 from inbox.config import AlertFormat, Alerts, Endpoint
+from inbox.db.dialect import error_text
 from relay.alerts import Posted, payload
 from relay.endpoint import prepare
 from relay.http import HttpClient, Limits, Request
@@ -21,6 +22,8 @@ class Done(msgspec.Struct, frozen=True):
 
     posted: Posted
     error: str | None
+    is_final: bool = False
+    """It can't be posted, now or later."""
 
 
 class Poster:
@@ -64,12 +67,21 @@ class Poster:
 
     def _work(self, client: HttpClient) -> None:
         while (alert := self._todo.get()) is not None:
-            body = json.dumps(payload(alert, self._form)).encode()
-            request = Request("alert", "POST", {"Content-Type": "application/json"}, body=body)
-            answer = client.call(request, self._limits)
-            error = None if answer.error_class is None else answer.failed(()).error
-            self._done(Done(alert, error))
+            self._done(self._post(alert, client))
         client.close()
+
+    def _post(self, alert: Posted, client: HttpClient) -> Done:
+        try:
+            body = json.dumps(payload(alert, self._form)).encode()
+        except Exception as error:  # noqa: BLE001  # one that can't be worded must not keep the others from being posted
+            return Done(alert, f"it can't be worded: {error_text(error)}", is_final=True)
+        try:
+            answer = client.call(
+                Request("alert", "POST", {"Content-Type": "application/json"}, body=body), self._limits
+            )
+        except Exception as error:  # noqa: BLE001  # a bug in a call must not end the only thread that posts
+            return Done(alert, error_text(error))
+        return Done(alert, None if answer.error_class is None else answer.failed(()).error)
 
 
 def client_of(alerts: Alerts) -> HttpClient | None:

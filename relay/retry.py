@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import tenacity
-from sqlalchemy.exc import SQLAlchemyError
 
+from inbox.db.dialect import failure_of
 from relay.observe import Observer
 
-_UNWELL = tenacity.retry_if_exception_type(SQLAlchemyError)
+_UNWELL = tenacity.retry_if_exception(lambda error: failure_of(error) != "fault")
+_ANY = tenacity.retry_if_exception_type(Exception)
 
 _Result = TypeVar("_Result")
 
@@ -32,9 +33,9 @@ def until_done(
 
 
 def tried(what: str, step: Callable[[], object], *, times: int, observer: Observer) -> None:
-    """Run a step at most so many times; if it fails each time, that is told and left."""
+    """Run a step at most so many times; if it fails each time, that is logged and left."""
     retrying = tenacity.Retrying(
-        retry=_UNWELL,
+        retry=_ANY,
         wait=tenacity.wait_fixed(0.2),
         stop=tenacity.stop_after_attempt(times),
         retry_error_callback=lambda state: observer.database_trouble(what, _exception_of(state)),

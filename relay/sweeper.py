@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from inbox.config import Config
+from inbox.db.dialect import error_text
 from inbox.errors import SweepFailed
 from relay.alerts import Alert
 from relay.destinations.base import Context
 from relay.observe import Observer
+from relay.steps import Steps
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.gates import read_gates
@@ -62,6 +65,7 @@ class Sweeper:
         stop: threading.Event,
         now: Callable[[], datetime],
         observer: Observer,
+        steps: Steps,
     ) -> None:
         self._database = database
         self._node = node
@@ -69,6 +73,7 @@ class Sweeper:
         self._stop = stop
         self._context = Context(self._lease, stop, now)
         self._observer = observer
+        self._steps = steps
         self._so_far: Swept | None = None
         """Of the sweep that runs."""
         self._thread = threading.Thread(target=self._work, name="sweeps", daemon=True)
@@ -96,11 +101,9 @@ class Sweeper:
             if self._stop.is_set():
                 return
             try:
-                self._take_turn(sweeping)
-            except SQLAlchemyError as error:
+                self._steps.run("sweep", partial(self._take_turn, sweeping), None, subject=sweeping.subject)
+            except DBAPIError as error:
                 self._observer.database_trouble("sweeping", error)
-            except Exception as error:  # noqa: BLE001  # who ends this thread ends every sweep, and nobody would hear of it
-                self._observer.sweep_broke(sweeping.subject, error)
 
     def _work(self) -> None:
         while not self._stop.wait(LOOK_EVERY_SECONDS):
@@ -121,13 +124,13 @@ class Sweeper:
                 self._ended(sweeping, turn, None)
             else:
                 self._failed(sweeping, turn, str(error))
-        except SQLAlchemyError as error:
+        except DBAPIError as error:
             self._observer.database_trouble("sweeping", error)
             # Once more, as it may have been this one transaction; else it is as due as before when its lease has run out.
-            self._failed(sweeping, turn, f"the database: {type(getattr(error, 'orig', None) or error).__name__}")
-        except Exception as error:  # noqa: BLE001  # a mistake in here is told like any failure, and stops no delivery
-            self._observer.sweep_broke(sweeping.subject, error)
-            self._failed(sweeping, turn, f"a bug: {type(error).__name__}")
+            self._failed(sweeping, turn, f"the database: {error_text(error)}")
+        except Exception as error:
+            self._failed(sweeping, turn, error_text(error))
+            raise
         finally:
             sweeping.close()
 

@@ -7,18 +7,20 @@ the one room of the relay that knows how the receiver stores them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from time import sleep
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.config import Config
 from inbox.db import engine
+from inbox.db.dialect import error_text, storable
+from inbox.errors import SweepFailed
 from inbox.event import Event, Identity, RawRequest, swept_parts
 from inbox.identify import to_event
 from inbox.routing import matches
@@ -29,9 +31,12 @@ from relay.gates import Toll
 from relay.listed import EVERYTHING, Listed
 from relay.listing import BEFORE_A_CALL, Pages
 from relay.store import sweeps
+from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.gates import pay
 
+STEP = "sweep"
+Result = TypeVar("Result")
 MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
 WAITED_AT_A_TIME = 1.0
@@ -98,13 +103,16 @@ class Sweeping:
         this has come to its end: pages need not come in the order of the changes. With `dry` nothing is added. What is
         younger than `grace` is left.
 
+        An entity that can't be compared or added keeps no other from it; the sweep fails after its end.
+
         Raises:
-            SweepFailed: the source could not be asked to the end.
+            SweepFailed: the source could not be asked to the end, or an entity could not be taken in.
         """
         source, entity_type = self.source.name, self.table.entity_type
         now = context.now()
         young = now - timedelta(seconds=self.table.grace)
         swept = Swept(source, entity_type, since, since)
+        failed: list[str] = []
         with Additions(database) as additions:
             yield swept
             for page in self._pages.since(since, context):
@@ -112,8 +120,8 @@ class Sweeping:
                     for _ in self._let_through(database, context):
                         yield swept
                 old = [each for each in page if each.modified <= young]
-                lost = sweeps.missing(database, source, entity_type, old, self._taken) if old else []
-                added = 0 if dry else additions.add([self._event(each, now) for each in lost])
+                lost = self._missing(database, old, failed)
+                added = 0 if dry else self._add(additions, database, lost, now, failed)
                 swept = msgspec.structs.replace(
                     swept,
                     until=max([swept.until, *(each.modified for each in old)]),
@@ -122,6 +130,25 @@ class Sweeping:
                     added=swept.added + added,
                 )
                 yield swept
+        if failed:
+            raise SweepFailed(f"{len(failed)} entities could not be taken in, the first: {failed[0]}")
+
+    def _missing(self, database: Database, listed: Sequence[Listed], failed: list[str]) -> list[Listed]:
+        source, entity_type = self.source.name, self.table.entity_type
+
+        def part(some: Sequence[Listed]) -> list[Listed]:
+            return sweeps.missing(database, source, entity_type, some, self._taken)
+
+        parts = in_parts(database, STEP, listed, part=part, alone=_noting(failed, []), name=_id_of)
+        return [each for some in parts for each in some]
+
+    def _add(
+        self, additions: Additions, database: Database, lost: Sequence[Listed], now: datetime, failed: list[str]
+    ) -> int:
+        def part(some: Sequence[Listed]) -> int:
+            return additions.add([self._event(each, now) for each in some])
+
+        return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
 
     def _let_through(self, database: Database, context: Context) -> Iterator[None]:
         """Wait as long as the rate of the api is used up, a little at a time."""
@@ -147,6 +174,20 @@ class Sweeping:
         )
         raw = RawRequest(self.source.name, {"content-type": "application/json"}, body, now)
         return to_event(self.source, raw, identity, self._routes, raw.headers)
+
+
+def _id_of(listed: Listed) -> str:
+    return f"id={storable(listed.id)!a}"
+
+
+def _noting(failed: list[str], nothing: Result) -> Callable[[Listed, Exception], Result]:
+    """Put an entity aside: it is noted in `failed`, and `nothing` has come of it."""
+
+    def alone(listed: Listed, error: Exception) -> Result:
+        failed.append(f"{_id_of(listed)}: {error_text(error)}")
+        return nothing
+
+    return alone
 
 
 class Additions:

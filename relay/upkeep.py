@@ -1,4 +1,4 @@
-"""What a relay does besides deliveries, now and then: leases that ran out, repeats, gates, alerts, what operators ask for."""
+"""Periodic maintenance: expired leases, duplicates, gates, alerts, operator commands. Each is a step of its own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping
 
 from inbox.config import Config
+from inbox.db.dialect import failure_of
 from relay.claiming import Claiming
 from relay.observe import Observer
 from relay.policy import RoutePolicy
 from relay.poster import Done, Poster
+from relay.steps import Steps
 from relay.store import alerts, commands, reap, repeats
 from relay.store.conditions import Watch
 from relay.store.database import Database
@@ -19,59 +21,85 @@ WATCH_EVERY_SECONDS = 15.0
 
 
 class Upkeep:
-    """Of one relay. Every step is a short transaction; one that fails is made again in the next round."""
+    """Maintenance of one relay. Every step is a few short transactions; `steps` keeps one that fails from the others."""
 
-    def __init__(self, database: Database, node: str, claiming: Claiming, observer: Observer) -> None:
+    def __init__(self, database: Database, node: str, claiming: Claiming, observer: Observer, steps: Steps) -> None:
         self._database = database
         self._node = node
         self._claiming = claiming
         self._observer = observer
+        self._steps = steps
         self._watch = Watch()
+        self._commands = commands.OpenCommands(database)
         self._posts: list[Done] = []
         self._next_at = self._watch_at = 0.0
         self._any_command = False
 
     def do(self, config: Config, policies: Mapping[str, RoutePolicy], poster: Poster) -> int:
-        """What is due. Returns how many deliveries it has changed at the word of operators."""
-        self._finish_posts(poster)
+        """Do what is due. Returns how many deliveries operators' commands have changed."""
+        run = self._steps.run
         if time.monotonic() >= self._next_at:
-            self._observer.reaped(reap.reap(self._database, policies, self._node))
-            self._claiming.look_at_gates()
-            self._observer.judged(repeats.judge_repeats(self._database, config, self._node))
-            self._look_at_conditions(config)
-            self._alert(poster)
-            self._any_command = commands.any_open(self._database)
             self._next_at = time.monotonic() + EVERY_SECONDS
-        return self._obey(config) if self._any_command else 0
+            run("reap", lambda: self._reap(policies), None)
+            run("look_at_gates", self._claiming.look_at_gates, None)
+            run("judge_duplicates", lambda: self._judge_duplicates(config), None)
+            run("look_at_conditions", lambda: self._look_at_conditions(config), None)
+            run("log_alerts", self._log_alerts, None)
+            run("send_alerts", lambda: self._send_alerts(poster), None)
+            self._any_command = run("commands", self._look_for_commands, otherwise=False)
+        elif self._posts:
+            run("send_alerts", lambda: self._send_alerts(poster), None)
+        return run("commands", lambda: self._obey(config), 0) if self._any_command else 0
 
     def posted(self, done: Done) -> None:
-        """An alert was posted, or not; it is noted in the next round."""
+        """Take note that an alert was posted, or not, in the next round."""
         self._posts.append(done)
 
-    def _finish_posts(self, poster: Poster) -> None:
-        while self._posts:
-            done = self._posts[0]
-            if done.error is None:
-                alerts.sent(self._database, done.posted.id)
-            else:
-                self._observer.not_posted(done.posted, done.error)
-            poster.let_go()
-            self._posts.pop(0)
+    def _reap(self, policies: Mapping[str, RoutePolicy]) -> None:
+        self._observer.reaped(reap.reap(self._database, policies, self._node))
+
+    def _judge_duplicates(self, config: Config) -> None:
+        self._observer.judged(repeats.judge_repeats(self._database, config, self._node))
 
     def _look_at_conditions(self, config: Config) -> None:
         if time.monotonic() >= self._watch_at:
             self._watch.look(self._database, config)
             self._watch_at = time.monotonic() + WATCH_EVERY_SECONDS
 
-    def _alert(self, poster: Poster) -> None:
+    def _log_alerts(self) -> None:
         self._observer.alerted(alerts.take_untold(self._database))
+
+    def _send_alerts(self, poster: Poster) -> None:
+        while self._posts:
+            done = self._posts[0]
+            try:
+                alerts.posted(self._database, done.posted.id, done.error, is_final=done.is_final)
+            except Exception as error:
+                if failure_of(error) == "fault":  # it is posted again in a minute, and holds up no other until then
+                    self._end_post(poster, done)
+                raise
+            self._end_post(poster, done)
         if poster.is_free:
-            for posted in alerts.take_unsent(self._database):
-                poster.post(posted)
+            for unsent in alerts.take_unsent(self._database):
+                poster.post(unsent)
+
+    def _end_post(self, poster: Poster, done: Done) -> None:
+        if done.error is not None:
+            self._observer.not_posted(done.posted, done.error)
+        poster.let_go()
+        self._posts.remove(done)
+
+    def _look_for_commands(self) -> bool:
+        for number, kind in commands.of_newer_version(self._database):
+            self._observer.left_alone(f"command {number}, a {kind}")
+        return commands.any_open(self._database)
 
     def _obey(self, config: Config) -> int:
-        """A batch of what operators ask for; when there is nothing to do at the moment, it is looked at again later."""
-        changed = commands.work_on_open(self._database, config)
+        """Do a batch of each open command; where nothing can be done at the moment, look again in a second."""
+        self._any_command = False
+        changed = self._commands.work(config)
+        for number, error in self._commands.busy:
+            self._observer.database_trouble(f"working on command {number}", error)
         self._any_command = changed > 0
         self._claiming.look_at_gates()  # it may have been a pause
         return changed

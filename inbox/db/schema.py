@@ -242,6 +242,7 @@ relay_node = Table(
     Column("started_at", UtcDateTime, nullable=False, comment="when it started; database clock"),
     Column("heartbeat_at", UtcDateTime, nullable=False, comment="when it last said that it lives; database clock"),
     Column("stopped_at", UtcDateTime, comment="when it stopped in order; empty while it runs or when it died"),
+    Column("failing", JsonValue, comment="its steps that fail now, and why; empty: none does"),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,
 )
@@ -285,7 +286,7 @@ relay_command = Table(
     "relay_command",
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the command"),
-    Column("kind", Text, nullable=False, comment="replay, cancel, unblock, pause, resume or sweep"),
+    Column("kind", Text, nullable=False, comment="replay, cancel, unblock, pause or resume"),
     Column(
         "selection",
         JsonValue,
@@ -308,7 +309,15 @@ relay_command = Table(
     ),
     Column("finished_at", UtcDateTime, comment="when it ended"),
     Column("answer", Text, comment="what the daemon answers"),
-    CheckConstraint("kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume', 'sweep')", name="kind"),
+    Column(
+        "failed", BigInteger, nullable=False, server_default=text("0"), comment="deliveries that could not be changed"
+    ),
+    Column("error", Text, comment="the last delivery that could not be changed, and why"),
+    CheckConstraint("kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')", name="kind"),
+    CheckConstraint("jsonb_typeof(selection) = 'object'", name="selection").ddl_if(dialect="postgresql"),
+    CheckConstraint(
+        "CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END", name="selection"
+    ).ddl_if(dialect="sqlite"),
     CheckConstraint("state IN ('asked', 'running', 'done', 'failed', 'cancelled')", name="state"),
     Index(
         "ix_relay_command_open",
@@ -329,7 +338,7 @@ alert = Table(
         "kind",
         Text,
         nullable=False,
-        comment="delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed or sweep_failed",
+        comment="delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed or step_failed",
     ),
     Column("subject", Text, nullable=False, comment="what it is about, such as a destination's name"),
     Column("firing", Boolean, nullable=False, comment="true: it began; false: it recovered"),
@@ -337,6 +346,14 @@ alert = Table(
     Column("told_at", UtcDateTime, comment="when a relay wrote it to its log"),
     Column("post_after", UtcDateTime, comment="not posted before this: another relay may be doing it, or it failed"),
     Column("sent_at", UtcDateTime, comment="when it was posted to the alerts url; empty when none is configured"),
+    Column(
+        "is_unsendable",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="true: it can't be posted, and is not tried again",
+    ),
+    Column("error", Text, comment="why it is unsent"),
     Index("ix_alert_subject", "kind", "subject", "id"),
     Index("ix_alert_untold", "id", postgresql_where=text("told_at IS NULL"), sqlite_where=text("told_at IS NULL")),
     Index("ix_alert_unsent", "at", postgresql_where=text("sent_at IS NULL"), sqlite_where=text("sent_at IS NULL")),

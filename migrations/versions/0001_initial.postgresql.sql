@@ -8,6 +8,8 @@ CREATE TABLE alert (
     told_at TIMESTAMP WITH TIME ZONE,
     post_after TIMESTAMP WITH TIME ZONE,
     sent_at TIMESTAMP WITH TIME ZONE,
+    is_unsendable BOOLEAN DEFAULT false NOT NULL,
+    error TEXT,
     CONSTRAINT pk_alert PRIMARY KEY (id)
 );
 
@@ -23,7 +25,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'when it changed';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed or sweep_failed';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed or step_failed';
 
 COMMENT ON COLUMN alert.subject IS 'what it is about, such as a destination''s name';
 
@@ -36,6 +38,10 @@ COMMENT ON COLUMN alert.told_at IS 'when a relay wrote it to its log';
 COMMENT ON COLUMN alert.post_after IS 'not posted before this: another relay may be doing it, or it failed';
 
 COMMENT ON COLUMN alert.sent_at IS 'when it was posted to the alerts url; empty when none is configured';
+
+COMMENT ON COLUMN alert.is_unsendable IS 'true: it can''t be posted, and is not tried again';
+
+COMMENT ON COLUMN alert.error IS 'why it is unsent';
 
 CREATE TABLE delivery_log (
     id BIGSERIAL NOT NULL,
@@ -343,8 +349,11 @@ CREATE TABLE relay_command (
     affected BIGINT DEFAULT 0 NOT NULL,
     finished_at TIMESTAMP WITH TIME ZONE,
     answer TEXT,
+    failed BIGINT DEFAULT 0 NOT NULL,
+    error TEXT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume', 'sweep')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
+    CONSTRAINT ck_relay_command_selection CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled'))
 );
 
@@ -354,7 +363,7 @@ COMMENT ON TABLE relay_command IS 'What an operator asks the relay to do, by SQL
 
 COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
-COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, pause, resume or sweep';
+COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, pause or resume';
 
 COMMENT ON COLUMN relay_command.selection IS 'what it is about: route, seq, source, entity_type, entity_id, cause, since; force; destination, api';
 
@@ -374,6 +383,10 @@ COMMENT ON COLUMN relay_command.finished_at IS 'when it ended';
 
 COMMENT ON COLUMN relay_command.answer IS 'what the daemon answers';
 
+COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed';
+
+COMMENT ON COLUMN relay_command.error IS 'the last delivery that could not be changed, and why';
+
 CREATE TABLE relay_node (
     id TEXT NOT NULL,
     host TEXT NOT NULL,
@@ -382,6 +395,7 @@ CREATE TABLE relay_node (
     started_at TIMESTAMP WITH TIME ZONE NOT NULL,
     heartbeat_at TIMESTAMP WITH TIME ZONE NOT NULL,
     stopped_at TIMESTAMP WITH TIME ZONE,
+    failing JSONB,
     CONSTRAINT pk_relay_node PRIMARY KEY (id)
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
@@ -401,6 +415,8 @@ COMMENT ON COLUMN relay_node.started_at IS 'when it started; database clock';
 COMMENT ON COLUMN relay_node.heartbeat_at IS 'when it last said that it lives; database clock';
 
 COMMENT ON COLUMN relay_node.stopped_at IS 'when it stopped in order; empty while it runs or when it died';
+
+COMMENT ON COLUMN relay_node.failing IS 'its steps that fail now, and why; empty: none does';
 
 CREATE TABLE repeated_request (
     id BIGSERIAL NOT NULL,

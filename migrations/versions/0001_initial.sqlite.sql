@@ -3,7 +3,7 @@ CREATE TABLE alert ( -- One row per change for the worse or back, never a second
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- when it changed
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed or sweep_failed
+    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed or step_failed
     kind TEXT NOT NULL,
     -- what it is about, such as a destination's name
     subject TEXT NOT NULL,
@@ -16,7 +16,11 @@ CREATE TABLE alert ( -- One row per change for the worse or back, never a second
     -- not posted before this: another relay may be doing it, or it failed
     post_after TEXT,
     -- when it was posted to the alerts url; empty when none is configured
-    sent_at TEXT
+    sent_at TEXT,
+    -- true: it can't be posted, and is not tried again
+    is_unsendable BOOLEAN DEFAULT false NOT NULL,
+    -- why it is unsent
+    error TEXT
 );
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
@@ -230,7 +234,7 @@ CREATE TABLE rejected_request ( -- A request that was refused. Each receiver pro
 CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or command; executed and answered by the daemon.
     -- number of the command
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- replay, cancel, unblock, pause, resume or sweep
+    -- replay, cancel, unblock, pause or resume
     kind TEXT NOT NULL,
     -- what it is about: route, seq, source, entity_type, entity_id, cause, since; force; destination, api
     selection JSON NOT NULL,
@@ -250,7 +254,12 @@ CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or
     finished_at TEXT,
     -- what the daemon answers
     answer TEXT,
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume', 'sweep')),
+    -- deliveries that could not be changed
+    failed BIGINT DEFAULT 0 NOT NULL,
+    -- the last delivery that could not be changed, and why
+    error TEXT,
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
+    CONSTRAINT ck_relay_command_selection CHECK (CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled'))
 );
 
@@ -271,6 +280,8 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     heartbeat_at TEXT NOT NULL,
     -- when it stopped in order; empty while it runs or when it died
     stopped_at TEXT,
+    -- its steps that fail now, and why; empty: none does
+    failing JSON,
     CONSTRAINT pk_relay_node PRIMARY KEY (id)
 );
 

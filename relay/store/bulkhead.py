@@ -49,7 +49,20 @@ def isolated(
     else:
         yield result
         return
-    todo = [items()]
+    yield from in_parts(database, step, items(), part=part, alone=alone, name=name)
+
+
+def in_parts(
+    database: Database,
+    step: str,
+    items: Sequence[Item],
+    *,
+    part: Callable[[Sequence[Item]], Result],
+    alone: Callable[[Item, Exception], Result],
+    name: Callable[[Item], str] = str,
+) -> Iterator[Result]:
+    """As `isolated`, for a batch that has failed already."""
+    todo = [items]
     while todo:
         some = todo.pop()
         if not some:

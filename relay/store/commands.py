@@ -6,31 +6,39 @@ several processes may work on one command, and any of them may die.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 from sqlalchemy import TextClause, text
+from sqlalchemy.exc import DBAPIError
 
 from inbox.config import Config
-from inbox.db.dialect import Sql, as_json
+from inbox.db.dialect import Sql, as_json, error_text, failure_of
+from inbox.errors import UnusableCommand
+from inbox.reads import Row
 from inbox.timestamps import time_text
 from relay import facts
 from relay.gates import Gate
 from relay.store import gates, selection
-from relay.store.database import Database, Transaction
+from relay.store.bulkhead import in_parts
+from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
 from relay.store.reopen import find
 from relay.store.replay import end_or_unblock, overtaken, replay
 from relay.store.selection import Act, Choice, Plan, Selection, keys_of
 
 BATCH = 200
 """Deliveries in one transaction."""
+MOST_AT_ONCE = 10
+"""Commands of which a batch is done in one step of a relay."""
 MOST_OPEN = 1000
 """So many replayed deliveries of a route may be open: what arrives meanwhile is not to wait behind a mountain of them."""
 
 GateAct = Literal["pause", "resume"]
 CommandState = Literal["asked", "running", "done", "failed", "cancelled"]
+_Form = TypeVar("_Form")
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -39,6 +47,10 @@ class Progress(msgspec.Struct, frozen=True):
     state: CommandState
     affected: int
     answer: str | None
+    failed: int = 0
+    """Deliveries that could not be changed."""
+    error: str | None = None
+    """The last of them, and why."""
 
     @property
     def has_ended(self) -> bool:
@@ -76,32 +88,111 @@ def ask(database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who:
 
 
 def any_open(database: Database) -> bool:
-    """Whether a command waits, or is at work."""
+    """Whether a command waits, or is at work, of a kind that this version knows."""
     with database.read() as transaction:
         return bool(transaction.execute(_ANY_OPEN))
 
 
-def work_on_open(database: Database, config: Config) -> int:
-    """A batch of each open command. Returns how many deliveries were changed."""
+def of_newer_version(database: Database) -> list[tuple[int, str]]:
+    """Id and kind of open commands that only a newer version knows: they are left to it."""
     with database.read() as transaction:
-        numbers = [row.id for row in transaction.execute(_OPEN)]
-    return sum(work_on(database, config, number) for number in numbers)
+        return [(row.id, row.kind) for row in transaction.execute(_UNKNOWN)]
+
+
+class OpenCommands:
+    """The commands that have not ended, a few at a time and in turn, so that none keeps another waiting."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._after = 0
+        self.busy: list[tuple[int, DBAPIError]] = []
+        """The commands that could not be worked on the last time, as something they need was locked."""
+
+    def work(self, config: Config) -> int:
+        """Do a batch of each of the next few. Returns how many deliveries were changed."""
+        with self._database.read() as transaction:
+            numbers = [row.id for row in transaction.execute(_OPEN, after=self._after, most=MOST_AT_ONCE)]
+        self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
+        self.busy = []
+        changed = 0
+        for number in numbers:
+            try:
+                changed += work_on(self._database, config, number)
+            except DBAPIError as error:
+                if failure_of(error) != "busy":
+                    raise
+                self.busy.append((number, error))
+        return changed
 
 
 def work_on(database: Database, config: Config, number: int) -> int:
-    """The next batch of this command, if it has not ended.
+    """Do the next batch of this command, if it has not ended.
+
+    A command that can't be understood, or whose deliveries can't be found, is `failed`. A delivery that can't be changed is
+    passed over: `relay_command.failed` counts it, `relay_command.error` has the last one.
 
     Returns:
         How many deliveries it has changed; of a replay also none when too many are open already.
     """
+    try:
+        try:
+            return _work_on(database, config, number)
+        except UnusableCommand:
+            raise
+        except Exception as error:
+            if failure_of(error) != "fault":
+                raise
+            return _work_apart(database, config, number, error)
+    except Exception as error:
+        if failure_of(error) != "fault":
+            raise
+        _fail(database, number, error)
+        return 0
+
+
+def _work_on(database: Database, config: Config, number: int) -> int:
+    """The next batch in one transaction."""
     with database.write() as transaction:
         now = transaction.lock_order()
-        found = transaction.execute(_command(database.sql), id=number)
-        if not found or found[0].state not in {"asked", "running"}:
+        command = _read(transaction, number)
+        if command is None:
             return 0
-        step = _step(transaction, config, found[0], now)
+        if command.kind in get_args(GateAct):
+            step = _turn_gate(transaction, config, command, now)
+        else:
+            step = _next_batch(transaction, _choice(command, config), command, now)
         transaction.execute(_advance(database.sql), id=number, at=time_text(now), **msgspec.structs.asdict(step))
     return step.changed
+
+
+def _work_apart(database: Database, config: Config, number: int, error: Exception) -> int:
+    """The next batch of deliveries in parts, as one of them can't be changed with the others."""
+    with database.write() as transaction:  # a write, so that the command is this process's own meanwhile
+        transaction.lock_order()
+        command = _read(transaction, number)
+        if command is None:
+            return 0
+        if command.kind in get_args(GateAct):
+            raise error
+        choice = _choice(command, config)
+        keys = keys_of(_page(transaction, choice, command))
+
+    def part(some: Sequence[Key]) -> int:
+        with database.write() as transaction:
+            changed = _change(transaction, choice, command, some, transaction.lock_order())
+            transaction.execute(_COUNT, id=number, changed=changed)
+        return changed
+
+    def alone(key: Key, error: Exception) -> int:
+        with database.write() as transaction:
+            transaction.execute(_COUNT_FAILED, id=number, error=f"{key_text(key)}: {error_text(error)}")
+        return 0
+
+    changed = sum(in_parts(database, "commands", keys, part=part, alone=alone, name=key_text))
+    if keys:
+        with database.write() as transaction:
+            transaction.execute(_MOVE_ON, id=number, progress=keys[-1][0])
+    return changed
 
 
 class _Step(msgspec.Struct, frozen=True):
@@ -113,32 +204,69 @@ class _Step(msgspec.Struct, frozen=True):
     answer: str | None = None
 
 
-def _step(transaction: Transaction, config: Config, command: Any, now: datetime) -> _Step:  # noqa: ANN401  # a result row
-    try:
-        if command.kind in {"pause", "resume"}:
-            return _turn_gate(transaction, config, command, now)
-        chosen = msgspec.convert(as_json(command.selection), Selection)
-        choice = Choice(msgspec.convert(command.kind, Act), chosen, config)
-    except msgspec.ValidationError as error:
-        return _Step("failed", answer=f"not understood: {error}")
+def _read(transaction: Transaction, number: int) -> Any:  # noqa: ANN401  # a result row
+    """The command, locked; None when it has ended."""
+    found = transaction.execute(_command(transaction.sql), id=number)
+    return found[0] if found and found[0].state in {"asked", "running"} else None
+
+
+def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result row
+    """What a command is about.
+
+    Raises:
+        UnusableCommand: it can't be understood, or can't be meant.
+    """
+    choice = Choice(command.kind, _understood(as_json(command.selection), Selection), config)
     if choice.mistake is not None:
-        return _Step("failed", answer=choice.mistake)
-    most = min(BATCH, _room(transaction, chosen) if choice.act == "replay" else BATCH)
-    if most <= 0:
+        raise UnusableCommand(choice.mistake)
+    return choice
+
+
+def _understood(value: object, form: type[_Form]) -> _Form:
+    try:
+        return msgspec.convert(value, form)
+    except msgspec.ValidationError as error:
+        raise UnusableCommand(f"not understood: {error}") from error
+
+
+def _next_batch(transaction: Transaction, choice: Choice, command: Any, now: datetime) -> _Step:  # noqa: ANN401  # a result row
+    if choice.act == "replay" and _room(transaction, choice.selection) <= 0:
         return _Step(
             "running", progress=command.progress_seq, answer=f"waits: {MOST_OPEN} replayed deliveries are open"
         )
-    keys = keys_of(selection.page(transaction, choice, after=command.progress_seq or 0, most=most))
+    keys = keys_of(_page(transaction, choice, command))
     if not keys:
-        return _Step("done", progress=command.progress_seq, answer="done")
+        answer = f"done, but for {command.failed} that could not be changed: see error" if command.failed else "done"
+        return _Step("done", progress=command.progress_seq, answer=answer)
+    return _Step("running", _change(transaction, choice, command, keys, now), keys[-1][0])
+
+
+def _page(transaction: Transaction, choice: Choice, command: Any) -> list[Row]:  # noqa: ANN401  # a result row
+    most = min(BATCH, _room(transaction, choice.selection)) if choice.act == "replay" else BATCH
+    return selection.page(transaction, choice, after=command.progress_seq or 0, most=max(most, 1))
+
+
+def _change(
+    transaction: Transaction,
+    choice: Choice,
+    command: Any,  # noqa: ANN401  # a result row
+    keys: Sequence[Key],
+    now: datetime,
+) -> int:
     said = {"who": command.asked_by, "why": command.reason}
     if choice.act == "replay":
-        too = None if chosen.force else partial(selection.among, transaction, choice)
-        changed = replay(transaction, config, keys, facts.Replayed(**said), now, too=too)
-    else:
-        fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
-        changed = end_or_unblock(transaction, config, keys, fact, now)
-    return _Step("running", changed, keys[-1][0])
+        too = None if choice.selection.force else partial(selection.among, transaction, choice)
+        return replay(transaction, choice.config, keys, facts.Replayed(**said), now, too=too)
+    fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
+    return end_or_unblock(transaction, choice.config, keys, fact, now)
+
+
+def _fail(database: Database, number: int, error: Exception) -> None:
+    """End a command that can't be done, with the reason as its answer."""
+    answer = str(error) if isinstance(error, UnusableCommand) else error_text(error)
+    with database.write() as transaction:
+        transaction.execute(_failed(database.sql), id=number, answer=answer)
+    database.failed_alone(FailedAlone("commands", f"command={number}", answer))
 
 
 def _room(transaction: Transaction, chosen: Selection) -> int:
@@ -147,9 +275,9 @@ def _room(transaction: Transaction, chosen: Selection) -> int:
 
 
 def _turn_gate(transaction: Transaction, config: Config, command: Any, now: datetime) -> _Step:  # noqa: ANN401  # a result row
-    gate = msgspec.convert(as_json(command.selection), Gate)
+    gate = _understood(as_json(command.selection), Gate)
     if mistake := gate.mistake(config):
-        return _Step("failed", answer=mistake)
+        raise UnusableCommand(mistake)
     if command.kind == "pause":
         changed = gates.pause(transaction, gate.key, who=command.asked_by, why=command.reason)
         return _Step("done", answer="paused" if changed else "was paused already")
@@ -161,7 +289,10 @@ def progress(database: Database, number: int) -> Progress | None:
     """How a command stands; None when there is none of this id."""
     with database.read() as transaction:
         found = transaction.execute(_PROGRESS, id=number)
-    return Progress(found[0].state, found[0].affected, found[0].answer) if found else None
+    if not found:
+        return None
+    row = found[0]
+    return Progress(row.state, row.affected, row.answer, row.failed, row.error)
 
 
 def stop(database: Database, number: int) -> None:
@@ -178,9 +309,15 @@ def go_on(database: Database, number: int) -> bool:
         return bool(transaction.execute(_GO_ON, id=number))
 
 
-_ANY_OPEN = text("SELECT 1 FROM relay_command WHERE state IN ('asked', 'running') LIMIT 1")
-_OPEN = text("SELECT id FROM relay_command WHERE state IN ('asked', 'running') ORDER BY id LIMIT 10")
-_PROGRESS = text("SELECT state, affected, answer FROM relay_command WHERE id = :id")
+_IS_OPEN = "state IN ('asked', 'running')"
+_IS_KNOWN = "kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')"
+_ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
+_OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
+_UNKNOWN = text(f"SELECT id, kind FROM relay_command WHERE {_IS_OPEN} AND NOT {_IS_KNOWN} ORDER BY id LIMIT 10")
+_COUNT = text("UPDATE relay_command SET state = 'running', affected = affected + :changed WHERE id = :id")
+_COUNT_FAILED = text("UPDATE relay_command SET failed = failed + 1, error = :error WHERE id = :id")
+_MOVE_ON = text("UPDATE relay_command SET state = 'running', progress_seq = :progress WHERE id = :id")
+_PROGRESS = text("SELECT state, affected, answer, failed, error FROM relay_command WHERE id = :id")
 _GO_ON = text("""
 UPDATE relay_command SET state = 'running', finished_at = NULL, answer = NULL
 WHERE id = :id AND state = 'cancelled'
@@ -201,7 +338,7 @@ RETURNING id
 @cache
 def _command(sql: Sql) -> TextClause:
     return text(f"""
-SELECT id, kind, selection, reason, asked_by, state, progress_seq FROM relay_command WHERE id = :id {sql.for_update}
+SELECT id, kind, selection, reason, asked_by, state, progress_seq, failed FROM relay_command WHERE id = :id {sql.for_update}
 """)
 
 
@@ -213,6 +350,14 @@ UPDATE relay_command
 SET state = :state, affected = affected + :changed, progress_seq = :progress, answer = :answer,
     finished_at = CASE WHEN {ended} THEN {sql.time(":at")} END
 WHERE id = :id
+""")
+
+
+@cache
+def _failed(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE relay_command SET state = 'failed', answer = :answer, finished_at = {sql.now}
+WHERE id = :id AND {_IS_OPEN}
 """)
 
 

@@ -1,17 +1,33 @@
-"""Conditions that last: routes that are behind, sources that are silent, and dead deliveries that are gone again."""
+"""Conditions that last: routes that are behind, sources that are silent, dead deliveries that are gone again, failing steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
+import msgspec
 from sqlalchemy import text
 
-from inbox.config import Config
+from inbox.config import Config, Source
 from inbox.timestamps import as_time
 from relay.alerts import Alert
 from relay.store.alerts import note
+from relay.store.bulkhead import in_parts
 from relay.store.database import SEQS_OUT_OF_ORDER, Database, Transaction
+from relay.store.nodes import failing_steps
+
+STEP = "look_at_conditions"
+
+Firing = frozenset[tuple[str, str]]
+"""Kind and subject of each alert that has not recovered."""
+
+
+class _Check(msgspec.Struct, frozen=True):
+    """One look at one thing; `name` is for the log."""
+
+    name: str
+    look: Callable[[Transaction], Iterator[Alert]]
 
 
 class Watch:
@@ -22,52 +38,84 @@ class Watch:
         self._looked_to = 0
 
     def look(self, database: Database, config: Config) -> None:
-        """Note an alert for each that has begun or ended since the last look of any relay."""
+        """Note an alert for each that has begun or ended since the last look of any relay.
+
+        A look that fails keeps no other from being taken.
+        """
         with database.read() as transaction:
             now = transaction.now()
-            firing = {(row.kind, row.subject) for row in transaction.execute(_FIRING)}
-            found = [
-                *_dead_again(transaction, firing),
-                *_backlogs(transaction, config, now),
-                *self._silences(transaction, config, now),
-            ]
-        changed = [alert for alert in found if alert.firing != ((alert.kind, alert.subject) in firing)]
-        if changed:
-            with database.write() as transaction:
-                note(transaction, changed, transaction.lock_order())
+            firing = frozenset((row.kind, row.subject) for row in transaction.execute(_FIRING))
+            highest = transaction.execute(_HIGHEST)[0].seq or 0
+        checks = [
+            *(
+                _Check(f"dead letters of {subject}", partial(_dead_again, subject))
+                for kind, subject in sorted(firing)
+                if kind == "delivery_dead"
+            ),
+            *(_Check(f"backlog of {route}", partial(_backlog, config, now, route)) for route in config.routes),
+            *(
+                _Check(f"silence of {name}", partial(self._silence, source, now))
+                for name, source in config.sources.items()
+                if source.silent_after is not None
+            ),
+            _Check("failing steps", partial(_recovered_steps, firing)),
+        ]
 
-    def _silences(self, transaction: Transaction, config: Config, now: datetime) -> Iterator[Alert]:
-        watched = {name: source for name, source in config.sources.items() if source.silent_after is not None}
-        if not watched:
-            return
-        highest = transaction.execute(_HIGHEST)[0].seq or 0
-        for name, source in watched.items():
-            last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - SEQS_OUT_OF_ORDER)
-            if last:  # its newest event may have been readmitted, and have arrived before the one before it
-                arrived = as_time(last[0].received_at)
-                self._heard[name] = max(self._heard.get(name, arrived), arrived)
-            self._heard.setdefault(name, now)  # one that was never heard is silent from the first look on
-            silent = now - self._heard[name]
-            is_silent = silent > timedelta(seconds=source.silent_after or 0)
-            detail = {"silent_seconds": round(silent.total_seconds())} if is_silent else {}
-            yield Alert("source_silent", name, is_silent, detail)
+        def part(some: Sequence[_Check]) -> list[Alert]:
+            with database.read() as transaction:
+                return [alert for check in some for alert in check.look(transaction)]
+
+        def keep(some: Sequence[Alert]) -> None:
+            with database.write() as transaction:
+                note(transaction, some, transaction.lock_order())
+
+        looks = in_parts(
+            database, STEP, checks, part=part, alone=lambda _check, _error: [], name=lambda check: check.name
+        )
+        changed = [
+            alert for alerts in looks for alert in alerts if alert.firing != ((alert.kind, alert.subject) in firing)
+        ]
+        for _ in in_parts(database, STEP, changed, part=keep, alone=lambda _alert, _error: None, name=_named):
+            pass
         self._looked_to = highest
 
+    def _silence(self, source: Source, now: datetime, transaction: Transaction) -> Iterator[Alert]:
+        name = source.name
+        last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - SEQS_OUT_OF_ORDER)
+        if last:  # its newest event may have been readmitted, and have arrived before the one before it
+            arrived = as_time(last[0].received_at)
+            self._heard[name] = max(self._heard.get(name, arrived), arrived)
+        self._heard.setdefault(name, now)  # one that was never heard is silent from the first look on
+        silent = now - self._heard[name]
+        is_silent = silent > timedelta(seconds=source.silent_after or 0)
+        detail = {"silent_seconds": round(silent.total_seconds())} if is_silent else {}
+        yield Alert("source_silent", name, is_silent, detail)
 
-def _dead_again(transaction: Transaction, firing: set[tuple[str, str]]) -> Iterator[Alert]:
-    """Routes whose last dead delivery was taken up again or cancelled. That one dies is noted when it does."""
-    for kind, route in firing:
-        if kind == "delivery_dead" and not transaction.execute(_ANY_DEAD, route=route):
-            yield Alert("delivery_dead", route, firing=False)
+
+def _named(alert: Alert) -> str:
+    return f"alert {alert.kind} of {alert.subject}"
 
 
-def _backlogs(transaction: Transaction, config: Config, now: datetime) -> Iterator[Alert]:
-    for route in config.routes:
-        oldest = transaction.execute(_OLDEST, route=route)
-        age = (now - as_time(oldest[0].received_at)).total_seconds() if oldest else 0
-        is_behind = age > config.alerts.backlog_after
-        detail = {"seq": oldest[0].seq, "age_seconds": round(age)} if is_behind else {}
-        yield Alert("backlog_old", route, is_behind, detail)
+def _dead_again(route: str, transaction: Transaction) -> Iterator[Alert]:
+    """The end of a route's dead letters: the last was taken up again or cancelled. That one dies is noted when it does."""
+    if not transaction.execute(_ANY_DEAD, route=route):
+        yield Alert("delivery_dead", route, firing=False)
+
+
+def _backlog(config: Config, now: datetime, route: str, transaction: Transaction) -> Iterator[Alert]:
+    oldest = transaction.execute(_OLDEST, route=route)
+    age = (now - as_time(oldest[0].received_at)).total_seconds() if oldest else 0
+    is_behind = age > config.alerts.backlog_after
+    detail = {"seq": oldest[0].seq, "age_seconds": round(age)} if is_behind else {}
+    yield Alert("backlog_old", route, is_behind, detail)
+
+
+def _recovered_steps(firing: Firing, transaction: Transaction) -> Iterator[Alert]:
+    """Steps that fail in no relay any more: they work again, or the relay is gone. That one fails its relay notes itself."""
+    fired = {subject for kind, subject in firing if kind == "step_failed"}
+    if fired:
+        for step in sorted(fired - failing_steps(transaction)):
+            yield Alert("step_failed", step, firing=False)
 
 
 _FIRING = text("""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql, as_json, rows_param, storable
+from inbox.db.views import GONE_SECONDS
 from relay.gates import Entity
 from relay.store.claim import not_paused, paused_param
-from relay.store.database import Database
+from relay.store.database import Database, Transaction
+
+NOTHING_FAILS: Mapping[str, str] = {}
 
 
 def start_node(database: Database, node: str, host: str, pid: int, version: str) -> None:
@@ -19,10 +23,17 @@ def start_node(database: Database, node: str, host: str, pid: int, version: str)
         transaction.execute(_start(database.sql), node=node, host=host, pid=pid, version=version)
 
 
-def heartbeat(database: Database, node: str) -> None:
-    """Say that it lives."""
+def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHING_FAILS) -> None:
+    """Say that it lives, and which of its steps fail."""
+    told = json.dumps({name: storable(error) for name, error in failing.items()}) if failing else None
     with database.write() as transaction:
-        transaction.execute(_heartbeat(database.sql), node=node)
+        transaction.execute(_heartbeat(database.sql), node=node, failing=told)
+
+
+def failing_steps(transaction: Transaction) -> frozenset[str]:
+    """The names of the steps that fail in any relay that lives."""
+    found = transaction.execute(_failing(transaction.sql), since=-float(GONE_SECONDS))
+    return frozenset(name for row in found for name in as_json(row.failing))
 
 
 def stop_node(database: Database, node: str) -> None:
@@ -41,7 +52,17 @@ VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now})
 
 @cache
 def _heartbeat(sql: Sql) -> TextClause:
-    return text(f"UPDATE relay_node SET heartbeat_at = {sql.now} WHERE id = :node")
+    failing = "CAST(:failing AS jsonb)" if sql.is_postgres else ":failing"
+    return text(f"UPDATE relay_node SET heartbeat_at = {sql.now}, failing = {failing} WHERE id = :node")
+
+
+@cache
+def _failing(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT n.failing FROM relay_node n
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL
+  AND n.heartbeat_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+""")
 
 
 @cache

@@ -7,37 +7,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config import Config
 from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.errors import UnreadableLog
 from inbox.routing import lane_of
 from inbox.timestamps import as_time
 from relay import facts
 from relay.lifecycle import OpenDelivery, State, fold
 from relay.policy import RoutePolicy
-from relay.store.database import ROW, Transaction, as_open_delivery
+from relay.store.database import ROW, Key, Transaction, as_open_delivery, keys_param
 from relay.store.lanes import settle_lanes
-
-Key = tuple[int, str]
-"""seq and route."""
 
 
 def find(transaction: Transaction, config: Config, keys: Sequence[Key]) -> list[OpenDelivery]:
-    """These deliveries: as their row has them, locked, or as their facts and the configuration tell.
+    """Find these deliveries: as their row has them, locked, or as their facts and the configuration tell.
 
     One that has ended on a route which is not configured any more is left out: there is nowhere to send it.
+
+    Raises:
+        UnreadableLog: one without a row has a fact that this version can't read.
     """
     if not keys:
         return []
     wanted = rows_param({"seq": seq, "route": route} for seq, route in keys)
     present = [as_open_delivery(row) for row in transaction.execute(_present(transaction.sql), wanted=wanted)]
     there = {(row.seq, row.route) for row in present}
-    history: dict[Key, list[facts.AnyFact]] = defaultdict(list)
-    for row in transaction.execute(_history(transaction.sql), wanted=wanted):
-        history[row.seq, row.route].append(facts.decode(row.kind, as_json(row.detail)))
+    absent = keys_param(key for key in keys if key not in there)
+    history: dict[Key, list[Any]] = defaultdict(list)
+    for row in transaction.execute(_history(transaction.sql), wanted=absent):
+        history[row.seq, row.route].append(row)
     return present + [
-        _from_facts(event, history[event.seq, event.route], config)
+        _from_facts(event, _readable(history[event.seq, event.route]), config)
         for event in transaction.execute(_events(transaction.sql), wanted=wanted)
         if (event.seq, event.route) not in there and event.route in config.routes
     ]
@@ -56,6 +59,21 @@ def take_up(
     if reopened:
         transaction.execute(_reopen(transaction.sql), reopened=rows_param(_reopened(row) for row in reopened))
     transaction.write_back(settle_lanes(transaction, again, policies, transaction.now()), relay_node)
+
+
+def _readable(history: Sequence[Any]) -> list[facts.AnyFact]:
+    """The facts from the last correction on, which stands for all before it."""
+    corrections = [number for number, row in enumerate(history) if row.kind == facts.CORRECTED]
+    return [_decoded(row) for row in history[corrections[-1] if corrections else 0 :]]
+
+
+def _decoded(row: Any) -> facts.AnyFact:  # noqa: ANN401  # a result row
+    try:
+        return facts.decode(row.kind, as_json(row.detail))
+    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+        if row.kind not in facts.KINDS:
+            raise UnreadableLog(f"fact {row.id}, a {row.kind}, is of a newer version: let that do it") from error
+        raise UnreadableLog(f"fact {row.id}, a {row.kind}, can't be read: relay rebuild puts that right") from error
 
 
 def _from_facts(event: Any, history: Sequence[facts.AnyFact], config: Config) -> OpenDelivery:  # noqa: ANN401  # a result row
@@ -95,7 +113,7 @@ ORDER BY o.seq, o.route
 @cache
 def _history(sql: Sql) -> TextClause:
     return text(f"""
-SELECT l.seq, l.route, l.kind, l.detail
+SELECT l.seq, l.route, l.id, l.kind, l.detail
 FROM {_wanted(sql)} JOIN delivery_log l ON l.seq = wanted.seq AND l.route = wanted.route
 ORDER BY l.id
 """)

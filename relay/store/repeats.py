@@ -15,8 +15,8 @@ from relay.lifecycle import OpenDelivery, State, append
 from relay.ordering import covers
 from relay.policy import policies
 from relay.store.coverage import last_delivered
-from relay.store.database import Database, Transaction
-from relay.store.reopen import Key, find, take_up
+from relay.store.database import Database, Key, Transaction
+from relay.store.reopen import find, take_up
 
 BATCH = 200
 

@@ -10,9 +10,9 @@ from relay import facts
 from relay.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
 from relay.policy import policies
 from relay.store.coverage import last_delivered
-from relay.store.database import Transaction
+from relay.store.database import Key, Transaction
 from relay.store.lanes import settle_lanes
-from relay.store.reopen import Key, find, take_up
+from relay.store.reopen import find, take_up
 
 Too = Callable[[set[Key]], set[Key]]
 """Says which of some deliveries are replayed, too."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import MAXYEAR, MINYEAR, datetime
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from sqlalchemy import TextClause, text
@@ -14,8 +14,7 @@ from inbox.config import Config
 from inbox.db.dialect import Sql, rows_param
 from inbox.reads import Row, plain
 from inbox.timestamps import time_text
-from relay.store.database import Database, Transaction
-from relay.store.reopen import Key
+from relay.store.database import Database, Key, Transaction
 
 Act = Literal["replay", "cancel", "unblock"]
 _Which = Literal["dead", "ended or dead", "everything", "not begun", "blocked"]
@@ -25,12 +24,12 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     """Every condition that is given must hold. This is also what `relay_command.selection` holds, as JSON."""
 
     route: str | None = None
-    seq: int | None = None
+    seq: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     source: str | None = None
     entity_type: str | None = None
     entity_id: str | None = None
     cause: str | None = None
-    since: datetime | None = None
+    since: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     """Died at or after; where others than the dead are meant: arrived at or after."""
     force: bool = False
     """A replay even where it puts something older in the place of what was delivered last."""
@@ -74,6 +73,8 @@ class Choice(msgspec.Struct, frozen=True):
     def mistake(self) -> str | None:
         """Why this can't be meant; None when it can."""
         chosen, routes = self.selection, self.config.routes
+        if chosen.since is not None and not MINYEAR < chosen.since.year < MAXYEAR:
+            return f"since the year {chosen.since.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
         if self.act == "cancel" and chosen.is_empty:
             return "name what is to be cancelled: a route, seq, source, entity, cause or time"
         if self.act != "replay" and (chosen.everything or chosen.force):

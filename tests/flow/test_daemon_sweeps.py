@@ -20,6 +20,7 @@ from relay import listing, sweeper
 from relay.destinations import build
 from relay.gates import Gate
 from relay.observe import Observer
+from relay.steps import Steps
 from relay.store import commands
 from relay.store.database import Database
 from relay.sweeper import Sweeper, scheduled
@@ -142,7 +143,10 @@ def test_another_configuration_whose_sweep_can_not_be_run_is_refused(
 def a_sweeper(engine: Engine, config: Config) -> Sweeper:
     """One that looks when it is told."""
     stop, now = threading.Event(), SystemClock().now
-    return Sweeper(Database(engine), "r1", scheduled(config), stop=stop, now=now, observer=Observer())
+    observer = Observer()
+    return Sweeper(
+        Database(engine), "r1", scheduled(config), stop=stop, now=now, observer=observer, steps=Steps(observer)
+    )
 
 
 def test_who_pauses_the_api_or_the_source_pauses_its_sweep(engine: Engine, directory: Directory, table: str) -> None:

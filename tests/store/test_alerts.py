@@ -150,10 +150,10 @@ def test_an_alert_is_posted_by_one_relay_and_again_after_a_minute_when_that_fail
     (second,) = alerts.take_unsent(steps.database)
     assert [first.alert.subject, second.alert.subject] == ["destination a", "destination b"]
     assert alerts.take_unsent(steps.database) == []
-    alerts.sent(steps.database, first.id)
+    alerts.posted(steps.database, first.id)
     clock.advance(60)
     assert [posted.id for posted in alerts.take_unsent(steps.database)] == [second.id]
-    alerts.sent(steps.database, second.id)
+    alerts.posted(steps.database, second.id)
     clock.advance(3600)
     assert alerts.take_unsent(steps.database) == []
 
@@ -162,3 +162,35 @@ def test_one_that_could_not_be_posted_for_a_day_is_left(steps: Steps, clock: Fak
     note(steps, Alert("retired", "destination a", firing=True))
     clock.advance(86_401)
     assert alerts.take_unsent(steps.database) == []
+
+
+def test_why_an_alert_is_unsent_stands_beside_it_until_it_is_sent(steps: Steps, clock: FakeClock) -> None:
+    note(steps, Alert("retired", "destination a", firing=True))
+    (taken,) = alerts.take_unsent(steps.database)
+    alerts.posted(steps.database, taken.id, "alert answered 503")
+    assert [row["error"] for row in steps.rows("SELECT error FROM alert")] == ["alert answered 503"]
+    clock.advance(60)
+    (again,) = alerts.take_unsent(steps.database)
+    alerts.posted(steps.database, again.id)
+    assert [row["error"] for row in steps.rows("SELECT error FROM alert WHERE sent_at IS NOT NULL")] == [None]
+
+
+def test_one_that_cannot_be_posted_is_not_tried_again_and_says_why(steps: Steps, clock: FakeClock) -> None:
+    note(steps, Alert("retired", "destination a", firing=True))
+    (taken,) = alerts.take_unsent(steps.database)
+    alerts.posted(steps.database, taken.id, "it can't be worded: \x00\ud800", is_final=True)
+    clock.advance(3600)
+    assert alerts.take_unsent(steps.database) == []
+    assert steps.rows("SELECT error FROM alert")[0]["error"] == "it can't be worded: \\x00\\ud800"
+
+
+def test_kinds_of_a_newer_version_are_left_to_it(steps: Steps) -> None:
+    insert = text("""
+INSERT INTO alert (at, kind, subject, firing, detail) VALUES ('2026-01-01 00:00:00.000000Z', 'of_tomorrow', 'x', true, '{}')
+""")
+    with steps.database.engine.begin() as connection:
+        connection.execute(insert)
+    note(steps, Alert("retired", "destination a", firing=True))
+    assert [posted.alert.kind for posted in alerts.take_untold(steps.database)] == ["retired"]
+    assert [posted.alert.kind for posted in alerts.take_unsent(steps.database)] == ["retired"]
+    assert alerts.of_newer_version(steps.database) == ["of_tomorrow"]

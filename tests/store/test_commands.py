@@ -6,6 +6,7 @@ import json
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DataError, IntegrityError
 
 from relay.gates import Gate
 from relay.outcome import Delivered, Failed
@@ -46,7 +47,7 @@ def the(steps: Steps, number: int) -> tuple[str, int, str | None]:
 
 
 def work(steps: Steps) -> int:
-    return commands.work_on_open(steps.database, CONFIG)
+    return commands.OpenCommands(steps.database).work(CONFIG)
 
 
 def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> None:
@@ -67,8 +68,13 @@ def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> 
     [
         ("replay", {"rout": "strict"}, "not understood"),
         ("replay", {"seq": "seven"}, "not understood"),
-        ("replay", [1], "not understood"),
-        ("sweep", {}, "not understood"),
+        ("replay", {"seq": 10**20}, "not understood"),
+        ("replay", {"seq": 2**63}, "not understood"),
+        ("replay", {"seq": -1}, "not understood"),
+        ("replay", {"route": 7}, "not understood"),
+        ("replay", {"since": "2026-01-01T00:00:00"}, "not understood"),
+        ("replay", {"since": "0001-01-01T00:00:00+14:00"}, "since the year 1?"),
+        ("replay", {"since": "9999-12-31T23:59:59-14:00"}, "since the year 9999?"),
         ("cancel", {}, "name what is to be cancelled"),
         ("cancel", {"force": True}, "name what is to be cancelled"),
         ("unblock", {"everything": True}, "only a replay"),
@@ -89,6 +95,99 @@ def test_what_is_not_understood_fails_with_the_reason_and_changes_nothing(
     assert (state, affected) == ("failed", 0)
     assert answer in str(told)
     assert [state for _, _, state in steps.states()] == ["dead"]
+
+
+@pytest.mark.parametrize("selection", ["[]", '"a text"', "7", "{cause: mapping}", "{"])
+def test_a_selection_that_is_no_json_object_is_refused_by_the_database(steps: Steps, selection: str) -> None:
+    value = "CAST(:selection AS jsonb)" if steps.database.sql.is_postgres else ":selection"
+    insert = text(f"""
+INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at)
+VALUES ('replay', {value}, 'the CRM is back', 'dba', CURRENT_TIMESTAMP)""")
+    with pytest.raises((IntegrityError, DataError)), steps.database.write() as transaction:
+        transaction.execute(insert, selection=selection)
+
+
+def without_constraint(steps: Steps) -> None:
+    """As a database is that has no such constraint yet."""
+    with steps.database.engine.begin() as connection:
+        if steps.database.sql.is_postgres:
+            connection.execute(text("ALTER TABLE relay_command DROP CONSTRAINT ck_relay_command_selection"))
+            connection.execute(text("ALTER TABLE relay_command DROP CONSTRAINT ck_relay_command_kind"))
+        else:
+            connection.execute(text("PRAGMA ignore_check_constraints = ON"))
+
+
+@pytest.mark.parametrize(
+    "selection", [[], "a text", 7, None, {"route": "\x00"}, {"route": "x", "cause": "mapping\x00"}]
+)
+def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: Steps, selection: object) -> None:
+    if steps.database.sql.is_postgres and "\\u0000" in json.dumps(selection):
+        pytest.skip("jsonb refuses it itself")
+    without_constraint(steps)
+    fill_with_dead(steps, 1)
+    bad = by_sql(steps, "pause", selection)
+    worse = by_sql(steps, "replay", selection)
+    good = by_sql(steps, "replay", {"cause": "mapping"})
+    assert [work(steps), work(steps)] == [1, 0]
+    assert the(steps, bad)[0] == "failed"
+    assert the(steps, worse)[0] in {"failed", "done"}
+    assert the(steps, good) == ("done", 1, "done")
+
+
+def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
+    without_constraint(steps)
+    number = by_sql(steps, "of_tomorrow", {})
+    assert not commands.any_open(steps.database)
+    assert work(steps) == 0
+    assert the(steps, number)[0] == "asked"
+    assert commands.of_newer_version(steps.database) == [(number, "of_tomorrow")]
+
+
+def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
+    fill_with_dead(steps, 1)
+    for _ in range(2 * commands.MOST_AT_ONCE):
+        waiting = by_sql(steps, "cancel", {"route": "strict", "seq": 10_000})
+        with steps.database.engine.begin() as connection:
+            connection.execute(text("UPDATE relay_command SET state = 'running' WHERE id = :id"), {"id": waiting})
+    last = by_sql(steps, "replay", {"cause": "mapping"})
+    open_commands = commands.OpenCommands(steps.database)
+    for _ in range(4):
+        open_commands.work(CONFIG)
+    assert the(steps, last) == ("done", 1, "done")
+
+
+def test_a_delivery_with_a_fact_that_cannot_be_read_is_passed_over_and_the_others_are_done(steps: Steps) -> None:
+    """`relay cancel` by entity is about what has ended, too, so that the log is read."""
+    steps.arrive(*(an_event(n, "u1") for n in range(1, 4)))
+    for _ in range(3):
+        steps.attempt(DONE)
+    unreadable(steps, seq=2, kind="dead", detail="{}")
+    number = by_sql(steps, "replay", {"entity_type": "USER", "entity_id": "u1", "source": "trivore"})
+    assert [work(steps), work(steps)] == [2, 0]
+    progress = commands.progress(steps.database, number)
+    assert progress is not None
+    assert (progress.state, progress.affected, progress.failed) == ("done", 2, 1)
+    assert progress.answer == "done, but for 1 that could not be changed: see error"
+    assert progress.error is not None
+    assert progress.error.startswith("route=strict seq=2: UnreadableLog: fact 4, a dead, can't be read")
+
+
+def test_a_dead_letter_whose_fact_cannot_be_read_can_be_cancelled(steps: Steps) -> None:
+    """Its row says all that is needed."""
+    fill_with_dead(steps, 1)
+    unreadable(steps, seq=1, kind="dead", detail="{}")
+    number = by_sql(steps, "cancel", {"seq": 1})
+    assert [work(steps), work(steps)] == [1, 0]
+    assert the(steps, number) == ("done", 1, "done")
+
+
+def unreadable(steps: Steps, *, seq: int, kind: str, detail: str) -> None:
+    """A fact as a hand may write it."""
+    insert = text("""
+INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
+VALUES ('2026-01-01 00:00:00.000000Z', :seq, 'strict', :kind, 1, :detail)""")
+    with steps.database.engine.begin() as connection:
+        connection.execute(insert, {"seq": seq, "kind": kind, "detail": detail})
 
 
 def test_pause_and_resume_by_sql(steps: Steps) -> None:

@@ -1,0 +1,133 @@
+"""Runs the steps of a relay such that one that fails stops no other: it is logged, counted, alerted and tried again later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar
+
+import msgspec
+
+from inbox.db.dialect import error_text, failure_of
+from relay.observe import Observer
+
+Step = Literal[
+    "give_back",
+    "record",
+    "sequence",
+    "claim",
+    "claim_suspect",
+    "reap",
+    "look_at_gates",
+    "judge_duplicates",
+    "look_at_conditions",
+    "log_alerts",
+    "send_alerts",
+    "commands",
+    "renew",
+    "heartbeat",
+    "sweep",
+]
+"""Every step that a relay runs again and again; `tests/bulkheads` plants failures into each."""
+
+CRITICAL: frozenset[Step] = frozenset({"record", "claim"})
+"""Without these a relay is of no use: when one fails for `LASTS_SECONDS`, another process may do better."""
+
+URGENT: frozenset[Step] = CRITICAL | {"give_back", "sequence", "renew", "heartbeat"}
+"""These are tried again soon, however often they have failed."""
+
+LASTS_SECONDS = 60.0
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 60.0
+LONGEST_URGENT_WAIT_SECONDS = 5.0
+_MOST_DOUBLINGS = 10
+
+Result = TypeVar("Result")
+
+
+class Failing(msgspec.Struct, frozen=True):
+    """A step that fails now. Times are monotonic seconds."""
+
+    error: str
+    times: int
+    since: float
+    again_at: float
+    is_alerted: bool
+
+
+class Steps:
+    """Runs steps by their names; each name belongs to one thread.
+
+    `alert` hears of a step that begins to fail, or that the database has kept busy for a minute; `is_healthy` says whether the
+    database takes writes. Neither may raise.
+    """
+
+    def __init__(
+        self,
+        observer: Observer,
+        *,
+        alert: Callable[[str, str], None] = lambda _name, _error: None,
+        is_healthy: Callable[[], bool] = lambda: True,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._observer = observer
+        self._alert = alert
+        self._is_healthy = is_healthy
+        self._monotonic = monotonic
+        self._failing: dict[str, Failing] = {}
+
+    @property
+    def failing(self) -> Mapping[str, str]:
+        """The steps that fail now, and why."""
+        return {name: failing.error for name, failing in self._failing.copy().items()}
+
+    def run(self, step: Step, work: Callable[[], Result], otherwise: Result, *, subject: str = "") -> Result:
+        """Run a step, unless it has failed a moment ago.
+
+        Args:
+            step: its name.
+            work: what it does.
+            otherwise: what is returned when it was not run, or has failed.
+            subject: of a step that is run for several things, which: each is waited for alone.
+
+        Returns:
+            Its result, or `otherwise`.
+
+        Raises:
+            Exception: the database is unreachable, so that every step has to wait; or a critical step has failed for
+                `LASTS_SECONDS` although the database takes writes.
+        """
+        name = f"{step} {subject}".strip()
+        before = self._failing.get(name)
+        if before is not None and self._monotonic() < before.again_at:
+            return otherwise
+        try:
+            result = work()
+        except Exception as error:
+            failure = failure_of(error)
+            if failure == "unreachable":
+                raise
+            self._failed(step, name, before, error, is_fault=failure == "fault")
+            return otherwise
+        if before is not None:
+            del self._failing[name]
+            self._observer.step_recovered(name, before.times)
+        return result
+
+    def _failed(self, step: Step, name: str, before: Failing | None, error: Exception, *, is_fault: bool) -> None:
+        now = self._monotonic()
+        times = 1 if before is None else before.times + 1
+        since = now if before is None else before.since
+        has_lasted = now - since >= LASTS_SECONDS
+        is_to_be_alerted = is_fault or has_lasted
+        longest = LONGEST_URGENT_WAIT_SECONDS if step in URGENT else LONGEST_WAIT_SECONDS
+        wait = min(FIRST_WAIT_SECONDS * 2 ** min(times - 1, _MOST_DOUBLINGS), longest)
+        self._failing[name] = Failing(error_text(error), times, since, now + wait, is_to_be_alerted)
+        if is_fault:
+            self._observer.step_failed(step, error, wait)
+        else:
+            self._observer.database_trouble(name, error)
+        if is_to_be_alerted and (before is None or not before.is_alerted):
+            self._alert(name, error_text(error))
+        if step in CRITICAL and is_fault and has_lasted and self._is_healthy():
+            raise error
