@@ -6,6 +6,7 @@ import socket
 import time
 from typing import Annotated
 
+import msgspec
 import typer
 from sqlalchemy.exc import DBAPIError
 
@@ -49,9 +50,12 @@ def status(
 ) -> None:
     """Show what is open on each route, and which relays run.
 
-    With --check nothing is listed but what is wrong: no relay has said for 15 s that it lives, the database does not
-    answer, or on a route nothing moves although something has been due for a minute. The exit status is 1 then. What a pause,
-    a circuit breaker or a rate limit holds back is not wrong, nor is a backlog that shrinks.
+    With --check nothing is listed but what is wrong: no relay has said for 15 s that it lives, relays die soon after they
+    start, a step of one fails, the database does not answer, on a route nothing moves although something has been due for a
+    minute, a lane is blocked, or no relay takes up a command. The exit status is 1 then. What a pause, a circuit breaker or a
+    rate limit holds back is not wrong, nor is a backlog that shrinks.
+
+    With --here too, the relay has to be on this host, and what only a person can mend is left out: blocked lanes, commands.
 
     Examples:
       relay status
@@ -128,4 +132,7 @@ def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
     for route in probe.stuck_routes(database, policies(config)):
         why = f"route {route}: due for a minute, and nothing moves"
         found.append({"finding": "stuck", "route": route, "why": why})
-    return found
+    troubles = probe.relays_in_trouble(database)
+    if not here:  # another relay on this host would help none of these
+        troubles += probe.waits_for_a_person(database)
+    return found + [msgspec.structs.asdict(trouble) for trouble in troubles]

@@ -39,7 +39,9 @@ class Observer:
         """Outcomes that are committed, or were discarded because their lease was not the present one."""
         for result in results:
             delivery, fact = result.delivery, result.fact
-            where = f"route={delivery.route} seq={delivery.seq} lane={delivery.lane!a} attempt={delivery.attempt}"
+            is_spared = isinstance(fact, facts.AttemptFailed) and not fact.counted
+            attempt = delivery.attempt - int(is_spared)  # as delivery_log has it
+            where = f"route={delivery.route} seq={delivery.seq} lane={delivery.lane!a} attempt={attempt}"
             if fact is None:
                 self.counts["fenced"] += 1
                 self.meters.count(metrics.DISCARDED)

@@ -212,7 +212,9 @@ def _decide_failed(
         delay = REFETCH_AFTER[min(history.same_in_a_row, len(REFETCH_AFTER) - 1)]
     confirmed = rule is Rule.CONFIRM and history.same_in_a_row + 1 >= CONFIRMED_AFTER
     at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
-    spared = at_once or is_stopped or rule in {Rule.STOP, Rule.RETIRE, Rule.REFETCH}
+    # A breaker says when the next call may go out; the schedule is for attempts that count.
+    is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
+    spared = at_once or is_held_back or rule is Rule.REFETCH
     if rule is Rule.DEAD or confirmed or (delay is None and not spared):
         return facts.Dead(
             cause=outcome.error_class if rule is Rule.DEAD or confirmed else "exhausted",
@@ -223,7 +225,7 @@ def _decide_failed(
     return facts.AttemptFailed(
         error_class=outcome.error_class,
         error=outcome.error,
-        due_at=now if at_once else now + _clamped(delay or policy.schedule.first_delay, outcome),
+        due_at=now if at_once else now + _clamped(timedelta(0) if is_held_back else delay or timedelta(0), outcome),
         calls=outcome.calls,
         counted=not spared,
     )

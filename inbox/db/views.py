@@ -18,6 +18,10 @@ RETENTION_FLOOR_DAYS = 7
 attempt: `relay verify` takes a gap in younger ones for a loss.
 """
 
+CRASH_LOOP_SECONDS = 600
+CRASH_LOOP_DEATHS = 3
+"""So many relays of a host that started within `CRASH_LOOP_SECONDS` and are gone, are a crash loop."""
+
 GONE_SECONDS = 15
 """A relay that was silent for as long as a lease lasts has lost all of its leases."""
 
@@ -77,9 +81,10 @@ SELECT r.relay_node, r.host, r.pid, r.version,
        CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > {gone} THEN 'gone' ELSE 'running' END AS health,
        r.silent_seconds,
        (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
-       r.started_at, r.heartbeat_at, r.stopped_at
+       r.started_at, r.heartbeat_at, r.stopped_at, r.failing
 FROM (
-    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, {silent} AS silent_seconds
+    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, n.failing,
+           {silent} AS silent_seconds
     FROM relay_node n
 ) r
 """
@@ -104,6 +109,26 @@ FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
     WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, {since_died}, 'it is dead and blocks its lane: relay replay, unblock or cancel'
+FROM open_delivery o
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+WHERE o.state = 'blocked'
+UNION ALL
+SELECT NULL, NULL, NULL, c.state, {since_asked}, 'command ' || c.id || ' (' || c.kind || '): no relay has taken it up'
+FROM relay_command c
+WHERE c.state = 'asked' AND {since_asked} > 60
+UNION ALL
+SELECT NULL, NULL, NULL, 'failing', NULL, 'relay ' || n.host || ' pid ' || n.pid || ': steps fail: ' || {failing}
+FROM relay_node n
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {gone}
+UNION ALL
+SELECT NULL, NULL, NULL, 'gone', NULL, 'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started'
+FROM relay_node n
+WHERE n.stopped_at IS NULL AND {silent} > {gone} AND {since_started} < {loop}
+GROUP BY n.host
+HAVING count(*) >= {deaths}
 """
 
 
@@ -144,8 +169,8 @@ _COMMENTS = {
     "delivery": "One row per event and route: where it stands. Ask by seq or entity; for counts ask backlog.",
     "dead_letter": "Deliveries that were given up, with cause and error. relay replay takes them up again.",
     "backlog": "Per route: open deliveries by state, and the age of the oldest that is not dead.",
-    "relay_health": "Relay processes: running, gone (silent for as long as a lease lasts) or stopped, and what each has in flight.",
-    "stuck": "Deliveries that should have moved on a minute ago and have not, and why. Empty when all is well.",
+    "relay_health": "Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.",
+    "stuck": "Deliveries, commands and relays that should have moved on and have not, and why. Empty when all is well.",
 }
 
 _POSTGRES_TRIGGERS = (
@@ -251,6 +276,14 @@ def statements(dialect: str) -> tuple[str, ...]:
             since_received=_seconds_since("i.received_at", dialect),
             since_due=_seconds_since("o.due_at", dialect),
             since_lease=_seconds_since("o.lease_until", dialect),
+            since_died=_seconds_since("l.at", dialect),
+            since_asked=_seconds_since("c.asked_at", dialect),
+            since_started=_seconds_since("n.started_at", dialect),
+            silent=_seconds_since("n.heartbeat_at", dialect),
+            failing="CAST(n.failing AS text)",
+            gone=GONE_SECONDS,
+            loop=CRASH_LOOP_SECONDS,
+            deaths=CRASH_LOOP_DEATHS,
         ),
     )
     rows = (

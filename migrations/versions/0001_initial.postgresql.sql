@@ -578,9 +578,10 @@ SELECT r.relay_node, r.host, r.pid, r.version,
        CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > 15 THEN 'gone' ELSE 'running' END AS health,
        r.silent_seconds,
        (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
-       r.started_at, r.heartbeat_at, r.stopped_at
+       r.started_at, r.heartbeat_at, r.stopped_at, r.failing
 FROM (
-    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) AS silent_seconds
+    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, n.failing,
+           round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) AS silent_seconds
     FROM relay_node n
 ) r;
 
@@ -602,7 +603,27 @@ SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebui
 FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
-    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'));
+    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - l.at), 3), 'it is dead and blocks its lane: relay replay, unblock or cancel'
+FROM open_delivery o
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+WHERE o.state = 'blocked'
+UNION ALL
+SELECT NULL, NULL, NULL, c.state, round(extract(epoch FROM clock_timestamp() - c.asked_at), 3), 'command ' || c.id || ' (' || c.kind || '): no relay has taken it up'
+FROM relay_command c
+WHERE c.state = 'asked' AND round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) > 60
+UNION ALL
+SELECT NULL, NULL, NULL, 'failing', NULL, 'relay ' || n.host || ' pid ' || n.pid || ': steps fail: ' || CAST(n.failing AS text)
+FROM relay_node n
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) <= 15
+UNION ALL
+SELECT NULL, NULL, NULL, 'gone', NULL, 'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started'
+FROM relay_node n
+WHERE n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) > 15 AND round(extract(epoch FROM clock_timestamp() - n.started_at), 3) < 600
+GROUP BY n.host
+HAVING count(*) >= 3;
 
 COMMENT ON VIEW delivery IS 'One row per event and route: where it stands. Ask by seq or entity; for counts ask backlog.';
 
@@ -610,9 +631,9 @@ COMMENT ON VIEW dead_letter IS 'Deliveries that were given up, with cause and er
 
 COMMENT ON VIEW backlog IS 'Per route: open deliveries by state, and the age of the oldest that is not dead.';
 
-COMMENT ON VIEW relay_health IS 'Relay processes: running, gone (silent for as long as a lease lasts) or stopped, and what each has in flight.';
+COMMENT ON VIEW relay_health IS 'Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.';
 
-COMMENT ON VIEW stuck IS 'Deliveries that should have moved on a minute ago and have not, and why. Empty when all is well.';
+COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that should have moved on and have not, and why. Empty when all is well.';
 
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -419,9 +419,10 @@ SELECT r.relay_node, r.host, r.pid, r.version,
        CASE WHEN r.stopped_at IS NOT NULL THEN 'stopped' WHEN r.silent_seconds > 15 THEN 'gone' ELSE 'running' END AS health,
        r.silent_seconds,
        (SELECT count(*) FROM open_delivery o WHERE o.state = 'in_flight' AND o.relay_node = r.relay_node) AS in_flight,
-       r.started_at, r.heartbeat_at, r.stopped_at
+       r.started_at, r.heartbeat_at, r.stopped_at, r.failing
 FROM (
-    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) AS silent_seconds
+    SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, n.failing,
+           round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) AS silent_seconds
     FROM relay_node n
 ) r;
 
@@ -443,7 +444,27 @@ SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebui
 FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
-    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'));
+    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(l.at)) * 86400, 3), 'it is dead and blocks its lane: relay replay, unblock or cancel'
+FROM open_delivery o
+LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+WHERE o.state = 'blocked'
+UNION ALL
+SELECT NULL, NULL, NULL, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3), 'command ' || c.id || ' (' || c.kind || '): no relay has taken it up'
+FROM relay_command c
+WHERE c.state = 'asked' AND round((julianday('now') - julianday(c.asked_at)) * 86400, 3) > 60
+UNION ALL
+SELECT NULL, NULL, NULL, 'failing', NULL, 'relay ' || n.host || ' pid ' || n.pid || ': steps fail: ' || CAST(n.failing AS text)
+FROM relay_node n
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
+UNION ALL
+SELECT NULL, NULL, NULL, 'gone', NULL, 'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started'
+FROM relay_node n
+WHERE n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) > 15 AND round((julianday('now') - julianday(n.started_at)) * 86400, 3) < 600
+GROUP BY n.host
+HAVING count(*) >= 3;
 
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
 WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Literal
 
+import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.db.views import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 from relay.policy import RoutePolicy
 from relay.store.claim import not_paused, paused_param
 from relay.store.database import Database
@@ -43,6 +46,98 @@ def unordered(database: Database) -> int | None:
     with database.read() as transaction:
         found = transaction.execute(_unordered(database.sql), ago=-STUCK_AFTER_SECONDS)
     return found[0].seq if found else None
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """Something that deliveries do not show by themselves."""
+
+    finding: Literal["failing", "crash_loop", "blocked", "command"]
+    route: str | None
+    why: str
+
+
+def relays_in_trouble(database: Database) -> list[Trouble]:
+    """Relays that run and whose steps fail, and hosts whose relays die soon after they start."""
+    with database.read() as transaction:
+        failing = transaction.execute(_failing(database.sql), ago=-float(GONE_SECONDS))
+        loops = transaction.execute(
+            _loops(database.sql), ago=-float(GONE_SECONDS), within=-float(CRASH_LOOP_SECONDS), deaths=CRASH_LOOP_DEATHS
+        )
+    return [
+        *(
+            Trouble("failing", None, f"relay {row.host} pid {row.pid}: step {step} fails: {error}")
+            for row in failing
+            for step, error in as_json(row.failing).items()
+        ),
+        *(
+            Trouble("crash_loop", None, f"host {row.host}: {row.deaths} relays died soon after they had started")
+            for row in loops
+        ),
+    ]
+
+
+def waits_for_a_person(database: Database) -> list[Trouble]:
+    """Lanes that are blocked, and commands that no relay takes up."""
+    with database.read() as transaction:
+        blocked = transaction.execute(_BLOCKED, most=MOST_BLOCKED)
+        commands = transaction.execute(_waiting_commands(database.sql), ago=-STUCK_AFTER_SECONDS)
+    return [
+        *(
+            Trouble("blocked", row.route, f"route {row.route}: {_so_many(row.lanes)} blocked: `relay dead` lists why")
+            for row in blocked
+        ),
+        *(
+            Trouble("command", None, f"command {row.id} ({row.kind}): asked a minute ago, and no relay has taken it up")
+            for row in commands
+        ),
+    ]
+
+
+def _so_many(lanes: int) -> str:
+    more = " or more" if lanes >= MOST_BLOCKED else ""
+    return f"{lanes}{more} {'lane is' if lanes == 1 else 'lanes are'}"
+
+
+MOST_BLOCKED = 1000
+"""So many are counted: beyond, the number says no more."""
+
+_BLOCKED = text("""
+SELECT b.route, count(*) AS lanes FROM (SELECT route FROM open_delivery WHERE state = 'blocked' LIMIT :most) b
+GROUP BY b.route
+ORDER BY b.route
+""")
+
+
+@cache
+def _failing(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT n.host, n.pid, n.failing FROM relay_node n
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL
+  AND n.heartbeat_at >= {sql.plus_seconds(f"(SELECT {sql.now})", ":ago")}
+ORDER BY n.host, n.pid
+""")
+
+
+@cache
+def _loops(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT n.host, count(*) AS deaths FROM relay_node n
+WHERE n.stopped_at IS NULL AND n.heartbeat_at < {sql.plus_seconds(f"(SELECT {sql.now})", ":ago")}
+  AND n.started_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":within")}
+GROUP BY n.host
+HAVING count(*) >= :deaths
+ORDER BY n.host
+""")
+
+
+@cache
+def _waiting_commands(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT c.id, c.kind FROM relay_command c
+WHERE c.state = 'asked' AND c.asked_at < {sql.plus_seconds(f"(SELECT {sql.now})", ":ago")}
+ORDER BY c.id
+LIMIT 10
+""")
 
 
 @cache

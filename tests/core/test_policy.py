@@ -291,3 +291,17 @@ def test_what_the_other_side_may_have_acted_on_is_not_given_back(step: Step, sen
 )
 def test_what_ended_by_itself_is_not_given_back(outcome: Delivered | Skipped | Failed) -> None:
     assert not can_be_given_back(outcome)
+
+
+@pytest.mark.parametrize("error_class", ["auth", "gone"])
+def test_what_a_breaker_holds_back_is_due_when_the_breaker_lets_it_go(error_class: ErrorClass) -> None:
+    """The schedule's delay for the attempt, which did not count, would come on top of the breaker's."""
+    fact = decide(a_delivery(attempt=3), Failed((), error_class, "no"), POLICY, NOW)
+    assert isinstance(fact, facts.AttemptFailed)
+    assert (fact.counted, fact.due_at) == (False, NOW)
+
+
+def test_a_probe_that_found_the_destination_unwell_is_due_when_the_breaker_lets_it_go() -> None:
+    fact = decide(a_delivery(attempt=3), Failed((), "server_error", "503"), POLICY, NOW, is_stopped=True)
+    assert isinstance(fact, facts.AttemptFailed)
+    assert (fact.counted, fact.due_at) == (False, NOW)

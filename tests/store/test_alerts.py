@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+from sqlalchemy import text
 
 from inbox.config import Alerts, Duration
 from relay.alerts import Alert

@@ -11,10 +11,17 @@ from inbox.config import BreakerLimits
 from relay.gates import Toll, entity_key
 from relay.outcome import Delivered, Failed
 from relay.policy import RoutePolicy
-from relay.store import gates
+from relay.store import commands, gates, nodes
 from relay.store.claim import LEASE_SECONDS, claim
 from relay.store.database import Database
-from relay.store.probe import STUCK_AFTER_SECONDS, stuck_routes, unordered
+from relay.store.probe import (
+    STUCK_AFTER_SECONDS,
+    relays_in_trouble,
+    stuck_routes,
+    unordered,
+    waits_for_a_person,
+)
+from relay.store.selection import Selection
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 
 CRM = ("destination", "crm")
@@ -24,6 +31,7 @@ POLICY = msgspec.structs.replace(
     breakers={CRM: BreakerLimits()},
     tolls=(Toll(CRM, 0.001, 1),),
 )
+HOPELESS = Failed((), "mapping", "no value")
 A_MINUTE = STUCK_AFTER_SECONDS + 1
 
 
@@ -101,3 +109,35 @@ def test_what_has_arrived_is_unordered_when_nothing_moves_for_a_minute(
     assert first is not None, "it is named, so that two looks can tell whether it is still the same"
     steps.attempt(Delivered((), "forwarded"), route="latest")
     assert unordered(database) is None
+
+
+def test_a_blocked_lane_and_a_command_that_nobody_takes_up_wait_for_a_person(
+    steps: Steps, database: Database, clock: FakeClock
+) -> None:
+    assert waits_for_a_person(database) == []
+    steps.arrive(an_event(1, routes=["blocking"]), an_event(2, routes=["blocking"]))
+    steps.attempt(HOPELESS, "blocking")
+    commands.ask(database, "replay", Selection(seq=1), who="kim", why="mended")
+    clock.advance(A_MINUTE)
+    assert [(trouble.finding, trouble.route, trouble.why) for trouble in waits_for_a_person(database)] == [
+        ("blocked", "blocking", "route blocking: 1 lane is blocked: `relay dead` lists why"),
+        ("command", None, "command 1 (replay): asked a minute ago, and no relay has taken it up"),
+    ]
+
+
+def test_a_step_that_fails_and_a_crash_loop_are_troubles_of_relays(database: Database, clock: FakeClock) -> None:
+    nodes.start_node(database, "r1", "h1", 7, "1")
+    nodes.heartbeat(database, "r1", {"claim": "ValueError: x"})
+    assert [trouble.why for trouble in relays_in_trouble(database)] == [
+        "relay h1 pid 7: step claim fails: ValueError: x"
+    ]
+    nodes.heartbeat(database, "r1")
+    assert relays_in_trouble(database) == []
+    for number in range(2, 4):
+        nodes.start_node(database, f"r{number}", "h1", number, "1")
+    clock.advance(60)
+    assert [trouble.why for trouble in relays_in_trouble(database)] == [
+        "host h1: 3 relays died soon after they had started"
+    ]
+    nodes.stop_node(database, "r3")
+    assert relays_in_trouble(database) == []

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import insert, text
 
 from inbox.clock import SystemClock
-from inbox.db.schema import delivery_log, open_delivery
+from inbox.db.schema import delivery_log, open_delivery, relay_command, relay_node
 from inbox.reads import Row
 from relay.outcome import Delivered, Failed, Skipped
 from relay.store.database import Database
@@ -255,3 +255,63 @@ def test_a_route_with_dead_letters_alone_has_no_age(steps: Steps) -> None:
     steps.attempt(MAPPING)
     (row,) = steps.rows("SELECT * FROM backlog")
     assert (row["open"], row["dead"], row["oldest_received_at"], row["oldest_age_seconds"]) == (1, 1, None, None)
+
+
+# --- stuck
+
+
+def stuck(steps: Steps) -> list[tuple[int | None, str, str]]:
+    return [
+        (row["seq"], row["state"], row["why"]) for row in steps.rows("SELECT seq, state, why FROM stuck ORDER BY why")
+    ]
+
+
+def test_a_blocked_lane_is_stuck_until_a_person_says_how_it_goes_on(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]))
+    steps.attempt(MAPPING, "blocking")
+    assert stuck(steps) == [(1, "blocked", "it is dead and blocks its lane: relay replay, unblock or cancel")]
+
+
+def test_a_command_that_no_relay_takes_up_is_stuck_after_a_minute(steps: Steps) -> None:
+    with steps.database.engine.begin() as connection:
+        for number, at in enumerate((SystemClock().now(), START), 1):
+            connection.execute(
+                insert(relay_command).values(
+                    id=number, kind="replay", selection={}, reason="x", asked_by="dba", asked_at=at
+                )
+            )
+    assert stuck(steps) == [(None, "asked", "command 2 (replay): no relay has taken it up")]
+
+
+def a_relay(steps: Steps, name: str, *, started_ago: int, silent: int, failing: str | None = None) -> None:
+    now = SystemClock().now()
+    with steps.database.engine.begin() as connection:
+        connection.execute(
+            insert(relay_node).values(
+                id=name,
+                host="h1",
+                pid=7,
+                version="1",
+                started_at=now - timedelta(seconds=started_ago),
+                heartbeat_at=now - timedelta(seconds=silent),
+                failing=None if failing is None else {failing: "ValueError: x"},
+            )
+        )
+
+
+def test_a_relay_whose_step_fails_is_stuck_while_it_runs(steps: Steps) -> None:
+    a_relay(steps, "r1", started_ago=60, silent=1, failing="claim")
+    a_relay(steps, "r2", started_ago=60, silent=30, failing="record")
+    ((seq, state, why),) = stuck(steps)
+    assert (seq, state) == (None, "failing")
+    assert why.startswith("relay h1 pid 7: steps fail: {")
+    assert "claim" in why
+
+
+def test_relays_that_die_soon_after_they_start_are_stuck(steps: Steps) -> None:
+    for number in range(2):
+        a_relay(steps, f"r{number}", started_ago=100, silent=60)
+    a_relay(steps, "old", started_ago=3600, silent=60)
+    assert stuck(steps) == []
+    a_relay(steps, "r3", started_ago=100, silent=60)
+    assert stuck(steps) == [(None, "gone", "host h1: 3 relays died soon after they had started")]
