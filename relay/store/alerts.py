@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -12,10 +12,12 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql, as_json, error_text, rows_param
 from inbox.timestamps import as_time, time_text
 from relay.alerts import SENTENCES, Alert, Posted
-from relay.store.database import Database, FailedAlone, Transaction
+from relay.store.bulkhead import in_parts
+from relay.store.database import Database, Transaction
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
 """When a post has failed, or the relay that was at it is gone."""
+MOST_TOLD_AT_ONCE = 200
 POSTED_WITHIN = timedelta(days=1)
 """Older ones are left: they say nothing of today."""
 
@@ -38,15 +40,18 @@ def step_failed(database: Database, step: str, error: str) -> None:
 
 
 def take_untold(database: Database) -> list[Posted]:
-    """Take the alerts that no relay has written to its log yet; they count as told from now on."""
-    taken = _taken(database, "log_alerts", _any_untold(database.sql), _tell(database.sql))
-    return sorted(taken, key=lambda posted: posted.id)
+    """Take some of the alerts that no relay has written to its log yet; they count as told from now on."""
+    with database.read() as transaction:
+        numbers = [row.id for row in transaction.execute(_UNTOLD, most=MOST_TOLD_AT_ONCE)]
+    taken = _taken(database, "log_alerts", numbers, _tell(database.sql))
+    return sorted(taken, key=lambda alert: alert.id)
 
 
 def take_unsent(database: Database) -> list[Posted]:
     """Take the first alert that is to be posted, if any; no other relay gets it for a minute."""
-    again, since = POST_AGAIN_AFTER.total_seconds(), -POSTED_WITHIN.total_seconds()
-    return _taken(database, "send_alerts", _any_unsent(database.sql), _post(database.sql), since=since, again=again)
+    with database.read() as transaction:
+        unsent = transaction.execute(_unsent(database.sql), since=-POSTED_WITHIN.total_seconds())
+    return _taken(database, "send_alerts", [row.id for row in unsent], _post(database.sql))
 
 
 def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
@@ -64,28 +69,28 @@ def of_newer_version(database: Database) -> list[str]:
         return [row.kind for row in transaction.execute(_UNKNOWN)]
 
 
-def _taken(database: Database, step: str, any_there: TextClause, take: TextClause, **parameters: float) -> list[Posted]:
-    asked = {name: value for name, value in parameters.items() if name in any_there._bindparams}  # noqa: SLF001  # as in Transaction.execute
-    with database.read() as transaction:
-        if not transaction.execute(any_there, **asked):
-            return []
-    with database.write() as transaction:
-        rows = transaction.execute(take, **parameters)
-    taken = []
-    for row in rows:
-        try:
-            detail = _object(as_json(row.detail))
-            taken.append(Posted(row.id, as_time(row.at), Alert(row.kind, row.subject, bool(row.firing), detail)))
-        except (ValueError, TypeError, RecursionError) as error:  # written by hand
-            posted(database, row.id, error_text(error), is_final=True)
-            database.failed_alone(FailedAlone(step, f"alert={row.id}", error_text(error)))
-    return taken
+def _taken(database: Database, step: str, numbers: Sequence[int], take: TextClause) -> list[Posted]:
+    """Take these alerts, as far as no other relay has; one that can't be read is set aside."""
+
+    def part(some: Sequence[int]) -> list[Posted]:
+        with database.write() as transaction:
+            rows = transaction.execute(take, wanted=rows_param({"id": number} for number in some))
+            return [_posted(row) for row in rows]
+
+    def alone(number: int, error: Exception) -> list[Posted]:
+        with database.write() as transaction:
+            transaction.execute(_set_aside(database.sql), id=number, error=f"it can't be read: {error_text(error)}")
+        return []
+
+    parts = in_parts(database, step, numbers, part=part, alone=alone, name=lambda number: f"alert={number}")
+    return [alert for some in parts for alert in some]
 
 
-def _object(detail: object) -> dict[str, Any]:
+def _posted(row: Any) -> Posted:  # noqa: ANN401  # a result row
+    detail = as_json(row.detail)
     if not isinstance(detail, dict):
         raise TypeError(f"its detail is a {type(detail).__name__}, not an object")
-    return detail
+    return Posted(row.id, as_time(row.at), Alert(row.kind, row.subject, bool(row.firing), detail))
 
 
 _IS_KNOWN = f"kind IN ({', '.join(repr(kind) for kind in SENTENCES)})"
@@ -106,37 +111,47 @@ WHERE firing <> coalesce((
 """)
 
 
-@cache
-def _any_untold(_sql: Sql) -> TextClause:
-    return text(f"SELECT 1 FROM alert WHERE told_at IS NULL AND {_IS_KNOWN} LIMIT 1")
+_UNTOLD = text(f"SELECT id FROM alert WHERE told_at IS NULL AND {_IS_KNOWN} ORDER BY id LIMIT :most")
+
+
+def _wanted(sql: Sql) -> str:
+    return f"alert.id IN (SELECT wanted.id FROM {sql.rows('wanted', id='bigint')})"
 
 
 @cache
 def _tell(sql: Sql) -> TextClause:
-    return text(
-        f"UPDATE alert SET told_at = (SELECT {sql.now}) WHERE told_at IS NULL AND {_IS_KNOWN} RETURNING {_COLUMNS}"
-    )
-
-
-def _unsent(sql: Sql) -> str:
-    return f"""SELECT id FROM alert
-WHERE sent_at IS NULL AND {_IS_KNOWN} AND at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
-    AND NOT is_unsendable AND (post_after IS NULL OR post_after <= (SELECT {sql.now}))
-ORDER BY at, id
-LIMIT 1"""
+    return text(f"""
+UPDATE alert SET told_at = (SELECT {sql.now}) WHERE {_wanted(sql)} AND told_at IS NULL RETURNING {_COLUMNS}
+""")
 
 
 @cache
-def _any_unsent(sql: Sql) -> TextClause:
-    return text(_unsent(sql))
+def _set_aside(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE alert SET told_at = coalesce(told_at, {sql.now}), is_unsendable = true, error = :error WHERE id = :id
+""")
+
+
+def _is_unsent(sql: Sql) -> str:
+    return f"sent_at IS NULL AND NOT is_unsendable AND (post_after IS NULL OR post_after <= (SELECT {sql.now}))"
+
+
+@cache
+def _unsent(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT id FROM alert
+WHERE {_is_unsent(sql)} AND {_IS_KNOWN} AND at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+ORDER BY at, id
+LIMIT 1
+""")
 
 
 @cache
 def _post(sql: Sql) -> TextClause:
+    """The condition is looked at again: another relay may have taken it meanwhile."""
+    again = sql.plus_seconds(f"(SELECT {sql.now})", str(POST_AGAIN_AFTER.total_seconds()))
     return text(f"""
-UPDATE alert SET post_after = {sql.plus_seconds(f"(SELECT {sql.now})", ":again")}
-WHERE id = ({_unsent(sql)} {sql.skip_locked})
-RETURNING {_COLUMNS}
+UPDATE alert SET post_after = {again} WHERE {_wanted(sql)} AND {_is_unsent(sql)} RETURNING {_COLUMNS}
 """)
 
 
