@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -43,7 +43,7 @@ def take_untold(database: Database) -> list[Posted]:
     """Take some of the alerts that no relay has written to its log yet; they count as told from now on."""
     with database.read() as transaction:
         numbers = [row.id for row in transaction.execute(_UNTOLD, most=MOST_TOLD_AT_ONCE)]
-    taken = _taken(database, "log_alerts", numbers, _tell(database.sql))
+    taken = _taken(database, "log_alerts", numbers, _tell(database.sql), {})
     return sorted(taken, key=lambda alert: alert.id)
 
 
@@ -51,7 +51,8 @@ def take_unsent(database: Database) -> list[Posted]:
     """Take the first alert that is to be posted, if any; no other relay gets it for a minute."""
     with database.read() as transaction:
         unsent = transaction.execute(_unsent(database.sql), since=-POSTED_WITHIN.total_seconds())
-    return _taken(database, "send_alerts", [row.id for row in unsent], _post(database.sql))
+    again = {"again": POST_AGAIN_AFTER.total_seconds()}
+    return _taken(database, "send_alerts", [row.id for row in unsent], _post(database.sql), again)
 
 
 def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
@@ -69,12 +70,14 @@ def of_newer_version(database: Database) -> list[str]:
         return [row.kind for row in transaction.execute(_UNKNOWN)]
 
 
-def _taken(database: Database, step: str, numbers: Sequence[int], take: TextClause) -> list[Posted]:
+def _taken(
+    database: Database, step: str, numbers: Sequence[int], take: TextClause, besides: Mapping[str, float]
+) -> list[Posted]:
     """Take these alerts, as far as no other relay has; one that can't be read is set aside."""
 
     def part(some: Sequence[int]) -> list[Posted]:
         with database.write() as transaction:
-            rows = transaction.execute(take, wanted=rows_param({"id": number} for number in some))
+            rows = transaction.execute(take, wanted=rows_param({"id": number} for number in some), **besides)
             return [_posted(row) for row in rows]
 
     def alone(number: int, error: Exception) -> list[Posted]:
@@ -149,7 +152,7 @@ LIMIT 1
 @cache
 def _post(sql: Sql) -> TextClause:
     """The condition is looked at again: another relay may have taken it meanwhile."""
-    again = sql.plus_seconds(f"(SELECT {sql.now})", str(POST_AGAIN_AFTER.total_seconds()))
+    again = sql.plus_seconds(f"(SELECT {sql.now})", ":again")
     return text(f"""
 UPDATE alert SET post_after = {again} WHERE {_wanted(sql)} AND {_is_unsent(sql)} RETURNING {_COLUMNS}
 """)

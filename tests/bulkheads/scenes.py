@@ -1,0 +1,228 @@
+"""A hundred items for each step that works on many at once, one of them to be planted with a failure."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import msgspec
+from sqlalchemy import Engine, insert, text
+
+from inbox.clock import SystemClock
+from inbox.db.schema import alert, delivery_log
+from relay.daemon import Relay
+from relay.steps import Step
+from relay.store import commands
+from relay.store.database import Database
+from relay.store.selection import Selection
+from tests.destinations.scripted import answer
+from tests.destinations.scripted import serving as scripted
+from tests.helpers.daemon import running
+from tests.helpers.downstream import Downstream
+from tests.helpers.filling import fill
+from tests.helpers.reading import count
+from tests.helpers.webhooks import ROUTE, moment
+
+ITEMS = 100
+ONE = 58
+"""The seq, or the id, of the bad item."""
+
+
+class Scene(msgspec.Struct):
+    """What there is before the relay runs, and what may be seen of it then."""
+
+    bad: dict[str, Any]
+    """The item, as `Plant` takes it."""
+    running: Callable[[], contextlib.AbstractContextManager[Relay]]
+    done: Callable[[], int]
+    """How many items have gone on."""
+    seen: Callable[[], object]
+    """Whether an operator sees the bad one."""
+    calls: int
+    """Deliveries that are called."""
+
+
+def _filled(database_url: str) -> None:
+    assert fill(database_url, [(f"u{n}", moment(n)) for n in range(ITEMS)]) == list(range(1, ITEMS + 1))
+
+
+def _deliveries(engine: Engine, downstream: Downstream, cause: str, calls: int = ITEMS - 1) -> Scene:
+    """The ninety-nine are delivered, and the one is dead."""
+    why = "dead_letter WHERE seq = :seq AND cause = :cause AND error <> ''"
+    return Scene(
+        bad={"seq": ONE},
+        running=lambda: running(engine, downstream),
+        done=lambda: count(engine, "delivery_log WHERE kind = 'delivered'"),
+        seen=lambda: count(engine, why, seq=ONE, cause=cause),
+        calls=calls,
+    )
+
+
+def sequence(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred that have arrived."""
+    _filled(database_url)
+    return _deliveries(engine, downstream, "unprocessable")
+
+
+def claim(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """The same: the one can be ordered, and not loaded."""
+    return sequence(database_url, engine, downstream)
+
+
+def record(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """The same: each is called, and the outcome of the one can't be recorded."""
+    _filled(database_url)
+    return _deliveries(engine, downstream, "unrecordable", calls=ITEMS)
+
+
+def reap(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred that a relay had in flight when it died."""
+    _filled(database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            text("""
+UPDATE open_delivery SET state = 'in_flight', attempt = 1, lease_until = '2020-01-01 00:00:00.000000Z', lease_token = 1,
+    relay_node = 'gone'""")
+        )
+    return _deliveries(engine, downstream, "unprocessable")
+
+
+def command(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred dead letters that an operator wants replayed."""
+    _filled(database_url)
+    now = SystemClock().now()
+    dead = {"cause": "mapping", "error": "no value", "counted": False}
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE open_delivery SET state = 'dead'"))
+        connection.execute(
+            insert(delivery_log),
+            [
+                {"at": now, "seq": seq, "route": ROUTE, "kind": "dead", "attempt": 0, "detail": dead}
+                for seq in range(1, ITEMS + 1)
+            ],
+        )
+    commands.ask(Database(engine), "replay", Selection(route=ROUTE), who="kim", why="mended")
+    scene = _deliveries(engine, downstream, "mapping")
+    scene.seen = lambda: count(
+        engine, f"relay_command WHERE failed = 1 AND error LIKE '%seq={ONE}%' AND state = 'done'"
+    )
+    return scene
+
+
+def _alerts(engine: Engine, **values: object) -> None:
+    now = SystemClock().now()
+    with engine.begin() as connection:
+        connection.execute(
+            insert(alert),
+            [
+                {
+                    "id": number,
+                    "at": now,
+                    "kind": "delivery_dead",
+                    "subject": f"r{number}",
+                    "firing": True,
+                    "detail": {"cause": "mapping"},
+                    **values,
+                }
+                for number in range(1, ITEMS + 1)
+            ],
+        )
+
+
+def log_alerts(_database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred alerts that no relay has logged yet."""
+    _alerts(engine)
+    return Scene(
+        bad={"number": ONE},
+        running=lambda: running(engine, downstream),
+        done=lambda: count(engine, f"alert WHERE told_at IS NOT NULL AND error IS NULL AND id <= {ITEMS}"),
+        seen=lambda: count(engine, f"alert WHERE error IS NOT NULL AND is_unsendable AND id = {ONE}"),
+        calls=0,
+    )
+
+
+def send_alerts(_database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred alerts that are to be posted."""
+    _alerts(engine, told_at=SystemClock().now())
+
+    @contextlib.contextmanager
+    def posting() -> Iterator[Relay]:
+        with scripted(answer(200)) as chat:
+            table = f'[alerts]\nurl = "{chat.url}"\nallow_private = true\nallow_http = true\n'
+            with running(engine, downstream, more=table) as relay:
+                yield relay
+
+    return Scene(
+        bad={"number": ONE},
+        running=posting,
+        done=lambda: count(engine, f"alert WHERE sent_at IS NOT NULL AND id <= {ITEMS}"),
+        seen=lambda: count(engine, f"alert WHERE error IS NOT NULL AND is_unsendable AND id = {ONE}"),
+        calls=0,
+    )
+
+
+def look_at_conditions(_database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred routes whose last dead letter is gone."""
+    _alerts(engine, told_at=SystemClock().now())
+    return Scene(
+        bad={"text": f"r{ONE}"},
+        running=lambda: running(engine, downstream),
+        done=lambda: count(engine, "alert WHERE kind = 'delivery_dead' AND NOT firing"),
+        seen=lambda: True,  # the log and the metric: the alert stands as it was
+        calls=0,
+    )
+
+
+ITEM_SCENES: dict[Step, Callable[[str, Engine, Downstream], Scene]] = {
+    "sequence": sequence,
+    "claim": claim,
+    "record": record,
+    "reap": reap,
+    "commands": command,
+    "log_alerts": log_alerts,
+    "send_alerts": send_alerts,
+    "look_at_conditions": look_at_conditions,
+}
+
+
+def _has_something_unused(_engine: Engine, relay: Relay) -> None:
+    relay._unused.append((1, ROUTE, 1))
+
+
+def _asks(engine: Engine, _relay: Relay) -> None:
+    commands.ask(Database(engine), "replay", Selection(seq=10_000), who="kim", why="mended")
+
+
+def _holds_a_lease(_engine: Engine, relay: Relay) -> None:
+    relay._leases.granted([(1, ROUTE, 1)], relay._leases.began_asking())
+
+
+def _nothing(_engine: Engine, _relay: Relay) -> None:
+    """It does something anyway."""
+
+
+PROVOKE: dict[Step, Callable[[Engine, Relay], None]] = dict.fromkeys(get_args(Step), _nothing) | {
+    "give_back": _has_something_unused,
+    "commands": _asks,
+    "renew": _holds_a_lease,
+}
+"""What makes a step do something that would not by itself."""
+
+SWEPT = """
+[apis.identity]
+base_url = "http://127.0.0.1:9/"
+allow_private = true
+allow_http = true
+[[sources.trivore.sweeps]]
+api = "identity"
+path = "/user"
+entity_type = "USER"
+event_type = "UPDATE"
+params = { since = "{since}", start = "{start}", count = "{count}" }
+count = 10
+every = "1s"
+"""
+POSTED = '[alerts]\nurl = "http://127.0.0.1:9/"\nallow_private = true\nallow_http = true\n'
+WITH: dict[Step, str] = {"sweep": SWEPT, "send_alerts": POSTED}
+"""What a step needs in the configuration."""

@@ -1,0 +1,140 @@
+"""When a step is tried again, what is told of it, and when a relay gives up."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from relay.observe import Observer
+from relay.steps import (
+    CRITICAL,
+    FIRST_WAIT_SECONDS,
+    LASTS_SECONDS,
+    LONGEST_URGENT_WAIT_SECONDS,
+    LONGEST_WAIT_SECONDS,
+    URGENT,
+    Step,
+    Steps,
+)
+
+
+class World:
+    """A clock that is moved by hand, and a database that is well or not."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.is_healthy = True
+        self.alerts: list[tuple[str, str]] = []
+        self.observer = Observer()
+        self.steps = Steps(
+            self.observer,
+            alert=lambda name, error: self.alerts.append((name, error)),
+            is_healthy=lambda: self.is_healthy,
+            monotonic=lambda: self.now,
+        )
+
+    def fail(self, step: Step, error: Exception | None = None, *, subject: str = "") -> str:
+        def work() -> str:
+            raise error or ValueError("year 10000 is out of range")
+
+        return self.steps.run(step, work, "otherwise", subject=subject)
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def of_sqlite(code: int) -> OperationalError:
+    error = sqlite3.OperationalError("it is so")
+    error.sqlite_errorcode = code
+    return OperationalError("SELECT", {}, error)
+
+
+LOCKED = of_sqlite(sqlite3.SQLITE_BUSY)
+GONE = of_sqlite(sqlite3.SQLITE_CANTOPEN)
+
+
+def test_a_step_that_works_gives_its_result(world: World) -> None:
+    assert world.steps.run("reap", lambda: 7, 0) == 7
+    assert world.steps.failing == {}
+
+
+@pytest.mark.parametrize("step", ["reap", "record"])
+def test_a_step_that_has_failed_waits_twice_as_long_each_time_and_not_for_ever(world: World, step: Step) -> None:
+    longest = LONGEST_URGENT_WAIT_SECONDS if step in URGENT else LONGEST_WAIT_SECONDS
+    world.is_healthy = False
+    for times in range(2000):
+        assert world.fail(step) == "otherwise"
+        wait = min(FIRST_WAIT_SECONDS * 2 ** min(times, 10), longest)
+        world.now += wait * 0.99
+        assert world.steps.run(step, lambda: "too soon", "otherwise") == "otherwise"
+        world.now += wait * 0.02
+
+
+def test_a_step_that_fails_is_alerted_once_and_counted_each_time_until_it_works_again(world: World) -> None:
+    for _ in range(3):
+        world.fail("reap")
+        world.now += LONGEST_WAIT_SECONDS
+    assert world.alerts == [("reap", "ValueError: year 10000 is out of range")]
+    assert world.steps.failing == dict(world.alerts)
+    assert world.observer.counts["step_failed"] == 3
+    assert world.steps.run("reap", lambda: 7, 0) == 7
+    assert world.steps.failing == {}
+
+
+def test_what_a_step_is_run_for_waits_alone(world: World) -> None:
+    world.fail("sweep", subject="trivore USER")
+    assert world.steps.run("sweep", lambda: "swept", "otherwise", subject="trivore GROUP") == "swept"
+    assert list(world.steps.failing) == ["sweep trivore USER"]
+
+
+def test_one_that_is_only_kept_busy_is_alerted_when_that_lasts(world: World) -> None:
+    world.fail("reap", LOCKED)
+    assert world.alerts == []
+    assert world.observer.counts["database_trouble"] == 1
+    world.now += LASTS_SECONDS
+    world.fail("reap", LOCKED)
+    assert [name for name, _ in world.alerts] == ["reap"]
+    assert world.observer.counts["step_failed"] == 0
+
+
+def test_an_unreachable_database_is_not_the_steps_to_wait_for(world: World) -> None:
+    with pytest.raises(OperationalError):
+        world.fail("reap", GONE)
+    assert world.steps.failing == {}
+
+
+@pytest.mark.parametrize("step", sorted(CRITICAL))
+def test_the_relay_gives_up_when_recording_or_claiming_fails_for_a_minute_though_the_database_is_well(
+    world: World, step: Step
+) -> None:
+    world.fail(step)
+    world.now += LASTS_SECONDS - 1
+    world.fail(step)
+    world.now += LONGEST_URGENT_WAIT_SECONDS
+    with pytest.raises(ValueError, match="year 10000"):
+        world.fail(step)
+
+
+def test_it_does_not_when_the_database_takes_no_writes_or_is_busy_or_another_step_fails(world: World) -> None:
+    world.is_healthy = False
+    for step in ("record", "claim"):
+        world.fail(step)
+    world.fail("sequence")
+    world.now += 10 * LASTS_SECONDS
+    world.fail("record")
+    world.is_healthy = True
+    world.fail("claim", LOCKED)
+    world.fail("sequence")
+
+
+def test_a_success_in_between_begins_the_minute_anew(world: World) -> None:
+    world.fail("record")
+    world.now += LASTS_SECONDS - 1
+    world.steps.run("record", lambda: 1, 0)
+    world.fail("record")
+    world.now += LASTS_SECONDS - 1
+    world.fail("record")

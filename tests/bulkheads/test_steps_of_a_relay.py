@@ -1,0 +1,95 @@
+"""A step of a relay that fails all the time, or for one item among a hundred, stops nothing else.
+
+The tests walk `relay.steps.Step` by themselves: a step that is new and has no scene fails them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from sqlalchemy import Engine
+
+from relay.steps import CRITICAL, Step
+from tests.bulkheads.planting import FAILURES, Plant, planted
+from tests.bulkheads.scenes import ITEM_SCENES, ITEMS, PROVOKE, WITH, Scene
+from tests.helpers.daemon import kinds, running
+from tests.helpers.downstream import Downstream, serving
+from tests.helpers.filling import fill
+from tests.helpers.reading import count
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import moment
+
+STEPS: tuple[Step, ...] = get_args(Step)
+
+ONE_AT_A_TIME: dict[Step, str] = {
+    "give_back": "statements over keys alone, which no item's values reach",
+    "renew": "as give_back",
+    "heartbeat": "one row, the relay's own",
+    "claim_suspect": "one delivery at a time, loaded as a claim's",
+    "look_at_gates": "tests/store/test_gates_shared.py plants an unreadable gate",
+    "sweep": "tests/flow/test_daemon_sweeps.py plants an entity that can't be taken in",
+}
+"""Steps that have no batch of items here, and why."""
+
+
+@pytest.fixture
+def downstream(tmp_path: Path) -> Iterator[Downstream]:
+    with serving(tmp_path / "arrivals.jsonl") as made:
+        yield made
+
+
+def test_every_step_is_planted_with_a_bad_item_or_says_why_not() -> None:
+    assert set(ITEM_SCENES) | set(ONE_AT_A_TIME) == set(STEPS)
+    assert not set(ITEM_SCENES) & set(ONE_AT_A_TIME)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("step", ITEM_SCENES)
+def test_one_item_among_a_hundred_fails_alone_and_can_be_seen(  # noqa: PLR0917  # fixtures
+    database_url: str,
+    engine: Engine,
+    downstream: Downstream,
+    monkeypatch: pytest.MonkeyPatch,
+    step: Step,
+    failure: str,
+) -> None:
+    scene: Scene = ITEM_SCENES[step](database_url, engine, downstream)
+    plant = Plant(step, failure, **scene.bad)
+    with planted(monkeypatch, plant), scene.running() as relay:
+        until(lambda: scene.done() == ITEMS - 1, f"{ITEMS - 1} go on", within=30)
+        until(scene.seen, "the one can be seen", within=10)
+        failed_alone = relay._observer.counts["failed_alone"]
+    assert failed_alone >= 1
+    assert plant.raised <= 2 * ITEMS.bit_length() + 2, "the batch was taken apart by halves"
+    assert scene.done() == ITEMS - 1, "nothing is lost, and the one has not gone with the others"
+    calls = Counter(line["seq"] for line in downstream.arrivals.lines())
+    assert set(calls.values()) <= {1}, "nothing is called twice"
+    assert len(calls) == scene.calls
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step not in CRITICAL | {"sequence"}])
+def test_a_step_that_fails_all_the_time_stops_no_delivery_and_can_be_seen(  # noqa: PLR0917  # fixtures
+    database_url: str,
+    engine: Engine,
+    downstream: Downstream,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    step: Step,
+) -> None:
+    monkeypatch.setattr("relay.daemon.RENEW_EVERY_SECONDS", 0.1)
+    caplog.set_level(logging.ERROR)
+    plant = Plant(step, "ValueError")
+    with planted(monkeypatch, plant), running(engine, downstream, more=WITH.get(step, "")) as relay:
+        PROVOKE[step](engine, relay)
+        until(lambda: plant.raised >= 2, "it fails, and is tried again", within=20)
+        fill(database_url, [(f"u{n}", moment(n)) for n in range(20)])
+        until(lambda: kinds(engine).count("delivered") == 20, "all are delivered", within=20)
+        until(lambda: count(engine, "alert WHERE kind = 'step_failed' AND firing"), "it is alerted", within=10)
+        if step != "heartbeat":
+            until(lambda: count(engine, "stuck WHERE state = 'failing'"), "it is seen", within=10)
+    assert any(record.exc_info and f"step={step}" in record.getMessage() for record in caplog.records)
