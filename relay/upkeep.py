@@ -30,19 +30,24 @@ class Upkeep:
         self._posts: list[Done] = []
         self._next_at = self._watch_at = 0.0
         self._any_command = False
+        self._repeats: repeats.Rest | None = None
+        """Those that are looked at next, and at once."""
 
     def do(self, config: Config, policies: Mapping[str, RoutePolicy], poster: Poster) -> int:
-        """What is due. Returns how many deliveries it has changed at the word of operators."""
+        """What is due. Returns how many deliveries it has changed at the word of operators; more than none: there is more to do."""
         self._finish_posts(poster)
         if time.monotonic() >= self._next_at:
             self._observer.reaped(reap.reap(self._database, policies, self._node))
             self._claiming.look_at_gates()
-            self._observer.judged(repeats.judge_repeats(self._database, config, self._node))
+            self._judge(config)
             self._look_at_conditions(config)
             self._alert(poster)
             self._any_command = commands.any_open(self._database)
             self._next_at = time.monotonic() + EVERY_SECONDS
-        return self._obey(config) if self._any_command else 0
+        elif self._repeats is not None:
+            self._judge(config)
+        obeyed = self._obey(config) if self._any_command else 0
+        return obeyed + (self._repeats is not None)
 
     def posted(self, done: Done) -> None:
         """An alert was posted, or not; it is noted in the next round."""
@@ -57,6 +62,12 @@ class Upkeep:
                 self._observer.not_posted(done.posted, done.error)
             poster.let_go()
             self._posts.pop(0)
+
+    def _judge(self, config: Config) -> None:
+        """A page of repeats; where there are more of them, the next follows in the next round."""
+        judged = repeats.judge_repeats(self._database, config, self._node, self._repeats)
+        self._repeats = judged.rest
+        self._observer.judged(judged)
 
     def _look_at_conditions(self, config: Config) -> None:
         if time.monotonic() >= self._watch_at:

@@ -1,0 +1,226 @@
+"""Repeated requests are judged by the event: one that repeats without end, or can't be judged yet, delays no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+from sqlalchemy import Engine, text
+
+from inbox.db import engine as engines
+from inbox.db.dialect import Sql
+from inbox.event import Event
+from inbox.store import STORES
+from relay.outcome import Delivered, Delivery
+from relay.store.claim import claim
+from relay.store.record import record
+from relay.store.repeats import Judged, Rest, judge_repeats
+from tests.store.conftest import POLICIES, Steps, an_event
+from tests.store.test_coverage import fetched
+from tests.store.test_replay import CONFIG
+
+LATEST = ["latest"]
+TOO_SOON = fetched(1.4)
+"""A fetch in the second of the event: a change later in that second is not in it."""
+
+Repeat = Callable[..., None]
+
+
+@pytest.fixture
+def repeat(database_url: str) -> Repeat:
+    """Receive events that are there already, each so many times, in batches as the receiver does."""
+
+    def _repeat(*events: Event, times: int = 1) -> None:
+        async def _append() -> None:
+            engine = engines.connect_async(database_url, application="tests")
+            async with engine.connect() as connection:
+                store = STORES[engine.dialect.name]()
+                requests = [each for each in events for _ in range(times)]
+                for start in range(0, len(requests), 250):
+                    await store.repeat(connection, requests[start : start + 250])
+            await engine.dispose()
+
+        asyncio.run(_append())
+
+    return _repeat
+
+
+def some_events(numbers: Sequence[int]) -> list[Event]:
+    return [an_event(number, f"u{number}", second=1, routes=LATEST) for number in numbers]
+
+
+def claim_all(steps: Steps) -> list[Delivery]:
+    return claim(steps.database, "r1", [(LATEST, 1_000)])
+
+
+def record_all(steps: Steps, claimed: Sequence[Delivery], outcome: Delivered = TOO_SOON) -> None:
+    record(steps.database, POLICIES, "r1", [(delivery, outcome) for delivery in claimed])
+
+
+def delivered(steps: Steps, *events: Event) -> None:
+    """These arrive and are delivered, each by a fetch that may not have a second change in it."""
+    steps.arrive(*events)
+    record_all(steps, claim_all(steps))
+
+
+def judge(steps: Steps, rest: Rest | None = None) -> Judged:
+    return judge_repeats(steps.database, CONFIG, "r1", rest)
+
+
+def judge_all(steps: Steps, rounds: int = 20) -> list[Judged]:
+    """Rounds until nothing is left to be looked at."""
+    done = [judge(steps)]
+    while done[-1].rest is not None:
+        assert len(done) < rounds, "it does not come to an end"
+        done.append(judge(steps, done[-1].rest))
+    return done
+
+
+def rearmed(steps: Steps) -> list[int]:
+    """The seqs of what was made again."""
+    return [row["seq"] for row in steps.rows("SELECT seq FROM delivery_log WHERE kind = 'rearmed' ORDER BY seq")]
+
+
+def waiting(steps: Steps) -> list[int]:
+    """The events whose repeats are not judged yet."""
+    found = steps.rows("SELECT DISTINCT seq FROM repeated_request WHERE handled_at IS NULL ORDER BY seq")
+    return [row["seq"] for row in found]
+
+
+def stored(steps: Steps) -> tuple[int, int]:
+    """How many rows there are, and how many requests they stand for."""
+    (row,) = steps.rows("SELECT count(*) AS number, CAST(sum(times) AS bigint) AS times FROM repeated_request")
+    return row["number"], row["times"]
+
+
+# --- one event that comes again without end
+
+
+def test_an_event_that_is_repeated_thousands_of_times_delays_no_other(steps: Steps, repeat: Repeat) -> None:
+    often, *others = some_events(range(51))
+    delivered(steps, often, *others)
+    repeat(often, times=5_000)
+    repeat(*others)
+
+    judged = judge(steps)
+
+    assert judged.rearmed == 51
+    assert rearmed(steps) == list(range(1, 52))
+    assert (waiting(steps), judged.rest) == ([], None)
+    assert steps.facts_agree() is None
+
+
+def test_thousands_of_repeats_of_one_event_are_a_few_rows_that_count_all(steps: Steps, repeat: Repeat) -> None:
+    steps.arrive(an_event(1))
+    repeat(an_event(1), times=5_000)
+    assert stored(steps) == (20, 5_000)
+
+
+def test_rows_of_one_event_beyond_a_batch_delay_the_others_by_one_round(
+    steps: Steps, repeat: Repeat, engine: Engine
+) -> None:
+    """However they came: no receiver writes so many."""
+    often, *others = some_events(range(51))
+    delivered(steps, often, *others)
+    plant_rows(engine, seq=1, number=5_000)
+    repeat(*others)
+
+    first, second, *_ = judge_all(steps)
+
+    assert (first.rearmed, second.rearmed) == (1, 50)
+    assert first.handled <= 1_000
+    for _ in range(6):
+        judge_all(steps)
+    assert (waiting(steps), len(rearmed(steps))) == ([], 51)
+
+
+def plant_rows(engine: Engine, *, seq: int, number: int) -> None:
+    numbers = (
+        f"generate_series(1, {number})"
+        if Sql(engine.dialect.name).is_postgres
+        else f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
+    )
+    body = "decode('00', 'hex')" if Sql(engine.dialect.name).is_postgres else "x'00'"
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO repeated_request (seq, received_at, body_sha256)"
+                f" SELECT {seq}, '2026-01-01 00:00:00.000000Z', {body} FROM {numbers} AS made"
+            )
+        )
+
+
+def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: Steps, repeat: Repeat) -> None:
+    """Two changes in one second look the same, however often the first was repeated."""
+    (often,) = some_events([1])
+    delivered(steps, often)
+    repeat(often, times=30)
+    assert sum(judged.rearmed for judged in judge_all(steps)) == 1
+    record_all(steps, claim_all(steps))
+
+    repeat(often)
+
+    assert stored(steps) == (20, 31)
+    assert waiting(steps) == [1]
+    assert judge(steps) == Judged(handled=1, rearmed=1)
+    assert rearmed(steps) == [1, 1]
+
+
+def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps, repeat: Repeat) -> None:
+    (often,) = some_events([1])
+    delivered(steps, often)
+    repeat(often, times=3)
+    judge(steps)
+    (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
+    (newest,) = steps.rows("SELECT max(id) AS id FROM repeated_request")
+    assert fact["detail"] == {"repeat": newest["id"]}
+
+
+# --- those that can't be judged yet
+
+
+def test_repeats_of_one_delivery_in_flight_hold_no_other_up(steps: Steps, repeat: Repeat) -> None:
+    working, *others = some_events(range(21))
+    steps.arrive(working)
+    in_flight = claim_all(steps)
+    delivered(steps, *others)
+    repeat(working, times=300)
+    repeat(*others)
+
+    assert judge(steps).rearmed == 20
+    assert waiting(steps) == [1]
+
+    record_all(steps, in_flight)
+    judge_all(steps)
+    assert (rearmed(steps), waiting(steps)) == (list(range(1, 22)), [])
+
+
+def test_hundreds_of_events_in_flight_hold_no_other_up_and_are_looked_at_again(steps: Steps, repeat: Repeat) -> None:
+    *working, other = some_events(range(451))
+    steps.arrive(*working)
+    in_flight = claim_all(steps)
+    delivered(steps, other)
+    repeat(*working, other)
+
+    rounds = judge_all(steps)
+
+    assert [judged.handled for judged in rounds] == [0, 0, 1], "each looks at the next 200 events, then it begins again"
+    assert rearmed(steps) == [451]
+    record_all(steps, in_flight[:1])
+    judge_all(steps)
+    assert rearmed(steps) == [in_flight[0].seq, 451]
+
+
+def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps, repeat: Repeat) -> None:
+    """Else those of older events, which come meanwhile, would wait for ever."""
+    first, *newer = some_events(range(600))
+    delivered(steps, first, *newer)
+    repeat(*newer[:250])
+    judged = judge(steps)
+    repeat(first, *newer[250:])
+
+    assert judged.rest is not None
+    assert judge(steps, judged.rest).rest is None
+    judge(steps)
+    assert 1 in rearmed(steps)
