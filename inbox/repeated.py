@@ -39,7 +39,7 @@ WITH known AS MATERIALIZED (
         SELECT count(*) AS number FROM (
             -- as a range in the order of the index: by statistics of one event's storm it would read the whole table else
             SELECT FROM repeated_request
-            WHERE ranked.place = 1 AND seq BETWEEN ranked.seq AND ranked.seq ORDER BY seq, id LIMIT :kept
+            WHERE ranked.place = 1 AND seq BETWEEN ranked.seq AND ranked.seq ORDER BY seq LIMIT :kept
         ) AS found
     ) AS kept
 ), counting AS MATERIALIZED (
@@ -47,7 +47,7 @@ WITH known AS MATERIALIZED (
     FROM placed
     CROSS JOIN LATERAL (
         SELECT id FROM repeated_request WHERE seq BETWEEN placed.seq AND placed.seq
-        ORDER BY seq DESC, id DESC LIMIT 1 FOR UPDATE SKIP LOCKED
+        ORDER BY seq DESC LIMIT 1 FOR UPDATE SKIP LOCKED
     ) AS r
     WHERE placed.place = 1 AND placed.there = :kept
 ), counted AS (

@@ -92,11 +92,10 @@ repeated_request = Table(
     ),
     Column("last_received_at", UtcDateTime, comment="when times is more than 1: when the last of them arrived"),
     Column("error", Text, comment="why it could not be judged; empty: it was, or waits"),
-    Index("ix_repeated_request_seq", "seq", "id"),
+    Index("ix_repeated_request_seq", "seq"),
     Index(
         "ix_repeated_request_open",
         "seq",
-        "id",
         postgresql_where=text("handled_at IS NULL"),
         sqlite_where=text("handled_at IS NULL"),
     ),

@@ -415,9 +415,9 @@ CREATE TABLE repeated_request (
     CONSTRAINT pk_repeated_request PRIMARY KEY (id)
 );
 
-CREATE INDEX ix_repeated_request_open ON repeated_request (seq, id) WHERE handled_at IS NULL;
+CREATE INDEX ix_repeated_request_open ON repeated_request (seq) WHERE handled_at IS NULL;
 
-CREATE INDEX ix_repeated_request_seq ON repeated_request (seq, id);
+CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
 
 COMMENT ON TABLE repeated_request IS 'A request whose key was in the inbox already. It was answered 200 with the first one''s seq. sum(times) counts them.';
 

@@ -295,9 +295,9 @@ CREATE TABLE repeated_request ( -- A request whose key was in the inbox already.
     error TEXT
 );
 
-CREATE INDEX ix_repeated_request_open ON repeated_request (seq, id) WHERE handled_at IS NULL;
+CREATE INDEX ix_repeated_request_open ON repeated_request (seq) WHERE handled_at IS NULL;
 
-CREATE INDEX ix_repeated_request_seq ON repeated_request (seq, id);
+CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
 
 CREATE TABLE sweep_watermark ( -- How far the sweep has compared a source with the inbox, what the last one found, and who is at it.
     -- the source that was swept

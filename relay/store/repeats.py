@@ -79,7 +79,9 @@ def judge(database: Database, config: Config, relay_node: str, seqs: Sequence[in
         now = transaction.lock_order()
         wanted = rows_param({"seq": seq} for seq in sorted(seqs))
         repeats = transaction.execute(_unhandled(database.sql), wanted=wanted, rows=ROWS_OF_A_ROUND)
-        newest = {repeat.seq: repeat.id for repeat in repeats}
+        newest: dict[int, int] = {}
+        for repeat in repeats:
+            newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
         found = find(transaction, config, _routes_in_latest(transaction, config, set(newest)))
         uncovered = _uncovered(transaction, config, found)
         undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT}
@@ -125,7 +127,7 @@ def _uncovered(transaction: Transaction, config: Config, found: list[OpenDeliver
 _NEWEST = text("SELECT max(seq) AS seq FROM repeated_request WHERE handled_at IS NULL")
 _PAGE = text("""
 SELECT seq FROM repeated_request
-WHERE handled_at IS NULL AND seq > :after AND seq <= :last ORDER BY seq, id LIMIT :rows
+WHERE handled_at IS NULL AND seq > :after AND seq <= :last ORDER BY seq LIMIT :rows
 """)
 
 
@@ -134,7 +136,7 @@ def _unhandled(sql: Sql) -> TextClause:
     of_seq = sql.looked_up(
         sql.rows("wanted", seq="bigint"), "repeated_request r", "r.seq = wanted.seq AND r.handled_at IS NULL"
     )
-    return text(f"SELECT r.id, r.seq, r.times FROM {of_seq} ORDER BY r.seq, r.id LIMIT :rows")
+    return text(f"SELECT r.id, r.seq, r.times FROM {of_seq} ORDER BY r.seq LIMIT :rows")
 
 
 @cache
