@@ -68,6 +68,19 @@ WITH known AS MATERIALIZED (
 SELECT n, seq FROM known
 """)
 
+
+def columns(events: Sequence[Event]) -> dict[str, list[Any]]:
+    """The parameters of `POSTGRES_REPEAT`, but `kept`."""
+    return {
+        "n": list(range(len(events))),
+        "source": [e.source for e in events],
+        "dedup_key": [e.dedup_key for e in events],
+        "received_at": [e.received_at for e in events],
+        "body_sha256": [e.body_sha256 for e in events],
+        "body": [e.body for e in events],
+    }
+
+
 _SQL = Sql(SQLITE)
 
 SQLITE_KNOWN = text(f"""

@@ -19,7 +19,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from inbox.db.checkpoint import Checkpoints, checkpoint_async
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.event import Event
-from inbox.repeated import KEPT_REPEATS, POSTGRES_REPEAT, SQLITE_COUNT, SQLITE_KNOWN, SQLITE_NOTE, asked, divided
+from inbox.repeated import (
+    KEPT_REPEATS,
+    POSTGRES_REPEAT,
+    SQLITE_COUNT,
+    SQLITE_KNOWN,
+    SQLITE_NOTE,
+    asked,
+    columns,
+    divided,
+)
 from inbox.timestamps import time_text
 
 
@@ -126,10 +135,7 @@ class PostgresIntake:
 
     async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
-        columns = _postgres_columns(events)
-        wanted = ("n", "source", "dedup_key", "received_at", "body_sha256", "body")
-        bound = {name: columns[name] for name in wanted}
-        rows = await connection.execute(POSTGRES_REPEAT, {**bound, "kept": self._kept})
+        rows = await connection.execute(POSTGRES_REPEAT, {**columns(events), "kept": self._kept})
         return _by_position(len(events), rows.all())
 
     async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, cast
 
 import pytest
 from sqlalchemy import Engine, text
@@ -13,10 +14,14 @@ from inbox.db.dialect import Sql
 from inbox.event import Event
 from inbox.store import STORES
 from relay.outcome import Delivered, Delivery
+from relay.store import repeats
 from relay.store.claim import claim
+from relay.store.database import Database
 from relay.store.record import record
 from relay.store.repeats import Judged, Rest, judge_repeats
-from tests.store.conftest import POLICIES, Steps, an_event
+from relay.store.sequence import sequence
+from tests.helpers.stepping import COMMIT, Stepper
+from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_coverage import fetched
 from tests.store.test_replay import CONFIG
 
@@ -224,3 +229,110 @@ def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps, re
     assert judge(steps, judged.rest).rest is None
     judge(steps)
     assert 1 in rearmed(steps)
+
+
+# --- repeats that come while others are judged
+
+
+class Meanwhile:
+    """A relay that judges on Postgres, one statement at a time, and a receiver beside it. On SQLite only one can write."""
+
+    def __init__(self, url: str, repeated: int) -> None:
+        self.engine = engines.connect(url, application="tests")
+        self.steps = Steps(Database(self.engine, FakeClock()), lambda *events: self.receive("append", *events))
+        self._url = url
+        (self.event,) = some_events([1])
+        delivered(self.steps, self.event)
+        self.receive("repeat", *[self.event] * repeated)
+
+    def receive(self, what: Literal["append", "repeat"], *events: Event) -> list[int | None]:
+        async def _receive() -> list[int | None]:
+            engine = engines.connect_async(self._url, application="tests")
+            async with engine.connect() as connection:
+                seqs = await getattr(STORES[engine.dialect.name](), what)(connection, events)
+            await engine.dispose()
+            return list(seqs)
+
+        return asyncio.run(_receive())
+
+    def judge(self, before: str, act: Callable[[], object]) -> Judged:
+        """Judge, and do something just before the statement in which this text stands."""
+        with Stepper(self.engine) as stepper:
+            judging = stepper.begin("judge", lambda: judge(self.steps))
+            while judging.before is not None and before not in judging.before:
+                judging.step()
+            assert not judging.finished, f"no statement has {before}"
+            act()
+            stepper.finish(judging)
+        assert judging.error is None
+        return cast("Judged", judging.result)
+
+
+@pytest.fixture(params=[3, 30], ids=["as a row", "as a count"])
+def meanwhile(postgres_database_url: str, request: pytest.FixtureRequest) -> Iterator[Meanwhile]:
+    made = Meanwhile(postgres_database_url, request.param)
+    yield made
+    made.engine.dispose()
+
+
+READS, MARKS = "SELECT r.id, r.seq, r.times", "SET handled_at"
+LATER = ["SELECT i.seq, i.routes", "INSERT INTO delivery_log", MARKS, COMMIT]
+"""Statements after the one that reads the repeats."""
+
+
+@pytest.mark.parametrize("before", LATER)
+def test_a_repeat_that_commits_after_the_repeats_were_read_is_judged_later(meanwhile: Meanwhile, before: str) -> None:
+    first = meanwhile.judge(before, lambda: meanwhile.receive("repeat", meanwhile.event))
+    assert first.rearmed == 1
+    assert waiting(meanwhile.steps) == [1]
+    record_all(meanwhile.steps, claim_after_sequence(meanwhile.steps))
+    assert judge(meanwhile.steps).rearmed == 1
+
+
+def test_one_that_commits_before_is_judged_with_them(meanwhile: Meanwhile) -> None:
+    meanwhile.judge(READS, lambda: meanwhile.receive("repeat", meanwhile.event))
+    assert waiting(meanwhile.steps) == []
+
+
+def test_repeats_that_are_marked_by_their_event_lose_one(meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why a row is marked as it was read."""
+    by_event = """
+UPDATE repeated_request SET handled_at = CAST(:at AS timestamptz)
+WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
+"""
+    monkeypatch.setattr(repeats, "_handle", lambda _: text(by_event))
+    meanwhile.judge(MARKS, lambda: meanwhile.receive("repeat", meanwhile.event))
+    assert waiting(meanwhile.steps) == []
+
+
+def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None:
+    """Numbers are given in one order, and committed in another."""
+    with meanwhile.engine.connect() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO repeated_request (seq, received_at, body_sha256)"
+                " VALUES (1, '2026-01-01 00:00:00Z', decode('00', 'hex'))"
+            )
+        )
+        meanwhile.receive("repeat", *[meanwhile.event] * 25)
+        assert judge(meanwhile.steps).rearmed == 1
+        connection.commit()
+    assert waiting(meanwhile.steps) == [1]
+
+
+def test_a_receiver_that_has_not_committed_yet_does_not_hold_the_order_lock_up(meanwhile: Meanwhile) -> None:
+    with meanwhile.engine.connect() as connection:
+        connection.execute(
+            text("UPDATE repeated_request SET times = times + 1 WHERE id = (SELECT max(id) FROM repeated_request)")
+        )
+        judged = judge(meanwhile.steps)
+        connection.commit()
+    assert judged.rearmed == 1
+    assert waiting(meanwhile.steps) == [1], "it is judged again"
+    assert judge(meanwhile.steps).rearmed == 0
+    assert waiting(meanwhile.steps) == []
+
+
+def claim_after_sequence(steps: Steps) -> list[Delivery]:
+    sequence(steps.database, POLICIES, "r1")
+    return claim_all(steps)
