@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast
 
@@ -13,13 +14,18 @@ from inbox.db import engine as engines
 from inbox.db.dialect import Sql
 from inbox.event import Event
 from inbox.store import STORES
+from relay.claiming import Claiming
+from relay.leases import Leases
+from relay.observe import Observer
 from relay.outcome import Delivered, Delivery
+from relay.poster import Poster
 from relay.store import repeats
 from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.record import record
 from relay.store.repeats import Judged, Rest, judge_repeats
 from relay.store.sequence import sequence
+from relay.upkeep import Upkeep
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_coverage import fetched
@@ -229,6 +235,21 @@ def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps, re
     assert judge(steps, judged.rest).rest is None
     judge(steps)
     assert 1 in rearmed(steps)
+
+
+def test_a_relay_looks_at_the_rest_at_once(steps: Steps, repeat: Repeat) -> None:
+    """And not once a second: each call of its upkeep is one round, and it says whether there is more to do."""
+    events = some_events(range(401))
+    delivered(steps, *events)
+    repeat(*events)
+    observer = Observer()
+    upkeep = Upkeep(steps.database, "r1", Claiming(steps.database, "r1", Leases(), observer), observer)
+    poster = Poster(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+
+    more = [upkeep.do(CONFIG, POLICIES, poster) > 0 for _ in range(3)]
+
+    assert more == [True, True, False]
+    assert (waiting(steps), observer.counts["rearmed"]) == ([], 401)
 
 
 # --- repeats that come while others are judged
