@@ -202,7 +202,7 @@ def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")]
     for name, columns in (
         ("deliveries", ("route", "state", "attempts", "due_at", "lane", "last_error")),
         ("facts", ("at", "route", "kind", "attempt", "detail")),
-        ("repeats", ("received_at", "body", "handled_at")),
+        ("repeats", ("received_at", "times", "last_received_at", "body", "handled_at", "error")),
     ):
         if parts[name]:
             console().print(f"\n[bold]{name}[/]")

@@ -22,6 +22,7 @@ _TIMES = frozenset(
         "handled_at",
         "heartbeat_at",
         "last_fact_at",
+        "last_received_at",
         "occurred_at",
         "oldest_received_at",
         "readmitted_at",
@@ -102,7 +103,10 @@ _PARTS = {
     "facts": text(
         "SELECT id, at, route, kind, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq ORDER BY id"
     ),
-    "repeats": text("SELECT id, received_at, body, handled_at FROM repeated_request WHERE seq = :seq ORDER BY id"),
+    "repeats": text(
+        "SELECT id, received_at, body, times, last_received_at, handled_at, error"
+        " FROM repeated_request WHERE seq = :seq ORDER BY id"
+    ),
 }
 
 

@@ -19,6 +19,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from inbox.db.checkpoint import Checkpoints, checkpoint_async
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.event import Event
+from inbox.repeated import (
+    KEPT_REPEATS,
+    POSTGRES_REPEAT,
+    SQLITE_COUNT,
+    SQLITE_KNOWN,
+    SQLITE_NOTE,
+    asked,
+    columns,
+    divided,
+)
 from inbox.timestamps import time_text
 
 
@@ -50,7 +60,7 @@ class IntakeStore(Protocol):
         ...
 
     async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
-        """Note that these events came again.
+        """Note that these events came again: the first times of each as rows, further ones as a count.
 
         Returns:
             For each the `seq` of its first arrival; None where there is none after all.
@@ -102,23 +112,6 @@ WITH arrived AS MATERIALIZED (
 SELECT a.n, a.seq FROM arrived a JOIN stored s ON s.seq = a.seq
 """)
 
-# A statement of its own: a row that another receiver committed after the first one's snapshot is invisible to the
-# first.
-_POSTGRES_REPEAT = text("""
-WITH known AS (
-    SELECT a.n, i.seq, a.received_at, a.body_sha256, CASE WHEN i.body_sha256 <> a.body_sha256 THEN a.body END AS body
-    FROM unnest(
-        CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:received_at AS timestamptz[]),
-        CAST(:body_sha256 AS bytea[]), CAST(:body AS bytea[])
-    ) AS a(n, source, dedup_key, received_at, body_sha256, body)
-    JOIN inbox i ON i.source = a.source AND i.dedup_key = a.dedup_key
-), noted AS (
-    INSERT INTO repeated_request (seq, received_at, body_sha256, body)
-    SELECT seq, received_at, body_sha256, body FROM known ORDER BY n
-)
-SELECT n, seq FROM known
-""")
-
 _REJECT = """
 INSERT INTO rejected_request (received_at, source, status, cause, reason, field, remote_address, body_sha256, headers, body)
 VALUES (:received_at, :source, :status, :cause, :reason, :field, :remote_address, :body_sha256, :headers, :body)
@@ -132,6 +125,9 @@ _PROBE = text("UPDATE write_probe SET probed_at = :now WHERE id = 1")
 class PostgresIntake:
     """On a connection in autocommit: one statement is one transaction, and costs one round trip."""
 
+    def __init__(self, kept_repeats: int = KEPT_REPEATS) -> None:
+        self._kept = kept_repeats
+
     async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
         rows = await connection.execute(_POSTGRES_APPEND, _postgres_columns(events))
@@ -139,9 +135,7 @@ class PostgresIntake:
 
     async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
-        columns = _postgres_columns(events)
-        wanted = ("n", "source", "dedup_key", "received_at", "body_sha256", "body")
-        rows = await connection.execute(_POSTGRES_REPEAT, {name: columns[name] for name in wanted})
+        rows = await connection.execute(POSTGRES_REPEAT, {**columns(events), "kept": self._kept})
         return _by_position(len(events), rows.all())
 
     async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
@@ -190,22 +184,12 @@ SELECT seq, route, lane, occurred_at, 'received'
 FROM {_SQL.rows("deliveries", seq="bigint", route="text", lane="text", occurred_at="time")}
 """)
 
-_KNOWN = f"{_EVENT_ROWS} JOIN inbox i ON i.source = events.source AND i.dedup_key = events.dedup_key"
-
-_SQLITE_REPEAT = text(f"""
-INSERT INTO repeated_request (seq, received_at, body_sha256, body)
-SELECT i.seq, events.received_at, from_hex(events.body_sha256),
-       CASE WHEN i.body_sha256 <> from_hex(events.body_sha256) THEN from_hex(events.body) END
-FROM {_KNOWN}
-""")
-
-_SQLITE_KNOWN = text(f"SELECT events.source, events.dedup_key, i.seq FROM {_KNOWN}")
-
 
 class SqliteIntake:
     """One BEGIN IMMEDIATE for each call; a batch is one parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept_repeats: int = KEPT_REPEATS) -> None:
+        self._kept = kept_repeats
         self._checkpoints = Checkpoints()
 
     async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
@@ -232,11 +216,15 @@ class SqliteIntake:
 
     async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
-        rows = {"events": _sqlite_rows(events)}
         async with connection.begin():
-            await connection.execute(_SQLITE_REPEAT, rows)
-            known = {(source, key): seq for source, key, seq in (await connection.execute(_SQLITE_KNOWN, rows)).all()}
-        return [known.get((event.source, event.dedup_key)) for event in events]
+            wanted = {"asked": rows_param(asked(events)), "kept": self._kept}
+            known = (await connection.execute(SQLITE_KNOWN, wanted)).all()
+            noted, counted = divided(events, known, self._kept)
+            if noted:
+                await connection.execute(SQLITE_NOTE, {"noted": rows_param(noted)})
+            if counted:
+                await connection.execute(SQLITE_COUNT, {"counted": rows_param(counted)})
+        return _by_position(len(events), [(row.n, row.seq) for row in known])
 
     async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
         """See IntakeStore."""

@@ -34,9 +34,11 @@ class Upkeep:
         self._posts: list[Done] = []
         self._next_at = self._watch_at = 0.0
         self._any_command = False
+        self._duplicates: repeats.Rest | None = None
+        """Those that are judged next, and at once."""
 
     def do(self, config: Config, policies: Mapping[str, RoutePolicy], poster: Poster) -> int:
-        """Do what is due. Returns how many deliveries operators' commands have changed."""
+        """Do what is due. Returns more than 0 when there is more to do at once."""
         run = self._steps.run
         if time.monotonic() >= self._next_at:
             self._next_at = time.monotonic() + EVERY_SECONDS
@@ -47,9 +49,13 @@ class Upkeep:
             run("log_alerts", self._log_alerts, None)
             run("send_alerts", lambda: self._send_alerts(poster), None)
             self._any_command = run("commands", self._look_for_commands, otherwise=False)
-        elif self._posts:
-            run("send_alerts", lambda: self._send_alerts(poster), None)
-        return run("commands", lambda: self._obey(config), 0) if self._any_command else 0
+        else:
+            if self._duplicates is not None:
+                run("judge_duplicates", lambda: self._judge_duplicates(config), None)
+            if self._posts:
+                run("send_alerts", lambda: self._send_alerts(poster), None)
+        changed = run("commands", lambda: self._obey(config), 0) if self._any_command else 0
+        return changed + int(self._duplicates is not None)
 
     def posted(self, done: Done) -> None:
         """Take note that an alert was posted, or not, in the next round."""
@@ -59,7 +65,10 @@ class Upkeep:
         self._observer.reaped(reap.reap(self._database, policies, self._node))
 
     def _judge_duplicates(self, config: Config) -> None:
-        self._observer.judged(repeats.judge_repeats(self._database, config, self._node))
+        rest, self._duplicates = self._duplicates, None
+        judged = repeats.judge_repeats(self._database, config, self._node, rest)
+        self._duplicates = judged.rest
+        self._observer.judged(judged)
 
     def _look_at_conditions(self, config: Config) -> None:
         if time.monotonic() >= self._watch_at:

@@ -83,14 +83,23 @@ repeated_request = Table(
     Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of the repeat's body"),
     Column("body", LargeBinary, comment="the repeat's body, only when it differs from the event's"),
     Column("handled_at", UtcDateTime, comment="when the relay judged it; empty: not judged yet"),
+    Column(
+        "times",
+        BigInteger,
+        nullable=False,
+        server_default=text("1"),
+        comment="requests that this row stands for: after the first 20 of an event, further ones are only counted here",
+    ),
+    Column("last_received_at", UtcDateTime, comment="when times is more than 1: when the last of them arrived"),
+    Column("error", Text, comment="why it could not be judged; emptied, it is judged again"),
     Index("ix_repeated_request_seq", "seq"),
     Index(
         "ix_repeated_request_open",
-        "id",
+        "seq",
         postgresql_where=text("handled_at IS NULL"),
         sqlite_where=text("handled_at IS NULL"),
     ),
-    comment="A request whose key was in the inbox already. It was answered 200 with the first one's seq.",
+    comment="A request whose key was in the inbox already. It was answered 200 with the first one's seq. sum(times) counts them.",
     sqlite_autoincrement=True,
 )
 

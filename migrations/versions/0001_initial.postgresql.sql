@@ -425,14 +425,17 @@ CREATE TABLE repeated_request (
     body_sha256 BYTEA NOT NULL,
     body BYTEA,
     handled_at TIMESTAMP WITH TIME ZONE,
+    times BIGINT DEFAULT 1 NOT NULL,
+    last_received_at TIMESTAMP WITH TIME ZONE,
+    error TEXT,
     CONSTRAINT pk_repeated_request PRIMARY KEY (id)
 );
 
-CREATE INDEX ix_repeated_request_open ON repeated_request (id) WHERE handled_at IS NULL;
+CREATE INDEX ix_repeated_request_open ON repeated_request (seq) WHERE handled_at IS NULL;
 
 CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
 
-COMMENT ON TABLE repeated_request IS 'A request whose key was in the inbox already. It was answered 200 with the first one''s seq.';
+COMMENT ON TABLE repeated_request IS 'A request whose key was in the inbox already. It was answered 200 with the first one''s seq. sum(times) counts them.';
 
 COMMENT ON COLUMN repeated_request.id IS 'number of the repeat';
 
@@ -445,6 +448,12 @@ COMMENT ON COLUMN repeated_request.body_sha256 IS 'SHA-256 of the repeat''s body
 COMMENT ON COLUMN repeated_request.body IS 'the repeat''s body, only when it differs from the event''s';
 
 COMMENT ON COLUMN repeated_request.handled_at IS 'when the relay judged it; empty: not judged yet';
+
+COMMENT ON COLUMN repeated_request.times IS 'requests that this row stands for: after the first 20 of an event, further ones are only counted here';
+
+COMMENT ON COLUMN repeated_request.last_received_at IS 'when times is more than 1: when the last of them arrived';
+
+COMMENT ON COLUMN repeated_request.error IS 'why it could not be judged; emptied, it is judged again';
 
 CREATE TABLE sweep_watermark (
     source TEXT NOT NULL,

@@ -285,7 +285,7 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     CONSTRAINT pk_relay_node PRIMARY KEY (id)
 );
 
-CREATE TABLE repeated_request ( -- A request whose key was in the inbox already. It was answered 200 with the first one's seq.
+CREATE TABLE repeated_request ( -- A request whose key was in the inbox already. It was answered 200 with the first one's seq. sum(times) counts them.
     -- number of the repeat
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- the event it repeats: inbox.seq
@@ -297,10 +297,16 @@ CREATE TABLE repeated_request ( -- A request whose key was in the inbox already.
     -- the repeat's body, only when it differs from the event's
     body BLOB,
     -- when the relay judged it; empty: not judged yet
-    handled_at TEXT
+    handled_at TEXT,
+    -- requests that this row stands for: after the first 20 of an event, further ones are only counted here
+    times BIGINT DEFAULT 1 NOT NULL,
+    -- when times is more than 1: when the last of them arrived
+    last_received_at TEXT,
+    -- why it could not be judged; emptied, it is judged again
+    error TEXT
 );
 
-CREATE INDEX ix_repeated_request_open ON repeated_request (id) WHERE handled_at IS NULL;
+CREATE INDEX ix_repeated_request_open ON repeated_request (seq) WHERE handled_at IS NULL;
 
 CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
 

@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Engine, insert, text
 
 from inbox.clock import SystemClock
-from inbox.db.schema import alert, delivery_log
+from inbox.db.schema import alert, delivery_log, repeated_request
 from relay.daemon import Relay
 from relay.steps import Step
 from relay.store import commands
@@ -86,6 +86,35 @@ UPDATE open_delivery SET state = 'in_flight', attempt = 1, lease_until = '2020-0
     relay_node = 'gone'""")
         )
     return _deliveries(engine, downstream, "unprocessable")
+
+
+def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred events that came again after they had been delivered, on a route that makes the other side look alike."""
+    _filled(database_url)
+    now = SystemClock().now()
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM open_delivery"))
+        connection.execute(
+            insert(delivery_log),
+            [
+                {"at": now, "seq": seq, "route": ROUTE, "kind": "delivered", "attempt": 1, "detail": {"did": "updated"}}
+                for seq in range(1, ITEMS + 1)
+            ],
+        )
+        connection.execute(
+            insert(repeated_request),
+            [
+                {"seq": seq, "received_at": now, "last_received_at": now, "body_sha256": b""}
+                for seq in range(1, ITEMS + 1)
+            ],
+        )
+    scene = _deliveries(engine, downstream, "")
+    scene.running = lambda: running(engine, downstream, ordering="latest")
+    scene.done = lambda: count(engine, "delivery_log WHERE kind = 'delivered'") - ITEMS
+    scene.seen = lambda: count(
+        engine, f"repeated_request WHERE seq = {ONE} AND error IS NOT NULL AND handled_at IS NULL"
+    )
+    return scene
 
 
 def command(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
@@ -179,6 +208,7 @@ ITEM_SCENES: dict[Step, Callable[[str, Engine, Downstream], Scene]] = {
     "claim": claim,
     "record": record,
     "reap": reap,
+    "judge_duplicates": judge_duplicates,
     "commands": command,
     "log_alerts": log_alerts,
     "send_alerts": send_alerts,

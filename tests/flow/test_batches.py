@@ -18,7 +18,7 @@ from inbox.errors import InvalidEvent, RequestError
 from inbox.event import Event, Receipt
 from inbox.writer import GroupCommit
 from tests.helpers.outage import connect_postgres
-from tests.helpers.reading import count, rows
+from tests.helpers.reading import count, duplicates, rows
 from tests.helpers.receiver import async_engine
 from tests.helpers.waiting import until
 from tests.store.conftest import an_event
@@ -100,7 +100,7 @@ async def test_the_same_key_many_times_in_one_batch_is_one_event(database_url: s
 
     assert Counter(answer.duplicate for answer in answers) == {False: 5, True: 95}
     assert [len({answers[n].seq for n in range(key, 100, 5)}) for key in range(5)] == [1] * 5
-    assert count(engine, "repeated_request") == 95
+    assert duplicates(engine) == 95
 
 
 async def _overlap(

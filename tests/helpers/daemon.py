@@ -20,12 +20,15 @@ from tests.helpers.evidence import facts
 from tests.helpers.webhooks import config_text
 
 
-def configured(url: str, concurrency: int = 8, *, destination: str = "", more: str = "") -> Config:
+def configured(
+    url: str, concurrency: int = 8, *, destination: str = "", more: str = "", ordering: str = "strict"
+) -> Config:
     """The configuration of a relay whose database is given to it, with short delays.
 
     `destination` is further lines of its table, `more` further tables.
     """
     plain = config_text("sqlite:///unused.db", url, schedule=("100ms", "100ms"), concurrency=concurrency)
+    plain = plain.replace('ordering = "strict"', f'ordering = "{ordering}"')
     return config_file.parse(plain.replace("concurrency =", f"{destination}\nconcurrency =") + more)
 
 

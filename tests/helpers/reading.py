@@ -20,3 +20,8 @@ def rows(engine: Engine, statement: str, **parameters: object) -> list[Row]:
 def count(engine: Engine, what: str, **parameters: object) -> int:
     """How many rows `what` (a table, perhaps with a condition) has."""
     return int(rows(engine, f"SELECT count(*) AS n FROM {what}", **parameters)[0]["n"])
+
+
+def duplicates(engine: Engine) -> int:
+    """How many repeated requests were noted: as rows, or as a count."""
+    return int(rows(engine, "SELECT coalesce(sum(times), 0) AS n FROM repeated_request")[0]["n"])

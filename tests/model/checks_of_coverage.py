@@ -87,7 +87,7 @@ def later_successes_heal(moment: Moment) -> Sequence[object]:
     ]
 
 
-_NO_REPEAT = Repeat(0, is_handled=False)
+_NO_REPEAT = Repeat(0, 0, is_handled=False)
 
 
 def a_repeat_rearms_what_is_not_covered(moment: Moment) -> Sequence[object]:
@@ -100,7 +100,7 @@ def a_repeat_rearms_what_is_not_covered(moment: Moment) -> Sequence[object]:
             last = moment.last_before(entry)
             if (
                 was.is_handled
-                or is_now != Repeat(entry.key[0], is_handled=True)
+                or is_now != Repeat(entry.key[0], was.times, is_handled=True)
                 or POLICIES[entry.key[1]].ordering != "latest"
                 or (last is not None and covers(last, moment.ledger.order(entry.key), SKEW))
             ):

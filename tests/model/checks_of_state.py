@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from relay.lifecycle import HEADS, Standing, State
 from tests.model.history import LaneKey
 from tests.model.moment import Moment
-from tests.model.world import POLICIES
+from tests.model.receiver import KEPT_REPEATS
+from tests.model.world import POLICIES, Repeat
 
 
 def acknowledged_is_stored_once(moment: Moment) -> Sequence[object]:
@@ -63,8 +64,22 @@ def lane_remembers_its_last_success(moment: Moment) -> Sequence[object]:
 
 
 def every_repeat_is_stored(moment: Moment) -> Sequence[object]:
-    stored = Counter(repeat.seq for repeat in moment.stored.repeats.values())
-    return [] if stored == moment.ledger.repeats else [(stored, moment.ledger.repeats)]
+    """As a row or as a count, which is to be judged; of each event so many rows at most."""
+    repeats = moment.stored.repeats.values()
+    rows, stored = Counter(repeat.seq for repeat in repeats), _times(repeats)
+    too_many = [seq for seq, number in rows.items() if number > KEPT_REPEATS]
+    to_judge = {repeat.seq for repeat in repeats if not repeat.is_handled}
+    unseen = (stored - _times(moment.earlier.repeats.values())).keys() - to_judge
+    agrees = stored == moment.ledger.repeats and not too_many and not unseen
+    return [] if agrees else [(stored, moment.ledger.repeats, too_many, unseen)]
+
+
+def _times(repeats: Iterable[Repeat]) -> Counter[int]:
+    """How often each event was repeated."""
+    times: Counter[int] = Counter()
+    for repeat in repeats:
+        times[repeat.seq] += repeat.times
+    return times
 
 
 def verify_agrees(moment: Moment) -> Sequence[object]:

@@ -13,6 +13,7 @@ from inbox.event import Enrolment, Event, swept_key
 from inbox.timestamps import to_nanoseconds
 from tests.model.actors import is_swept
 from tests.model.moment import Violation
+from tests.model.receiver import KEPT_REPEATS
 from tests.model.stage import WHICH, Stage, one_of, step
 from tests.model.world import LONG_AGO
 
@@ -71,6 +72,7 @@ class Receiving(Stage):
         else:
             self.ledger.repeated(known[0])
             self.evidence.sometimes["repeat refused"] += 1
+            self.evidence.sometimes["repeat only counted"] += self.ledger.repeats[known[0]] > KEPT_REPEATS
 
     @precondition(lambda self: self.world.commits_out_of_order and len(self.sent) < ENOUGH)
     @step(arrivals=ARRIVALS)

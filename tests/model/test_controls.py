@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, TextClause, text
 
+from inbox import repeated, store
 from inbox.db.dialect import Sql
 from relay.gates import GateKey, Gates
 from relay.lifecycle import OpenDelivery
@@ -180,6 +181,14 @@ def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
 def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "covers", lambda last, key, _skew: last.key >= key)
     finds(world, "a repeat is judged wrongly", "re-armed without need")
+
+
+@ON_SQLITE
+def test_a_repeat_that_is_counted_and_not_judged_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = repeated.SQLITE_COUNT.text.replace("handled_at = NULL, ", "")
+    assert counting != repeated.SQLITE_COUNT.text
+    monkeypatch.setattr(store, "SQLITE_COUNT", text(counting))
+    finds(world, "a repeat is lost")
 
 
 @ON_SQLITE

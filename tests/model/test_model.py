@@ -36,6 +36,7 @@ SOMETIMES = {
     "took_over",
     "demoted",
     "repeat refused",
+    "repeat only counted",
     "rearmed",
     # what persons did
     "replayed: ended",

@@ -97,7 +97,7 @@ _STATE = Row._fields.index("state")
 _LOG = "SELECT id, at, seq, route, kind, attempt, relay_node, detail FROM delivery_log WHERE id > {last} ORDER BY id"
 _INBOX = "SELECT seq, dedup_key FROM inbox ORDER BY seq"
 _LANES = "SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified FROM lane"
-_REPEATS = "SELECT id, seq, handled_at FROM repeated_request ORDER BY id"
+_REPEATS = "SELECT id, seq, times, handled_at FROM repeated_request ORDER BY id"
 _GATES = "SELECT kind, name, paused_at, breaker, breaker_until FROM gate"
 _TABLES = (
     "gate",
@@ -127,6 +127,7 @@ class Repeat(NamedTuple):
     """What counts of a row of `repeated_request`."""
 
     seq: int
+    times: int
     is_handled: bool
 
 
@@ -221,7 +222,7 @@ class World:
                 (route, lane): LastDelivered(as_time(occurred_at), seq, _time(began), _time(modified))
                 for route, lane, occurred_at, seq, began, modified in lanes
             },
-            repeats={number: Repeat(seq, handled_at is not None) for number, seq, handled_at in repeats},
+            repeats={number: Repeat(seq, times, handled_at is not None) for number, seq, times, handled_at in repeats},
             gates={
                 (kind, name): GateRow(paused_at is not None, BreakerState(breaker), _time(until))
                 for kind, name, paused_at, breaker, until in gates

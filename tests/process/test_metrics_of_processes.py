@@ -18,7 +18,7 @@ from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts
 from tests.helpers.filling import fill
 from tests.helpers.processes import Program, site
-from tests.helpers.reading import count
+from tests.helpers.reading import count, duplicates
 from tests.helpers.receiver import exchange, raw_post, status_of
 from tests.helpers.scraping import Samples, metrics_at, scrape, served, total
 from tests.helpers.waiting import until
@@ -46,9 +46,9 @@ def agrees(engine: Engine, samples: Samples) -> bool:
     return (
         "inbox_received_total" in samples  # else nothing has been written yet
         and samples["inbox_received_total"]["trivore",] == count(engine, "inbox")
-        and samples["inbox_repeated_total"]["trivore",] == count(engine, "repeated_request")
+        and samples["inbox_repeated_total"]["trivore",] == duplicates(engine)
         and refused == count(engine, "rejected_request") + total(samples, "inbox_refusals_not_kept_total")
-        and total(samples, "inbox_batch_events_sum") == count(engine, "inbox") + count(engine, "repeated_request")
+        and total(samples, "inbox_batch_events_sum") == count(engine, "inbox") + duplicates(engine)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -237,6 +237,91 @@ def test_a_repeat_of_nothing_notes_nothing(intake: Intake, engine: Engine) -> No
         None,
     ]
     assert len(rows(engine, "SELECT * FROM repeated_request")) == 1
+
+
+def kept(engine: Engine) -> list[tuple[int, int]]:
+    """Seq and count of each row, in their order."""
+    found = rows(engine, "SELECT seq, times FROM repeated_request ORDER BY id")
+    return [(row["seq"], row["times"]) for row in found]
+
+
+def at(event: Event, second: int) -> Event:
+    return msgspec.structs.replace(event, received_at=START + timedelta(seconds=second))
+
+
+def test_the_first_repeats_of_an_event_are_rows_and_the_last_of_them_counts_the_rest(
+    intake: Intake, engine: Engine
+) -> None:
+    intake.append(an_event(1), an_event(2))
+    assert intake.repeat(*(at(an_event(1), n) for n in range(18)), an_event(2)) == [1] * 18 + [2]
+    assert intake.repeat(*(at(an_event(1), n) for n in range(18, 25))) == [1] * 7
+    assert [times for seq, times in kept(engine) if seq == 1] == [1] * 19 + [6]
+
+    assert intake.repeat(at(an_event(1), 40), at(an_event(2), 50), at(an_event(1), 30)) == [1, 2, 1]
+
+    assert [times for seq, times in kept(engine) if seq == 1] == [1] * 19 + [8]
+    assert [times for seq, times in kept(engine) if seq == 2] == [1, 1]
+    (row,) = rows(engine, "SELECT received_at, last_received_at FROM repeated_request WHERE times > 1")
+    assert row == {"received_at": START + timedelta(seconds=19), "last_received_at": START + timedelta(seconds=40)}
+
+
+def test_what_is_counted_is_to_be_judged_again(intake: Intake, engine: Engine) -> None:
+    intake.append(an_event(1))
+    intake.repeat(*[an_event(1)] * 25)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE repeated_request SET handled_at = received_at, error = 'odd'"))
+    intake.repeat(an_event(1))
+    (row,) = rows(engine, "SELECT times, error FROM repeated_request WHERE handled_at IS NULL")
+    assert row == {"times": 7, "error": None}
+
+
+def test_the_bodies_of_the_first_repeats_are_kept(intake: Intake, engine: Engine) -> None:
+    intake.append(an_event(1))
+    intake.repeat(*(with_body(an_event(1), b"%d" % n) for n in range(30)))
+    bodies = [bytes(row["body"]) for row in rows(engine, "SELECT body FROM repeated_request ORDER BY id")]
+    assert bodies == [b"%d" % n for n in range(20)]
+
+
+def test_receivers_that_repeat_the_same_events_in_different_orders_lose_no_count(
+    database_url: str, engine: Engine, intake: Intake
+) -> None:
+    """None waits for another: two that took rows in their own order would wait for each other."""
+    events = [an_event(n) for n in range(8)]
+    intake.append(*events)
+    intake.repeat(*events * 20)
+
+    async def receiver(order: Sequence[Event]) -> None:
+        connecting = engines.connect_async(database_url, application="tests")
+        async with connecting.connect() as connection:
+            for _ in range(40):
+                await STORES[connecting.dialect.name]().repeat(connection, order)
+        await connecting.dispose()
+
+    async def at_once() -> None:
+        await asyncio.gather(*(receiver(order) for order in (events, events[::-1], events[4:] + events[:4])))
+
+    asyncio.run(at_once())
+    (row,) = rows(
+        engine, "SELECT CAST(sum(times) AS bigint) AS times, count(DISTINCT seq) AS seqs FROM repeated_request"
+    )
+    assert row == {"times": 8 * (20 + 3 * 40), "seqs": 8}
+    assert len(kept(engine)) < 8 * 30
+
+
+def test_a_receiver_that_has_not_committed_yet_holds_no_other_up(
+    postgres_database_url: str,
+) -> None:
+    """It may be frozen, or wait for a standby. On SQLite one writes at a time."""
+    intake = Intake(postgres_database_url)
+    intake.append(an_event(1))
+    intake.repeat(*[an_event(1)] * 20)
+    engine = engines.connect(postgres_database_url, application="tests")
+    with engine.connect() as connection:
+        connection.execute(text("UPDATE repeated_request SET times = times + 1, handled_at = NULL"))
+        assert intake.repeat(an_event(1), an_event(1)) == [1, 1]
+        connection.commit()
+    assert kept(engine) == [(1, 2)] * 21
+    engine.dispose()
 
 
 # --- reject and probe

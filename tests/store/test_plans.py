@@ -34,7 +34,7 @@ from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
 EVENTS = 50_000
-BIG = {"inbox", "open_delivery", "delivery_log"}
+BIG = {"inbox", "open_delivery", "delivery_log", "repeated_request"}
 NOW = time_text(START)
 
 STATE = """CASE WHEN n % 400 = 0 THEN 'in_flight' WHEN n % 10 = 0 THEN 'ready' WHEN n % 4000 = 11 THEN 'dead'
@@ -61,6 +61,10 @@ INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
 SELECT {now}, n, 'crm', CASE WHEN n % 4000 = 11 THEN 'dead' WHEN n % 4000 = 12 THEN 'replayed' ELSE 'attempt_failed' END, 1,
        '{{"cause": "mapping", "error": "email: no value"}}'
 FROM {numbers}
+""",
+    """
+INSERT INTO repeated_request (seq, received_at, body_sha256, handled_at)
+SELECT n / 3, {now}, {body}, CASE WHEN n % 50 = 0 THEN NULL ELSE {now} END FROM {numbers}
 """,
     "ANALYZE",
 )
@@ -94,6 +98,10 @@ ONE = rows_param(
             "key": "key 1010",
             "id": "u101",
             "modified": START,
+            "n": 0,
+            "dedup_key": "key 1010",
+            "times": 1,
+            "last_received_at": START,
         }
     ]
 )
@@ -117,6 +125,9 @@ PARAMETERS: dict[str, Any] = {
     "lane": "USER|u10",
     "since": -15,
     "slack": -1.0,
+    "at": NOW,
+    "rows": 1000,
+    "kept": 20,
     **dict.fromkeys(
         (
             "lanes",
@@ -131,6 +142,8 @@ PARAMETERS: dict[str, Any] = {
             "late",
             "asked",
             "listed",
+            "decided",
+            "counted",
         ),
         ONE,
     ),
@@ -164,7 +177,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "wanted that are open": reopen._present,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
-    "repeats": lambda _: repeats._REPEATS,
+    "newest repeat": lambda _: repeats._NEWEST,
+    "page of repeats": lambda _: repeats._PAGE,
+    "repeats of some events": repeats._unhandled,
+    "repeats that are handled": repeats._handle,
     "routes of repeated": repeats._routes,
     "dead of a lane": coverage._dead,
     "last delivered of lanes": coverage._last_delivered,

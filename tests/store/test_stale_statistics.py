@@ -1,4 +1,4 @@
-"""Postgres plans by statistics, which may be of a time before an outage: the relay's statements stay one index range each.
+"""Postgres plans by statistics, which may be of a time before an outage: statements stay one index range each.
 
 While no relay runs, everything that arrives is `received`, and so autovacuum finds that nothing is in any other state. By
 such statistics Postgres takes the indexes of the other states for empty, and would read all of one instead of an entry:
@@ -17,8 +17,11 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
-from relay.store import claim, coverage, lanes
+from inbox.repeated import POSTGRES_REPEAT
+from inbox.timestamps import time_text
+from relay.store import claim, coverage, lanes, repeats
 from tests.conftest import _administer, _create_database
+from tests.store.conftest import START
 
 ROWS = 20_000
 READ_AT_MOST = 200
@@ -99,4 +102,65 @@ JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane WHERE o.st
     with surprised.connect() as connection, connection.begin() as transaction:
         connection.execute(text("UPDATE open_delivery SET state = 'dead'"))
         assert most_read(connection, trusting, {"lanes": LANES}) > READ_AT_MOST
+        transaction.rollback()
+
+
+REPEATS = """
+INSERT INTO repeated_request (seq, received_at, body_sha256, handled_at)
+SELECT 1, now(), decode('00', 'hex'), now() FROM generate_series(1, :rows) AS n
+"""
+EVENTS = """
+INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, content_type, body_sha256)
+SELECT 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['crm'], 'text/plain', decode('00', 'hex')
+FROM generate_series(1, :rows) AS n
+"""
+BECAME_MANY = "UPDATE repeated_request SET seq = id, handled_at = CASE WHEN id % 2 = 0 THEN now() END"
+ARRIVED = {
+    "n": list(SOME),
+    "source": ["trivore"] * len(SOME),
+    "dedup_key": [f"key {n}" for n in SOME],
+    "received_at": [START] * len(SOME),
+    "body_sha256": [b"1"] * len(SOME),
+    "body": [b"1"] * len(SOME),
+    "kept": 20,
+}
+OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
+    "repeat": (POSTGRES_REPEAT, ARRIVED),
+    "count another": (POSTGRES_REPEAT, {**ARRIVED, "kept": 1}),
+    "newest": (repeats._NEWEST, {}),
+    "page": (repeats._PAGE, {"after": 100, "last": ROWS, "rows": 16}),
+    "unhandled": (repeats._unhandled(SQL), {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),
+    "handle": (
+        repeats._handle(SQL),
+        {"decided": rows_param({"id": n, "times": 1} for n in SOME), "at": time_text(START)},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def hammered(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
+    """A database whose statistics say that all repeats are of one event, and handled."""
+    name = f"inbox_relay_hammered_{os.getpid()}"
+    engine = engines.connect(_create_database(postgres_url, name, template=postgres_template), application="tests")
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE repeated_request SET (autovacuum_enabled = false)"))
+        connection.execute(text(EVENTS), {"rows": ROWS})
+        connection.execute(text(REPEATS), {"rows": ROWS})
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE repeated_request, inbox"))
+    yield engine
+    engine.dispose()
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("name", OF_REPEATS)
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+def test_after_one_event_that_came_without_end_others_cost_what_they_cost(
+    hammered: Engine, name: str, mode: str
+) -> None:
+    statement, parameters = OF_REPEATS[name]
+    with hammered.connect() as connection, connection.begin() as transaction:
+        connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+        connection.execute(text(BECAME_MANY))
+        assert most_read(connection, statement, parameters) <= READ_AT_MOST
         transaction.rollback()
