@@ -6,6 +6,7 @@ Statements of both sides are one text for both databases. What can't be the same
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -188,6 +189,15 @@ def is_data_error(error: DBAPIError) -> bool:
 def is_deadlock(error: DBAPIError) -> bool:
     """Whether the database ended this transaction to let another one go on."""
     return getattr(error.orig, "sqlstate", None) == _DEADLOCK
+
+
+_LOCK_WAITS = frozenset({"55P03", _DEADLOCK})
+
+
+def is_lock_wait(error: DBAPIError) -> bool:
+    """Whether a lock could not be had in time, or only by a deadlock: nothing is wrong but the moment."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    return sqlstate in _LOCK_WAITS or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
 
 
 # SQLite has no COMMENT ON, so a DBA finds the comments in the table's own text: `.schema inbox`.
