@@ -81,10 +81,11 @@ def migrate_command(
         made = engine.connect(config_file.read().database.url, application="inbox-migrate")
         if dry_run:
             for step in migrate.plan(made):
-                after = "  (with --contract)" if step.contracts else ""
-                console().print(f"{printable(step)}{after}")
+                console().print(f"{printable(step)}{'  (with --contract)' if step.contracts else ''}")
+            made.dispose()
             return
         done = migrate.upgrade(made, lambda line: progress.print(printable(line)), contract=contract)
+        made.dispose()
     came = (
         "is up to date" if done.before == done.after else f"was brought from {done.before or 'empty'} to {done.after}"
     )

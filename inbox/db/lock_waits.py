@@ -110,7 +110,7 @@ class Watch:
 
 @contextmanager
 def watched(engine: Engine, connection: Connection, tell: Callable[[str], None]) -> Iterator[Watch]:
-    """Limit the lock waits of `connection`, and watch them from another, as long as the block runs."""
+    """Limit the lock waits of `connection`, and watch them from another, as long as the block runs; it is of no use after."""
     watch = Watch(LockWaits(connection), tell)
     ended = threading.Event()
 
@@ -128,6 +128,7 @@ def watched(engine: Engine, connection: Connection, tell: Callable[[str], None])
     finally:
         ended.set()
         thread.join()
+        connection.invalidate()  # its settings are a migration's: nobody else gets it from the pool
 
 
 @contextmanager
@@ -147,7 +148,8 @@ def alone(engine: Engine, tell: Callable[[str], None]) -> Iterator[None]:
         with engine.connect() as guard:
             guard.execution_options(isolation_level="READ COMMITTED")
             guard.execute(_NEVER_ENDED)
-            if guard.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}):
+            # Without parameters, so in the simple protocol: the portal of the other keeps its snapshot until the next statement.
+            if guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})").scalar():
                 yield
                 return
             others = named([_holder(row) for row in guard.execute(_MIGRATORS, {"key": _ADVISORY_LOCK})])

@@ -156,7 +156,6 @@ def _run(engine: Engine, step: Step, tell: Tell) -> bool:
     def attempt() -> bool:
         nonlocal watch
         with engine.connect() as connection:
-            connection.detach()  # its settings are a migration's: nobody else gets it
             if engine.dialect.name != POSTGRES:
                 return _apply_under_the_write_lock(connection, step)
             with watched(engine, connection, lambda told: tell(f"{step.revision}  {told}")) as watch:
