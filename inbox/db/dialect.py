@@ -197,7 +197,8 @@ _LOCK_WAITS = frozenset({"55P03", _DEADLOCK})
 def is_lock_wait(error: DBAPIError) -> bool:
     """Whether a lock could not be had in time, or only by a deadlock: nothing is wrong but the moment."""
     sqlstate = getattr(error.orig, "sqlstate", None)
-    return sqlstate in _LOCK_WAITS or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+    busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY  # without what the extended codes add
+    return sqlstate in _LOCK_WAITS or busy
 
 
 # SQLite has no COMMENT ON, so a DBA finds the comments in the table's own text: `.schema inbox`.
