@@ -59,17 +59,42 @@ def serve(
 
 
 @app.command("migrate")
-def migrate_command() -> None:
-    """Bring the database to this version's schema; does nothing when it is there.
+def migrate_command(
+    *,
+    contract: Annotated[
+        bool,
+        typer.Option(
+            help="Also take away what only older versions use. Stop every receiver and relay of theirs first."
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show what would be run, and change nothing.")] = False,
+) -> None:
+    """Bring the database to this version's schema, beside whatever runs; does nothing when it is there.
 
     Examples:
+      inbox migrate --dry-run
       inbox migrate
       INBOX_DATABASE_URL=postgresql+psycopg://localhost/inbox inbox migrate
     """
+    progress = console(stderr=True)
     with told():
-        before, after = migrate.upgrade(engine.connect(config_file.read().database.url, application="inbox-migrate"))
-    done = "is up to date" if before == after else f"was brought from {before or 'empty'} to {after}"
-    console().print(f"the database {done}")
+        made = engine.connect(config_file.read().database.url, application="inbox-migrate")
+        if dry_run:
+            for step in migrate.plan(made):
+                console().print(f"{printable(step)}{'  (with --contract)' if step.contracts else ''}")
+            made.dispose()
+            return
+        done = migrate.upgrade(made, lambda line: progress.print(printable(line)), contract=contract)
+        made.dispose()
+    came = (
+        "is up to date" if done.before == done.after else f"was brought from {done.before or 'empty'} to {done.after}"
+    )
+    console().print(f"the database {came}")
+    if done.left:
+        console().print(
+            f"{', '.join(step.revision for step in done.left)} to follow with `inbox migrate --contract`, when every receiver"
+            " and relay of an older version has ended"
+        )
 
 
 @app.command("send")

@@ -15,9 +15,13 @@ from inbox.db.schema import metadata
 
 
 def run(connection: Connection) -> None:
-    """Run the migrations that were asked for in the one transaction of this connection; SQLite's DDL is transactional too."""
+    """Run the migrations that were asked for, each in a transaction of its own; SQLite's DDL is transactional too."""
     context.configure(
-        connection=connection, target_metadata=metadata, transactional_ddl=True, compare_server_default=True
+        connection=connection,
+        target_metadata=metadata,
+        transactional_ddl=True,
+        transaction_per_migration=True,
+        compare_server_default=True,
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -27,5 +31,5 @@ given: Connection | None = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    with engine.connect(config_file.read().database.url, application="alembic").begin() as own:
+    with engine.connect(config_file.read().database.url, application="alembic").connect() as own:
         run(own)

@@ -299,6 +299,16 @@ def error_text(error: BaseException) -> str:
     return storable(told[:LONGEST_ERROR_TEXT])
 
 
+_LOCK_WAITS = frozenset({"55P03", _DEADLOCK})
+
+
+def is_lock_wait(error: DBAPIError) -> bool:
+    """Whether a lock could not be had in time, or only by a deadlock: nothing is wrong but the moment."""
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    primary_code = getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE
+    return sqlstate in _LOCK_WAITS or primary_code == sqlite3.SQLITE_BUSY
+
+
 # SQLite has no COMMENT ON, so a DBA finds the comments in the table's own text: `.schema inbox`.
 
 

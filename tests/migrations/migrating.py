@@ -8,7 +8,7 @@ from multiprocessing.synchronize import Barrier
 from inbox.db import engine as engines
 from inbox.db import migrate
 
-Result = tuple[str | None, str] | str
+Result = tuple[str | None, str | None] | str
 
 
 def migrate_together(url: str, barrier: Barrier, results: SimpleQueue[Result]) -> None:
@@ -16,7 +16,8 @@ def migrate_together(url: str, barrier: Barrier, results: SimpleQueue[Result]) -
     barrier.wait(60)
     engine = engines.connect(url, application="tests")
     try:
-        results.put(migrate.upgrade(engine))
+        done = migrate.upgrade(engine)
+        results.put((done.before, done.after))
     except Exception as error:  # noqa: BLE001  # the test tells what it was
         results.put(repr(error))
     engine.dispose()

@@ -18,7 +18,7 @@ PROCESSES = 4
 
 
 def test_an_empty_database_is_brought_to_the_newest_revision(empty: Engine) -> None:
-    assert migrate.upgrade(empty) == (None, migrate.head())
+    assert migrate.upgrade(empty) == migrate.Migrated(None, migrate.head(), ())
     migrate.require_current(empty)
 
 
@@ -26,7 +26,7 @@ def test_migrating_again_changes_nothing(engine: Engine) -> None:
     with engine.connect() as connection:
         before = schema(connection)
 
-    assert migrate.upgrade(engine) == (migrate.head(), migrate.head())
+    assert migrate.upgrade(engine) == migrate.Migrated(migrate.head(), migrate.head(), ())
     with engine.connect() as connection:
         assert schema(connection) == before
 
@@ -57,7 +57,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Engine) -> None:
     assert inspect(empty).get_table_names() == ["write_probe"]
     with empty.begin() as connection:
         connection.execute(text("DROP TABLE write_probe"))
-    assert migrate.upgrade(empty) == (None, migrate.head())
+    assert migrate.upgrade(empty) == migrate.Migrated(None, migrate.head(), ())
 
 
 def test_an_empty_database_is_refused_with_the_command_that_helps(empty: Engine) -> None:
@@ -72,7 +72,7 @@ def test_a_database_of_another_version_is_refused_with_both_revisions_and_the_co
     with pytest.raises(ConfigError, match="9999") as refused:
         migrate.require_current(engine)
     assert migrate.head() in str(refused.value)
-    assert "`inbox migrate`" in str(refused.value)
+    assert "start the version that made it" in str(refused.value)
 
 
 def test_asking_whether_a_database_is_current_takes_no_write_lock(engine: Engine, database_url: str) -> None:

@@ -1,0 +1,201 @@
+"""Lock waits of migrations on Postgres: short where others queue behind them, and told with the name of who holds the lock."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.exc import SQLAlchemyError
+
+from inbox.errors import ConfigError
+
+LOCK_TIMEOUT_SECONDS = 1.0
+"""For all locks of one transaction together: every insert queues behind an ALTER that waits for the inbox."""
+_LEAST_SECONDS = 0.1
+"""What a later statement of the transaction may wait all the same."""
+HARMLESS_SECONDS = 600.0
+"""For what nobody queues behind: another migrator, and the old transactions that an index made CONCURRENTLY waits for."""
+_POLL_SECONDS = 0.2
+_TOLD_AFTER_SECONDS = 2.0
+_ADVISORY_LOCK = 0x1B0C_0DE5
+_QUERY_CHARACTERS = 80
+_VALUE = re.compile(r"['$]|\b\d")
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Somebody whose transaction has a lock that a migration waits for."""
+
+    pid: int
+    """0: a prepared transaction, which has no process."""
+    application: str
+    state: str
+    seconds: float
+    """Since its transaction began."""
+    query: str
+    """The beginning of its last statement, up to the first value."""
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "a prepared transaction (see pg_prepared_xacts)"
+        return f"pid {self.pid} ({self.application}), {self.state}, in its transaction for {self.seconds:.0f} s: {self.query}"
+
+
+def named(holders: Sequence[Holder]) -> str:
+    """All of them, for a message."""
+    return "; ".join(map(str, holders)) or "somebody who was gone before it could be seen"
+
+
+class LockWaits:
+    """Limits the lock waits of one connection, and sees who makes it wait.
+
+    Each transaction may wait LOCK_TIMEOUT_SECONDS in all: `lock_timeout` alone would count anew for every lock, while those
+    that the transaction has got already keep others out.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._began: float | None = None
+        self.pid: int | None = None
+        event.listen(connection, "begin", self._on_begin)
+        event.listen(connection, "before_cursor_execute", self._on_statement)
+
+    def _on_begin(self, _connection: Connection) -> None:
+        self._began = None
+
+    def _on_statement(self, _connection: Connection, cursor: DBAPICursor, *_: object) -> None:
+        driver: Any = cursor.connection
+        self._began = self._began or time.monotonic()
+        if driver.autocommit:
+            # A pooler in transaction mode would leave a session's setting to somebody else: then it stays as it is.
+            self.pid = _ask(cursor, "SELECT pg_backend_pid()")
+            if self.pid == driver.info.backend_pid:
+                _ask(cursor, "SELECT set_config('lock_timeout', %s, false)", f"{HARMLESS_SECONDS:.0f}s")
+            return
+        left = max(LOCK_TIMEOUT_SECONDS - (time.monotonic() - self._began), _LEAST_SECONDS)
+        self.pid = _ask(cursor, "SELECT pg_backend_pid(), set_config('lock_timeout', %s, true)", f"{left * 1000:.0f}ms")
+
+
+def _ask(cursor: Any, statement: str, *values: str) -> Any:  # noqa: ANN401  # psycopg's cursor, and what it gives
+    return cursor.execute(statement, values, prepare=False).fetchone()[0]
+
+
+class Watch:
+    """Looks at who holds up a `LockWaits`, five times a second."""
+
+    def __init__(self, waits: LockWaits, tell: Callable[[str], None]) -> None:
+        self.holders: tuple[Holder, ...] = ()
+        """The last that were seen."""
+        self._waits = waits
+        self._tell = tell
+        self._since: float | None = None
+
+    def look(self, connection: Connection) -> None:
+        """Ask once; a wait that lasts longer than a transaction's may is told, once for each that holds it up."""
+        if self._waits.pid is None:
+            return
+        found = tuple(map(_holder, connection.execute(_HOLDERS, {"pid": self._waits.pid})))
+        if {holder.pid for holder in found} != {holder.pid for holder in self.holders} or not found:
+            self._since = time.monotonic()
+        self.holders = found or self.holders
+        if found and self._since is not None and time.monotonic() - self._since > _TOLD_AFTER_SECONDS:
+            self._tell(f"waits for {named(found)}")
+            self._since = None
+
+
+@contextmanager
+def watched(engine: Engine, connection: Connection, tell: Callable[[str], None]) -> Iterator[Watch]:
+    """Limit the lock waits of `connection`, and watch them from another, as long as the block runs; it is of no use after."""
+    watch = Watch(LockWaits(connection), tell)
+    ended = threading.Event()
+
+    def look() -> None:
+        # A transaction for each look: one that stays open with a snapshot is what an index made CONCURRENTLY waits for.
+        with suppress(SQLAlchemyError), engine.connect() as other:  # without it, only what is told is poorer
+            other.execution_options(isolation_level="AUTOCOMMIT")
+            while not ended.wait(_POLL_SECONDS):
+                watch.look(other)
+
+    thread = threading.Thread(target=look, name="lock-waits", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        ended.set()
+        thread.join()
+        connection.invalidate()  # its settings are a migration's: nobody else gets it from the pool
+
+
+@contextmanager
+def alone(engine: Engine, tell: Callable[[str], None]) -> Iterator[None]:
+    """Be the only migrator of the database as long as the block runs.
+
+    The lock belongs to a transaction that stays open beside the migrations': theirs end, one after the other, and a
+    session's lock would be left to anybody by a pooler in transaction mode. It takes no snapshot while they run, so that no
+    index made CONCURRENTLY waits for it.
+
+    Raises:
+        ConfigError: another one is at it, for longer than is waited.
+    """
+    deadline = time.monotonic() + HARMLESS_SECONDS
+    told = False
+    while True:
+        with engine.connect() as guard:
+            guard.execution_options(isolation_level="READ COMMITTED")
+            guard.execute(_NEVER_ENDED)
+            # Without parameters, so in the simple protocol: the portal of the other keeps its snapshot until the next statement.
+            if guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})").scalar():
+                yield
+                return
+            others = named([_holder(row) for row in guard.execute(_MIGRATORS, {"key": _ADVISORY_LOCK})])
+        if time.monotonic() > deadline:
+            raise ConfigError(f"another process migrates this database, and has not ended within 10 minutes: {others}")
+        if not told:
+            tell(f"waits for another process that migrates: {others}")
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _holder(row: Any) -> Holder:  # noqa: ANN401  # a row of _HOLDERS or _MIGRATORS
+    query = " ".join((row.query or "").split())
+    start = _VALUE.split(query, maxsplit=1)[0][:_QUERY_CHARACTERS]
+    return Holder(
+        pid=row.pid,
+        application=row.application_name or "no application_name",
+        state=row.state or "of another user",
+        seconds=row.seconds or 0.0,
+        query=start if start == query else f"{start}…",
+    )
+
+
+_ACTIVITY = """
+       a.application_name, a.state, a.query,
+       CAST(extract(epoch FROM clock_timestamp() - a.xact_start) AS float8) AS seconds
+"""
+
+_HOLDERS = text(f"""
+SELECT b.pid, {_ACTIVITY}
+FROM (SELECT DISTINCT unnest(pg_blocking_pids(CAST(:pid AS int)))) AS b(pid)
+LEFT JOIN pg_stat_activity a ON a.pid = b.pid
+ORDER BY a.xact_start
+""")
+
+_MIGRATORS = text(f"""
+SELECT l.pid, {_ACTIVITY}
+FROM pg_locks l
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND CAST(l.classid AS bigint) = CAST(:key AS bigint) >> 32
+  AND CAST(l.objid AS bigint) = CAST(:key AS bigint) & 4294967295
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
+
+# Those that the server has: transaction_timeout came with Postgres 17, idle_session_timeout does not end transactions.
+_NEVER_ENDED = text("""
+SELECT set_config(name, '0', true) FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
+""")

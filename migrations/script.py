@@ -1,0 +1,50 @@
+"""Runs the statements of a migration: `NAME.postgresql.sql` or `NAME.sqlite.sql` beside `NAME.py`, for a DBA to read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from alembic import op
+from sqlalchemy import Connection, text
+
+_CONCURRENTLY = re.compile(
+    r"^(CREATE|DROP)\b[^;(]*?\bINDEX\s+CONCURRENTLY\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?(\w+)", re.MULTILINE
+)
+_IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
+
+
+def run(migration: str) -> None:
+    """Run the file beside `migration` that is for this database. Between two statements stands `;` and an empty line.
+
+    Postgres makes an index CONCURRENTLY outside a transaction, so a migration that does so does nothing else: what else
+    it did would be done again when the index has to be tried again.
+
+    Raises:
+        ValueError: statements with and without CONCURRENTLY in one migration.
+    """
+    connection = op.get_bind()
+    file = Path(migration).with_suffix(f".{connection.dialect.name}.sql")
+    written = file.read_text(encoding="utf-8").split(";\n\n")
+    statements = [statement.rstrip().removesuffix(";") for statement in written]
+    concurrent = [found for found in map(_CONCURRENTLY.search, statements) if found]
+    if not concurrent:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+        return
+    if len(concurrent) < len(statements):
+        raise ValueError(f"{file.name}: what is made CONCURRENTLY stands in a migration of its own")
+    with op.get_context().autocommit_block():
+        for statement, found in zip(statements, concurrent, strict=True):
+            _outside_a_transaction(connection, statement, makes=found[1] == "CREATE", name=found[2])
+
+
+def _outside_a_transaction(connection: Connection, statement: str, *, makes: bool, name: str) -> None:
+    """Make or drop an index, whatever an earlier try has left: one that failed leaves an index that nothing uses."""
+    is_valid = connection.scalar(_IS_VALID, {"name": name})
+    if makes and is_valid:
+        return
+    if makes and is_valid is False:
+        connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
+    if makes or is_valid is not None:
+        connection.exec_driver_sql(statement)

@@ -1,0 +1,365 @@
+"""Migrations beside whatever runs: short waits for locks, told with who holds them; and which versions may run beside which."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+import tenacity
+from sqlalchemy import Engine, event, make_url, text
+from typer.testing import CliRunner
+
+from inbox.cli import app
+from inbox.db import engine as engines
+from inbox.db import lock_waits, migrate
+from inbox.db.migrate import Migrated
+from inbox.errors import ConfigError
+from tests.helpers.filling import fill
+from tests.helpers.later import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
+from tests.helpers.outage import connect_postgres, is_postgres
+from tests.helpers.reading import rows
+from tests.helpers.waiting import until
+from tests.migrations.ddl import differences, schema
+
+Later = Callable[..., None]
+MIXED = MadeUp("0002", "Both at once.", postgres=f"{ADDITIVE.postgres};\n\n{INDEX.postgres}")
+READS = "SELECT count(*) FROM inbox WHERE entity_id = 'a-customer' AND seq > 7"
+
+
+@pytest.fixture
+def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Later:
+    """Makes this process one of a later version, with these migrations besides."""
+
+    def make(*made_up: MadeUp) -> None:
+        folder = tmp_path / "-".join(["later", *(each.revision for each in made_up)])
+        monkeypatch.setattr(migrate, "_SCRIPTS", write_migrations(folder, made_up, after=FIRST[-1].revision))
+
+    monkeypatch.setattr(migrate, "_PAUSE", tenacity.wait_none())
+    return make
+
+
+FIRST = migrate.steps()
+"""This version's own."""
+
+
+@pytest.fixture
+def older(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes this process one of the present version again."""
+    scripts = migrate._SCRIPTS
+    return lambda: monkeypatch.setattr(migrate, "_SCRIPTS", scripts)
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+class Told:
+    """What a migration tells."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+
+    def has(self, part: str) -> bool:
+        return any(part in line for line in self.lines)
+
+
+def revision(engine: Engine) -> object:
+    return rows(engine, "SELECT version_num FROM alembic_version")[0]["version_num"]
+
+
+@contextlib.contextmanager
+def reader(url: str, isolation: psycopg.IsolationLevel | None = None) -> Iterator[psycopg.Connection]:
+    """A DBA's transaction, which stays open after it has read the inbox."""
+    with contextlib.closing(connect_postgres(url)) as dba:
+        dba.execute("SET application_name = 'the-dbas-shell'")
+        dba.isolation_level = isolation
+        with dba.transaction(), contextlib.suppress(psycopg.OperationalError):
+            dba.execute(READS)
+            yield dba
+
+
+@contextlib.contextmanager
+def writer(url: str) -> Iterator[None]:
+    """Somebody's transaction that has the one lock of SQLite."""
+    with contextlib.closing(sqlite3.connect(make_url(url).database or "", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def in_the_way(url: str) -> Iterator[None]:
+    """What an ALTER of the inbox has to wait for."""
+    with reader(url) if is_postgres(url) else writer(url):
+        yield
+
+
+def impatient(engine: Engine) -> None:
+    """SQLite waits 5 s for its lock otherwise."""
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "checkout", lambda connection, *_: connection.execute("PRAGMA busy_timeout = 100"))
+
+
+def test_a_lock_that_somebody_holds_is_tried_for_again_until_it_is_there(
+    engine: Engine, database_url: str, later: Later, background: ThreadPoolExecutor
+) -> None:
+    later(ADDITIVE)
+    impatient(engine)
+    told = Told()
+    with in_the_way(database_url):
+        migrating: Future[Migrated] = background.submit(migrate.upgrade, engine, told)
+        until(lambda: told.has(f"try 2 of {migrate.TRIES}: waits for a lock") or migrating.done(), "it tries again")
+        assert not migrating.done()
+    assert migrating.result() == Migrated("0001", "0002", ())
+    assert told.lines[0] == "0002  A region for each event."
+    assert told.lines[-1].startswith("0002  done in ")
+
+
+def test_a_lock_that_is_never_there_ends_it_with_who_holds_it_and_nothing_is_changed(
+    engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later(ADDITIVE)
+    impatient(engine)
+    monkeypatch.setattr(migrate, "TRIES", 1)
+    with engine.connect() as connection:
+        before = schema(connection)
+    with in_the_way(database_url), pytest.raises(ConfigError, match="0002 could not get a lock") as ended:
+        migrate.upgrade(engine)
+    with engine.connect() as connection:
+        assert differences(before, schema(connection)) == []
+    assert revision(engine) == "0001"
+    assert "run `inbox migrate` again" in str(ended.value)
+
+
+def test_who_holds_a_lock_is_told_without_the_values_of_what_he_asked(
+    postgres_database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later(ADDITIVE)
+    monkeypatch.setattr(migrate, "TRIES", 1)
+    engine = engines.connect(postgres_database_url, application="tests")
+    with reader(postgres_database_url) as dba:
+        pid = dba.info.backend_pid
+        with pytest.raises(ConfigError) as ended:
+            migrate.upgrade(engine)
+    engine.dispose()
+    assert f"pid {pid} (the-dbas-shell), idle in transaction, in its transaction for " in str(ended.value)
+    assert "SELECT count(*) FROM inbox WHERE entity_id = …" in str(ended.value)
+    assert "a-customer" not in str(ended.value)
+    assert f"SELECT pg_terminate_backend({pid})" in str(ended.value)
+
+
+def test_what_is_done_is_not_done_again(
+    postgres_database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = MadeUp("0002", "Another table.", postgres="ALTER TABLE relay_node ADD COLUMN python text")
+    later(first, MadeUp("0003", ADDITIVE.says, postgres=ADDITIVE.postgres))
+    monkeypatch.setattr(migrate, "TRIES", 1)
+    engine = engines.connect(postgres_database_url, application="tests")
+    with reader(postgres_database_url), pytest.raises(ConfigError, match="0003 could not get a lock"):
+        migrate.upgrade(engine)
+    assert revision(engine) == "0002"
+
+    told = Told()
+    assert migrate.upgrade(engine, told) == Migrated("0002", "0003", ())
+    assert not told.has("0002")
+    engine.dispose()
+
+
+def test_the_locks_of_a_transaction_are_waited_for_as_long_together_as_one_alone(postgres_database_url: str) -> None:
+    engine = engines.connect(postgres_database_url, application="tests")
+    setting = text("SELECT CAST(setting AS int) FROM pg_settings WHERE name = 'lock_timeout'")
+    with engine.connect() as connection:
+        lock_waits.LockWaits(connection)
+        for _ in range(2):  # each transaction anew
+            first = connection.scalar(setting)
+            connection.execute(text("SELECT pg_sleep(0.5)"))
+            second = connection.scalar(setting)
+            connection.execute(text("SELECT pg_sleep(0.6)"))
+            third = connection.scalar(setting)
+            assert 900 < first <= 1000
+            assert 100 <= second <= 500
+            assert third == 100
+            connection.commit()
+    engine.dispose()
+
+
+def test_an_index_that_was_broken_off_is_made_again_and_one_that_is_there_stays(
+    postgres_database_url: str, later: Later
+) -> None:
+    engine = engines.connect(postgres_database_url, application="tests")
+    fill(postgres_database_url, [("u1", "2026-01-01T00:00:00Z"), ("u2", "2026-01-01T00:00:00Z")])
+    later(ADDITIVE)
+    migrate.upgrade(engine)
+    with contextlib.closing(connect_postgres(postgres_database_url)) as dba, pytest.raises(psycopg.IntegrityError):
+        dba.execute("CREATE UNIQUE INDEX CONCURRENTLY ix_inbox_region ON inbox (source)")
+    state = "SELECT indexrelid, indisvalid FROM pg_index WHERE indexrelid = to_regclass('ix_inbox_region')"
+    (broken,) = rows(engine, state)
+    assert not broken["indisvalid"]
+
+    later(ADDITIVE, INDEX)
+    assert migrate.upgrade(engine) == Migrated("0002", "0003", ())
+    (whole,) = rows(engine, state)
+    assert whole["indisvalid"]
+    assert "(region, seq)" in rows(engine, "SELECT pg_get_indexdef(to_regclass('ix_inbox_region')) AS made")[0]["made"]
+
+    with engine.begin() as connection:  # as when the process died between the index and the note of it
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+    assert migrate.upgrade(engine) == Migrated("0002", "0003", ())
+    assert rows(engine, state) == [whole]
+    engine.dispose()
+
+
+def test_an_index_waits_for_old_transactions_and_says_for_which_and_not_for_its_own(
+    postgres_database_url: str, later: Later, background: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later(ADDITIVE, INDEX)
+    monkeypatch.setattr(lock_waits, "_TOLD_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr(lock_waits, "HARMLESS_SECONDS", 20.0)  # if it waited for its own, it would for ever
+    engine = engines.connect(postgres_database_url, application="tests")
+    told = Told()
+    with contextlib.closing(connect_postgres(postgres_database_url)) as dba:
+        dba.execute("SET application_name = 'the-dbas-shell'")
+        dba.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with dba.transaction():
+            dba.execute("SELECT count(*) FROM relay_node")  # its snapshot alone is what the index waits for
+            migrating = background.submit(migrate.upgrade, engine, told)
+            until(lambda: told.has("0003  waits for pid") or migrating.done(), "it waits for the DBA's transaction")
+            pid = dba.info.backend_pid
+            assert told.has(f"0003  waits for pid {pid} (the-dbas-shell), idle in transaction"), told.lines
+    assert migrating.result(60) == Migrated("0001", "0003", ())
+    assert not told.has("(tests)")
+    engine.dispose()
+
+
+def test_what_is_made_concurrently_stands_alone(postgres_database_url: str, later: Later) -> None:
+    later(MIXED)
+    engine = engines.connect(postgres_database_url, application="tests")
+    with pytest.raises(ValueError, match="in a migration of its own"):
+        migrate.upgrade(engine)
+    assert revision(engine) == "0001"
+    engine.dispose()
+
+
+def test_one_that_migrates_already_is_waited_for_and_named(
+    postgres_database_url: str, later: Later, background: ThreadPoolExecutor
+) -> None:
+    later(ADDITIVE)
+    engine = engines.connect(postgres_database_url, application="tests")
+    told = Told()
+    with contextlib.ExitStack() as first:
+        first.enter_context(lock_waits.alone(engine, told))
+        migrating = background.submit(migrate.upgrade, engine, told)
+        until(lambda: told.lines or migrating.done(), "the second waits")
+        assert told.lines[0].startswith("waits for another process that migrates: pid ")
+        assert revision(engine) == "0001"
+    assert migrating.result(30) == Migrated("0001", "0002", ())
+    engine.dispose()
+
+
+def test_the_only_migrator_is_idle_for_longer_than_a_relays_transaction_may_be(postgres_database_url: str) -> None:
+    """Every connection but its own ends a transaction that is idle for 3 s: see inbox.db.engine."""
+    engine = engines.connect(postgres_database_url, application="tests")
+    idle = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    with engine.connect() as connection:
+        connection.execute(text("SET idle_in_transaction_session_timeout = 300"))  # and back into the pool
+        connection.commit()
+    with lock_waits.alone(engine, Told()), engine.connect() as other:
+        other.execute(text("SELECT pg_sleep(0.6)"))
+        assert rows(engine, idle)[0]["n"] == 1
+    engine.dispose()
+
+
+def test_an_older_version_works_beside_what_a_later_one_has_only_added(
+    engine: Engine, later: Later, older: Callable[[], None]
+) -> None:
+    later(ADDITIVE, INDEX)
+    migrate.upgrade(engine)
+    older()
+    migrate.require_current(engine)
+    told = Told()
+    assert migrate.upgrade(engine, told) == Migrated("0003", "0003", ())
+    assert told.lines == []
+
+
+def test_a_version_that_takes_something_away_works_before_and_after_and_older_ones_only_before(
+    engine: Engine, later: Later, older: Callable[[], None]
+) -> None:
+    later(ADDITIVE, CONTRACTING)
+    with pytest.raises(ConfigError, match="run `inbox migrate`"):
+        migrate.require_current(engine)
+
+    assert [str(step) for step in migrate.upgrade(engine).left] == ["1000  Nobody reads relay_node.host any more."]
+    assert revision(engine) == "0002"
+    migrate.require_current(engine)
+    older()
+    migrate.require_current(engine)
+
+    later(ADDITIVE, CONTRACTING, MadeUp("1001", "And more.", postgres="SELECT 1"))
+    with pytest.raises(ConfigError, match="needs 1001"):
+        migrate.require_current(engine)
+    assert [step.revision for step in migrate.upgrade(engine).left] == ["1000", "1001"]
+
+    assert migrate.upgrade(engine, contract=True) == Migrated("0002", "1001", ())
+    migrate.require_current(engine)
+    older()
+    for refused in (migrate.require_current, migrate.upgrade, migrate.plan):
+        with pytest.raises(ConfigError, match=r"revision 1001, which this version \(up to 0001\) can't work with"):
+            refused(engine)
+
+
+def test_an_empty_database_gets_everything_at_once(empty: Engine, later: Later) -> None:
+    later(ADDITIVE, CONTRACTING, MadeUp("1001", "And more.", postgres="SELECT 1"))
+    assert migrate.upgrade(empty) == Migrated(None, "1001", ())
+
+
+def test_the_command_shows_what_it_would_do_what_it_does_and_what_is_left(
+    database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "inbox.toml"
+    config.touch()
+    monkeypatch.setenv("INBOX_CONFIG", str(config))
+    monkeypatch.setenv("INBOX_DATABASE_URL", database_url)
+    later(ADDITIVE, INDEX, CONTRACTING)
+
+    def run(*options: str) -> tuple[list[str], list[str]]:
+        done = CliRunner().invoke(app, ["migrate", *options], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout.splitlines(), [line.partition(" in ")[0] for line in done.stderr.splitlines()]
+
+    planned = [
+        "0002  A region for each event.",
+        "0003  Events are found by their region.",
+        "1000  Nobody reads relay_node.host any more.  (with --contract)",
+    ]
+    assert run("--dry-run") == (planned, [])
+    assert run("--dry-run") == (planned, [])
+    left = "1000 to follow with `inbox migrate --contract`, when every receiver and relay of an older version has ended"
+    assert run() == (
+        ["the database was brought from 0001 to 0003", left],
+        [planned[0], "0002  done", planned[1], "0003  done"],
+    )
+    assert run() == (["the database is up to date", left], [])
+    assert run("--contract") == (
+        ["the database was brought from 0003 to 1000"],
+        ["1000  Nobody reads relay_node.host any more.", "1000  done"],
+    )
+    assert run("--dry-run") == ([], [])
+
+
+def test_a_thread_that_watches_ends_with_what_it_watched(postgres_database_url: str, later: Later) -> None:
+    later(ADDITIVE)
+    engine = engines.connect(postgres_database_url, application="tests")
+    migrate.upgrade(engine)
+    assert not [thread for thread in threading.enumerate() if thread.name == "lock-waits"]
+    engine.dispose()

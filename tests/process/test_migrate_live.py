@@ -1,0 +1,164 @@
+"""`inbox migrate` of a later version, on a million events, beside a receiver that takes in and a DBA who reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from inbox.db import engine as engines
+from inbox.db import views
+from inbox.db.dialect import POSTGRES
+from inbox.db.migrate import head
+from tests.helpers.later import ADDITIVE, INDEX, MadeUp, write_version
+from tests.helpers.ledger import Line
+from tests.helpers.outage import connect_postgres
+from tests.helpers.processes import Program, site
+from tests.helpers.reading import rows
+from tests.helpers.sender import Event, Sender
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text, moment
+
+EVENTS = 1_000_000
+LONGEST_WAIT = 1.5
+"""Seconds that a migration may add to a request: a lock is tried for no longer than one."""
+SENT_IN_QUIET = 300
+RECEIVERS_PATIENCE = 2.0
+"""The lock timeout of its connections."""
+
+STUCK = next(each.strip() for each in views.statements(POSTGRES) if "CREATE VIEW stuck" in each)
+TRIGGER = next(each.strip() for each in views.statements(POSTGRES) if "CREATE TRIGGER inbox_is_append_only" in each)
+MADE_UP = (
+    MadeUp(
+        ADDITIVE.revision,
+        ADDITIVE.says,
+        postgres=";\n\n".join(
+            (
+                ADDITIVE.postgres,
+                "DROP VIEW stuck",
+                STUCK,
+                TRIGGER.replace("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER"),
+            )
+        ),
+    ),
+    INDEX,
+)
+AGAIN = MadeUp("0004", "Another column.", postgres="ALTER TABLE inbox ADD COLUMN country text")
+
+_FILL = f"""
+INSERT INTO inbox (source, dedup_key, event_type, action, entity_type, entity_id, occurred_at, received_at, routes, headers,
+                   content_type, body, body_sha256)
+SELECT 'trivore', 'filled-' || n, 'UPDATE', 'update', 'USER', 'f' || n % 100000, now(), now(), ARRAY['everything'], '{{}}',
+       'application/json', '{{}}', '\\x00'
+FROM generate_series(1, {EVENTS}) AS n
+"""
+
+
+@pytest.fixture
+def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(postgres_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+def endless() -> Iterator[Event]:
+    return ((f"u{n % 50}", moment(n)) for n in count())
+
+
+def longest_wait(lines: list[Line]) -> float:
+    """From a request to its answer, by the sender's own clock."""
+    begun: dict[Event, float] = {}
+    longest = 0.0
+    for line in lines:
+        event = line["entity"], line["occurred_at"]
+        if line["outcome"] is None:
+            begun[event] = line["at"]
+        elif event in begun:
+            longest = max(longest, line["at"] - begun.pop(event))
+    return longest
+
+
+@contextlib.contextmanager
+def dba_reads(url: str) -> Iterator[None]:
+    """A long transaction that has read the inbox: an ALTER waits for it, and whatever comes after waits for the ALTER."""
+    with contextlib.closing(connect_postgres(url)) as dba, dba.transaction():
+        dba.execute("LOCK TABLE inbox IN ACCESS SHARE MODE")
+        yield
+
+
+def with_patience(version: Path, seconds: str) -> Path:
+    """This version, with another lock timeout."""
+    file = version / "inbox" / "db" / "lock_waits.py"
+    code = file.read_text(encoding="utf-8")
+    assert code.count("LOCK_TIMEOUT_SECONDS = 1.0\n") == 1
+    file.write_text(
+        code.replace("LOCK_TIMEOUT_SECONDS = 1.0\n", f"LOCK_TIMEOUT_SECONDS = {seconds}\n"), encoding="utf-8"
+    )
+    return version
+
+
+def ended_well(program: Program) -> str:
+    assert program.ends(120) == 0, program.output
+    return program.output
+
+
+def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
+    tmp_path: Path, postgres_database_url: str, postgres_engine: Engine
+) -> None:
+    """Half a minute. Then the same with the old lock timeout, 60 s: so that it is seen that this test would see it."""
+    url = postgres_database_url
+    with postgres_engine.begin() as connection:
+        connection.execute(text(_FILL))
+    later = write_version(tmp_path / "later", MADE_UP, after=head())
+    patient = with_patience(write_version(tmp_path / "patient", (*MADE_UP, AGAIN), after=head()), "60.0")
+    with site(tmp_path, config_text(url)) as at:
+
+        def migrate(version: Path) -> Program:
+            script = "from inbox.cli import main; main()"
+            return at.start(f"migrate-{version.name}", "-P", "-c", script, "migrate", PYTHONPATH=str(version))
+
+        _, port = at.receiver(workers=1)
+        sender = Sender(tmp_path / "sends.jsonl", port, endless(), per_second=100)
+        try:
+            until(lambda: sender.acknowledged() >= SENT_IN_QUIET, "some are sent while nothing else happens", within=60)
+            quiet = longest_wait(sender.sends.lines())
+            begin = len(sender.sends)
+            with dba_reads(url):
+                migrating = migrate(later)
+                until(lambda: "try 2 of " in migrating.output or not migrating.runs, "it tries again", within=60)
+                assert migrating.runs, migrating.output
+            output = ended_well(migrating)
+            during = sender.sends.lines()[begin:]
+            refused = sender.refused()
+
+            begin = len(sender.sends)
+            with dba_reads(url):
+                migrating = migrate(patient)
+                until(lambda: sender.refused() > refused or not migrating.runs, "a request has waited", within=60)
+                assert migrating.runs, migrating.output
+            ended_well(migrating)
+            in_the_old_way = longest_wait(sender.sends.lines()[begin:])
+            sender.enough()
+            until(lambda: sender.is_done, "the last request is answered", within=30)
+        finally:
+            sender.stop()
+
+    assert "the database was brought from 0001 to 0003" in output
+    assert refused == 0
+    assert longest_wait(during) < quiet + LONGEST_WAIT
+    assert in_the_old_way > RECEIVERS_PATIENCE
+    acknowledged = {(line["entity"], line["occurred_at"]) for line in sender.sends.lines() if line["outcome"] == "ok"}
+    stored = [
+        (row["entity_id"], row["body"])
+        for row in rows(postgres_engine, "SELECT entity_id, body FROM inbox WHERE dedup_key NOT LIKE 'filled-%'")
+    ]
+    assert len(stored) == len(acknowledged)
+    assert acknowledged == {(entity, _told(body)) for entity, body in stored}
+
+
+def _told(body: bytes) -> str:
+    return str(body.split(b'"timestamp": "')[1].split(b'"')[0], "ascii")
