@@ -90,7 +90,7 @@ def _run(database: Database, chunks: Iterator[Checked], doing: str, *, as_json: 
             total.differences += len(chunk.differences)
             for difference in chunk.differences:
                 lines.say(difference)
-            progress.update(task, completed=chunk.upto - low + 1)
+            progress.update(task, completed=min(chunk.upto, high) - low + 1)
         lines.end()
     return total
 
