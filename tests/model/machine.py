@@ -176,7 +176,7 @@ class Machine(Calling, Commanding):
             self.arrive(arrivals)
         self.everything_holds()
 
-    @precondition(lambda self: self.at_rest() and len(self.sent) < MOST)
+    @precondition(lambda self: self.at_rest())
     @step(
         trouble=True,
         which=WHICH,
@@ -184,17 +184,20 @@ class Machine(Calling, Commanding):
         arrivals=ARRIVALS,
         further=st.one_of(st.just(0), st.integers(0, 20)),
     )
-    def receive_during_a_rebuild(self, which: int, damage: str, arrivals: list[Arrival], further: int) -> None:
-        """Between the look that finds the damage and the lock under which it is mended, or so many statements later."""
+    def damage_and_rebuild(self, which: int, damage: str, arrivals: list[Arrival], further: int) -> None:
+        """A row that nobody works on is changed by hand; `rebuild` makes it again what it has to be.
+
+        A receiver takes in between the look that finds it and the lock under which it is mended, or somewhat later.
+        """
+
+        def meanwhile() -> None:
+            if len(self.sent) < MOST:
+                self.arrive(arrivals)
+
         self.world.damage(one_of(self.at_rest(), which), damage)
-        found = len(self.make.doing.differences)
-        self.interrupt(
-            self.make.rebuild(),
-            after=_view(self.world.database.sql),
-            further=further,
-            act=lambda: self.arrive(arrivals),
-        )
-        if len(self.make.doing.differences) == found:
+        looked = _view(self.world.database.sql)
+        self.interrupt(self.make.rebuild(), after=looked, further=further, act=meanwhile)
+        if not self.make.doing.differences:
             raise Violation("rebuild found nothing", damage)
         self.make.doing.differences.clear()
 

@@ -180,7 +180,7 @@ def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
 @ON_SQLITE
 def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "covers", lambda last, key, _skew: last.key >= key)
-    finds(world, "a repeat is judged wrongly", "re-armed without need")
+    finds(world, "a repeat is judged wrongly", "re-armed without need", "it ended wrongly")
 
 
 @ON_SQLITE

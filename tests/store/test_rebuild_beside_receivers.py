@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -58,14 +57,14 @@ class Interrupted(Database):
 
 
 @contextmanager
-def before_every_statement(engine: Engine, act: Callable[[], object], *, thread: int) -> Iterator[list[str]]:
-    """Act before each statement that this thread sends, on SQLite but where it holds the write lock; gives those statements."""
+def before_every_statement(engine: Engine, act: Callable[[], object]) -> Iterator[list[str]]:
+    """Act before each statement, on SQLite but where it holds the write lock; gives those statements."""
     interrupted: list[str] = []
 
     def _before(connection: Any, _cursor: object, statement: str, *_: object) -> None:  # noqa: ANN401  # SQLAlchemy's
         writes = connection.get_execution_options().get("sqlite_begin") != "DEFERRED"
         others_wait = connection.dialect.name == "sqlite" and writes and statement != "BEGIN IMMEDIATE"
-        if threading.get_ident() == thread and not others_wait:
+        if not others_wait:
             interrupted.append(statement)
             act()
 
@@ -105,7 +104,7 @@ def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(
         arrived.append(number)
         receive(an_event(number, f"u{number % 7}", routes=("strict", "latest")))
 
-    with before_every_statement(lived_in.database.engine, arrive, thread=threading.get_ident()) as interrupted:
+    with before_every_statement(lived_in.database.engine, arrive) as interrupted:
         mend(lived_in.database)
 
     assert len(interrupted) >= (30 if lived_in.database.sql.is_postgres else 10)
@@ -115,17 +114,16 @@ def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(
 
 
 def test_rebuilds_beside_a_receiver_lose_nothing(engine: Engine, receive: Receive, plant: Planter) -> None:
-    database, received_all = Database(engine, FakeClock()), threading.Event()
+    database = Database(engine, FakeClock())
 
     def take_in() -> None:
         for first in range(1, 241, 4):
             receive(*(an_event(n, f"u{n % 20}", routes=("strict", "latest")) for n in range(first, first + 4)))
-        received_all.set()
 
     with ThreadPoolExecutor(1) as pool:
         receiving = pool.submit(take_in)
         mended: list[list[str]] = []
-        while not received_all.is_set() or not mended:
+        while not (receiving.done() and mended):
             plant(A_STRAY_ROW)
             mended.append([found.finding for found in mend(database)])
         receiving.result()
