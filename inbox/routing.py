@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from inbox.config import Route, When
 from inbox.event import Action, Enrolment, Identity, escape
@@ -48,6 +49,13 @@ def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) 
     if entity_type is not None and entity_id is not None:
         lanes.add(_of_entity(entity_type, entity_id))
     return frozenset(lanes)
+
+
+def kind_of_lane(lane: str) -> Literal["entity", "route", "event"]:
+    """The setting of a route that makes such a lane."""
+    if lane == ROUTE_LANE:
+        return "route"
+    return "event" if lane.startswith(OWN_LANE) else "entity"
 
 
 def _of_entity(entity_type: str, entity_id: str) -> str:

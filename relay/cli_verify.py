@@ -27,7 +27,8 @@ def verify(*, as_json: AsJson = False) -> None:
 
     It reads beside whatever runs, some events at a time, and checks that every event is open or ended on each of its
     routes, that attempts, replays and due times agree, that every lane in which deliveries wait has its head, and that
-    the views show the same.
+    the views show the same. What a lane remembers is judged by the kind of lane that each event was delivered in,
+    whatever `lane` its route has now.
 
     Examples:
       relay verify
@@ -50,7 +51,9 @@ def rebuild(*, as_json: AsJson = False) -> None:
     """Mend what relay verify finds, from the log. Receivers and relays may run meanwhile.
 
     A delivery that lost its row gets it back and is delivered, one that has ended loses it, and a lane without a head
-    gets one. Facts are never changed: where they can't all be true, a fact `corrected` is added.
+    gets one. A lost row comes back in the lane that its route gives the event now. Facts are never changed: where they
+    can't all be true, a fact `corrected` is added. Rows and facts whose event is not in the inbox are removed. What
+    arrives meanwhile is left alone.
 
     Examples:
       relay rebuild
@@ -90,7 +93,7 @@ def _run(database: Database, chunks: Iterator[Checked], doing: str, *, as_json: 
             total.differences += len(chunk.differences)
             for difference in chunk.differences:
                 lines.say(difference)
-            progress.update(task, completed=chunk.upto - low + 1)
+            progress.update(task, completed=min(chunk.upto, high) - low + 1)
         lines.end()
     return total
 

@@ -24,6 +24,8 @@ class Delivered(Fact, frozen=True, tag="delivered"):
     calls: tuple[Call, ...] = ()
     late: bool = False
     """A later event of the lane had been delivered before this one."""
+    lane: Literal["entity", "route", "event"] = "entity"
+    """The kind of lane it was delivered in: only its own, `event`, has no row in `lane`."""
     fetch_began_at: datetime | None = None
     """When the entity was asked for; UTC."""
     last_modified: datetime | None = None

@@ -23,6 +23,7 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from inbox.config import BreakerLimits, Config, Endpoint, Ordering, Retry, Route
+from inbox.routing import kind_of_lane
 from relay import facts
 from relay.facts import AnyFact
 from relay.gates import GateKey, Toll
@@ -190,6 +191,7 @@ def decide(
             did=outcome.did,
             calls=outcome.calls,
             late=delivery.late,
+            lane=kind_of_lane(delivery.lane),
             fetch_began_at=outcome.fetch_began_at,
             last_modified=outcome.last_modified,
             applied_hash=None if outcome.applied_hash is None else outcome.applied_hash.hex(),

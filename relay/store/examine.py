@@ -1,4 +1,4 @@
-"""What is stored of the deliveries of some events, held against their facts: one span of seqs at a time."""
+"""Compares what is stored of deliveries with their facts, some seqs at a time."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from sqlalchemy import TextClause, text
 from inbox.config import Config
 from inbox.db.dialect import Sql, as_list, rows_param
 from inbox.db.views import RETENTION_FLOOR_DAYS
-from inbox.routing import OWN_LANE, lane_of, possible_lanes
+from inbox.routing import OWN_LANE, kind_of_lane, lane_of, possible_lanes
 from inbox.timestamps import as_time
 from relay import facts
 from relay.audit import Account, Difference, Logged, Subject, account, compare, shown
 from relay.lifecycle import OpenDelivery
 from relay.store.database import ROW, Transaction, as_open_delivery
 
-SPAN_EVENTS = 500
-"""Events at a time: what is held in memory, and on SQLite what a reader keeps from being copied back."""
+SPAN_SEQS = 500
+"""Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""
 
 _FACTS_AT_A_TIME = 200
-_END = 2**63 - 1
 _PRUNED_AFTER = timedelta(days=RETENTION_FLOOR_DAYS)
 
 Key = tuple[int, str]
@@ -44,16 +43,18 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Span(msgspec.Struct, frozen=True):
-    """Events one after the other: those with `after` < seq <= `last`."""
+    """Seqs one after the other of which anything is stored: an event, or a row or fact of a delivery."""
 
-    after: int
-    last: int
-    events: tuple[Event, ...]
+    seqs: tuple[int, ...]
 
     @property
     def is_last(self) -> bool:
         """Whether nothing comes after it."""
-        return self.last == _END
+        return len(self.seqs) < SPAN_SEQS
+
+    def upto(self, before: int) -> int:
+        """The last of them; `before` where there is none."""
+        return self.seqs[-1] if self.seqs else before
 
 
 class Wrong(msgspec.Struct, frozen=True):
@@ -65,54 +66,57 @@ class Wrong(msgspec.Struct, frozen=True):
 
 
 class Examined(msgspec.Struct, frozen=True):
-    """A span that was looked at: how many deliveries and facts it has, and those that are wrong."""
+    """Counts of the events, deliveries and facts that were looked at, and the deliveries that are wrong."""
 
+    events: int
     deliveries: int
     facts: int
     wrong: tuple[Wrong, ...]
 
 
 def next_span(transaction: Transaction, after: int) -> Span:
-    """The events that follow `after`; the last span reaches beyond them, to what has no event."""
-    rows = transaction.execute(_EVENTS, after=after, most=SPAN_EVENTS)
-    events = tuple(_event(row) for row in rows)
-    return Span(after, events[-1].seq if len(events) == SPAN_EVENTS else _END, events)
+    """The seqs that follow `after`, those of no event too."""
+    return Span(tuple(row.seq for row in transaction.execute(_NEXT_SEQS, after=after, most=SPAN_SEQS)))
 
 
-def examine(transaction: Transaction, span: Span, config: Config, *, locked: bool = False) -> Examined:
-    """Compare everything that is stored of these events' deliveries with their facts.
+def examine(transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False) -> Examined:
+    """Compare everything that is stored of these seqs with their facts.
 
-    It must see one moment: a snapshot, or under the order lock with the rows `locked`.
+    It must see one moment: a snapshot, or under the order lock with the rows `locked`. Then the view, which nothing
+    mends, is left out. On Postgres a receiver may commit between two statements under the lock, so the events are read
+    first: their deliveries came with them. A delivery without an event may have got one since it was read, so whoever
+    removes it has to look in the same statement.
     """
-    where = {"after": span.after, "last": span.last}
+    wanted = rows_param({"seq": seq} for seq in seqs)
+    events = {row.seq: _event(row) for row in transaction.execute(_events(transaction.sql), wanted=wanted)}
     rows = {
         (row.seq, row.route): as_open_delivery(row)
-        for row in transaction.execute(_rows(transaction.sql, locked=locked), **where)
+        for row in transaction.execute(_rows(transaction.sql, locked=locked), wanted=wanted)
     }
     pruned_before = transaction.now() - _PRUNED_AFTER
     accounts: dict[Key, Account] = {}
     number_of_facts = 0
-    for key, history in groupby(_facts(transaction, where), key=lambda row: (row.seq, row.route)):
+    log = transaction.stream(_facts(transaction.sql), _FACTS_AT_A_TIME, wanted=wanted)
+    for key, history in groupby(log, key=lambda row: (row.seq, row.route)):
         logged = [_logged(row) for row in history]
         number_of_facts += len(logged)
         accounts[key] = account(logged, pruned_before)
-    events = {event.seq: event for event in span.events}
     subjects = list(_subjects(events, rows, accounts))
     found: dict[Key, list[Difference]] = defaultdict(list)
     for subject in subjects:
         found[subject.seq, subject.route] += compare(subject)
     for difference in (
-        *_compare_view(transaction, subjects, where),
+        *(() if locked else _compare_view(transaction, subjects)),
         *_compare_superseded(transaction, subjects),
-        *_compare_last_delivered(transaction, subjects, events, config),
+        *_compare_last_delivered(transaction, subjects, config),
     ):
-        found[_key_of(difference)].append(difference)
+        found[difference.seq or 0, difference.route or ""].append(difference)
     wrong = tuple(
         Wrong(subject, events.get(subject.seq), tuple(found[subject.seq, subject.route]))
         for subject in subjects
         if found[subject.seq, subject.route]
     )
-    return Examined(sum(subject.is_expected for subject in subjects), number_of_facts, wrong)
+    return Examined(len(events), sum(subject.is_expected for subject in subjects), number_of_facts, wrong)
 
 
 def _event(row: Any) -> Event:  # noqa: ANN401  # a result row
@@ -151,16 +155,14 @@ def _lanes_of(event: Event) -> frozenset[str]:
     return possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
 
 
-def _compare_view(
-    transaction: Transaction, subjects: Sequence[Subject], where: Mapping[str, int]
-) -> Iterator[Difference]:
+def _compare_view(transaction: Transaction, subjects: Sequence[Subject]) -> Iterator[Difference]:
     """The view `delivery` shows every delivery, once, as it is."""
-    wanted = rows_param({"seq": seq} for seq in sorted({subject.seq for subject in subjects}))
-    shows = {
-        (row.seq, row.route): (row.state or "", row.attempts)
-        for row in transaction.execute(_view(transaction.sql), wanted=wanted, **where)
-        if row.route is not None
-    }
+    seqs = sorted({subject.seq for subject in subjects})
+    if not seqs:
+        return
+    wanted = rows_param({"seq": seq} for seq in seqs)
+    lines = transaction.execute(_view(transaction.sql), wanted=wanted, after=seqs[0] - 1, last=seqs[-1])
+    shows = {(row.seq, row.route): (row.state or "", row.attempts) for row in lines if row.route is not None}
     expected = {(subject.seq, subject.route): shown(subject) for subject in subjects if subject.is_expected}
     for seq, route in sorted(shows.keys() | expected.keys()):
         said, seen = expected.get((seq, route)), shows.get((seq, route))
@@ -178,7 +180,7 @@ def _compare_superseded(transaction: Transaction, subjects: Sequence[Subject]) -
     if not folded:
         return
     by = rows_param({"seq": subject.account.superseded_by} for subject in folded)
-    found = {row.seq: _event(row) for row in transaction.execute(_these_events(transaction.sql), wanted=by)}
+    found = {row.seq: _event(row) for row in transaction.execute(_events(transaction.sql), wanted=by)}
     highest = transaction.execute(_HIGHEST)[0].seq or 0
     for subject in folded:
         newer = found.get(subject.account.superseded_by or 0)
@@ -192,26 +194,33 @@ def _compare_superseded(transaction: Transaction, subjects: Sequence[Subject]) -
 
 
 def _compare_last_delivered(
-    transaction: Transaction, subjects: Sequence[Subject], events: Mapping[int, Event], config: Config
+    transaction: Transaction, subjects: Sequence[Subject], config: Config
 ) -> Iterator[Difference]:
-    """A lane knows of a delivery at least as new as each of its delivered events."""
-    delivered = [s for s in subjects if s.account.delivered is not None and s.is_expected and s.route in config.routes]
-    lanes = {(subject.route, lane) for subject in delivered for lane in subject.lanes if not lane.startswith(OWN_LANE)}
-    asked = rows_param({"route": route, "lane": lane} for route, lane in sorted(lanes))
+    """A lane knows of a delivery at least as new as each event that was delivered in it, whatever its route says now."""
+    delivered = [
+        (subject, lane)
+        for subject in subjects
+        if subject.is_expected and subject.route in config.routes and (lane := lane_of_success(subject)) is not None
+    ]
+    lanes = sorted({(subject.route, lane) for subject, lane in delivered})
+    asked = rows_param({"route": route, "lane": lane} for route, lane in lanes)
     known = {
         (row.route, row.lane): (as_time(row.occurred_at), row.seq)
         for row in transaction.execute(_last_delivered(transaction.sql), lanes=asked)
     }
-    for subject in delivered:
-        newest = max(
-            (known[subject.route, lane] for lane in subject.lanes if (subject.route, lane) in known), default=None
-        )
-        event = events[subject.seq]
-        if newest is None and present_lane(event, subject.route, config).startswith(OWN_LANE):
-            continue
-        if newest is None or newest < (event.occurred_at, event.seq):
+    for subject, lane in delivered:
+        newest = known.get((subject.route, lane))
+        if newest is None or newest < (subject.occurred_at, subject.seq):
             told = "nothing was delivered" if newest is None else f"seq {newest[1]} was the newest delivered"
-            yield Difference("last_delivered", subject.seq, subject.route, None, "delivered", told)
+            yield Difference("last_delivered", subject.seq, subject.route, lane, "delivered", told)
+
+
+def lane_of_success(subject: Subject) -> str | None:
+    """The lane that has to remember the subject's last delivery; None: it has none, or its lane was its own."""
+    delivered = subject.account.delivered
+    if delivered is None or delivered.lane == "event":
+        return None
+    return next((lane for lane in subject.lanes if kind_of_lane(lane) == delivered.lane), None)
 
 
 def present_lane(event: Event, route: str, config: Config) -> str:
@@ -223,33 +232,37 @@ def present_lane(event: Event, route: str, config: Config) -> str:
     return lane_of(known, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
 
 
-def _key_of(difference: Difference) -> Key:
-    return (difference.seq or 0, difference.route or "")
-
-
-def _facts(transaction: Transaction, where: Mapping[str, int]) -> Iterator[Any]:
-    yield from transaction.stream(_FACTS, _FACTS_AT_A_TIME, **where)
-
-
-_EVENTS = text("""
-SELECT seq, entity_type, entity_id, dedup_key, occurred_at, routes FROM inbox
-WHERE seq > :after ORDER BY seq LIMIT :most
+_NEXT_SEQS = text("""
+SELECT seq
+FROM (
+    SELECT seq FROM (SELECT seq FROM inbox WHERE seq > :after ORDER BY seq LIMIT :most) arrived
+    UNION
+    SELECT seq FROM (SELECT DISTINCT seq FROM open_delivery WHERE seq > :after ORDER BY seq LIMIT :most) opened
+    UNION
+    SELECT seq FROM (SELECT DISTINCT seq FROM delivery_log WHERE seq > :after ORDER BY seq LIMIT :most) logged) stored
+ORDER BY seq
+LIMIT :most
 """)
 _HIGHEST = text("SELECT max(seq) AS seq FROM inbox")
-_FACTS = text("""
-SELECT id, at, seq, route, kind, attempt, CAST(detail AS text) AS detail FROM delivery_log
-WHERE seq > :after AND seq <= :last
-ORDER BY seq, route, id
-""")
 
 
 @cache
 def _rows(sql: Sql, *, locked: bool) -> TextClause:
     return text(f"""
-SELECT {ROW} FROM open_delivery o
-WHERE o.seq > :after AND o.seq <= :last
+SELECT {ROW}
+FROM {sql.rows("wanted", seq="bigint")} JOIN open_delivery o ON o.seq = wanted.seq
 ORDER BY o.seq, o.route
-{sql.for_update if locked else ""}
+{sql.for_update and "FOR UPDATE OF o" if locked else ""}
+""")
+
+
+@cache
+def _facts(sql: Sql) -> TextClause:
+    found = sql.looked_up(sql.rows("wanted", seq="bigint"), "delivery_log f", "f.seq = wanted.seq")
+    return text(f"""
+SELECT f.id, f.at, f.seq, f.route, f.kind, f.attempt, CAST(f.detail AS text) AS detail
+FROM {found}
+ORDER BY f.seq, f.route, f.id
 """)
 
 
@@ -262,7 +275,7 @@ FROM {sql.lines_of("delivery", "wanted")}
 
 
 @cache
-def _these_events(sql: Sql) -> TextClause:
+def _events(sql: Sql) -> TextClause:
     return text(f"""
 SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.routes
 FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq

@@ -1,7 +1,6 @@
 """Rebuild: mend what `verify` finds, in place, chunk by chunk under the order lock, while receivers and relays run.
 
-Only a chunk with something wrong is locked, and looked at again then. Swapping whole tables would lose what is written
-meanwhile.
+Only what is found wrong is locked, and looked at again then. Swapping whole tables would lose what is written meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import get_args
 
 import msgspec
 from sqlalchemy import TextClause, text
+from sqlalchemy.exc import IntegrityError
 
 from inbox.config import Config
 from inbox.db.dialect import Sql, rows_param
@@ -21,10 +21,10 @@ from relay.audit import Difference, Finding
 from relay.lifecycle import CORRECTED_TO, HEADS, OpenDelivery, Standing, State, Step, append, restore, schedule
 from relay.policy import policies
 from relay.store.database import Database, Transaction
-from relay.store.examine import Event, Span, Wrong, examine, next_span, present_lane
+from relay.store.examine import Event, Wrong, examine, lane_of_success, next_span, present_lane
 from relay.store.lanes import Lane, heads_of, settle_lanes
 from relay.store.record import remember_delivered
-from relay.store.verify import NO_HEAD, PHANTOM, Checked, headless, phantoms, told
+from relay.store.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, headless, phantoms, told
 
 
 class Mend(msgspec.Struct, frozen=True):
@@ -60,46 +60,50 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     for lanes in phantoms(database):
         with database.write() as transaction:
             transaction.lock_order()
-            transaction.execute(_forget(database.sql), lanes=_of(lanes))
-        yield Checked(0, differences=told(lanes, PHANTOM))
+            forgotten = transaction.execute(_forget(database.sql), lanes=_of(lanes))
+        yield Checked(0, differences=told(((row.route, row.lane) for row in forgotten), PHANTOM))
     for lanes in headless(database):
         with database.write() as transaction:
             now = transaction.lock_order()
-            transaction.write_back(settle_lanes(transaction, [], policies(config), now, lanes), None)
-        yield Checked(0, differences=told(lanes, NO_HEAD))
-    after, upto, is_last = 0, 0, False
+            settled = settle_lanes(transaction, [], policies(config), now, lanes)
+            transaction.write_back(settled, None)
+        yield Checked(0, differences=told(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD))
+    upto, is_last = 0, False
     while not is_last:
         with database.snapshot() as transaction:
-            span = next_span(transaction, after)
-            examined = examine(transaction, span, config)
-        mended = _mend(database, config, span, who) if examined.wrong else ()
-        upto = span.events[-1].seq if span.events else upto
-        yield Checked(upto, len(span.events), examined.deliveries, examined.facts, mended)
-        after, is_last = span.last, span.is_last
+            span = next_span(transaction, upto)
+            examined = examine(transaction, span.seqs, config)
+        wrong = sorted({one.subject.seq for one in examined.wrong if _has(one, *_MENDED)})
+        mended = _mend(database, config, wrong, who) if wrong else ()
+        upto, is_last = span.upto(upto), span.is_last
+        yield Checked(upto, examined.events, examined.deliveries, examined.facts, mended)
 
 
-def _mend(database: Database, config: Config, span: Span, who: str) -> tuple[Difference, ...]:
-    """Look again, under the order lock, and mend what is still wrong."""
+def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> tuple[Difference, ...]:
+    """Look again at these seqs, under the order lock, and mend what is still wrong.
+
+    Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
+    """
     with database.write() as transaction:
         now = transaction.lock_order()
-        wrong = examine(transaction, span, config, locked=True).wrong
-        strays = [one for one in wrong if one.event is None]
+        wrong = examine(transaction, seqs, config, locked=True).wrong
         of_rows = [_plan(one, one.event, config, who) for one in wrong if one.event and _has(one, *_OF_THE_ROW)]
         late = [one for one in wrong if one.event and _has(one, "last_delivered")]
-        _remove_strays(transaction, strays)
+        removed = _remove_strays(transaction, [one for one in wrong if one.event is None])
         mends, demoted = _with_room(transaction, of_rows, now)
         changed = _write(transaction, mends)
         lanes = {(row.route, row.lane) for row in (one.subject.row for one in wrong) if row is not None}
         transaction.write_back(settle_lanes(transaction, [*changed, *demoted], policies(config), now, lanes), None)
-        remember_delivered(transaction, _last_delivered(late, config))
+        remember_delivered(transaction, _last_delivered(late))
     return (
-        *(found for one in strays for found in one.differences),
+        *(found for one in removed for found in one.differences),
         *(found for mend in mends for found in mend.differences),
         *(found for one in late for found in one.differences if found.finding == "last_delivered"),
     )
 
 
-_OF_THE_ROW: frozenset[Finding] = frozenset(get_args(Finding)) - {"view", "last_delivered"}
+_MENDED: frozenset[Finding] = frozenset(get_args(Finding)) - {"view"}
+_OF_THE_ROW: frozenset[Finding] = _MENDED - {"last_delivered"}
 
 
 def _has(one: Wrong, *findings: Finding) -> bool:
@@ -172,25 +176,33 @@ def _write(transaction: Transaction, mends: Sequence[Mend]) -> list[OpenDelivery
     return [mend.delivery for mend in mends if mend.delivery.state is not State.IN_FLIGHT]
 
 
-def _remove_strays(transaction: Transaction, strays: Sequence[Wrong]) -> None:
-    """Rows and facts of no event."""
-    transaction.remove([one.subject.row for one in strays if one.subject.row is not None])
-    if strays:
-        keys = rows_param({"seq": one.subject.seq, "route": one.subject.route} for one in strays)
-        transaction.execute(_forget_facts(transaction.sql), strays=keys)
+def _remove_strays(transaction: Transaction, strays: Sequence[Wrong]) -> list[Wrong]:
+    """Remove rows and facts of no event; gives those of which something was removed.
+
+    Each statement looks for the event itself: on Postgres one may have been committed since the strays were read.
+    """
+    keys = rows_param({"seq": one.subject.seq, "route": one.subject.route} for one in strays)
+    removed = transaction.execute(_remove(transaction.sql, "open_delivery"), strays=keys) if strays else []
+    if any(one.subject.account.last is not None for one in strays):
+        try:
+            with transaction.connection.begin_nested():
+                removed += transaction.execute(_remove(transaction.sql, "delivery_log"), strays=keys)
+        except IntegrityError:
+            pass  # the trigger has a later snapshot than its statement, and saw that an event of these seqs has come
+    known = {(row.seq, row.route) for row in removed}
+    return [one for one in strays if (one.subject.seq, one.subject.route) in known]
 
 
-def _last_delivered(late: Iterable[Wrong], config: Config) -> Iterable[dict[str, object]]:
+def _last_delivered(late: Iterable[Wrong]) -> Iterable[dict[str, object]]:
     """For each lane its newest delivery of these."""
     newest: dict[Lane, dict[str, object]] = {}
     known = [(one.event, one.subject) for one in late if one.event is not None]
     for event, subject in sorted(known, key=lambda pair: (pair[0].occurred_at, pair[0].seq)):
-        delivered = subject.account.delivered
-        if delivered is not None:
-            lane = (subject.route, present_lane(event, subject.route, config))
-            newest[lane] = {
-                "route": lane[0],
-                "lane": lane[1],
+        delivered, lane = subject.account.delivered, lane_of_success(subject)
+        if delivered is not None and lane is not None:
+            newest[subject.route, lane] = {
+                "route": subject.route,
+                "lane": lane,
                 "occurred_at": event.occurred_at,
                 "seq": event.seq,
                 "fetch_began_at": delivered.fetch_began_at,
@@ -214,17 +226,25 @@ def _of(lanes: Iterable[Lane]) -> str:
 
 @cache
 def _forget(sql: Sql) -> TextClause:
+    """Only where it is still so: another delivery may have been recorded since the look."""
     return text(f"""
 DELETE FROM lane
-WHERE (route, lane) IN (SELECT lanes.route, lanes.lane FROM {sql.rows("lanes", route="text", lane="text")})
+WHERE (route, lane) IN (
+    SELECT l.route, l.lane
+    FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
+    LEFT JOIN inbox i ON i.seq = l.seq
+    WHERE NOT {WAS_DELIVERED})
+RETURNING route, lane
 """)
 
 
 @cache
-def _forget_facts(sql: Sql) -> TextClause:
+def _remove(sql: Sql, table: str) -> TextClause:
     return text(f"""
-DELETE FROM delivery_log
+DELETE FROM {table}
 WHERE (seq, route) IN (SELECT strays.seq, strays.route FROM {sql.rows("strays", seq="bigint", route="text")})
+  AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = {table}.seq)
+RETURNING seq, route
 """)
 
 

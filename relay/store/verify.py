@@ -21,7 +21,7 @@ class Checked(msgspec.Struct, frozen=True):
     """What one chunk of the check found."""
 
     upto: int
-    """Every event up to this seq has been looked at."""
+    """Every seq up to this one has been looked at."""
     events: int = 0
     deliveries: int = 0
     facts: int = 0
@@ -34,15 +34,14 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
     Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
     that was looked at is left to the next time.
     """
-    after, upto, is_last = 0, 0, False
+    upto, is_last = 0, False
     while not is_last:
         with database.snapshot() as transaction:
-            span = next_span(transaction, after)
-            examined = examine(transaction, span, config)
+            span = next_span(transaction, upto)
+            examined = examine(transaction, span.seqs, config)
         differences = tuple(difference for wrong in examined.wrong for difference in wrong.differences)
-        upto = span.events[-1].seq if span.events else upto
-        yield Checked(upto, len(span.events), examined.deliveries, examined.facts, differences)
-        after, is_last = span.last, span.is_last
+        upto, is_last = span.upto(upto), span.is_last
+        yield Checked(upto, examined.events, examined.deliveries, examined.facts, differences)
     for lanes in headless(database):
         yield Checked(upto, differences=told(lanes, NO_HEAD))
     for lanes in phantoms(database):
@@ -115,12 +114,15 @@ ORDER BY w.route, w.lane
 
 
 # An event that is not in the inbox any more was pruned, unless there can't have been one yet.
-_LAST_DELIVERIES = text("""
-SELECT l.route, l.lane, CASE
+WAS_DELIVERED = """CASE
     WHEN i.seq IS NULL THEN l.seq <= (SELECT coalesce(max(seq), 0) FROM inbox)
     ELSE l.occurred_at = i.occurred_at AND EXISTS (
         SELECT 1 FROM delivery_log f WHERE f.seq = l.seq AND f.route = l.route AND f.kind = 'delivered')
-    END AS was_delivered
+    END"""
+"""True where the row `l` of `lane` remembers what was delivered; `i` is its event, where there is one."""
+
+_LAST_DELIVERIES = text(f"""
+SELECT l.route, l.lane, {WAS_DELIVERED} AS was_delivered
 FROM lane l LEFT JOIN inbox i ON i.seq = l.seq
 WHERE (l.route, l.lane) > (:route, :lane)
 ORDER BY l.route, l.lane

@@ -44,6 +44,8 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "give back": str,
     "record": lambda recorded: _listed("refused" if r.fact is None else facts.kind_of(r.fact) for r in recorded),
     "reap": lambda reaped: _listed(facts.kind_of(fact) for _, _, fact in reaped),
+    "rebuild": lambda mended: _listed(found.finding for found in mended),
+    "receive": lambda seqs: _listed("stored" if seq is not None else "known" for seq in seqs),
 }
 
 

@@ -180,6 +180,17 @@ def suspects(stage: Stage) -> Operations:
     }
 
 
+def a_row_of_no_event(stage: Stage) -> Operations:
+    """A rebuild has something to remove, in the last of its chunks."""
+    stage.routes = ("strict",)
+    _place(stage, "strict", 1)
+    stage.put(
+        "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
+        " VALUES (1000000, 'strict', 'USER|u9', '2026-01-01 00:00:00.000000Z', 'dead')"
+    )
+    return {"ann rebuilds": stage.rebuilds(), "a receiver takes in": stage.receives(an_event(2), an_event(3, "u2"))}
+
+
 def _place(stage: Stage, route: str, *numbers: int) -> None:
     """Events of one lane, in their places."""
     stage.arrive(*(an_event(number, routes=[route]) for number in numbers))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Connection, CursorResult, Engine, TextClause, event, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.dialect import as_json
 from inbox.db.engine import reading
 from inbox.event import Event
+from inbox.store import STORES
 from inbox.timestamps import as_time
 from relay.outcome import Delivery, Outcome
 from relay.store.claim import Claimed, claim, claim_suspect, give_back, renew
 from relay.store.database import _LOCK, Database
 from relay.store.reap import reap
+from relay.store.rebuild import rebuild
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.agreement import Key, enrolled
@@ -24,9 +29,11 @@ from tests.helpers.all_orders import all_orders
 from tests.helpers.reading import Row, rows
 from tests.helpers.stepping import COMMIT, Stepped, Stepper
 from tests.store.conftest import POLICIES, FakeClock
+from tests.store.verifying import CONFIG
 
 _WRITTEN = {"open_delivery": "seq, route", "delivery_log": "id", "lane": "route, lane"}
 """What relays write, and the order to read it in."""
+_PUT_BACK = ("inbox", *_WRITTEN)
 
 Receive = Callable[..., list[int | None]]
 
@@ -34,7 +41,7 @@ Receive = Callable[..., list[int | None]]
 class Operation(msgspec.Struct, frozen=True):
     """What one relay does, in one thread of its own."""
 
-    kind: Literal["sequence", "claim", "renew", "give back", "record", "reap"]
+    kind: Literal["sequence", "claim", "renew", "give back", "record", "reap", "rebuild", "receive"]
     act: Callable[[], Any]
     deliveries: tuple[Delivery, ...] = ()
     """The claims with which it acts."""
@@ -74,11 +81,15 @@ class Stage:
         self.routes: Sequence[str] = ()
         self._receive = receive
         self._before: Tables | None = None
-        self._arrived: set[Key] = set()
 
     def arrive(self, *events: Event) -> None:
         """Receive these events; they are not sequenced yet."""
         self._receive(*events)
+
+    def put(self, statement: str) -> None:
+        """Change a table as nothing but a slip of a hand does."""
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql(statement)
 
     def all_orders(
         self,
@@ -109,7 +120,7 @@ class Stage:
                     results={name: stepped.result for name, stepped in ended if stepped.error is None},
                     errors={name: stepped.error for name, stepped in ended if stepped.error is not None},
                     steps=[name for name, _ in stepper.taken],
-                    arrived=self._arrived,
+                    arrived=enrolled(rows(self.engine, "SELECT seq, routes FROM inbox")),
                     before=before,
                     after=self._look(),
                     now=self.clock.now(),
@@ -143,20 +154,40 @@ class Stage:
     def reaps(self, relay: str) -> Operation:
         return Operation("reap", lambda: reap(self.database, POLICIES, relay))
 
+    # What a person and a receiver do.
+
+    def rebuilds(self) -> Operation:
+        return Operation(
+            "rebuild",
+            lambda: [found for done in rebuild(self.database, CONFIG, who="ann") for found in done.differences],
+        )
+
+    def receives(self, *events: Event) -> Operation:
+        return Operation("receive", lambda: asyncio.run(self._append(events)))
+
+    async def _append(self, events: Sequence[Event]) -> list[int | None]:
+        """By the receiver's own statements, on the engine whose statements are stepped."""
+        with self.engine.connect() as connection:
+            if self.database.sql.is_postgres:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+            waiting = cast("AsyncConnection", _Awaitable(connection))
+            return await STORES[self.engine.dialect.name]().append(waiting, events)
+
     # The state that every order begins with.
 
     def keep(self) -> None:
         """What the tables hold now is what every order begins with."""
         with self.engine.begin() as connection:
-            for table in _WRITTEN:
+            for table in _PUT_BACK:
                 connection.execute(text(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}"))
-            connection.execute(text(_THE_LOG_MAY_BE_EMPTIED[self.engine.dialect.name]))
-        self._before, self._arrived = self._look(), enrolled(rows(self.engine, "SELECT seq, routes FROM inbox"))
+            for statement in _MAY_BE_EMPTIED[self.engine.dialect.name]:
+                connection.execute(text(statement))
+        self._before = self._look()
 
     def _put_back(self) -> None:
         statements = [
             statement
-            for table in _WRITTEN
+            for table in _PUT_BACK
             for statement in (f"DELETE FROM {table}", f"INSERT INTO {table} SELECT * FROM kept_{table}")
         ]
         with self.engine.begin() as connection:
@@ -171,6 +202,21 @@ class Stage:
                     for table, statement in _LOOK.items()
                 }
             )
+
+
+class _Awaitable:
+    """A connection of a synchronous engine where the receiver's functions expect an asynchronous one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[None]:
+        with self._connection.begin():
+            yield
+
+    async def execute(self, statement: TextClause, parameters: Any) -> CursorResult[Any]:  # noqa: ANN401  # the statement's
+        return self._connection.execute(statement, parameters)
 
 
 def _plain(row: Row) -> Row:
@@ -216,9 +262,9 @@ def _holds_the_order_lock(stepper: Stepper, stepped: Stepped) -> bool:
 
 _LOOK = {table: text(f"SELECT * FROM {table} ORDER BY {key}") for table, key in _WRITTEN.items()}
 
-_THE_LOG_MAY_BE_EMPTIED = {
-    "postgresql": "ALTER TABLE delivery_log DISABLE TRIGGER USER",
-    "sqlite": "DROP TRIGGER delivery_log_refuses_delete",
+_MAY_BE_EMPTIED = {
+    "postgresql": [f"ALTER TABLE {table} DISABLE TRIGGER USER" for table in ("inbox", "delivery_log")],
+    "sqlite": [f"DROP TRIGGER {table}_refuses_delete" for table in ("inbox", "delivery_log")],
 }
 
 

@@ -8,6 +8,7 @@ from math import factorial
 
 import pytest
 
+from tests.interleavings import scenes
 from tests.interleavings.meetings import SCENES, Scene
 from tests.interleavings.promises import kept, told
 from tests.interleavings.stage import Operation, Order, Stage
@@ -42,6 +43,20 @@ def test_in_every_order_of_three_every_promise_is_kept(stage: Stage, scene: Scen
     for names in scene.triples:
         orders = stage.all_orders({name: operations[name] for name in names}, kept, coarse=True)
         assert orders >= factorial(3), names
+
+
+def test_wherever_a_receiver_takes_in_during_a_rebuild_every_promise_is_kept(stage: Stage) -> None:
+    operations = scenes.a_row_of_no_event(stage)
+    stage.keep()
+    seen: set[str] = set()
+
+    def check(order: Order) -> None:
+        kept(order)
+        seen.update(told(order))
+
+    alone = steps_alone(stage, "ann rebuilds", operations["ann rebuilds"])
+    assert stage.all_orders(operations, check) >= (alone + 1 if stage.engine.dialect.name == "postgresql" else 2)
+    assert seen == {"ann rebuilds: no_event", "a receiver takes in: stored, stored"}
 
 
 def two(operations: Mapping[str, Operation], one: str, other: str) -> dict[str, Operation]:

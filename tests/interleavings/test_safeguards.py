@@ -11,8 +11,9 @@ from types import ModuleType
 import pytest
 from sqlalchemy import text
 
-from relay.store import claim, lanes, reap, record
+from relay.store import claim, lanes, reap, rebuild, record
 from relay.store.database import Transaction
+from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.interleavings import scenes
 from tests.interleavings.promises import kept
 from tests.interleavings.scenes import Operations
@@ -35,8 +36,8 @@ def changed(monkeypatch: pytest.MonkeyPatch, module: ModuleType, statement: str,
     """Replace pieces of a statement of the store's."""
     original = getattr(module, statement)
 
-    def _changed(sql: object, **options: bool) -> object:
-        found = original(sql, **options).text
+    def _changed(*arguments: object, **options: bool) -> object:
+        found = original(*arguments, **options).text
         for old, new in changes:
             assert old in found
             found = found.replace(old, new)
@@ -140,6 +141,27 @@ def test_giving_back_without_the_token_gives_away_what_another_relay_works_on(
     changed(monkeypatch, claim, "_give_back", (" AND o.lease_token = returned.token", ""))
     with pytest.raises(AssertionError, match="a lease that is trusted is not there"):
         stage.all_orders(operations, kept)
+
+
+# A rebuild beside a receiver.
+
+
+def test_a_rebuild_that_looks_again_by_the_events_of_before_removes_what_has_arrived_since(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = prepared(stage, scenes.a_row_of_no_event, "ann rebuilds", "a receiver takes in")
+    look_again_by_the_events_of_before(monkeypatch)
+    changed(monkeypatch, rebuild, "_remove", WITHOUT_A_LOOK)
+    with pytest.raises(AssertionError, match=r"the log and the table disagree: .*is lost"):
+        stage.all_orders(operations, kept)
+
+
+def test_a_statement_that_looks_for_the_event_itself_removes_nothing_that_has_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = prepared(stage, scenes.a_row_of_no_event, "ann rebuilds", "a receiver takes in")
+    look_again_by_the_events_of_before(monkeypatch)
+    assert stage.all_orders(operations, kept) >= 2
 
 
 # Claims and leases that ran out.

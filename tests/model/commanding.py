@@ -11,7 +11,7 @@ from relay.store.selection import Act, Selection
 from tests.model.choosing import Choosing
 from tests.model.moment import Violation
 from tests.model.stage import WHICH, one_of, step
-from tests.model.world import DAMAGES, OPEN_GATE
+from tests.model.world import OPEN_GATE
 
 GATES = (
     Gate(route="strict"),
@@ -87,16 +87,6 @@ class Commanding(Choosing):
     @step(trouble=True, mend=st.booleans())
     def verify(self, mend: bool) -> None:
         self.perform(self.make.rebuild() if mend else self.make.verify())
-
-    @precondition(lambda self: self.at_rest())
-    @step(trouble=True, which=WHICH, damage=st.sampled_from(sorted(DAMAGES)))
-    def damage_and_rebuild(self, which: int, damage: str) -> None:
-        """A row that nobody works on is changed by hand; `rebuild` makes it again what it has to be."""
-        self.world.damage(one_of(self.at_rest(), which), damage)
-        self.perform(self.make.rebuild())
-        if not self.make.doing.differences:
-            raise Violation("rebuild found nothing", damage)
-        self.make.doing.differences.clear()
 
 
 def gate_of(key: GateKey) -> Gate:

@@ -14,15 +14,16 @@ from hypothesis.stateful import precondition
 from relay.leases import TRUSTED_SECONDS
 from relay.lifecycle import State
 from relay.store.claim import LEASE_SECONDS
+from relay.store.examine import _view
 from tests.model.actors import Relay
 from tests.model.calling import Calling
 from tests.model.commanding import Commanding
 from tests.model.finishing import finish
 from tests.model.moment import Violation
 from tests.model.outcomes import CUT, FAILURES, HOPELESS, SUCCESSES
-from tests.model.receiving import ENTITIES, MOST, SECOND
+from tests.model.receiving import ARRIVALS, ENTITIES, MOST, SECOND, Arrival
 from tests.model.stage import SOME, WHICH, one_of, step
-from tests.model.world import ROUTES
+from tests.model.world import DAMAGES, ROUTES
 
 MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock"])
 OVERLAPPING = st.sampled_from(
@@ -174,6 +175,31 @@ class Machine(Calling, Commanding):
         if "sequence all" in kinds and len(self.sent) < MOST:
             self.arrive(arrivals)
         self.everything_holds()
+
+    @precondition(lambda self: self.at_rest())
+    @step(
+        trouble=True,
+        which=WHICH,
+        damage=st.sampled_from(sorted(DAMAGES)),
+        arrivals=ARRIVALS,
+        further=st.one_of(st.just(0), st.integers(0, 20)),
+    )
+    def damage_and_rebuild(self, which: int, damage: str, arrivals: list[Arrival], further: int) -> None:
+        """A row that nobody works on is changed by hand; `rebuild` makes it again what it has to be.
+
+        A receiver takes in between the look that finds it and the lock under which it is mended, or somewhat later.
+        """
+
+        def meanwhile() -> None:
+            if len(self.sent) < MOST:
+                self.arrive(arrivals)
+
+        self.world.damage(one_of(self.at_rest(), which), damage)
+        looked = _view(self.world.database.sql)
+        self.interrupt(self.make.rebuild(), after=looked, further=further, act=meanwhile)
+        if not self.make.doing.differences:
+            raise Violation("rebuild found nothing", damage)
+        self.make.doing.differences.clear()
 
     # What goes wrong, and time.
 

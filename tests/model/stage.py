@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies._internal.featureflags import FeatureFlags
+from sqlalchemy import TextClause
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.errors import InboxRelayError
 from inbox.event import Event
 from relay.lifecycle import State
+from relay.store.database import _LOCK
 from tests.helpers.stepping import Crashed
 from tests.helpers.waiting import until
 from tests.model.actors import Call, Doing, Held, Ledger, Relay
@@ -34,6 +36,8 @@ RULES: set[str] = set()
 """Names of all rules."""
 TROUBLES: set[str] = set()
 """Names of those that are left out of some runs."""
+
+_LOCKS = (str(_LOCK), "BEGIN IMMEDIATE")
 
 LONGEST = 200
 """More statements than any operation has."""
@@ -171,6 +175,28 @@ class Stage(RuleBasedStateMachine):
                 operation.learn(done.result)
             elif not isinstance(done.error, Crashed):
                 raise Violation("an operation failed", f"{operation.name}: {done.error!r}") from done.error
+
+    def interrupt(self, operation: Operation, *, after: TextClause, further: int, act: Callable[[], object]) -> None:
+        """Do it, and act when it has sent this statement and would lock next, or so many statements later.
+
+        On SQLite nobody else can write under the lock: then it acts when that transaction is over.
+        """
+        stepper = self.world.stepper
+        stepper.taken.clear()
+        running = stepper.begin("a", operation.send)
+        sent = str(after.compile(self.world.database.engine))
+        while not running.finished and not (running.before in _LOCKS and ("a", sent) in stepper.taken):
+            running.step()
+        self.evidence.sometimes["received between look and lock"] += not running.finished and not further
+        while not running.finished and (further or stepper.waits.would_wait("a receiver", "BEGIN IMMEDIATE")):
+            running.step()
+            further = max(0, further - 1)
+        act()
+        stepper.run([])
+        self.make.doing.operations += 1
+        if running.error is not None:
+            raise Violation("an operation failed", f"{operation.name}: {running.error!r}") from running.error
+        operation.learn(running.result)
 
     @contextmanager
     def breaking(self) -> Iterator[None]:

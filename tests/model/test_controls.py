@@ -17,9 +17,10 @@ from relay.lifecycle import OpenDelivery
 from relay.ordering import LastDelivered
 from relay.outcome import Delivery, Outcome
 from relay.policy import RoutePolicy
-from relay.store import claim, coverage, reap, record, repeats, replay, sequence
+from relay.store import claim, coverage, reap, rebuild, record, repeats, replay, sequence
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
+from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.model.moment import Violation
 from tests.model.running import SEED, run
 from tests.model.world import World
@@ -39,8 +40,8 @@ Statement = Callable[..., TextClause]
 def without(statement: Statement, *parts: tuple[str, str]) -> Statement:
     """The statement with each of these parts replaced."""
 
-    def changed(sql: Sql, **options: bool) -> TextClause:
-        words = statement(sql, **options).text
+    def changed(sql: Sql, *arguments: str, **options: bool) -> TextClause:
+        words = statement(sql, *arguments, **options).text
         for part, instead in parts:
             assert part in words
             words = words.replace(part, instead)
@@ -180,7 +181,7 @@ def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
 @ON_SQLITE
 def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "covers", lambda last, key, _skew: last.key >= key)
-    finds(world, "a repeat is judged wrongly", "re-armed without need")
+    finds(world, "a repeat is judged wrongly", "re-armed without need", "it ended wrongly")
 
 
 @ON_SQLITE
@@ -207,6 +208,14 @@ def test_a_lane_that_is_not_settled_afterwards_stands_still(
 
     monkeypatch.setattr(forgetful, "settle_lanes", unsettled)
     finds(world, "a lane without its one head")
+
+
+def test_a_rebuild_that_looks_again_by_the_events_of_before_loses_what_arrives(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_again_by_the_events_of_before(monkeypatch)
+    monkeypatch.setattr(rebuild, "_remove", without(rebuild._remove, WITHOUT_A_LOOK))
+    finds(world, "a delivery is lost")
 
 
 @ON_SQLITE

@@ -59,6 +59,7 @@ SOMETIMES = {
     "taken over",
     "died half-way",
     "waited for a lock",
+    "received between look and lock",
 }
 
 

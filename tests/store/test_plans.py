@@ -23,6 +23,7 @@ from relay.store import (
     examine,
     lanes,
     reap,
+    rebuild,
     record,
     reopen,
     repeats,
@@ -134,6 +135,7 @@ PARAMETERS: dict[str, Any] = {
             "claimed",
             "held",
             "returned",
+            "strays",
             "done",
             "ended",
             "moved",
@@ -187,11 +189,14 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
     "listed that are missing": sweeps._missing,
-    "events of a span": lambda _: examine._EVENTS,
+    "next seqs": lambda _: examine._NEXT_SEQS,
+    "events of a span": examine._events,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
-    "facts of a span": lambda _: examine._FACTS,
+    "facts of a span": examine._facts,
     "view of a span": examine._view,
-    "events that stand for others": examine._these_events,
+    "rows without an event": lambda sql: rebuild._remove(sql, "open_delivery"),
+    "facts without an event": lambda sql: rebuild._remove(sql, "delivery_log"),
+    "lanes to be forgotten": rebuild._forget,
     "lanes where some wait": lambda _: verify._WAITING_LANES,
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
@@ -309,8 +314,8 @@ def _scans_a_table(step: str) -> bool:
     return not step.endswith(PARTIAL)
 
 
-RESULTS = ("due", "firsts", "found", "mine", "delivery", "w")
-"""Of common table expressions and of the view, by name."""
+RESULTS = ("due", "firsts", "found", "mine", "delivery", "w", "arrived", "opened", "logged", "stored")
+"""Of common table expressions, subqueries and of the view, by name."""
 
 
 def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlite: Engine) -> None:

@@ -141,7 +141,7 @@ def test_it_does_not_matter_where_one_chunk_ends_and_the_next_begins(
         " VALUES (99, 'strict', 'x', '2026-01-01 00:00:00.000000Z', 'dead')"
     )
     whole = findings(lived_in.database)
-    monkeypatch.setattr(examine, "SPAN_EVENTS", size)
+    monkeypatch.setattr(examine, "SPAN_SEQS", size)
     monkeypatch.setattr(verify, "LANES_AT_A_TIME", size)
 
     assert findings(lived_in.database) == whole

@@ -1,0 +1,89 @@
+"""A route's `lane` may be changed: what was delivered by the earlier setting is judged by that one."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Literal
+
+import msgspec
+import pytest
+
+from inbox.config import Config
+from inbox.event import Enrolment, Event
+from inbox.reads import Row
+from relay.audit import Difference
+from relay.store.rebuild import rebuild
+from relay.store.verify import verify
+from tests.store.conftest import Steps, an_event
+from tests.store.verifying import CONFIG, DONE, Planter, plant
+
+__all__ = ["plant"]  # a fixture
+
+Kind = Literal["entity", "route", "event"]
+KINDS: tuple[Kind, ...] = ("entity", "route", "event")
+SHARED: tuple[Kind, ...] = ("entity", "route")
+
+from_one_to_another = pytest.mark.parametrize(("then", "now"), list(product(KINDS, KINDS)))
+
+
+def of_kind(kind: Kind, number: int, *, second: int | None = None) -> Event:
+    """An event of u1 in the lane that the setting makes."""
+    event = an_event(number, second=second)
+    lane = {"entity": "USER|u1", "route": "*", "event": f"|{event.dedup_key}"}[kind]
+    return msgspec.structs.replace(event, enrolments=(Enrolment("strict", lane),))
+
+
+def with_lane(kind: Kind) -> Config:
+    route = msgspec.structs.replace(CONFIG.routes["strict"], lane=kind)
+    return msgspec.structs.replace(CONFIG, routes={**CONFIG.routes, "strict": route})
+
+
+def delivered(steps: Steps, *events: Event) -> None:
+    for event in events:
+        steps.arrive(event)
+        steps.attempt(DONE)
+
+
+def found(steps: Steps, kind: Kind) -> list[Difference]:
+    return [one for checked in verify(steps.database, with_lane(kind)) for one in checked.differences]
+
+
+def mended(steps: Steps, kind: Kind) -> list[Difference]:
+    return [one for checked in rebuild(steps.database, with_lane(kind), who="ann") for one in checked.differences]
+
+
+def remembered(steps: Steps) -> list[Row]:
+    return steps.rows("SELECT * FROM lane ORDER BY route, lane")
+
+
+@from_one_to_another
+def test_what_was_delivered_by_an_earlier_setting_agrees_and_is_left_alone(steps: Steps, then: Kind, now: Kind) -> None:
+    """With one delivered before the change and two since, the last of which is older than all."""
+    delivered(steps, of_kind(then, 1, second=10))
+    before = remembered(steps)
+    assert (found(steps, now), mended(steps, now), remembered(steps)) == ([], [], before)
+
+    delivered(steps, of_kind(now, 2, second=11), of_kind(now, 3, second=9))
+    before = remembered(steps)
+    assert (found(steps, now), mended(steps, now), remembered(steps)) == ([], [], before)
+
+
+@pytest.mark.parametrize(("then", "now"), list(product(SHARED, KINDS)))
+def test_a_lane_that_forgot_its_last_delivery_is_found_by_any_later_setting_and_mended_as_it_was(
+    steps: Steps, plant: Planter, then: Kind, now: Kind
+) -> None:
+    delivered(steps, of_kind(then, 1, second=10), of_kind(now, 2, second=11))
+    before = remembered(steps)
+    plant(f"DELETE FROM lane WHERE seq = {2 if then == now else 1}")
+
+    assert {one.finding for one in found(steps, now)} == {"last_delivered"}
+    mended(steps, now)
+
+    assert remembered(steps) == before
+    assert found(steps, now) == []
+
+
+def test_the_log_says_what_was_delivered_in_a_lane_of_another_kind_than_its_entitys(steps: Steps) -> None:
+    delivered(steps, of_kind("entity", 1), of_kind("route", 2), of_kind("event", 3))
+    told = steps.rows("SELECT seq, detail ->> 'lane' AS lane FROM delivery_log ORDER BY seq")
+    assert [row["lane"] for row in told] == [None, "route", "event"]
