@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
-from relay.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, probe
+from relay.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, Toll, probe
 from relay.outcome import Delivery
 from relay.store.database import Database, Transaction
 from relay.store.events import with_events
-from relay.store.gates import locked, rates_used, store, use_rates
+from relay.store.gates import Locked, lock_all, store, use_rates
 
 LEASE_SECONDS = 15
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
@@ -44,14 +44,17 @@ def claim(
     """
     with database.write() as transaction:
         lease = _Lease(relay_node, secrets.randbits(62))
+        asked = [passages[route] for routes, room in wanted if room > 0 for route in routes if route in passages]
+        rates = _Rates.locked(transaction, asked)
         claimed: list[Any] = []
         for routes, room in wanted:
             left = room
             for route in routes:
                 if left > 0:
-                    rows = _claim_some(transaction, lease, route, left, passages.get(route, OPEN_PASSAGE))
+                    rows = _claim_some(transaction, lease, route, left, passages.get(route, OPEN_PASSAGE), rates)
                     claimed += rows
                     left -= len(rows)
+        rates.note(transaction)
         return with_events(transaction, claimed) if claimed else []
 
 
@@ -69,15 +72,17 @@ def claim_probe(
     """
     with database.write() as transaction:
         now = transaction.lock_order()
-        known = {key: b for key, b in locked(transaction, breakers).items() if b.state is not BreakerState.CLOSED}
+        gates = lock_all(transaction, {*breakers, *(toll.key for toll in passage.tolls)})
+        known = {key: gates[key].breaker for key in breakers if gates[key].breaker.state is not BreakerState.CLOSED}
         if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
             return []
-        lease = _Lease(relay_node, secrets.randbits(62))
-        claimed = _claim_some(transaction, lease, route, 1, passage) or _lease_suspect(
+        lease, rates = _Lease(relay_node, secrets.randbits(62)), _Rates(gates, now)
+        claimed = _claim_some(transaction, lease, route, 1, passage, rates) or _lease_suspect(
             transaction, lease, route, passage
         )
         if not claimed:
             return []
+        rates.note(transaction)
         store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
         return with_events(transaction, claimed)
 
@@ -87,15 +92,46 @@ class _Lease(NamedTuple):
     token: int
 
 
-def _claim_some(transaction: Transaction, lease: _Lease, route: str, most: int, passage: Passage) -> list[Any]:
-    """As many as rate limits afford, which are used up by it. Two relays that ask at once wait for each other there."""
-    if not passage.tolls:
-        return _lease_some(transaction, lease, route, most, passage)
-    used, now = rates_used(transaction, passage.tolls), transaction.now()
-    affordable = min(toll.affords(used[toll.key], now) for toll in passage.tolls)
-    claimed = _lease_some(transaction, lease, route, min(most, affordable), passage) if affordable > 0 else []
+class _Rates:
+    """The rates that a claim uses, of all routes that it asks for; their gates are locked from its beginning to its end."""
+
+    def __init__(self, gates: Mapping[GateKey, Locked], now: datetime) -> None:
+        self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
+        self._now = now
+        self._changed: dict[GateKey, datetime] = {}
+
+    @classmethod
+    def locked(cls, transaction: Transaction, passages: Iterable[Passage]) -> _Rates:
+        """Lock the gates of all of these. Two relays that ask at once wait for each other here, and nowhere else."""
+        gates = lock_all(transaction, {toll.key for passage in passages for toll in passage.tolls})
+        return cls(gates, transaction.now())
+
+    def afford(self, tolls: Sequence[Toll], most: int) -> int:
+        """How many of `most` attempts they afford; none where a gate is missing, because a person resumes it just now."""
+        if any(toll.key not in self._used_until for toll in tolls):
+            return 0
+        return min([most, *(toll.affords(self._used_until[toll.key], self._now) for toll in tolls)])
+
+    def use(self, tolls: Sequence[Toll], attempts: int) -> None:
+        """So many attempts pay these tolls."""
+        for toll in tolls:
+            used_until = toll.used(self._used_until[toll.key], self._now, attempts)
+            self._used_until[toll.key] = self._changed[toll.key] = used_until
+
+    def note(self, transaction: Transaction) -> None:
+        """Write what was used."""
+        if self._changed:
+            use_rates(transaction, self._changed)
+
+
+def _claim_some(
+    transaction: Transaction, lease: _Lease, route: str, most: int, passage: Passage, rates: _Rates
+) -> list[Any]:
+    """As many as rate limits afford, which are used up by it."""
+    affordable = rates.afford(passage.tolls, most)
+    claimed = _lease_some(transaction, lease, route, affordable, passage) if affordable > 0 else []
     if claimed:
-        use_rates(transaction, {toll.key: toll.used(used[toll.key], now, len(claimed)) for toll in passage.tolls})
+        rates.use(passage.tolls, len(claimed))
     return claimed
 
 

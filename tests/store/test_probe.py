@@ -81,7 +81,7 @@ def test_what_a_breaker_or_a_rate_holds_back_is_not_stuck(steps: Steps, database
     clock.advance(A_MINUTE)
     with database.write() as transaction:
         now = transaction.lock_order()
-        gates.rates_used(transaction, POLICY.tolls)
+        gates.lock_all(transaction, [CRM])
         gates.use_rates(transaction, {CRM: POLICY.tolls[0].used(None, now, 1)})
     assert stuck(database) == []
     assert stuck(database, msgspec.structs.replace(POLICY, tolls=())) == ["strict"]
