@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -40,6 +40,7 @@ from relay.worker import Finished
 
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
+RENEW_AGAIN_SECONDS = 0.2
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 CUT_SECONDS = 1.0
 """How long calls that are cut have to come back; the watchdog needs a twentieth of it."""
@@ -263,15 +264,30 @@ class Relay:
         self._tried("recording", self._record)
 
     def _keep_leases(self) -> None:
-        """Renew every 5 s. A lease that can't be renewed is trusted until its time, then its calls are cut."""
-        while not self._ended.wait(RENEW_EVERY_SECONDS):
-            began = self._leases.began_asking()
+        """Renew every 5 s. A lease that can't be renewed is trusted until its time, then its calls are cut.
+
+        A renewal passes over rows that somebody has locked, such as who settles their lanes: it asks for them again soon.
+        """
+        pause = RENEW_EVERY_SECONDS
+        while not self._ended.wait(pause):
+            pause = RENEW_EVERY_SECONDS
             try:
-                if held := self._leases.held():
-                    self._leases.renewed(claim.renew(self._database, held), began)
+                left = self._renew(self._leases.held())
                 nodes.heartbeat(self._database, self.node)
+                while left and pause > RENEW_AGAIN_SECONDS and not self._ended.wait(RENEW_AGAIN_SECONDS):
+                    pause -= RENEW_AGAIN_SECONDS
+                    left = self._renew(left.intersection(self._leases.held()))
             except SQLAlchemyError as error:
                 self._observer.database_trouble("renewing leases", error)
+
+    def _renew(self, held: Collection[claim.Claimed]) -> set[claim.Claimed]:
+        """Renew these. Returns those that are to be asked for again; not those that are lost."""
+        if not held:
+            return set()
+        began = self._leases.began_asking()
+        renewed = claim.renew(self._database, held)
+        self._leases.renewed(renewed, began)
+        return claim.passed_over(self._database, set(held) - renewed)
 
     def _retried(self, what: str, step: Callable[[], _Result]) -> _Result | None:
         """Run a step until the database takes it, or we are told to stop."""

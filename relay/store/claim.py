@@ -256,8 +256,8 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_deliv
 """)
 
 
-def renew(database: Database, held: Sequence[Claimed]) -> set[Claimed]:
-    """Extend these leases. Returns those that were: one that is missing is lost, or its row is locked at this moment.
+def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
+    """Extend these leases. Returns those that were: one that is missing is lost, or `passed_over`.
 
     Only what is held is renewed: a claim whose commit was never confirmed to us has to run out.
     """
@@ -267,14 +267,32 @@ def renew(database: Database, held: Sequence[Claimed]) -> set[Claimed]:
         return {(row.seq, row.route, row.lease_token) for row in renewed}
 
 
+def passed_over(database: Database, held: Collection[Claimed]) -> set[Claimed]:
+    """Of leases that were not renewed, those that are not lost: somebody had their rows locked at that moment."""
+    if not held:
+        return set()
+    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
+    with database.read() as transaction:
+        return {(row.seq, row.route, row.lease_token) for row in transaction.execute(_ours(database.sql), held=rows)}
+
+
+def _held(sql: Sql) -> str:
+    return f"""SELECT o.seq, o.route, o.lease_token
+    FROM {sql.rows("held", seq="bigint", route="text", token="bigint")}
+    JOIN open_delivery o ON o.seq = held.seq AND o.route = held.route
+    WHERE o.state = 'in_flight' AND o.lease_token = held.token"""
+
+
+@cache
+def _ours(sql: Sql) -> TextClause:
+    return text(_held(sql))
+
+
 @cache
 def _renew(sql: Sql) -> TextClause:
     return text(f"""
 WITH mine AS MATERIALIZED (
-    SELECT o.seq, o.route, o.lease_token
-    FROM {sql.rows("held", seq="bigint", route="text", token="bigint")}
-    JOIN open_delivery o ON o.seq = held.seq AND o.route = held.route
-    WHERE o.state = 'in_flight' AND o.lease_token = held.token
+    {_held(sql)}
     ORDER BY o.seq, o.route
     {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
 )
