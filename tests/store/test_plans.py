@@ -150,6 +150,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": claim._renew,
+    "still ours": claim._ours,
     "give back": claim._give_back,
     "any expired": reap._any_expired,
     "reap": reap._expired,
@@ -293,7 +294,7 @@ def _scans_a_table(step: str) -> bool:
     return not step.endswith(PARTIAL)
 
 
-RESULTS = ("due", "firsts", "found", "mine", "delivery", "w")
+RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w")
 """Of common table expressions and of the view, by name."""
 
 
