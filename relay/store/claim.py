@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,11 +12,14 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
+from inbox.timestamps import as_time, time_text
 from relay.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, Toll, probe
 from relay.outcome import Delivery
 from relay.store.database import Database, Transaction
 from relay.store.events import with_events
 from relay.store.gates import Locked, lock_all, store, use_rates
+from relay.store.passing import not_paused, paused_param, see
+from relay.store.places import LATE, START, Cursor, Places
 
 LEASE_SECONDS = 15
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
@@ -33,25 +36,27 @@ def claim(
     relay_node: str,
     wanted: Sequence[tuple[Sequence[str], int]],
     passages: Mapping[str, Passage] = _NOTHING_TO_PASS,
+    places: Places | None = None,
 ) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
     `passages` says of each route what is passed over, and what an attempt uses of a rate limit; a route that is not
-    there has nothing to pass.
+    there has nothing to pass. `places` remember from one claim to the next where to look; without them it is looked
+    from the beginning, and of heads that are paused only some thousands are passed over.
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
     makes SKIP LOCKED a mere optimisation.
     """
     with database.write() as transaction:
-        lease = _Lease(relay_node, secrets.randbits(62))
         asked = [passages[route] for routes, room in wanted if room > 0 for route in routes if route in passages]
         rates = _Rates.locked(transaction, asked)
+        claiming = _Claim(transaction, _Lease(relay_node, secrets.randbits(62)), rates, places or Places())
         claimed: list[Any] = []
         for routes, room in wanted:
             left = room
             for route in routes:
                 if left > 0:
-                    rows = _claim_some(transaction, lease, route, left, passages.get(route, OPEN_PASSAGE), rates)
+                    rows = claiming.some(route, left, passages.get(route, OPEN_PASSAGE))
                     claimed += rows
                     left -= len(rows)
         rates.note(transaction)
@@ -64,6 +69,8 @@ def claim_probe(
     route: str,
     breakers: Collection[GateKey],
     passage: Passage = OPEN_PASSAGE,
+    *,
+    places: Places | None = None,
 ) -> list[Delivery]:
     """Lease one due head of a route whose breaker is to be tried, and note that this is the attempt that tries it.
 
@@ -77,9 +84,8 @@ def claim_probe(
         if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
             return []
         lease, rates = _Lease(relay_node, secrets.randbits(62)), _Rates(gates, now)
-        claimed = _claim_some(transaction, lease, route, 1, passage, rates) or _lease_suspect(
-            transaction, lease, route, passage
-        )
+        claiming = _Claim(transaction, lease, rates, places or Places())
+        claimed = claiming.some(route, 1, passage) or _lease_suspect(transaction, lease, route, passage)
         if not claimed:
             return []
         rates.note(transaction)
@@ -97,7 +103,7 @@ class _Rates:
 
     def __init__(self, gates: Mapping[GateKey, Locked], now: datetime) -> None:
         self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
-        self._now = now
+        self.now = now
         self._changed: dict[GateKey, datetime] = {}
 
     @classmethod
@@ -110,12 +116,12 @@ class _Rates:
         """How many of `most` attempts they afford; none where a gate is missing, because a person resumes it just now."""
         if any(toll.key not in self._used_until for toll in tolls):
             return 0
-        return min([most, *(toll.affords(self._used_until[toll.key], self._now) for toll in tolls)])
+        return min([most, *(toll.affords(self._used_until[toll.key], self.now) for toll in tolls)])
 
     def use(self, tolls: Sequence[Toll], attempts: int) -> None:
         """So many attempts pay these tolls."""
         for toll in tolls:
-            used_until = toll.used(self._used_until[toll.key], self._now, attempts)
+            used_until = toll.used(self._used_until[toll.key], self.now, attempts)
             self._used_until[toll.key] = self._changed[toll.key] = used_until
 
     def note(self, transaction: Transaction) -> None:
@@ -124,27 +130,58 @@ class _Rates:
             use_rates(transaction, self._changed)
 
 
-def _claim_some(
-    transaction: Transaction, lease: _Lease, route: str, most: int, passage: Passage, rates: _Rates
-) -> list[Any]:
-    """As many as rate limits afford, which are used up by it."""
-    affordable = rates.afford(passage.tolls, most)
-    claimed = _lease_some(transaction, lease, route, affordable, passage) if affordable > 0 else []
-    if claimed:
-        rates.use(passage.tolls, len(claimed))
-    return claimed
+class _Claim(NamedTuple):
+    """One claim, of several routes, in one transaction."""
+
+    transaction: Transaction
+    lease: _Lease
+    rates: _Rates
+    places: Places
+
+    def some(self, route: str, most: int, passage: Passage) -> list[Any]:
+        """As many as rate limits afford, which are used up by it."""
+        affordable = self.rates.afford(passage.tolls, most)
+        if affordable <= 0:
+            return []
+        beside = passage.paused
+        claimed = self._not_paused(route, affordable, beside) if beside else self._first(route, affordable)
+        if claimed:
+            self.rates.use(passage.tolls, len(claimed))
+        return claimed
+
+    def _first(self, route: str, most: int) -> list[Any]:
+        """The first that are due; all before the last of them are claimed then, or somebody has them locked."""
+        floor = self.places.due[route]
+        with floor.look() as begin:
+            claimed = self._execute(_claim, route=route, most=most, begin=time_text(begin or START[0]))
+        if self.transaction.sql.keeps_ended_entries:
+            late = self.rates.now - LATE
+            floor.at = late if len(claimed) < most else max(as_time(row.was_due_at) for row in claimed)
+        return claimed
+
+    def _not_paused(self, route: str, most: int, paused: tuple[Entity, ...]) -> list[Any]:
+        """The first that are due and not paused, looked for from where the last look came to."""
+        passing, enough = self.places.passing[route], _OFFERED * most
+        self.places.due[route].at = None  # once nothing is paused, what was may have been due for long
+        looked: list[Cursor] = []
+        free: list[int] = []
+        for cursor, pages in passing.begin(paused, self.rates.now):
+            if len(free) < enough:
+                see(self.transaction, route, paused, cursor, pages=pages, enough=enough)
+                looked.append(cursor)
+                free += [head.key[1] for head in cursor.seen if not head.paused]
+        these = rows_param({"seq": seq} for seq in dict.fromkeys(free[:enough]))
+        claimed = self._execute(_claim_these, route=route, most=most, these=these) if free else []
+        passing.end(looked, {row.seq for row in claimed}, self.rates.now)
+        return claimed
+
+    def _execute(self, statement: Callable[[Sql], TextClause], **parameters: object) -> list[Any]:
+        given = {"token": self.lease.token, "node": self.lease.node, "lease": LEASE_SECONDS, **parameters}
+        return self.transaction.execute(statement(self.transaction.sql), **given)
 
 
-def _lease_some(transaction: Transaction, lease: _Lease, route: str, most: int, passage: Passage) -> list[Any]:
-    return transaction.execute(
-        _claim(transaction.sql, passing_over=bool(passage.paused)),
-        route=route,
-        most=most,
-        token=lease.token,
-        node=lease.node,
-        lease=LEASE_SECONDS,
-        **paused_param(passage.paused),
-    )
+_OFFERED = 4
+"""Times as many as are wanted: other relays may have locked some."""
 
 
 def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage: Passage) -> list[Any]:
@@ -152,12 +189,6 @@ def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage:
     if transaction.execute(_SUSPECT_IN_HAND, node=lease.node):
         return []
     return _suspect(transaction, lease, [route], passage.paused)
-
-
-def paused_param(entities: Sequence[Entity]) -> dict[str, str]:
-    """The parameter that `not_paused` has, if there is any."""
-    rows = [{"source": source, "type": entity_type, "id": entity_id} for source, entity_type, entity_id in entities]
-    return {"paused": rows_param(rows)} if rows else {}
 
 
 def claim_suspect(
@@ -217,28 +248,34 @@ def _due_suspect(sql: Sql, *, passing_over: bool) -> str:
 
 
 @cache
-def _claim(sql: Sql, *, passing_over: bool = False) -> TextClause:
+def _claim(sql: Sql) -> TextClause:
     return _lease(
         sql,
         f"""
-    SELECT seq, route FROM open_delivery o
-    WHERE state = 'ready' AND route = :route AND due_at <= (SELECT {sql.now}) AND crashes < {SUSPECT_CRASHES}
-    {not_paused(sql) if passing_over else ""}
+    SELECT seq, route, due_at FROM open_delivery o
+    WHERE state = 'ready' AND route = :route AND crashes < {SUSPECT_CRASHES}
+      AND due_at <= (SELECT {sql.now}) AND due_at >= {sql.time(":begin")}
     ORDER BY due_at, seq
     LIMIT :most
     {sql.skip_locked}""",
+        "due.due_at AS was_due_at" if sql.keeps_ended_entries else "NULL AS was_due_at",
     )
 
 
-def not_paused(sql: Sql) -> str:
-    """A condition on the delivery `o`: its entity is not among those of `paused_param`."""
-    return f"""AND NOT EXISTS (
-        SELECT 1 FROM inbox i JOIN {sql.rows("paused", source="text", type="text", id="text")}
-            ON i.source = paused.source AND i.entity_type = paused.type AND i.entity_id = paused.id
-        WHERE i.seq = o.seq)"""
+@cache
+def _claim_these(sql: Sql) -> TextClause:
+    of_route = f"o.seq = these.seq AND o.route = :route AND o.state = 'ready' AND o.due_at <= (SELECT {sql.now})"
+    return _lease(
+        sql,
+        f"""
+    SELECT o.seq, o.route FROM {sql.rows("these", seq="bigint")} JOIN open_delivery o ON {of_route}
+    ORDER BY o.due_at, o.seq
+    LIMIT :most
+    {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}""",
+    )
 
 
-def _lease(sql: Sql, due: str) -> TextClause:
+def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
     """The state is looked at once more, so that it holds without the row lock, too; put so that no index answers it.
 
     By the one on heads, Postgres would read every head there is when its statistics are of a time when there were none.
@@ -252,7 +289,7 @@ SET state = 'in_flight', attempt = open_delivery.attempt + 1, due_at = NULL,
 FROM due
 WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state || '' = 'ready'
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run,
-    open_delivery.lease_token, open_delivery.crashes
+    open_delivery.lease_token, open_delivery.crashes{besides and f", {besides}"}
 """)
 
 

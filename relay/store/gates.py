@@ -125,7 +125,7 @@ def pay(database: Database, toll: Toll) -> float:
     """
     with database.write() as transaction:
         gate, now = lock_all(transaction, [toll.key]).get(toll.key), transaction.now()
-        used = gate and gate.rate_used_until
+        used = None if gate is None else gate.rate_used_until
         seconds = toll.opens_in(used, now)
         if seconds == 0:
             use_rates(transaction, {toll.key: toll.used(used, now, 1)})

@@ -9,8 +9,8 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from relay.gates import Entity
-from relay.store.claim import not_paused, paused_param
 from relay.store.database import Database
+from relay.store.passing import not_paused, paused_param
 
 
 def start_node(database: Database, node: str, host: str, pid: int, version: str) -> None:

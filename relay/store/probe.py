@@ -9,9 +9,9 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from relay.policy import RoutePolicy
-from relay.store.claim import not_paused, paused_param
 from relay.store.database import Database
 from relay.store.gates import read_gates
+from relay.store.passing import not_paused, paused_param
 
 STUCK_AFTER_SECONDS = 60.0
 

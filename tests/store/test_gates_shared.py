@@ -233,9 +233,7 @@ BOTH_WAYS = (["strict", "latest"], ["latest", "strict"])
 RATED = {"strict": Passage(tolls=(Toll(CRM, 10.0, 1),)), "latest": Passage(tolls=(Toll(IDENTITY, 10.0, 1),))}
 
 
-def in_all_orders(
-    engine: Engine, prepare: Callable[[], None], operations: Mapping[str, Callable[[], object]]
-) -> None:
+def in_all_orders(engine: Engine, prepare: Callable[[], None], operations: Mapping[str, Callable[[], object]]) -> None:
     """Do these at once, one statement at a time, in every order, until one of them fails."""
 
     def start() -> Stepper:

@@ -22,6 +22,7 @@ from relay.store import (
     events,
     examine,
     lanes,
+    passing,
     reap,
     record,
     reopen,
@@ -93,6 +94,7 @@ ONE = rows_param(
             "source": "trivore",
             "key": "key 1010",
             "id": "u101",
+            "type": "USER",
             "modified": START,
         }
     ]
@@ -103,6 +105,9 @@ PARAMETERS: dict[str, Any] = {
     "now": NOW,
     "route": "crm",
     "most": 8,
+    "begin": NOW,
+    "begin_seq": 0,
+    "page": 500,
     "token": 1,
     "node": "r1",
     "lease": 15,
@@ -131,6 +136,8 @@ PARAMETERS: dict[str, Any] = {
             "late",
             "asked",
             "listed",
+            "these",
+            "paused",
         ),
         ONE,
     ),
@@ -145,6 +152,8 @@ DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "claim": claim._claim,
+    "claim these": claim._claim_these,
+    "due heads, and whether they are paused": passing._page,
     "claim a suspect": claim._claim_suspect,
     "any suspect": claim._any_suspect,
     "abandoned before": reap._abandoned_before,
