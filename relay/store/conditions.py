@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
@@ -22,10 +23,10 @@ WHOLE_EVERY_SECONDS = 60.0
 class Watch:
     """Looks for them now and then. One for each relay process, for it remembers when it heard of each source."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._heard: dict[str, datetime] = {}
         self._looked_to = 0
-        self._oldest: defaultdict[str, Floor[int]] = defaultdict(lambda: Floor(WHOLE_EVERY_SECONDS))
+        self._oldest: defaultdict[str, Floor[int]] = defaultdict(lambda: Floor(WHOLE_EVERY_SECONDS, monotonic))
         """Of each route: below it nothing of it was open."""
 
     def look(self, database: Database, config: Config) -> None:

@@ -17,6 +17,7 @@ from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.timestamps import time_text
 from relay.store import (
     claim,
+    conditions,
     coverage,
     database,
     events,
@@ -165,6 +166,8 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "reap": reap._expired,
     "received": sequence._received,
     "any received": lambda _: sequence._ANY_RECEIVED,
+    "any dead on a route": lambda _: conditions._ANY_DEAD,
+    "oldest of a route": lambda _: conditions._OLDEST,
     "heads": lanes._heads,
     "all waiting": lanes._all_waiting,
     "first waiting": lanes._first_waiting,

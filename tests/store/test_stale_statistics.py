@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
-from relay.store import claim, coverage, lanes, passing
+from relay.store import claim, conditions, coverage, lanes, passing
 from tests.conftest import _administer, _create_database
 
 ROWS = 20_000
@@ -62,6 +62,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
     "all waiting": (lanes._all_waiting(SQL), "state = 'waiting'", {"lanes": LANES}),
     "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES}),
+    "any dead on a route": (conditions._ANY_DEAD, "state = 'waiting'", {"route": "crm"}),
     "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": LANES}),
 }
 
