@@ -68,10 +68,15 @@ def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(
 ) -> None:
     seen: list[list[int]] = []
     with engine.connect() as other:
+
+        def let_go() -> None:
+            seen.append(renewed(engine))
+            other.rollback()
+
         moments = Moments(
             lambda: other.execute(LOCK),
             lambda: seen.append(renewed(engine)),
-            lambda: (seen.append(renewed(engine)), other.rollback()),
+            let_go,
             lambda: seen.append(renewed(engine)),
         )
         waited = keeping(engine, receive, moments)
