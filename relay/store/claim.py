@@ -80,7 +80,8 @@ def claim_probe(
     with database.write() as transaction:
         now = transaction.lock_order()
         gates = lock_all(transaction, {*breakers, *(toll.key for toll in passage.tolls)})
-        known = {key: gates[key].breaker for key in breakers if gates[key].breaker.state is not BreakerState.CLOSED}
+        tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
+        known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
         if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
             return []
         lease, rates = _Lease(relay_node, secrets.randbits(62)), _Rates(gates, now)

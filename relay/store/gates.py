@@ -52,8 +52,9 @@ def listen(
     if not reports:
         return {}
     limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
-    gates = lock_all(transaction, {report.key for report in reports})
-    before = {key: gate.breaker for key, gate in gates.items()}
+    keys = {report.key for report in reports}
+    locked = lock_all(transaction, keys)
+    before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}
     after = dict(before)
     for report in reports:
         after[report.key] = heard(after[report.key], report.health, report.why, limits[report.key], now)
