@@ -353,7 +353,7 @@ def give_back(database: Database, claimed: Sequence[Claimed]) -> int:
 
 @cache
 def _give_back(sql: Sql) -> TextClause:
-    """Locked in the order in which everybody locks open rows: else it and who settles the same lanes wait for each other."""
+    """Locked in the order in which everybody locks open rows: else it and who records the same ones wait for each other."""
     return text(f"""
 WITH mine AS MATERIALIZED (
     SELECT o.seq, o.route, o.lease_token

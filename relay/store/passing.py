@@ -23,14 +23,15 @@ def paused_param(entities: Sequence[Entity]) -> dict[str, str]:
 
 def not_paused(sql: Sql) -> str:
     """A condition on the delivery `o`: its entity is not among those of `paused_param`."""
-    return f"AND NOT {_is_paused(sql, 'o.seq')}"
+    return f"AND NOT ({_is_paused(sql, 'o.seq')})"
 
 
 def _is_paused(sql: Sql, seq: str) -> str:
-    return f"""EXISTS (
+    """Put so that each is looked up by itself: with EXISTS, Postgres may read all events of the paused entities first."""
+    return f"""(
         SELECT 1 FROM inbox i JOIN {sql.rows("paused", source="text", type="text", id="text")}
             ON i.source = paused.source AND i.entity_type = paused.type AND i.entity_id = paused.id
-        WHERE i.seq = {seq})"""
+        WHERE i.seq = {seq} LIMIT 1) IS NOT NULL"""
 
 
 def see(

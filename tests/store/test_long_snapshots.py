@@ -14,9 +14,12 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from inbox.db import engine as engines
+from inbox.db.dialect import POSTGRES, Sql, rows_param
+from inbox.timestamps import time_text
+from relay.store import passing
 from relay.store.claim import claim
 from relay.store.database import Database
-from relay.store.places import Places
+from relay.store.places import START, Places
 from relay.store.sequence import any_received, sequence
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import POLICIES
@@ -110,3 +113,52 @@ def test_a_claim_that_finds_too_little_begins_with_what_has_just_become_due(repo
     assert pages_read(reported, lambda: claim(database, "r1", [(["strict"], 8)], {}, places), "'ready'") < 50
     first = pages_read(reported, lambda: claim(database, "r1", [(["strict"], 8)]), "'ready'")
     assert first > 200, "else this shows nothing"
+
+
+PAUSED_HEADS = (
+    """
+INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
+                   content_type, body_sha256)
+SELECT n, 'trivore', 'key ' || n, 'USER', 'u1', 'UPDATE', 'update', now(), now(), ARRAY['strict'], 'text/plain', '\\x00'
+FROM generate_series(1000001, 1020000) AS n
+""",
+    """
+INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at)
+SELECT n, 'paused', 'event|' || n, now(), 'ready', CAST('2026-01-01 00:00:00Z' AS timestamptz) + n * interval '1 ms'
+FROM generate_series(1000001, 1020000) AS n
+""",
+    "ANALYZE inbox, open_delivery",
+)
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+def test_who_looks_at_some_paused_heads_reads_not_all_events_of_their_entity(reported: Engine, mode: str) -> None:
+    statement = passing._page(Sql(POSTGRES))
+    with reported.connect() as connection, connection.begin() as transaction:
+        for prepare in (*PAUSED_HEADS, f"SET LOCAL plan_cache_mode = {mode}"):
+            connection.execute(text(prepare))
+        (found,) = connection.execute(
+            text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}"),
+            {
+                "now": None,
+                "route": "paused",
+                "begin": time_text(START[0]),
+                "begin_seq": 0,
+                "page": 50,
+                "paused": PAUSED,
+            },
+        ).one()
+        transaction.rollback()
+    plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
+    assert plan["Actual Rows"] == 50
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50 * 6
+    assert most_rows(plan) <= 50 * 2
+
+
+PAUSED = rows_param([{"source": "trivore", "type": "USER", "id": "u1"}])
+
+
+def most_rows(plan: dict[str, Any]) -> int:
+    """The most that any node of the plan gave."""
+    below = [most_rows(child) for child in plan.get("Plans", ())]
+    return max([int(plan["Actual Rows"] * plan["Actual Loops"]), *below])

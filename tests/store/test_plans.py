@@ -320,8 +320,11 @@ def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlit
         assert [_scans_a_table(str(row.detail)) for row in found] == [True]
 
 
-def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_postgres: Engine) -> None:
-    statement = claim._claim(Sql(POSTGRES))
+@pytest.mark.parametrize("look", [claim._claim, passing._page])
+def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(
+    big_postgres: Engine, look: Callable[[Sql], TextClause]
+) -> None:
+    statement = look(Sql(POSTGRES))
     with big_postgres.connect() as connection:
         for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
             assert "ix_open_delivery_ready" in {node.get("Index Name") for node in nodes}
