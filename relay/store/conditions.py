@@ -103,13 +103,13 @@ SELECT 1 WHERE EXISTS (SELECT 1 FROM open_delivery WHERE route = :route AND stat
 # It walks what is open on other routes, too, up to the first of this one. An index of its own would cost each event more
 # than the walk, which mostly begins where the last one ended.
 _OLDEST = text("""
-SELECT o.seq, i.received_at
+SELECT found.seq, i.received_at
 FROM (
     SELECT seq FROM open_delivery
     WHERE route = :route AND state <> 'dead' AND seq >= :begin_seq
     ORDER BY seq
-    LIMIT 1) o
-JOIN inbox i ON i.seq = o.seq
+    LIMIT 1) found
+JOIN inbox i ON i.seq = found.seq
 """)
 _HIGHEST = text("SELECT max(seq) AS seq FROM inbox")
 _LAST_OF_SOURCE = text(
