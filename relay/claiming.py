@@ -12,6 +12,7 @@ from relay.outcome import Delivery
 from relay.policy import RoutePolicy
 from relay.store import claim, gates
 from relay.store.database import Database
+from relay.store.places import Places
 from relay.worker import Crews
 
 SUSPECTS_EVERY_SECONDS = 1.0
@@ -26,6 +27,7 @@ class Claiming:
         self._leases = leases
         self._observer = observer
         self._suspects_at = 0.0
+        self._places = Places()
         self.gates = Gates()
         self.ran_short = False
         """The last claim found less than it asked for."""
@@ -53,12 +55,21 @@ class Claiming:
         self.ran_short = False
         if any(routes for routes, _ in wanted):
             began = self._leases.began_asking()
-            claimed = self._hand_over(crews, claim.claim(self._database, self._node, wanted, passages), began)
+            found = claim.claim(self._database, self._node, wanted, passages, places=self._places, policies=policies)
+            claimed = self._hand_over(crews, found, began)
             self.ran_short = claimed < sum(room for routes, room in wanted if routes)
         for route in self.admitted(policies, crews.routes, "probe"):
             began = self._leases.began_asking()
             breakers = list(policies[route].breakers)
-            found = claim.claim_probe(self._database, self._node, route, breakers, passages[route])
+            found = claim.claim_probe(
+                self._database,
+                self._node,
+                route,
+                breakers,
+                passages[route],
+                places=self._places,
+                policies=policies,
+            )
             claimed += self._hand_over(crews, found, began)
             self.look_at_gates()
         return claimed
@@ -69,7 +80,7 @@ class Claiming:
             return 0
         routes = self.admitted(policies, crews.routes, "all")
         began = self._leases.began_asking()
-        found = claim.claim_suspect(self._database, self._node, routes, self.gates.paused_entities)
+        found = claim.claim_suspect(self._database, self._node, routes, self.gates.paused_entities, policies)
         claimed = self._hand_over(crews, found, began)
         self._suspects_at = 0.0 if claimed else time.monotonic() + SUSPECTS_EVERY_SECONDS
         return claimed

@@ -12,9 +12,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -41,6 +42,7 @@ from relay.worker import Finished
 
 BUSY_POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.5
+RENEW_AGAIN_SECONDS = 0.2
 MOST_SEQUENCED_AT_ONCE = 10 * sequence.BATCH
 UNRECORDABLE_AGAIN_SECONDS = 30.0
 CUT_SECONDS = 1.0
@@ -298,18 +300,23 @@ class Relay:
         self._tried("recording", self._record)
 
     def _keep_leases(self) -> None:
-        """Renew every 5 s. A lease that can't be renewed is trusted until its time, then its calls are cut."""
-        while not self._ended.wait(RENEW_EVERY_SECONDS):
+        """Renew every 5 s. A lease that can't be renewed is trusted until its time, then its calls are cut.
+
+        A renewal passes over rows that somebody has locked, such as who settles their lanes: it asks for them again soon.
+        """
+        nothing: set[claim.Claimed] = set()
+        pause = RENEW_EVERY_SECONDS
+        while not self._ended.wait(pause):
+            pause = RENEW_EVERY_SECONDS
             try:
-                self._steps.run("renew", self._renew, None)
+                left = self._steps.run("renew", lambda: self._renew(self._leases.held()), nothing)
                 self._steps.run("heartbeat", self._say_that_it_lives, None)
+                while left and pause > RENEW_AGAIN_SECONDS and not self._ended.wait(RENEW_AGAIN_SECONDS):
+                    pause -= RENEW_AGAIN_SECONDS
+                    again = left.intersection(self._leases.held())
+                    left = self._steps.run("renew", partial(self._renew, again), nothing)
             except DBAPIError as error:
                 self._observer.database_trouble("renewing leases", error)
-
-    def _renew(self) -> None:
-        began = self._leases.began_asking()
-        if held := self._leases.held():
-            self._leases.renewed(claim.renew(self._database, held), began)
 
     def _say_that_it_lives(self) -> None:
         nodes.heartbeat(self._database, self.node, self._steps.failing)
@@ -329,6 +336,15 @@ class Relay:
             self._observer.database_trouble("looking whether it takes writes", error)
             return False
         return True
+
+    def _renew(self, held: Collection[claim.Claimed]) -> set[claim.Claimed]:
+        """Renew these. Returns those that are to be asked for again; not those that are lost."""
+        if not held:
+            return set()
+        began = self._leases.began_asking()
+        renewed = claim.renew(self._database, held)
+        self._leases.renewed(renewed, began)
+        return claim.passed_over(self._database, set(held) - renewed)
 
     def _retried(self, what: str, step: Callable[[], _Result]) -> _Result | None:
         """Run a step until the database takes it, or we are told to stop."""

@@ -100,8 +100,15 @@ def _counted(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, 
 
 
 def _opened(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
-    seconds = min(limits.open_for * 2**breaker.open_count, limits.longest)
-    return Breaker(BreakerState.OPEN, now + timedelta(seconds=seconds), why, breaker.open_count + 1)
+    seconds = min(limits.open_for * 2.0 ** min(breaker.open_count, _MOST_DOUBLINGS), limits.longest)
+    open_count = min(breaker.open_count + 1, _MOST_OPENINGS)
+    return Breaker(BreakerState.OPEN, now + timedelta(seconds=seconds), why, open_count)
+
+
+_MOST_DOUBLINGS = 40
+"""From a millisecond they lead beyond 366 days, the longest that can be configured; a float takes 1,023."""
+_MOST_OPENINGS = 2**31 - 1
+"""As many as the column `open_count` holds."""
 
 
 LEAST_BURST = 2

@@ -86,6 +86,7 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
         Step.DEMOTED: State.WAITING,
         Step.SUPERSEDED: State.ENDED,
         Step.CANCELLED: State.ENDED,
+        Step.DEAD_UNATTEMPTED: State.DEAD,
     },
     State.IN_FLIGHT: {
         Step.DELIVERED: State.ENDED,

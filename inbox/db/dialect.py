@@ -135,6 +135,8 @@ class Sql:
         """The database's clock, or `:now` when a test hands one in."""
         self.for_update = "FOR UPDATE" if self.is_postgres else ""
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
+        self.keeps_ended_entries = self.is_postgres
+        """Whether an index keeps the entries of rows that have ended as long as any snapshot is older."""
         self.needs_checkpoints = not self.is_postgres
         """Whether writers have to copy the write-ahead log back themselves: see `inbox.db.checkpoint`."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002

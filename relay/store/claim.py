@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,11 +12,16 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
-from relay.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, probe
+from inbox.timestamps import as_time, time_text
+from relay.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, Toll, probe
 from relay.outcome import Delivery
-from relay.store.database import Database, Transaction
+from relay.policy import RoutePolicy
+from relay.store.database import Database, Key, Transaction, read_keys
 from relay.store.events import with_events
-from relay.store.gates import locked, rates_used, store, use_rates
+from relay.store.gates import Locked, lock_all, store, use_rates
+from relay.store.passing import not_paused, paused_param, see
+from relay.store.places import LATE, START, Cursor, Places
+from relay.store.unreadable import claiming_what_can_be_loaded
 
 LEASE_SECONDS = 15
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
@@ -26,6 +31,7 @@ Claimed = tuple[int, str, int]
 """seq, route and the lease's token."""
 
 _NOTHING_TO_PASS: Mapping[str, Passage] = {}
+_NO_POLICIES: Mapping[str, RoutePolicy] = {}
 
 
 def claim(
@@ -33,25 +39,50 @@ def claim(
     relay_node: str,
     wanted: Sequence[tuple[Sequence[str], int]],
     passages: Mapping[str, Passage] = _NOTHING_TO_PASS,
+    *,
+    places: Places | None = None,
+    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
     `passages` says of each route what is passed over, and what an attempt uses of a rate limit; a route that is not
-    there has nothing to pass.
+    there has nothing to pass. `places` remember from one claim to the next where to look; without them it is looked
+    from the beginning, and of heads that are paused only some thousands are passed over.
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
-    makes SKIP LOCKED a mere optimisation.
+    makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, by the `policies` of the routes, and the
+    others are claimed.
     """
+    heads = [(route, room, passages.get(route, OPEN_PASSAGE).paused) for routes, room in wanted for route in routes]
+    return claiming_what_can_be_loaded(
+        database,
+        lambda: _claim_all(database, relay_node, wanted, passages, places or Places()),
+        lambda: _due_keys(database, heads),
+        policies,
+        relay_node,
+    )
+
+
+def _claim_all(
+    database: Database,
+    relay_node: str,
+    wanted: Sequence[tuple[Sequence[str], int]],
+    passages: Mapping[str, Passage],
+    places: Places,
+) -> list[Delivery]:
     with database.write() as transaction:
-        lease = _Lease(relay_node, secrets.randbits(62))
+        asked = [passages[route] for routes, room in wanted if room > 0 for route in routes if route in passages]
+        rates = _Rates.locked(transaction, asked)
+        claiming = _Claim(transaction, _Lease(relay_node, secrets.randbits(62)), rates, places)
         claimed: list[Any] = []
         for routes, room in wanted:
             left = room
             for route in routes:
                 if left > 0:
-                    rows = _claim_some(transaction, lease, route, left, passages.get(route, OPEN_PASSAGE))
+                    rows = claiming.some(route, left, passages.get(route, OPEN_PASSAGE))
                     claimed += rows
                     left -= len(rows)
+        rates.note(transaction)
         return with_events(transaction, claimed) if claimed else []
 
 
@@ -61,23 +92,48 @@ def claim_probe(
     route: str,
     breakers: Collection[GateKey],
     passage: Passage = OPEN_PASSAGE,
+    *,
+    places: Places | None = None,
+    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease one due head of a route whose breaker is to be tried, and note that this is the attempt that tries it.
 
     Where nothing else is due it is one that `claim` leaves out: else a breaker behind which only those wait stays open.
-    Nothing, when another relay does so already or it has opened again.
+    Nothing, when another relay does so already or it has opened again. One that can't be loaded is dealt with as by `claim`.
     """
+    return claiming_what_can_be_loaded(
+        database,
+        lambda: _claim_probe(
+            database, relay_node, route, breakers=breakers, passage=passage, places=places or Places()
+        ),
+        lambda: _due_keys(database, [(route, 1, passage.paused)]) or _suspect_keys(database, [route], passage.paused),
+        policies,
+        relay_node,
+    )
+
+
+def _claim_probe(
+    database: Database,
+    relay_node: str,
+    route: str,
+    *,
+    breakers: Collection[GateKey],
+    passage: Passage,
+    places: Places,
+) -> list[Delivery]:
     with database.write() as transaction:
         now = transaction.lock_order()
-        known = {key: b for key, b in locked(transaction, breakers).items() if b.state is not BreakerState.CLOSED}
+        gates = lock_all(transaction, {*breakers, *(toll.key for toll in passage.tolls)})
+        tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
+        known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
         if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
             return []
-        lease = _Lease(relay_node, secrets.randbits(62))
-        claimed = _claim_some(transaction, lease, route, 1, passage) or _lease_suspect(
-            transaction, lease, route, passage
-        )
+        lease, rates = _Lease(relay_node, secrets.randbits(62)), _Rates(gates, now)
+        claiming = _Claim(transaction, lease, rates, places)
+        claimed = claiming.some(route, 1, passage) or _lease_suspect(transaction, lease, route, passage)
         if not claimed:
             return []
+        rates.note(transaction)
         store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
         return with_events(transaction, claimed)
 
@@ -87,28 +143,90 @@ class _Lease(NamedTuple):
     token: int
 
 
-def _claim_some(transaction: Transaction, lease: _Lease, route: str, most: int, passage: Passage) -> list[Any]:
-    """As many as rate limits afford, which are used up by it. Two relays that ask at once wait for each other there."""
-    if not passage.tolls:
-        return _lease_some(transaction, lease, route, most, passage)
-    used, now = rates_used(transaction, passage.tolls), transaction.now()
-    affordable = min(toll.affords(used[toll.key], now) for toll in passage.tolls)
-    claimed = _lease_some(transaction, lease, route, min(most, affordable), passage) if affordable > 0 else []
-    if claimed:
-        use_rates(transaction, {toll.key: toll.used(used[toll.key], now, len(claimed)) for toll in passage.tolls})
-    return claimed
+class _Rates:
+    """The rates that a claim uses, of all routes that it asks for; their gates are locked from its beginning to its end."""
+
+    def __init__(self, gates: Mapping[GateKey, Locked], now: datetime) -> None:
+        self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
+        self.now = now
+        self._changed: dict[GateKey, datetime] = {}
+
+    @classmethod
+    def locked(cls, transaction: Transaction, passages: Iterable[Passage]) -> _Rates:
+        """Lock the gates of all of these. Two relays that ask at once wait for each other here, and nowhere else."""
+        gates = lock_all(transaction, {toll.key for passage in passages for toll in passage.tolls})
+        return cls(gates, transaction.now())
+
+    def afford(self, tolls: Sequence[Toll], most: int) -> int:
+        """How many of `most` attempts they afford; none where a gate is missing, because a person resumes it just now."""
+        if any(toll.key not in self._used_until for toll in tolls):
+            return 0
+        return min([most, *(toll.affords(self._used_until[toll.key], self.now) for toll in tolls)])
+
+    def use(self, tolls: Sequence[Toll], attempts: int) -> None:
+        """So many attempts pay these tolls."""
+        for toll in tolls:
+            used_until = toll.used(self._used_until[toll.key], self.now, attempts)
+            self._used_until[toll.key] = self._changed[toll.key] = used_until
+
+    def note(self, transaction: Transaction) -> None:
+        """Write what was used."""
+        if self._changed:
+            use_rates(transaction, self._changed)
 
 
-def _lease_some(transaction: Transaction, lease: _Lease, route: str, most: int, passage: Passage) -> list[Any]:
-    return transaction.execute(
-        _claim(transaction.sql, passing_over=bool(passage.paused)),
-        route=route,
-        most=most,
-        token=lease.token,
-        node=lease.node,
-        lease=LEASE_SECONDS,
-        **paused_param(passage.paused),
-    )
+class _Claim(NamedTuple):
+    """One claim, of several routes, in one transaction."""
+
+    transaction: Transaction
+    lease: _Lease
+    rates: _Rates
+    places: Places
+
+    def some(self, route: str, most: int, passage: Passage) -> list[Any]:
+        """As many as rate limits afford, which are used up by it."""
+        affordable = self.rates.afford(passage.tolls, most)
+        if affordable <= 0:
+            return []
+        beside = passage.paused
+        claimed = self._not_paused(route, affordable, beside) if beside else self._first(route, affordable)
+        if claimed:
+            self.rates.use(passage.tolls, len(claimed))
+        return claimed
+
+    def _first(self, route: str, most: int) -> list[Any]:
+        """The first that are due; all before the last of them are claimed then, or somebody has them locked."""
+        floor = self.places.due[route]
+        with floor.look() as begin:
+            claimed = self._execute(_claim, route=route, most=most, begin=time_text(begin or START[0]))
+        if self.transaction.sql.keeps_ended_entries:
+            late = self.rates.now - LATE
+            floor.at = late if len(claimed) < most else max(as_time(row.was_due_at) for row in claimed)
+        return claimed
+
+    def _not_paused(self, route: str, most: int, paused: tuple[Entity, ...]) -> list[Any]:
+        """The first that are due and not paused, looked for from where the last look came to."""
+        passing, enough = self.places.passing[route], _OFFERED * most
+        self.places.due[route].at = None  # once nothing is paused, what was may have been due for long
+        looked: list[Cursor] = []
+        free: list[int] = []
+        for cursor, pages in passing.begin(paused, self.rates.now):
+            if len(free) < enough:
+                see(self.transaction, route, paused, cursor, pages=pages, enough=enough)
+                looked.append(cursor)
+                free += [head.key[1] for head in cursor.seen if not head.paused]
+        these = rows_param({"seq": seq} for seq in dict.fromkeys(free[:enough]))
+        claimed = self._execute(_claim_these, route=route, most=most, these=these) if free else []
+        passing.end(looked, {row.seq for row in claimed}, self.rates.now)
+        return claimed
+
+    def _execute(self, statement: Callable[[Sql], TextClause], **parameters: object) -> list[Any]:
+        given = {"token": self.lease.token, "node": self.lease.node, "lease": LEASE_SECONDS, **parameters}
+        return self.transaction.execute(statement(self.transaction.sql), **given)
+
+
+_OFFERED = 4
+"""Times as many as are wanted: other relays may have locked some."""
 
 
 def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage: Passage) -> list[Any]:
@@ -118,20 +236,31 @@ def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage:
     return _suspect(transaction, lease, [route], passage.paused)
 
 
-def paused_param(entities: Sequence[Entity]) -> dict[str, str]:
-    """The parameter that `not_paused` has, if there is any."""
-    rows = [{"source": source, "type": entity_type, "id": entity_id} for source, entity_type, entity_id in entities]
-    return {"paused": rows_param(rows)} if rows else {}
-
-
 def claim_suspect(
-    database: Database, relay_node: str, routes: Sequence[str], paused: Sequence[Entity] = ()
+    database: Database,
+    relay_node: str,
+    routes: Sequence[str],
+    paused: Sequence[Entity] = (),
+    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease one due head whose lease ran out several times in a row, or none: it may be what killed the process.
 
     `claim` leaves these out. A relay that has only one of them in hand finds out which it is: those that were merely
-    in hand with it come through alone. Deliveries of entities that are `paused` are passed over.
+    in hand with it come through alone. Deliveries of entities that are `paused` are passed over. One that can't be loaded is
+    dealt with as by `claim`.
     """
+    return claiming_what_can_be_loaded(
+        database,
+        lambda: _claim_suspect(database, relay_node, routes, paused),
+        lambda: _suspect_keys(database, routes, paused),
+        policies,
+        relay_node,
+    )
+
+
+def _claim_suspect(
+    database: Database, relay_node: str, routes: Sequence[str], paused: Sequence[Entity]
+) -> list[Delivery]:
     given = {"routes": rows_param({"route": route} for route in routes), **paused_param(paused)}
     with database.read() as transaction:
         if not transaction.execute(_any_suspect(database.sql, passing_over=bool(paused)), **given):
@@ -143,13 +272,45 @@ def claim_suspect(
 
 def _suspect(transaction: Transaction, lease: _Lease, routes: Sequence[str], paused: Sequence[Entity]) -> list[Any]:
     return transaction.execute(
-        _claim_suspect(transaction.sql, passing_over=bool(paused)),
+        _lease_of_suspect(transaction.sql, passing_over=bool(paused)),
         token=lease.token,
         node=lease.node,
         lease=LEASE_SECONDS,
         routes=rows_param({"route": route} for route in routes),
         **paused_param(paused),
     )
+
+
+def _due_keys(database: Database, heads: Sequence[tuple[str, int, Sequence[Entity]]]) -> list[Key]:
+    """The heads that are due first on each route, as many as there is room for."""
+    return [
+        key
+        for route, most, paused in heads
+        for key in read_keys(
+            database, _due(database.sql, passing_over=bool(paused)), route=route, most=most, **paused_param(paused)
+        )
+    ]
+
+
+def _suspect_keys(database: Database, routes: Sequence[str], paused: Sequence[Entity]) -> list[Key]:
+    given = {"routes": rows_param({"route": route} for route in routes), **paused_param(paused)}
+    return read_keys(database, _keys_of_suspects(database.sql, passing_over=bool(paused)), **given)
+
+
+@cache
+def _due(sql: Sql, *, passing_over: bool) -> TextClause:
+    return text(f"""
+SELECT o.seq, o.route FROM open_delivery o
+WHERE o.state = 'ready' AND o.route = :route AND o.crashes < {SUSPECT_CRASHES} AND o.due_at <= (SELECT {sql.now})
+{not_paused(sql) if passing_over else ""}
+ORDER BY o.due_at, o.seq
+LIMIT :most
+""")
+
+
+@cache
+def _keys_of_suspects(sql: Sql, *, passing_over: bool) -> TextClause:
+    return text(f"SELECT o.seq, o.route {_due_suspect(sql, passing_over=passing_over)}")
 
 
 _SUSPECT_IN_HAND = text(f"""
@@ -163,7 +324,7 @@ def _any_suspect(sql: Sql, *, passing_over: bool = False) -> TextClause:
 
 
 @cache
-def _claim_suspect(sql: Sql, *, passing_over: bool = False) -> TextClause:
+def _lease_of_suspect(sql: Sql, *, passing_over: bool = False) -> TextClause:
     return _lease(
         sql,
         f"""
@@ -181,28 +342,34 @@ def _due_suspect(sql: Sql, *, passing_over: bool) -> str:
 
 
 @cache
-def _claim(sql: Sql, *, passing_over: bool = False) -> TextClause:
+def _claim(sql: Sql) -> TextClause:
     return _lease(
         sql,
         f"""
-    SELECT seq, route FROM open_delivery o
-    WHERE state = 'ready' AND route = :route AND due_at <= (SELECT {sql.now}) AND crashes < {SUSPECT_CRASHES}
-    {not_paused(sql) if passing_over else ""}
+    SELECT seq, route, due_at FROM open_delivery o
+    WHERE state = 'ready' AND route = :route AND crashes < {SUSPECT_CRASHES}
+      AND due_at <= (SELECT {sql.now}) AND due_at >= {sql.time(":begin")}
     ORDER BY due_at, seq
     LIMIT :most
     {sql.skip_locked}""",
+        "due.due_at AS was_due_at" if sql.keeps_ended_entries else "NULL AS was_due_at",
     )
 
 
-def not_paused(sql: Sql) -> str:
-    """A condition on the delivery `o`: its entity is not among those of `paused_param`."""
-    return f"""AND NOT EXISTS (
-        SELECT 1 FROM inbox i JOIN {sql.rows("paused", source="text", type="text", id="text")}
-            ON i.source = paused.source AND i.entity_type = paused.type AND i.entity_id = paused.id
-        WHERE i.seq = o.seq)"""
+@cache
+def _claim_these(sql: Sql) -> TextClause:
+    of_route = f"o.seq = these.seq AND o.route = :route AND o.state = 'ready' AND o.due_at <= (SELECT {sql.now})"
+    return _lease(
+        sql,
+        f"""
+    SELECT o.seq, o.route FROM {sql.rows("these", seq="bigint")} JOIN open_delivery o ON {of_route}
+    ORDER BY o.due_at, o.seq
+    LIMIT :most
+    {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}""",
+    )
 
 
-def _lease(sql: Sql, due: str) -> TextClause:
+def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
     """The state is looked at once more, so that it holds without the row lock, too; put so that no index answers it.
 
     By the one on heads, Postgres would read every head there is when its statistics are of a time when there were none.
@@ -216,12 +383,12 @@ SET state = 'in_flight', attempt = open_delivery.attempt + 1, due_at = NULL,
 FROM due
 WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state || '' = 'ready'
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run,
-    open_delivery.lease_token, open_delivery.crashes
+    open_delivery.lease_token, open_delivery.crashes{besides and f", {besides}"}
 """)
 
 
-def renew(database: Database, held: Sequence[Claimed]) -> set[Claimed]:
-    """Extend these leases. Returns those that were: one that is missing is lost, or its row is locked at this moment.
+def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
+    """Extend these leases. Returns those that were: one that is missing is lost, or `passed_over`.
 
     Only what is held is renewed: a claim whose commit was never confirmed to us has to run out.
     """
@@ -231,14 +398,32 @@ def renew(database: Database, held: Sequence[Claimed]) -> set[Claimed]:
         return {(row.seq, row.route, row.lease_token) for row in renewed}
 
 
+def passed_over(database: Database, held: Collection[Claimed]) -> set[Claimed]:
+    """Of leases that were not renewed, those that are not lost: somebody had their rows locked at that moment."""
+    if not held:
+        return set()
+    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
+    with database.read() as transaction:
+        return {(row.seq, row.route, row.lease_token) for row in transaction.execute(_ours(database.sql), held=rows)}
+
+
+def _held(sql: Sql) -> str:
+    return f"""SELECT o.seq, o.route, o.lease_token
+    FROM {sql.rows("held", seq="bigint", route="text", token="bigint")}
+    JOIN open_delivery o ON o.seq = held.seq AND o.route = held.route
+    WHERE o.state = 'in_flight' AND o.lease_token = held.token"""
+
+
+@cache
+def _ours(sql: Sql) -> TextClause:
+    return text(_held(sql))
+
+
 @cache
 def _renew(sql: Sql) -> TextClause:
     return text(f"""
 WITH mine AS MATERIALIZED (
-    SELECT o.seq, o.route, o.lease_token
-    FROM {sql.rows("held", seq="bigint", route="text", token="bigint")}
-    JOIN open_delivery o ON o.seq = held.seq AND o.route = held.route
-    WHERE o.state = 'in_flight' AND o.lease_token = held.token
+    {_held(sql)}
     ORDER BY o.seq, o.route
     {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
 )
@@ -261,7 +446,7 @@ def give_back(database: Database, claimed: Sequence[Claimed]) -> int:
 
 @cache
 def _give_back(sql: Sql) -> TextClause:
-    """Locked in the order in which everybody locks open rows: else it and who settles the same lanes wait for each other."""
+    """Locked in the order in which everybody locks open rows: else it and who records the same ones wait for each other."""
     return text(f"""
 WITH mine AS MATERIALIZED (
     SELECT o.seq, o.route, o.lease_token

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -16,6 +18,7 @@ from relay.store.alerts import note
 from relay.store.bulkhead import in_parts
 from relay.store.database import SEQS_OUT_OF_ORDER, Database, Transaction
 from relay.store.nodes import failing_steps
+from relay.store.places import Floor
 
 STEP = "look_at_conditions"
 
@@ -30,12 +33,28 @@ class _Check(msgspec.Struct, frozen=True):
     look: Callable[[Transaction], Iterator[Alert]]
 
 
+WHOLE_EVERY_SECONDS = 60.0
+"""Between two looks at everything that is open, at least."""
+
+
+class _Moment(msgspec.Struct, frozen=True):
+    """What all looks of one round have in common."""
+
+    config: Config
+    now: datetime
+    highest: int
+    """The newest event's seq."""
+    firing: Firing
+
+
 class Watch:
     """Looks for them now and then. One for each relay process, for it remembers when it heard of each source."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._heard: dict[str, datetime] = {}
         self._looked_to = 0
+        self._oldest: defaultdict[str, Floor[int]] = defaultdict(lambda: Floor(WHOLE_EVERY_SECONDS, monotonic))
+        """Of each route: below it nothing of it was open."""
 
     def look(self, database: Database, config: Config) -> None:
         """Note an alert for each that has begun or ended since the last look of any relay.
@@ -46,13 +65,14 @@ class Watch:
             now = transaction.now()
             firing = frozenset((row.kind, row.subject) for row in transaction.execute(_FIRING))
             highest = transaction.execute(_HIGHEST)[0].seq or 0
+        moment = _Moment(config, now, highest, firing)
         checks = [
             *(
                 _Check(f"dead letters of {subject}", partial(_dead_again, subject))
                 for kind, subject in sorted(firing)
                 if kind == "delivery_dead"
             ),
-            *(_Check(f"backlog of {route}", partial(_backlog, config, now, route)) for route in config.routes),
+            *(_Check(f"backlog of {route}", partial(self._backlog, moment, route)) for route in config.routes),
             *(
                 _Check(f"silence of {name}", partial(self._silence, source, now))
                 for name, source in config.sources.items()
@@ -79,6 +99,24 @@ class Watch:
             pass
         self._looked_to = highest
 
+    def _backlog(self, moment: _Moment, route: str, transaction: Transaction) -> Iterator[Alert]:
+        """A route that is behind. Only a look at all of it says that it is so no more: an old event may have been replayed."""
+        alert = self._age(moment, route, transaction)
+        if not alert.firing and ("backlog_old", route) in moment.firing:
+            self._oldest[route].at = None
+            alert = self._age(moment, route, transaction)
+        yield alert
+
+    def _age(self, moment: _Moment, route: str, transaction: Transaction) -> Alert:
+        floor = self._oldest[route]
+        with floor.look() as begin:
+            oldest = transaction.execute(_OLDEST, route=route, begin_seq=begin or 0)
+        floor.at = (oldest[0].seq if oldest else moment.highest) - SEQS_OUT_OF_ORDER
+        age = (moment.now - as_time(oldest[0].received_at)).total_seconds() if oldest else 0
+        is_behind = age > moment.config.alerts.backlog_after
+        detail = {"seq": oldest[0].seq, "age_seconds": round(age)} if is_behind else {}
+        return Alert("backlog_old", route, is_behind, detail)
+
     def _silence(self, source: Source, now: datetime, transaction: Transaction) -> Iterator[Alert]:
         name = source.name
         last = transaction.execute(_LAST_OF_SOURCE, source=name, above=self._looked_to - SEQS_OUT_OF_ORDER)
@@ -102,14 +140,6 @@ def _dead_again(route: str, transaction: Transaction) -> Iterator[Alert]:
         yield Alert("delivery_dead", route, firing=False)
 
 
-def _backlog(config: Config, now: datetime, route: str, transaction: Transaction) -> Iterator[Alert]:
-    oldest = transaction.execute(_OLDEST, route=route)
-    age = (now - as_time(oldest[0].received_at)).total_seconds() if oldest else 0
-    is_behind = age > config.alerts.backlog_after
-    detail = {"seq": oldest[0].seq, "age_seconds": round(age)} if is_behind else {}
-    yield Alert("backlog_old", route, is_behind, detail)
-
-
 def _recovered_steps(firing: Firing, transaction: Transaction) -> Iterator[Alert]:
     """Steps that fail in no relay any more: they work again, or the relay is gone. That one fails its relay notes itself."""
     fired = {subject for kind, subject in firing if kind == "step_failed"}
@@ -122,11 +152,21 @@ _FIRING = text("""
 SELECT a.kind, a.subject FROM alert a JOIN (SELECT max(id) AS id FROM alert GROUP BY kind, subject) newest ON newest.id = a.id
 WHERE a.firing
 """)
-_ANY_DEAD = text("SELECT 1 FROM open_delivery WHERE route = :route AND state IN ('dead', 'blocked') LIMIT 1")
+# In one condition, Postgres would read everything that is open.
+_ANY_DEAD = text("""
+SELECT 1 WHERE EXISTS (SELECT 1 FROM open_delivery WHERE route = :route AND state = 'dead')
+            OR EXISTS (SELECT 1 FROM open_delivery WHERE route = :route AND state = 'blocked')
+""")
+# It walks what is open on other routes, too, up to the first of this one. An index of its own would cost each event more
+# than the walk, which mostly begins where the last one ended.
 _OLDEST = text("""
-SELECT o.seq, i.received_at
-FROM (SELECT seq FROM open_delivery WHERE route = :route AND state <> 'dead' ORDER BY seq LIMIT 1) o
-JOIN inbox i ON i.seq = o.seq
+SELECT found.seq, i.received_at
+FROM (
+    SELECT seq FROM open_delivery
+    WHERE route = :route AND state <> 'dead' AND seq >= :begin_seq
+    ORDER BY seq
+    LIMIT 1) found
+JOIN inbox i ON i.seq = found.seq
 """)
 _HIGHEST = text("SELECT max(seq) AS seq FROM inbox")
 _LAST_OF_SOURCE = text(

@@ -19,6 +19,7 @@ from inbox.db.engine import reading, snapshot
 from inbox.timestamps import as_time, time_text
 from relay import facts
 from relay.lifecycle import HEADS, OpenDelivery, State
+from relay.store.places import Floor
 
 SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
@@ -49,6 +50,8 @@ class Database:
     def __init__(self, engine: Engine, clock: Callable[[], datetime] | None = None) -> None:
         self.engine = engine
         self.sql = Sql(engine.dialect.name)
+        self.arrivals: Floor[int] = Floor()
+        """Where looks for what has arrived begin."""
         self._clock = clock
         self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -52,20 +52,44 @@ def listen(
     if not reports:
         return {}
     limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
-    before = locked(transaction, {report.key for report in reports})
-    after = {key: before.get(key, Breaker()) for key in {report.key for report in reports}}
+    keys = {report.key for report in reports}
+    locked = lock_all(transaction, keys)
+    before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}
+    after = dict(before)
     for report in reports:
         after[report.key] = heard(after[report.key], report.health, report.why, limits[report.key], now)
-    changed = {key: breaker for key, breaker in after.items() if breaker != before.get(key, Breaker())}
+    changed = {key: breaker for key, breaker in after.items() if breaker != before[key]}
     store(transaction, changed)
     note(transaction, changes(before, changed), now)
-    return {key: before.get(key, Breaker()) for key in after}
+    return before
 
 
-def locked(transaction: Transaction, keys: Iterable[GateKey]) -> dict[GateKey, Breaker]:
-    """The breakers of these gates that have a row, locked."""
-    rows = transaction.execute(_some(transaction.sql), gates=_keys(keys))
-    return {(row.kind, row.name): _breaker(row) for row in rows}
+class Locked(msgspec.Struct, frozen=True):
+    """A row of `gate`, locked."""
+
+    breaker: Breaker
+    rate_used_until: datetime | None
+
+
+def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, Locked]:
+    """Lock these gates in one statement, in their order; rows that are not there are made before.
+
+    A transaction calls this once, with every gate that it needs. Two that lock some of the same gates in two goes wait
+    for each other: route by route, claims deadlocked once a second. Nor does it make a row when it holds others. Without
+    the order lock, one that a person resumes at this moment may be missing.
+    """
+    if not keys:
+        return {}
+    gates = _keys(keys)
+    transaction.execute(_make(transaction.sql), gates=gates)
+    return _locked(transaction, gates)
+
+
+def _locked(transaction: Transaction, gates: str) -> dict[GateKey, Locked]:
+    return {
+        (row.kind, row.name): Locked(_breaker(row), row.rate_used_until and as_time(row.rate_used_until))
+        for row in transaction.execute(_some(transaction.sql), gates=gates)
+    }
 
 
 def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None:
@@ -88,19 +112,8 @@ def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None
         transaction.execute(_store(transaction.sql), breakers=rows_param(rows))
 
 
-def rates_used(transaction: Transaction, tolls: Iterable[Toll]) -> dict[GateKey, datetime | None]:
-    """Until when the rate of each of these endpoints is used up; their rows are made when they are not there, and locked."""
-    keys = {toll.key for toll in tolls}
-    statement, gates = _rates(transaction.sql), _keys(keys)
-    rows = transaction.execute(statement, gates=gates)
-    if len(rows) < len(keys):
-        transaction.execute(_make(transaction.sql), gates=gates)
-        rows = transaction.execute(statement, gates=gates)
-    return {(row.kind, row.name): row.rate_used_until and as_time(row.rate_used_until) for row in rows}
-
-
 def use_rates(transaction: Transaction, used_until: Mapping[GateKey, datetime]) -> None:
-    """Note until when their rates are used up now. Call it in the transaction that has read them."""
+    """Note until when their rates are used up now. Call it in the transaction that has locked them."""
     rows = [{"kind": kind, "name": name, "used_until": until} for (kind, name), until in sorted(used_until.items())]
     transaction.execute(_use(transaction.sql), used=rows_param(rows))
 
@@ -112,7 +125,8 @@ def pay(database: Database, toll: Toll) -> float:
         0; or in how many seconds to come again, and nothing was used.
     """
     with database.write() as transaction:
-        used, now = rates_used(transaction, [toll])[toll.key], transaction.now()
+        gate, now = lock_all(transaction, [toll.key]).get(toll.key), transaction.now()
+        used = None if gate is None else gate.rate_used_until
         seconds = toll.opens_in(used, now)
         if seconds == 0:
             use_rates(transaction, {toll.key: toll.used(used, now, 1)})
@@ -134,7 +148,7 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
     Returns:
         Whether anything was held back.
     """
-    before = locked(transaction, [key])
+    before = {gate: locked.breaker for gate, locked in _locked(transaction, _keys([key])).items()}
     found = transaction.execute(_RESUME, kind=key[0], name=key[1])
     note(transaction, changes(before, {gate: Breaker() for gate in before}), now)
     return bool(found)
@@ -171,7 +185,7 @@ _GATES = text(f"SELECT {_COLUMNS}, g.paused_at FROM gate g")
 @cache
 def _some(sql: Sql) -> TextClause:
     return text(f"""
-SELECT {_COLUMNS}
+SELECT {_COLUMNS}, g.rate_used_until
 FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 ORDER BY g.kind, g.name
 {sql.for_update and "FOR UPDATE OF g"}
@@ -199,16 +213,6 @@ INSERT INTO gate (kind, name, {columns})
 SELECT kind, name, {columns} FROM {rows}
 WHERE true
 ON CONFLICT (kind, name) DO UPDATE SET {changes}
-""")
-
-
-@cache
-def _rates(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT g.kind, g.name, g.rate_used_until
-FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
-ORDER BY g.kind, g.name
-{sql.for_update and "FOR UPDATE OF g"}
 """)
 
 

@@ -73,7 +73,7 @@ def _present(
 
 
 def heads_of(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:
-    """The heads of these lanes, locked."""
+    """The heads of these lanes; those that are ready are locked."""
     wanted = rows_param({"route": route, "lane": lane} for route, lane in lanes)
     return [as_open_delivery(row) for row in transaction.execute(_heads(transaction.sql), lanes=wanted)]
 
@@ -84,8 +84,24 @@ def _lanes(sql: Sql) -> str:
 
 @cache
 def _heads(sql: Sql) -> TextClause:
-    """Locked: a head that is ready may be claimed at this moment, and then is not ours to fold."""
-    return locked_of_lanes(sql, "o.state IN ('ready', 'in_flight', 'blocked')")
+    """Those that are ready are locked: one may be claimed at this moment, and then is not ours to fold.
+
+    The others are only read. Without the order lock nothing ends them; one in flight may be given back, and is not written
+    here; its relay renews its lease, and would pass over a row that is locked.
+    """
+    of_lane = "o.route = lanes.route AND o.lane = lanes.lane AND o.state IN ('ready', 'in_flight', 'blocked')"
+    return text(f"""
+WITH found AS MATERIALIZED (
+    SELECT {ROW} FROM {sql.looked_up(_lanes(sql), "open_delivery o", of_lane)}
+), ready AS MATERIALIZED (
+    SELECT {ROW}
+    FROM found JOIN open_delivery o ON o.seq = found.seq AND o.route = found.route
+    WHERE found.state = 'ready'
+    ORDER BY o.seq, o.route
+    {sql.for_update and "FOR UPDATE OF o"}
+)
+SELECT * FROM ready UNION ALL SELECT * FROM found WHERE state <> 'ready'
+""")
 
 
 def locked_of_lanes(sql: Sql, condition: str) -> TextClause:

@@ -12,9 +12,10 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.db.views import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 from relay.policy import RoutePolicy
-from relay.store.claim import not_paused, paused_param
 from relay.store.database import Database
 from relay.store.gates import read_gates
+from relay.store.passing import not_paused, paused_param
+from relay.store.places import PAGE
 
 STUCK_AFTER_SECONDS = 60.0
 
@@ -22,7 +23,8 @@ STUCK_AFTER_SECONDS = 60.0
 def stuck_routes(database: Database, policies: Mapping[str, RoutePolicy]) -> list[str]:
     """The routes on which something has been due for a minute, while nothing was under way and nothing was recorded.
 
-    What a pause, a breaker or a rate holds back is not stuck, nor is a route that is only far behind.
+    What a pause, a breaker or a rate holds back is not stuck, nor is a route that is only far behind. While entities are
+    paused, some hundreds that are due for longest are looked at, and as many of those that are due for a minute.
     """
     gates = read_gates(database)
     with database.read() as transaction:
@@ -34,7 +36,8 @@ def stuck_routes(database: Database, policies: Mapping[str, RoutePolicy]) -> lis
         ]
         paused = paused_param(gates.paused_entities)
         statement = _stuck(database.sql, passing_over=bool(paused))
-        found = transaction.execute(statement, routes=rows_param(moving), ago=-STUCK_AFTER_SECONDS, **paused)
+        page = {"page": PAGE} if paused else {}
+        found = transaction.execute(statement, routes=rows_param(moving), ago=-STUCK_AFTER_SECONDS, **page, **paused)
     return [row.route for row in found]
 
 
@@ -152,12 +155,27 @@ def _stuck(sql: Sql, *, passing_over: bool) -> TextClause:
     return text(f"""
 SELECT routes.route
 FROM {sql.rows("routes", route="text")}
-WHERE (EXISTS ({of_route} AND o.state = 'ready' AND o.due_at < {since} {not_paused(sql) if passing_over else ""})
+WHERE ({_overdue(sql, since) if passing_over else f"EXISTS ({of_route} AND o.state = 'ready' AND o.due_at < {since})"}
        OR EXISTS ({of_route} AND o.state = 'in_flight' AND o.lease_until < {since}))
   AND NOT EXISTS ({of_route} AND o.state = 'in_flight' AND o.lease_until > (SELECT {sql.now}))
   AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.route = routes.route AND l.at > {since})
 ORDER BY routes.route
 """)
+
+
+def _overdue(sql: Sql, since: str) -> str:
+    """Whether something is due that is not paused, by both ends: a pause may hold back any number of deliveries."""
+    ends = [
+        f"""EXISTS (
+        SELECT 1 FROM (
+            SELECT seq FROM open_delivery
+            WHERE route = routes.route AND state = 'ready' AND due_at < {since}
+            ORDER BY due_at {direction}, seq {direction}
+            LIMIT :page) o
+        WHERE true {not_paused(sql)})"""
+        for direction in ("ASC", "DESC")
+    ]
+    return " OR ".join(ends)
 
 
 @cache

@@ -32,7 +32,9 @@ def quarantine(
     error: Exception,
     token: int | None = None,
 ) -> facts.Dead | None:
-    """Make a delivery dead that is in flight under the lease of `token`, or without one received; its lane goes on.
+    """Make a delivery dead that is in flight under the lease of `token`, or, without one, received or ready.
+
+    Its lane goes on.
 
     Where the lane itself can't be settled, the delivery alone is written: the view `stuck` shows a lane without a head.
 
@@ -43,7 +45,7 @@ def quarantine(
         key: the delivery.
         cause: why, in one word.
         error: why, in its own words.
-        token: of the lease that it must still be under; None: it must still be received.
+        token: of the lease that it must still be under; None: it must be under none.
 
     Returns:
         The fact; None when the delivery has moved on meanwhile.
@@ -52,7 +54,7 @@ def quarantine(
         Exception: it could not even be written.
     """
     blocks = policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
-    # One that was never ordered is no head, so it can't hold its lane; nor was it attempted.
+    # One that is under no lease may be no head, so it can't hold its lane; nor is it attempted.
     fact = facts.Dead(
         cause=cause, error=error_text(error), blocks_lane=blocks and token is not None, counted=token is not None
     )
@@ -105,6 +107,6 @@ def _row(sql: Sql) -> TextClause:
     return text(f"""
 SELECT o.seq, o.route, o.lane, o.state, o.attempt, o.run, o.crashes FROM open_delivery o
 WHERE o.seq = :seq AND o.route = :route
-  AND (o.state = 'in_flight' AND o.lease_token = {token} OR o.state = 'received' AND {token} IS NULL)
+  AND (o.state = 'in_flight' AND o.lease_token = {token} OR o.state IN ('received', 'ready') AND {token} IS NULL)
 {sql.for_update}
 """)

@@ -11,7 +11,16 @@ from inbox.db.dialect import Sql
 from relay.policy import RoutePolicy
 from relay.store.bulkhead import isolated
 from relay.store.coverage import drop_needless
-from relay.store.database import ROW, Database, Key, as_open_delivery, key_text, keys_param, read_keys
+from relay.store.database import (
+    ROW,
+    SEQS_OUT_OF_ORDER,
+    Database,
+    Key,
+    as_open_delivery,
+    key_text,
+    keys_param,
+    read_keys,
+)
 from relay.store.lanes import settle_lanes
 from relay.store.quarantine import quarantine
 
@@ -22,7 +31,8 @@ BATCH = 500
 def sequence(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, batch: int = BATCH) -> int:
     """Make up to `batch` received deliveries ready, waiting, or superseded.
 
-    They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor loses rows.
+    They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor loses rows. Where
+    a look begins only saves reading what has ended; each second one begins at the beginning.
 
     Returns:
         How many there were.
@@ -31,7 +41,7 @@ def sequence(database: Database, policies: Mapping[str, RoutePolicy], relay_node
         isolated(
             database,
             "sequence",
-            batch=lambda: _sequence(database, policies, relay_node, _received(database.sql), batch=batch),
+            batch=lambda: _sequence_next(database, policies, relay_node, batch),
             items=lambda: read_keys(database, _RECEIVED_KEYS, batch=batch),
             part=lambda keys: _sequence(
                 database, policies, relay_node, _received_of(database.sql), keys=keys_param(keys)
@@ -40,6 +50,12 @@ def sequence(database: Database, policies: Mapping[str, RoutePolicy], relay_node
             name=key_text,
         )
     )
+
+
+def _sequence_next(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, batch: int) -> int:
+    with database.arrivals.look() as begin:
+        statement = _received(database.sql)
+        return _sequence(database, policies, relay_node, statement, batch=batch, begin_seq=begin or 0)
 
 
 def _sequence(
@@ -55,6 +71,8 @@ def _sequence(
         if received:
             left = drop_needless(transaction, received, policies, now)
             transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
+    if received:
+        _look_from(database, received[-1].seq)
     return len(received)
 
 
@@ -64,9 +82,17 @@ def _set_aside(
     return int(quarantine(database, policies, relay_node, key, cause="unprocessable", error=error) is not None)
 
 
+def _look_from(database: Database, seq: int) -> None:
+    """Begin the next looks so far below this one that what is committed late is found, too, but for the latest."""
+    if database.sql.keeps_ended_entries:
+        database.arrivals.at = seq - SEQS_OUT_OF_ORDER
+
+
 @cache
 def _received(sql: Sql) -> TextClause:  # noqa: ARG001  # the same on both, like its neighbours in form
-    return text(f"SELECT {ROW} FROM open_delivery o WHERE o.state = 'received' ORDER BY o.seq LIMIT :batch")
+    return text(f"""
+SELECT {ROW} FROM open_delivery o WHERE o.state = 'received' AND o.seq >= :begin_seq ORDER BY o.seq LIMIT :batch
+""")
 
 
 @cache
@@ -86,8 +112,13 @@ _RECEIVED_KEYS = text(
 
 def any_received(database: Database) -> bool:
     """Whether there is anything to sequence; takes no lock, so an idle relay disturbs nobody."""
-    with database.read() as transaction:
-        return bool(transaction.execute(_ANY_RECEIVED))
+    with database.arrivals.look() as begin, database.read() as transaction:
+        found = transaction.execute(_ANY_RECEIVED, begin_seq=begin or 0)
+    if found:
+        _look_from(database, found[0].seq)
+    return bool(found)
 
 
-_ANY_RECEIVED = text("SELECT 1 FROM open_delivery o WHERE o.state = 'received' LIMIT 1")
+_ANY_RECEIVED = text("""
+SELECT o.seq FROM open_delivery o WHERE o.state = 'received' AND o.seq >= :begin_seq ORDER BY o.seq LIMIT 1
+""")

@@ -90,6 +90,30 @@ def test_each_time_it_is_found_unwell_it_stays_open_twice_as_long_up_to_a_limit(
     assert spans == [60, 100, 100, 100]
 
 
+@given(
+    open_count=st.integers(0, 10**6) | st.sampled_from([1023, 1024, 2**31 - 1]),
+    open_for=st.floats(0, 366 * 86400),
+    longest=st.floats(0, 366 * 86400),
+)
+def test_however_often_it_has_opened_it_opens_again_for_no_longer_than_the_longest(
+    open_count: int, open_for: float, longest: float
+) -> None:
+    limits = BreakerLimits(open_for=Duration(open_for), longest=Duration(longest))
+    trying = Breaker(BreakerState.HALF_OPEN, NOW, "answered 503", open_count)
+    opened = heard(trying, "unwell", "answered 503", limits, NOW)
+    assert opened.until is not None
+    assert min(open_for, longest) - 1e-6 <= (opened.until - NOW).total_seconds() <= longest + 1e-6
+    assert opened.open_count <= 2**31 - 1, "the column holds no more"
+
+
+def test_the_shortest_time_to_open_for_comes_to_the_longest_that_can_be_configured() -> None:
+    limits = BreakerLimits(open_for=Duration.parse("1ms"), longest=Duration.parse("366d"))
+    breaker, began = after("refused"), NOW
+    for _ in range(2000):
+        breaker = heard(probe(breaker, began, seconds(60)), "unwell", "answered 503", limits, began)
+    assert breaker.until == began + timedelta(days=366)
+
+
 def test_successes_are_of_interest_while_there_was_trouble_lately() -> None:
     limits = {CRM: LIMITS}
     failed = {CRM: after("unwell")}

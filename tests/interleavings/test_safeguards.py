@@ -79,7 +79,7 @@ def test_without_the_order_lock_sequence_takes_a_head_from_the_relay_that_works_
 ) -> None:
     operations = prepared(stage, scenes.two_lanes_at_once, "r2 sequences", "r1 records", "r2 claims")
     without_the_order_lock(monkeypatch)
-    with pytest.raises(AssertionError, match="a lease that is trusted is not there"):
+    with pytest.raises(AssertionError, match=r"a lease that is trusted is not there|leased_when_in_flight"):
         stage.all_orders(operations, kept, coarse=True)
 
 
@@ -200,11 +200,8 @@ def test_taking_back_a_lease_that_was_renewed_meanwhile_is_seen(stage: Stage, mo
 
 
 @on_postgres
-@pytest.mark.parametrize("other", ["r2 sequences", "r1 records"])
-def test_giving_back_in_an_order_of_its_own_ends_in_a_deadlock(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, other: str
-) -> None:
-    operations = prepared(stage, scenes.two_lanes_at_once, "r1 renews the first", other, "r1 gives back")
+def test_giving_back_in_an_order_of_its_own_ends_in_a_deadlock(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = prepared(stage, scenes.two_lanes_at_once, "r1 renews the first", "r1 records", "r1 gives back")
     changed(monkeypatch, claim, "_give_back", ("ORDER BY o.seq, o.route", ""))
     with pytest.raises(AssertionError, match=r"an operation failed.*DeadlockDetected"):
         stage.all_orders(operations, kept, coarse=True)

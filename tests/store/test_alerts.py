@@ -85,6 +85,45 @@ def test_a_route_is_behind_when_an_event_has_waited_for_too_long(steps: Steps, c
     assert listed(steps)[1:] == [("backlog_old", "strict", False)]
 
 
+def test_an_old_event_that_is_open_again_far_behind_is_seen_within_a_minute_and_by_no_relay_taken_for_none(
+    steps: Steps, clock: FakeClock
+) -> None:
+    seconds = [0.0]
+    steps.arrive(an_event(1))
+    go_on_with_seq(steps, 50_000)
+    steps.arrive(an_event(2))
+    for _ in range(2):
+        steps.attempt(DONE)
+    watch, other = Watch(lambda: seconds[0]), Watch(lambda: seconds[0])
+    other.look(steps.database, WATCHED)
+    watch.look(steps.database, WATCHED)
+    with steps.database.write() as transaction:
+        transaction.connection.exec_driver_sql(OPEN_AGAIN)
+    clock.advance(700)
+    watch.look(steps.database, WATCHED)
+    assert listed(steps) == [], "it begins where it came to"
+    seconds[0] += 60
+    watch.look(steps.database, WATCHED)
+    seconds[0] -= 30
+    other.look(steps.database, WATCHED)
+    assert listed(steps) == [("backlog_old", "strict", True)]
+
+
+OPEN_AGAIN = """
+INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
+VALUES (1, 'strict', 'USER|u1', '2026-01-01 00:00:00.000000Z', 'received')
+"""
+
+
+def go_on_with_seq(steps: Steps, seq: int) -> None:
+    with steps.database.write() as transaction:
+        transaction.connection.exec_driver_sql(
+            f"SELECT setval('inbox_seq_seq', {seq})"
+            if steps.database.sql.is_postgres
+            else f"UPDATE sqlite_sequence SET seq = {seq} WHERE name = 'inbox'"
+        )
+
+
 def test_dead_letters_are_no_backlog(steps: Steps, clock: FakeClock) -> None:
     steps.arrive(an_event(1))
     steps.attempt(HOPELESS)

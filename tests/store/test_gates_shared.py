@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+import msgspec
 import pytest
+from sqlalchemy import Engine
 
 from inbox.config import BreakerLimits, Duration, Retry
-from relay.gates import Gate, Passage, Toll, entity_key
+from relay.gates import Gate, GateKey, Passage, Toll, entity_key
 from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
 from relay.policy import RoutePolicy, Schedule
 from relay.store import gates
@@ -15,6 +19,8 @@ from relay.store.claim import PROBE_GIVEN_UP_AFTER, claim, claim_probe, claim_su
 from relay.store.database import Database
 from relay.store.record import record
 from relay.store.sequence import sequence
+from tests.helpers.all_orders import all_orders
+from tests.helpers.stepping import Stepper
 from tests.store.conftest import FakeClock, Steps, an_event
 
 CRM = ("destination", "crm")
@@ -205,6 +211,104 @@ def test_a_claim_that_finds_nothing_uses_nothing_of_the_rate(steps: Steps) -> No
         assert claim(steps.database, "r1", [(["strict"], 8)], tolls(2.0)) == []
     steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
     assert len(claim(steps.database, "r1", [(["strict"], 8)], tolls(2.0))) == 2
+
+
+def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps: Steps, clock: FakeClock) -> None:
+    routes = ["strict", "latest"]
+    steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in range(1, 21)))
+    passages = {
+        "strict": Passage(tolls=(Toll(CRM, 10.0, 1), Toll(IDENTITY, 5.0, 1))),
+        "latest": Passage(tolls=(Toll(CRM, 10.0, 2),)),
+    }
+    both = claim(steps.database, "r1", [(["strict"], 4), (["latest"], 100)], passages)
+    assert Counter(delivery.route for delivery in both) == {"strict": 4, "latest": 3}, "4 calls and 3 times 2 of 10"
+    assert claim(steps.database, "r2", [(["latest"], 100), (["strict"], 100)], passages) == []
+    clock.advance(0.5)
+    assert len(claim(steps.database, "r2", [(["latest"], 1), (["strict"], 100)], passages)) == 1 + 3
+
+
+# --- two at once: nobody waits for somebody who waits for him
+
+BOTH_WAYS = (["strict", "latest"], ["latest", "strict"])
+RATED = {"strict": Passage(tolls=(Toll(CRM, 10.0, 1),)), "latest": Passage(tolls=(Toll(IDENTITY, 10.0, 1),))}
+
+
+def in_all_orders(engine: Engine, prepare: Callable[[], None], operations: Mapping[str, Callable[[], object]]) -> None:
+    """Do these at once, one statement at a time, in every order, until one of them fails."""
+
+    def start() -> Stepper:
+        prepare()
+        for name, operation in operations.items():
+            stepper.begin(name, operation)
+        return stepper
+
+    def look(stepper: Stepper) -> None:
+        assert [stepped.error for stepped in stepper.operations.values() if stepped.error is not None] == []
+
+    with Stepper(engine, passing=lambda statement: statement.startswith("SELECT coalesce(")) as stepper:
+        all_orders(start, look)
+
+
+def emptied(database: Database, *statements: str) -> Callable[[], None]:
+    def _prepare() -> None:
+        with database.write() as transaction:
+            for statement in ("DELETE FROM gate", *statements):
+                transaction.connection.exec_driver_sql(statement)
+
+    return _prepare
+
+
+GATES_THERE = "INSERT INTO gate (kind, name) VALUES ('api', 'identity'), ('destination', 'crm')"
+ONE_THERE = "INSERT INTO gate (kind, name) VALUES ('destination', 'crm')"
+
+
+@pytest.mark.parametrize("there", [(), (ONE_THERE,), (GATES_THERE,)])
+def test_claims_that_take_turns_at_rated_routes_never_wait_for_each_other_in_a_circle(
+    steps: Steps, there: Sequence[str]
+) -> None:
+    operations = {
+        f"r{number} claims": partial(claim, steps.database, f"r{number}", [(routes, 8)], RATED)
+        for number, routes in enumerate(BOTH_WAYS, 1)
+    }
+    in_all_orders(steps.database.engine, emptied(steps.database, *there), operations)
+
+
+@pytest.mark.parametrize("there", [(), (ONE_THERE,), (GATES_THERE,)])
+def test_neither_do_a_claim_and_the_attempts_that_breakers_hear_of(steps: Steps, there: Sequence[str]) -> None:
+    limits = {"strict": msgspec.structs.replace(POLICY, breakers={CRM: LIMITS, IDENTITY: LIMITS})}
+
+    def hear() -> None:
+        with steps.database.write() as transaction:
+            now = transaction.lock_order()
+            reports = [gates.Heard(CRM, "unwell", "503"), gates.Heard(IDENTITY, "unwell", "503")]
+            gates.listen(transaction, reports, limits, now)
+
+    operations: dict[str, Callable[[], object]] = {
+        "r1 claims": lambda: claim(steps.database, "r1", [(["strict", "latest"], 8)], RATED),
+        "r2 records": hear,
+    }
+    in_all_orders(steps.database.engine, emptied(steps.database, *there), operations)
+
+
+def test_neither_do_a_claim_and_one_that_tries_a_breaker(steps: Steps) -> None:
+    passage = Passage(tolls=(Toll(IDENTITY, 10.0, 1),))
+    operations: dict[str, Callable[[], object]] = {
+        "r1 claims": lambda: claim(steps.database, "r1", [(["latest", "strict"], 8)], RATED),
+        "r2 tries": lambda: claim_probe(steps.database, "r2", "strict", [CRM], passage),
+    }
+    in_all_orders(steps.database.engine, emptied(steps.database, GATES_THERE), operations)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_who_locks_gates_one_after_the_other_is_noticed(steps: Steps) -> None:
+    def one_by_one(*keys: GateKey) -> None:
+        with steps.database.write() as transaction:
+            for key in keys:
+                gates.lock_all(transaction, [key])
+
+    operations = {"r1": partial(one_by_one, CRM, IDENTITY), "r2": partial(one_by_one, IDENTITY, CRM)}
+    with pytest.raises(AssertionError, match="deadlock detected"):
+        in_all_orders(steps.database.engine, emptied(steps.database, GATES_THERE), operations)
 
 
 # --- pauses

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from relay.lifecycle import State
 from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.store.claim import claim, give_back
+from relay.store.claim import claim, give_back, renew
 from relay.store.database import Database
+from relay.store.lanes import heads_of
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
-from tests.store.conftest import POLICIES, FakeClock, an_event
+from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 
 EVENTS, ENTITIES, RELAYS = 600, 30, 3
 
@@ -86,6 +88,23 @@ def test_three_relays_and_a_receiver_at_once_lose_nothing_keep_order_and_leave_n
     assert all(seqs == sorted(seqs) for seqs in delivered.values())
     if route == "strict":
         assert sum(len(seqs) for seqs in delivered.values()) == EVENTS
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_is_ready(steps: Steps) -> None:
+    steps.arrive(an_event(1, "a"), an_event(2, "b"))
+    working = steps.claim()
+    lanes = [("strict", "USER|a"), ("strict", "USER|b")]
+    lease = (working.seq, working.route, working.lease_token)
+    with steps.database.write() as settling:
+        settling.lock_order()
+        assert [(head.seq, head.state) for head in sorted(heads_of(settling, lanes), key=lambda head: head.seq)] == [
+            (1, State.IN_FLIGHT),
+            (2, State.READY),
+        ]
+        assert renew(steps.database, [lease]) == {lease}
+        assert claim(steps.database, "r2", [(["strict"], 8)]) == []
+    assert [delivery.seq for delivery in claim(steps.database, "r2", [(["strict"], 8)])] == [2]
 
 
 def test_a_delivery_is_claimed_by_one_relay_only(engine: Engine, receive: Callable[..., list[int | None]]) -> None:

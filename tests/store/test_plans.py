@@ -17,11 +17,13 @@ from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.timestamps import time_text
 from relay.store import (
     claim,
+    conditions,
     coverage,
     database,
     events,
     examine,
     lanes,
+    passing,
     reap,
     rebuild,
     record,
@@ -98,6 +100,7 @@ ONE = rows_param(
             "source": "trivore",
             "key": "key 1010",
             "id": "u101",
+            "type": "USER",
             "modified": START,
             "n": 0,
             "dedup_key": "key 1010",
@@ -112,6 +115,9 @@ PARAMETERS: dict[str, Any] = {
     "now": NOW,
     "route": "crm",
     "most": 8,
+    "begin": NOW,
+    "begin_seq": 0,
+    "page": 500,
     "token": 1,
     "node": "r1",
     "lease": 15,
@@ -146,6 +152,8 @@ PARAMETERS: dict[str, Any] = {
             "listed",
             "decided",
             "counted",
+            "these",
+            "paused",
         ),
         ONE,
     ),
@@ -160,16 +168,21 @@ DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "claim": claim._claim,
-    "claim a suspect": claim._claim_suspect,
+    "claim these": claim._claim_these,
+    "due heads, and whether they are paused": passing._page,
+    "claim a suspect": claim._lease_of_suspect,
     "any suspect": claim._any_suspect,
     "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": claim._renew,
+    "still ours": claim._ours,
     "give back": claim._give_back,
     "any expired": reap._any_expired,
     "reap": reap._expired,
     "received": sequence._received,
     "any received": lambda _: sequence._ANY_RECEIVED,
+    "any dead on a route": lambda _: conditions._ANY_DEAD,
+    "oldest of a route": lambda _: conditions._OLDEST,
     "heads": lanes._heads,
     "all waiting": lanes._all_waiting,
     "first waiting": lanes._first_waiting,
@@ -314,7 +327,7 @@ def _scans_a_table(step: str) -> bool:
     return not step.endswith(PARTIAL)
 
 
-RESULTS = ("due", "firsts", "found", "mine", "delivery", "w", "arrived", "opened", "logged", "stored")
+RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored")
 """Of common table expressions, subqueries and of the view, by name."""
 
 
@@ -328,8 +341,11 @@ def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlit
         assert [_scans_a_table(str(row.detail)) for row in found] == [True]
 
 
-def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(big_postgres: Engine) -> None:
-    statement = claim._claim(Sql(POSTGRES))
+@pytest.mark.parametrize("look", [claim._claim, passing._page])
+def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(
+    big_postgres: Engine, look: Callable[[Sql], TextClause]
+) -> None:
+    statement = look(Sql(POSTGRES))
     with big_postgres.connect() as connection:
         for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
             assert "ix_open_delivery_ready" in {node.get("Index Name") for node in nodes}

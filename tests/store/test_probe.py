@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from inbox.config import BreakerLimits
-from relay.gates import Toll, entity_key
+from relay.gates import GateKey, Toll, entity_key
 from relay.outcome import Delivered, Failed
 from relay.policy import RoutePolicy
 from relay.store import commands, gates, nodes
@@ -84,12 +85,35 @@ def test_what_a_person_holds_back_is_not_stuck(
     assert stuck(database) == []
 
 
+@pytest.mark.parametrize("entities", [["b", *["a"] * 9], [*["a"] * 9, "b"]])
+def test_beside_much_that_is_paused_what_is_stuck_is_found_at_either_end(
+    steps: Steps, database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, entities: list[str]
+) -> None:
+    monkeypatch.setattr("relay.store.probe.PAGE", 3)
+    with database.write() as transaction:
+        gates.pause(transaction, gates_of("a"), who="kim", why="odd")
+    for number, entity in enumerate(entities, 1):
+        clock.advance(1)
+        steps.arrive(an_event(number, entity))
+        with database.write() as transaction:
+            transaction.connection.execute(text("UPDATE open_delivery SET lane = 'event|' || seq WHERE lane LIKE 'U%'"))
+    clock.advance(A_MINUTE)
+    assert stuck(database) == ["strict"]
+    with database.write() as transaction:
+        gates.pause(transaction, gates_of("b"), who="kim", why="odd")
+    assert stuck(database) == []
+
+
+def gates_of(entity: str) -> GateKey:
+    return entity_key("trivore", "USER", entity)
+
+
 def test_what_a_breaker_or_a_rate_holds_back_is_not_stuck(steps: Steps, database: Database, clock: FakeClock) -> None:
     steps.arrive(an_event(1))
     clock.advance(A_MINUTE)
     with database.write() as transaction:
         now = transaction.lock_order()
-        gates.rates_used(transaction, POLICY.tolls)
+        gates.lock_all(transaction, [CRM])
         gates.use_rates(transaction, {CRM: POLICY.tolls[0].used(None, now, 1)})
     assert stuck(database) == []
     assert stuck(database, msgspec.structs.replace(POLICY, tolls=())) == ["strict"]

@@ -19,7 +19,7 @@ from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.repeated import POSTGRES_REPEAT
 from inbox.timestamps import time_text
-from relay.store import claim, coverage, lanes, repeats
+from relay.store import claim, conditions, coverage, lanes, passing, repeats
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -40,11 +40,32 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "claim": (
         claim._claim(SQL),
         f"state = 'ready', {DUE}",
-        {"now": None, "route": "crm", "most": 16, "token": 1, "node": "r1", "lease": 15},
+        {
+            "now": None,
+            "route": "crm",
+            "most": 16,
+            "begin": "2026-01-01 00:00:00.000000Z",
+            "token": 1,
+            "node": "r1",
+            "lease": 15,
+        },
+    ),
+    "due heads, and whether they are paused": (
+        passing._page(SQL),
+        f"state = 'ready', {DUE}",
+        {
+            "now": None,
+            "route": "crm",
+            "begin": "2026-01-01 00:00:00.000000Z",
+            "begin_seq": 0,
+            "page": READ_AT_MOST // 2,
+            "paused": rows_param([{"source": "trivore", "type": "USER", "id": "u1"}]),
+        },
     ),
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
     "all waiting": (lanes._all_waiting(SQL), "state = 'waiting'", {"lanes": LANES}),
     "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES}),
+    "any dead on a route": (conditions._ANY_DEAD, "state = 'waiting'", {"route": "crm"}),
     "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": LANES}),
 }
 

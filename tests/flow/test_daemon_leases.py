@@ -1,0 +1,107 @@
+"""How a relay keeps its leases while others lock their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from sqlalchemy import Engine, text
+
+from relay.daemon import RENEW_AGAIN_SECONDS, Relay
+from relay.destinations import build
+from relay.leases import RENEW_EVERY_SECONDS
+from relay.store.claim import Claimed
+from relay.store.database import Database
+from tests.helpers.daemon import configured
+from tests.store.conftest import Steps, an_event, receive
+
+__all__ = ["receive"]
+
+on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+LOCK = text("SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE")
+
+
+class Moments:
+    """In place of the event that ends the loop: what happens at each wait, and then the end."""
+
+    def __init__(self, *happens: Callable[[], object]) -> None:
+        self._happens = iter(happens)
+        self.waited: list[float] = []
+
+    def wait(self, seconds: float) -> bool:
+        self.waited.append(round(seconds, 3))
+        happen = next(self._happens, None)
+        if happen is None:
+            return True
+        happen()
+        return False
+
+
+def nothing() -> None:
+    """Time passes."""
+
+
+def keeping(engine: Engine, receive: Callable[..., list[int | None]], moments: Moments) -> list[float]:
+    """Hold two leases while this happens. Returns how long was waited each time."""
+    steps = Steps(Database(engine), receive)
+    steps.arrive(an_event(1, "a"), an_event(2, "b"))
+    claimed: Sequence[Claimed] = [(d.seq, d.route, d.lease_token) for d in (steps.claim(), steps.claim())]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'"))
+    config = configured("http://localhost:1/")
+    relay = Relay(Database(engine), config, build(config))
+    relay._leases.granted(claimed, relay._leases.began_asking())
+    relay._ended = moments  # type: ignore[assignment]  # all that the loop asks of it
+    relay._keep_leases()
+    return moments.waited
+
+
+def renewed(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        since = "SELECT seq FROM open_delivery WHERE lease_until > '2026-01-01 00:00:01.000000Z' ORDER BY seq"
+        return [row.seq for row in connection.execute(text(since))]
+
+
+@on_postgres
+def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(
+    engine: Engine, receive: Callable[..., list[int | None]]
+) -> None:
+    seen: list[list[int]] = []
+    with engine.connect() as other:
+
+        def let_go() -> None:
+            seen.append(renewed(engine))
+            other.rollback()
+
+        moments = Moments(
+            lambda: other.execute(LOCK),
+            lambda: seen.append(renewed(engine)),
+            let_go,
+            lambda: seen.append(renewed(engine)),
+        )
+        waited = keeping(engine, receive, moments)
+    assert seen == [[2], [2], [1, 2]]
+    again = RENEW_AGAIN_SECONDS
+    assert waited == [RENEW_EVERY_SECONDS, again, again, RENEW_EVERY_SECONDS - 2 * again, RENEW_EVERY_SECONDS]
+
+
+@on_postgres
+def test_a_row_that_stays_locked_delays_neither_the_next_round_nor_the_sign_of_life(
+    engine: Engine, receive: Callable[..., list[int | None]]
+) -> None:
+    with engine.connect() as other:
+        waited = keeping(engine, receive, Moments(lambda: other.execute(LOCK), *[nothing] * 24, nothing))
+    assert waited[:25] == [RENEW_EVERY_SECONDS] + [RENEW_AGAIN_SECONDS] * 24
+    assert waited[25] == pytest.approx(RENEW_AGAIN_SECONDS), "then the next round begins, as if nothing had been locked"
+    assert sum(waited[1:26]) == pytest.approx(RENEW_EVERY_SECONDS)
+
+
+def test_a_lease_that_is_lost_is_not_asked_for_again_before_the_next_round(
+    engine: Engine, receive: Callable[..., list[int | None]]
+) -> None:
+    def lose() -> None:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE open_delivery SET lease_token = 7 WHERE seq = 1"))
+
+    assert keeping(engine, receive, Moments(lose)) == [RENEW_EVERY_SECONDS, RENEW_EVERY_SECONDS]
+    assert renewed(engine) == [2]

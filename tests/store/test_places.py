@@ -1,0 +1,225 @@
+"""How far a process has looked: nothing is lost behind the place, and what is paused is in nobody's way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from relay.gates import Passage
+from relay.store import places
+from relay.store.claim import claim, claim_probe
+from relay.store.places import WHOLE_EVERY_SECONDS, Floor, Passing, Places
+from relay.store.sequence import any_received, sequence
+from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
+
+
+class Monotonic:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def begins(floor: Floor[int], takes: float = 0.0, monotonic: Monotonic | None = None) -> int | None:
+    with floor.look() as begin:
+        if monotonic is not None:
+            monotonic.seconds += takes
+    return begin
+
+
+# --- floors
+
+
+def test_a_look_begins_at_its_place_and_each_second_at_the_beginning() -> None:
+    monotonic = Monotonic()
+    floor: Floor[int] = Floor(monotonic=monotonic)
+    assert begins(floor) is None
+    floor.at = 7
+    assert [begins(floor), begins(floor)] == [7, 7]
+    monotonic.seconds += WHOLE_EVERY_SECONDS
+    assert [begins(floor), begins(floor)] == [None, 7]
+
+
+def test_a_look_from_the_beginning_that_takes_long_is_made_less_often() -> None:
+    monotonic = Monotonic()
+    floor: Floor[int] = Floor(monotonic=monotonic)
+    floor.at = 7
+    assert begins(floor, 2.0, monotonic) is None
+    monotonic.seconds += 59
+    assert begins(floor) == 7
+    monotonic.seconds += 1
+    assert begins(floor) is None
+
+
+def test_an_event_that_is_committed_far_behind_the_others_is_found_within_a_second(steps: Steps) -> None:
+    monotonic = Monotonic()
+    steps.database.arrivals = Floor(monotonic=monotonic)
+    with steps.database.write() as transaction:
+        transaction.connection.exec_driver_sql(ARRIVED.format(seq=50_000))
+    assert any_received(steps.database)
+    assert sequence(steps.database, POLICIES, "r1") == 1
+    with steps.database.write() as transaction:
+        transaction.connection.exec_driver_sql(ARRIVED.format(seq=45_000))
+        transaction.connection.exec_driver_sql(ARRIVED.format(seq=3))
+    assert any_received(steps.database)
+    sequence(steps.database, POLICIES, "r1")
+    monotonic.seconds += WHOLE_EVERY_SECONDS
+    any_received(steps.database)
+    sequence(steps.database, POLICIES, "r1")
+    assert [state for _, _, state in steps.states()] == ["ready"] * 3
+
+
+ARRIVED = (
+    "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
+    " VALUES ({seq}, 'strict', 'event|{seq}', '2026-01-01 00:00:00.000000Z', 'received')"
+)
+
+
+def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: Steps, clock: FakeClock) -> None:
+    monotonic, remembered = Monotonic(), Places()
+    remembered.due["strict"] = Floor(monotonic=monotonic)
+    clock.advance(1000)
+    steps.arrive(an_event(1, "a"), an_event(2, "b"))
+    assert claimed(steps, remembered) == [1, 2]
+    steps.arrive(an_event(3, "c"))
+    with steps.database.write() as transaction:
+        transaction.connection.execute(
+            text("UPDATE open_delivery SET due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 3")
+        )
+    behind = claimed(steps, remembered)
+    monotonic.seconds += WHOLE_EVERY_SECONDS
+    assert behind + claimed(steps, remembered) == [3]
+
+
+def claimed(steps: Steps, remembered: Places, most: int = 8, passage: Passage | None = None) -> list[int]:
+    passages = {} if passage is None else {"strict": passage}
+    return [delivery.seq for delivery in claim(steps.database, "r1", [(["strict"], most)], passages, places=remembered)]
+
+
+# --- pauses
+
+PAUSED = Passage(paused=(("trivore", "USER", "paused"),))
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few heads are as many pages as a hundred thousand."""
+    monkeypatch.setattr("relay.store.places.PAGE", 3)
+    monkeypatch.setattr("relay.store.passing.PAGE", 3)
+
+
+def heads(steps: Steps, *entities: str) -> None:
+    """Heads that became due one after the other, each in a lane of its own, as with `lane = "event"`."""
+    first = max((seq for seq, _, _ in steps.states()), default=0) + 1
+    steps._receive(*(an_event(n, entity) for n, entity in enumerate(entities, first)))
+    with steps.database.write() as transaction:
+        transaction.connection.execute(text("UPDATE open_delivery SET lane = 'event|' || seq WHERE state = 'received'"))
+    sequence(steps.database, POLICIES, "r1")
+
+
+@contextmanager
+def counted_pages(engine: Engine) -> Iterator[list[str]]:
+    """The looks at a page that are made meanwhile."""
+    sent: list[str] = []
+
+    def listen(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "is_paused" in statement:
+            sent.append(statement)
+
+    event.listen(engine, "before_cursor_execute", listen)
+    yield sent
+    event.remove(engine, "before_cursor_execute", listen)
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_a_claim_looks_at_some_pages_however_many_heads_are_paused(steps: Steps, clock: FakeClock) -> None:
+    heads(steps, *["paused"] * 100, "b")
+    clock.advance(3600)
+    remembered, looks, found = Places(), list[int](), list[int]()
+    while not found:
+        with counted_pages(steps.database.engine) as pages:
+            found = claimed(steps, remembered, passage=PAUSED)
+        looks.append(len(pages))
+    assert found == [101]
+    assert len(looks) == 4, "34 pages, ten of them in each claim"
+    assert max(looks) <= 11
+    with counted_pages(steps.database.engine) as pages:
+        for _ in range(20):
+            assert claimed(steps, remembered, passage=PAUSED) == []
+    assert len(pages) <= 2 * 20 + 10
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_what_becomes_due_is_claimed_at_once_although_much_that_is_paused_is_due_before_it(
+    steps: Steps, clock: FakeClock
+) -> None:
+    heads(steps, *["paused"] * 60)
+    clock.advance(3600)
+    remembered = Places()
+    assert claimed(steps, remembered, passage=PAUSED) == []
+    heads(steps, "b")
+    assert claimed(steps, remembered, passage=PAUSED) == [61]
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_what_was_paused_is_claimed_when_it_is_not_any_more(steps: Steps, clock: FakeClock) -> None:
+    heads(steps, "other", *["paused"] * 20)
+    clock.advance(3600)
+    remembered = Places()
+    others = Passage(paused=(("trivore", "USER", "paused"), ("trivore", "USER", "other")))
+    for _ in range(5):
+        assert claimed(steps, remembered, passage=others) == []
+    assert claimed(steps, remembered, passage=PAUSED) == [1]
+    assert claimed(steps, remembered, 30) == list(range(2, 22))
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_the_attempt_that_tries_a_breaker_is_found_behind_what_is_paused(steps: Steps, clock: FakeClock) -> None:
+    heads(steps, *["paused"] * 60, "b")
+    clock.advance(3600)
+    remembered = Places()
+    found = [claim_probe(steps.database, "r1", "strict", [], PAUSED, places=remembered) for _ in range(4)]
+    assert [delivery.seq for some in found for delivery in some] == [61]
+
+
+@pytest.mark.usefixtures("small_pages")
+@pytest.mark.parametrize("seed", range(3))
+def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_turn(
+    steps: Steps, clock: FakeClock, seed: int
+) -> None:
+    rng = random.Random(seed)
+    monotonic, found = Monotonic(), list[int]()
+    relays = [remembering(monotonic) for _ in range(2)]
+    entities: list[str] = []
+    for _ in range(12):
+        arrived = rng.choices(["paused", "b"], k=rng.randrange(8))
+        entities += arrived
+        heads(steps, *arrived) if arrived else None
+        clock.advance(rng.choice([0, 1, 30]))
+        monotonic.seconds += rng.choice([0, 0, 2])
+        found += claimed(steps, rng.choice(relays), rng.randrange(1, 6), PAUSED)
+    for _ in range(2 * len(entities)):
+        monotonic.seconds += 2
+        found += claimed(steps, rng.choice(relays), 4, PAUSED)
+    assert sorted(found) == [seq for seq, entity in enumerate(entities, 1) if entity == "b"]
+
+
+def remembering(monotonic: Callable[[], float]) -> Places:
+    remembered = Places()
+    remembered.passing["strict"] = Passing(monotonic)
+    return remembered
+
+
+def test_a_head_that_could_have_been_claimed_is_not_passed() -> None:
+    cursor = places.Cursor()
+    keys: Sequence[places.Key] = [(places.START[0], seq) for seq in (1, 2, 3, 4)]
+    cursor.saw([places.Seen(key, paused=key[1] == 1) for key in keys])
+    assert not cursor.move(claimed={2, 4})
+    assert cursor.at == keys[1]
