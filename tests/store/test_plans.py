@@ -156,7 +156,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "received": sequence._received,
     "any received": lambda _: sequence._ANY_RECEIVED,
     "heads": lanes._heads,
-    "all waiting": lanes._all_waiting,
     "first waiting": lanes._first_waiting,
     "leased": record._leased,
     "end": database._end,
@@ -319,6 +318,6 @@ def test_on_postgres_the_first_of_a_lane_is_one_index_entry_however_many_wait(bi
     statement = lanes._first_waiting(Sql(POSTGRES))
     with big_postgres.connect() as connection:
         for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
-            (subquery,) = (node for node in nodes if node.get("Alias") == "w")
+            (subquery,) = (node for node in nodes if node.get("Alias") == "o")
             assert subquery["Index Name"] == "ix_open_delivery_waiting"
             assert "Sort" not in {node["Node Type"] for node in nodes}

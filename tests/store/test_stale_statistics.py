@@ -40,8 +40,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
         {"now": None, "route": "crm", "most": 16, "token": 1, "node": "r1", "lease": 15},
     ),
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
-    "all waiting": (lanes._all_waiting(SQL), "state = 'waiting'", {"lanes": LANES}),
-    "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES}),
+    "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES, "most": 2}),
     "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": LANES}),
 }
 
