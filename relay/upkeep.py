@@ -1,4 +1,4 @@
-"""What a relay does besides deliveries, now and then: leases that ran out, repeats, gates, alerts, what operators ask for."""
+"""Periodic maintenance: leases that ran out, leftovers, repeats, gates, alerts, what operators ask for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from relay.poster import Done, Poster
 from relay.store import alerts, commands, reap, repeats
 from relay.store.conditions import Watch
 from relay.store.database import Database
+from relay.store.leftovers import Leftovers
 
 EVERY_SECONDS = 1.0
 WATCH_EVERY_SECONDS = 15.0
@@ -30,9 +31,11 @@ class Upkeep:
         self._posts: list[Done] = []
         self._next_at = self._watch_at = 0.0
         self._any_command = False
+        self._leftovers = Leftovers()
+        self._any_left = False
 
     def do(self, config: Config, policies: Mapping[str, RoutePolicy], poster: Poster) -> int:
-        """What is due. Returns how many deliveries it has changed at the word of operators."""
+        """Do what is due. Returns how many deliveries it has changed of what takes many batches."""
         self._finish_posts(poster)
         if time.monotonic() >= self._next_at:
             self._observer.reaped(reap.reap(self._database, policies, self._node))
@@ -41,8 +44,11 @@ class Upkeep:
             self._look_at_conditions(config)
             self._alert(poster)
             self._any_command = commands.any_open(self._database)
+            self._any_left = True
             self._next_at = time.monotonic() + EVERY_SECONDS
-        return self._obey(config) if self._any_command else 0
+        worked_off = self._leftovers.work_off(self._database, policies, self._node) if self._any_left else 0
+        self._any_left = worked_off > 0
+        return worked_off + (self._obey(config) if self._any_command else 0)
 
     def posted(self, done: Done) -> None:
         """An alert was posted, or not; it is noted in the next round."""
