@@ -18,7 +18,8 @@ from relay.store.claim import LEASE_SECONDS
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 
-BATCH = 500
+BATCH = 200
+"""Leases in one transaction. Each is a lane of its own, of which two that wait are folded, too: some 70 ms."""
 
 
 def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> list[tuple[int, str, AnyFact]]:

@@ -24,7 +24,7 @@ from tests.model.receiving import ENTITIES, MOST, SECOND
 from tests.model.stage import SOME, WHICH, one_of, step
 from tests.model.world import ROUTES
 
-MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock"])
+MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "work off"])
 OVERLAPPING = st.sampled_from(
     ["sequence all", "claim", "record", "reap", "replay", "cancel", "probe", "give_back", "renew", "verify", "rebuild"]
 )
@@ -67,6 +67,21 @@ class Machine(Calling, Commanding):
     @step(which=WHICH, number=WHICH)
     def sequence(self, which: int, number: int) -> None:
         self.let(one_of(self.active(), which), "sequence", number)
+
+    @precondition(lambda self: self.active())
+    @step(which=WHICH, entity=st.sampled_from(ENTITIES), seconds=st.lists(SECOND, min_size=3, max_size=6))
+    def ordering_becomes_latest(self, which: int, entity: str, seconds: list[int]) -> None:
+        """Many have come to wait in a lane, by the configuration before: in `strict`, where none is dropped that is not late."""
+        relay = one_of(self.active(), which)
+        if len(self.sent) < MOST:
+            self.arrive([(entity, second, ("latest",)) for second in seconds])
+        self.everything_holds()
+        self.let(relay, "sequence all" if self.any_late() else "sequence by the old")
+
+    @precondition(lambda self: self.active() and self.any_left())
+    @step(which=WHICH)
+    def work_off_what_is_left(self, which: int) -> None:
+        self.let(one_of(self.active(), which), "work off")
 
     @precondition(lambda self: self.active() and self.any_open(State.READY))
     @step(which=WHICH, number=WHICH, answered=st.booleans())

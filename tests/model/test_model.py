@@ -35,6 +35,8 @@ SOMETIMES = {
     "superseded: told",
     "took_over",
     "demoted",
+    "more waits than is folded",
+    "healed later",
     "repeat refused",
     "rearmed",
     # what persons did
