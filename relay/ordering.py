@@ -74,7 +74,8 @@ def _settle_oldest(
 ) -> list[OpenDelivery]:
     """Settle what comes no later than `upto`, and queue the rest.
 
-    A later head that nobody has worked on waits with the rest: older ones than it are still to be folded.
+    A later head that nobody has worked on waits with the rest: older ones than it are still to be folded. One that was
+    worked on keeps its place, as in `strict`, where alone so many older ones can have come to wait behind it.
     """
     if upto is None:
         return _settle_latest(head, others, now, first_delay)

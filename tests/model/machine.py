@@ -76,7 +76,12 @@ class Machine(Calling, Commanding):
         if len(self.sent) < MOST:
             self.arrive([(entity, second, ("latest",)) for second in seconds])
         self.everything_holds()
-        self.let(relay, "sequence all" if self.any_late() else "sequence by the old")
+        if self.any_late():
+            self.let(relay, "sequence all")
+            return
+        arrived = {(row.route, row.lane) for row in self.open.values() if row.state is State.RECEIVED}
+        self.ledger.strict_once |= {lane for lane in arrived if lane[0] == "latest"}
+        self.let(relay, "sequence by the old")
 
     @precondition(lambda self: self.active() and self.any_left())
     @step(which=WHICH)

@@ -185,7 +185,7 @@ def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatc
 
 @ON_SQLITE
 def test_without_healing_the_dead_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "heal", lambda *_: [])
+    monkeypatch.setattr(record, "heal", lambda *_: coverage.Healing([], {}))
     finds(world, "dead though a later one succeeded")
 
 

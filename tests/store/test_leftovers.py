@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
-from sqlalchemy import TextClause, text
+from sqlalchemy import text
 
 from inbox.config import Retry
 from relay.outcome import Delivered, Failed
 from relay.policy import RoutePolicy, Schedule
 from relay.store.claim import claim
 from relay.store.coverage import MOST_HEALED
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
 from relay.store.lanes import MOST_FOLDED
 from relay.store.leftovers import Leftovers
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import BATCH, sequence
 from relay.store.verify import verify
+from tests.helpers.transactions import Transactions
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG
 
@@ -30,39 +28,12 @@ NOW_LATEST = {**POLICIES, "strict": RoutePolicy("latest", blocks_on_death=False,
 """Once `ordering` of the route "strict" has been changed to "latest"."""
 
 
-class Transactions:
-    """Rows that each transaction has read, and facts that each has written."""
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.facts: list[int] = []
-
-    @property
-    def largest(self) -> tuple[int, int]:
-        """The most rows read, and the most facts written."""
-        return max(self.rows, default=0), max(self.facts, default=0)
-
-
 @pytest.fixture
-def transactions(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transactions]:
+def transactions(database: Database, monkeypatch: pytest.MonkeyPatch) -> Transactions:
     """What each transaction does from now on."""
-    seen = Transactions()
-    execute, begin = Transaction.execute, Transaction.__init__
-
-    def begun(self: Transaction, *arguments: Any) -> None:  # noqa: ANN401  # passed through
-        seen.rows.append(0)
-        begin(self, *arguments)
-
-    def executed(self: Transaction, statement: TextClause, **parameters: object) -> list[Any]:
-        rows = execute(self, statement, **parameters)
-        seen.rows[-1] += len(rows)
-        return rows
-
-    monkeypatch.setattr(Transaction, "__init__", begun)
-    monkeypatch.setattr(Transaction, "execute", executed)
-    database.on_facts = lambda written: seen.facts.append(sum(written.values()))
-    yield seen
-    database.on_facts = None
+    seen = Transactions(monkeypatch)
+    seen.watch(database)
+    return seen
 
 
 def fill(steps: Steps, *, waiting: int, lanes: int = 1, route: str = "strict") -> None:
@@ -100,8 +71,7 @@ def test_when_ordering_becomes_latest_a_lane_is_folded_batch_by_batch_and_its_ne
     steps: Steps, transactions: Transactions
 ) -> None:
     fill(steps, waiting=3000)
-    transactions.rows.clear()
-    transactions.facts.clear()
+    transactions.forget()
 
     assert work_off(steps) == 6
     assert steps.states() == [(3000, "strict", "ready")]
@@ -116,8 +86,7 @@ def test_what_is_recorded_meanwhile_folds_so_many_and_nothing_older_is_delivered
     steps: Steps, transactions: Transactions
 ) -> None:
     fill(steps, waiting=3000)
-    transactions.rows.clear()
-    transactions.facts.clear()
+    transactions.forget()
 
     delivered = []
     while steps.states():
@@ -131,8 +100,7 @@ def test_what_is_recorded_meanwhile_folds_so_many_and_nothing_older_is_delivered
 def test_the_lanes_of_one_transaction_share_what_it_may_fold(steps: Steps, transactions: Transactions) -> None:
     fill(steps, waiting=9, lanes=200)
     claimed = claim(steps.database, "r1", [(["strict"], 200)])
-    transactions.rows.clear()
-    transactions.facts.clear()
+    transactions.forget()
 
     record(steps.database, NOW_LATEST, "r1", [(delivery, DONE) for delivery in claimed])
     looked_at_all, shared = 4 * 200, 3 * 200  # its lease, its head, and two that wait, of each lane; then three at most
@@ -196,7 +164,7 @@ def test_an_abandoned_lane_is_reaped_without_folding_all_of_it(
     fill(steps, waiting=1500)
     claim(steps.database, "r1", [(["strict"], 1)])
     clock.advance(60)
-    transactions.facts.clear()
+    transactions.forget()
 
     assert len(reap(steps.database, NOW_LATEST, "r2")) == 1
     assert transactions.largest[1] <= MOST_FOLDED + 2
@@ -253,8 +221,7 @@ def test_a_success_that_ends_very_many_dead_ends_so_many_and_the_rest_follows(
 ) -> None:
     die(steps, 1300)
     steps.arrive(an_event(1301, "u0"))
-    transactions.rows.clear()
-    transactions.facts.clear()
+    transactions.forget()
 
     assert attempt(steps) == 1301
     assert len(steps.states()) == 1300 - MOST_HEALED
@@ -271,8 +238,7 @@ def test_the_successes_of_one_transaction_share_what_it_may_heal(steps: Steps, t
     die(steps, 1200, lanes=30)
     steps.arrive(*(an_event(n, f"u{n % 30}") for n in range(1201, 1231)))
     claimed = claim(steps.database, "r1", [(["strict"], 30)])
-    transactions.rows.clear()
-    transactions.facts.clear()
+    transactions.forget()
 
     record(steps.database, NOW_LATEST, "r1", [(delivery, DONE) for delivery in claimed])
     assert len(steps.states()) == 1200 - MOST_HEALED
