@@ -22,6 +22,7 @@ from relay.store import (
     events,
     examine,
     lanes,
+    leftovers,
     reap,
     record,
     reopen,
@@ -131,6 +132,7 @@ PARAMETERS: dict[str, Any] = {
             "late",
             "asked",
             "listed",
+            "looked_to",
         ),
         ONE,
     ),
@@ -166,6 +168,9 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "repeats": lambda _: repeats._REPEATS,
     "routes of repeated": repeats._routes,
     "dead of a lane": coverage._dead,
+    "dead of a lane before a success": coverage._dead_before,
+    "left to be healed": lambda _: coverage._TO_HEAL,
+    "left to be folded": leftovers._waiting_from,
     "last delivered of lanes": coverage._last_delivered,
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
@@ -263,6 +268,7 @@ PARTIAL = (
     "ix_open_delivery_in_flight",
     "ix_open_delivery_dead",
     "ix_open_delivery_blocked",
+    "ix_lane_healing",
 )
 """Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
 

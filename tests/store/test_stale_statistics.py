@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
-from relay.store import claim, coverage, lanes
+from relay.store import claim, coverage, lanes, leftovers
 from tests.conftest import _administer, _create_database
 
 ROWS = 20_000
@@ -31,6 +31,10 @@ INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
 SELECT n, 'crm', 'USER|u' || n, '2026-01-01 00:00:00Z', 'received' FROM generate_series(1, :rows) AS n
 """
 LANES = rows_param({"route": "crm", "lane": f"USER|u{n}"} for n in SOME)
+SUCCESSES = rows_param(
+    {"route": "crm", "lane": f"USER|u{n}", "at": "2026-01-02 00:00:00.000000Z", "seq": 10 * ROWS} for n in SOME
+)
+FROM_THE_FIRST = rows_param([{"route": "crm", "lane": ""}])
 DUE = "due_at = '2026-01-01 00:00:00Z'"
 
 STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
@@ -41,7 +45,13 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     ),
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
     "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES, "most": 2}),
-    "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": LANES}),
+    "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
+    "dead before": (coverage._dead_before(SQL), "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
+    "left to be folded": (
+        leftovers._waiting_from(SQL),
+        "state = 'waiting'",
+        {"looked_to": FROM_THE_FIRST, "most": 100},
+    ),
 }
 
 
