@@ -30,10 +30,6 @@ def noteworthy(moment: Moment) -> Counter[str]:
     )
     waiting = Counter(row.lane for row in moment.after.values() if (row.route, row.state) == ("latest", State.WAITING))
     seen["more waits than is folded"] += sum(number > FEW for number in waiting.values())
-    seen["healed later"] += sum(
-        isinstance(entry.fact, facts.Superseded) and entry.fact.because == "healed" and not moment.doing.results
-        for entry in moment.new
-    )
     return seen + _gates(moment)
 
 

@@ -36,7 +36,6 @@ SOMETIMES = {
     "took_over",
     "demoted",
     "more waits than is folded",
-    "healed later",
     "repeat refused",
     "rearmed",
     # what persons did
