@@ -34,6 +34,9 @@ faults: $(READY)  ## break everything at random for MINUTES=5 (SEED=, DATABASE=s
 fuzz: $(READY)  ## send the receiver REQUESTS=50000 random requests (SEED=) and look at every answer
 	FUZZ_REQUESTS=$(or $(REQUESTS),50000) FUZZ_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q tests/process/test_fuzz.py
 
+longest: $(READY)  ## time the longest transactions under the order lock with OPEN=20000 open (DATABASE=postgres)
+	$(BIN)/python -m benchmarks.order_lock --open $(or $(OPEN),20000) --database $(or $(DATABASE),sqlite)
+
 check: $(READY)  ## lint, formatting, types and the arrows between modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +54,4 @@ lock: $(READY)  ## refresh requirements.lock to the newest versions that fit pyp
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --extra dev \
 	  --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
 
-.PHONY: help setup run test faults fuzz check docs format lock
+.PHONY: help setup run test faults fuzz longest check docs format lock

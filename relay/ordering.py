@@ -1,4 +1,4 @@
-"""Which delivery of a lane goes next, and which need not go at all. Pure: rows of one lane in, the rows that change out.
+"""The rule that picks the next delivery of a lane, and those that need not go at all. Pure: rows of one lane in and out.
 
 This is called whenever a lane may need a new head: when events arrive, when its head ends, dies or is to be retried.
 """
@@ -14,18 +14,28 @@ from inbox.config import Ordering
 from relay import facts
 from relay.lifecycle import HEADS, OpenDelivery, State, Step, append, schedule
 
+Place = tuple[datetime, int]
+"""When an event occurred, and its seq: a lane is worked in this order."""
+
 
 def settle(
-    ordering: Ordering, lane: Iterable[OpenDelivery], now: datetime, first_delay: timedelta
+    ordering: Ordering,
+    lane: Iterable[OpenDelivery],
+    now: datetime,
+    first_delay: timedelta,
+    upto: Place | None = None,
 ) -> list[OpenDelivery]:
     """Give a lane its head, and fold what a newer event stands for.
 
     Args:
         ordering: the route's.
         lane: its head if it has one, and those that arrived or wait. For `strict`, of the waiting ones the first is
-            enough.
+            enough; for `latest` the oldest few.
         now: the database's clock.
         first_delay: a retry that a newer event takes over is due no later than this.
+        upto: the last of the waiting ones that were read, where more wait behind it. For `latest`, what comes after it
+            is left to later rounds, as if it had not arrived yet. So whatever is delivered between two rounds is older
+            than all that is left.
 
     Returns:
         Every delivery given, in the state it has now.
@@ -36,7 +46,7 @@ def settle(
     if not others:
         return rows
     if ordering == "latest":
-        return _settle_latest(head, others, now, first_delay)
+        return _settle_oldest(head, others, now, first_delay, upto)
     return _settle_strict(head, others, now)
 
 
@@ -46,14 +56,35 @@ def _settle_strict(head: OpenDelivery | None, others: list[OpenDelivery], now: d
     One that is due later was worked on, though that did not count.
     """
     first = min(others, key=lambda row: row.key)
-    untouched = head is not None and head.state is State.READY and head.attempt == 0 and (head.due_at or now) <= now
-    if head is not None and untouched and first.key < head.key:
+    if head is not None and _is_untouched(head, now) and first.key < head.key:
         settled = [schedule(head, Step.DEMOTED, now), schedule(first, Step.PROMOTED, now)]
     elif head is None:
         settled = [schedule(first, Step.PROMOTED, now)]
     else:
         settled = [head, _queued(first, now)]
     return settled + [_queued(row, now) for row in others if row is not first]
+
+
+def _is_untouched(head: OpenDelivery, now: datetime) -> bool:
+    return head.state is State.READY and head.attempt == 0 and (head.due_at or now) <= now
+
+
+def _settle_oldest(
+    head: OpenDelivery | None, others: list[OpenDelivery], now: datetime, first_delay: timedelta, upto: Place | None
+) -> list[OpenDelivery]:
+    """Settle what comes no later than `upto`, and queue the rest.
+
+    A later head that nobody has worked on waits with the rest: older ones than it are still to be folded. One that was
+    worked on keeps its place, as in `strict`, where alone so many older ones can have come to wait behind it.
+    """
+    if upto is None:
+        return _settle_latest(head, others, now, first_delay)
+    later = [_queued(row, now) for row in others if row.key > upto]
+    oldest = [row for row in others if row.key <= upto]
+    if head is not None and head.key > upto and _is_untouched(head, now):
+        later.append(schedule(head, Step.DEMOTED, now))
+        head = None
+    return [*later, *_settle_latest(head, oldest, now, first_delay)]
 
 
 def _settle_latest(
@@ -92,12 +123,12 @@ class LastDelivered(msgspec.Struct, frozen=True):
     last_modified: datetime | None = None
 
     @property
-    def key(self) -> tuple[datetime, int]:
+    def key(self) -> Place:
         """As `OpenDelivery.key`."""
         return (self.occurred_at, self.seq)
 
 
-def covers(last: LastDelivered, key: tuple[datetime, int], skew: timedelta) -> bool:
+def covers(last: LastDelivered, key: Place, skew: timedelta) -> bool:
     """Whether the last success in a lane certainly has the change of an event with this key in it.
 
     What was fetched has it when the fetch began after the change, by clocks that differ by `skew` at most, or when it is

@@ -1,4 +1,4 @@
-"""Periodic maintenance: expired leases, duplicates, gates, alerts, operator commands. Each is a step of its own."""
+"""Periodic maintenance: expired leases, leftovers, duplicates, gates, alerts, operator commands: a step each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from relay.steps import Steps
 from relay.store import alerts, commands, reap, repeats
 from relay.store.conditions import Watch
 from relay.store.database import Database
+from relay.store.leftovers import Leftovers
 
 EVERY_SECONDS = 1.0
 WATCH_EVERY_SECONDS = 15.0
@@ -36,6 +37,8 @@ class Upkeep:
         self._any_command = False
         self._duplicates: repeats.Rest | None = None
         """Those that are judged next, and at once."""
+        self._leftovers = Leftovers()
+        self._any_left = False
 
     def do(self, config: Config, policies: Mapping[str, RoutePolicy], poster: Poster) -> int:
         """Do what is due. Returns more than 0 when there is more to do at once."""
@@ -49,13 +52,16 @@ class Upkeep:
             run("log_alerts", self._log_alerts, None)
             run("send_alerts", lambda: self._send_alerts(poster), None)
             self._any_command = run("commands", self._look_for_commands, otherwise=False)
+            self._any_left = True
         else:
             if self._duplicates is not None:
                 run("judge_duplicates", lambda: self._judge_duplicates(config), None)
             if self._posts:
                 run("send_alerts", lambda: self._send_alerts(poster), None)
+        worked_off = run("work_off", lambda: self._work_off(policies), 0) if self._any_left else 0
+        self._any_left = worked_off > 0
         changed = run("commands", lambda: self._obey(config), 0) if self._any_command else 0
-        return changed + int(self._duplicates is not None)
+        return changed + worked_off + int(self._duplicates is not None)
 
     def posted(self, done: Done) -> None:
         """Take note that an alert was posted, or not, in the next round."""
@@ -63,6 +69,9 @@ class Upkeep:
 
     def _reap(self, policies: Mapping[str, RoutePolicy]) -> None:
         self._observer.reaped(reap.reap(self._database, policies, self._node))
+
+    def _work_off(self, policies: Mapping[str, RoutePolicy]) -> int:
+        return self._leftovers.work_off(self._database, policies, self._node)
 
     def _judge_duplicates(self, config: Config) -> None:
         rest, self._duplicates = self._duplicates, None

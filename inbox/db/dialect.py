@@ -176,6 +176,17 @@ class Sql:
             return f"{rows} CROSS JOIN LATERAL (SELECT * FROM {found} WHERE {condition} OFFSET 0) AS {alias}"
         return f"{rows} JOIN {found} ON {condition}"
 
+    def first_of(self, rows: str, found: str, condition: str, order: str, most: str) -> str:
+        """As `looked_up`, but only the first few of each row of `rows`, by an order that the index has.
+
+        However many there are, no more is read. SQLite has no LATERAL, so it looks them up by their rowids.
+        """
+        alias = found.rsplit(maxsplit=1)[-1]
+        few = f"FROM {found} WHERE {condition} ORDER BY {order} LIMIT {most}"
+        if self.is_postgres:
+            return f"{rows} CROSS JOIN LATERAL (SELECT * {few}) AS {alias}"
+        return f"{rows} CROSS JOIN {found} ON {alias}.rowid IN (SELECT {alias}.rowid {few})"
+
     def hex_bytes(self, expression: str) -> str:
         """The bytes that the hex text of `expression` names."""
         return f"decode({expression}, 'hex')" if self.is_postgres else f"from_hex({expression})"

@@ -196,7 +196,7 @@ _open_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = '
 _open_index("ix_open_delivery_suspect", "due_at", "seq", where=f"state = 'ready' AND crashes >= {SUSPECT_CRASHES}")
 _open_index("ix_open_delivery_waiting", "route", "lane", "occurred_at", "seq", where="state = 'waiting'")
 _open_index("ix_open_delivery_in_flight", "seq", "route", where="state = 'in_flight'")
-_open_index("ix_open_delivery_dead", "route", "lane", where="state = 'dead'")
+_open_index("ix_open_delivery_dead", "route", "lane", "occurred_at", "seq", where="state = 'dead'")
 _open_index(
     "ix_open_delivery_replayed", "route", where="run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight')"
 )
@@ -212,10 +212,18 @@ lane = Table(
     Column("fetch_began_at", UtcDateTime, comment="when the entity was asked for, for that delivery; sync routes only"),
     Column("last_modified", UtcDateTime, comment="the source's own time of the state that was applied"),
     Column("applied_hash", LargeBinary, comment="SHA-256 of what was sent downstream"),
+    Column(
+        "healing_seq",
+        BigInteger,
+        comment="while older dead deliveries of the lane are being ended, batch by batch: the success that stands for them",
+    ),
     PrimaryKeyConstraint("route", "lane"),
     comment="What was last delivered in a lane. One row per route and lane that ever succeeded; an event's own lane has none.",
     postgresql_with=HOT,
 )
+
+_HEALING = text("healing_seq IS NOT NULL")
+Index("ix_lane_healing", lane.c.route, lane.c.lane, postgresql_where=_HEALING, sqlite_where=_HEALING)
 
 delivery_log = Table(
     "delivery_log",

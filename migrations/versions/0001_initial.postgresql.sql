@@ -192,9 +192,12 @@ CREATE TABLE lane (
     fetch_began_at TIMESTAMP WITH TIME ZONE,
     last_modified TIMESTAMP WITH TIME ZONE,
     applied_hash BYTEA,
+    healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane)
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
 
 COMMENT ON TABLE lane IS 'What was last delivered in a lane. One row per route and lane that ever succeeded; an event''s own lane has none.';
 
@@ -211,6 +214,8 @@ COMMENT ON COLUMN lane.fetch_began_at IS 'when the entity was asked for, for tha
 COMMENT ON COLUMN lane.last_modified IS 'the source''s own time of the state that was applied';
 
 COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of what was sent downstream';
+
+COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are being ended, batch by batch: the success that stands for them';
 
 CREATE TABLE open_delivery (
     seq BIGINT NOT NULL,
@@ -234,7 +239,7 @@ CREATE TABLE open_delivery (
 
 CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
-CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane) WHERE state = 'dead';
+CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 

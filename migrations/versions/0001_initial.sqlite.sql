@@ -139,8 +139,12 @@ CREATE TABLE lane ( -- What was last delivered in a lane. One row per route and 
     last_modified TEXT,
     -- SHA-256 of what was sent downstream
     applied_hash BLOB,
+    -- while older dead deliveries of the lane are being ended, batch by batch: the success that stands for them
+    healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane)
 );
+
+CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
 
 CREATE TABLE open_delivery ( -- Every delivery that has not ended. A projection: relay verify compares it with delivery_log, relay rebuild mends it.
     -- the event: inbox.seq
@@ -175,7 +179,7 @@ CREATE TABLE open_delivery ( -- Every delivery that has not ended. A projection:
 
 CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
 
-CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane) WHERE state = 'dead';
+CREATE INDEX ix_open_delivery_dead ON open_delivery (route, lane, occurred_at, seq) WHERE state = 'dead';
 
 CREATE INDEX ix_open_delivery_in_flight ON open_delivery (seq, route) WHERE state = 'in_flight';
 

@@ -20,7 +20,8 @@ from relay.store.database import ROW, Database, Transaction, as_open_delivery, k
 from relay.store.lanes import settle_lanes
 from relay.store.quarantine import quarantine
 
-BATCH = 500
+BATCH = 200
+"""Leases in one transaction. Each is a lane of its own, of which two that wait are folded, too: some 70 ms."""
 
 
 def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> list[tuple[int, str, AnyFact]]:

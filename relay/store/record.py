@@ -30,7 +30,7 @@ from relay.policy import (
 )
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
-from relay.store.coverage import heal
+from relay.store.coverage import go_on_healing, heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.gates import Heard, listen
 from relay.store.lanes import settle_lanes
@@ -144,10 +144,11 @@ def _record(
             recorded.append(Recorded(delivery, fact))
         note(transaction, deaths(changed), now)
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.Delivered | facts.Unchanged)]
-        healed = heal(transaction, delivered, policies, now)
-        transaction.write_back(settle_lanes(transaction, [*changed, *healed], policies, now), relay_node)
+        healing = heal(transaction, delivered, policies, now)
+        transaction.write_back(settle_lanes(transaction, [*changed, *healing.ended], policies, now), relay_node)
         done = [o for o in outcomes if (o[0].seq, o[0].route, o[0].lease_token) in leased]
         remember_delivered(transaction, [row for outcome in done for row in _last_delivered(*outcome)])
+        go_on_healing(transaction, healing.unfinished)
     return recorded
 
 

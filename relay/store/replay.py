@@ -66,7 +66,10 @@ def end_or_unblock(
         if row.state is not State.ENDED and step_of(fact) in TRANSITIONS[row.state]
     ]
     changed = [append(row, fact, now) for row in possible]
-    transaction.write_back(settle_lanes(transaction, changed, policies(config), now), None)
+    # Written first, so that what settling reads of these lanes is what is left of them.
+    transaction.write_back(changed, None)
+    lanes = {(row.route, row.lane) for row in changed}
+    transaction.write_back(settle_lanes(transaction, [], policies(config), now, lanes), None)
     return len(changed)
 
 

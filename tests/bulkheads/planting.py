@@ -30,12 +30,20 @@ class Plant:
     """Raises in one step, wherever a statement has to do with the item: it is bound to it, or among its rows."""
 
     def __init__(
-        self, step: Step, failure: str, *, seq: int | None = None, number: int | None = None, text: str | None = None
+        self,
+        step: Step,
+        failure: str,
+        *,
+        seq: int | None = None,
+        number: int | None = None,
+        text: str | None = None,
+        lane: str | None = None,
     ) -> None:
         self.step = step
         self._seq = seq
         self._number = number
         self._text = text
+        self._lane = lane
         self.raised = 0
         self._failure = FAILURES[failure]
 
@@ -47,20 +55,24 @@ class Plant:
 
     @property
     def _is_everything(self) -> bool:
-        return self._seq is None and self._number is None and self._text is None
+        return {self._seq, self._number, self._text, self._lane} == {None}
 
     def _is_bound(self, parameters: dict[str, object]) -> bool:
         if self._text is not None and self._text in parameters.values():
             return True
-        for value in parameters.values():
-            if isinstance(value, str) and value.startswith("[{") and any(map(self._is_item, json.loads(value))):
+        for name, value in parameters.items():
+            if (
+                name != "looked_to"
+                and isinstance(value, str)
+                and value.startswith("[{")
+                and any(map(self._is_item, json.loads(value)))
+            ):
                 return True
         return False
 
     def _is_item(self, row: dict[str, object]) -> bool:
-        return (self._seq is not None and row.get("seq") == self._seq) or (
-            self._number is not None and row.get("id") == self._number
-        )
+        planted = (("seq", self._seq), ("id", self._number), ("lane", self._lane))
+        return any(value is not None and row.get(name) == value for name, value in planted)
 
     def _is_among(self, statement: TextClause, rows: list[Any]) -> bool:
         reads_keys_alone = not any(word in str(statement) for word in ("occurred_at", "body"))
@@ -113,6 +125,6 @@ def planted(monkeypatch: pytest.MonkeyPatch, plant: Plant) -> Iterator[Plant]:
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "run", running)
         patch.setattr(Transaction, "execute", executing)
-        for module in ("record", "reap", "sequence", "claim"):
-            patch.setattr(f"relay.store.{module}.quarantine", setting_aside, raising=False)
+        for module in ("record", "reap", "sequence", "unreadable"):
+            patch.setattr(f"relay.store.{module}.quarantine", setting_aside)
         yield plant

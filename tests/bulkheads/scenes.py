@@ -117,6 +117,19 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
     return scene
 
 
+def work_off(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred lanes in which two wait and none may go, as after a change of the route's ordering."""
+    _filled(database_url)
+    fill(database_url, [(f"u{n}", moment(ITEMS + n)) for n in range(ITEMS)])
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE open_delivery SET state = 'waiting'"))
+    scene = _deliveries(engine, downstream, "")
+    scene.bad = {"lane": f"USER|u{ONE}"}
+    scene.running = lambda: running(engine, downstream, ordering="latest")
+    scene.seen = lambda: count(engine, "stuck WHERE lane = :lane", lane=f"USER|u{ONE}") == 2
+    return scene
+
+
 def command(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
     """A hundred dead letters that an operator wants replayed."""
     _filled(database_url)
@@ -209,6 +222,7 @@ ITEM_SCENES: dict[Step, Callable[[str, Engine, Downstream], Scene]] = {
     "record": record,
     "reap": reap,
     "judge_duplicates": judge_duplicates,
+    "work_off": work_off,
     "commands": command,
     "log_alerts": log_alerts,
     "send_alerts": send_alerts,

@@ -155,6 +155,8 @@ class Ledger:
         self.repeats: Counter[int] = Counter()
         """How often it came again."""
         self.heartbeats: dict[str, datetime] = {}
+        self.strict_once: set[LaneKey] = set()
+        """Lanes that were settled before `ordering` became "latest", too."""
 
     def acknowledge(self, seq: int, event: Event) -> None:
         self.events[seq] = event
@@ -169,6 +171,14 @@ class Ledger:
     def order(self, key: Key) -> tuple[datetime, int]:
         """A lane is worked in the order of this."""
         return (self.events[key[0]].occurred_at, key[0])
+
+    def is_kept_in_place(self, lane: LaneKey, attempt: int) -> bool:
+        """Whether a first attempt with this number may go before older ones: it has taken over a retry.
+
+        In `strict` an older event that arrives waits behind a head that was worked on, and still does so when `ordering`
+        has become "latest".
+        """
+        return attempt > 1 and lane in self.strict_once
 
     def call(self, call: Call) -> None:
         self.calls[call.key].append(call)

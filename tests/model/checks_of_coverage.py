@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from relay import facts
 from relay.lifecycle import Standing, State, fold
 from relay.ordering import covers
-from tests.model.actors import is_swept
-from tests.model.history import Entry, Key
+from tests.model.actors import Ledger, is_swept
+from tests.model.history import Entry, History, Key
 from tests.model.moment import Moment
-from tests.model.world import POLICIES, SKEW, Repeat
+from tests.model.world import POLICIES, SKEW, Repeat, Row
 
 
 def the_superseded_have_a_stand_in(moment: Moment) -> Sequence[object]:
@@ -37,8 +37,9 @@ def _stands_for(moment: Moment, entry: Entry, by: Key) -> bool:
         case facts.Superseded(because="newer"):
             return newer and before.state is State.RECEIVED
         case facts.Superseded(because="healed"):
-            delivered = {each.key for each in moment.new if isinstance(each.fact, facts.Delivered)}
-            return newer and before.state is State.DEAD and by in delivered
+            died = max(each.number for each in moment.history.entries[entry.key] if each.number < entry.number)
+            later = {each.key for each in moment.history.successes if each.number > died}
+            return newer and before.state is State.DEAD and by in later
         case facts.Superseded(because="told"):
             event, swept = (moment.ledger.events[key[0]] for key in (entry.key, by))
             same = (event.event_type, event.occurred_at) == (swept.event_type, swept.occurred_at)
@@ -74,16 +75,28 @@ def what_a_sweep_has_told_is_not_told_again(moment: Moment) -> Sequence[object]:
 
 
 def later_successes_heal(moment: Moment) -> Sequence[object]:
-    """On a route in `latest` none is left dead that had died before a later event of its lane was delivered."""
+    """On a route in `latest` none is left dead that had died before a later event of its lane was delivered.
+
+    But for lanes where it is known that some are left, since a transaction ends so many and no more.
+    """
     return [
         (key, success)
         for success in moment.new
         if isinstance(success.fact, facts.Delivered) and POLICIES[success.key[1]].ordering == "latest"
-        for key, row in moment.after.items()
+        for key in healable(moment.history, moment.ledger, moment.after, success)
+        if moment.ledger.lanes[key] not in moment.stored.healing
+    ]
+
+
+def healable(history: History, ledger: Ledger, rows: Mapping[Key, Row], success: Entry) -> list[Key]:
+    """The dead that this success stands for."""
+    return [
+        key
+        for key, row in rows.items()
         if row.state is State.DEAD
-        and moment.ledger.lanes[key] == moment.ledger.lanes[success.key]
-        and moment.ledger.order(key) < moment.ledger.order(success.key)
-        and moment.history.entries[key][-1].number < success.number
+        and ledger.lanes[key] == ledger.lanes[success.key]
+        and ledger.order(key) < ledger.order(success.key)
+        and history.entries[key][-1].number < success.number
     ]
 
 

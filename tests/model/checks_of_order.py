@@ -17,7 +17,9 @@ def first_claims_are_in_order(moment: Moment) -> Sequence[object]:
     return [
         (delivery, row)
         for delivery in moment.doing.claimed
-        if delivery.run == 0 and moment.ledger.claimed[delivery.seq, delivery.route] == moment.ledger.step
+        if delivery.run == 0
+        and moment.ledger.claimed[delivery.seq, delivery.route] == moment.ledger.step
+        and not moment.ledger.is_kept_in_place((delivery.route, delivery.lane), delivery.attempt)
         for key, row in moment.before.items()
         if (row.route, row.lane) == (delivery.route, delivery.lane)
         and row.state in _UNTOUCHED
@@ -49,6 +51,7 @@ def first_calls_are_in_order(moment: Moment) -> Sequence[object]:
         if call.run == 0 and len(ledger.calls[call.key]) == 1
         for key, claimed in ledger.claimed.items()
         if ledger.calls[key]
+        and not ledger.is_kept_in_place(ledger.lanes[key], ledger.calls[key][0].attempt)
         and ledger.lanes[key] == ledger.lanes[call.key]
         and ledger.order(key) > ledger.order(call.key)
         and claimed > ledger.ordered[call.key]

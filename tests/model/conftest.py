@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
+from relay.store import coverage, lanes
 from tests.model.receiver import in_haste
-from tests.model.world import World
+from tests.model.world import FEW, World
 
 
 @pytest.fixture
-def world(engine: Engine, database_url: str) -> Iterator[World]:
+def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     in_haste(engine)
+    monkeypatch.setattr(lanes, "MOST_FOLDED", FEW)
+    monkeypatch.setattr(coverage, "MOST_HEALED", 1)
     made = World(engine, database_url)
     yield made
     made.close()

@@ -7,6 +7,7 @@ from relay.lifecycle import State
 from relay.ordering import LastDelivered, covers
 from relay.store.selection import Selection
 from tests.model.actors import Relay
+from tests.model.checks_of_coverage import healable
 from tests.model.choosing import Choosing
 from tests.model.commanding import gate_of
 from tests.model.history import Entry, Key
@@ -40,8 +41,12 @@ def finish(stage: Choosing) -> None:
             raise Violation("nobody can finish it", list(stage.open.values()))
     else:
         raise Violation("it takes for ever", list(stage.open.values()))
+    while stage.perform(stage.make.work_off(relay)):
+        stage.everything_holds()
     stage.perform(stage.make.verify())
     stage.everything_holds()
+    if evidence := left_dead(stage):
+        raise Violation("dead though a later one succeeded", evidence)
     if evidence := [*ended_wrongly(stage), *lost_changes(stage)]:
         raise Violation("it ended wrongly", evidence)
 
@@ -75,6 +80,17 @@ def is_left(stage: Choosing) -> bool:
     """Whether there is more than what stands dead."""
     is_open = any(row.state is not State.DEAD for row in stage.open.values())
     return is_open or any(not repeat.is_handled for repeat in stage.stored.repeats.values())
+
+
+def left_dead(stage: Choosing) -> list[object]:
+    """On routes in `latest`: those that had died before the newest success of their lane."""
+    evidence: list[object] = []
+    for lane in {lane for lane in stage.ledger.lanes.values() if POLICIES[lane[0]].ordering == "latest"}:
+        successes = [success for success in stage.history.successes if stage.ledger.lanes[success.key] == lane]
+        if successes:
+            newest = max(successes, key=lambda success: (stage.ledger.order(success.key), success.number))
+            evidence += healable(stage.history, stage.ledger, stage.open, newest)
+    return evidence
 
 
 _ENDS = facts.Delivered | facts.Skipped | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked

@@ -25,7 +25,7 @@ from tests.model.receiving import ARRIVALS, ENTITIES, MOST, SECOND, Arrival
 from tests.model.stage import SOME, WHICH, one_of, step
 from tests.model.world import DAMAGES, ROUTES
 
-MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock"])
+MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "work off"])
 OVERLAPPING = st.sampled_from(
     ["sequence all", "claim", "record", "reap", "replay", "cancel", "probe", "give_back", "renew", "verify", "rebuild"]
 )
@@ -68,6 +68,26 @@ class Machine(Calling, Commanding):
     @step(which=WHICH, number=WHICH)
     def sequence(self, which: int, number: int) -> None:
         self.let(one_of(self.active(), which), "sequence", number)
+
+    @precondition(lambda self: self.active())
+    @step(which=WHICH, entity=st.sampled_from(ENTITIES), seconds=st.lists(SECOND, min_size=3, max_size=6))
+    def ordering_becomes_latest(self, which: int, entity: str, seconds: list[int]) -> None:
+        """Many have come to wait in a lane, by the configuration before: in `strict`, where none is dropped that is not late."""
+        relay = one_of(self.active(), which)
+        if len(self.sent) < MOST:
+            self.arrive([(entity, second, ("latest",)) for second in seconds])
+        self.everything_holds()
+        if self.any_late():
+            self.let(relay, "sequence all")
+            return
+        arrived = {(row.route, row.lane) for row in self.open.values() if row.state is State.RECEIVED}
+        self.ledger.strict_once |= {lane for lane in arrived if lane[0] == "latest"}
+        self.let(relay, "sequence by the old")
+
+    @precondition(lambda self: self.active() and self.any_left())
+    @step(which=WHICH)
+    def work_off_what_is_left(self, which: int) -> None:
+        self.let(one_of(self.active(), which), "work off")
 
     @precondition(lambda self: self.active() and self.any_open(State.READY))
     @step(which=WHICH, number=WHICH, answered=st.booleans())

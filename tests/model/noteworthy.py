@@ -10,7 +10,7 @@ from relay.lifecycle import State
 from tests.model.checks_of_gates import breaker, is_paused
 from tests.model.history import Entry
 from tests.model.moment import Moment
-from tests.model.world import POLICIES
+from tests.model.world import FEW, POLICIES
 
 
 def noteworthy(moment: Moment) -> Counter[str]:
@@ -28,6 +28,8 @@ def noteworthy(moment: Moment) -> Counter[str]:
         row.state is State.READY and key in moment.after and moment.after[key].state is State.WAITING
         for key, row in moment.before.items()
     )
+    waiting = Counter(row.lane for row in moment.after.values() if (row.route, row.state) == ("latest", State.WAITING))
+    seen["more waits than is folded"] += sum(number > FEW for number in waiting.values())
     return seen + _gates(moment)
 
 

@@ -12,12 +12,13 @@ from relay.leases import claim_of
 from relay.outcome import Delivery
 from relay.store import claim, commands, gates, nodes, reap, record, repeats, sequence
 from relay.store.claim import Claimed
+from relay.store.leftovers import Leftovers
 from relay.store.rebuild import rebuild
 from relay.store.selection import Act, Choice, Plan, Selection
 from relay.store.verify import Checked, verify
 from tests.helpers.commanding import carry_out
 from tests.model.actors import Doing, Held, Ledger, Relay
-from tests.model.world import CONFIG, POLICIES, World
+from tests.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,18 @@ class Operations:
         return Operation(
             "sequence", lambda: sequence.sequence(self._database, POLICIES, relay.node, batch), lambda _: None
         )
+
+    def sequence_by_the_old(self, relay: Relay) -> Operation:
+        """As before `ordering` became "latest"."""
+        return Operation(
+            "sequence by the old",
+            lambda: sequence.sequence(self._database, BEFORE_THE_CHANGE, relay.node),
+            lambda _: None,
+        )
+
+    def work_off(self, relay: Relay) -> Operation:
+        """A batch of what a settle or a success has left."""
+        return Operation("work off", lambda: Leftovers().work_off(self._database, POLICIES, relay.node), lambda _: None)
 
     def claim(self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool) -> Operation:
         """Of what the gates let through."""

@@ -11,13 +11,14 @@ import pytest
 from sqlalchemy import Engine, TextClause, text
 
 from inbox import repeated, store
+from inbox.config import Ordering
 from inbox.db.dialect import Sql
 from relay.gates import GateKey, Gates
 from relay.lifecycle import OpenDelivery
-from relay.ordering import LastDelivered
+from relay.ordering import LastDelivered, settle
 from relay.outcome import Delivery, Outcome
 from relay.policy import RoutePolicy
-from relay.store import claim, coverage, reap, rebuild, record, repeats, replay, sequence
+from relay.store import claim, coverage, lanes, reap, rebuild, record, repeats, replay, sequence
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
@@ -194,8 +195,27 @@ def test_a_repeat_that_is_counted_and_not_judged_is_seen(world: World, monkeypat
 
 @ON_SQLITE
 def test_without_healing_the_dead_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "heal", lambda *_: [])
+    monkeypatch.setattr(record, "heal", lambda *_: coverage.Healing([], {}))
     finds(world, "dead though a later one succeeded")
+
+
+@ON_SQLITE
+def test_dead_ones_that_a_success_leaves_and_nobody_notes_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "go_on_healing", lambda *_: None)
+    finds(world, "dead though a later one succeeded")
+
+
+@ON_SQLITE
+def test_the_newest_before_what_is_still_to_be_folded_is_followed_by_older_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetting_the_rest(
+        ordering: Ordering, lane: Iterable[OpenDelivery], now: datetime, first_delay: timedelta, *_: object
+    ) -> list[OpenDelivery]:
+        return settle(ordering, lane, now, first_delay)
+
+    monkeypatch.setattr(lanes, "settle", forgetting_the_rest)
+    finds(world, "claimed before an earlier one", "called after a later one")
 
 
 @ON_SQLITE

@@ -35,6 +35,7 @@ SOMETIMES = {
     "superseded: told",
     "took_over",
     "demoted",
+    "more waits than is folded",
     "repeat refused",
     "repeat only counted",
     "rearmed",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from inbox.event import Enrolment
 from relay.outcome import Delivered, Failed
 from relay.store import commands
 from relay.store.record import record
@@ -42,6 +45,15 @@ def test_one_that_waits_can_be_cancelled_too(steps: Steps) -> None:
     assert steps.attempt(DONE).seq == 1
     assert steps.attempt(DONE).seq == 3
     assert agreed(steps)
+
+
+def test_a_lane_whose_head_and_next_are_cancelled_together_goes_on_with_what_is_left(steps: Steps) -> None:
+    """As on a route with `lane = "route"`, of which one entity is cancelled."""
+    of_the_route = (Enrolment("strict", "*"),)
+    events = (an_event(1), an_event(2), an_event(3, "u2"))
+    steps.arrive(*(msgspec.structs.replace(event, enrolments=of_the_route) for event in events))
+    assert cancel_all(steps, Selection(entity_type="USER", entity_id="u1")) == 2
+    assert steps.states() == [(3, "strict", "ready")]
 
 
 def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:

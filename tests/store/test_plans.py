@@ -23,6 +23,7 @@ from relay.store import (
     events,
     examine,
     lanes,
+    leftovers,
     passing,
     reap,
     rebuild,
@@ -154,6 +155,7 @@ PARAMETERS: dict[str, Any] = {
             "counted",
             "these",
             "paused",
+            "looked_to",
         ),
         ONE,
     ),
@@ -184,7 +186,6 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "any dead on a route": lambda _: conditions._ANY_DEAD,
     "oldest of a route": lambda _: conditions._OLDEST,
     "heads": lanes._heads,
-    "all waiting": lanes._all_waiting,
     "first waiting": lanes._first_waiting,
     "leased": record._leased,
     "end": database._end,
@@ -198,6 +199,9 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "repeats that are handled": repeats._handle,
     "routes of repeated": repeats._routes,
     "dead of a lane": coverage._dead,
+    "dead of a lane before a success": coverage._dead_before,
+    "left to be healed": lambda _: coverage._TO_HEAL,
+    "left to be folded": leftovers._waiting_from,
     "last delivered of lanes": coverage._last_delivered,
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
@@ -298,6 +302,7 @@ PARTIAL = (
     "ix_open_delivery_in_flight",
     "ix_open_delivery_dead",
     "ix_open_delivery_blocked",
+    "ix_lane_healing",
 )
 """Indexes that hold nothing but what is asked for: to scan one is not to scan its table."""
 
@@ -356,6 +361,6 @@ def test_on_postgres_the_first_of_a_lane_is_one_index_entry_however_many_wait(bi
     statement = lanes._first_waiting(Sql(POSTGRES))
     with big_postgres.connect() as connection:
         for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
-            (subquery,) = (node for node in nodes if node.get("Alias") == "w")
+            (subquery,) = (node for node in nodes if node.get("Alias") == "o")
             assert subquery["Index Name"] == "ix_open_delivery_waiting"
             assert "Sort" not in {node["Node Type"] for node in nodes}

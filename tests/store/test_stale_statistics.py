@@ -19,7 +19,7 @@ from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.repeated import POSTGRES_REPEAT
 from inbox.timestamps import time_text
-from relay.store import claim, conditions, coverage, lanes, passing, repeats
+from relay.store import claim, conditions, coverage, lanes, leftovers, passing, repeats
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -34,6 +34,10 @@ INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
 SELECT n, 'crm', 'USER|u' || n, '2026-01-01 00:00:00Z', 'received' FROM generate_series(1, :rows) AS n
 """
 LANES = rows_param({"route": "crm", "lane": f"USER|u{n}"} for n in SOME)
+SUCCESSES = rows_param(
+    {"route": "crm", "lane": f"USER|u{n}", "at": "2026-01-02 00:00:00.000000Z", "seq": 10 * ROWS} for n in SOME
+)
+FROM_THE_FIRST = rows_param([{"route": "crm", "lane": ""}])
 DUE = "due_at = '2026-01-01 00:00:00Z'"
 
 STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
@@ -63,10 +67,15 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
         },
     ),
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
-    "all waiting": (lanes._all_waiting(SQL), "state = 'waiting'", {"lanes": LANES}),
-    "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES}),
     "any dead on a route": (conditions._ANY_DEAD, "state = 'waiting'", {"route": "crm"}),
-    "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": LANES}),
+    "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES, "most": 2}),
+    "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
+    "dead before": (coverage._dead_before(SQL), "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
+    "left to be folded": (
+        leftovers._waiting_from(SQL),
+        "state = 'waiting'",
+        {"looked_to": FROM_THE_FIRST, "most": 100},
+    ),
 }
 
 

@@ -1,0 +1,354 @@
+"""The longest transaction under the order lock, however much is open.
+
+Everything that ends or makes a head takes the order lock, so the longest of these transactions is what one lane can cost
+all others. Each case fills the database, then lets the relay do what takes the lock, and times every transaction from its
+beginning to the end of its commit. The longest of each round counts, and the median over the rounds: it must stay below
+the bar, whatever is open. Exits with 1 when one does not.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import Engine, PoolProxiedConnection, text
+from sqlalchemy.exc import OperationalError
+
+from benchmarks.support import Kind, databases, machine
+from inbox import config_file
+from inbox.config import Config
+from inbox.db import engine as engines
+from inbox.db.dialect import POSTGRES
+from relay.outcome import Delivered, Delivery, Outcome
+from relay.policy import RoutePolicy, policies
+from relay.store import commands
+from relay.store.claim import claim
+from relay.store.database import Database, Transaction
+from relay.store.leftovers import Leftovers
+from relay.store.reap import reap
+from relay.store.record import record
+from relay.store.selection import Act, Selection
+from relay.store.sequence import sequence
+
+BAR_MS = 250
+ROUTE = "everything"
+NODE = "benchmark"
+LANES = 100
+"""As many heads are worked on at once, and recorded together."""
+BATCHES = 5
+"""So many transactions of one kind are timed in a round."""
+_MOMENT = "2026-01-01 00:00:00.000000Z"
+_CONFIG = """
+[sources.trivore]
+preset = "trivore"
+auth = { kind = "none" }
+[destinations.downstream]
+kind = "forward"
+url = "https://downstream.example.com/"
+[routes.everything]
+source = "trivore"
+destination = "downstream"
+ordering = "latest"
+"""
+
+
+class TimedDatabase(Database):
+    """Keeps the time of its longest transaction, and the most processor time that one took in this process.
+
+    The latter tells, on a machine that is busy with other work, what is the product's own.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.sql.pause_after_write = 0.0
+        self.longest = self.computing = 0.0
+        self._began: tuple[float, float] | None = None
+        commit = engine.dialect.do_commit
+
+        def committed(dbapi_connection: PoolProxiedConnection) -> None:
+            commit(dbapi_connection)
+            if self._began is not None:
+                self.longest = max(self.longest, time.perf_counter() - self._began[0])
+                self.computing = max(self.computing, time.thread_time() - self._began[1])
+                self._began = None
+
+        engine.dialect.do_commit = committed  # type: ignore[method-assign]  # there is no event after a commit
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """As the product's."""
+        try:
+            with super().write() as transaction:
+                self._began = time.perf_counter(), time.thread_time()
+                yield transaction
+        except OperationalError:  # it was too long for the database, which has ended it
+            if self._began is not None:
+                self.longest = max(self.longest, time.perf_counter() - self._began[0])
+            raise
+
+
+class World:
+    """A database that is filled by statements, as receivers and relays would have left it."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = engines.connect(url, application="benchmarks")
+        self.is_postgres = self.engine.dialect.name == POSTGRES
+        self.database = TimedDatabase(self.engine)
+        self.config: Config = config_file.parse(_CONFIG)
+        self.policies: Mapping[str, RoutePolicy] = policies(self.config)
+        self._last = 0
+
+    def empty(self) -> None:
+        """Begin again."""
+        tables = ("open_delivery", "lane", "delivery_log", "inbox", "relay_command", "alert", "gate")
+        with self.engine.begin() as connection:
+            if self.is_postgres:
+                for table in ("inbox", "delivery_log"):
+                    connection.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER ALL"))
+                connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
+                for table in ("inbox", "delivery_log"):
+                    connection.execute(text(f"ALTER TABLE {table} ENABLE TRIGGER ALL"))
+            else:
+                kept = {"inbox", "delivery_log"}  # append-only there, and their seqs go on
+                for table in tables:
+                    if table not in kept:
+                        connection.execute(text(f"DELETE FROM {table}"))
+            self._last = int(connection.execute(text("SELECT coalesce(max(seq), 0) FROM inbox")).scalar_one())
+
+    def fill(self, number: int, entity: str, state: str) -> None:
+        """So many deliveries in this state, of the entities that `entity`, an SQL expression over the number n, names."""
+        first, self._last = self._last + 1, self._last + number
+        numbers = (
+            f"generate_series({first}, {self._last}) AS n"
+            if self.is_postgres
+            else f"(WITH RECURSIVE c(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM c WHERE n < {self._last}) SELECT n FROM c)"
+        )
+        when, blob = (f"TIMESTAMPTZ '{_MOMENT}'", "bytea") if self.is_postgres else (f"'{_MOMENT}'", "blob")
+        routes = f"ARRAY['{ROUTE}']" if self.is_postgres else f"'[\"{ROUTE}\"]'"
+        due = when if state == "ready" else "NULL"
+        statements = [
+            f"""
+INSERT INTO inbox (seq, source, dedup_key, entity_type, entity_id, event_type, action, occurred_at, received_at, routes,
+                   content_type, body, body_sha256)
+SELECT n, 'trivore', 'key ' || n, 'USER', {entity}, 'UPDATE', 'update', {when}, {when}, {routes}, 'application/json',
+       CAST('0' AS {blob}), CAST('00' AS {blob})
+FROM {numbers}""",
+            f"""
+INSERT INTO open_delivery (seq, route, lane, occurred_at, state, due_at, attempt)
+SELECT n, '{ROUTE}', 'USER|' || {entity}, {when}, '{state}', {due}, {int(state == "dead")} FROM {numbers}""",
+        ]
+        if state == "dead":
+            detail = """'{"cause": "mapping", "error": "email: no value"}'"""
+            statements.append(
+                f"""
+INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
+SELECT {when}, n, '{ROUTE}', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_postgres else detail} FROM {numbers}"""
+            )
+        with self.engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement.replace(":", "\\:")))
+
+    def settle(self) -> None:
+        """As autovacuum leaves it."""
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE" if self.is_postgres else "ANALYZE"))
+        self.database.longest = self.database.computing = 0.0
+
+    def claim(self, most: int) -> list[Delivery]:
+        """Lease what is due. It takes no order lock, so its time is left out."""
+        claimed = claim(self.database, NODE, [([ROUTE], most)])
+        self.database.longest = self.database.computing = 0.0
+        return claimed
+
+    def record(self, claimed: list[Delivery]) -> None:
+        """All of it was delivered."""
+        outcome: Outcome = Delivered((), "forwarded")
+        record(self.database, self.policies, NODE, [(delivery, outcome) for delivery in claimed])
+
+    def work_off(self) -> None:
+        """Some batches of what is left to maintenance."""
+        leftovers = Leftovers()
+        for _ in range(BATCHES):
+            leftovers.work_off(self.database, self.policies, NODE)
+
+    def command(self, act: Act, selection: Selection) -> None:
+        """Some batches of what a person asks for."""
+        number = commands.ask(self.database, act, selection, who="kim", why="benchmark")
+        for _ in range(BATCHES):
+            commands.work_on(self.database, self.config, number)
+
+
+def sequence_a_mountain(world: World, number: int) -> None:
+    """What arrived in many lanes gets its place."""
+    world.fill(number, "'u' || (n % 1000)", "received")
+    world.settle()
+    for _ in range(BATCHES):
+        sequence(world.database, world.policies, NODE)
+
+
+def sequence_behind_many(world: World, number: int) -> None:
+    """What arrived in lanes where very many wait, since `ordering` was changed."""
+    world.fill(LANES, "'u' || (n % 100)", "ready")
+    world.fill(number, "'u' || (n % 100)", "waiting")
+    world.fill(BATCHES * 500, "'u' || (n % 100)", "received")
+    world.settle()
+    for _ in range(BATCHES):
+        sequence(world.database, world.policies, NODE)
+
+
+def record_before_many(world: World, number: int) -> None:
+    """Heads are delivered that very many wait behind, since `ordering` was changed."""
+    world.fill(LANES, "'u' || (n % 100)", "ready")
+    world.fill(number, "'u' || (n % 100)", "waiting")
+    world.settle()
+    world.record(world.claim(LANES))
+
+
+def fold_one_lane(world: World, number: int) -> None:
+    """All wait in one lane, whose head is delivered, and then maintenance goes on."""
+    world.fill(1, "'one'", "ready")
+    world.fill(number, "'one'", "waiting")
+    world.settle()
+    world.record(world.claim(1))
+    world.work_off()
+
+
+def heal_many(world: World, number: int) -> None:
+    """One success stands for very many dead, and then maintenance goes on."""
+    world.fill(number, "'one'", "dead")
+    world.fill(1, "'one'", "ready")
+    world.settle()
+    world.record(world.claim(1))
+    world.work_off()
+
+
+def reap_before_many(world: World, number: int) -> None:
+    """Leases of heads run out that very many wait behind."""
+    world.fill(500, "'u' || (n % 500)", "ready")
+    world.fill(number, "'u' || (n % 500)", "waiting")
+    world.settle()
+    world.claim(500)
+    with world.engine.begin() as connection:
+        connection.execute(
+            text(f"UPDATE open_delivery SET lease_until = '{_MOMENT}' WHERE state = 'in_flight'".replace(":", "\\:"))
+        )
+    reap(world.database, world.policies, NODE)
+
+
+def replay_a_page(world: World, number: int) -> None:
+    """Dead letters are taken up again, in one lane."""
+    world.fill(number, "'one'", "dead")
+    world.settle()
+    world.command("replay", Selection(route=ROUTE, cause="mapping"))
+
+
+def replay_the_last(world: World, number: int) -> None:
+    """The only one of its entity, which is the last to be found."""
+    world.fill(number, "'u' || (n % 1000)", "dead")
+    world.fill(1, "'one'", "dead")
+    world.settle()
+    world.command("replay", Selection(route=ROUTE, cause="mapping", entity_type="USER", entity_id="one"))
+
+
+def cancel_a_page(world: World, number: int) -> None:
+    """What waits in one lane is cancelled."""
+    world.fill(1, "'one'", "ready")
+    world.fill(number, "'one'", "waiting")
+    world.settle()
+    world.command("cancel", Selection(route=ROUTE))
+
+
+def cancel_the_last(world: World, number: int) -> None:
+    """The only one of its entity, which is the last to be found."""
+    world.fill(number, "'u' || (n % 1000)", "waiting")
+    world.fill(1, "'one'", "ready")
+    world.settle()
+    world.command("cancel", Selection(entity_type="USER", entity_id="one"))
+
+
+CASES: dict[str, Callable[[World, int], None]] = {
+    "sequence": sequence_a_mountain,
+    "sequence behind many": sequence_behind_many,
+    "record before many": record_before_many,
+    "fold one lane": fold_one_lane,
+    "heal many": heal_many,
+    "reap before many": reap_before_many,
+    "replay a page": replay_a_page,
+    "replay the last": replay_the_last,
+    "cancel a page": cancel_a_page,
+    "cancel the last": cancel_the_last,
+}
+
+
+class Longest(msgspec.Struct):
+    """The longest transaction of one case."""
+
+    case: str
+    open: int
+    milliseconds: float
+    computing: float
+    """Of processor time in this process."""
+    rounds: list[float]
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it stays below the bar."""
+        return self.milliseconds <= BAR_MS
+
+
+def measure(url: str, case: str, number: int, rounds: int) -> Longest:
+    """Let the case happen so often, each time in a database that holds nothing else open."""
+    world = World(url)
+    times, computing = [], []
+    for _ in range(rounds):
+        world.empty()
+        with suppress(OperationalError):
+            CASES[case](world, number)
+        times.append(round(world.database.longest * 1000, 1))
+        computing.append(round(world.database.computing * 1000, 1))
+    world.engine.dispose()
+    return Longest(case, number, statistics.median(times), statistics.median(computing), times)
+
+
+def main(
+    *,
+    database: Annotated[Kind, typer.Option(help="Which database.")] = Kind.POSTGRES,
+    open_: Annotated[
+        list[int], typer.Option("--open", min=1000, max=5_000_000, help="So many are open; repeatable.")
+    ] = [  # noqa: B006  # typer's way
+        1000,
+        100_000,
+    ],
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each case happens.")] = 3,
+    case: Annotated[list[str] | None, typer.Option(help="Only this case; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Measure the longest transaction under the order lock."""
+    wanted = [(name, number) for name in case or CASES for number in open_]
+    with databases(database, len(wanted)) as urls:
+        found = [measure(url, *each, rounds) for url, each in zip(urls, wanted, strict=True)]
+    missed = [one for one in found if not one.is_met]
+    if as_json:
+        told = [msgspec.structs.asdict(one) for one in found]
+        print(json.dumps({"longest": told, "bar_ms": BAR_MS, **machine()}, indent=2))
+    else:
+        table = Table("case", "open", "longest, ms", "computing, ms", "rounds", f"bar: {BAR_MS} ms", box=None)
+        for one in found:
+            figures = str(one.milliseconds), str(one.computing), " ".join(map(str, one.rounds))
+            table.add_row(one.case, f"{one.open:,}", *figures, "met" if one.is_met else "missed")
+        Console(soft_wrap=True).print(table)
+    raise typer.Exit(int(bool(missed)))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

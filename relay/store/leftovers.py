@@ -1,0 +1,120 @@
+"""Leftovers of what one transaction may do: deliveries that are still to be folded, and dead ones still to be healed.
+
+A settle folds, and a success heals, so many and no more. The rest is worked off here, batch by batch, also in lanes
+where nothing else happens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, rows_param
+from relay.lifecycle import State
+from relay.policy import RoutePolicy
+from relay.store.bulkhead import in_parts
+from relay.store.coverage import heal_more, lanes_to_heal, stop_healing
+from relay.store.database import Database
+from relay.store.lanes import Lane, settle_lanes
+
+LOOKED_AT = 500
+"""Waiting deliveries that one look reads: index entries, and under no lock."""
+
+
+class Leftovers:
+    """Works them off. One for each relay process, for it remembers how far in each route it has looked."""
+
+    def __init__(self) -> None:
+        self._looked_to: dict[str, str] = {}
+        self._unfoldable: set[Lane] = set()
+        """Lanes that could not be settled; they are passed over."""
+
+    def work_off(self, database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
+        """Do a batch of each kind, in transactions of their own.
+
+        Returns:
+            How many deliveries were changed; none when there is nothing to do as far as it looked.
+        """
+        return self._fold(database, policies, relay_node) + _heal(database, policies, relay_node)
+
+    def _fold(self, database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
+        """Settle the next lanes in `latest` that are not folded: where two wait, or one behind a head that nobody runs."""
+        crowded = self._look(database, [name for name, policy in policies.items() if policy.ordering == "latest"])
+        if not crowded:
+            return 0
+
+        def part(lanes: Sequence[Lane]) -> int:
+            with database.write() as transaction:
+                now = transaction.lock_order()
+                folded = settle_lanes(transaction, [], policies, now, lanes)
+                transaction.write_back(folded, relay_node)
+            return len(folded)
+
+        def alone(lane: Lane, _error: Exception) -> int:
+            self._unfoldable.add(lane)
+            return 0
+
+        return sum(in_parts(database, "work_off", crowded, part=part, alone=alone, name=_name))
+
+    def _look(self, database: Database, routes: list[str]) -> list[Lane]:
+        """Read on from where the last look ended, and find lanes that are not folded."""
+        if not routes:
+            return []
+        most = max(LOOKED_AT // len(routes), 2)
+        looked_to = rows_param({"route": route, "lane": self._looked_to.get(route, "")} for route in routes)
+        with database.read() as transaction:
+            rows = transaction.execute(_waiting_from(database.sql), looked_to=looked_to, most=most)
+        waiting = Counter((row.route, row.lane) for row in rows)
+        behind_ready = {(row.route, row.lane) for row in rows if row.head == State.READY}
+        crowded = [
+            lane
+            for lane, number in waiting.items()
+            if (number > 1 or lane in behind_ready) and lane not in self._unfoldable
+        ]
+        for route in routes:
+            lanes = [row.lane for row in rows if row.route == route]
+            end = lanes[-1] if len(lanes) == most else ""  # after the last lane it begins again
+            # A lane that was found is looked at again: there may be more of it than is folded now.
+            self._looked_to[route] = next((lane for name, lane in crowded if name == route), end)
+        return crowded
+
+
+def _heal(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
+    """End more of the dead that successes have left; a lane where that can't be done is left to a person."""
+    with database.read() as transaction:
+        lanes = lanes_to_heal(transaction)
+
+    def part(some: Sequence[Lane]) -> int:
+        with database.write() as transaction:
+            healed = heal_more(transaction, policies, transaction.lock_order(), some)
+            transaction.write_back(healed, relay_node)
+        return len(healed)
+
+    def alone(lane: Lane, _error: Exception) -> int:
+        with database.write() as transaction:
+            stop_healing(transaction, lane)
+        return 0
+
+    return sum(in_parts(database, "work_off", lanes, part=part, alone=alone, name=_name))
+
+
+def _name(lane: Lane) -> str:
+    return f"route={lane[0]} lane={lane[1]!a}"
+
+
+@cache
+def _waiting_from(sql: Sql) -> TextClause:
+    """Entries of the index of those that wait, from a lane on, so many of each route, in its order."""
+    routes = sql.rows("looked_to", route="text", lane="text")
+    following = "o.state = 'waiting' AND o.route = looked_to.route AND o.lane >= looked_to.lane"
+    found = sql.first_of(routes, "open_delivery o", following, "o.lane, o.occurred_at, o.seq", ":most")
+    return text(f"""
+SELECT o.route, o.lane, (
+    SELECT h.state FROM open_delivery h
+    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked')) AS head
+FROM {found}
+ORDER BY o.route, o.lane
+""")

@@ -1,0 +1,51 @@
+"""The size of transactions: rows read and facts written, which no test has to time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from sqlalchemy import TextClause
+
+from relay.store.database import Database, Transaction
+
+
+class Transactions:
+    """Rows that each transaction has read, and facts that each has written, from when it began to look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        self.facts: list[int] = []
+        execute, begin = Transaction.execute, Transaction.__init__
+
+        def begun(transaction: Transaction, *arguments: Any) -> None:  # noqa: ANN401  # passed through
+            self.rows.append(0)
+            begin(transaction, *arguments)
+
+        def executed(transaction: Transaction, statement: TextClause, **parameters: object) -> list[Any]:
+            rows = execute(transaction, statement, **parameters)
+            self.rows[-1] += len(rows)
+            return rows
+
+        monkeypatch.setattr(Transaction, "__init__", begun)
+        monkeypatch.setattr(Transaction, "execute", executed)
+
+    def watch(self, database: Database) -> None:
+        """Hear what it writes, and begin to look."""
+
+        def on_facts(written: Mapping[tuple[str, str], int]) -> None:
+            self.facts.append(sum(written.values()))
+
+        database.on_facts = on_facts
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to look again."""
+        self.rows.clear()
+        self.facts.clear()
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The most rows read, and the most facts written."""
+        return max(self.rows, default=0), max(self.facts, default=0)
