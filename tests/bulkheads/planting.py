@@ -76,7 +76,7 @@ class Plant:
 
     def _is_among(self, statement: TextClause, rows: list[Any]) -> bool:
         reads_keys_alone = not any(word in str(statement) for word in ("occurred_at", "body"))
-        if reads_keys_alone:
+        if reads_keys_alone or self._lane is not None:  # a lane's rows are found before they are read
             return False
         return any(self._is_item(dict(row._mapping)) for row in rows)
 
