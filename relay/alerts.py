@@ -14,7 +14,14 @@ from relay.gates import Breaker, BreakerState, GateKey
 from relay.lifecycle import OpenDelivery
 
 AlertKind = Literal[
-    "delivery_dead", "breaker_open", "retired", "backlog_old", "source_silent", "webhooks_missed", "sweep_failed"
+    "delivery_dead",
+    "breaker_open",
+    "retired",
+    "backlog_old",
+    "source_silent",
+    "webhooks_missed",
+    "sweep_failed",
+    "intake_stopped",
 ]
 
 SENTENCES: dict[AlertKind, tuple[str, str]] = {
@@ -37,6 +44,7 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
         "source {subject}: the sweep has found no change that came by no webhook",
     ),
     "sweep_failed": ("source {subject} can't be swept: {error}", "source {subject} is swept again"),
+    "intake_stopped": ("the {subject} can store nothing: {error}", "the {subject} stores webhooks again"),
 }
 """What each kind says: when it begins, and when it has recovered."""
 
