@@ -104,7 +104,7 @@ def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str
 
 def _sequences(connection: Connection) -> Iterator[str]:
     """Those that would give a number that is taken. One that this role may not look at is not its to use."""
-    sequences = [row for row in connection.execute(_SEQUENCES, {"columns": _COUNTED}) if row.name is not None]
+    sequences = connection.execute(_SEQUENCES, {"columns": _COUNTED}).all()
     if not sequences:
         return
     each = " UNION ALL ".join(
@@ -150,10 +150,11 @@ ORDER BY s.name
 """)
 
 _SEQUENCES = text("""
-SELECT CASE WHEN has_sequence_privilege(name, 'SELECT') THEN name END AS name, of_table, of_column
+SELECT name, of_table, of_column
 FROM (
     SELECT pg_get_serial_sequence(split_part(c, '.', 1), split_part(c, '.', 2)) AS name,
            split_part(c, '.', 1) AS of_table, split_part(c, '.', 2) AS of_column
     FROM unnest(CAST(:columns AS text[])) AS c
 ) AS found
+WHERE has_sequence_privilege(name, 'SELECT') AND has_table_privilege(of_table, 'SELECT')
 """)

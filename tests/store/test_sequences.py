@@ -83,12 +83,13 @@ def test_whether_its_number_has_been_given_is_heeded(called: str, behind: bool, 
     assert found(postgres) == []
 
 
-def test_a_role_that_may_not_look_at_a_sequence_is_not_held_up_by_it(postgres: Engine) -> None:
+@pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
+def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, postgres: Engine) -> None:
     do(postgres, ROWS["inbox.seq"], "SELECT setval('inbox_seq_seq', 1, false)")
     role = "nobody_in_particular"
     with postgres.connect() as connection:
         connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
-        connection.execute(text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
+        connection.execute(text(f"GRANT SELECT ON ALL {granted} IN SCHEMA public TO {role}"))
         connection.execute(text(f"SET LOCAL ROLE {role}"))
         assert guarantees.differences(connection) == []
 
