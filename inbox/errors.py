@@ -4,6 +4,7 @@
 
     InboxRelayError
     ├── ConfigError            the configuration can't be used: the process ends (exit status 2), or keeps the old one
+    │   └── UnfitDatabase      the database lets a guarantee not be kept: a process does not start, a receiver answers 503
     ├── RequestError           what the receiver answers instead of 200; each has a `status` and a `cause`
     │   ├── Unreadable         400  the bytes are not what they claim to be
     │   ├── NotAuthenticated   401  unknown source, or not proven to be it: deliberately the same answer
@@ -41,6 +42,10 @@ class InboxRelayError(Exception):
 
 class ConfigError(InboxRelayError):
     """The configuration can't be used. The text says which key, where it stands, and what would be valid."""
+
+
+class UnfitDatabase(ConfigError):
+    """The database doesn't let the guarantees be kept. The text has a line for each reason, with what to do."""
 
 
 class RequestError(InboxRelayError):

@@ -24,7 +24,7 @@ from inbox import config_file
 from inbox.access_log import Mask
 from inbox.app import Receiver, app_of
 from inbox.config import Config
-from inbox.db import engine, migrate
+from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
 from inbox.metering import Exporter, exporter_at
@@ -145,6 +145,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         checked = engine.connect(config.database.url, application="inbox-receiver")
         try:
             migrate.require_current(checked)
+            guarantees.require(checked)
         except OperationalError as error:
             print(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}", file=sys.stderr)  # noqa: T201
         finally:

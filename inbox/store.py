@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.checkpoint import Checkpoints, checkpoint_async
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
+from inbox.db.engine import one_transaction
 from inbox.event import Event
 from inbox.repeated import (
     KEPT_REPEATS,
@@ -123,29 +124,33 @@ _PROBE = text("UPDATE write_probe SET probed_at = :now WHERE id = 1")
 
 
 class PostgresIntake:
-    """On a connection in autocommit: one statement is one transaction, and costs one round trip."""
+    """On a connection in autocommit one statement is one transaction, and costs one round trip."""
 
     def __init__(self, kept_repeats: int = KEPT_REPEATS) -> None:
         self._kept = kept_repeats
 
     async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
-        rows = await connection.execute(_POSTGRES_APPEND, _postgres_columns(events))
-        return _by_position(len(events), rows.all())
+        async with one_transaction(connection):
+            rows = (await connection.execute(_POSTGRES_APPEND, _postgres_columns(events))).all()
+        return _by_position(len(events), rows)
 
     async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
-        rows = await connection.execute(POSTGRES_REPEAT, {**columns(events), "kept": self._kept})
-        return _by_position(len(events), rows.all())
+        async with one_transaction(connection):
+            rows = (await connection.execute(POSTGRES_REPEAT, {**columns(events), "kept": self._kept})).all()
+        return _by_position(len(events), rows)
 
     async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
         """See IntakeStore."""
-        for row in rows:
-            await connection.execute(_POSTGRES_REJECT, msgspec.structs.asdict(row))
+        async with one_transaction(connection):
+            for row in rows:
+                await connection.execute(_POSTGRES_REJECT, msgspec.structs.asdict(row))
 
     async def probe(self, connection: AsyncConnection, now: datetime) -> None:
         """See IntakeStore."""
-        await connection.execute(_PROBE, {"now": now})
+        async with one_transaction(connection):
+            await connection.execute(_PROBE, {"now": now})
 
 
 _SQL = Sql(SQLITE)

@@ -18,9 +18,10 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from inbox import metrics
+from inbox.alarm import Alarm
 from inbox.clock import Clock
-from inbox.db.dialect import is_data_error, is_deadlock
-from inbox.errors import InvalidEvent, Unavailable
+from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_taken
+from inbox.errors import InvalidEvent, Unavailable, UnfitDatabase
 from inbox.event import Event, Receipt
 from inbox.metrics import OFF, Meters, Metric
 from inbox.pending import Pending
@@ -39,8 +40,8 @@ _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 
-_FAILURES = (SQLAlchemyError, OSError, ValueError)
-"""What a store can raise; ValueError when a value can't even be written as the database's text."""
+_FAILURES = (SQLAlchemyError, OSError, ValueError, UnfitDatabase)
+"""What a store, or a connection to it, can raise; ValueError when a value can't even be written as the database's text."""
 
 
 class GroupCommit:
@@ -58,6 +59,7 @@ class GroupCommit:
         self._connection: AsyncConnection | None = None
         self._pending: deque[Pending] = deque()
         self._meters = meters
+        self._alarm = Alarm()
         self.refusals = Refusals(meters)
         self._probes: list[asyncio.Future[None]] = []
         self._something = asyncio.Event()
@@ -203,6 +205,7 @@ class GroupCommit:
         self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
         self._meters.observe(metrics.BATCH_EVENTS, len(events))
         self._count(metrics.RECEIVED, events, seqs)
+        await self._alarm.stored(await self._connected(), self._clock.now())
         return seqs
 
     async def _repeat(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
@@ -227,6 +230,8 @@ class GroupCommit:
 
     async def _refuse(self, batch: Sequence[Pending], error: Exception) -> None:
         """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
+        if isinstance(error, DBAPIError) and is_taken(error):
+            self._alarm.number_taken(constraint_of(error))
         for pending in batch:
             pending.answer(_unavailable(error))
         await self._give_up_connection()
@@ -253,7 +258,13 @@ class GroupCommit:
 
     async def _connected(self) -> AsyncConnection:
         if self._connection is None:
-            self._connection = await self._engine.connect()
+            connection = await self._engine.connect()
+            try:
+                await self._alarm.require_fit(connection, self._clock.now())
+            except BaseException:
+                await connection.close()
+                raise
+            self._connection = connection
         return self._connection
 
     async def _give_up_connection(self) -> None:

@@ -22,6 +22,7 @@ AlertKind = Literal[
     "webhooks_missed",
     "sweep_failed",
     "step_failed",
+    "intake_stopped",
 ]
 
 SENTENCES: dict[AlertKind, tuple[str, str]] = {
@@ -45,6 +46,7 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
     ),
     "sweep_failed": ("source {subject} can't be swept: {error}", "source {subject} is swept again"),
     "step_failed": ("the relay's step {subject} fails: {error}", "the relay's step {subject} works again"),
+    "intake_stopped": ("the {subject} can store nothing: {error}", "the {subject} stores webhooks again"),
 }
 """What each kind says: when it begins, and when it has recovered."""
 

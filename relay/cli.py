@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from inbox import config_file
+from inbox.db import guarantees
 from inbox.terminal import show, told
 from relay.cli_acts import cancel, replay, unblock
 from relay.cli_common import AsJson, Since, database_of, utc
@@ -80,6 +81,7 @@ def run(
         deliverers, alerts = build(config), client_of(config.alerts)
         scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
+        guarantees.require(database.engine)
     with ExitStack() as leaving:
         exporter = None if supervised else exporter_at(config.metrics.relay)
         if exporter is not None:

@@ -231,15 +231,42 @@ def _from_hex(text: str | None) -> bytes | None:
 
 
 _DATA_ERROR_CLASSES = ("22", "23", "54")
+_UNIQUE_VIOLATION = "23505"
+_UNIQUE_VIOLATIONS_OF_SQLITE = frozenset(
+    {sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID}
+)
 _DEADLOCK = "40P01"
 
 
 def is_data_error(error: DBAPIError) -> bool:
-    """Whether the rows themselves are to blame (SQLSTATE classes 22, 23, 54), so that other rows may well be stored."""
+    """Whether the rows themselves are to blame (SQLSTATE classes 22, 23, 54), so that other rows may well be stored.
+
+    A number that is taken is never the row's fault: see `is_taken`.
+    """
+    if is_taken(error):
+        return False
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
         return str(sqlstate)[:2] in _DATA_ERROR_CLASSES
     return isinstance(error, DataError | IntegrityError)  # SQLite's, or of a driver that refuses to send the value
+
+
+def is_taken(error: DBAPIError) -> bool:
+    """Whether a unique constraint has refused a row.
+
+    Intake passes over keys that it knows (ON CONFLICT), so that leaves the numbers, which the database gives itself.
+    """
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        return str(sqlstate) == _UNIQUE_VIOLATION
+    return getattr(error.orig, "sqlite_errorcode", None) in _UNIQUE_VIOLATIONS_OF_SQLITE
+
+
+def constraint_of(error: DBAPIError) -> str:
+    """The name of the constraint that has refused a row, and no value of it; SQLite tells the columns."""
+    diagnosis = getattr(error.orig, "diag", None)
+    name = getattr(diagnosis, "constraint_name", None) or str(error.orig).rpartition(":")[2].strip()
+    return str(name)
 
 
 def is_deadlock(error: DBAPIError) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from inbox.db.dialect import POSTGRES, SQLITE, sqlite_functions
@@ -16,6 +20,24 @@ from inbox.errors import ConfigError
 
 LOCK_TIMEOUT_SECONDS = 2
 """A statement that waits longer for a lock fails: the receiver answers 503, the relay tries again."""
+
+PINNED: Mapping[str, str] = {
+    # a later statement has to see what was committed before it took its lock: else lanes stay without a head
+    "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",
+    "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
+    "idle_in_transaction_session_timeout": "3s",  # so that a process that stands still can't hold the order lock
+    "timezone": "UTC",
+}
+"""What every transaction on Postgres has, whatever the server says. `inbox.db.guarantees` reads it back."""
+
+_ISOLATION = "default_transaction_isolation"
+_OURS = {*PINNED, "transaction_isolation"}
+_OPTION = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w-]*)\s*=")
+"""`-c name=value`, `-cname=value` and `--name=value`, as Postgres reads options."""
+
+_PARAMETER_REFUSED = "unsupported startup parameter"
+"""PgBouncer's words for options that it can't hand on: https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
 
 OLDEST_SQLITE = (3, 38, 0)
 """The first with the `->>` operator that the views use."""
@@ -34,6 +56,7 @@ def parse_url(url: str) -> URL:
             "[database] url: can't be read; use sqlite:///inbox.db or postgresql+psycopg://user@host:5432/name"
         ) from None
     if parsed.get_backend_name() == POSTGRES:
+        _check_query(parsed)
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() == SQLITE and parsed.database not in (None, "", ":memory:"):
         return parsed.set(drivername="sqlite+pysqlite")
@@ -45,8 +68,6 @@ def parse_url(url: str) -> URL:
 def connect(url: str, *, application: str) -> Engine:
     """An engine for threads.
 
-    On Postgres a transaction that stops half-way is ended after 3 s, so that it can't hold the order lock.
-
     Raises:
         ConfigError: as `parse_url`.
     """
@@ -56,17 +77,19 @@ def connect(url: str, *, application: str) -> Engine:
         engine = create_engine(parsed, connect_args={"timeout": 5.0}, pool_reset_on_return="rollback")
         _prepare_sqlite(engine)
         return engine
-    return create_engine(
-        parsed,
-        connect_args=_postgres_arguments(application, "-c idle_in_transaction_session_timeout=3000"),
-        pool_timeout=LOCK_TIMEOUT_SECONDS,
-    )
+    way = _way_to_postgres(parsed, application)
+    made = create_engine(way.url, connect_args=way.arguments, pool_timeout=LOCK_TIMEOUT_SECONDS)
+    if way.pooled:
+        _pin_transactions(made)
+    else:
+        _explain_refusal(made)
+    return made
 
 
 def connect_async(url: str, *, application: str) -> AsyncEngine:
     """An engine for the receiver's event loop: autocommit, so that one statement is one transaction.
 
-    Connections are not pooled: the receiver keeps the one it writes with.
+    Behind a pooler it is not: see `one_transaction`. Connections are not pooled here: the receiver keeps the one it writes with.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -81,12 +104,22 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
         )
         _prepare_sqlite(engine.sync_engine)
         return engine
-    return create_async_engine(
-        parsed,
-        connect_args=_postgres_arguments(application, ""),
-        poolclass=NullPool,
-        isolation_level="AUTOCOMMIT",
-    )
+    way = _way_to_postgres(parsed, application)
+    level = {} if way.pooled else {"isolation_level": "AUTOCOMMIT"}
+    made = create_async_engine(way.url, connect_args=way.arguments, poolclass=NullPool, **level)
+    if way.pooled:
+        _pin_transactions(made.sync_engine)
+    return made
+
+
+@asynccontextmanager
+async def one_transaction(connection: AsyncConnection) -> AsyncIterator[None]:
+    """A transaction on a connection of `connect_async`, for one statement: in autocommit it is one by itself."""
+    if connection.dialect.name == POSTGRES and _POOLED not in connection.sync_engine.get_execution_options():
+        yield
+        return
+    async with connection.begin():
+        yield
 
 
 def reading(connection: Connection) -> Connection:
@@ -98,19 +131,97 @@ def snapshot(connection: Connection) -> Connection:
     """Make the connection's next transaction one that only reads, and sees one moment: on SQLite each does."""
     if connection.dialect.name == SQLITE:
         return reading(connection)
+    if connection.get_execution_options().get(_POOLED):
+        return connection.execution_options(postgresql_begin=_SNAPSHOT)
     return connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
-def _postgres_arguments(application: str, options: str) -> dict[str, Any]:
-    return {
+_POOLED = "pooled"
+_SNAPSHOT = "REPEATABLE READ READ ONLY"
+
+
+class _Way(NamedTuple):
+    url: URL
+    arguments: dict[str, Any]
+    """Of the driver's `connect`."""
+    pooled: bool
+
+
+def _way_to_postgres(url: URL, application: str) -> _Way:
+    """How the pins get there: with the connection's start, or through a pooler at the start of each transaction.
+
+    Behind a pooler in transaction mode each transaction may be on another connection of the server. It refuses options, a
+    SET would be left to somebody else, and a prepared statement is not there the next time.
+    """
+    pooled = "pooler" in url.query
+    arguments: dict[str, Any] = {
         "connect_timeout": 2,
         "application_name": application,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 8000,  # ms; a half-open connection is noticed before a lease ends
-        "options": f"-c timezone=UTC -c synchronous_commit=on -c lock_timeout={LOCK_TIMEOUT_SECONDS}s {options}".strip(),
     }
+    options = [_text_of(url, "options")]
+    if pooled:
+        arguments |= {"autocommit": True, "prepare_threshold": None}  # we begin transactions ourselves
+    else:  # of two options of the same name the last one counts
+        options += [f"-c {name}=" + value.replace(" ", r"\ ") for name, value in PINNED.items()]
+    if together := " ".join(options).strip():
+        arguments["options"] = together
+    return _Way(url.difference_update_query(["pooler", "options"]), arguments, pooled)
+
+
+def _check_query(url: URL) -> None:
+    """Nothing in the URL may undo what is pinned, and a word that is mistaken may not be passed over."""
+    for name in _OPTION.findall(_text_of(url, "options")):
+        if name.lower().replace("-", "_") in _OURS:
+            raise ConfigError(
+                f"[database] url: options sets {name}, which both sides set themselves, for their guarantees rest on it;"
+                " take it out"
+            )
+    if "pooler" in url.query and url.query["pooler"] != "transaction":
+        raise ConfigError('[database] url: pooler can only be "transaction"; leave it out where there is no pooler')
+
+
+def _text_of(url: URL, name: str) -> str:
+    value = url.query.get(name, "")
+    return value if isinstance(value, str) else " ".join(value)
+
+
+def _pin_transactions(engine: Engine) -> None:
+    """Pin each transaction when it begins.
+
+    That is one message to the server, where the driver would have sent BEGIN alone: no transaction takes a round trip more.
+    """
+    engine.update_execution_options(**{_POOLED: True})
+    pins = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in PINNED.items() if name != _ISOLATION)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("isolation_level") != "AUTOCOMMIT":
+            mode = options.get("postgresql_begin", PINNED[_ISOLATION])
+            connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {mode}; {pins}")
+
+
+def _explain_refusal(engine: Engine) -> None:
+    """Say what to do about a pooler that refuses the pins, when it does so at the first connection."""
+    connected = False
+
+    @event.listens_for(engine, "connect")
+    def _connected(_connection: object, _record: object) -> None:
+        nonlocal connected
+        connected = True
+
+    @event.listens_for(engine, "handle_error")
+    def _refused(context: ExceptionContext) -> None:
+        told = str(context.original_exception).strip()
+        if not connected and _PARAMETER_REFUSED in told:
+            raise ConfigError(
+                "[database] url: a connection pooler refuses what both sides set; where it is in transaction mode, add"
+                f" pooler=transaction to the url: …?pooler=transaction ({told})"
+            ) from context.original_exception
 
 
 def _check_sqlite(url: URL) -> None:

@@ -355,7 +355,8 @@ alert = Table(
         "kind",
         Text,
         nullable=False,
-        comment="delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed or step_failed",
+        comment="delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or"
+        " intake_stopped",
     ),
     Column("subject", Text, nullable=False, comment="what it is about, such as a destination's name"),
     Column("firing", Boolean, nullable=False, comment="true: it began; false: it recovered"),

@@ -25,7 +25,7 @@ COMMENT ON COLUMN alert.id IS 'number of the alert';
 
 COMMENT ON COLUMN alert.at IS 'when it changed';
 
-COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed or step_failed';
+COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped';
 
 COMMENT ON COLUMN alert.subject IS 'what it is about, such as a destination''s name';
 

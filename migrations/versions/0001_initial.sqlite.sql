@@ -3,7 +3,7 @@ CREATE TABLE alert ( -- One row per change for the worse or back, never a second
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- when it changed
     at TEXT NOT NULL,
-    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed or step_failed
+    -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped
     kind TEXT NOT NULL,
     -- what it is about, such as a destination's name
     subject TEXT NOT NULL,

@@ -5,53 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.destinations.scripted import CERTIFICATE
 from tests.docs.pages import PAGES, blocks
+from tests.helpers import debian
 from tests.helpers.waiting import until
 
 PATIENCE = "1s"
 """In place of the page's ten seconds for a head and for a body."""
-
-
-def nginx() -> Path:
-    """The program: an installed one, or else that of Debian's package, unpacked once beside the packages of the tests."""
-    installed = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if installed:
-        return Path(installed)
-    unpacked = Path(sys.prefix) / "nginx"
-    if not unpacked.exists():
-        with tempfile.TemporaryDirectory(dir=sys.prefix) as folder:
-            _download(Path(folder))
-            (package,) = Path(folder).glob("nginx_*.deb")
-            subprocess.run(["dpkg", "-x", package, f"{folder}/unpacked"], check=True)
-            with contextlib.suppress(OSError):  # another test process was faster
-                Path(folder, "unpacked").rename(unpacked)
-    return unpacked / "usr" / "sbin" / "nginx"
-
-
-def _download(folder: Path) -> None:
-    assert shutil.which("apt-get"), "install nginx: docs/deploy.md has a configuration for it, which is run"
-    for commands in (
-        [["apt-get", "download", "nginx"]],
-        [
-            ["apt-get", "update"],
-            ["apt-get", "download", "nginx"],
-        ],  # root may, and needs it where lists are missing or old
-    ):
-        done = [
-            subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False) for command in commands
-        ]
-        if done[-1].returncode == 0:
-            return
-    raise AssertionError(f"install nginx, or let apt-get download it: {done[-1].stderr}")
 
 
 def page_block(info: str) -> str:
@@ -86,7 +52,7 @@ def _nginx_command(folder: Path, port: int, receiver: int) -> list[str]:
     )
     (folder / "nginx.conf").write_text(text, encoding="utf-8")
     here = f"daemon off; pid {folder}/nginx.pid;" + (" user root;" if os.geteuid() == 0 else "")
-    return [str(nginx()), "-c", f"{folder}/nginx.conf", "-e", "stderr", "-g", here]
+    return [str(debian.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", "stderr", "-g", here]
 
 
 def _caddy_command(folder: Path, port: int, receiver: int) -> list[str]:

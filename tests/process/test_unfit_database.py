@@ -1,0 +1,36 @@
+"""A database that doesn't let the guarantees be kept: neither side starts, and both say what to do. Looking is still possible."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from tests.helpers.filling import fill
+from tests.helpers.outage import connect_postgres
+from tests.helpers.processes import site
+from tests.helpers.webhooks import config_text, moment
+
+MAIN = "from {0}.cli import main; main()"
+
+
+def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_statement(
+    postgres_database_url: str, tmp_path: Path
+) -> None:
+    fill(postgres_database_url, [("u1", moment(1)), ("u2", moment(2))])
+    mends = "SELECT setval('public.inbox_seq_seq', 2)"
+    with (
+        contextlib.closing(connect_postgres(postgres_database_url)) as owner,
+        site(tmp_path, config_text(postgres_database_url)) as place,
+    ):
+        owner.execute("SELECT setval('inbox_seq_seq', 1)")
+        receiver = place.start("receiver", "-m", "gunicorn", "-c", "python:inbox.serve", "--bind", "127.0.0.1:0")
+        relay = place.relay("--processes", "2")
+        listing = place.start("list", "-c", MAIN.format("inbox"), "list", "--json")
+        for program in (receiver, relay):
+            assert program.ends(within=20) == 2, program.output
+            assert mends in " ".join(program.output.split())
+            assert "Traceback" not in program.output
+        assert listing.ends(within=20) == 0, listing.output
+
+        owner.execute(mends.encode())
+        assert place.relay("--drain").ends(within=20) == 0

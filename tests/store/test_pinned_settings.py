@@ -1,0 +1,144 @@
+"""What the guarantees rest on is set by us on every connection, whatever the server's owner, or the URL, has set."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from inbox.db import engine as engines
+from inbox.db import guarantees
+from inbox.db.engine import PINNED
+from inbox.errors import ConfigError
+from relay.store.database import Database
+from tests.helpers.outage import connect_postgres, read_only
+from tests.helpers.settings import HOSTILE, pinned, set_otherwise
+from tests.helpers.waiting import until
+
+
+@pytest.fixture
+def hostile(postgres_database_url: str) -> str:
+    """A database whose owner has set everything otherwise."""
+    set_otherwise(postgres_database_url)
+    return postgres_database_url
+
+
+def settings_of_both(url: str) -> list[dict[str, str]]:
+    """The settings of a relay's transaction, and of a receiver's statement."""
+
+    async def of_the_receiver() -> dict[str, str]:
+        made = engines.connect_async(url, application="tests")
+        async with made.connect() as connection:
+            found = await connection.run_sync(pinned, "statement_timeout")
+        await made.dispose()
+        return found
+
+    made = engines.connect(url, application="tests")
+    with made.begin() as connection:
+        of_the_relay = pinned(connection, "statement_timeout")
+    made.dispose()
+    return [of_the_relay, asyncio.run(of_the_receiver())]
+
+
+def test_the_settings_of_the_database_reach_neither_side(hostile: str) -> None:
+    for found in settings_of_both(hostile):
+        assert found == {**PINNED, "statement_timeout": "0"}
+
+
+def test_what_is_read_under_the_order_lock_is_what_the_one_before_has_left(hostile: str) -> None:
+    made = engines.connect(hostile, application="tests")
+    database = Database(made)
+    seen: list[int] = []
+
+    def second() -> None:
+        with database.write() as transaction:
+            transaction.lock_order()
+            seen.extend(row.n for row in transaction.execute(text("SELECT count(*) AS n FROM gate")))
+
+    thread = threading.Thread(target=second)
+    with contextlib.closing(connect_postgres(hostile)) as observer, database.write() as transaction:
+        transaction.lock_order()
+        thread.start()
+        waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        until(lambda: observer.execute(waits).fetchone(), "the second waits for the lock, with a snapshot of before")
+        transaction.execute(text("INSERT INTO gate (kind, name) VALUES ('route', 'r')"))
+    thread.join(10)
+    made.dispose()
+    assert seen == [1]
+
+
+def test_options_in_the_url_are_kept_beside_ours(postgres_database_url: str) -> None:
+    url = make_url(postgres_database_url).update_query_dict({"options": "-c statement_timeout=7s"})
+    for found in settings_of_both(url.render_as_string(hide_password=False)):
+        assert found == {**PINNED, "statement_timeout": "7s"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-c synchronous_commit=off",
+        "-csynchronous_commit=off",
+        "--synchronous-commit=off",
+        "-c statement_timeout=1s -c LOCK_TIMEOUT=0",
+        "-c transaction_isolation=serializable",
+    ],
+)
+def test_options_in_the_url_that_undo_a_guarantee_are_refused(options: str) -> None:
+    url = make_url("postgresql+psycopg://localhost/inbox").update_query_dict({"options": options})
+    with pytest.raises(ConfigError, match=r"options sets \S+, which both sides set themselves.*take it out"):
+        engines.connect(url.render_as_string(), application="tests")
+
+
+def test_a_pooler_of_another_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match='pooler can only be "transaction"'):
+        engines.connect("postgresql+psycopg://localhost/inbox?pooler=session", application="tests")
+
+
+def test_a_fresh_database_is_fit(engine: Engine) -> None:
+    guarantees.require(engine)
+
+
+@pytest.mark.parametrize("setting", [name for name in PINNED if name != "default_transaction_isolation"])
+def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(setting: str, postgres_database_url: str) -> None:
+    made = engines.connect(postgres_database_url, application="tests")
+    with made.begin() as connection:
+        connection.execute(text(f"SET LOCAL {setting} = '{HOSTILE[setting]}'"))
+        (line,) = guarantees.differences(connection)
+    made.dispose()
+    assert f"= {HOSTILE[setting]} (set in the session), not {PINNED[setting]}: " in line
+    assert "pooler=transaction" in line
+
+
+@pytest.mark.parametrize("level", ["remote_write", "local"])
+def test_a_commit_that_waits_for_less_than_a_standbys_disk_is_refused(level: str, postgres_database_url: str) -> None:
+    made = engines.connect(postgres_database_url, application="tests")
+    with made.begin() as connection:
+        connection.execute(text(f"SET LOCAL synchronous_commit = {level}"))
+        assert len(guarantees.differences(connection)) == 1
+        connection.execute(text("SET LOCAL synchronous_commit = remote_apply"))
+        assert guarantees.differences(connection) == []
+    made.dispose()
+
+
+def test_what_only_the_servers_owner_can_change_is_said_and_not_refused(
+    postgres_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = engines.connect(postgres_database_url, application="tests")
+    with read_only(postgres_database_url):
+        guarantees.require(made)
+    made.dispose()
+    assert "default_transaction_read_only = on (set with ALTER DATABASE), not off: nothing can be stored" in caplog.text
+
+
+@pytest.mark.parametrize("pragma", ["synchronous = NORMAL", "wal_autocheckpoint = 1000", "journal_mode = DELETE"])
+def test_a_pragma_of_sqlite_that_did_not_take_is_refused(pragma: str, sqlite_database_url: str) -> None:
+    made = engines.connect(sqlite_database_url, application="tests")
+    with made.connect() as connection:
+        cursor = connection.connection.cursor()
+        cursor.execute(f"PRAGMA {pragma}")
+        (line,) = guarantees.differences(connection)
+    made.dispose()
+    assert line.startswith(f"the SQLite file has {pragma.partition(' ')[0]} = ")

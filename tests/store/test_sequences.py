@@ -1,0 +1,104 @@
+"""A sequence behind its table, as a restore or the promotion of a logical replica leaves it, is found and said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+
+from inbox.db import engine as engines
+from inbox.db import guarantees
+from inbox.db.schema import metadata
+from inbox.errors import UnfitDatabase
+from tests.helpers.filling import fill
+from tests.helpers.reading import rows
+from tests.helpers.webhooks import moment
+
+ROWS = {
+    "alert.id": "INSERT INTO alert (at, kind, subject, firing, detail) VALUES (now(), 'retired', 'x', true, '{}')",
+    "delivery_log.id": "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES (now(), 1, 'r', 'dead', 1, '{}')",
+    "inbox.seq": """INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, headers,
+        content_type, body, body_sha256) VALUES ('s', random()::text, 'T', 'other', now(), now(), '{}', '{}', 'x', '', '')""",
+    "rejected_request.id": """INSERT INTO rejected_request (received_at, source, status, cause, reason, body_sha256)
+        VALUES (now(), 's', 400, 'unreadable', 'r', '')""",
+    "relay_command.id": """INSERT INTO relay_command (asked_at, asked_by, kind, selection, reason)
+        VALUES (now(), 'p', 'pause', '{}', 'r')""",
+    "repeated_request.id": "INSERT INTO repeated_request (seq, received_at, body_sha256) VALUES (1, now(), '')",
+}
+"""A statement for each column that counts up by itself."""
+
+
+@pytest.fixture
+def postgres(postgres_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(postgres_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+def found(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return guarantees.differences(connection)
+
+
+def do(engine: Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def test_every_column_that_counts_up_by_itself_is_looked_at(postgres: Engine) -> None:
+    defaults = rows(
+        postgres,
+        "SELECT table_name || '.' || column_name AS name FROM information_schema.columns"
+        " WHERE column_default LIKE 'nextval%' OR is_identity = 'YES'",
+    )
+    assert {row["name"] for row in defaults} == set(ROWS)
+    assert len(metadata.sorted_tables) > len(ROWS)
+
+
+@pytest.mark.parametrize("column", sorted(ROWS))
+def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(column: str, postgres: Engine) -> None:
+    table, _, name = column.partition(".")
+    do(postgres, ROWS[column], ROWS[column], ROWS[column])
+    assert found(postgres) == []
+    do(postgres, f"SELECT setval('{table}_{name}_seq', 2)")
+
+    (line,) = found(postgres)
+    assert f"the sequence public.{table}_{name}_seq is behind its table" in line
+    assert f"it gives 3 next, and {column} has 3 already" in line
+    with pytest.raises(UnfitDatabase, match="is behind its table"):
+        guarantees.require(postgres)
+
+    do(postgres, line.partition("Run: ")[2])
+    assert found(postgres) == []
+    do(postgres, ROWS[column])
+
+
+@pytest.mark.parametrize(("called", "behind"), [("true", False), ("false", True)])
+def test_whether_its_number_has_been_given_is_heeded(called: str, behind: bool, postgres: Engine) -> None:
+    do(postgres, ROWS["inbox.seq"], f"SELECT setval('inbox_seq_seq', 1, {called})")
+    assert bool(found(postgres)) is behind
+    do(postgres, f"SELECT setval('inbox_seq_seq', 2, {called})")
+    assert found(postgres) == []
+
+
+@pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
+def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, postgres: Engine) -> None:
+    do(postgres, ROWS["inbox.seq"], "SELECT setval('inbox_seq_seq', 1, false)")
+    role = "nobody_in_particular"
+    with postgres.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
+        connection.execute(text(f"GRANT SELECT ON ALL {granted} IN SCHEMA public TO {role}"))
+        connection.execute(text(f"SET LOCAL ROLE {role}"))
+        assert guarantees.differences(connection) == []
+
+
+def test_sqlite_passes_over_a_count_behind_its_table_by_itself(sqlite_database_url: str) -> None:
+    """It takes the larger of the two: https://sqlite.org/autoinc.html."""
+    made = engines.connect(sqlite_database_url, application="tests")
+    fill(sqlite_database_url, [("u1", moment(1)), ("u2", moment(2))])
+    do(made, "UPDATE sqlite_sequence SET seq = 0")
+    assert found(made) == []
+    assert fill(sqlite_database_url, [("u3", moment(3))]) == [3]
+    made.dispose()
