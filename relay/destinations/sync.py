@@ -248,7 +248,7 @@ class Attempt:
         headers = {"Accept": "application/json", **more}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]
-            headers["Idempotency-Key"] = f"{self._delivery.route}-{self._delivery.seq}-{self._delivery.run}-{sent}"
+            headers["Idempotency-Key"] = f"{self._delivery.idempotency_key}-{sent}"
         if body is not None:
             headers["Content-Type"] = call.media_type
         if self._delivery.traceparent is not None:

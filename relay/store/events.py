@@ -42,7 +42,7 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
     )
 
 
-EVENT = """i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at,
+EVENT = """i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.dedup_key, i.occurred_at,
        i.received_at, i.content_type, i.headers, i.body, i.traceparent"""
 """The columns of the inbox that `of_event` reads."""
 
@@ -56,6 +56,7 @@ def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
         "event_type": event.event_type,
         "action": event.action,
         "event_id": event.event_id,
+        "dedup_key": event.dedup_key,
         "occurred_at": as_time(event.occurred_at),
         "received_at": as_time(event.received_at),
         "content_type": event.content_type,

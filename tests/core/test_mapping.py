@@ -23,7 +23,7 @@ KNOWN = ("event", "entity", "target")
 AT = datetime(2019, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
 DELIVERY = Delivery(
     seq=7, route="user-to-crm", lane="USER|1", attempt=1, run=0, lease_token=1, source="trivore", entity_type="USER",
-    entity_id="ID/1", event_type="UPDATE", action="update", event_id=None, occurred_at=AT, received_at=AT,
+    entity_id="ID/1", event_type="UPDATE", action="update", event_id=None, dedup_key="k1", occurred_at=AT, received_at=AT,
     content_type="application/json", headers={}, body=b'{"id": "ID/1", "extra": {"n": 1}}',
 )  # fmt: skip
 
