@@ -69,7 +69,7 @@ class Delivery(msgspec.Struct, frozen=True):
     applied_hash: bytes | None = None
     """Of what was sent last for its lane."""
     stale_before: int = 0
-    """How often what was fetched for it was older than the event."""
+    """How often in this run what was fetched for it was older than the event."""
     traceparent: str | None = None
     late: bool = False
     """A later event of this lane was delivered before this one arrived."""

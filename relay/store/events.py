@@ -12,6 +12,7 @@ from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
 from inbox.timestamps import as_time
 from relay.outcome import Delivery
+from relay.policy import NEW_RUN
 from relay.store.database import Transaction
 
 
@@ -66,6 +67,9 @@ def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
     }
 
 
+_NEW_RUN = ", ".join(f"'{kind}'" for kind in sorted(NEW_RUN))
+
+
 @cache
 def _events(sql: Sql) -> TextClause:
     return text(f"""
@@ -73,7 +77,9 @@ SELECT i.seq, claimed.route, {EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f WHERE f.seq = i.seq AND f.route = claimed.route AND f.kind = 'attempt_failed'
-            AND f.detail ->> 'error_class' = 'stale') AS stale_before
+            AND f.detail ->> 'error_class' = 'stale' AND NOT EXISTS (
+                SELECT 1 FROM delivery_log n
+                WHERE n.seq = i.seq AND n.route = claimed.route AND n.id > f.id AND n.kind IN ({_NEW_RUN}))) AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane
