@@ -270,8 +270,8 @@ class Attempt:
             return None
         try:
             return decode(answer.body)
-        except ValueError:
-            raise self._bad_answer(answer, "the answer is not JSON") from None
+        except ValueError as error:
+            raise self._bad_answer(answer, f"the answer is {error}") from None
 
     def _bad_answer(self, answer: Answer, why: str) -> Ended:
         return Ended(Failed(self._all(), "bad_answer", f"{answer.call.step}: {why}"))
