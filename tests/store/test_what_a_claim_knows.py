@@ -36,12 +36,12 @@ def taken_up_again(steps: Steps, by: str) -> None:
     """A person replays it, a repeat re-arms it, or a rebuild corrects it."""
     with steps.database.write() as transaction:
         (dead,) = map(as_open_delivery, transaction.execute(text(f"SELECT {ROW} FROM open_delivery o")))
-        fact = {
+        begins: dict[str, facts.AnyFact] = {
             "replayed": facts.Replayed(who="kim", why="mended"),
             "rearmed": facts.Rearmed(repeat=1),
             "corrected": facts.Corrected(state="open", attempt=0, run=0, who="kim", why="contradicts itself"),
-        }[by]
-        opened = append(dead, fact, transaction.lock_order())
+        }
+        opened = append(dead, begins[by], transaction.lock_order())
         transaction.write_back(settle("strict", [opened], transaction.now(), timedelta(0)), None)
 
 
