@@ -90,6 +90,8 @@ class LastDelivered(msgspec.Struct, frozen=True):
     seq: int
     fetch_began_at: datetime | None = None
     last_modified: datetime | None = None
+    received_at: datetime | None = None
+    """When its event arrived, by our clock; None: it is not known, or does not matter because something was fetched."""
 
     @property
     def key(self) -> tuple[datetime, int]:
@@ -105,12 +107,15 @@ def covers(last: LastDelivered, key: tuple[datetime, int], skew: timedelta) -> b
 
     Where nothing was fetched, the event itself was delivered, and an older one says nothing new. One that has arrived before
     the last is older when its time says so, too: had both been waiting, the last would have stood for it. One that has arrived
-    after it is older for certain only by more than the clocks of the sender's hosts may differ.
+    after it is older for certain only by more than the clocks of the sender's hosts may differ. A time of the last that lies
+    further than that beyond its own arrival can't be true, and would prove of every event until then that it is older.
     """
     latest_moment = key[0] + _resolution(key[0])
     if last.fetch_began_at is None:
-        arrived_before = key[1] < last.seq
-        return key < last.key if arrived_before else last.occurred_at > latest_moment + skew
+        if key[1] < last.seq:
+            return key < last.key
+        is_true = last.received_at is None or last.occurred_at <= last.received_at + skew
+        return is_true and last.occurred_at > latest_moment + skew
     if last.last_modified is not None and last.last_modified >= latest_moment:
         return True
     return last.fetch_began_at > latest_moment + skew

@@ -111,12 +111,23 @@ def test_without_a_fetch_an_event_is_dropped_only_when_its_time_is_older_for_cer
     steps: Steps, second: int, dropped: bool
 ) -> None:
     """The clock of another host of the sender may be behind: then it is the newer one, and must not be lost."""
-    steps.arrive(an_event(2, second=10, routes=LATEST))
+    last = an_event(2, second=10, routes=LATEST)
+    steps.arrive(msgspec.structs.replace(last, received_at=last.occurred_at))
     steps.attempt(Delivered((), "forwarded"), "latest")
     steps.arrive(an_event(1, second=second, routes=LATEST))
     assert (steps.states() == []) == dropped
     if not dropped:
         assert steps.claim("latest").late == (second < 10)
+    assert agreed(steps)
+
+
+def test_without_a_fetch_a_time_that_lies_beyond_its_arrival_covers_nothing(steps: Steps) -> None:
+    """A host whose clock is hours ahead would have every event of the others dropped until then."""
+    ahead = msgspec.structs.replace(an_event(1, second=3 * 3600, routes=LATEST), received_at=START)
+    steps.arrive(ahead)
+    steps.attempt(Delivered((), "forwarded"), "latest")
+    steps.arrive(an_event(2, second=60, routes=LATEST))
+    assert steps.states() == [(2, "latest", "ready")]
     assert agreed(steps)
 
 
