@@ -28,6 +28,9 @@ test: $(READY)  ## run every test, on SQLite and on a Postgres that the tests st
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal --ignore $(RIGS)
 	$(BIN)/python -m pytest --verbose $(RIGS)
 
+pythons: $(READY)  ## run the quick tests on each other Python from 3.11 to 3.14 that is installed
+	TESTERS=$(TESTERS) .ci/pythons
+
 faults: $(READY)  ## break everything at random for MINUTES=5 (SEED=, DATABASE=sqlite) and count what happened
 	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),postgres)
 
@@ -54,4 +57,4 @@ lock: $(READY)  ## refresh requirements.lock to the newest versions that fit pyp
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --extra dev \
 	  --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
 
-.PHONY: help setup run test faults fuzz longest check docs format lock
+.PHONY: help setup run test pythons faults fuzz longest check docs format lock

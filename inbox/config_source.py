@@ -125,7 +125,8 @@ class Source(Table, frozen=True, kw_only=True):
     """So many requests at most, in each worker process; a second's worth, two at least, may come at once. Beyond it the
     answer is 429, for requests that have proven to be this source's."""
     clock_skew: Duration = Duration(5)
-    """By how much its clock and the relay's may differ: what was fetched sooner after an event is not taken to have it in it."""
+    """By how much its clocks may differ, from the relay's and from each other: what was fetched sooner after an event is
+    not taken to have it in it."""
     silent_after: Duration | None = None
     """When nothing has arrived for so long, there is an alert."""
     sweeps: list[Sweep] = []

@@ -46,6 +46,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # gunicorn's own
         super().__init__(*arguments, **options)
+        # gunicorn wraps its listeners. uvloop lets go of a real socket before it closes the descriptor, but closes another
+        # object after that (`UVSocketHandle._close`): each stop logged "Error while closing socket [Errno 9]".
+        self.sockets: list[Any] = [listener.sock for listener in self.sockets]
         logging.getLogger("uvicorn.access").addFilter(Mask(lambda: receiver.sources))
 
     def init_signals(self) -> None:

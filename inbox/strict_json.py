@@ -15,7 +15,11 @@ from typing import Any
 from inbox.errors import Unreadable
 
 DEEPEST = 64
-"""Levels of nesting. The C parser recurses, and its RecursionError depends on the stack of whoever calls it."""
+"""Levels of nesting, in what comes from outside on both sides: webhooks, entities, what a function of a map returns.
+
+Parsers and what walks through their values recurse. At which depth they raise RecursionError depends on the version of
+Python and on the stack of whoever calls them, so none gets as far.
+"""
 
 LONGEST_INTEGER = 1000
 """Characters. Reading a number is quadratic in its length, and Python itself refuses more than 4,300 digits."""
@@ -38,8 +42,7 @@ def parse(body: bytes) -> object:
         raise Unreadable("the body is empty; send a JSON document")
     if body.startswith(codecs.BOM_UTF8):
         raise Unreadable("the body begins with a byte order mark; send UTF-8 without one")
-    # Two counts cost a fraction of a microsecond, and hardly any webhook has more brackets than it may have levels.
-    if body.count(b"[") + body.count(b"{") > DEEPEST and _too_deep(body):
+    if is_too_deep(body):
         raise Unreadable(f"the body is nested deeper than {DEEPEST} levels, or its brackets do not match")
     try:
         value: object = _DECODER.decode(body.decode("utf-8"))
@@ -56,8 +59,12 @@ def parse(body: bytes) -> object:
     return value
 
 
-def _too_deep(body: bytes) -> bool:
-    """Take away the innermost pair of brackets `DEEPEST` times: what is left lies deeper. All of it runs in C."""
+def is_too_deep(body: bytes) -> bool:
+    """Whether JSON is nested deeper than `DEEPEST`, or its brackets don't match."""
+    # Two counts cost a fraction of a microsecond, and hardly any webhook has more brackets than it may have levels.
+    if body.count(b"[") + body.count(b"{") <= DEEPEST:
+        return False
+    # Take away the innermost pair of brackets so many times: what is left lies deeper. All of it runs in C.
     brackets = _STRING.sub(b"", body).translate(_ROUND, _ALL_BUT_BRACKETS)
     for _ in range(DEEPEST):
         if not brackets:

@@ -16,6 +16,7 @@ from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 
 from inbox.errors import ConfigError, MappingError, gathered
+from inbox.strict_json import DEEPEST, is_too_deep
 
 Scope = dict[str, Any]
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -170,12 +171,14 @@ def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
     """The JSON in `body`; a number that a float would change is a Decimal.
 
     Raises:
-        ValueError: it is not JSON, or nested too deep to be read.
+        ValueError: it is not JSON, or nested deeper than `DEEPEST`; the text says which.
     """
+    if is_too_deep(body):
+        raise ValueError(f"nested deeper than {DEEPEST} levels, or its brackets do not match")
     try:
         return _DECODER.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from None
+    except msgspec.MsgspecError:
+        raise ValueError("not JSON") from None
 
 
 def _number(text: str) -> float | Decimal:

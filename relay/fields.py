@@ -19,6 +19,7 @@ from inbox.config_map import is_reference, map_mistakes
 from inbox.config_shape import Mistake
 from inbox.config_sync import MapField, Sync
 from inbox.errors import ConfigError, MappingError, gathered
+from inbox.strict_json import DEEPEST
 from relay.casts import Cast, cast_of, key_of, rfc3339
 from relay.expressions import Expression, Scope
 from relay.hooks import Hook
@@ -118,14 +119,14 @@ def as_json(value: object, where: str) -> Any:  # noqa: ANN401  # any JSON
     """A copy of `value` without the keys of its objects that hold null, at any depth.
 
     Raises:
-        MappingError: it holds what JSON has not: NaN, half of a character, bytes, a set, an endless nest.
+        MappingError: it is nested deeper than `DEEPEST`, or holds what JSON has not: NaN, half of a character, bytes, a set.
     """
     try:
-        return _plain(value)
+        return _plain(value, DEEPEST)
     except UnicodeEncodeError:
         raise MappingError("the value holds half of a character", field=where) from None
-    except RecursionError:
-        raise MappingError("the value is nested too deep", field=where) from None
+    except _TooDeep:
+        raise MappingError(f"the value is nested deeper than {DEEPEST} levels", field=where) from None
     except ValueError as error:
         raise MappingError(f"the value holds {error}, which JSON has not", field=where) from None
     except Exception as error:  # noqa: BLE001  # an object of a class of yours may do anything when it is read
@@ -171,13 +172,20 @@ def _constant(value: object) -> object:
     return value
 
 
-def _plain(value: object) -> object:
+class _TooDeep(Exception):
+    """There are more levels than there may be; or no end of them, in a list that holds itself."""
+
+
+def _plain(value: object, levels: int) -> object:
+    """A copy of `value`, which may have so many levels of lists and objects."""
     plain: object
     match value:
+        case list() | tuple() | dict() if levels == 0:
+            raise _TooDeep
         case list() | tuple():
-            plain = [_plain(inner) for inner in value]
+            plain = [_plain(inner, levels - 1) for inner in value]
         case dict():
-            plain = {_key(key): _plain(inner) for key, inner in value.items() if inner is not None}
+            plain = {_key(key): _plain(inner, levels - 1) for key, inner in value.items() if inner is not None}
         case str() if type(value) is str:  # one of another class, an Enum say, may write itself in any way
             value.encode()
             plain = value

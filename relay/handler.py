@@ -47,7 +47,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     """1 for the first."""
     idempotency_key: str
-    """The same for every attempt, and another one when a person has it delivered again."""
+    """The same for every attempt, and another one when it is delivered again: replayed by a person, or because of a repeat.
+
+    It names the event by what the sender said of it, not by `seq`, so that no other event ever has it.
+    """
 
 
 class Skip(Exception):

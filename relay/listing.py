@@ -82,8 +82,10 @@ class Pages:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; ask for less by count")
         try:
             found = self._items.value(decode(answer.body))
-        except (ValueError, MappingError):
-            raise SweepFailed("a page is not JSON, or items can't be evaluated on it") from None
+        except ValueError as error:
+            raise SweepFailed(f"a page is {error}") from None
+        except MappingError:
+            raise SweepFailed("items can't be evaluated on a page") from None
         if not isinstance(found, list):
             raise SweepFailed("a page has no list where items says")
         return [self._listed(each) for each in found]

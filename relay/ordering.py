@@ -121,6 +121,8 @@ class LastDelivered(msgspec.Struct, frozen=True):
     seq: int
     fetch_began_at: datetime | None = None
     last_modified: datetime | None = None
+    received_at: datetime | None = None
+    """When its event arrived, by our clock; None: it is not known, or does not matter because something was fetched."""
 
     @property
     def key(self) -> Place:
@@ -133,11 +135,18 @@ def covers(last: LastDelivered, key: Place, skew: timedelta) -> bool:
 
     What was fetched has it when the fetch began after the change, by clocks that differ by `skew` at most, or when it is
     itself as new. A time without a fraction means any moment of its second: two changes in one second look the same.
-    Where nothing was fetched, the event is what counts, and an older one than the last says nothing new.
+
+    Where nothing was fetched, the event itself was delivered, and an older one says nothing new. One that has arrived before
+    the last is older when its time says so, too: had both been waiting, the last would have stood for it. One that has arrived
+    after it is older for certain only by more than the clocks of the sender's hosts may differ. A time of the last that lies
+    further than that beyond its own arrival can't be true, and would prove of every event until then that it is older.
     """
-    if last.fetch_began_at is None:
-        return key < last.key
     latest_moment = key[0] + _resolution(key[0])
+    if last.fetch_began_at is None:
+        if key[1] < last.seq:
+            return key < last.key
+        is_true = last.received_at is None or last.occurred_at <= last.received_at + skew
+        return is_true and last.occurred_at > latest_moment + skew
     if last.last_modified is not None and last.last_modified >= latest_moment:
         return True
     return last.fetch_began_at > latest_moment + skew

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
@@ -56,6 +58,8 @@ class Delivery(msgspec.Struct, frozen=True):
     event_type: str
     action: Action
     event_id: str | None
+    dedup_key: str
+    """Within its source, of this event alone."""
     occurred_at: datetime
     received_at: datetime
     content_type: str
@@ -65,12 +69,27 @@ class Delivery(msgspec.Struct, frozen=True):
     applied_hash: bytes | None = None
     """Of what was sent last for its lane."""
     stale_before: int = 0
-    """How often what was fetched for it was older than the event."""
+    """How often in this run what was fetched for it was older than the event."""
     traceparent: str | None = None
     late: bool = False
     """A later event of this lane was delivered before this one arrived."""
     is_suspect: bool = False
     """The leases of its last attempts ran out one after the other: it may be what kills the process that works on it."""
+
+    @property
+    def webhook_id(self) -> str:
+        """Names the event on its route: the same for every attempt, run and relay. It has no dot, which separates what is signed.
+
+        `seq` is no part of it. A database that was restored, or taken over from an asynchronous standby, gives the same
+        numbers to other events, and another number to the same event when it is sent again.
+        """
+        known = json.dumps([self.source, self.dedup_key, self.route])
+        return f"msg_{hashlib.sha256(known.encode()).hexdigest()[:32]}"
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt, and another one for each run."""
+        return f"{self.webhook_id}-{self.run}"
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):

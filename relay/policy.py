@@ -155,7 +155,7 @@ def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: 
     """What the facts of a delivery (kind, error class, when), in the order of their ids, mean for a failure of this class."""
     history = NO_HISTORY
     for kind, failed_with, at in before:
-        if kind in _NEW_RUN:
+        if kind in NEW_RUN:
             history = NO_HISTORY
         elif kind in _ATTEMPTS:
             same = history.same_in_a_row + 1 if failed_with == error_class else 0
@@ -163,7 +163,8 @@ def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: 
     return history
 
 
-_NEW_RUN = frozenset({"replayed", "rearmed", "corrected"})
+NEW_RUN = frozenset({"replayed", "rearmed", "corrected"})
+"""Facts before which nothing counts for the attempts that follow."""
 _ATTEMPTS = frozenset({"attempt_failed", "abandoned"})
 
 

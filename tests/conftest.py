@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
@@ -19,6 +20,9 @@ from inbox.db import engine as engines
 from inbox.db import migrate
 
 _numbers = count(1)
+
+hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
+hypothesis.settings.load_profile("patient")
 
 LONG = ("tests/model/", "tests/faults/")
 """Folders whose tests take minutes."""

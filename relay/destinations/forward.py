@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import hashlib
 import hmac
 import re
 from base64 import b64decode, b64encode
@@ -41,16 +40,15 @@ class Forward:
         self._client.close()
 
     def _headers(self, delivery: Delivery, timestamp: int, body: bytes) -> dict[str, str]:
-        message_id = webhook_id(delivery)
         headers = {
             "Accept": "*/*",
             "Inbox-Source": delivery.source,
             "Inbox-Event-Type": header_value(delivery.event_type),
             "Inbox-Seq": str(delivery.seq),
             "Inbox-Attempt": str(delivery.attempt),
-            "Webhook-Id": message_id,
+            "Webhook-Id": delivery.webhook_id,
             "Webhook-Timestamp": str(timestamp),
-            "Idempotency-Key": f"{delivery.route}-{delivery.seq}-{delivery.run}",
+            "Idempotency-Key": delivery.idempotency_key,
         }
         if delivery.content_type:
             headers["Content-Type"] = header_value(delivery.content_type)
@@ -61,7 +59,7 @@ class Forward:
         if delivery.traceparent is not None:
             headers["Traceparent"] = header_value(delivery.traceparent)
         if self._key is not None:
-            headers["Webhook-Signature"] = sign(self._key, message_id, timestamp, body)
+            headers["Webhook-Signature"] = sign(self._key, delivery.webhook_id, timestamp, body)
         return headers
 
 
@@ -85,15 +83,6 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
         secrets += [url, urlsplit(url).path]
     client = clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
     return Forward(client, key)
-
-
-def webhook_id(delivery: Delivery) -> str:
-    """The message's id: the same for every attempt, run and relay, and without the dot that separates what is signed.
-
-    The time of arrival is part of it, since a database that is set up anew counts from 1 again.
-    """
-    known = f"{delivery.route}|{delivery.source}|{delivery.received_at.isoformat()}"
-    return f"msg_{delivery.seq}_{hashlib.sha256(known.encode()).hexdigest()[:16]}"
 
 
 def signing_key(text: str, where: str) -> bytes:

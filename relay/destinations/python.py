@@ -202,7 +202,7 @@ def event_of(delivery: Delivery) -> Event:
         body=mapping.event_scope(delivery)["body"],
         raw=delivery.body or b"",
         attempt=delivery.attempt,
-        idempotency_key=f"{delivery.route}-{delivery.seq}-{delivery.run}",
+        idempotency_key=delivery.idempotency_key,
     )
 
 

@@ -47,7 +47,7 @@ class Slack:
             return Failed((), "mapping", f"{self._message.where}: the text holds half of a character")
         headers = {
             "Content-Type": "application/json",
-            "Idempotency-Key": f"{delivery.route}-{delivery.seq}-{delivery.run}",
+            "Idempotency-Key": delivery.idempotency_key,
         }
         if delivery.traceparent is not None:
             headers["Traceparent"] = header_value(delivery.traceparent)

@@ -248,7 +248,7 @@ class Attempt:
         headers = {"Accept": "application/json", **more}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]
-            headers["Idempotency-Key"] = f"{self._delivery.route}-{self._delivery.seq}-{self._delivery.run}-{sent}"
+            headers["Idempotency-Key"] = f"{self._delivery.idempotency_key}-{sent}"
         if body is not None:
             headers["Content-Type"] = call.media_type
         if self._delivery.traceparent is not None:
@@ -270,8 +270,8 @@ class Attempt:
             return None
         try:
             return decode(answer.body)
-        except ValueError:
-            raise self._bad_answer(answer, "the answer is not JSON") from None
+        except ValueError as error:
+            raise self._bad_answer(answer, f"the answer is {error}") from None
 
     def _bad_answer(self, answer: Answer, why: str) -> Ended:
         return Ended(Failed(self._all(), "bad_answer", f"{answer.call.step}: {why}"))

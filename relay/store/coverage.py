@@ -192,12 +192,13 @@ def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane
 
 
 def _last(row: Any) -> LastDelivered:  # noqa: ANN401  # a result row
-    began, modified = row.fetch_began_at, row.last_modified
+    began, modified, received = row.fetch_began_at, row.last_modified, row.received_at
     return LastDelivered(
         as_time(row.occurred_at),
         row.seq,
         None if began is None else as_time(began),
         None if modified is None else as_time(modified),
+        None if received is None else as_time(received),
     )
 
 
@@ -208,8 +209,9 @@ def _param(lanes: Iterable[Lane]) -> str:
 @cache
 def _last_delivered(sql: Sql) -> TextClause:
     return text(f"""
-SELECT l.route, l.lane, l.occurred_at, l.seq, l.fetch_began_at, l.last_modified
+SELECT l.route, l.lane, l.occurred_at, l.seq, l.fetch_began_at, l.last_modified, i.received_at
 FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
+LEFT JOIN inbox i ON i.seq = l.seq AND l.fetch_began_at IS NULL
 """)
 
 

@@ -12,6 +12,7 @@ from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
 from inbox.timestamps import as_time
 from relay.outcome import Delivery
+from relay.policy import NEW_RUN
 from relay.store.database import Transaction
 
 
@@ -42,7 +43,7 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
     )
 
 
-EVENT = """i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.occurred_at,
+EVENT = """i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.dedup_key, i.occurred_at,
        i.received_at, i.content_type, i.headers, i.body, i.traceparent"""
 """The columns of the inbox that `of_event` reads."""
 
@@ -56,6 +57,7 @@ def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
         "event_type": event.event_type,
         "action": event.action,
         "event_id": event.event_id,
+        "dedup_key": event.dedup_key,
         "occurred_at": as_time(event.occurred_at),
         "received_at": as_time(event.received_at),
         "content_type": event.content_type,
@@ -65,6 +67,9 @@ def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
     }
 
 
+_NEW_RUN = ", ".join(f"'{kind}'" for kind in sorted(NEW_RUN))
+
+
 @cache
 def _events(sql: Sql) -> TextClause:
     return text(f"""
@@ -72,7 +77,9 @@ SELECT i.seq, claimed.route, {EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
        l.applied_hash,
        (SELECT count(*) FROM delivery_log f WHERE f.seq = i.seq AND f.route = claimed.route AND f.kind = 'attempt_failed'
-            AND f.detail ->> 'error_class' = 'stale') AS stale_before
+            AND f.detail ->> 'error_class' = 'stale' AND NOT EXISTS (
+                SELECT 1 FROM delivery_log n
+                WHERE n.seq = i.seq AND n.route = claimed.route AND n.id > f.id AND n.kind IN ({_NEW_RUN}))) AS stale_before
 FROM {sql.rows("claimed", seq="bigint", route="text", lane="text")}
 JOIN inbox i ON i.seq = claimed.seq
 LEFT JOIN lane l ON l.route = claimed.route AND l.lane = claimed.lane

@@ -23,7 +23,7 @@ KNOWN = ("event", "entity", "target")
 AT = datetime(2019, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
 DELIVERY = Delivery(
     seq=7, route="user-to-crm", lane="USER|1", attempt=1, run=0, lease_token=1, source="trivore", entity_type="USER",
-    entity_id="ID/1", event_type="UPDATE", action="update", event_id=None, occurred_at=AT, received_at=AT,
+    entity_id="ID/1", event_type="UPDATE", action="update", event_id=None, dedup_key="k1", occurred_at=AT, received_at=AT,
     content_type="application/json", headers={}, body=b'{"id": "ID/1", "extra": {"n": 1}}',
 )  # fmt: skip
 
@@ -232,7 +232,7 @@ def test_the_digest_is_of_canonical_json() -> None:
     )
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"nope", b'"\\ud800"', b"\xff", b"[" * 100_000, b"NaN"])
+@pytest.mark.parametrize("body", [b"", b"{", b"nope", b'"\\ud800"', b"\xff", b"[" * 64, b"NaN"])
 def test_what_is_not_json_is_a_value_error(body: bytes) -> None:
     with pytest.raises(ValueError, match="not JSON"):
         decode(body)

@@ -97,9 +97,40 @@ def test_an_expression_that_can_not_be_evaluated_is_an_error(expression: str) ->
     assert caught.value.field == WHERE
 
 
-def test_an_entity_that_is_nested_too_deep_is_an_error_and_no_crash() -> None:
-    with pytest.raises(MappingError, match="nested too deep"):
-        fields(map={"x": "entity"}).of(scope({"x": decode(b"[" * 900 + b"]" * 900)}), creating=False)
+DEPTHS = [65, 66, 900, 5_000, 100_000]
+"""The last three: at which of them a parser, or a walk through its values, overflows differs from Python to Python."""
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_an_entity_that_is_nested_deeper_than_64_levels_is_not_read(opening: bytes, closing: bytes, depth: int) -> None:
+    with pytest.raises(ValueError, match="nested deeper than 64 levels"):
+        decode(opening * depth + b"1" + closing * depth)
+
+
+def test_an_entity_of_64_levels_is_mapped_and_what_an_expression_puts_around_it_is_too_much() -> None:
+    entity = decode(b"[" * 64 + b"1" + b"]" * 64)
+    assert fields(map={"x": "entity"}).of(scope(entity), creating=False) == {"x": entity}
+    with pytest.raises(MappingError, match="nested deeper than 64 levels"):
+        fields(map={"x": "[entity]"}).of(scope(entity), creating=False)
+
+
+def nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = {"a": value} if depth % 2 else [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [*DEPTHS, None])
+def test_what_a_function_returns_has_64_levels_at_most(monkeypatch: pytest.MonkeyPatch, depth: int | None) -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    with_functions(monkeypatch, f=lambda *_: endless if depth is None else nested(depth))
+    with pytest.raises(MappingError, match="nested deeper than 64 levels"):
+        fields(map={"x": MapField(function="hooks_of_test:f")}).of(scope(), creating=False)
+    with_functions(monkeypatch, f=lambda *_: nested(64))
+    assert fields(map={"x": MapField(function="hooks_of_test:f")}).of(scope(), creating=False) == {"x": nested(64)}
 
 
 # --- transform

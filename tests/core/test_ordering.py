@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inbox.config import Ordering
 from relay import facts
 from relay.lifecycle import HEADS, OpenDelivery, State
-from relay.ordering import Told, settle, tells_again
+from relay.ordering import LastDelivered, Told, covers, settle, tells_again
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_DELAY = timedelta(seconds=5)
@@ -135,6 +135,58 @@ def test_a_blocked_head_holds_everything_back() -> None:
     for ordering in ("latest", "strict"):
         after = settled(ordering, a_row(1, State.BLOCKED, attempt=1), a_row(2, State.RECEIVED))
         assert (after[1].state, after[2].state) == (State.BLOCKED, State.WAITING)
+
+
+SKEW = timedelta(seconds=5)
+KEYS = st.tuples(st.integers(0, 40).map(lambda halves: NOW + timedelta(seconds=halves / 2)), st.integers(1, 5))
+
+
+@given(KEYS, KEYS)
+def test_without_a_fetch_one_that_arrives_later_is_covered_only_when_clocks_within_the_skew_prove_it_older(
+    key: tuple[datetime, int], last: tuple[datetime, int]
+) -> None:
+    """Its own clock may be behind by the skew, and its second may be nearly over."""
+    latest_moment = key[0] + timedelta(seconds=1 if key[0].microsecond == 0 else 0.001)
+    if key[1] >= last[1]:
+        assert covers(LastDelivered(*last), key, SKEW) == (latest_moment + SKEW < last[0])
+
+
+@given(KEYS, KEYS, st.integers(-40, 40))
+def test_without_a_fetch_a_time_beyond_its_own_arrival_and_the_skew_proves_nothing_of_what_comes_later(
+    key: tuple[datetime, int], last: tuple[datetime, int], halves: int
+) -> None:
+    arrived = last[0] + timedelta(seconds=halves / 2)
+    known = LastDelivered(*last, received_at=arrived)
+    if key[1] < last[1] or last[0] <= arrived + SKEW:
+        assert covers(known, key, SKEW) == covers(LastDelivered(*last), key, SKEW)
+    else:
+        assert not covers(known, key, SKEW)
+
+
+@given(KEYS, KEYS)
+def test_without_a_fetch_one_that_arrived_earlier_is_covered_when_it_would_have_been_folded(
+    key: tuple[datetime, int], last: tuple[datetime, int]
+) -> None:
+    rows = [OpenDelivery(seq, "r", "USER|u1", at, State.WAITING) for at, seq in (key, last)]
+    if key[1] < last[1]:
+        stands = next(row for row in settle("latest", rows, NOW, FIRST_DELAY) if row.state is not State.ENDED)
+        assert covers(LastDelivered(*last), key, SKEW) == (stands.key == last)
+
+
+@given(KEYS)
+def test_without_a_fetch_no_event_covers_itself_so_that_a_repeat_of_it_is_delivered_again(
+    key: tuple[datetime, int],
+) -> None:
+    assert not covers(LastDelivered(*key), key, SKEW)
+
+
+@given(KEYS, KEYS, st.integers(-40, 40))
+def test_what_was_fetched_covers_what_had_changed_before_by_any_clock_within_the_skew(
+    key: tuple[datetime, int], last: tuple[datetime, int], halves: int
+) -> None:
+    began = last[0] + timedelta(seconds=halves / 2)
+    latest_moment = key[0] + timedelta(seconds=1 if key[0].microsecond == 0 else 0.001)
+    assert covers(LastDelivered(*last, began), key, SKEW) == (began > latest_moment + SKEW)
 
 
 TOLD = st.builds(

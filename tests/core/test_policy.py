@@ -47,6 +47,7 @@ def a_delivery(attempt: int = 1, *, late: bool = False) -> Delivery:
         event_type="UPDATE",
         action="update",
         event_id=None,
+        dedup_key="k1",
         occurred_at=NOW,
         received_at=NOW,
         content_type="application/json",

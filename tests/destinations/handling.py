@@ -21,7 +21,7 @@ from relay.outcome import Delivery, Outcome
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DELIVERY = Delivery(
     seq=7, route="to-us", lane="USER|1", attempt=2, run=1, lease_token=1, source="trivore", entity_type="USER",
-    entity_id="u1", event_type="UPDATE", action="update", event_id="e1", occurred_at=NOW, received_at=NOW,
+    entity_id="u1", event_type="UPDATE", action="update", event_id="e1", dedup_key="k1", occurred_at=NOW, received_at=NOW,
     content_type="application/json", headers={"x-request-id": "r1"}, body=b'{"id": "u1", "n": 1.10}',
 )  # fmt: skip
 MODULE = "handlers_of_a_test"

@@ -17,7 +17,7 @@ from tests.destinations.scripted import Act, ScriptedServer, answer
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DELIVERY = Delivery(
     seq=7, route="user-to-crm", lane="USER|1", attempt=1, run=2, lease_token=1, source="trivore", entity_type="USER",
-    entity_id="u1", event_type="UPDATE", action="update", event_id=None, occurred_at=NOW, received_at=NOW,
+    entity_id="u1", event_type="UPDATE", action="update", event_id=None, dedup_key="k1", occurred_at=NOW, received_at=NOW,
     content_type="application/json", headers={}, body=b'{"id": "u1"}', traceparent="00-a-b-01",
 )  # fmt: skip
 SECOND = msgspec.structs.replace(DELIVERY, attempt=2, received_at=NOW - timedelta(seconds=6))

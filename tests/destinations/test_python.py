@@ -90,7 +90,7 @@ def test_it_is_given_all_that_is_known_of_the_event(handled: Handled) -> None:
             body={"id": "u1", "n": 1.1},
             raw=b'{"id": "u1", "n": 1.10}',
             attempt=2,
-            idempotency_key="to-us-7-1",
+            idempotency_key=f"{DELIVERY.webhook_id}-1",
         )
     ]
     with pytest.raises(AttributeError):
@@ -286,5 +286,5 @@ def test_the_key_is_the_same_for_every_attempt_and_another_when_it_is_replayed(h
     handled(seen.append)
     handled(seen.append, attempt=3)
     handled(seen.append, run=2)
-    assert [event.idempotency_key for event in seen] == ["to-us-7-1", "to-us-7-1", "to-us-7-2"]
+    assert [event.idempotency_key for event in seen] == [f"{DELIVERY.webhook_id}-{run}" for run in (1, 1, 2)]
     assert msgspec.structs.asdict(seen[1]) | {"attempt": 2} == msgspec.structs.asdict(seen[0])

@@ -22,7 +22,7 @@ from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DELIVERY = Delivery(
     seq=7, route="to-chat", lane="USER|1", attempt=1, run=0, lease_token=1, source="trivore", entity_type="USER",
-    entity_id="u1", event_type="UPDATE", action="update", event_id=None, occurred_at=NOW, received_at=NOW,
+    entity_id="u1", event_type="UPDATE", action="update", event_id=None, dedup_key="k1", occurred_at=NOW, received_at=NOW,
     content_type="application/json", headers={}, body=b'{"who": "Ada & <!channel> > all", "n": [1], "t": true}',
     traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def test_a_message_is_posted_as_json_to_the_hook(server: ScriptedServer) -> None
     assert (seen.method, seen.target) == ("POST", PATH)
     assert json.loads(seen.body) == {"text": "USER u1: UPDATE"}
     assert seen.headers["content-type"] == "application/json"
-    assert seen.headers["idempotency-key"] == "to-chat-7-0"
+    assert seen.headers["idempotency-key"] == f"{DELIVERY.webhook_id}-0"
     assert seen.headers["traceparent"] == DELIVERY.traceparent
 
 

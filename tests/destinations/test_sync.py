@@ -87,7 +87,7 @@ def test_the_idempotency_key_is_of_the_run_and_of_what_is_sent(world: World) -> 
     keys = [seen.headers["idempotency-key"] for seen in world.server.seen if seen.method == "PATCH"]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
-    assert keys[0].startswith("user-to-crm-7-2-")
+    assert keys[0].startswith(f"{DELIVERY.webhook_id}-2-")
     assert "idempotency-key" not in world.server.seen[0].headers
 
 

@@ -119,7 +119,10 @@ def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, a
             for act in (answer(200, [USER]), answer(204), answer(200, b"null"), answer(200, b'"u1"'), answer(200, {}))
         ),
         ({"fetch": answer(200, {"a": "x" * 70_000})}, "fetch: the answer is larger than 64 KiB"),
-        ({"fetch": answer(200, b"[" * 60_000)}, "fetch: the answer is not JSON"),
+        (
+            {"fetch": answer(200, b"[" * 60_000)},
+            "fetch: the answer is nested deeper than 64 levels, or its brackets do not match",
+        ),
         ({"find": answer(200, b"nope")}, "find: the answer is not JSON"),
         ({"find": answer(200, {"items": ["c1"]})}, "find: a match is not an object"),
         *(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from relay import facts
 from relay.lifecycle import State
 from relay.ordering import LastDelivered, covers
@@ -106,7 +108,8 @@ def lost_changes(stage: Choosing) -> list[object]:
     """On routes in `latest`: events whose change no success of their lane can be known to have in it.
 
     A success has it whose fetch began after the request had come (again), or where the times prove it; one without a fetch
-    when it is of this event, or of a later one. What was given up, cancelled or skipped stands for those folded into it.
+    when it is of this event, or of a later one; of an event that was dropped for it, certainly later. What was given up,
+    cancelled or skipped stands for those folded into it.
     """
     history, ledger = stage.history, stage.ledger
     evidence: list[object] = []
@@ -133,6 +136,16 @@ def _has(stage: Choosing, success: Entry, key: Key) -> bool:
     (*_, call) = (call for call in ledger.calls[success.key] if (call.run, call.attempt, call.node) == made)
     came_after = call.step >= ledger.arrived[key[0]]
     if success.fact.fetch_began_at is None:
-        return ledger.order(success.key) > ledger.order(key) or (success.key == key and came_after)
+        return _stands_for(stage, success.key, key) or (success.key == key and came_after)
     last = LastDelivered(*ledger.order(success.key), success.fact.fetch_began_at, success.fact.last_modified)
     return came_after or covers(last, ledger.order(key), SKEW)
+
+
+def _stands_for(stage: Choosing, newer: Key, key: Key) -> bool:
+    """Whether an event that was delivered without a fetch says all that another does, which may have been dropped for it."""
+    (at, seq), (newer_at, newer_seq) = stage.ledger.order(key), stage.ledger.order(newer)
+    ended = stage.history.entries[key][-1].fact
+    was_dropped = isinstance(ended, facts.Superseded) and ended.because == "covered"
+    resolution = timedelta(seconds=1) if at.microsecond == 0 else timedelta(milliseconds=1)
+    is_proven = newer_seq > seq or newer_at > at + resolution + SKEW
+    return (newer_at, newer_seq) > (at, seq) and (is_proven or not was_dropped)

@@ -15,7 +15,7 @@ from inbox.config import Ordering
 from inbox.db.dialect import Sql
 from relay.gates import GateKey, Gates
 from relay.lifecycle import OpenDelivery
-from relay.ordering import LastDelivered, settle
+from relay.ordering import LastDelivered, covers, settle
 from relay.outcome import Delivery, Outcome
 from relay.policy import RoutePolicy
 from relay.store import claim, coverage, lanes, reap, rebuild, record, repeats, replay, sequence
@@ -160,6 +160,17 @@ def test_coverage_without_skew_and_resolution_drops_what_is_not_proven(
         return key < last.key if last.fetch_began_at is None else last.fetch_began_at >= key[0]
 
     monkeypatch.setattr(coverage, "covers", hopes)
+    finds(world, "superseded without a stand-in")
+
+
+@ON_SQLITE
+def test_coverage_without_a_fetch_that_takes_every_clock_for_right_drops_what_is_not_proven(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def believes(last: LastDelivered, key: tuple[datetime, int], skew: timedelta) -> bool:
+        return key < last.key if last.fetch_began_at is None else covers(last, key, skew)
+
+    monkeypatch.setattr(coverage, "covers", believes)
     finds(world, "superseded without a stand-in")
 
 

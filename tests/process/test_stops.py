@@ -78,6 +78,21 @@ def test_a_drain_ends_by_itself_and_leaves_what_is_not_due_yet(
     assert rows(engine, "SELECT seq, attempt FROM open_delivery") == [{"seq": 20, "attempt": 1}]
 
 
+def test_a_receiver_that_replaces_its_workers_and_stops_has_nothing_to_complain_of(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
+    with site(tmp_path, config_text(sqlite_database_url)) as place:
+        receiver, _ = place.receiver(workers=1)
+        receiver.send(signal.SIGHUP)
+        until(lambda: receiver.output.count("Finished server process") == 1, "the first worker has ended", within=20)
+        receiver.send(signal.SIGTERM)
+        assert receiver.ends(within=20) == 0
+        lines = receiver.output.splitlines()
+
+    assert sum("Finished server process" in line for line in lines) == 2
+    assert [line for line in lines if "[INFO]" not in line or "rror" in line] == []
+
+
 def test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:

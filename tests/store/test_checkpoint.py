@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy import text
 
+from inbox.db import checkpoint as checkpoints
 from inbox.db import engine as engines
-from inbox.db.checkpoint import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint
+from inbox.db.checkpoint import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint, checkpoint_async
 from inbox.store import SqliteIntake
 from relay.store.database import Database
 from tests.store.conftest import an_event
@@ -15,6 +21,124 @@ from tests.store.conftest import an_event
 
 def size_of(path: Path) -> int:
     return path.stat().st_size
+
+
+def contents(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def holding_the_write_lock(path: Path) -> Iterator[None]:
+    """Another connection is in the middle of a transaction that writes."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        yield
+        writer.execute("ROLLBACK")
+
+
+def write(database: Database, second: int = 0) -> None:
+    with database.write() as transaction:
+        transaction.execute(text(f"UPDATE write_probe SET probed_at = '2026-01-01 00:00:{second:02}.000000Z'"))
+
+
+def test_nothing_is_copied_while_another_connection_may_commit(sqlite_database_url: str) -> None:
+    engine = engines.connect(sqlite_database_url, application="tests")
+    path = Path(engine.url.database or "")
+    write(Database(engine))
+    before = contents(path)
+    with holding_the_write_lock(path):
+        assert not checkpoint(engine)
+        assert contents(path) == before
+    assert checkpoint(engine)
+    assert contents(path) != before
+    engine.dispose()
+
+
+async def test_nor_does_a_receiver_copy_anything_then(sqlite_database_url: str) -> None:
+    engine = engines.connect_async(sqlite_database_url, application="tests")
+    path = Path(engine.url.database or "")
+    async with engine.connect() as connection:
+        await SqliteIntake().append(connection, [an_event(1)])
+        before = contents(path)
+        with holding_the_write_lock(path):
+            assert not await checkpoint_async(connection)
+            assert contents(path) == before
+        assert await checkpoint_async(connection)
+        assert contents(path) != before
+    await engine.dispose()
+
+
+def test_while_the_log_is_copied_nobody_else_can_begin_to_write(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines.connect(sqlite_database_url, application="tests")
+    path = Path(engine.url.database or "")
+    attempts: dict[str, bool] = {}
+
+    def try_to_write(statement: str) -> None:
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                attempts[statement] = False
+            else:
+                attempts[statement] = True
+
+    def traced(of: Path) -> sqlite3.Connection:
+        connection = connected(of)
+        connection.set_trace_callback(try_to_write)
+        return connection
+
+    connected = checkpoints._connected
+    monkeypatch.setattr(checkpoints, "_connected", traced)
+    write(Database(engine))
+    assert checkpoint(engine)
+    # SQLite tells of a statement before it runs it: nobody has the lock before the one, and one has it before the other.
+    assert attempts == {"BEGIN IMMEDIATE": True, "PRAGMA wal_checkpoint(PASSIVE)": False}
+    engine.dispose()
+
+
+def test_a_checkpoint_waits_for_who_has_yet_to_end_reading_an_older_state(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines.connect(sqlite_database_url, application="tests")
+    database = Database(engine)
+    reading = engine.connect()
+    tries: list[str] = []
+
+    def end_reading_at_the_second_try(statement: str) -> None:
+        tries.extend([statement] if "wal_checkpoint" in statement else [])
+        if len(tries) == 2:
+            reading.rollback()
+
+    def traced(of: Path) -> sqlite3.Connection:
+        connection = connected(of)
+        connection.set_trace_callback(end_reading_at_the_second_try)
+        return connection
+
+    connected = checkpoints._connected
+    monkeypatch.setattr(checkpoints, "_connected", traced)
+    monkeypatch.setattr(checkpoints, "_WAIT_SECONDS", 60)
+    engines.reading(reading).execute(text("SELECT * FROM write_probe"))
+    write(database)
+    assert checkpoint(engine)
+    assert len(tries) == 2
+    reading.close()
+    engine.dispose()
+
+
+def test_the_next_write_begins_the_log_anew_after_a_whole_checkpoint(sqlite_database_url: str) -> None:
+    engine = engines.connect(sqlite_database_url, application="tests")
+    log = Path(f"{engine.url.database}-wal")
+    database = Database(engine)
+    for second in range(20):
+        write(database, second)
+    length = size_of(log)
+    for second in range(20):
+        assert checkpoint(engine)
+        write(database, second)
+    assert size_of(log) == length
+    engine.dispose()
 
 
 def test_no_connection_checkpoints_by_itself(sqlite_database_url: str) -> None:

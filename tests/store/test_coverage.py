@@ -102,13 +102,47 @@ def test_what_was_fetched_and_says_that_it_is_as_new_covers_whenever_the_fetch_b
     assert steps.states() == [(3, "latest", "ready")]
 
 
-def test_without_a_fetch_only_older_events_are_dropped(steps: Steps) -> None:
+@pytest.mark.parametrize(
+    ("second", "dropped"),
+    [(3, True), (4, False), (9, False), (10, False)],
+    ids=["surely older", "perhaps by its second and the skew", "perhaps by the skew", "perhaps not even by the second"],
+)
+def test_without_a_fetch_an_event_is_dropped_only_when_its_time_is_older_for_certain(
+    steps: Steps, second: int, dropped: bool
+) -> None:
+    """The clock of another host of the sender may be behind: then it is the newer one, and must not be lost."""
+    last = an_event(2, second=10, routes=LATEST)
+    steps.arrive(msgspec.structs.replace(last, received_at=last.occurred_at))
+    steps.attempt(Delivered((), "forwarded"), "latest")
+    steps.arrive(an_event(1, second=second, routes=LATEST))
+    assert (steps.states() == []) == dropped
+    if not dropped:
+        assert steps.claim("latest").late == (second < 10)
+    assert agreed(steps)
+
+
+def test_without_a_fetch_a_time_that_lies_beyond_its_arrival_covers_nothing(steps: Steps) -> None:
+    """A host whose clock is hours ahead would have every event of the others dropped until then."""
+    ahead = msgspec.structs.replace(an_event(1, second=3 * 3600, routes=LATEST), received_at=START)
+    steps.arrive(ahead)
+    steps.attempt(Delivered((), "forwarded"), "latest")
+    steps.arrive(an_event(2, second=60, routes=LATEST))
+    assert steps.states() == [(2, "latest", "ready")]
+    assert agreed(steps)
+
+
+def test_without_a_fetch_a_repeat_of_what_was_delivered_before_the_last_is_not_delivered_after_it(
+    steps: Steps, repeat: Callable[[Event], None]
+) -> None:
+    """It would undo the newer one: the two arrived in the order of their times."""
+    first = an_event(1, second=1, routes=LATEST)
+    steps.arrive(first)
+    steps.attempt(Delivered((), "forwarded"), "latest")
     steps.arrive(an_event(2, second=2, routes=LATEST))
     steps.attempt(Delivered((), "forwarded"), "latest")
-    steps.arrive(an_event(1, second=1, routes=LATEST))
+    repeat(first)
+    assert judge(steps) == Judged(handled=1, rearmed=0)
     assert steps.states() == []
-    steps.arrive(an_event(3, second=2, routes=LATEST))
-    assert steps.states() == [(3, "latest", "ready")]
 
 
 def test_nothing_is_dropped_on_a_strict_route(steps: Steps) -> None:

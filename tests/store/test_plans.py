@@ -336,6 +336,23 @@ RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived"
 """Of common table expressions, subqueries and of the view, by name."""
 
 
+def _reads_facts_by_delivery_alone(nodes: list[dict[str, Any]]) -> bool:
+    """Whether each look into the log is one by seq and route, and none walks along another index."""
+    names = ("Relation Name", "Index Name")
+    looks = [node for node in nodes if any("delivery_log" in node.get(name, "") for name in names)]
+    conditions = [node["Index Cond"] if "Index Cond" in node else node.get("Recheck Cond", "") for node in looks]
+    return bool(looks) and all("seq = " in condition and "route = " in condition for condition in conditions)
+
+
+def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(big_postgres: Engine) -> None:
+    statement = events._events(Sql(POSTGRES))
+    by_id = text("SELECT max(id) FROM delivery_log WHERE kind IN ('attempt_failed', 'replayed')")
+    with big_postgres.connect() as connection:
+        for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
+            assert _reads_facts_by_delivery_alone(nodes), described(nodes)
+        assert not _reads_facts_by_delivery_alone(postgres_plan(connection, by_id)), "the check notices"
+
+
 def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlite: Engine) -> None:
     careless = text("SELECT * FROM open_delivery o WHERE lane = :entity_id")
     with big_postgres.connect() as connection:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import text
+
+from relay import facts
+from relay.lifecycle import append
+from relay.ordering import settle
 from relay.outcome import Delivered, Failed, Unchanged
+from relay.store.database import ROW, as_open_delivery
 from relay.store.verify import verify
 from tests.store.conftest import FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG
@@ -21,6 +30,34 @@ def test_how_often_what_was_fetched_was_older_than_the_event(steps: Steps, clock
         clock.advance(600)
     assert known == [(0, 1), (1, 1), (1, 2), (2, 2)]
     steps.facts_agree()
+
+
+def taken_up_again(steps: Steps, by: str) -> None:
+    """A person replays it, a repeat re-arms it, or a rebuild corrects it."""
+    with steps.database.write() as transaction:
+        (dead,) = map(as_open_delivery, transaction.execute(text(f"SELECT {ROW} FROM open_delivery o")))
+        begins: dict[str, facts.AnyFact] = {
+            "replayed": facts.Replayed(who="kim", why="mended"),
+            "rearmed": facts.Rearmed(repeat=1),
+            "corrected": facts.Corrected(state="open", attempt=0, run=0, who="kim", why="contradicts itself"),
+        }
+        opened = append(dead, begins[by], transaction.lock_order())
+        transaction.write_back(settle("strict", [opened], transaction.now(), timedelta(0)), None)
+
+
+@pytest.mark.parametrize("by", ["replayed", "rearmed", "corrected"])
+def test_what_an_earlier_run_fetched_is_not_counted_in_the_next(steps: Steps, clock: FakeClock, by: str) -> None:
+    """A new run waits again for a replica that is behind."""
+    steps.arrive(an_event(1))
+    for outcome in (STALE, STALE, HOPELESS):
+        steps.attempt(outcome)
+        clock.advance(600)
+    taken_up_again(steps, by)
+    known = []
+    for _ in range(3):
+        known.append(steps.attempt(STALE).stale_before)
+        clock.advance(600)
+    assert known == [0, 1, 2]
 
 
 def test_what_was_sent_last_for_its_lane(steps: Steps) -> None:

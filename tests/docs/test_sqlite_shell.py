@@ -1,0 +1,27 @@
+"""What docs/operations.md tells to set in a `sqlite3` shell keeps it from making checkpoints beside the others' commits."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from tests.docs.pages import PAGES, blocks
+
+
+def copies_back(path: Path, before_it_writes: str) -> bool:
+    """Whether a program beside another one, which sets this and then writes a few megabytes, changes the file itself."""
+    with closing(sqlite3.connect(path)) as other, closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        other.execute("PRAGMA journal_mode = WAL")
+        shell.execute("CREATE TABLE t (x)")
+        shell.executescript(before_it_writes)
+        for _ in range(2):
+            shell.execute("INSERT INTO t VALUES (zeroblob(8000000))")
+        return path.stat().st_size > 8_000_000
+
+
+def test_the_pragma_of_the_page_ends_automatic_checkpoints(tmp_path: Path) -> None:
+    page = blocks(PAGES["docs/operations.md"].read_text(encoding="utf-8"))
+    (pragma,) = [block.text for block in page if block.info == "sql"]
+    assert copies_back(tmp_path / "as-it-is.db", "")
+    assert not copies_back(tmp_path / "as-told.db", pragma)
