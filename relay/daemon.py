@@ -80,7 +80,7 @@ class Relay:
         self._is_idle = False
         """Nothing has come back for as long as the poll."""
         self._claiming = Claiming(database, self.node, self._leases, self._observer)
-        self._upkeep = Upkeep(database, self.node, self._claiming, self._observer)
+        self._upkeep = Upkeep(database, self.node, self._claiming, self._observer, self._leases)
         setup = Setup(config, deliverers, alerts, scheduled(config))
         self._sweeper = Sweeper(
             database, self.node, setup.sweepings, stop=self._stop, now=self._now, observer=self._observer

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 from inbox.config import Config
 from relay.claiming import Claiming
+from relay.leases import Leases
 from relay.observe import Observer
 from relay.policy import RoutePolicy
 from relay.poster import Done, Poster
 from relay.store import alerts, commands, reap, repeats
+from relay.store.clock import DatabaseClock
 from relay.store.conditions import Watch
 from relay.store.database import Database
+from relay.store.horizon import Horizon
 
 EVERY_SECONDS = 1.0
 WATCH_EVERY_SECONDS = 15.0
@@ -21,11 +24,14 @@ WATCH_EVERY_SECONDS = 15.0
 class Upkeep:
     """Of one relay. Every step is a short transaction; one that fails is made again in the next round."""
 
-    def __init__(self, database: Database, node: str, claiming: Claiming, observer: Observer) -> None:
+    def __init__(self, database: Database, node: str, claiming: Claiming, observer: Observer, leases: Leases) -> None:
         self._database = database
         self._node = node
         self._claiming = claiming
         self._observer = observer
+        self._leases = leases
+        self._clock = DatabaseClock(told=observer.clock_stepped)
+        self._horizon = Horizon()
         self._watch = Watch()
         self._posts: list[Done] = []
         self._next_at = self._watch_at = 0.0
@@ -35,7 +41,9 @@ class Upkeep:
         """What is due. Returns how many deliveries it has changed at the word of operators."""
         self._finish_posts(poster)
         if time.monotonic() >= self._next_at:
-            self._observer.reaped(reap.reap(self._database, policies, self._node))
+            trusted = self._leases.trusted()
+            self._observer.reaped(reap.reap(self._database, policies, self._node, trusted, self._clock))
+            self._observer.pulled_in(self._horizon.pull_in(self._database, config, policies, self._node))
             self._claiming.look_at_gates()
             self._observer.judged(repeats.judge_repeats(self._database, config, self._node))
             self._look_at_conditions(config)

@@ -223,7 +223,7 @@ delivery_log = Table(
     ),
     CheckConstraint(
         "kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over',"
-        " 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')",
+        " 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')",
         name="kind",
     ),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),

@@ -47,7 +47,7 @@ CREATE TABLE delivery_log (
     relay_node TEXT,
     detail JSONB NOT NULL,
     CONSTRAINT pk_delivery_log PRIMARY KEY (id),
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected'))
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected'))
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
@@ -581,6 +581,18 @@ UNION ALL
 SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.lease_until), 3), 'its lease ran out, and no relay has taken it back'
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND round(extract(epoch FROM clock_timestamp() - o.lease_until), 3) > 60
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, NULL,
+       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in'
+FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
+WHERE o.state = 'ready' AND round(extract(epoch FROM clock_timestamp() - o.due_at), 3) < -60
+  AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round(extract(epoch FROM clock_timestamp() - l.at), 3) < -60)
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, NULL,
+       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
+FROM open_delivery o
+WHERE o.state = 'in_flight' AND round(extract(epoch FROM clock_timestamp() - o.lease_until), 3) < -60
 UNION ALL
 SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebuild gives it one'
 FROM open_delivery o

@@ -28,7 +28,7 @@ def read_gates(database: Database) -> Gates:
     return Gates(
         now,
         frozenset((row.kind, row.name) for row in rows if row.paused_at is not None),
-        {(row.kind, row.name): _breaker(row) for row in rows},
+        {(row.kind, row.name): as_breaker(row) for row in rows},
     )
 
 
@@ -65,7 +65,7 @@ def listen(
 def locked(transaction: Transaction, keys: Iterable[GateKey]) -> dict[GateKey, Breaker]:
     """The breakers of these gates that have a row, locked."""
     rows = transaction.execute(_some(transaction.sql), gates=_keys(keys))
-    return {(row.kind, row.name): _breaker(row) for row in rows}
+    return {(row.kind, row.name): as_breaker(row) for row in rows}
 
 
 def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None:
@@ -146,7 +146,8 @@ def held_back(database: Database) -> list[Row]:
         return [plain(row._mapping) for row in transaction.execute(_HELD_BACK)]  # noqa: SLF001  # SQLAlchemy's public name
 
 
-def _breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
+def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
+    """The breaker's part of a row."""
     return Breaker(
         BreakerState(row.breaker),
         None if row.breaker_until is None else as_time(row.breaker_until),

@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
+from inbox.timestamps import time_text
 from relay.alerts import deaths
 from relay.facts import AnyFact
 from relay.lifecycle import append
 from relay.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
 from relay.store.alerts import note
-from relay.store.claim import LEASE_SECONDS
+from relay.store.claim import LEASE_SECONDS, Claimed
+from relay.store.clock import DatabaseClock
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 
 BATCH = 500
 
 
-def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> list[tuple[int, str, AnyFact]]:
+def reap(
+    database: Database,
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str,
+    trusted: Iterable[Claimed] = (),
+    clock: DatabaseClock | None = None,
+) -> list[tuple[int, str, AnyFact]]:
     """Take back leases that ran out, so that another attempt can be made; how far the last one came is unknown.
+
+    Nothing is taken back that this process trusts still, nor anything for a while after the `clock` was seen to step
+    forward: those who hold the other leases live, too.
 
     Returns:
         seq, route and what was recorded of each.
     """
+    clock = clock or DatabaseClock()
+    held = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in trusted)
     with database.read() as transaction:
-        if not transaction.execute(_any_expired(database.sql)):
+        expired_at = time_text(clock.look(transaction))
+        if not clock.is_settled() or not transaction.execute(_any_expired(database.sql), at=expired_at, trusted=held):
             return []
     with database.write() as transaction:
-        now = transaction.lock_order()
-        rows = transaction.execute(_expired(database.sql), batch=BATCH)
+        transaction.lock_order()
+        now = clock.look(transaction)
+        if not clock.is_settled():
+            return []
+        rows = transaction.execute(_expired(database.sql), batch=BATCH, at=time_text(now), trusted=held)
         looping = _died_each_time(transaction, [row for row in rows if row.crashes + 1 >= CRASHES_ALLOWED])
         abandoned = [
             append(
@@ -54,18 +71,27 @@ def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: st
 
 @cache
 def _any_expired(sql: Sql) -> TextClause:
-    return text(f"SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND lease_until < (SELECT {sql.now}) LIMIT 1")
+    return text(f"""
+SELECT 1 FROM open_delivery o WHERE o.state = 'in_flight' AND o.lease_until < {sql.time(":at")} AND {_not_trusted(sql)} LIMIT 1
+""")
 
 
 @cache
 def _expired(sql: Sql) -> TextClause:
     return text(f"""
 SELECT {ROW}, o.relay_node FROM open_delivery o
-WHERE o.state = 'in_flight' AND o.lease_until < (SELECT {sql.now})
+WHERE o.state = 'in_flight' AND o.lease_until < {sql.time(":at")} AND {_not_trusted(sql)}
 ORDER BY o.seq, o.route
 LIMIT :batch
-{sql.skip_locked}
+{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
 """)
+
+
+def _not_trusted(sql: Sql) -> str:
+    """A condition on the delivery `o`: it is not leased under one of the tokens that this process trusts."""
+    return f"""NOT EXISTS (
+    SELECT 1 FROM {sql.rows("trusted", seq="bigint", route="text", token="bigint")}
+    WHERE trusted.seq = o.seq AND trusted.route = o.route AND trusted.token = o.lease_token)"""
 
 
 def _died_each_time(transaction: Transaction, rows: Sequence[Any]) -> set[tuple[int, str]]:

@@ -22,6 +22,7 @@ from relay.lifecycle import CORRECTED_TO, HEADS, OpenDelivery, Standing, State, 
 from relay.policy import policies
 from relay.store.database import Database, Transaction
 from relay.store.examine import Event, Span, Wrong, examine, next_span, present_lane
+from relay.store.horizon import pull_in_all
 from relay.store.lanes import Lane, heads_of, settle_lanes
 from relay.store.record import remember_delivered
 from relay.store.verify import NO_HEAD, PHANTOM, Checked, headless, phantoms, told
@@ -76,6 +77,8 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         upto = span.events[-1].seq if span.events else upto
         yield Checked(upto, len(span.events), examined.deliveries, examined.facts, mended)
         after, is_last = span.last, span.is_last
+    for ahead in pull_in_all(database, config, policies(config)):
+        yield Checked(upto, differences=tuple(one.difference for one in ahead))
 
 
 def _mend(database: Database, config: Config, span: Span, who: str) -> tuple[Difference, ...]:

@@ -16,11 +16,13 @@ from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.timestamps import time_text
 from relay.store import (
+    ahead,
     claim,
     coverage,
     database,
     events,
     examine,
+    horizon,
     lanes,
     reap,
     record,
@@ -117,6 +119,10 @@ PARAMETERS: dict[str, Any] = {
     "lane": "USER|u10",
     "since": -15,
     "slack": -1.0,
+    "at": NOW,
+    "later": NOW,
+    "furthest": NOW,
+    "due_since": NOW,
     **dict.fromkeys(
         (
             "lanes",
@@ -131,6 +137,7 @@ PARAMETERS: dict[str, Any] = {
             "late",
             "asked",
             "listed",
+            "trusted",
         ),
         ONE,
     ),
@@ -153,6 +160,12 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "give back": claim._give_back,
     "any expired": reap._any_expired,
     "reap": reap._expired,
+    "routes that are due later": horizon._routes_ahead,
+    "due later": horizon._due_later,
+    "due later, again": horizon._again,
+    "last facts": horizon._last_facts,
+    "leases that last too long": lambda sql: ahead._find(sql, ahead._TIMES[0]),
+    "leases that are shortened": lambda sql: ahead._pull(sql, ahead._TIMES[0]),
     "received": sequence._received,
     "any received": lambda _: sequence._ANY_RECEIVED,
     "heads": lanes._heads,
