@@ -12,7 +12,7 @@ import pytest
 
 from inbox import clock
 from inbox.config import Duration
-from relay.leases import Leases, claim_of
+from relay.leases import TRUSTED_SECONDS, Leases, claim_of
 from relay.outcome import Delivered, Delivery, Outcome
 from relay.worker import Crew, Finished
 from tests.core.test_horizon import DELIVERY
@@ -79,6 +79,9 @@ def test_a_call_that_runs_is_cut_afterwards(stack: ExitStack, machine: Machine) 
 
     result = Called(stack, sleep_in_mid_call, timeout=Duration(300))(within=limits(lambda: leases.trusted_until(key)))
     assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
+    assert SUSPENDED * 1000 < result.call.milliseconds < (SUSPENDED + TRUSTED_SECONDS) * 1000, (
+        "at once, and not after 14 s"
+    )
 
 
 def test_of_what_a_worker_has_in_hand_one_call_at_most_goes_out(machine: Machine) -> None:
