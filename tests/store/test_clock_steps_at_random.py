@@ -179,40 +179,44 @@ def place(sqlite_database_url: str) -> Iterator[tuple[Engine, str]]:
     engine.dispose()
 
 
-def run(place: tuple[Engine, str], runs: int) -> None:
+def play(place: tuple[Engine, str], acts: list[tuple[str, float, str]]) -> None:
+    world = World(*place)
+    for act, step, passing in [("arrive", 0.0, ""), ("arrive", 0.0, ""), ("claim 0", 0.0, ""), *acts]:
+        world.act(act)
+        world.clock.advance(step)
+        if passing:
+            world.tick()
+        world.holds()
+    world.finish()
+
+
+def test_all_is_delivered_and_nothing_is_taken_from_a_relay_that_lives(place: tuple[Engine, str]) -> None:
     @settings(
-        max_examples=runs, derandomize=True, database=None, deadline=None, phases=[Phase.generate], print_blob=False,
+        max_examples=12, derandomize=True, database=None, deadline=None, phases=[Phase.generate], print_blob=False,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )  # fmt: skip
     @given(ACTS)
     def whatever_happens(acts: list[tuple[str, float, str]]) -> None:
-        world = World(*place)
-        for act, step, passing in [("arrive", 0.0, ""), ("arrive", 0.0, ""), ("claim 0", 0.0, ""), *acts]:
-            world.act(act)
-            world.clock.advance(step)
-            if passing:
-                world.tick()
-            world.holds()
-        world.finish()
+        play(place, acts)
 
     whatever_happens()
-
-
-def test_all_is_delivered_and_nothing_is_taken_from_a_relay_that_lives(place: tuple[Engine, str]) -> None:
-    run(place, 12)
 
 
 def test_without_a_look_at_the_clock_leases_are_taken_from_those_who_live(
     place: tuple[Engine, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    acts = [("arrive", 16.0, "tick")]
+    play(place, acts)
     monkeypatch.setattr(DatabaseClock, "is_settled", lambda _: True)
-    with pytest.raises(AssertionError, match="lives"):
-        run(place, 100)  # the first that shows it ends it
+    with pytest.raises(AssertionError, match="taken from one that lives"):
+        play(place, acts)
 
 
 def test_without_pulling_in_deliveries_wait_for_the_clock_to_come_there_again(
     place: tuple[Engine, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    acts = [("fail 0", -3600.0, "tick")]
+    play(place, acts)
     monkeypatch.setattr(Horizon, "pull_in", lambda *_: [])
-    with pytest.raises(AssertionError, match="nobody meant"):
-        run(place, 100)  # the first that shows it ends it
+    with pytest.raises(AssertionError, match="it waits for a time that nobody meant"):
+        play(place, acts)
