@@ -26,6 +26,7 @@ Finding = Literal[
     "run",  # its row counts other replays than its facts
     "crashes",  # its row counts other abandoned attempts in a row than its facts
     "due_at",  # its row is due before its last failure allows
+    "ahead",  # a time lies further ahead than any rule allows
     "occurred_at",  # its row has another time than its event
     "lane",  # its row is in a lane that its event can't have
     "contradiction",  # its facts can't all be true

@@ -6,7 +6,6 @@ import functools
 import logging
 import socket
 import ssl
-import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import ProxyManager
 from urllib3.response import HTTPResponse
 
+from inbox.clock import steady
 from inbox.errors import ConfigError
 from relay import guard
 from relay.watchdog import Exchange
@@ -55,7 +55,7 @@ class _Guarded(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        return time.monotonic() - self._used_at < IDLE_SECONDS and super().is_connected
+        return steady() - self._used_at < IDLE_SECONDS and super().is_connected
 
     def request(  # type: ignore[override]  # as urllib3's own, which differs from http.client's
         self,
@@ -89,7 +89,7 @@ class _Guarded(HTTPConnection):
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # likewise
         response = super().getresponse()
-        self._used_at = time.monotonic()
+        self._used_at = steady()
         return response
 
 

@@ -88,7 +88,9 @@ class Relay:
         database.on_failed_alone = self._observer.failed_alone
         self._steps = Steps(self._observer, alert=self._alert, is_healthy=self._takes_writes)
         self._claiming = Claiming(database, self.node, self._leases, self._observer)
-        self._upkeep = Upkeep(database, self.node, self._claiming, self._observer, self._steps)
+        self._upkeep = Upkeep(
+            database, self.node, self._claiming, self._observer, leases=self._leases, steps=self._steps
+        )
         setup = Setup(config, deliverers, alerts, scheduled(config))
         self._sweeper = Sweeper(
             database,

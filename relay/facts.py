@@ -95,6 +95,14 @@ class TookOver(Fact, frozen=True, tag="took_over"):
     crashes: int = 0
 
 
+class Rescheduled(Fact, frozen=True, tag="rescheduled"):
+    """It was due further ahead than any rule allows: the database's clock had run ahead, and was put right."""
+
+    due_at: datetime
+    """Not before; UTC."""
+    was_due_at: datetime
+
+
 class Dead(Fact, frozen=True, tag="dead"):
     """It was given up, and waits for a person."""
 
@@ -152,6 +160,7 @@ AnyFact = (
     | AttemptFailed
     | Abandoned
     | TookOver
+    | Rescheduled
     | Dead
     | Replayed
     | Rearmed

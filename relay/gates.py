@@ -138,6 +138,10 @@ class Toll(msgspec.Struct, frozen=True):
         """Until when the rate is used up after so many more attempts."""
         return max(used_until or now, now) + timedelta(seconds=attempts * self.calls / self.rate)
 
+    def furthest(self, now: datetime) -> datetime:
+        """Until when the rate can be used up at most: no claim goes beyond a burst."""
+        return now + timedelta(seconds=self._burst / self.rate)
+
     @property
     def _burst(self) -> int:
         return max(LEAST_BURST, self.calls, math.floor(self.rate))

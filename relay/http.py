@@ -12,7 +12,6 @@ import logging
 import socket
 import ssl
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -25,6 +24,7 @@ import requests
 import tenacity
 import urllib3.exceptions
 
+from inbox.clock import steady
 from inbox.errors import OutboundRefused
 from relay.answer import Answer, class_of_status, name_only, parse_retry_after
 from relay.connection import EndpointAdapter, Wire
@@ -62,7 +62,7 @@ class Limits(msgspec.Struct, frozen=True):
     """What bounds the calls of one attempt."""
 
     lease: Callable[[], float]
-    """The monotonic instant until which the lease is trusted, which may move.
+    """The instant of `inbox.clock.steady` until which the lease is trusted, which may move.
 
     No call starts after it, and a running one is cut. It is asked from other threads too, and must not raise.
     """
@@ -87,7 +87,7 @@ class HttpClient:
         provably was not sent, since the connection was refused or the name server is busy, is tried again within the
         same deadline, twice at most.
         """
-        deadline = time.monotonic() + self._target.timeout
+        deadline = steady() + self._target.timeout
         answer, again = self._once(request, deadline, limits)
         return self._retry(answer, request, deadline, limits) if again else answer
 
@@ -110,7 +110,7 @@ class HttpClient:
             retry=tenacity.retry_if_result(lambda tried: tried[1]),
             wait=tenacity.wait_exponential(multiplier=0.1, exp_base=3),
             stop=tenacity.stop_after_attempt(_TRIES)
-            | tenacity.stop_before_delay(max(deadline - time.monotonic(), 0))
+            | tenacity.stop_before_delay(max(deadline - steady(), 0))
             | tenacity.stop_when_event_set(limits.stop),
             sleep=tenacity.sleep_using_event(limits.stop),
             retry_error_callback=_last_result,
@@ -120,7 +120,7 @@ class HttpClient:
 
     def _once(self, request: Request, deadline: float, limits: Limits) -> tuple[Answer, bool]:
         """The answer, and whether another try is worth it at once."""
-        began = time.monotonic()
+        began = steady()
         if began >= limits.lease():
             return self._lost(request, began, "not_sent"), False
         adapter, wire = self._line()
@@ -215,7 +215,7 @@ class HttpClient:
         names = [name_only(pair) for query in (self._target.query, request.query) if query for pair in query.split("&")]
         if names:
             url = f"{url}?{'&'.join(names)}"
-        milliseconds = round((time.monotonic() - began) * 1000, 2)
+        milliseconds = round((steady() - began) * 1000, 2)
         return Call(request.step, request.method, url, sent, milliseconds, status, error, excerpt)
 
     def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> Answer:

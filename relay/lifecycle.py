@@ -53,6 +53,7 @@ class Step(StrEnum):
     ATTEMPT_FAILED = "attempt_failed"
     ABANDONED = "abandoned"
     TOOK_OVER = "took_over"
+    RESCHEDULED = "rescheduled"
     DEAD = "dead"
     DEAD_BLOCKING = "dead_blocking"
     DEAD_UNATTEMPTED = "dead_unattempted"
@@ -84,6 +85,7 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
     State.READY: {
         Step.CLAIMED: State.IN_FLIGHT,
         Step.DEMOTED: State.WAITING,
+        Step.RESCHEDULED: State.READY,
         Step.SUPERSEDED: State.ENDED,
         Step.CANCELLED: State.ENDED,
         Step.DEAD_UNATTEMPTED: State.DEAD,
@@ -190,6 +192,8 @@ def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery
             attempt, crashes, due_at = attempt - int(not counted), 0, next_due
         case facts.TookOver(attempt=taken, crashes=taken_crashes, due_at=next_due):
             attempt, crashes, due_at = taken, taken_crashes, next_due
+        case facts.Rescheduled(due_at=next_due):
+            due_at = next_due
         case facts.Abandoned():
             crashes, due_at = crashes + 1, now
         case facts.Replayed() | facts.Rearmed():
@@ -257,6 +261,8 @@ def advance(standing: Standing, fact: AnyFact) -> Standing:
             attempt, crashes, due_at = attempt + int(counted), 0, next_due
         case facts.TookOver(attempt=taken, crashes=taken_crashes, due_at=next_due):
             attempt, crashes, due_at = taken, taken_crashes, next_due
+        case facts.Rescheduled(due_at=next_due):
+            due_at = next_due
         case facts.Abandoned():
             attempt, crashes = attempt + 1, crashes + 1
         case facts.Replayed() | facts.Rearmed():

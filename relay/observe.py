@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from inbox import metrics
 from inbox.clock import Clock, SystemClock
@@ -14,6 +14,7 @@ from relay import facts
 from relay.alerts import Posted, sentence
 from relay.gates import Breaker, BreakerState, Gates
 from relay.outcome import Delivery
+from relay.store.ahead import Ahead
 from relay.store.database import FailedAlone
 from relay.store.record import Recorded
 from relay.store.repeats import Judged
@@ -87,6 +88,26 @@ class Observer:
                 _log.error("dead route=%s seq=%d cause=%s error=%a", route, seq, fact.cause, fact.error)
             else:
                 _log.warning("abandoned route=%s seq=%d: its lease ran out; it will be attempted again", route, seq)
+
+    def clock_stepped(self, seconds: float) -> None:
+        """The database's clock was set, or the machine that it runs on is another one."""
+        self.counts["clock_steps"] += 1
+        if seconds > 0:
+            then = "until every relay that lives has renewed its leases, none is taken back"
+            _log.warning("the database's clock went forward by about %.1f s: %s", seconds, then)
+        else:
+            then = "what lies further ahead than any rule allows is pulled in"
+            _log.warning("the database's clock went back by about %.1f s: %s", -seconds, then)
+
+    def pulled_in(self, times: Sequence[Ahead]) -> None:
+        """Times lay further ahead than any rule allows, and do no more."""
+        self.counts["pulled_in"] += len(times)
+        for column, number in sorted(Counter(time.column for time in times).items()):
+            first = next(time for time in times if time.column == column)
+            _log.warning(
+                "pulled in %s rows=%d: further ahead than any rule allows, first %s seq=%s route=%s from %s to %s",
+                column, number, first.about, first.seq, first.route, first.stored.isoformat(), first.furthest.isoformat(),
+            )  # fmt: skip
 
     def judged(self, judged: Judged) -> None:
         """Repeated requests were looked at."""

@@ -50,6 +50,7 @@ class Schedule:
         if retry.window is not None:
             self._stop |= stop_before_delay(retry.window)
         self.first_delay = timedelta(seconds=next(iter(_delays(retry)), 0))
+        self.longest_delay = timedelta(seconds=max(_delays(retry), default=0) * (1 + retry.jitter))
         self.has_window = retry.window is not None
 
     def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:

@@ -6,7 +6,6 @@ Whose turn it is, the database decides (`relay.store.sweeps.take`), so that of a
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import datetime
@@ -14,6 +13,7 @@ from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
+from inbox.clock import steady
 from inbox.config import Config
 from inbox.db.dialect import error_text
 from inbox.errors import SweepFailed
@@ -29,8 +29,6 @@ from relay.sweeping import Sweeping, Swept
 LOOK_EVERY_SECONDS = 1.0
 AGAIN_SECONDS = 300.0
 """After one that failed, where `every` is not shorter."""
-LEASE_SECONDS = 30.0
-"""Besides the time that a page may take, with a token for it: a relay that dies keeps the others waiting no longer."""
 RENEW_EVERY_SECONDS = 5.0
 
 
@@ -137,16 +135,16 @@ class Sweeper:
     def _sweep(self, sweeping: Sweeping, turn: sweeps.Turn) -> Swept | None:
         """None: it was broken off, since the process is to end, or since another relay may be at it."""
         since, _ = sweeping.begins(self._database)
-        renew_at = time.monotonic() + RENEW_EVERY_SECONDS
+        renew_at = steady() + RENEW_EVERY_SECONDS
         with closing(sweeping.run(self._database, self._context, since)) as running:
             for so_far in running:
                 swept = self._so_far = so_far
                 if self._stop.is_set():
                     return None
-                if time.monotonic() >= renew_at:
+                if steady() >= renew_at:
                     if not sweeps.keep(self._database, turn):
                         return None
-                    renew_at = time.monotonic() + RENEW_EVERY_SECONDS
+                    renew_at = steady() + RENEW_EVERY_SECONDS
         return swept
 
     def _ended(self, sweeping: Sweeping, turn: sweeps.Turn, swept: Swept | None) -> None:
@@ -177,9 +175,10 @@ class Sweeper:
     def _turn(self, sweeping: Sweeping) -> sweeps.Turn:
         table = sweeping.table
         every = float(table.every or 0)
-        lease = LEASE_SECONDS + 2 * float(sweeping.api.timeout)
         again = min(every, AGAIN_SECONDS)
-        return sweeps.Turn(sweeping.source.name, table.entity_type, self._node, every, again, lease)
+        return sweeps.Turn(
+            sweeping.source.name, table.entity_type, self._node, every, again, sweeps.lease_seconds(sweeping.api)
+        )
 
     def _is_held_back(self, sweeping: Sweeping) -> bool:
         """By a person who has paused its source or its api, or by the api's breaker. Whether it is well again is seen here, too."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import threading
-from time import monotonic
 from typing import Any
 
 import msgspec
 from oauthlib.oauth2 import BackendApplicationClient, OAuth2Error
 
+from inbox.clock import steady
 from inbox.config import ApiOauth2
 from relay.answer import Answer, Redactor
 from relay.http import HttpClient, Limits, Request
@@ -22,7 +22,7 @@ TRUSTED_SECONDS = 300.0
 
 
 class Token(msgspec.Struct, frozen=True):
-    """One token; `until` is monotonic."""
+    """One token; `until` is by the steady clock."""
 
     value: str
     until: float
@@ -72,15 +72,15 @@ class TokenClient:
         return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
 
     def _present(self, request: Request, limits: Limits) -> Token | Answer:
-        began = monotonic()
+        began = steady()
         if not self._lock.acquire(timeout=self._patience):
-            waited = round((monotonic() - began) * 1000, 2)
+            waited = round((steady() - began) * 1000, 2)
             why = "no token: others have waited for one too long"
             return Answer(
                 Call(request.step, "POST", self._token_url, "not_sent", waited, error=why), error_class="not_sent"
             )
         try:
-            if self._token is None or monotonic() >= self._token.until:
+            if self._token is None or steady() >= self._token.until:
                 found = self._ask(request, limits)
                 if isinstance(found, Answer):
                     return found
@@ -112,7 +112,7 @@ class TokenClient:
             value, lasts = str(token["access_token"]), float(token.get("expires_in") or TRUSTED_SECONDS)
         except (OAuth2Error, ValueError, KeyError, TypeError, AttributeError):  # the last for JSON that is no object
             return msgspec.structs.replace(_failed(answer, "the answer holds no token"), error_class="bad_answer")
-        return Token(value, monotonic() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2))
+        return Token(value, steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2))
 
 
 _UNAUTHORISED = 401

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from inbox.config import Config
 from inbox.db.dialect import failure_of
 from relay.claiming import Claiming
+from relay.leases import Leases
 from relay.observe import Observer
 from relay.policy import RoutePolicy
 from relay.poster import Done, Poster
 from relay.steps import Steps
 from relay.store import alerts, commands, reap, repeats
+from relay.store.clock import DatabaseClock
 from relay.store.conditions import Watch
 from relay.store.database import Database
+from relay.store.horizon import Horizon
 from relay.store.leftovers import Leftovers
 
 EVERY_SECONDS = 1.0
@@ -24,12 +27,17 @@ WATCH_EVERY_SECONDS = 15.0
 class Upkeep:
     """Maintenance of one relay. Every step is a few short transactions; `steps` keeps one that fails from the others."""
 
-    def __init__(self, database: Database, node: str, claiming: Claiming, observer: Observer, steps: Steps) -> None:
+    def __init__(
+        self, database: Database, node: str, claiming: Claiming, observer: Observer, *, leases: Leases, steps: Steps
+    ) -> None:
         self._database = database
         self._node = node
         self._claiming = claiming
         self._observer = observer
+        self._leases = leases
         self._steps = steps
+        self._clock = DatabaseClock(told=observer.clock_stepped)
+        self._horizon = Horizon()
         self._watch = Watch()
         self._commands = commands.OpenCommands(database)
         self._posts: list[Done] = []
@@ -46,6 +54,7 @@ class Upkeep:
         if time.monotonic() >= self._next_at:
             self._next_at = time.monotonic() + EVERY_SECONDS
             run("reap", lambda: self._reap(policies), None)
+            run("pull_in", lambda: self._pull_in(config, policies), None)
             run("look_at_gates", self._claiming.look_at_gates, None)
             run("judge_duplicates", lambda: self._judge_duplicates(config), None)
             run("look_at_conditions", lambda: self._look_at_conditions(config), None)
@@ -68,7 +77,11 @@ class Upkeep:
         self._posts.append(done)
 
     def _reap(self, policies: Mapping[str, RoutePolicy]) -> None:
-        self._observer.reaped(reap.reap(self._database, policies, self._node))
+        trusted = self._leases.trusted()
+        self._observer.reaped(reap.reap(self._database, policies, self._node, trusted, self._clock))
+
+    def _pull_in(self, config: Config, policies: Mapping[str, RoutePolicy]) -> None:
+        self._observer.pulled_in(self._horizon.pull_in(self._database, config, policies, self._node))
 
     def _work_off(self, policies: Mapping[str, RoutePolicy]) -> int:
         return self._leftovers.work_off(self._database, policies, self._node)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from inbox.clock import steady
+
 CutBy = Literal["deadline", "lease"]
 
 _TICK = 0.05
@@ -30,9 +32,9 @@ class Exchange:
 
     def __init__(self, deadline: float, lease: Callable[[], float]) -> None:
         self.deadline = deadline
-        """The monotonic instant at which the call's own time is over."""
+        """The instant of `inbox.clock.steady` at which the call's own time is over."""
         self.lease = lease
-        """Gives the monotonic instant until which the lease is trusted, which may move meanwhile. It must not raise."""
+        """Gives the instant of that clock until which the lease is trusted, which may move meanwhile. It must not raise."""
         self.sent = False
         self.cut_by: CutBy | None = None
         self._socket: socket.socket | None = None
@@ -44,7 +46,7 @@ class Exchange:
         Raises:
             CutOffError: there are none left, or the call was cut.
         """
-        left = self.deadline - time.monotonic()
+        left = self.deadline - steady()
         if left <= 0 or self.cut_by is not None:
             raise CutOffError
         return left
@@ -113,7 +115,7 @@ class Watchdog:
                 if not self._running:  # nothing came between the look and the clear
                     self._busy.wait()
             time.sleep(_TICK)
-            now = time.monotonic()
+            now = steady()
             for exchange in list(self._running):
                 exchange.cut_if_due(now)
 

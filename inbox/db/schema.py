@@ -134,6 +134,8 @@ SUSPECT_CRASHES = 2
 
 OPEN_STATES = ("received", "waiting", "ready", "in_flight", "blocked", "dead")
 
+FIRST_DUE, LAST_DUE = "1970-01-01 00:00:00.000000Z", "9000-01-01 00:00:00.000000Z"
+
 open_delivery = Table(
     "open_delivery",
     metadata,
@@ -170,6 +172,8 @@ open_delivery = Table(
     PrimaryKeyConstraint("seq", "route"),
     CheckConstraint("state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')", name="state"),
     CheckConstraint("(state = 'ready') = (due_at IS NOT NULL)", name="due_when_ready"),
+    # 'infinity', or a year that no datetime has, could not be read.
+    CheckConstraint(f"due_at BETWEEN '{FIRST_DUE}' AND '{LAST_DUE}'", name="due_at"),
     CheckConstraint(
         "(state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)",
         name="leased_when_in_flight",
@@ -240,7 +244,7 @@ delivery_log = Table(
     ),
     CheckConstraint(
         "kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over',"
-        " 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')",
+        " 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')",
         name="kind",
     ),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),

@@ -104,6 +104,18 @@ SELECT o.seq, o.route, o.lane, o.state, {since_lease}, 'its lease ran out, and n
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND {since_lease} > 60
 UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, NULL,
+       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in'
+FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
+WHERE o.state = 'ready' AND {since_due} < -60
+  AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR {since_fact} < -60)
+UNION ALL
+SELECT o.seq, o.route, o.lane, o.state, NULL,
+       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
+FROM open_delivery o
+WHERE o.state = 'in_flight' AND {since_lease} < -60
+UNION ALL
 SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebuild gives it one'
 FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
@@ -284,6 +296,7 @@ def statements(dialect: str) -> tuple[str, ...]:
             gone=GONE_SECONDS,
             loop=CRASH_LOOP_SECONDS,
             deaths=CRASH_LOOP_DEATHS,
+            since_fact=_seconds_since("l.at", dialect),
         ),
     )
     rows = (

@@ -17,7 +17,7 @@ from relay.outcome import Delivery, Outcome
 from relay.tokens import TokenClient
 
 Context = Limits
-"""What bounds an attempt: `lease` (monotonic, until when it is trusted), `stop` (the process is to end) and `now`."""
+"""What bounds an attempt: `lease` (until when it is trusted, by `inbox.clock.steady`), `stop` (the process is to end) and `now`."""
 
 
 def without_lease() -> Context:

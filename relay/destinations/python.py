@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from inbox.clock import steady
 from inbox.config import PythonDestination, Route
 from relay import mapping
 from relay.destinations.base import Clients, Context
@@ -110,13 +110,13 @@ class Python:
         if delivery.body is None:
             return Skipped((), "the event's body was erased")
         running = Running(self._function, event_of(delivery), self._places)
-        began = time.monotonic()
+        began = steady()
         if not self._places.take(lambda: self._over(began, context) is not None):
             if self._over(began, context) == "lease_lost":
                 return self._failed(began, "lease_lost", "not called: the lease ended", "not_sent")
             why = f"not called: {self._places.size} calls before it have not returned yet"
             return self._failed(began, "not_sent", why, "not_sent")
-        began = time.monotonic()  # a call that waited for its place has all of its time
+        began = steady()  # a call that waited for its place has all of its time
         try:
             running.start(f"{delivery.route}-{delivery.seq}")
         except RuntimeError:
@@ -133,7 +133,7 @@ class Python:
 
     def _over(self, began: float, context: Context) -> ErrorClass | None:
         """What ends a call, or the wait for its place, that began then; None: nothing yet."""
-        now = time.monotonic()
+        now = steady()
         if now >= context.lease():
             return "lease_lost"
         return "unknown" if now >= began + self._timeout else None
@@ -166,7 +166,7 @@ class Python:
         return Failed((self._call(began, sent, error),), error_class, f"handle: {error}")
 
     def _call(self, began: float, sent: Sent, error: str | None = None) -> Call:
-        milliseconds = round((time.monotonic() - began) * 1000, 2)
+        milliseconds = round((steady() - began) * 1000, 2)
         return Call("handle", "CALL", self._shown, sent, milliseconds, error=error)
 
 

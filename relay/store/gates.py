@@ -28,7 +28,7 @@ def read_gates(database: Database) -> Gates:
     return Gates(
         now,
         frozenset((row.kind, row.name) for row in rows if row.paused_at is not None),
-        {(row.kind, row.name): _breaker(row) for row in rows},
+        {(row.kind, row.name): as_breaker(row) for row in rows},
     )
 
 
@@ -87,7 +87,7 @@ def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKe
 
 def _locked(transaction: Transaction, gates: str) -> dict[GateKey, Locked]:
     return {
-        (row.kind, row.name): Locked(_breaker(row), row.rate_used_until and as_time(row.rate_used_until))
+        (row.kind, row.name): Locked(as_breaker(row), row.rate_used_until and as_time(row.rate_used_until))
         for row in transaction.execute(_some(transaction.sql), gates=gates)
     }
 
@@ -160,7 +160,8 @@ def held_back(database: Database) -> list[Row]:
         return [plain(row._mapping) for row in transaction.execute(_HELD_BACK)]  # noqa: SLF001  # SQLAlchemy's public name
 
 
-def _breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
+def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
+    """The breaker's part of a row."""
     return Breaker(
         BreakerState(row.breaker),
         None if row.breaker_until is None else as_time(row.breaker_until),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
+from inbox.timestamps import time_text
 from relay.alerts import deaths
 from relay.facts import AnyFact
 from relay.lifecycle import append
@@ -16,6 +17,7 @@ from relay.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_aba
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.claim import LEASE_SECONDS, Claimed
+from relay.store.clock import DatabaseClock
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text, keys_param
 from relay.store.lanes import settle_lanes
 from relay.store.quarantine import quarantine
@@ -24,21 +26,34 @@ BATCH = 200
 """Leases in one transaction. Each is a lane of its own, of which two that wait are folded, too: some 70 ms."""
 
 
-def reap(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> list[tuple[int, str, AnyFact]]:
+def reap(
+    database: Database,
+    policies: Mapping[str, RoutePolicy],
+    relay_node: str,
+    trusted: Iterable[Claimed] = (),
+    clock: DatabaseClock | None = None,
+) -> list[tuple[int, str, AnyFact]]:
     """Take back leases that ran out, so that another attempt can be made; how far the last one came is unknown.
+
+    Nothing is taken back that this process trusts still, nor anything for a while after the `clock` was seen to step
+    forward: those who hold the other leases live, too.
 
     Returns:
         seq, route and what was recorded of each.
     """
+    clock = clock or DatabaseClock()
+    held = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in trusted)
     with database.read() as transaction:
-        if not transaction.execute(_any_expired(database.sql)):
+        expired_at = time_text(clock.look(transaction))
+        if not clock.is_settled() or not transaction.execute(_any_expired(database.sql), at=expired_at, trusted=held):
             return []
+    take_back = partial(_reap, database, policies, relay_node, clock, trusted=held)
     parts = isolated(
         database,
         "reap",
-        batch=lambda: _reap(database, policies, relay_node, _expired(database.sql), batch=BATCH),
-        items=lambda: _expired_leases(database),
-        part=lambda leases: _reap(database, policies, relay_node, _expired_of(database.sql), keys=_keys(leases)),
+        batch=lambda: take_back(_expired(database.sql), batch=BATCH),
+        items=lambda: _expired_leases(database, at=expired_at, trusted=held),
+        part=lambda leases: take_back(_expired_of(database.sql), keys=_keys(leases)),
         alone=lambda lease, error: _set_aside(database, policies, relay_node, lease, error),
         name=lambda lease: key_text(lease[:2]),
     )
@@ -49,12 +64,16 @@ def _reap(
     database: Database,
     policies: Mapping[str, RoutePolicy],
     relay_node: str,
+    clock: DatabaseClock,
     statement: TextClause,
     **which: object,
 ) -> list[tuple[int, str, AnyFact]]:
     with database.write() as transaction:
-        now = transaction.lock_order()
-        rows = transaction.execute(statement, **which)
+        transaction.lock_order()
+        now = clock.look(transaction)
+        if not clock.is_settled():
+            return []
+        rows = transaction.execute(statement, at=time_text(now), **which)
         looping = _died_each_time(transaction, [row for row in rows if row.crashes + 1 >= CRASHES_ALLOWED])
         abandoned = [
             append(
@@ -82,9 +101,9 @@ def _set_aside(
     return [] if dead is None else [(seq, route, dead)]
 
 
-def _expired_leases(database: Database) -> list[Claimed]:
+def _expired_leases(database: Database, *, at: str, trusted: str) -> list[Claimed]:
     with database.read() as transaction:
-        rows = transaction.execute(_expired_tokens(database.sql), batch=BATCH)
+        rows = transaction.execute(_expired_tokens(database.sql), batch=BATCH, at=at, trusted=trusted)
     return [(row.seq, row.route, row.lease_token) for row in rows]
 
 
@@ -94,11 +113,13 @@ def _keys(leases: Iterable[Claimed]) -> str:
 
 @cache
 def _any_expired(sql: Sql) -> TextClause:
-    return text(f"SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND lease_until < (SELECT {sql.now}) LIMIT 1")
+    return text(f"""
+SELECT 1 FROM open_delivery o WHERE {_is_expired(sql)} LIMIT 1
+""")
 
 
 def _is_expired(sql: Sql) -> str:
-    return f"o.state = 'in_flight' AND o.lease_until < (SELECT {sql.now})"
+    return f"o.state = 'in_flight' AND o.lease_until < {sql.time(':at')} AND {_not_trusted(sql)}"
 
 
 @cache
@@ -108,7 +129,7 @@ SELECT {ROW}, o.relay_node FROM open_delivery o
 WHERE {_is_expired(sql)}
 ORDER BY o.seq, o.route
 LIMIT :batch
-{sql.skip_locked}
+{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
 """)
 
 
@@ -128,6 +149,13 @@ def _expired_tokens(sql: Sql) -> TextClause:
     return text(f"""
 SELECT o.seq, o.route, o.lease_token FROM open_delivery o WHERE {_is_expired(sql)} ORDER BY o.seq, o.route LIMIT :batch
 """)
+
+
+def _not_trusted(sql: Sql) -> str:
+    """A condition on the delivery `o`: it is not leased under one of the tokens that this process trusts."""
+    return f"""NOT EXISTS (
+    SELECT 1 FROM {sql.rows("trusted", seq="bigint", route="text", token="bigint")}
+    WHERE trusted.seq = o.seq AND trusted.route = o.route AND trusted.token = o.lease_token)"""
 
 
 def _died_each_time(transaction: Transaction, rows: Sequence[Any]) -> set[tuple[int, str]]:

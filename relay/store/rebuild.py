@@ -22,6 +22,7 @@ from relay.lifecycle import CORRECTED_TO, HEADS, OpenDelivery, Standing, State, 
 from relay.policy import policies
 from relay.store.database import Database, Transaction
 from relay.store.examine import Event, Wrong, examine, lane_of_success, next_span, present_lane
+from relay.store.horizon import pull_in_all
 from relay.store.lanes import Lane, heads_of, settle_lanes
 from relay.store.record import remember_delivered
 from relay.store.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, headless, phantoms, told
@@ -77,6 +78,8 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         mended = _mend(database, config, wrong, who) if wrong else ()
         upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, mended)
+    for ahead in pull_in_all(database, config, policies(config)):
+        yield Checked(upto, differences=tuple(one.difference for one in ahead))
 
 
 def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> tuple[Difference, ...]:

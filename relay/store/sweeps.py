@@ -10,6 +10,7 @@ from functools import cache
 import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.config import Api
 from inbox.db.dialect import Sql, rows_param
 from inbox.event import swept_key
 from inbox.timestamps import as_time, time_text, to_nanoseconds
@@ -31,6 +32,15 @@ class Turn(msgspec.Struct, frozen=True):
     """After one that did not."""
     lease: float
     """For so long nobody else may, unless it is renewed; a relay that dies keeps the others waiting no longer."""
+
+
+LEASE_SECONDS = 30.0
+"""Besides the time that a page may take, with a token for it: a relay that dies keeps the others waiting no longer."""
+
+
+def lease_seconds(api: Api) -> float:
+    """The lease of a sweep that asks this api."""
+    return LEASE_SECONDS + 2 * float(api.timeout)
 
 
 def is_due(database: Database, turn: Turn) -> bool:

@@ -10,8 +10,10 @@ from sqlalchemy import TextClause, text
 
 from inbox.config import Config
 from relay.audit import Difference
+from relay.policy import policies
 from relay.store.database import Database
 from relay.store.examine import examine, next_span
+from relay.store.horizon import find_all
 from relay.store.lanes import Lane
 
 LANES_AT_A_TIME = 500
@@ -46,6 +48,8 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
         yield Checked(upto, differences=told(lanes, NO_HEAD))
     for lanes in phantoms(database):
         yield Checked(upto, differences=told(lanes, PHANTOM))
+    for ahead in find_all(database, config, policies(config)):
+        yield Checked(upto, differences=tuple(one.difference for one in ahead))
     yield Checked(upto, differences=tuple(_totals(database)))
 
 

@@ -27,7 +27,10 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 
 
 class Plant:
-    """Raises in one step, wherever a statement has to do with the item: it is bound to it, or among its rows."""
+    """Raises in one step, wherever a statement has to do with the item: it is bound to it, or among its rows.
+
+    Not `is_listed`: among the rows of a statement that only lists what is to be looked at, it can be read.
+    """
 
     def __init__(
         self,
@@ -38,12 +41,14 @@ class Plant:
         number: int | None = None,
         text: str | None = None,
         lane: str | None = None,
+        is_listed: bool = True,
     ) -> None:
         self.step = step
         self._seq = seq
         self._number = number
         self._text = text
         self._lane = lane
+        self._is_listed = is_listed
         self.raised = 0
         self._failure = FAILURES[failure]
 
@@ -76,7 +81,7 @@ class Plant:
 
     def _is_among(self, statement: TextClause, rows: list[Any]) -> bool:
         reads_keys_alone = not any(word in str(statement) for word in ("occurred_at", "body"))
-        if reads_keys_alone or self._lane is not None:  # a lane's rows are found before they are read
+        if reads_keys_alone or not self._is_listed:
             return False
         return any(self._is_item(dict(row._mapping)) for row in rows)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, get_args
 
 import msgspec
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import Engine, insert, text, update
 
 from inbox.clock import SystemClock
-from inbox.db.schema import alert, delivery_log, repeated_request
+from inbox.db.schema import alert, delivery_log, open_delivery, repeated_request
 from relay.daemon import Relay
 from relay.steps import Step
 from relay.store import commands
@@ -117,6 +118,18 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
     return scene
 
 
+def pull_in(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+    """A hundred heads that are due in a year, by a clock that was a year ahead."""
+    _filled(database_url)
+    later = SystemClock().now() + timedelta(days=365)
+    with engine.begin() as connection:
+        connection.execute(update(open_delivery).values(state="ready", due_at=later))
+    scene = _deliveries(engine, downstream, "")
+    scene.bad = {"seq": ONE, "is_listed": False}
+    scene.seen = lambda: count(engine, f"stuck WHERE seq = {ONE}") == 1
+    return scene
+
+
 def work_off(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
     """A hundred lanes in which two wait and none may go, as after a change of the route's ordering."""
     _filled(database_url)
@@ -124,7 +137,7 @@ def work_off(database_url: str, engine: Engine, downstream: Downstream) -> Scene
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'waiting'"))
     scene = _deliveries(engine, downstream, "")
-    scene.bad = {"lane": f"USER|u{ONE}"}
+    scene.bad = {"lane": f"USER|u{ONE}", "is_listed": False}
     scene.running = lambda: running(engine, downstream, ordering="latest")
     scene.seen = lambda: count(engine, "stuck WHERE lane = :lane", lane=f"USER|u{ONE}") == 2
     return scene
@@ -222,6 +235,7 @@ ITEM_SCENES: dict[Step, Callable[[str, Engine, Downstream], Scene]] = {
     "record": record,
     "reap": reap,
     "judge_duplicates": judge_duplicates,
+    "pull_in": pull_in,
     "work_off": work_off,
     "commands": command,
     "log_alerts": log_alerts,

@@ -45,6 +45,7 @@ EXAMPLES: dict[Step, facts.AnyFact] = {
     Step.ATTEMPT_FAILED: facts.AttemptFailed(error_class="unknown", error="cut", due_at=LATER),
     Step.ABANDONED: facts.Abandoned(relay_node="r1"),
     Step.TOOK_OVER: facts.TookOver(of=1, attempt=3, due_at=LATER),
+    Step.RESCHEDULED: facts.Rescheduled(due_at=NOW, was_due_at=LATER),
     Step.DEAD: facts.Dead(cause="exhausted", error="503"),
     Step.DEAD_BLOCKING: facts.Dead(cause="exhausted", error="503", blocks_lane=True),
     Step.DEAD_UNATTEMPTED: facts.Dead(cause="unprocessable", error="ValueError", counted=False),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from inbox.clock import steady
 from inbox.config import Api, ApiOauth2, Config, Duration, Secret
 from relay import tokens
 from relay.answer import Answer
@@ -112,10 +112,10 @@ def test_threads_that_start_together_share_one_token(server: ScriptedServer) -> 
 
 def test_a_token_is_renewed_before_it_ends(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     caller = client(server)
-    began = time.monotonic()
+    began = steady()
     call(caller)
     for later, got in ((3560, 1), (3571, 2)):
-        monkeypatch.setattr(tokens, "monotonic", lambda later=later: began + later)
+        monkeypatch.setattr(tokens, "steady", lambda later=later: began + later)
         call(caller)
         assert asked(server).count(TOKEN) == got
 

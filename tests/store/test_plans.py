@@ -16,12 +16,14 @@ from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.timestamps import time_text
 from relay.store import (
+    ahead,
     claim,
     conditions,
     coverage,
     database,
     events,
     examine,
+    horizon,
     lanes,
     leftovers,
     passing,
@@ -136,6 +138,9 @@ PARAMETERS: dict[str, Any] = {
     "at": NOW,
     "rows": 1000,
     "kept": 20,
+    "later": NOW,
+    "furthest": NOW,
+    "due_since": NOW,
     **dict.fromkeys(
         (
             "lanes",
@@ -156,6 +161,7 @@ PARAMETERS: dict[str, Any] = {
             "these",
             "paused",
             "looked_to",
+            "trusted",
         ),
         ONE,
     ),
@@ -181,6 +187,12 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "give back": claim._give_back,
     "any expired": reap._any_expired,
     "reap": reap._expired,
+    "routes that are due later": horizon._routes_ahead,
+    "due later": horizon._due_later,
+    "due later, again": horizon._again,
+    "last facts": horizon._last_facts,
+    "leases that last too long": lambda sql: ahead._find(sql, ahead._TIMES[0]),
+    "leases that are shortened": lambda sql: ahead._pull(sql, ahead._TIMES[0]),
     "received": sequence._received,
     "any received": lambda _: sequence._ANY_RECEIVED,
     "any dead on a route": lambda _: conditions._ANY_DEAD,

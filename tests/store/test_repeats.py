@@ -244,8 +244,9 @@ def test_a_relay_looks_at_the_rest_at_once(steps: Steps, repeat: Repeat) -> None
     delivered(steps, *events)
     repeat(*events)
     observer = Observer()
-    claiming = Claiming(steps.database, "r1", Leases(), observer)
-    upkeep = Upkeep(steps.database, "r1", claiming, observer, StepsOfARelay(observer))
+    leases = Leases()
+    claiming = Claiming(steps.database, "r1", leases, observer)
+    upkeep = Upkeep(steps.database, "r1", claiming, observer, leases=leases, steps=StepsOfARelay(observer))
     poster = Poster(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
 
     more = [upkeep.do(CONFIG, POLICIES, poster) > 0 for _ in range(3)]

@@ -1,0 +1,210 @@
+"""Times of which there are few, and that lie further ahead than any rule allows: of leases, gates, sweeps and alerts.
+
+How far a time may lie ahead is told by `relay.horizon`. All of them are found by an index or in a small table, and `BATCH`
+rows at most are changed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import cache
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.config import Config
+from inbox.db.dialect import Sql, rows_param
+from inbox.timestamps import as_time, time_text
+from relay.audit import Difference
+from relay.gates import GateKey
+from relay.horizon import SLACK, breaker_within, within
+from relay.policy import RoutePolicy
+from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
+from relay.store.claim import LEASE_SECONDS, PROBE_GIVEN_UP_AFTER
+from relay.store.database import Database, Transaction
+from relay.store.gates import as_breaker
+from relay.store.sweeps import lease_seconds
+
+BATCH = 500
+
+Policies = Mapping[str, RoutePolicy]
+
+
+class Ahead(msgspec.Struct, frozen=True):
+    """A time that lies further ahead than any rule allows."""
+
+    column: str
+    about: str
+    stored: datetime
+    furthest: datetime
+    seq: int | None = None
+    route: str | None = None
+
+    @property
+    def difference(self) -> Difference:
+        """The same as a finding of `relay verify`."""
+        said, stored = f"{self.column} not after {self.furthest}", f"{self.stored} of {self.about}"
+        return Difference("ahead", self.seq, self.route, None, said, stored)
+
+
+def few_ahead(transaction: Transaction, config: Config, policies: Policies) -> list[Ahead]:
+    """Leases, alerts, heartbeats, sweeps and gates that lie too far ahead."""
+    now = transaction.now()
+    return [*_few(transaction, config, now), *map(_Gate.ahead, _gates(transaction, policies, now))]
+
+
+def pull_in_few(database: Database, config: Config, policies: Policies) -> list[Ahead]:
+    """Pull in leases, alerts, heartbeats, sweeps and gates."""
+    with database.read() as transaction:
+        now = transaction.now()
+        few = _few(transaction, config, now)
+        gates = _gates(transaction, policies, now)
+    pulled = list(few)
+    if few:
+        with database.write() as transaction:
+            now = transaction.now()
+            for time in _TIMES:
+                if any(one.column == time.column for one in few):
+                    transaction.execute(_pull(transaction.sql, time), **_bounds(time, config, now))
+    if gates:
+        with database.write() as transaction:
+            held = _gates(transaction, policies, transaction.now(), locked=True)
+            transaction.execute(_set_gates(transaction.sql), gates=rows_param(map(_Gate.as_row, held)))
+        pulled += map(_Gate.ahead, held)
+    return pulled
+
+
+class _Time(NamedTuple):
+    """A column of times, each of which was set as the present and at most so much."""
+
+    table: str
+    column: str
+    key: str
+    about: str
+    """What a row is, in SQL."""
+    condition: str
+    """Which rows count, in SQL; an index answers it, or there are few."""
+    lasts: timedelta | None = timedelta(0)
+    """None: as long as the lease of a sweep."""
+
+
+_TIMES = (
+    _Time(
+        "open_delivery",
+        "lease_until",
+        "seq, route",
+        "'seq=' || seq || ' route=' || route",
+        "state = 'in_flight'",
+        timedelta(seconds=LEASE_SECONDS),
+    ),
+    _Time("alert", "post_after", "id", "'alert ' || id", "sent_at IS NULL AND at > {since}", POST_AGAIN_AFTER),
+    _Time("relay_node", "heartbeat_at", "id", "'relay ' || id", "stopped_at IS NULL"),
+    _Time("sweep_watermark", "lease_until", "source, entity_type", "'sweep of ' || source", "true", None),
+    _Time("sweep_watermark", "swept_at", "source, entity_type", "'sweep of ' || source", "true"),
+)
+
+
+def _few(transaction: Transaction, config: Config, now: datetime) -> list[Ahead]:
+    found = []
+    for time in _TIMES:
+        bounds = _bounds(time, config, now)
+        furthest = as_time(str(bounds.pop("furthest")))
+        rows = transaction.execute(_find(transaction.sql, time), **bounds)
+        found += [Ahead(time.column, row.about, as_time(row.stored), furthest) for row in rows]
+    return found
+
+
+def _bounds(time: _Time, config: Config, now: datetime) -> dict[str, object]:
+    sweeps = (lease_seconds(config.apis[table.api]) for source in config.sources.values() for table in source.sweeps)
+    lasts = timedelta(seconds=max(sweeps, default=0)) if time.lasts is None else time.lasts
+    bounds: dict[str, object] = {"furthest": time_text(now + lasts), "later": time_text(now + lasts + SLACK)}
+    return bounds | ({"since": time_text(now - POSTED_WITHIN)} if "{since}" in time.condition else {})
+
+
+def _beyond(sql: Sql, time: _Time) -> str:
+    condition = time.condition.format(since=sql.time(":since"))
+    return f"FROM {time.table} WHERE {condition} AND {time.column} > {sql.time(':later')} LIMIT {BATCH}"
+
+
+@cache
+def _find(sql: Sql, time: _Time) -> TextClause:
+    return text(f"SELECT {time.about} AS about, {time.column} AS stored {_beyond(sql, time)}")
+
+
+@cache
+def _pull(sql: Sql, time: _Time) -> TextClause:
+    """A row that is locked at this moment is pulled in at another time."""
+    return text(f"""
+UPDATE {time.table} SET {time.column} = {sql.time(":furthest")}
+WHERE ({time.key}) IN (SELECT {time.key} {_beyond(sql, time)} {sql.skip_locked})
+""")
+
+
+class _Gate(NamedTuple):
+    """A gate with times as they have to be, and the first of those that were too far ahead."""
+
+    key: GateKey
+    breaker_until: datetime | None
+    window_began_at: datetime | None
+    rate_used_until: datetime | None
+    column: str
+    stored: datetime
+    furthest: datetime
+
+    def ahead(self) -> Ahead:
+        return Ahead(self.column, " ".join(self.key), self.stored, self.furthest)
+
+    def as_row(self) -> dict[str, object]:
+        return {"kind": self.key[0], "name": self.key[1], **{name: getattr(self, name) for name in _GATE_TIMES}}
+
+
+_GATE_TIMES = ("breaker_until", "window_began_at", "rate_used_until")
+
+
+def _gates(transaction: Transaction, policies: Policies, now: datetime, *, locked: bool = False) -> list[_Gate]:
+    """The gates of which a time lies too far ahead; one that the configuration has no longer is left alone."""
+    limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
+    used: dict[GateKey, datetime] = {}
+    for toll in (toll for policy in policies.values() for toll in policy.tolls):
+        used[toll.key] = max(used.get(toll.key, now), toll.furthest(now))
+    found = []
+    for row in transaction.execute(_gates_ahead(transaction.sql, locked=locked), later=time_text(now + SLACK)):
+        key, breaker = (row.kind, row.name), as_breaker(row)
+        if key not in limits:
+            continue
+        held = breaker_within(breaker, limits[key], PROBE_GIVEN_UP_AFTER, now)
+        rate = None if row.rate_used_until is None else as_time(row.rate_used_until)
+        # Without a rate it counts for nothing; if one is configured again, nothing of it is used up.
+        times = (held.until, held.window_began_at, within(rate, used.get(key, now)))
+        before = (breaker.until, breaker.window_began_at, rate)
+        for column, was, to in zip(_GATE_TIMES, before, times, strict=True):
+            if was is not None and to is not None and was != to:
+                found.append(_Gate(key, *times, column, was, to))
+                break
+    return found
+
+
+@cache
+def _gates_ahead(sql: Sql, *, locked: bool) -> TextClause:
+    later = " OR ".join(f"g.{column} > {sql.time(':later')}" for column in _GATE_TIMES)
+    return text(f"""
+SELECT g.kind, g.name, g.breaker, g.breaker_until, g.breaker_cause, g.open_count, g.failures, g.calls, g.window_began_at,
+    g.rate_used_until
+FROM gate g
+WHERE {later}
+ORDER BY g.kind, g.name
+{sql.for_update if locked else ""}
+""")
+
+
+@cache
+def _set_gates(sql: Sql) -> TextClause:
+    times: dict[str, str] = dict.fromkeys(_GATE_TIMES, "time")
+    changes = ", ".join(f"{column} = gates.{column}" for column in _GATE_TIMES)
+    return text(f"""
+UPDATE gate AS g SET {changes}
+FROM {sql.rows("gates", kind="text", name="text", **times)}
+WHERE g.kind = gates.kind AND g.name = gates.name
+""")

@@ -1,0 +1,57 @@
+"""The database's clock as one relay process sees it, held against its own steady one, so that a step is noticed.
+
+Right after a step forward every lease looks as if it had run out. Relays that live renew theirs within 5 s, so nothing is
+taken back for as long as a lease lasts: after that, what has run out was held by one that died.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+
+from inbox.clock import steady
+from relay.store.claim import LEASE_SECONDS
+from relay.store.database import Transaction
+
+MOST_UNNOTICED_SECONDS = 1.0
+"""A relay trusts a lease for one second less than the database does: a smaller step takes no trusted lease away."""
+_QUICK_SECONDS = 0.2
+_LOOKS = 3
+
+
+class DatabaseClock:
+    """Remembers the difference between both clocks at its last look. Not to be shared between threads."""
+
+    def __init__(self, own: Callable[[], float] = steady, told: Callable[[float], None] = lambda _: None) -> None:
+        """`told` hears of each step, in seconds; below zero when the clock went back."""
+        self._own = own
+        self._told = told
+        self._ahead: float | None = None
+        """By how much the database's clock is ahead of ours, at least."""
+        self._settled_at = -math.inf
+
+    def look(self, transaction: Transaction) -> datetime:
+        """Tell the database's time, and compare. Look often: what a clock drifts meanwhile counts as a step."""
+        for _ in range(_LOOKS):
+            before = self._own()
+            now = transaction.now()
+            after = self._own()
+            if after - before < _QUICK_SECONDS:  # a slow answer tells the difference only roughly
+                break
+        self._compare(now.timestamp() - after, now.timestamp() - before)
+        return now
+
+    def is_settled(self) -> bool:
+        """Whether the last step forward is so long ago that every relay that lives has renewed its leases."""
+        return self._own() >= self._settled_at
+
+    def _compare(self, least: float, most: float) -> None:
+        before, self._ahead = self._ahead, least
+        if before is None:
+            return
+        if most - before > MOST_UNNOTICED_SECONDS:
+            self._settled_at = self._own() + LEASE_SECONDS
+            self._told(most - before)
+        elif most - before < -MOST_UNNOTICED_SECONDS:
+            self._told(most - before)

@@ -1,0 +1,210 @@
+"""Pull in what lies further ahead than any rule allows: the database's clock had run ahead, and was put right.
+
+How far a time may lie ahead is told by `relay.horizon`. Here are the deliveries that are due later, of which there may be
+many: they are looked at in batches, by the index. The other times are in `relay.store.ahead`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.config import Config
+from inbox.db.dialect import Sql, rows_param
+from inbox.timestamps import as_time, time_text
+from relay import facts
+from relay.horizon import SLACK, LastFact, furthest_due, is_beyond, last_fact
+from relay.lifecycle import OpenDelivery, append
+from relay.store.ahead import BATCH, Ahead, Policies, few_ahead, pull_in_few
+from relay.store.bulkhead import in_parts
+from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text
+
+MOST_BATCHES = 4
+"""Transactions in a row that move deliveries; then the relay does something else first."""
+
+
+class Place(NamedTuple):
+    """How far the deliveries that are due later have been looked at, in the order of the index."""
+
+    route: str = ""
+    due_at: str = ""
+    seq: int = 0
+
+
+START = Place()
+
+
+class Horizon:
+    """Pulls in for one relay process, a batch at a time; it remembers how far it has looked."""
+
+    def __init__(self) -> None:
+        self._place = START
+
+    def pull_in(self, database: Database, config: Config, policies: Policies, node: str | None) -> list[Ahead]:
+        """Look at the times that are few, and at the next deliveries that are due later. Returns what was pulled in."""
+        pulled = pull_in_few(database, config, policies)
+        for _ in range(MOST_BATCHES):
+            found, self._place = due_later(database, policies, self._place)
+            moved = _reschedule_each(database, policies, node, found)
+            pulled += moved
+            if not moved:
+                break
+        return pulled
+
+
+def find_all(database: Database, config: Config, policies: Policies) -> Iterator[list[Ahead]]:
+    """Everything that lies too far ahead, a batch at a time; changes nothing."""
+    with database.read() as transaction:
+        yield few_ahead(transaction, config, policies)
+    place, begun = START, False
+    while place != START or not begun:
+        found, place = due_later(database, policies, place)
+        begun = True
+        yield found
+
+
+def pull_in_all(database: Database, config: Config, policies: Policies) -> Iterator[list[Ahead]]:
+    """As `find_all`, and pull in what is found."""
+    yield pull_in_few(database, config, policies)
+    place, begun = START, False
+    while place != START or not begun:
+        found, place = due_later(database, policies, place)
+        begun = True
+        yield _reschedule_each(database, policies, None, found)
+
+
+def due_later(database: Database, policies: Policies, place: Place) -> tuple[list[Ahead], Place]:
+    """Those of the next deliveries after `place` that are due too far ahead, and where to go on."""
+    rows, next_place = _next_due_later(database, policies, place)
+
+    def part(some: Sequence[Any]) -> list[Ahead]:
+        with database.read() as transaction:
+            return _too_late(transaction, some, policies, transaction.now())
+
+    parts = in_parts(
+        database,
+        "pull_in",
+        rows,
+        part=part,
+        alone=lambda _row, _error: [],
+        name=lambda row: key_text((row.seq, row.route)),
+    )
+    return [one for some in parts for one in some], next_place
+
+
+def _next_due_later(database: Database, policies: Policies, place: Place) -> tuple[list[Any], Place]:
+    found: list[Any] = []
+    with database.read() as transaction:
+        later = time_text(transaction.now() + SLACK)
+        routes = rows_param({"route": route} for route in policies)
+        ahead = sorted(
+            row.route for row in transaction.execute(_routes_ahead(database.sql), routes=routes, later=later)
+        )
+        for route in (route for route in ahead if route >= place.route):
+            since, seq = (max(place.due_at, later), place.seq) if route == place.route else (later, 0)
+            left = BATCH - len(found)
+            found += transaction.execute(_due_later(database.sql), route=route, due_since=since, seq=seq, batch=left)
+            if len(found) == BATCH:
+                last = found[-1]
+                return found, Place(route, time_text(as_time(last.due_at)), last.seq)
+    return found, START
+
+
+def _reschedule_each(database: Database, policies: Policies, node: str | None, found: Sequence[Ahead]) -> list[Ahead]:
+    """Make them due sooner; one that can't be is left as it is, and `relay verify` tells of it."""
+
+    def part(some: Sequence[Ahead]) -> list[Ahead]:
+        return _reschedule(database, policies, node, some)
+
+    def name(one: Ahead) -> str:
+        return key_text((one.seq or 0, one.route or ""))
+
+    parts = in_parts(database, "pull_in", found, part=part, alone=lambda _one, _error: [], name=name)
+    return [one for some in parts for one in some]
+
+
+def _reschedule(database: Database, policies: Policies, node: str | None, found: Sequence[Ahead]) -> list[Ahead]:
+    """Look again, under the order lock, and make those that are still due too far ahead due sooner."""
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        wanted = rows_param({"seq": one.seq, "route": one.route} for one in found)
+        rows = transaction.execute(_again(transaction.sql), wanted=wanted)
+        late = _too_late(transaction, rows, policies, now)
+        known = {(row.seq, row.route): as_open_delivery(row) for row in rows}
+        moved = [_sooner(known[one.seq or 0, one.route or ""], one, now) for one in late]
+        transaction.write_back(moved, node)
+    return late
+
+
+def _sooner(row: OpenDelivery, ahead: Ahead, now: datetime) -> OpenDelivery:
+    return append(row, facts.Rescheduled(due_at=ahead.furthest, was_due_at=ahead.stored), now)
+
+
+def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies, now: datetime) -> list[Ahead]:
+    """Those that are due further ahead than their last fact and their route allow. What can't be read is left alone."""
+    wanted = rows_param({"seq": row.seq, "route": row.route} for row in rows)
+    last = {(fact.seq, fact.route): fact for fact in transaction.execute(_last_facts(transaction.sql), wanted=wanted)}
+    found = []
+    for row in rows:
+        try:
+            furthest = furthest_due(_as_last_fact(last.get((row.seq, row.route))), policies[row.route], now)
+        except (msgspec.MsgspecError, TypeError):  # another version's fact, or a hand's: `relay verify` tells of it
+            continue
+        due_at = as_time(row.due_at)
+        if is_beyond(due_at, furthest):
+            found.append(Ahead("due_at", "the delivery", due_at, furthest, row.seq, row.route))
+    return found
+
+
+def _as_last_fact(row: Any) -> LastFact | None:  # noqa: ANN401  # a result row, or None
+    return None if row is None else last_fact(facts.decode_text(row.kind, row.detail), as_time(row.at))
+
+
+@cache
+def _routes_ahead(sql: Sql) -> TextClause:
+    """Routes with a delivery that is due later: one look at the far end of the index for each."""
+    return text(f"""
+SELECT routes.route
+FROM {sql.rows("routes", route="text")}
+WHERE (
+    SELECT o.due_at FROM open_delivery o WHERE o.route = routes.route AND o.state = 'ready'
+    ORDER BY o.due_at DESC LIMIT 1) > {sql.time(":later")}
+""")
+
+
+@cache
+def _due_later(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT {ROW} FROM open_delivery o
+WHERE o.state = 'ready' AND o.route = :route AND (o.due_at, o.seq) > ({sql.time(":due_since")}, :seq)
+ORDER BY o.due_at, o.seq
+LIMIT :batch
+""")
+
+
+@cache
+def _again(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT {ROW}
+FROM {sql.rows("wanted", seq="bigint", route="text")}
+JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
+WHERE o.state = 'ready'
+ORDER BY o.seq, o.route
+{sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
+""")
+
+
+@cache
+def _last_facts(sql: Sql) -> TextClause:
+    """The last fact of each delivery that has one; its detail as text: what a hand has written there must stop nothing."""
+    last = "SELECT max(f.id) FROM delivery_log f WHERE f.seq = wanted.seq AND f.route = wanted.route"
+    wanted = sql.rows("wanted", seq="bigint", route="text")
+    return text(f"""
+SELECT wanted.seq, wanted.route, l.kind, l.at, CAST(l.detail AS text) AS detail
+FROM {sql.looked_up(wanted, "delivery_log l", f"l.id = ({last})")}
+""")

@@ -1,0 +1,118 @@
+"""How far ahead a time may lie: never less than the rules have set, never more than they allow."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config import BreakerLimits, Duration, Rate, Retry
+from relay import facts
+from relay.gates import Breaker, BreakerState, Toll, heard, probe
+from relay.horizon import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
+from relay.outcome import Delivery, Failed
+from relay.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LIMITS = BreakerLimits(calls=1, failed=0.5, open_for=Duration(30), longest=Duration(600))
+PROBE = timedelta(seconds=60)
+DELIVERY = Delivery(
+    seq=1, route="r", lane="USER|u1", attempt=1, run=0, lease_token=1, source="trivore", dedup_key="k", entity_type="USER",
+    entity_id="u1", event_type="UPDATE", action="update", event_id=None, occurred_at=NOW, received_at=NOW,
+    content_type="application/json", headers={}, body=b"{}",
+)  # fmt: skip
+
+spans = st.floats(0, 40 * 86400).map(lambda seconds: timedelta(seconds=seconds))
+steps_back = st.floats(0, 3000 * 86400).map(lambda seconds: timedelta(seconds=seconds))
+
+
+def policy_of(retry: Retry) -> RoutePolicy:
+    return RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(retry))
+
+
+POLICY = policy_of(Retry())
+retries = st.builds(
+    lambda delays, jitter: Retry(schedule=tuple(map(Duration, delays)), jitter=jitter),
+    st.lists(st.floats(0.001, 366 * 86400), min_size=1, max_size=4),
+    st.floats(0, 1),
+)
+
+
+@given(
+    retries,
+    st.integers(1, 4),
+    st.none() | st.floats(0, 1e9),
+    st.sampled_from(["server_error", "auth", "stale", "lease_lost", "put_off", "rejected"]),
+    spans,
+)
+def test_what_a_failed_attempt_has_asked_for_is_never_too_far_ahead_while_the_clock_goes_on(
+    retry: Retry, attempt: int, retry_after: float | None, error_class: str, passed: timedelta
+) -> None:
+    policy = policy_of(retry)
+    delivery = Delivery(**{name: getattr(DELIVERY, name) for name in DELIVERY.__struct_fields__} | {"attempt": attempt})
+    fact = decide(delivery, Failed((), error_class, "503", retry_after), policy, NOW)  # type: ignore[arg-type]  # a class, drawn
+    if isinstance(fact, facts.AttemptFailed):
+        recorded_at = NOW + timedelta(milliseconds=3)
+        assert not is_beyond(fact.due_at, furthest_due(last_fact(fact, recorded_at), policy, recorded_at + passed))
+
+
+@given(spans, steps_back, st.floats(0, 30 * 86400))
+def test_after_a_step_back_it_is_due_after_the_delay_it_had_asked_for(
+    asked: timedelta, back: timedelta, later: float
+) -> None:
+    told = LastFact(NOW, NOW + asked)
+    now = NOW - back + timedelta(seconds=later)
+    furthest = furthest_due(told, POLICY, now)
+    assert now <= furthest <= now + min(asked, LONGEST_RETRY_AFTER)
+    again = LastFact(now, furthest)  # the fact that this becomes
+    assert furthest_due(again, POLICY, now) == furthest, "and once is enough"
+
+
+@given(steps_back)
+def test_what_was_never_attempted_may_be_due_no_later_than_now(ahead: timedelta) -> None:
+    assert furthest_due(None, POLICY, NOW) == NOW
+    assert furthest_due(last_fact(facts.Abandoned(relay_node="r1"), NOW + ahead), POLICY, NOW) == NOW
+
+
+def test_a_fact_that_asks_for_more_than_the_schedule_and_any_answer_may_gets_no_more() -> None:
+    by_hand = LastFact(NOW, NOW + timedelta(days=400))
+    assert furthest_due(by_hand, POLICY, NOW) == NOW + LONGEST_RETRY_AFTER
+    slow = policy_of(Retry(schedule=(Duration(30 * 86400),), jitter=0.5))
+    assert furthest_due(by_hand, slow, NOW) == NOW + timedelta(days=45)
+
+
+@given(st.lists(st.sampled_from(["unwell", "refused", "well", "probe"]), max_size=30), spans)
+def test_no_breaker_is_pulled_in_while_the_clock_goes_on(reports: list[str], passed: timedelta) -> None:
+    breaker, now = Breaker(), NOW
+    for report in reports:
+        now = max(now + timedelta(seconds=1), breaker.until or now)
+        if report != "probe":
+            breaker = heard(breaker, report, "503", LIMITS, now)  # type: ignore[arg-type]  # a health, drawn
+        elif breaker.state is BreakerState.OPEN:
+            breaker = probe(breaker, now, PROBE)
+        assert breaker_within(breaker, LIMITS, PROBE, now + passed) == breaker
+
+
+@given(steps_back, st.integers(0, 2000))
+def test_after_a_step_back_a_breaker_is_open_for_as_long_as_it_was_to_be(back: timedelta, opened: int) -> None:
+    stopped = Breaker(BreakerState.OPEN, NOW + back + SLACK * 1000, "503", opened, window_began_at=NOW + back + SLACK)
+    held = breaker_within(stopped, LIMITS, PROBE, NOW)
+    assert held.until is not None
+    assert NOW + timedelta(seconds=30) <= held.until <= NOW + timedelta(seconds=600)
+    tried = breaker_within(probe(stopped, NOW + back + SLACK * 1000, PROBE), LIMITS, PROBE, NOW)
+    assert tried.until == NOW + PROBE
+
+
+@given(st.integers(1, 1000), st.sampled_from(["s", "m", "h", "d"]), st.integers(1, 5), st.integers(0, 50))
+def test_no_rate_is_pulled_in_while_the_clock_goes_on(number: int, unit: str, calls: int, wanted: int) -> None:
+    toll = Toll(("api", "crm"), Rate.parse(f"{number}/{unit}"), calls)
+    used = toll.used(None, NOW, min(toll.affords(None, NOW), wanted))
+    assert within(used, toll.furthest(NOW)) == used
+
+
+@pytest.mark.parametrize("seconds", [0, 4.9])
+def test_what_lies_too_far_ahead_by_little_is_left_alone(seconds: float) -> None:
+    assert not is_beyond(NOW + timedelta(seconds=seconds), NOW)
+    assert is_beyond(NOW + timedelta(seconds=seconds + 5.1), NOW)

@@ -1,0 +1,222 @@
+"""Relays at work while the database's clock is set again and again: all is delivered, and who lives loses no lease.
+
+On SQLite alone: what is tried are the rules of clocks, which are the same on both. The statements run on both elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, event, text
+
+from inbox.db import engine as engines
+from inbox.event import Event
+from inbox.store import STORES
+from relay.leases import Leases, claim_of
+from relay.outcome import Delivery
+from relay.store.claim import claim, renew
+from relay.store.clock import DatabaseClock
+from relay.store.database import Database
+from relay.store.horizon import Horizon
+from relay.store.reap import reap
+from relay.store.record import record
+from relay.store.sequence import sequence
+from relay.store.verify import verify
+from tests.store.conftest import POLICIES, FakeClock, an_event
+from tests.store.verifying import CONFIG, DONE, UNWELL
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+"""Events of so long ago may be deleted, so that one database does for all runs."""
+TICK = 5.0
+"""Seconds after which every relay renews, and looks for what ran out."""
+ROUNDS = 14
+"""Enough for all that is left: a lease, what a step makes a relay wait for, and one retry."""
+
+STEPS = st.sampled_from([0.0, -3600.0, -20.0, -6.0, -0.9, 0.9, 3.0, 14.0, 16.0, 3600.0, 100000.0])
+ACTS = st.lists(
+    st.tuples(
+        st.sampled_from(["arrive", "claim 0", "claim 1", "end 0", "end 1", "fail 0", "fail 1", "die 1"]),
+        STEPS,
+        st.sampled_from(["", "tick", "tick"]),
+    ),
+    min_size=2,
+    max_size=5,
+)
+"""What is done, by how much the clock is set after it, and whether time passes."""
+
+
+class Relay:
+    """What one process knows."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.name = name
+        self.world = world
+        self.leases = Leases(world.own)
+        self.clock = DatabaseClock(world.own)
+        self.horizon = Horizon()
+        self.held: list[Delivery] = []
+        self.maintain()
+
+    def maintain(self) -> None:
+        reap(self.world.database, POLICIES, self.name, self.leases.trusted(), self.clock)
+        self.horizon.pull_in(self.world.database, CONFIG, POLICIES, self.name)
+
+    def claim(self) -> None:
+        sequence(self.world.database, POLICIES, self.name)
+        began = self.leases.began_asking()
+        claimed = claim(self.world.database, self.name, [(["strict"], 2)])
+        self.leases.granted(map(claim_of, claimed), began)
+        self.held += claimed
+
+    def renew(self) -> None:
+        began = self.leases.began_asking()
+        self.leases.renewed(renew(self.world.database, self.leases.held()), began)
+
+    def end(self, *, well: bool) -> None:
+        outcomes = [(delivery, DONE if well or delivery.attempt > 1 else UNWELL) for delivery in self.held]
+        recorded = record(self.world.database, POLICIES, self.name, outcomes)
+        assert all(result.fact is not None for result in recorded), "a result of a relay that lives is discarded"
+        self.leases.forget(map(claim_of, self.held))
+        self.held = []
+
+
+class World:
+    """A database, its clock, and two relays."""
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        self.clock = FakeClock()
+        self.clock.moment = LONG_AGO
+        self.seconds = 0.0
+        self.database = Database(engine, self.clock)
+        self.database.sql.pause_after_write = 0.0
+        self._url = url
+        self._sent = 0
+        with engine.begin() as connection:
+            for table in ("open_delivery", "lane", "inbox", "delivery_log", "gate", "alert"):
+                connection.execute(text(f"DELETE FROM {table}"))
+        self.dead: set[str] = set()
+        self.relays = [Relay(self, "r0"), Relay(self, "r1")]
+
+    def own(self) -> float:
+        return self.seconds
+
+    def act(self, act: str) -> None:
+        what, _, which = act.partition(" ")
+        relay = self.relays[int(which or 0)]
+        match what:
+            case "arrive":
+                self.arrive()
+            case "claim":
+                relay.claim()
+            case "die":
+                self.replace(relay)
+            case _:
+                relay.end(well=what == "end")
+
+    def arrive(self) -> None:
+        self._sent += 1
+        asyncio.run(_store(self._url, an_event(self._sent, f"u{self._sent % 3}")))
+
+    def tick(self) -> None:
+        self.seconds += TICK
+        self.clock.advance(TICK)
+        for relay in self.relays:
+            relay.maintain()
+        for relay in self.relays:
+            relay.renew()
+
+    def replace(self, relay: Relay) -> None:
+        """It dies; another process begins when the others have renewed: it has seen no step itself."""
+        self.relays.remove(relay)
+        self.dead.add(relay.name)
+        self.tick()
+        self.relays.append(Relay(self, f"r{len(self.dead) + 1}"))
+
+    def holds(self) -> None:
+        """Nothing was taken from a relay that lives, and no delivery has two that trust in it."""
+        trusted = [key[:2] for relay in self.relays for key in relay.leases.trusted()]
+        assert len(trusted) == len(set(trusted)), "two trust a lease of one delivery"
+        with self.database.read() as transaction:
+            rows = transaction.execute(
+                text("SELECT detail ->> 'relay_node' AS node FROM delivery_log WHERE kind = 'abandoned'")
+            )
+        assert {row.node for row in rows} <= self.dead, "taken from one that lives"
+
+    def finish(self) -> None:
+        for _ in range(ROUNDS):
+            for relay in self.relays:
+                relay.end(well=True)
+                relay.claim()
+            self.tick()
+            self.holds()
+        for relay in self.relays:
+            relay.end(well=True)
+        with self.database.read() as transaction:
+            left = transaction.execute(text("SELECT seq, state FROM open_delivery"))
+            delivered = transaction.execute(text("SELECT DISTINCT seq FROM delivery_log WHERE kind = 'delivered'"))
+        assert left == [], "it waits for a time that nobody meant"
+        assert len(delivered) == self._sent
+        assert [found for checked in verify(self.database, CONFIG) for found in checked.differences] == []
+
+
+async def _store(url: str, arrived: Event) -> None:
+    engine = engines.connect_async(url, application="tests")
+    async with engine.connect() as connection:
+        await STORES["sqlite"]().append(connection, [arrived])
+    await engine.dispose()
+
+
+@pytest.fixture
+def place(sqlite_database_url: str) -> Iterator[tuple[Engine, str]]:
+    engine = engines.connect(sqlite_database_url, application="tests")
+    event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))  # no power is cut here
+    yield engine, sqlite_database_url
+    engine.dispose()
+
+
+def play(place: tuple[Engine, str], acts: list[tuple[str, float, str]]) -> None:
+    world = World(*place)
+    for act, step, passing in [("arrive", 0.0, ""), ("arrive", 0.0, ""), ("claim 0", 0.0, ""), *acts]:
+        world.act(act)
+        world.clock.advance(step)
+        if passing:
+            world.tick()
+        world.holds()
+    world.finish()
+
+
+def test_all_is_delivered_and_nothing_is_taken_from_a_relay_that_lives(place: tuple[Engine, str]) -> None:
+    @settings(
+        max_examples=12, derandomize=True, database=None, deadline=None, phases=[Phase.generate], print_blob=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )  # fmt: skip
+    @given(ACTS)
+    def whatever_happens(acts: list[tuple[str, float, str]]) -> None:
+        play(place, acts)
+
+    whatever_happens()
+
+
+def test_without_a_look_at_the_clock_leases_are_taken_from_those_who_live(
+    place: tuple[Engine, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts = [("arrive", 16.0, "tick")]
+    play(place, acts)
+    monkeypatch.setattr(DatabaseClock, "is_settled", lambda _: True)
+    with pytest.raises(AssertionError, match="taken from one that lives"):
+        play(place, acts)
+
+
+def test_without_pulling_in_deliveries_wait_for_the_clock_to_come_there_again(
+    place: tuple[Engine, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts = [("fail 0", -3600.0, "tick")]
+    play(place, acts)
+    monkeypatch.setattr(Horizon, "pull_in", lambda *_: [])
+    with pytest.raises(AssertionError, match="it waits for a time that nobody meant"):
+        play(place, acts)
