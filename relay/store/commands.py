@@ -18,7 +18,6 @@ from sqlalchemy.exc import DBAPIError
 from inbox.config import Config
 from inbox.db.dialect import Sql, as_json, error_text, failure_of
 from inbox.errors import UnusableCommand
-from inbox.reads import Row
 from inbox.timestamps import time_text
 from relay import facts
 from relay.gates import Gate
@@ -26,7 +25,7 @@ from relay.store import gates, selection
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
 from relay.store.reopen import find
-from relay.store.replay import end_or_unblock, overtaken, replay
+from relay.store.replay import GIVEN_UP, end_or_unblock, overtaken, replay
 from relay.store.selection import Act, Choice, Plan, Selection, keys_of
 
 BATCH = 200
@@ -68,14 +67,18 @@ def plan(database: Database, choice: Choice, sample: int | None) -> Plan:
 
 
 def _overtaken(database: Database, choice: Choice) -> int:
+    def part(some: Sequence[Key]) -> int:
+        with database.write() as transaction:  # a write, for `find` locks; nothing is changed
+            too = partial(selection.among, transaction, choice)
+            return len(overtaken(transaction, find(transaction, choice.config, some), too))
+
     number, after = 0, 0
     while True:
-        with database.write() as transaction:  # a write, for `find` locks; nothing is changed
+        with database.read() as transaction:
             keys = keys_of(selection.page(transaction, choice, after=after, most=BATCH))
-            if not keys:
-                return number
-            too = partial(selection.among, transaction, choice)
-            number += len(overtaken(transaction, find(transaction, choice.config, keys), too))
+        if not keys:
+            return number
+        number += sum(in_parts(database, "commands", keys, part=part, alone=lambda _key, _error: 0, name=key_text))
         after = keys[-1][0]
 
 
@@ -135,14 +138,15 @@ def work_on(database: Database, config: Config, number: int) -> int:
         How many deliveries it has changed; of a replay also none when too many are open already.
     """
     try:
+        batch = _look(database, config, number)
+        if batch is None:
+            return 0
         try:
-            return _work_on(database, config, number)
-        except UnusableCommand:
-            raise
+            return _do(database, config, batch)
         except Exception as error:
-            if failure_of(error) != "fault":
+            if failure_of(error) != "fault" or batch.choice is None or not batch.keys:
                 raise
-            return _work_apart(database, config, number, error)
+        return _do_apart(database, batch, batch.choice)
     except Exception as error:
         if failure_of(error) != "fault":
             raise
@@ -150,36 +154,62 @@ def work_on(database: Database, config: Config, number: int) -> int:
         return 0
 
 
-def _work_on(database: Database, config: Config, number: int) -> int:
-    """The next batch in one transaction."""
+class _Batch(msgspec.Struct, frozen=True):
+    """What is done next of a command, as it was read without a lock."""
+
+    command: Any
+    """The row."""
+    choice: Choice | None = None
+    """None: it is about a gate."""
+    keys: Sequence[Key] = ()
+    waits: bool = False
+    """Too many replayed deliveries are open."""
+
+
+def _look(database: Database, config: Config, number: int) -> _Batch | None:
+    """Read what is done next: under no lock, since finding the deliveries may take long.
+
+    Raises:
+        UnusableCommand: it can't be understood.
+    """
+    with database.read() as transaction:
+        command = _read(transaction, number)
+        if command is None or command.kind in get_args(GateAct):
+            return command and _Batch(command)
+        choice = _choice(command, config)
+        room = _room(transaction, choice.selection) if choice.act == "replay" else BATCH
+        if room <= 0:
+            return _Batch(command, choice, waits=True)
+        page = selection.page(transaction, choice, after=command.progress_seq or 0, most=min(BATCH, room))
+    return _Batch(command, choice, keys_of(page))
+
+
+def _do(database: Database, config: Config, batch: _Batch) -> int:
+    """Do a batch in one transaction, unless another process has done it meanwhile."""
+    number = batch.command.id
     with database.write() as transaction:
         now = transaction.lock_order()
-        command = _read(transaction, number)
-        if command is None:
+        if not _is_as_it_was(transaction, batch):
             return 0
-        if command.kind in get_args(GateAct):
-            step = _turn_gate(transaction, config, command, now)
-        else:
-            step = _next_batch(transaction, _choice(command, config), command, now)
+        step = (
+            _turn_gate(transaction, config, batch.command, now)
+            if batch.choice is None
+            else _next(transaction, batch, batch.choice, now)
+        )
         transaction.execute(_advance(database.sql), id=number, at=time_text(now), **msgspec.structs.asdict(step))
     return step.changed
 
 
-def _work_apart(database: Database, config: Config, number: int, error: Exception) -> int:
-    """The next batch of deliveries in parts, as one of them can't be changed with the others."""
-    with database.write() as transaction:  # a write, so that the command is this process's own meanwhile
-        transaction.lock_order()
-        command = _read(transaction, number)
-        if command is None:
-            return 0
-        if command.kind in get_args(GateAct):
-            raise error
-        choice = _choice(command, config)
-        keys = keys_of(_page(transaction, choice, command))
+def _do_apart(database: Database, batch: _Batch, choice: Choice) -> int:
+    """Do a batch in parts, as one of its deliveries can't be changed with the others."""
+    number = batch.command.id
 
     def part(some: Sequence[Key]) -> int:
         with database.write() as transaction:
-            changed = _change(transaction, choice, command, some, transaction.lock_order())
+            now = transaction.lock_order()
+            if not _is_as_it_was(transaction, batch):
+                return 0
+            changed = _change(transaction, choice, batch.command, some, now)
             transaction.execute(_COUNT, id=number, changed=changed)
         return changed
 
@@ -188,10 +218,10 @@ def _work_apart(database: Database, config: Config, number: int, error: Exceptio
             transaction.execute(_COUNT_FAILED, id=number, error=f"{key_text(key)}: {error_text(error)}")
         return 0
 
-    changed = sum(in_parts(database, "commands", keys, part=part, alone=alone, name=key_text))
-    if keys:
-        with database.write() as transaction:
-            transaction.execute(_MOVE_ON, id=number, progress=keys[-1][0])
+    changed = sum(in_parts(database, "commands", batch.keys, part=part, alone=alone, name=key_text))
+    with database.write() as transaction:
+        if _is_as_it_was(transaction, batch):
+            transaction.execute(_MOVE_ON, id=number, progress=batch.keys[-1][0])
     return changed
 
 
@@ -205,9 +235,16 @@ class _Step(msgspec.Struct, frozen=True):
 
 
 def _read(transaction: Transaction, number: int) -> Any:  # noqa: ANN401  # a result row
-    """The command, locked; None when it has ended."""
-    found = transaction.execute(_command(transaction.sql), id=number)
+    """The command; None when it has ended."""
+    found = transaction.execute(_COMMAND, id=number)
     return found[0] if found and found[0].state in {"asked", "running"} else None
+
+
+def _is_as_it_was(transaction: Transaction, batch: _Batch) -> bool:
+    """Whether nobody has gone on with the command, or stopped it, since the batch was read; it is locked from now on."""
+    transaction.execute(_lock(transaction.sql), id=batch.command.id)
+    now = _read(transaction, batch.command.id)
+    return now is not None and now.progress_seq == batch.command.progress_seq
 
 
 def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result row
@@ -229,21 +266,16 @@ def _understood(value: object, form: type[_Form]) -> _Form:
         raise UnusableCommand(f"not understood: {error}") from error
 
 
-def _next_batch(transaction: Transaction, choice: Choice, command: Any, now: datetime) -> _Step:  # noqa: ANN401  # a result row
-    if choice.act == "replay" and _room(transaction, choice.selection) <= 0:
+def _next(transaction: Transaction, batch: _Batch, choice: Choice, now: datetime) -> _Step:
+    command = batch.command
+    if batch.waits:
         return _Step(
             "running", progress=command.progress_seq, answer=f"waits: {MOST_OPEN} replayed deliveries are open"
         )
-    keys = keys_of(_page(transaction, choice, command))
-    if not keys:
+    if not batch.keys:
         answer = f"done, but for {command.failed} that could not be changed: see error" if command.failed else "done"
         return _Step("done", progress=command.progress_seq, answer=answer)
-    return _Step("running", _change(transaction, choice, command, keys, now), keys[-1][0])
-
-
-def _page(transaction: Transaction, choice: Choice, command: Any) -> list[Row]:  # noqa: ANN401  # a result row
-    most = min(BATCH, _room(transaction, choice.selection)) if choice.act == "replay" else BATCH
-    return selection.page(transaction, choice, after=command.progress_seq or 0, most=max(most, 1))
+    return _Step("running", _change(transaction, choice, command, batch.keys, now), batch.keys[-1][0])
 
 
 def _change(
@@ -254,11 +286,12 @@ def _change(
     now: datetime,
 ) -> int:
     said = {"who": command.asked_by, "why": command.reason}
+    states = GIVEN_UP if choice.is_about_dead else None
     if choice.act == "replay":
         too = None if choice.selection.force else partial(selection.among, transaction, choice)
-        return replay(transaction, choice.config, keys, facts.Replayed(**said), now, too=too)
+        return replay(transaction, choice.config, keys, facts.Replayed(**said), now, too=too, states=states)
     fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
-    return end_or_unblock(transaction, choice.config, keys, fact, now)
+    return end_or_unblock(transaction, choice.config, keys, fact, now, states=states)
 
 
 def _fail(database: Database, number: int, error: Exception) -> None:
@@ -335,11 +368,14 @@ RETURNING id
 """)
 
 
+_COMMAND = text(
+    "SELECT id, kind, selection, reason, asked_by, state, progress_seq, failed FROM relay_command WHERE id = :id"
+)
+
+
 @cache
-def _command(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT id, kind, selection, reason, asked_by, state, progress_seq, failed FROM relay_command WHERE id = :id {sql.for_update}
-""")
+def _lock(sql: Sql) -> TextClause:
+    return text(f"SELECT 1 FROM relay_command WHERE id = :id {sql.for_update}")
 
 
 @cache

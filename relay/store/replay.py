@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 
 from inbox.config import Config
@@ -13,6 +13,9 @@ from relay.store.coverage import last_delivered
 from relay.store.database import Key, Transaction
 from relay.store.lanes import settle_lanes
 from relay.store.reopen import find, take_up
+
+GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
+_REPLAYABLE = GIVEN_UP | {State.ENDED}
 
 Too = Callable[[set[Key]], set[Key]]
 """Says which of some deliveries are replayed, too."""
@@ -26,13 +29,14 @@ def replay(
     now: datetime,
     *,
     too: Too | None,
+    states: Collection[State] | None = None,
 ) -> int:
     """Take these up again.
 
     A replayed delivery begins a new run, bypasses deduplication, and gets its place in its lane by its own time: on a
     `latest` route a newer one that waits stands for it. One that is open again meanwhile is left as it is, and so is
     one that would put something older in the place of what was delivered last, unless that is replayed `too`. Without
-    `too`, whatever it undoes.
+    `too`, whatever it undoes. With `states`, only those that are still in one of them.
 
     Returns:
         How many were taken up.
@@ -42,7 +46,7 @@ def replay(
     again = [
         append(row, fact, now)
         for row in found
-        if row.state in (State.DEAD, State.BLOCKED, State.ENDED) and (row.seq, row.route) not in left
+        if row.state in (states or _REPLAYABLE) and (row.seq, row.route) not in left
     ]
     take_up(transaction, found, again, policies(config), None)
     return len(again)
@@ -54,8 +58,12 @@ def end_or_unblock(
     keys: Sequence[Key],
     fact: facts.Cancelled | facts.Unblocked,
     now: datetime,
+    *,
+    states: Collection[State] | None = None,
 ) -> int:
     """End these for good, or let their lanes go on past them. What a relay has begun meanwhile is left as it is.
+
+    With `states`, only those that are still in one of them.
 
     Returns:
         How many it has happened to.
@@ -63,7 +71,9 @@ def end_or_unblock(
     possible = [
         row
         for row in find(transaction, config, keys)
-        if row.state is not State.ENDED and step_of(fact) in TRANSITIONS[row.state]
+        if row.state is not State.ENDED
+        and step_of(fact) in TRANSITIONS[row.state]
+        and (states is None or row.state in states)
     ]
     changed = [append(row, fact, now) for row in possible]
     # Written first, so that what settling reads of these lanes is what is left of them.

@@ -97,6 +97,11 @@ class Choice(msgspec.Struct, frozen=True):
         return "dead" if self.selection.dead_only else "ended or dead"
 
     @property
+    def is_about_dead(self) -> bool:
+        """Only deliveries that are given up are meant; one that has gone on meanwhile is not."""
+        return self.which in {"dead", "blocked"} or (self.act == "cancel" and self.selection.cause is not None)
+
+    @property
     def parameters(self) -> dict[str, object]:
         """What the statements of `which` have bound."""
         chosen = self.selection
