@@ -30,6 +30,7 @@ Finding = Literal[
     "occurred_at",  # its row has another time than its event
     "lane",  # its row is in a lane that its event can't have
     "contradiction",  # its facts can't all be true
+    "newer_version",  # it has facts that only a newer version knows; that has to look
     "superseded_by",  # the event that stands for it can't
     "view",  # the view `delivery` shows something else
     "no_head",  # deliveries wait in a lane where none may go next
@@ -75,6 +76,8 @@ class Account(msgspec.Struct, frozen=True):
     """A person had it replayed, so it is a delivery even where its event was not routed to."""
     is_put_right: bool = False
     """A correction stands for all that was before it."""
+    is_newer: bool = False
+    """It has facts that only a newer version knows, so that nothing follows from the others."""
 
 
 def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
@@ -85,11 +88,12 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
         pruned_before: attempts older than this may have been pruned, so that others count further than these.
     """
     standing, last, delivered = NO_FACTS, None, None
-    is_asked_for = is_put_right = False
+    is_asked_for = is_put_right = is_newer = False
     contradictions: list[str] = []
     unseen = 0
     for last in history:
         if last.fact is None:
+            is_newer |= last.kind not in facts.KINDS
             contradictions.append(f"fact {last.id}: no fact of this version is a {last.kind} like this")
             continue
         try:
@@ -100,7 +104,7 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
         match last.fact:
             case facts.Corrected():
                 contradictions.clear()
-                is_put_right, unseen = True, 0
+                is_put_right, is_newer, unseen = True, False, 0
             case facts.Replayed():
                 is_asked_for, unseen = True, 0
             case facts.Delivered():
@@ -123,6 +127,7 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
         by if standing.state is State.ENDED else None,
         is_asked_for,
         is_put_right,
+        is_newer,
     )
 
 
@@ -151,6 +156,9 @@ def compare(subject: Subject) -> Iterator[Difference]:
     row, standing = subject.row, subject.account.standing
     if subject.occurred_at is None:
         yield _difference(subject, "no_event", "no such event", _stored(row))
+        return
+    if subject.account.is_newer:
+        yield _difference(subject, "newer_version", "; ".join(subject.account.contradictions), _stored(row))
         return
     for contradiction in subject.account.contradictions:
         yield _difference(subject, "contradiction", contradiction, _stored(row))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -17,19 +17,51 @@ from relay.alerts import changes
 from relay.gates import Breaker, BreakerState, GateKey, Gates, Health, Toll, heard
 from relay.policy import RoutePolicy
 from relay.store.alerts import note
+from relay.store.bulkhead import isolated
 from relay.store.database import Database, Transaction
 
 
 def read_gates(database: Database) -> Gates:
-    """Every gate that is not simply open."""
+    """Every gate that is not simply open. One that can't be read counts as paused, so that it holds back what is its own."""
     with database.read() as transaction:
         now = transaction.now()
-        rows = transaction.execute(_GATES)
+
+    def part(some: Sequence[GateKey]) -> list[_Gate]:
+        return _read(database, _gates_of(database.sql), gates=_keys(some))
+
+    def alone(key: GateKey, _error: Exception) -> list[_Gate]:
+        return [(key, True, None)]
+
+    parts = isolated(
+        database,
+        "look_at_gates",
+        batch=lambda: _read(database, _GATES),
+        items=lambda: _read_names(database),
+        part=part,
+        alone=alone,
+        name=" ".join,
+    )
+    found = [row for part in parts for row in part]
     return Gates(
         now,
-        frozenset((row.kind, row.name) for row in rows if row.paused_at is not None),
-        {(row.kind, row.name): as_breaker(row) for row in rows},
+        frozenset(key for key, is_paused, _ in found if is_paused),
+        {key: breaker for key, _, breaker in found if breaker is not None},
     )
+
+
+_Gate = tuple[GateKey, bool, Breaker | None]
+"""Its key, whether it is paused, and its breaker."""
+
+
+def _read(database: Database, statement: TextClause, **parameters: object) -> list[_Gate]:
+    with database.read() as transaction:
+        rows = transaction.execute(statement, **parameters)
+    return [((row.kind, row.name), bool(row.is_paused), as_breaker(row)) for row in rows]
+
+
+def _read_names(database: Database) -> list[GateKey]:
+    with database.read() as transaction:
+        return [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -180,7 +212,17 @@ def _keys(keys: Iterable[GateKey]) -> str:
 _COLUMNS = (
     "g.kind, g.name, g.breaker, g.breaker_until, g.breaker_cause, g.open_count, g.failures, g.calls, g.window_began_at"
 )
-_GATES = text(f"SELECT {_COLUMNS}, g.paused_at FROM gate g")
+_GATES = text(f"SELECT {_COLUMNS}, g.paused_at IS NOT NULL AS is_paused FROM gate g")
+_GATE_KEYS = text("SELECT g.kind, g.name FROM gate g")
+
+
+@cache
+def _gates_of(sql: Sql) -> TextClause:
+    keys = sql.rows("gates", kind="text", name="text")
+    return text(f"""
+SELECT {_COLUMNS}, g.paused_at IS NOT NULL AS is_paused
+FROM {keys} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
+""")
 
 
 @cache

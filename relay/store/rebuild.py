@@ -20,6 +20,7 @@ from relay import facts
 from relay.audit import Difference, Finding
 from relay.lifecycle import CORRECTED_TO, HEADS, OpenDelivery, Standing, State, Step, append, restore, schedule
 from relay.policy import policies
+from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Transaction
 from relay.store.examine import Event, Wrong, examine, lane_of_success, next_span, present_lane
 from relay.store.horizon import pull_in_all
@@ -54,6 +55,8 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     can't all be true they stay, and a fact `corrected` says how the delivery stands from then on. Calls that run are
     not disturbed, unless they are for a delivery that must not be open.
 
+    A delivery that can't be mended is left as it is, and so is one with facts that only a newer version knows.
+
     Yields:
         What was mended in each chunk. What is left, since its lane is being worked on or a view was changed by hand, is
         not in it: `verify` tells.
@@ -74,8 +77,16 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         with database.snapshot() as transaction:
             span = next_span(transaction, upto)
             examined = examine(transaction, span.seqs, config)
-        wrong = sorted({one.subject.seq for one in examined.wrong if _has(one, *_MENDED)})
-        mended = _mend(database, config, wrong, who) if wrong else ()
+        wrong = sorted({one.subject.seq for one in examined.wrong if _is_mended(one)})
+        parts = in_parts(
+            database,
+            "rebuild",
+            wrong,
+            part=lambda some: _mend(database, config, some, who),
+            alone=lambda _seq, _error: (),
+            name=lambda seq: f"seq={seq}",
+        )
+        mended = tuple(found for part in parts for found in part)
         upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, mended)
     for ahead in pull_in_all(database, config, policies(config)):
@@ -89,7 +100,7 @@ def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> 
     """
     with database.write() as transaction:
         now = transaction.lock_order()
-        wrong = examine(transaction, seqs, config, locked=True).wrong
+        wrong = [one for one in examine(transaction, seqs, config, locked=True).wrong if _is_mended(one)]
         of_rows = [_plan(one, one.event, config, who) for one in wrong if one.event and _has(one, *_OF_THE_ROW)]
         late = [one for one in wrong if one.event and _has(one, "last_delivered")]
         removed = _remove_strays(transaction, [one for one in wrong if one.event is None])
@@ -105,8 +116,13 @@ def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> 
     )
 
 
-_MENDED: frozenset[Finding] = frozenset(get_args(Finding)) - {"view"}
+_MENDED: frozenset[Finding] = frozenset(get_args(Finding)) - {"view", "newer_version"}
 _OF_THE_ROW: frozenset[Finding] = _MENDED - {"last_delivered"}
+
+
+def _is_mended(one: Wrong) -> bool:
+    """Whether it is to be mended; what a newer version has written is left to that."""
+    return _has(one, *_MENDED) and not one.subject.account.is_newer
 
 
 def _has(one: Wrong, *findings: Finding) -> bool:

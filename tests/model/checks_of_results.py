@@ -87,6 +87,7 @@ class _Expected(NamedTuple):
 
 
 _AT_ONCE = _Expected(counted=False, delay=timedelta(0))
+"""Where a breaker is open it says when the next call may be."""
 _CONFLICTS = 3
 """So many in a row are tried again at once."""
 _ANSWERS = frozenset({"rejected", "conflict"})
@@ -101,15 +102,14 @@ def _expected(moment: Moment, entry: Entry, delivery: Delivery, error_class: Err
     if error_class == "mapping" or (error_class == "rejected" and in_a_row > 0):
         return [_Expected(cause=error_class)]
     delay = next(iter(SCHEDULE[delivery.attempt - 1 :]), None)
-    not_counted = _Expected(counted=False, delay=delay or SCHEDULE[0])
     if error_class == "auth":
-        return [not_counted]
+        return [_AT_ONCE]
     counted = _Expected(cause="exhausted") if delay is None else _Expected(delay=delay)
     gates = POLICIES[delivery.route].breakers
     was_open = any(breaker(moment.earlier, gate) is not BreakerState.CLOSED for gate in gates)
     if moment.doing.operations > 1 or (was_open and error_class in _ANSWERS):
-        return [not_counted, counted]
-    return [not_counted if was_open else counted]
+        return [_AT_ONCE, counted]
+    return [_AT_ONCE if was_open else counted]
 
 
 def _the_same_in_a_row(moment: Moment, entry: Entry, error_class: ErrorClass) -> int:

@@ -102,6 +102,7 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
             ("state = 'ready'", f"state {anything}"),
             ("state || '' = 'ready'", f"state {anything}"),
             ("due_at <=", "coalesce(due_at, '2020-01-01 00:00:00Z') <="),
+            ("due_at >=", "coalesce(due_at, '2020-01-01 00:00:00Z') >="),
         ),
     )
     finds(
