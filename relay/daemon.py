@@ -211,7 +211,10 @@ class Relay:
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
         watched = self._claiming.troubled(self._staff.policies)
         number = 0
-        for results in record.record_each(self._database, self._staff.policies, self.node, outcomes, watched):
+        parts = record.record_each(
+            self._database, self._staff.policies, self.node, outcomes, watched, host_now=self._now
+        )
+        for results in parts:
             for result in results:
                 self._recorded(result)
             number += len(results)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 
 import msgspec
@@ -66,6 +66,8 @@ def record_each(
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
     watched: Collection[GateKey] = (),
+    *,
+    host_now: Callable[[], datetime] | None = None,
 ) -> Iterator[list[Recorded]]:
     """Record the outcomes of attempts: all in one transaction, or in parts when one of them can't be recorded.
 
@@ -77,6 +79,7 @@ def record_each(
         relay_node: who has made the attempts.
         outcomes: of attempts.
         watched: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
+        host_now: the clock by which fetches were timed; None: the database's own.
 
     Yields:
         What is recorded, after each commit.
@@ -85,7 +88,7 @@ def record_each(
         return
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
-        return _record(database, policies, relay_node, some, watched)
+        return _record(database, policies, relay_node, some, watched=watched, host_now=host_now)
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
         delivery = one[0]
@@ -120,11 +123,15 @@ def _record(
     database: Database,
     policies: Mapping[str, RoutePolicy],
     relay_node: str,
-    outcomes: Sequence[tuple[Delivery, Outcome]],
+    handed_in: Sequence[tuple[Delivery, Outcome]],
+    *,
     watched: Collection[GateKey],
+    host_now: Callable[[], datetime] | None,
 ) -> list[Recorded]:
     with database.write() as transaction:
         now = transaction.lock_order()
+        ahead = timedelta(0) if host_now is None else max(host_now() - now, timedelta(0))
+        outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
         histories = _histories(transaction, outcomes, policies)
         breakers = listen(transaction, _reports(outcomes, leased, policies, watched), policies, now)
@@ -150,6 +157,13 @@ def _record(
         remember_delivered(transaction, [row for outcome in done for row in _last_delivered(*outcome)])
         go_on_healing(transaction, healing.unfinished)
     return recorded
+
+
+def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
+    """The outcome as timed by a host whose clock is not ahead: a fetch that begins in the future would cover what is to come."""
+    if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None or not ahead:
+        return outcome
+    return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
 
 
 def _still_leased(transaction: Transaction, deliveries: Sequence[Delivery]) -> dict[tuple[int, str, int], OpenDelivery]:

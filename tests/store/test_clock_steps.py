@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, event, text
 
 from inbox.clock import SystemClock
 from inbox.config import BreakerLimits, Duration
-from inbox.timestamps import time_text
+from inbox.timestamps import as_time, time_text
 from relay import facts
 from relay.alerts import Alert
 from relay.gates import Toll
-from relay.outcome import Call, Failed
+from relay.outcome import Call, Delivered, Failed
 from relay.policy import RoutePolicy, Schedule
 from relay.store import alerts, nodes
 from relay.store.ahead import BATCH, Ahead
@@ -22,10 +23,10 @@ from relay.store.clock import DatabaseClock
 from relay.store.gates import pay, read_gates
 from relay.store.horizon import MOST_BATCHES, Horizon
 from relay.store.reap import reap
-from relay.store.record import record
+from relay.store.record import record, record_each
 from relay.store.sequence import sequence
 from relay.store.sweeps import Turn, fail, is_due, take
-from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
+from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 from tests.store.verifying import CONFIG, DONE, UNWELL, differences, mend
 
 HOUR = 3600.0
@@ -403,3 +404,23 @@ def test_pulled_in_is_a_fact_that_says_from_when_to_when(steps: Steps, clock: Fa
         facts.kind_of(facts.Rescheduled(due_at=clock.moment, was_due_at=clock.moment)),
         {"due_at": time_text(clock.moment), "was_due_at": time_text(clock.moment.replace(hour=1))},
     )
+
+
+def test_a_fetch_that_a_host_timed_by_a_clock_ahead_covers_nothing_that_is_to_come(
+    steps: Steps, clock: FakeClock
+) -> None:
+    """The relay's host is an hour ahead: its fetch began now, and not in an hour."""
+    steps.arrive(an_event(1, routes=["latest"]))
+    clock.advance(10)
+    delivery = steps.claim("latest")
+    an_hour_ahead = clock.now() + timedelta(hours=1)
+    outcome = Delivered((), "updated", an_hour_ahead - timedelta(seconds=2))
+    clock.advance(5)
+    for _ in record_each(
+        steps.database, POLICIES, "r1", [(delivery, outcome)], host_now=lambda: clock.now() + timedelta(hours=1)
+    ):
+        pass
+    (lane,) = steps.rows("SELECT fetch_began_at FROM lane")
+    assert as_time(lane["fetch_began_at"]) == START + timedelta(seconds=8)
+    steps.arrive(an_event(2, second=60, routes=["latest"]))
+    assert steps.states() == [(2, "latest", "ready")]
