@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
 from sqlalchemy import Engine
 
 from inbox.config import BreakerLimits, Duration, Retry
-from relay.gates import Gate, GateKey, Passage, Toll, entity_key
+from relay.gates import Breaker, Gate, GateKey, Passage, Toll, entity_key
 from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
 from relay.policy import RoutePolicy, Schedule
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, claim, claim_probe, claim_suspect
-from relay.store.database import Database
+from relay.store.database import Database, FailedAlone
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.all_orders import all_orders
@@ -383,3 +384,24 @@ def test_a_mountain_behind_a_pause_is_all_there_afterwards(steps: Steps) -> None
         record(steps.database, POLICIES, "r1", [(delivery, WELL) for delivery in claimed])
         done += len(claimed)
     assert done == 50
+
+
+def test_a_gate_that_cannot_be_read_holds_back_its_own_and_no_other(
+    steps: Steps, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = gates.as_breaker
+
+    def unreadable(row: Any) -> Breaker:  # noqa: ANN401  # a result row
+        if row.name == "crm":
+            raise ValueError("year 10000 is out of range")
+        return read(row)
+
+    steps.arrive(an_event(1))
+    attempt(database, failing("server_error"))
+    other = msgspec.structs.replace(POLICY, gates=(("destination", "audit"),))
+    told: list[FailedAlone] = []
+    database.on_failed_alone = told.append
+    monkeypatch.setattr(gates, "as_breaker", unreadable)
+    known = gates.read_gates(database)
+    assert (known.admit(POLICY.gates), known.admit(other.gates)) == ("none", "all")
+    assert [item.item for item in told] == ["destination crm"]
