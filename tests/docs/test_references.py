@@ -6,6 +6,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from sqlalchemy import create_engine, inspect
@@ -13,9 +14,11 @@ from sqlalchemy.schema import CreateTable
 
 from docs.blocks.commands import relay_commands
 from docs.blocks.configuration import config_keys
+from inbox import metrics
 from inbox.db.dialect import sqlite_functions
 from inbox.db.schema import metadata
 from relay.alerts import SENTENCES
+from relay.audit import Finding
 from relay.lifecycle import State, Step
 from tests.docs.pages import PAGES, ROOT, blocks
 
@@ -89,7 +92,19 @@ def words_of_the_schema() -> set[str]:
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/states.md", "docs/schema.md", "CHANGELOG.md"])
 def test_every_table_and_column_that_is_named_exists(page: str) -> None:
     keys = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
-    said = {*State, *Step, *SENTENCES, *keys, "blocks_lane", "crash_loop", "error_class", "key_parts"}
+    counted = {metric.name for metric in (*metrics.RECEIVER, *metrics.RELAY)}
+    said = {
+        *State,
+        *Step,
+        *SENTENCES,
+        *keys,
+        *counted,
+        *get_args(Finding),
+        "blocks_lane",
+        "crash_loop",
+        "error_class",
+        "key_parts",
+    }
     tables, words = columns(), words_of_the_schema() | said
     for code in _CODE.findall(re.sub(r"<!-- generated.*?<!-- end -->", "", prose(page), flags=re.DOTALL)):
         if match := re.fullmatch(r"([a-z_]+)\.([a-z_]+)", code):
