@@ -16,6 +16,7 @@ from docs.blocks.commands import relay_commands
 from docs.blocks.configuration import config_keys
 from inbox import metrics
 from inbox.db.dialect import sqlite_functions
+from inbox.db.engine import PINNED
 from inbox.db.schema import metadata
 from relay.alerts import SENTENCES
 from relay.audit import Finding
@@ -100,6 +101,7 @@ def test_every_table_and_column_that_is_named_exists(page: str) -> None:
         *keys,
         *counted,
         *get_args(Finding),
+        *PINNED,
         "blocks_lane",
         "crash_loop",
         "error_class",
