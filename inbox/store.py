@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.checkpoint import Checkpoints, checkpoint_async
-from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
+from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param, verbatim_param
 from inbox.db.engine import one_transaction
 from inbox.event import Event
 from inbox.repeated import (
@@ -214,7 +214,7 @@ class SqliteIntake:
                 for enrolment in event.enrolments
             ]
             if deliveries:
-                await connection.execute(_SQLITE_OPEN, {"deliveries": rows_param(deliveries)})
+                await connection.execute(_SQLITE_OPEN, {"deliveries": verbatim_param(deliveries)})
         if self._checkpoints.due(len(events)):
             self._checkpoints.made(complete=await checkpoint_async(connection))
         return seqs
@@ -222,7 +222,7 @@ class SqliteIntake:
     async def repeat(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """See IntakeStore."""
         async with connection.begin():
-            wanted = {"asked": rows_param(asked(events)), "kept": self._kept}
+            wanted = {"asked": verbatim_param(asked(events)), "kept": self._kept}
             known = (await connection.execute(SQLITE_KNOWN, wanted)).all()
             noted, counted = divided(events, known, self._kept)
             if noted:
@@ -283,7 +283,7 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, list[Any]]:
 
 
 def _sqlite_rows(events: Sequence[Event]) -> str:
-    return rows_param(map(_sqlite_row, events))
+    return verbatim_param(map(_sqlite_row, events))
 
 
 def _sqlite_row(event: Event) -> dict[str, object]:

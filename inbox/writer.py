@@ -162,24 +162,26 @@ class GroupCommit:
     async def _commit(self, batch: Sequence[Pending]) -> None:
         try:
             await self._store_batch(batch)
-        except _FAILURES as error:
-            if not _blames_a_row(error):
+        except Exception as error:  # noqa: BLE001  # whatever one event raises, it must not stop the others, or the worker
+            if isinstance(error, _FAILURES) and not _blames_a_row(error):
                 await self._refuse(batch, error)
                 return
             for pending in batch:
                 await self._commit_alone(pending)
 
     async def _commit_alone(self, pending: Pending) -> None:
-        """A row is to blame: its request alone is refused, its neighbours are stored."""
+        """A row is to blame, or a bug that it meets: its request alone is refused, its neighbours are stored."""
         if pending.receipts.done():
             return
         try:
             await self._store_batch([pending])
-        except _FAILURES as error:
+        except Exception as error:  # noqa: BLE001  # as above
             if _blames_a_row(error):
                 pending.answer(InvalidEvent("the database refuses a value of this event"))
-            else:
-                await self._refuse([pending], error)
+                return
+            if not isinstance(error, _FAILURES):
+                _log.exception("an event can't be stored, and its sender gets 503")
+            await self._refuse([pending], error)
 
     async def _store_batch(self, batch: Sequence[Pending]) -> None:
         """Answer those of whose events each was stored; then those of which one was there already."""

@@ -95,6 +95,8 @@ def _show(database: Database, *, as_json: bool) -> None:
     console(stderr=True).print(
         f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`")
     )
+    for trouble in (*probe.relays_in_trouble(database), *probe.waits_for_a_person(database)):
+        console(stderr=True).print(f"trouble: {trouble.why}", markup=False)
     for row in held_back:
         console(stderr=True).print(f"held back: {described(row)}", markup=False)
     for row in swept:

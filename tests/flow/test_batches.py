@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
 from sqlalchemy import Engine, make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox import store
 from inbox.clock import SystemClock
-from inbox.errors import InvalidEvent, RequestError
+from inbox.errors import InvalidEvent, RequestError, Unavailable
 from inbox.event import Event, Receipt
 from inbox.writer import GroupCommit
 from tests.helpers.outage import connect_postgres
@@ -92,6 +94,38 @@ async def _answers_around(refused: Event, database_url: str) -> list[Receipt | E
     assert [answer.duplicate for answer in answers if isinstance(answer, Receipt)].count(False) == 18
     assert [answer.duplicate for answer in answers if isinstance(answer, Receipt)].count(True) == 1
     return answers
+
+
+async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_sender_sends_it_again(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """503 and not 422: nobody knows whether anything is wrong with the event."""
+    kind = store.STORES[engine.dialect.name]
+    appended = kind.append
+
+    async def append_or_fail(self: Any, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
+        if any(event.dedup_key == an_event(7).dedup_key for event in events):
+            raise KeyError("a bug")
+        return await appended(self, connection, events)
+
+    monkeypatch.setattr(kind, "append", append_or_fail)
+    async with writers(database_url, 1) as (writer,):
+        answers = await asyncio.gather(*(append(writer, an_event(number)) for number in range(20)))
+    assert isinstance(answers.pop(7), Unavailable)
+    assert all(isinstance(answer, Receipt) for answer in answers)
+    assert count(engine, "inbox") == 19
+    assert "an event can't be stored, and its sender gets 503" in caplog.messages
+
+
+@pytest.mark.parametrize("odd", ["\x00", "\ud800"])
+async def test_a_text_that_no_database_takes_is_refused_and_never_stored_as_another(
+    database_url: str, engine: Engine, odd: str
+) -> None:
+    async with writers(database_url, 1) as (writer,):
+        bad = a_refused(7, entity_id=odd, dedup_key=f"k{odd}")
+        answers = await asyncio.gather(*(append(writer, event) for event in (an_event(1), bad, an_event(2))))
+    assert [type(answer) for answer in answers] == [Receipt, InvalidEvent, Receipt]
+    assert count(engine, "inbox") == 2
 
 
 async def test_the_same_key_many_times_in_one_batch_is_one_event(database_url: str, engine: Engine) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 from sqlalchemy import Engine, text
 
 from inbox.db import engine as engines
+from relay.store import nodes
+from relay.store.database import Database
 from tests.helpers.filling import fill
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.waiting import until
@@ -63,3 +66,23 @@ def test_a_database_that_does_not_answer_is_a_finding_and_a_bad_file_is_wrong_us
         assert [row["finding"] for row in json.loads(unanswered.output)] == ["no_database"]
         place.configure("bad")
         assert checked(place).ends(within=20) == 2
+
+
+def test_a_blocked_lane_and_a_failing_step_are_findings_and_here_only_what_another_relay_may_mend(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
+    engine = engines.connect(sqlite_database_url, application="tests")
+    with site(tmp_path, config_text(sqlite_database_url)) as place:
+        fill(sqlite_database_url, [("u1", moment(0))])
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE open_delivery SET state = 'blocked'"))
+        nodes.start_node(Database(engine), "r1", socket.gethostname(), 7, "1")
+        nodes.heartbeat(Database(engine), "r1", {"claim": "ValueError: year 10000 is out of range"})
+        everything, here = checked(place, "--json"), checked(place, "--here", "--json")
+        status = place.start("status", "-m", "relay", "status")
+        assert (everything.ends(within=20), here.ends(within=20), status.ends(within=20)) == (1, 1, 0)
+        assert [row["finding"] for row in json.loads(everything.output)] == ["failing", "blocked"]
+        assert [row["finding"] for row in json.loads(here.output)] == ["failing"]
+        assert "step claim fails: ValueError: year 10000 is out of range" in " ".join(status.output.split())
+        assert "route everything: 1 lane is blocked" in " ".join(status.output.split())
+    engine.dispose()
