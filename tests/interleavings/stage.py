@@ -209,6 +209,8 @@ class _Awaitable:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.dialect = connection.dialect
+        self.sync_engine = connection.engine
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[None]:

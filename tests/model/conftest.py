@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from relay.store import coverage, lanes
+from tests.helpers.undivided import let_batches_fail_whole
 from tests.model.receiver import in_haste
 from tests.model.world import FEW, World
 
@@ -20,3 +21,8 @@ def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) ->
     made = World(engine, database_url)
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def _batches_fail_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_batches_fail_whole(monkeypatch)

@@ -1,0 +1,13 @@
+"""Steps whose failing batches are not taken apart: what fails in a search for orders or histories shows as itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay.store import bulkhead, unreadable
+
+
+def let_batches_fail_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every failure end its step. Else a missing safeguard, which the database notices, would only set items aside."""
+    for module in (bulkhead, unreadable):
+        monkeypatch.setattr(module, "failure_of", lambda _error: "busy")
