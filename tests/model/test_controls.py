@@ -132,7 +132,8 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
                 batch=batch,
             )
             received = [as_open_delivery(row) for row in rows]
-            transaction.write_back(settle_lanes(transaction, received, policies, now), relay_node)
+            left = coverage.drop_needless(transaction, received, policies, now)
+            transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
         last = max([last, *(row.seq for row in received)])
         return len(received)
 
@@ -148,8 +149,8 @@ def test_giving_back_without_the_attempt_is_seen(world: World, monkeypatch: pyte
 
 @ON_SQLITE
 def test_reaping_without_waiting_for_the_lease_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, column in (("_any_expired", "lease_until"), ("_expired", "o.lease_until")):
-        monkeypatch.setattr(reap, name, without(getattr(reap, name), (f"{column} <", "'2000-01-01 00:00:00Z' <")))
+    for name in ("_any_expired", "_expired"):
+        monkeypatch.setattr(reap, name, without(getattr(reap, name), ("o.lease_until <", "'2000-01-01 00:00:00Z' <")))
     finds(world, "a trusted lease is not in force")
 
 
