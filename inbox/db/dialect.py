@@ -135,6 +135,8 @@ class Sql:
         )
         """The database's clock, or `:now` when a test hands one in."""
         self.for_update = "FOR UPDATE" if self.is_postgres else ""
+        self.for_update_now = "FOR UPDATE NOWAIT" if self.is_postgres else ""
+        """For who holds the order lock: a row that a person has locked fails at once, and keeps nobody waiting."""
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
         self.keeps_ended_entries = self.is_postgres
         """Whether an index keeps the entries of rows that have ended as long as any snapshot is older."""

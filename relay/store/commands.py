@@ -394,7 +394,7 @@ SELECT id, kind, selection, reason, asked_by, state, progress_seq, affected, fai
 
 @cache
 def _lock(sql: Sql) -> TextClause:
-    return text(f"SELECT 1 FROM relay_command WHERE id = :id {sql.for_update}")
+    return text(f"SELECT 1 FROM relay_command WHERE id = :id {sql.for_update_now}")
 
 
 @cache

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from inbox.config import Config
+from relay.claiming import Claiming
+from relay.gates import Passage, Toll
+from relay.leases import Leases
+from relay.observe import Observer
 from relay.outcome import Delivered
+from relay.poster import Poster
+from relay.steps import Steps as StepsOfARelay
 from relay.store import commands
 from relay.store.claim import claim
 from relay.store.database import FailedAlone
@@ -18,6 +26,7 @@ from relay.store.reap import reap
 from relay.store.record import Recorded, record, record_each
 from relay.store.selection import Selection
 from relay.store.sequence import sequence
+from relay.upkeep import Upkeep
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_commands import HOPELESS
 from tests.store.test_replay import CONFIG
@@ -48,6 +57,15 @@ def refuse(steps: Steps, table: str, condition: str) -> None:
             steps,
             f"CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'no'); END",
         )
+
+
+@contextmanager
+def locked(steps: Steps, statement: str) -> Iterator[None]:
+    """A person's transaction, which stays open, has locked some rows."""
+    with steps.database.engine.connect() as connection:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        connection.execute(text(statement))
+        yield
 
 
 def states(steps: Steps) -> Counter[str]:
@@ -124,10 +142,11 @@ def test_a_row_that_stays_locked_keeps_no_other_from_being_ordered(
     steps: Steps, receive: Callable[..., list[int | None]]
 ) -> None:
     receive(*TEN)
-    with steps.database.engine.connect() as other:
-        other.execute(text("SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"))
-        with pytest.raises(DBAPIError, match="lock timeout"):
-            sequence(steps.database, POLICIES, "r1")
+    with (
+        locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"),
+        pytest.raises(DBAPIError, match="lock timeout"),
+    ):
+        sequence(steps.database, POLICIES, "r1")
     assert states(steps) == {"ready": 9, "received": 1}
     assert sequence(steps.database, POLICIES, "r1") == 1
 
@@ -138,10 +157,11 @@ def test_a_row_that_stays_locked_keeps_no_other_from_being_recorded(steps: Steps
     outcomes = [(delivery, DONE) for delivery in claim(steps.database, "r1", [(["strict"], 10)])]
     recorded: list[Recorded] = []
     parts = record_each(steps.database, POLICIES, "r1", outcomes)
-    with steps.database.engine.connect() as other:
-        other.execute(text("SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"))
-        with pytest.raises(DBAPIError, match="lock timeout"):
-            recorded.extend(one for part in parts for one in part)
+    with (
+        locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"),
+        pytest.raises(DBAPIError, match="lock timeout"),
+    ):
+        recorded.extend(one for part in parts for one in part)
     assert (len(recorded), steps.states()) == (9, [(3, "strict", "in_flight")])
     record(steps.database, POLICIES, "r1", outcomes)
     assert steps.states() == []
@@ -152,9 +172,59 @@ def test_a_locked_order_lock_is_waited_for_once(steps: Steps, receive: Callable[
     receive(*TEN)
     alone: list[FailedAlone] = []
     steps.database.on_failed_alone = alone.append
-    with steps.database.engine.connect() as other:
-        other.execute(text("SELECT id FROM order_lock FOR UPDATE"))
-        with pytest.raises(DBAPIError, match="lock timeout") as raised:
-            sequence(steps.database, POLICIES, "r1")
+    with (
+        locked(steps, "SELECT id FROM order_lock FOR UPDATE"),
+        pytest.raises(DBAPIError, match="lock timeout") as raised,
+    ):
+        sequence(steps.database, POLICIES, "r1")
     assert "order_lock" in str(raised.value.statement)
     assert alone == []
+
+
+@on_postgres
+def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lock(steps: Steps) -> None:
+    steps.arrive(*TEN)
+    number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
+    working = commands.OpenCommands(steps.database)
+    with locked(steps, "SELECT 1 FROM relay_command FOR UPDATE"):
+        assert working.work(CONFIG) == 0
+    ((which, error),) = working.busy
+    assert (which, "could not obtain lock" in str(error)) == (number, True)
+    assert working.work(CONFIG) == 10
+
+
+@on_postgres
+def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(
+    steps: Steps, receive: Callable[..., list[int | None]]
+) -> None:
+    receive(an_event(1, routes=["strict", "latest"]))
+    sequence(steps.database, POLICIES, "r1")
+    passages = {name: Passage((), (Toll(("destination", name), 10, 1),)) for name in POLICIES}
+    wanted = [(["strict"], 1), (["latest"], 1)]
+    by_hand(steps, "INSERT INTO gate (kind, name) VALUES ('destination', 'strict')")
+    with locked(steps, "SELECT 1 FROM gate FOR UPDATE"):
+        claimed = claim(steps.database, "r1", wanted, passages)
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            claim(steps.database, "r1", [(["strict"], 1)], passages)
+    assert [delivery.route for delivery in claimed] == ["latest"]
+
+
+def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
+
+    def fails(_commands: commands.OpenCommands, _config: Config) -> int:
+        raise ValueError("no")
+
+    monkeypatch.setattr(commands.OpenCommands, "work", fails)
+    monkeypatch.setattr("relay.upkeep.EVERY_SECONDS", 0.0)
+    observer, leases, now = Observer(), Leases(), [0.0]
+    running = StepsOfARelay(observer, monotonic=lambda: now[0])
+    claiming = Claiming(steps.database, "r1", leases, observer)
+    upkeep = Upkeep(steps.database, "r1", claiming, observer, leases=leases, steps=running)
+    poster = Poster(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    for _ in range(3):
+        upkeep.do(CONFIG, POLICIES, poster)
+        now[0] += 1
+    assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]
