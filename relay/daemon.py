@@ -19,7 +19,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config
@@ -320,7 +320,7 @@ class Relay:
                     pause -= RENEW_AGAIN_SECONDS
                     again = left.intersection(self._leases.held())
                     left = self._steps.run("renew", partial(self._renew, again), nothing)
-            except DBAPIError as error:
+            except SQLAlchemyError as error:  # no connection was to be had, either
                 self._observer.database_trouble("renewing leases", error)
 
     def _say_that_it_lives(self) -> None:

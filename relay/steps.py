@@ -107,7 +107,8 @@ class Steps:
             result = work()
         except Exception as error:
             failure = failure_of(error)
-            if failure == "unreachable":
+            # One query may be too much for the server, or meet a page that can't be read, while it does all others.
+            if failure == "unreachable" and not self._is_healthy():
                 raise
             self._failed(step, name, before, error, is_fault=failure == "fault")
             return otherwise

@@ -42,7 +42,8 @@ class Upkeep:
         self._commands = commands.OpenCommands(database)
         self._posts: list[Done] = []
         self._next_at = self._watch_at = 0.0
-        self._any_command = False
+        self._any_command = self._is_to_look = False
+        """Whether there is an open command, and whether to look for one."""
         self._duplicates: repeats.Rest | None = None
         """Those that are judged next, and at once."""
         self._leftovers = Leftovers()
@@ -60,8 +61,7 @@ class Upkeep:
             run("look_at_conditions", lambda: self._look_at_conditions(config), None)
             run("log_alerts", self._log_alerts, None)
             run("send_alerts", lambda: self._send_alerts(poster), None)
-            self._any_command = run("commands", self._look_for_commands, otherwise=False)
-            self._any_left = True
+            self._any_left = self._is_to_look = True
         else:
             if self._duplicates is not None:
                 run("judge_duplicates", lambda: self._judge_duplicates(config), None)
@@ -69,7 +69,7 @@ class Upkeep:
                 run("send_alerts", lambda: self._send_alerts(poster), None)
         worked_off = run("work_off", lambda: self._work_off(policies), 0) if self._any_left else 0
         self._any_left = worked_off > 0
-        changed = run("commands", lambda: self._obey(config), 0) if self._any_command else 0
+        changed = run("commands", lambda: self._obey(config), 0) if self._any_command or self._is_to_look else 0
         return changed + worked_off + int(self._duplicates is not None)
 
     def posted(self, done: Done) -> None:
@@ -127,6 +127,11 @@ class Upkeep:
 
     def _obey(self, config: Config) -> int:
         """Do a batch of each open command; where nothing can be done at the moment, look again in a second."""
+        if self._is_to_look:
+            self._any_command = self._look_for_commands()
+            self._is_to_look = False
+        if not self._any_command:
+            return 0
         self._any_command = False
         changed = self._commands.work(config)
         for number, error in self._commands.busy:

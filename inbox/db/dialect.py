@@ -152,6 +152,8 @@ class Sql:
         )
         """The database's clock, or `:now` when a test hands one in."""
         self.for_update = "FOR UPDATE" if self.is_postgres else ""
+        self.for_update_now = "FOR UPDATE NOWAIT" if self.is_postgres else ""
+        """For who holds the order lock: a row that a person has locked fails at once, and keeps nobody waiting."""
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
         self.keeps_ended_entries = self.is_postgres
         """Whether an index keeps the entries of rows that have ended as long as any snapshot is older."""
@@ -341,6 +343,44 @@ def _failure_of_state(sqlstate: str) -> Failure:
     if sqlstate in _BUSY_STATES or sqlstate[:2] == _BUSY_CLASS:
         return "busy"
     return "unreachable" if sqlstate == _READ_ONLY or sqlstate[:2] in _UNREACHABLE_CLASSES else "fault"
+
+
+# Feature not supported (such as a cached plan whose result has changed), transaction state, statement name, schema name,
+# syntax and privileges, prerequisite state.
+_STATEMENT_CLASSES = ("0A", "25", "26", "3F", "42", "55")
+_STATEMENT_ERROR_OF_SQLITE = re.compile(r"no such \w+: |table \S+ has no column named ")
+"""SQLite has one code for these and for what a value may cause, such as malformed JSON."""
+
+
+def blames_items(error: BaseException) -> bool:
+    """Whether an exception may be one item's fault, so that a step may do the others, and set that one aside.
+
+    Not where the statement can't be run at all, whatever is bound to it: a table or column that is not there, a privilege
+    that is missing. The same would be said of every item.
+    """
+    if failure_of(error) != "fault":
+        return False
+    if not isinstance(error, DBAPIError):
+        return True
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        return str(sqlstate)[:2] not in _STATEMENT_CLASSES
+    return _STATEMENT_ERROR_OF_SQLITE.match(str(error.orig)) is None
+
+
+_HELD_UP = frozenset({"55P03", "57014"})
+
+
+def is_held_up(error: BaseException) -> bool:
+    """Whether a statement took too long, as by a row that stays locked: for fewer items it may be done in time.
+
+    Not where it waits for the lock that all take in turn.
+    """
+    return (
+        isinstance(error, DBAPIError)
+        and getattr(error.orig, "sqlstate", None) in _HELD_UP
+        and "order_lock" not in (error.statement or "")
+    )
 
 
 LONGEST_ERROR_TEXT = 300

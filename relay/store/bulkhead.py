@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from inbox.db.dialect import error_text, failure_of
+from inbox.db.dialect import blames_items, error_text, is_held_up
 from relay.store.database import Database, FailedAlone
 
 Item = TypeVar("Item")
@@ -40,16 +40,19 @@ def isolated(
         The result of each transaction, after its commit. One bad item among n costs about 2 log2(n) transactions.
 
     Raises:
-        Exception: the database is unreachable or busy, or an item could not even be put aside. What was yielded is done.
+        Exception: the database is unreachable or busy, or the statement can't be run at all. What was yielded is done. Or
+            an item is locked, or could not even be put aside: then all others are done.
     """
     try:
         result = batch()
     except Exception as error:  # noqa: BLE001  # whatever one item raises, it must not stop the others
-        _raise_unless_at_fault(error)
+        is_late = is_held_up(error)
+        if not is_late:
+            _raise_unless_at_fault(error)
     else:
         yield result
         return
-    yield from in_parts(database, step, items(), part=part, alone=alone, name=name)
+    yield from in_parts(database, step, items(), part=part, alone=alone, name=name, in_haste=is_late)
 
 
 def in_parts(
@@ -60,27 +63,45 @@ def in_parts(
     part: Callable[[Sequence[Item]], Result],
     alone: Callable[[Item, Exception], Result],
     name: Callable[[Item], str] = str,
+    in_haste: bool = False,
 ) -> Iterator[Result]:
-    """As `isolated`, for a batch that has failed already."""
-    todo = [items]
+    """As `isolated`, for a batch that has failed already.
+
+    An item that somebody has locked all the while, such as a person in a transaction that stays open, is left as it is, too.
+    `in_haste`: somebody has.
+    """
+    todo, left = [items], None
     while todo:
         some = todo.pop()
         if not some:
             continue
         try:
-            result = part(some)
+            with database.haste(in_haste):
+                result = part(some)
         except Exception as error:  # noqa: BLE001  # as above
-            _raise_unless_at_fault(error)
-            if len(some) == 1:
-                result = alone(some[0], error)
-                database.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
-            else:
+            is_late = is_held_up(error)
+            if not is_late:
+                _raise_unless_at_fault(error)
+            in_haste = in_haste or is_late
+            if len(some) > 1:
                 half = len(some) // 2
                 todo += [some[half:], some[:half]]
                 continue
+            if is_late:
+                left = error
+                continue
+            try:
+                result = alone(some[0], error)
+            except Exception as second:  # noqa: BLE001  # it stays as it is, and the others go on
+                _raise_unless_at_fault(second)
+                left = second
+                continue
+            database.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
         yield result
+    if left is not None:
+        raise left
 
 
 def _raise_unless_at_fault(error: Exception) -> None:
-    if failure_of(error) != "fault":
+    if not blames_items(error):
         raise error

@@ -9,8 +9,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
+from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql, is_held_up, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
 from inbox.timestamps import as_time, time_text
 from relay.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, Toll, probe
@@ -53,10 +54,50 @@ def claim(
     makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, by the `policies` of the routes, and the
     others are claimed.
     """
+    places = places or Places()
+    try:
+        return _claim_of(database, relay_node, wanted, passages=passages, places=places, policies=policies)
+    except DBAPIError as error:
+        if not is_held_up(error) or len(wanted) == 1:
+            raise
+        claimed = _claim_each(database, relay_node, wanted, passages=passages, places=places, policies=policies)
+        if not claimed:
+            raise
+        return claimed
+
+
+def _claim_each(
+    database: Database,
+    relay_node: str,
+    wanted: Sequence[tuple[Sequence[str], int]],
+    *,
+    passages: Mapping[str, Passage],
+    places: Places,
+    policies: Mapping[str, RoutePolicy],
+) -> list[Delivery]:
+    """Claim for one destination after the other, as the gate of one of them stays locked: that one goes without."""
+    claimed: list[Delivery] = []
+    for some in wanted:
+        try:
+            claimed += _claim_of(database, relay_node, [some], passages=passages, places=places, policies=policies)
+        except Exception:  # noqa: BLE001, S112  # what is claimed is not to be lost; the next claim meets it again
+            continue
+    return claimed
+
+
+def _claim_of(
+    database: Database,
+    relay_node: str,
+    wanted: Sequence[tuple[Sequence[str], int]],
+    *,
+    passages: Mapping[str, Passage],
+    places: Places,
+    policies: Mapping[str, RoutePolicy],
+) -> list[Delivery]:
     heads = [(route, room, passages.get(route, OPEN_PASSAGE).paused) for routes, room in wanted for route in routes]
     return claiming_what_can_be_loaded(
         database,
-        lambda: _claim_all(database, relay_node, wanted, passages, places or Places()),
+        lambda: _claim_all(database, relay_node, wanted, passages, places),
         lambda: _due_keys(database, heads),
         policies,
         relay_node,

@@ -16,7 +16,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config import Config
-from inbox.db.dialect import Sql, as_json, error_text, failure_of
+from inbox.db.dialect import Sql, as_json, blames_items, error_text, failure_of
 from inbox.errors import UnusableCommand
 from inbox.timestamps import time_text
 from relay import facts
@@ -144,11 +144,11 @@ def work_on(database: Database, config: Config, number: int) -> int:
         try:
             return _do(database, config, batch)
         except Exception as error:
-            if failure_of(error) != "fault" or batch.choice is None or not batch.keys:
+            if not blames_items(error) or batch.choice is None or not batch.keys:
                 raise
         return _do_apart(database, batch, batch.choice)
     except Exception as error:
-        if failure_of(error) != "fault":
+        if not blames_items(error):
             raise
         _fail(database, number, error)
         return 0
@@ -189,7 +189,7 @@ def _do(database: Database, config: Config, batch: _Batch) -> int:
     number = batch.command.id
     with database.write() as transaction:
         now = transaction.lock_order()
-        if not _is_as_it_was(transaction, batch):
+        if not _is_as_it_was(transaction, number, _standing(batch.command)):
             return 0
         step = (
             _turn_gate(transaction, config, batch.command, now)
@@ -201,28 +201,35 @@ def _do(database: Database, config: Config, batch: _Batch) -> int:
 
 
 def _do_apart(database: Database, batch: _Batch, choice: Choice) -> int:
-    """Do a batch in parts, as one of its deliveries can't be changed with the others."""
-    number = batch.command.id
+    """Do a batch in parts, as one of its deliveries can't be changed with the others.
+
+    Each part notes how far the command has come: whoever goes on with it, at the same time or after us, does none twice.
+    """
+    number, standing = batch.command.id, _standing(batch.command)
+
+    def note(transaction: Transaction, statement: TextClause, last: Key, **values: object) -> None:
+        nonlocal standing
+        following = batch.keys[batch.keys.index(last) + 1 :][:1]
+        upto = last[0] - int(bool(following) and following[0][0] == last[0])  # more of its event is to come
+        standing = _standing(transaction.execute(statement, id=number, progress=upto, **values)[0])
 
     def part(some: Sequence[Key]) -> int:
         with database.write() as transaction:
             now = transaction.lock_order()
-            if not _is_as_it_was(transaction, batch):
+            if not _is_as_it_was(transaction, number, standing):
                 return 0
             changed = _change(transaction, choice, batch.command, some, now)
-            transaction.execute(_COUNT, id=number, changed=changed)
+            note(transaction, _COUNT, some[-1], changed=changed)
         return changed
 
     def alone(key: Key, error: Exception) -> int:
         with database.write() as transaction:
-            transaction.execute(_COUNT_FAILED, id=number, error=f"{key_text(key)}: {error_text(error)}")
+            transaction.lock_order()
+            if _is_as_it_was(transaction, number, standing):
+                note(transaction, _COUNT_FAILED, key, error=f"{key_text(key)}: {error_text(error)}")
         return 0
 
-    changed = sum(in_parts(database, "commands", batch.keys, part=part, alone=alone, name=key_text))
-    with database.write() as transaction:
-        if _is_as_it_was(transaction, batch):
-            transaction.execute(_MOVE_ON, id=number, progress=batch.keys[-1][0])
-    return changed
+    return sum(in_parts(database, "commands", batch.keys, part=part, alone=alone, name=key_text))
 
 
 class _Step(msgspec.Struct, frozen=True):
@@ -240,11 +247,16 @@ def _read(transaction: Transaction, number: int) -> Any:  # noqa: ANN401  # a re
     return found[0] if found and found[0].state in {"asked", "running"} else None
 
 
-def _is_as_it_was(transaction: Transaction, batch: _Batch) -> bool:
-    """Whether nobody has gone on with the command, or stopped it, since the batch was read; it is locked from now on."""
-    transaction.execute(_lock(transaction.sql), id=batch.command.id)
-    now = _read(transaction, batch.command.id)
-    return now is not None and now.progress_seq == batch.command.progress_seq
+def _standing(command: Any) -> tuple[int | None, int, int]:  # noqa: ANN401  # a result row
+    """How far a command has come, so that two processes can tell whether one of them has gone on with it."""
+    return command.progress_seq, command.affected, command.failed
+
+
+def _is_as_it_was(transaction: Transaction, number: int, standing: tuple[int | None, int, int]) -> bool:
+    """Whether nobody has gone on with the command, or stopped it, since it stood so; it is locked from now on."""
+    transaction.execute(_lock(transaction.sql), id=number)
+    now = _read(transaction, number)
+    return now is not None and _standing(now) == standing
 
 
 def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result row
@@ -347,9 +359,16 @@ _IS_KNOWN = "kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')"
 _ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _UNKNOWN = text(f"SELECT id, kind FROM relay_command WHERE {_IS_OPEN} AND NOT {_IS_KNOWN} ORDER BY id LIMIT 10")
-_COUNT = text("UPDATE relay_command SET state = 'running', affected = affected + :changed WHERE id = :id")
-_COUNT_FAILED = text("UPDATE relay_command SET failed = failed + 1, error = :error WHERE id = :id")
-_MOVE_ON = text("UPDATE relay_command SET state = 'running', progress_seq = :progress WHERE id = :id")
+_COUNT = text("""
+UPDATE relay_command SET state = 'running', affected = affected + :changed, progress_seq = :progress
+WHERE id = :id
+RETURNING progress_seq, affected, failed
+""")
+_COUNT_FAILED = text("""
+UPDATE relay_command SET state = 'running', failed = failed + 1, error = :error, progress_seq = :progress
+WHERE id = :id
+RETURNING progress_seq, affected, failed
+""")
 _PROGRESS = text("SELECT state, affected, answer, failed, error FROM relay_command WHERE id = :id")
 _GO_ON = text("""
 UPDATE relay_command SET state = 'running', finished_at = NULL, answer = NULL
@@ -368,14 +387,14 @@ RETURNING id
 """)
 
 
-_COMMAND = text(
-    "SELECT id, kind, selection, reason, asked_by, state, progress_seq, failed FROM relay_command WHERE id = :id"
-)
+_COMMAND = text("""
+SELECT id, kind, selection, reason, asked_by, state, progress_seq, affected, failed FROM relay_command WHERE id = :id
+""")
 
 
 @cache
 def _lock(sql: Sql) -> TextClause:
-    return text(f"SELECT 1 FROM relay_command WHERE id = :id {sql.for_update}")
+    return text(f"SELECT 1 FROM relay_command WHERE id = :id {sql.for_update_now}")
 
 
 @cache

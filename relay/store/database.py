@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,6 +54,7 @@ class Database:
         self.arrivals: Floor[int] = Floor()
         """Where looks for what has arrived begin."""
         self._clock = clock
+        self._mood = threading.local()
         self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
 
     @contextmanager
@@ -60,6 +62,7 @@ class Database:
         """One short transaction; committed when the block ends well."""
         with self.engine.begin() as connection:
             transaction = Transaction(connection, self.sql, self._now())
+            transaction.in_haste = getattr(self._mood, "in_haste", False)
             yield transaction
         if self.on_facts is not None and transaction.appended:
             self.on_facts(transaction.appended)
@@ -80,6 +83,15 @@ class Database:
         with self.engine.connect() as connection, snapshot(connection).begin():
             yield Transaction(connection, self.sql, self._now())
 
+    @contextmanager
+    def haste(self, in_haste: bool) -> Iterator[None]:  # a state, which is put back
+        """Let this thread's transactions wait for no row while they hold the order lock, if they are to be `in_haste`."""
+        self._mood.in_haste = in_haste
+        try:
+            yield
+        finally:
+            self._mood.in_haste = False
+
     def failed_alone(self, item: FailedAlone) -> None:
         """Let `on_failed_alone` hear of an item."""
         if self.on_failed_alone is not None:
@@ -98,6 +110,8 @@ class Transaction:
         self.appended: Counter[tuple[str, str]] = Counter()
         """How many facts it adds, by route and kind."""
         self._now = now
+        self.in_haste = False
+        """It waits for no row while it holds the order lock."""
 
     def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
         """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
@@ -124,6 +138,8 @@ class Transaction:
         """
         if self.sql.is_postgres:
             self.connection.execute(_LOCK)
+            if self.in_haste:
+                self.connection.execute(_IN_HASTE)
         return self.now()
 
     def now(self) -> datetime:
@@ -183,6 +199,7 @@ def key_text(key: Key) -> str:
 
 
 _LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
+_IN_HASTE = text("SET LOCAL lock_timeout = '50ms'")
 
 ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"
 """The columns that `as_open_delivery` reads."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, error_text, failure_of
+from inbox.db.dialect import Sql, blames_items, error_text
 from relay import facts
 from relay.alerts import deaths
 from relay.lifecycle import OpenDelivery, State, append
@@ -34,9 +34,8 @@ def quarantine(
 ) -> facts.Dead | None:
     """Make a delivery dead that is in flight under the lease of `token`, or, without one, received or ready.
 
-    Its lane goes on.
-
-    Where the lane itself can't be settled, the delivery alone is written: the view `stuck` shows a lane without a head.
+    Its lane goes on, also where no alert can be noted. Where the lane itself can't be settled, the delivery alone is written:
+    the view `stuck` shows a lane without a head.
 
     Args:
         database: of the delivery.
@@ -53,11 +52,10 @@ def quarantine(
     Raises:
         Exception: it could not even be written.
     """
-    blocks = policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
     # One that is under no lease may be no head, so it can't hold its lane; nor is it attempted.
-    fact = facts.Dead(
-        cause=cause, error=error_text(error), blocks_lane=blocks and token is not None, counted=token is not None
-    )
+    is_leased = token is not None
+    blocks = is_leased and policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
+    fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
 
     def make_dead(write: Callable[[Transaction, OpenDelivery, datetime], None]) -> facts.Dead | None:
         with database.write() as transaction:
@@ -68,19 +66,23 @@ def quarantine(
             write(transaction, append(row, fact, now), now)
         return fact
 
-    def with_its_lane(transaction: Transaction, dead: OpenDelivery, now: datetime) -> None:
+    def with_its_alert(transaction: Transaction, dead: OpenDelivery, now: datetime) -> None:
         note(transaction, deaths([dead]), now)
+        with_its_lane(transaction, dead, now)
+
+    def with_its_lane(transaction: Transaction, dead: OpenDelivery, now: datetime) -> None:
         transaction.write_back(settle_lanes(transaction, [dead], policies, now), relay_node)
 
     def by_itself(transaction: Transaction, dead: OpenDelivery, _now: datetime) -> None:
         transaction.write_back([dead], relay_node)
 
-    try:
-        return make_dead(with_its_lane)
-    except Exception as second:
-        if failure_of(second) != "fault":
-            raise
-        return make_dead(by_itself)
+    for write in (with_its_alert, with_its_lane):
+        try:
+            return make_dead(write)
+        except Exception as second:  # less of it may do
+            if not blames_items(second):
+                raise
+    return make_dead(by_itself)
 
 
 def _find(transaction: Transaction, key: Key, token: int | None, now: datetime) -> OpenDelivery | None:

@@ -9,7 +9,7 @@ from functools import cache
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, failure_of, rows_param
+from inbox.db.dialect import Sql, blames_items, rows_param
 from inbox.routing import OWN_LANE
 from inbox.timestamps import as_time
 from relay import facts
@@ -103,7 +103,7 @@ def record_each(
                 token=delivery.lease_token,
             )
         except Exception as second:
-            if failure_of(second) != "fault":
+            if not blames_items(second):
                 raise
             return [Recorded(delivery, None, second)]
         return [Recorded(delivery, fact)]

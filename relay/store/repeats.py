@@ -107,7 +107,7 @@ def judge(database: Database, config: Config, relay_node: str, seqs: Sequence[in
         again = [
             append(row, facts.Rearmed(repeat=newest[row.seq]), now)
             for row in uncovered
-            if row.state in (State.DEAD, State.ENDED)
+            if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided
         ]
         take_up(transaction, found, again, policies(config), relay_node)
         decided = [{"id": row.id, "times": row.times} for row in repeats if row.seq not in undecided]

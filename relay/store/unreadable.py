@@ -7,13 +7,16 @@ from functools import cache
 
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, failure_of
+from inbox.db.dialect import Sql, blames_items
 from relay.outcome import Delivery
 from relay.policy import RoutePolicy
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Key, key_text, keys_param
 from relay.store.events import with_events
 from relay.store.quarantine import quarantine
+
+MOST_ROUNDS = 20
+"""Each sets aside as many as a claim asks for, at most."""
 
 
 def claiming_what_can_be_loaded(
@@ -23,24 +26,35 @@ def claiming_what_can_be_loaded(
     policies: Mapping[str, RoutePolicy],
     relay_node: str,
 ) -> list[Delivery]:
-    """Claim; where that fails for something in it, set aside the candidates that can't be loaded, and claim again."""
-    try:
-        return claimed()
-    except Exception as error:
-        if failure_of(error) != "fault":
-            raise
+    """Claim; where that fails for something in it, set aside the candidates that can't be loaded, and claim again.
 
-    def load(keys: Sequence[Key]) -> None:
+    Where the next ones can't be loaded either, the same again, a few times; then nothing is claimed this time.
+    """
+    for _ in range(MOST_ROUNDS):
+        try:
+            return claimed()
+        except Exception as error:
+            if not blames_items(error) or not _set_aside(database, candidates(), policies, relay_node):
+                raise
+    return []
+
+
+def _set_aside(
+    database: Database, candidates: Sequence[Key], policies: Mapping[str, RoutePolicy], relay_node: str
+) -> int:
+    """Set aside those that can't be loaded. Returns how many."""
+
+    def load(keys: Sequence[Key]) -> int:
         with database.read() as transaction:
             rows = transaction.execute(_candidates(database.sql), keys=keys_param(keys))
             with_events(transaction, rows)
+        return 0
 
-    def set_aside(key: Key, error: Exception) -> None:
-        quarantine(database, policies, relay_node, key, cause="unprocessable", error=error)
+    def alone(key: Key, error: Exception) -> int:
+        dead = quarantine(database, policies, relay_node, key, cause="unprocessable", error=error)
+        return int(dead is not None)
 
-    for _ in in_parts(database, "claim", candidates(), part=load, alone=set_aside, name=key_text):
-        pass
-    return claimed()
+    return sum(in_parts(database, "claim", candidates, part=load, alone=alone, name=key_text))
 
 
 @cache

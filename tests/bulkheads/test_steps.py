@@ -102,9 +102,21 @@ def test_one_that_is_only_kept_busy_is_alerted_when_that_lasts(world: World) -> 
 
 
 def test_an_unreachable_database_is_not_the_steps_to_wait_for(world: World) -> None:
+    world.is_healthy = False
     with pytest.raises(OperationalError):
         world.fail("reap", GONE)
     assert world.steps.failing == {}
+
+
+def test_a_step_alone_that_cannot_use_the_database_waits_alone(world: World) -> None:
+    """Such as one whose statement takes too much memory, or meets a page that can't be read."""
+    assert world.fail("reap", GONE) == "otherwise"
+    assert world.steps.run("claim", lambda: 7, 0) == 7
+    assert list(world.steps.failing) == ["reap"]
+    assert (world.observer.counts["database_trouble"], world.observer.counts["step_failed"]) == (1, 0)
+    world.now += LASTS_SECONDS
+    world.fail("reap", GONE)
+    assert [name for name, _ in world.alerts] == ["reap"]
 
 
 @pytest.mark.parametrize("step", sorted(CRITICAL))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -283,3 +284,40 @@ def test_a_pause_by_the_command_line_is_a_command_too(steps: Steps) -> None:
         "asked_by": "kim",
         "state": "done",
     }
+
+
+def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process_dies_between_the_parts(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 9)))
+    for _ in range(8):
+        steps.attempt(DONE)
+    unreadable(steps, seq=4, kind="dead", detail="{}")
+    number = commands.ask(steps.database, "replay", Selection(route="strict", everything=True), who="kim", why="lost")
+    with monkeypatch.context() as patch:
+        dying = Dying(at=6)  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
+        patch.setattr(commands, "_change", dying)
+        with pytest.raises(KeyboardInterrupt):
+            commands.work_on(steps.database, CONFIG, number)
+    while claimed := claim(steps.database, "r1", [(["strict"], 8)]):
+        record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in claimed])
+    while work(steps):
+        pass
+    replayed = sorted(seq for seq, kind in steps.kinds() if kind == "replayed")
+    assert replayed == [1, 2, 3, 5, 6, 7, 8]
+    (row,) = steps.rows("SELECT affected, failed, progress_seq, state FROM relay_command")
+    assert row == {"affected": 7, "failed": 1, "progress_seq": 8, "state": "done"}
+
+
+class Dying:
+    """In place of what changes deliveries: the process dies the time that is told."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+        self._change = commands._change
+
+    def __call__(self, *arguments: Any) -> int:  # noqa: ANN401  # passed through
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+        return self._change(*arguments)

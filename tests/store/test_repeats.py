@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast
 
+import msgspec
 import pytest
 from sqlalchemy import Engine, text
 
@@ -360,3 +361,29 @@ def test_a_receiver_that_has_not_committed_yet_does_not_hold_the_order_lock_up(m
 def claim_after_sequence(steps: Steps) -> list[Delivery]:
     sequence(steps.database, POLICIES, "r1")
     return claim_all(steps)
+
+
+def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all_the_while(
+    steps: Steps, repeat: Repeat
+) -> None:
+    routes = {**CONFIG.routes, "slow": msgspec.structs.replace(CONFIG.routes["latest"], name="slow")}
+    config = msgspec.structs.replace(CONFIG, routes=routes)
+    event = an_event(1, second=1, routes=["latest", "slow"])
+    steps.arrive(event)
+    known = {**POLICIES, "slow": POLICIES["latest"]}
+    (slow,) = claim(steps.database, "r1", [(["slow"], 1)])
+    record_all(steps, claim_all(steps))
+    repeat(event)
+    for _ in range(3):
+        judge_repeats(steps.database, config, "r1")
+        record_all(steps, claim_all(steps))
+    record(steps.database, known, "r1", [(slow, TOO_SOON)])
+    for _ in range(3):
+        judge_repeats(steps.database, config, "r1")
+        record_all(steps, claim_all(steps))
+    assert sorted(
+        (row["route"], row["number"])
+        for row in steps.rows(
+            "SELECT route, count(*) AS number FROM delivery_log WHERE kind = 'rearmed' GROUP BY route"
+        )
+    ) == [("latest", 1), ("slow", 1)]

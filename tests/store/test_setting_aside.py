@@ -1,0 +1,230 @@
+"""What is set aside, and what is not: an item that fails alone; none where the same would be said of every one."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from inbox.config import Config
+from relay.claiming import Claiming
+from relay.gates import Passage, Toll
+from relay.leases import Leases
+from relay.observe import Observer
+from relay.outcome import Delivered
+from relay.poster import Poster
+from relay.steps import Steps as StepsOfARelay
+from relay.store import commands
+from relay.store.claim import claim
+from relay.store.database import FailedAlone
+from relay.store.reap import reap
+from relay.store.record import Recorded, record, record_each
+from relay.store.selection import Selection
+from relay.store.sequence import sequence
+from relay.upkeep import Upkeep
+from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
+from tests.store.test_commands import HOPELESS
+from tests.store.test_replay import CONFIG
+
+DONE = Delivered((), "forwarded")
+TEN = [an_event(number, f"u{number}") for number in range(1, 11)]
+
+on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+
+
+def by_hand(steps: Steps, *statements: str) -> None:
+    with steps.database.engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def refuse(steps: Steps, table: str, condition: str) -> None:
+    """Let a trigger refuse new rows of a table of which `condition` is true."""
+    if steps.database.sql.is_postgres:
+        by_hand(
+            steps,
+            f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN IF {condition} THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END $$",
+            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+    else:
+        by_hand(
+            steps,
+            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'no'); END",
+        )
+
+
+@contextmanager
+def locked(steps: Steps, statement: str) -> Iterator[None]:
+    """A person's transaction, which stays open, has locked some rows."""
+    with steps.database.engine.connect() as connection:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        connection.execute(text(statement))
+        yield
+
+
+def states(steps: Steps) -> Counter[str]:
+    return Counter(state for _, _, state in steps.states())
+
+
+def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_ordered(
+    steps: Steps, receive: Callable[..., list[int | None]]
+) -> None:
+    receive(*TEN)
+    by_hand(steps, "ALTER TABLE lane RENAME TO away")
+    with pytest.raises(DBAPIError):
+        sequence(steps.database, POLICIES, "r1")
+    assert states(steps) == {"received": 10}
+
+
+def test_nothing_is_given_up_where_a_column_is_missing_when_it_is_loaded(steps: Steps) -> None:
+    steps.arrive(*TEN)
+    by_hand(steps, "ALTER TABLE lane RENAME COLUMN applied_hash TO away")
+    with pytest.raises(DBAPIError):
+        claim(steps.database, "r1", [(["strict"], 4)], policies=POLICIES)
+    assert states(steps) == {"ready": 10}
+
+
+def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_recorded(steps: Steps) -> None:
+    steps.arrive(*TEN)
+    claimed = claim(steps.database, "r1", [(["strict"], 10)])
+    by_hand(steps, "ALTER TABLE lane RENAME TO away")
+    with pytest.raises(DBAPIError):
+        record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in claimed])
+    assert states(steps) == {"in_flight": 10}
+    by_hand(steps, "ALTER TABLE away RENAME TO lane")
+    record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in claimed])
+    assert steps.states() == []
+
+
+def test_no_command_is_failed_where_a_table_is_missing(steps: Steps) -> None:
+    steps.arrive(*TEN)
+    number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
+    by_hand(steps, "ALTER TABLE order_lock RENAME TO away")
+    with suppress(DBAPIError):  # SQLite's transactions have no need of that table
+        commands.work_on(steps.database, CONFIG, number)
+    (row,) = steps.rows("SELECT state FROM relay_command")
+    assert row["state"] in {"asked", "running"}
+
+
+def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps, clock: FakeClock) -> None:
+    steps.arrive(*TEN)
+    claim(steps.database, "r1", [(["strict"], 10)])
+    clock.advance(100)
+    refuse(steps, "delivery_log", "NEW.seq = 3")
+    with pytest.raises(DBAPIError, match="no"):
+        reap(steps.database, POLICIES, "r1")
+    assert states(steps) == {"ready": 9, "in_flight": 1}
+
+
+def test_a_lane_goes_on_behind_a_death_that_can_not_be_alerted(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    refuse(steps, "alert", "NEW.kind = 'delivery_dead'")
+    steps.attempt(HOPELESS)
+    assert steps.states() == [(1, "strict", "dead"), (2, "strict", "ready")]
+
+
+def test_behind_many_heads_that_can_not_be_loaded_the_next_are_claimed_at_once(steps: Steps) -> None:
+    steps.arrive(*TEN)
+    by_hand(steps, "UPDATE open_delivery SET seq = seq - 1000 WHERE seq <= 8")  # no event has these numbers
+    claimed = claim(steps.database, "r1", [(["strict"], 2)], policies=POLICIES)
+    assert [delivery.seq for delivery in claimed] == [9, 10]
+    assert states(steps) == {"dead": 8, "in_flight": 2}
+
+
+@on_postgres
+def test_a_row_that_stays_locked_keeps_no_other_from_being_ordered(
+    steps: Steps, receive: Callable[..., list[int | None]]
+) -> None:
+    receive(*TEN)
+    with (
+        locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"),
+        pytest.raises(DBAPIError, match="lock timeout"),
+    ):
+        sequence(steps.database, POLICIES, "r1")
+    assert states(steps) == {"ready": 9, "received": 1}
+    assert sequence(steps.database, POLICIES, "r1") == 1
+
+
+@on_postgres
+def test_a_row_that_stays_locked_keeps_no_other_from_being_recorded(steps: Steps) -> None:
+    steps.arrive(*TEN)
+    outcomes = [(delivery, DONE) for delivery in claim(steps.database, "r1", [(["strict"], 10)])]
+    recorded: list[Recorded] = []
+    parts = record_each(steps.database, POLICIES, "r1", outcomes)
+    with (
+        locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"),
+        pytest.raises(DBAPIError, match="lock timeout"),
+    ):
+        recorded.extend(one for part in parts for one in part)
+    assert (len(recorded), steps.states()) == (9, [(3, "strict", "in_flight")])
+    record(steps.database, POLICIES, "r1", outcomes)
+    assert steps.states() == []
+
+
+@on_postgres
+def test_a_locked_order_lock_is_waited_for_once(steps: Steps, receive: Callable[..., list[int | None]]) -> None:
+    receive(*TEN)
+    alone: list[FailedAlone] = []
+    steps.database.on_failed_alone = alone.append
+    with (
+        locked(steps, "SELECT id FROM order_lock FOR UPDATE"),
+        pytest.raises(DBAPIError, match="lock timeout") as raised,
+    ):
+        sequence(steps.database, POLICIES, "r1")
+    assert "order_lock" in str(raised.value.statement)
+    assert alone == []
+
+
+@on_postgres
+def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lock(steps: Steps) -> None:
+    steps.arrive(*TEN)
+    number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
+    working = commands.OpenCommands(steps.database)
+    with locked(steps, "SELECT 1 FROM relay_command FOR UPDATE"):
+        assert working.work(CONFIG) == 0
+    ((which, error),) = working.busy
+    assert (which, "could not obtain lock" in str(error)) == (number, True)
+    assert working.work(CONFIG) == 10
+
+
+@on_postgres
+def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(
+    steps: Steps, receive: Callable[..., list[int | None]]
+) -> None:
+    receive(an_event(1, routes=["strict", "latest"]))
+    sequence(steps.database, POLICIES, "r1")
+    passages = {name: Passage((), (Toll(("destination", name), 10, 1),)) for name in POLICIES}
+    wanted = [(["strict"], 1), (["latest"], 1)]
+    by_hand(steps, "INSERT INTO gate (kind, name) VALUES ('destination', 'strict')")
+    with locked(steps, "SELECT 1 FROM gate FOR UPDATE"):
+        claimed = claim(steps.database, "r1", wanted, passages)
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            claim(steps.database, "r1", [(["strict"], 1)], passages)
+    assert [delivery.route for delivery in claimed] == ["latest"]
+
+
+def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
+
+    def fails(_commands: commands.OpenCommands, _config: Config) -> int:
+        raise ValueError("no")
+
+    monkeypatch.setattr(commands.OpenCommands, "work", fails)
+    monkeypatch.setattr("relay.upkeep.EVERY_SECONDS", 0.0)
+    observer, leases, now = Observer(), Leases(), [0.0]
+    running = StepsOfARelay(observer, monotonic=lambda: now[0])
+    claiming = Claiming(steps.database, "r1", leases, observer)
+    upkeep = Upkeep(steps.database, "r1", claiming, observer, leases=leases, steps=running)
+    poster = Poster(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    for _ in range(3):
+        upkeep.do(CONFIG, POLICIES, poster)
+        now[0] += 1
+    assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]
