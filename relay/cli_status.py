@@ -93,7 +93,7 @@ def _show(database: Database, *, as_json: bool) -> None:
         return
     running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
     console(stderr=True).print(
-        f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`")
+        f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"), markup=False
     )
     for row in held_back:
         console(stderr=True).print(f"held back: {described(row)}", markup=False)
