@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, NoReturn
 
 import typer
@@ -103,4 +104,6 @@ def _plain(value: object) -> object:
         return time_text(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, Decimal):
+        return float(value)
     raise TypeError(f"can't show a {type(value).__name__}")

@@ -93,7 +93,7 @@ def _show(database: Database, *, as_json: bool) -> None:
         return
     running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
     console(stderr=True).print(
-        f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`")
+        f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"), markup=False
     )
     for trouble in (*probe.relays_in_trouble(database), *probe.waits_for_a_person(database)):
         console(stderr=True).print(f"trouble: {trouble.why}", markup=False)

@@ -1,13 +1,14 @@
 """Reads back what the guarantees rest on: settings of connection and server, and sequences that are ahead of their tables.
 
 `inbox.db.engine` sets what can be set. Something between may drop it, a pooler say, and a restore or the promotion of a
-logical replica leaves sequences behind. So both sides look when they start, and the receiver at each new connection.
+logical replica leaves sequences behind. So both sides look when they start, and at each new
+connection the receiver, at what it uses itself.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, text
@@ -71,6 +72,18 @@ _SET_BY: Mapping[str, str] = {
 """`pg_settings.source`: https://www.postgresql.org/docs/current/view-pg-settings.html."""
 
 
+COUNTED = [
+    f"{table.name}.{column.name}"
+    for table in metadata.sorted_tables
+    if table.dialect_options["sqlite"]["autoincrement"]
+    for column in table.primary_key
+]
+"""The columns that count up by themselves."""
+
+OF_RECEIVER = ("inbox.seq", "rejected_request.id", "repeated_request.id")
+"""Those of them that a receiver uses. It uses `alert.id` too, but can do without."""
+
+
 def require(engine: Engine) -> None:
     """Make sure that this database lets the guarantees be kept. What the server's owner alone can change is only logged.
 
@@ -87,11 +100,14 @@ def require(engine: Engine) -> None:
         raise UnfitDatabase("\n".join(found))
 
 
-def differences(connection: Connection) -> list[str]:
-    """Why nothing should be stored through this connection: a line for each reason, with what to do."""
+def differences(connection: Connection, columns: Collection[str] = COUNTED) -> list[str]:
+    """Why nothing should be stored through this connection: a line for each reason, with what to do.
+
+    Of the `columns` that count up by themselves: a table that is not the caller's may be locked, or have its own trouble.
+    """
     if connection.dialect.name == SQLITE:
         return list(_pragmas(connection))
-    return [*_settings(connection, REFUSED, _DROPPED), *_sequences(connection)]
+    return [*_settings(connection, REFUSED, _DROPPED), *_sequences(connection, columns)]
 
 
 def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[str]:
@@ -102,9 +118,9 @@ def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str
             yield f"{told}. {remedy}" if remedy else told
 
 
-def _sequences(connection: Connection) -> Iterator[str]:
+def _sequences(connection: Connection, columns: Collection[str]) -> Iterator[str]:
     """Those that would give a number that is taken. One that this role may not look at is not its to use."""
-    sequences = connection.execute(_SEQUENCES, {"columns": _COUNTED}).all()
+    sequences = connection.execute(_SEQUENCES, {"columns": list(columns)}).all()
     if not sequences:
         return
     each = " UNION ALL ".join(
@@ -132,14 +148,6 @@ def _pragmas(connection: Connection) -> Iterator[str]:
     finally:
         cursor.close()
 
-
-_COUNTED = [
-    f"{table.name}.{column.name}"
-    for table in metadata.sorted_tables
-    if table.dialect_options["sqlite"]["autoincrement"]
-    for column in table.primary_key
-]
-"""The columns that count up by themselves."""
 
 # the isolation of a transaction comes from its default, and that is what somebody has set
 _SETTINGS = text("""

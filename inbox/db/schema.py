@@ -264,6 +264,10 @@ relay_node = Table(
     Column("heartbeat_at", UtcDateTime, nullable=False, comment="when it last said that it lives; database clock"),
     Column("stopped_at", UtcDateTime, comment="when it stopped in order; empty while it runs or when it died"),
     Column("failing", JsonValue, comment="its steps that fail now, and why; empty: none does"),
+    CheckConstraint("jsonb_typeof(failing) = 'object'", name="failing").ddl_if(dialect="postgresql"),
+    CheckConstraint(
+        "failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END", name="failing"
+    ).ddl_if(dialect="sqlite"),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,
 )
@@ -421,3 +425,22 @@ write_probe = Table(
     CheckConstraint("id = 1", name="one_row"),
     comment="One row, written by health checks: a database that can be read but not written is not ready.",
 )
+
+
+def _is_readable(column: str) -> dict[str, str]:
+    """For each dialect, a condition that a time, or none, can be read: what can't be would end who lists or works on it."""
+    first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
+    day = f"substr({column}, 1, 10)"
+    return {
+        "postgresql": f"{column} BETWEEN '{first}' AND '{last}'",  # not 'infinity', nor a year that no datetime has
+        "sqlite": f"date({day}) IS {day} AND {column} >= '{first}'"
+        f" AND (length({column}) = 10 OR substr({column}, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')",
+    }
+
+
+for _table in metadata.sorted_tables:
+    for _column in [column for column in _table.columns if isinstance(column.type, UtcDateTime)]:
+        for _dialect, _condition in _is_readable(_column.name).items():
+            _table.append_constraint(
+                CheckConstraint(_condition, name=f"{_column.name}_is_readable").ddl_if(dialect=_dialect)
+            )

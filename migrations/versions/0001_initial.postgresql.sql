@@ -10,7 +10,11 @@ CREATE TABLE alert (
     sent_at TIMESTAMP WITH TIME ZONE,
     is_unsendable BOOLEAN DEFAULT false NOT NULL,
     error TEXT,
-    CONSTRAINT pk_alert PRIMARY KEY (id)
+    CONSTRAINT pk_alert PRIMARY KEY (id),
+    CONSTRAINT ck_alert_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_alert_told_at_is_readable CHECK (told_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_alert_post_after_is_readable CHECK (post_after BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
@@ -53,7 +57,8 @@ CREATE TABLE delivery_log (
     relay_node TEXT,
     detail JSONB NOT NULL,
     CONSTRAINT pk_delivery_log PRIMARY KEY (id),
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected'))
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')),
+    CONSTRAINT ck_delivery_log_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
@@ -94,7 +99,11 @@ CREATE TABLE gate (
     rate_used_until TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_gate PRIMARY KEY (kind, name),
     CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
-    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired'))
+    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
+    CONSTRAINT ck_gate_paused_at_is_readable CHECK (paused_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_breaker_until_is_readable CHECK (breaker_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_window_began_at_is_readable CHECK (window_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (rate_used_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -145,7 +154,9 @@ CREATE TABLE inbox (
     traceparent TEXT,
     CONSTRAINT pk_inbox PRIMARY KEY (seq),
     CONSTRAINT uq_inbox_source_dedup_key UNIQUE (source, dedup_key),
-    CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other'))
+    CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
+    CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_inbox_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
@@ -193,7 +204,10 @@ CREATE TABLE lane (
     last_modified TIMESTAMP WITH TIME ZONE,
     applied_hash BYTEA,
     healing_seq BIGINT,
-    CONSTRAINT pk_lane PRIMARY KEY (route, lane)
+    CONSTRAINT pk_lane PRIMARY KEY (route, lane),
+    CONSTRAINT ck_lane_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (fetch_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_lane_last_modified_is_readable CHECK (last_modified BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -234,7 +248,10 @@ CREATE TABLE open_delivery (
     CONSTRAINT ck_open_delivery_state CHECK (state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')),
     CONSTRAINT ck_open_delivery_due_when_ready CHECK ((state = 'ready') = (due_at IS NOT NULL)),
     CONSTRAINT ck_open_delivery_due_at CHECK (due_at BETWEEN '1970-01-01 00:00:00.000000Z' AND '9000-01-01 00:00:00.000000Z'),
-    CONSTRAINT ck_open_delivery_leased_when_in_flight CHECK ((state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL))
+    CONSTRAINT ck_open_delivery_leased_when_in_flight CHECK ((state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)),
+    CONSTRAINT ck_open_delivery_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_open_delivery_due_at_is_readable CHECK (due_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -308,7 +325,9 @@ CREATE TABLE rejected_request (
     readmitted_seq BIGINT,
     readmitted_by TEXT,
     readmit_reason TEXT,
-    CONSTRAINT pk_rejected_request PRIMARY KEY (id)
+    CONSTRAINT pk_rejected_request PRIMARY KEY (id),
+    CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (readmitted_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 COMMENT ON TABLE rejected_request IS 'A request that was refused. Each receiver process keeps at most 10 a second; beyond that only counters move.';
@@ -360,7 +379,9 @@ CREATE TABLE relay_command (
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
     CONSTRAINT ck_relay_command_selection CHECK (jsonb_typeof(selection) = 'object'),
-    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled'))
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
@@ -402,7 +423,11 @@ CREATE TABLE relay_node (
     heartbeat_at TIMESTAMP WITH TIME ZONE NOT NULL,
     stopped_at TIMESTAMP WITH TIME ZONE,
     failing JSONB,
-    CONSTRAINT pk_relay_node PRIMARY KEY (id)
+    CONSTRAINT pk_relay_node PRIMARY KEY (id),
+    CONSTRAINT ck_relay_node_failing CHECK (jsonb_typeof(failing) = 'object'),
+    CONSTRAINT ck_relay_node_started_at_is_readable CHECK (started_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (heartbeat_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (stopped_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -434,7 +459,10 @@ CREATE TABLE repeated_request (
     times BIGINT DEFAULT 1 NOT NULL,
     last_received_at TIMESTAMP WITH TIME ZONE,
     error TEXT,
-    CONSTRAINT pk_repeated_request PRIMARY KEY (id)
+    CONSTRAINT pk_repeated_request PRIMARY KEY (id),
+    CONSTRAINT ck_repeated_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_repeated_request_handled_at_is_readable CHECK (handled_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_repeated_request_last_received_at_is_readable CHECK (last_received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 CREATE INDEX ix_repeated_request_open ON repeated_request (seq) WHERE handled_at IS NULL;
@@ -473,7 +501,10 @@ CREATE TABLE sweep_watermark (
     error TEXT,
     lease_until TIMESTAMP WITH TIME ZONE,
     relay_node TEXT,
-    CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type)
+    CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type),
+    CONSTRAINT ck_sweep_watermark_compared_until_is_readable CHECK (compared_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_sweep_watermark_swept_at_is_readable CHECK (swept_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_sweep_watermark_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 COMMENT ON TABLE sweep_watermark IS 'How far the sweep has compared a source with the inbox, what the last one found, and who is at it.';
@@ -504,7 +535,8 @@ CREATE TABLE write_probe (
     id INTEGER NOT NULL,
     probed_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT pk_write_probe PRIMARY KEY (id),
-    CONSTRAINT ck_write_probe_one_row CHECK (id = 1)
+    CONSTRAINT ck_write_probe_one_row CHECK (id = 1),
+    CONSTRAINT ck_write_probe_probed_at_is_readable CHECK (probed_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
 COMMENT ON TABLE write_probe IS 'One row, written by health checks: a database that can be read but not written is not ready.';

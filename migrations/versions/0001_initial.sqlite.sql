@@ -20,7 +20,11 @@ CREATE TABLE alert ( -- One row per change for the worse or back, never a second
     -- true: it can't be posted, and is not tried again
     is_unsendable BOOLEAN DEFAULT false NOT NULL,
     -- why it is unsent
-    error TEXT
+    error TEXT,
+    CONSTRAINT ck_alert_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_alert_told_at_is_readable CHECK (date(substr(told_at, 1, 10)) IS substr(told_at, 1, 10) AND told_at >= '0001-01-01 00:00:00.000000Z' AND (length(told_at) = 10 OR substr(told_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_alert_post_after_is_readable CHECK (date(substr(post_after, 1, 10)) IS substr(post_after, 1, 10) AND post_after >= '0001-01-01 00:00:00.000000Z' AND (length(post_after) = 10 OR substr(post_after, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_alert_sent_at_is_readable CHECK (date(substr(sent_at, 1, 10)) IS substr(sent_at, 1, 10) AND sent_at >= '0001-01-01 00:00:00.000000Z' AND (length(sent_at) = 10 OR substr(sent_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE INDEX ix_alert_subject ON alert (kind, subject, id);
@@ -46,7 +50,8 @@ CREATE TABLE delivery_log ( -- The facts: everything that happened to a delivery
     relay_node TEXT,
     -- calls, statuses, durations, error, next due time, who and why
     detail JSON NOT NULL,
-    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected'))
+    CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')),
+    CONSTRAINT ck_delivery_log_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
@@ -82,7 +87,11 @@ CREATE TABLE gate ( -- What holds deliveries back besides their order: pauses, c
     rate_used_until TEXT,
     CONSTRAINT pk_gate PRIMARY KEY (kind, name),
     CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
-    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired'))
+    CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
+    CONSTRAINT ck_gate_paused_at_is_readable CHECK (date(substr(paused_at, 1, 10)) IS substr(paused_at, 1, 10) AND paused_at >= '0001-01-01 00:00:00.000000Z' AND (length(paused_at) = 10 OR substr(paused_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_gate_breaker_until_is_readable CHECK (date(substr(breaker_until, 1, 10)) IS substr(breaker_until, 1, 10) AND breaker_until >= '0001-01-01 00:00:00.000000Z' AND (length(breaker_until) = 10 OR substr(breaker_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_gate_window_began_at_is_readable CHECK (date(substr(window_began_at, 1, 10)) IS substr(window_began_at, 1, 10) AND window_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(window_began_at) = 10 OR substr(window_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (date(substr(rate_used_until, 1, 10)) IS substr(rate_used_until, 1, 10) AND rate_used_until >= '0001-01-01 00:00:00.000000Z' AND (length(rate_used_until) = 10 OR substr(rate_used_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the receiver before it answers 200.
@@ -119,7 +128,9 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     -- W3C trace context of the request
     traceparent TEXT,
     CONSTRAINT uq_inbox_source_dedup_key UNIQUE (source, dedup_key),
-    CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other'))
+    CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
+    CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_inbox_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
@@ -141,7 +152,10 @@ CREATE TABLE lane ( -- What was last delivered in a lane. One row per route and 
     applied_hash BLOB,
     -- while older dead deliveries of the lane are being ended, batch by batch: the success that stands for them
     healing_seq BIGINT,
-    CONSTRAINT pk_lane PRIMARY KEY (route, lane)
+    CONSTRAINT pk_lane PRIMARY KEY (route, lane),
+    CONSTRAINT ck_lane_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_lane_fetch_began_at_is_readable CHECK (date(substr(fetch_began_at, 1, 10)) IS substr(fetch_began_at, 1, 10) AND fetch_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(fetch_began_at) = 10 OR substr(fetch_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_lane_last_modified_is_readable CHECK (date(substr(last_modified, 1, 10)) IS substr(last_modified, 1, 10) AND last_modified >= '0001-01-01 00:00:00.000000Z' AND (length(last_modified) = 10 OR substr(last_modified, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
@@ -175,7 +189,10 @@ CREATE TABLE open_delivery ( -- Every delivery that has not ended. A projection:
     CONSTRAINT ck_open_delivery_state CHECK (state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')),
     CONSTRAINT ck_open_delivery_due_when_ready CHECK ((state = 'ready') = (due_at IS NOT NULL)),
     CONSTRAINT ck_open_delivery_due_at CHECK (due_at BETWEEN '1970-01-01 00:00:00.000000Z' AND '9000-01-01 00:00:00.000000Z'),
-    CONSTRAINT ck_open_delivery_leased_when_in_flight CHECK ((state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL))
+    CONSTRAINT ck_open_delivery_leased_when_in_flight CHECK ((state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)),
+    CONSTRAINT ck_open_delivery_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_open_delivery_due_at_is_readable CHECK (date(substr(due_at, 1, 10)) IS substr(due_at, 1, 10) AND due_at >= '0001-01-01 00:00:00.000000Z' AND (length(due_at) = 10 OR substr(due_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_open_delivery_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE INDEX ix_open_delivery_blocked ON open_delivery (route, lane) WHERE state = 'blocked';
@@ -233,7 +250,9 @@ CREATE TABLE rejected_request ( -- A request that was refused. Each receiver pro
     -- who took it in
     readmitted_by TEXT,
     -- why it was taken in after all
-    readmit_reason TEXT
+    readmit_reason TEXT,
+    CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or command; executed and answered by the daemon.
@@ -265,7 +284,9 @@ CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or
     error TEXT,
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
     CONSTRAINT ck_relay_command_selection CHECK (CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
-    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled'))
+    CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
@@ -287,7 +308,11 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     stopped_at TEXT,
     -- its steps that fail now, and why; empty: none does
     failing JSON,
-    CONSTRAINT pk_relay_node PRIMARY KEY (id)
+    CONSTRAINT pk_relay_node PRIMARY KEY (id),
+    CONSTRAINT ck_relay_node_failing CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END),
+    CONSTRAINT ck_relay_node_started_at_is_readable CHECK (date(substr(started_at, 1, 10)) IS substr(started_at, 1, 10) AND started_at >= '0001-01-01 00:00:00.000000Z' AND (length(started_at) = 10 OR substr(started_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (date(substr(heartbeat_at, 1, 10)) IS substr(heartbeat_at, 1, 10) AND heartbeat_at >= '0001-01-01 00:00:00.000000Z' AND (length(heartbeat_at) = 10 OR substr(heartbeat_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE TABLE repeated_request ( -- A request whose key was in the inbox already. It was answered 200 with the first one's seq. sum(times) counts them.
@@ -308,7 +333,10 @@ CREATE TABLE repeated_request ( -- A request whose key was in the inbox already.
     -- when times is more than 1: when the last of them arrived
     last_received_at TEXT,
     -- why it could not be judged; emptied, it is judged again
-    error TEXT
+    error TEXT,
+    CONSTRAINT ck_repeated_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_repeated_request_handled_at_is_readable CHECK (date(substr(handled_at, 1, 10)) IS substr(handled_at, 1, 10) AND handled_at >= '0001-01-01 00:00:00.000000Z' AND (length(handled_at) = 10 OR substr(handled_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_repeated_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE INDEX ix_repeated_request_open ON repeated_request (seq) WHERE handled_at IS NULL;
@@ -338,7 +366,10 @@ CREATE TABLE sweep_watermark ( -- How far the sweep has compared a source with t
     lease_until TEXT,
     -- while a relay sweeps: relay_node.id of the process
     relay_node TEXT,
-    CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type)
+    CONSTRAINT pk_sweep_watermark PRIMARY KEY (source, entity_type),
+    CONSTRAINT ck_sweep_watermark_compared_until_is_readable CHECK (date(substr(compared_until, 1, 10)) IS substr(compared_until, 1, 10) AND compared_until >= '0001-01-01 00:00:00.000000Z' AND (length(compared_until) = 10 OR substr(compared_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_sweep_watermark_swept_at_is_readable CHECK (date(substr(swept_at, 1, 10)) IS substr(swept_at, 1, 10) AND swept_at >= '0001-01-01 00:00:00.000000Z' AND (length(swept_at) = 10 OR substr(swept_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_sweep_watermark_lease_until_is_readable CHECK (date(substr(lease_until, 1, 10)) IS substr(lease_until, 1, 10) AND lease_until >= '0001-01-01 00:00:00.000000Z' AND (length(lease_until) = 10 OR substr(lease_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE TABLE write_probe ( -- One row, written by health checks: a database that can be read but not written is not ready.
@@ -347,7 +378,8 @@ CREATE TABLE write_probe ( -- One row, written by health checks: a database that
     -- when a health check last wrote here
     probed_at TEXT NOT NULL,
     CONSTRAINT pk_write_probe PRIMARY KEY (id),
-    CONSTRAINT ck_write_probe_one_row CHECK (id = 1)
+    CONSTRAINT ck_write_probe_one_row CHECK (id = 1),
+    CONSTRAINT ck_write_probe_probed_at_is_readable CHECK (date(substr(probed_at, 1, 10)) IS substr(probed_at, 1, 10) AND probed_at >= '0001-01-01 00:00:00.000000Z' AND (length(probed_at) = 10 OR substr(probed_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE VIEW delivery AS

@@ -13,7 +13,7 @@ from inbox.db.dialect import Sql, as_json, error_text, rows_param
 from inbox.timestamps import as_time, time_text
 from relay.alerts import SENTENCES, Alert, Posted
 from relay.store.bulkhead import in_parts
-from relay.store.database import Database, Transaction
+from relay.store.database import Database, FailedAlone, Transaction
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
 """When a post has failed, or the relay that was at it is gone."""
@@ -23,13 +23,26 @@ POSTED_WITHIN = timedelta(days=1)
 
 
 def note(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> None:
-    """Keep those that are a change from what was kept last of their kind and subject. Call it under the order lock."""
+    """Keep those that are a change from what was kept last of their kind and subject. Call it under the order lock.
+
+    One that the database refuses is left out and logged: what it is about has happened all the same, and has to be recorded.
+    """
+    kept = list(alerts)
+    if not kept or _attempt(transaction, kept, now) is None:
+        return
+    for alert in kept:
+        error = _attempt(transaction, [alert], now)
+        if error is not None:
+            item = f"alert {alert.kind} of {alert.subject}"
+            transaction.left_out.append(FailedAlone("log_alerts", item, error_text(error)))
+
+
+def _attempt(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> Exception | None:
     rows = [
         {"kind": alert.kind, "subject": alert.subject, "firing": alert.firing, "detail": dict(alert.detail)}
         for alert in alerts
     ]
-    if rows:
-        transaction.execute(_note(transaction.sql), alerts=rows_param(rows), at=time_text(now))
+    return transaction.attempt(_note(transaction.sql), alerts=rows_param(rows), at=time_text(now))
 
 
 def step_failed(database: Database, step: str, error: str) -> None:

@@ -419,13 +419,21 @@ def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
 WITH due AS MATERIALIZED ({due}
 )
 UPDATE open_delivery
-SET state = 'in_flight', attempt = open_delivery.attempt + 1, due_at = NULL,
+SET state = 'in_flight', attempt = {_one_more("open_delivery.attempt")}, due_at = NULL,
     lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}, lease_token = :token, relay_node = :node
 FROM due
 WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state || '' = 'ready'
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run,
     open_delivery.lease_token, open_delivery.crashes{besides and f", {besides}"}
 """)
+
+
+def _one_more(column: str) -> str:
+    """A hand may have counted as far as the column goes: one head must not keep the statement from claiming others."""
+    return f"CASE WHEN {column} < {_LARGEST} THEN {column} + 1 ELSE {column} END"
+
+
+_LARGEST = 2**31 - 1
 
 
 def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:

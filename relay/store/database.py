@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import Sql, is_storable, rows_param, storable
+from inbox.db.dialect import Sql, failure_of, is_storable, rows_param, storable
 from inbox.db.engine import reading, snapshot
 from inbox.timestamps import as_time, time_text
 from relay import facts
@@ -66,6 +66,8 @@ class Database:
             yield transaction
         if self.on_facts is not None and transaction.appended:
             self.on_facts(transaction.appended)
+        for item in transaction.left_out:
+            self.failed_alone(item)
         if self.sql.pause_after_write:
             time.sleep(self.sql.pause_after_write)
         if self._checkpoints is not None and self._checkpoints.due(_ROWS_OF_A_WRITE):
@@ -109,6 +111,8 @@ class Transaction:
         self.sql = sql
         self.appended: Counter[tuple[str, str]] = Counter()
         """How many facts it adds, by route and kind."""
+        self.left_out: list[FailedAlone] = []
+        """What it does without, since the database has refused it."""
         self._now = now
         self.in_haste = False
         """It waits for no row while it holds the order lock."""
@@ -122,6 +126,17 @@ class Transaction:
                 parameters[name] = storable(value)
         result = self.connection.execute(statement, parameters)
         return list(result.all()) if result.returns_rows else []
+
+    def attempt(self, statement: TextClause, **parameters: object) -> Exception | None:
+        """Run a statement that must not end the transaction. Why it was not done, when it is at fault itself."""
+        try:
+            with self.connection.begin_nested():
+                self.execute(statement, **parameters)
+        except Exception as error:
+            if failure_of(error) != "fault":
+                raise
+            return error
+        return None
 
     def stream(self, statement: TextClause, at_a_time: int, **parameters: object) -> Iterator[Any]:
         """The rows of a statement, so many at a time: for answers too large to hold."""

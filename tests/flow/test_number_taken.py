@@ -81,10 +81,7 @@ async def test_a_database_that_came_back_with_a_sequence_behind_is_not_ready_bef
     monkeypatch.setattr(app, "READY_CACHED_SECONDS", 0.0)
     async with receiving(a_config(postgres_database_url)) as receiver:
         assert await fill(receiver, 0, 3) == [200] * 3
-        do(
-            "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES (now(), 1, 'r', 'dead', 1, '{}');"
-            "SELECT setval('delivery_log_id_seq', 1, false)"
-        )
+        do("SELECT setval('inbox_seq_seq', 1, false)")
         disconnect(postgres_database_url)
         await receiver.get("/health/ready")  # its connection was broken
         assert (await receiver.get("/health/ready")).status_code == 503
@@ -118,6 +115,28 @@ async def test_an_alert_of_a_receiver_that_has_ended_is_taken_back_by_the_next(
     async with receiving(a_config(database_url)) as receiver:
         assert await fill(receiver, 0, 2) == [200] * 2
     assert [bool(firing) for _, firing in alerted(database_url)] == [True, False]
+
+
+@pytest.mark.parametrize("table", ["alert", "delivery_log", "relay_command"])
+async def test_a_table_of_the_relay_that_is_locked_keeps_nothing_from_being_stored(
+    postgres_database_url: str, table: str
+) -> None:
+    made = engines.connect(postgres_database_url, application="tests")
+    with made.connect() as dba:
+        dba.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        async with receiving(a_config(postgres_database_url)) as receiver:
+            dba.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+            assert await fill(receiver, 0, 1) == [200]
+    made.dispose()
+
+
+async def test_a_sequence_of_the_relay_behind_its_table_keeps_nothing_from_being_stored(
+    postgres_database_url: str, do: Do
+) -> None:
+    do("""INSERT INTO relay_command (id, asked_at, asked_by, kind, selection, reason)
+VALUES (7, now(), 'kim', 'pause', '{}', 'r')""")
+    async with receiving(a_config(postgres_database_url)) as receiver:
+        assert await fill(receiver, 0, 1) == [200]
 
 
 async def test_a_number_that_is_taken_in_sqlite_is_no_fault_of_the_row(sqlite_database_url: str) -> None:

@@ -13,6 +13,7 @@ from relay.outcome import Delivered, Failed
 from relay.store import alerts
 from relay.store.claim import claim_suspect
 from relay.store.conditions import Watch
+from relay.store.database import FailedAlone
 from relay.store.reap import reap
 from relay.store.selection import Selection
 from tests.helpers.commanding import carry_out
@@ -234,3 +235,27 @@ INSERT INTO alert (at, kind, subject, firing, detail) VALUES ('2026-01-01 00:00:
     assert [posted.alert.kind for posted in alerts.take_untold(steps.database)] == ["retired"]
     assert [posted.alert.kind for posted in alerts.take_unsent(steps.database)] == ["retired"]
     assert alerts.of_newer_version(steps.database) == ["of_tomorrow"]
+
+
+REFUSED = {
+    "postgresql": """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no more alerts'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON alert FOR EACH ROW EXECUTE FUNCTION refuse()""",
+    "sqlite": "CREATE TRIGGER refuse BEFORE INSERT ON alert BEGIN SELECT RAISE(ABORT, 'no more alerts'); END",
+}
+"""As a right that was taken away, or a sequence behind its table."""
+
+
+def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u2", routes=["latest"]))
+    with steps.database.engine.begin() as connection:
+        connection.exec_driver_sql(REFUSED[connection.dialect.name])
+    alone: list[FailedAlone] = []
+    steps.database.on_failed_alone = alone.append
+    steps.attempt(HOPELESS)
+    steps.attempt(DONE, "latest")
+    assert steps.kinds() == [(1, "dead"), (3, "delivered")]
+    assert steps.rows("SELECT cause FROM dead_letter") == [{"cause": "mapping"}]
+    assert (2, "strict", "ready") in steps.states()
+    assert [(item.step, item.item) for item in alone] == [("log_alerts", "alert delivery_dead of strict")]
+    assert "no more alerts" in alone[0].error

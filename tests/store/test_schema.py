@@ -6,10 +6,11 @@ from itertools import product
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Column, Engine, insert, inspect, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from inbox.db.schema import OPEN_STATES, delivery_log, inbox, open_delivery, order_lock, write_probe
+from inbox.db.dialect import UtcDateTime
+from inbox.db.schema import OPEN_STATES, delivery_log, gate, inbox, metadata, open_delivery, order_lock, write_probe
 from relay import facts
 from relay.lifecycle import HEADS, State, Step
 from tests.store.conftest import START
@@ -120,3 +121,64 @@ def test_the_order_lock_and_the_probe_are_one_row_each(engine: Engine) -> None:
     for statement in (insert(order_lock).values(id=2), insert(write_probe).values(id=2, probed_at=START)):
         with pytest.raises(IntegrityError), engine.begin() as connection:
             connection.execute(statement)
+
+
+UNREADABLE = {
+    "postgresql": ("infinity", "-infinity", "0044-03-15 12:00:00 BC", "10000-01-01 00:00:00Z"),
+    "sqlite": (
+        "soon",
+        "5",
+        "",
+        "2026-02-30 00:00:00.000000Z",
+        "2026-13-01 00:00:00.000000Z",
+        "0000-01-01 00:00:00Z",
+        "now",
+    ),
+}
+"""Times that a hand can write there, and no datetime can be."""
+
+FIRST, LAST = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
+
+
+def refuses(engine: Engine, statement: str, value: str) -> bool:
+    kind = "CAST(:value AS {})" if engine.dialect.name == "postgresql" else ":value"
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(statement.replace(":value", kind.format("timestamptz"))), {"value": value})
+    except DBAPIError:
+        return True
+    return False
+
+
+def test_a_time_that_could_not_be_read_is_refused(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(insert(gate).values(kind="route", name="r"))
+    statement = "UPDATE gate SET rate_used_until = :value"
+    assert [time for time in UNREADABLE[engine.dialect.name] if not refuses(engine, statement, time)] == []
+    assert [time for time in (FIRST, LAST, "2026-01-01") if refuses(engine, statement, time)] == []
+
+
+def test_every_time_is_checked(engine: Engine) -> None:
+    with engine.connect() as connection:
+        checked = {
+            check["name"] for table in metadata.tables for check in inspect(connection).get_check_constraints(table)
+        }
+    times = [
+        (table.name, column.name) for table in metadata.sorted_tables for column in table.columns if is_time(column)
+    ]
+    assert len(times) > 20
+    assert [f"ck_{table}_{name}_is_readable" for table, name in times] == [
+        name for table, column in times if (name := f"ck_{table}_{column}_is_readable") in checked
+    ]
+
+
+def is_time(column: Column[Any]) -> bool:
+    return isinstance(column.type, UtcDateTime)
+
+
+@pytest.mark.parametrize("failing", ["5", "null", "[1]", '"claim"', "nonsense"])
+def test_what_fails_in_a_relay_is_an_object(engine: Engine, failing: str) -> None:
+    node = f"""INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, failing)
+VALUES ('n', 'h', 1, '1', '2026-01-01 00:00:00.000000Z', '2026-01-01 00:00:00.000000Z', '{failing}')"""
+    with pytest.raises(DBAPIError), engine.begin() as connection:
+        connection.exec_driver_sql(node)

@@ -76,3 +76,11 @@ def test_one_that_had_nothing_to_send_has_ended_and_stands_for_the_dead_before_i
     (row,) = steps.rows("SELECT state, attempts FROM delivery WHERE seq = 2")
     assert row == {"state": "unchanged", "attempts": 1}
     assert not [found for checked in verify(steps.database, CONFIG) for found in checked.differences]
+
+
+def test_a_head_whose_attempts_are_counted_as_far_as_the_column_goes_stops_no_other(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    with steps.database.write() as transaction:
+        transaction.execute(text("UPDATE open_delivery SET attempt = 2147483647 WHERE seq = 1"))
+    claimed = [steps.claim(), steps.claim()]
+    assert [(delivery.seq, delivery.attempt) for delivery in claimed] == [(1, 2147483647), (2, 1)]
