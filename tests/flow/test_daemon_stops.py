@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.db import engine as engines
-from relay import daemon
+from relay import daemon, steps
 from relay.daemon import Relay
 from relay.destinations import build
-from relay.store import nodes, reap
+from relay.store import claim
 from relay.store.database import Database
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, always_well, never_greeting, serving
@@ -55,36 +55,13 @@ def test_a_call_that_is_to_be_cut_is_cut_though_its_lease_is_renewed_all_the_tim
         assert kinds(engine) == ["attempt_failed"]
 
 
-def test_without_renewals_the_relay_ends_as_one_that_died(
+def test_a_relay_that_can_claim_nothing_for_long_ends_what_runs_in_order_and_itself_as_one_that_died(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(daemon, "RENEW_EVERY_SECONDS", 0.05)
-    fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
-    with serving(tmp_path / "arrivals.jsonl", seconds=0.5) as downstream, ThreadPoolExecutor(1) as pool:
-        config = configured(downstream.url)
-        relay = Relay(Database(engine), config, build(config))
-        ends = pool.submit(relay.run)
-        until(lambda: len(downstream.arrivals), "the call is under way")
-        monkeypatch.setattr(nodes, "heartbeat", broken)
-        ended = wait([ends], timeout=10).done
-        relay.stop()
-        assert ended
-        assert isinstance(ends.exception(), ZeroDivisionError)
-        assert len(downstream.arrivals) == 1
-
-    assert kinds(engine) == ["delivered"]
-    assert open_states(engine) == {"ready": 1}
-    assert count_rows(engine, "relay_node WHERE stopped_at IS NULL") == 1
-
-
-def test_after_a_bug_in_the_loop_what_runs_ends_in_order_and_the_relay_as_one_that_died(
-    database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError
+    monkeypatch.setattr(steps, "LASTS_SECONDS", 0.3)
 
     fill(database_url, [(f"u{n}", moment(n)) for n in range(3)])
     with serving(tmp_path / "arrivals.jsonl", seconds=0.8) as downstream, ThreadPoolExecutor(1) as pool:
@@ -92,7 +69,7 @@ def test_after_a_bug_in_the_loop_what_runs_ends_in_order_and_the_relay_as_one_th
         relay = Relay(Database(engine), config, build(config))
         ends = pool.submit(relay.run)
         until(lambda: len(downstream.arrivals), "the call is under way")
-        monkeypatch.setattr(reap, "reap", broken)
+        monkeypatch.setattr(claim, "claim", broken)
         ended = wait([ends], timeout=20).done
         relay.stop()
         assert ended

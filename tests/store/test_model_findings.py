@@ -26,6 +26,7 @@ CONFIG = Config(
     },
 )
 POLICIES = policies(CONFIG)
+STALE = Failed((Call("fetch", "GET", "https://id/", "answered", 1.0, 200),), "stale", "older than its event")
 REFUSED = Failed((Call("forward", "POST", "https://crm/", "answered", 1.0, 401),), "auth", "answered 401")
 HOPELESS = Failed((), "mapping", "email: no value")
 
@@ -74,9 +75,9 @@ def test_one_that_was_put_off_and_not_counted_is_not_due_sooner_because_an_older
 ) -> None:
     steps.arrive(an_event(2))
     (delivery,) = claim(steps.database, "r1", [(["strict"], 1)])
-    record(steps.database, POLICIES, "r1", [(delivery, REFUSED)])
+    record(steps.database, POLICIES, "r1", [(delivery, STALE)])
     steps.arrive(an_event(1))
     carry_out(steps.database, CONFIG, "cancel", Selection(seq=2), why="it is the older one")
-    clock.advance(1)
+    clock.advance(0.5)
     assert claim(steps.database, "r1", [(["strict"], 1)]) == []
     steps.facts_agree()
