@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from relay.store import bulkhead, unreadable
+from relay.store import bulkhead, claim, unreadable
 
 
 def let_batches_fail_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every failure end its step. Else a missing safeguard, which the database notices, would only set items aside."""
-    for module in (bulkhead, unreadable):
-        for name in ("blames_items", "is_held_up"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, lambda _error: False)
+    for module, name in (
+        (bulkhead, "blames_items"),
+        (bulkhead, "is_held_up"),
+        (unreadable, "blames_items"),
+        (claim, "is_held_up"),
+    ):
+        monkeypatch.setattr(module, name, lambda _error: False)
