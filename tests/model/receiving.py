@@ -127,7 +127,7 @@ class Receiving(Stage):
             action="update",
             event_id=None,
             occurred_at=occurred_at,
-            received_at=LONG_AGO,
+            received_at=self.world.clock.now,
             enrolments=tuple(Enrolment(route, f"USER|{entity}") for route in routes),
             headers={},
             content_type="application/json",
