@@ -53,6 +53,7 @@ def keeping(engine: Engine, receive: Callable[..., list[int | None]], moments: M
     relay._leases.granted(claimed, relay._leases.began_asking())
     relay._ended = moments  # type: ignore[assignment]  # all that the loop asks of it
     relay._keep_leases()
+    relay._staff.end()
     return moments.waited
 
 
