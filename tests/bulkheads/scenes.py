@@ -172,7 +172,6 @@ def _alerts(engine: Engine, **values: object) -> None:
             insert(alert),
             [
                 {
-                    "id": number,
                     "at": now,
                     "kind": "delivery_dead",
                     "subject": f"r{number}",
