@@ -98,6 +98,8 @@ class Upkeep:
             self._watch_at = time.monotonic() + WATCH_EVERY_SECONDS
 
     def _log_alerts(self) -> None:
+        for kind in alerts.of_newer_version(self._database):
+            self._observer.left_alone(f"alerts of the kind {kind}")
         self._observer.alerted(alerts.take_untold(self._database))
 
     def _send_alerts(self, poster: Poster) -> None:

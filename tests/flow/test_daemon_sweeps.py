@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -16,14 +17,17 @@ from tenacity import wait_none
 from inbox.clock import SystemClock
 from inbox.config import Config
 from inbox.errors import ConfigError
+from inbox.event import Event
 from relay import listing, sweeper
 from relay.destinations import build
 from relay.gates import Gate
+from relay.listed import Listed
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import commands
 from relay.store.database import Database
 from relay.sweeper import Sweeper, scheduled
+from relay.sweeping import Sweeping
 from tests.destinations.scripted import answer
 from tests.destinations.scripted import serving as scripted
 from tests.helpers.daemon import configured, running
@@ -184,6 +188,26 @@ def test_what_one_has_added_that_broke_off_is_told_though_the_next_one_finds_not
     assert (watermark(engine)["missed"], watermark(engine)["compared_until"]) == (2, None)
     assert {kind for kind, _, firing in alerted(engine) if firing} == {"webhooks_missed", "sweep_failed"}
     assert (sweeps._observer.counts["sweep_missed"], sweeps._observer.counts["sweeps"]) == (2, 0)
+
+
+def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_sweep_begins_there_again(
+    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event_of = Sweeping._event
+
+    def failing(sweeping: Sweeping, listed: Listed, now: datetime) -> Event:
+        if listed.id == "u2":
+            raise ValueError("year 10000 is out of range")
+        return event_of(sweeping, listed, now)
+
+    monkeypatch.setattr(Sweeping, "_event", failing)
+    directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
+    watched(engine, table).look()
+    assert [row["entity_id"] for row in rows(engine, "SELECT entity_id FROM inbox ORDER BY seq")] == ["u0", "u1", "u3"]
+    left = watermark(engine)
+    assert left["compared_until"] is None
+    assert left["error"].startswith("1 entities could not be taken in, the first: id='u2': ValueError: year 10000")
+    assert ("sweep_failed", "trivore USER", True) in alerted(engine)
 
 
 def test_so_it_is_when_the_process_is_to_end(engine: Engine, directory: Directory, table: str) -> None:
