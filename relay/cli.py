@@ -10,6 +10,7 @@ import typer
 
 from inbox import config_file
 from inbox.db import guarantees
+from inbox.terminal import run as run_app
 from inbox.terminal import show, told
 from relay.cli_acts import cancel, replay, unblock
 from relay.cli_common import AsJson, Since, database_of, utc
@@ -33,7 +34,7 @@ app.add_typer(demo_app, name="demo")
 
 def main() -> None:
     """Entry point."""
-    app()
+    run_app(app)
 
 
 @app.command()
