@@ -16,9 +16,10 @@ from inbox.cli_refusals import readmit_command, rejected
 from inbox.clock import SystemClock
 from inbox.db import engine, migrate
 from inbox.sources.base import Sample
-from inbox.terminal import FINDING, answer, fail, run, say, show, show_fields, told
+from inbox.terminal import FINDING, Commands, answer, fail, run, say, show, show_fields, told
 
 app = typer.Typer(
+    cls=Commands,
     help="Receive webhooks without ever losing one. Reads inbox.toml in this folder, or the file that INBOX_CONFIG names.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

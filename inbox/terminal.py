@@ -21,6 +21,7 @@ from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import DBAPIError
+from typer.core import TyperGroup
 
 from inbox.errors import ConfigError
 from inbox.timestamps import time_text
@@ -56,14 +57,14 @@ class Doing(ProgressColumn):
         return Text(f"{self._before}{visible(task.description)}")
 
 
-def say(message: str, *, on: Console | None = None) -> None:
+def say(message: str, *, on: Console | None = None, style: str = "") -> None:
     """A sentence about what was done or found, on standard error unless told otherwise."""
-    (on or console(stderr=True)).print(Text(visible_text(message)))
+    (on or console(stderr=True)).print(Text(visible_text(message), style))
 
 
 def answer(message: str, *, style: str = "") -> None:
     """A sentence, or a heading, that is what was asked for: it goes to standard output."""
-    console().print(Text(visible_text(message), style))
+    say(message, on=console(), style=style)
 
 
 def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: str) -> None:
@@ -129,6 +130,30 @@ def told() -> Iterator[None]:
         fail(str(error))
     except DBAPIError as error:
         fail(f"the database: {str(error.orig).strip()}")
+
+
+class Commands(TyperGroup):
+    """The commands of an app. What is said of wrong use repeats what was given, so it is escaped as everything is."""
+
+    def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # typer's own, handed through
+        """Read the arguments before the command's name."""
+        with _escaped():
+            return super().make_context(*given, **more)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
+        """Read the arguments of the command, and run it."""
+        with _escaped():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's exception, which typer has moved since the oldest that is allowed
+            error.message = visible_text(error.message)  # type: ignore[attr-defined]  # as the line above says
+        raise
 
 
 def run(app: typer.Typer) -> None:

@@ -41,9 +41,14 @@ def visible(value: str) -> str:
     return value.translate(_VALUE)
 
 
+def visible_line(text: str) -> str:
+    """A text of ours with values in it, on one line. Backslashes stay as they are."""
+    return text.translate(_SHOWN)
+
+
 def visible_text(text: str, indent: str = "  ") -> str:
     """A text of ours with values in it. Its further lines are indented: no value can forge a line of its own."""
-    return f"\n{indent}".join(line.translate(_SHOWN) for line in text.split("\n"))
+    return f"\n{indent}".join(map(visible_line, text.split("\n")))
 
 
 def visible_json(document: str) -> str:

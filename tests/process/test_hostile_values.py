@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -296,3 +297,46 @@ def test_the_text_of_a_bugs_exception_is_escaped_too(capsys: pytest.CaptureFixtu
     assert MARK in shown
     assert harm_of(shown) == []
     assert "\nall is well" not in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
+@pytest.mark.parametrize("arguments", ["show HOSTILE", "HOSTILE", "list --HOSTILE", "list --since HOSTILE", "list x HOSTILE"])
+def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20000")
+    monkeypatch.setenv(*(("FORCE_COLOR", "1") if terminal else ("NO_COLOR", "1")))
+    given = [word.replace("HOSTILE", HOSTILE) for word in arguments.split()]
+    ran = CliRunner().invoke(APPS["inbox"], given)
+    assert ran.exit_code == 2
+    assert harm_of(ran.output, terminal=terminal) == []
+
+
+def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
+    """What would be markup to rich, or would go by `inbox.visible`, is found in the code."""
+    found = []
+    for path in sorted(path for side in ("inbox", "relay") for path in Path(side).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and (written := way_of(node)) is not None:
+                found.append((str(path), written))
+    assert set(found) - PLAIN == set()
+
+
+PLAIN = {
+    ("inbox/terminal.py", "console.print"),
+    ("inbox/terminal.py", "sys.stdout.write"),
+    ("inbox/terminal.py", "sys.stderr.write"),
+    ("inbox/log_lines.py", "sys.stderr.write"),
+    ("relay/cli_verify.py", "sys.stdout.write"),  # JSON, element by element
+    ("relay/demo/cli.py", "sys.stdout.write"),  # as_document
+}
+"""Each is tested above, or gets no value."""
+
+
+def way_of(node: ast.Call) -> str | None:
+    """How a call would write to a terminal; None when it does not, or writes a text that stands in the code."""
+    called = ast.unparse(node.func)
+    if called.endswith((".stdout.write", ".stderr.write")) or called in {"print", "typer.echo", "TextColumn"}:
+        return called
+    is_constant = all(isinstance(given, ast.Constant) for given in node.args)
+    if not called.endswith(".print") or is_constant or called.startswith("self._console"):
+        return None
+    return "console.print"
