@@ -56,13 +56,12 @@ def parse_url(url: str) -> URL:
             "[database] url: can't be read; use sqlite:///inbox.db or postgresql+psycopg://user@host:5432/name"
         ) from None
     if parsed.get_backend_name() == POSTGRES:
+        _check_places(url)
         _check_query(parsed)
-        return parsed.set(drivername="postgresql+psycopg")
+        return _with_password_in_place(parsed.set(drivername="postgresql+psycopg"))
     if parsed.get_backend_name() == SQLITE and parsed.database not in (None, "", ":memory:"):
         return parsed.set(drivername="sqlite+pysqlite")
-    raise ConfigError(
-        f"[database] url: {parsed.render_as_string()} is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db"
-    )
+    raise ConfigError("[database] url: it is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db")
 
 
 def connect(url: str, *, application: str) -> Engine:
@@ -170,6 +169,24 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
     if together := " ".join(options).strip():
         arguments["options"] = together
     return _Way(url.difference_update_query(["pooler", "options"]), arguments, pooled)
+
+
+_BEHIND_THE_USER = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?P<place>[^?]*)\??(?P<query>.*)", re.DOTALL)
+"""As SQLAlchemy reads it: a password ends at the first @."""
+_AT_IN_A_NAME = re.compile(r"(?:^|&)[^=&]*@")
+
+
+def _check_places(url: str) -> None:
+    """Refuse a password with an @ of its own: the rest of it would be taken for the host or the name, which errors show."""
+    found = _BEHIND_THE_USER.match(url)
+    if found and ("@" in found["place"] or _AT_IN_A_NAME.search(found["query"])):
+        raise ConfigError("[database] url: an @ within the user, the password or the name has to be written %40")
+
+
+def _with_password_in_place(url: URL) -> URL:
+    """Move a password from the query to where SQLAlchemy knows it as one, and shows it nowhere."""
+    given = _text_of(url, "password")
+    return url.difference_update_query(["password"]).set(password=given) if given else url
 
 
 def _check_query(url: URL) -> None:
