@@ -15,6 +15,7 @@ from inbox import config_file, reads, send
 from inbox.cli_refusals import readmit_command, rejected
 from inbox.clock import SystemClock
 from inbox.db import engine, migrate
+from inbox.exposure import exposures
 from inbox.sources.base import Sample
 from inbox.terminal import FINDING, Commands, answer, fail, run, say, show, show_fields, told
 
@@ -78,7 +79,8 @@ def migrate_command(
       INBOX_DATABASE_URL=postgresql+psycopg://localhost/inbox inbox migrate
     """
     with told():
-        made = engine.connect(config_file.read().database.url, application="inbox-migrate")
+        config = config_file.read()
+        made = engine.connect(config.database.url, application="inbox-migrate")
         if dry_run:
             for step in migrate.plan(made):
                 answer(f"{step}{'  (with --contract)' if step.contracts else ''}")
@@ -86,6 +88,8 @@ def migrate_command(
             return
         done = migrate.upgrade(made, say, contract=contract)
         made.dispose()
+        for exposure in exposures(config_file.config_path(), config):
+            say(f"warning: {exposure}")
     came = (
         "is up to date" if done.before == done.after else f"was brought from {done.before or 'empty'} to {done.after}"
     )

@@ -27,6 +27,7 @@ from inbox.config import Config
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
+from inbox.exposure import exposures
 from inbox.log_lines import escape, tell
 from inbox.metering import Exporter, exporter_at
 from inbox.wire import Wire
@@ -150,6 +151,11 @@ def _escape_logs(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         escape([logging.lastResort])  # for our loggers, which gunicorn does not know
 
 
+def _warn_of_exposures(config: Config) -> None:
+    for exposure in exposures(config_file.config_path(), config):
+        _log.warning("%s", exposure)
+
+
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Refuse to start with a configuration or a schema that can't work; a database that is down is waited for, with 503."""
     _escape_logs(server)
@@ -164,6 +170,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         finally:
             checked.dispose()
         receiver.take(config)
+        _warn_of_exposures(config)
         _allow_files(config.receiver.connections)
         receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
     except ConfigError as error:
@@ -178,6 +185,7 @@ def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     try:
         config = config_file.read()
         receiver.take(config)
+        _warn_of_exposures(config)
     except ConfigError as error:
         for mistake in str(error).splitlines():
             _log.error("reload refused: %s", mistake)

@@ -10,6 +10,7 @@ import typer
 
 from inbox import config_file, log_lines
 from inbox.db import guarantees
+from inbox.exposure import exposures
 from inbox.terminal import run as run_app
 from inbox.terminal import Commands, show, told
 from relay.cli_acts import cancel, replay, unblock
@@ -84,6 +85,8 @@ def run(
         scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
         guarantees.require(database.engine)
+        if not supervised:
+            observer.exposed(exposures(config_file.config_path(), config))
     with ExitStack() as leaving:
         exporter = None if supervised else exporter_at(config.metrics.relay)
         if exporter is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
@@ -255,7 +257,17 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     A deferred transaction that reads first and writes later fails at once with SQLITE_BUSY_SNAPSHOT when another one
     committed in between, whatever the busy timeout. Python's sqlite3 would begin it deferred, hence the listeners.
+
+    A file that is not there is made for its owner alone. SQLite gives what it makes beside it (-wal, -shm) the same mode
+    (`findCreateFileMode` in its os_unix.c), and to the rows of webhooks there is no other lock.
     """
+
+    @event.listens_for(engine, "do_connect")
+    def _connecting(*_: object) -> None:
+        name = engine.url.database or ""
+        if not name.startswith("file:"):  # a URI, which SQLite reads
+            with contextlib.suppress(OSError):  # it is there, or SQLite says better why it can't be made
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection
