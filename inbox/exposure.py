@@ -50,23 +50,26 @@ def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.en
 
 def _literals(value: object, path: tuple[str, ...]) -> Iterator[str]:
     """The keys of secrets that stand in the file themselves."""
+    if isinstance(value, Secret):
+        is_literal = not value.reference.startswith(("env:", "file:")) and path[-1] not in _NAMES
+    else:
+        is_literal = isinstance(value, str) and path[-1] == "proxy" and "@" in value
+    if is_literal:
+        yield ".".join(path)
+    for name, inner in _inside(value):
+        yield from _literals(inner, (*path[:-1], path[-1] + name) if name.startswith("[") else (*path, name))
+
+
+def _inside(value: object) -> Iterator[tuple[str, object]]:
     match value:
-        case Secret():
-            if not value.reference.startswith(("env:", "file:")) and path[-1] not in _NAMES:
-                yield ".".join(path)
         case msgspec.Struct():
             is_a_place = isinstance(value, ForwardDestination) and not _holds_a_token(value.url.reference)
-            for name in value.__struct_fields__:
-                if not (name == "url" and is_a_place):
-                    yield from _literals(getattr(value, name), (*path, name))
+            names = (name for name in value.__struct_fields__ if not (is_a_place and name == "url"))
+            yield from ((name, getattr(value, name)) for name in names)
         case dict():
-            for name, inner in value.items():
-                yield from _literals(inner, (*path, str(name)))
-        case list() | tuple():
-            for number, inner in enumerate(value):
-                yield from _literals(inner, (*path[:-1], f"{path[-1]}[{number}]"))
-        case str() if path[-1] == "proxy" and "@" in value:
-            yield ".".join(path)
+            yield from ((str(name), inner) for name, inner in value.items())
+        case list():
+            yield from ((f"[{number}]", inner) for number, inner in enumerate(value))
 
 
 def _holds_a_token(url: str) -> bool:

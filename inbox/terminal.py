@@ -151,7 +151,9 @@ def _escaped() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's exception, which typer has moved since the oldest that is allowed
+        if hasattr(
+            error, "format_message"
+        ):  # click's exception, which typer has moved since the oldest that is allowed
             error.message = visible_text(error.message)  # type: ignore[attr-defined]  # as the line above says
         raise
 

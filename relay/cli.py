@@ -11,8 +11,8 @@ import typer
 from inbox import config_file, log_lines
 from inbox.db import guarantees
 from inbox.exposure import exposures
-from inbox.terminal import run as run_app
 from inbox.terminal import Commands, show, told
+from inbox.terminal import run as run_app
 from relay.cli_acts import cancel, replay, unblock
 from relay.cli_common import AsJson, Since, database_of, utc
 from relay.cli_gates import pause, resume

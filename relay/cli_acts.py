@@ -156,9 +156,7 @@ def follow(database: Database, config: Config, number: int, doing: str, total: i
                     time.sleep(_LOOK_AGAIN_SECONDS)
     except KeyboardInterrupt:
         commands.stop(database, number)
-        say(
-            f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on"
-        )
+        say(f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on")
         raise typer.Exit(FINDING) from None
     if now.state != "done":
         fail(f"command {number}: {now.answer}")

@@ -132,4 +132,6 @@ def short(text: str) -> str:
 
 
 def _assignments(fields: Mapping[str, Any]) -> str:
-    return ", ".join(f"{visible(name)}={'null' if value is None else visible(str(value))}" for name, value in fields.items())
+    return ", ".join(
+        f"{visible(name)}={'null' if value is None else visible(str(value))}" for name, value in fields.items()
+    )

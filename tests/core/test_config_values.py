@@ -63,8 +63,29 @@ def test_what_was_meant_to_name_a_place_is_no_secret_and_it_is_said_what_to_writ
 
 @pytest.mark.parametrize(
     "reference",
-    ["env:NAME", "env:my-name.x", "file:/run/secrets/x", "file:secret", "file:///x", "file:/a b/c$", "environment:x"]
-    + ["$2b$12$abcdefghijklmnopqrstuv", "pa$$word", "$", "$ x", "a$NAME", "{}", "{x}", "50%x%y", "s3cret env:x", "x "],
+    [
+        *(
+            "env:NAME",
+            "env:my-name.x",
+            "file:/run/secrets/x",
+            "file:secret",
+            "file:///x",
+            "file:/a b/c$",
+            "environment:x",
+        ),
+        *(
+            "$2b$12$abcdefghijklmnopqrstuv",
+            "pa$$word",
+            "$",
+            "$ x",
+            "a$NAME",
+            "{}",
+            "{x}",
+            "50%x%y",
+            "s3cret env:x",
+            "x ",
+        ),
+    ],
 )
 def test_every_other_text_is_one(reference: str) -> None:
     assert Secret.parse(reference).reference == reference
@@ -72,7 +93,9 @@ def test_every_other_text_is_one(reference: str) -> None:
 
 def test_the_file_says_on_which_line_such_a_secret_stands() -> None:
     text = '[sources.s]\npreset = "trivore"\nauth = { kind = "bearer", secrets = ["ENV:HUNTER2"] }\n'
-    with pytest.raises(ConfigError, match=r"inbox.toml:3: \[sources.s\] auth.secrets\[0\]: .* write \"env:NAME\"") as raised:
+    with pytest.raises(
+        ConfigError, match=r"inbox.toml:3: \[sources.s\] auth.secrets\[0\]: .* write \"env:NAME\""
+    ) as raised:
         config_file.parse(text)
     assert "HUNTER2" not in str(raised.value)
 

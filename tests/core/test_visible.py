@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from inbox.visible import visible, visible_json, visible_text
 
 HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-NASTY = st.sampled_from("\\nx1bu20e[]/\x00\x07\x1b\x7f\x85\x9b\u200b\u200f\u061c\u2028\u202e\u2066\ud800\U000e0041\xe9\n ")
+NASTY = st.sampled_from(
+    "\\nx1bu20e[]/\x00\x07\x1b\x7f\x85\x9b\u200b\u200f\u061c\u2028\u202e\u2066\ud800\U000e0041\xe9\n "
+)
 TEXT = st.one_of(st.text(NASTY), st.text(st.characters(exclude_categories=()), max_size=50))
 
 _ESCAPE = re.compile(r"\\(\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")

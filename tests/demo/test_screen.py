@@ -146,7 +146,7 @@ def test_nor_does_one_in_the_summary_or_above_the_bars(terminal: bool) -> None:
     console = Console(file=output, force_terminal=terminal, width=10_000, highlight=False)
     numbers = {name: 1 for name, kind in get_type_hints(Summary).items() if kind in {int, float}}
     found = Difference("contact", HOSTILE, HOSTILE, HOSTILE, HOSTILE)
-    show_summary(console, Summary(agree=False, differences=(found,), folder=HOSTILE, **numbers))  # type: ignore[arg-type]  # numbers
+    show_summary(console, Summary(agree=False, differences=(found,), folder=HOSTILE, **numbers))
     with Bars(console, 1) as bars:
         bars.say(HOSTILE)
     shown = output.getvalue()

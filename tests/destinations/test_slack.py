@@ -142,13 +142,13 @@ def test_no_value_mentions_anybody_forges_a_line_or_hides_a_link(
         ("<@{event.entity_id}> <b> {event.entity_id}", "U1|x", "<@U1%7Cx> <b> U1|x"),
     ],
 )  # fmt: skip
-def test_a_value_in_a_link_stays_in_its_part_of_it(
-    server: ScriptedServer, text: str, value: str, shown: str
-) -> None:
+def test_a_value_in_a_link_stays_in_its_part_of_it(server: ScriptedServer, text: str, value: str, shown: str) -> None:
     assert said(server, text, value) == shown
 
 
-@pytest.mark.parametrize("value", ["!channel", "@U1", "#C1", "javascript:x", "mailto:a@b", "https://", "x", "https://x/\ud800"])
+@pytest.mark.parametrize(
+    "value", ["!channel", "@U1", "#C1", "javascript:x", "mailto:a@b", "https://", "x", "https://x/\ud800"]
+)
 def test_what_is_no_url_can_not_be_a_link_and_is_dead_without_a_call(server: ScriptedServer, value: str) -> None:
     outcome = deliver(server, "<{event.entity_id}|open>", msgspec.structs.replace(DELIVERY, entity_id=value))
     assert isinstance(outcome, Failed)

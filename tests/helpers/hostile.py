@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from sqlalchemy import ARRAY, JSON, Boolean, Column, Engine, Integer, LargeBinary, Table, Text, insert
 
+from inbox.clock import SystemClock
 from inbox.db.dialect import UtcDateTime
 from inbox.db.schema import metadata
 
@@ -78,23 +78,16 @@ def _words_of(table: Table) -> set[str]:
 
 
 def _value(column: Column[object]) -> object:
-    match column.type:
-        case Boolean():
-            return False
-        case UtcDateTime():
-            return datetime.now(UTC).replace(microsecond=0)
-        case Integer():
-            return 1
-        case LargeBinary():
-            return HOSTILE.encode()
-        case ARRAY():
-            return [HOSTILE]
-        case JSON() if column.name == "routes":
-            return [HOSTILE]
-        case JSON():
-            return {name: HOSTILE for name in ("cause", "error", "who", "why", HOSTILE)}
-        case _:
-            return HOSTILE
+    if column.name == "routes":
+        return [HOSTILE]
+    values: tuple[tuple[type, object], ...] = (
+        (Boolean, False),
+        (UtcDateTime, SystemClock().now().replace(microsecond=0)),
+        (Integer, 1),
+        (LargeBinary, HOSTILE.encode()),
+        (JSON, dict.fromkeys(("cause", "error", "who", "why", HOSTILE), HOSTILE)),
+    )
+    return next((value for kind, value in values if isinstance(column.type, kind)), HOSTILE)
 
 
 def harm_of(output: str, *, terminal: bool = False) -> list[str]:

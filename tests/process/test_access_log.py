@@ -102,7 +102,9 @@ def shown(path: str) -> str:
     return record.getMessage()
 
 
-@given(st.lists(st.sampled_from(["", "webhooks", "Webhooks", "trivore", "health", "live", TOKEN, "..", "x"]), max_size=6))
+@given(
+    st.lists(st.sampled_from(["", "webhooks", "Webhooks", "trivore", "health", "live", TOKEN, "..", "x"]), max_size=6)
+)
 def test_a_path_is_shown_only_when_it_exists_and_then_without_its_token(parts: list[str]) -> None:
     line = shown("/" + "/".join(parts))
     (path,) = re.findall(r'"GET (\S+) HTTP', line)
