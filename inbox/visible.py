@@ -19,13 +19,19 @@ https://www.unicode.org/Public/UCD/latest/ucd/DerivedCoreProperties.txt
 """
 
 
+_KEPT = 0x800
+"""How the characters below are shown is kept; of all of Unicode it would be too much for a process that runs long."""
+
+
 class _Shown(dict[int, str]):
     """By code point, how a character is shown; for `str.translate`, which asks for each."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
         hidden = character in INVISIBLE or not character.isprintable()
-        self[code] = shown = character.encode("unicode_escape").decode() if hidden else character
+        shown = character.encode("unicode_escape").decode() if hidden else character
+        if code < _KEPT:
+            self[code] = shown
         return shown
 
 
