@@ -164,6 +164,20 @@ def test_relays_that_were_killed_leave_nothing(sqlite_database_url: str, tmp_pat
         until(lambda: has_ended(exporter), "it goes with the last process", within=20)
 
 
+def test_one_that_takes_the_place_of_another_serves_at_its_address_as_soon_as_that_has_ended(
+    postgres_database_url: str, tmp_path: Path
+) -> None:
+    port, more = metrics_at("relay")
+    with site(tmp_path, config_text(postgres_database_url) + more) as place:
+        old = place.relay()
+        until(lambda: served(port), "metrics are served", within=20)
+        new = place.relay()
+        until(lambda: f"can't listen on 127.0.0.1:{port}, trying again" in new.output, "the port is taken", within=20)
+        old.send(signal.SIGTERM)
+        assert old.ends(within=20) == 0
+        until(lambda: served(port), "the new one has it", within=20)
+
+
 def test_nothing_is_counted_or_served_unless_it_is_asked_for(sqlite_database_url: str, tmp_path: Path) -> None:
     with site(tmp_path, config_text(sqlite_database_url)) as place:
         receiver, webhooks = place.receiver(workers=1)
