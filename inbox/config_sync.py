@@ -74,6 +74,12 @@ class Find(Table, frozen=True):
     """A JMESPath into the answer that gives the list of matches, or the one match. Where it gives neither, the answer is bad."""
     pages: FindPages | None = None
     """How the matches go on, where an answer may not hold them all. Without it, the first answer is all there is."""
+    verify: dict[str, str] | bool = True
+    """What a match has to carry before anything is written to it: a JMESPath into it = a JMESPath over what `path` looks into,
+    `{ externalId = "event.entity_id" }`. Of itself, each value that is searched for and that a field of `map` has as it is;
+    `false`: whatever is found is taken for the counterpart."""
+    ignore_case: bool = False
+    """Whether `verify` takes texts that differ in case alone for the same, as SCIM does a `userName`."""
 
     @property
     def most_calls(self) -> int:

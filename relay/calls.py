@@ -10,7 +10,8 @@ from urllib.parse import quote
 import msgspec
 
 from inbox.errors import gathered
-from relay.expressions import Path, Scope, Template, encode, expanded, percent_encoded, templated
+from relay.expressions import Scope, encode
+from relay.templates import Path, Placeholder, Template, encoded, expanded, templated, templates_in
 
 _NO_PARAMS: Mapping[str, str] = {}
 
@@ -25,11 +26,15 @@ class CallPlan(msgspec.Struct, frozen=True):
     """JSON whose strings are templates."""
     media_type: str = "application/json"
 
+    @property
+    def placeholders(self) -> list[Placeholder]:
+        """All of its path, query and body."""
+        templates = [self.path, *(template for _, template in self.params), *templates_in(self.body)]
+        return [placeholder for template in templates for placeholder in template.placeholders]
+
     def query(self, scope: Scope) -> str:
         """The query, encoded; MappingError when a template has no value."""
-        return "&".join(
-            f"{name}={percent_encoded(template.expand(scope), template.where)}" for name, template in self.params
-        )
+        return "&".join(f"{name}={encoded(template.expand(scope), template.where)}" for name, template in self.params)
 
     def json(self, scope: Scope) -> bytes | None:
         """The body, encoded; MappingError when a template has no value."""
