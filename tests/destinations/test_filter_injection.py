@@ -164,7 +164,7 @@ def test_an_id_that_is_only_an_id_is_found_and_deleted(site: tuple[Directory, st
     ("query", "instead"),
     [
         ("'externalId eq \"{event.entity_id}\"'", "write 'externalId eq {event.entity_id:scim}'"),
-        ('"externalId eq \'{ event.entity_id }\'"', "write 'externalId eq {event.entity_id:odata}'"),
+        ("\"externalId eq '{ event.entity_id }'\"", "write 'externalId eq {event.entity_id:odata}'"),
         ("'externalId eq `{event.entity_id}`'", "write 'externalId eq {event.entity_id:json}'"),
         ("'externalId eq \"id-{event.entity_id}-x\"'", "write '{event.entity_id:scim}'"),
         ("'externalId eq {event.entity_id}'", "name its form, {event.entity_id:scim} say"),

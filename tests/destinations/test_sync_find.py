@@ -92,7 +92,7 @@ def test_a_route_can_say_that_null_means_none(world: World, found: object) -> No
 # --- page by page
 
 FIND_TABLE = 'find = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }'
-C1, C2 = {"id": "c1"}, {"id": "c2"}
+C1, C2 = {"id": "c1", "external_id": "u1"}, {"id": "c2", "external_id": "u1"}
 
 
 def paged(pages: str, more: str = "") -> str:
