@@ -72,9 +72,7 @@ def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope:
             raise UnusableAnswer(_refusal(each, wanted, came))
 
 
-def _by_map(
-    placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str
-) -> Iterator[Carried]:
+def _by_map(placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str) -> Iterator[Carried]:
     sources = [(name, source) for name, given in mapped.items() if (source := _source(given)) is not None]
     seen: list[object] = []
     for placeholder in placeholders:

@@ -22,6 +22,7 @@ _QUERY_IN_A_PATH = re.compile("[\"'`(]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SEPARATOR = re.compile(r"[/\\]")
 _BEHIND_A_NAME = re.compile("[;?#]")
+_LONGEST_SHOWN = 200
 _MOST_DECODINGS = 8
 """Each proxy on the way may decode once; what is encoded more often than this is no id."""
 
@@ -124,7 +125,9 @@ class Path(Template):
         """
         path = super().expand(scope)
         if reason := _leads_elsewhere(path):
-            raise MappingError(f"{path!a} {reason}, so that it could lead to another resource", field=self.where)
+            raise MappingError(
+                f"{path[:_LONGEST_SHOWN]!a} {reason}, so that it could lead to another resource", field=self.where
+            )
         return path
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:

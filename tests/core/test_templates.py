@@ -55,10 +55,9 @@ UNWRITTEN: Mapping[str, Callable[[str], str]] = {
 def test_a_form_is_read_back_as_the_value_it_was_given(form: str, value: str) -> None:
     try:
         written = expanded(f"{{event.id:{form}}}", value)
-    except MappingError as error:
+    except MappingError:
         assert form in {"odata", "soql"}
-        assert re.search(r"[\x00-\x1f\x7f-\x9f]", value)
-        assert "{event.id}: the value holds a control character" in str(error)
+        assert re.search(r"[\x00-\x1f\x7f-\x9f]", value), "they have no way to write one"
     else:
         assert UNWRITTEN[form](written) == value
 
@@ -147,7 +146,7 @@ def test_a_placeholder_beside_other_text_needs_a_form(text: str) -> None:
 @pytest.mark.parametrize("form", [name for name, form in FORMS.items() if form.has_quotes])
 @pytest.mark.parametrize("text", ['a eq "{FORM}"', "a eq '{FORM}'", 'a eq "user {FORM}" or b', "'\"' '{FORM}'"])
 def test_a_form_with_quotes_of_its_own_stands_between_no_others(form: str, text: str) -> None:
-    with pytest.raises(ConfigError, match="gets its quotes by its form; remove the . around it"):
+    with pytest.raises(ConfigError, match=r"gets its quotes by its form; remove the . around it"):
         Template(text.replace("{FORM}", f"{{event.id:{form}}}"), "here", KNOWN)
 
 
