@@ -119,8 +119,8 @@ FORMS: Mapping[str, Form] = {
     "json": Form(
         _json,
         has_quotes=True,
-        meaning="any value as JSON, and so a text in GraphQL",
-        example="{ user(id: {event.entity_id:json}) { id } }",
+        meaning="any value as JSON: a text with its quotes, a number without",
+        example="external_id == {event.entity_id:json}",
     ),
     "ldap": Form(
         lambda value: text_of(value).translate(_LDAP),

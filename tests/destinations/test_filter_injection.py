@@ -69,7 +69,7 @@ class Directory:
         self.app = falcon.App()
         self.app.add_route("/Users", self, suffix="list")
         self.app.add_route("/Users/{key}", self, suffix="user")
-        self.app.add_sink(self._source, "/source")
+        self.app.add_route("/source/user/{key}", self, suffix="source")
 
     def on_get_list(self, req: falcon.Request, resp: falcon.Response) -> None:
         self.filters.append(req.get_param("filter", required=True))
@@ -88,10 +88,10 @@ class Directory:
         self.users[key] |= msgspec.json.decode(req.bounded_stream.read())
         resp.media = {}
 
-    def _source(self, _req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get_source(self, _req: falcon.Request, resp: falcon.Response, key: str) -> None:
         if not self.source_knows:
             raise falcon.HTTPNotFound
-        resp.media = {"active": True}
+        resp.media = {"id": key, "active": True}
 
 
 @contextmanager
