@@ -137,8 +137,11 @@ class Path(Template):
 
     def _text(self, placeholder: Placeholder, scope: Scope) -> str:
         text = super()._text(placeholder, scope)
-        if not text:  # the other side would take the path for the collection's
-            raise MappingError(f"{{{placeholder.text}}} is empty, which is no name in a path", field=self.where)
+        # The other side could take the path for the collection's, or for that of another name.
+        names = _names(_decoded(text))
+        if not (names[0] and names[-1]):
+            problem = "is empty, or begins or ends with what separates names in a path"
+            raise MappingError(f"{{{placeholder.text}}} {problem}", field=self.where)
         return encoded(text, self.where)
 
 
@@ -148,16 +151,26 @@ def _leads_elsewhere(path: str) -> str | None:
     Servers and proxies resolve dot segments (RFC 3986 §5.2.4) of what they have decoded: nginx once, others again, Windows
     with backslashes, Tomcat with `;parameters` cut off. Control characters end a path in some of them, or a line of the head.
     """
-    for _ in range(_MOST_DECODINGS):
-        decoded, path = path, unquote(path)
-        if decoded == path:
-            break
-    else:
-        return f"is percent-encoded more than {_MOST_DECODINGS - 1} times over"
-    if _CONTROL.search(path):
+    decoded = _decoded(path)
+    if unquote(decoded) != decoded:
+        return f"is percent-encoded more than {_MOST_DECODINGS} times over"
+    if _CONTROL.search(decoded):
         return "has a control character"
-    names = (_BEHIND_A_NAME.split(segment, maxsplit=1)[0].strip() for segment in _SEPARATOR.split(path))
-    return "has a segment . or .." if any(name in {".", ".."} for name in names) else None
+    return "has a segment . or .." if {".", ".."} & {*_names(decoded)} else None
+
+
+def _decoded(text: str) -> str:
+    """`text` without percent-encoding, however often it is encoded; a few times at most, for each look costs its length."""
+    for _ in range(_MOST_DECODINGS):
+        encoded_text, text = text, unquote(text)
+        if text == encoded_text:
+            break
+    return text
+
+
+def _names(path: str) -> list[str]:
+    """The names in a decoded path, as the strictest of servers would see them."""
+    return [_BEHIND_A_NAME.split(segment, maxsplit=1)[0].strip() for segment in _SEPARATOR.split(path)]
 
 
 def templated(value: object, where: str, known: Collection[str]) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import subprocess
 import threading
@@ -135,6 +136,6 @@ def test_no_id_arrives_anywhere_else_behind_a_proxy_that_resolves_paths(route: S
     before = len(deleted(backend))
     refused = [isinstance(delete(route, each), Failed) for each in ids]
     arrived = deleted(backend)[before:]
-    assert 50 < len(arrived) < 250, "some are refused, and some are not"
+    assert 30 < len(arrived) < 270, "some are refused, and some are not"
     assert refused.count(False) == len(arrived)
-    assert [target for target in arrived if not target.startswith("/v1/contacts/")] == []
+    assert [target for target in arrived if not re.fullmatch("/v1/contacts/.*[^/]", target)] == []
