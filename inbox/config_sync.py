@@ -75,11 +75,11 @@ class Find(Table, frozen=True):
     pages: FindPages | None = None
     """How the matches go on, where an answer may not hold them all. Without it, the first answer is all there is."""
     verify: dict[str, str] | bool = True
-    """What a match has to carry before anything is written to it: a JMESPath into it = a JMESPath over what `path` looks into,
-    `{ externalId = "event.entity_id" }`. Of itself, each value that is searched for and that a field of `map` has as it is;
-    `false`: whatever is found is taken for the counterpart."""
+    """A match has to carry these values before anything is written to it: a JMESPath into the match = a JMESPath over the same
+    as in `path`, `{ externalId = "event.entity_id" }`. `true`: each value that is searched for and that a field of `map` gets
+    as it is. `false`: any match is taken for the counterpart."""
     ignore_case: bool = False
-    """Whether `verify` takes texts that differ in case alone for the same, as SCIM does a `userName`."""
+    """`verify` takes texts that differ in case alone for the same, as SCIM does for a `userName`."""
 
     @property
     def most_calls(self) -> int:

@@ -62,5 +62,5 @@ def exact(text: str) -> float | Decimal:
 
 
 def may_be_too_long(body: bytes) -> bool:
-    """Whether so many characters of numbers stand in a row, in a string perhaps: two passes in C."""
+    """True when so many characters of numbers stand in a row, in a string perhaps: two passes in C."""
     return _LONG in body.translate(_AS_DIGITS)

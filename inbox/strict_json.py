@@ -81,7 +81,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def has_too_long_number(body: bytes) -> bool:
-    """Whether JSON holds a number that is longer than `numbers.LONGEST`."""
+    """True when JSON holds a number that is longer than `numbers.LONGEST`."""
     return numbers.may_be_too_long(body) and numbers.may_be_too_long(_STRING.sub(b'""', body))
 
 

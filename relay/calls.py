@@ -49,8 +49,9 @@ def compile_call(
     path: str,
     params: Mapping[str, str] = _NO_PARAMS,
     body: object = None,
+    texts: type[Template] = Template,
 ) -> CallPlan:
-    """A call, its templates compiled; `known` names what they may look into.
+    """A call, its templates compiled; `known` names what they may look into, and `texts` is the kind of those in the body.
 
     Raises:
         ConfigError: one of them is wrong. The text has a line for each.
@@ -59,7 +60,7 @@ def compile_call(
     parts |= {
         f"params.{name}": partial(Template, text, f"{where}.params.{name}", known) for name, text in params.items()
     }
-    parts["body"] = lambda: None if body is None else templated(body, f"{where}.body", known)
+    parts["body"] = lambda: None if body is None else templated(body, f"{where}.body", known, texts)
     made = gathered(parts)
     query = tuple((quote(name, safe=""), made[f"params.{name}"]) for name in params)
     return CallPlan(method, made["path"], query, made["body"])

@@ -1,4 +1,4 @@
-"""The forms that a value takes in a language: what a placeholder's `:NAME` means. Pure.
+"""The forms that a value takes in a query language, by the `:NAME` at the end of a placeholder. Pure.
 
 A value from outside that is put into a query as it came can end the text it stands in and go on as query. Each form
 writes one value so that it stays one, or refuses it.
@@ -30,7 +30,7 @@ class Form(msgspec.Struct, frozen=True):
     write: Callable[[Any], str]
     """The value as text. It raises ValueError for one that the form can't hold; the text goes on the words `the value`."""
     has_quotes: bool
-    """Whether it writes quotes of its own, so that it must not stand between others."""
+    """It writes quotes of its own, and must not stand between others."""
     meaning: str
     example: str
     """Both for its row in docs/configuration.md."""
@@ -52,7 +52,7 @@ def text_of(value: object) -> str:
 
 
 def is_json(value: object) -> bool:
-    """Whether all numbers in it can be written: an expression may sum up to infinity, or read `nan` in a text."""
+    """True when JSON has all numbers in it: an expression may sum up to infinity, or read `nan` in a text."""
     if isinstance(value, float | Decimal):
         return math.isfinite(value)
     if isinstance(value, list):

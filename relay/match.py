@@ -1,4 +1,4 @@
-"""Whether a match is the counterpart that was searched for: it has to carry what the find asked for. Pure.
+"""Checks that a match is the counterpart that was searched for: it has to carry the value that the find asked for. Pure.
 
 A destination may take a filter otherwise than it is meant, or take no notice of it, and answer with somebody else's record.
 What is found is changed or deleted, so nothing is written to a match that carries another value, or none.
@@ -37,7 +37,7 @@ def compile_verify(
     placeholders: Iterable[Placeholder],
     mapped: Mapping[str, str | MapField],
 ) -> tuple[Carried, ...]:
-    """What `find.verify` asks of a match.
+    """Compile `find.verify`.
 
     Without a table, a field of the map whose expression is that of one of the find's `placeholders` has to carry its value.
 

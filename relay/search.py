@@ -14,6 +14,7 @@ from inbox.errors import ConfigError, MappingError, UnusableAnswer, gathered
 from relay.calls import CallPlan, compile_call
 from relay.expressions import Expression, Scope
 from relay.match import Carried, compile_verify
+from relay.templates import Asked
 
 NO_MAP: Mapping[str, str | MapField] = {}
 _IN_A_QUERY = "%!$&'()*+,;=:@/?-._~"
@@ -41,7 +42,7 @@ class FindPlan(msgspec.Struct, frozen=True):
     pick: Expression | None
     pages: PagesPlan | None
     carried: tuple[Carried, ...] = ()
-    """What the match has to carry."""
+    """The values that the match has to carry."""
     ignore_case: bool = False
 
 
@@ -59,7 +60,7 @@ def compile_find(
     }
     if find.pages is None:
         parts["call"] = lambda: compile_call(
-            where, known, method=find.method, path=find.path, params=find.params, body=find.body
+            where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
         )
     made = gathered(parts)
     pages: PagesPlan | None = made["pages"]
@@ -92,7 +93,9 @@ def _pages(find: Find, pages: FindPages, where: str, known: Collection[str]) -> 
 
 def _further(find: Find, pages: FindPages, where: str, known: Collection[str]) -> CallPlan:
     known = {*known, "start", "count"}
-    call = compile_call(where, known, method=find.method, path=find.path, params=find.params, body=find.body)
+    call = compile_call(
+        where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
+    )
     more = {*known, "next"} if pages.next is not None else known
     asked = compile_call(f"{where}.pages", more, method=find.method, path=find.path, params=pages.query)
     return msgspec.structs.replace(call, params=call.params + asked.params)

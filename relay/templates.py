@@ -66,7 +66,7 @@ class Template:
         return [part for part in self.parts if isinstance(part, Placeholder)]
 
     def looks_into(self, name: str) -> bool:
-        """Whether one of its expressions does."""
+        """True when one of its expressions looks this name up in the scope itself."""
         return any(placeholder.looks_into(name) for placeholder in self.placeholders)
 
     def expand(self, scope: Scope) -> str:
@@ -84,7 +84,7 @@ class Template:
         return self.expand(scope)
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:
-        """Whether the text may be in a language of its own."""
+        """True when the text may be in a language of its own."""
         return any(around) or len(placeholders) > 1 or any(each.glue is not None for each in placeholders)
 
     def _found(self, placeholder: Placeholder, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
@@ -101,6 +101,18 @@ class Template:
             return text_of(value) if placeholder.form is None else placeholder.form.write(value)
         except ValueError as error:
             raise MappingError(f"{{{placeholder.text}}}: the value {error}", field=self.where) from None
+
+
+class Asked(Template):
+    """A text in the body of a search. A value may be a list there, but no object: `{"$ne": null}` would be a query of its own."""
+
+    def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
+        """As a template's; raises MappingError for an object."""
+        value = super().value(scope)
+        if _has_object(value):
+            shown = ", ".join(placeholder.text for placeholder in self.placeholders)
+            raise MappingError(f"{{{shown}}} is an object, which could be a query of its own", field=self.where)
+        return value
 
 
 class Path(Template):
@@ -173,20 +185,24 @@ def _names(path: str) -> list[str]:
     return [_BEHIND_A_NAME.split(segment, maxsplit=1)[0].strip() for segment in _SEPARATOR.split(path)]
 
 
-def templated(value: object, where: str, known: Collection[str]) -> object:
-    """`value` with each string in it, at any depth, made a template."""
+def _has_object(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(_has_object(inner) for inner in value))
+
+
+def templated(value: object, where: str, known: Collection[str], kind: type[Template] = Template) -> object:
+    """`value` with each string in it, at any depth, made a template of this kind."""
     if isinstance(value, str):
-        return Template(value, where, known)
+        return kind(value, where, known)
     if isinstance(value, dict):
-        return gathered({key: partial(templated, inner, f"{where}.{key}", known) for key, inner in value.items()})
+        return gathered({key: partial(templated, inner, f"{where}.{key}", known, kind) for key, inner in value.items()})
     if isinstance(value, list):
-        parts = {str(position): partial(templated, inner, where, known) for position, inner in enumerate(value)}
+        parts = {str(position): partial(templated, inner, where, known, kind) for position, inner in enumerate(value)}
         return [*gathered(parts).values()]
     return value
 
 
 def templates_in(value: object) -> Iterator[Template]:
-    """Those in what `templated` made."""
+    """The templates in a value that `templated` made."""
     if isinstance(value, Template):
         yield value
     elif isinstance(value, dict | list):
@@ -195,7 +211,7 @@ def templates_in(value: object) -> Iterator[Template]:
 
 
 def expanded(value: object, scope: Scope) -> object:
-    """What `templated` made, with the values in place; raises MappingError when one is missing."""
+    """A value that `templated` made, with the values in place; raises MappingError when one is missing."""
     if isinstance(value, Template):
         return value.value(scope)
     if isinstance(value, dict):
@@ -220,7 +236,7 @@ def encoded(text: str, where: str) -> str:
 def _mistakes(
     text: str, around: Sequence[str], placeholders: Sequence[Placeholder], *, is_query: bool
 ) -> Iterator[str]:
-    """What is wrong with the forms of placeholders, and what to write instead."""
+    """The mistakes in the forms of placeholders, each with the text to write instead."""
     opened: str | None = None
     for at, placeholder in enumerate(placeholders):
         opened = _quote_open_behind(around[at], opened)
@@ -233,7 +249,7 @@ def _mistakes(
 
 
 def _formless(placeholder: Placeholder, between: str | None, text: str) -> str:
-    """Why a placeholder needs a form, and how it is written."""
+    """Half a sentence on why a placeholder needs a form, and how it is written."""
     shown = placeholder.text
     if between is None:
         return (

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config_sync import Fetch, Find, Sync, Update, Write
+from inbox.config_sync import Deactivate, Fetch, Find, FindPages, Sync, Update, Write
 from inbox.errors import ConfigError, MappingError
 from relay import mapping
 from relay.expressions import Expression, decode, digest, encode
@@ -76,11 +76,25 @@ def test_a_value_that_can_not_stand_in_a_path_is_a_mapping_error_that_names_the_
 
 
 def test_a_template_of_one_expression_keeps_its_type_in_a_body() -> None:
-    find = plan(
-        find=Find(path="/search", method="POST", body={"a": ["{event.body.extra}", "n={event.seq:text}", 1, None]})
-    ).find
+    body = {"a": ["{event.body.extra}", "n={event.seq:text}", 1, None]}
+    made = plan(gone="deactivate", deactivate=Deactivate(path="/x", body=body)).deactivate
+    assert made is not None
+    assert made.json(scope()) == b'{"a":[{"n":1},"n=7",1,null]}'
+
+
+@pytest.mark.parametrize("pages", [None, FindPages(first=1)])
+@pytest.mark.parametrize("value", [{"$ne": None}, [{"$ne": None}], [["u1", {}]]])
+def test_an_object_from_outside_becomes_no_part_of_a_query(value: object, pages: FindPages | None) -> None:
+    body = {"external_id": "{event.body.id}", "start": "{start}"} if pages else {"external_id": "{event.body.id}"}
+    find = plan(find=Find(path="/search", method="POST", body=body, pages=pages)).find
     assert find is not None
-    assert find.call.json(scope()) == b'{"a":[{"n":1},"n=7",1,null]}'
+    known = scope(event={"body": {"id": value}}, start=1, count=10)
+    with pytest.raises(
+        MappingError, match=r"find\.body\.external_id: \{event\.body\.id\} is an object, which could be a"
+    ):
+        find.call.json(known)
+    known["event"] = {"body": {"id": ["u1", 5]}}
+    assert b'"external_id":["u1",5]' in (find.call.json(known) or b"")
 
 
 def test_params_are_encoded() -> None:

@@ -1,4 +1,4 @@
-"""What a match has to carry before anything is written to it: the value that was searched for, in whatever way it is told."""
+"""Before anything is written to a match, it has to carry the value that was searched for, in whatever way it tells it."""
 
 from __future__ import annotations
 
