@@ -19,9 +19,7 @@ from relay.expressions import encode
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LDAP = str.maketrans({character: f"\\{ord(character):02x}" for character in "*()\\\0"})
-_SOQL = str.maketrans(
-    {"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
-)
+_SOQL = str.maketrans({"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f"})
 
 
 class Form(msgspec.Struct, frozen=True):

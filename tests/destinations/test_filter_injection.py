@@ -52,7 +52,7 @@ map = { externalId = "event.entity_id", active = "entity.active" }
 """
 BY_FORM = "'externalId eq {event.entity_id:scim}'"
 BY_TEXT = "'externalId eq \"{event.entity_id:text}\"'"
-"""What nobody should write, and can only write on purpose."""
+"""Nobody should write this, and nobody does but on purpose."""
 VERIFY_OFF = ", verify = false"
 
 
