@@ -27,11 +27,13 @@ class Form(msgspec.Struct, frozen=True):
 
     write: Callable[[Any], str]
     """The value as text. It raises ValueError for one that the form can't hold; the text goes on the words `the value`."""
-    has_quotes: bool
-    """It writes quotes of its own, and must not stand between others."""
+    quote: str | None
+    """It writes these around the value by itself, and must not stand between others."""
     meaning: str
     example: str
     """Both for its row in docs/configuration.md."""
+    escape: str = "\\"
+    """The character before a quote that does not end the text. Empty: the language doubles the quote."""
 
 
 def text_of(value: object) -> str:
@@ -98,43 +100,44 @@ def _without_control(text: str) -> str:
 FORMS: Mapping[str, Form] = {
     "scim": Form(
         lambda value: _json(text_of(value)),
-        has_quotes=True,
+        quote='"',
         meaning="a text in SCIM's filters (RFC 7644 §3.4.2.2), with its quotes; a number becomes a text",
         example="externalId eq {event.entity_id:scim}",
     ),
     "odata": Form(
         _odata,
-        has_quotes=True,
+        quote="'",
         meaning="a text in OData, with its quotes; one inside is doubled",
         example="ExternalId eq {event.entity_id:odata}",
+        escape="",
     ),
     "soql": Form(
         _soql,
-        has_quotes=True,
+        quote="'",
         meaning="a text in Salesforce's SOQL, with its quotes; one inside gets a backslash",
         example="SELECT Id FROM Contact WHERE Ext__c = {event.entity_id:soql}",
     ),
     "json": Form(
         _json,
-        has_quotes=True,
+        quote='"',
         meaning="any value as JSON: a text with its quotes, a number without",
         example="external_id == {event.entity_id:json}",
     ),
     "ldap": Form(
         lambda value: text_of(value).translate(_LDAP),
-        has_quotes=False,
+        quote=None,
         meaning="a value in an LDAP filter (RFC 4515 §3)",
         example="(uid={event.entity_id:ldap})",
     ),
     "url": Form(
         lambda value: percent_encoded(text_of(value)),
-        has_quotes=False,
+        quote=None,
         meaning="percent-encoded, for a URL inside a text",
         example="https://crm.example.com/{event.entity_id:url}",
     ),
     "text": Form(
         text_of,
-        has_quotes=False,
+        quote=None,
         meaning="as it is: where the text is no language, since what comes may change what it says",
         example="gone since {event.occurred_at:text}",
     ),

@@ -237,15 +237,22 @@ def _mistakes(
     text: str, around: Sequence[str], placeholders: Sequence[Placeholder], *, is_query: bool
 ) -> Iterator[str]:
     """The mistakes in the forms of placeholders, each with the text to write instead."""
-    opened: str | None = None
     for at, placeholder in enumerate(placeholders):
-        opened = _quote_open_behind(around[at], opened)
-        between = opened if opened is not None and any(opened in piece for piece in around[at + 1 :]) else None
+        between = _quote_around(placeholder, "".join(around[: at + 1]), "".join(around[at + 1 :]))
         shown = f"{{{placeholder.text}}}"
         if placeholder.form is None and is_query:
             yield f"{shown} in {text!r} {_formless(placeholder, between, text)}"
-        elif placeholder.form is not None and placeholder.form.has_quotes and between is not None:
+        elif placeholder.form is not None and placeholder.form.quote is not None and between is not None:
             yield f"{shown} in {text!r} gets its quotes by its form; remove the {between} around it"
+
+
+def _quote_around(placeholder: Placeholder, before: str, behind: str) -> str | None:
+    """The quote that is open where a placeholder stands: in its form's language, or in one that has all of them."""
+    form = placeholder.form
+    if form is not None and form.quote is not None and _quote_open_behind(before, form.quote, form.escape):
+        return form.quote
+    opened = _quote_open_behind(before, "".join(_QUOTES), "\\")
+    return None if opened == "'" and opened not in behind else opened  # in prose, it's one that nothing closes
 
 
 def _formless(placeholder: Placeholder, between: str | None, text: str) -> str:
@@ -265,14 +272,15 @@ def _valid() -> str:
     return f"valid forms: {', '.join(FORMS)}"
 
 
-def _quote_open_behind(text: str, opened: str | None) -> str | None:
-    """The quote that is open at the end of a text, where `opened` was at its beginning."""
+def _quote_open_behind(text: str, quotes: str, escape: str) -> str | None:
+    """The one of `quotes` that is open at the end of a text."""
+    opened: str | None = None
     escaped = False
     for character in text:
         if escaped:
             escaped = False
-        elif opened is not None and character == "\\":
+        elif opened is not None and character == escape:
             escaped = True
-        elif character in _QUOTES:
+        elif character in quotes:
             opened = character if opened is None else None if opened == character else opened
     return opened

@@ -6,6 +6,7 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from urllib.parse import unquote
 
 import pytest
@@ -148,7 +149,7 @@ def test_a_placeholder_beside_other_text_needs_a_form(text: str) -> None:
         Template(text, "here", KNOWN)
 
 
-@pytest.mark.parametrize("form", [name for name, form in FORMS.items() if form.has_quotes])
+@pytest.mark.parametrize("form", [name for name, form in FORMS.items() if form.quote])
 @pytest.mark.parametrize("text", ['a eq "{FORM}"', "a eq '{FORM}'", 'a eq "user {FORM}" or b', "'\"' '{FORM}'"])
 def test_a_form_with_quotes_of_its_own_stands_between_no_others(form: str, text: str) -> None:
     with pytest.raises(ConfigError, match=r"gets its quotes by its form; remove the . around it"):
@@ -162,12 +163,54 @@ def test_a_form_with_quotes_of_its_own_stands_between_no_others(form: str, text:
         "{ event.id || 'nobody' }",
         "a eq {event.id:scim} and b eq 'x'",
         "it's {event.id:json}",
+        "it's {event.id:text}",
         "'a' eq {event.id:odata}",
         'a eq "x\\"y" and b eq {event.id:scim}',
     ],
 )
 def test_alone_or_with_its_form_a_placeholder_can_stand(text: str) -> None:
     Template(text, "here", KNOWN)
+
+
+PIECES = [
+    '"',
+    "'",
+    "`",
+    "{event.id}",
+    "{event.id:FORM}",
+    "{event.id:text}",
+    " eq ",
+    "a",
+    "{",
+    ":x}",
+    "\\",
+]
+STRINGS = {
+    "scim": re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL),
+    "odata": re.compile("'(?:[^']|'')*'"),
+    "soql": re.compile(r"'(?:[^'\\]|\\.)*'", re.DOTALL),
+}
+"""How each language tells a text from what is around it."""
+
+
+@pytest.mark.parametrize("form", STRINGS)
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.sampled_from(INJECTIONS) | HOSTILE)
+@example("a eq {event.id:FORM} and b eq 'x' or c eq {event.id:FORM}", 'x" or userName eq "admin')
+@example("'\"'{event.id:FORM}\"'", 'x" or userName eq "admin')
+@example("'a\\' b' {event.id:FORM} '", "x' or 1 eq 1 or 'x")
+def test_what_stands_in_a_template_that_is_taken_is_the_same_whatever_the_value(
+    form: str, text: str, value: str
+) -> None:
+    try:
+        template = Template(text.replace("FORM", form), "here", KNOWN)
+    except ConfigError:
+        return
+    forms = [placeholder.form for placeholder in template.placeholders]
+    assert None not in forms or text == "{event.id}", "alone, or with a form"
+    if FORMS["text"] not in forms and None not in forms:
+        with suppress(MappingError):
+            plain, hostile = (template.expand({"event": {"id": each}}) for each in ("x", value))
+            assert STRINGS[form].sub("S", hostile) == STRINGS[form].sub("S", plain)
 
 
 def test_all_mistakes_of_a_template_are_told_at_once() -> None:
