@@ -2,6 +2,9 @@
 
 A value from outside that is put into a query as it came can end the text it stands in and go on as query. Each form
 writes one value so that it stays one, or refuses it.
+
+Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), RFC 4515 §3 (LDAP), `SQUOTE-in-string` of OData's ABNF (a quote is
+doubled), and "Quoted String Escape Sequences" of Salesforce's SOQL reference, which has a bell where others have a backspace.
 """
 
 from __future__ import annotations
