@@ -7,6 +7,7 @@ errors come with statuses that mean here what they mean everywhere, so their wor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from inbox.config import Route, SlackDestination
@@ -14,9 +15,11 @@ from inbox.errors import MappingError
 from relay import mapping, slack_text
 from relay.destinations.base import Caller, Clients, Context
 from relay.endpoint import header_value
-from relay.expressions import Expression, Scope, Template, encode, percent_encoded
+from relay.expressions import Scope, encode
+from relay.forms import FORMS
 from relay.http import Request
 from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
+from relay.templates import Placeholder, Template, encoded
 
 
 class Message(Template):
@@ -30,21 +33,24 @@ class Message(Template):
         """
         said = ""
         for part in self.parts:
-            said += part if isinstance(part, str) else self._formed(self._text(part, scope), part, said)
+            said += part if isinstance(part, str) else self._placed(self._text(part, scope), part, said)
         return said
 
-    def _formed(self, value: str, expression: Expression, before: str) -> str:
+    def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:  # noqa: ARG002
+        return False  # its one language is escaped for here
+
+    def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
         if before.rfind("<") <= before.rfind(">"):
             return slack_text.escaped(value)
         link = before.rpartition("<")[2]
         if "|" in link:
             return slack_text.link_text(value)
         if link:
-            return percent_encoded(value, self.where)
+            return value if placeholder.form is FORMS["url"] else encoded(value, self.where)
         try:
             return slack_text.link_url(value)
         except ValueError as error:  # a UnicodeEncodeError is one
-            raise MappingError(f"{{{expression.text}}}: {error}", field=self.where) from None
+            raise MappingError(f"{{{placeholder.text}}}: {error}", field=self.where) from None
 
 
 class Slack:

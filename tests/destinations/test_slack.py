@@ -83,6 +83,7 @@ def test_a_message_is_posted_as_json_to_the_hook(server: ScriptedServer) -> None
     [
         ("{event.body.who} changed", "Ada &amp; &lt;!channel&gt; &gt; all changed"),
         ("<https://crm/{event.entity_id}|open> & see", "<https://crm/u1|open> & see"),
+        ("it's \"{event.body.who}\", isn't it?", "it's \"Ada &amp; &lt;!channel&gt; &gt; all\", isn't it?"),
         ("{event.seq} {event.body.t} {event.occurred_at}", "7 true 2026-01-01T00:00:00Z"),
         ("{event.body.nobody || 'nobody'}", "nobody"),
         ("sch\u00f6n \U0001f389", "sch\u00f6n \U0001f389"),
@@ -135,6 +136,7 @@ def test_no_value_mentions_anybody_forges_a_line_or_hides_a_link(
     ("text", "value", "shown"),
     [
         ("<https://crm/{event.entity_id}|open>", "u|evil>\n<!here>/..", "<https://crm/u%7Cevil%3E%0A%3C%21here%3E%2F..|open>"),
+        ("<https://crm/{event.entity_id:url}>", "1 2|3", "<https://crm/1%202%7C3>"),
         ("<https://crm/?id={event.entity_id}>", "1&id=2 3", "<https://crm/?id=1%26id%3D2%203>"),
         ("<https://crm|open {event.entity_id}>", "a|b>\n<!here>", "<https://crm|open a\u00a6b&gt; &lt;!here&gt;>"),
         ("<{event.entity_id}|open>", "https://x/a|b?c=1&d=%20>", "<https://x/a%7Cb?c=1&amp;d=%20%3E|open>"),
