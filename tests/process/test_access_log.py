@@ -95,6 +95,18 @@ def test_no_header_forges_a_line_of_the_access_log_or_colours_it(place: Site) ->
     assert r"1.2.3.4\x9b31m" in receiver.output
 
 
+def test_who_a_stranger_says_he_is_reaches_the_listing_as_text(place: Site) -> None:
+    receiver, port = place.receiver(1)
+    forged = r"\[/] \[link=https://evil.example]x"
+    head = "POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n"
+    assert ask(port, f"{head}X-Forwarded-For: {forged}\r\n\r\n")[9:] == b"401"
+    receiver.send(signal.SIGTERM)
+    assert receiver.ends(within=20) == 0
+    listing = place.start("rejected", "-c", "from inbox.cli import main; main()", "rejected", COLUMNS="400")
+    assert listing.ends(within=20) == 0, listing.output
+    assert forged.replace("\\", "\\\\") in listing.output
+
+
 def shown(path: str) -> str:
     args = ("127.0.0.1:1", "GET", path, "1.1", 404)
     record = logging.LogRecord("uvicorn.access", logging.INFO, "", 1, '%s - "%s %s HTTP/%s" %d', args, None)
