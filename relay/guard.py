@@ -149,10 +149,10 @@ class _Resolver:
             try:
                 found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 answer.set_result([(family, address) for family, _, _, _, address in found])  # type: ignore[misc]  # no int addresses without AF_PACKET
-            except OSError as error:
-                answer.set_exception(error)
             except UnicodeError:  # an empty label, or one of more than 63 characters
                 answer.set_exception(socket.gaierror(socket.EAI_NONAME, "not a host name"))
+            except Exception as error:  # noqa: BLE001  # it is the caller's, and no reason for this thread to end
+                answer.set_exception(error)
             with self._lock:
                 self._open -= 1
 

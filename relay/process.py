@@ -9,6 +9,7 @@ that the parent is gone, however it went.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -87,7 +88,8 @@ def hear_parent(orders: Orders, observer: Observer) -> None:
 
     def hear() -> None:
         while told := os.read(_STANDARD_INPUT, 1):
-            orders.put(Order(told))
+            with contextlib.suppress(ValueError):  # no order of this version; the pipe's end must be heard all the same
+                orders.put(Order(told))
         observer.orphaned()
         orders.put(Order.STOP)
 

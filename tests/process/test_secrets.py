@@ -87,13 +87,31 @@ url = "{url}/unauthorized"
 auth = {{ kind = "bearer", token = {refused_token} }}
 allow_private = true
 allow_http = true
+[destinations.broken]
+kind = "forward"
+url = "{url}/broken?api_key={query}"
+auth = {{ kind = "bearer", token = {bearer} }}
+allow_private = true
+allow_http = true
+[destinations.odd-token]
+kind = "forward"
+url = "{url}/by-odd-token"
+auth = {{ kind = "oauth2", token_url = "{url}/odd-token", client_id = "me", client_secret = {client_secret} }}
+allow_private = true
+allow_http = true
+[destinations.good-token]
+kind = "forward"
+url = "{url}/by-good-token"
+auth = {{ kind = "oauth2", token_url = "{url}/good-token", client_id = "me", client_secret = {client_secret} }}
+allow_private = true
+allow_http = true
 [destinations.fine]
 kind = "forward"
 url = "{url}/fine?api_key={query}"
 allow_private = true
 allow_http = true
 """
-FORWARDED = ("hook", "chat", "behind-proxy", "strict", "fine")
+FORWARDED = ("hook", "chat", "behind-proxy", "strict", "broken", "odd-token", "good-token", "fine")
 ROUTE = '[routes.to-{name}]\nsource = "{source}"\ndestination = "{name}"\nretry = {{ schedule = [] }}\n'
 SYNC = """
 [routes.{name}]
@@ -110,6 +128,11 @@ map = {{ name = "entity.name" }}
 """
 
 
+def token(value: str) -> str:
+    """What a token endpoint answers."""
+    return json.dumps({"access_token": value, "token_type": "Bearer", "expires_in": 3600})
+
+
 def replies(secret: Planted) -> dict[str, Reply]:
     """What each path of the service answers."""
     password = secret.plain("password-by-key")
@@ -118,9 +141,12 @@ def replies(secret: Planted) -> dict[str, Reply]:
             knows=(secret.odd("signing"), secret.odd("query")),
             password=password,
             retry_after=secret.odd("bearer"),
-            broken_head=True,
         ),
-        "/services/": Reply(knows=(f"/services/{secret.plain('chat-path')}",), password=password, broken_head=True),
+        "/services/": Reply(knows=(f"/services/{secret.plain('chat-path')}",), password=password),
+        "/broken": Reply(knows=(secret.odd("bearer"), secret.odd("query")), password=password, broken_head=True),
+        "/odd-token": Reply(200, body=token(secret.odd("odd-token") + "\r\n")),
+        "/good-token": Reply(200, body=token(secret.plain("good-token"))),
+        "/by-good-token": Reply(knows=(secret.plain("good-token"),), password=password),
         "/proxied": Reply(knows=(secret.odd("proxy-password"),), password=password),
         "/api": Reply(knows=(secret.odd("api-password"),), password=password),
         "/well": Reply(200, body='{"name": "Ada"}'),
@@ -138,7 +164,7 @@ def config_of(secret: Planted, echo: Echo, folder: Path, database: str, environm
     environment.setenv("HEADER_VALUE", secret.odd("header-value") + "é")
     environment.setenv("CHAT_URL", f"{echo.url}/services/{secret.plain('chat-path')}?key={secret.plain('chat-key')}")
     environment.setenv("ALERTS_URL", f"{echo.url}/alerts/{secret.plain('alerts-path')}?t={secret.plain('alerts-key')}")
-    bare = ("header", "api-password", "bearer", "signing", "password", "crm-token", "refused-token")
+    bare = ("header", "api-password", "bearer", "signing", "password", "crm-token", "refused-token", "client-secret")
     proxy = f"http://me:{quote(secret.odd('proxy-password'), safe='')}@127.0.0.1:{echo.port}"
     filled = CONFIG.format(
         database=json.dumps(database),
