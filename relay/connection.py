@@ -35,10 +35,10 @@ _COALESCED = 64 * 1024
 class Wire:
     """What the connections of one endpoint in one thread share: the call that runs now, and the rules."""
 
-    __slots__ = ("allow_private", "exchange")
+    __slots__ = ("exchange", "rules")
 
-    def __init__(self, *, allow_private: bool) -> None:
-        self.allow_private = allow_private
+    def __init__(self, rules: guard.Rules) -> None:
+        self.rules = rules
         self.exchange = Exchange(0, lambda: 0)
 
 
@@ -56,9 +56,7 @@ class _Guarded(HTTPConnection):
         return self._answer
 
     def _new_conn(self) -> socket.socket:
-        return guard.connect(
-            self._dns_host, self.port or self.default_port, self._wire.exchange, allow_private=self._wire.allow_private
-        )
+        return guard.connect(self._dns_host, self.port or self.default_port, self._wire.exchange, self._wire.rules)
 
     @property
     def is_connected(self) -> bool:

@@ -182,7 +182,7 @@ class HttpClient:
         except AttributeError:
             session = requests.Session()
             session.trust_env = False  # no proxy, CA file or .netrc of the environment
-            wire = Wire(allow_private=self._target.allow_private)
+            wire = Wire(self._target.rules)
             adapter = EndpointAdapter(wire, self._target.tls, self._target.proxies)
             session.adapters.clear()
             session.mount(self._target.base, adapter)

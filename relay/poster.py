@@ -10,7 +10,7 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import AlertFormat, Alerts, Endpoint
+from inbox.config import AlertFormat, Config, Endpoint
 from inbox.traces import place_of
 from relay.alerts import Posted, payload
 from relay.endpoint import prepare
@@ -89,17 +89,23 @@ def _bug(error: BaseException) -> str:
     return f"{type(error).__name__} at {place_of(error)}"
 
 
-def client_of(alerts: Alerts) -> HttpClient | None:
+def client_of(config: Config) -> HttpClient | None:
     """What posts to the url; None without one.
 
     Raises:
         ConfigError: the url can't be used, or its secret is not there.
     """
+    alerts = config.alerts
     if alerts.url is None:
         return None
     endpoint = Endpoint(
-        timeout=alerts.timeout, allow_private=alerts.allow_private, allow_http=alerts.allow_http, concurrency=1
+        timeout=alerts.timeout,
+        concurrency=1,
+        allow_private=alerts.allow_private,
+        allow_to=alerts.allow_to,
+        block_to=alerts.block_to,
+        allow_http=alerts.allow_http,
     )
     url = alerts.url.reveal()
     # The path of a chat's hook is its secret.
-    return HttpClient(prepare(endpoint, url, "alerts", secrets=[url], shown_path="/…"))
+    return HttpClient(prepare(endpoint, url, "alerts", config.outbound, secrets=[url], shown_path="/…"))

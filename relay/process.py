@@ -140,4 +140,4 @@ def read_again(config: Config) -> tuple[Config, dict[str, Deliverer], HttpClient
         raise ConfigError("[database] url: another database needs a restart")
     if new.metrics.relay != config.metrics.relay:
         raise ConfigError("[metrics] relay: another address needs a restart")
-    return new, build(new), client_of(new.alerts)
+    return new, build(new), client_of(new)
