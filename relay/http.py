@@ -170,9 +170,8 @@ class HttpClient:
 
     def _retry_after(self, given: str | None, now: datetime) -> float | None:
         seconds = parse_retry_after(given, now)
-        if given is not None and seconds is None:
-            shown = (self._target.redactor.excerpt(given.encode()) or "")[:100]
-            _log.warning("%s: Retry-After is past or can't be read, and ignored: %a", self._target.shown, shown)
+        if given is not None and seconds is None:  # it may repeat a token that the redactor does not know
+            _log.warning("%s: Retry-After is past or can't be read, and ignored", self._target.shown)
         return seconds
 
     def _line(self) -> tuple[EndpointAdapter, Wire]:

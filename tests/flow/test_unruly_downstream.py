@@ -108,8 +108,7 @@ def test_what_can_not_be_read_is_ignored_with_a_warning(
     assert due - at <= timedelta(milliseconds=100)
     (line,) = [record for record in caplog.records if "Retry-After" in record.getMessage()]
     assert line.levelno == logging.WARNING
-    assert line.getMessage().endswith(f"Retry-After is past or can't be read, and ignored: {line.args[1]!a}")  # type: ignore[index]
-    assert line.getMessage().isprintable()
+    assert line.getMessage().endswith("Retry-After is past or can't be read, and ignored"), "and not what it was"
 
 
 def failed_once(database_url: str, retry_after: str) -> tuple[datetime, datetime]:

@@ -146,7 +146,9 @@ def replies(secret: Planted) -> dict[str, Reply]:
         "/broken": Reply(knows=(secret.odd("bearer"), secret.odd("query")), password=password, broken_head=True),
         "/odd-token": Reply(200, body=token(secret.odd("odd-token") + "\r\n")),
         "/good-token": Reply(200, body=token(secret.plain("good-token"))),
-        "/by-good-token": Reply(knows=(secret.plain("good-token"),), password=password),
+        "/by-good-token": Reply(
+            knows=(secret.plain("good-token"),), password=password, retry_after=secret.plain("good-token")
+        ),
         "/proxied": Reply(knows=(secret.odd("proxy-password"),), password=password),
         "/api": Reply(knows=(secret.odd("api-password"),), password=password),
         "/well": Reply(200, body='{"name": "Ada"}'),
