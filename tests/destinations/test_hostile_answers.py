@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -280,6 +281,7 @@ class Pair:
         self._hostile = b""
         self._closes = True
         self._is_own = True
+        self._has_ended = threading.Event()
         self.call = Called(stack, self._act, timeout=Duration(5))
 
     def _act(self, _: ScriptedServer, connection: socket.socket) -> None:
@@ -287,14 +289,20 @@ class Pair:
         if self._is_own:
             connection.sendall(OWN)
             return
-        connection.sendall(self._hostile)
-        if self._closes:
-            connection.shutdown(socket.SHUT_WR)
+        try:
+            connection.sendall(self._hostile)
+            if self._closes:
+                connection.shutdown(socket.SHUT_WR)
+        finally:  # the call may have closed it
+            self._has_ended.set()
 
     def calls(self, hostile: bytes, *, closes: bool = True) -> tuple[Answer, Answer]:
         """What comes of two, of which the first is answered so."""
         self._hostile, self._closes = hostile, closes
-        return self.call(), self.call()
+        self._has_ended.clear()
+        first = self.call()
+        assert self._has_ended.wait(10)  # or the next call might be made just before its end is seen
+        return first, self.call()
 
 
 @pytest.fixture(scope="module")
