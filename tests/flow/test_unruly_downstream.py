@@ -98,9 +98,7 @@ def test_what_is_asked_for_is_honoured_between_our_own_delay_and_a_day(
     assert "Retry-After" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    "asked", ["banana", "-1", "", "Thu, 01 Jan 1970 00:00:00 GMT", "9" * 40, "NaN", "1e3"]
-)
+@pytest.mark.parametrize("asked", ["banana", "-1", "", "Thu, 01 Jan 1970 00:00:00 GMT", "9" * 40, "NaN", "1e3"])
 def test_what_can_not_be_read_is_ignored_with_a_warning(
     sqlite_database_url: str, caplog: pytest.LogCaptureFixture, asked: str
 ) -> None:

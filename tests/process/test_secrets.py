@@ -20,6 +20,7 @@ from tests.helpers.echoing import LAST, Echo, Reply, echoing
 from tests.helpers.planting import Planted, all_text
 from tests.helpers.processes import GUNICORN, Site, site
 from tests.helpers.reading import rows
+from tests.helpers.scraping import exposition, metrics_at
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, moment
 
@@ -215,8 +216,11 @@ def post_all(secret: Planted, port: int) -> None:
         connection.close()
 
 
-def relay_all(place: Site, engine: Engine) -> dict[str, str]:
-    """A drain, and then a relay that runs until one of them has told that an alert was not taken; a visible word of each log."""
+def relay_all(place: Site, engine: Engine, metrics: int) -> tuple[dict[str, str], str]:
+    """A drain, and then a relay that runs until one of them has told that an alert was not taken; a visible word of each log.
+
+    And what the relay has served at the port of its metrics.
+    """
     drain = place.relay("--drain", "--verbose")
     assert drain.ends(within=30) == 0
     kinds = {row["kind"] for row in rows(engine, "SELECT kind FROM delivery_log")}
@@ -224,9 +228,10 @@ def relay_all(place: Site, engine: Engine) -> dict[str, str]:
     relay = place.relay("--verbose")
     until(lambda: "started node=" in relay.output, "it works", within=20)
     until(lambda: "not posted" in drain.output + relay.output, "an alert was not taken", within=20)
+    served = until(lambda: exposition(metrics), "its metrics are served", within=20) or ""
     relay.send(signal.SIGTERM)
     assert relay.ends(within=20) == 0
-    return {drain.log.name: f"USER|{ENTITY}", relay.log.name: "stopped node="}
+    return {drain.log.name: f"USER|{ENTITY}", relay.log.name: "stopped node="}, served
 
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
@@ -291,24 +296,26 @@ VISIBLE = {
 """What is no secret and must be found in each table and view by the same search."""
 
 
-def test_no_secret_is_left_in_the_database_in_a_log_or_in_what_commands_tell(
+def test_no_secret_is_left_in_the_database_in_a_log_in_the_metrics_or_in_what_commands_tell(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = Planted()
     with echoing(replies(secret)) as echo:
-        text = config_of(secret, echo, tmp_path, database_url, monkeypatch)
+        metrics, more = metrics_at("relay")
+        text = config_of(secret, echo, tmp_path, database_url, monkeypatch) + more
         with site(tmp_path, text) as place:
             receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-"))
             post_all(secret, port)
-            expected = relay_all(place, engine) | ask_all(place)
+            expected, served = relay_all(place, engine, metrics)
+            expected |= ask_all(place)
             receiver.send(signal.SIGTERM)
             assert receiver.ends(within=20) == 0
             expected |= mistaken(place, text, secret) | {receiver.log.name: "POST /webhooks/by-header"}
             logs = place.logs()
     assert min(echo.calls.values()) > 0, echo.calls
     tables = all_text(engine)
-    visible = expected | VISIBLE
-    places = logs | tables
+    visible = expected | VISIBLE | {"metrics": "to-hook"}
+    places = logs | tables | {"metrics": served}
 
     assert secret.leaks(places) == []
     blind = [name for name, found in places.items() if name not in WITHOUT_TEXT and visible.get(name, "?") not in found]
