@@ -178,8 +178,11 @@ def _check_behind_proxy(host: str, endpoint: Endpoint, rules: guard.Rules, where
     if address is not None:
         reason = guard.refusal(address, rules)
         if reason is not None:
-            spelled = "" if host == address else f"{address}, which is "
-            raise ConfigError(f"{where}: {host} is {spelled}{reason}")
+            raise ConfigError(f"{where}: {host} is {'' if host == address else f'{address}, which is '}{reason}")
+        if (
+            not guard.is_canonical(host) and not rules.forbids_nothing
+        ):  # 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others
+            raise ConfigError(f"{where}: proxies read {host} differently; write the address as {address}")
         return
     if endpoint.allow_to is not None or endpoint.block_to:
         raise ConfigError(

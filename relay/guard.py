@@ -78,7 +78,7 @@ class Rules(msgspec.Struct, frozen=True):
 
     @property
     def forbids_nothing(self) -> bool:
-        """Whether an address need not be looked at."""
+        """No address is refused, so that none has to be looked at."""
         return self.allow_private and not self.allow and not self.block
 
 
@@ -134,15 +134,28 @@ def literal(host: str) -> str | None:
         return None
 
 
+def is_canonical(host: str) -> bool:
+    """An address in a spelling that everybody reads alike: four decimal numbers, or IPv6."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
 _PRIVATE_SUFFIXES = (".localhost", ".local", ".localdomain", ".internal", ".home.arpa")
 """RFC 6761, 6762 and 8375, and what ICANN keeps for private use; providers name their metadata services so, too."""
 _PRIVATE_NAMES = frozenset({"metadata.goog"})
 
 
 def is_private_name(host: str) -> bool:
-    """Whether a name is of this machine or a private network, by itself: for where nobody here resolves it."""
+    """Tell by the name alone that it is of this machine or a private network, or is none: where nobody here resolves it.
+
+    A public one ends with a label that begins with a letter (RFC 1123 §2.1); `127.0.0.256` is what some read as an address.
+    """
     name = host.rstrip(".").lower()
-    return "." not in name or name.endswith(_PRIVATE_SUFFIXES) or name in _PRIVATE_NAMES
+    ends_as_a_name = name.rpartition(".")[2][:1].isalpha()
+    return "." not in name or not ends_as_a_name or name.endswith(_PRIVATE_SUFFIXES) or name in _PRIVATE_NAMES
 
 
 def connect(host: str, port: int, exchange: Exchange, rules: Rules) -> socket.socket:

@@ -84,7 +84,7 @@ class HttpClient:
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
 
-        It raises nothing for what the other side, the network or the guard does: that is in the answer. A call that
+        It raises nothing: what the other side, the network, the guard or a bug does is in the answer. A call that
         provably was not sent, since the connection was refused or the name server is busy, is tried again within the
         same deadline, twice at most.
         """

@@ -74,14 +74,14 @@ class Poster:
         """Whatever happens is what came of it: nothing may end the only thread that posts."""
         try:
             body = json.dumps(payload(alert, self._form)).encode()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  # one that can't be worded must not keep the others from being posted
             return Done(alert, f"it can't be worded: {_bug(error)}", is_final=True)
         try:
             answer = client.call(
                 Request("alert", "POST", {"Content-Type": "application/json"}, body=body), self._limits
             )
             return Done(alert, None if answer.error_class is None else answer.failed(()).error)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  # as above
             return Done(alert, f"a bug in the call: {_bug(error)}")
 
 

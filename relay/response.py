@@ -125,7 +125,7 @@ class StrictResponse(HTTPResponse):
         if self._count > MOST_FIELDS:
             raise NotHttpError(f"more than {MOST_FIELDS} header fields")
         if not self._in_body:
-            self._fields.append((name, value))
+            self._fields.append((name, value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Read past an interim answer, and check the framing of the final one."""

@@ -131,9 +131,7 @@ class Watchdog:
                 try:
                     exchange.cut_if_due(now)
                 except Exception as error:  # noqa: BLE001  # a lease that can't be told is not trusted, and the other calls are watched on
-                    _log.error(
-                        "bug in the watchdog, which goes on\n%s", bare_traceback(error)
-                    )  # a message may hold a secret
+                    _log.error("bug in the watchdog, which goes on\n%s", bare_traceback(error))
                     exchange.revoke()
 
 

@@ -172,7 +172,8 @@ SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 01770
     0x7f.1. [::1] [::ffff:127.0.0.1] [::127.0.0.1] [64:ff9b::127.0.0.1] 169.254.169.254 0xa9fea9fe 2852039166
     168.63.129.16 10.1 [fe80::1] [fd00:ec2::254] localhost LOCALHOST localhost. crm.localhost localhost.localdomain
     metadata metadata.google.internal metadata.google.internal. metadata.goog instance-data crm crm.local crm.internal
-    crm.example. %31%32%37.1 \u2460\u2461\u2466.0.0.1 \uff11\uff12\uff17.1""".split()  # noqa: SIM905
+    crm.example. 010.0.0.1 8.8.2056 134744072 1.1.1.1. 127.0.0.256 1.2.3.4.5 crm.1
+    %31%32%37.1 \u2460\u2461\u2466.0.0.1 \uff11\uff12\uff17.1""".split()  # noqa: SIM905
 
 
 @pytest.mark.parametrize("host", SPELLINGS)

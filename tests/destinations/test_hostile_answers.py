@@ -180,6 +180,29 @@ def test_an_answer_that_has_no_body_leaves_none_for_the_next_call(stack: ExitSta
     assert (call().call.status, call().body) == (status, b"own")
 
 
+@pytest.mark.parametrize(
+    "plain",
+    [
+        b"HTTP/1.1 204 Nothing\r\n\r\n",
+        b"HTTP/1.1 304\r\nETag: x\r\n\r\n",
+        b"HTTP/1.1 200 \r\ncontent-length:\t2 \t\r\n\r\nhi",
+        b"HTTP/1.1 200 OK\r\nTRANSFER-ENCODING:  Chunked \r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\r\nX:\r\nX: caf\xe9\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi",
+    ],
+    ids=repr,
+)
+def test_what_http_allows_is_read_and_the_connection_used_again(stack: ExitStack, plain: bytes) -> None:
+    call = Called(stack, raw(plain), raw(OWN))
+    assert (call().call.sent, call().body) == ("answered", b"own")
+    assert [seen.connection for seen in call.server.seen] == [1, 1]
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.0 200 OK", b"HTTP/1.1 200 OK"])
+def test_a_body_without_a_length_ends_with_the_connection(stack: ExitStack, line: bytes) -> None:
+    assert Called(stack, then_close(raw(line + b"\r\nX: y\r\n\r\nall of it")))().body == b"all of it"
+
+
 # --- interim answers
 
 
