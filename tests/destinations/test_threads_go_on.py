@@ -33,7 +33,7 @@ from relay.watchdog import Exchange, Watchdog
 from relay.worker import Crew, Finished
 from tests.core.test_horizon import DELIVERY
 from tests.destinations.calling import NOW, POST, Called, client_of, limits
-from tests.destinations.scripted import hang
+from tests.destinations.scripted import answer, hang, raw, then_close
 from tests.helpers.waiting import until
 
 SECRET = "s3cr3t-of-somebody"  # it is planted
@@ -93,6 +93,20 @@ def test_who_posts_alerts_goes_on_after_a_bug(bug: BaseException) -> None:
     assert [done.posted.id for done in found] == [1, 2]
     assert all(done.error is not None and type(bug).__name__ in done.error for done in found)
     assert SECRET not in repr([done.error for done in found])
+
+
+@pytest.mark.parametrize("size", [b"-1", b"-5"])
+def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next(stack: ExitStack, size: bytes) -> None:
+    hostile = then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n"))
+    called = Called(stack, hostile, answer())
+    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
+    poster = Poster(called.client, "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
+    errors = []
+    for number in (1, 2):
+        poster.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
+        errors.append(told.get(timeout=5).error)
+    poster.end()
+    assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
 
 
 def test_who_cuts_calls_goes_on_after_a_lease_that_can_not_be_told(
