@@ -1,4 +1,4 @@
-"""What uvicorn's access log shows of a path, if somebody asks for that log: no token and no query."""
+"""Masks the access log of uvicorn, for whoever turns it on: it shows paths that exist, and no token, query or other path."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import logging
 import re
 from collections.abc import Callable, Container
 
-_WEBHOOK = re.compile(r"/webhooks/(?P<source>[^/?]*)(?P<more>/?)")
+_WEBHOOK = re.compile(r"/webhooks/(?P<source>[^/]+)(?P<token>/[^/]+)?")
+_SHOWN = frozenset({"/health/live", "/health/ready"})
 
 
 class Mask:
     """A filter for the log's records.
 
-    It does not show a source that there is not, either: that may be a token whose sender has forgotten the source.
+    A path that does not exist may be one with a token in it that somebody has mistyped, so nothing of it is shown. A source
+    that does not exist may itself be a token whose sender has forgotten the source.
     """
 
     def __init__(self, sources: Callable[[], Container[str]]) -> None:
@@ -22,15 +24,17 @@ class Mask:
         """Change the record; it is always shown."""
         if isinstance(record.args, tuple):
             record.args = tuple(
-                self._masked(value) if isinstance(value, str) and value.startswith("/") else value
-                for value in record.args
+                self._masked(value) if isinstance(value, str) and "/" in value else value for value in record.args
             )
         return True
 
-    def _masked(self, path: str) -> str:
-        found = _WEBHOOK.match(path)
+    def _masked(self, target: str) -> str:
+        path = target.partition("?")[0]
+        if path in _SHOWN:
+            return path
+        found = _WEBHOOK.fullmatch(path)
         if found is None:
-            return path.partition("?")[0]
+            return "/…"
         if found["source"] not in self._sources():
             return "/webhooks/…"
-        return f"/webhooks/{found['source']}{'/…' if found['more'] else ''}"
+        return f"/webhooks/{found['source']}{'/…' if found['token'] else ''}"

@@ -15,10 +15,12 @@ from inbox import config_file, reads, send
 from inbox.cli_refusals import readmit_command, rejected
 from inbox.clock import SystemClock
 from inbox.db import engine, migrate
+from inbox.exposure import exposures
 from inbox.sources.base import Sample
-from inbox.terminal import FINDING, console, fail, printable, show, show_fields, told
+from inbox.terminal import FINDING, Commands, answer, fail, run, say, show, show_fields, told
 
 app = typer.Typer(
+    cls=Commands,
     help="Receive webhooks without ever losing one. Reads inbox.toml in this folder, or the file that INBOX_CONFIG names.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -30,7 +32,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, w
 
 def main() -> None:
     """Entry point."""
-    app()
+    run(app)
 
 
 def _open() -> Engine:
@@ -76,22 +78,24 @@ def migrate_command(
       inbox migrate
       INBOX_DATABASE_URL=postgresql+psycopg://localhost/inbox inbox migrate
     """
-    progress = console(stderr=True)
     with told():
-        made = engine.connect(config_file.read().database.url, application="inbox-migrate")
+        config = config_file.read()
+        made = engine.connect(config.database.url, application="inbox-migrate")
         if dry_run:
             for step in migrate.plan(made):
-                console().print(f"{printable(step)}{'  (with --contract)' if step.contracts else ''}")
+                answer(f"{step}{'  (with --contract)' if step.contracts else ''}")
             made.dispose()
             return
-        done = migrate.upgrade(made, lambda line: progress.print(printable(line)), contract=contract)
+        done = migrate.upgrade(made, say, contract=contract)
         made.dispose()
+        for exposure in exposures(config_file.config_path(), config):
+            say(f"warning: {exposure}")
     came = (
         "is up to date" if done.before == done.after else f"was brought from {done.before or 'empty'} to {done.after}"
     )
-    console().print(f"the database {came}")
+    answer(f"the database {came}")
     if done.left:
-        console().print(
+        answer(
             f"{', '.join(step.revision for step in done.left)} to follow with `inbox migrate --contract`, when every receiver"
             " and relay of an older version has ended"
         )
@@ -138,9 +142,9 @@ def send_command(
                 config, source, entity_type=entity_type, entity_id=entity_id, event_type=event, at=moment
             )
             sample = Sample(made.body, {**made.headers, **given}, made.message_id)
-        answer = send.send(config, source, url, sample, moment)
-    console().print(f"{answer.status} {printable(answer.body)}")
-    if not answer.accepted:
+        reply = send.send(config, source, url, sample, moment)
+    answer(f"{reply.status} {reply.body}")
+    if not reply.accepted:
         raise typer.Exit(FINDING)
 
 
@@ -217,7 +221,7 @@ def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")]
     with told():
         row = reads.event(_open(), seq)
     if row is None:
-        console(stderr=True).print(f"there is no event {seq}")
+        say(f"there is no event {seq}")
         raise typer.Exit(FINDING)
     if as_json:
         show_fields(row, as_json=True)
@@ -230,7 +234,8 @@ def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")]
         ("repeats", ("received_at", "times", "last_received_at", "body", "handled_at", "error")),
     ):
         if parts[name]:
-            console().print(f"\n[bold]{name}[/]")
+            answer("")
+            answer(name, style="bold")
             show(parts[name], as_json=False, columns=columns, empty="")
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from sqlalchemy import Engine
 
 from inbox import config_file, readmit, reads
@@ -20,7 +20,7 @@ from inbox.config import Config
 from inbox.db import engine, migrate
 from inbox.errors import Unavailable
 from inbox.readmit import Again, Chosen
-from inbox.terminal import FINDING, bar, console, show, show_fields, told
+from inbox.terminal import FINDING, Doing, answer, bar, say, show, show_fields, told
 from inbox.writer import GroupCommit
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, with every column.")]
@@ -68,7 +68,7 @@ def _show_one(number: int, *, as_json: bool) -> None:
     with told(), _opened(config_file.read()) as database:
         row = reads.refusal(database, number)
     if row is None:
-        console(stderr=True).print(f"there is no refusal {number}")
+        say(f"there is no refusal {number}")
         raise typer.Exit(FINDING)
     if not as_json and row["body"] is not None and len(row["body"]) > _EXCERPT:
         row["body"] = row["body"][:_EXCERPT] + b" \xe2\x80\xa6"
@@ -153,7 +153,7 @@ def _do(config: Config, database: Engine, pages: Iterator[list[Again]], total: i
             stopped = f"stopped after {len(lines)} of {total}: {why}; the same command goes on with the rest"
         else:
             return lines
-    console(stderr=True).print(stopped, markup=False)
+    say(stopped)
     raise typer.Exit(FINDING)
 
 
@@ -183,9 +183,8 @@ def _line(again: Again) -> reads.Row:
 
 def _tell(lines: Sequence[reads.Row], *, yes: bool) -> None:
     """How many of each source and cause, and some of them, of both kinds."""
-    terminal = console(stderr=True)
     if not lines:
-        terminal.print("nothing to readmit")
+        say("nothing to readmit")
         return
     verdict = "taken in" if yes else "would be taken in"
     counts = Counter((line["source"], line["cause"], line["refused"] is None) for line in lines)
@@ -194,14 +193,14 @@ def _tell(lines: Sequence[reads.Row], *, yes: bool) -> None:
         {"source": s, "cause": c, verdict: counts[s, c, True], "still refused": counts[s, c, False]} for s, c in groups
     ]
     show(table, as_json=False, columns=("source", "cause", verdict, "still refused"), empty="")
-    console().print()
+    answer("")
     sample = [
         {**line, "becomes": _becomes(line)} for line in sorted(lines, key=lambda a: a["refused"] is None)[:_SAMPLE]
     ]
     show(sample, as_json=False, columns=("id", "received_at", "source", "cause", "becomes"), empty="")
     if not yes:
         more = f", {_SAMPLE} of them shown" if len(lines) > _SAMPLE else ""
-        terminal.print(f"{len(lines)} requests{more}; --yes takes in those that can be read now")
+        say(f"{len(lines)} requests{more}; --yes takes in those that can be read now")
 
 
 def _becomes(line: reads.Row) -> str:
@@ -215,7 +214,7 @@ def _becomes(line: reads.Row) -> str:
 
 
 def _bar() -> Progress:
-    return bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return bar(Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 @contextmanager

@@ -205,7 +205,8 @@ class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", k
 
     url: Secret
     text: str
-    """The message: a template over `event`. What an expression finds is escaped; what is written here is Slack's markup."""
+    """The message: a template over `event`. What is written here is Slack's markup; what an expression finds is text on one
+    line, in a link `<https://crm.example/{event.entity_id}|open>` a part of it."""
 
 
 class PythonDestination(Downstream, frozen=True, tag="python", tag_field="kind", kw_only=True):

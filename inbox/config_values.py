@@ -127,6 +127,34 @@ class Network(str):
         return cls(network)
 
 
+_PLACE = re.compile(r"\s*(env|file)\s*:\s*", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$\w+|\$\{.*\}|\$\(.*\)|%\w+%|\{\{.*\}\}", re.DOTALL)
+"""What shells and templates write for a value from elsewhere; here nothing puts one in."""
+_UNEXPANDED = re.compile(r"~|.*(\{\{|\$[\w{(])", re.DOTALL)
+
+
+def _check_reference(reference: str) -> None:
+    """Refuse what was meant to name a place and would be the secret itself, known to whoever reads this.
+
+    Raises:
+        ValueError: it is so. The text does not repeat it.
+    """
+    else_so = "a secret that is really written so stands in a variable or a file"
+    if _VARIABLE.fullmatch(reference.strip()):
+        raise ValueError(f'would be the secret as it stands: nothing is put in here; write "env:NAME", and {else_so}')
+    found = _PLACE.match(reference)
+    if found is None:
+        return
+    kind, place = found[1].lower(), reference[found.end() :]
+    right = '"env:NAME"' if kind == "env" else '"file:/path"'
+    if not reference.startswith(f"{kind}:"):
+        raise ValueError(f"would be the secret as it stands; write {right}, with {kind}: in small letters; {else_so}")
+    if found[0] != f"{kind}:" or place != place.strip():
+        raise ValueError(f"has spaces around the place that it names; write {right}")
+    if _UNEXPANDED.match(place):
+        raise ValueError(f"names a place with $, ~ or {{{{ in it, and nothing is put in here; write {right}")
+
+
 class Secret:
     """A secret's place (`env:NAME`, `file:/path`, or the secret itself) and the time in which it is valid.
 
@@ -145,7 +173,7 @@ class Secret:
         """The secret that a string, or a table of `value`, `not_before` and `not_after`, describes.
 
         Raises:
-            ValueError: neither of them, a reference without a place, or a span of time in which it is never valid. The
+            ValueError: neither of them, a reference without a place or to none, or a span of time in which it is never valid. The
                 text never repeats the secret.
         """
         table: dict[object, object]
@@ -161,8 +189,9 @@ class Secret:
         unknown = set(table) - {"not_before", "not_after"}
         if unknown:
             raise ValueError(f"unknown key {min(map(str, unknown))!r}; a secret has value, not_before and not_after")
-        if reference in {"", "env:", "file:"}:
+        if reference.strip() in {"", "env:", "file:"}:
             raise ValueError('is empty; write "env:NAME" or "file:/path"')
+        _check_reference(reference)
         not_before, not_after = _instant(table.get("not_before")), _instant(table.get("not_after"))
         if not_before is not None and not_after is not None and not_before >= not_after:
             raise ValueError("is never valid: not_before must come before not_after")

@@ -56,21 +56,24 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> A
     source = _source(config, name)
     path, shown = _shown(source, at)
     headers = {"Content-Type": _JSON, **sample.headers}
-    request = urllib.request.Request(  # noqa: S310  # the operator names the URL
-        f"{url.rstrip('/')}/webhooks/{name}{path}",
-        data=sample.body,
-        headers={**headers, **shown, **_signed(source, PRESETS[source.preset], sample, headers, at)},
-        method="POST",
-    )
+    signed = _signed(source, PRESETS[source.preset], sample, headers, at)
     try:
+        request = urllib.request.Request(  # noqa: S310  # the operator names the URL
+            f"{url.rstrip('/')}/webhooks/{name}{path}",
+            data=sample.body,
+            headers={**headers, **shown, **signed},
+            method="POST",
+        )
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310  # likewise
             return Answer(answer.status, answer.read().decode())
     except urllib.error.HTTPError as error:
         with error:
             return Answer(error.code, error.read().decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException, ValueError) as error:
+        # what is said of a URL that can't be used repeats it, and the source's token may stand in it
+        why = error if isinstance(error, OSError) else type(error).__name__
         raise ConfigError(
-            f"nobody answers at {url} ({error}); start the receiver with `inbox serve`, or give --url"
+            f"nobody answers at {url} ({why}); start the receiver with `inbox serve`, or give --url"
         ) from None
 
 

@@ -27,6 +27,8 @@ from inbox.config import Config
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
+from inbox.exposure import exposures
+from inbox.log_lines import escape, tell
 from inbox.metering import Exporter, exporter_at
 from inbox.wire import Wire
 
@@ -138,11 +140,25 @@ def _allow_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         if most < least:
             told = f"inbox: a process may open {most} files here, too few for [receiver] connections = {connections}"
-            print(told, file=sys.stderr)  # noqa: T201
+            tell(told)
+
+
+def _escape_logs(server: Any) -> None:  # noqa: ANN401  # gunicorn's
+    """Let nothing from outside break or forge a line of the log. gunicorn makes its handlers anew at each reload."""
+    escape(server.log.error_log.handlers)
+    escape(server.log.access_log.handlers)
+    if logging.lastResort is not None:
+        escape([logging.lastResort])  # for our loggers, which gunicorn does not know
+
+
+def _warn_of_exposures(config: Config) -> None:
+    for exposure in exposures(config_file.config_path(), config):
+        _log.warning("%s", exposure)
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Refuse to start with a configuration or a schema that can't work; a database that is down is waited for, with 503."""
+    _escape_logs(server)
     try:
         config = config_file.read()
         checked = engine.connect(config.database.url, application="inbox-receiver")
@@ -150,23 +166,26 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
             migrate.require_current(checked)
             guarantees.require(checked)
         except OperationalError as error:
-            print(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}", file=sys.stderr)  # noqa: T201
+            tell(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}")
         finally:
             checked.dispose()
         receiver.take(config)
+        _warn_of_exposures(config)
         _allow_files(config.receiver.connections)
         receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
     except ConfigError as error:
         for mistake in str(error).splitlines():
-            print(f"inbox: {mistake}", file=sys.stderr)  # noqa: T201  # it is the last that this process says
+            tell(f"inbox: {mistake}")
         sys.exit(2)
 
 
-def on_reload(_server: object) -> None:
+def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """On SIGHUP, before gunicorn replaces the workers: read the configuration again, and keep the old one if it can't be used."""
+    _escape_logs(server)
     try:
         config = config_file.read()
         receiver.take(config)
+        _warn_of_exposures(config)
     except ConfigError as error:
         for mistake in str(error).splitlines():
             _log.error("reload refused: %s", mistake)

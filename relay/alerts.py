@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from inbox.config import AlertFormat
-from relay import facts
+from relay import facts, slack_text
 from relay.gates import Breaker, BreakerState, GateKey
 from relay.lifecycle import OpenDelivery
 
@@ -84,13 +84,12 @@ class _Lenient(dict[str, Any]):
 def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
     """The JSON that is posted: all of it, or a message as Slack's incoming webhooks take it.
 
-    Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`), and
-    https://docs.slack.dev/messaging/formatting-message-text (`&`, `<` and `>` are escaped).
+    Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`).
     """
     alert = posted.alert
     if form == "slack":
-        words = sentence(alert).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return {"text": f"{':red_circle:' if alert.firing else ':large_green_circle:'} {words}"}
+        sign = ":red_circle:" if alert.firing else ":large_green_circle:"
+        return {"text": f"{sign} {slack_text.escaped(sentence(alert))}"}
     return {
         "id": posted.id,
         "at": posted.at.isoformat().replace("+00:00", "Z"),

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from inbox import config_file
+from inbox import config_file, log_lines
 from inbox.db import guarantees
-from inbox.terminal import show, told
+from inbox.exposure import exposures
+from inbox.terminal import Commands, show, told
+from inbox.terminal import run as run_app
 from relay.cli_acts import cancel, replay, unblock
 from relay.cli_common import AsJson, Since, database_of, utc
 from relay.cli_gates import pause, resume
@@ -23,6 +25,7 @@ from relay.leases import GRACE_SECONDS
 from relay.store import reads
 
 app = typer.Typer(
+    cls=Commands,
     help="Drain the inbox in order and call downstream, with retries, through outages. Reads the same inbox.toml as `inbox`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -33,7 +36,7 @@ app.add_typer(demo_app, name="demo")
 
 def main() -> None:
     """Entry point."""
-    app()
+    run_app(app)
 
 
 @app.command()
@@ -82,6 +85,8 @@ def run(
         scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
         guarantees.require(database.engine)
+        if not supervised:
+            observer.exposed(exposures(config_file.config_path(), config))
     with ExitStack() as leaving:
         exporter = None if supervised else exporter_at(config.metrics.relay)
         if exporter is not None:
@@ -105,6 +110,7 @@ def _log_to_stderr(*, verbose: bool, several: bool) -> None:
     who = "%(process)d " if several else ""
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format=f"%(asctime)s {who}%(levelname)s %(message)s")
+    log_lines.escape(logging.getLogger().handlers)
     logging.getLogger("relay.node").setLevel(logging.INFO)  # that it runs, and where
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it only looks which revision the database has
 

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from inbox.config import Config
-from inbox.terminal import FINDING, bar, console, fail, show, told
+from inbox.terminal import FINDING, Doing, bar, fail, say, show, told
 from relay.cli_common import AsJson, OfEntity, OfSource, Since, open_database, parted, utc
 from relay.store import commands
 from relay.store.database import Database
@@ -131,14 +131,13 @@ def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: 
     show(planned.sample, as_json=as_json, columns=columns, empty=words.nothing)
     if not planned.count:
         return
-    terminal = console(stderr=True)
     if planned.overtaken:
-        terminal.print(
+        say(
             f"{planned.overtaken} of them are older than what was delivered last in their lane: left out without --force"
         )
     if not yes:
         more = f", {_SAMPLE} of them shown" if planned.count > len(planned.sample) else ""
-        terminal.print(f"{planned.count} deliveries {words.planned}{more}; --yes does it")
+        say(f"{planned.count} deliveries {words.planned}{more}; --yes does it")
         return
     with told():
         number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
@@ -147,8 +146,7 @@ def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: 
 
 def follow(database: Database, config: Config, number: int, doing: str, total: int | None, *, done: str) -> None:
     """Work on a command until it has ended, with a bar. Interrupted, it stops there, and can go on later."""
-    terminal = console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with bar(*columns) as shown:
             task = shown.add_task(doing, total=total)
@@ -158,13 +156,11 @@ def follow(database: Database, config: Config, number: int, doing: str, total: i
                     time.sleep(_LOOK_AGAIN_SECONDS)
     except KeyboardInterrupt:
         commands.stop(database, number)
-        terminal.print(
-            f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on"
-        )
+        say(f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on")
         raise typer.Exit(FINDING) from None
     if now.state != "done":
         fail(f"command {number}: {now.answer}")
-    terminal.print(f"{now.affected} deliveries {done}")
+    say(f"{now.affected} deliveries {done}")
 
 
 def _progress(database: Database, number: int) -> commands.Progress:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from inbox.reads import Row
-from inbox.terminal import console, fail, show, told
+from inbox.terminal import fail, say, show, told
 from relay.cli_acts import Reason, follow
 from relay.cli_common import AsJson, OfEntity, OfSource, open_database, parted
 from relay.gates import Gate
@@ -107,4 +107,4 @@ def _turn(kind: commands.GateAct, gate: Gate, reason: str) -> None:
         number = commands.ask(database, kind, gate, who=getpass.getuser(), why=reason)
         commands.work_on(database, config, number)
         progress = commands.progress(database, number)
-    console(stderr=True).print(f"{' '.join(gate.key)}: {progress.answer if progress else ''}")
+    say(f"{' '.join(gate.key)}: {progress.answer if progress else ''}")

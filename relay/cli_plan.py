@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn
 
 from inbox.config import Config
-from inbox.terminal import FINDING, bar, console, fail, show, told
+from inbox.terminal import FINDING, Doing, bar, fail, say, show, told
 from relay.cli_common import AsJson, OfEntity, Since, open_database, parted, utc
 from relay.store import entities
 from relay.store.database import Database
@@ -60,14 +60,13 @@ def plan(
 
 
 def _tell(previews: int, differing: list[Preview], *, as_json: bool) -> None:
-    terminal = console(stderr=True)
     if as_json:
         show([msgspec.to_builtins(found) for found in differing], as_json=True, columns=COLUMNS, empty="")
     else:
         rows = [row for found in differing for row in _rows(found)]
         show(rows, as_json=False, columns=COLUMNS, empty=f"in step: {previews} entities")
     if differing:
-        terminal.print(f"{len(differing)} of {previews} entities are not in step")
+        say(f"{len(differing)} of {previews} entities are not in step")
         raise typer.Exit(FINDING)
 
 
@@ -95,7 +94,7 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
 
     context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
-    columns = (SpinnerColumn(), TextColumn("comparing"), MofNCompleteColumn())
+    columns = (SpinnerColumn(), Doing(), MofNCompleteColumn())
     after, types = FIRST, config.routes[chosen.route].when.entity_type
     with (
         ThreadPoolExecutor(at_once) as pool,

@@ -14,7 +14,7 @@ from inbox import config_file
 from inbox.config import Config
 from inbox.db.views import GONE_SECONDS
 from inbox.reads import Row
-from inbox.terminal import FINDING, console, show, told
+from inbox.terminal import FINDING, say, show, told
 from relay.cli_common import AsJson, database_of
 from relay.cli_gates import described
 from relay.policy import policies
@@ -77,7 +77,7 @@ def status(
         show(found, as_json=True, columns=(), empty="")
     else:
         for row in found:
-            console(stderr=True).print(row["why"], markup=False)
+            say(row["why"])
     if found:
         raise typer.Exit(FINDING)
 
@@ -92,16 +92,14 @@ def _show(database: Database, *, as_json: bool) -> None:
     if as_json:
         return
     running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
-    console(stderr=True).print(
-        f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"), markup=False
-    )
+    say(f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"))
     for trouble in (*probe.relays_in_trouble(database), *probe.waits_for_a_person(database)):
-        console(stderr=True).print(f"trouble: {trouble.why}", markup=False)
+        say(f"trouble: {trouble.why}")
     for row in held_back:
-        console(stderr=True).print(f"held back: {described(row)}", markup=False)
+        say(f"held back: {described(row)}")
     for row in swept:
         if row["error"]:
-            console(stderr=True).print(f"not swept: {row['source']} {row['entity_type']}: {row['error']}", markup=False)
+            say(f"not swept: {row['source']} {row['entity_type']}: {row['error']}")
 
 
 def _alive(database: Database) -> list[Row]:

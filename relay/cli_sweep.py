@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn
 
 from inbox.config import Config
 from inbox.errors import SweepFailed
-from inbox.terminal import FINDING, bar, console, fail, show, told
+from inbox.terminal import FINDING, Doing, bar, fail, say, show, told
 from relay.cli_common import AsJson, Since, open_database, utc
 from relay.orphans import ORPHAN_COLUMNS, orphans
 from relay.store import sweeps
@@ -62,7 +62,7 @@ def sweep(
     show(rows, as_json=as_json, columns=COLUMNS, empty="")
     missed = sum(result.missed for result in results)
     if not as_json:
-        console(stderr=True).print(f"{missed} changes were missing" if missed else "nothing was missing")
+        say(f"{missed} changes were missing" if missed else "nothing was missing")
     if missed:
         raise typer.Exit(FINDING)
 
@@ -74,7 +74,7 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
     sweeping = Sweeping(config, source, number)
     entity_type = sweeping.table.entity_type
     usual, before = sweeping.begins(database)
-    columns = (SpinnerColumn(), TextColumn("comparing {task.description}"), MofNCompleteColumn())
+    columns = (SpinnerColumn(), Doing("comparing "), MofNCompleteColumn())
     try:
         with bar(*columns) as progress:
             task = progress.add_task(entity_type, total=None)

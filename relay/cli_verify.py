@@ -9,9 +9,10 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from inbox.terminal import FINDING, console, printable, told
+from inbox.terminal import FINDING, Doing, answer, console, say, told
+from inbox.visible import visible, visible_json
 from relay.audit import Difference
 from relay.cli_common import open_database
 from relay.store.database import Database
@@ -40,9 +41,9 @@ def verify(*, as_json: AsJson = False) -> None:
     if as_json:
         pass
     elif checked.differences:
-        console(stderr=True).print(f"{checked.differences} differences in {checked.told}; relay rebuild mends them")
+        say(f"{checked.differences} differences in {checked.told}; relay rebuild mends them")
     else:
-        console().print(f"agreed: {checked.told}")
+        answer(f"agreed: {checked.told}")
     if checked.differences:
         raise typer.Exit(FINDING)
 
@@ -64,7 +65,7 @@ def rebuild(*, as_json: AsJson = False) -> None:
         mended = _run(database, rebuild_all(database, config, who=getpass.getuser()), "rebuilding", as_json=as_json)
     if not as_json:
         done = f"mended {mended.differences} differences" if mended.differences else "nothing to mend"
-        console().print(f"{done}: {mended.told}")
+        answer(f"{done}: {mended.told}")
 
 
 class _Sum(msgspec.Struct):
@@ -82,7 +83,7 @@ def _run(database: Database, chunks: Iterator[Checked], doing: str, *, as_json: 
     """Go through all of it, say each difference as it is found, and show how far it is."""
     total = _Sum()
     low, high = bounds(database)
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
         task = progress.add_task(doing, total=high - low + 1)
         lines = _Lines(progress, as_json=as_json)
@@ -109,12 +110,13 @@ class _Lines:
 
     def say(self, difference: Difference) -> None:
         if self._as_json:
-            sys.stdout.write(("[\n  " if self._said == 0 else ",\n  ") + msgspec.json.encode(difference).decode())
+            element = visible_json(msgspec.json.encode(difference).decode())
+            sys.stdout.write(("[\n  " if self._said == 0 else ",\n  ") + element)
         else:
             about = (("seq", difference.seq), ("route", difference.route), ("lane", difference.lane))
-            where = " ".join(f"{name}={printable(value)}" for name, value in about if value is not None)
-            found = f"{printable(difference.facts_say)}, but stored: {printable(difference.stored)}"
-            self._console.print(f"{difference.finding} {where}: {found}")
+            where = " ".join(f"{name}={visible(str(value))}" for name, value in about if value is not None)
+            found = f"{visible(difference.facts_say)}, but stored: {visible(difference.stored)}"
+            say(f"{difference.finding} {where}: {found}", on=self._console)
         self._said += 1
 
     def end(self) -> None:

@@ -194,6 +194,11 @@ class Observer:
             self._left_alone.add(what)
             _log.warning("left to a newer version: %s", what)
 
+    def exposed(self, exposures: Iterable[str]) -> None:
+        """Files may be read by users who have no business with them."""
+        for exposure in exposures:
+            _node_log.warning("%s", exposure)
+
     def started(self, node: str, routes: Iterable[str]) -> None:
         """The relay begins to work."""
         _node_log.info("started node=%s routes=%s", node, ",".join(routes) or "none")

@@ -10,12 +10,12 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.progress import MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn
 
 from inbox.config import Config, Route
 from inbox.config_sweep import Listing
 from inbox.errors import SweepFailed
-from inbox.terminal import bar, fail
+from inbox.terminal import Doing, bar, fail
 from relay.listed import EVERYTHING, Listed
 
 ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")
@@ -65,7 +65,7 @@ def _routes(config: Config, source: str, entity_type: str) -> list[tuple[Route, 
 def _keep(ids: sqlite3.Connection, name: str, shown: str, pages: Iterable[Sequence[Listed]]) -> None:
     ids.execute(f"DROP TABLE IF EXISTS {name}")
     ids.execute(f"CREATE TABLE {name} (id TEXT PRIMARY KEY) WITHOUT ROWID")
-    columns = (SpinnerColumn(), TextColumn("listing {task.description}"), MofNCompleteColumn())
+    columns = (SpinnerColumn(), Doing("listing "), MofNCompleteColumn())
     try:
         with bar(*columns) as progress:
             task = progress.add_task(shown, total=None)

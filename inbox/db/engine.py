@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
@@ -56,13 +58,12 @@ def parse_url(url: str) -> URL:
             "[database] url: can't be read; use sqlite:///inbox.db or postgresql+psycopg://user@host:5432/name"
         ) from None
     if parsed.get_backend_name() == POSTGRES:
+        _check_places(url)
         _check_query(parsed)
-        return parsed.set(drivername="postgresql+psycopg")
+        return _with_password_in_place(parsed.set(drivername="postgresql+psycopg"))
     if parsed.get_backend_name() == SQLITE and parsed.database not in (None, "", ":memory:"):
         return parsed.set(drivername="sqlite+pysqlite")
-    raise ConfigError(
-        f"[database] url: {parsed.render_as_string()} is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db"
-    )
+    raise ConfigError("[database] url: it is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db")
 
 
 def connect(url: str, *, application: str) -> Engine:
@@ -172,6 +173,24 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
     return _Way(url.difference_update_query(["pooler", "options"]), arguments, pooled)
 
 
+_BEHIND_THE_USER = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?P<place>[^?]*)\??(?P<query>.*)", re.DOTALL)
+"""As SQLAlchemy reads it: a password ends at the first @."""
+_AT_IN_A_NAME = re.compile(r"(?:^|&)[^=&]*@")
+
+
+def _check_places(url: str) -> None:
+    """Refuse a password with an @ of its own: the rest of it would be taken for the host or the name, which errors show."""
+    found = _BEHIND_THE_USER.match(url)
+    if found and ("@" in found["place"] or _AT_IN_A_NAME.search(found["query"])):
+        raise ConfigError("[database] url: an @ within the user, the password or the name has to be written %40")
+
+
+def _with_password_in_place(url: URL) -> URL:
+    """Move a password from the query to where SQLAlchemy knows it as one, and shows it nowhere."""
+    given = _text_of(url, "password")
+    return url.difference_update_query(["password"]).set(password=given) if given else url
+
+
 def _check_query(url: URL) -> None:
     """Nothing in the URL may undo what is pinned, and a word that is mistaken may not be passed over."""
     for name in _OPTION.findall(_text_of(url, "options")):
@@ -238,7 +257,17 @@ def _prepare_sqlite(engine: Engine) -> None:
 
     A deferred transaction that reads first and writes later fails at once with SQLITE_BUSY_SNAPSHOT when another one
     committed in between, whatever the busy timeout. Python's sqlite3 would begin it deferred, hence the listeners.
+
+    A file that is not there is made for its owner alone. SQLite gives what it makes beside it (-wal, -shm) the same mode
+    (`findCreateFileMode` in its os_unix.c), and to the rows of webhooks there is no other lock.
     """
+
+    @event.listens_for(engine, "do_connect")
+    def _connecting(*_: object) -> None:
+        name = engine.url.database or ""
+        if not name.startswith("file:"):  # a URI, which SQLite reads
+            with contextlib.suppress(OSError):  # it is there, or SQLite says better why it can't be made
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:  # noqa: ANN401  # the driver's connection

@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from inbox.clock import SystemClock
+from inbox.visible import visible_text
 from relay.demo import ledger
 
 _SAY_EVERY_SECONDS = 5.0
@@ -48,7 +49,8 @@ class Bars:
     def say(self, text: str) -> None:
         """A line that stays, above the bars."""
         self._said_at = time.monotonic()
-        self._progress.console.print(f"[dim]{self._clock.now():%H:%M:%S}[/] {escape(text)}")
+        at = (f"{self._clock.now():%H:%M:%S}", "dim")
+        self._progress.console.print(Text.assemble(at, " ", visible_text(text)))
 
     def changed(self, number: int) -> None:
         """So many changes have been made."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from inbox.terminal import FINDING, console, fail, told
+from inbox.terminal import FINDING, as_document, console, fail, say, told
 
 app = typer.Typer(
     help="Run the whole product with demo services, and watch webhooks become PATCHes.", add_completion=False
@@ -83,10 +82,10 @@ def _once(folder: Path | None, database: str | None, seed: int, *, as_json: bool
     except DemoError as error:
         fail(str(error))
     except Stopped as stopped:
-        console(stderr=True).print(f"stopped by {stopped} before the end; nothing was compared")
+        say(f"stopped by {stopped} before the end; nothing was compared")
         raise typer.Exit(_SIGNALLED + stopped.number) from None
     if as_json:
-        sys.stdout.write(json.dumps(summary.as_json(), indent=2) + "\n")
+        sys.stdout.write(as_document(summary.as_json()) + "\n")
     else:
         show_summary(console(), summary)
     if not summary.agree:
@@ -127,4 +126,4 @@ def commercial(
 
 
 def _say_where(what: str) -> Callable[[str], None]:
-    return lambda url: console(stderr=True).print(f"{what} answers at {url}; Ctrl-C ends it")
+    return lambda url: say(f"{what} answers at {url}; Ctrl-C ends it")

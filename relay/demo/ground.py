@@ -155,7 +155,7 @@ def _refuse_used(made: Engine) -> None:
     with made.connect() as connection, reading(connection).begin():
         tables = set(inspect(connection).get_table_names())
         used = "inbox" in tables and connection.execute(text("SELECT 1 FROM inbox LIMIT 1")).first() is not None
-    where = made.url.render_as_string()
+    where = made.url.set(query={}).render_as_string()
     if used:
         raise DemoError(
             f"{where} has events already, and the demo's changes would mix with them: name an empty database with "

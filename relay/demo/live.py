@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from inbox.terminal import printable
+from inbox.terminal import cell, say
 from relay.demo.happenings import Happenings, Stopped
 from relay.demo.scenario import A_MOMENT_SECONDS, Scenario
 from relay.demo.screen import Screen
@@ -54,14 +54,14 @@ def run_live(console: Console, *, folder: Path | None, database_url: str | None,
         folder=folder,
         database_url=database_url,
         luck=str(seed),
-        starting=lambda part: console.print(f"starting {part}", style="dim"),
+        starting=lambda part: say(f"starting {part}", on=console, style="dim"),
     )
     with happenings.stopping():
         try:
             with stack:
                 _keep_changing(stack, screen, happenings, console, random.Random(seed))  # noqa: S311  # luck
         except Stopped as stopped:
-            console.print(f"stopped in order after {stopped}; everything stays in the folder")
+            say(f"stopped in order after {stopped}; everything stays in the folder", on=console)
 
 
 def _keep_changing(stack: Stack, screen: Screen, happenings: Happenings, console: Console, rng: random.Random) -> None:
@@ -152,7 +152,7 @@ def where(stack: Stack) -> Padding:
         ("end it", "Ctrl-C; until then a user or a group changes every few seconds"),
     )
     for name, value in rows:
-        table.add_row(name, printable(value))
+        table.add_row(name, cell(value))
     return Padding(table, (1, 0), expand=False)
 
 

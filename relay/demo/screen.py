@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from inbox.clock import Clock, SystemClock
+from inbox.visible import visible
 from relay.demo.compare import changed_fields
 from relay.demo.happenings import CallMade, Happening, Noted, Ordered, WebhookSent
 from relay.demo.scenario import Made
@@ -51,13 +52,13 @@ class Screen:
             case WebhookSent(entity_type, entity_id, event_type, status):
                 detail = "no answer; it is sent again" if status is None else self._name(entity_id)
                 what = f"{entity_type} {short(entity_id)}"
-                self._line("webhook", event_type, status or "---", what, Text(detail, "dim"))
+                self._line("webhook", event_type, status or "---", what, Text(visible(detail), "dim"))
             case CallMade(method, path, status):
                 self._line("call", method, status, short(path), self._detail(happening))
             case Noted(entity_type, entity_id, what):
                 self._line("relay", what, None, f"{entity_type} {short(entity_id)}", _NOTES[what])
             case Ordered(command, about, said):
-                self._line("command", command, None, short(about), Text(said, "bold"))
+                self._line("command", command, None, short(about), Text(visible(said), "bold"))
 
     def _detail(self, call: CallMade) -> Text:
         """What a call changed. The relay sends every mapped field; those that are new are worth a look."""
@@ -69,7 +70,7 @@ class Screen:
         if call.method == "DELETE":
             external_id = self._owners.pop(path, "")
             self._sent.pop(external_id, None)
-            return Text(self._name(external_id), "dim")
+            return Text(visible(self._name(external_id)), "dim")
         if call.body is None:
             return Text("")
         external_id = str(call.body.get("external_id", ""))
@@ -100,7 +101,8 @@ class Screen:
 def layout(
     at: str, kind: str, verb: str, status: int | str | None, what: str, *, detail: Text, width: int | None
 ) -> Text:
-    """One line of columns, cut to `width`; whole when there is none."""
+    """One line of columns, cut to `width`; whole when there is none. A detail is made of what is visible already."""
+    verb, what = visible(verb), visible(what)
     line = Text(end="").append(f"{at} ", "dim")
     line.append(f"{kind:<7} ", _COLOURS.get(kind, ""))
     line.append(f"{verb:<6} ", "dim" if verb == "GET" else "")
@@ -130,4 +132,6 @@ def short(text: str) -> str:
 
 
 def _assignments(fields: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={'null' if value is None else value}" for name, value in fields.items())
+    return ", ".join(
+        f"{visible(name)}={'null' if value is None else visible(str(value))}" for name, value in fields.items()
+    )

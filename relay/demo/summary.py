@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from inbox.terminal import printable
+from inbox.terminal import cell
+from inbox.visible import visible
 from relay.demo.compare import Difference
 
 _MOST_DIFFERENCES = 40
@@ -75,12 +77,12 @@ def show_summary(console: Console, summary: Summary) -> None:
     console.print(verdict(summary))
 
 
-def verdict(summary: Summary) -> str:
-    """One sentence, with rich's markup, and what to do when the services do not agree."""
+def verdict(summary: Summary) -> Text:
+    """One sentence, and what to do when the services do not agree."""
     if summary.agree:
-        return (
-            f"[bold green]Both services agree[/] in all {summary.fields} fields of {summary.entities} users and groups, "
-            f"after {summary.seconds} s."
+        return Text.assemble(
+            ("Both services agree", "bold green"),
+            f" in all {summary.fields} fields of {summary.entities} users and groups, after {summary.seconds} s.",
         )
     parts = (
         (len(summary.differences), "differences"),
@@ -89,9 +91,10 @@ def verdict(summary: Summary) -> str:
         (summary.not_in_step, "entities that `relay plan` would change"),
     )
     what = ", ".join(f"{number} {name}" for number, name in parts if number)
-    return (
-        f"[bold red]The services do not agree:[/] {what}. Everything is kept in {printable(summary.folder)}: "
-        f"look at relay.log there, and `relay dead`; --seed {summary.seed} makes the same changes again."
+    return Text.assemble(
+        ("The services do not agree:", "bold red"),
+        f" {what}. Everything is kept in {visible(summary.folder)}: "
+        f"look at relay.log there, and `relay dead`; --seed {summary.seed} makes the same changes again.",
     )
 
 
@@ -138,5 +141,5 @@ def _differences(differences: tuple[Difference, ...]) -> Table:
     for column in ("record", "external_id", "field", "expected", "found"):
         table.add_column(column, overflow="fold")
     for difference in differences[:_MOST_DIFFERENCES]:
-        table.add_row(*(printable(value) for value in asdict(difference).values()))
+        table.add_row(*(cell(value) for value in asdict(difference).values()))
     return table

@@ -1,9 +1,8 @@
 """A message for each event, as Slack's incoming webhooks take it, and those that do as Slack does.
 
 Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`, and the errors: 400
-`invalid_payload`, 403 `action_prohibited`, 404 `channel_not_found` and `no_service`, 410 `channel_is_archived`) and
-https://docs.slack.dev/messaging/formatting-message-text (`&`, `<` and `>` are escaped). The errors come with statuses
-that mean here what they mean everywhere, so their words are for the log alone.
+`invalid_payload`, 403 `action_prohibited`, 404 `channel_not_found` and `no_service`, 410 `channel_is_archived`). The
+errors come with statuses that mean here what they mean everywhere, so their words are for the log alone.
 """
 
 from __future__ import annotations
@@ -13,23 +12,45 @@ from urllib.parse import urlsplit
 
 from inbox.config import Route, SlackDestination
 from inbox.errors import MappingError
-from relay import mapping
+from relay import mapping, slack_text
 from relay.destinations.base import Caller, Clients, Context
 from relay.endpoint import header_value
 from relay.expressions import Scope, encode
+from relay.forms import FORMS
 from relay.http import Request
 from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
-from relay.templates import Placeholder, Template
+from relay.templates import Placeholder, Template, encoded
 
 
 class Message(Template):
-    """A message's text: what is put into it is escaped, so that it can't mention everybody or hide a link."""
+    """A message's text: what is put into it is escaped, so that it can't mention everybody, forge a line or hide a link."""
+
+    def expand(self, scope: Scope) -> str:
+        """The text, each value in the form of its place: in text, as a link's text, as its URL, or as a part of that.
+
+        Raises:
+            MappingError: an expression finds nothing, or something that can't stand in its place.
+        """
+        said = ""
+        for part in self.parts:
+            said += part if isinstance(part, str) else self._placed(self._text(part, scope), part, said)
+        return said
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:  # noqa: ARG002
-        return False  # its one language is escaped for below
+        return False  # its one language is escaped for here
 
-    def _text(self, placeholder: Placeholder, scope: Scope) -> str:
-        return super()._text(placeholder, scope).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
+        if before.rfind("<") <= before.rfind(">"):
+            return slack_text.escaped(value)
+        link = before.rpartition("<")[2]
+        if "|" in link:
+            return slack_text.link_text(value)
+        if link:
+            return value if placeholder.form is FORMS["url"] else encoded(value, self.where)
+        try:
+            return slack_text.link_url(value)
+        except ValueError as error:  # a UnicodeEncodeError is one
+            raise MappingError(f"{{{placeholder.text}}}: {error}", field=self.where) from None
 
 
 class Slack:
@@ -48,8 +69,6 @@ class Slack:
             body = encode({"text": text})
         except MappingError as error:
             return Failed((), "mapping", str(error))
-        except UnicodeEncodeError:
-            return Failed((), "mapping", f"{self._message.where}: the text holds half of a character")
         headers = {
             "Content-Type": "application/json",
             "Idempotency-Key": delivery.idempotency_key,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from inbox import config_file
 from inbox.config import BearerAuth, Duration, Secret
 from inbox.errors import ConfigError
 
@@ -38,6 +39,65 @@ def test_a_secret_that_is_not_there_says_where_it_should_be(tmp_path: Path) -> N
     ]:
         with pytest.raises(ConfigError, match=told):
             Secret(reference).reveal({"NAME": ""})
+
+
+MEANT_FOR_A_PLACE = [
+    *(f"{prefix}NAME" for prefix in ("ENV:", "Env:", " env:", "env :", "ENV :", "\tenv:")),
+    *(f"{prefix}/run/secrets/x" for prefix in ("FILE:", "File:", " file:", "file :", "\nFILE : ")),
+    *("env: NAME", "env:NAME ", "file: /x", "file:/x\n", "env:$NAME", "env:${NAME}", "env:{{ name }}"),
+    *("file:~/x", "file:$CREDENTIALS_DIRECTORY/x", "file:/run/${NAME}", "file:/run/{{ name }}"),
+    *("$NAME", "${NAME}", " $NAME ", "${NAME:-x}", "$(pass show x)", "%NAME%", "{{ name }}", "{{name}}\n"),
+    *("", " ", "env:", "file:", " env: ", "\n"),
+]
+
+
+@pytest.mark.parametrize("reference", MEANT_FOR_A_PLACE)
+@pytest.mark.parametrize("in_a_table", [False, True])
+def test_what_was_meant_to_name_a_place_is_no_secret_and_it_is_said_what_to_write(
+    reference: str, in_a_table: bool
+) -> None:
+    with pytest.raises(ValueError, match=r'write "(env:NAME|file:/path)"') as raised:
+        Secret.parse({"value": reference} if in_a_table else reference)
+    assert "NAME" not in reference or reference.strip() not in str(raised.value).replace("env:NAME", "")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *(
+            "env:NAME",
+            "env:my-name.x",
+            "file:/run/secrets/x",
+            "file:secret",
+            "file:///x",
+            "file:/a b/c$",
+            "environment:x",
+        ),
+        *(
+            "$2b$12$abcdefghijklmnopqrstuv",
+            "pa$$word",
+            "$",
+            "$ x",
+            "a$NAME",
+            "{}",
+            "{x}",
+            "50%x%y",
+            "s3cret env:x",
+            "x ",
+        ),
+    ],
+)
+def test_every_other_text_is_one(reference: str) -> None:
+    assert Secret.parse(reference).reference == reference
+
+
+def test_the_file_says_on_which_line_such_a_secret_stands() -> None:
+    text = '[sources.s]\npreset = "trivore"\nauth = { kind = "bearer", secrets = ["ENV:HUNTER2"] }\n'
+    with pytest.raises(
+        ConfigError, match=r"inbox.toml:3: \[sources.s\] auth.secrets\[0\]: .* write \"env:NAME\""
+    ) as raised:
+        config_file.parse(text)
+    assert "HUNTER2" not in str(raised.value)
 
 
 def test_a_secret_is_never_shown() -> None:

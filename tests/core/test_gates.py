@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config import BreakerLimits, Config, Duration, NoAuth, Source
-from relay.alerts import Alert, Posted, changes, payload, sentence
+from relay.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
 from relay.gates import (
     Breaker,
     BreakerState,
@@ -249,3 +249,15 @@ def test_an_alert_is_a_sentence_and_all_of_it_as_json_or_a_message_for_slack() -
     assert payload(posted, "slack") == {
         "text": ":red_circle: destination crm is not called for now: answered &lt;503&gt; &amp; more"
     }
+
+
+def test_no_cause_mentions_anybody_forges_a_line_or_hides_a_link_in_a_message_for_slack() -> None:
+    cause = "a|b <!here> @channel\n:large_green_circle: all is well [crm](https://evil.example)"
+    for kind in SENTENCES:
+        detail = dict.fromkeys(("cause", "error", "seq", "age_seconds", "silent_seconds", "missed", "compared"), cause)
+        text = payload(Posted(7, NOW, Alert(kind, cause, firing=True, detail=detail)), "slack")["text"]
+        assert "\n" not in text
+        assert "](" not in text
+        assert "@channel" not in text
+        assert "<" not in text
+        assert text.startswith(":red_circle: ")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import get_type_hints
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from relay.demo.bars import Bars
+from relay.demo.compare import Difference
 from relay.demo.entities import USER
 from relay.demo.happenings import CallMade, Happening, Noted, Ordered, WebhookSent
 from relay.demo.scenario import Made
 from relay.demo.screen import Screen
+from relay.demo.summary import Summary, show_summary
+from tests.helpers.hostile import HOSTILE, harm_of
 
 ID = "6a5f3e210123456789000042"
 CONTACT = {"external_id": ID, "email": "aino.aalto.1@example.com", "last_name": "Aalto", "phone": "+447700900001"}
@@ -112,3 +117,38 @@ def test_a_change_that_no_webhook_tells_of_or_that_changes_nothing_there_says_so
 def test_markup_in_a_name_is_shown_as_it_is() -> None:
     renamed = CallMade("PATCH", "/contacts/contact-1", 200, {**CONTACT, "last_name": "[red]x"})
     assert "last_name=[red]x" in lines(renamed)[-1]
+
+
+@pytest.mark.parametrize("width", [None, 4000], ids=["file", "terminal"])
+def test_no_value_of_a_change_a_webhook_or_a_call_moves_a_cursor_hides_or_is_markup(width: int | None) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=width is not None, width=width or 10_000, highlight=False)
+    screen = Screen(console, Noon())
+    record = {"external_id": HOSTILE, HOSTILE: HOSTILE}
+    screen.made(Made("create", USER, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}))
+    for happening in (
+        WebhookSent(HOSTILE, HOSTILE, HOSTILE, 200),
+        CallMade(HOSTILE, HOSTILE, 201, record, HOSTILE),
+        CallMade("DELETE", HOSTILE, 204, None),
+        Noted(HOSTILE, HOSTILE, "stale"),
+        Ordered(HOSTILE, HOSTILE, HOSTILE),
+    ):
+        screen.happened(happening)
+    shown = output.getvalue()
+    assert harm_of(shown, terminal=width is not None) == []
+    assert len(shown.splitlines()) == 6
+    assert "[link=https://evil.example]" in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
+def test_nor_does_one_in_the_summary_or_above_the_bars(terminal: bool) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=10_000, highlight=False)
+    numbers = {name: 1 for name, kind in get_type_hints(Summary).items() if kind in {int, float}}
+    found = Difference("contact", HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    show_summary(console, Summary(agree=False, differences=(found,), folder=HOSTILE, **numbers))
+    with Bars(console, 1) as bars:
+        bars.say(HOSTILE)
+    shown = output.getvalue()
+    assert harm_of(shown, terminal=terminal) == []
+    assert shown.count("[link=https://evil.example]") == 2 * 6

@@ -106,3 +106,47 @@ def test_a_database_url_that_can_not_be_used_does_not_show_its_password(url: str
         start(f'[database]\nurl = "{url}"\n')
     assert "[database] url" in str(caught.value)
     assert SECRET.leaks({"the error": str(caught.value)}) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://h/x?password={HIDDEN}",
+        f"mysql+pymysql://me:{HIDDEN}@h/x?ssl_key_password={HIDDEN}",
+        f"sqlite:///:memory:?password={HIDDEN}",
+        f"sqlite://me:{HIDDEN}@h",
+        f"postgresql://me:{HIDDEN}@h:port/x",
+        f"postgresql://me:{HIDDEN}@h:5432:1/x",
+        f"postgresql:/me:{HIDDEN}@h/x",
+        f"{HIDDEN}",
+        f"{HIDDEN}://h/x",
+        f"postgresql://me:p@{HIDDEN}@h/x",
+        f"postgresql://me:p@{HIDDEN}/x@h/x",
+        f"postgresql://me:p@h/{HIDDEN}@h/x",
+        f"postgresql://me:p@x?{HIDDEN}@h/x",
+        f"postgresql://h/x?password={HIDDEN}&pooler=session",
+        f"postgresql://h/x?password={HIDDEN}&options=-c%20transaction_isolation%3D{HIDDEN}",
+    ],
+)
+def test_a_database_url_that_can_not_be_used_is_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"\[database\] url: ") as caught:
+        engine.parse_url(url)
+    assert SECRET.leaks({"the error": str(caught.value)}) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "user", "password", "host", "database"),
+    [
+        (f"postgresql://me@h/x?password={HIDDEN}&sslmode=require", "me", HIDDEN, "h", "x"),
+        (f"postgresql://me@server:{HIDDEN}@h/x", "me@server", HIDDEN, "h", "x"),
+        (f"postgresql://me:{HIDDEN}?%40@h/x?options=-c%20a%3Db@c", "me", f"{HIDDEN}?@", "h", "x"),
+        (f"postgresql://me:/{HIDDEN}%2F@h/x%40y", "me", f"/{HIDDEN}/", "h", "x@y"),
+    ],
+)
+def test_a_url_with_a_password_anywhere_is_read_and_shows_it_nowhere(
+    url: str, user: str, password: str, host: str, database: str
+) -> None:
+    parsed = engine.parse_url(url)
+    assert (parsed.username, parsed.password, parsed.host, parsed.database) == (user, password, host, database)
+    made = engine.connect(url, application="tests")
+    assert SECRET.leaks({"an engine": repr(made), "its url": str(made.url)}) == []

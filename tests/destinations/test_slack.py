@@ -105,8 +105,62 @@ def test_a_message_that_can_not_be_written_is_dead_without_a_call(server: Script
     assert server.seen == []
 
 
-def test_half_a_character_can_not_be_sent(server: ScriptedServer) -> None:
-    outcome = deliver(server, delivery=msgspec.structs.replace(DELIVERY, entity_id="\ud800"))
+def said(server: ScriptedServer, text: str, value: str) -> str:
+    """The message, of an event about an entity with this id."""
+    outcome = deliver(server, text, msgspec.structs.replace(DELIVERY, entity_id=value))
+    assert isinstance(outcome, Delivered), outcome
+    message: str = json.loads(server.seen[-1].body)["text"]
+    return message
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("<!channel> <!here> <@U1>", "&lt;!channel&gt; &lt;!here&gt; &lt;@\u2060U1&gt;"),
+        ("<https://evil.example|crm>", "&lt;https://evil.example|crm&gt;"),
+        ("@channel, @here and a@b.example", "@\u2060channel, @\u2060here and a@b.example"),
+        ("[crm](https://evil.example)", "[crm]\u2060(https://evil.example)"),
+        ("u1\r\n:red_circle: forged\u2028more", "u1 :red_circle: forged more"),
+        ("```all that follows", "\u02cb\u02cb\u02cball that follows"),
+        ("\u202egnp.exe\x1b[1m\ud800", "\\u202egnp.exe\\x1b[1m\\ud800"),
+        ("a & b|c", "a &amp; b|c"),
+    ],
+)
+def test_no_value_mentions_anybody_forges_a_line_or_hides_a_link(
+    server: ScriptedServer, value: str, shown: str
+) -> None:
+    assert said(server, "about {event.entity_id}.", value) == f"about {shown}."
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "shown"),
+    [
+        ("<https://crm/{event.entity_id}|open>", "u|evil>\n<!here>/..", "<https://crm/u%7Cevil%3E%0A%3C%21here%3E%2F..|open>"),
+        ("<https://crm/{event.entity_id:url}>", "1 2|3", "<https://crm/1%202%7C3>"),
+        ("<https://crm/?id={event.entity_id}>", "1&id=2 3", "<https://crm/?id=1%26id%3D2%203>"),
+        ("<https://crm|open {event.entity_id}>", "a|b>\n<!here>", "<https://crm|open a\u00a6b&gt; &lt;!here&gt;>"),
+        ("<{event.entity_id}|open>", "https://x/a|b?c=1&d=%20>", "<https://x/a%7Cb?c=1&amp;d=%20%3E|open>"),
+        ("<{event.entity_id}>", "HTTP://x/\u00e4 b", "<HTTP://x/%C3%A4%20b>"),
+        ("<@{event.entity_id}> <b> {event.entity_id}", "U1|x", "<@U1%7Cx> <b> U1|x"),
+    ],
+)  # fmt: skip
+def test_a_value_in_a_link_stays_in_its_part_of_it(server: ScriptedServer, text: str, value: str, shown: str) -> None:
+    assert said(server, text, value) == shown
+
+
+@pytest.mark.parametrize(
+    "value", ["!channel", "@U1", "#C1", "javascript:x", "mailto:a@b", "https://", "x", "https://x/\ud800"]
+)
+def test_what_is_no_url_can_not_be_a_link_and_is_dead_without_a_call(server: ScriptedServer, value: str) -> None:
+    outcome = deliver(server, "<{event.entity_id}|open>", msgspec.structs.replace(DELIVERY, entity_id=value))
+    assert isinstance(outcome, Failed)
+    assert (outcome.error_class, server.seen) == ("mapping", [])
+    assert outcome.error.startswith("destinations.chat.text: ")
+
+
+def test_half_a_character_can_not_stand_in_a_url(server: ScriptedServer) -> None:
+    text = "<https://crm/{event.entity_id}>"
+    outcome = deliver(server, text, msgspec.structs.replace(DELIVERY, entity_id="\ud800"))
     assert isinstance(outcome, Failed)
     assert outcome.error_class == "mapping"
 

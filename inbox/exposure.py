@@ -1,0 +1,89 @@
+"""Files with secrets or webhooks in them that other users of the machine may read: said at the start, and left as they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from sqlalchemy import make_url
+
+from inbox.config import Config, ForwardDestination
+from inbox.config_values import Secret
+from inbox.db.dialect import SQLITE
+from inbox.db.engine import parse_url
+
+_NAMES = frozenset({"user", "client_id"})
+"""Keys that take a secret's place and hold what is no secret."""
+_LIKE_A_TOKEN = re.compile(r"[\w-]{20,}")
+
+
+def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """A sentence for the configuration in `path`, and one for the database's file, if others may read them.
+
+    Raises:
+        ConfigError: the database's URL can't be read.
+    """
+    held = [*_literals(config, ())]
+    if not environment.get("INBOX_DATABASE_URL") and make_url(config.database.url).password:
+        held.append("database.url")
+    if held and _others_may(path):
+        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+        yield (
+            f"{path} holds secrets ({held[0]}{more}), and every user of this machine may read it: take that away with"
+            f' `chmod o= {path}`, or write "env:NAME" or "file:/path"'
+        )
+    url = parse_url(config.database.url)
+    if url.get_backend_name() == SQLITE:
+        database = Path(url.database or "")
+        if _others_may(database):
+            beside = " ".join(str(database) + suffix for suffix in ("", "-wal", "-shm"))
+            yield (
+                f"{database} holds what webhooks say, and every user of this machine may read it: stop both sides, then"
+                f" `chmod o= {beside}`"
+            )
+
+
+def _literals(value: object, path: tuple[str, ...]) -> Iterator[str]:
+    """The keys of secrets that stand in the file themselves."""
+    if isinstance(value, Secret):
+        is_literal = not value.reference.startswith(("env:", "file:")) and path[-1] not in _NAMES
+    else:
+        is_literal = isinstance(value, str) and path[-1] == "proxy" and "@" in value
+    if is_literal:
+        yield ".".join(path)
+    for name, inner in _inside(value):
+        yield from _literals(inner, (*path[:-1], path[-1] + name) if name.startswith("[") else (*path, name))
+
+
+def _inside(value: object) -> Iterator[tuple[str, object]]:
+    match value:
+        case msgspec.Struct():
+            is_a_place = isinstance(value, ForwardDestination) and not _holds_a_token(value.url.reference)
+            names = (name for name in value.__struct_fields__ if not (is_a_place and name == "url"))
+            yield from ((name, getattr(value, name)) for name in names)
+        case dict():
+            yield from ((str(name), inner) for name, inner in value.items())
+        case list():
+            yield from ((f"[{number}]", inner) for number, inner in enumerate(value))
+
+
+def _holds_a_token(url: str) -> bool:
+    """Whether the URL of a destination is more than its place."""
+    parts = urlsplit(url)
+    return "@" in parts.netloc or bool(parts.query) or _LIKE_A_TOKEN.search(parts.path) is not None
+
+
+def _others_may(path: Path) -> bool:
+    """Whether users that are neither its owner nor of its group get to it, and may read or write it."""
+    try:
+        whole = path.resolve(strict=True)
+        mode = whole.stat().st_mode
+        reach = all(folder.stat().st_mode & stat.S_IXOTH for folder in whole.parents)
+    except OSError:
+        return False
+    return reach and bool(mode & (stat.S_IROTH | stat.S_IWOTH))

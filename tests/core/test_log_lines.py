@@ -1,0 +1,63 @@
+"""A log has one line for each thing that happened, and no value can make another."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+
+from inbox.log_lines import escape, tell
+from tests.helpers.hostile import HOSTILE, MARK, harm_of
+
+
+def logged(formatter: logging.Formatter | None, *, raising: bool = False) -> str:
+    output = io.StringIO()
+    handler = logging.StreamHandler(output)
+    handler.setFormatter(formatter)
+    escape([handler])
+    bug = (RuntimeError, RuntimeError(HOSTILE), None) if raising else None
+    text, values = ("a bug", ()) if raising else ("refused a request of %s: %s", (HOSTILE, HOSTILE))
+    handler.handle(logging.LogRecord("inbox", logging.WARNING, "", 1, text, values, bug))
+    return output.getvalue()
+
+
+@pytest.mark.parametrize(
+    "formatter",
+    [None, logging.Formatter("%(asctime)s %(levelname)s %(message)s"), logging.Formatter("{message}", style="{")],
+)
+def test_a_record_is_one_line_whatever_stands_in_it(formatter: logging.Formatter | None) -> None:
+    line = logged(formatter)
+    assert (line.count("\n"), line.count(MARK)) == (1, 2)
+    assert harm_of(line) == []
+
+
+def test_the_form_of_the_line_and_of_its_time_stays() -> None:
+    assert logged(logging.Formatter("%(asctime)s|%(message)s", "at noon")).startswith("at noon|refused a request of ")
+
+
+def test_a_traceback_stands_below_it_and_no_text_of_an_exception_begins_a_line() -> None:
+    shown = logged(None, raising=True)
+    assert harm_of(shown) == []
+    first, second, *others = shown.splitlines()
+    assert first == "a bug"
+    assert second.startswith(f"RuntimeError: {MARK}")
+    assert all(line.startswith("  ") for line in others)
+    assert others
+
+
+def test_a_formatter_of_another_kind_is_left_alone() -> None:
+    class Json(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return json.dumps({"message": record.getMessage()})
+
+    assert HOSTILE in json.loads(logged(Json()))["message"]
+
+
+def test_what_is_told_beside_the_log_is_escaped_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(f"inbox: {HOSTILE}")
+    shown = capsys.readouterr().err
+    assert harm_of(shown) == []
+    assert len(shown.splitlines()) == 2
+    assert shown.splitlines()[1].startswith("  ")

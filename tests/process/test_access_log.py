@@ -1,0 +1,123 @@
+"""What the receiver's logs show of a request, if somebody turns the access log on: nothing that could be a token."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.access_log import Mask
+from tests.helpers.hostile import harm_of
+from tests.helpers.processes import GUNICORN, Site, site
+from tests.helpers.webhooks import config_text
+
+TOKEN = "QzTokenZq"
+PATHS = (
+    f"/{TOKEN}",
+    f"/Webhooks/trivore/{TOKEN}",
+    f"//webhooks/trivore/{TOKEN}",
+    f"/webhooks//trivore/{TOKEN}",
+    f"/webhooks/trivore/{TOKEN}/",
+    f"/webhooks/trivore/{TOKEN}/x",
+    f"/webhooks/trivore//{TOKEN}",
+    f"/webhooks/{TOKEN}",
+    f"/webhooks/{TOKEN}/trivore",
+    f"/webhooks/trivore/%51zTokenZq/{TOKEN}",
+    f"/webhook/trivore/{TOKEN}",
+    f"/health/live/{TOKEN}",
+    f"/health/live?token={TOKEN}",
+    f"/webhooks/trivore?token={TOKEN}",
+    f"/webhooks/trivore/x?token={TOKEN}",
+    f"/webhooks/trivore;{TOKEN}",
+    f"http://127.0.0.1/webhooks/x/y/{TOKEN}",
+)
+"""Where a token gets when somebody mistypes the URL, or takes another part of it for the token's place."""
+METHODS = ("GET", "POST", "PUT", "OPTIONS", "CONNECT", "BREW")
+MALFORMED = (
+    f"POST /webhooks/trivore/{TOKEN} HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n",
+    f"POST /webhooks/trivore/{TOKEN} \x01\r\n\r\n",
+    f"POST /webhooks/trivore/{TOKEN}#x HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    f"POST /webhooks/trivore/{TOKEN} HTTP/1.1\r\n\r\n",
+    f"POST /webhooks/trivore/{TOKEN}{'x' * 20_000} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    f"POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Webhook-Token: {TOKEN}{'x' * 40_000}\r\n\r\n",
+    f"POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Webhook-Token : {TOKEN}\r\n\r\n",
+    f"POST /webhooks/trivore?{TOKEN}\xff HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n",
+    f"POST /webhooks/trivore/{TOKEN} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n",
+)
+
+
+def ask(port: int, request: str) -> bytes:
+    """The beginning of the answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(request.encode("latin-1"))
+        connection.shutdown(socket.SHUT_WR)
+        return connection.recv(12)
+
+
+@pytest.fixture
+def place(sqlite_database_url: str, tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path, config_text(sqlite_database_url)) as made:
+        yield made
+
+
+def test_no_log_of_the_receiver_shows_a_token_wherever_it_stands_in_a_request(place: Site) -> None:
+    receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-", "--log-level", "debug"))
+    statuses = set()
+    for path in PATHS:
+        for method in METHODS:
+            head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            statuses.add(ask(port, head)[9:])
+    for request in MALFORMED:
+        statuses.add(ask(port, request)[9:])
+    receiver.send(signal.SIGTERM)
+    assert receiver.ends(within=20) == 0
+    assert statuses >= {b"200", b"400", b"401", b"404", b"405", b"414", b"431"}
+    assert TOKEN.casefold() not in receiver.output.casefold()
+    for seen in ('"POST /… HTTP/1.1" 404', '"POST /webhooks/… HTTP/1.1" 401', '"GET /webhooks/trivore HTTP/1.1" 405'):
+        assert seen in receiver.output
+
+
+def test_no_header_forges_a_line_of_the_access_log_or_colours_it(place: Site) -> None:
+    receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-"))
+    forged = "1.2.3.4\x9b31m\t[2026] [INFO] all is well"
+    head = f"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Forwarded-For: {forged}\r\n\r\n"
+    ask(port, head)
+    receiver.send(signal.SIGTERM)
+    assert receiver.ends(within=20) == 0
+    assert harm_of(receiver.output) == []
+    assert r"1.2.3.4\x9b31m" in receiver.output
+
+
+def test_who_a_stranger_says_he_is_reaches_the_listing_as_text(place: Site) -> None:
+    receiver, port = place.receiver(1)
+    forged = r"\[/] \[link=https://evil.example]x"
+    head = "POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n"
+    assert ask(port, f"{head}X-Forwarded-For: {forged}\r\n\r\n")[9:] == b"401"
+    receiver.send(signal.SIGTERM)
+    assert receiver.ends(within=20) == 0
+    listing = place.start("rejected", "-c", "from inbox.cli import main; main()", "rejected", COLUMNS="400")
+    assert listing.ends(within=20) == 0, listing.output
+    assert forged.replace("\\", "\\\\") in listing.output
+
+
+def shown(path: str) -> str:
+    args = ("127.0.0.1:1", "GET", path, "1.1", 404)
+    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 1, '%s - "%s %s HTTP/%s" %d', args, None)
+    assert Mask(lambda: {"trivore"})(record)
+    return record.getMessage()
+
+
+@given(
+    st.lists(st.sampled_from(["", "webhooks", "Webhooks", "trivore", "health", "live", TOKEN, "..", "x"]), max_size=6)
+)
+def test_a_path_is_shown_only_when_it_exists_and_then_without_its_token(parts: list[str]) -> None:
+    line = shown("/" + "/".join(parts))
+    (path,) = re.findall(r'"GET (\S+) HTTP', line)
+    assert path in {"/…", "/webhooks/…", "/webhooks/trivore", "/webhooks/trivore/…", "/health/live"}

@@ -1,0 +1,148 @@
+"""Who else on the machine may read what both sides keep: nobody, unless somebody has let them, and then it is said."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from inbox import config_file
+from inbox.db import engine as engines
+from inbox.exposure import exposures
+from tests.helpers.processes import Site, site
+from tests.helpers.webhooks import config_text
+
+SOURCE = '[sources.s]\npreset = "trivore"\nauth = {{ kind = "bearer", secrets = [{}] }}\n'
+HOOK = '[destinations.d]\nkind = "forward"\nurl = "{}"\n'
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that everybody on the machine gets into; those that pytest makes are its own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    return {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in folder.glob("*.db*")}
+
+
+PRIVATE = {"inbox.db": "0o600", "inbox.db-wal": "0o600", "inbox.db-shm": "0o600"}
+
+
+def test_a_database_file_is_made_for_its_owner_alone_with_what_sqlite_makes_beside_it(tmp_path: Path) -> None:
+    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (x)"))
+        assert modes(tmp_path) == PRIVATE
+    engine.dispose()
+
+
+def test_so_it_is_by_the_receivers_way_to_it(tmp_path: Path) -> None:
+    async def write() -> None:
+        engine = engines.connect_async(f"sqlite:///{tmp_path}/inbox.db", application="tests")
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE t (x)"))
+            assert modes(tmp_path) == PRIVATE
+        await engine.dispose()
+
+    asyncio.run(write())
+
+
+def test_a_mode_that_somebody_has_chosen_stays_and_holds_for_what_is_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "inbox.db").touch(0o660)
+    (tmp_path / "inbox.db").chmod(0o660)
+    engine = engines.connect(f"sqlite:///{tmp_path}/inbox.db", application="tests")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (x)"))
+        assert set(modes(tmp_path).values()) == {"0o660"}
+    engine.dispose()
+
+
+def told(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
+    path = folder / "inbox.toml"
+    path.write_text(config, encoding="utf-8")
+    path.chmod(mode)
+    return list(exposures(path, config_file.read(path, {}), {}))
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (SOURCE.format('"s3cret"'), "sources.s.auth.secrets[0]"),
+        (SOURCE.format('"env:X", { value = "s3cret" }'), "sources.s.auth.secrets[1]"),
+        ('[database]\nurl = "postgresql://me:s3cret@h/x"\n', "database.url"),
+        (HOOK.format("https://h/x") + 'proxy = "http://me:s3cret@proxy:1"\n', "destinations.d.proxy"),
+        (HOOK.format("https://h/x?key=s3cret"), "destinations.d.url"),
+        (HOOK.format("https://me:s3cret@h/x"), "destinations.d.url"),
+        (HOOK.format("https://h/s3cretS3cretS3cretS3cret"), "destinations.d.url"),
+        ('[alerts]\nurl = "https://h/s3cret"\n', "alerts.url"),
+    ],
+)
+def test_a_configuration_with_secrets_that_others_may_read_is_told_of(shared: Path, config: str, key: str) -> None:
+    (said,) = told(shared, config)
+    assert f"{shared}/inbox.toml holds secrets ({key})" in said
+    assert f"`chmod o= {shared}/inbox.toml`" in said
+    assert "s3cret" not in said.casefold()
+    assert told(shared, config, mode=0o640) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SOURCE.format('"env:X", "file:/x"'),
+        HOOK.format("https://h/x"),
+        '[database]\nurl = "postgresql://me@h/x"\n',
+        '[apis.a]\nbase_url = "https://h"\nauth = { kind = "basic", user = "me", password = "env:X" }\n',
+    ],
+)
+def test_one_without_secrets_may_be_read_by_everybody(shared: Path, config: str) -> None:
+    assert told(shared, config) == []
+
+
+def test_nor_is_a_file_told_of_that_nobody_gets_to(shared: Path) -> None:
+    shared.chmod(0o700)
+    assert told(shared, SOURCE.format('"s3cret"')) == []
+
+
+def test_a_password_of_the_environments_url_does_not_stand_in_the_file(shared: Path) -> None:
+    (shared / "inbox.toml").write_text("", encoding="utf-8")
+    environment = {"INBOX_DATABASE_URL": "postgresql://me:s3cret@h/x"}
+    config = config_file.read(shared / "inbox.toml", environment)
+    assert list(exposures(shared / "inbox.toml", config, environment)) == []
+
+
+@pytest.fixture
+def place(shared: Path) -> Iterator[Site]:
+    """A site with a database and a configuration that others may read."""
+    with site(shared, config_text(f"sqlite:///{shared}/inbox.db")) as made:
+        (shared / "inbox.db").touch(0o644)
+        yield made
+
+
+def test_both_sides_and_the_migration_say_so_when_they_start(place: Site) -> None:
+    migration = place.start("migrate", "-c", "from inbox.cli import main; main()", "migrate")
+    assert migration.ends(within=20) == 0
+    receiver, _ = place.receiver(1)
+    relay = place.relay("--drain")
+    assert relay.ends(within=20) == 0
+    receiver.send(signal.SIGTERM)
+    assert receiver.ends(within=20) == 0
+    for program in (migration, receiver, relay):
+        assert program.output.count("inbox.toml holds secrets (sources.trivore.auth.secrets[0] and 1 more)") == 1
+        assert program.output.count("inbox.db holds what webhooks say, and every user of this machine may read it") == 1

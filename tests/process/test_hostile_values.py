@@ -1,0 +1,356 @@
+"""Whatever stands in the database or comes from other systems, no command of either side hands it to a terminal as it is."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import typer
+from sqlalchemy import Engine, text
+from typer.testing import CliRunner, Result
+
+from inbox import cli as inbox_cli
+from inbox.db import engine as engines
+from inbox.terminal import run as run_app
+from relay import cli as relay_cli
+from relay import cli_status
+from relay.outcome import Failed
+from relay.policy import policies
+from relay.store import claim, record, sequence
+from relay.store.database import Database
+from tests.destinations.scripted import ScriptedServer, answer, serving
+from tests.helpers.filling import fill
+from tests.helpers.hostile import HOSTILE, MARK, harm_of, plant, text_columns
+from tests.helpers.processes import site
+from tests.helpers.reading import rows
+from tests.helpers.webhooks import a_config, body, config_text, moment
+
+APPS = {"inbox": inbox_cli.app, "relay": relay_cli.app}
+
+CONFIG = """
+[apis.identity]
+base_url = "{url}"
+allow_private = true
+allow_http = true
+[destinations.crm]
+kind = "sync"
+base_url = "{url}"
+allow_private = true
+allow_http = true
+[routes.user-to-crm]
+source = "trivore"
+destination = "crm"
+when = {{ entity_type = ["USER"] }}
+[routes.user-to-crm.sync]
+gone = "skip"
+fetch = {{ api = "identity", path = "/user/{{event.seq}}" }}
+find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick = "items" }}
+create = {{ path = "/contacts" }}
+update = {{ path = "/contacts/{{event.seq}}" }}
+map = {{ name = "entity.name" }}
+listing = {{ path = "/listing", params = {{ start = "{{start}}", count = "{{count}}" }}, id = "id", count = 9 }}
+[[sources.trivore.sweeps]]
+api = "identity"
+path = "/user"
+entity_type = "USER"
+params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
+count = 9
+"""
+
+CASES: Mapping[str, tuple[str, ...]] = {
+    "inbox list": ("", "--json", "--state dead"),
+    "inbox show": ("1", "1 --json", "1000", "1000 --json"),
+    "inbox rejected": ("", "--json", "--id 1", "--id 1 --json"),
+    "inbox readmit": ("--reason x", "--reason x --json", "--id 1 --reason x", "--reason x --yes"),
+    "relay dead": ("", "--json"),
+    "relay status": ("", "--json", "--sweeps", "--sweeps --json", "--check", "--check --here", "--check --json"),
+    "relay pause": ("", "--json", "--entity HOSTILE --source trivore --reason HOSTILE"),
+    "relay resume": ("--entity HOSTILE --source trivore", "--command 1", "--route HOSTILE"),
+    "relay plan": ("--route user-to-crm", "--route user-to-crm --json", "--route HOSTILE"),
+    "relay sweep": (
+        "--source trivore --dry-run",
+        "--source trivore --full",
+        "--source trivore --full --json",
+        "--source HOSTILE",
+    ),
+    "relay verify": ("", "--json"),
+    "relay unblock": ("--seq 1 --reason x", "--reason x", "--reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
+    "relay replay": ("--reason x", "--reason x --json", "--seq 1 --reason HOSTILE --yes", "--entity HOSTILE --reason x"),
+    "relay cancel": ("--seq 1 --reason x", "--route HOSTILE --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
+    "relay rebuild": ("", "--json"),
+}  # fmt: skip
+"""Each command with its options. HOSTILE stands for an argument that somebody has pasted."""
+
+WITHOUT_VALUES = {
+    "inbox serve": "becomes gunicorn; its log is tested with the receiver",
+    "inbox migrate": "shows revisions of the code, and errors of the database as every command does",
+    "inbox send": "shows the answer of the receiver that it is pointed at: below",
+    "relay run": "writes a log: below",
+    "relay demo": "shows its own services: tests/demo/test_screen.py",
+    "relay demo identity": "says where it answers",
+    "relay demo commercial": "says where it answers",
+}
+
+
+def commands_of(command: object, path: str) -> Iterator[str]:
+    """Every command below `command`, by its path; a group that does something itself is one."""
+    inner = getattr(command, "commands", {})
+    if not inner or getattr(command, "invoke_without_command", False):
+        yield path
+    for name, each in inner.items():
+        yield from commands_of(each, f"{path} {name}")
+
+
+def test_every_command_of_both_sides_has_its_case_here() -> None:
+    found = {path for name, app in APPS.items() for path in commands_of(typer.main.get_command(app), name)}
+    assert found == CASES.keys() | WITHOUT_VALUES.keys()
+
+
+# --- a database with the value in every column
+
+
+HOPELESS = Failed((), "mapping", HOSTILE)
+
+
+def fill_by_operations(database_url: str, engine: Engine) -> None:
+    """Events about such an entity, taken in by a receiver, and given up by a relay for such a reason."""
+    fill(database_url, [(HOSTILE, moment(n)) for n in range(2)])
+    database, known = Database(engine), policies(a_config(database_url))
+    while sequence.sequence(database, known, "r1"):
+        pass
+    while claimed := claim.claim(database, "r1", [(["everything"], 500)]):
+        record.record(database, known, "r1", [(delivery, HOPELESS) for delivery in claimed])
+    with engine.begin() as connection:  # the second blocks its lane
+        connection.exec_driver_sql("UPDATE open_delivery SET state = 'blocked' WHERE seq = 2")
+
+
+READMITTABLE = text(
+    "INSERT INTO rejected_request (received_at, source, status, cause, reason, headers, body_sha256, body)"
+    " SELECT received_at, 'trivore', 422, cause, reason, '{}', body_sha256, :body FROM rejected_request"
+)
+"""A refused request of a known source, that can be read now."""
+
+
+def prepared(database_url: str) -> None:
+    engine = engines.connect(database_url, application="tests")
+    fill_by_operations(database_url, engine)
+    assert plant(engine) >= text_columns()
+    with engine.begin() as connection:
+        connection.execute(READMITTABLE, {"body": body(HOSTILE, moment(9), eventType=HOSTILE[:90])})
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def planted(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("planted") / "inbox.db"
+    shutil.copy(sqlite_template, path)
+    prepared(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedServer]:
+    """A service that answers with it, whatever it is asked."""
+    item = {"id": HOSTILE, "name": HOSTILE, "meta": {"lastModified": "2026-01-01T00:00:00Z"}}
+    with serving(answer(200, {**item, "items": [{**item, "name": "other"}], "resources": [item]})) as made:
+        yield made
+
+
+def configure(folder: Path, database_url: str, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "inbox.toml").write_text(config_text(database_url) + CONFIG.format(url=server.url), encoding="utf-8")
+    monkeypatch.setenv("INBOX_CONFIG", str(folder / "inbox.toml"))
+    monkeypatch.setenv("COLUMNS", "20000")
+    monkeypatch.setattr(cli_status, "_LOOK_AGAIN_SECONDS", 0)
+
+
+@pytest.fixture
+def copied(planted: Path, tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A copy of the planted database, and a configuration with it; gives its URL."""
+    shutil.copy(planted, tmp_path / "inbox.db")
+    configure(tmp_path, f"sqlite:///{tmp_path}/inbox.db", server, monkeypatch)
+    return f"sqlite:///{tmp_path}/inbox.db"
+
+
+def run(command: str, options: str) -> Result:
+    name, *inner = command.split()
+    pasted = options.replace("--entity HOSTILE", "--entity USER/HOSTILE")
+    return CliRunner().invoke(APPS[name], [*inner, *(word.replace("HOSTILE", HOSTILE) for word in pasted.split())])
+
+
+def check(command: str, options: str, *, terminal: bool) -> Result:
+    """Nothing raised, and no harm in what was written."""
+    ran = run(command, options)
+    what = f"{command} {options}"
+    assert ran.exception is None or isinstance(ran.exception, SystemExit), (what, ran.exception)
+    assert harm_of(ran.stdout, terminal=terminal) == [], (what, ran.stdout)
+    assert harm_of(ran.stderr, terminal=terminal) == [], (what, ran.stderr)
+    if "--json" in options and ran.stdout:
+        json.loads(ran.stdout)
+    return ran
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
+@pytest.mark.parametrize("command", CASES)
+@pytest.mark.usefixtures("copied")
+def test_no_command_writes_what_moves_a_cursor_hides_or_is_markup(
+    command: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*(("FORCE_COLOR", "1") if terminal else ("NO_COLOR", "1")))
+    shown = ""
+    for options in CASES[command]:
+        ran = check(command, options, terminal=terminal)
+        shown += ran.stdout + ran.stderr
+        if "--json" in options and MARK in ran.stdout:
+            assert any(HOSTILE in value for value in values(json.loads(ran.stdout)))
+    assert f"{MARK} " in shown, "nothing of it was shown at all"
+    assert "[link=https://evil.example]" in shown, "the markup was taken for markup"
+    assert ":warning:" in shown
+
+
+def test_no_line_of_a_relays_log_can_be_broken_coloured_or_forged(
+    copied: str, tmp_path: Path, server: ScriptedServer
+) -> None:
+    engine = engines.connect(copied, application="tests")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alert SET told_at = NULL")
+        connection.exec_driver_sql("UPDATE relay_command SET state = 'asked'")
+    assert run("relay replay", "--cause mapping --reason x --yes").exit_code == 0
+    with site(tmp_path, config_text(copied, f"{server.url}/{{") + CONFIG.format(url=server.url)) as place:
+        relay = place.relay("--drain", "--verbose")
+        assert relay.ends(within=30) == 0, relay.output
+    engine.dispose()
+    assert harm_of(relay.output) == []
+    assert MARK in relay.output
+    assert [line for line in relay.output.splitlines() if not line.startswith(("  ", "20", "Traceback"))] == []
+
+
+def values(found: object) -> set[str]:
+    """Every text in a JSON value."""
+    match found:
+        case str():
+            return {found}
+        case dict():
+            return set().union(*map(values, found), *map(values, found.values()))
+        case list():
+            return set().union(*map(values, found))
+        case _:
+            return set()
+
+
+@pytest.fixture
+def closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close what commands leave to the end of their process."""
+    opened, connect = [], engines.connect
+
+    def remembered(url: str, *, application: str) -> Engine:
+        opened.append(connect(url, application=application))
+        return opened[-1]
+
+    monkeypatch.setattr(engines, "connect", remembered)
+    yield
+    for engine in opened:
+        engine.dispose()
+
+
+@pytest.mark.usefixtures("closing")
+def test_on_postgres_as_well(
+    postgres_database_url: str, tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(postgres_database_url)
+    configure(tmp_path, postgres_database_url, server, monkeypatch)
+    for command, cases in CASES.items():
+        shown = [check(command, options, terminal=False) for options in cases]
+        assert any(f"{MARK} " in ran.stdout + ran.stderr for ran in shown), command
+
+
+def test_a_replay_of_such_entities_is_done(copied: str) -> None:
+    engine = engines.connect(copied, application="tests")
+    assert run("relay replay", "--entity HOSTILE --reason HOSTILE --yes").exit_code == 0
+    (command,) = rows(engine, "SELECT kind, state, reason, affected FROM relay_command WHERE id > 1")
+    assert command == {"kind": "replay", "state": "done", "reason": HOSTILE, "affected": 2}
+    engine.dispose()
+
+
+def test_the_answer_to_a_webhook_that_is_sent_is_shown_without_harm(
+    tmp_path: Path, server: ScriptedServer, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(tmp_path, f"sqlite:///{planted}", server, monkeypatch)
+    for options in (f"trivore --url {server.url}", "HOSTILE", "trivore --entity HOSTILE --url HOSTILE"):
+        ran = check("inbox send", options, terminal=False)
+        assert MARK in ran.stdout + ran.stderr
+
+
+def test_a_url_that_is_none_is_told_without_the_sources_token(
+    tmp_path: Path, planted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = config_text(f"sqlite:///{planted}")
+    shown_in_url = '[sources.by-url]\npreset = "trivore"\nauth = { kind = "url_token", secrets = ["s3cret-token"] }\n'
+    (tmp_path / "inbox.toml").write_text(text + shown_in_url, encoding="utf-8")
+    monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
+    for url in ("nowhere", "http://a b", "http://127.0.0.1:99999"):
+        ran = CliRunner().invoke(APPS["inbox"], ["send", "by-url", "--url", url])
+        assert (ran.exit_code, "give --url" in ran.stderr) == (2, True)
+        assert "s3cret" not in ran.output
+
+
+def test_the_text_of_a_bugs_exception_is_escaped_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+    @app.command()
+    def broken() -> None:
+        raise RuntimeError(HOSTILE)
+
+    monkeypatch.setattr("sys.argv", ["broken"])
+    with pytest.raises(SystemExit, match="1"):
+        run_app(app)
+    shown = capsys.readouterr().err
+    assert MARK in shown
+    assert harm_of(shown) == []
+    assert "\nall is well" not in shown
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
+@pytest.mark.parametrize(
+    "arguments", ["show HOSTILE", "HOSTILE", "list --HOSTILE", "list --since HOSTILE", "list x HOSTILE"]
+)
+def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20000")
+    monkeypatch.setenv(*(("FORCE_COLOR", "1") if terminal else ("NO_COLOR", "1")))
+    given = [word.replace("HOSTILE", HOSTILE) for word in arguments.split()]
+    ran = CliRunner().invoke(APPS["inbox"], given)
+    assert ran.exit_code == 2
+    assert harm_of(ran.output, terminal=terminal) == []
+
+
+def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
+    """What would be markup to rich, or would go by `inbox.visible`, is found in the code."""
+    paths = [path for side in ("inbox", "relay") for path in Path(side).rglob("*.py") if "demo" not in path.parts]
+    calls = [
+        (path, node) for path in paths for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    assert {(str(path), way_of(node)) for path, node in calls if way_of(node) is not None} == PLAIN
+
+
+PLAIN = {
+    ("inbox/terminal.py", "console.print"),
+    ("inbox/terminal.py", "sys.stdout.write"),
+    ("inbox/terminal.py", "sys.stderr.write"),
+    ("inbox/log_lines.py", "sys.stderr.write"),
+    ("inbox/exporter.py", "print"),  # where it can't listen, and why
+    ("relay/cli_verify.py", "sys.stdout.write"),  # JSON, element by element
+}
+"""Each is tested above, or gets no value from outside. The demo is tested by tests/demo/test_screen.py."""
+
+
+def way_of(node: ast.Call) -> str | None:
+    """How a call would write to a terminal; None when it does not, or writes a text that stands in the code."""
+    called = ast.unparse(node.func)
+    if called.endswith((".stdout.write", ".stderr.write")) or called in {"print", "typer.echo", "TextColumn"}:
+        return called
+    return "console.print" if called.endswith(".print") else None
