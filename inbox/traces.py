@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 _MOST_FRAMES = 8
@@ -16,17 +15,12 @@ def place_of(error: BaseException, *, skip: int = 0) -> str:
     return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[:_MOST_FRAMES])
 
 
-def bare_traceback(error: BaseException) -> str:
-    """A traceback of files, lines, functions and types, with what it was caused by; no message, and no value."""
-    return "\n".join(_lines(error))
-
-
-def _lines(error: BaseException) -> Iterator[str]:
-    cause: BaseException | None = error
-    for number in range(_MOST_CAUSES):
-        if cause is None:
-            return
-        yield "Traceback (most recent call last):" if number == 0 else "It was caused by:"
-        yield from (line.rstrip("\n") for line in traceback.format_list(traceback.extract_tb(cause.__traceback__)))
-        yield type(cause).__name__
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+def without_message(error: BaseException, causes: int = _MOST_CAUSES) -> Exception:
+    """An exception that logs as this one does, with its frames, its type and its causes, and says nothing."""
+    kind = type(error)
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    bare: Exception = type(kind.__name__, (Exception,), named)().with_traceback(error.__traceback__)
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None and causes > 0:
+        bare.__cause__ = without_message(cause, causes - 1)
+    return bare

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from inbox.clock import steady
-from inbox.traces import bare_traceback
+from inbox.traces import without_message
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Watchdog:
                 try:
                     exchange.cut_if_due(now)
                 except Exception as error:  # noqa: BLE001  # a lease that can't be told is not trusted, and the other calls are watched on
-                    _log.error("bug in the watchdog, which goes on\n%s", bare_traceback(error))
+                    _log.error("bug in the watchdog, which goes on", exc_info=without_message(error))
                     exchange.revoke()
 
 

@@ -8,6 +8,7 @@ import os
 import queue
 import socket
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, cast
@@ -17,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from inbox.config import Duration
-from inbox.traces import bare_traceback
+from inbox.traces import without_message
 from relay import process, sweeper
 from relay.alerts import Alert, Posted
 from relay.http import HttpClient
@@ -69,10 +70,10 @@ def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.Log
     crew.end()
     assert isinstance(first, Failed)
     assert (first.error_class, isinstance(second, Delivered)) == ("crashed", True)
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "in deliver" in line
-    assert line.endswith(type(bug).__name__)
-    assert SECRET not in line + repr(first) + caplog.text
+    assert len(caplog.records) == 1
+    assert "in deliver" in caplog.text
+    assert caplog.text.rstrip().endswith(type(bug).__name__)
+    assert SECRET not in repr(first) + caplog.text
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
@@ -224,7 +225,6 @@ def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(capl
     assert caplog.text.count("in execute") == 6, "its own frames, and its cause's, each time"
     assert "IntegrityError" in caplog.text
     assert SECRET not in caplog.text
-    assert all(record.exc_info is None for record in caplog.records)
     assert {record.levelno for record in caplog.records} == {logging.ERROR}
 
 
@@ -236,6 +236,6 @@ def test_a_bare_traceback_of_a_thousand_frames_is_short() -> None:
 
     with pytest.raises(ValueError, match=SECRET) as caught:
         deeper(500)
-    lines = bare_traceback(caught.value).splitlines()
+    lines = "".join(traceback.format_exception(without_message(caught.value))).splitlines()
     assert len(lines) < 40
     assert SECRET not in "\n".join(lines)
