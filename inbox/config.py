@@ -24,7 +24,7 @@ from inbox.config_source import (
     UrlTokenAuth,
 )
 from inbox.config_sync import Sync
-from inbox.config_values import Duration, Rate, Secret, Table
+from inbox.config_values import Duration, Network, Rate, Secret, Table
 from inbox.event import Action
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 Ordering = Literal["latest", "strict"]
+Networks = Annotated[list[Network], msgspec.Meta(min_length=1)]
 
 
 class Database(Table, frozen=True):
@@ -65,6 +66,13 @@ class Receiver(Table, frozen=True):
     """What their bodies may have together; the first 64 KiB of each are not counted."""
 
 
+class Outbound(Table, frozen=True):
+    """Where the relay's calls may go: the lists hold for every api, destination and alert, besides those of its own."""
+
+    allow_to: Networks | None = None
+    block_to: list[Network] = []
+
+
 AlertFormat = Literal["json", "slack"]
 
 
@@ -77,6 +85,8 @@ class Alerts(Table, frozen=True):
     """All of an alert as JSON, or a message as Slack's incoming webhooks take it."""
     timeout: Duration = Duration(10)
     allow_private: bool = False
+    allow_to: Networks | None = None
+    block_to: list[Network] = []
     allow_http: bool = False
     backlog_after: Duration = Duration(3600)
     """A route is behind when an event has waited for so long."""
@@ -158,6 +168,8 @@ class Endpoint(Table, frozen=True):
     cert_file: str | None = None
     key_file: str | None = None
     allow_private: bool = False
+    allow_to: Networks | None = None
+    block_to: list[Network] = []
     allow_http: bool = False
     breaker: BreakerLimits = BreakerLimits()
 
@@ -235,6 +247,7 @@ class Config(Table, frozen=True):
 
     database: Database = Database()
     receiver: Receiver = Receiver()
+    outbound: Outbound = Outbound()
     alerts: Alerts = Alerts()
     metrics: Metrics = Metrics()
     sources: dict[Name, Source] = {}

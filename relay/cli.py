@@ -81,7 +81,7 @@ def run(
         hear_parent(orders, observer)
     with told():
         config = config_file.read()
-        deliverers, alerts = build(config), client_of(config.alerts)
+        deliverers, alerts = build(config), client_of(config)
         scheduled(config)  # a sweep that can't be run is said before anything starts
         database = database_of(config, "inbox-relay")
         guarantees.require(database.engine)

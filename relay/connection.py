@@ -19,6 +19,7 @@ from urllib3.response import HTTPResponse
 from inbox.clock import steady
 from inbox.errors import ConfigError
 from relay import guard
+from relay.response import StrictResponse
 from relay.watchdog import Exchange
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
@@ -34,10 +35,10 @@ _COALESCED = 64 * 1024
 class Wire:
     """What the connections of one endpoint in one thread share: the call that runs now, and the rules."""
 
-    __slots__ = ("allow_private", "exchange")
+    __slots__ = ("exchange", "rules")
 
-    def __init__(self, *, allow_private: bool) -> None:
-        self.allow_private = allow_private
+    def __init__(self, rules: guard.Rules) -> None:
+        self.rules = rules
         self.exchange = Exchange(0, lambda: 0)
 
 
@@ -47,14 +48,20 @@ class _Guarded(HTTPConnection):
         self._wire = wire
         self._used_at = 0.0
         self._held_back: list[bytes] | None = None
+        self._answer: StrictResponse | None = None
+        self.response_class = self._begin_answer  # type: ignore[assignment]  # a class to http.client, which only calls it
+
+    def _begin_answer(self, *arguments: Any, **options: Any) -> StrictResponse:  # noqa: ANN401  # http.client's own
+        self._answer = StrictResponse(*arguments, **options)
+        return self._answer
 
     def _new_conn(self) -> socket.socket:
-        return guard.connect(
-            self._dns_host, self.port or self.default_port, self._wire.exchange, allow_private=self._wire.allow_private
-        )
+        return guard.connect(self._dns_host, self.port or self.default_port, self._wire.exchange, self._wire.rules)
 
     @property
     def is_connected(self) -> bool:
+        if self._answer is not None and self._answer.has_leftover:
+            return False
         return steady() - self._used_at < IDLE_SECONDS and super().is_connected
 
     def request(  # type: ignore[override]  # as urllib3's own, which differs from http.client's

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 import requests
 
-from inbox.config import ApiBasic, ApiBearer, ApiHeader, Endpoint, OutboundAuth
+from inbox.config import ApiBasic, ApiBearer, ApiHeader, Endpoint, Outbound, OutboundAuth
 from inbox.errors import ConfigError
 from relay import guard
 from relay.answer import Redactor
@@ -29,6 +29,10 @@ _NOT_TO_BE_SET = re.compile(
 """What frames the message, would bring an answer that can't be read here, or is the delivery's own."""
 
 
+_HOST = re.compile(r"[a-z0-9._-]+")
+_NO_LISTS = Outbound()
+
+
 class Target(msgspec.Struct, frozen=True):
     """An endpoint, ready to be called."""
 
@@ -42,13 +46,19 @@ class Target(msgspec.Struct, frozen=True):
     timeout: float
     """Seconds, for one call."""
     proxies: dict[str, str]
-    allow_private: bool
+    rules: guard.Rules
     tls: ssl.SSLContext
     redactor: Redactor
 
 
 def prepare(
-    endpoint: Endpoint, url: str, where: str, *, secrets: Iterable[str] = (), shown_path: str | None = None
+    endpoint: Endpoint,
+    url: str,
+    where: str,
+    outbound: Outbound = _NO_LISTS,
+    *,
+    secrets: Iterable[str] = (),
+    shown_path: str | None = None,
 ) -> Target:
     """Read the endpoint's secrets, and check what can be checked before a call.
 
@@ -56,6 +66,7 @@ def prepare(
         endpoint: its authentication, limits and rules.
         url: the URL that every path is below.
         where: the table of the configuration, named in errors.
+        outbound: the lists that hold for all endpoints.
         secrets: what else an excerpt of an answer must not show.
         shown_path: what the log shows in place of the URL's own path, which may be a secret itself.
 
@@ -75,8 +86,9 @@ def prepare(
     ):
         raise ConfigError(f"{where}.auth: {endpoint.auth.name!r} is not a header's name")
     proxies = _proxies(endpoint.proxy, where)
-    if proxies and not endpoint.allow_private:
-        _check_literal(parts.hostname or "", where)
+    rules = _rules(endpoint, outbound)
+    if proxies:
+        _check_behind_proxy(parts.hostname or "", endpoint, rules, where)
     return Target(
         base=f"{parts.scheme}://{parts.netloc}{parts.path}",
         query=parts.query,
@@ -85,7 +97,7 @@ def prepare(
         timeout=float(endpoint.timeout),
         proxies=proxies,
         # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
-        allow_private=endpoint.allow_private or bool(proxies),
+        rules=guard.ANYWHERE if proxies else rules,
         tls=tls_context(endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
         redactor=Redactor([*own, *secrets, *_query_values(parts.query), *_password(endpoint.proxy)]),
     )
@@ -151,13 +163,38 @@ def _proxies(proxy: str | None, where: str) -> dict[str, str]:
     return {"http": proxy, "https": proxy}
 
 
-def _check_literal(host: str, where: str) -> None:
-    try:
-        reason = guard.refusal(str(ipaddress.ip_address(host)))
-    except ValueError:
-        return  # a name
-    if reason is not None:
-        raise ConfigError(f"{where}: {host} is {reason}; set allow_private = true to call it")
+def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.Rules:
+    given = [lists.allow_to for lists in (outbound, endpoint) if lists.allow_to is not None]
+    return guard.Rules(
+        allow_private=endpoint.allow_private,
+        allow=tuple(tuple(map(ipaddress.ip_network, networks)) for networks in given),
+        block=tuple(map(ipaddress.ip_network, (*outbound.block_to, *endpoint.block_to))),
+    )
+
+
+def _check_behind_proxy(host: str, endpoint: Endpoint, rules: guard.Rules, where: str) -> None:
+    """Refuse what can be seen to be private: a proxy resolves names itself, and perhaps more spellings of addresses."""
+    address = guard.literal(host)
+    if address is not None:
+        reason = guard.refusal(address, rules)
+        if reason is not None:
+            raise ConfigError(f"{where}: {host} is {'' if host == address else f'{address}, which is '}{reason}")
+        if (
+            not guard.is_canonical(host) and not rules.forbids_nothing
+        ):  # 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others
+            raise ConfigError(f"{where}: proxies read {host} differently; write the address as {address}")
+        return
+    if endpoint.allow_to is not None or endpoint.block_to:
+        raise ConfigError(
+            f"{where}: the proxy resolves {host} itself, so that allow_to and block_to can't be kept to; "
+            "remove them here, and give these lists to the proxy"
+        )
+    if endpoint.allow_private:
+        return
+    if _HOST.fullmatch(host) is None or guard.is_private_name(host):
+        raise ConfigError(f"{where}: {host} is no public name; set allow_private = true to have a proxy call it")
+    if host.endswith("."):
+        raise ConfigError(f"{where}: {host} ends with a dot, which proxies understand differently; remove the dot")
 
 
 def _query_values(query: str) -> list[str]:

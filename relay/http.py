@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import datetime
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any, cast
@@ -22,14 +23,15 @@ from typing import Any, cast
 import msgspec
 import requests
 import tenacity
-import urllib3.exceptions
 
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
+from inbox.traces import place_of
 from relay.answer import Answer, class_of_status, name_only, parse_retry_after
 from relay.connection import EndpointAdapter, Wire
 from relay.endpoint import Target
 from relay.outcome import Call, Sent, Step
+from relay.response import NotHttpError
 from relay.watchdog import WATCHDOG, CutOffError, Exchange
 
 _log = logging.getLogger(__name__)
@@ -38,7 +40,6 @@ MAX_ANSWER = 64 * 1024
 """Bytes read of an answer; a longer one is cut there, and its connection closed."""
 _TRIES = 3
 """For a call that provably was not sent."""
-_FIRST_FINAL_STATUS = 200
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 
 
@@ -83,7 +84,7 @@ class HttpClient:
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
 
-        It raises nothing for what the other side, the network or the guard does: that is in the answer. A call that
+        It raises nothing: what the other side, the network, the guard or a bug does is in the answer. A call that
         provably was not sent, since the connection was refused or the name server is busy, is tried again within the
         same deadline, twice at most.
         """
@@ -123,23 +124,21 @@ class HttpClient:
         began = steady()
         if began >= limits.lease():
             return self._lost(request, began, "not_sent"), False
-        adapter, wire = self._line()
-        wire.exchange = exchange = Exchange(deadline, limits.lease)
-        error: Exception | None = None
+        exchange = Exchange(deadline, limits.lease)
+        error: BaseException | None = None
+        answer: Answer | None = None
         status: int | None = None
-        WATCHDOG.watch(exchange)
         try:
+            adapter, wire = self._line()
+            wire.exchange = exchange
+            WATCHDOG.watch(exchange)
             prepared = self._prepare(request)
             response = adapter.send(prepared, stream=True, timeout=exchange.remaining(), proxies=self._target.proxies)
             status = response.status_code
-            body, whole = _read(response, request.most)
-        except (
-            requests.RequestException,
-            urllib3.exceptions.HTTPError,
-            HTTPException,
-            OSError,
-            OutboundRefused,
-        ) as caught:
+            with _closed_on_error(response):
+                body, whole = _read(response, request.most)
+                answer = self._answered(request, began, response, body, limits.now(), whole=whole)
+        except Exception as caught:  # noqa: BLE001  # whatever it is, it is what came of this call
             error = caught
         finally:
             WATCHDOG.forget(exchange)
@@ -147,27 +146,32 @@ class HttpClient:
         sent: Sent = "unknown" if exchange.sent else "not_sent"
         if cut_by == "lease":
             return self._lost(request, began, sent, status), False
-        if cut_by is not None or error is not None:
-            root = CutOffError() if error is None or cut_by is not None else _root(error)
-            return self._failed(request, began, sent, root, status), not exchange.sent and _passing(root)
-        error_class = class_of_status(response.status_code)
+        if answer is not None and cut_by is None:
+            return answer, False
+        root = CutOffError() if error is None or cut_by is not None else _root(error)
+        return self._failed(request, began, sent, root, status), not exchange.sent and _passing(root)
+
+    def _answered(
+        self, request: Request, began: float, response: requests.Response, body: bytes, now: datetime, *, whole: bool
+    ) -> Answer:
+        status = response.status_code
+        error_class = class_of_status(status)
         if error_class is None:
             etag = response.headers.get("ETag")
-            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag), False
+            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag)
         excerpt = self._target.redactor.excerpt(body)
         return Answer(
             self._logged(request, began, "answered", status, excerpt=excerpt),
             body,
             whole,
             error_class,
-            self._retry_after(response.headers.get("Retry-After"), limits.now()),
-        ), False
+            self._retry_after(response.headers.get("Retry-After"), now),
+        )
 
     def _retry_after(self, given: str | None, now: datetime) -> float | None:
         seconds = parse_retry_after(given, now)
-        if given is not None and seconds is None:
-            shown = (self._target.redactor.excerpt(given.encode()) or "")[:100]
-            _log.warning("%s: Retry-After is past or can't be read, and ignored: %a", self._target.shown, shown)
+        if given is not None and seconds is None:  # it may repeat a token that the redactor does not know
+            _log.warning("%s: Retry-After is past or can't be read, and ignored", self._target.shown)
         return seconds
 
     def _line(self) -> tuple[EndpointAdapter, Wire]:
@@ -177,7 +181,7 @@ class HttpClient:
         except AttributeError:
             session = requests.Session()
             session.trust_env = False  # no proxy, CA file or .netrc of the environment
-            wire = Wire(allow_private=self._target.allow_private)
+            wire = Wire(self._target.rules)
             adapter = EndpointAdapter(wire, self._target.tls, self._target.proxies)
             session.adapters.clear()
             session.mount(self._target.base, adapter)
@@ -237,19 +241,23 @@ def _last_result(state: tenacity.RetryCallState) -> tuple[Answer, bool]:
     return result
 
 
+@contextmanager
+def _closed_on_error(response: requests.Response) -> Iterator[None]:
+    """Close its connection when reading it fails, whatever the reason: nobody knows how far it was read."""
+    try:
+        yield
+    except BaseException:
+        response.raw.close()
+        raise
+
+
 def _read(response: requests.Response, most: int) -> tuple[bytes, bool]:
     """The body and whether it is whole; a connection that can't be used again is closed."""
     raw = response.raw
-    if response.status_code < _FIRST_FINAL_STATUS:
-        raw.close()  # http.client skips 100 only, and the final answer would be taken for the next call's
-        raise HTTPException("an interim answer")
     body: bytes = raw.read(most + 1, decode_content=False)
     if len(body) > most:
         raw.close()
         return body, False
-    if raw.length_remaining:
-        raw.close()  # urllib3 notices only at the next read
-        raise IncompleteRead(b"")
     return body, True
 
 
@@ -277,6 +285,8 @@ _WORDS: tuple[tuple[type[BaseException], Callable[[Any], str]], ...] = (
     (ssl.SSLError, lambda root: f"TLS failed: {root.reason}"),
     (RemoteDisconnected, lambda _: "the connection was closed without an answer"),
     (IncompleteRead, lambda _: "the answer broke off"),
+    (NotHttpError, lambda root: f"not an HTTP answer: {root}"),
+    (HTTPException, lambda root: f"not an HTTP answer: {type(root).__name__}"),  # a proxy's, to CONNECT
     (OSError, lambda root: root.strerror or "the proxy did not let the call through"),
 )
 
@@ -288,7 +298,7 @@ def _in_words(root: BaseException, sent: Sent, timeout: float) -> str:
     for kind, words in _WORDS:
         if isinstance(root, kind):
             return words(root)
-    return f"not an HTTP answer: {type(root).__name__}"
+    return f"a bug in the call: {type(root).__name__} at {place_of(root) or 'an unknown place'}"
 
 
 def _below(base: str, path: str) -> str:

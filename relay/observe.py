@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from inbox import metrics
 from inbox.clock import Clock, SystemClock
 from inbox.metrics import OFF, Meters
+from inbox.traces import without_message
 from relay import facts
 from relay.alerts import Posted, sentence
 from relay.gates import Breaker, BreakerState, Gates
@@ -162,13 +163,20 @@ class Observer:
 
     def gauges_broke(self, bug: Exception) -> None:
         """A bug has kept the gauges from being read; they are read again later."""
-        _log.error("a look at the backlog ended by a bug", exc_info=bug)
+        _log.error("a look at the backlog ended by a bug", exc_info=without_message(bug))
 
     def step_failed(self, step: str, error: BaseException, seconds: float) -> None:
         """A step of the relay has failed; the others go on."""
         self.counts["step_failed"] += 1
         self.meters.count(metrics.STEP_FAILURES, step)
-        _log.error("step_failed step=%s again_in=%.1fs: the other steps go on", step, seconds, exc_info=error)
+        # A driver's own words may show a row, and SQLAlchemy's show what was bound.
+        told = without_message(error)
+        _log.error("step_failed step=%s again_in=%.1fs: the other steps go on", step, seconds, exc_info=told)
+
+    def thread_stumbled(self, name: str, bug: BaseException) -> None:
+        """A bug has come up to the loop of a thread, which goes on."""
+        self.counts["thread_stumbled"] += 1
+        _log.error("bug in the thread %s, which goes on", name, exc_info=without_message(bug))
 
     def step_recovered(self, step: str, times: int) -> None:
         """A step works again that has failed so many times."""

@@ -10,8 +10,8 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import AlertFormat, Alerts, Endpoint
-from inbox.db.dialect import error_text
+from inbox.config import AlertFormat, Config, Endpoint
+from inbox.traces import place_of
 from relay.alerts import Posted, payload
 from relay.endpoint import prepare
 from relay.http import HttpClient, Limits, Request
@@ -71,30 +71,41 @@ class Poster:
         client.close()
 
     def _post(self, alert: Posted, client: HttpClient) -> Done:
+        """Whatever happens is what came of it: nothing may end the only thread that posts."""
         try:
             body = json.dumps(payload(alert, self._form)).encode()
-        except Exception as error:  # noqa: BLE001  # one that can't be worded must not keep the others from being posted
-            return Done(alert, f"it can't be worded: {error_text(error)}", is_final=True)
+        except BaseException as error:  # noqa: BLE001  # one that can't be worded must not keep the others from being posted
+            return Done(alert, f"it can't be worded: {_bug(error)}", is_final=True)
         try:
             answer = client.call(
                 Request("alert", "POST", {"Content-Type": "application/json"}, body=body), self._limits
             )
-        except Exception as error:  # noqa: BLE001  # a bug in a call must not end the only thread that posts
-            return Done(alert, error_text(error))
-        return Done(alert, None if answer.error_class is None else answer.failed(()).error)
+            return Done(alert, None if answer.error_class is None else answer.failed(()).error)
+        except BaseException as error:  # noqa: BLE001  # as above
+            return Done(alert, f"a bug in the call: {_bug(error)}")
 
 
-def client_of(alerts: Alerts) -> HttpClient | None:
+def _bug(error: BaseException) -> str:
+    return f"{type(error).__name__} at {place_of(error)}"
+
+
+def client_of(config: Config) -> HttpClient | None:
     """What posts to the url; None without one.
 
     Raises:
         ConfigError: the url can't be used, or its secret is not there.
     """
+    alerts = config.alerts
     if alerts.url is None:
         return None
     endpoint = Endpoint(
-        timeout=alerts.timeout, allow_private=alerts.allow_private, allow_http=alerts.allow_http, concurrency=1
+        timeout=alerts.timeout,
+        concurrency=1,
+        allow_private=alerts.allow_private,
+        allow_to=alerts.allow_to,
+        block_to=alerts.block_to,
+        allow_http=alerts.allow_http,
     )
     url = alerts.url.reveal()
     # The path of a chat's hook is its secret.
-    return HttpClient(prepare(endpoint, url, "alerts", secrets=[url], shown_path="/…"))
+    return HttpClient(prepare(endpoint, url, "alerts", config.outbound, secrets=[url], shown_path="/…"))

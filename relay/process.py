@@ -9,6 +9,7 @@ that the parent is gone, however it went.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -87,7 +88,8 @@ def hear_parent(orders: Orders, observer: Observer) -> None:
 
     def hear() -> None:
         while told := os.read(_STANDARD_INPUT, 1):
-            orders.put(Order(told))
+            with contextlib.suppress(ValueError):  # no order of this version; the pipe's end must be heard all the same
+                orders.put(Order(told))
         observer.orphaned()
         orders.put(Order.STOP)
 
@@ -138,4 +140,4 @@ def read_again(config: Config) -> tuple[Config, dict[str, Deliverer], HttpClient
         raise ConfigError("[database] url: another database needs a restart")
     if new.metrics.relay != config.metrics.relay:
         raise ConfigError("[metrics] relay: another address needs a restart")
-    return new, build(new), client_of(new.alerts)
+    return new, build(new), client_of(new)

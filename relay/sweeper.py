@@ -11,7 +11,7 @@ from contextlib import closing
 from datetime import datetime
 from functools import partial
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from inbox.clock import steady
 from inbox.config import Config
@@ -100,12 +100,15 @@ class Sweeper:
                 return
             try:
                 self._steps.run("sweep", partial(self._take_turn, sweeping), None, subject=sweeping.subject)
-            except DBAPIError as error:
+            except SQLAlchemyError as error:  # no connection was to be had, either
                 self._observer.database_trouble("sweeping", error)
 
     def _work(self) -> None:
         while not self._stop.wait(LOOK_EVERY_SECONDS):
-            self.look()
+            try:
+                self.look()
+            except Exception as error:  # noqa: BLE001  # nobody else would sweep, and nobody would hear of it
+                self._observer.thread_stumbled("sweeps", error)
 
     def _take_turn(self, sweeping: Sweeping) -> None:
         turn = self._turn(sweeping)

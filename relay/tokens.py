@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from typing import Any
 
 import msgspec
-from oauthlib.oauth2 import BackendApplicationClient, OAuth2Error
+from oauthlib.oauth2 import BackendApplicationClient
 
+from inbox import strict_json
 from inbox.clock import steady
 from inbox.config import ApiOauth2
+from inbox.errors import Unreadable, UnusableAnswer
 from relay.answer import Answer, Redactor
 from relay.http import HttpClient, Limits, Request
 from relay.outcome import Call
@@ -108,14 +111,54 @@ class TokenClient:
         if answer.error_class is not None:
             return _failed(answer, answer.call.error or f"answered {answer.call.status}")
         try:
-            token = client.parse_request_body_response(answer.body.decode("utf-8", "replace"))
-            value, lasts = str(token["access_token"]), float(token.get("expires_in") or TRUSTED_SECONDS)
-        except (OAuth2Error, ValueError, KeyError, TypeError, AttributeError):  # the last for JSON that is no object
-            return msgspec.structs.replace(_failed(answer, "the answer holds no token"), error_class="bad_answer")
+            value, lasts = read_token(answer.body)
+        except UnusableAnswer as error:
+            return msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
         return Token(value, steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2))
 
 
 _UNAUTHORISED = 401
+_B64TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
+"""All that a bearer token may be made of, RFC 6750 §2.1: so it is the value of a header, too."""
+
+
+def read_token(body: bytes) -> tuple[str, float]:
+    """The token in the answer of a token endpoint (RFC 6749 §5.1), and how many seconds it lasts.
+
+    Raises:
+        UnusableAnswer: there is none that can be used. The text says which member is wrong, and repeats no value.
+    """
+    try:
+        answer = strict_json.parse(body)
+    except Unreadable:
+        raise UnusableAnswer("the answer is not JSON") from None
+    if not isinstance(answer, dict):
+        raise UnusableAnswer("the answer is no JSON object")
+    value = answer.get("access_token")
+    if not isinstance(value, str):
+        raise UnusableAnswer("the answer's access_token is missing, or no text")
+    if _B64TOKEN.fullmatch(value) is None:
+        raise UnusableAnswer("the answer's access_token has characters that no bearer token has (RFC 6750 §2.1)")
+    token_type = answer.get("token_type", "bearer")  # required by the RFC, and left out by some
+    if not isinstance(token_type, str) or token_type.lower() != "bearer":
+        raise UnusableAnswer("the answer's token_type is not bearer")
+    return value, _seconds(answer.get("expires_in"))
+
+
+def _seconds(given: object) -> float:
+    """A number, or the digits of one in quotes, as some servers write it."""
+    if given is None:
+        return TRUSTED_SECONDS
+    if isinstance(given, str) and _DIGITS.fullmatch(given):
+        return float(given)
+    if isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given <= _LONGEST_SECONDS:
+        return float(given)
+    raise UnusableAnswer("the answer's expires_in is no number of seconds")
+
+
+_DIGITS = re.compile(r"[0-9]{1,9}")
+_LONGEST_SECONDS = 10**9
+"""Some thirty years: what is longer is a mistake, and would be a number that a clock can't be added to."""
 
 
 def _failed(answer: Answer, why: str) -> Answer:

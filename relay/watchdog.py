@@ -7,6 +7,7 @@ for the whole process looks at the running calls and shuts the socket of each th
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -14,6 +15,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from inbox.clock import steady
+from inbox.traces import without_message
+
+_log = logging.getLogger(__name__)
 
 CutBy = Literal["deadline", "lease"]
 
@@ -68,13 +72,20 @@ class Exchange:
             self._socket = None
             return self.cut_by
 
+    def revoke(self) -> None:
+        """Cut it as if its lease had ended."""
+        self._cut("lease")
+
     def cut_if_due(self, now: float) -> None:
         """Shut the socket down when the deadline or the lease has passed; once it has, each new socket too."""
         if self.cut_by is None and now < self.deadline and now < self.lease():
             return
+        self._cut("deadline" if now >= self.deadline else "lease")
+
+    def _cut(self, by: CutBy) -> None:
         with self._lock:
             if self.cut_by is None:
-                self.cut_by = "deadline" if now >= self.deadline else "lease"
+                self.cut_by = by
             if self._socket is not None:
                 with contextlib.suppress(OSError):  # closed or reset by the other side: the call has ended
                     # Not sock.shutdown(): an SSLSocket's own drops its TLS state under the thread that reads from it.
@@ -117,7 +128,11 @@ class Watchdog:
             time.sleep(_TICK)
             now = steady()
             for exchange in list(self._running):
-                exchange.cut_if_due(now)
+                try:
+                    exchange.cut_if_due(now)
+                except Exception as error:  # noqa: BLE001  # a lease that can't be told is not trusted, and the other calls are watched on
+                    _log.error("bug in the watchdog, which goes on", exc_info=without_message(error))
+                    exchange.revoke()
 
 
 WATCHDOG = Watchdog()

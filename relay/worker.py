@@ -12,6 +12,7 @@ from datetime import datetime
 import msgspec
 
 from inbox.config import Config
+from inbox.traces import without_message
 from relay.destinations import Context, Deliverer
 from relay.leases import Leases, claim_of
 from relay.outcome import Delivery, Failed, Outcome
@@ -36,8 +37,9 @@ def attempt(delivery: Delivery, deliverer: Deliverer, context: Context) -> Outco
     """Make one attempt; whatever happens is an outcome."""
     try:
         return deliverer.deliver(delivery, context)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # a bug in a destination ends this attempt, not the relay or its thread
-        _log.exception("bug in the destination of route=%s seq=%d", delivery.route, delivery.seq)
+    except BaseException as error:  # noqa: BLE001  # a bug in a destination ends this attempt, not the relay or its thread
+        told = without_message(error)  # it may hold a secret
+        _log.error("bug in the destination of route=%s seq=%d", delivery.route, delivery.seq, exc_info=told)
         return Failed((), "crashed", f"the destination's code failed: {type(error).__name__}")
 
 

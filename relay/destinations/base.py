@@ -58,6 +58,7 @@ class Clients:
 
     def __init__(self, config: Config) -> None:
         self._apis = config.apis
+        self._outbound = config.outbound
         self._made: dict[str, Caller] = {}
 
     def api(self, name: str) -> Caller:
@@ -79,11 +80,13 @@ class Clients:
         self, where: str, endpoint: Endpoint, url: str, secrets: Iterable[str] = (), shown_path: str | None = None
     ) -> Caller:
         if where not in self._made:
-            calls = HttpClient(prepare(endpoint, url, where, secrets=secrets, shown_path=shown_path))
+            calls = HttpClient(prepare(endpoint, url, where, self._outbound, secrets=secrets, shown_path=shown_path))
             auth = endpoint.auth
             if isinstance(auth, ApiOauth2):
                 plain = msgspec.structs.replace(endpoint, auth=None, headers={})
-                tokens = HttpClient(prepare(plain, auth.token_url, f"{where}.auth", secrets=_secrets_of(auth)))
+                tokens = HttpClient(
+                    prepare(plain, auth.token_url, f"{where}.auth", self._outbound, secrets=_secrets_of(auth))
+                )
                 self._made[where] = TokenClient(calls, tokens, auth, float(endpoint.timeout))
             else:
                 self._made[where] = calls

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from inbox.clock import steady
 from inbox.config import PythonDestination, Route
+from inbox.traces import place_of
 from relay import mapping
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
@@ -25,7 +24,6 @@ _log = logging.getLogger(__name__)
 _TICK = 0.05
 """Seconds between two looks at the lease, which may end sooner than it was to."""
 _LONGEST_WHY = 500
-_MOST_FRAMES = 8
 
 
 class Places:
@@ -158,7 +156,7 @@ class Python:
         name = type(error).__name__
         _log.error(
             "handler %s raised %s at %s route=%s seq=%d",
-            self._shown, name, _place(error), delivery.route, delivery.seq,
+            self._shown, name, place_of(error, skip=1) or "its call", delivery.route, delivery.seq,
         )  # fmt: skip
         return self._failed(began, "crashed", f"the function raised {name}", "answered")
 
@@ -209,9 +207,3 @@ def event_of(delivery: Delivery) -> Event:
 def _text(why: object) -> str:
     """What a handler said, as both databases can store it."""
     return str(why)[:_LONGEST_WHY].encode("utf-8", "replace").decode()
-
-
-def _place(error: BaseException) -> str:
-    """Where it was raised, from the function down."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is our own
-    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[:_MOST_FRAMES]) or "its call"

@@ -73,7 +73,7 @@ def drip(head: bytes, drop: bytes) -> Act:
 
 
 drip_head = drip(b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n")
-drip_status_line = drip(b"HTTP/1.1 20", b"0")
+drip_status_line = drip(b"HTTP/1.1 200 O", b"K")
 drip_body = drip(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"x")
 drip_body_until_close = drip(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"x")
 drip_chunks = drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n")

@@ -160,9 +160,13 @@ def test_an_answer_has_the_class_of_its_status(stack: ExitStack, status: int, er
         (then_close(raw(b"")), "the connection was closed without an answer"),
         (then_close(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfive")), "the answer broke off"),
         (then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab")), "the answer broke off"),
-        (then_close(raw(b"\x00\x01garbage\r\n\r\n")), "not an HTTP answer: BadStatusLine"),
-        (raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"), "not an HTTP answer: HTTPException"),
-        (raw(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"), "not an HTTP answer: HTTPException"),
+        (then_close(raw(b"\x00\x01garbage\r\n\r\n")), "not an HTTP answer: expected HTTP/, RTSP/ or ICE/"),
+        (raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"), "no whole answer within 1 s"),
+        (then_close(raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")), "the answer broke off"),
+        (
+            raw(b"HTTP/1.1 101 Switching Protocols\r\n\r\n"),
+            "not an HTTP answer: it switches to a protocol that nobody has asked for",
+        ),
     ],
 )
 def test_a_request_that_left_and_got_no_whole_answer_is_unknown(stack: ExitStack, act: Act, error: str) -> None:

@@ -157,6 +157,8 @@ def test_a_function_is_named_by_module_and_name(function: str) -> None:
         ("proxy", '"http://proxy:1"'),
         ("ca_file", '"ca.pem"'),
         ("allow_private", "true"),
+        ("allow_to", '["10.0.0.0/8"]'),
+        ("block_to", '["10.0.0.0/8"]'),
         ("allow_http", "true"),
         ("outcomes", '{ auth = "retry" }'),
     ],

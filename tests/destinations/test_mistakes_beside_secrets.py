@@ -27,7 +27,7 @@ def start(text: str) -> None:
     for source in config.sources.values():
         verifier_of(source, preset_of(source))
     destinations.build(config)
-    client_of(config.alerts)
+    client_of(config)
     engine.parse_url(config.database.url)
 
 

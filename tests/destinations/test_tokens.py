@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inbox.clock import steady
 from inbox.config import Api, ApiOauth2, Config, Duration, Secret
+from inbox.errors import UnusableAnswer
 from relay import tokens
 from relay.answer import Answer
 from relay.destinations.base import Caller, Clients
@@ -152,13 +156,99 @@ def test_a_token_url_that_is_down_is_not_sent(server: ScriptedServer) -> None:
     assert asked(server) == []
 
 
+DEEP = b"[" * 100_000 + b"]" * 100_000
+PLANTED = "t0ken-of-somebody"
+
+
+_ODD_TIMES: tuple[object, ...] = ("soon", -1, "-1", "1e3", True, False, [], {}, 1e300, "", " 1", "9" * 30)
+
+
+def told(**members: object) -> bytes:
+    """A token's answer with other members; one that is None is left out."""
+    answered = {"access_token": PLANTED, "token_type": "Bearer", "note": PLANTED, **members}
+    return json.dumps({name: value for name, value in answered.items() if value is not None}).encode()
+
+
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"nonsense", b'{"error": "invalid_client"}', b'{"access_token": "t", "expires_in": "soon"}']
-)
-def test_an_answer_without_a_token_is_a_bad_answer(server: ScriptedServer, body: bytes) -> None:
+    ("body", "why"),
+    [
+        (b"", "the answer is not JSON"),
+        (b"nonsense " + PLANTED.encode(), "the answer is not JSON"),
+        (b"access_token=" + PLANTED.encode(), "the answer is not JSON"),
+        (DEEP, "the answer is not JSON"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "the answer is not JSON"),
+        (b'{"access_token": "a", "access_token": "b"}', "the answer is not JSON"),
+        (b"\xff\xfe", "the answer is not JSON"),
+        (b'{"access_token": "t", "expires_in": 1e999}', "the answer is not JSON"),
+        (b'{"access_token": "t", "expires_in": Infinity}', "the answer is not JSON"),
+        (b'{"access_token": "t", "expires_in": ' + b"9" * 5000 + b"}", "the answer is not JSON"),
+        (b"[]", "the answer is no JSON object"),
+        (told(access_token=None, error="invalid_client"), "the answer's access_token is missing, or no text"),
+        (told(access_token=[PLANTED]), "the answer's access_token is missing, or no text"),
+        (told(access_token=7), "the answer's access_token is missing, or no text"),
+        *(
+            (told(access_token=text), "the answer's access_token has characters that no bearer token has (RFC 6750 §2.1)")
+            for text in (
+                "", f"{PLANTED}\n", f"{PLANTED}\r\nX: 1", f" {PLANTED}", f"{PLANTED} x", f"{PLANTED}\u0000",
+                f"{PLANTED}\u00e9", f"{PLANTED}\u20ac", f"={PLANTED}", f"{PLANTED}=x", f'"{PLANTED}"', f"{PLANTED},",
+            )
+        ),
+        *(
+            (told(token_type=kind), "the answer's token_type is not bearer")
+            for kind in ("mac", "DPoP", "", ["Bearer"], 1, "Bearer ")
+        ),
+        *(
+            (told(expires_in=given_in), "the answer's expires_in is no number of seconds")
+            for given_in in _ODD_TIMES
+        ),
+    ],
+)  # fmt: skip
+def test_an_answer_without_a_usable_token_is_a_bad_answer_that_shows_nothing_of_it(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture, body: bytes, why: str
+) -> None:
     server.routes[TOKEN] = [answer(200, body)]
     told = call(client(server))
-    assert (told.error_class, told.call.error) == ("bad_answer", "no token: the answer holds no token")
+    assert (told.error_class, told.call.error) == ("bad_answer", f"no token: {why}")
+    assert asked(server) == [TOKEN]
+    assert PLANTED not in repr(told) + caplog.text
+
+
+@pytest.mark.parametrize(
+    "members", [{"expires_in": 3600}, {"expires_in": "3600"}, {"token_type": "bEARER"}, {"token_type": None}]
+)
+def test_what_servers_are_known_to_write_is_taken(server: ScriptedServer, members: dict[str, object]) -> None:
+    server.routes[TOKEN] = [answer(200, told(access_token="aZ09-._~+/==", **members))]
+    assert call(client(server)).error_class is None
+    assert server.seen[-1].headers["authorization"] == "Bearer aZ09-._~+/=="
+
+
+def test_a_token_that_ends_at_once_is_used_once(server: ScriptedServer) -> None:
+    server.routes[TOKEN] = [answer(200, told(expires_in=0))]
+    caller = client(server)
+    for _ in range(2):
+        assert call(caller).error_class is None
+    assert asked(server) == [TOKEN, USER, TOKEN, USER]
+
+
+@settings(max_examples=300, derandomize=True, database=None)
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.dictionaries(
+            st.sampled_from(["access_token", "token_type", "expires_in", "scope"]),
+            st.one_of(
+                st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers())
+            ),
+        ).map(lambda made: json.dumps(made).encode()),
+    )
+)
+def test_whatever_is_answered_it_is_a_token_of_these_characters_or_an_unusable_answer(body: bytes) -> None:
+    try:
+        value, lasts = tokens.read_token(body)
+    except UnusableAnswer:
+        return
+    assert re.fullmatch(r"[A-Za-z0-9\-._~+/]+=*", value)
+    assert 0 <= lasts <= 10**9
 
 
 def test_a_token_that_is_echoed_is_not_in_the_log(server: ScriptedServer) -> None:

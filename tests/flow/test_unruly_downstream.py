@@ -98,9 +98,7 @@ def test_what_is_asked_for_is_honoured_between_our_own_delay_and_a_day(
     assert "Retry-After" not in caplog.text
 
 
-@pytest.mark.parametrize(
-    "asked", ["banana", "-1", "", "Thu, 01 Jan 1970 00:00:00 GMT", "9" * 40, "ten\x07", "NaN", "1e3"]
-)
+@pytest.mark.parametrize("asked", ["banana", "-1", "", "Thu, 01 Jan 1970 00:00:00 GMT", "9" * 40, "NaN", "1e3"])
 def test_what_can_not_be_read_is_ignored_with_a_warning(
     sqlite_database_url: str, caplog: pytest.LogCaptureFixture, asked: str
 ) -> None:
@@ -108,8 +106,7 @@ def test_what_can_not_be_read_is_ignored_with_a_warning(
     assert due - at <= timedelta(milliseconds=100)
     (line,) = [record for record in caplog.records if "Retry-After" in record.getMessage()]
     assert line.levelno == logging.WARNING
-    assert line.getMessage().endswith(f"Retry-After is past or can't be read, and ignored: {line.args[1]!a}")  # type: ignore[index]
-    assert line.getMessage().isprintable()
+    assert line.getMessage().endswith("Retry-After is past or can't be read, and ignored"), "and not what it was"
 
 
 def failed_once(database_url: str, retry_after: str) -> tuple[datetime, datetime]:

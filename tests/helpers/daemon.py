@@ -42,7 +42,7 @@ def running(
 ) -> Iterator[Relay]:
     """A relay at work; it is stopped when the block ends. `more` is as `configured` takes it."""
     config = configured(downstream.url, concurrency, **more)
-    alerts = client_of(config.alerts)
+    alerts = client_of(config)
     relay = Relay(Database(engine), config, build(config), alerts=alerts, grace_seconds=grace_seconds)
     thread = threading.Thread(target=relay.run)
     thread.start()

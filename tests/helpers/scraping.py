@@ -24,8 +24,21 @@ def scrape(port: int, within: float = 10.0) -> Samples:
     Raises:
         OSError: nobody serves, or not in time.
     """
+    return parsed(_text(port, within))
+
+
+def exposition(port: int) -> str | None:
+    """The text that is served there; None: nobody answers."""
+    try:
+        return _text(port, 10)
+    except OSError:
+        return None
+
+
+def _text(port: int, within: float) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=within) as answer:
-        return parsed(answer.read().decode())
+        text: str = answer.read().decode()
+    return text
 
 
 def parsed(text: str) -> Samples:

@@ -20,6 +20,7 @@ from tests.helpers.echoing import LAST, Echo, Reply, echoing
 from tests.helpers.planting import Planted, all_text
 from tests.helpers.processes import GUNICORN, Site, site
 from tests.helpers.reading import rows
+from tests.helpers.scraping import exposition, metrics_at
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, moment
 
@@ -87,13 +88,31 @@ url = "{url}/unauthorized"
 auth = {{ kind = "bearer", token = {refused_token} }}
 allow_private = true
 allow_http = true
+[destinations.broken]
+kind = "forward"
+url = "{url}/broken?api_key={query}"
+auth = {{ kind = "bearer", token = {bearer} }}
+allow_private = true
+allow_http = true
+[destinations.odd-token]
+kind = "forward"
+url = "{url}/by-odd-token"
+auth = {{ kind = "oauth2", token_url = "{url}/odd-token", client_id = "me", client_secret = {client_secret} }}
+allow_private = true
+allow_http = true
+[destinations.good-token]
+kind = "forward"
+url = "{url}/by-good-token"
+auth = {{ kind = "oauth2", token_url = "{url}/good-token", client_id = "me", client_secret = {client_secret} }}
+allow_private = true
+allow_http = true
 [destinations.fine]
 kind = "forward"
 url = "{url}/fine?api_key={query}"
 allow_private = true
 allow_http = true
 """
-FORWARDED = ("hook", "chat", "behind-proxy", "strict", "fine")
+FORWARDED = ("hook", "chat", "behind-proxy", "strict", "broken", "odd-token", "good-token", "fine")
 ROUTE = '[routes.to-{name}]\nsource = "{source}"\ndestination = "{name}"\nretry = {{ schedule = [] }}\n'
 SYNC = """
 [routes.{name}]
@@ -110,6 +129,11 @@ map = {{ name = "entity.name" }}
 """
 
 
+def token(value: str) -> str:
+    """What a token endpoint answers."""
+    return json.dumps({"access_token": value, "token_type": "Bearer", "expires_in": 3600})
+
+
 def replies(secret: Planted) -> dict[str, Reply]:
     """What each path of the service answers."""
     password = secret.plain("password-by-key")
@@ -118,9 +142,14 @@ def replies(secret: Planted) -> dict[str, Reply]:
             knows=(secret.odd("signing"), secret.odd("query")),
             password=password,
             retry_after=secret.odd("bearer"),
-            broken_head=True,
         ),
-        "/services/": Reply(knows=(f"/services/{secret.plain('chat-path')}",), password=password, broken_head=True),
+        "/services/": Reply(knows=(f"/services/{secret.plain('chat-path')}",), password=password),
+        "/broken": Reply(knows=(secret.odd("bearer"), secret.odd("query")), password=password, broken_head=True),
+        "/odd-token": Reply(200, body=token(secret.odd("odd-token") + "\r\n")),
+        "/good-token": Reply(200, body=token(secret.plain("good-token"))),
+        "/by-good-token": Reply(
+            knows=(secret.plain("good-token"),), password=password, retry_after=secret.plain("good-token")
+        ),
         "/proxied": Reply(knows=(secret.odd("proxy-password"),), password=password),
         "/api": Reply(knows=(secret.odd("api-password"),), password=password),
         "/well": Reply(200, body='{"name": "Ada"}'),
@@ -138,7 +167,7 @@ def config_of(secret: Planted, echo: Echo, folder: Path, database: str, environm
     environment.setenv("HEADER_VALUE", secret.odd("header-value") + "é")
     environment.setenv("CHAT_URL", f"{echo.url}/services/{secret.plain('chat-path')}?key={secret.plain('chat-key')}")
     environment.setenv("ALERTS_URL", f"{echo.url}/alerts/{secret.plain('alerts-path')}?t={secret.plain('alerts-key')}")
-    bare = ("header", "api-password", "bearer", "signing", "password", "crm-token", "refused-token")
+    bare = ("header", "api-password", "bearer", "signing", "password", "crm-token", "refused-token", "client-secret")
     proxy = f"http://me:{quote(secret.odd('proxy-password'), safe='')}@127.0.0.1:{echo.port}"
     filled = CONFIG.format(
         database=json.dumps(database),
@@ -187,17 +216,22 @@ def post_all(secret: Planted, port: int) -> None:
         connection.close()
 
 
-def relay_all(place: Site, engine: Engine) -> dict[str, str]:
-    """A drain, and then a relay that runs until it has told that an alert was not taken; a visible word of each log."""
+def relay_all(place: Site, engine: Engine, metrics: int) -> tuple[dict[str, str], str]:
+    """A drain, and then a relay that runs until one of them has told that an alert was not taken; a visible word of each log.
+
+    And what the relay has served at the port of its metrics.
+    """
     drain = place.relay("--drain", "--verbose")
     assert drain.ends(within=30) == 0
     kinds = {row["kind"] for row in rows(engine, "SELECT kind FROM delivery_log")}
     assert {"delivered", "dead", "attempt_failed"} <= kinds
     relay = place.relay("--verbose")
-    until(lambda: "not posted" in relay.output, "an alert was not taken", within=20)
+    until(lambda: "started node=" in relay.output, "it works", within=20)
+    until(lambda: "not posted" in drain.output + relay.output, "an alert was not taken", within=20)
+    served = until(lambda: exposition(metrics), "its metrics are served", within=20) or ""
     relay.send(signal.SIGTERM)
     assert relay.ends(within=20) == 0
-    return {drain.log.name: f"USER|{ENTITY}", relay.log.name: "not posted"}
+    return {drain.log.name: f"USER|{ENTITY}", relay.log.name: "stopped node="}, served
 
 
 COMMANDS: tuple[tuple[str, str, str], ...] = (
@@ -262,24 +296,26 @@ VISIBLE = {
 """What is no secret and must be found in each table and view by the same search."""
 
 
-def test_no_secret_is_left_in_the_database_in_a_log_or_in_what_commands_tell(
+def test_no_secret_is_left_in_the_database_in_a_log_in_the_metrics_or_in_what_commands_tell(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = Planted()
     with echoing(replies(secret)) as echo:
-        text = config_of(secret, echo, tmp_path, database_url, monkeypatch)
+        metrics, more = metrics_at("relay")
+        text = config_of(secret, echo, tmp_path, database_url, monkeypatch) + more
         with site(tmp_path, text) as place:
             receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-"))
             post_all(secret, port)
-            expected = relay_all(place, engine) | ask_all(place)
+            expected, served = relay_all(place, engine, metrics)
+            expected |= ask_all(place)
             receiver.send(signal.SIGTERM)
             assert receiver.ends(within=20) == 0
             expected |= mistaken(place, text, secret) | {receiver.log.name: "POST /webhooks/by-header"}
             logs = place.logs()
     assert min(echo.calls.values()) > 0, echo.calls
     tables = all_text(engine)
-    visible = expected | VISIBLE
-    places = logs | tables
+    visible = expected | VISIBLE | {"metrics": "to-hook"}
+    places = logs | tables | {"metrics": served}
 
     assert secret.leaks(places) == []
     blind = [name for name, found in places.items() if name not in WITHOUT_TEXT and visible.get(name, "?") not in found]

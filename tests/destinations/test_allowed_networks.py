@@ -1,0 +1,256 @@
+"""Lists of networks that calls may go to, or not: kept to where the socket is opened, whatever the name resolves to."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inbox import config_file
+from inbox.errors import ConfigError
+from relay import destinations, guard
+from relay.answer import Answer
+from relay.guard import Rules
+from relay.poster import client_of
+from tests.destinations.calling import POST, limits
+from tests.destinations.scripted import ScriptedServer, answer, serving
+
+SOURCE = '[sources.s]\npreset = "trivore"\nauth = { kind = "none" }\n'
+ROUTE = '[routes.r]\nsource = "s"\ndestination = "d"\n'
+LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with serving(answer(), routes={"POST /token": [answer(200, {"access_token": "t"})]}) as made:
+        yield made
+
+
+def config_of(url: str, *lists: str, outbound: str = "", private: bool = True) -> str:
+    """A configuration whose destination `d`, api `a` and alerts have these lines."""
+    lines = "\n".join([f"allow_private = {str(private).lower()}", "allow_http = true", *lists])
+    return f"""
+[outbound]
+{outbound}
+[alerts]
+url = "{url}/alerts"
+{lines}
+[apis.a]
+base_url = "{url}"
+{lines}
+[destinations.d]
+kind = "forward"
+url = "{url}/hook"
+{lines}
+{SOURCE}{ROUTE}"""
+
+
+def call_each(text: str) -> list[Answer]:
+    """What a call to the destination, to the api and of an alert comes to."""
+    config = config_file.parse(text)
+    clients = destinations.base.Clients(config)
+    destination = config.destinations["d"]
+    url = destination.url.reveal()  # type: ignore[union-attr]  # a forward destination
+    alerts = client_of(config)
+    assert alerts is not None
+    callers = (clients.destination(destination, url), clients.api("a"), alerts)
+    try:
+        return [caller.call(POST, limits()) for caller in callers]
+    finally:
+        for caller in callers:
+            caller.close()
+
+
+@pytest.mark.parametrize("where", ["its own", "of all"])
+@pytest.mark.parametrize(
+    ("lists", "why"),
+    [
+        (('allow_to = ["127.0.0.0/8", "::1"]',), None),
+        (('allow_to = ["127.0.0.1"]', 'block_to = ["10.0.0.0/8"]'), None),
+        (('allow_to = ["10.0.0.0/8", "2001:db8::/32"]',), "not named by allow_to"),
+        (('block_to = ["127.0.0.0/8"]',), "named by block_to"),
+        (('block_to = ["0.0.0.0/0"]', 'allow_to = ["127.0.0.1"]'), "named by block_to"),
+        (('block_to = ["::ffff:127.0.0.0/104"]',), "named by block_to"),
+    ],
+    ids=["allowed", "and not blocked", "not allowed", "blocked", "blocked and allowed", "written as IPv6"],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "[::ffff:127.0.0.1]"])
+def test_a_list_holds_for_every_call_however_the_host_is_written(
+    server: ScriptedServer, host: str, lists: tuple[str, ...], why: str | None, where: str
+) -> None:
+    url = f"http://{host}:{server.port}"
+    text = config_of(url, *lists) if where == "its own" else config_of(url, outbound="\n".join(lists))
+    found = call_each(text)
+    if why is None:
+        assert [result.error_class for result in found] == [None] * 3
+    else:
+        assert [(result.error_class, result.call.sent) for result in found] == [("refused", "not_sent")] * 3
+        assert all(why in (result.call.error or "") for result in found)
+        assert server.seen == []
+
+
+def test_both_lists_must_name_the_address(server: ScriptedServer) -> None:
+    for everywhere, own, fine in (("127.0.0.0/8", "127.0.0.1", True), ("10.0.0.0/8", "127.0.0.1", False)):
+        text = config_of(server.url, f'allow_to = ["{own}"]', outbound=f'allow_to = ["{everywhere}"]')
+        assert {result.error_class for result in call_each(text)} == ({None} if fine else {"refused"})
+
+
+def test_a_list_opens_nothing_that_is_private(server: ScriptedServer) -> None:
+    found = call_each(config_of(server.url, 'allow_to = ["127.0.0.0/8"]', private=False))
+    assert {result.error_class for result in found} == {"refused"}
+    assert all("loopback; allow_private = true lets the call out" in (result.call.error or "") for result in found)
+
+
+def test_the_list_holds_for_what_the_name_resolves_to_and_for_each_of_its_addresses(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(_host: str, port: int, **_: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    url = f"http://crm.example:{server.port}"
+    assert {r.error_class for r in call_each(config_of(url, 'block_to = ["127.0.0.2"]'))} == {"refused"}
+    assert {r.error_class for r in call_each(config_of(url, 'allow_to = ["127.0.0.1"]'))} == {"refused"}
+    assert {r.error_class for r in call_each(config_of(url, 'allow_to = ["127.0.0.0/30"]'))} == {None}
+
+
+def test_the_list_holds_for_the_peer_that_is_connected(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = socket.socket.connect
+    monkeypatch.setattr(socket.socket, "connect", lambda sock, _: original(sock, ("127.0.0.1", server.port)))
+    found = call_each(config_of("http://127.0.0.9:80", 'block_to = ["127.0.0.1"]'))
+    assert {result.error_class for result in found} == {"refused"}
+    assert server.seen == []
+
+
+def test_the_list_holds_for_the_token_too(server: ScriptedServer) -> None:
+    with serving(answer(200, {"access_token": "t"})) as tokens:
+        token_url = tokens.url.replace("127.0.0.1", "127.0.0.2")
+        auth = f'auth = {{ kind = "oauth2", token_url = "{token_url}", client_id = "c", client_secret = "s" }}'
+        text = config_of(server.url).replace("[destinations.d]\n", f"[destinations.d]\n{auth}\n")
+        result = call_each(text.replace("[outbound]\n", '[outbound]\nallow_to = ["127.0.0.1"]\n'))[0]
+        assert result.error_class == "refused"
+        assert "no token: " in (result.call.error or "")
+        assert tokens.seen == []
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ('allow_to = ["10.0.0.1/8"]', "did you mean '10.0.0.0/8'?"),
+        ('block_to = ["crm.example"]', 'expected an address or a network such as "192.0.2.7"'),
+        ('block_to = ["10.0.0.0/33"]', "expected an address or a network"),
+        ("block_to = [10]", "expected an address or a network"),
+        ('block_to = "10.0.0.0/8"', "expected a list in [ ]"),
+        ("allow_to = []", "must not be empty"),
+        ('allow = ["10.0.0.0/8"]', "did you mean 'allow_to'?"),
+    ],
+)
+@pytest.mark.parametrize("table", ["outbound", "alerts", "apis.a", "destinations.d"])
+def test_what_is_no_list_of_networks_is_told_with_its_place(written: str, told: str, table: str) -> None:
+    text = config_of("http://crm.example").replace(f"[{table}]\n", f"[{table}]\n{written}\n")
+    with pytest.raises(ConfigError) as caught:
+        config_file.parse(text)
+    assert f"[{table}]" in str(caught.value)
+    assert told in str(caught.value)
+
+
+def behind_a_proxy(host: str, *lists: str, outbound: str = "", private: bool = False) -> None:
+    text = config_of(f"http://{host}", *lists, outbound=outbound, private=private)
+    proxied = text.replace("[apis.a]", '[apis.a]\nproxy = "http://proxy.example:3128"')
+    destinations.base.Clients(config_file.parse(proxied)).api("a")
+
+
+SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 017700000001 0 0.0.0.0 127.1. 127.0.0.1.
+    0x7f.1. [::1] [::ffff:127.0.0.1] [::127.0.0.1] [64:ff9b::127.0.0.1] 169.254.169.254 0xa9fea9fe 2852039166
+    168.63.129.16 10.1 [fe80::1] [fd00:ec2::254] localhost LOCALHOST localhost. crm.localhost localhost.localdomain
+    metadata metadata.google.internal metadata.google.internal. metadata.goog instance-data crm crm.local crm.internal
+    crm.example. 010.0.0.1 8.8.2056 134744072 1.1.1.1. 127.0.0.256 1.2.3.4.5 crm.1
+    %31%32%37.1 \u2460\u2461\u2466.0.0.1 \uff11\uff12\uff17.1""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+def test_what_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"apis\.a: "):
+        behind_a_proxy(host)
+
+
+@pytest.mark.parametrize("host", [host for host in SPELLINGS if host.isascii() and "%" not in host])
+def test_unless_private_addresses_may_be_called(host: str) -> None:
+    behind_a_proxy(host, private=True)
+
+
+@pytest.mark.parametrize(
+    "host", ["crm.example", "1.1.1.1", "[2606:4700::1111]", "xn--bcher-kva.example", "a_b.example"]
+)
+def test_a_public_name_or_address_may_be(host: str) -> None:
+    behind_a_proxy(host)
+
+
+def test_an_address_behind_a_proxy_is_kept_to_the_lists_and_a_name_can_not_be() -> None:
+    behind_a_proxy("10.1.2.3", 'allow_to = ["10.0.0.0/8"]', private=True)
+    behind_a_proxy("crm.example", outbound='block_to = ["10.0.0.0/8"]')
+    for host, lists, why in (
+        ("10.1.2.3", 'allow_to = ["10.2.0.0/16"]', "10.1.2.3 is not named by allow_to"),
+        ("10.66051", 'block_to = ["10.1.2.3"]', "10.66051 is 10.1.2.3, which is named by block_to"),
+        ("crm.example", 'block_to = ["10.0.0.0/8"]', "the proxy resolves crm.example itself"),
+        ("crm.example", 'allow_to = ["192.0.2.0/24"]', "give these lists to the proxy"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            behind_a_proxy(host, lists, private=True)
+    with pytest.raises(ConfigError, match="named by block_to"):
+        behind_a_proxy("1.1.1.1", outbound='block_to = ["1.1.1.0/24"]')
+
+
+# --- the rule
+
+
+NETWORKS_4 = st.builds(
+    lambda number, length: ipaddress.IPv4Network((number >> (32 - length) << (32 - length), length)),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 32),
+)
+ADDRESSES_4 = st.integers(0, 2**32 - 1).map(ipaddress.IPv4Address)
+LISTS = st.lists(NETWORKS_4, min_size=1, max_size=3).map(tuple)
+
+
+@settings(max_examples=500, derandomize=True, database=None)
+@given(ADDRESSES_4, st.booleans(), st.lists(LISTS, max_size=2).map(tuple), st.one_of(st.just(()), LISTS))
+def test_a_call_goes_out_if_every_list_allows_it_and_none_blocks_it(
+    address: ipaddress.IPv4Address,
+    private: bool,
+    allow: tuple[tuple[ipaddress.IPv4Network, ...], ...],
+    block: tuple[ipaddress.IPv4Network, ...],
+) -> None:
+    def has(network: ipaddress.IPv4Network) -> bool:
+        return int(network.network_address) <= int(address) <= int(network.broadcast_address)
+
+    may = (
+        not any(map(has, block))
+        and all(any(map(has, networks)) for networks in allow)
+        and (private or guard.refusal(str(address)) is None)
+    )
+    assert (guard.refusal(str(address), Rules(private, allow, block)) is None) == may
+
+
+@settings(max_examples=300, derandomize=True, database=None)
+@given(ADDRESSES_4)
+def test_a_blocked_address_is_blocked_inside_of_ipv6_too(address: ipaddress.IPv4Address) -> None:
+    number, rules = int(address), Rules(allow_private=True, block=(ipaddress.IPv4Network(address),))
+    written = [
+        number | 0xFFFF << 32,
+        number,
+        number | 0x64FF9B << 96,
+        number | 0x64FF9B0001 << 80,
+        0x2002 << 112 | number << 80 | 1,
+        0x20010000 << 96 | 0xC0000201 << 64 | number ^ 0xFFFFFFFF,
+    ]
+    for each in written:
+        assert guard.refusal(str(ipaddress.IPv6Address(each)), rules) == "named by block_to"

@@ -1,0 +1,356 @@
+"""An answer that breaks HTTP/1's rules costs little, ends its call, and is never mixed up with another call's."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from inbox.config import Duration
+from relay import http
+from relay.answer import Answer
+from relay.http import MAX_ANSWER
+from relay.response import LARGEST_HEAD, MOST_FIELDS, MOST_INTERIM
+from tests.destinations.calling import Called
+from tests.destinations.scripted import Act, Hangup, ScriptedServer, answer, raw, then_close
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+OWN = OK + b"Content-Length: 3\r\n\r\nown"
+MOST_KEPT = 1024 * 1024
+"""Bytes that any answer may cost: 64 KiB of it are kept, and what the test's own server sends is counted too."""
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+def assert_unknown_and_forgotten(call: Called, why: str) -> None:
+    """The first call is unknown for this reason; the second gets its own answer, over another connection."""
+    result = call()
+    assert (result.error_class, result.call.sent) == ("unknown", "unknown")
+    assert why in (result.call.error or "")
+    assert (call().body, [seen.connection for seen in call.server.seen]) == (b"own", [1, 2])
+
+
+# --- the sizes of chunks
+
+
+SIZES = [b"-1", b"-5", b"+5", b"0x5", b"5_0", b" 5", b"5 ", b"5\t", b"", b"g", b"\xb2", b"F" * 17, b"5\r", b"5\n"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=repr)
+def test_a_chunk_whose_size_is_no_bare_hexadecimal_number_is_no_answer(stack: ExitStack, size: bytes) -> None:
+    call = Called(stack, raw(CHUNKED + size + b"\r\nhello\r\n0\r\n\r\n"), raw(OWN))
+    assert_unknown_and_forgotten(call, "not an HTTP answer: ")
+
+
+def hundred_megabytes_behind(head: bytes) -> Act:
+    def sending(_: ScriptedServer, connection: socket.socket) -> None:
+        connection.sendall(head)
+        piece = b"x" * 65536
+        for _number in range(1600):
+            connection.sendall(piece)
+        raise Hangup
+
+    return sending
+
+
+@pytest.mark.parametrize("size", [b"-1", b"-100000000", b"FFFFFFFFFFFFFFFF", b"7FFFFFFFFFFFFFFF"], ids=repr)
+def test_no_size_makes_a_call_keep_more_than_64_kib(stack: ExitStack, size: bytes) -> None:
+    call = Called(stack, hundred_megabytes_behind(CHUNKED + size + b"\r\n"), raw(OWN), timeout=Duration(10))
+    tracemalloc.start()
+    try:
+        result = call()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(result.body) <= MAX_ANSWER + 1
+    assert peak < MOST_KEPT
+    assert call().body == b"own"
+
+
+def test_chunks_with_extensions_and_trailers_are_read(stack: ExitStack) -> None:
+    body = b'00005;name=value;other="a b"\r\nhello\r\n1\r\n!\r\n0\r\nDigest: x\r\n\r\n'
+    call = Called(stack, raw(CHUNKED + body))
+    assert [call().body, call().body] == [b"hello!", b"hello!"]
+    assert [seen.connection for seen in call.server.seen] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"5\r\nhello0\r\n\r\n",
+        b"5\r\nhelloXX0\r\n\r\n",
+        b"5\nhello\n0\n\n",
+        b"5\r\nhello\r0\r\n\r\n",
+        b'1;"\r"\r\nx\r\n',
+    ],
+    ids=repr,
+)
+def test_chunks_end_with_crlf_exactly(stack: ExitStack, body: bytes) -> None:
+    assert_unknown_and_forgotten(Called(stack, then_close(raw(CHUNKED + body)), raw(OWN)), "not an HTTP answer: ")
+
+
+# --- two framings, or none
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: -5",
+        b"Content-Length: +5",
+        b"Content-Length: 5_0",
+        b"Content-Length: 0x5",
+        b"Content-Length: 5, 6",
+        b"Content-Length:",
+        b"Content-Length: 99999999999999999999999",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: gzip, chunked",
+        b"Transfer-Encoding: gzip",
+        b"Transfer-Encoding: identity",
+        b"Transfer-Encoding : chunked",
+        b"X: a\x00b\r\nContent-Length: 5",
+        b"X: a\rContent-Length: 5",
+        b"X: a\r\n folded\r\nContent-Length: 5",
+        b" X: a\r\nContent-Length: 5",
+        b"No colon\r\nContent-Length: 5",
+        b": no name\r\nContent-Length: 5",
+        b"X\x01: a\r\nContent-Length: 5",
+    ],
+    ids=repr,
+)
+def test_what_frames_a_body_in_two_ways_or_in_none_is_no_answer(stack: ExitStack, fields: bytes) -> None:
+    call = Called(stack, then_close(raw(OK + fields + b"\r\n\r\nhello")), raw(OWN))
+    assert_unknown_and_forgotten(call, "not an HTTP answer: ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"HTTP/1.1  200 OK",
+        b"HTTP/1.1 20 OK",
+        b"HTTP/1.1 2000 OK",
+        b"HTTP/1.1 -200 OK",
+        b"HTTP/1.1 +200 OK",
+        b"HTTP/1.1 2_0 OK",
+        b"HTTP/1.1 099 No",
+        b"HTTP/1.1 \xb2\xb2\xb2 OK",
+        b"HTTP/2.0 200 OK",
+        b"HTTP/0.9 200 OK",
+        b"HTTP/1.7 200 OK",
+        b"http/1.1 200 OK",
+        b"ICY 200 OK",
+        b"HTTP/1.1",
+    ],
+    ids=repr,
+)
+def test_an_odd_status_line_is_no_answer(stack: ExitStack, line: bytes) -> None:
+    call = Called(stack, then_close(raw(line + b"\r\nContent-Length: 5\r\n\r\nhello")), raw(OWN))
+    assert_unknown_and_forgotten(call, "not an HTTP answer: ")
+
+
+@pytest.mark.parametrize(
+    "fields", [b"X: 1\r\n" * (MOST_FIELDS + 1), b"X: " + b"x" * (2 * LARGEST_HEAD) + b"\r\n"], ids=["many", "long"]
+)
+def test_a_head_has_so_many_fields_and_bytes_and_no_more(stack: ExitStack, fields: bytes) -> None:
+    assert_unknown_and_forgotten(Called(stack, raw(OK + fields + b"\r\n"), raw(OWN)), "not an HTTP answer: ")
+
+
+def test_a_trailer_has_no_more_fields_than_a_head(stack: ExitStack) -> None:
+    trailer = b"0\r\n" + b"X: 1\r\n" * (MOST_FIELDS + 1) + b"\r\n"
+    assert_unknown_and_forgotten(Called(stack, raw(CHUNKED + trailer), raw(OWN)), "not an HTTP answer: ")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_an_answer_that_has_no_body_leaves_none_for_the_next_call(stack: ExitStack, status: int) -> None:
+    bodiless = f"HTTP/1.1 {status} Nothing\r\nContent-Length: 5\r\n\r\n".encode()
+    call = Called(stack, raw(bodiless + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nstolen"), raw(OWN))
+    assert (call().call.status, call().body) == (status, b"own")
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        b"HTTP/1.1 204 Nothing\r\n\r\n",
+        b"HTTP/1.1 304\r\nETag: x\r\n\r\n",
+        b"HTTP/1.1 200 \r\ncontent-length:\t2 \t\r\n\r\nhi",
+        b"HTTP/1.1 200 OK\r\nTRANSFER-ENCODING:  Chunked \r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        b"\r\nHTTP/1.1 200 OK\r\nX:\r\nX: caf\xe9\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nhi",
+    ],
+    ids=repr,
+)
+def test_what_http_allows_is_read_and_the_connection_used_again(stack: ExitStack, plain: bytes) -> None:
+    call = Called(stack, raw(plain), raw(OWN))
+    assert (call().call.sent, call().body) == ("answered", b"own")
+    assert [seen.connection for seen in call.server.seen] == [1, 1]
+
+
+@pytest.mark.parametrize("line", [b"HTTP/1.0 200 OK", b"HTTP/1.1 200 OK"])
+def test_a_body_without_a_length_ends_with_the_connection(stack: ExitStack, line: bytes) -> None:
+    assert Called(stack, then_close(raw(line + b"\r\nX: y\r\n\r\nall of it")))().body == b"all of it"
+
+
+# --- interim answers
+
+
+def interim(*statuses: int) -> bytes:
+    return b"".join(f"HTTP/1.1 {status} Soon\r\nLink: </a>\r\n\r\n".encode() for status in statuses)
+
+
+@pytest.mark.parametrize("statuses", [(100,), (102,), (103,), (199,), (100, 102, 103, 103, 199), (103,) * MOST_INTERIM])
+def test_interim_answers_are_read_past(stack: ExitStack, statuses: tuple[int, ...]) -> None:
+    call = Called(stack, raw(interim(*statuses) + OWN))
+    assert [(result.body, result.call.status) for result in (call(), call())] == [(b"own", 200)] * 2
+    assert [seen.connection for seen in call.server.seen] == [1, 1]
+
+
+def test_an_interim_answer_that_comes_earlier_than_the_final_one_is_read_past_too(stack: ExitStack) -> None:
+    def slowly(_: ScriptedServer, connection: socket.socket) -> None:
+        for byte in interim(103) + OWN:
+            connection.sendall(bytes([byte]))
+
+    assert Called(stack, slowly)().body == b"own"
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (interim(*[103] * (MOST_INTERIM + 1)), f"more than {MOST_INTERIM} interim answers"),
+        (interim(101), "it switches to a protocol that nobody has asked for"),
+        (interim(103, 101), "it switches to a protocol that nobody has asked for"),
+        (b"HTTP/1.1 101 Away\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", "it switches to a protocol"),
+    ],
+    ids=["nine", "101", "103 and 101", "an upgrade"],
+)
+def test_too_many_of_them_or_another_protocol_is_no_answer(stack: ExitStack, before: bytes, why: str) -> None:
+    assert_unknown_and_forgotten(Called(stack, raw(before + OWN), raw(OWN)), why)
+
+
+# --- whatever else goes wrong
+
+
+def test_an_error_that_nobody_has_thought_of_is_an_answer_of_its_type_and_place_alone(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise LookupError("s3cr3t-value")
+
+    call = Called(stack, answer(), raw(OWN))
+    monkeypatch.setattr(http, "_read", broken)
+    result = call()
+    assert (result.error_class, result.call.sent) == ("unknown", "unknown")
+    assert "a bug in the call: LookupError at " in (result.call.error or "")
+    assert "s3cr3t" not in repr(result)
+
+
+def test_and_before_anything_was_sent_it_is_not_sent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> object:
+        raise LookupError("s3cr3t-value")
+
+    call = Called(stack, answer())
+    monkeypatch.setattr(http.HttpClient, "_prepare", broken)
+    result = call()
+    assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
+    assert "s3cr3t" not in repr(result)
+    assert call.server.seen == []
+
+
+# --- anything at all
+
+_ENDS = st.sampled_from([b"\r\n"] * 6 + [b"\n", b"\r", b"", b"\r\n\r\n", b" \r\n"])
+_LINES = st.sampled_from(
+    [OK[:-2]] * 6
+    + [b"HTTP/1.1 204 No", b"HTTP/1.0 200 OK", b"HTTP/1.1 500 No", b"HTTP/1.1 -1 No", b"HTTP/3 200", b"", b"x"]
+)
+_FIELDS = st.sampled_from(
+    [b"Content-Length: 5", b"Content-Length: -1", b"Content-Length: +5", b"Content-Length: 1_0", b"Content-Length: 3",
+     b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip", b"Connection: close", b"Connection: keep-alive",
+     b"Upgrade: x", b"X: \x00", b" folded", b"nonsense", b"X: y", b"Retry-After: 1e999", b"ETag: \xff"]
+)  # fmt: skip
+_CHUNK_SIZES = st.one_of(
+    st.integers(0, 70_000).map(lambda size: b"%x" % size),
+    st.sampled_from(
+        [b"-1", b"-5", b"+5", b"0x5", b"1_0", b" 5", b"5 ", b"5;a=b", b"5;", b"F" * 16, b"F" * 17, b"0" * 40]
+    ),
+)
+_CHUNKS = st.lists(st.tuples(_CHUNK_SIZES, _ENDS, st.binary(max_size=20), _ENDS).map(b"".join), max_size=4).map(
+    lambda chunks: b"".join(chunks) + b"0\r\n\r\n"
+)
+_HEADS = st.tuples(
+    _LINES, _ENDS, st.lists(st.tuples(_FIELDS, _ENDS).map(b"".join), max_size=4).map(b"".join), _ENDS
+).map(b"".join)
+_INTERIM = st.lists(st.sampled_from([100, 101, 102, 103, 199]), max_size=10).map(lambda statuses: interim(*statuses))
+_LEFTOVER = st.sampled_from([b"", b"", OK + b"Content-Length: 6\r\n\r\nstolen", b"\r\n", b"H"])
+HOSTILE = st.tuples(_INTERIM, _HEADS, st.one_of(_CHUNKS, st.binary(max_size=40)), _LEFTOVER).map(b"".join)
+
+
+class Pair:
+    """A service whose first answer of two is hostile, and whose second is the call's own."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._hostile = b""
+        self._closes = True
+        self._is_own = True
+        self._has_ended = threading.Event()
+        self.call = Called(stack, self._act, timeout=Duration(5))
+
+    def _act(self, _: ScriptedServer, connection: socket.socket) -> None:
+        self._is_own = not self._is_own
+        if self._is_own:
+            connection.sendall(OWN)
+            return
+        try:
+            connection.sendall(self._hostile)
+            if self._closes:
+                connection.shutdown(socket.SHUT_WR)
+        finally:  # the call may have closed it
+            self._has_ended.set()
+
+    def calls(self, hostile: bytes, *, closes: bool = True) -> tuple[Answer, Answer]:
+        """What comes of two, of which the first is answered so."""
+        self._hostile, self._closes = hostile, closes
+        self._has_ended.clear()
+        first = self.call()
+        assert self._has_ended.wait(10)  # or the next call might be made just before its end is seen
+        return first, self.call()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with ExitStack() as made:
+        yield Pair(made)
+
+
+@settings(
+    max_examples=400, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(hostile=HOSTILE)
+@example(hostile=CHUNKED + b"-1\r\n" + b"x" * 100_000)
+@example(hostile=CHUNKED + b"-5\r\n")
+@example(hostile=OWN + OK + b"Content-Length: 6\r\n\r\nstolen")
+def test_whatever_is_answered_the_call_ends_and_the_next_one_gets_its_own(pair: Pair, hostile: bytes) -> None:
+    first, second = pair.calls(hostile)
+    assert first.call.sent in {"answered", "unknown"}
+    assert len(first.body) <= MAX_ANSWER + 1
+    assert (second.error_class, second.body) == (None, b"own")
+
+
+@settings(max_examples=200, derandomize=True, database=None, deadline=None)
+@given(hostile=HOSTILE)
+def test_whatever_comes_behind_a_whole_answer_is_not_the_next_ones(pair: Pair, hostile: bytes) -> None:
+    first, second = pair.calls(interim(103) + OK + b"Content-Length: 5\r\n\r\nfirst" + hostile, closes=False)
+    assert (first.error_class, first.body) == (None, b"first")
+    assert (second.error_class, second.body) == (None, b"own")

@@ -1,0 +1,241 @@
+"""No exception ends a thread of the relay, and of one that nobody has thought of the log has type and place alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import socket
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, cast
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from inbox.config import Duration
+from inbox.traces import without_message
+from relay import process, sweeper
+from relay.alerts import Alert, Posted
+from relay.http import HttpClient
+from relay.leases import Leases
+from relay.observe import Observer
+from relay.outcome import Delivered, Delivery, Failed, Outcome
+from relay.poster import Done, Poster
+from relay.steps import Steps
+from relay.store.database import Database
+from relay.sweeper import Sweeper
+from relay.sweeping import Sweeping
+from relay.watchdog import Exchange, Watchdog
+from relay.worker import Crew, Finished
+from tests.core.test_horizon import DELIVERY
+from tests.destinations.calling import NOW, POST, Called, client_of, limits
+from tests.destinations.scripted import answer, hang, raw, then_close
+from tests.helpers.waiting import until
+
+SECRET = "s3cr3t-of-somebody"  # it is planted
+BUGS = [ValueError(SECRET), SystemExit(SECRET), asyncio.CancelledError(SECRET), KeyboardInterrupt(SECRET)]
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
+def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        bugs = [bug]  # noqa: RUF012  # of this test
+
+        def deliver(self, _delivery: Delivery, _context: object) -> Outcome:
+            if self.bugs:
+                raise self.bugs.pop()
+            return Delivered((), "forwarded")
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+    crew = Crew(
+        "audit", 1, {"r": Broken()}, leases=Leases(), stop=threading.Event(), now=lambda: NOW, finished=finished.put
+    )
+    for _ in range(2):
+        crew.hand_over(DELIVERY)
+    first, second = (finished.get(timeout=5).outcome for _ in range(2))
+    crew.end()
+    assert isinstance(first, Failed)
+    assert (first.error_class, isinstance(second, Delivered)) == ("crashed", True)
+    assert len(caplog.records) == 1
+    assert "in deliver" in caplog.text
+    assert caplog.text.rstrip().endswith(type(bug).__name__)
+    assert SECRET not in repr(first) + caplog.text
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
+def test_who_posts_alerts_goes_on_after_a_bug(bug: BaseException) -> None:
+    class Broken:
+        def call(self, *_: object) -> object:
+            raise bug
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
+    poster = Poster(cast("HttpClient", Broken()), "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
+    for number in (1, 2):
+        poster.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
+    found = [told.get(timeout=5) for _ in range(2)]
+    poster.end()
+    assert [done.posted.id for done in found] == [1, 2]
+    assert all(done.error is not None and type(bug).__name__ in done.error for done in found)
+    assert SECRET not in repr([done.error for done in found])
+
+
+@pytest.mark.parametrize("size", [b"-1", b"-5"])
+def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next(stack: ExitStack, size: bytes) -> None:
+    hostile = then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n"))
+    called = Called(stack, hostile, answer())
+    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
+    poster = Poster(called.client, "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
+    errors = []
+    for number in (1, 2):
+        poster.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
+        errors.append(told.get(timeout=5).error)
+    poster.end()
+    assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
+
+
+def test_who_cuts_calls_goes_on_after_a_lease_that_can_not_be_told(
+    stack: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[int] = []
+
+    def lease() -> float:
+        asked.append(1)
+        if len(asked) > 1:  # the first time it is the call itself that asks
+            raise LookupError(SECRET)
+        return float("inf")
+
+    broken = Called(stack, hang, timeout=Duration(20))
+    result = broken(within=limits(lease))
+    assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
+    assert Called(stack, hang, timeout=Duration(0.2))().error_class == "unknown", "calls are cut as before"
+    assert SECRET not in caplog.text
+
+
+def test_a_watchdog_that_was_hit_by_a_bug_watches_the_other_calls() -> None:
+    def lease() -> float:
+        raise LookupError(SECRET)
+
+    watchdog, far = Watchdog(), float("inf")
+    broken, other = Exchange(far, lease), Exchange(0, lambda: far)
+    for exchange in (broken, other):
+        watchdog.watch(exchange)
+    until(lambda: other.cut_by == "deadline" and broken.cut_by == "lease", "both are cut")
+    for exchange in (broken, other):
+        watchdog.forget(exchange)
+
+
+@pytest.mark.parametrize(
+    "bug", [ValueError(SECRET), MemoryError(), LookupError(SECRET)], ids=lambda b: type(b).__name__
+)
+def test_who_resolves_names_goes_on_after_a_bug(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def broken(host: str, *_: object, **__: object) -> list[Any]:
+        asked.append(host)
+        raise bug
+
+    monkeypatch.setattr(socket, "getaddrinfo", broken)
+    client = client_of("http://odd.example", timeout=Duration(10))
+    results = [client.call(request, limits()) for request in [POST] * 20]
+    client.close()
+    assert {(result.error_class, result.call.sent) for result in results} == {("not_sent", "not_sent")}
+    assert len(asked) == 20
+    assert SECRET not in repr(results)
+
+
+@pytest.mark.parametrize("bug", [PoolTimeoutError(SECRET), LookupError(SECRET)], ids=lambda b: type(b).__name__)
+def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Broken:
+        def run(self, *_: object, **__: object) -> None:
+            asked.append(1)
+            raise bug
+
+    class Named:
+        subject = "trivore USER"
+
+    monkeypatch.setattr(sweeper, "LOOK_EVERY_SECONDS", 0.01)
+    stop, observer = threading.Event(), Observer()
+    thread = Sweeper(
+        cast("Database", None), "r1", [cast("Sweeping", Named())], stop=stop, now=lambda: NOW, observer=observer,
+        steps=cast("Steps", Broken()),
+    )  # fmt: skip
+    thread.start()
+    until(lambda: len(asked) > 2, "it looks again")
+    stop.set()
+    thread.join(5)
+
+
+def test_who_hears_the_parent_goes_on_after_what_is_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr(process, "_STANDARD_INPUT", reading)
+    orders: process.Orders = queue.SimpleQueue()
+    process.hear_parent(orders, Observer())
+    os.write(writing, b"?r")
+    assert orders.get(timeout=5) is process.Order.RELOAD
+    os.close(writing)
+    assert orders.get(timeout=5) is process.Order.STOP
+    os.close(reading)
+
+
+# --- what a log may show
+
+
+def raised_with_a_row() -> BaseException:
+    """As a driver raises it: its words have the row, and SQLAlchemy's what was bound."""
+
+    def drive() -> None:
+        int(f"DETAIL: Key (id)=({SECRET}) already exists")
+
+    def execute() -> None:
+        try:
+            drive()
+        except ValueError as error:
+            raise IntegrityError("INSERT …", {"body": SECRET}, error) from error
+
+    with pytest.raises(IntegrityError) as caught:
+        execute()
+    return caught.value
+
+
+def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(caplog: pytest.LogCaptureFixture) -> None:
+    error = raised_with_a_row()
+    assert SECRET in str(error)
+    Observer().step_failed("record", error, 1.0)
+    Observer().gauges_broke(cast("Exception", error))
+    Observer().thread_stumbled("sweeps", error)
+    assert caplog.text.count("in execute") == 6, "its own frames, and its cause's, each time"
+    assert "IntegrityError" in caplog.text
+    assert SECRET not in caplog.text
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+
+
+def test_a_bare_traceback_of_a_thousand_frames_is_short() -> None:
+    def deeper(left: int) -> None:
+        if not left:
+            raise ValueError(SECRET)
+        deeper(left - 1)
+
+    with pytest.raises(ValueError, match=SECRET) as caught:
+        deeper(500)
+    lines = "".join(traceback.format_exception(without_message(caught.value))).splitlines()
+    assert len(lines) < 40
+    assert SECRET not in "\n".join(lines)
