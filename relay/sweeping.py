@@ -195,7 +195,7 @@ class Additions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._url = database.engine.url.render_as_string(hide_password=False)
+        self._url = engine.configured_url(database.engine)
         self._store = STORES[database.engine.dialect.name]()
         self._open = AsyncExitStack()
         self._connection: AsyncConnection | None = None

@@ -15,6 +15,7 @@ from inbox.db import guarantees, migrate
 from inbox.db.engine import PINNED
 from inbox.errors import ConfigError, UnfitDatabase
 from relay.store.database import Database
+from relay.sweeping import Additions
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
 from tests.helpers.downstream import serving
@@ -26,6 +27,7 @@ from tests.helpers.sender import Sender
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
+from tests.store.conftest import an_event
 
 EVENTS = 400
 ENTITIES = 40
@@ -114,6 +116,13 @@ def test_a_snapshot_is_one_and_what_is_large_is_streamed(relays: Engine) -> None
         assert [row.s for row in transaction.execute(level)] == ["repeatable readon"]
         rows = transaction.stream(text("SELECT n FROM generate_series(1, 2500) n"), 100)
         assert [row.n for row in rows] == list(range(1, 2501))
+
+
+def test_a_sweep_adds_what_no_webhook_has_told(relays: Engine) -> None:
+    with Additions(Database(relays)) as additions:
+        assert additions.add([an_event(1), an_event(2)]) == 2
+    with relays.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM inbox")).scalar_one() == 2
 
 
 def test_it_migrates_and_makes_an_index_beside_those_who_write(hostile: str) -> None:
