@@ -257,6 +257,8 @@ class GroupCommit:
         except _FAILURES:
             self.refusals.lost(len(rows))
             await self._give_up_connection()
+        finally:
+            self.refusals.written(rows)
 
     async def _connected(self) -> AsyncConnection:
         if self._connection is None:
