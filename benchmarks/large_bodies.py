@@ -19,14 +19,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
 from benchmarks.support import TOKEN, Kind, configured, databases, free_port, machine, running
 
 MIB = 1024 * 1024
-SECRET = "benchmark-secret"  # noqa: S105  # of a database that is gone afterwards
+SECRET = "benchmark-secret"  # of a database that is gone afterwards
 GITHUB = f"""
 [sources.github]
 preset = "github"
@@ -111,7 +111,7 @@ class Prober:
                 self.seconds.append(time.perf_counter() - began)
                 time.sleep(0.002)
 
-    def __enter__(self) -> Prober:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -100,7 +100,9 @@ ORDER BY asked.n
 
 SQLITE_NOTE = text(f"""
 INSERT INTO repeated_request (seq, received_at, body_sha256, body, times, last_received_at)
-SELECT seq, received_at, from_hex(body_sha256), {_SQL.blob("bodies.bodies", "body_at", "body_size")}, times, last_received_at
+SELECT seq, received_at, from_hex(body_sha256), {
+    _SQL.blob("bodies.bodies", "body_at", "body_size")
+}, times, last_received_at
 FROM {_SQL.blobs("bodies")} CROSS JOIN {
     _SQL.rows(
         "noted",

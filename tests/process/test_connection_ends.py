@@ -45,7 +45,9 @@ def closes(found: list[Answer]) -> list[bool]:
     return [answer.headers.get("connection") == "close" for answer in found]
 
 
-def test_the_last_answer_says_close_and_the_next_request_goes_over_another_connection(port: int, engine: Engine) -> None:
+def test_the_last_answer_says_close_and_the_next_request_goes_over_another_connection(
+    port: int, engine: Engine
+) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         for number in range(MOST):
             connection.sendall(sent(number))

@@ -54,7 +54,9 @@ def all_presets() -> str:
         if name in SIGNING:
             lines.append(f'[sources.{name}]\npreset = "{name}"\nsecrets = {secrets}')
         elif name == "secevent":
-            lines.append(f'[sources.{name}]\npreset = "{name}"\nsecrets = [{json.dumps(PEM)}]\nissuer = "i"\naudience = "a"')
+            lines.append(
+                f'[sources.{name}]\npreset = "{name}"\nsecrets = [{json.dumps(PEM)}]\nissuer = "i"\naudience = "a"'
+            )
         elif name != "custom":
             pattern = "pattern = '(?P<id>x)'\nentity_type = 'X'\n" if name == "slack-message" else ""
             lines.append(
