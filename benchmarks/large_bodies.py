@@ -1,7 +1,7 @@
 """The cost of one large signed body: the worker's memory, and the longest delay of small requests beside it.
 
 Run it with `.venv/bin/python -m benchmarks.large_bodies`. Each kind of body goes to a real worker over a real socket. The memory
-is the growth of the worker's peak (`VmHWM`), in multiples of the body. The delay is that of small webhooks on another
+is the growth of the worker's peak (`VmHWM`), in multiples of the largest body. The delay is that of small webhooks on another
 connection: the longest while the worker is idle otherwise, and the longest while it handles the body.
 """
 
@@ -42,15 +42,15 @@ def filled(unit: bytes) -> Callable[[int], bytes]:
 
 
 def commits(size: int) -> bytes:
-    """A push as GitHub sends it: 2,048 commits, the most that one has, and as many paths as it takes."""
+    """A push as GitHub sends it: 2,048 commits, the most that one has, with an emoji, and 60 paths in each."""
     path = "source/of/some/deeply/nested/package/module_with_a_long_name_"
     paths = itertools.count()
-    each = max((size // 2048 - 700) // (len(path) + 12), 1)
+    each = min(max((size // 2048 - 700) // (len(path) + 12), 1), 60)
     person = {"name": "Somebody", "email": "somebody@example.com", "username": "somebody"}
     made = [
         {
             "id": hashlib.sha1(b"%d" % n).hexdigest(),  # noqa: S324  # as git names commits
-            "message": "Mend the thing \N{SPARKLES} \N{EURO SIGN}" if size < 8 * MIB else "Mend the thing",
+            "message": "Mend the thing \N{SPARKLES}",
             "timestamp": "2026-01-01T00:00:00Z",
             "url": "https://github.com/octo/repo/commit/" + "0" * 40,
             "author": person,
@@ -60,7 +60,7 @@ def commits(size: int) -> bytes:
         }
         for n in range(2048)
     ]
-    return json.dumps({"ref": "refs/heads/main", "commits": made}, ensure_ascii=False).encode()[:]
+    return json.dumps({"ref": "refs/heads/main", "commits": made}, ensure_ascii=False).encode()
 
 
 BODIES: dict[str, Callable[[int], bytes]] = {
@@ -186,10 +186,14 @@ def main(
                     time.sleep(FREE_SECONDS)
                     alone = max(prober.seconds[5:])
                     began, before = len(prober.seconds), memory_of(pid)["VmRSS"]
-                    statuses = {send_large(port, body) for _ in range(times)}
-                    time.sleep(0.1)
+                    statuses, peak = set(), 0
+                    for _ in range(times):
+                        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+                        statuses.add(send_large(port, body))
+                        time.sleep(FREE_SECONDS)  # a refused one is stored up to a second later
+                        peak = max(peak, memory_of(pid)["VmHWM"])
                     beside = max(prober.seconds[began:], default=0.0)
-                factor = (memory_of(pid)["VmHWM"] - before) / len(body)
+                factor = (peak - before) / (size * MIB)
             figures = f"{factor:6.1f}x {beside * 1000:7.0f} ms {alone * 1000:4.0f} ms"
             print(f"{name:34} {len(body) / MIB:5.1f} {'/'.join(sorted(statuses)):6} {figures}", flush=True)
             missed |= factor > BAR_MEMORY or beside * 1000 > BAR_MILLISECONDS

@@ -15,6 +15,7 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config, Source
 from inbox.db import engine
+from inbox.db.dialect import SQLITE
 from inbox.errors import CAUSES, RequestError, Unavailable, gathered
 from inbox.limits import Bucket, Capacity, Room
 from inbox.metering import counting
@@ -25,6 +26,7 @@ from inbox.sources import preset_of
 from inbox.sources.auth import even_out, verifier_of
 from inbox.waiting import Waiting
 from inbox.writer import GroupCommit
+from inbox.writers import WriterPair
 
 Receiver = falcon.asgi.App[Request, Response]
 
@@ -48,7 +50,10 @@ def app_of(config: Config) -> Receiver:
 
     def open_writer() -> Writer:
         made = engine.connect_async(config.database.url, application="inbox-receiver")
-        return GroupCommit(made, clock, meters=open_meters())
+        writer = GroupCommit(made, clock, meters=open_meters())
+        if made.dialect.name == SQLITE:
+            return writer
+        return WriterPair(writer, GroupCommit(made, clock, meters=open_meters(), seldom=True))
 
     def open_outcomes() -> Outcomes:
         return Waiting(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))

@@ -48,12 +48,20 @@ class GroupCommit:
     """The only writer of a receiver process. Make it inside the running event loop, and `close` it there.
 
     It keeps one connection; after an error that is not a row's own fault the connection is given up and a new one made.
+    With `seldom` it is given up whenever nothing waits: libpq keeps a buffer as large as the largest statement that it sent.
     """
 
     def __init__(
-        self, engine: AsyncEngine, clock: Clock, store: IntakeStore | None = None, meters: Meters = OFF
+        self,
+        engine: AsyncEngine,
+        clock: Clock,
+        store: IntakeStore | None = None,
+        meters: Meters = OFF,
+        *,
+        seldom: bool = False,
     ) -> None:
         self._engine = engine
+        self._seldom = seldom
         self._clock = clock
         self._store: IntakeStore = store or STORES[engine.dialect.name]()
         self._connection: AsyncConnection | None = None
@@ -129,6 +137,9 @@ class GroupCommit:
             turn = self.refusals.turn(self._loop.time())
             if turn is not None and (self._closing or turn <= 0):
                 await self._keep_refusals()
+            del batch  # or its bodies would be kept until the next has come
+            if self._seldom and not self._pending:
+                await self._give_up_connection()
 
     async def _wait(self) -> None:
         """Until there is something to do now. A refusal that came too soon after the last ones waits for its turn."""
