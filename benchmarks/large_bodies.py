@@ -42,10 +42,10 @@ def filled(unit: bytes) -> Callable[[int], bytes]:
 
 
 def commits(size: int) -> bytes:
-    """A push as GitHub sends it: 2,048 commits, the most that one has, with an emoji, and 60 paths in each."""
+    """A push as GitHub sends it: 2,048 commits, the most that one has, with an emoji, and 30 paths in each."""
     path = "source/of/some/deeply/nested/package/module_with_a_long_name_"
     paths = itertools.count()
-    each = min(max((size // 2048 - 700) // (len(path) + 12), 1), 60)
+    each = min(max((size // 2048 - 700) // (len(path) + 12), 1), 30)
     person = {"name": "Somebody", "email": "somebody@example.com", "username": "somebody"}
     made = [
         {
@@ -99,7 +99,9 @@ class Prober:
                     "eventType": "UPDATE",
                     "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 }
-                sent = posted("trivore", json.dumps(event).encode(), f"X-Webhook-Token: {TOKEN}")
+                sent = posted(
+                    "trivore", json.dumps(event).encode(), "Content-Type: application/json", f"X-Webhook-Token: {TOKEN}"
+                )
                 began = time.perf_counter()
                 connection.sendall(sent)
                 answer = b""
@@ -122,16 +124,17 @@ class Prober:
 
 def posted(source: str, body: bytes, *fields: str) -> bytes:
     """A request, written out."""
-    lines = (f"POST /webhooks/{source} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *fields)
+    lines = (f"POST /webhooks/{source} HTTP/1.1", "Host: localhost", *fields)
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
-def send_large(port: int, body: bytes) -> str:
+def send_large(port: int, body: bytes, media_type: str = "application/json") -> str:
     """POST it, signed as GitHub would. Returns the status line."""
     digest = hmac.digest(SECRET.encode(), body, "sha256").hex()
     sent = posted(
         "github",
         body,
+        f"Content-Type: {media_type}",
         f"X-Hub-Signature-256: sha256={digest}",
         "X-GitHub-Event: push",
         f"X-GitHub-Delivery: {uuid.uuid4()}",

@@ -53,7 +53,7 @@ def app_of(config: Config) -> Receiver:
         writer = GroupCommit(made, clock, meters=open_meters())
         if made.dialect.name == SQLITE:
             return writer
-        return WriterPair(writer, GroupCommit(made, clock, meters=open_meters(), seldom=True))
+        return WriterPair(writer, GroupCommit(made, clock, meters=open_meters()))
 
     def open_outcomes() -> Outcomes:
         return Waiting(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))

@@ -21,18 +21,19 @@ Parsers and what walks through their values recurse. At which depth they raise R
 Python and on the stack of whoever calls them, so none gets as far.
 """
 
-MOST_MARKS = 250_000
+MOST_MARKS = 150_000
 """Brackets, commas and colons, besides those in strings: so many values make a body, at most.
 
-While it parses lists and strings, Python lets no other thread run, and each value takes up to 280 bytes of memory: without a
-limit, 25 MiB of small lists stopped a worker for 6 s and took 1.5 GiB. The largest webhook known is GitHub's push of 2,048
-commits, the most that one has (https://docs.github.com/en/webhooks/webhook-events-and-payloads#push), with some 110,000.
+While it parses lists and strings, Python lets no other thread run, and each member of an object takes up to 250 bytes of
+memory: without a limit, 25 MiB of small lists stopped a worker for 5 s and took 1.5 GiB. The largest webhook known is GitHub's
+push of 2,048 commits, the most that one has (https://docs.github.com/en/webhooks/webhook-events-and-payloads#push), with
+some 82,000 besides the paths that it lists.
 """
 
-LARGEST_TEXT = 40 * 1024 * 1024
+LARGEST_TEXT = 30 * 1024 * 1024
 """Bytes that the text of a body may take in memory. Each of its characters takes as many as the widest: 1, 2 or 4 (PEP 393).
 
-So 40 MiB of ASCII would do, or 10 M characters with a single emoji among them. No preset takes more than 25 MiB.
+So 30 MiB of ASCII would do, or 7.8 M characters with a single emoji among them. No preset takes more than 25 MiB.
 """
 
 LONGEST_INTEGER = 1000

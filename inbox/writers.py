@@ -10,10 +10,7 @@ from collections.abc import Sequence
 
 from inbox.event import Event, Receipt
 from inbox.store import Rejected
-from inbox.writer import GroupCommit
-
-LARGE = 1024 * 1024
-"""Bytes. Postgres stores as many within the time of a few commits."""
+from inbox.writer import LARGE_BODY, GroupCommit
 
 
 class WriterPair:
@@ -40,4 +37,4 @@ class WriterPair:
         await asyncio.gather(self._small.close(), self._large.close())
 
     def _for(self, size: int) -> GroupCommit:
-        return self._large if size > LARGE else self._small
+        return self._large if size > LARGE_BODY else self._small

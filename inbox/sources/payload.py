@@ -32,6 +32,8 @@ SAME_WITHIN_NS = 300 * 1_000_000_000
 
 FORM = "application/x-www-form-urlencoded"
 _FIELDS_AT_MOST = 100
+LARGEST_FORM_PAYLOAD = 16 * 1024 * 1024
+"""Bytes: it lies in memory beside the form. As quoted JSON takes twice its size, and no form may have over 25 MiB, it is enough."""
 _STEP = 16 * 1024
 
 _ACTIONS: Mapping[str, Action] = {
@@ -120,11 +122,15 @@ def form_payload(body: bytes) -> bytes:
 
     Raises:
         Unreadable: no form.
-        InvalidEvent: the field is missing, or there several times.
+        InvalidEvent: the field is missing, there several times, or larger than `LARGEST_FORM_PAYLOAD`.
     """
     values = [value for name, value in _form(body, _FIELDS_AT_MOST) if name == b"payload"]
     if len(values) != 1:
         raise InvalidEvent(f"payload is {'missing' if not values else 'there several times'}", field="payload")
+    if len(values[0]) > LARGEST_FORM_PAYLOAD:
+        raise InvalidEvent(
+            f"payload has more than {LARGEST_FORM_PAYLOAD} bytes; send JSON, not a form", field="payload"
+        )
     return values[0]
 
 
