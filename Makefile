@@ -40,6 +40,12 @@ fuzz: $(READY)  ## send the receiver REQUESTS=50000 random requests (SEED=) and 
 longest: $(READY)  ## time the longest transactions under the order lock with OPEN=20000 open (DATABASE=postgres)
 	$(BIN)/python -m benchmarks.order_lock --open $(or $(OPEN),20000) --database $(or $(DATABASE),sqlite)
 
+refusals: $(READY)  ## time a 401 of each kind of source against one of no source, in ROUNDS=5000
+	$(BIN)/python -m benchmarks.refusals --rounds $(or $(ROUNDS),5000)
+
+large: $(READY)  ## measure the memory of bodies of 25 MiB, and how long others wait beside them (DATABASE=postgres)
+	$(BIN)/python -m benchmarks.large_bodies --database $(or $(DATABASE),sqlite)
+
 check: $(READY)  ## lint, formatting, types and the arrows between modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +63,4 @@ lock: $(READY)  ## refresh requirements.lock to the newest versions that fit pyp
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --extra dev \
 	  --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
 
-.PHONY: help setup run test pythons faults fuzz longest check docs format lock
+.PHONY: help setup run test pythons faults fuzz longest refusals large check docs format lock

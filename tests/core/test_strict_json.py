@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -81,7 +82,7 @@ def test_any_bytes_are_read_or_refused_and_nothing_else_is_raised(body: bytes) -
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
 
 
-@pytest.mark.parametrize("depth", [65, 66, 128, 1000, 100_000])
+@pytest.mark.parametrize("depth", [65, 66, 128, 1000, 70_000])
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_nesting_beyond_64_levels_is_refused_however_deep(opening: bytes, closing: bytes, depth: int) -> None:
     with pytest.raises(Unreadable, match="nested deeper than 64"):
@@ -126,7 +127,7 @@ def test_the_error_says_where_the_mistake_is() -> None:
 # --- how much is in it
 
 MOST = strict_json.MOST_MARKS
-MANY = {
+MANY: dict[str, tuple[Callable[[int], bytes], int]] = {
     "numbers": (lambda n: b"[" + b",".join([b"1"] * n) + b"]", MOST),
     "lists": (lambda n: b"[" + b",".join([b"[]"] * n) + b"]", MOST // 2),
     "deep lists": (lambda n: b"[" + b",".join([b"[" * 60 + b"]" * 60] * n) + b"]", MOST // 61),

@@ -45,6 +45,34 @@ _VALUES = (
 )
 
 
+_DENSE = (
+    b"[],",
+    b"{},",
+    b"1,",
+    b'"",',
+    b'{"":0},',
+    b"[" * 50 + b"]" * 50 + b",",
+    b"1e9,",
+    b"null,",
+    b'"\\"\\ud83d\\ude00",',
+    b"[,",
+)
+"""Units of which a body may have very many."""
+_LONG = (
+    b"x",
+    b"\\n",
+    b'\\"',
+    b"\\\\",
+    b"\\u20ac",
+    b"\\ud83d\\ude00",
+    b"\\ud83d",
+    "\N{GRINNING FACE}".encode(),
+    b"[{,:",
+    b"\xff",
+)
+"""Units of which a text may have very many."""
+
+
 class Exchange(NamedTuple):
     """What was sent, and what came back; None: nothing ended it in time."""
 
@@ -88,7 +116,16 @@ def _by_grammar(chance: random.Random, number: int) -> bytes:
 
 def _payload(chance: random.Random, number: int) -> bytes:
     good = body(f"u{number}", moment(abs(number)))
-    match chance.randrange(8):
+    match chance.randrange(9):
+        case 3 if chance.random() < 0.3:
+            size = chance.choice((300, 70_000, 250_000))
+            if chance.random() < 0.5:
+                unit = chance.choice(_DENSE)
+                more = b"[" + unit * (size // len(unit)) + b"0]"
+            else:
+                unit = chance.choice(_LONG)
+                more = b'"' + unit * (size // len(unit)) + b'"'
+            return good[:-1] + b',"more":' + more + b"}"
         case 0:
             return good.replace(b'"USER"', chance.choice(_VALUES))
         case 1:
