@@ -42,6 +42,12 @@ fuzz: $(READY)  ## send the receiver REQUESTS=50000 random requests (SEED=) and 
 longest: $(READY)  ## time the longest transactions under the order lock with OPEN=20000 open (DATABASE=postgres)
 	$(BIN)/python -m benchmarks.order_lock --open $(or $(OPEN),20000) --database $(or $(DATABASE),sqlite)
 
+refusals: $(READY)  ## time a 401 of each kind of source against one of no source, in ROUNDS=5000
+	$(BIN)/python -m benchmarks.refusals --rounds $(or $(ROUNDS),5000)
+
+large: $(READY)  ## measure the memory of bodies of 25 MiB, and how long others wait beside them (DATABASE=postgres)
+	$(BIN)/python -m benchmarks.large_bodies --database $(or $(DATABASE),sqlite)
+
 check: $(READY)  ## lint, formatting, types and the arrows between modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,4 +71,4 @@ sbom: $(READY)  ## write SBOM=sbom.json: everything that production installs, as
 	$(BIN)/cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml \
 	  --output-file $(SBOM) requirements-runtime.lock
 
-.PHONY: help setup run test pythons faults fuzz longest check docs format lock sbom
+.PHONY: help setup run test pythons faults fuzz longest refusals large check docs format lock sbom

@@ -80,6 +80,11 @@ class _Load:
         self.times: list[float] = []
 
     async def connection(self, until: float) -> None:
+        while time.monotonic() < until and await self._one_connection(until):
+            pass
+
+    async def _one_connection(self, until: float) -> bool:
+        """Use one until the time is up, or the server ends it. Returns whether another may follow."""
         reader, writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
         try:
             while (began := time.monotonic()) < until:
@@ -89,10 +94,13 @@ class _Load:
                 await reader.readexactly(int(length))
                 self.times.append(time.monotonic() - began)
                 self.refused += not head.startswith(b"HTTP/1.1 2")
+                if b"\r\nconnection: close\r\n" in head.lower():
+                    return True
         except (OSError, EOFError, ValueError):
             self.lost += 1
         finally:
             writer.close()
+        return False
 
     def _next(self) -> bytes:
         self._sent += 1

@@ -76,7 +76,8 @@ class _Key(msgspec.Struct, frozen=True):
 class Token:
     """Proves that the body is a token of this issuer, for this audience, signed with one of its keys."""
 
-    work = 0
+    keys = 0
+    """None is padded: the keys are public, so this proof itself is tried where another source refuses."""
 
     def __init__(self, source: Source, secrets: Revealed) -> None:
         """Read the keys.
@@ -89,6 +90,10 @@ class Token:
         self._issuer, self._audience = source.issuer, source.audience
         self._leeway = LEEWAY_SECONDS if source.tolerance is None else source.tolerance
         self._keys = [key for secret, text in secrets for key in _keys(secret, text)]
+        self.kind = (Token, source.name)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""

@@ -4,8 +4,9 @@ A `Signature` (`inbox/config_source.py`) says as data what providers do differen
 what is signed, with which hash, and how keys and signatures are written. All of them are HMAC (RFC 2104) over the bytes as
 they came.
 
-Whatever a request holds, the work is the same: one HMAC for each secret. A header that can't be read only makes it count
-for nothing. At most five signatures are looked at: a header with thousands is no reason to work for long.
+Whatever a request holds, the work is the same: one HMAC for each secret, and for each made-up one beside them. A header that
+can't be read only makes it count for nothing. At most five signatures are looked at: a header with thousands is no reason to
+work for long.
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from inbox import timestamps
 from inbox.config_source import Signature
 from inbox.config_values import Duration, Secret
-from inbox.errors import ConfigError
+from inbox.errors import ConfigError, Unreadable
 from inbox.event import RawRequest
-from inbox.sources.payload import FORM
+from inbox.sources.base import MADE_UP
+from inbox.sources.payload import FORM, form_fields
 
 MOST_SIGNATURES = 5
+_MADE_UP_BYTES = 32
 
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 _PLACES = ("body", "id", "method", "sorted_params", "timestamp", "url")
@@ -54,7 +57,7 @@ class Message(msgspec.Struct, frozen=True):
 class Signed:
     """Proves that a request was signed with one of a source's secrets."""
 
-    __slots__ = ("_keys", "_signatures", "_templates", "_tolerance", "_url", "work")
+    __slots__ = ("_keys", "_signatures", "_templates", "_tolerance", "_url", "kind")
 
     def __init__(
         self,
@@ -74,7 +77,16 @@ class Signed:
         self._keys = tuple((secret, key_of(self._signatures[0], revealed)) for secret, revealed in secrets)
         self._url = url
         self._tolerance = timedelta(seconds=signatures[0].tolerance if tolerance is None else tolerance)
-        self.work = len(self._keys)
+        self.kind = (self._signatures, url)
+
+    @property
+    def keys(self) -> int:
+        """See Proof."""
+        return len(self._keys)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+        self._keys += tuple((MADE_UP, os.urandom(_MADE_UP_BYTES)) for _ in range(keys - self.keys))
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """Why the request is not proven to be signed by one of the secrets that are valid at `now`; None when it is."""
@@ -263,7 +275,10 @@ def sorted_params(content_type: str, body: bytes) -> bytes:
     """
     if content_type != FORM:
         return b""
-    fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_AT_MOST)
+    try:
+        fields = form_fields(body, _FIELDS_AT_MOST)
+    except Unreadable as error:
+        raise ValueError(error.detail) from None
     return "".join(f"{name}{value}" for name, value in sorted(fields)).encode()
 
 

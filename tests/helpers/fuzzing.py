@@ -54,6 +54,32 @@ _IDS = (
     'x" or userName eq "admin', "x' or '1' eq '1", "*)(uid=*", "x`y", "{event.entity_id}", "a/../../../admin", "..", "..;/x",
     "%2e%2e%2fadmin", "%252e%252e%255cadmin", "a\\..\\b", "a/b", "x|y>", "a\r\nX: y", "a\x7f\x85b", "\\", '"', "' or ''='",
 )  # fmt: skip
+_DENSE = (
+    b"[],",
+    b"{},",
+    b"1,",
+    b'"",',
+    b'{"":0},',
+    b"[" * 50 + b"]" * 50 + b",",
+    b"1e9,",
+    b"null,",
+    b'"\\"\\ud83d\\ude00",',
+    b"[,",
+)
+"""Units of which a body may have very many."""
+_LONG = (
+    b"x",
+    b"\\n",
+    b'\\"',
+    b"\\\\",
+    b"\\u20ac",
+    b"\\ud83d\\ude00",
+    b"\\ud83d",
+    "\N{GRINNING FACE}".encode(),
+    b"[{,:",
+    b"\xff",
+)
+"""Units of which a text may have very many."""
 
 
 class Exchange(NamedTuple):
@@ -98,20 +124,30 @@ def _by_grammar(chance: random.Random, number: int) -> bytes:
 
 
 def _payload(chance: random.Random, number: int) -> bytes:
-    good = body(f"u{number}", moment(abs(number)))
+    made = body(f"u{number}", moment(abs(number)))
     match chance.randrange(10):
         case 0:
-            return good.replace(b'"USER"', chance.choice(_VALUES))
-        case 8:
-            return good.replace(b'"USER"', b'"USER", "n": ' + chance.choice(_NUMBERS))
-        case 9:
-            return body(chance.choice(_IDS), moment(abs(number)))
+            made = made.replace(b'"USER"', chance.choice(_VALUES))
         case 1:
-            return _changed(chance, good)
+            made = _changed(chance, made)
         case 2 if chance.random() < 0.2:
-            return body(more="x" * chance.choice((256, 300)) * 1024)
-        case _:
-            return good
+            made = body(more="x" * chance.choice((256, 300)) * 1024)
+        case 3 if chance.random() < 0.3:
+            made = made[:-1] + b',"more":' + _much(chance) + b"}"
+        case 4:
+            made = made.replace(b'"USER"', b'"USER", "n": ' + chance.choice(_NUMBERS))
+        case 5:
+            made = body(chance.choice(_IDS), moment(abs(number)))
+    return made
+
+
+def _much(chance: random.Random) -> bytes:
+    size = chance.choice((300, 70_000, 250_000))
+    if chance.random() < 0.5:
+        unit = chance.choice(_DENSE)
+        return b"[" + unit * (size // len(unit)) + b"0]"
+    unit = chance.choice(_LONG)
+    return b'"' + unit * (size // len(unit)) + b'"'
 
 
 def _changed(chance: random.Random, sent: bytes) -> bytes:
