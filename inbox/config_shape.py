@@ -14,7 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from inbox.config import Config, Duration, Endpoint, Rate, Route, Secret, Source
-from inbox.config_values import Address
+from inbox.config_values import Address, Network
 
 Path = tuple[str, ...]
 """Keys from the top of the file down; a place in a list is `[0]`."""
@@ -37,7 +37,7 @@ class Mistake(msgspec.Struct, frozen=True):
 
 
 class _Parsed(Protocol):
-    """A type that TOML lacks, and that reads itself from what TOML gives (`Address`, `Duration`, `Rate`, `Secret`)."""
+    """A type that TOML lacks, and that reads itself from what TOML gives (`Address`, `Duration`, `Network`, `Rate`, `Secret`)."""
 
     @classmethod
     def parse(cls, given: object) -> object: ...
@@ -58,13 +58,13 @@ def build(tree: dict[str, Any]) -> Config:
 
 
 def parse_value(kind: type, given: object) -> object:
-    """The hook that gives msgspec an `Address`, a `Duration`, a `Rate` or a `Secret`.
+    """The hook that gives msgspec an `Address`, a `Duration`, a `Network`, a `Rate` or a `Secret`.
 
     Raises:
         ValueError: `given` is none.
         TypeError: no type of the configuration.
     """
-    if kind not in {Address, Duration, Rate, Secret}:
+    if kind not in {Address, Duration, Network, Rate, Secret}:
         raise TypeError(f"{kind.__name__} has no place in the configuration")
     return cast("type[_Parsed]", kind).parse(given)
 

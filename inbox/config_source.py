@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from inbox.config_sweep import Sweep
-from inbox.config_values import Duration, Rate, Secret, Table
+from inbox.config_values import Duration, Network, Rate, Secret, Table
 from inbox.event import Action
 
 Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
@@ -112,6 +112,8 @@ class Source(Table, frozen=True, kw_only=True):
     """A secret that each request shows. A preset that signs takes `secrets` instead; with both, both have to be right."""
     secrets: Secrets | None = None
     """What the provider signs with: shared secrets, or for `secevent` its public keys (JWKS or PEM)."""
+    allow_from: Annotated[list[Network], msgspec.Meta(min_length=1)] | None = None
+    """The addresses and networks that it sends from; with any other the right secret is not enough."""
     answer: Literal["stored", "delivered"] = "stored"
     answer_timeout: Duration = Duration(10)
     """With `delivered`: when it takes longer, the answer is 503, and the repeat waits for the same event."""

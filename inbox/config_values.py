@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -93,6 +94,37 @@ class Address(str):
     def port(self) -> int:
         """Its port."""
         return int(self.rpartition(":")[2])
+
+
+_MAPPED_BITS = 96
+"""Of `::ffff:0:0/96`, which has IPv4 in IPv6 (RFC 4291 §2.5.5.2)."""
+
+
+class Network(str):
+    """An address or a network: `"192.0.2.7"`, `"192.0.2.0/24"` or `"2001:db8::/32"`; of IPv4 in IPv6 it is that of IPv4."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: object) -> Network:
+        """The network that `text` names.
+
+        Raises:
+            ValueError: no address and no network, or an address with the length of a network.
+        """
+        try:
+            given = ipaddress.ip_interface(text if isinstance(text, str) else "")
+        except ValueError:
+            raise ValueError(
+                f'expected an address or a network such as "192.0.2.7", "192.0.2.0/24" or "2001:db8::/32", got {text!r}'
+            ) from None
+        network = given.network
+        if given.ip != network.network_address:
+            raise ValueError(f"is an address with the length of a network; did you mean {str(network)!r}?")
+        mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+        if mapped is not None and network.prefixlen >= _MAPPED_BITS:
+            return cls(ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS)))
+        return cls(network)
 
 
 class Secret:

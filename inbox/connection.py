@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ DRAIN_SECONDS = 2.0
 """For so long what still comes is read and thrown away behind an answer that ends the connection: if it were closed with
 bytes unread, the sender's system would throw the answer away (RFC 9112 §9.6)."""
 
+
+THIS_HOST = ("127.0.0.1", 0)
+"""Who connects to a Unix socket: such a connection has no address, but it is a proxy on this host, and believed as one."""
 
 MOST_UNTAKEN = 8 * 1024
 """Bytes of answers that are kept for who does not take them; then the next one waits."""
@@ -68,6 +72,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Somebody is there."""
         super().connection_made(transport)
+        # The address may also be missing because the connection was reset meanwhile: that is nobody's.
+        if self.client is None and transport.get_extra_info("socket").family == socket.AF_UNIX:
+            self.client = THIS_HOST
         transport.set_write_buffer_limits(high=MOST_UNTAKEN)
 
     def connection_lost(self, exc: Exception | None) -> None:

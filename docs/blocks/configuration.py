@@ -9,11 +9,12 @@ from msgspec import inspect
 
 from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from inbox import config
-from inbox.config_values import Address, Duration, Rate, Secret
+from inbox.config_values import Address, Duration, Network, Rate, Secret
 
 _CUSTOM = {
     Address: "a host and a port",
     Duration: "[duration](#durations)",
+    Network: "address or network",
     Rate: "[rate](#rates)",
     Secret: "[secret](#secrets)",
 }

@@ -15,10 +15,16 @@ from tests.helpers.processes import free_port, site
 from tests.helpers.proxies import PROXIES, Deployment, Ports, proxy
 from tests.helpers.reading import count, rows
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import body, config_text, moment
+from tests.helpers.webhooks import TOKEN, body, config_text, moment
 from tests.helpers.wire import CLOSE, HOST, SECRET, Answer, answers, ask, chunk, chunked, request, webhook
 
 FORGED = b"X-Forwarded-For: 9.9.9.9"
+GUARDED = f"""
+[sources.guarded]
+preset = "trivore"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{TOKEN}"] }}
+allow_from = ["127.0.0.2/32", "9.9.9.9"]
+"""
 
 
 @pytest.fixture(scope="module", params=PROXIES)
@@ -26,7 +32,7 @@ def deployed(
     request: pytest.FixtureRequest, module_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     folder: Path = tmp_path_factory.mktemp("proxy")
-    with site(folder, config_text(module_database_url)) as place:
+    with site(folder, config_text(module_database_url) + GUARDED) as place:
         made = Deployment(place, Ports(free_port(), free_port(), free_port()))
         made.start()
         with proxy(request.param, folder, made.ports):
@@ -122,6 +128,15 @@ def test_the_senders_address_arrives_and_is_believed_of_the_proxy_alone(
     until(lambda: count(module_engine, "rejected_request") == known + 2, "both are kept")
     kept = rows(module_engine, "SELECT remote_address FROM rejected_request ORDER BY id DESC LIMIT 2")
     assert [row["remote_address"] for row in kept] == ["127.0.0.3", "127.0.0.2"]
+
+
+def test_a_list_of_addresses_holds_whatever_a_sender_claims(deployed: Deployment) -> None:
+    """A sender elsewhere, who has the secret and knows what is listed."""
+    line = b"POST /webhooks/guarded HTTP/1.1"
+    for fields in ((), (FORGED,), (FORGED, FORGED), (b"Forwarded: for=9.9.9.9",), (b"X-Real-IP: 9.9.9.9",)):
+        (elsewhere,) = deployed.send(webhook(*fields, line=line), address="127.0.0.3")
+        (listed,) = deployed.send(webhook(*fields, line=line), address="127.0.0.2")
+        assert (elsewhere.status, listed.status) == (401, 200), fields
 
 
 def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(

@@ -169,6 +169,7 @@ def test_every_refusal_hashes_the_body_as_often_whatever_the_source(monkeypatch:
         '[sources.plain]\npreset = "trivore"\nauth = { kind = "bearer", secrets = ["x"] }\n'
         '[sources.one]\npreset = "github"\nsecrets = ["x"]\n'
         '[sources.three]\npreset = "stripe"\nsecrets = ["x", "y", "z"]\n'
+        '[sources.elsewhere]\npreset = "github"\nsecrets = ["x"]\nallow_from = ["192.0.2.1"]\n'
         '[sources.both]\npreset = "github"\nsecrets = ["x", "y"]\nauth = { kind = "url_token", secrets = ["x"] }\n'
     )
     inlets = inlets_of(config)
