@@ -45,13 +45,13 @@ class UrlTokenAuth(Table, frozen=True, tag="url_token", tag_field="kind"):
 
 InboundAuth = NoAuth | BasicAuth | BearerAuth | HeaderAuth | UrlTokenAuth
 
-Algorithm = Literal["sha256", "sha1", "sha512"]
+Algorithm = Literal["sha256", "sha1", "sha512", "ed25519"]
 Encoding = Literal["hex", "base64"]
 Unit = Literal["s", "ms", "rfc3339"]
 
 
 class Signature(Table, frozen=True, kw_only=True):
-    """How a provider signs a request with a secret that both know (HMAC). A preset that signs has one of these."""
+    """How a provider signs a request: with a secret that both know (HMAC), or with a private key. A preset that signs has some."""
 
     header: str
     """The header that the signature is in."""
@@ -73,7 +73,7 @@ class Signature(Table, frozen=True, kw_only=True):
     """What is signed: `{body}`, `{timestamp}`, `{id}`, `{method}`, `{url}` (the source's `public_url` and the query), and
     `{sorted_params}` (names and values of a form in the order of the names)."""
     algorithm: Algorithm = "sha256"
-    """The hash of the HMAC."""
+    """The hash of the HMAC; or `ed25519`, where `secrets` are public keys."""
     encoding: Encoding = "hex"
     """How the signature is written."""
     key: Literal["text", "base64", "hex"] = "text"
