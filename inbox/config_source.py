@@ -103,6 +103,10 @@ class Fields(Table, frozen=True, kw_only=True):
     """What the event types do to the entity; `other` for those that are not here."""
 
 
+WHOLE_BODY = "{body}"
+"""Alone in `dedup`: what makes two requests the same event are the bytes of the body."""
+
+
 class Source(Table, frozen=True, kw_only=True):
     """Somebody who sends webhooks."""
 
@@ -120,7 +124,9 @@ class Source(Table, frozen=True, kw_only=True):
     answer_waiting: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     """So many requests may wait at once, in each worker; beyond that the answer is 503 at once."""
     dedup: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
-    """Fields of the payload that make two requests the same event, instead of the preset's."""
+    """Fields of the payload that make two requests the same event, instead of the preset's; or `["{body}"]`, all of the body."""
+    max_age: Duration | None = None
+    """An event whose own time is longer ago is refused with 422: somebody may have kept it to send it again."""
     max_body: Annotated[int, msgspec.Meta(ge=1, le=32 * 1024 * 1024)] | None = None
     """Bytes; the preset's own limit when not given."""
     rate: Rate | None = None

@@ -27,7 +27,7 @@ from inbox.errors import (
     Unavailable,
 )
 from inbox.event import Event, RawRequest, Receipt
-from inbox.identify import events_of, kept_headers
+from inbox.identify import events_of, kept_headers, refuse_old
 from inbox.limits import Bucket, Place, Room
 from inbox.metrics import OFF
 from inbox.sources import PRESETS
@@ -200,6 +200,7 @@ class Webhooks:
         if raw.method != "POST":
             raise falcon.HTTPMethodNotAllowed(["POST"])
         events = await _beside(raw.body, events_of, inlet.source, preset, raw, inlet.routes)
+        refuse_old(inlet.source, events)
         if self.writer is None:
             raise Unavailable("the receiver is starting")
         receipts = await self.writer.append(events) if events else []

@@ -193,6 +193,7 @@ def refuse(error: RequestError) -> tuple[int, bytes]:
 PRESET = Preset(
     name="secevent",
     read=read,
+    has_own_time=True,
     prover=Token,
     own_keys=frozenset({"issuer", "audience"}),
     needs=frozenset({"issuer", "audience"}),

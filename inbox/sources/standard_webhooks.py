@@ -107,6 +107,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 PRESET = Preset(
     name="standard-webhooks",
     read=read,
+    has_own_time=True,
     sample=sample,
     signatures=(*map(signature, _PREFIXES), *map(by_private_key, _PREFIXES)),
     kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
