@@ -2,7 +2,7 @@
 
 What is refused is refused after the same work, whether there is such a source or not: every secret of a source is tried,
 and then the body is hashed as often as for the source with the most secrets. So neither the answer nor the time it takes
-tells which names exist or which secret was close. A token that a preset verifies in its own way (`secevent`) takes longer than
+tells which names exist or which secret was close. What is verified with a public key (`secevent`, Ed25519) takes longer than
 that, and only the answer does not tell. What a shown secret is kept as is a SHA-256 digest: digests compare in
 constant time whatever the secrets' lengths are, and there is nothing to be shown by mistake.
 """

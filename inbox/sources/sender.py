@@ -36,13 +36,18 @@ class SentFrom:
     work = 0
 
     def __init__(self, networks: Iterable[Network]) -> None:
-        self._networks = tuple(ipaddress.ip_network(network) for network in networks)
+        parsed = [ipaddress.ip_network(network) for network in networks]
+        self._networks = {  # as numbers: thirty add 7 µs to a refusal, and 11 as the library compares them
+            version: [(int(each.netmask), int(each.network_address)) for each in parsed if each.version == version]
+            for version in (4, 6)
+        }
 
     def fault(self, raw: RawRequest, _now: datetime) -> str | None:
         """See Proof."""
         address = address_of(raw.remote_address)
         if address is None:
             return "it comes from an address that is not known, and allow_from lists addresses"
-        if any(address in network for network in self._networks):
+        number = int(address)
+        if any(number & mask == network for mask, network in self._networks[address.version]):
             return None
         return f"it comes from {address}, which allow_from does not have"
