@@ -46,7 +46,7 @@ def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator
 
 
 def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
-    """What can't tell an event that is sent again."""
+    """Keys that could not recognise an event that is sent again."""
     if source.dedup is not None and WHOLE_BODY in source.dedup and len(source.dedup) > 1:
         yield Mistake((*path, "dedup"), f"has {WHOLE_BODY!r}, which is all there is; remove the others")
     if source.max_age is None:

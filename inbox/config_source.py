@@ -51,7 +51,7 @@ Unit = Literal["s", "ms", "rfc3339"]
 
 
 class Signature(Table, frozen=True, kw_only=True):
-    """How a provider signs a request: with a secret that both know (HMAC), or with a private key. A preset that signs has some."""
+    """A provider's way to sign a request: with a secret that both know (HMAC), or with a private key."""
 
     header: str
     """The header that the signature is in."""

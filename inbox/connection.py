@@ -26,7 +26,7 @@ bytes unread, the sender's system would throw the answer away (RFC 9112 §9.6)."
 
 
 THIS_HOST = ("127.0.0.1", 0)
-"""Who connects to a Unix socket: such a connection has no address, but it is a proxy on this host, and believed as one."""
+"""The peer of a Unix socket. It has no address, but it is a proxy on this host, and is trusted as one."""
 
 MOST_UNTAKEN = 8 * 1024
 """Bytes of answers that are kept for who does not take them; then the next one waits."""

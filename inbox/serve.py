@@ -65,7 +65,7 @@ class InForce:
         self._config: Config | None = None
         self._app: Receiver | None = None
         self.believes_all = False
-        """Whether whoever connects is taken for a proxy, and what it says of the sender's address for true."""
+        """Every peer is trusted as a proxy, and may claim any sender's address."""
         self.exporter: Exporter | None = None
         """Serves what the workers count; the master's alone."""
 

@@ -29,7 +29,7 @@ list as libsodium's `ge25519_has_small_order`."""
 
 
 def matcher(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
-    """Whether one of some signatures is by the owner of this public key, over that content.
+    """Make the check that one of some signatures over a content is by the owner of this public key.
 
     Raises:
         ConfigError: it is no public key, or one that anybody could sign for. The text does not repeat it.

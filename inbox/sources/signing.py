@@ -193,7 +193,7 @@ def key_of(signature: Signature, secret: str) -> bytes:
 
 
 def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _Key:
-    """What verifies the signatures for which this secret is; its prefix tells of which kind it is."""
+    """Make the key that a secret is; its prefix tells of which kind it is."""
     signature = next(
         (each for each in signatures if each.key_prefix and revealed.startswith(each.key_prefix)), signatures[0]
     )

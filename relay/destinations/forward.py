@@ -18,7 +18,7 @@ from relay.http import Request
 from relay.outcome import Delivered, Delivery, Outcome, Skipped
 
 _SHARED, _PRIVATE, _PUBLIC = "whsec_", "whsk_", "whpk_"
-"""How Standard Webhooks marks its keys."""
+"""Prefixes of the keys of Standard Webhooks."""
 _SEED_BYTES = 32
 
 Signer = Callable[[bytes], str]

@@ -42,7 +42,7 @@ def replaced(text: str, changes: Mapping[str, str]) -> str:
 
 
 class Ports(NamedTuple):
-    """Where a proxy listens, and where it finds the receiver."""
+    """The ports of a proxy, and of the receiver behind it."""
 
     tls: int
     plain: int

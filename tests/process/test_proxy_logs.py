@@ -58,9 +58,9 @@ def sent(
     return request(*fields, line=method + b" " + target + b" HTTP/1.1", payload=payload)
 
 
-def told(engine_moment: int) -> bytes:
+def new_event(number: int) -> bytes:
     """The body of a new event."""
-    return body("planted", moment(engine_moment))
+    return body("planted", moment(number))
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:
@@ -68,14 +68,14 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     large = b'"' + b"x" * 300_000 + b'"'
     line = b"POST " + TARGET + b" HTTP/1.1"
     heads = (HOST, JSON, CLOSE, *SHOWN)
-    yield "a good one", sent(payload=told(0))
-    yield "a query", sent(target=TARGET + b"?access_token=" + PLANTED, payload=told(1))
+    yield "a good one", sent(payload=new_event(0))
+    yield "a query", sent(target=TARGET + b"?access_token=" + PLANTED, payload=new_event(1))
     yield "no JSON", sent(payload=b"{")
     yield "another source", sent(target=b"/webhooks/" + PLANTED)
     yield "another path", sent(target=b"/" + PLANTED + b"/../" + PLANTED)
     yield "a traversal", sent(target=TARGET + b"/../../.." + TARGET)
     yield "an encoded path", sent(target=b"/webhooks/chat%2f" + PLANTED + b"%00")
-    yield "a whole URL", sent(target=b"http://localhost" + TARGET, payload=told(2))
+    yield "a whole URL", sent(target=b"http://localhost" + TARGET, payload=new_event(2))
     yield "a large body", sent(payload=large)
     yield (
         "a large chunk",
@@ -100,11 +100,11 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     for method in (b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"post", b"FOO", b"\x00\xff"):
         yield f"method {method!r}", sent(method=method)
     for number, host in enumerate((*OTHER_HOSTS, b"", b"a b", b"[::1", b"%00", PLANTED, b"x" * 5_000)):
-        yield f"host {host[:30]!r}", sent(host=host, payload=told(10 + number))
+        yield f"host {host[:30]!r}", sent(host=host, payload=new_event(10 + number))
 
 
 class Reply(NamedTuple):
-    """What came back over one connection; status 0: nothing that begins as an answer does."""
+    """The answer that came back over one connection; status 0: there was none."""
 
     status: int
     seq: int
@@ -138,12 +138,12 @@ def send_all(ports: Ports) -> dict[str, Reply]:
     for port in (ports.tls, ports.plain):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as sender:
             found[f"plain HTTP on {'its own' if port == ports.plain else 'the other'} port"] = reply(
-                sender, sent(payload=told(90))
+                sender, sent(payload=new_event(90))
             )
     for server_name in ("other.example.com", None):
         with contextlib.suppress(ssl.SSLError, ConnectionError), connected(ports.tls, name=server_name) as sender:
             found[f"the TLS name {server_name}"] = reply(
-                sender, sent(host=(server_name or "").encode(), payload=told(91))
+                sender, sent(host=(server_name or "").encode(), payload=new_event(91))
             )
     return found
 
@@ -183,9 +183,9 @@ def test_no_log_shows_a_secret_and_every_2xx_has_a_row(deployed: Deployment, mod
 def test_another_host_gets_421_or_no_handshake(deployed: Deployment) -> None:
     for host in (b"other.example.com", b"127.0.0.1", b"localhost.localdomain"):
         with connected(deployed.ports.tls) as sender:
-            assert reply(sender, sent(host=host, payload=told(70))).status == 421, host
+            assert reply(sender, sent(host=host, payload=new_event(70))).status == 421, host
     with socket.create_connection(("127.0.0.1", deployed.ports.plain), timeout=10) as sender:
-        assert reply(sender, sent(payload=told(71))).status == 421
+        assert reply(sender, sent(payload=new_event(71))).status == 421
     for server_name in ("other.example.com", None):
         with pytest.raises(ssl.SSLError), connected(deployed.ports.tls, name=server_name):
             pass
@@ -196,7 +196,7 @@ def test_the_catch_all_answers_with_nothing_else(deployed: Deployment, module_en
     for target in (TARGET, b"/", b"/health/ready", b"/webhooks/trivore"):
         for method in (b"GET", b"POST", b"OPTIONS"):
             with connected(deployed.ports.tls) as sender:
-                given = reply(sender, sent(method=method, target=target, host=b"other", payload=told(72)))
+                given = reply(sender, sent(method=method, target=target, host=b"other", payload=new_event(72)))
             assert given.status == 421
     assert (count(module_engine, "inbox"), count(module_engine, "rejected_request")) == known
 
@@ -214,7 +214,7 @@ def test_another_host_gets_no_2xx_over_http_2_either(deployed: Deployment, modul
 
 def over_http_2(sender: ssl.SSLSocket, host: bytes) -> int:
     """200, or 0 for anything else: of the answer's HPACK no more is read than the first byte, 0x88 for `:status: 200`."""
-    payload = told(80)
+    payload = new_event(80)
     pseudo = ((b":method", b"POST"), (b":scheme", b"https"), (b":path", TARGET), (b":authority", host))
     shown = tuple((name.lower(), value) for name, value in (field.split(b": ", 1) for field in (JSON, *SHOWN)))
     block = b"".join(b"\x00%c%b%c%b" % (len(name), name, len(value), value) for name, value in (*pseudo, *shown))

@@ -1,4 +1,4 @@
-"""Where a request comes from, as a real receiver sees it: over TCP and a Unix socket, and through proxies that it trusts."""
+"""The sender's address, as a real receiver sees it: over TCP and a Unix socket, and through proxies that it trusts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_of_a_claimed_address_nothing_is_kept_but_an_address(receiver: Receiver,
 
 
 def test_a_connection_that_was_reset_comes_from_nobody(receiver: Receiver, module_engine: Engine) -> None:
-    """Who resets it before it is accepted has no address any more; Falcon takes 127.0.0.1 for that, a proxy's."""
+    """Its request is read although it has no address any more; Falcon takes 127.0.0.1 for that, a proxy's."""
     (worker,) = children_of(receiver.program.pid)
     since, known = last_refusal(module_engine), count(module_engine, "inbox")
     os.kill(worker, signal.SIGSTOP)
