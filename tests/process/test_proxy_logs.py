@@ -278,6 +278,27 @@ def test_no_log_of_nginx_shows_a_secret_when_its_connections_run_out(tmp_path: P
     assert files_that_show_it(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"proxy_read_timeout 75s": "proxy_read_timeout 100ms"}, 504),
+        ({"limit_conn senders 100": "limit_conn senders 1"}, 503),
+    ],
+    ids=["the receiver is late", "too many connections"],
+)
+def test_no_log_of_nginx_shows_a_secret_of_what_it_refuses_by_itself(
+    changes: Mapping[str, str], status: int, tmp_path: Path
+) -> None:
+    with serving(hang) as receiver:
+        ports = Ports(free_port(), free_port(), receiver.port)
+        with proxy("nginx", tmp_path, ports, changes), connected(ports.tls) as other, connected(ports.tls) as sender:
+            other.sendall(sent())
+            assert receiver.arrived.acquire(timeout=10)
+            assert reply(sender, sent()).status == status
+    assert files_that_show_it(tmp_path) == {}
+    assert f" {status} upstream=" in (tmp_path / "access.log").read_text(encoding="utf-8")
+
+
 def refused(sender: ssl.SSLSocket, receiver: ScriptedServer) -> bool:
     """Send one; whether nginx answers it by itself, or else the request has reached the receiver."""
     sender.sendall(sent())
