@@ -13,6 +13,7 @@ from inbox import metrics
 from inbox.errors import RequestError
 from inbox.metrics import OFF, Meters
 from inbox.problems import problem_headers, problem_of
+from inbox.sources.sender import address_of
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -72,9 +73,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Somebody is there."""
         super().connection_made(transport)
-        # The address may also be missing because the connection was reset meanwhile: that is nobody's.
-        if self.client is None and transport.get_extra_info("socket").family == socket.AF_UNIX:
-            self.client = THIS_HOST
+        if self.client is not None and (address := address_of(self.client[0])) is not None:
+            # A socket of IPv6 that takes IPv4 too says ::ffff:127.0.0.1, which no list of proxies has.
+            self.client = (str(address), self.client[1])
+        elif transport.get_extra_info("socket").family == socket.AF_UNIX:
+            self.client = THIS_HOST  # and of other families nobody's: the connection was reset meanwhile
         transport.set_write_buffer_limits(high=MOST_UNTAKEN)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -26,6 +26,8 @@ preset = "trivore"
 auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{TOKEN}"] }}
 allow_from = {list(LISTED)}
 """
+DUAL = socket.has_dualstack_ipv6()
+MAPPED = "::ffff:"
 LINE = b"POST /webhooks/guarded HTTP/1.1"
 
 
@@ -33,8 +35,9 @@ class Receiver:
     """A receiver that listens on a port and on a socket; it trusts the proxies that it trusts unasked."""
 
     def __init__(self, place: Site, folder: Path) -> None:
-        self.port, self.path = free_port(), folder / "s"
-        binds = ("--bind", f"127.0.0.1:{self.port}", "--bind", f"unix:{self.path}")
+        self.port, self.wide, self.path = free_port(), free_port(), folder / "s"
+        addresses = [f"127.0.0.1:{self.port}", f"unix:{self.path}", *([f"[::]:{self.wide}"] if DUAL else [])]
+        binds = [word for address in addresses for word in ("--bind", address)]
         self.program = place.start("receiver", *GUNICORN, *binds, "--workers", "1")
         until(lambda: is_ready(self.port) or not self.program.runs, "the receiver is ready", within=20)
         assert self.program.runs, self.program.output
@@ -42,14 +45,15 @@ class Receiver:
     def ask(
         self, *fields: bytes, of: str | None = "127.0.0.1", without: tuple[bytes, ...] = (), number: int = 0
     ) -> Answer:
-        """The answer to a webhook from this address, or over the Unix socket (None)."""
+        """The answer to a webhook from this address, over the Unix socket (None), or from IPv4 to a port of IPv6."""
         with contextlib.ExitStack() as stack:
             if of is None:
                 sender = stack.enter_context(socket.socket(socket.AF_UNIX))
                 sender.connect(str(self.path))
             else:
-                address = ("127.0.0.1", self.port)
-                sender = stack.enter_context(socket.create_connection(address, timeout=10, source_address=(of, 0)))
+                address = ("127.0.0.1", self.wide if of.startswith(MAPPED) else self.port)
+                mine = (of.removeprefix(MAPPED), 0)
+                sender = stack.enter_context(socket.create_connection(address, timeout=10, source_address=mine))
             sender.sendall(webhook(*fields, line=LINE, payload=body("a", moment(number)), without=without))
             found = b""
             while more := sender.recv(65536):
@@ -116,7 +120,17 @@ def test_a_connection_that_was_reset_comes_from_nobody(receiver: Receiver, modul
     assert count(module_engine, "inbox") == known
 
 
-@pytest.mark.parametrize("of", ["127.0.0.1", None], ids=["proxy", "unix"])
+@pytest.mark.parametrize(
+    "of",
+    [
+        "127.0.0.1",
+        pytest.param(
+            f"{MAPPED}127.0.0.1", marks=pytest.mark.skipif(not DUAL, reason="no socket here takes IPv4 and IPv6")
+        ),
+        None,
+    ],
+    ids=["proxy", "dual", "unix"],
+)
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
@@ -152,7 +166,9 @@ def test_a_proxy_is_believed_and_of_what_it_says_only_its_own_part(
 def test_who_is_no_proxy_is_believed_nothing(receiver: Receiver) -> None:
     for fields in ((b"X-Forwarded-For: 192.0.2.1",), (b"X-Forwarded-For: 127.0.0.9",), (b"Forwarded: for=192.0.2.1",)):
         assert receiver.ask(*fields, of="127.0.0.8").status == 401
+        assert not DUAL or receiver.ask(*fields, of=f"{MAPPED}127.0.0.8").status == 401
     assert receiver.ask(b"X-Forwarded-For: 203.0.113.9", of="127.0.0.9").status == 200
+    assert not DUAL or receiver.ask(b"X-Forwarded-For: 203.0.113.9", of=f"{MAPPED}127.0.0.9").status == 200
 
 
 @pytest.mark.parametrize("proxies", ["*", "0.0.0.0/0", "127.0.0.1,::/0"])
