@@ -15,6 +15,7 @@ from falcon.asgi import Request, Response
 from inbox.clock import Clock, SystemClock
 from inbox.config import Config, Source
 from inbox.db import engine
+from inbox.db.dialect import SQLITE
 from inbox.errors import CAUSES, RequestError, Unavailable, gathered
 from inbox.limits import Bucket, Capacity, Room
 from inbox.metering import counting
@@ -22,9 +23,10 @@ from inbox.metrics import OFF, RECEIVED, RECEIVER, REFUSED, REPEATED, UNKNOWN, M
 from inbox.problems import PROBLEM_TYPE, answer_problem, problem
 from inbox.receive import CAPACITY, METERS, Inlet, Outcomes, Webhooks, Writer
 from inbox.sources import preset_of
-from inbox.sources.auth import stranger, verifier_of
+from inbox.sources.auth import even_out, verifier_of
 from inbox.waiting import Waiting
 from inbox.writer import GroupCommit
+from inbox.writers import WriterPair
 
 Receiver = falcon.asgi.App[Request, Response]
 
@@ -48,7 +50,10 @@ def app_of(config: Config) -> Receiver:
 
     def open_writer() -> Writer:
         made = engine.connect_async(config.database.url, application="inbox-receiver")
-        return GroupCommit(made, clock, meters=open_meters())
+        writer = GroupCommit(made, clock, meters=open_meters())
+        if made.dialect.name == SQLITE:
+            return writer
+        return WriterPair(writer, GroupCommit(made, clock, meters=open_meters()))
 
     def open_outcomes() -> Outcomes:
         return Waiting(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
@@ -71,9 +76,14 @@ def create_app(
         ConfigError: a source's preset or secret is not there. The text has a line for each that is not.
     """
     inlets = inlets_of(config)
-    webhooks = Webhooks(inlets, stranger(_work_of_all(inlets)), clock, Room(config.receiver.body_bytes))
+    nobodys = even_out(inlet.verifier for inlet in inlets.values())
+    webhooks = Webhooks(inlets, nobodys, clock, Room(config.receiver.memory))
     health = Health()
-    capacity = Capacity(config.receiver.connections, config.receiver.requests)
+    capacity = Capacity(
+        connections=config.receiver.connections,
+        requests=config.receiver.requests,
+        per_connection=config.receiver.requests_per_connection,
+    )
     lifespan = _Lifespan(
         webhooks, health, capacity, open_writer=open_writer, open_outcomes=open_outcomes, open_meters=open_meters
     )
@@ -88,19 +98,12 @@ def create_app(
 
 
 def inlets_of(config: Config) -> dict[str, Inlet]:
-    """Each source with its preset and its verifier, all of which do the same work before they refuse.
+    """Each source with its preset and its verifier.
 
     Raises:
         ConfigError: as `create_app`.
     """
-    inlets = gathered({name: partial(_inlet, config, source) for name, source in config.sources.items()})
-    for inlet in inlets.values():
-        inlet.verifier.even(_work_of_all(inlets))
-    return inlets
-
-
-def _work_of_all(inlets: Mapping[str, Inlet]) -> int:
-    return max((inlet.verifier.work for inlet in inlets.values()), default=0)
+    return gathered({name: partial(_inlet, config, source) for name, source in config.sources.items()})
 
 
 def _inlet(config: Config, source: Source) -> Inlet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from contextlib import nullcontext
 
 from falcon.asgi import Request
@@ -53,10 +54,11 @@ async def read(req: Request, most: int, place: Place) -> bytes:
 
 
 async def _read_large(req: Request, most: int, place: Place) -> bytes:
-    body = bytearray()
+    body = io.BytesIO()  # gives its bytes without copying them
     async for part in req.stream:
-        if len(body) + len(part) > most:
+        size = body.tell() + len(part)
+        if size > most:
             raise TooLarge(f"the body may have at most {most} bytes", field="body")
-        place.grow(len(body) + len(part))
-        body += part
-    return bytes(body)
+        place.grow(size)
+        body.write(part)
+    return body.getvalue()

@@ -61,8 +61,10 @@ class Receiver(Table, frozen=True):
     """Connections that may be open; each needs one of the files that the system lets a process open."""
     requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
     """Requests that may be under way, those that wait for an outcome among them."""
-    body_bytes: Annotated[int, msgspec.Meta(ge=1)] = 256 * 1024 * 1024
-    """What their bodies may have together; the first 64 KiB of each are not counted."""
+    requests_per_connection: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
+    """Requests on one connection, until it is closed behind the answer to the last."""
+    memory: Annotated[int, msgspec.Meta(ge=1)] = 256 * 1024 * 1024
+    """Bytes that their bodies may take, four for each of theirs; the first 64 KiB of a body are not counted."""
 
 
 AlertFormat = Literal["json", "slack"]

@@ -11,7 +11,9 @@ from inbox.config_presets import preset_mistakes
 from inbox.config_shape import Mistake, nearest
 from inbox.config_sweep import Sweep
 from inbox.config_sync import Sync
+from inbox.limits import memory_for
 from inbox.routing import matches
+from inbox.sources import PRESETS
 
 _FUNCTION = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:(?:[^\W\d]\w*\.)*[^\W\d]\w*")
 _OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
@@ -28,6 +30,7 @@ def broken_links(config: Config) -> Iterator[Mistake]:
                 yield from _function((section, name), endpoint)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
+        yield from _no_room(name, source, config.receiver.memory)
         yield from _sweeps(("sources", name, "sweeps"), source, config)
     for name, route in config.routes.items():
         path = ("routes", name)
@@ -39,6 +42,17 @@ def broken_links(config: Config) -> Iterator[Mistake]:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, config.apis)
             yield from _sync_steps((*path, "sync"), route.sync)
             yield from map_mistakes((*path, "sync"), route.sync)
+
+
+def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
+    """A body that may never come in."""
+    most = source.max_body or (PRESETS[source.preset].max_body if source.preset in PRESETS else 0)
+    if memory_for(most) > memory:
+        yield Mistake(
+            ("receiver", "memory"),
+            f"is too little for the largest body of [sources.{name}], {most} bytes, which takes {memory_for(most)}: allow"
+            " that, or give the source a smaller max_body",
+        )
 
 
 def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[Mistake]:

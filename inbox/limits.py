@@ -44,9 +44,16 @@ class Bucket:
 SMALL_BODY = 64 * 1024
 """Bytes. Nearly all webhooks are smaller, and as many of those as there may be requests are no danger to memory."""
 
+MEMORY_FOR_BODY = 4
+"""So many times its size a body takes while it is handled: itself, its text, what is read in it, and what the database's driver
+and the rows around it take. `benchmarks.large_bodies` measures it."""
+
 
 class Room:
-    """The memory that bodies may take in one process: what each has beyond `SMALL_BODY` counts."""
+    """The memory that bodies may take in one process: of each, what is beyond `SMALL_BODY` counts, `MEMORY_FOR_BODY` times.
+
+    So small ones find room, however many large ones there are.
+    """
 
     __slots__ = ("_held", "_most")
 
@@ -60,10 +67,15 @@ class Room:
         Raises:
             Unavailable: there is no room for that, and nothing is changed.
         """
-        more = max(now - SMALL_BODY, 0) - max(before - SMALL_BODY, 0)
+        more = memory_for(now) - memory_for(before)
         if more > 0 and self._held + more > self._most:
             raise Unavailable("too much is being sent at once; send it again later")
         self._held += more
+
+
+def memory_for(size: int) -> int:
+    """What a body of so many bytes takes of a room."""
+    return MEMORY_FOR_BODY * max(size - SMALL_BODY, 0)
 
 
 class Place:
@@ -95,6 +107,8 @@ class Capacity(msgspec.Struct, frozen=True):
 
     connections: int
     requests: int
+    per_connection: int
+    """Requests, until a connection ends."""
 
     def check_connections(self, others: int) -> None:
         """Look whether one may come besides so many others.

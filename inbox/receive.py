@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import ParamSpec, Protocol, TypeVar
 
 import falcon
@@ -42,7 +43,8 @@ to read all for everybody would let strangers send as much as the largest source
 
 AT_ONCE = 64 * 1024
 """Bytes. A larger body is hashed and read in a thread: 25 MiB take a good part of a second, in which no other request of the
-process would get on."""
+process would get on. Hashing lets other threads run. Reading does not, or not often, so one is read at a time: the event loop
+waits for a single one, and what more than `MEMORY_FOR_BODY` it may take, it takes once."""
 
 _HANDSHAKES = frozenset(
     (preset.handshake.method, preset.handshake.header)
@@ -117,6 +119,7 @@ class Webhooks:
         self._room = room
         self._stranger = stranger
         self._clock = clock
+        self._reading = asyncio.Lock()
         self.writer: Writer | None = None
         self.waiting: Outcomes | None = None
         self.meters = OFF
@@ -199,7 +202,8 @@ class Webhooks:
             return
         if raw.method != "POST":
             raise falcon.HTTPMethodNotAllowed(["POST"])
-        events = await _beside(raw.body, events_of, inlet.source, preset, raw, inlet.routes)
+        async with self._reading if len(raw.body) > AT_ONCE else nullcontext():
+            events = await _beside(raw.body, events_of, inlet.source, preset, raw, inlet.routes)
         refuse_old(inlet.source, events)
         if self.writer is None:
             raise Unavailable("the receiver is starting")

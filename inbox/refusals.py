@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from inbox import metrics
 from inbox.metrics import Meters
@@ -12,7 +13,7 @@ PER_SECOND = 10
 """Rows, of each receiver process."""
 MAX_WAITING = 200
 MAX_BYTES = 4 * 1024 * 1024
-"""Of the bodies that wait: a flood of large ones must not fill the memory. A single one may be larger."""
+"""Of the bodies that wait or are being written: a flood of large ones must not fill the memory. A single one may be larger."""
 
 
 class Refusals:
@@ -32,7 +33,7 @@ class Refusals:
     def add(self, row: Rejected) -> bool:
         """Keep it, when there is room. Returns whether there was."""
         size = _size(row)
-        if len(self._waiting) >= MAX_WAITING or (self._waiting and self._bytes + size > MAX_BYTES):
+        if len(self._waiting) >= MAX_WAITING or (self._bytes and self._bytes + size > MAX_BYTES):
             self.lost(1)
             return False
         self._waiting.append(row)
@@ -46,9 +47,12 @@ class Refusals:
     def take(self, now: float) -> list[Rejected]:
         """Those that are to be written now: a second's worth. The next come when their time is used up."""
         rows = [self._waiting.popleft() for _ in range(min(len(self._waiting), PER_SECOND))]
-        self._bytes -= sum(map(_size, rows))
         self._next_at = now + len(rows) / PER_SECOND
         return rows
+
+    def written(self, rows: Sequence[Rejected]) -> None:
+        """They are written, or given up: until then their bodies take memory."""
+        self._bytes -= sum(map(_size, rows))
 
     def lost(self, number: int) -> None:
         """So many have no row."""

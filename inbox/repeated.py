@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from inbox.db.dialect import SQLITE, Sql
+from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, rows_param
 from inbox.event import Event
 
 KEPT_REPEATS = 20
@@ -20,13 +20,16 @@ KEPT_REPEATS = 20
 # A statement of its own: a row that another receiver committed after the first one's snapshot is invisible to the
 # first. Receivers that count for the same event at once take different rows of it (SKIP LOCKED), and if all are taken they
 # add one. So none waits for another, or for the relay that marks them: nothing can deadlock, and no count is lost.
-POSTGRES_REPEAT = text("""
+_PG = Sql(POSTGRES)
+POSTGRES_REPEAT = text(f"""
 WITH known AS MATERIALIZED (
-    SELECT a.n, i.seq, a.received_at, a.body_sha256, CASE WHEN i.body_sha256 <> a.body_sha256 THEN a.body END AS body
-    FROM unnest(
+    SELECT a.n, i.seq, a.received_at, a.body_sha256,
+           CASE WHEN i.body_sha256 <> a.body_sha256 THEN {_PG.blob("bodies.bodies", "a.body_at", "a.body_size")} END AS body
+    FROM {_PG.blobs("bodies")}
+    CROSS JOIN unnest(
         CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:received_at AS timestamptz[]),
-        CAST(:body_sha256 AS bytea[]), CAST(:body AS bytea[])
-    ) AS a(n, source, dedup_key, received_at, body_sha256, body)
+        CAST(:body_sha256 AS bytea[]), CAST(:body_at AS int[]), CAST(:body_size AS int[])
+    ) AS a(n, source, dedup_key, received_at, body_sha256, body_at, body_size)
     JOIN inbox i ON i.source = a.source AND i.dedup_key = a.dedup_key
 ), ranked AS (
     SELECT known.*, row_number() OVER (PARTITION BY seq ORDER BY n) AS place, count(*) OVER (PARTITION BY seq) AS times,
@@ -69,15 +72,19 @@ SELECT n, seq FROM known
 """)
 
 
-def columns(events: Sequence[Event]) -> dict[str, list[Any]]:
+def columns(events: Sequence[Event]) -> dict[str, Any]:
     """The parameters of `POSTGRES_REPEAT`, but `kept`."""
+    bodies = Blobs()
+    places = [bodies.place(event.body) for event in events]
     return {
         "n": list(range(len(events))),
         "source": [e.source for e in events],
         "dedup_key": [e.dedup_key for e in events],
         "received_at": [e.received_at for e in events],
         "body_sha256": [e.body_sha256 for e in events],
-        "body": [e.body for e in events],
+        "body_at": [at for at, _ in places],
+        "body_size": [size for _, size in places],
+        "bodies": bodies.joined(),
     }
 
 
@@ -93,14 +100,17 @@ ORDER BY asked.n
 
 SQLITE_NOTE = text(f"""
 INSERT INTO repeated_request (seq, received_at, body_sha256, body, times, last_received_at)
-SELECT seq, received_at, from_hex(body_sha256), from_hex(body), times, last_received_at
-FROM {
+SELECT seq, received_at, from_hex(body_sha256), {
+    _SQL.blob("bodies.bodies", "body_at", "body_size")
+}, times, last_received_at
+FROM {_SQL.blobs("bodies")} CROSS JOIN {
     _SQL.rows(
         "noted",
         seq="bigint",
         received_at="time",
         body_sha256="bytes",
-        body="bytes",
+        body_at="bigint",
+        body_size="bigint",
         times="bigint",
         last_received_at="time",
     )
@@ -119,6 +129,16 @@ WHERE repeated_request.id = (SELECT max(r.id) FROM repeated_request r WHERE r.se
 def asked(events: Sequence[Event]) -> Iterable[Mapping[str, object]]:
     """The rows of `SQLITE_KNOWN`."""
     return ({"n": n, "source": event.source, "dedup_key": event.dedup_key} for n, event in enumerate(events))
+
+
+def placed(parameter: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
+    """Rows of `divided` as what `SQLITE_NOTE` binds: the bodies beside the rows."""
+    bodies = Blobs()
+    made = []
+    for row in rows:
+        at, size = bodies.place(row["body"])
+        made.append({**row, "body": None, "body_at": at, "body_size": size})
+    return {parameter: rows_param(made), "bodies": bodies.joined()}
 
 
 def divided(

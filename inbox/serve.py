@@ -8,6 +8,8 @@ takes a dead one's place serves what that one served, whatever the file says by 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import ipaddress
 import logging
 import os
@@ -52,10 +54,29 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         self.sockets: list[Any] = [listener.sock for listener in self.sockets]
         logging.getLogger("uvicorn.access").addFilter(Mask(lambda: receiver.sources))
 
+    def init_process(self) -> None:
+        """Run in the new process, before it serves."""
+        _return_large_blocks()
+        super().init_process()
+
     def init_signals(self) -> None:
         """Leave SIGHUP to the master: a worker that gets it too, as from `pkill -HUP gunicorn`, would die of it."""
         super().init_signals()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK = 1024 * 1024
+
+
+def _return_large_blocks() -> None:
+    """Have the memory of a large body go back to the system once it is freed.
+
+    glibc does so by itself until the first is freed; then it keeps blocks of that size, in each thread (mallopt(3),
+    M_MMAP_THRESHOLD). Other systems have no such function, and no such habit.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 class InForce:

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.checkpoint import Checkpoints, checkpoint_async
-from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param, verbatim_param
+from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, rows_param, verbatim_param
 from inbox.db.engine import one_transaction
 from inbox.event import Event
 from inbox.repeated import (
@@ -29,6 +29,7 @@ from inbox.repeated import (
     asked,
     columns,
     divided,
+    placed,
 )
 from inbox.timestamps import time_text
 
@@ -82,18 +83,19 @@ _EVENT_COLUMNS = (
     " content_type, body, body_sha256, traceparent"
 )
 
+_PG = Sql(POSTGRES)
 _POSTGRES_APPEND = text(f"""
 WITH arrived AS MATERIALIZED (
     -- the numbers are taken in arrival order ...
-    SELECT nextval('inbox_seq_seq') AS seq, a.*
-    FROM unnest(
+    SELECT nextval('inbox_seq_seq') AS seq, a.*, {_PG.blob("bodies.bodies", "a.body_at", "a.body_size")} AS body
+    FROM {_PG.blobs("bodies")} CROSS JOIN unnest(
         CAST(:n AS int[]), CAST(:source AS text[]), CAST(:dedup_key AS text[]), CAST(:entity_type AS text[]),
         CAST(:entity_id AS text[]), CAST(:event_type AS text[]), CAST(:action AS text[]), CAST(:event_id AS text[]),
         CAST(:occurred_at AS timestamptz[]), CAST(:received_at AS timestamptz[]), CAST(:routes AS text[]),
-        CAST(:headers AS text[]), CAST(:content_type AS text[]), CAST(:body AS bytea[]), CAST(:body_sha256 AS bytea[]),
-        CAST(:traceparent AS text[])
+        CAST(:headers AS text[]), CAST(:content_type AS text[]), CAST(:body_at AS int[]), CAST(:body_size AS int[]),
+        CAST(:body_sha256 AS bytea[]), CAST(:traceparent AS text[])
     ) AS a(n, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,
-           content_type, body, body_sha256, traceparent)
+           content_type, body_at, body_size, body_sha256, traceparent)
 ), stored AS (
     -- ... and the rows are inserted in the order of their keys: in arrival order, receivers with overlapping keys deadlock
     INSERT INTO inbox ({_EVENT_COLUMNS})
@@ -168,7 +170,8 @@ _EVENT_ROWS = _SQL.rows(
     routes="json",
     headers="json",
     content_type="text",
-    body="bytes",
+    body_at="bigint",
+    body_size="bigint",
     body_sha256="bytes",
     traceparent="text",
 )
@@ -176,12 +179,14 @@ _EVENT_ROWS = _SQL.rows(
 _SQLITE_APPEND = text(f"""
 INSERT INTO inbox ({_EVENT_COLUMNS.removeprefix("seq, ")})
 SELECT source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,
-       content_type, from_hex(body), from_hex(body_sha256), traceparent
-FROM {_EVENT_ROWS}
+       content_type, {_SQL.blob("bodies.bodies", "body_at", "body_size")}, from_hex(body_sha256), traceparent
+FROM {_SQL.blobs("bodies")} CROSS JOIN {_EVENT_ROWS}
 WHERE true  -- or the parser takes ON CONFLICT for a join's ON
 ON CONFLICT (source, dedup_key) DO NOTHING
-RETURNING source, dedup_key, seq
 """)
+# Not by RETURNING: with it SQLite puts all rows in a temporary table first, which takes five times their memory.
+_SQLITE_LAST = text("SELECT coalesce(max(seq), 0) FROM inbox")
+_SQLITE_STORED = text("SELECT source, dedup_key, seq FROM inbox WHERE seq > :last")
 
 _SQLITE_OPEN = text(f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
@@ -191,7 +196,7 @@ FROM {_SQL.rows("deliveries", seq="bigint", route="text", lane="text", occurred_
 
 
 class SqliteIntake:
-    """One BEGIN IMMEDIATE for each call; a batch is one parameter."""
+    """One BEGIN IMMEDIATE for each call; a batch is two parameters: its rows, and its bodies."""
 
     def __init__(self, kept_repeats: int = KEPT_REPEATS) -> None:
         self._kept = kept_repeats
@@ -204,8 +209,9 @@ class SqliteIntake:
             first.setdefault((event.source, event.dedup_key), n)
         seqs: list[int | None] = [None] * len(events)
         async with connection.begin():
-            stored = await connection.execute(_SQLITE_APPEND, {"events": _sqlite_rows(events)})
-            for source, key, seq in stored.all():
+            last = (await connection.execute(_SQLITE_LAST)).scalar_one()
+            await connection.execute(_SQLITE_APPEND, _sqlite_rows(events))
+            for source, key, seq in (await connection.execute(_SQLITE_STORED, {"last": last})).all():
                 seqs[first[source, key]] = seq
             deliveries = [
                 {"seq": seq, "route": enrolment.route, "lane": enrolment.lane, "occurred_at": event.occurred_at}
@@ -226,7 +232,7 @@ class SqliteIntake:
             known = (await connection.execute(SQLITE_KNOWN, wanted)).all()
             noted, counted = divided(events, known, self._kept)
             if noted:
-                await connection.execute(SQLITE_NOTE, {"noted": rows_param(noted)})
+                await connection.execute(SQLITE_NOTE, placed("noted", noted))
             if counted:
                 await connection.execute(SQLITE_COUNT, {"counted": rows_param(counted)})
         return _by_position(len(events), [(row.n, row.seq) for row in known])
@@ -256,7 +262,9 @@ def _by_position(length: int, rows: Sequence[Any]) -> list[int | None]:
     return seqs
 
 
-def _postgres_columns(events: Sequence[Event]) -> dict[str, list[Any]]:
+def _postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
+    bodies = Blobs()
+    places = [bodies.place(event.body) for event in events]
     enrolled = [(n, enrolment) for n, event in enumerate(events) for enrolment in event.enrolments]
     return {
         "n": list(range(len(events))),
@@ -273,7 +281,9 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, list[Any]]:
         "routes": ["{" + ",".join(enrolment.route for enrolment in e.enrolments) + "}" for e in events],
         "headers": [msgspec.json.encode(e.headers).decode() for e in events],
         "content_type": [e.content_type for e in events],
-        "body": [e.body for e in events],
+        "body_at": [at for at, _ in places],
+        "body_size": [size for _, size in places],
+        "bodies": bodies.joined(),
         "body_sha256": [e.body_sha256 for e in events],
         "traceparent": [e.traceparent for e in events],
         "delivery_n": [n for n, _ in enrolled],
@@ -282,11 +292,19 @@ def _postgres_columns(events: Sequence[Event]) -> dict[str, list[Any]]:
     }
 
 
-def _sqlite_rows(events: Sequence[Event]) -> str:
-    return verbatim_param(map(_sqlite_row, events))
+def _sqlite_rows(events: Sequence[Event]) -> dict[str, str | bytes]:
+    bodies = Blobs()
+    rows = verbatim_param(_sqlite_row(event, *bodies.place(event.body)) for event in events)
+    return {"events": rows, "bodies": bodies.joined()}
 
 
-def _sqlite_row(event: Event) -> dict[str, object]:
+def _sqlite_row(event: Event, body_at: int | None, body_size: int | None) -> dict[str, object]:
     row = msgspec.structs.asdict(event)
-    del row["enrolments"]
-    return {**row, "routes": [enrolment.route for enrolment in event.enrolments], "headers": dict(event.headers)}
+    del row["enrolments"], row["body"]
+    return {
+        **row,
+        "routes": [enrolment.route for enrolment in event.enrolments],
+        "headers": dict(event.headers),
+        "body_at": body_at,
+        "body_size": body_size,
+    }

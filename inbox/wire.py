@@ -57,6 +57,8 @@ class Wire(Connection):
     _refusal: RequestError | None = None
     """Why the parser was stopped, where it was not the parser itself that stopped."""
     _capacity: Capacity | None = None
+    _requests = 0
+    """How many the app has been told of."""
     _ending: Ending
 
     # --- the connection
@@ -135,6 +137,7 @@ class Wire(Connection):
             self._refusal = error  # the parser does not keep it
             raise
         self._in_head = False
+        self._requests += 1
         self.disarm()
         super().on_headers_complete()
         self.headers = []  # for trailers, which are dropped (RFC 9112 §7.1.2): who sends it was asked before they came
@@ -158,8 +161,11 @@ class Wire(Connection):
         """The request is whole."""
         if self._in_head:
             return
+        is_last = self._capacity is not None and self._requests >= self._capacity.per_connection
         if not self.cycle.response_started:
-            self.cycle.keep_alive = self._keep_alive and not self._leaving
+            self.cycle.keep_alive = self._keep_alive and not self._leaving and not is_last
+        # What stands behind the last is not looked at: its sender sees `Connection: close`, and sends it again over another.
+        self.deaf = self.deaf or is_last
         super().on_message_complete()
         cast("dict[str, Any]", self.cycle.scope)[WHOLE] = True
         self._unused = 0
@@ -192,6 +198,8 @@ class Wire(Connection):
     # --- what is refused
 
     def _check_head(self) -> None:
+        if self._capacity is not None and self._requests >= self._capacity.per_connection:
+            raise Unavailable("this connection has had its requests; send it again over another")
         if self._arrived > head.LONGEST_TARGET:  # else nothing in it can be too long
             head.check_size(self.url, self.headers)
         head.check(self.parser.get_http_version(), self.url, self.headers)

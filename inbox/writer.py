@@ -30,6 +30,9 @@ from inbox.store import STORES, IntakeStore, Rejected
 
 MAX_ROWS = 256
 MAX_BYTES = 4 * 1024 * 1024
+LARGE_BODY = 1024 * 1024
+"""Bytes. Postgres stores as many within the time of a few commits."""
+
 ANSWER_WITHIN_SECONDS = 2.5
 """Not stored by then: 503, so that the sender is never left waiting for a database that hangs."""
 
@@ -48,12 +51,15 @@ class GroupCommit:
     """The only writer of a receiver process. Make it inside the running event loop, and `close` it there.
 
     It keeps one connection; after an error that is not a row's own fault the connection is given up and a new one made.
+    So it is after a large body: libpq keeps a buffer as large as its largest statement, SQLite what was bound to a statement last.
     """
 
     def __init__(
         self, engine: AsyncEngine, clock: Clock, store: IntakeStore | None = None, meters: Meters = OFF
     ) -> None:
         self._engine = engine
+        self._largest = 0
+        """Bytes, of the bodies that went over the present connection."""
         self._clock = clock
         self._store: IntakeStore = store or STORES[engine.dialect.name]()
         self._connection: AsyncConnection | None = None
@@ -129,6 +135,9 @@ class GroupCommit:
             turn = self.refusals.turn(self._loop.time())
             if turn is not None and (self._closing or turn <= 0):
                 await self._keep_refusals()
+            del batch  # or its bodies would be kept until the next has come
+            if self._largest > LARGE_BODY:
+                await self._give_up_connection()
 
     async def _wait(self) -> None:
         """Until there is something to do now. A refusal that came too soon after the last ones waits for its turn."""
@@ -198,6 +207,7 @@ class GroupCommit:
 
     async def _append(self, events: Sequence[Event]) -> list[int | None]:
         began = time.perf_counter()
+        self._largest = max([self._largest, *(len(event.body) for event in events)])
         try:
             seqs = await self._store.append(await self._connected(), events)
         except DBAPIError as error:
@@ -252,11 +262,14 @@ class GroupCommit:
 
     async def _keep_refusals(self) -> None:
         rows = self.refusals.take(self._loop.time())
+        self._largest = max([self._largest, *(len(row.body or b"") for row in rows)])
         try:
             await self._store.reject(await self._connected(), rows)
         except _FAILURES:
             self.refusals.lost(len(rows))
             await self._give_up_connection()
+        finally:
+            self.refusals.written(rows)
 
     async def _connected(self) -> AsyncConnection:
         if self._connection is None:
@@ -270,7 +283,7 @@ class GroupCommit:
         return self._connection
 
     async def _give_up_connection(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._largest = self._connection, None, 0
         if connection is None:
             return
         try:

@@ -87,6 +87,30 @@ def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
     return written
 
 
+class Blobs:
+    """The bytes of many rows as one bound parameter, beside the rows: as hex in their JSON they took 48 times their memory.
+
+    A row has their place, in two columns. `Sql.blob` takes them from there.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def place(self, blob: bytes | None) -> tuple[int | None, int | None]:
+        """Put it there. Returns the place of its first byte, counted from 1, and how many it has; None for none."""
+        if blob is None:
+            return None, None
+        at = self._size + 1
+        self._parts.append(blob)
+        self._size += len(blob)
+        return at, len(blob)
+
+    def joined(self) -> bytes:
+        """All of them; a single one is not copied."""
+        return b"".join(self._parts)
+
+
 def _is_clean(written: str) -> bool:
     """Whether every text in this JSON is storable; the search is made only where it may find something."""
     return is_storable(written) and not ("\\u0000" in written and _NUL_IN_JSON.search(written))
@@ -206,6 +230,15 @@ class Sql:
         if self.is_postgres:
             return f"{rows} CROSS JOIN LATERAL (SELECT * {few}) AS {alias}"
         return f"{rows} CROSS JOIN {found} ON {alias}.rowid IN (SELECT {alias}.rowid {few})"
+
+    def blobs(self, parameter: str) -> str:
+        """A table of the one value that `Blobs.joined` gave, so that a statement binds it once however often it is used."""
+        value = f"CAST(:{parameter} AS bytea)" if self.is_postgres else f":{parameter}"
+        return f"(SELECT {value} AS {parameter}) AS {parameter}"
+
+    def blob(self, blobs: str, at: str, size: str) -> str:
+        """The bytes at the place that `Blobs.place` gave; one that is all there is is not copied."""
+        return f"CASE WHEN {size} = length({blobs}) THEN {blobs} ELSE substr({blobs}, {at}, {size}) END"
 
     def hex_bytes(self, expression: str) -> str:
         """The bytes that the hex text of `expression` names."""

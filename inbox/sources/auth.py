@@ -1,10 +1,9 @@
 """Proves that a request comes from its source: by a secret that it shows, by a signature, or by both.
 
-What is refused is refused after the same work, whether there is such a source or not: every secret of a source is tried,
-and then the body is hashed as often as for the source with the most secrets. So neither the answer nor the time it takes
-tells which names exist or which secret was close. What is verified with a public key (`secevent`, Ed25519) takes longer than
-that, and only the answer does not tell. What a shown secret is kept as is a SHA-256 digest: digests compare in
-constant time whatever the secrets' lengths are, and there is nothing to be shown by mistake.
+What is refused is refused after the same work, whether there is such a source or not: every proof that any source asks for
+is tried on it, with as many keys as the source of that kind that has the most. Only those of its own source count. So neither
+the answer nor the time it takes tells which names exist or which secret was close. A shown secret is kept as a SHA-256 digest:
+digests compare in constant time whatever the secrets' lengths are, and there is nothing to be shown by mistake.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from urllib.parse import unquote_to_bytes
 
 from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.event import RawRequest
-from inbox.sources.base import Preset, Proof, Revealed
+from inbox.sources.base import MADE_UP, Preset, Proof, Revealed
 from inbox.sources.sender import SentFrom
 from inbox.sources.signing import Signed
 
@@ -29,21 +28,29 @@ Way = Callable[[RawRequest], bytes]
 REFUSAL = "unknown source, or the request does not prove to come from it; check the URL and the secret"
 """One text for all: the answer must not tell which. Why it was refused stands in `rejected_request`."""
 
-_NOBODYS_KEY = bytes(hashlib.sha256().block_size)
-_NOBODYS_DIGEST = bytes(hashlib.sha256().digest_size)
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class Shown:
     """Proves that a request shows one of the secrets that are valid, in the way of `auth`."""
 
-    __slots__ = ("_open", "_secrets", "_shown", "work")
+    __slots__ = ("_open", "_secrets", "_shown", "kind")
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
         prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
         self._open = isinstance(auth, NoAuth)
         self._shown = _way_in(auth)
         self._secrets = tuple((secret, _digest(prefix + revealed)) for secret, revealed in secrets)
-        self.work = 0
+        self.kind = (type(auth), auth.name.lower() if isinstance(auth, HeaderAuth) else None)
+
+    @property
+    def keys(self) -> int:
+        """See Proof."""
+        return len(self._secrets)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+        self._secrets += tuple((MADE_UP, os.urandom(_DIGEST_SIZE)) for _ in range(keys - self.keys))
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""
@@ -60,16 +67,18 @@ class Shown:
 class Verifier:
     """All that a request to one source has to prove, with the secrets as they were when it was made."""
 
-    __slots__ = ("_proofs", "_work_of_all", "work")
+    __slots__ = ("_decoys", "proofs")
 
     def __init__(self, proofs: Iterable[Proof]) -> None:
-        self._proofs = tuple(proofs)
-        self.work = sum(proof.work for proof in self._proofs)
-        self._work_of_all = self.work
+        self.proofs = tuple(proofs)
+        self._decoys: tuple[Proof, ...] = ()
 
-    def even(self, work_of_all: int) -> None:
-        """From now on do no less than `work_of_all` before it refuses."""
-        self._work_of_all = max(work_of_all, self.work)
+    def even(self, kinds: Mapping[Hashable, Proof]) -> None:
+        """From now on try a proof of each of these kinds before it refuses, with as many keys as that one has."""
+        for proof in self.proofs:
+            proof.pad(kinds[proof.kind].keys)
+        own = {proof.kind for proof in self.proofs}
+        self._decoys = tuple(proof for kind, proof in kinds.items() if kind not in own)
 
     def verify(self, raw: RawRequest, now: datetime) -> None:
         """Return if everything is proven at `now`.
@@ -77,31 +86,38 @@ class Verifier:
         Raises:
             NotAuthenticated: it is not. Nothing else is raised, whatever the request holds.
         """
-        faults = [proof.fault(raw, now) for proof in self._proofs]
+        faults = [proof.fault(raw, now) for proof in self.proofs]
         why = next((fault for fault in faults if fault is not None), None)
         if why is not None:
-            for _ in range(self._work_of_all - self.work):
-                hmac.digest(_NOBODYS_KEY, raw.body, "sha256")
+            for decoy in self._decoys:
+                decoy.fault(raw, now)  # proven or not: it is another source's, and says nothing here
             raise NotAuthenticated(REFUSAL, why=why)
 
 
 class _Nobody:
-    """Stands in for the proofs of a source that does not exist."""
+    """The proof of a source that does not exist."""
 
-    work = 0
+    kind = None
+    keys = 0
 
-    def fault(self, raw: RawRequest, _now: datetime) -> str:
-        """Look for a bearer token that nobody has."""
-        shown = _header_bytes(_credentials(raw, "bearer"))
-        hmac.compare_digest(hashlib.sha256(shown).digest(), _NOBODYS_DIGEST)
+    def pad(self, keys: int) -> None:
+        """There is nothing that could be tried."""
+
+    def fault(self, _raw: RawRequest, _now: datetime) -> str:
+        """Always."""
         return "there is no such source"
 
 
-def stranger(work_of_all: int = 0) -> Verifier:
-    """The verifier of all sources that do not exist: always refuses, after as much work as theirs that do."""
-    made = Verifier([_Nobody()])
-    made.even(work_of_all)
-    return made
+def even_out(verifiers: Iterable[Verifier]) -> Verifier:
+    """Make all of these do the same work before they refuse. Returns the verifier of all sources that do not exist."""
+    verifiers = tuple(verifiers)
+    nobodys = Verifier([_Nobody()])
+    kinds: dict[Hashable, Proof] = {}
+    for proof in sorted((proof for each in (nobodys, *verifiers) for proof in each.proofs), key=lambda each: each.keys):
+        kinds[proof.kind] = proof
+    for verifier in (nobodys, *verifiers):
+        verifier.even(kinds)
+    return nobodys
 
 
 def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:

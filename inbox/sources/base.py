@@ -8,7 +8,7 @@ them with what `inbox/sources/payload.py` has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -29,12 +29,25 @@ Revealed = Sequence[tuple[Secret, str]]
 """Secrets, each with its text."""
 
 
+MADE_UP = Secret("")
+"""Of keys that nobody knows, and that only make a refusal take as long as another source's."""
+
+
 class Proof(Protocol):
     """One thing that a request has to prove. Nothing it does may raise, whatever the request holds."""
 
     @property
-    def work(self) -> int:
-        """How many times it hashes the body."""
+    def kind(self) -> Hashable:
+        """Equal for proofs that do the same work for any request, but for the number of their keys."""
+        ...
+
+    @property
+    def keys(self) -> int:
+        """How many keys it tries on each request, made-up ones among them."""
+        ...
+
+    def pad(self, keys: int) -> None:
+        """From now on try so many keys at least: made-up ones, which prove nothing, besides its own."""
         ...
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:

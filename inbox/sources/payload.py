@@ -8,10 +8,11 @@ nothing is lost.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -31,6 +32,9 @@ SAME_WITHIN_NS = 300 * 1_000_000_000
 
 FORM = "application/x-www-form-urlencoded"
 _FIELDS_AT_MOST = 100
+LARGEST_FORM_PAYLOAD = 16 * 1024 * 1024
+"""Bytes: it lies in memory beside the form. As quoted JSON takes twice its size, and no form may have over 25 MiB, it is enough."""
+_STEP = 16 * 1024
 
 _ACTIONS: Mapping[str, Action] = {
     "add": "create",
@@ -80,6 +84,9 @@ def json_object(body: bytes) -> dict[str, object]:
 MOST_EVENTS = 1000
 """In one request: they are stored in one transaction."""
 
+LARGEST_PARTS = 16 * 1024 * 1024
+"""Bytes that the events of one body may take together, each with a copy of what stands around them."""
+
 
 def elements(body: bytes) -> list[bytes]:
     """The elements of a list of JSON, each in its own bytes. Call it with what has been parsed already."""
@@ -87,15 +94,26 @@ def elements(body: bytes) -> list[bytes]:
 
 
 def alone(body: bytes, *path: str) -> list[bytes]:
-    """For each element of the list at `path` what the body would have been with that one alone; all else keeps its bytes."""
+    """For each element of the list at `path` what the body would have been with that one alone; all else keeps its bytes.
+
+    Raises:
+        InvalidEvent: together they take more than `LARGEST_PARTS`.
+    """
     if not path:
         return [b"[%b]" % element for element in elements(body)]
     members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     written = {name: b"%b:%b" % (msgspec.json.encode(name), bytes(value)) for name, value in members.items()}
-    made = []
+    made, size = [], 0
     for inner in alone(bytes(members[path[0]]), *path[1:]):
         written[path[0]] = b"%b:%b" % (msgspec.json.encode(path[0]), inner)
         made.append(b"{%b}" % b",".join(written.values()))
+        size += len(made[-1])
+        if size > LARGEST_PARTS:
+            raise InvalidEvent(
+                f"what stands around the events is stored with each: together they have more than {LARGEST_PARTS} bytes;"
+                " send fewer of them at once",
+                field=path[-1],
+            )
     return made
 
 
@@ -104,24 +122,49 @@ def form_payload(body: bytes) -> bytes:
 
     Raises:
         Unreadable: no form.
-        InvalidEvent: the field is missing, or there several times.
+        InvalidEvent: the field is missing, there several times, or larger than `LARGEST_FORM_PAYLOAD`.
     """
-    values = [value for name, value in form_fields(body) if name == "payload"]
+    values = [value for name, value in _form(body, _FIELDS_AT_MOST) if name == b"payload"]
     if len(values) != 1:
         raise InvalidEvent(f"payload is {'missing' if not values else 'there several times'}", field="payload")
-    return values[0].encode()
+    if len(values[0]) > LARGEST_FORM_PAYLOAD:
+        raise InvalidEvent(
+            f"payload has more than {LARGEST_FORM_PAYLOAD} bytes; send JSON, not a form", field="payload"
+        )
+    return values[0]
 
 
-def form_fields(body: bytes) -> list[tuple[str, str]]:
+def form_fields(body: bytes, most: int = _FIELDS_AT_MOST) -> list[tuple[str, str]]:
     """The names and values of a form, in its order.
 
     Raises:
         Unreadable: not UTF-8, or too many fields.
     """
     try:
-        return parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_AT_MOST)
-    except ValueError:
+        return [(name.decode(), value.decode()) for name, value in _form(body, most)]
+    except UnicodeDecodeError:
         raise Unreadable("the form can't be read", field="body") from None
+
+
+def _form(body: bytes, most: int) -> Iterator[tuple[bytes, bytes]]:
+    if body.count(b"&") >= most:
+        raise Unreadable("the form can't be read", field="body")
+    pairs = (field.partition(b"=") for field in body.split(b"&") if field)
+    return ((_unquoted(name), _unquoted(value)) for name, _, value in pairs)
+
+
+def _unquoted(text: bytes) -> bytes:
+    """What a name or value stands for, in steps: the standard library makes an object of each `%XX` (28 times its size)."""
+    if b"%" not in text and b"+" not in text:
+        return text
+    unquoted, at = io.BytesIO(), 0
+    while at < len(text):
+        end = at + _STEP
+        split = text.rfind(b"%", end - 2, end)  # a `%XX` that would be cut
+        end = end if split < 0 else split
+        unquoted.write(unquote_to_bytes(text[at:end].replace(b"+", b" ")))
+        at = end
+    return unquoted.getvalue()
 
 
 def text_field(payload: Mapping[str, object], field: str, longest: int | None) -> str:

@@ -67,7 +67,8 @@ class _Key(msgspec.Struct, frozen=True):
 class Token:
     """Proves that the body is a token of this issuer, for this audience, signed with one of its keys."""
 
-    work = 0
+    keys = 0
+    """None is padded: the keys are public, so this proof itself is tried where another source refuses."""
 
     def __init__(self, source: Source, secrets: Revealed) -> None:
         """Read the keys.
@@ -80,6 +81,10 @@ class Token:
         self._issuer, self._audience = source.issuer, source.audience
         self._leeway = LEEWAY_SECONDS if source.tolerance is None else source.tolerance
         self._keys = [_Key(secret, public) for secret, text in secrets for public in public_keys(text)]
+        self.kind = (Token, source.name)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""

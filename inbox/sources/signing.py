@@ -4,8 +4,9 @@ A `Signature` (`inbox/config_source.py`) says as data what providers do differen
 what is signed, with which hash, and how keys and signatures are written. All of them are over the bytes as they came: HMAC
 (RFC 2104) with a shared secret, or Ed25519 with a key of which only the public part is here.
 
-Whatever a request holds, the work is the same: one HMAC for each secret. A header that can't be read only makes it count
-for nothing. At most five signatures are looked at: a header with thousands is no reason to work for long.
+Whatever a request holds, the work is the same: one HMAC for each secret, and for each made-up one beside them. A header that
+can't be read only makes it count for nothing. At most five signatures are looked at: a header with thousands is no reason to
+work for long.
 """
 
 from __future__ import annotations
@@ -13,22 +14,24 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from inbox import timestamps
 from inbox.config_source import Algorithm, Signature
 from inbox.config_values import Duration, Secret
-from inbox.errors import ConfigError
+from inbox.errors import ConfigError, Unreadable
 from inbox.event import RawRequest
 from inbox.sources import ed25519
-from inbox.sources.payload import FORM
+from inbox.sources.base import MADE_UP
+from inbox.sources.payload import FORM, form_fields
 
 MOST_SIGNATURES = 5
+_MADE_UP_BYTES = 32
 
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 _PLACES = ("body", "id", "method", "sorted_params", "timestamp", "url")
@@ -66,7 +69,7 @@ class _Key(msgspec.Struct, frozen=True):
 class Signed:
     """Proves that a request was signed with one of a source's secrets."""
 
-    __slots__ = ("_algorithms", "_keys", "_signatures", "_templates", "_tolerance", "_url", "work")
+    __slots__ = ("_algorithms", "_keys", "_signatures", "_templates", "_tolerance", "_url", "kind")
 
     def __init__(
         self,
@@ -89,7 +92,20 @@ class Signed:
         self._algorithms = {key.algorithm for key in self._keys}
         self._url = url
         self._tolerance = timedelta(seconds=signatures[0].tolerance if tolerance is None else tolerance)
-        self.work = len(self._keys)
+        public = (each for (_, each), key in zip(secrets, self._keys, strict=True) if key.algorithm == "ed25519")
+        self.kind = (self._signatures, url, tuple(public))
+
+    @property
+    def keys(self) -> int:
+        """See Proof. Public keys are no secret: they are part of the kind, and tried where another source refuses."""
+        return sum(key.algorithm != "ed25519" for key in self._keys)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+        algorithm = self._signatures[0].algorithm
+        self._keys += tuple(
+            _Key(MADE_UP, algorithm, _matcher(algorithm, os.urandom(_MADE_UP_BYTES))) for _ in range(keys - self.keys)
+        )
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """Why the request is not proven to be signed by one of the secrets that are valid at `now`; None when it is."""
@@ -197,15 +213,18 @@ def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _Key
     signature = next(
         (each for each in signatures if each.key_prefix and revealed.startswith(each.key_prefix)), signatures[0]
     )
-    key = key_of(signature, revealed)
-    if signature.algorithm == "ed25519":
-        return _Key(secret, signature.algorithm, ed25519.matcher(key))
+    return _Key(secret, signature.algorithm, _matcher(signature.algorithm, key_of(signature, revealed)))
+
+
+def _matcher(algorithm: Algorithm, key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
+    if algorithm == "ed25519":
+        return ed25519.matcher(key)
 
     def matches(content: bytes, given: Sequence[bytes]) -> bool:
-        expected = hmac.digest(key, content, signature.algorithm)
+        expected = hmac.digest(key, content, algorithm)
         return bool(sum(hmac.compare_digest(expected, each) for each in given))
 
-    return _Key(secret, signature.algorithm, matches)
+    return matches
 
 
 def _compiled(content: str) -> Callable[[Message], bytes]:
@@ -307,7 +326,10 @@ def sorted_params(content_type: str, body: bytes) -> bytes:
     """
     if content_type != FORM:
         return b""
-    fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_AT_MOST)
+    try:
+        fields = form_fields(body, _FIELDS_AT_MOST)
+    except Unreadable as error:
+        raise ValueError(error.detail) from None
     return "".join(f"{name}{value}" for name, value in sorted(fields)).encode()
 
 

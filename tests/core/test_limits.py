@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.errors import Unavailable
-from inbox.limits import LEAST_BURST, SMALL_BODY, Bucket, Capacity, Place, Room
+from inbox.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, Capacity, Place, Room
 
 
 def taken(bucket: Bucket, now: float) -> int:
@@ -60,7 +60,7 @@ def test_who_waits_as_long_as_it_is_told_gets_through(rate: float, asked: list[f
 
 
 def test_as_many_may_be_open_as_there_may_be_and_no_more() -> None:
-    capacity = Capacity(connections=2, requests=1)
+    capacity = Capacity(connections=2, requests=1, per_connection=1)
     capacity.check_connections(1)
     capacity.check_requests(0)
     for check, others in ((capacity.check_connections, 2), (capacity.check_requests, 1)):
@@ -69,7 +69,7 @@ def test_as_many_may_be_open_as_there_may_be_and_no_more() -> None:
 
 
 def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:
-    room = Room(100)
+    room = Room(100 * MEMORY_FOR_BODY)
     small, one, other = ([Place(room) for _ in range(number)] for number in (1000, 1, 1))
     for place in small:
         place.grow(SMALL_BODY)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import tracemalloc
 from random import Random
 
 import pytest
@@ -9,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inbox import strict_json
-from inbox.errors import Unreadable
+from inbox.errors import InvalidEvent, Unreadable
+from inbox.sources import PRESETS
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -117,3 +121,118 @@ def test_numbers_at_the_edge_are_read() -> None:
 def test_the_error_says_where_the_mistake_is() -> None:
     with pytest.raises(Unreadable, match="line 2 column 3"):
         strict_json.parse(b'{"a": 1,\n  b}')
+
+
+# --- how much is in it
+
+MOST = strict_json.MOST_MARKS
+MANY = {
+    "numbers": (lambda n: b"[" + b",".join([b"1"] * n) + b"]", MOST),
+    "lists": (lambda n: b"[" + b",".join([b"[]"] * n) + b"]", MOST // 2),
+    "deep lists": (lambda n: b"[" + b",".join([b"[" * 60 + b"]" * 60] * n) + b"]", MOST // 61),
+    "objects": (lambda n: b"[" + b",".join([b'{"a":1}'] * n) + b"]", MOST // 3),
+    "members": (lambda n: b"{" + b",".join(b'"%d":1' % each for each in range(n)) + b"}", MOST // 2),
+    "strings": (lambda n: b"[" + b",".join([b'"]\\"\\\\"'] * n) + b"]", MOST),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_as_many_values_are_read_as_there_may_be_and_no_more(kind: str) -> None:
+    make, most = MANY[kind]
+    assert strict_json.parse(make(most)) is not None
+    with pytest.raises(InvalidEvent, match="send fewer values at once"):
+        strict_json.parse(make(most + 1))
+    with pytest.raises(InvalidEvent, match="send fewer values at once"):
+        strict_json.parse(make(most * 20)[:-1])
+
+
+@given(JSON_VALUES, st.integers(0, 30))
+def test_what_counts_is_every_bracket_comma_and_colon_outside_of_strings(value: object, most: int) -> None:
+    def marks(part: object) -> int:
+        match part:
+            case dict():
+                return 1 + max(2 * len(part) - 1, 0) + sum(map(marks, part.values()))
+            case list():
+                return 1 + max(len(part) - 1, 0) + sum(map(marks, part))
+            case _:
+                return 0
+
+    body = json.dumps(value, ensure_ascii=False).encode() + b" " * 31  # longer than what is counted at all
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(strict_json, "MOST_MARKS", most)
+        if marks(value) <= most:
+            assert strict_json.parse(body) == value
+        else:
+            with pytest.raises(InvalidEvent, match="send fewer values at once"):
+                strict_json.parse(body)
+
+
+def test_what_a_string_holds_does_not_count() -> None:
+    for text in ("[{,:" * MOST, '"' * MOST, "\\" * MOST, '\\"' * MOST + ",", '{"a": [1, 2]}' * MOST):
+        assert strict_json.parse(json.dumps(text).encode()) == text
+
+
+@pytest.mark.parametrize(
+    "unit", [b'"', b'""', b"\\", b'\\"', b'"\\', b"[", b"{", b"[]", b",", b"\x80", b"\\u", b'"\\ud800']
+)
+def test_a_large_body_that_is_no_json_is_refused_without_taking_many_times_its_size(unit: bytes) -> None:
+    body = b"[" * 65 + unit * (8 * 1024 * 1024 // len(unit))
+    tracemalloc.start()
+    try:
+        with pytest.raises((Unreadable, InvalidEvent)):
+            strict_json.parse(body)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body) + 100 * MOST
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [
+        ("x", 1),
+        ("é", 2),
+        ("€", 2),
+        ("\\u20ac", 2),
+        ("\N{GRINNING FACE}", 4),
+        ("\\ud83d\\ude00", 4),
+        ("\\uD83D\\uDE00", 4),
+    ],
+)
+def test_a_text_may_take_as_much_memory_as_there_may_be_at_the_width_of_its_widest_character(
+    text: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strict_json, "LARGEST_TEXT", 4000)
+    left = 4000 // width - len(text) - 2
+    assert strict_json.parse(f'"{"x" * left}{text}"'.encode()) is not None
+    with pytest.raises(InvalidEvent, match="too many characters"):
+        strict_json.parse(f'"{"x" * (left + 1)}{text}"'.encode())
+
+
+def test_the_largest_body_of_any_preset_may_be_one_text_of_ascii() -> None:
+    largest = max(preset.max_body for preset in PRESETS.values())
+    assert largest < strict_json.LARGEST_TEXT
+    strict_json.parse(b'"%b"' % (b"x" * (largest - 2)))
+
+
+@given(
+    st.lists(
+        st.sampled_from(["\\ud83d", "\\uDE00", "\\ud800", "\\udfff", "\\ue000", "\\\\", "\\n", "x", "€", "\\u0041"])
+    )
+)
+def test_half_of_a_pair_is_found_wherever_it_stands(pieces: list[str]) -> None:
+    body = f'"{"".join(pieces)}"'.encode()
+    text: str = json.loads(body)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        with pytest.raises(Unreadable, match="half of a surrogate pair"):
+            strict_json.parse(body)
+    else:
+        assert strict_json.parse(body) == text
+
+
+def test_keys_are_hashed_with_a_secret_of_the_process() -> None:
+    """Or a sender could choose thousands that collide: reading them would take the square of their number."""
+    program = "import inbox.strict_json as s; print(hash(next(iter(s.parse(b'{\"key\": 1}')))))"
+    printed = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)
+    }
+    assert len(printed) == 2

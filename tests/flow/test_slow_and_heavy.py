@@ -171,7 +171,7 @@ def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_do
     large = webhook(payload=body(more="x" * 200_000))
     endless = b"Transfer-Encoding: chunked"
     with (
-        served(sqlite_database_url, limited(sqlite_database_url, body_bytes=200_000)) as port,
+        served(sqlite_database_url, limited(sqlite_database_url, memory=800_000)) as port,
         connected(port) as first,
     ):
         assert [a.status for a in answers(ask(port, large))] == [200]

@@ -1,0 +1,118 @@
+"""A connection ends behind a number of requests: each is answered, or was not looked at and can be sent again."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from tests.helpers.processes import site
+from tests.helpers.reading import count, rows
+from tests.helpers.webhooks import body, config_text, moment
+from tests.helpers.wire import CLOSE, Answer, answers, ask, webhook
+
+MOST = 3
+LINE_OF_1_0 = b"POST /webhooks/trivore HTTP/1.0"
+
+
+def sent(number: int, *more: bytes) -> bytes:
+    """A webhook of its own, on a connection that its sender would keep."""
+    return webhook(*more, payload=body(f"u{number}", moment(number)), without=(CLOSE,))
+
+
+@pytest.fixture
+def port(tmp_path: Path, database_url: str) -> Iterator[int]:
+    """A receiver under gunicorn that ends connections soon."""
+    text = f"[receiver]\nrequests_per_connection = {MOST}\n" + config_text(database_url)
+    with site(tmp_path, text) as place:
+        yield place.receiver(workers=1)[1]
+
+
+def all_of(connection: socket.socket) -> list[Answer]:
+    """What comes until the receiver closes; a reset raises."""
+    received = b""
+    while more := connection.recv(65536):
+        received += more
+    return answers(received)
+
+
+def closes(found: list[Answer]) -> list[bool]:
+    return [answer.headers.get("connection") == "close" for answer in found]
+
+
+def test_the_last_answer_says_close_and_the_next_request_goes_over_another_connection(
+    port: int, engine: Engine
+) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for number in range(MOST):
+            connection.sendall(sent(number))
+            received = b""
+            while b'"seq"' not in received:
+                received += connection.recv(65536)
+            (answer,) = answers(received)
+            assert answer.status == 200
+            assert closes([answer]) == [number == MOST - 1]
+        # A request that was on its way meanwhile makes the system throw no answer away, as it does behind a closed socket.
+        connection.sendall(sent(8))
+        assert [answer.status for answer in answers(ask(port, webhook(payload=body("u9", moment(9)))))] == [200]
+        connection.sendall(sent(8))
+        assert connection.recv(65536) == b""
+    assert count(engine, "inbox") == MOST + 1
+
+
+def test_of_requests_that_are_sent_ahead_some_are_answered_and_the_others_are_not_taken_in(
+    port: int, engine: Engine
+) -> None:
+    left = list(range(11))
+    chance = random.Random(1)
+    while left:
+        stream = b"".join(sent(number) for number in left) + b"and more" * 10_000
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while stream:  # in pieces that end anywhere
+                cut = chance.choice((1, 7, 300, 5_000, 100_000))
+                connection.sendall(stream[:cut])
+                stream = stream[cut:]
+            found = all_of(connection)
+        answered = [answer for answer in found if answer.status == 200]
+        assert len(answered) == min(MOST, len(left))
+        if len(left) >= MOST:
+            assert closes(found) == [False] * (MOST - 1) + [True]
+        left = left[len(answered) :]
+        seen = {int(row["entity_id"][1:]) for row in rows(engine, "SELECT entity_id FROM inbox")}
+        assert seen == set(range(11)) - set(left), "what is not answered is not stored"
+    assert count(engine, "inbox") == 11
+
+
+def test_the_last_request_may_have_a_body_in_chunks_that_comes_slowly(port: int) -> None:
+    payload = body("u2", moment(2))
+    chunked = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", sent(2)).removesuffix(payload)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(sent(0) + sent(1) + chunked)
+        for byte in payload:
+            connection.sendall(b"1\r\n%c\r\n" % byte)
+        connection.sendall(b"0\r\n\r\n")
+        found = all_of(connection)
+    assert [answer.status for answer in found] == [200] * MOST
+    assert closes(found) == [False, False, True]
+
+
+def test_a_connection_of_http_1_0_ends_behind_its_one_request(port: int) -> None:
+    for more in ((), (b"Connection: keep-alive",)):
+        found = answers(ask(port, webhook(*more, line=LINE_OF_1_0, without=(CLOSE,))))
+        assert [answer.status for answer in found] == [200]
+
+
+def test_an_offer_to_upgrade_counts_once_and_refused_requests_count(port: int) -> None:
+    upgrade = (b"Connection: Upgrade", b"Upgrade: h2c")
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(sent(0, *upgrade) + sent(1).replace(b"X-Webhook-Token: ", b"X-Webhook-Token: not") + sent(2))
+        connection.sendall(sent(3) * 20)
+        found = all_of(connection)
+    assert [answer.status for answer in found] == [200, 401, 200]
+    assert closes(found) == [False, False, True]

@@ -1,0 +1,166 @@
+"""The largest body that a source may send takes four times its size at most, and keeps no other request waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import pytest
+from sqlalchemy import Engine
+
+from benchmarks.large_bodies import BODIES, SECRET, memory_of, send_large
+from inbox import config_file
+from inbox.sources import PRESETS
+from inbox.sources.payload import LARGEST_FORM_PAYLOAD
+from inbox.strict_json import LARGEST_TEXT, MOST_MARKS
+from tests.helpers.processes import site
+from tests.helpers.reading import rows
+from tests.helpers.receiver import receiving
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import body as small_body
+from tests.helpers.webhooks import config_text, moment
+from tests.helpers.wire import answers, ask, webhook
+
+LARGEST = PRESETS["github"].max_body
+GITHUB = f'\n[sources.github]\npreset = "github"\nsecrets = ["{SECRET}"]\n'
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
+HEADERS = {"X-GitHub-Event": "push", "Content-Type": JSON}
+
+
+def everything(size: int) -> bytes:
+    """As many members as there may be, and for the rest one text."""
+    members = b"".join(b',"%07d":%d' % (n, n + 1000) for n in range(MOST_MARKS // 2 - 10))
+    return b'{"id":1%b,"x":"%b"}' % (members, b"x" * (size - len(members) - 15))
+
+
+@contextlib.contextmanager
+def held(port: int, sent: bytes) -> Iterator[None]:
+    """A connection over which this was sent, and that stays open."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(sent)
+        yield
+
+
+def wide(size: int) -> bytes:
+    """As many members as there may be, and for the rest a text with a character that makes all of them take two bytes."""
+    return everything(min(size, LARGEST_TEXT // 2)).replace(b'xxx"', "\N{EURO SIGN}".encode() + b'"')
+
+
+def plain_form(size: int) -> bytes:
+    """A form with as large a payload as there may be, of which nothing is quoted."""
+    return b"a=%b&payload=%b" % (b"x" * (size - LARGEST_FORM_PAYLOAD - 11), everything(LARGEST_FORM_PAYLOAD))
+
+
+def form(size: int) -> bytes:
+    """A form of GitHub's."""
+    text = quote_plus('{"id": 1, "x": "%s"}' % ("'" * (size // 12)))
+    return f"payload={text}".encode()
+
+
+KINDS = {
+    "one string": (BODIES["one string"], 200),
+    "one string of escapes": (BODIES["one string of escapes"], 200),
+    "a push of 2,048 commits": (BODIES["a push of 2,048 commits"], 200),
+    "as many members as there may be": (everything, 200),
+    "as many members as there may be, and a euro sign": (wide, 200),
+    "a form": (form, 200),
+    "a form that is not quoted": (plain_form, 200),
+    "an emoji": (BODIES["one string with an emoji"], 422),
+    "lists 60 deep": (BODIES["lists 60 deep"], 422),
+    "short lists": (BODIES["short lists"], 422),
+    "short strings": (BODIES["short strings"], 422),
+}
+
+
+def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    with site(tmp_path, config_text(database_url) + GITHUB) as place:
+        program, port = place.receiver(workers=1)
+        (worker,) = program.children()
+        assert send_large(port, b'{"id":1}') == "200"
+        before = memory_of(worker)["VmRSS"]
+        grown = {}
+        for kind, (make, status) in KINDS.items():
+            body = make(LARGEST)
+            assert len(body) <= LARGEST
+            Path(f"/proc/{worker}/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+            refused = len(rows(engine, "SELECT id FROM rejected_request"))
+            assert send_large(port, body, FORM if kind.startswith("a form") else JSON) == str(status), kind
+            if status != 200:  # it is stored a moment later
+                until(lambda: len(rows(engine, "SELECT id FROM rejected_request")) > refused, kind)  # noqa: B023
+            grown[kind] = (memory_of(worker)["VmHWM"] - before) / LARGEST
+        assert max(grown.values()) <= 4, grown
+        stored = rows(engine, "SELECT length(body) AS size FROM inbox ORDER BY seq")
+        assert [row["size"] for row in stored[1:]] == [
+            len(make(LARGEST)) for make, status in KINDS.values() if status == 200
+        ]
+        assert program.children() == [worker]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_event_loop_goes_on_while_a_large_body_is_handled(kind: str, sqlite_database_url: str) -> None:
+    await turns(kind, sqlite_database_url)
+
+
+@pytest.mark.parametrize("kind", ["one string", "as many members as there may be"])
+async def test_so_it_does_while_one_is_sent_to_postgres(kind: str, postgres_database_url: str) -> None:
+    await turns(kind, postgres_database_url)
+
+
+async def turns(kind: str, database_url: str) -> None:
+    """Compare the longest that the process computes between two turns of the loop with what it takes to parse one string.
+
+    That is time of the processor in this process: what else the machine does is not in it.
+    """
+    make, status = KINDS[kind]
+    body = make(LARGEST)
+    digest = hmac.digest(SECRET.encode(), body, "sha256").hex()
+    sent = {**HEADERS, "X-Hub-Signature-256": f"sha256={digest}", "X-GitHub-Delivery": str(uuid.uuid4())}
+    if kind.startswith("a form"):
+        sent["Content-Type"] = FORM
+    began = time.process_time()
+    json.loads(BODIES["one string"](LARGEST))
+    to_parse = time.process_time() - began
+    gaps: list[float] = []
+
+    async def turn() -> None:
+        last = time.process_time()
+        while True:
+            await asyncio.sleep(0)
+            now = time.process_time()
+            gaps.append(now - last)
+            last = now
+
+    async with receiving(config_file.parse(config_text(database_url) + GITHUB)) as receiver:
+        turning = asyncio.create_task(turn())
+        answer = await receiver.request("POST", "/webhooks/github", body=body, headers=sent)
+        turning.cancel()
+    assert answer.status_code == status
+    assert max(gaps) < 3 * to_parse
+
+
+def test_one_huge_body_leaves_room_for_every_small_one_and_another_huge_one_is_told_to_come_again(
+    database_url: str, tmp_path: Path
+) -> None:
+    text = f"[receiver]\nmemory = {4 * LARGEST}\n" + config_text(database_url) + GITHUB
+    head = b"POST /webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    huge = head + b"Content-Length: %d\r\n\r\n" % LARGEST + b"x" * (LARGEST - 1)
+    with site(tmp_path, text) as place:
+        _, port = place.receiver(workers=1)
+        with held(port, huge):
+            until(lambda: [each.status for each in answers(ask(port, huge + b"x"))] == [503], "the first is there")
+            (refused,) = answers(ask(port, huge + b"x"))
+            assert int(refused.headers["retry-after"]) > 0
+            for n in range(20):
+                sent = webhook(payload=small_body(f"u{n}", moment(n), more="x" * 60_000))
+                assert [answer.status for answer in answers(ask(port, sent))] == [200]
+        until(lambda: [each.status for each in answers(ask(port, huge + b"x"))] == [401], "there is room again")

@@ -1,0 +1,152 @@
+"""A refusal costs the same whatever the source, so that its time does not tell which sources there are.
+
+Counted is what takes the time: every function that is called, and every digest with its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from inbox import config_file
+from inbox.app import inlets_of
+from inbox.errors import NotAuthenticated
+from inbox.sources import PRESETS
+from inbox.sources.auth import REFUSAL, Verifier, even_out
+from tests.sources.presenting import ALL_VECTORS, NOW, SIGNING, a_request, a_secret
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+LARGE = b'{"padding": "%b"}' % (b"x" * 250_000)
+
+CUSTOM = """
+[sources.custom]
+preset = "custom"
+secrets = ["x", "y"]
+public_url = "https://hooks.example.com/webhooks/custom"
+[sources.custom.event]
+type = "body.type"
+[sources.custom.signature]
+header = "X-Acme-Signature"
+timestamp_header = "X-Acme-Time"
+content = "{timestamp}.{url}.{sorted_params}.{body}"
+algorithm = "sha512"
+[sources.public]
+preset = "standard-webhooks"
+secrets = ["whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]
+[sources.listed]
+preset = "trivore"
+auth = { kind = "bearer", secrets = ["a"] }
+allow_from = ["192.0.2.0/24", "2001:db8::/32"]
+"""
+
+
+def all_presets() -> str:
+    """A source for each preset, with one to three secrets, and one for each way to show a secret."""
+    lines = [CUSTOM]
+    for number, (name, preset) in enumerate(sorted(PRESETS.items())):
+        secrets = json.dumps([a_secret(preset, n) for n in range(number % 3 + 1)])
+        if name in SIGNING:
+            lines.append(f'[sources.{name}]\npreset = "{name}"\nsecrets = {secrets}')
+        elif name == "secevent":
+            lines.append(
+                f'[sources.{name}]\npreset = "{name}"\nsecrets = [{json.dumps(PEM)}]\nissuer = "i"\naudience = "a"'
+            )
+        elif name != "custom":
+            pattern = "pattern = '(?P<id>x)'\nentity_type = 'X'\n" if name == "slack-message" else ""
+            lines.append(
+                f'[sources.{name}]\npreset = "{name}"\n{pattern}'
+                f'auth = {{ kind = "header", name = "X-{name}", secrets = {secrets} }}'
+            )
+    for kind, more in (("bearer", ""), ("url_token", ""), ("basic", 'user = "u", ')):
+        auth = f'auth = {{ kind = "{kind}", {more}secrets = ["a", "b"] }}'
+        lines += [f'[sources.{kind}]\npreset = "trivore"\n{auth}']
+        lines += [f'[sources.github-and-{kind}]\npreset = "github"\nsecrets = ["a", "b", "c", "d"]\n{auth}']
+    return "\n".join(lines)
+
+
+def verifiers() -> dict[str, Verifier]:
+    """Those of all sources, and of none."""
+    made = {name: inlet.verifier for name, inlet in inlets_of(config_file.parse(all_presets())).items()}
+    return {**made, "nobody": even_out(made.values())}
+
+
+@contextmanager
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[object]]:
+    """Every call of a function, and every digest with the bytes that it is of."""
+    counted: Counter[object] = Counter()
+
+    def on_call(frame: FrameType, event: str, argument: Any) -> None:  # noqa: ANN401  # as the interpreter has it
+        if event == "c_call":
+            counted[argument.__qualname__] += 1
+        elif event == "call":
+            counted[frame.f_code.co_qualname] += 1
+
+    def noting(function: Callable[..., Any], content: int) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:  # noqa: ANN401  # whatever the function takes
+            counted["digest", len(arguments[content]), arguments[2:]] += 1
+            return function(*arguments)
+
+        return noted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hmac, "digest", noting(hmac.digest, 1))
+        patched.setattr(hashlib, "sha256", noting(hashlib.sha256, 0))
+        sys.setprofile(on_call)
+        try:
+            yield counted
+        finally:
+            sys.setprofile(None)
+
+
+REQUESTS: dict[str, tuple[bytes, dict[str, str]]] = {
+    "nothing": (b"", {}),
+    "a large body": (LARGE, {"content-type": "application/json"}),
+    "a form": (b"a=1&b=2", {"content-type": "application/x-www-form-urlencoded", "x-acme-signature": "00" * 64}),
+    "a bearer token": (b"{}", {"authorization": "Bearer x"}),
+    "a password": (b"{}", {"authorization": "Basic dTp4"}),
+    "a token of another key": (
+        jwt.encode({"iss": "i"}, ec.generate_private_key(ec.SECP256R1()), algorithm="ES256").encode(),
+        {"content-type": "application/secevent+jwt"},
+    ),
+    "a token of the right key for somebody else": (jwt.encode({"iss": "j"}, KEY, algorithm="ES256").encode(), {}),
+    **{f"a request of {name} {n}": (LARGE, dict(each.lower)) for n, (name, each) in enumerate(ALL_VECTORS)},
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_every_refusal_is_the_same_work_for_each_preset_and_for_no_source(
+    request_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, headers = REQUESTS[request_]
+    found: dict[str, Counter[object]] = {}
+    for name, verifier in verifiers().items():
+        raw = a_request("anybody", body, headers, NOW)
+        for _ in range(2):  # the second time everything that is made once has been made
+            with counting(monkeypatch) as counted, pytest.raises(NotAuthenticated, match=REFUSAL[:20]):
+                verifier.verify(raw, NOW)
+        counted.pop("raises", None)
+        found[name] = counted
+    expected = found.pop("nobody")
+    assert any(isinstance(each, tuple) and each[1] >= len(body) for each in expected)
+    for name, counted in found.items():
+        assert counted == expected, f"{name}: more {counted - expected}, less {expected - counted}"
+
+
+def test_a_request_that_is_let_in_costs_no_other_sources_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = verifiers()["bearer"]
+    with counting(monkeypatch) as counted:
+        verifier.verify(a_request("bearer", LARGE, {"authorization": "Bearer b"}), NOW)
+    assert [each for each in counted if isinstance(each, tuple)] == [("digest", 1, ())]

@@ -1,0 +1,76 @@
+"""Forms, and bodies with several events: read as the standard library reads them, without taking many times their size."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import parse_qsl, quote_plus
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from inbox.errors import InvalidEvent, Unreadable
+from inbox.sources import payload
+from inbox.sources.payload import form_fields, form_payload
+from tests.sources.presenting import a_request, read
+
+MIB = 1024 * 1024
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Python takes no more bytes than this at any time within the block."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= size
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.lists(st.sampled_from(["a", "=", "&", "%", "%2", "%e2%82%ac", "%C3", "+", "%2B", "€", "%zz", "x" * 8])))
+@example(["a=", "%22" * 6000, "&b=x", "%22" * 11_000])
+@example(["x" * (16 * 1024 - 1), "%41", "=", "%", "4"])
+def test_a_form_is_read_as_the_standard_library_reads_it(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    try:
+        expected = parse_qsl(text, keep_blank_values=True, errors="strict")
+    except ValueError:
+        with pytest.raises(Unreadable):
+            form_fields(text.encode())
+    else:
+        assert form_fields(text.encode()) == expected
+
+
+@given(st.text(), st.integers(0, 20_000))
+def test_what_is_quoted_is_read_back_wherever_a_step_ends(text: str, before: int) -> None:
+    value = "x" * before + text * 50
+    assert form_payload(f"payload={quote_plus(value)}".encode()) == value.encode()
+
+
+def test_a_form_may_have_a_hundred_fields() -> None:
+    assert len(form_fields(b"&".join([b"a=1"] * 100))) == 100
+    with pytest.raises(Unreadable):
+        form_fields(b"&".join([b"a=1"] * 101))
+
+
+@pytest.mark.parametrize("make", [lambda n: b"%22" * (n // 3), lambda n: b"x" * n, lambda n: b"%zz" * (n // 3)])
+def test_a_large_form_takes_little_more_than_itself_and_its_value(make: Callable[[int], bytes]) -> None:
+    body = b"payload=" + make(MIB)
+    with at_most(4 * MIB):
+        form_payload(body)
+
+
+def test_what_stands_around_many_events_is_not_copied_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = b'{"uuid": "u%d", "eventType": "user.lifecycle.create", "published": "2026-01-01T00:00:00Z"}'
+
+    def batch(number: int, around: int) -> bytes:
+        events = b",".join(event % n for n in range(number))
+        return b'{"around": "%b", "data": {"events": [%b]}}' % (b"x" * around, events)
+
+    assert len(read(a_request("okta", batch(1000, 300), {"content-type": "application/json"}))) == 1000
+    monkeypatch.setattr(payload, "LARGEST_PARTS", MIB)
+    with at_most(4 * MIB), pytest.raises(InvalidEvent, match="send fewer of them at once"):
+        read(a_request("okta", batch(100, 100_000), {"content-type": "application/json"}))
