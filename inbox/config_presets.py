@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from inbox.config import HeaderAuth, Source
 from inbox.config_shape import Mistake, nearest
+from inbox.config_source import WHOLE_BODY
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 from inbox.sources.signing import mistakes
 
+_OF_HEADERS = re.compile(r"\bheaders\b")
 _OWN_KEYS = frozenset().union(*(preset.own_keys for preset in PRESETS.values()))
 
 
@@ -21,6 +24,7 @@ def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
         return
     yield from _own_keys(path, source, preset)
     yield from _proofs(path, source, preset)
+    yield from _repeats(path, source, preset)
     if source.signature is not None:
         for key, text in mistakes(source.signature, has_url=source.public_url is not None):
             yield Mistake((*path, "signature", key), text)
@@ -39,6 +43,19 @@ def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator
             yield Mistake((*path, key), f"is for preset = {fits!r} only; remove it")
         elif not given and key in preset.needs:
             yield Mistake((*path, key), f"is missing, and preset = {preset.name!r} needs it")
+
+
+def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+    """Keys that could not recognise an event that is sent again."""
+    if source.dedup is not None and WHOLE_BODY in source.dedup and len(source.dedup) > 1:
+        yield Mistake((*path, "dedup"), f"has {WHOLE_BODY!r}, which is all there is; remove the others")
+    if source.max_age is None:
+        return
+    own = source.event.time if source.event is not None else None
+    if own is not None and _OF_HEADERS.search(own):
+        yield Mistake((*path, "max_age"), "is of no use with event.time in a header: anybody could write another")
+    elif own is None and not preset.has_own_time:
+        yield Mistake((*path, "max_age"), "is of no use: its requests have no time of the event that is signed")
 
 
 def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:

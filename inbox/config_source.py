@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from inbox.config_sweep import Sweep
-from inbox.config_values import Duration, Rate, Secret, Table
+from inbox.config_values import Duration, Network, Rate, Secret, Table
 from inbox.event import Action
 
 Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
@@ -45,13 +45,13 @@ class UrlTokenAuth(Table, frozen=True, tag="url_token", tag_field="kind"):
 
 InboundAuth = NoAuth | BasicAuth | BearerAuth | HeaderAuth | UrlTokenAuth
 
-Algorithm = Literal["sha256", "sha1", "sha512"]
+Algorithm = Literal["sha256", "sha1", "sha512", "ed25519"]
 Encoding = Literal["hex", "base64"]
 Unit = Literal["s", "ms", "rfc3339"]
 
 
 class Signature(Table, frozen=True, kw_only=True):
-    """How a provider signs a request with a secret that both know (HMAC). A preset that signs has one of these."""
+    """A provider's way to sign a request: with a secret that both know (HMAC), or with a private key."""
 
     header: str
     """The header that the signature is in."""
@@ -73,7 +73,7 @@ class Signature(Table, frozen=True, kw_only=True):
     """What is signed: `{body}`, `{timestamp}`, `{id}`, `{method}`, `{url}` (the source's `public_url` and the query), and
     `{sorted_params}` (names and values of a form in the order of the names)."""
     algorithm: Algorithm = "sha256"
-    """The hash of the HMAC."""
+    """The hash of the HMAC; or `ed25519`, where `secrets` are public keys."""
     encoding: Encoding = "hex"
     """How the signature is written."""
     key: Literal["text", "base64", "hex"] = "text"
@@ -103,6 +103,10 @@ class Fields(Table, frozen=True, kw_only=True):
     """What the event types do to the entity; `other` for those that are not here."""
 
 
+WHOLE_BODY = "{body}"
+"""Alone in `dedup`: what makes two requests the same event are the bytes of the body."""
+
+
 class Source(Table, frozen=True, kw_only=True):
     """Somebody who sends webhooks."""
 
@@ -112,13 +116,17 @@ class Source(Table, frozen=True, kw_only=True):
     """A secret that each request shows. A preset that signs takes `secrets` instead; with both, both have to be right."""
     secrets: Secrets | None = None
     """What the provider signs with: shared secrets, or for `secevent` its public keys (JWKS or PEM)."""
+    allow_from: Annotated[list[Network], msgspec.Meta(min_length=1)] | None = None
+    """The addresses and networks that it sends from; with any other the right secret is not enough."""
     answer: Literal["stored", "delivered"] = "stored"
     answer_timeout: Duration = Duration(10)
     """With `delivered`: when it takes longer, the answer is 503, and the repeat waits for the same event."""
     answer_waiting: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     """So many requests may wait at once, in each worker; beyond that the answer is 503 at once."""
     dedup: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
-    """Fields of the payload that make two requests the same event, instead of the preset's."""
+    """Fields of the payload that make two requests the same event, instead of the preset's; or `["{body}"]`, all of the body."""
+    max_age: Duration | None = None
+    """An event whose own time is longer ago is refused with 422: somebody may have kept it to send it again."""
     max_body: Annotated[int, msgspec.Meta(ge=1, le=32 * 1024 * 1024)] | None = None
     """Bytes; the preset's own limit when not given."""
     rate: Rate | None = None

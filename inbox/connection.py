@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from inbox import metrics
 from inbox.errors import RequestError
 from inbox.metrics import OFF, Meters
 from inbox.problems import problem_headers, problem_of
+from inbox.sources.sender import address_of
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -23,6 +25,9 @@ DRAIN_SECONDS = 2.0
 """For so long what still comes is read and thrown away behind an answer that ends the connection: if it were closed with
 bytes unread, the sender's system would throw the answer away (RFC 9112 §9.6)."""
 
+
+THIS_HOST = ("127.0.0.1", 0)
+"""The peer of a Unix socket. It has no address, but it is a proxy on this host, and is trusted as one."""
 
 MOST_UNTAKEN = 8 * 1024
 """Bytes of answers that are kept for who does not take them; then the next one waits."""
@@ -68,6 +73,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Somebody is there."""
         super().connection_made(transport)
+        if self.client is not None and (address := address_of(self.client[0])) is not None:
+            # A socket of IPv6 that takes IPv4 too says ::ffff:127.0.0.1, which no list of proxies has.
+            self.client = (str(address), self.client[1])
+        elif transport.get_extra_info("socket").family == socket.AF_UNIX:
+            self.client = THIS_HOST  # and of other families nobody's: the connection was reset meanwhile
         transport.set_write_buffer_limits(high=MOST_UNTAKEN)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -133,6 +133,14 @@ class InvalidEvent(RequestError):
     cause = "invalid_event"
 
 
+class TooOld(RequestError):
+    """A valid event, but its own time is further back than its source may send."""
+
+    status = 422
+    title = "The event is too old"
+    cause = "too_old"
+
+
 class TooMany(RequestError):
     """The source sends more than its `rate`; after `retry_after_seconds` there is room for one more."""
 

@@ -6,8 +6,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from inbox import timestamps
 from inbox.config import HeaderAuth, Route, Source
+from inbox.config_source import WHOLE_BODY
+from inbox.errors import TooOld
 from inbox.event import Event, Identity, RawRequest, dedup_key
 from inbox.routing import enrol
 from inbox.sources.base import Preset
@@ -43,7 +47,30 @@ def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Iterable[
     preset.check_type(raw)
     headers = kept_headers(source, preset, raw.headers)
     own = [route for route in routes if route.source == source.name]
-    return tuple(to_event(source, raw, identity, own, headers) for identity in preset.read(raw, source.dedup))
+    if source.dedup == [WHOLE_BODY]:
+        identities = tuple(_known_by_body(raw, identity) for identity in preset.read(raw, None))
+    else:
+        identities = preset.read(raw, source.dedup)
+    return tuple(to_event(source, raw, identity, own, headers) for identity in identities)
+
+
+def _known_by_body(raw: RawRequest, identity: Identity) -> Identity:
+    body = raw.body if identity.part is None else identity.part
+    return msgspec.structs.replace(identity, key_parts=(hashlib.sha256(body).hexdigest(),), key_has_time=False)
+
+
+def refuse_old(source: Source, events: Iterable[Event]) -> None:
+    """Return if none of them is older than its source may send.
+
+    Who takes a refusal in after all does not ask this.
+
+    Raises:
+        TooOld: one is.
+    """
+    for event in events:
+        age = (event.received_at - event.occurred_at).total_seconds()
+        if source.max_age is not None and age > source.max_age:
+            raise TooOld(f"the event is {age:.0f} s old, and this source's max_age is {source.max_age:g} s")
 
 
 def to_event(

@@ -28,12 +28,13 @@ from inbox.errors import (
     Unavailable,
 )
 from inbox.event import Event, RawRequest, Receipt
-from inbox.identify import events_of, kept_headers
+from inbox.identify import events_of, kept_headers, refuse_old
 from inbox.limits import Bucket, Place, Room
 from inbox.metrics import OFF
 from inbox.sources import PRESETS
 from inbox.sources.auth import Verifier
 from inbox.sources.base import Preset
+from inbox.sources.sender import address_of
 from inbox.store import Rejected
 
 UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
@@ -162,7 +163,7 @@ class Webhooks:
                 body=body,
                 received_at=self._clock.now(),
                 url_token=token,
-                remote_address=req.remote_addr,
+                remote_address=sender_of(req),
                 method=req.method,
                 query=req.query_string,
             )
@@ -177,7 +178,7 @@ class Webhooks:
             self.meters.count(metrics.REFUSED, metrics.UNKNOWN if inlet is None else source, error.cause)
             if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
                 named = source if inlet is not None else unnamed(source)
-                raw = RawRequest(named, headers, body, self._clock.now(), remote_address=req.remote_addr)
+                raw = RawRequest(named, headers, body, self._clock.now(), remote_address=sender_of(req))
                 self.writer.reject(await _beside(body, _rejected, proven, raw, error))
             if (
                 proven is None
@@ -203,6 +204,7 @@ class Webhooks:
             raise falcon.HTTPMethodNotAllowed(["POST"])
         async with self._reading if len(raw.body) > AT_ONCE else nullcontext():
             events = await _beside(raw.body, events_of, inlet.source, preset, raw, inlet.routes)
+        refuse_old(inlet.source, events)
         if self.writer is None:
             raise Unavailable("the receiver is starting")
         receipts = await self.writer.append(events) if events else []
@@ -220,6 +222,16 @@ class Webhooks:
             raise StillOpen("the receiver is starting")
         await self.waiting.delivered(seqs, within=patience, at_most=inlet.source.answer_waiting)
         return "delivered"
+
+
+def sender_of(req: Request) -> str | None:
+    """The address of the connection, or what a trusted proxy says; None when neither is an address.
+
+    Not Falcon's `remote_addr`: for that, a connection that is gone already comes from 127.0.0.1.
+    """
+    client = req.scope.get("client")
+    address = address_of(client[0]) if client else None
+    return None if address is None else str(address)
 
 
 async def _beside(body: bytes, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:

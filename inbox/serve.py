@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ class InForce:
     def __init__(self) -> None:
         self._config: Config | None = None
         self._app: Receiver | None = None
+        self.believes_all = False
+        """Every peer is trusted as a proxy, and may claim any sender's address."""
         self.exporter: Exporter | None = None
         """Serves what the workers count; the master's alone."""
 
@@ -102,6 +105,11 @@ class InForce:
             # Its schema is checked and the number of workers is chosen at the start; and what is acknowledged into a
             # database that the relays don't know is delivered by nobody.
             mistakes.append("[database] url: another database needs a restart")
+        mistakes += [
+            f"[sources.{name}] allow_from: FORWARDED_ALLOW_IPS lets every sender claim any address; name your proxies there"
+            for name, source in config.sources.items()
+            if self.believes_all and source.allow_from is not None
+        ]
         try:
             app = app_of(config)
         except ConfigError as error:
@@ -148,6 +156,10 @@ control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # the heartbeat must not wait for a full disk
 
 
+def _has_all(proxies: Iterable[str]) -> bool:
+    return any(proxy == "*" or ipaddress.ip_network(proxy).prefixlen == 0 for proxy in proxies)
+
+
 FILES_BESIDES = 100
 """Files that a worker has open besides its connections."""
 
@@ -182,6 +194,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     _escape_logs(server)
     try:
         config = config_file.read()
+        receiver.believes_all = _has_all(server.cfg.forwarded_allow_ips)
         checked = engine.connect(config.database.url, application="inbox-receiver")
         try:
             migrate.require_current(checked)

@@ -59,8 +59,10 @@ def preset_answers() -> str:
 def _proof(preset: Preset) -> tuple[str, str, str, str]:
     if preset.signatures:
         first, *others = map(described, preset.signatures)
-        header = first["header"] + "".join(f"; or {each['header'].partition(':')[0]}" for each in others)
-        return f"`{header}`", first["algorithm"], f"`{first['content']}`", first["tolerance"]
+        names = dict.fromkeys(each["header"].partition(":")[0] for each in others)
+        header = first["header"] + "".join(f"; or {name}" for name in names if not first["header"].startswith(name))
+        algorithms = dict.fromkeys(each["algorithm"] for each in (first, *others))
+        return f"`{header}`", " or ".join(algorithms), f"`{first['content']}`", first["tolerance"]
     if preset.prover is not None:
         return (
             "the body itself",

@@ -20,6 +20,7 @@ from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth,
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.event import RawRequest
 from inbox.sources.base import MADE_UP, Preset, Proof, Revealed
+from inbox.sources.sender import SentFrom
 from inbox.sources.signing import Signed
 
 Way = Callable[[RawRequest], bytes]
@@ -120,7 +121,7 @@ def even_out(verifiers: Iterable[Verifier]) -> Verifier:
 
 
 def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:
-    """The verifier of a source: what it shows (`auth`), and what it signs with (`secrets`), each where it is configured.
+    """The verifier of a source: what it shows (`auth`), what it signs with (`secrets`) and where it is, each if configured.
 
     Raises:
         ConfigError: a secret can't be revealed or used, or nothing is asked for. Each line of the text names the source.
@@ -148,6 +149,8 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
         mistakes.append('auth: is missing; whoever may send without a secret needs auth = { kind = "none" }')
     if mistakes:
         raise ConfigError("\n".join(f"[sources.{source.name}] {mistake}" for mistake in mistakes))
+    if source.allow_from is not None:
+        proofs.append(SentFrom(source.allow_from))
     return Verifier(proofs)
 
 

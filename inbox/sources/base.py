@@ -127,6 +127,8 @@ class Preset:
     """Those of them that it can't do without."""
     media_types: frozenset[str] = frozenset({"application/json"})
     """In lower case; empty when `read` looks at the type itself."""
+    has_own_time: bool = False
+    """Its requests say when an event happened, where nobody else can change it: in what is signed, if anything is."""
     max_body: int = 256 * 1024
     """Bytes, unless the source has its own `max_body`."""
     kept_headers: frozenset[str] = frozenset()

@@ -134,6 +134,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 PRESET = Preset(
     name="cloudevents",
     read=read,
+    has_own_time=True,
     sample=sample,
     media_types=frozenset(),
     kept_headers=frozenset(f"ce-{name}" for name in _ATTRIBUTES),

@@ -126,6 +126,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 PRESET = Preset(
     name="okta",
     read=read,
+    has_own_time=True,
     sample=sample,
     max_body=4 * 1024 * 1024,  # no limit is documented, and a batch that is refused does not come again
     answers_empty=True,

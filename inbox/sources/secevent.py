@@ -1,8 +1,8 @@
 """Security event tokens (RFC 8417) that are pushed over HTTP (RFC 8935), as shared signals of identity services come.
 
-The body is a JWT, signed with a private key of the sender's: `secrets` are its public keys, each a JWKS document (RFC 7517)
-or a PEM, and `issuer` and `audience` are what the token has to name. Tokens have no end of validity: what is sent again is
-known by its `jti`. Only asymmetric algorithms are taken, each with its own kind of key. The header's `typ` should be
+The body is a JWT, signed with a private key of the sender's: `secrets` are its public keys (`inbox/sources/jwk.py`), and
+`issuer` and `audience` are what the token has to name. Tokens have no end of validity: what is sent again is known by its
+`jti`. Only asymmetric algorithms are taken, each with its own kind of key. The header's `typ` should be
 `secevent+jwt`; Google's says `JWT` (https://developers.google.com/identity/protocols/risc), so what makes a token one of
 these is its claim `events`.
 
@@ -13,18 +13,17 @@ the 401 that everybody gets.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import jwt
 import msgspec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from inbox.config import Secret, Source
 from inbox.errors import ConfigError, InvalidEvent, RequestError, TooLarge, Unreadable
 from inbox.event import Action, Identity, RawRequest
 from inbox.sources.base import Preset, Revealed, Told
+from inbox.sources.jwk import PublicKey, public_keys
 from inbox.sources.payload import (
     LONGEST_ID,
     LONGEST_TYPE,
@@ -59,18 +58,10 @@ _ACTIONS: Mapping[str, Action] = {
 }
 """The ends of the names of RISC events that change an account, and the `change_type` of CAEP's credential-change."""
 
-_ALGORITHMS: Mapping[str, tuple[str, ...]] = {
-    "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
-    "EC": ("ES256", "ES384", "ES512"),
-    "OKP": ("EdDSA",),
-}
-
 
 class _Key(msgspec.Struct, frozen=True):
     secret: Secret
-    kid: str | None
-    algorithms: tuple[str, ...]
-    key: jwt.PyJWK
+    public: PublicKey
 
 
 class Token:
@@ -89,7 +80,7 @@ class Token:
             raise ConfigError("secevent needs the issuer and the audience that tokens have to name")
         self._issuer, self._audience = source.issuer, source.audience
         self._leeway = LEEWAY_SECONDS if source.tolerance is None else source.tolerance
-        self._keys = [key for secret, text in secrets for key in _keys(secret, text)]
+        self._keys = [_Key(secret, public) for secret, text in secrets for public in public_keys(text)]
         self.kind = (Token, source.name)
 
     def pad(self, keys: int) -> None:
@@ -108,15 +99,17 @@ class Token:
         fitting = [
             each
             for each in self._keys
-            if algorithm in each.algorithms and (kid is None or each.kid in {kid, None}) and each.secret.valid_at(now)
+            if algorithm in each.public.algorithms
+            and (kid is None or each.public.kid in {kid, None})
+            and each.secret.valid_at(now)
         ]
         why = "no key that is valid now has the token's kid and alg"
         for each in fitting[:MOST_KEYS]:
             try:
                 jwt.decode(
                     token,
-                    each.key.key,  # whatever algorithm of its kind the token names, also where the JWK names none
-                    algorithms=list(each.algorithms),
+                    each.public.key,
+                    algorithms=[algorithm],
                     issuer=self._issuer,
                     audience=self._audience,
                     leeway=self._leeway,
@@ -128,31 +121,6 @@ class Token:
             else:
                 return None
         return why
-
-
-def _keys(secret: Secret, text: str) -> list[_Key]:
-    try:
-        is_jwks = text.lstrip().startswith("{")
-        keys = jwt.PyJWKSet.from_json(text).keys if is_jwks else [jwt.PyJWK.from_dict(_of_pem(text))]
-    except (ValueError, KeyError, TypeError, jwt.PyJWTError):
-        raise ConfigError("a secret is neither a JWKS document nor a public key as PEM") from None
-    return [
-        _Key(secret, key.key_id, algorithms, key)
-        for key in keys
-        if (algorithms := _ALGORITHMS.get(key.key_type or "")) and key.public_key_use in {None, "sig"}
-    ]
-
-
-def _of_pem(text: str) -> dict[str, object]:
-    key = load_pem_public_key(text.encode())
-    for algorithm in ("RS256", "ES256", "EdDSA"):
-        made = jwt.get_algorithm_by_name(algorithm)
-        try:
-            found: dict[str, object] = json.loads(made.to_jwk(key))
-        except (AttributeError, TypeError, ValueError, jwt.PyJWTError):
-            continue
-        return found
-    raise ValueError("a kind of key that signs no tokens")
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
@@ -230,6 +198,7 @@ def refuse(error: RequestError) -> tuple[int, bytes]:
 PRESET = Preset(
     name="secevent",
     read=read,
+    has_own_time=True,
     prover=Token,
     own_keys=frozenset({"issuer", "audience"}),
     needs=frozenset({"issuer", "audience"}),

@@ -1,8 +1,8 @@
-"""One way to verify every signature by a shared secret, and to sign as the provider would.
+"""One way to verify every signature of a request, and to sign as the provider would.
 
 A `Signature` (`inbox/config_source.py`) says as data what providers do differently: which header, how it is taken apart,
-what is signed, with which hash, and how keys and signatures are written. All of them are HMAC (RFC 2104) over the bytes as
-they came.
+what is signed, with which hash, and how keys and signatures are written. All of them are over the bytes as they came: HMAC
+(RFC 2104) with a shared secret, or Ed25519 with a key of which only the public part is here.
 
 Whatever a request holds, the work is the same: one HMAC for each secret, and for each made-up one beside them. A header that
 can't be read only makes it count for nothing. At most five signatures are looked at: a header with thousands is no reason to
@@ -22,10 +22,11 @@ from datetime import datetime, timedelta
 import msgspec
 
 from inbox import timestamps
-from inbox.config_source import Signature
+from inbox.config_source import Algorithm, Signature
 from inbox.config_values import Duration, Secret
 from inbox.errors import ConfigError, Unreadable
 from inbox.event import RawRequest
+from inbox.sources import ed25519
 from inbox.sources.base import MADE_UP
 from inbox.sources.payload import FORM, form_fields
 
@@ -40,6 +41,11 @@ _MILLIS = re.compile(r"[0-9]{1,15}")
 _HEX = re.compile(rb"[0-9a-fA-F]+")
 _MOST_PARTS = 20
 _FIELDS_AT_MOST = 200
+_NO_SECRETS = {
+    "whpk_": "a secret is a public key of Standard Webhooks: whoever has it could sign with it",
+    "whsk_": "a secret is a private key of Standard Webhooks: leave that to the sender, and take the public one (whpk_…)",
+}
+"""Prefixes of keys that must never be a shared secret."""
 _UNIT_NS = {"s": 1_000_000_000, "ms": 1_000_000}
 
 
@@ -54,10 +60,16 @@ class Message(msgspec.Struct, frozen=True):
     sorted_params: bytes = b""
 
 
+class _Key(msgspec.Struct, frozen=True):
+    secret: Secret
+    algorithm: Algorithm
+    matches: Callable[[bytes, Sequence[bytes]], bool]
+
+
 class Signed:
     """Proves that a request was signed with one of a source's secrets."""
 
-    __slots__ = ("_keys", "_signatures", "_templates", "_tolerance", "_url", "kind")
+    __slots__ = ("_algorithms", "_keys", "_signatures", "_templates", "_tolerance", "_url", "kind")
 
     def __init__(
         self,
@@ -67,33 +79,43 @@ class Signed:
         url: str = "",
         tolerance: Duration | None = None,
     ) -> None:
-        """Several signatures are the same one under other headers: the first that a request has is verified.
+        """Several signatures are the same under other headers, or for other keys.
+
+        Of the headers the first that a request has is looked at. Which keys a secret is for, its prefix tells.
 
         Raises:
             ConfigError: a secret is not written as keys are here. The text does not repeat it.
         """
         self._signatures = tuple(signatures)
         self._templates = tuple(_compiled(signature.content) for signature in signatures)
-        self._keys = tuple((secret, key_of(self._signatures[0], revealed)) for secret, revealed in secrets)
+        self._keys = tuple(_key(self._signatures, secret, revealed) for secret, revealed in secrets)
+        self._algorithms = {key.algorithm for key in self._keys}
         self._url = url
         self._tolerance = timedelta(seconds=signatures[0].tolerance if tolerance is None else tolerance)
-        self.kind = (self._signatures, url)
+        public = (each for (_, each), key in zip(secrets, self._keys, strict=True) if key.algorithm == "ed25519")
+        self.kind = (self._signatures, url, tuple(public))
 
     @property
     def keys(self) -> int:
-        """See Proof."""
-        return len(self._keys)
+        """See Proof. Public keys are no secret: they are part of the kind, and tried where another source refuses."""
+        return sum(key.algorithm != "ed25519" for key in self._keys)
 
     def pad(self, keys: int) -> None:
         """See Proof."""
-        self._keys += tuple((MADE_UP, os.urandom(_MADE_UP_BYTES)) for _ in range(keys - self.keys))
+        algorithm = self._signatures[0].algorithm
+        self._keys += tuple(
+            _Key(MADE_UP, algorithm, _matcher(algorithm, os.urandom(_MADE_UP_BYTES))) for _ in range(keys - self.keys)
+        )
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """Why the request is not proven to be signed by one of the secrets that are valid at `now`; None when it is."""
         number = next((n for n, each in enumerate(self._signatures) if each.header.lower() in raw.headers), 0)
         signature = self._signatures[number]
         faults: list[str] = []
-        given, timestamp = _taken_apart(signature, raw, faults)
+        kinds = [
+            each for each in self._signatures if each.header == signature.header and each.algorithm in self._algorithms
+        ]
+        given, timestamp = _taken_apart(signature, kinds, raw, faults)
         message = Message(
             timestamp=timestamp,
             id=_header(raw, signature.id_header, faults),
@@ -104,10 +126,8 @@ class Signed:
         )
         content = self._templates[number](message)
         proven = False
-        for secret, key in self._keys:
-            expected = hmac.digest(key, content, signature.algorithm)
-            for each in given:
-                proven |= hmac.compare_digest(expected, each) & secret.valid_at(now)
+        for key in self._keys:
+            proven |= key.matches(content, given[key.algorithm]) & key.secret.valid_at(now)
         if signature.timestamp_header or signature.timestamp_prefix:
             faults += _out_of_time(signature, timestamp, now, self._tolerance)
         if not proven:
@@ -119,8 +139,10 @@ def sign(signature: Signature, secret: str, message: Message, at: datetime) -> d
     """The headers with which the provider would send `message` at `at`; what they hold of it goes into the signature.
 
     Raises:
-        ConfigError: the secret is not written as keys are here.
+        ConfigError: the secret is not written as keys are here, or is a public key.
     """
+    if signature.algorithm == "ed25519":
+        raise ConfigError("what is configured is a public key: only its sender can sign")
     timestamp = _timestamp(signature, at) if signature.timestamp_header or signature.timestamp_prefix else ""
     content = _compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode()))
     digest = hmac.digest(key_of(signature, secret), content, signature.algorithm)
@@ -147,6 +169,8 @@ def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]
     places = set(_PLACE.findall(signature.content))
     if places - set(_PLACES) or _PLACE.sub("", signature.content).count("{"):
         yield "content", f"may have {', '.join(f'{{{place}}}' for place in _PLACES)}, and no other {{…}}"
+    if signature.algorithm == "ed25519" and signature.key == "text":
+        yield "key", "must say how the public keys are written: base64 or hex"
     timed = bool(signature.timestamp_header or signature.timestamp_prefix)
     for wrong, text in (
         (places.isdisjoint({"body", "sorted_params"}), "has no {body}: anybody could send another with this signature"),
@@ -163,8 +187,10 @@ def key_of(signature: Signature, secret: str) -> bytes:
     """The key that a secret's text means.
 
     Raises:
-        ConfigError: it is not base64 or hex, or it is empty.
+        ConfigError: it is not base64 or hex, it is empty, or it is a key that is no shared secret.
     """
+    if signature.algorithm != "ed25519" and (why := _NO_SECRETS.get(secret[:5])) is not None:
+        raise ConfigError(why)
     # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
     text = secret.removeprefix(signature.key_prefix).encode("utf-8", "surrogateescape")
     try:
@@ -182,6 +208,25 @@ def key_of(signature: Signature, secret: str) -> bytes:
     return key
 
 
+def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _Key:
+    """Make the key that a secret is; its prefix tells of which kind it is."""
+    signature = next(
+        (each for each in signatures if each.key_prefix and revealed.startswith(each.key_prefix)), signatures[0]
+    )
+    return _Key(secret, signature.algorithm, _matcher(signature.algorithm, key_of(signature, revealed)))
+
+
+def _matcher(algorithm: Algorithm, key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
+    if algorithm == "ed25519":
+        return ed25519.matcher(key)
+
+    def matches(content: bytes, given: Sequence[bytes]) -> bool:
+        expected = hmac.digest(key, content, algorithm)
+        return bool(sum(hmac.compare_digest(expected, each) for each in given))
+
+    return matches
+
+
 def _compiled(content: str) -> Callable[[Message], bytes]:
     """Literals and names alternate; every name is a member of `Message`."""
     pieces = _PLACE.split(content)
@@ -196,14 +241,15 @@ def _compiled(content: str) -> Callable[[Message], bytes]:
     return fill
 
 
-def _taken_apart(signature: Signature, raw: RawRequest, faults: list[str]) -> tuple[list[bytes], bytes]:
-    """The signatures that the header holds, as bytes, and the time of signing as it is written."""
+def _taken_apart(
+    signature: Signature, kinds: Sequence[Signature], raw: RawRequest, faults: list[str]
+) -> tuple[Mapping[Algorithm, list[bytes]], bytes]:
+    """The signatures of each kind that the header holds, as bytes, and the time of signing as it is written."""
     value = raw.headers.get(signature.header.lower(), "")
     if not value:
         faults.append(f"{signature.header} is missing")
     parts = value.split(signature.separator, _MOST_PARTS) if signature.separator else [value]
     parts = [part.strip(" ") for part in parts]
-    listed = [part.removeprefix(signature.prefix) for part in parts if part.startswith(signature.prefix)]
     if signature.timestamp_prefix:
         times = [part for part in parts if part.startswith(signature.timestamp_prefix)]
         timestamp = times[0].removeprefix(signature.timestamp_prefix) if len(times) == 1 else ""
@@ -212,10 +258,15 @@ def _taken_apart(signature: Signature, raw: RawRequest, faults: list[str]) -> tu
         written = timestamp.encode("latin-1", "replace")
     else:
         written = _header(raw, signature.timestamp_header, faults)
-    given = [digest for each in listed[:MOST_SIGNATURES] if (digest := _digest(signature, each)) is not None]
-    if value and not given:
+    given = {each.algorithm: _given(each, parts) for each in kinds}
+    if value and not any(given.values()):
         faults.append(f"{signature.header} holds no signature as this provider writes them")
     return given, written
+
+
+def _given(signature: Signature, parts: Sequence[str]) -> list[bytes]:
+    listed = [part.removeprefix(signature.prefix) for part in parts if part.startswith(signature.prefix)]
+    return [digest for each in listed[:MOST_SIGNATURES] if (digest := _digest(signature, each)) is not None]
 
 
 def _digest(signature: Signature, text: str) -> bytes | None:
@@ -301,7 +352,7 @@ def described(signature: Signature) -> Mapping[str, str]:
     timed = signature.timestamp_header or signature.timestamp_prefix
     return {
         "header": f"{signature.header}: {form}",
-        "algorithm": f"HMAC-{signature.algorithm.upper()}",
+        "algorithm": "Ed25519" if signature.algorithm == "ed25519" else f"HMAC-{signature.algorithm.upper()}",
         "content": signature.content,
         "tolerance": f"{signature.tolerance:g} s" if timed else "none: no time is signed",
     }

@@ -3,7 +3,7 @@
 From https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md, and its Python library
 (`standardwebhooks` on PyPI): the key is the secret in base64 behind `whsec_`; signed are id, time and body, with dots
 between; the header lists `v1,…` with spaces between. The id is the same however often a message is sent; the time is the
-attempt's. Only `v1` is verified: `v1a` (ed25519) is not.
+attempt's. A sender with a private key (Ed25519) lists `v1a,…` instead or besides; its public key is base64 behind `whpk_`.
 
 The specification recommends, and does not ask for, a JSON object with `type`, `timestamp` and `data`. What a body has not is
 left out; only the id has to be there.
@@ -55,6 +55,11 @@ def signature(prefix: str) -> Signature:
     )
 
 
+def by_private_key(prefix: str) -> Signature:
+    """The same with the sender's private key, of which the public one is configured."""
+    return msgspec.structs.replace(signature(prefix), prefix="v1a,", algorithm="ed25519", key_prefix="whpk_")
+
+
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     """The one message of a body.
 
@@ -102,8 +107,9 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 PRESET = Preset(
     name="standard-webhooks",
     read=read,
+    has_own_time=True,
     sample=sample,
-    signatures=tuple(map(signature, _PREFIXES)),
+    signatures=(*map(signature, _PREFIXES), *map(by_private_key, _PREFIXES)),
     kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
     told=Told(
         title="Standard Webhooks, Svix",

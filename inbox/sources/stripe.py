@@ -81,6 +81,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 PRESET = Preset(
     name="stripe",
     read=read,
+    has_own_time=True,
     sample=sample,
     signatures=(
         Signature(

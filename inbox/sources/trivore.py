@@ -99,6 +99,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
 PRESET = Preset(
     name="trivore",
     read=read,
+    has_own_time=True,
     sample=sample,
     told=Told(
         title="Trivore ID",

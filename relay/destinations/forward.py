@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
 import hmac
 import re
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from inbox.config import ForwardDestination, Route
 from inbox.errors import ConfigError
@@ -15,16 +17,21 @@ from relay.endpoint import header_value
 from relay.http import Request
 from relay.outcome import Delivered, Delivery, Outcome, Skipped
 
-_KEY_PREFIX = "whsec_"
+_SHARED, _PRIVATE, _PUBLIC = "whsec_", "whsk_", "whpk_"
+"""Prefixes of the keys of Standard Webhooks."""
+_SEED_BYTES = 32
+
+Signer = Callable[[bytes], str]
+"""Makes one signature of `webhook-signature`."""
 _FROM_ELSEWHERE = re.compile(r"(env|file):")
 
 
 class Forward:
     """The deliverer of one route to a forward destination."""
 
-    def __init__(self, client: Caller, key: bytes | None) -> None:
+    def __init__(self, client: Caller, signer: Signer | None) -> None:
         self._client = client
-        self._key = key
+        self._signer = signer
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """One POST: any 2xx is success, and what the answer says besides is of no interest."""
@@ -58,8 +65,8 @@ class Forward:
             headers["Inbox-Entity-Id"] = header_value(delivery.entity_id)
         if delivery.traceparent is not None:
             headers["Traceparent"] = header_value(delivery.traceparent)
-        if self._key is not None:
-            headers["Webhook-Signature"] = sign(self._key, delivery.webhook_id, timestamp, body)
+        if self._signer is not None:
+            headers["Webhook-Signature"] = self._signer(b"%b.%d.%b" % (delivery.webhook_id.encode(), timestamp, body))
         return headers
 
 
@@ -71,38 +78,53 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
     """
     where = f"destinations.{destination.name}"
     secrets: list[str] = []
-    key = None
+    signer = None
     if destination.signing_secret is not None:
         text = destination.signing_secret.reveal()
-        key = signing_key(text, f"{where}.signing_secret")
-        secrets += [text, text.removeprefix(_KEY_PREFIX)]
+        signer = signer_of(text, f"{where}.signing_secret")
+        secrets += [text, text.removeprefix(_SHARED).removeprefix(_PRIVATE)]
     # A URL from a secret's place is one as a whole, such as a chat's incoming webhook: the log shows its host alone.
     hidden = _FROM_ELSEWHERE.match(destination.url.reference) is not None
     url = destination.url.reveal()
     if hidden:
         secrets += [url, urlsplit(url).path]
     client = clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
-    return Forward(client, key)
+    return Forward(client, signer)
 
 
-def signing_key(text: str, where: str) -> bytes:
-    """The key of a signing secret: `whsec_` and base64, as Standard Webhooks writes it, or else the text's own bytes.
+def signer_of(text: str, where: str) -> Signer:
+    """Signs with a secret as Standard Webhooks writes it: `whsec_` is shared, `whsk_` is private; any other is its own bytes.
 
     Raises:
-        ConfigError: what follows `whsec_` is not base64, or nothing.
+        ConfigError: what follows the prefix is no such key, or it is a public one.
     """
-    if not text.startswith(_KEY_PREFIX):
-        return text.encode()
-    try:
-        key = b64decode(text.removeprefix(_KEY_PREFIX), validate=True)
-    except binascii.Error:
-        key = b""
+    if text.startswith(_PUBLIC):
+        raise ConfigError(
+            f"{where}: is a public key: give the receiver that one, and put the private one (whsk_…) here"
+        )
+    if text.startswith(_PRIVATE):
+        private = _private_key(_decoded(text.removeprefix(_PRIVATE)), where)
+        return lambda signed: "v1a," + b64encode(private.sign(signed)).decode()
+    key = _decoded(text.removeprefix(_SHARED)) if text.startswith(_SHARED) else text.encode()
     if not key:
         raise ConfigError(f"{where}: what follows whsec_ must be base64")
-    return key
+    return lambda signed: "v1," + b64encode(hmac.digest(key, signed, "sha256")).decode()
 
 
-def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """The value of `webhook-signature`; `timestamp` is in whole seconds since 1970."""
-    signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
-    return "v1," + b64encode(hmac.digest(key, signed, "sha256")).decode()
+def _private_key(key: bytes, where: str) -> Ed25519PrivateKey:
+    """From the seed, or from the seed and the public key behind it, as Svix writes it."""
+    seed, public = key[:_SEED_BYTES], key[_SEED_BYTES:]
+    if len(seed) == _SEED_BYTES:
+        private = Ed25519PrivateKey.from_private_bytes(seed)
+        if public in {b"", private.public_key().public_bytes_raw()}:
+            return private
+    raise ConfigError(
+        f"{where}: what follows whsk_ must be a private key of Ed25519 in base64: 32 bytes, or 64 with the public one"
+    )
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return b64decode(text, validate=True)
+    except ValueError:  # no base64, or not even ASCII
+        return b""

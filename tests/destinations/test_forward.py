@@ -12,10 +12,14 @@ import msgspec
 import pytest
 
 from inbox import config_file
+from inbox.config import Secret, Source
 from inbox.errors import ConfigError
+from inbox.event import RawRequest
+from inbox.sources import PRESETS
+from inbox.sources.auth import verifier_of
 from relay import destinations
 from relay.destinations import Context, Deliverer
-from relay.destinations.forward import sign, signing_key
+from relay.destinations.forward import signer_of
 from relay.outcome import Delivered, Delivery, Failed, Skipped
 from tests.destinations.scripted import ScriptedServer, answer, reset, serving
 
@@ -96,19 +100,41 @@ def test_an_empty_body_is_sent_as_one(server: ScriptedServer) -> None:
     assert delivered(server, msgspec.structs.replace(DELIVERY, body=b""))["content-length"] == "0"
 
 
-def test_the_standard_webhooks_vector_is_signed_as_published() -> None:
-    key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "here")
-    signature = sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
-    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+SHARED = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+PAIR = "6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg=="
+"""The private and the public key of Svix's own test, `test_asymmetric_key_signing` (server/svix-server/src/worker.rs)."""
+SEED = "6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbc="
+PUBLIC = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4="
+BY_PAIR = "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg=="
 
 
-@pytest.mark.parametrize("secret", ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "any text"])
+@pytest.mark.parametrize(
+    ("secret", "signature"),
+    [
+        (SHARED, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+        (f"whsk_{PAIR}", BY_PAIR),
+        (f"whsk_{SEED}", BY_PAIR),
+    ],
+)
+def test_the_published_vectors_are_signed_as_published(secret: str, signature: str) -> None:
+    assert signer_of(secret, "here")(b'msg_p5jXN8AQM9LWM0D4loKWxJek.1614265330.{"test": 2432232314}') == signature
+
+
+@pytest.mark.parametrize("secret", [SHARED, "any text", f"whsk_{PAIR}"])
 def test_a_signed_delivery_can_be_verified_by_what_arrived(server: ScriptedServer, secret: str) -> None:
     headers = delivered(server, extra=f'signing_secret = "{secret}"')
-    key = signing_key(secret, "here")
     assert headers["webhook-timestamp"] == "1614264930"
-    expected = sign(key, headers["webhook-id"], int(headers["webhook-timestamp"]), server.seen[0].body)
-    assert headers["webhook-signature"] == expected
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + server.seen[0].body
+    assert headers["webhook-signature"] == signer_of(secret, "here")(signed)
+
+
+def test_what_is_signed_with_a_private_key_our_own_receiver_verifies(server: ScriptedServer) -> None:
+    headers = delivered(server, extra=f'signing_secret = "whsk_{PAIR}"')
+    at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
+    source = Source(name="own", preset="standard-webhooks", secrets=[Secret(PUBLIC)])
+    verifier_of(source, PRESETS["standard-webhooks"], {}).verify(
+        RawRequest("own", headers, server.seen[0].body, at), at
+    )
 
 
 def test_without_a_signing_secret_there_is_an_id_and_no_signature(server: ScriptedServer) -> None:
@@ -117,7 +143,19 @@ def test_without_a_signing_secret_there_is_an_id_and_no_signature(server: Script
     assert "webhook-signature" not in headers
 
 
-@pytest.mark.parametrize("secret", ["whsec_", "whsec_not base64!"])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "whsec_",
+        "whsec_not base64!",
+        "whsec_é",
+        "whsk_",
+        "whsk_AAAA",
+        f"whsk_{SEED[4:]}",
+        f"whsk_{PAIR[:-6]}AAAA==",
+        PUBLIC,
+    ],
+)
 def test_a_signing_secret_that_is_no_key_is_refused_at_the_start(secret: str) -> None:
     with pytest.raises(ConfigError, match=r"destinations.audit.signing_secret"):
         deliverer("http://127.0.0.1", f'signing_secret = "{secret}"')

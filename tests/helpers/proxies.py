@@ -6,18 +6,23 @@ import contextlib
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.destinations.scripted import CERTIFICATE
 from tests.docs.pages import PAGES, blocks
 from tests.helpers import debian
+from tests.helpers.processes import GUNICORN, Program, Site, is_ready
 from tests.helpers.waiting import until
+from tests.helpers.wire import Answer, answers
 
 PATIENCE = "1s"
 """In place of the page's ten seconds for a head and for a body."""
+NO_CHANGES: Mapping[str, str] = {}
 
 
 def page_block(info: str) -> str:
@@ -36,7 +41,15 @@ def replaced(text: str, changes: Mapping[str, str]) -> str:
     return text
 
 
-def _nginx_command(folder: Path, port: int, receiver: int) -> list[str]:
+class Ports(NamedTuple):
+    """The ports of a proxy, and of the receiver behind it."""
+
+    tls: int
+    plain: int
+    receiver: int
+
+
+def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:
     places = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -44,10 +57,14 @@ def _nginx_command(folder: Path, port: int, receiver: int) -> list[str]:
         page_block("nginx"),
         {
             "http {": f"http {{ {places}",
-            "listen 443": f"listen 127.0.0.1:{port}",
-            "127.0.0.1:8000": f"127.0.0.1:{receiver}",
+            "listen 443": f"listen 127.0.0.1:{ports.tls}",
+            "listen 80": f"listen 127.0.0.1:{ports.plain}",
+            "hooks.example.com": "localhost",
+            "127.0.0.1:8000": f"127.0.0.1:{ports.receiver}",
             "/etc/inbox-relay/tls.pem": str(CERTIFICATE),
+            "/var/log/nginx/": f"{folder}/",
             "timeout 10s": f"timeout {PATIENCE}",
+            **changes,
         },
     )
     (folder / "nginx.conf").write_text(text, encoding="utf-8")
@@ -55,13 +72,15 @@ def _nginx_command(folder: Path, port: int, receiver: int) -> list[str]:
     return [str(debian.program("nginx")), "-c", f"{folder}/nginx.conf", "-e", "stderr", "-g", here]
 
 
-def _caddy_command(folder: Path, port: int, receiver: int) -> list[str]:
+def _caddy_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:
+    here = f"admin off\n    default_bind 127.0.0.1\n    https_port {ports.tls}\n    http_port {ports.plain}"
     text = replaced(
         page_block("caddyfile"),
         {
-            "{\n    servers": "{\n    admin off\n    auto_https off\n    servers",
-            "hooks.example.com {": f"https://localhost:{port} {{\n    bind 127.0.0.1\n    tls {CERTIFICATE} {CERTIFICATE}",
-            "127.0.0.1:8000": f"127.0.0.1:{receiver}",
+            "{\n    log {": f"{{\n    {here}\n    log {{",
+            "hooks.example.com {": f"localhost {{\n    tls {CERTIFICATE} {CERTIFICATE}",
+            "127.0.0.1:8000": f"127.0.0.1:{ports.receiver}",
+            **changes,
         },
     )
     text = re.sub(r"(read_\w+) 10s", rf"\1 {PATIENCE}", text)
@@ -70,24 +89,27 @@ def _caddy_command(folder: Path, port: int, receiver: int) -> list[str]:
     return [str(caddy), "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"]
 
 
-PROXIES: dict[str, Callable[[Path, int, int], list[str]]] = {"nginx": _nginx_command, "caddy": _caddy_command}
+PROXIES: dict[str, Callable[[Path, Ports, Mapping[str, str]], list[str]]] = {
+    "nginx": _nginx_command,
+    "caddy": _caddy_command,
+}
 
 
 @contextlib.contextmanager
-def proxy(name: str, folder: Path, port: int, receiver: int) -> Iterator[None]:
-    """A proxy on `port` before a receiver, for as long as the block runs."""
+def proxy(name: str, folder: Path, ports: Ports, changes: Mapping[str, str] = NO_CHANGES) -> Iterator[None]:
+    """A proxy before a receiver, for as long as the block runs; its configuration is the page's with these changes."""
     log = folder / f"{name}.log"
     environment = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     with log.open("wb") as output:
         program = subprocess.Popen(
-            PROXIES[name](folder, port, receiver),
+            PROXIES[name](folder, ports, changes),
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
             env=environment,
         )
     try:
-        until(lambda: program.poll() is not None or _listens(port), f"{name} listens", within=20)
+        until(lambda: program.poll() is not None or _listens(ports.tls), f"{name} listens", within=20)
         assert program.poll() is None, log.read_text(encoding="utf-8", errors="replace")
         yield
     finally:
@@ -101,3 +123,58 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+class Deployment(NamedTuple):
+    """A receiver, and a proxy in front of it."""
+
+    place: Site
+    ports: Ports
+
+    def start(self) -> Program:
+        """Start the receiver and wait until it serves."""
+        program = self.place.start(
+            "receiver", *GUNICORN, "--bind", f"127.0.0.1:{self.ports.receiver}", "--workers", "1"
+        )
+        until(lambda: is_ready(self.ports.receiver) or not program.runs, "the receiver is ready", within=20)
+        assert program.runs, program.output
+        return program
+
+    @contextlib.contextmanager
+    def connected(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
+        """A sender's connection to the proxy, from this address."""
+        with connected(self.ports.tls, address) as secured:
+            yield secured
+
+    def send(self, sent: bytes, address: str = "127.0.0.1") -> list[Answer]:
+        """The answers to these bytes."""
+        with self.connected(address) as sender:
+            sender.sendall(sent)
+            return answers(received(sender))
+
+
+@contextlib.contextmanager
+def connected(
+    port: int, address: str = "127.0.0.1", name: str | None = "localhost", protocols: Sequence[str] = ()
+) -> Iterator[ssl.SSLSocket]:
+    """A connection with TLS that asks for this name; the certificate there is for `localhost`."""
+    context = ssl.create_default_context(cafile=str(CERTIFICATE))
+    context.set_alpn_protocols(list(protocols))
+    context.check_hostname = name == "localhost"
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(address, 0)) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secured,
+    ):
+        yield secured
+
+
+def received(sender: ssl.SSLSocket) -> bytes:
+    """One answer: a proxy may wait for the sender to close."""
+    found = b""
+    while True:
+        with contextlib.suppress(AssertionError):
+            if answers(found):
+                return found
+        more = sender.recv(65536)
+        assert more, f"no whole answer: {found!r}"
+        found += more

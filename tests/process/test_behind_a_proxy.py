@@ -2,69 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from sqlalchemy import Engine
 
-from tests.destinations.scripted import CERTIFICATE
-from tests.helpers.processes import GUNICORN, Program, Site, free_port, is_ready, site
-from tests.helpers.proxies import PROXIES, proxy
+from tests.helpers.processes import free_port, site
+from tests.helpers.proxies import PROXIES, Deployment, Ports, proxy
 from tests.helpers.reading import count, rows
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import body, config_text, moment
+from tests.helpers.webhooks import TOKEN, body, config_text, moment
 from tests.helpers.wire import CLOSE, HOST, SECRET, Answer, answers, ask, chunk, chunked, request, webhook
 
 FORGED = b"X-Forwarded-For: 9.9.9.9"
-
-
-class Deployment(NamedTuple):
-    """A receiver, and a proxy in front of it."""
-
-    place: Site
-    receiver: int
-    port: int
-
-    def start(self) -> Program:
-        """Start the receiver and wait until it serves."""
-        program = self.place.start("receiver", *GUNICORN, "--bind", f"127.0.0.1:{self.receiver}", "--workers", "1")
-        until(lambda: is_ready(self.receiver) or not program.runs, "the receiver is ready", within=20)
-        assert program.runs, program.output
-        return program
-
-    @contextlib.contextmanager
-    def connected(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
-        """A sender's connection to the proxy, from this address."""
-        context = ssl.create_default_context(cafile=str(CERTIFICATE))
-        with (
-            socket.create_connection(("127.0.0.1", self.port), timeout=10, source_address=(address, 0)) as plain,
-            context.wrap_socket(plain, server_hostname="localhost") as secured,
-        ):
-            yield secured
-
-    def send(self, sent: bytes, address: str = "127.0.0.1") -> list[Answer]:
-        """The answers to these bytes."""
-        with self.connected(address) as sender:
-            sender.sendall(sent)
-            return answers(received(sender))
-
-
-def received(sender: ssl.SSLSocket) -> bytes:
-    """One answer: a proxy may wait for the sender to close."""
-    found = b""
-    while True:
-        with contextlib.suppress(AssertionError):
-            if answers(found):
-                return found
-        more = sender.recv(65536)
-        assert more, f"no whole answer: {found!r}"
-        found += more
+GUARDED = f"""
+[sources.guarded]
+preset = "trivore"
+auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{TOKEN}"] }}
+allow_from = ["127.0.0.2/32", "9.9.9.9"]
+"""
 
 
 @pytest.fixture(scope="module", params=PROXIES)
@@ -72,10 +32,10 @@ def deployed(
     request: pytest.FixtureRequest, module_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     folder: Path = tmp_path_factory.mktemp("proxy")
-    with site(folder, config_text(module_database_url)) as place:
-        made = Deployment(place, free_port(), free_port())
+    with site(folder, config_text(module_database_url) + GUARDED) as place:
+        made = Deployment(place, Ports(free_port(), free_port(), free_port()))
         made.start()
-        with proxy(request.param, folder, made.port, made.receiver):
+        with proxy(request.param, folder, made.ports):
             yield made
 
 
@@ -86,14 +46,17 @@ def stored(engine: Engine, answer: Answer) -> bytes:
 
 
 def test_a_webhook_gets_through_byte_for_byte(deployed: Deployment, module_engine: Engine) -> None:
-    plain = b" " + body("byte-for-byte", moment(deployed.port), name="\u00e4\u20ac").replace(
+    plain = b" " + body("byte-for-byte", moment(deployed.ports.tls), name="\u00e4\u20ac").replace(
         b"}", b'\t, "x": "\xc3\xa4" }\n'
     )
-    large = body("large", moment(deployed.port), more="x" * 200_000)
+    large = body("large", moment(deployed.ports.tls), more="x" * 200_000)
     for sent, expected in (
         (webhook(payload=plain), plain),
         (webhook(payload=large), large),
-        (chunked(chunk(body("chunks", moment(deployed.port))), b"0\r\n\r\n"), body("chunks", moment(deployed.port))),
+        (
+            chunked(chunk(body("chunks", moment(deployed.ports.tls))), b"0\r\n\r\n"),
+            body("chunks", moment(deployed.ports.tls)),
+        ),
     ):
         (answer,) = deployed.send(sent)
         assert (answer.status, b'"accepted"' in answer.body) == (200, True)
@@ -157,7 +120,7 @@ def test_the_senders_address_arrives_and_is_believed_of_the_proxy_alone(
     (answer,) = deployed.send(refused, address="127.0.0.2")
     assert answer.status == 401
     with socket.create_connection(
-        ("127.0.0.1", deployed.receiver), source_address=("127.0.0.3", 0), timeout=10
+        ("127.0.0.1", deployed.ports.receiver), source_address=("127.0.0.3", 0), timeout=10
     ) as sender:
         sender.sendall(refused)
         sender.recv(65536)
@@ -167,6 +130,15 @@ def test_the_senders_address_arrives_and_is_believed_of_the_proxy_alone(
     assert [row["remote_address"] for row in kept] == ["127.0.0.3", "127.0.0.2"]
 
 
+def test_a_list_of_addresses_holds_whatever_a_sender_claims(deployed: Deployment) -> None:
+    """A sender elsewhere, who has the secret and knows what is listed."""
+    line = b"POST /webhooks/guarded HTTP/1.1"
+    for fields in ((), (FORGED,), (FORGED, FORGED), (b"Forwarded: for=9.9.9.9",), (b"X-Real-IP: 9.9.9.9",)):
+        (elsewhere,) = deployed.send(webhook(*fields, line=line), address="127.0.0.3")
+        (listed,) = deployed.send(webhook(*fields, line=line), address="127.0.0.2")
+        assert (elsewhere.status, listed.status) == (401, 200), fields
+
+
 def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(
     deployed: Deployment, module_engine: Engine
 ) -> None:
@@ -174,7 +146,7 @@ def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(
 
     def statuses() -> list[int]:
         """Of one more webhook, which is a new event."""
-        found.extend(deployed.send(webhook(payload=body(f"restart-{len(found)}", moment(deployed.port)))))
+        found.extend(deployed.send(webhook(payload=body(f"restart-{len(found)}", moment(deployed.ports.tls)))))
         return [found[-1].status]
 
     assert statuses() == [200]
@@ -188,4 +160,4 @@ def test_while_the_receiver_restarts_it_is_502_or_503_and_no_200_is_lost(
     assert {answer.status for answer in found} <= {200, 502, 503}
     for answer in found:
         assert answer.status != 200 or stored(module_engine, answer)
-    assert [a.status for a in answers(ask(deployed.receiver, webhook()))] == [200]
+    assert [a.status for a in answers(ask(deployed.ports.receiver, webhook()))] == [200]

@@ -211,6 +211,16 @@ def test_a_sample_is_let_in_and_read_and_the_same_again_is_the_same_event(name: 
     assert first.body == raw.body
 
 
+@pytest.mark.parametrize("name", [name for name in WITH_SAMPLE if PRESETS[name].has_own_time])
+def test_a_preset_with_times_of_its_own_reads_them_in_the_body(name: str) -> None:
+    """Else `max_age` would hold nothing off: whoever sends a request again could write another time beside it."""
+    raw = signed_sample(name, a_secret(PRESETS[name]))
+    later = msgspec.structs.replace(raw, received_at=NOW + timedelta(days=30), headers={
+        key: "2026-01-31T00:00:00Z" if "time" in key or key.endswith("-at") else value for key, value in raw.headers.items()
+    })  # fmt: skip
+    assert read(later)[0].occurred_at == read(raw)[0].occurred_at == NOW
+
+
 @pytest.mark.parametrize("name", [name for name in WITH_SAMPLE if name != "slack-message"])
 def test_another_event_of_the_same_entity_has_another_key(name: str) -> None:
     keys = {

@@ -43,6 +43,13 @@ header = "X-Acme-Signature"
 timestamp_header = "X-Acme-Time"
 content = "{timestamp}.{url}.{sorted_params}.{body}"
 algorithm = "sha512"
+[sources.public]
+preset = "standard-webhooks"
+secrets = ["whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]
+[sources.listed]
+preset = "trivore"
+auth = { kind = "bearer", secrets = ["a"] }
+allow_from = ["192.0.2.0/24", "2001:db8::/32"]
 """
 
 

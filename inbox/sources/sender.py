@@ -1,0 +1,58 @@
+"""Proves that a request comes from one of a source's addresses.
+
+The address is that of the connection, or what a trusted proxy says (`inbox/receive.py:sender_of`). It can't be forged by who
+wants an answer; but who shares the provider's network has it too, so it is asked for besides a secret, not instead.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from datetime import datetime
+
+from inbox.config_values import Network
+from inbox.event import RawRequest
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def address_of(text: str | None) -> IpAddress | None:
+    """The address that this is, without a zone, and of IPv4 in IPv6 that of IPv4; None when it is none.
+
+    A proxy may hand on what its sender has claimed, and behind `%` Python takes any text for a zone.
+    """
+    try:
+        address = ipaddress.ip_address((text or "").partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+class SentFrom:
+    """Proves that the sender's address is in one of these networks."""
+
+    __slots__ = ("_networks", "kind")
+    keys = 0
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        networks = tuple(networks)
+        self.kind = (SentFrom, networks)
+        parsed = [ipaddress.ip_network(network) for network in networks]
+        self._networks = {  # as numbers: thirty add 7 µs to a refusal, and 11 as the library compares them
+            version: [(int(each.netmask), int(each.network_address)) for each in parsed if each.version == version]
+            for version in (4, 6)
+        }
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+
+    def fault(self, raw: RawRequest, _now: datetime) -> str | None:
+        """See Proof."""
+        address = address_of(raw.remote_address)
+        if address is None:
+            return "it comes from an address that is not known, and allow_from lists addresses"
+        number = int(address)
+        if any(number & mask == network for mask, network in self._networks[address.version]):
+            return None
+        return f"it comes from {address}, which allow_from does not have"

@@ -1,0 +1,73 @@
+"""A receiver does not start without a key that can be used, and keeps those it has when the next ones can't be."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.processes import GUNICORN, site
+from tests.process.test_receiver_reload import refusals, reload
+from tests.sources.test_secevent import AUDIENCE, EC, ISSUER, RSA, a_token, jwks
+
+USELESS = {
+    "a shared secret": json.dumps({"keys": [{"kty": "oct", "kid": "s", "k": "dG9wc2VjcmV0"}]}),
+    "types of the future": json.dumps({"keys": [{"kty": "AKP", "alg": "ML-DSA-44", "pub": "x"}]}),
+    "keys to encrypt with": jwks(r=RSA).replace('"sig"', '"enc"'),
+    "no document": "<html>try later</html>",
+}
+TOLD = "[sources.signals] secrets: a"
+
+
+def config(database_url: str, keys: Path) -> str:
+    return f"""
+[database]
+url = {json.dumps(database_url)}
+[sources.signals]
+preset = "secevent"
+issuer = "{ISSUER}"
+audience = "{AUDIENCE}"
+secrets = ["file:{keys}"]
+"""
+
+
+def post(port: int, key: Any, algorithm: str, kid: str, jti: str) -> int:  # noqa: ANN401  # the library's keys have no common type
+    """The status that a token of this key is answered with."""
+    headers = {"Content-Type": "application/secevent+jwt"}
+    token = a_token(key, algorithm, kid, jti=jti)
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/webhooks/signals", token, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_it_does_not_start_without_a_usable_key_and_says_why(sqlite_database_url: str, tmp_path: Path) -> None:
+    keys = tmp_path / "jwks.json"
+    with site(tmp_path, config(sqlite_database_url, keys)) as place:
+        for what, text in USELESS.items():
+            keys.write_text(text)
+            receiver = place.start("receiver", *GUNICORN, "--bind", "127.0.0.1:0")
+            assert receiver.ends(within=20) != 0, what
+            assert TOLD in receiver.output, what
+            assert "dG9wc2VjcmV0" not in receiver.output
+
+
+def test_old_keys_stay_in_force_when_the_new_document_has_none(sqlite_database_url: str, tmp_path: Path) -> None:
+    keys = tmp_path / "jwks.json"
+    keys.write_text(jwks(r=RSA))
+    with site(tmp_path, config(sqlite_database_url, keys)) as place:
+        receiver, port = place.receiver(workers=1)
+        assert post(port, RSA, "RS256", "r", "1") == 202
+        for number, text in enumerate(USELESS.values()):
+            keys.write_text(text)
+            (told,) = refusals(reload(receiver))
+            assert told.startswith(TOLD)
+            assert post(port, RSA, "RS256", "r", f"again-{number}") == 202
+        keys.write_text(jwks(e=EC))
+        assert refusals(reload(receiver)) == []
+        assert (post(port, RSA, "RS256", "r", "2"), post(port, EC, "ES256", "e", "3")) == (401, 202)
