@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+SBOM := sbom.json
 # One more than there are cores: tests wait about as much as they compute.
 TESTERS := $(shell $(PYTHON) -c 'import os; print(min(len(os.sched_getaffinity(0)) + 1, 4))')
 
@@ -53,8 +55,14 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(READY)  ## refresh requirements.lock to the newest versions that fit pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade --extra dev \
-	  --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
+# The versions in --output-file are kept where they fit: the second lock has those of the first, whatever is newer by then.
+lock: $(READY)  ## refresh both locks to the newest versions that fit pyproject.toml
+	$(COMPILE) --upgrade --extra dev --output-file requirements.lock pyproject.toml
+	cp requirements.lock requirements-runtime.lock
+	$(COMPILE) --output-file requirements-runtime.lock pyproject.toml
 
-.PHONY: help setup run test pythons faults fuzz longest check docs format lock
+sbom: $(READY)  ## write SBOM=sbom.json: everything that production installs, as CycloneDX, checked against its schema
+	$(BIN)/cyclonedx-py requirements --validate --output-reproducible --pyproject pyproject.toml \
+	  --output-file $(SBOM) requirements-runtime.lock
+
+.PHONY: help setup run test pythons faults fuzz longest check docs format lock sbom

@@ -36,6 +36,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "receiver-metrics": metrics.receiver_metrics,
     "relay-metrics": metrics.relay_metrics,
     "config-keys": configuration.config_keys,
+    "template-forms": configuration.template_forms,
     "preset-proofs": presets.preset_proofs,
     "preset-events": presets.preset_events,
     "preset-answers": presets.preset_answers,

@@ -44,7 +44,7 @@ def app_of(config: Config) -> Receiver:
     def open_meters() -> Meters:
         if config.metrics.receiver is None:
             return OFF
-        return _at_zero(counting(RECEIVER, len(config.sources) + 1, gathering=True), config)
+        return _at_zero(counting(RECEIVER), config)
 
     def open_writer() -> Writer:
         made = engine.connect_async(config.database.url, application="inbox-receiver")
@@ -189,7 +189,7 @@ class _Lifespan:
             await self._webhooks.waiting.close()
         if self._writer is not None:
             await self._writer.close()
-        self._webhooks.meters.write()
+        self._webhooks.meters.close()
 
 
 def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:

@@ -149,10 +149,12 @@ def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator
     tags = [tag for tag, member in structs.items() if member.tag is not None]
     if not tags:
         members = [member for member in kind.types if not isinstance(member, inspect.NoneType)]
-        if len(members) > 1 and not isinstance(value, str | dict):
-            yield Mistake(path, f"expected text in quotes or a table, got {_described(value)}")
+        fitting = members if len(members) == 1 else [member for member in members if _may_be(member, value)]
+        if fitting:
+            yield from _check(fitting[0], value, path)
         else:
-            yield from _check(members[isinstance(value, dict) and len(members) > 1], value, path)
+            expected = " or ".join(_SCALARS[type(each)][1] if type(each) in _SCALARS else "a table" for each in members)
+            yield Mistake(path, f"expected {expected}, got {_described(value)}")
     elif not isinstance(value, dict):
         yield Mistake(path, f"expected a table with a kind, got {_described(value)}")
     elif "kind" not in value:
@@ -162,6 +164,10 @@ def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator
         yield Mistake((*path, "kind"), f"{given!r} is not one of {', '.join(tags)}; {nearest(str(given), tags)}")
     else:
         yield from _check_struct(structs[value["kind"]], value, path)
+
+
+def _may_be(kind: inspect.Type, value: object) -> bool:
+    return type(value) in (_SCALARS[type(kind)][0] if type(kind) in _SCALARS else (dict,))
 
 
 def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterator[Mistake]:

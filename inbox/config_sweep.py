@@ -10,7 +10,7 @@ from inbox.config_values import Duration, Table
 from inbox.event import Action
 
 SCIM_PARAMS = {
-    "filter": 'meta.lastModified ge "{since}"',
+    "filter": "meta.lastModified ge {since:scim}",
     "sortBy": "meta.lastModified",
     "startIndex": "{start}",
     "count": "{count}",

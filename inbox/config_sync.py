@@ -74,6 +74,12 @@ class Find(Table, frozen=True):
     """A JMESPath into the answer that gives the list of matches, or the one match. Where it gives neither, the answer is bad."""
     pages: FindPages | None = None
     """How the matches go on, where an answer may not hold them all. Without it, the first answer is all there is."""
+    verify: dict[str, str] | bool = True
+    """A match has to carry these values before anything is written to it: a JMESPath into the match = a JMESPath over the same
+    as in `path`, `{ externalId = "event.entity_id" }`. `true`: each value that is searched for and that a field of `map` gets
+    as it is. `false`: any match is taken for the counterpart."""
+    ignore_case: bool = False
+    """`verify` takes texts that differ in case alone for the same, as SCIM does for a `userName`."""
 
     @property
     def most_calls(self) -> int:

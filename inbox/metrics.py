@@ -25,6 +25,11 @@ class Metric(msgspec.Struct, frozen=True):
     buckets: tuple[float, ...] = ()
     """Upper limits, of a histogram."""
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers a series of it has, as in `inbox.metering.Line`."""
+        return {"counter": 1, "gauge": 2, "histogram": len(self.buckets) + 2}[self.kind]
+
 
 _SHORT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
@@ -160,8 +165,8 @@ class Meters:
     def put(self, metric: Metric, value: float, *labels: str) -> None:
         """A gauge stands at this now."""
 
-    def write(self) -> None:
-        """Let what was told so far be seen; it is in a moment anyway."""
+    def close(self) -> None:
+        """Let what was told so far be seen, and count no more."""
 
 
 OFF = Meters()

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import codecs
 import json
-import math
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from inbox import numbers
 from inbox.errors import Unreadable
+
+Number = TypeVar("Number", int, float)
 
 DEEPEST = 64
 """Levels of nesting, in what comes from outside on both sides: webhooks, entities, what a function of a map returns.
@@ -20,9 +23,6 @@ DEEPEST = 64
 Parsers and what walks through their values recurse. At which depth they raise RecursionError depends on the version of
 Python and on the stack of whoever calls them, so none gets as far.
 """
-
-LONGEST_INTEGER = 1000
-"""Characters. Reading a number is quadratic in its length, and Python itself refuses more than 4,300 digits."""
 
 # A string that never ends matches too, up to the end: without that, each of its quotes would start a search of its own.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
@@ -35,8 +35,8 @@ def parse(body: bytes) -> object:
 
     Raises:
         Unreadable: empty, not UTF-8, a byte order mark, not JSON, anything behind the value, control characters in a
-            string, NaN or Infinity, a number too large, a lone surrogate, a key twice in one object, or nesting beyond
-            `DEEPEST`. Nothing else is raised, whatever the bytes.
+            string, NaN or Infinity, a number that `inbox.numbers` refuses, a lone surrogate, a key twice in one object, or
+            nesting beyond `DEEPEST`. Nothing else is raised, whatever the bytes.
     """
     if not body:
         raise Unreadable("the body is empty; send a JSON document")
@@ -80,16 +80,18 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _integer(text: str) -> int:
-    if len(text) > LONGEST_INTEGER:
-        raise Unreadable(f"a number in the body has more than {LONGEST_INTEGER} digits")
-    return int(text)
+def has_too_long_number(body: bytes) -> bool:
+    """True when JSON holds a number that is longer than `numbers.LONGEST`."""
+    return numbers.may_be_too_long(body) and numbers.may_be_too_long(_STRING.sub(b'""', body))
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise Unreadable("a number in the body is too large for a 64-bit float")
+def _number(read: Callable[[str], Number]) -> Callable[[str], Number]:
+    def number(text: str) -> Number:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise Unreadable(f"a number in the body {error}") from None
+
     return number
 
 
@@ -98,5 +100,8 @@ def _constant(text: str) -> object:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_without_repeats, parse_int=_integer, parse_float=_finite, parse_constant=_constant
+    object_pairs_hook=_without_repeats,
+    parse_int=_number(numbers.integer),
+    parse_float=_number(numbers.real),
+    parse_constant=_constant,
 )

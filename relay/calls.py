@@ -10,7 +10,8 @@ from urllib.parse import quote
 import msgspec
 
 from inbox.errors import gathered
-from relay.expressions import Path, Scope, Template, encode, expanded, percent_encoded, templated
+from relay.expressions import Scope, encode
+from relay.templates import Path, Placeholder, Template, encoded, expanded, templated, templates_in
 
 _NO_PARAMS: Mapping[str, str] = {}
 
@@ -25,11 +26,15 @@ class CallPlan(msgspec.Struct, frozen=True):
     """JSON whose strings are templates."""
     media_type: str = "application/json"
 
+    @property
+    def placeholders(self) -> list[Placeholder]:
+        """All of its path, query and body."""
+        templates = [self.path, *(template for _, template in self.params), *templates_in(self.body)]
+        return [placeholder for template in templates for placeholder in template.placeholders]
+
     def query(self, scope: Scope) -> str:
         """The query, encoded; MappingError when a template has no value."""
-        return "&".join(
-            f"{name}={percent_encoded(template.expand(scope), template.where)}" for name, template in self.params
-        )
+        return "&".join(f"{name}={encoded(template.expand(scope), template.where)}" for name, template in self.params)
 
     def json(self, scope: Scope) -> bytes | None:
         """The body, encoded; MappingError when a template has no value."""
@@ -44,8 +49,9 @@ def compile_call(
     path: str,
     params: Mapping[str, str] = _NO_PARAMS,
     body: object = None,
+    texts: type[Template] = Template,
 ) -> CallPlan:
-    """A call, its templates compiled; `known` names what they may look into.
+    """A call, its templates compiled; `known` names what they may look into, and `texts` is the kind of those in the body.
 
     Raises:
         ConfigError: one of them is wrong. The text has a line for each.
@@ -54,7 +60,7 @@ def compile_call(
     parts |= {
         f"params.{name}": partial(Template, text, f"{where}.params.{name}", known) for name, text in params.items()
     }
-    parts["body"] = lambda: None if body is None else templated(body, f"{where}.body", known)
+    parts["body"] = lambda: None if body is None else templated(body, f"{where}.body", known, texts)
     made = gathered(parts)
     query = tuple((quote(name, safe=""), made[f"params.{name}"]) for name in params)
     return CallPlan(method, made["path"], query, made["body"])

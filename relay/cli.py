@@ -95,6 +95,7 @@ def run(
             )
             raise typer.Exit(parent.run())
         observer.meters, database.on_facts = meters_of(config), observer.appended
+        leaving.callback(observer.meters.close)
         relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
         with shown(database, config, observer, exporter):
             work(relay, config, orders, observer, drain=drain)

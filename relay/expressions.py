@@ -1,26 +1,22 @@
-"""JMESPath expressions, templates with expressions in them, and the JSON they look into. Pure."""
+"""JMESPath expressions, and the JSON they look into. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
-from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 import jmespath
 import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 
-from inbox.errors import ConfigError, MappingError, gathered
-from inbox.strict_json import DEEPEST, is_too_deep
+from inbox import numbers
+from inbox.errors import ConfigError, MappingError
+from inbox.strict_json import DEEPEST, has_too_long_number, is_too_deep
 
 Scope = dict[str, Any]
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_LITERAL_PATH = "/:@!$&'()*+,;=~%-._"
 
 
 class Expression:
@@ -45,6 +41,17 @@ class Expression:
                 valid = ", ".join(sorted(known or ()))
                 raise ConfigError(f"{where}: {text!r} looks for {name!r}; what is known here is: {valid}")
 
+    @property
+    def tree(self) -> object:
+        """What the text says, however it is spaced: equal for expressions that say the same."""
+        return self._compiled.parsed
+
+    @property
+    def glue(self) -> str | None:
+        """The texts that it puts beside what it finds, by `join`; None when it does not."""
+        tree = self._compiled.parsed
+        return "".join(_literals(tree)) if "join" in _functions(tree) else None
+
     def looks_into(self, name: str) -> bool:
         """Whether it looks this name up in the scope itself."""
         return name in _first_names(self._compiled.parsed)
@@ -61,129 +68,34 @@ class Expression:
             raise MappingError(f"{self.text} can't be evaluated: {type(error).__name__}", field=self.where) from None
 
 
-class Template:
-    """Text with expressions in it."""
-
-    def __init__(self, text: str, where: str, known: Collection[str]) -> None:
-        self.where = where
-        self.parts: list[str | Expression] = []
-        end = 0
-        matches = {str(match.start()): match for match in _PLACEHOLDER.finditer(text)}
-        expressions = gathered(
-            {at: partial(Expression, match[1].strip(), where, known) for at, match in matches.items()}
-        )
-        for at, match in matches.items():
-            self.parts += [text[end : match.start()], expressions[at]]
-            end = match.end()
-        self.parts.append(text[end:])
-        self.parts = [part for part in self.parts if part != ""]
-        if any(isinstance(part, str) and re.search("[{}]", part) for part in self.parts):
-            raise ConfigError(f"{where}: {text!r} has a brace without its counterpart")
-
-    def looks_into(self, name: str) -> bool:
-        """Whether one of its expressions does."""
-        return any(isinstance(part, Expression) and part.looks_into(name) for part in self.parts)
-
-    def expand(self, scope: Scope) -> str:
-        """The text.
-
-        Raises:
-            MappingError: an expression finds nothing, or something that isn't a single value.
-        """
-        return "".join(part if isinstance(part, str) else self._text(part, scope) for part in self.parts)
-
-    def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """As `expand`, but a template that is one expression and nothing else keeps its value's type."""
-        if len(self.parts) == 1 and isinstance(self.parts[0], Expression):
-            return self._found(self.parts[0], scope)
-        return self.expand(scope)
-
-    def _found(self, expression: Expression, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        value = expression.value(scope)
-        if value is None:
-            raise MappingError(f"{{{expression.text}}} has no value", field=self.where)
-        return value
-
-    def _text(self, expression: Expression, scope: Scope) -> str:
-        value = self._found(expression, scope)
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        if isinstance(value, str | int | float | Decimal):
-            return str(value)
-        raise MappingError(f"{{{expression.text}}} is not a single value", field=self.where)
-
-
-class Path(Template):
-    """A path below an endpoint's URL; what is put into it is percent-encoded, slashes too."""
-
-    def __init__(self, text: str, where: str, known: Collection[str]) -> None:
-        if not text.startswith("/"):
-            raise ConfigError(f"{where}: {text!r} must begin with a slash")
-        if re.search(r"[?#]", _PLACEHOLDER.sub("", text)):
-            raise ConfigError(f"{where}: {text!r} must be a path alone; a query is written as params")
-        super().__init__(text, where, known)
-        self.parts = [quote(part, safe=_LITERAL_PATH) if isinstance(part, str) else part for part in self.parts]
-
-    def _text(self, expression: Expression, scope: Scope) -> str:
-        text = super()._text(expression, scope)
-        if text in {"", ".", ".."}:
-            # The other side would take it for the collection, or for another resource altogether (RFC 3986 §5.2.4).
-            raise MappingError(f"{{{expression.text}}} is {text!r}, which is no name in a path", field=self.where)
-        return percent_encoded(text, self.where)
-
-
-def templated(value: object, where: str, known: Collection[str]) -> object:
-    """`value` with each string in it, at any depth, made a template."""
-    if isinstance(value, str):
-        return Template(value, where, known)
-    if isinstance(value, dict):
-        return gathered({key: partial(templated, inner, f"{where}.{key}", known) for key, inner in value.items()})
-    if isinstance(value, list):
-        parts = {str(position): partial(templated, inner, where, known) for position, inner in enumerate(value)}
-        return [*gathered(parts).values()]
-    return value
-
-
-def expanded(value: object, scope: Scope) -> object:
-    """What `templated` made, with the values in place; raises MappingError when one is missing."""
-    if isinstance(value, Template):
-        return value.value(scope)
-    if isinstance(value, dict):
-        return {key: expanded(inner, scope) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [expanded(inner, scope) for inner in value]
-    return value
-
-
-def percent_encoded(text: str, where: str) -> str:
-    """`text` with everything but letters, digits and `-._~` percent-encoded.
-
-    Raises:
-        MappingError: it holds half of a surrogate pair, which no encoding has.
-    """
-    try:
-        return quote(text, safe="")
-    except UnicodeEncodeError:
-        raise MappingError("the value holds half of a character", field=where) from None
-
-
 def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
     """The JSON in `body`; a number that a float would change is a Decimal.
 
     Raises:
-        ValueError: it is not JSON, or nested deeper than `DEEPEST`; the text says which.
+        ValueError: it is not JSON, nested deeper than `DEEPEST`, or has a number that `inbox.numbers` refuses; the text
+            says which.
     """
     if is_too_deep(body):
         raise ValueError(f"nested deeper than {DEEPEST} levels, or its brackets do not match")
+    if has_too_long_number(body):
+        raise ValueError(f"unusable: a number in it has more than {numbers.LONGEST} characters")
     try:
         return _DECODER.decode(body)
+    except _UnusableNumber as error:
+        raise ValueError(f"unusable: a number in it {error}") from None
     except msgspec.MsgspecError:
         raise ValueError("not JSON") from None
 
 
+class _UnusableNumber(Exception):
+    """No ValueError, which msgspec would put into words of its own."""
+
+
 def _number(text: str) -> float | Decimal:
-    as_float, exact = float(text), Decimal(text)
-    return as_float if Decimal(repr(as_float)) == exact else exact
+    try:
+        return numbers.exact(text)
+    except ValueError as error:
+        raise _UnusableNumber(error) from None
 
 
 _DECODER = msgspec.json.Decoder(float_hook=_number)
@@ -207,6 +119,14 @@ def _first_names(node: Mapping[str, Any]) -> Iterator[str]:
     elif kind != "expref":
         for child in children:
             yield from _first_names(child)
+
+
+def _literals(node: Mapping[str, Any]) -> Iterator[str]:
+    if node["type"] == "literal" and isinstance(node["value"], str):
+        yield node["value"]
+    for child in node.get("children", []):
+        if isinstance(child, dict):
+            yield from _literals(child)
 
 
 def _functions(node: Mapping[str, Any]) -> Iterator[str]:

@@ -35,7 +35,7 @@ def meters_of(config: Config) -> Meters:
     """What counts in this process. What is known by name stands at zero from the start."""
     if config.metrics.relay is None:
         return OFF
-    meters = counting(metrics.RELAY, len(config.routes) + len(config.destinations) + len(config.apis))
+    meters = counting(metrics.RELAY)
     for kind, names in (("destination", config.destinations), ("api", config.apis)):
         for name in names:
             meters.put(metrics.BREAKER, BREAKER_VALUES.index(BreakerState.CLOSED), kind, name)

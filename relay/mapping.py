@@ -18,11 +18,12 @@ from inbox.config_sync import Deactivate, Fetch, Sync, Update, Write
 from inbox.errors import ConfigError, MappingError, gathered
 from relay.calls import CallPlan, compile_call
 from relay.casts import rfc3339
-from relay.expressions import Expression, Path, Scope, decode
+from relay.expressions import Expression, Scope, decode
 from relay.fields import Fields, compile_fields
 from relay.outcome import Delivery
 from relay.patches import MEDIA_TYPES, Format
 from relay.search import FindPlan, compile_find
+from relay.templates import Path
 
 
 class SyncPlan(msgspec.Struct, frozen=True):
@@ -79,7 +80,7 @@ def compile_sync(route: str, sync: Sync) -> SyncPlan:
         "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
         "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
         "fields": lambda: compile_fields(route, sync),
-        "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable),
+        "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable, sync.map),
         "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}),
         "update": lambda: _update(sync.update, f"{where}.update", {"event", "entity"} | target),
         "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match", target),
@@ -172,7 +173,7 @@ def _if_match(update: Update | None, where: str, target: Collection[str]) -> Exp
 
 
 def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
-    parts = [part for call in calls if call is not None for part in call.path.parts if isinstance(part, Expression)]
+    parts = [part for call in calls if call is not None for part in call.path.placeholders]
     return tuple({part.text: part for part in parts if part.text.startswith("target")}.values())
 
 

@@ -29,7 +29,7 @@ ErrorClass = Literal[
     "conflict",  # 409, 412
     "stale",  # what was fetched is older than the event
     "redirect",  # 3xx: never followed
-    "bad_answer",  # answered, but not with what the step needs: not JSON, too large, no id
+    "bad_answer",  # answered, but not with what the step needs: not JSON, too large, no id or another one
     "mapping",  # a template or expression has no usable value for this event
     "ambiguous",  # several counterparts
     "no_target",  # no counterpart, and the route says not to create one

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-from inbox.config_sync import Find, FindPages
+from inbox.config_sync import Find, FindPages, MapField
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, gathered
 from relay.calls import CallPlan, compile_call
 from relay.expressions import Expression, Scope
+from relay.match import Carried, compile_verify
+from relay.templates import Asked
 
+NO_MAP: Mapping[str, str | MapField] = {}
 _IN_A_QUERY = "%!$&'()*+,;=:@/?-._~"
 
 
@@ -38,10 +41,15 @@ class FindPlan(msgspec.Struct, frozen=True):
     """For the first page."""
     pick: Expression | None
     pages: PagesPlan | None
+    carried: tuple[Carried, ...] = ()
+    """The values that the match has to carry."""
+    ignore_case: bool = False
 
 
-def compile_find(find: Find, where: str, known: Collection[str]) -> FindPlan:
-    """The plan of a find table; `where` names it, and `known` what its templates may look into.
+def compile_find(
+    find: Find, where: str, known: Collection[str], mapped: Mapping[str, str | MapField] = NO_MAP
+) -> FindPlan:
+    """The plan of a find table; `where` names it, `known` what its templates may look into, and `mapped` is the route's map.
 
     Raises:
         ConfigError: a template or an expression is wrong, or no page would be another than the first.
@@ -52,15 +60,18 @@ def compile_find(find: Find, where: str, known: Collection[str]) -> FindPlan:
     }
     if find.pages is None:
         parts["call"] = lambda: compile_call(
-            where, known, method=find.method, path=find.path, params=find.params, body=find.body
+            where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
         )
     made = gathered(parts)
     pages: PagesPlan | None = made["pages"]
+    asked = made["call"] if pages is None else pages.further
+    carried = compile_verify(find, f"{where}.verify", known, asked.placeholders, mapped)
     if pages is None:
-        return FindPlan(**made)
+        return FindPlan(**made, carried=carried, ignore_case=find.ignore_case)
     # Nothing is known of a next page yet.
     params = tuple((name, template) for name, template in pages.further.params if not template.looks_into("next"))
-    return FindPlan(call=msgspec.structs.replace(pages.further, params=params), pick=made["pick"], pages=pages)
+    first = msgspec.structs.replace(pages.further, params=params)
+    return FindPlan(first, made["pick"], pages, carried, find.ignore_case)
 
 
 def _pages(find: Find, pages: FindPages, where: str, known: Collection[str]) -> PagesPlan:
@@ -82,7 +93,9 @@ def _pages(find: Find, pages: FindPages, where: str, known: Collection[str]) -> 
 
 def _further(find: Find, pages: FindPages, where: str, known: Collection[str]) -> CallPlan:
     known = {*known, "start", "count"}
-    call = compile_call(where, known, method=find.method, path=find.path, params=find.params, body=find.body)
+    call = compile_call(
+        where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
+    )
     more = {*known, "next"} if pages.next is not None else known
     asked = compile_call(f"{where}.pages", more, method=find.method, path=find.path, params=pages.query)
     return msgspec.structs.replace(call, params=call.params + asked.params)

@@ -47,7 +47,8 @@ class Supervisor:
     ) -> None:
         """`options` are those of each child's `relay run`; children that end well are not replaced when they `drain`."""
         command = [sys.executable, "-m", "relay", "run", "--supervised", *options]
-        self._places = [_Place(command, observer, drain=drain) for _ in range(processes)]
+        pipes = () if exporter is None else (exporter.pipe,)
+        self._places = [_Place(command, observer, pipes, drain=drain) for _ in range(processes)]
         self._config = config
         self._orders = orders
         self._observer = observer
@@ -104,13 +105,15 @@ class Supervisor:
 class _Place:
     """One of the processes there have to be: the child that runs, or when the next one is to start."""
 
-    def __init__(self, command: Sequence[str], observer: Observer, *, drain: bool) -> None:
+    def __init__(self, command: Sequence[str], observer: Observer, pipes: Sequence[int], *, drain: bool) -> None:
+        """`pipes` are what the child gets from the parent besides its standard input."""
         self.start_at = 0.0
         self.is_over = False
         self.status = 0
         """Of the child that ended last; below 0: the signal that killed it."""
         self._command = command
         self._observer = observer
+        self._pipes = pipes
         self._drain = drain
         self._child: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -140,7 +143,9 @@ class _Place:
         self._started_at = now
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # the child lets them in when it can handle them
         try:
-            self._child = subprocess.Popen(self._command, stdin=subprocess.PIPE, bufsize=0)  # noqa: S603  # our own Python, our own arguments
+            self._child = subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
+                self._command, stdin=subprocess.PIPE, bufsize=0, pass_fds=self._pipes
+            )
         except OSError as error:  # no memory, or too many processes
             self.status = 1
             self._observer.child_not_started(error, self._postpone(now))

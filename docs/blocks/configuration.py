@@ -10,6 +10,7 @@ from msgspec import inspect
 from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from inbox import config
 from inbox.config_values import Address, Duration, Network, Rate, Secret
+from relay.forms import FORMS
 
 _CUSTOM = {
     Address: "a host and a port",
@@ -69,6 +70,15 @@ def _config_table(title: str, cls: type, elsewhere: Iterable[str]) -> Iterator[s
     yield f"{first_line(cls.__doc__)}{alike}\n"
     if rows:
         yield table(("key", "type", "default", "meaning"), rows)
+
+
+def template_forms() -> str:
+    """What a placeholder's `:NAME` means."""
+    rows = (
+        (f"`{name}`", f"{form.meaning[0].upper()}{form.meaning[1:]}", f"`{form.example}`")
+        for name, form in FORMS.items()
+    )
+    return table(("form", "what it writes", "so"), rows)
 
 
 def _added_meanings(cls: type) -> dict[str, str]:

@@ -6,6 +6,8 @@ work; what refuses changes to the append-only ones stands in `inbox.db.views`, b
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -264,10 +266,6 @@ relay_node = Table(
     Column("heartbeat_at", UtcDateTime, nullable=False, comment="when it last said that it lives; database clock"),
     Column("stopped_at", UtcDateTime, comment="when it stopped in order; empty while it runs or when it died"),
     Column("failing", JsonValue, comment="its steps that fail now, and why; empty: none does"),
-    CheckConstraint("jsonb_typeof(failing) = 'object'", name="failing").ddl_if(dialect="postgresql"),
-    CheckConstraint(
-        "failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END", name="failing"
-    ).ddl_if(dialect="sqlite"),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,
 )
@@ -339,10 +337,6 @@ relay_command = Table(
     ),
     Column("error", Text, comment="the last delivery that could not be changed, and why"),
     CheckConstraint("kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')", name="kind"),
-    CheckConstraint("jsonb_typeof(selection) = 'object'", name="selection").ddl_if(dialect="postgresql"),
-    CheckConstraint(
-        "CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END", name="selection"
-    ).ddl_if(dialect="sqlite"),
     CheckConstraint("state IN ('asked', 'running', 'done', 'failed', 'cancelled')", name="state"),
     Index(
         "ix_relay_command_open",
@@ -427,7 +421,7 @@ write_probe = Table(
 )
 
 
-def _is_readable(column: str) -> dict[str, str]:
+def _readable_time(column: str) -> dict[str, str]:
     """For each dialect, a condition that a time, or none, can be read: what can't be would end who lists or works on it."""
     first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
     day = f"substr({column}, 1, 10)"
@@ -438,9 +432,33 @@ def _is_readable(column: str) -> dict[str, str]:
     }
 
 
+def _readable_object(column: str) -> dict[str, str]:
+    """Likewise that JSON is an object."""
+    return {
+        "postgresql": f"jsonb_typeof({column}) = 'object'",
+        "sqlite": f"{column} IS NULL OR CASE WHEN json_valid({column}) THEN json_type({column}) = 'object' ELSE 0 END",
+    }
+
+
+def _readable_list(column: str) -> dict[str, str]:
+    """Likewise that a list is one, without gaps."""
+    return {
+        "postgresql": f"array_position({column}, NULL) IS NULL",  # an error for a list of lists
+        "sqlite": f"CASE WHEN json_valid({column}) THEN json_type({column}) = 'array' ELSE 0 END",
+    }
+
+
+def _readable(column: Column[Any]) -> dict[str, str]:
+    if isinstance(column.type, UtcDateTime):
+        return _readable_time(column.name)
+    if column.type is JsonValue:
+        return _readable_object(column.name)
+    return _readable_list(column.name) if column.type is TextList else {}
+
+
 for _table in metadata.sorted_tables:
-    for _column in [column for column in _table.columns if isinstance(column.type, UtcDateTime)]:
-        for _dialect, _condition in _is_readable(_column.name).items():
+    for _column in list(_table.columns):
+        for _dialect, _condition in _readable(_column).items():
             _table.append_constraint(
                 CheckConstraint(_condition, name=f"{_column.name}_is_readable").ddl_if(dialect=_dialect)
             )

@@ -8,6 +8,7 @@ nothing is lost.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -182,6 +183,8 @@ def epoch_field(payload: Mapping[str, object], field: str, received_at: datetime
     if not isinstance(value, int | float) or isinstance(value, bool):
         problem = "must be a number" if field in payload else "is missing"
         raise InvalidEvent(f"{field} {problem}", field=field)
+    if isinstance(value, float) and not math.isfinite(value):  # JMESPath's to_number reads the text `nan`
+        raise InvalidEvent(f"{field} must be a number", field=field)
     whole = int(value // 1)
     unit = 1_000_000_000 // per_second
     return _in_range(whole * unit + int((value - whole) * unit), field, received_at)

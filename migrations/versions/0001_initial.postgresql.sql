@@ -12,6 +12,7 @@ CREATE TABLE alert (
     error TEXT,
     CONSTRAINT pk_alert PRIMARY KEY (id),
     CONSTRAINT ck_alert_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_alert_detail_is_readable CHECK (jsonb_typeof(detail) = 'object'),
     CONSTRAINT ck_alert_told_at_is_readable CHECK (told_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_alert_post_after_is_readable CHECK (post_after BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (sent_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
@@ -58,7 +59,8 @@ CREATE TABLE delivery_log (
     detail JSONB NOT NULL,
     CONSTRAINT pk_delivery_log PRIMARY KEY (id),
     CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')),
-    CONSTRAINT ck_delivery_log_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT ck_delivery_log_at_is_readable CHECK (at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_delivery_log_detail_is_readable CHECK (jsonb_typeof(detail) = 'object')
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
@@ -156,7 +158,9 @@ CREATE TABLE inbox (
     CONSTRAINT uq_inbox_source_dedup_key UNIQUE (source, dedup_key),
     CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
     CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_inbox_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT ck_inbox_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_inbox_routes_is_readable CHECK (array_position(routes, NULL) IS NULL),
+    CONSTRAINT ck_inbox_headers_is_readable CHECK (jsonb_typeof(headers) = 'object')
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
@@ -327,6 +331,7 @@ CREATE TABLE rejected_request (
     readmit_reason TEXT,
     CONSTRAINT pk_rejected_request PRIMARY KEY (id),
     CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_rejected_request_headers_is_readable CHECK (jsonb_typeof(headers) = 'object'),
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (readmitted_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
@@ -378,8 +383,8 @@ CREATE TABLE relay_command (
     error TEXT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
-    CONSTRAINT ck_relay_command_selection CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (finished_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
@@ -424,10 +429,10 @@ CREATE TABLE relay_node (
     stopped_at TIMESTAMP WITH TIME ZONE,
     failing JSONB,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
-    CONSTRAINT ck_relay_node_failing CHECK (jsonb_typeof(failing) = 'object'),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (started_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (heartbeat_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (stopped_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (stopped_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_relay_node_failing_is_readable CHECK (jsonb_typeof(failing) = 'object')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 

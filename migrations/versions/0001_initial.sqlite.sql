@@ -22,6 +22,7 @@ CREATE TABLE alert ( -- One row per change for the worse or back, never a second
     -- why it is unsent
     error TEXT,
     CONSTRAINT ck_alert_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_alert_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END),
     CONSTRAINT ck_alert_told_at_is_readable CHECK (date(substr(told_at, 1, 10)) IS substr(told_at, 1, 10) AND told_at >= '0001-01-01 00:00:00.000000Z' AND (length(told_at) = 10 OR substr(told_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_alert_post_after_is_readable CHECK (date(substr(post_after, 1, 10)) IS substr(post_after, 1, 10) AND post_after >= '0001-01-01 00:00:00.000000Z' AND (length(post_after) = 10 OR substr(post_after, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_alert_sent_at_is_readable CHECK (date(substr(sent_at, 1, 10)) IS substr(sent_at, 1, 10) AND sent_at >= '0001-01-01 00:00:00.000000Z' AND (length(sent_at) = 10 OR substr(sent_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
@@ -51,7 +52,8 @@ CREATE TABLE delivery_log ( -- The facts: everything that happened to a delivery
     -- calls, statuses, durations, error, next due time, who and why
     detail JSON NOT NULL,
     CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')),
-    CONSTRAINT ck_delivery_log_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    CONSTRAINT ck_delivery_log_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_delivery_log_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END)
 );
 
 CREATE INDEX ix_delivery_log_at ON delivery_log (at);
@@ -130,7 +132,9 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     CONSTRAINT uq_inbox_source_dedup_key UNIQUE (source, dedup_key),
     CONSTRAINT ck_inbox_action CHECK (action IN ('create', 'update', 'delete', 'other')),
     CONSTRAINT ck_inbox_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_inbox_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    CONSTRAINT ck_inbox_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_inbox_routes_is_readable CHECK (CASE WHEN json_valid(routes) THEN json_type(routes) = 'array' ELSE 0 END),
+    CONSTRAINT ck_inbox_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END)
 );
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
@@ -252,6 +256,7 @@ CREATE TABLE rejected_request ( -- A request that was refused. Each receiver pro
     -- why it was taken in after all
     readmit_reason TEXT,
     CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_rejected_request_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
@@ -283,8 +288,8 @@ CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or
     -- the last delivery that could not be changed, and why
     error TEXT,
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
-    CONSTRAINT ck_relay_command_selection CHECK (CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
+    CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_command_finished_at_is_readable CHECK (date(substr(finished_at, 1, 10)) IS substr(finished_at, 1, 10) AND finished_at >= '0001-01-01 00:00:00.000000Z' AND (length(finished_at) = 10 OR substr(finished_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
@@ -309,10 +314,10 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     -- its steps that fail now, and why; empty: none does
     failing JSON,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
-    CONSTRAINT ck_relay_node_failing CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (date(substr(started_at, 1, 10)) IS substr(started_at, 1, 10) AND started_at >= '0001-01-01 00:00:00.000000Z' AND (length(started_at) = 10 OR substr(started_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_relay_node_heartbeat_at_is_readable CHECK (date(substr(heartbeat_at, 1, 10)) IS substr(heartbeat_at, 1, 10) AND heartbeat_at >= '0001-01-01 00:00:00.000000Z' AND (length(heartbeat_at) = 10 OR substr(heartbeat_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    CONSTRAINT ck_relay_node_stopped_at_is_readable CHECK (date(substr(stopped_at, 1, 10)) IS substr(stopped_at, 1, 10) AND stopped_at >= '0001-01-01 00:00:00.000000Z' AND (length(stopped_at) = 10 OR substr(stopped_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
 );
 
 CREATE TABLE repeated_request ( -- A request whose key was in the inbox already. It was answered 200 with the first one's seq. sum(times) counts them.

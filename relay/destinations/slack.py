@@ -8,6 +8,7 @@ that mean here what they mean everywhere, so their words are for the log alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from inbox.config import Route, SlackDestination
@@ -15,16 +16,20 @@ from inbox.errors import MappingError
 from relay import mapping
 from relay.destinations.base import Caller, Clients, Context
 from relay.endpoint import header_value
-from relay.expressions import Expression, Scope, Template, encode
+from relay.expressions import Scope, encode
 from relay.http import Request
 from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
+from relay.templates import Placeholder, Template
 
 
 class Message(Template):
     """A message's text: what is put into it is escaped, so that it can't mention everybody or hide a link."""
 
-    def _text(self, expression: Expression, scope: Scope) -> str:
-        return super()._text(expression, scope).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:  # noqa: ARG002
+        return False  # its one language is escaped for below
+
+    def _text(self, placeholder: Placeholder, scope: Scope) -> str:
+        return super()._text(placeholder, scope).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 class Slack:

@@ -17,6 +17,7 @@ from relay.endpoint import header_value
 from relay.expressions import Scope, decode, digest, encode
 from relay.http import Request
 from relay.mapping import SyncPlan
+from relay.match import require_carried
 from relay.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step, Unchanged
 from relay.rules import REFETCH_AFTER
 from relay.search import FindPlan, Search, can_be_named
@@ -161,10 +162,19 @@ class Attempt:
             raise Ended(Failed(self._all(), "ambiguous", f"find: {len(search.matches)} counterparts"))
         self.scope["target"] = search.matches[0] if search.matches else None
         self.scope["etag"] = search.etag
-        if search.matches and not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
+        if search.matches:
+            self._require_counterpart(find, search.matches[0], answer)
+        return bool(search.matches)
+
+    def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: Answer) -> None:
+        """End the attempt before anything is written, unless the match can be addressed and is what was searched for."""
+        if not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
             needed = ", ".join(part.text for part in self._plan.identity)
             raise self._bad_answer(answer, f"the match lacks one of: {needed}")
-        return bool(search.matches)
+        try:
+            require_carried(find.carried, match, self.scope, ignore_case=find.ignore_case)
+        except UnusableAnswer as error:
+            raise self._bad_answer(answer, str(error)) from None
 
     def _missing(self) -> Outcome:
         if self._plan.missing == "create":

@@ -27,7 +27,7 @@ USER = {"id": "u1", "name": "Ada", "meta": {"lastModified": "2025-12-31T23:59:58
 FETCH, FIND, CREATE, UPDATE, REMOVE = (
     "GET /api/user/u1", "GET /contacts?externalId=u1", "POST /contacts", "PATCH /contacts/c1", "DELETE /contacts/c1",
 )  # fmt: skip
-FOUND = answer(200, {"items": [{"id": "c1"}]})
+FOUND = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]})
 NONE = answer(200, {"items": []})
 FETCHED = answer(200, USER)
 

@@ -83,6 +83,7 @@ def test_a_message_is_posted_as_json_to_the_hook(server: ScriptedServer) -> None
     [
         ("{event.body.who} changed", "Ada &amp; &lt;!channel&gt; &gt; all changed"),
         ("<https://crm/{event.entity_id}|open> & see", "<https://crm/u1|open> & see"),
+        ("it's \"{event.body.who}\", isn't it?", "it's \"Ada &amp; &lt;!channel&gt; &gt; all\", isn't it?"),
         ("{event.seq} {event.body.t} {event.occurred_at}", "7 true 2026-01-01T00:00:00Z"),
         ("{event.body.nobody || 'nobody'}", "nobody"),
         ("sch\u00f6n \U0001f389", "sch\u00f6n \U0001f389"),

@@ -108,7 +108,14 @@ def test_without_a_pick_they_are_understood_likewise(world: World, found: Act) -
     assert outcome.did == "created"
 
 
-@pytest.mark.parametrize("found", [{"items": [{"id": "c1"}]}, [{"id": "c1"}], {"id": "c1"}])
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"items": [{"id": "c1", "external_id": "u1"}]},
+        [{"id": "c1", "external_id": "u1"}],
+        {"id": "c1", "external_id": "u1"},
+    ],
+)
 def test_without_a_pick_a_list_an_object_and_items_are_understood(world: World, found: object) -> None:
     outcome = world.deliver(sync=changed(', pick = "items"', ""), find=answer(200, found))
     assert isinstance(outcome, Delivered)
@@ -117,7 +124,8 @@ def test_without_a_pick_a_list_an_object_and_items_are_understood(world: World, 
 
 def test_a_pick_may_name_the_one_match(world: World) -> None:
     outcome = world.deliver(
-        sync=changed('pick = "items"', 'pick = "result.first"'), find=answer(200, {"result": {"first": {"id": "c1"}}})
+        sync=changed('pick = "items"', 'pick = "result.first"'),
+        find=answer(200, {"result": {"first": {"id": "c1", "external_id": "u1"}}}),
     )
     assert isinstance(outcome, Delivered)
 

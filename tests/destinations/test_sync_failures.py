@@ -54,7 +54,7 @@ def test_a_missing_counterpart_is_what_the_route_says(world: World, missing: str
 
 
 def test_several_counterparts_are_ambiguous_unless_the_first_will_do(world: World) -> None:
-    several = answer(200, {"items": [{"id": "c1"}, {"id": "c2"}]})
+    several = answer(200, {"items": [{"id": "c1", "external_id": "u1"}, {"id": "c2", "external_id": "u1"}]})
     outcome = world.deliver(find=several)
     assert isinstance(outcome, Failed)
     assert (outcome.error_class, outcome.error) == ("ambiguous", "find: 2 counterparts")
@@ -63,7 +63,9 @@ def test_several_counterparts_are_ambiguous_unless_the_first_will_do(world: Worl
 
 def test_a_counterpart_that_is_gone_by_the_time_is_looked_for_once_more(world: World) -> None:
     world.server.routes["PATCH /contacts/c2"] = [answer()]
-    outcome = world.deliver(find=[FOUND, answer(200, {"items": [{"id": "c2"}]})], update=answer(404))
+    outcome = world.deliver(
+        find=[FOUND, answer(200, {"items": [{"id": "c2", "external_id": "u1"}]})], update=answer(404)
+    )
     assert isinstance(outcome, Delivered)
     assert world.asked == [FETCH, FIND, UPDATE, FIND, "PATCH /contacts/c2"]
 

@@ -7,9 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.outcome import Delivered, Failed, Outcome, Skipped
+from inbox.errors import ConfigError
+from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from tests.destinations.scripted import Act, answer, serving
-from tests.destinations.syncing import CREATE, DELETE, FETCH, FIND, UPDATE, World, changed
+from tests.destinations.syncing import (
+    CREATE,
+    DELETE,
+    FETCH,
+    FETCHED,
+    FIND,
+    SECOND,
+    SYNC,
+    UPDATE,
+    World,
+    changed,
+)
 
 
 @pytest.fixture
@@ -92,7 +104,7 @@ def test_a_route_can_say_that_null_means_none(world: World, found: object) -> No
 # --- page by page
 
 FIND_TABLE = 'find = { path = "/contacts", params = { externalId = "{event.entity_id}" }, pick = "items" }'
-C1, C2 = {"id": "c1"}, {"id": "c2"}
+C1, C2 = {"id": "c1", "external_id": "u1"}, {"id": "c2", "external_id": "u1"}
 
 
 def paged(pages: str, more: str = "") -> str:
@@ -304,3 +316,70 @@ def test_the_place_may_stand_in_the_path(world: World) -> None:
 def test_without_a_counterpart_on_any_page_a_route_can_skip(world: World) -> None:
     world.server.routes |= {f"{FIND}&limit=10": [page(next=2)], f"{FIND}&after=2&limit=10": [page()]}
     assert isinstance(world.deliver(sync=paged(CURSOR, 'missing = "skip"\n')), Skipped)
+
+
+# --- the match carries what was searched for
+
+OTHERS = {"id": "c2", "external_id": "u2"}
+NOT_SEARCHED_FOR = "find: the match has 'u2' at external_id, and 'u1' was searched for: "
+
+
+@pytest.mark.parametrize("delivery", [SECOND, DELETE], ids=["update", "delete"])
+def test_nothing_is_written_to_a_match_that_was_not_searched_for(world: World, delivery: Delivery) -> None:
+    """As of a service that takes no notice of the param, and lists whomever it has."""
+    fetch = answer(404) if delivery is DELETE else FETCHED
+    error_class, error = failed(world.deliver(delivery, fetch=fetch, find=page(OTHERS)))
+    assert error_class == "bad_answer"
+    assert error.startswith(NOT_SEARCHED_FOR)
+    assert world.asked == [FETCH, FIND]
+
+
+def test_nothing_is_marked_as_gone_that_was_not_searched_for(world: World) -> None:
+    table = 'gone = "deactivate"\ndeactivate = { path = "/contacts/{target.id}", body = { active = false } }\n'
+    error_class, _ = failed(world.deliver(DELETE, sync=f"{table}{SYNC}", fetch=answer(404), find=page(OTHERS)))
+    assert (error_class, world.asked) == ("bad_answer", [FETCH, FIND])
+
+
+def test_the_first_of_many_has_to_be_the_one_too(world: World) -> None:
+    sync = f'many = "first"\n{SYNC}'
+    assert failed(world.deliver(sync=sync, find=page(OTHERS, C1)))[1].startswith(NOT_SEARCHED_FOR)
+    assert did(world.deliver(sync=sync, find=page(C1, OTHERS))) == "updated"
+
+
+def test_a_match_of_a_later_page_has_to_be_the_one_too(world: World) -> None:
+    world.server.routes |= {f"{FIND}&limit=10": [page(next=2)], f"{FIND}&after=2&limit=10": [page(OTHERS)]}
+    assert failed(world.deliver(sync=paged(CURSOR)))[1].startswith(NOT_SEARCHED_FOR)
+
+
+def test_a_link_that_asks_for_somebody_else_is_followed_to_nobody(world: World) -> None:
+    """Only its query is taken, and what that finds is none that was searched for."""
+    link = "/contacts?externalId=u2"
+    world.server.routes |= {"GET /contacts?externalId=u2": [page(OTHERS)]}
+    outcome = world.deliver(sync=paged('{ next = "next" }'), find=page(next=link))
+    assert failed(outcome)[1].startswith(NOT_SEARCHED_FOR)
+
+
+def test_what_is_found_anew_after_the_counterpart_is_gone_has_to_be_the_one_too(world: World) -> None:
+    outcome = world.deliver(find=[page(C1), page(OTHERS)], update=answer(404))
+    assert failed(outcome)[1].startswith(NOT_SEARCHED_FOR)
+    assert world.asked == [FETCH, FIND, UPDATE, FIND]
+
+
+@pytest.mark.parametrize("verify", ["false", '{ "ids.external" = "event.entity_id" }'])
+def test_a_route_can_say_what_a_match_carries_or_that_it_carries_nothing(world: World, verify: str) -> None:
+    sync = changed('pick = "items" }', f'pick = "items", verify = {verify} }}')
+    assert did(world.deliver(sync=sync, find=page({"id": "c1", "ids": {"external": "u1"}}))) == "updated"
+
+
+@pytest.mark.parametrize(
+    ("verify", "mistake"),
+    [
+        ("5", "verify: expected a table or true or false, got a number"),
+        ('"external_id"', "verify: expected a table or true or false, got text"),
+        ("{ external_id = 5 }", "verify.external_id: expected text in quotes, got a number"),
+    ],
+)
+def test_verify_is_a_table_or_true_or_false(world: World, verify: str, mistake: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        world.config(changed('pick = "items" }', f'pick = "items", verify = {verify} }}'))
+    assert mistake in str(caught.value)

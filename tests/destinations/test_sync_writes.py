@@ -48,7 +48,7 @@ def test_a_merge_patch_takes_a_field_away_by_a_null(world: World) -> None:
 
 def test_a_json_patch_adds_or_replaces_and_removes_only_what_is_there(world: World) -> None:
     sync = formatted('format = "json-patch"')
-    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "phone": "+44"}]}))
+    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "external_id": "u1", "phone": "+44"}]}))
     assert sent(world.server) == (
         "application/json-patch+json",
         [
@@ -87,13 +87,13 @@ def test_names_in_a_json_patch_are_escaped_and_nothing_to_say_is_nothing_to_send
 
 def test_the_version_that_was_found_is_sent_along(world: World) -> None:
     sync = formatted('if_match = "target.version"')
-    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "version": 7}]}))
+    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "external_id": "u1", "version": 7}]}))
     assert world.server.seen[-1].headers["if-match"] == "7"
 
 
 def test_the_etag_of_what_was_found_is_a_version_too(world: World) -> None:
     sync = formatted('if_match = "etag"')
-    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1"}]}, etag='"abc"'))
+    world.deliver(sync=sync, find=answer(200, {"items": [{"id": "c1", "external_id": "u1"}]}, etag='"abc"'))
     assert world.server.seen[-1].headers["if-match"] == '"abc"'
     world.deliver(sync=sync)
     assert "if-match" not in world.server.seen[-1].headers, "there was none"

@@ -103,7 +103,7 @@ def test_an_update_of_what_stays_not_found_means_that_it_is_gone(
 def test_two_counterparts_are_dead_at_once_and_healed_by_the_next_event_once_there_is_one(
     flow: Flow, steps: SyncSteps, engine: Engine, goes_on: GoesOn
 ) -> None:
-    flow.script(find=answer(200, {"items": [{"id": "c1"}, {"id": "c2"}]}))
+    flow.script(find=answer(200, {"items": [{"id": "c1", "external_id": "u1"}, {"id": "c2", "external_id": "u1"}]}))
     steps.tell()
     assert flow.asked == [FETCH, FIND]
     (dead,) = details(engine, "dead")
@@ -122,7 +122,7 @@ FIRST, SECOND = f"{FIND}&startIndex=0&count=10", f"{FIND}&startIndex=1&count=10"
 
 @pytest.mark.parametrize("sync", [BY_START])
 def test_a_second_counterpart_on_the_second_page_is_dead_at_once(flow: Flow, steps: SyncSteps, engine: Engine) -> None:
-    flow.server.routes |= {FIRST: [FOUND], SECOND: [answer(200, {"items": [{"id": "c2"}]})]}
+    flow.server.routes |= {FIRST: [FOUND], SECOND: [answer(200, {"items": [{"id": "c2", "external_id": "u1"}]})]}
     steps.tell()
     assert flow.asked == [FETCH, FIRST, SECOND]
     (dead,) = details(engine, "dead")
@@ -144,7 +144,7 @@ def test_a_second_counterpart_on_the_second_page_is_dead_at_once(flow: Flow, ste
 def test_a_page_that_repeats_for_ever_is_tried_again_and_then_given_up_and_the_lane_goes_on(
     flow: Flow, steps: SyncSteps, engine: Engine, error: str
 ) -> None:
-    same = answer(200, {"items": [{"id": "c1"}]})
+    same = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]})
     empty = answer(200, {"items": [], "next": "?page=2"})
     flow.server.routes |= {FIRST: [same], SECOND: [same], FIND: [empty], "GET /contacts?page=2": [empty]}
     steps.tell()
@@ -164,6 +164,8 @@ def test_a_page_that_repeats_for_ever_is_tried_again_and_then_given_up_and_the_l
 # --- malformed JSON
 
 MALFORMED = [b"<html>Bad Gateway</html>", b'{"id": "u1", "name": ', b"\xff\xfe"]
+UNUSABLE_NUMBERS = [b'{"id": 1e-99999999999999999999}', b'{"id": [1e999]}', b"[" + b"7" * 1001 + b"]"]
+"""Parsers read these differently, and some raise what is no ValueError."""
 NO_ENTITIES = [b"", b"[1, 2]", b"null", b"{}"]
 NO_CONTACTS = [
     b'{"items": [1]}',
@@ -178,8 +180,8 @@ NO_CONTACTS = [
 
 @pytest.mark.parametrize(
     "broken",
-    [("fetch", content) for content in MALFORMED + NO_ENTITIES]
-    + [("find", content) for content in MALFORMED + NO_CONTACTS],
+    [("fetch", content) for content in MALFORMED + UNUSABLE_NUMBERS + NO_ENTITIES]
+    + [("find", content) for content in MALFORMED + UNUSABLE_NUMBERS + NO_CONTACTS],
 )
 def test_malformed_json_of_either_side_is_tried_again_by_the_schedule(
     flow: Flow, steps: SyncSteps, engine: Engine, goes_on: GoesOn, broken: tuple[str, bytes]

@@ -45,6 +45,17 @@ _VALUES = (
 )
 
 
+_NUMBERS = (
+    b"1e-99999999999999999999", b"0e99999999999999999999", b"-0", b"-0.0", b"1e-400", b"1e308", b"1e309", b"5e-324",
+    b"7" * 1000, b"7" * 1001, b"0." + b"1" * 998, b"1." + b"0" * 5000, b"0." + b"0" * 900 + b"1e900", b"1E+2",
+    b"18446744073709551616", b"123456789.12345678901234567890",
+)  # fmt: skip
+_IDS = (
+    'x" or userName eq "admin', "x' or '1' eq '1", "*)(uid=*", "x`y", "{event.entity_id}", "a/../../../admin", "..", "..;/x",
+    "%2e%2e%2fadmin", "%252e%252e%255cadmin", "a\\..\\b", "a/b", "x|y>", "a\r\nX: y", "a\x7f\x85b", "\\", '"', "' or ''='",
+)  # fmt: skip
+
+
 class Exchange(NamedTuple):
     """What was sent, and what came back; None: nothing ended it in time."""
 
@@ -88,9 +99,13 @@ def _by_grammar(chance: random.Random, number: int) -> bytes:
 
 def _payload(chance: random.Random, number: int) -> bytes:
     good = body(f"u{number}", moment(abs(number)))
-    match chance.randrange(8):
+    match chance.randrange(10):
         case 0:
             return good.replace(b'"USER"', chance.choice(_VALUES))
+        case 8:
+            return good.replace(b'"USER"', b'"USER", "n": ' + chance.choice(_NUMBERS))
+        case 9:
+            return body(chance.choice(_IDS), moment(abs(number)))
         case 1:
             return _changed(chance, good)
         case 2 if chance.random() < 0.2:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis.internal.conjecture.providers import CONSTANTS_CACHE, HypothesisProvider
+from hypothesis.internal.constants_ast import Constants
 from sqlalchemy import Engine
 
 from relay.store import coverage, lanes
@@ -21,6 +23,15 @@ def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) ->
     made = World(engine, database_url)
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def _the_same_runs_whatever_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hypothesis draws numbers that stand in the modules loaded so far, so the tests before would choose the runs."""
+    monkeypatch.setattr(HypothesisProvider, "_local_constants", Constants())
+    CONSTANTS_CACHE.cache.clear()
+    yield
+    CONSTANTS_CACHE.cache.clear()
 
 
 @pytest.fixture(autouse=True)

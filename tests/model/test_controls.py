@@ -23,7 +23,7 @@ from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.model.moment import Violation
-from tests.model.running import SEED, run
+from tests.model.running import RUNS, SEED, run
 from tests.model.world import World
 
 ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
@@ -53,7 +53,7 @@ def without(statement: Statement, *parts: tuple[str, str]) -> Statement:
 
 def finds(world: World, *kinds: str, soon: str = SOON) -> None:
     with pytest.raises(Violation) as caught:
-        run(world, shrink=False, its_seed=SEED or soon)
+        run(world, runs=5 * RUNS, shrink=False, its_seed=SEED or soon)
     assert caught.value.kind in kinds
 
 

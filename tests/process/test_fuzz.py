@@ -9,12 +9,18 @@ import os
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path as Folder
+from posixpath import normpath
+from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import Engine
 
+from inbox.errors import MappingError
+from relay.demo.scim_filter import parse_filter
+from relay.expressions import decode, encode
+from relay.templates import Path, Template
 from tests.helpers import fuzzing
 from tests.helpers.fuzzing import Exchange
 from tests.helpers.processes import site
@@ -45,8 +51,28 @@ def told(exchanges: list[Exchange], body_of: Callable[[int], bytes | None]) -> l
     ]
 
 
+def unusable(engine: Engine) -> list[str]:
+    """A line for each stored event that a relay would fail at: its body, or its id in a query or path."""
+    query = Template("externalId eq {event.entity_id:scim}", "find", ("event",))
+    path = Path("/user/{event.entity_id}", "fetch", ("event",))
+    wrong = []
+    for row in rows(engine, "SELECT seq, body, entity_id FROM inbox"):
+        scope = {"event": {"entity_id": row["entity_id"]}}
+        try:
+            encode(decode(bytes(row["body"])))
+            passes = parse_filter(query.expand(scope))
+            if not passes({"externalId": row["entity_id"]}) or passes({"externalId": "", "userName": "admin"}):
+                wrong.append(f"{row['seq']}: another is found for {row['entity_id']!r}")
+            with suppress(MappingError):
+                if not normpath(unquote(unquote(path.expand(scope)))).startswith("/user/"):
+                    wrong.append(f"{row['seq']}: {row['entity_id']!r} leads elsewhere")
+        except (ValueError, ArithmeticError) as error:
+            wrong.append(f"{row['seq']}: {error!r}")
+    return wrong
+
+
 def test_random_requests_are_answered_right_and_leave_the_worker_as_it_was(
-    module_database_url: str, module_engine: Engine, tmp_path: Path
+    module_database_url: str, module_engine: Engine, tmp_path: Folder
 ) -> None:
     requests = [fuzzing.made(SEED, number, EXAMPLES) for number in range(1, REQUESTS + 1)]
     with site(tmp_path, config_text(module_database_url)) as place:
@@ -57,6 +83,7 @@ def test_random_requests_are_answered_right_and_leave_the_worker_as_it_was(
         exchanges += fuzzing.run(port, requests[REQUESTS // 4 :])
 
         assert told(exchanges, stored_in(module_engine)) == []
+        assert unusable(module_engine) == []
         assert program.children() == [worker]
         assert [answer.status for answer in answers(ask(port, webhook()))] == [200]
         assert memory_of(worker) - before < MOST_GROWTH

@@ -112,7 +112,7 @@ def without_constraint(steps: Steps) -> None:
     """As a database is that has no such constraint yet."""
     with steps.database.engine.begin() as connection:
         if steps.database.sql.is_postgres:
-            connection.execute(text("ALTER TABLE relay_command DROP CONSTRAINT ck_relay_command_selection"))
+            connection.execute(text("ALTER TABLE relay_command DROP CONSTRAINT ck_relay_command_selection_is_readable"))
             connection.execute(text("ALTER TABLE relay_command DROP CONSTRAINT ck_relay_command_kind"))
         else:
             connection.execute(text("PRAGMA ignore_check_constraints = ON"))

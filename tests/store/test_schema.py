@@ -6,10 +6,10 @@ from itertools import product
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Engine, insert, inspect, text, update
+from sqlalchemy import ARRAY, JSON, Engine, insert, inspect, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from inbox.db.dialect import UtcDateTime
+from inbox.db.dialect import POSTGRES, UtcDateTime
 from inbox.db.schema import OPEN_STATES, delivery_log, gate, inbox, metadata, open_delivery, order_lock, write_probe
 from relay import facts
 from relay.lifecycle import HEADS, State, Step
@@ -158,27 +158,36 @@ def test_a_time_that_could_not_be_read_is_refused(engine: Engine) -> None:
     assert [time for time in (FIRST, LAST, "2026-01-01") if refuses(engine, statement, time)] == []
 
 
-def test_every_time_is_checked(engine: Engine) -> None:
+def test_every_time_and_every_json_is_checked(engine: Engine) -> None:
     with engine.connect() as connection:
         checked = {
             check["name"] for table in metadata.tables for check in inspect(connection).get_check_constraints(table)
         }
-    times = [
-        (table.name, column.name) for table in metadata.sorted_tables for column in table.columns if is_time(column)
+    columns = [
+        f"ck_{table.name}_{column.name}_is_readable"
+        for table in metadata.sorted_tables
+        for column in table.columns
+        if isinstance(column.type, (UtcDateTime, JSON, ARRAY))
     ]
-    assert len(times) > 20
-    assert [f"ck_{table}_{name}_is_readable" for table, name in times] == [
-        name for table, column in times if (name := f"ck_{table}_{column}_is_readable") in checked
-    ]
-
-
-def is_time(column: Column[Any]) -> bool:
-    return isinstance(column.type, UtcDateTime)
+    assert len(columns) > 25
+    assert [name for name in columns if name not in checked] == []
 
 
 @pytest.mark.parametrize("failing", ["5", "null", "[1]", '"claim"', "nonsense"])
-def test_what_fails_in_a_relay_is_an_object(engine: Engine, failing: str) -> None:
+def test_json_is_an_object(engine: Engine, failing: str) -> None:
     node = f"""INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at, failing)
 VALUES ('n', 'h', 1, '1', '2026-01-01 00:00:00.000000Z', '2026-01-01 00:00:00.000000Z', '{failing}')"""
     with pytest.raises(DBAPIError), engine.begin() as connection:
         connection.exec_driver_sql(node)
+
+
+@pytest.mark.parametrize(
+    ("headers", "routes"), [("{", "[]"), ("[]", "[]"), ("{}", "{NULL}"), ("{}", "audit"), ("{}", "5")]
+)
+def test_an_event_that_can_not_be_read_is_not_written(engine: Engine, headers: str, routes: str) -> None:
+    if engine.dialect.name == POSTGRES and routes == "[]":
+        routes = "{}"  # an array
+    with pytest.raises(DBAPIError), engine.begin() as connection:
+        connection.exec_driver_sql(f"""
+INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_at, routes, headers, content_type, body_sha256)
+VALUES ('s', 'k', 'e', 'other', '2026-01-01 00:00:00.000000Z', '2026-01-01 00:00:00.000000Z', '{routes}', '{headers}', 'x', '')""")

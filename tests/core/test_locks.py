@@ -1,0 +1,74 @@
+"""Production installs a part of the full lock: what the product needs to run, in the versions that the tests ran with."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FULL, RUNTIME = "requirements.lock", "requirements-runtime.lock"
+
+
+class Pin(NamedTuple):
+    """An entry of a lock. Its marker is left out: it may be wider where developers' packages want it on more systems."""
+
+    name: str
+    version: str
+    hashes: frozenset[str]
+
+
+def read(lock: str) -> dict[Pin, frozenset[str]]:
+    """Every entry, and the packages that want it."""
+    found: dict[Pin, frozenset[str]] = {}
+    for entry in re.split(r"^(?=\S)", (ROOT / lock).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        pinned = re.match(r"([a-z0-9-]+)==(\S+)", entry)
+        assert pinned is not None, f"{lock}: no pinned package: {entry}"
+        hashes = frozenset(re.findall(r"--hash=(sha256:[0-9a-f]{64})\b", entry))
+        via = frozenset(re.findall(r"^    # (?:via| ) +([\w-]+)", entry, re.MULTILINE))
+        found[Pin(pinned[1], pinned[2], hashes)] = via
+    return found
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[><=~! ]", each, maxsplit=1)[0] for each in requirements}
+
+
+def reached(lock: dict[Pin, frozenset[str]], roots: set[str]) -> set[Pin]:
+    """The entries of the roots, and what they want, and what that wants."""
+    names, before = set(roots), set[str]()
+    while names != before:
+        before = set(names)
+        names |= {pin.name for pin, via in lock.items() if via & names}
+    return {pin for pin in lock if pin.name in names}
+
+
+def test_the_runtime_lock_is_what_the_runtime_dependencies_reach_in_the_full_one() -> None:
+    assert read(RUNTIME).keys() == reached(read(FULL), names_of(PROJECT["dependencies"]))
+
+
+def test_nothing_that_only_developers_need_is_in_the_runtime_lock() -> None:
+    developers = names_of(PROJECT["optional-dependencies"]["dev"])
+    assert developers <= {pin.name for pin in read(FULL)}
+    assert {pin.name for pin in read(RUNTIME)} & developers == set()
+
+
+@pytest.mark.parametrize("lock", [FULL, RUNTIME])
+def test_every_package_of_a_lock_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    assert all(pin.hashes for pin in read(lock))
+    assert "://" not in text
+    assert not re.search(r"^-", text, re.MULTILINE), "an option of pip, as --index-url"
+
+
+def test_production_is_installed_by_the_runtime_lock() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    installs = re.findall(r"^\S+ -m pip install (.+)$", page, re.MULTILINE)
+    assert installs == [
+        f"--require-hashes --only-binary :all: --requirement {RUNTIME}",
+        "--no-deps dist/inbox_relay-*.whl",
+    ]

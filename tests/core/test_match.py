@@ -1,0 +1,196 @@
+"""Before anything is written to a match, it has to carry the value that was searched for, in whatever way it tells it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config_sync import Find, FindPages, MapField
+from inbox.errors import ConfigError, MappingError, UnusableAnswer
+from relay.match import require_carried
+from relay.search import FindPlan, compile_find
+
+EXTERNAL: dict[str, str | MapField] = {"name": "entity.name", "external_id": "event.entity_id"}
+BY_ID = Find(path="/contacts", params={"externalId": "{event.entity_id}"})
+
+
+def compiled(find: Find = BY_ID, mapped: dict[str, str | MapField] = EXTERNAL) -> FindPlan:
+    return compile_find(find, "routes.r.sync.find", {"event", "entity"}, mapped)
+
+
+def by(verify: dict[str, str] | bool = True, **more: Any) -> FindPlan:  # noqa: ANN401  # any key
+    return compiled(Find(path="/contacts", params={"externalId": "{event.entity_id}"}, verify=verify, **more))
+
+
+def is_taken(plan: FindPlan, match: dict[str, Any], searched: object = "u1") -> bool:
+    scope = {"event": {"entity_id": searched}, "entity": None}
+    try:
+        require_carried(plan.carried, match, scope, ignore_case=plan.ignore_case)
+    except UnusableAnswer:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        BY_ID,
+        Find(path="/contacts", params={"filter": "externalId eq {event.entity_id:scim} and active eq true"}),
+        Find(path="/contacts/by-external-id/{ event.entity_id }"),
+        Find(path="/search", method="POST", body={"query": [{"is": "{event.entity_id}"}]}),
+        Find(path="/contacts", params={"externalId": "{event.entity_id}"}, pages=FindPages(first=1)),
+        Find(path="/contacts", params={"externalId": "{event.entity_id}"}, pages=FindPages(next="next")),
+    ],
+)
+@pytest.mark.parametrize(
+    "mapped", ["event.entity_id", " event . entity_id", MapField(expression="event.entity_id", required=True)]
+)
+def test_the_field_that_the_map_gives_what_is_searched_for_has_to_carry_it(find: Find, mapped: str | MapField) -> None:
+    plan = compiled(find, {"external_id": mapped})
+    assert is_taken(plan, {"id": "c1", "external_id": "u1"})
+    assert not is_taken(plan, {"id": "c1", "external_id": "u2"})
+    assert not is_taken(plan, {"id": "c1"})
+    assert not is_taken(plan, {"id": "c1", "external_id": None})
+
+
+@pytest.mark.parametrize(
+    "mapped",
+    [
+        {"name": "entity.name"},
+        {"external_id": MapField(expression="event.entity_id", cast="int")},
+        {"external_id": MapField(expression="event.entity_id", lookup={"u1": 5})},
+        {"external_id": MapField(value="u1")},
+        {"external_id": "join('', ['x', event.entity_id])"},
+    ],
+)
+def test_what_no_field_has_as_it_is_asks_nothing_of_a_match(mapped: dict[str, str | MapField]) -> None:
+    assert compiled(BY_ID, mapped).carried == ()
+
+
+def test_of_two_fields_with_the_same_value_either_will_do() -> None:
+    plan = compiled(BY_ID, {"userName": "event.entity_id", "external-id": "event.entity_id"})
+    assert is_taken(plan, {"userName": "aino", "external-id": "u1"})
+    assert not is_taken(plan, {"userName": "aino", "external-id": "u2"})
+
+
+def test_each_value_that_is_searched_for_counts() -> None:
+    find = Find(path="/contacts", params={"id": "{event.entity_id}", "of": "{event.source}"})
+    plan = compiled(find, {"external_id": "event.entity_id", "origin": "event.source"})
+    scope = {"event": {"entity_id": "u1", "source": "trivore"}}
+    require_carried(plan.carried, {"external_id": "u1", "origin": "trivore"}, scope, ignore_case=False)
+    with pytest.raises(UnusableAnswer, match="'okta' at origin"):
+        require_carried(plan.carried, {"external_id": "u1", "origin": "okta"}, scope, ignore_case=False)
+
+
+def test_a_table_names_fields_however_deep_and_false_asks_nothing() -> None:
+    plan = by({"ids[?kind=='external'].value": "event.entity_id"})
+    assert is_taken(plan, {"ids": [{"kind": "own", "value": "c1"}, {"kind": "external", "value": "u1"}]})
+    assert not is_taken(plan, {"ids": [{"kind": "own", "value": "u1"}]})
+    assert not is_taken(plan, {"ids": "u1"})
+    assert is_taken(by({'"urn:x:2.0:User".externalId': "event.entity_id"}), {"urn:x:2.0:User": {"externalId": "u1"}})
+    assert is_taken(by(verify=False), {"id": "c1"})
+
+
+@pytest.mark.parametrize(
+    ("searched", "carried", "same"),
+    [
+        ("5", 5, True),
+        (5, "5", True),
+        (5, 5.0, True),
+        (Decimal("1.10"), 1.1, False),
+        (Decimal("1.10"), Decimal("1.1"), True),
+        ("5", "05", False),
+        ("true", True, True),
+        (1, True, False),
+        (True, 1, False),
+        ("u1", ["u0", "u1"], True),
+        ("u1", [["u1"]], False),
+        ("u1", {"value": "u1"}, False),
+        ("u1", "u1 ", False),
+        ("é", "e\u0301", False),
+        ("", "", True),
+        ("nan", float("nan"), False),
+    ],
+)
+def test_values_are_compared_as_their_texts_and_numbers_as_numbers(
+    searched: object, carried: object, same: bool
+) -> None:
+    assert is_taken(by(), {"external_id": carried}, searched) is same
+
+
+def test_case_counts_unless_the_table_says_that_it_does_not() -> None:
+    assert not is_taken(by(), {"external_id": "U1"})
+    assert is_taken(by(ignore_case=True), {"external_id": "U1"})
+    assert is_taken(by(ignore_case=True), {"external_id": "STRASSE"}, "straße")
+    assert not is_taken(by(ignore_case=True), {"external_id": "U2"})
+
+
+@given(st.text(), st.text())
+def test_a_match_is_taken_when_it_carries_the_very_text(searched: str, carried: str) -> None:
+    assert is_taken(by(), {"external_id": searched}, searched)
+    assert is_taken(by(), {"external_id": carried}, searched) is (searched == carried)
+
+
+@pytest.mark.parametrize(
+    ("match", "text"),
+    [
+        (
+            {"external_id": "u2"},
+            (
+                "the match has 'u2' at external_id, and 'u1' was searched for: does the destination take what find asks? "
+                'If it does, name the field that has it, as verify = { FIELD = "event.entity_id" }, or write verify = false'
+            ),
+        ),
+        (
+            {"external_id": "U1"},
+            (
+                "the match has 'U1' at external_id, and 'u1' was searched for; where case makes no difference there, "
+                "write ignore_case = true"
+            ),
+        ),
+        (
+            {"externalId": "u1"},
+            (
+                "the match has nothing at external_id, and 'u1' was searched for; name the field that has it, "
+                'as verify = { FIELD = "event.entity_id" }, or write verify = false'
+            ),
+        ),
+    ],
+)
+def test_the_refusal_says_what_was_searched_for_what_came_and_what_to_write(match: dict[str, Any], text: str) -> None:
+    with pytest.raises(UnusableAnswer) as caught:
+        require_carried(by().carried, match, {"event": {"entity_id": "u1"}}, ignore_case=False)
+    assert str(caught.value) == text
+
+
+def test_a_long_or_strange_value_is_shown_short_and_harmless() -> None:
+    with pytest.raises(UnusableAnswer) as caught:
+        require_carried(
+            by().carried, {"external_id": "\x1b[31m" * 9999}, {"event": {"entity_id": "é"}}, ignore_case=False
+        )
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()
+
+
+def test_without_a_value_to_compare_with_the_event_is_at_fault() -> None:
+    plan = by({"external_id": "event.body.id"})
+    with pytest.raises(MappingError, match=r"find\.verify\.external_id: has no value"):
+        require_carried(plan.carried, {"external_id": "u1"}, {"event": {"body": None}}, ignore_case=False)
+
+
+@pytest.mark.parametrize(
+    ("verify", "mistake"),
+    [
+        ({}, r"find\.verify: names no field; write verify = \{ FIELD = \"event\.entity_id\" \}, or verify = false"),
+        ({"a[": "event.entity_id"}, r"find\.verify: 'a\[' is not a JMESPath expression"),
+        ({"a": "event["}, r"find\.verify\.a: 'event\[' is not a JMESPath expression"),
+        ({"a": "target.id"}, r"find\.verify\.a: 'target\.id' looks for 'target'; what is known here is: entity, event"),
+    ],
+)
+def test_a_mistake_in_what_is_verified_is_found_at_the_start(verify: dict[str, str], mistake: str) -> None:
+    with pytest.raises(ConfigError, match=mistake):
+        by(verify)

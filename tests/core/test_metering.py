@@ -1,0 +1,257 @@
+"""From what a process counts to what is served: through a pipe, whoever else writes to it, and whether or not it is read."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from inbox import metering
+from inbox.exporter import LONGEST_LINE, Totals, become
+from inbox.metering import PIPE, Recorder, counting, exporter_at
+from inbox.metrics import (
+    ATTEMPTS,
+    BATCH_EVENTS,
+    BREAKER,
+    DELIVERY_SECONDS,
+    NOT_KEPT,
+    OFF,
+    OPEN,
+    RECEIVED,
+    RECEIVER,
+    RELAY,
+    Meters,
+    Metric,
+)
+from tests.helpers.scraping import Samples, parsed, total
+from tests.helpers.waiting import until
+
+Step = tuple[str, Metric, float, tuple[str, ...]]
+
+NAMES = st.text(min_size=1, max_size=8)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("count"), st.just(ATTEMPTS), st.floats(0, 1e6), st.tuples(NAMES, NAMES)),
+        st.tuples(st.just("count"), st.just(NOT_KEPT), st.floats(0, 1e6), st.just(())),
+        st.tuples(st.just("observe"), st.just(DELIVERY_SECONDS), st.floats(0, 1e6), st.tuples(NAMES)),
+        st.tuples(st.just("observe"), st.just(BATCH_EVENTS), st.sampled_from(BATCH_EVENTS.buckets), st.just(())),
+        st.tuples(st.just("put"), st.just(OPEN), st.floats(-1e6, 1e6), st.tuples(NAMES, NAMES)),
+    ),
+    max_size=30,
+)
+
+
+class Pipe:
+    """A pipe, and what an exporter makes of what comes out of it."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        self.totals = Totals()
+        self._closed: set[int] = set()
+
+    def recorder(self) -> Recorder:
+        return Recorder((*RECEIVER, *RELAY), os.dup(self.writing))
+
+    def close(self) -> None:
+        """Close what is still open of it."""
+        for end in {self.reading, self.writing} - self._closed:
+            self.close_end(end)
+
+    def close_end(self, end: int) -> None:
+        """Close one of its ends."""
+        self._closed.add(end)
+        os.close(end)
+
+    def drain(self) -> None:
+        """Read until nobody can write any more."""
+        self.close_end(self.writing)
+        with os.fdopen(self.reading, "rb", closefd=False) as lines:
+            for line in lines:
+                self.totals.add(line)
+
+    def exposed(self) -> Samples:
+        return exposition(self.totals)
+
+
+def exposition(totals: Totals) -> Samples:
+    registry = CollectorRegistry()
+    registry.register(totals)
+    return parsed(generate_latest(registry).decode())
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.close()
+
+
+def tell(meters: Meters, steps: list[Step]) -> None:
+    for what, metric, value, labels in steps:
+        if what == "count":
+            meters.count(metric, *labels, by=value)
+        elif what == "observe":
+            meters.observe(metric, value, *labels)
+        else:
+            meters.put(metric, value, *labels)
+
+
+def as_the_library_says(steps: list[Step]) -> Samples:
+    """The same, counted by prometheus-client in one process."""
+    registry = CollectorRegistry()
+    kinds: Mapping[str, Callable[[Metric], Any]] = {
+        "counter": lambda m: Counter(m.name, m.help, m.labels, registry=registry),
+        "gauge": lambda m: Gauge(m.name, m.help, m.labels, registry=registry),
+        "histogram": lambda m: Histogram(m.name, m.help, m.labels, registry=registry, buckets=m.buckets),
+    }
+    made = {m.name: kinds[m.kind](m) for m in (*RECEIVER, *RELAY) if m.kind != "gauge" or m.labels}
+    for what, metric, value, labels in steps:
+        series = made[metric.name].labels(*labels) if labels else made[metric.name]
+        getattr(series, {"count": "inc", "observe": "observe", "put": "set"}[what])(value)
+    return {n: s for n, s in parsed(generate_latest(registry).decode()).items() if not n.endswith("_created")}
+
+
+@given(st.lists(STEPS, min_size=1, max_size=3))
+def test_what_several_processes_count_is_what_one_would_have(parts: list[list[Step]]) -> None:
+    pipe = Pipe()
+    for steps in parts:  # one after the other, so that a gauge's last value is known
+        recorder = pipe.recorder()
+        tell(recorder, steps)
+        recorder.close()
+    pipe.drain()
+    pipe.close()
+    expected = as_the_library_says([step for steps in parts for step in steps])
+    found = pipe.exposed()
+    assert found.keys() == expected.keys()
+    for name, series in expected.items():
+        assert found[name] == pytest.approx(series), name
+
+
+def test_nobody_who_counts_waits_for_a_reader_and_what_was_counted_meanwhile_is_not_lost(pipe: Pipe) -> None:
+    recorder = pipe.recorder()
+    routes = [f"route-{number:04}" for number in range(2_000)]
+    for _ in range(3):
+        for route in routes:
+            recorder.count(ATTEMPTS, route, "delivered")
+        until(lambda: not select.select((), (pipe.writing,), (), 0)[1], "the pipe is full")
+    reader = threading.Thread(target=pipe.drain)
+    reader.start()
+    recorder.close()
+    reader.join()
+    assert pipe.exposed()["relay_attempts_total"] == {("delivered", route): 3.0 for route in routes}
+
+
+def test_lines_of_processes_that_write_at_once_stay_whole(pipe: Pipe) -> None:
+    recorders = [pipe.recorder() for _ in range(4)]
+    reader = threading.Thread(target=pipe.drain)
+    reader.start()
+
+    def work(recorder: Recorder, name: str) -> None:
+        for number in range(1_000):
+            recorder.count(ATTEMPTS, f"{name}-{number}", "delivered" * 5)
+        recorder.close()
+
+    threads = [threading.Thread(target=work, args=(each, f"r{n}")) for n, each in enumerate(recorders)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    reader.join()  # any half of a line would have raised
+    assert total(pipe.exposed(), "relay_attempts_total") == 4_000
+
+
+def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(pipe: Pipe) -> None:
+    first, second = pipe.recorder(), pipe.recorder()
+    first.put(BREAKER, 2, "destination", "crm")
+    second.put(BREAKER, 0, "destination", "crm")
+    second.close()
+    first.close()
+    pipe.drain()
+    assert pipe.exposed()["relay_breaker"]["destination", "crm"] == 0
+
+
+def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metering, "TOLD_AGAIN_SECONDS", 0.3)
+    recorder = pipe.recorder()
+    recorder.put(BREAKER, 2, "destination", "crm")
+    recorder.count(RECEIVED, "trivore", by=0)
+    recorder.count(RECEIVED, "other", by=5)
+    of_one_that_was_killed, later = Totals(), Totals()
+    with os.fdopen(os.dup(pipe.reading), "rb", buffering=0) as lines:
+
+        def reads(totals: Totals) -> bool:
+            totals.add(lines.readline())
+            found = exposition(totals)
+            return {"relay_breaker", "inbox_received_total"} <= found.keys() and len(found["inbox_received_total"]) == 2
+
+        until(lambda: reads(of_one_that_was_killed), "all is told")
+        until(lambda: reads(later), "and told again")
+    recorder.close()
+    assert exposition(of_one_that_was_killed)["inbox_received_total"] == {("trivore",): 0, ("other",): 5}
+    assert exposition(later)["inbox_received_total"] == {("trivore",): 0, ("other",): 0}, "it begins again at zero"
+    assert exposition(later)["relay_breaker"]["destination", "crm"] == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b'ed_total",["trivore"],[1.0]]\n',
+        b'["inbox_received_total",["trivore"],[1.0',
+        b'["no_such_metric",[],[1.0]]\n',
+        b'["inbox_received_total",[],[1.0]]\n',
+        b'["inbox_received_total",["a"],[1.0,2.0]]\n',
+        b'["inbox_received_total",["a"],["1"]]\n',
+        b'["inbox_batch_events",[],[1.0]]\n',
+        b"\xff" * LONGEST_LINE,
+    ],
+)
+def test_anything_but_a_line_of_a_recorder_is_left_out(line: bytes) -> None:
+    totals = Totals()
+    with pytest.raises(ValueError, match=r"."):
+        totals.add(line)
+    assert exposition(totals) == {}
+
+
+@pytest.mark.parametrize("given", [None, "", "x", "100000"], ids=str)
+def test_a_process_that_has_no_pipe_counts_nothing_and_says_so(
+    given: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(PIPE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(PIPE, given)
+    assert counting(RELAY) is OFF
+    assert "this process counts nothing" in caplog.text
+
+
+def test_a_pipe_of_whoever_started_this_process_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PIPE, "1")
+    assert exporter_at(None) is None
+    assert PIPE not in os.environ
+
+
+def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = pipe.recorder()
+    pipe.close_end(pipe.reading)
+    recorder.count(RECEIVED, "trivore")
+    recorder.close()
+    recorder.count(RECEIVED, "trivore")
+    assert "gets nowhere" in caplog.text
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="as root, tests/process/test_metrics_and_strangers.py looks at the exporter"
+)
+def test_who_is_not_root_stays_who_he_is() -> None:
+    before = os.getresuid(), os.getresgid(), os.getgroups()
+    become(0, 0)
+    assert (os.getresuid(), os.getresgid(), os.getgroups()) == before

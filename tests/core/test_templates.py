@@ -1,0 +1,336 @@
+"""However hostile a value is, its form keeps it one value in a query, and one name in a path."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from inbox.errors import ConfigError, MappingError
+from relay.demo.scim_filter import parse_filter
+from relay.forms import FORMS
+from relay.templates import Path, Template
+
+KNOWN = ("event", "entity")
+HOSTILE = st.text(st.sampled_from("\"'`\\/.%2eEfF5cC;?#&= ()*|<>{}\0\n\r\t\x7f\x85ab1é\u2028")) | st.text(
+    st.characters(exclude_categories=["Cs"])
+)
+INJECTIONS = ['x" or userName eq "admin', "x' or 1 eq 1 or 'x", "x\\", '\\" or a pr or "', "*)(uid=*", "x`y", "\\'"]
+
+
+def expanded(text: str, value: object, template: type[Template] = Template) -> str:
+    return template(text, "here", KNOWN).expand({"event": {"id": value}})
+
+
+# --- forms
+
+UNWRITTEN: Mapping[str, Callable[[str], str]] = {
+    "scim": json.loads,
+    "json": json.loads,
+    "odata": lambda text: re.fullmatch("'((?:[^']|'')*)'", text)[1].replace("''", "'"),  # type: ignore[index]
+    "soql": lambda text: re.sub(
+        r"\\(.)",
+        lambda escaped: {"n": "\n", "r": "\r", "t": "\t", "f": "\f"}.get(escaped[1], escaped[1]),
+        re.fullmatch(r"'((?:[^'\\]|\\.)*)'", text)[1],  # type: ignore[index]
+    ),
+    "ldap": lambda text: re.sub(r"\\([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), text),
+    "url": unquote,
+    "text": str,
+}
+"""Each language's own way to read what its form has written."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(HOSTILE)
+@example('x" or userName eq "admin')
+@example("x' or ''='")
+@example("\\")
+@example("*)(uid=*")
+def test_a_form_is_read_back_as_the_value_it_was_given(form: str, value: str) -> None:
+    left = value.translate(dict.fromkeys(map(ord, "\n\r\t\f"))) if form == "soql" else value
+    if form in {"odata", "soql"} and re.search(r"[\x00-\x1f\x7f-\x9f]", left):
+        with pytest.raises(MappingError, match="the value holds a control character"):
+            expanded(f"{{event.id:{form}}}", value)
+    else:
+        assert UNWRITTEN[form](expanded(f"{{event.id:{form}}}", value)) == value
+
+
+@given(HOSTILE)
+@example('x" or userName eq "admin')
+def test_a_scim_filter_finds_who_was_searched_for_and_nobody_else(value: str) -> None:
+    passes = parse_filter(expanded("externalId eq {event.id:scim} and active eq true", value))
+    assert passes({"externalId": value, "active": True})
+    assert not passes({"externalId": value + "x", "userName": "admin", "active": True})
+    assert not passes({"externalId": value, "active": False})
+
+
+@given(HOSTILE)
+def test_no_value_of_an_ldap_filter_has_a_character_of_the_filter(value: str) -> None:
+    assert not set("*()\0") & set(expanded("{event.id:ldap}", value))
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "written"),
+    [
+        ("scim", 'a"b\\c\n', r'"a\"b\\c\n"'),
+        ("scim", 5, '"5"'),
+        ("scim", True, '"true"'),
+        ("odata", "O'Neil", "'O''Neil'"),
+        ("soql", "O'Neil\\\n", r"'O\'Neil\\\n'"),
+        ("json", "a", '"a"'),
+        ("json", 5, "5"),
+        ("json", [1, {"a": "b"}], '[1,{"a":"b"}]'),
+        ("ldap", "a*(b)\\\0", r"a\2a\28b\29\5c\00"),
+        ("url", "a b/ä", "a%20b%2F%C3%A4"),
+        ("text", "a'b", "a'b"),
+    ],
+)
+def test_a_form_writes(form: str, value: object, written: str) -> None:
+    assert expanded(f"{{ event.id : {form} }}", value) == written
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name != "json"])
+@pytest.mark.parametrize("value", [["a"], {"a": 1}])
+def test_only_json_holds_more_than_a_single_value(form: str, value: object) -> None:
+    with pytest.raises(MappingError, match=r"here: \{event.id\}: the value is not a single value"):
+        expanded(f"{{event.id:{form}}}", value)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_example_of_a_form_is_a_template(name: str) -> None:
+    (placeholder,) = Template(FORMS[name].example, "here", KNOWN).placeholders
+    assert placeholder.form is FORMS[name]
+
+
+@pytest.mark.parametrize("form", ["scim", "json", "url"])
+def test_half_a_character_has_no_form(form: str) -> None:
+    with pytest.raises(MappingError, match="holds half of a character"):
+        expanded(f"{{event.id:{form}}}", "\ud800")
+
+
+def test_a_value_with_a_form_is_text_in_a_body_too() -> None:
+    scope = {"event": {"id": 5}}
+    assert Template("{event.id:json}", "here", KNOWN).value(scope) == "5"
+    assert Template("{event.id}", "here", KNOWN).value(scope) == 5
+
+
+@pytest.mark.parametrize("text", ["{event.ids[0:1]}", "{event.ids[:1]}", "{event.id || 'a:b'}", '{event."a:b"}'])
+def test_a_colon_within_an_expression_names_no_form(text: str) -> None:
+    assert Template(text, "here", KNOWN).placeholders[0].form is None
+
+
+# --- where a form is needed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a eq "{event.id}"',
+        "a eq '{event.id}'",
+        "a eq `{event.id}`",
+        "a eq {event.id}",
+        "{event.id}*",
+        "{event.type}{event.id}",
+        "{join('', [`\"a eq \"`, event.id])}",
+        'a eq {event.type:scim} or b eq "{event.id}"',
+    ],
+)
+def test_a_placeholder_beside_other_text_needs_a_form(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"here: \{.*\} in .*; valid forms: scim, odata, soql, json, ldap, url, text$"
+    ):
+        Template(text, "here", KNOWN)
+
+
+@pytest.mark.parametrize("form", [name for name, form in FORMS.items() if form.quote])
+@pytest.mark.parametrize("text", ['a eq "{FORM}"', "a eq '{FORM}'", 'a eq "user {FORM}" or b', "'\"' '{FORM}'"])
+def test_a_form_with_quotes_of_its_own_stands_between_no_others(form: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"gets its quotes by its form; remove the . around it"):
+        Template(text.replace("{FORM}", f"{{event.id:{form}}}"), "here", KNOWN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{event.id}",
+        "{ event.id || 'nobody' }",
+        "a eq {event.id:scim} and b eq 'x'",
+        "it's {event.id:json}",
+        "it's {event.id:text}",
+        "'a' eq {event.id:odata}",
+        'a eq "x\\"y" and b eq {event.id:scim}',
+    ],
+)
+def test_alone_or_with_its_form_a_placeholder_can_stand(text: str) -> None:
+    Template(text, "here", KNOWN)
+
+
+PIECES = [
+    '"',
+    "'",
+    "`",
+    "{event.id}",
+    "{event.id:FORM}",
+    "{event.id:text}",
+    " eq ",
+    "a",
+    "{",
+    ":x}",
+    "\\",
+]
+STRINGS = {
+    "scim": re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL),
+    "odata": re.compile("'(?:[^']|'')*'"),
+    "soql": re.compile(r"'(?:[^'\\]|\\.)*'", re.DOTALL),
+}
+"""How each language tells a text from what is around it."""
+
+
+@pytest.mark.parametrize("form", STRINGS)
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.sampled_from(INJECTIONS) | HOSTILE)
+@example("a eq {event.id:FORM} and b eq 'x' or c eq {event.id:FORM}", 'x" or userName eq "admin')
+@example("'\"'{event.id:FORM}\"'", 'x" or userName eq "admin')
+@example("'a\\' b' {event.id:FORM} '", "x' or 1 eq 1 or 'x")
+def test_what_stands_in_a_template_that_is_taken_is_the_same_whatever_the_value(
+    form: str, text: str, value: str
+) -> None:
+    try:
+        template = Template(text.replace("FORM", form), "here", KNOWN)
+    except ConfigError:
+        return
+    forms = [placeholder.form for placeholder in template.placeholders]
+    assert None not in forms or text == "{event.id}", "alone, or with a form"
+    if FORMS["text"] not in forms and None not in forms:
+        with suppress(MappingError):
+            plain, hostile = (template.expand({"event": {"id": each}}) for each in ("x", value))
+            assert STRINGS[form].sub("S", hostile) == STRINGS[form].sub("S", plain)
+
+
+def test_all_mistakes_of_a_template_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Template("a eq {event.id} or b eq {event.type}", "here", KNOWN)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["/Contacts('{event.id}')", "/Contacts({event.id})", "/x/{join('(', [event.id])}"])
+def test_a_query_in_a_path_needs_forms_too(text: str) -> None:
+    with pytest.raises(ConfigError, match="valid forms"):
+        Path(text, "here", KNOWN)
+
+
+def test_a_key_of_odata_in_a_path_is_quoted_and_then_encoded() -> None:
+    assert expanded("/Contacts({event.id:odata})", "O'N/x", Path) == "/Contacts(%27O%27%27N%2Fx%27)"
+
+
+# --- paths
+
+ELSEWHERE = [
+    ".", "..", "a/../../../admin", "../admin", "a/..", "./a", "a/./b", r"..\admin", r"a\..\..\admin", "..;/admin",
+    "a/..;x=1/b", "%2e%2e", "%2E%2e/admin", "%252e%252e%252fadmin", ".%2e/x", "a%2f..%2fb", "%25252e%25252e", "..%3b/x",
+    "..?x", "..#x", ".. /x", "%5c..%5cadmin", "..%00", "a\0b", "a\r\nb", "a\x7fb", "a\x85b", "a%0d%0ab", "%2500", "%c2%85",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ELSEWHERE)
+def test_what_a_proxy_could_take_for_another_path_is_refused(value: str) -> None:
+    with pytest.raises(
+        MappingError, match=r"^here: .* (has a segment \. or \.\.|has a control character|begins or ends)"
+    ):
+        expanded("/user/{event.id}", value, Path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a/b", "a%2Fb"),
+        ("a//b", "a%2F%2Fb"),
+        ("https://idp.example.com/u1", "https%3A%2F%2Fidp.example.com%2Fu1"),
+        ("DOMAIN\\user", "DOMAIN%5Cuser"),
+        ("a..b", "a..b"),
+        ("...", "..."),
+        ("a.", "a."),
+        (".well-known", ".well-known"),
+        ("50%", "50%25"),
+        ("50%25", "50%2525"),
+        ("a;b?c#d", "a%3Bb%3Fc%23d"),
+        ("ä b", "%C3%A4%20b"),
+    ],
+)
+def test_any_other_id_can_stand_in_a_path(value: str, text: str) -> None:
+    assert expanded("/user/{event.id}/profile", value, Path) == f"/user/{text}/profile"
+
+
+@pytest.mark.parametrize(
+    "value", ["", "/", "//", "\\", " ", "admin/", "/admin", "admin\\", "%2fadmin", "admin%2f", ";x", "a/;x", "?x", "#"]
+)
+def test_what_could_be_taken_for_the_collection_or_for_another_name_is_refused(value: str) -> None:
+    """Proxies make one slash of two, and servers take no notice of one at the end."""
+    with pytest.raises(
+        MappingError, match=r"^here: \{event\.id\} is empty, or begins or ends with what separates names"
+    ):
+        expanded("/user/{event.id}", value, Path)
+
+
+@pytest.mark.parametrize(
+    ("path", "scope"),
+    [
+        ("/user/{event.a}{event.b}/x", {"a": ".", "b": "."}),
+        ("/user/.{event.a}/x", {"a": "."}),
+        ("/user/{event.a}./x", {"a": "."}),
+        ("/user/{event.a}2e/x", {"a": ".%"}),
+        ("/user/{event.a}{event.b}", {"a": "%2", "b": "e"}),
+    ],
+)
+def test_the_whole_path_counts_and_not_each_value(path: str, scope: Mapping[str, str]) -> None:
+    with pytest.raises(MappingError, match=r"has a segment \. or \.\."):
+        Path(path, "here", KNOWN).expand({"event": scope})
+
+
+@pytest.mark.parametrize("path", ["/a/../b", "/a/./{event.id}", "/%2e%2e/{event.id}", "/a/..;/b", "/a%00", "/..\\a"])
+def test_a_path_of_the_configuration_leads_nowhere_else_either(path: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^here: .* has a (segment|control character).*; write the path that is meant$"
+    ):
+        Path(path, "here", KNOWN)
+
+
+def test_what_is_encoded_again_and_again_is_refused_after_a_few_looks() -> None:
+    """Each look is linear; until nothing changes any more, they would be as many as the value is long."""
+    with pytest.raises(MappingError, match="percent-encoded more than 8 times over"):
+        expanded("/user/{event.id}", "%" + "25" * 100_000, Path)
+
+
+@given(HOSTILE)
+@example("a/../../../admin")
+@example("%252e%252e%255cadmin")
+def test_no_value_leads_out_of_its_path_however_often_it_is_decoded(value: str) -> None:
+    try:
+        path = expanded("/user/{event.id}/profile", value, Path)
+    except MappingError:
+        return
+    assert path.count("/") == 3
+    assert path.isascii()
+    assert path.isprintable()
+    assert not set("?# \\") & set(path)
+    for _ in range(10):
+        for seen in (path, re.sub(";[^/]*", "", path.replace("\\", "/"))):
+            assert posixpath.normpath(seen.replace("//", "/x/")).startswith("/user/"), path
+            assert not {".", ".."} & set(seen.split("/"))
+        path = unquote(path)
+
+
+@given(st.text(st.sampled_from("abcXYZ019-_~@:é ÄöЖ漢"), min_size=1).filter(str.strip))
+def test_an_id_of_letters_and_digits_is_never_refused(value: str) -> None:
+    assert unquote(expanded("/user/{event.id}", value, Path)) == f"/user/{value}"
+
+
+@pytest.mark.parametrize("value", INJECTIONS)
+def test_a_param_that_is_the_value_alone_needs_no_form(value: str) -> None:
+    assert expanded("{event.id}", value) == value

@@ -1,0 +1,183 @@
+"""An id that is a piece of a filter is searched for as an id: a real server with SCIM's filters deletes nobody for it.
+
+The server is `relay.demo.server`, the filter that of the demo's identity service: both take what a service would.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import falcon
+import msgspec
+import pytest
+
+from inbox import config_file
+from inbox.errors import ConfigError
+from relay import destinations
+from relay.demo.scim_filter import InvalidFilterError, parse_filter
+from relay.demo.server import serve
+from relay.destinations import Context
+from relay.outcome import Delivered, Failed, Outcome
+from tests.destinations.syncing import DELETE, NOW
+
+INJECTED = 'x" or userName eq "admin'
+"""As docs/sync.md had its filter, `externalId eq "{event.entity_id}"`, this found the admin, and the admin was deleted."""
+
+_CONFIG = """
+[sources.trivore]
+preset = "trivore"
+auth = { kind = "none" }
+[apis.identity]
+base_url = "URL/source"
+allow_private = true
+allow_http = true
+[destinations.scim]
+kind = "sync"
+base_url = "URL"
+allow_private = true
+allow_http = true
+[routes.users]
+source = "trivore"
+destination = "scim"
+[routes.users.sync]
+fetch = { api = "identity", path = "/user/{event.entity_id}" }
+find = { path = "/Users", params = { filter = FILTER }, pick = "Resources"MORE }
+update = { path = "/Users/{target.id}" }
+delete = { path = "/Users/{target.id}" }
+missing = "skip"
+map = { externalId = "event.entity_id", active = "entity.active" }
+"""
+BY_FORM = "'externalId eq {event.entity_id:scim}'"
+BY_TEXT = "'externalId eq \"{event.entity_id:text}\"'"
+"""Nobody should write this, and nobody does but on purpose."""
+VERIFY_OFF = ", verify = false"
+
+
+class Directory:
+    """Users behind SCIM's list and delete, and a source that knows none of them any more, or all as active."""
+
+    def __init__(self) -> None:
+        self.users = {
+            "1": {"id": "1", "externalId": "u1", "userName": "aino"},
+            "2": {"id": "2", "externalId": "boss", "userName": "admin"},
+        }
+        self.source_knows = False
+        self.filters: list[str] = []
+        self.app = falcon.App()
+        self.app.add_route("/Users", self, suffix="list")
+        self.app.add_route("/Users/{key}", self, suffix="user")
+        self.app.add_route("/source/user/{key}", self, suffix="source")
+
+    def on_get_list(self, req: falcon.Request, resp: falcon.Response) -> None:
+        self.filters.append(req.get_param("filter", required=True))
+        try:
+            passes = parse_filter(self.filters[-1])
+        except InvalidFilterError as error:
+            raise falcon.HTTPBadRequest(description=str(error)) from None
+        found = [user for user in self.users.values() if passes(user)]
+        resp.media = {"totalResults": len(found), "Resources": found}
+
+    def on_delete_user(self, _req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        del self.users[key]
+        resp.status = falcon.HTTP_NO_CONTENT
+
+    def on_patch_user(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        self.users[key] |= msgspec.json.decode(req.bounded_stream.read())
+        resp.media = {}
+
+    def on_get_source(self, _req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        if not self.source_knows:
+            raise falcon.HTTPNotFound
+        resp.media = {"id": key, "active": True}
+
+
+@contextmanager
+def running() -> Iterator[tuple[Directory, str]]:
+    directory = Directory()
+    with serve(directory.app) as server:
+        yield directory, server.url
+
+
+@pytest.fixture
+def site() -> Iterator[tuple[Directory, str]]:
+    with running() as made:
+        yield made
+
+
+def deliver(url: str, entity_id: str, query: str, more: str = "", **changes: Any) -> Outcome:  # noqa: ANN401
+    text = _CONFIG.replace("URL", url).replace("FILTER", query).replace("MORE", more)
+    route = destinations.build(config_file.parse(text))["users"]
+    delivery = msgspec.structs.replace(DELETE, route="users", entity_id=entity_id, **changes)
+    try:
+        return route.deliver(delivery, Context(lambda: float("inf"), threading.Event(), lambda: NOW))
+    finally:
+        route.close()
+
+
+def test_the_form_alone_keeps_an_id_from_becoming_a_filter(site: tuple[Directory, str]) -> None:
+    directory, url = site
+    outcome = deliver(url, INJECTED, BY_FORM, VERIFY_OFF)
+    assert isinstance(outcome, Delivered), outcome
+    assert outcome.did == "nothing_to_delete"
+    assert directory.filters == [r'externalId eq "x\" or userName eq \"admin"']
+    assert set(directory.users) == {"1", "2"}
+
+
+@pytest.mark.parametrize("action", ["update", "delete"])
+def test_verify_alone_keeps_a_match_from_being_written_to_that_was_not_searched_for(
+    site: tuple[Directory, str], action: str
+) -> None:
+    directory, url = site
+    directory.source_knows = action == "update"
+    before = {key: dict(user) for key, user in directory.users.items()}
+    outcome = deliver(url, INJECTED, BY_TEXT, action=action)
+    assert isinstance(outcome, Failed), outcome
+    assert outcome.error_class == "bad_answer"
+    assert outcome.error == (
+        "find: the match has 'boss' at externalId, and 'x\" or userName eq \"admin' was searched for: does the "
+        "destination take what find asks? If it does, name the field that has it, as "
+        'verify = { FIELD = "event.entity_id" }, or write verify = false'
+    )
+    assert directory.users == before
+
+
+def test_with_neither_the_admin_is_lost(site: tuple[Directory, str]) -> None:
+    """So that the two above are proven by what they do, and not by a server that takes no such filter."""
+    directory, url = site
+    outcome = deliver(url, INJECTED, BY_TEXT, VERIFY_OFF)
+    assert isinstance(outcome, Delivered), outcome
+    assert set(directory.users) == {"1"}
+
+
+def test_an_id_that_is_only_an_id_is_found_and_deleted(site: tuple[Directory, str]) -> None:
+    directory, url = site
+    outcome = deliver(url, "u1", BY_FORM)
+    assert isinstance(outcome, Delivered), outcome
+    assert outcome.did == "deleted"
+    assert set(directory.users) == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("query", "instead"),
+    [
+        ("'externalId eq \"{event.entity_id}\"'", "write 'externalId eq {event.entity_id:scim}'"),
+        ("\"externalId eq '{ event.entity_id }'\"", "write 'externalId eq {event.entity_id:odata}'"),
+        ("'externalId eq `{event.entity_id}`'", "write 'externalId eq {event.entity_id:json}'"),
+        ("'externalId eq \"id-{event.entity_id}-x\"'", "write '{event.entity_id:scim}'"),
+        ("'externalId eq {event.entity_id}'", "name its form, {event.entity_id:scim} say"),
+        ("'{event.entity_type}{event.entity_id}'", "name its form, {event.entity_id:scim} say"),
+        ("'''{join(' eq ', ['externalId', event.entity_id])}'''", "name its form"),
+        ("'externalId eq {event.entity_id:sicm}'", "there is no form 'sicm'; valid forms: scim, odata, "),
+        ("'externalId eq \"{event.entity_id:scim}\"'", 'gets its quotes by its form; remove the " around it'),
+    ],
+)
+def test_a_placeholder_in_a_filter_without_its_form_is_a_mistake_that_says_what_to_write(
+    query: str, instead: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        deliver("http://127.0.0.1:9", "u1", query)
+    assert "routes.users.sync.find.params.filter: " in str(caught.value)
+    assert instead in str(caught.value)
