@@ -22,7 +22,7 @@ _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PORT = re.compile(r"\b(8000|8301|8302)\b")
 _LOOKS_ONLY = re.compile(r"(inbox (list|show)|relay (status|dead|replay|plan)|curl -s -H 'Authorization)\b")
 """Commands that change nothing: what they show may come a moment after a reader has typed them, but no later."""
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 60.0
 
 
 class Block(NamedTuple):
