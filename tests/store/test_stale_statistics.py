@@ -151,7 +151,9 @@ ARRIVED = {
     "dedup_key": [f"key {n}" for n in SOME],
     "received_at": [START] * len(SOME),
     "body_sha256": [b"1"] * len(SOME),
-    "body": [b"1"] * len(SOME),
+    "bodies": b"1" * len(SOME),
+    "body_at": list(range(1, len(SOME) + 1)),
+    "body_size": [1] * len(SOME),
     "kept": 20,
 }
 OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
