@@ -29,6 +29,8 @@ class Token(msgspec.Struct, frozen=True):
 
     value: str
     until: float
+    redactor: Redactor
+    """Masks it in what a call with it is answered."""
 
 
 class TokenClient:
@@ -71,7 +73,7 @@ class TokenClient:
         answer = self._calls.call(msgspec.structs.replace(request, headers=authorised), limits)
         if answer.call.excerpt is None:
             return answer
-        masked = Redactor([token.value]).excerpt(answer.call.excerpt.encode())
+        masked = token.redactor.excerpt(answer.body)  # not of the excerpt, at whose end half of it may stand
         return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
 
     def _present(self, request: Request, limits: Limits) -> Token | Answer:
@@ -114,7 +116,8 @@ class TokenClient:
             value, lasts = read_token(answer.body)
         except UnusableAnswer as error:
             return msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
-        return Token(value, steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2))
+        until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
+        return Token(value, until, self._calls.redactor_besides(value))
 
 
 _UNAUTHORISED = 401

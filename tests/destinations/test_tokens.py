@@ -16,7 +16,7 @@ from inbox.clock import steady
 from inbox.config import Api, ApiOauth2, Config, Duration, Secret
 from inbox.errors import UnusableAnswer
 from relay import tokens
-from relay.answer import Answer
+from relay.answer import EXCERPT_BYTES, Answer
 from relay.destinations.base import Caller, Clients
 from relay.http import Limits, Request
 from tests.destinations.scripted import ScriptedServer, answer, closed_port, hang, serving
@@ -265,3 +265,13 @@ def test_whatever_is_answered_it_is_a_token_of_these_characters_or_an_unusable_a
 def test_a_token_that_is_echoed_is_not_in_the_log(server: ScriptedServer) -> None:
     server.routes[USER] = [answer(500, b"you sent t0ken-1, really")]
     assert call(client(server)).call.excerpt == "you sent ***, really"
+
+
+@pytest.mark.parametrize("shown", [5, 20, 39])
+def test_no_half_of_an_echoed_token_is_left_at_the_edge_of_an_excerpt(server: ScriptedServer, shown: int) -> None:
+    value = "A" * 20 + "b" * 20
+    server.routes[TOKEN] = [answer(200, token(value, expires_in=3600))]
+    server.routes[USER] = [answer(500, b"x" * (EXCERPT_BYTES - shown) + value.encode())]
+    excerpt = call(client(server)).call.excerpt
+    assert excerpt is not None
+    assert set(excerpt) <= {"x", "*"}
