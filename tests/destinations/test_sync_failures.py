@@ -120,6 +120,7 @@ def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, a
     ("acts", "error"),
     [
         ({"fetch": answer(200, b"<html>")}, "fetch: the answer is not JSON"),
+        ({"fetch": answer(200, b'{"name": "\xe4"}')}, "fetch: the answer is not JSON"),
         *(
             ({"fetch": act}, "fetch: the answer is not an object with something in it")
             for act in (answer(200, [USER]), answer(204), answer(200, b"null"), answer(200, b'"u1"'), answer(200, {}))
