@@ -84,9 +84,7 @@ class Pages:
         if not answer.whole:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; ask for less by count")
         if has_more_marks(answer.body, MOST_MARKS):
-            raise SweepFailed(
-                f"a page has more than {MOST_MARKS:,} brackets, commas and colons; ask for less by count"
-            )
+            raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; ask for less by count")
         try:
             found = self._items.value(decode(answer.body))
         except ValueError as error:
