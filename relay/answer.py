@@ -114,13 +114,18 @@ class Redactor:
     """Makes excerpts of answers that show none of the endpoint's own secrets, and no value whose key says it is one."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
+        self._secrets = frozenset(secrets)
         patterns: set[str] = set()
-        for secret in secrets:
+        for secret in self._secrets:
             if len(secret) >= _SHORTEST_SECRET:
                 patterns.add(_spelled(secret))
                 patterns |= {_spelled(part) + "[A-Za-z0-9+/_-]?={0,2}" for part in _in_base64(secret)}
         longest_first = sorted(patterns, key=len, reverse=True)
         self._own = re.compile("|".join(longest_first)) if longest_first else None
+
+    def besides(self, secret: str) -> Redactor:
+        """One that masks this secret, too."""
+        return Redactor({*self._secrets, secret})
 
     def excerpt(self, body: bytes) -> str | None:
         """The beginning of `body`, at most 4 KiB of UTF-8; None when there is nothing.

@@ -13,6 +13,7 @@ from requests import PreparedRequest, Response
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.exceptions import NewConnectionError
 from urllib3.poolmanager import ProxyManager
 from urllib3.response import HTTPResponse
 
@@ -74,7 +75,11 @@ class _Guarded(HTTPConnection):
     ) -> None:
         exchange = self._wire.exchange
         if self.sock is None:
-            self.connect()
+            try:
+                self.connect()
+            except (BrokenPipeError, ConnectionResetError) as error:
+                # As they are, urllib3 takes them for a request that was cut short, and goes on to read an answer.
+                raise NewConnectionError(self, "") from error
         exchange.hold(self.sock)
         exchange.sent = True  # from here on the other side may act on it
         if body is not None and len(body) > _COALESCED:

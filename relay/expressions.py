@@ -83,7 +83,7 @@ def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
         return _DECODER.decode(body)
     except _UnusableNumber as error:
         raise ValueError(f"unusable: a number in it {error}") from None
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter's text would be Python's own
         raise ValueError("not JSON") from None
 
 

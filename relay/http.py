@@ -27,7 +27,7 @@ import tenacity
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
 from inbox.traces import place_of
-from relay.answer import Answer, class_of_status, name_only, parse_retry_after
+from relay.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after
 from relay.connection import EndpointAdapter, Wire
 from relay.endpoint import Target
 from relay.outcome import Call, Sent, Step
@@ -91,6 +91,10 @@ class HttpClient:
         deadline = steady() + self._target.timeout
         answer, again = self._once(request, deadline, limits)
         return self._retry(answer, request, deadline, limits) if again else answer
+
+    def redactor_besides(self, secret: str) -> Redactor:
+        """What makes excerpts of its answers, which masks this secret, too."""
+        return self._target.redactor.besides(secret)
 
     def close(self) -> None:
         """Close the idle connections of all threads. The client can still be used."""

@@ -13,6 +13,7 @@ from tenacity.wait import wait_base
 from inbox.config_sweep import Listing, Sweep
 from inbox.errors import InvalidEvent, MappingError, SweepFailed
 from inbox.sources.payload import LONGEST_ID, text_field
+from inbox.strict_json import has_more_marks
 from inbox.timestamps import parse_rfc3339, to_datetime
 from relay.calls import compile_call
 from relay.destinations.base import Caller, Context
@@ -23,6 +24,8 @@ from relay.outcome import ErrorClass
 
 MOST_BYTES = 32 * 1024 * 1024
 """Of one page."""
+MOST_MARKS = 1_000_000
+"""Brackets, commas and colons of one page: parsed, so many took up to 133 MiB (fractions), and 32 MiB of small lists took 807."""
 _ASKED = {"since", "start", "count"}
 _PASSING: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
 """A GET may be made again after these."""
@@ -80,6 +83,8 @@ class Pages:
             raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
         if not answer.whole:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; ask for less by count")
+        if has_more_marks(answer.body, MOST_MARKS):
+            raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; ask for less by count")
         try:
             found = self._items.value(decode(answer.body))
         except ValueError as error:

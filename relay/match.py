@@ -61,15 +61,19 @@ def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope:
 
     Raises:
         UnusableAnswer: the text says what was searched for, what came, and what to write where it is right nevertheless.
-        MappingError: there is no value to compare with.
+        MappingError: there is no value to compare with; or none but empty texts, which many destinations take for no filter.
     """
+    empty, proving = None, False
     for each in carried:
         wanted = each.searched.value(scope)
         if wanted is None:
             raise MappingError("has no value, so that no match can be verified by it", field=each.searched.where)
+        empty, proving = (each, proving) if wanted == "" else (empty, True)
         came = [value for field in each.fields for value in _values(field, match)]
         if not any(_same(wanted, value, ignore_case=ignore_case) for value in came):
             raise UnusableAnswer(_refusal(each, wanted, came))
+    if empty is not None and not proving:
+        raise MappingError("is empty, so that no match can be verified by it", field=empty.searched.where)
 
 
 def _by_map(placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str) -> Iterator[Carried]:

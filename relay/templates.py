@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import quote, unquote
 
 from inbox.errors import ConfigError, MappingError, gathered
@@ -161,14 +162,16 @@ def _leads_elsewhere(path: str) -> str | None:
     """Half a sentence on why the path could be taken for another; None when it can't.
 
     Servers and proxies resolve dot segments (RFC 3986 §5.2.4) of what they have decoded: nginx once, others again, Windows
-    with backslashes, Tomcat with `;parameters` cut off. Control characters end a path in some of them, or a line of the head.
+    with backslashes, Tomcat with `;parameters` cut off; Windows takes a fullwidth dot or slash for the plain one where it turns
+    text into its code page. Control characters end a path in some of them, or a line of the head.
     """
     decoded = _decoded(path)
     if unquote(decoded) != decoded:
         return f"is percent-encoded more than {_MOST_DECODINGS} times over"
     if _CONTROL.search(decoded):
         return "has a control character"
-    return "has a segment . or .." if {".", ".."} & {*_names(decoded)} else None
+    likened = decoded if decoded.isascii() else _decoded(normalize("NFKC", decoded))
+    return "has a segment . or .." if {".", ".."} & {*_names(decoded), *_names(likened)} else None
 
 
 def _decoded(text: str) -> str:

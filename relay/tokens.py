@@ -16,7 +16,7 @@ from inbox.config import ApiOauth2
 from inbox.errors import Unreadable, UnusableAnswer
 from relay.answer import Answer, Redactor
 from relay.http import HttpClient, Limits, Request
-from relay.outcome import Call
+from relay.outcome import Call, ErrorClass
 
 RENEWED_BEFORE_SECONDS = 30.0
 """So long before its end a token is not used any more: the call may take its time."""
@@ -29,6 +29,8 @@ class Token(msgspec.Struct, frozen=True):
 
     value: str
     until: float
+    redactor: Redactor
+    """Masks it in what a call with it is answered."""
 
 
 class TokenClient:
@@ -71,7 +73,7 @@ class TokenClient:
         answer = self._calls.call(msgspec.structs.replace(request, headers=authorised), limits)
         if answer.call.excerpt is None:
             return answer
-        masked = Redactor([token.value]).excerpt(answer.call.excerpt.encode())
+        masked = token.redactor.excerpt(answer.body)  # not of the excerpt, at whose end half of it may stand
         return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
 
     def _present(self, request: Request, limits: Limits) -> Token | Answer:
@@ -114,12 +116,18 @@ class TokenClient:
             value, lasts = read_token(answer.body)
         except UnusableAnswer as error:
             return msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
-        return Token(value, steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2))
+        until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
+        return Token(value, until, self._calls.redactor_besides(value))
 
 
 _UNAUTHORISED = 401
-_B64TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
-"""All that a bearer token may be made of, RFC 6750 §2.1: so it is the value of a header, too."""
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+"""What RFC 6749 §A.12 lets a token have, but for the space, so it is the value of a header, too.
+
+RFC 6750 §2.1 lets bearer tokens have less than is issued as such: Salesforce's have a `!` in them, Meta's a `|`.
+"""
+_OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})
+"""As a token URL's answer these say that the client gets no token (400 is RFC 6749 §5.2's own), and nothing of what is called."""
 
 
 def read_token(body: bytes) -> tuple[str, float]:
@@ -137,8 +145,8 @@ def read_token(body: bytes) -> tuple[str, float]:
     value = answer.get("access_token")
     if not isinstance(value, str):
         raise UnusableAnswer("the answer's access_token is missing, or no text")
-    if _B64TOKEN.fullmatch(value) is None:
-        raise UnusableAnswer("the answer's access_token has characters that no bearer token has (RFC 6750 §2.1)")
+    if _VISIBLE.fullmatch(value) is None:
+        raise UnusableAnswer("the answer's access_token has characters that no token has (RFC 6749 §A.12), or a space")
     token_type = answer.get("token_type", "bearer")  # required by the RFC, and left out by some
     if not isinstance(token_type, str) or token_type.lower() != "bearer":
         raise UnusableAnswer("the answer's token_type is not bearer")
@@ -162,6 +170,10 @@ _LONGEST_SECONDS = 10**9
 
 
 def _failed(answer: Answer, why: str) -> Answer:
-    """The same, told so that it is seen that the token is meant; what was answered may hold a secret."""
+    """The same, told so that it is seen that the token is meant; what was answered may hold a secret.
+
+    A 404 of the token URL must not be taken for one of the entity, whose counterpart would be deleted.
+    """
+    error_class = "auth" if answer.error_class in _OF_THE_CLIENT else answer.error_class
     call = msgspec.structs.replace(answer.call, error=f"no token: {why}", excerpt=None)
-    return msgspec.structs.replace(answer, call=call, body=b"")
+    return msgspec.structs.replace(answer, call=call, body=b"", error_class=error_class)

@@ -235,6 +235,7 @@ ELSEWHERE = [
     ".", "..", "a/../../../admin", "../admin", "a/..", "./a", "a/./b", r"..\admin", r"a\..\..\admin", "..;/admin",
     "a/..;x=1/b", "%2e%2e", "%2E%2e/admin", "%252e%252e%252fadmin", ".%2e/x", "a%2f..%2fb", "%25252e%25252e", "..%3b/x",
     "..?x", "..#x", ".. /x", "%5c..%5cadmin", "..%00", "a\0b", "a\r\nb", "a\x7fb", "a\x85b", "a%0d%0ab", "%2500", "%c2%85",
+    "\uff0e\uff0e", "\u2025", "a\uff0f..", "..\uff3cadmin", "a/\uff0e./b", "\uff05\uff12\uff45.", "%ef%bc%8e.", "..\uff1bx",
 ]  # fmt: skip
 
 
@@ -261,6 +262,7 @@ def test_what_a_proxy_could_take_for_another_path_is_refused(value: str) -> None
         ("50%25", "50%2525"),
         ("a;b?c#d", "a%3Bb%3Fc%23d"),
         ("ä b", "%C3%A4%20b"),
+        ("a\u2026\uff0fb", "a%E2%80%A6%EF%BC%8Fb"),
     ],
 )
 def test_any_other_id_can_stand_in_a_path(value: str, text: str) -> None:

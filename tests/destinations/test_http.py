@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from inbox.clock import steady
 from inbox.config import Duration
+from relay import guard
 from tests.destinations.calling import POST, Called, client_of, limits
 from tests.destinations.scripted import (
     CERTIFICATE,
@@ -220,6 +223,27 @@ def test_tries_stay_within_the_deadline() -> None:
     began = steady()
     assert client.call(POST, limits()).error_class == "not_sent"
     assert steady() - began < 0.1
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("number", [errno.ECONNRESET, errno.EPIPE])
+def test_a_connection_that_is_reset_while_it_is_made_was_not_sent_and_is_tried_again(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tls: bool, number: int
+) -> None:
+    call = Called(stack, answer(), tls=tls, ca_file=str(CERTIFICATE) if tls else None)
+    connect, failures = guard.connect, [OSError(number, "reset"), OSError(number, "reset")]
+
+    def refuse_twice(*arguments: Any) -> socket.socket:  # noqa: ANN401  # as the guard takes them
+        if failures:
+            raise failures.pop()
+        return connect(*arguments)
+
+    monkeypatch.setattr(guard, "connect", refuse_twice)
+    assert call().error_class is None
+    failures += [OSError(number, "reset")] * 3
+    call.client.close()
+    told = call()
+    assert (told.error_class, told.call.sent, told.call.error) == ("not_sent", "not_sent", "reset")
 
 
 def test_a_name_that_does_not_exist_was_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,19 +10,23 @@ from typing import Any
 import msgspec
 import pytest
 
+from inbox.config import ApiOauth2, Secret
 from inbox.errors import ConfigError
 from relay import destinations
 from relay.destinations import Context
-from relay.outcome import Delivered, Failed, Skipped
+from relay.outcome import Delivered, Delivery, Failed, Skipped
 from tests.destinations.scripted import Act, answer, hang, reset, serving
 from tests.destinations.syncing import (
     CREATE,
+    DELETE,
     DELIVERY,
     FETCH,
+    FETCHED,
     FIND,
     FOUND,
     NONE,
     NOW,
+    SECOND,
     SYNC,
     UPDATE,
     USER,
@@ -116,6 +120,7 @@ def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, a
     ("acts", "error"),
     [
         ({"fetch": answer(200, b"<html>")}, "fetch: the answer is not JSON"),
+        ({"fetch": answer(200, b'{"name": "\xe4"}')}, "fetch: the answer is not JSON"),
         *(
             ({"fetch": act}, "fetch: the answer is not an object with something in it")
             for act in (answer(200, [USER]), answer(204), answer(200, b"null"), answer(200, b'"u1"'), answer(200, {}))
@@ -193,3 +198,21 @@ def test_routes_share_the_client_of_their_endpoint(world: World) -> None:
     both = {**config.routes, "again": msgspec.structs.replace(config.routes["user-to-crm"], name="again")}
     made: Any = destinations.build(msgspec.structs.replace(config, routes=both))
     assert made["again"].destination is made["user-to-crm"].destination
+
+
+@pytest.mark.parametrize("status", [404, 410])
+@pytest.mark.parametrize("table", ["apis", "destinations"])
+@pytest.mark.parametrize("delivery", [SECOND, DELETE])
+def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterpart(
+    world: World, delivery: Delivery, table: str, status: int
+) -> None:
+    world.server.routes |= {"POST /token": [answer(status)], FETCH: [FETCHED], FIND: [FOUND], CREATE: [answer(201)]}
+    config = world.config(SYNC)
+    auth = ApiOauth2(f"{world.server.url}/token", client_id=Secret("me"), client_secret=Secret("pass-word"))
+    endpoints = {name: msgspec.structs.replace(each, auth=auth) for name, each in getattr(config, table).items()}
+    target = destinations.build(msgspec.structs.replace(config, **{table: endpoints}))["user-to-crm"]
+    outcome = target.deliver(delivery, Context(lambda: float("inf"), threading.Event(), lambda: NOW))
+    target.close()
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "auth"
+    assert set(world.asked) <= {FETCH, "POST /token"}

@@ -16,7 +16,7 @@ from inbox.clock import steady
 from inbox.config import Api, ApiOauth2, Config, Duration, Secret
 from inbox.errors import UnusableAnswer
 from relay import tokens
-from relay.answer import Answer
+from relay.answer import EXCERPT_BYTES, Answer
 from relay.destinations.base import Caller, Clients
 from relay.http import Limits, Request
 from tests.destinations.scripted import ScriptedServer, answer, closed_port, hang, serving
@@ -140,7 +140,11 @@ def test_and_then_it_is_refused(server: ScriptedServer) -> None:
 
 @pytest.mark.parametrize(
     ("status", "error_class", "error"),
-    [(503, "server_error", "no token: answered 503"), (401, "auth", "no token: answered 401")],
+    [
+        (503, "server_error", "no token: answered 503"),
+        (429, "throttled", "no token: answered 429"),
+        *((status, "auth", f"no token: answered {status}") for status in (400, 401, 403, 404, 409, 410, 412, 422)),
+    ],
 )
 def test_without_a_token_no_call_is_made(server: ScriptedServer, status: int, error_class: str, error: str) -> None:
     server.routes[TOKEN] = [answer(status, b"s3cr3t:%")]
@@ -187,10 +191,10 @@ def told(**members: object) -> bytes:
         (told(access_token=[PLANTED]), "the answer's access_token is missing, or no text"),
         (told(access_token=7), "the answer's access_token is missing, or no text"),
         *(
-            (told(access_token=text), "the answer's access_token has characters that no bearer token has (RFC 6750 §2.1)")
+            (told(access_token=text), "the answer's access_token has characters that no token has (RFC 6749 §A.12), or a space")
             for text in (
                 "", f"{PLANTED}\n", f"{PLANTED}\r\nX: 1", f" {PLANTED}", f"{PLANTED} x", f"{PLANTED}\u0000",
-                f"{PLANTED}\u00e9", f"{PLANTED}\u20ac", f"={PLANTED}", f"{PLANTED}=x", f'"{PLANTED}"', f"{PLANTED},",
+                f"{PLANTED}\u00e9", f"{PLANTED}\u20ac", f"{PLANTED}\t", f"{PLANTED}\u007f",
             )
         ),
         *(
@@ -222,6 +226,13 @@ def test_what_servers_are_known_to_write_is_taken(server: ScriptedServer, member
     assert server.seen[-1].headers["authorization"] == "Bearer aZ09-._~+/=="
 
 
+@pytest.mark.parametrize("value", ["00Dxx0000001gPL!AQ0AQDpEDKYsn7io.Kug2_aSmg", "1234567890|wJalrXUtnFEMI-K7MDENG"])
+def test_a_token_of_other_characters_than_rfc_6750s_is_taken_as_it_is(server: ScriptedServer, value: str) -> None:
+    server.routes[TOKEN] = [answer(200, told(access_token=value))]
+    assert call(client(server)).error_class is None
+    assert server.seen[-1].headers["authorization"] == f"Bearer {value}"
+
+
 def test_a_token_that_ends_at_once_is_used_once(server: ScriptedServer) -> None:
     server.routes[TOKEN] = [answer(200, told(expires_in=0))]
     caller = client(server)
@@ -247,10 +258,20 @@ def test_whatever_is_answered_it_is_a_token_of_these_characters_or_an_unusable_a
         value, lasts = tokens.read_token(body)
     except UnusableAnswer:
         return
-    assert re.fullmatch(r"[A-Za-z0-9\-._~+/]+=*", value)
+    assert re.fullmatch(r"[!-~]+", value)
     assert 0 <= lasts <= 10**9
 
 
 def test_a_token_that_is_echoed_is_not_in_the_log(server: ScriptedServer) -> None:
     server.routes[USER] = [answer(500, b"you sent t0ken-1, really")]
     assert call(client(server)).call.excerpt == "you sent ***, really"
+
+
+@pytest.mark.parametrize("shown", [5, 20, 39])
+def test_no_half_of_an_echoed_token_is_left_at_the_edge_of_an_excerpt(server: ScriptedServer, shown: int) -> None:
+    value = "A" * 20 + "b" * 20
+    server.routes[TOKEN] = [answer(200, token(value, expires_in=3600))]
+    server.routes[USER] = [answer(500, b"x" * (EXCERPT_BYTES - shown) + value.encode())]
+    excerpt = call(client(server)).call.excerpt
+    assert excerpt is not None
+    assert set(excerpt) <= {"x", "*"}

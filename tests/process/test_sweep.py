@@ -138,6 +138,10 @@ def test_a_change_of_this_minute_is_left_to_the_next_sweep(folder: Path, server:
     [
         (answer(404), "fetch: answered 404 Not Found"),
         (answer(200, b"nonsense"), "a page is not JSON"),
+        (
+            answer(200, b'{"resources": [' + b"[]," * 600_000 + b"[]]}"),
+            "a page has more than 1,000,000 brackets, commas",
+        ),
         (answer(200, {"items": []}), "a page has no list where items says"),
         (answer(200, {"resources": [{"id": "u1"}]}), "no time of its last change"),
         (answer(200, {"resources": [user("u1", "yesterday")]}), "has to be RFC 3339"),
