@@ -217,7 +217,7 @@ class _Awaitable:
         with self._connection.begin():
             yield
 
-    async def execute(self, statement: TextClause, parameters: Any) -> CursorResult[Any]:  # noqa: ANN401  # the statement's
+    async def execute(self, statement: TextClause, parameters: Any = None) -> CursorResult[Any]:  # noqa: ANN401  # the statement's
         return self._connection.execute(statement, parameters)
 
 

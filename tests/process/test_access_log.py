@@ -95,7 +95,7 @@ def test_no_header_forges_a_line_of_the_access_log_or_colours_it(place: Site) ->
     assert r"1.2.3.4\x9b31m" in receiver.output
 
 
-def test_who_a_stranger_says_he_is_reaches_the_listing_as_text(place: Site) -> None:
+def test_text_in_place_of_an_address_reaches_no_listing(place: Site) -> None:
     receiver, port = place.receiver(1)
     forged = r"\[/] \[link=https://evil.example]x"
     head = "POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n"
@@ -104,7 +104,8 @@ def test_who_a_stranger_says_he_is_reaches_the_listing_as_text(place: Site) -> N
     assert receiver.ends(within=20) == 0
     listing = place.start("rejected", "-c", "from inbox.cli import main; main()", "rejected", COLUMNS="400")
     assert listing.ends(within=20) == 0, listing.output
-    assert forged.replace("\\", "\\\\") in listing.output
+    assert "it shows no secret" in listing.output
+    assert "evil.example" not in listing.output
 
 
 def shown(path: str) -> str:

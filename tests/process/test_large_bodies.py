@@ -157,7 +157,11 @@ def test_one_huge_body_leaves_room_for_every_small_one_and_another_huge_one_is_t
     with site(tmp_path, text) as place:
         _, port = place.receiver(workers=1)
         with held(port, huge):
-            until(lambda: [each.status for each in answers(ask(port, huge + b"x"))] == [503], "the first is there")
+            until(
+                lambda: [each.status for each in answers(ask(port, huge + b"x"))] == [503],
+                "the first is there",
+                within=60,
+            )
             (refused,) = answers(ask(port, huge + b"x"))
             assert int(refused.headers["retry-after"]) > 0
             for n in range(20):
