@@ -25,6 +25,9 @@ class Fetch(Table, frozen=True):
     and 30 s, and then applied all the same, with `stale_suspected` in the log. Without it nothing is."""
     exempt: list[str] = []
     """Event types after which an older entity is no wonder, such as a login."""
+    verify: dict[str, str] = {}
+    """The entity has to carry these values: a JMESPath into the entity = a JMESPath over `event`, `{ id = "event.entity_id" }`.
+    Without it, whatever object the api answers with is taken for the entity."""
 
 
 class FindPages(Table, frozen=True, kw_only=True):

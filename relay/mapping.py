@@ -20,6 +20,7 @@ from relay.calls import CallPlan, compile_call
 from relay.casts import rfc3339
 from relay.expressions import Expression, Scope, decode
 from relay.fields import Fields, compile_fields
+from relay.match import Carried, compile_named
 from relay.outcome import Delivery
 from relay.patches import MEDIA_TYPES, Format
 from relay.search import FindPlan, compile_find
@@ -48,6 +49,8 @@ class SyncPlan(msgspec.Struct, frozen=True):
     skip_unchanged: bool = False
     tolerance: timedelta | None = None
     exempt: frozenset[str] = frozenset()
+    carried: tuple[Carried, ...] = ()
+    """The values that a fetched entity has to have."""
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
         """Whether an entity that was changed last at this time is older than the event says it has to be."""
@@ -79,6 +82,7 @@ def compile_sync(route: str, sync: Sync) -> SyncPlan:
         "disagreements": lambda: _agree(where, sync),
         "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
         "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
+        "carried": lambda: compile_named(sync.fetch.verify, f"{where}.fetch.verify", {"event"}),
         "fields": lambda: compile_fields(route, sync),
         "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable, sync.map),
         "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}),

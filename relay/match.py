@@ -1,4 +1,4 @@
-"""Checks that a match is the counterpart that was searched for: it has to carry the value that the find asked for. Pure.
+"""Checks that an answer holds what was asked for: an entity its id, a match the value that the find searched for. Pure.
 
 A destination may take a filter otherwise than it is meant, or take no notice of it, and answer with somebody else's record.
 What is found is changed or deleted, so nothing is written to a match that carries another value, or none.
@@ -50,10 +50,39 @@ def compile_verify(
         return tuple(_by_map(placeholders, mapped, where))
     if not find.verify:
         raise ConfigError(f'{where}: names no field; write verify = {{ FIELD = "event.entity_id" }}, or verify = false')
+    return compile_named(find.verify, where, known)
+
+
+def compile_named(verify: Mapping[str, str], where: str, known: Collection[str]) -> tuple[Carried, ...]:
+    """Compile a table: a JMESPath into what came = a JMESPath over `known`.
+
+    Raises:
+        ConfigError: an expression is wrong.
+    """
     parts: dict[str, Callable[[], Carried]] = {
-        field: partial(_named, field, searched, where, known) for field, searched in find.verify.items()
+        field: partial(_named, field, searched, where, known) for field, searched in verify.items()
     }
     return tuple(gathered(parts).values())
+
+
+def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:
+    """Refuse a fetched entity that does not carry what was asked for.
+
+    Raises:
+        UnusableAnswer: the text says what was asked for, and what came.
+        MappingError: the event has no such value.
+    """
+    for each in carried:
+        wanted = each.searched.value(scope)
+        if wanted is None or wanted == "":
+            raise MappingError("has no value, so that no entity can be verified by it", field=each.searched.where)
+        came = _values(each.fields[0], entity)
+        if not any(_same(wanted, value, ignore_case=False) for value in came):
+            has = _shown(came[0]) if came else "nothing"
+            raise UnusableAnswer(
+                f"the entity has {has} at {each.fields[0].text}, and {_shown(wanted)} was asked for; does the api answer "
+                "with the entity of the path? Then name in fetch.verify the field that has the id"
+            )
 
 
 def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope: Scope, *, ignore_case: bool) -> None:

@@ -17,7 +17,7 @@ from relay.endpoint import header_value
 from relay.expressions import Scope, decode, digest, encode
 from relay.http import Request
 from relay.mapping import SyncPlan
-from relay.match import require_carried
+from relay.match import require_carried, require_entity
 from relay.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step, Unchanged
 from relay.rules import REFETCH_AFTER
 from relay.search import FindPlan, Search, can_be_named
@@ -125,6 +125,10 @@ class Attempt:
         entity = self._json(answer)
         if not isinstance(entity, dict) or not entity:  # of nothing, all fields would be cleared
             raise self._bad_answer(answer, "the answer is not an object with something in it")
+        try:
+            require_entity(self._plan.carried, entity, self.scope)
+        except UnusableAnswer as error:
+            raise self._bad_answer(answer, str(error)) from None
         self._last_modified = modified = mapping.last_modified(entity, self._plan.modified)
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
         if is_delete and (modified is None or modified < at):

@@ -216,3 +216,27 @@ def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterp
     assert isinstance(outcome, Failed)
     assert outcome.error_class == "auth"
     assert set(world.asked) <= {FETCH, "POST /token"}
+
+
+VERIFIED = SYNC.replace('"/user/{event.entity_id}" }', '"/user/{event.entity_id}", verify = { id = "event.entity_id" } }')
+
+
+@pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
+@pytest.mark.parametrize(
+    ("entity", "came"),
+    [({**USER, "id": "u2"}, "'u2'"), ({"error": "try again later"}, "nothing"), ({**USER, "id": ["u2"]}, "'u2'")],
+)
+def test_of_an_entity_that_is_not_the_one_that_was_asked_for_nothing_is_written(
+    world: World, delivery: Delivery, entity: dict[str, Any], came: str
+) -> None:
+    outcome = world.deliver(delivery, fetch=answer(200, entity), find=FOUND, sync=VERIFIED)
+    assert isinstance(outcome, Failed)
+    assert outcome.error_class == "bad_answer"
+    assert outcome.error.startswith(f"fetch: the entity has {came} at id, and 'u1' was asked for")
+    assert [call.step for call in outcome.calls] == ["fetch"]
+
+
+def test_an_entity_that_carries_what_was_asked_for_is_taken(world: World) -> None:
+    outcome = world.deliver(fetch=FETCHED, find=FOUND, update=answer(), sync=VERIFIED)
+    assert isinstance(outcome, Delivered)
+    assert outcome.did == "updated"
