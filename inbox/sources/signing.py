@@ -106,6 +106,7 @@ class Signed:
         self._keys += tuple(
             _Key(MADE_UP, algorithm, _matcher(algorithm, os.urandom(_MADE_UP_BYTES))) for _ in range(keys - self.keys)
         )
+        self._algorithms = {key.algorithm for key in self._keys}  # one that had public keys alone has another now
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """Why the request is not proven to be signed by one of the secrets that are valid at `now`; None when it is."""
