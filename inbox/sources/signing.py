@@ -100,6 +100,11 @@ class Signed:
         """See Proof. Public keys are no secret: they are part of the kind, and tried where another source refuses."""
         return sum(key.algorithm != "ed25519" for key in self._keys)
 
+    @property
+    def passes(self) -> int:
+        """See Proof."""
+        return sum(MOST_SIGNATURES if key.algorithm == "ed25519" else 1 for key in self._keys)
+
     def pad(self, keys: int) -> None:
         """See Proof."""
         algorithm = self._signatures[0].algorithm
