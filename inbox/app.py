@@ -20,7 +20,7 @@ from inbox.errors import CAUSES, RequestError, Unavailable, gathered
 from inbox.limits import Bucket, Capacity, Room
 from inbox.metering import counting
 from inbox.metrics import OFF, RECEIVED, RECEIVER, REFUSED, REPEATED, UNKNOWN, Meters
-from inbox.problems import PROBLEM_TYPE, answer_problem, problem
+from inbox.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
 from inbox.receive import CAPACITY, METERS, Inlet, Outcomes, Webhooks, Writer
 from inbox.sources import preset_of
 from inbox.sources.auth import even_out, verifier_of
@@ -89,6 +89,7 @@ def create_app(
     )
     app = falcon.asgi.App(middleware=[lifespan])
     app.add_error_handler(RequestError, answer_problem)
+    app.add_error_handler(Exception, answer_bug)
     app.set_error_serializer(_serialize_problem)
     app.add_route("/webhooks/{source}", webhooks)
     app.add_route("/webhooks/{source}/{token}", webhooks)

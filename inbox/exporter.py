@@ -148,7 +148,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != "/metrics":
             self.send_error(404)
             return
-        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        except (TypeError, ValueError):  # it compares versions that are no numbers
+            encode, content_type = choose_encoder("")
         body = encode(self.server.registry)
         self.send_response(200)
         self.send_header("Content-Type", content_type)

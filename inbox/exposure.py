@@ -73,8 +73,11 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _holds_a_token(url: str) -> bool:
-    """Whether the URL of a destination is more than its place."""
-    parts = urlsplit(url)
+    """Whether the URL of a destination is more than its place, as one is that can't be read."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return True
     return "@" in parts.netloc or bool(parts.query) or _LIKE_A_TOKEN.search(parts.path) is not None
 
 
@@ -84,6 +87,6 @@ def _others_may(path: Path) -> bool:
         whole = path.resolve(strict=True)
         mode = whole.stat().st_mode
         reach = all(folder.stat().st_mode & stat.S_IXOTH for folder in whole.parents)
-    except OSError:
+    except (OSError, ValueError, RuntimeError):  # a NUL in the name; a loop of links, before Python 3.13
         return False
     return reach and bool(mode & (stat.S_IROTH | stat.S_IWOTH))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.errors import NotAuthenticated, RequestError
+from inbox.traces import without_message
 
 PROBLEM_TYPE = "application/problem+json"
+
+_log = logging.getLogger(__name__)
 
 
 def problem(status: int, title: str, detail: str | None, field: str | None = None) -> bytes:
@@ -44,3 +48,12 @@ async def answer_problem(
     resp.status = error.status
     resp.data = problem_of(error)
     resp.set_headers(problem_headers(error))
+
+
+async def answer_bug(
+    _req: Request, resp: Response, error: Exception, _params: Mapping[str, object], **_: object
+) -> None:
+    """Falcon's handler of what nobody has foreseen. Its own logs the exception's text, which may hold values."""
+    _log.error("bug in the receiver; the sender gets 500", exc_info=without_message(error))
+    resp.status, resp.data = 500, problem(500, "Internal Server Error", None)
+    resp.content_type = PROBLEM_TYPE

@@ -46,6 +46,9 @@ AT_ONCE = 64 * 1024
 process would get on. Hashing lets other threads run. Reading does not, or not often, so one is read at a time: the event loop
 waits for a single one, and what more than `MEMORY_FOR_BODY` it may take, it takes once."""
 
+HASHED_AT_ONCE = 1024 * 1024
+"""Bytes, which take 1 to 3 ms. A refusal hashes the body with every key of all sources: beyond this a thread does."""
+
 _HANDSHAKES = frozenset(
     (preset.handshake.method, preset.handshake.header)
     for preset in PRESETS.values()
@@ -168,7 +171,10 @@ class Webhooks:
                 query=req.query_string,
             )
             verifier = self._stranger if inlet is None else inlet.verifier
-            await _beside(body, verifier.verify, raw, raw.received_at)
+            if len(body) * verifier.passes > HASHED_AT_ONCE:
+                await asyncio.to_thread(verifier.verify, raw, raw.received_at)
+            else:
+                await _beside(body, verifier.verify, raw, raw.received_at)
             proven = inlet
             if proven is None:
                 raise NotAuthenticated("unknown source")  # the stranger's verifier has refused already

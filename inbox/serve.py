@@ -33,6 +33,7 @@ from inbox.errors import ConfigError
 from inbox.exposure import exposures
 from inbox.log_lines import escape, tell
 from inbox.metering import Exporter, exporter_at
+from inbox.traces import without_message
 from inbox.wire import Wire
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
@@ -185,8 +186,11 @@ def _escape_logs(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 
 def _warn_of_exposures(config: Config) -> None:
-    for exposure in exposures(config_file.config_path(), config):
-        _log.warning("%s", exposure)
+    try:
+        for exposure in exposures(config_file.config_path(), config):
+            _log.warning("%s", exposure)
+    except Exception as bug:  # noqa: BLE001  # a warning that can't be given stops no receiver
+        _log.error("bug in the look for files that others may read", exc_info=without_message(bug))
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
@@ -214,17 +218,23 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """On SIGHUP, before gunicorn replaces the workers: read the configuration again, and keep the old one if it can't be used."""
+    """On SIGHUP, before gunicorn replaces the workers: read the configuration again, and keep the old one if it can't be used.
+
+    Whatever this raised would end the master, and every worker with it.
+    """
     _escape_logs(server)
     try:
         config = config_file.read()
         receiver.take(config)
-        _warn_of_exposures(config)
     except ConfigError as error:
         for mistake in str(error).splitlines():
             _log.error("reload refused: %s", mistake)
         _log.error("reload refused: the old configuration stays")
+    except Exception as bug:  # noqa: BLE001  # as above
+        _log.error("reload refused: a bug", exc_info=without_message(bug))
+        _log.error("reload refused: the old configuration stays")
     else:
+        _warn_of_exposures(config)
         _log.info("reloaded sources=%s", ",".join(config.sources) or "none")
 
 

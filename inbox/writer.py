@@ -27,6 +27,7 @@ from inbox.metrics import OFF, Meters, Metric
 from inbox.pending import Pending
 from inbox.refusals import Refusals
 from inbox.store import STORES, IntakeStore, Rejected
+from inbox.traces import without_message
 
 MAX_ROWS = 256
 MAX_BYTES = 4 * 1024 * 1024
@@ -189,7 +190,7 @@ class GroupCommit:
                 pending.answer(InvalidEvent("the database refuses a value of this event"))
                 return
             if not isinstance(error, _FAILURES):
-                _log.exception("an event can't be stored, and its sender gets 503")
+                _log.error("an event can't be stored, and its sender gets 503", exc_info=without_message(error))
             await self._refuse([pending], error)
 
     async def _store_batch(self, batch: Sequence[Pending]) -> None:
@@ -301,7 +302,7 @@ def _end_worker(task: asyncio.Task[None]) -> None:
     """A worker whose writer has a bug can store nothing: it ends, and gunicorn starts another."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        _log.critical("the writer failed; this worker ends", exc_info=error)
+        _log.critical("the writer failed; this worker ends", exc_info=without_message(error))
         signal.raise_signal(signal.SIGTERM)
 
 

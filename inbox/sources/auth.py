@@ -35,6 +35,7 @@ class Shown:
     """Proves that a request shows one of the secrets that are valid, in the way of `auth`."""
 
     __slots__ = ("_open", "_secrets", "_shown", "kind")
+    passes = 0
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
         prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
@@ -67,16 +68,19 @@ class Shown:
 class Verifier:
     """All that a request to one source has to prove, with the secrets as they were when it was made."""
 
-    __slots__ = ("_decoys", "proofs")
+    __slots__ = ("_decoys", "passes", "proofs")
 
     def __init__(self, proofs: Iterable[Proof]) -> None:
         self.proofs = tuple(proofs)
         self._decoys: tuple[Proof, ...] = ()
+        self.passes = sum(proof.passes for proof in self.proofs)
+        """How often a refusal goes through the body, at most: the same for all that are evened out."""
 
     def even(self, kinds: Mapping[Hashable, Proof]) -> None:
         """From now on try a proof of each of these kinds before it refuses, with as many keys as that one has."""
         for proof in self.proofs:
             proof.pad(kinds[proof.kind].keys)
+        self.passes = sum(proof.passes for proof in kinds.values())
         own = {proof.kind for proof in self.proofs}
         self._decoys = tuple(proof for kind, proof in kinds.items() if kind not in own)
 
@@ -98,7 +102,7 @@ class _Nobody:
     """The proof of a source that does not exist."""
 
     kind = None
-    keys = 0
+    keys = passes = 0
 
     def pad(self, keys: int) -> None:
         """There is nothing that could be tried."""

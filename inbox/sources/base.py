@@ -46,6 +46,11 @@ class Proof(Protocol):
         """How many keys it tries on each request, made-up ones among them."""
         ...
 
+    @property
+    def passes(self) -> int:
+        """How often it goes through a body, at most."""
+        ...
+
     def pad(self, keys: int) -> None:
         """From now on try so many keys at least: made-up ones, which prove nothing, besides its own."""
         ...

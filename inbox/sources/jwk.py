@@ -13,6 +13,7 @@ from typing import Any
 
 import jwt
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -98,7 +99,7 @@ def _key(jwk: object) -> PublicKey:
         raise ConfigError("has a kid that is no text")
     try:
         key = jwt.PyJWK(jwk, algorithm=alg or fitting[0]).key
-    except (ValueError, KeyError, TypeError, OverflowError, jwt.PyJWTError):
+    except (ValueError, KeyError, TypeError, OverflowError, UnsupportedAlgorithm, jwt.PyJWTError):
         raise ConfigError("can't be read") from None
     if isinstance(key, RSAPublicKey) and key.key_size < SMALLEST_RSA:
         raise ConfigError(f"has {key.key_size} bits: an RSA key needs {SMALLEST_RSA} or more")
@@ -110,7 +111,7 @@ def _of_pem(text: str) -> dict[str, object]:
         raise ConfigError("is a private one: leave that to the sender, and take the public one")
     try:
         key = load_pem_public_key(text.encode())
-    except (ValueError, UnicodeError):
+    except (ValueError, UnsupportedAlgorithm):  # UnicodeError is a ValueError
         raise ConfigError("can't be read: neither a JWKS document nor a PEM") from None
     for algorithm in ("RS256", "ES256", "EdDSA"):
         made = jwt.get_algorithm_by_name(algorithm)

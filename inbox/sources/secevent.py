@@ -83,6 +83,11 @@ class Token:
         self._keys = [_Key(secret, public) for secret, text in secrets for public in public_keys(text)]
         self.kind = (Token, source.name)
 
+    @property
+    def passes(self) -> int:
+        """See Proof."""
+        return min(len(self._keys), MOST_KEYS)
+
     def pad(self, keys: int) -> None:
         """See Proof."""
 

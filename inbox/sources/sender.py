@@ -33,7 +33,7 @@ class SentFrom:
     """Proves that the sender's address is in one of these networks."""
 
     __slots__ = ("_networks", "kind")
-    keys = 0
+    keys = passes = 0
 
     def __init__(self, networks: Iterable[Network]) -> None:
         networks = tuple(networks)

@@ -100,12 +100,18 @@ class Signed:
         """See Proof. Public keys are no secret: they are part of the kind, and tried where another source refuses."""
         return sum(key.algorithm != "ed25519" for key in self._keys)
 
+    @property
+    def passes(self) -> int:
+        """See Proof."""
+        return sum(MOST_SIGNATURES if key.algorithm == "ed25519" else 1 for key in self._keys)
+
     def pad(self, keys: int) -> None:
         """See Proof."""
         algorithm = self._signatures[0].algorithm
         self._keys += tuple(
             _Key(MADE_UP, algorithm, _matcher(algorithm, os.urandom(_MADE_UP_BYTES))) for _ in range(keys - self.keys)
         )
+        self._algorithms = {key.algorithm for key in self._keys}  # one that had public keys alone has another now
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """Why the request is not proven to be signed by one of the secrets that are valid at `now`; None when it is."""

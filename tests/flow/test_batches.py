@@ -102,10 +102,11 @@ async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_se
     """503 and not 422: nobody knows whether anything is wrong with the event."""
     kind = store.STORES[engine.dialect.name]
     appended = kind.append
+    body = "what a webhook says"
 
     async def append_or_fail(self: Any, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
         if any(event.dedup_key == an_event(7).dedup_key for event in events):
-            raise KeyError("a bug")
+            raise KeyError(body)
         return await appended(self, connection, events)
 
     monkeypatch.setattr(kind, "append", append_or_fail)
@@ -115,6 +116,8 @@ async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_se
     assert all(isinstance(answer, Receipt) for answer in answers)
     assert count(engine, "inbox") == 19
     assert "an event can't be stored, and its sender gets 503" in caplog.messages
+    assert "KeyError" in caplog.text
+    assert body not in caplog.text
 
 
 @pytest.mark.parametrize("odd", ["\x00", "\ud800"])

@@ -235,3 +235,19 @@ def test_another_version_of_http_is_400(sqlite_database_url: str, version: bytes
 def test_a_body_larger_than_allowed_is_413_before_it_is_read(database_url: str) -> None:
     with served(database_url) as port:
         assert status_of(exchange(port, raw_post(b"", length=10**9))) == 413
+
+
+async def test_a_bug_is_answered_with_500_and_its_message_stands_in_no_log(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may hold what a webhook says, or a secret that it showed."""
+
+    def fail(*_: object) -> None:
+        raise KeyError(TOKEN)
+
+    monkeypatch.setattr("inbox.receive.events_of", fail)
+    answer = await receiver.post()
+    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert answer.json == {"type": "about:blank", "title": "Internal Server Error", "status": 500}
+    assert "KeyError" in caplog.text
+    assert TOKEN not in caplog.text

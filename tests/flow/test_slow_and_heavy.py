@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
+from datetime import datetime
 
 import msgspec
 import pytest
@@ -13,10 +15,12 @@ from sqlalchemy import Engine
 from inbox import config_file, connection, wire
 from inbox.config import Config
 from inbox.config import Receiver as Limits
+from inbox.event import RawRequest
+from inbox.sources.auth import Verifier
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, receiving, served
 from tests.helpers.waiting import until, until_async
-from tests.helpers.webhooks import HEADERS, TOKEN, a_config, body, config_text, moment
+from tests.helpers.webhooks import HEADERS, PATH, TOKEN, a_config, body, config_text, moment
 from tests.helpers.wire import CLOSE, HOST, answers, ask, request, webhook
 
 LIVE = request(HOST, line=b"GET /health/live HTTP/1.1")
@@ -184,6 +188,27 @@ def test_more_bytes_of_bodies_than_there_is_room_for_are_503_until_others_are_do
         for cut in (large[:-1], large.replace(b"\r\nContent", b"\r\n" + endless + b"\r\nContent", 1), large[:150_000]):
             assert {a.status for a in answers(ask(port, cut, half_close=True))} <= {400}
         assert [a.status for a in answers(ask(port, large))] == [200], "what was given up has given its room back"
+
+
+async def test_a_body_that_a_refusal_hashes_very_often_keeps_nobody_waiting(
+    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger pays nothing for what every source of every kind tries on it."""
+    signed = f'[sources.signed]\npreset = "github"\nsecrets = {[f"secret {number}" for number in range(40)]}\n'
+    done_in: list[threading.Thread] = []
+    verify = Verifier.verify
+
+    def noted(self: Verifier, raw: RawRequest, now: datetime) -> None:
+        done_in.append(threading.current_thread())
+        verify(self, raw, now)
+
+    monkeypatch.setattr(Verifier, "verify", noted)
+    async with receiving(config_file.parse(config_text(sqlite_database_url) + signed)) as receiver:
+        here = threading.current_thread()
+        for path, headers in ((PATH, {}), ("/webhooks/nobody", {}), (PATH, {"X-Webhook-Token": "wrong"})):
+            for size in (1000, 60_000):
+                assert (await receiver.post(b"x" * size, path=path, headers=headers)).status_code in {400, 401}
+        assert [thread is here for thread in done_in] == [True, False] * 3
 
 
 RATE = """

@@ -91,6 +91,7 @@ def told(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
         (HOOK.format("https://h/x?key=s3cret"), "destinations.d.url"),
         (HOOK.format("https://me:s3cret@h/x"), "destinations.d.url"),
         (HOOK.format("https://h/s3cretS3cretS3cretS3cret"), "destinations.d.url"),
+        (HOOK.format("https://[s3cret"), "destinations.d.url"),
         ('[alerts]\nurl = "https://h/s3cret"\n', "alerts.url"),
     ],
 )
@@ -118,6 +119,12 @@ def test_one_without_secrets_may_be_read_by_everybody(shared: Path, config: str)
 def test_nor_is_a_file_told_of_that_nobody_gets_to(shared: Path) -> None:
     shared.chmod(0o700)
     assert told(shared, SOURCE.format('"s3cret"')) == []
+
+
+@pytest.mark.parametrize("name", ["a\\u0000b", "loop"])
+def test_nor_is_a_name_that_no_file_can_have(shared: Path, name: str) -> None:
+    (shared / "loop").symlink_to("loop")
+    assert told(shared, f'[database]\nurl = "sqlite:///{shared}/{name}"\n') == []
 
 
 def test_a_password_of_the_environments_url_does_not_stand_in_the_file(shared: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -79,6 +80,19 @@ def test_a_scrape_is_answered_beside_connections_that_say_nothing_or_drip(
         with trickling(port, number):
             for _ in range(3):
                 assert "relay_facts_total" in scrape(port)
+
+
+def test_a_scrape_that_asks_for_an_odd_version_is_answered_too(sqlite_database_url: str, tmp_path: Path) -> None:
+    port, more = metrics_at("relay")
+    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
+        relay = place.relay()
+        until(lambda: served(port), "metrics are served", within=20)
+        for version in ("abc", "1.x", ""):
+            accept = f"application/openmetrics-text; version={version}"
+            asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                assert b"relay_facts_total" in answer.read()
+        assert "a scrape failed" not in relay.output
 
 
 COUNTS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import signal
 import urllib.error
@@ -10,10 +11,12 @@ import urllib.request
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Engine
 
+from inbox import config_file, serve
 from tests.helpers import checkers
 from tests.helpers.evidence import stored
 from tests.helpers.outage import is_postgres
@@ -25,6 +28,7 @@ from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, mome
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFUSED = "[ERROR] reload refused: "
 ENTITIES = 60
+SECRET = "s3cret"
 WAYS = {
     "gunicorn -c python:inbox.serve": GUNICORN,
     "gunicorn -c gunicorn.conf.py": ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
@@ -265,3 +269,32 @@ def test_a_receiver_whose_file_is_bad_says_each_mistake_and_does_not_start(
         for variable in ("NO", "NO_2"):
             assert f"\ninbox: [sources.added] auth: the environment variable {variable} is not set" in receiver.output
         assert checkers.complaints(place.logs()) == []
+
+
+def test_a_bug_that_a_reload_meets_stops_nothing_and_its_message_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever `on_reload` raises ends gunicorn's master, and with it every worker."""
+
+    def fail() -> None:
+        raise RuntimeError(SECRET)
+
+    log = logging.getLogger("none")
+    server = SimpleNamespace(log=SimpleNamespace(error_log=log, access_log=log))
+    monkeypatch.setattr(config_file, "read", fail)
+    serve.on_reload(server)
+    assert "reload refused: the old configuration stays" in caplog.messages
+    assert SECRET not in caplog.text
+    assert "RuntimeError" in caplog.text
+
+
+def test_a_bug_in_the_warnings_stops_no_receiver(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(serve, "exposures", fail)
+    serve._warn_of_exposures(config_file.parse(""))
+    assert SECRET not in caplog.text
+    assert "RuntimeError" in caplog.text

@@ -150,3 +150,12 @@ def test_a_request_that_is_let_in_costs_no_other_sources_work(monkeypatch: pytes
     with counting(monkeypatch) as counted:
         verifier.verify(a_request("bearer", LARGE, {"authorization": "Bearer b"}), NOW)
     assert [each for each in counted if isinstance(each, tuple)] == [("digest", 1, ())]
+
+
+def test_how_often_a_refusal_goes_through_a_body_is_known_and_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = verifiers()
+    with counting(monkeypatch) as counted, pytest.raises(NotAuthenticated):
+        made["nobody"].verify(a_request("nobody", LARGE, {}, NOW), NOW)
+    digests = sum(number for each, number in counted.items() if isinstance(each, tuple) and each[1] >= len(LARGE))
+    assert {verifier.passes for verifier in made.values()} == {made["nobody"].passes}
+    assert digests <= made["nobody"].passes <= 2 * digests

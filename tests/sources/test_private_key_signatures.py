@@ -17,7 +17,7 @@ from inbox.config import Secret
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.event import RawRequest
 from inbox.sources import ed25519
-from inbox.sources.auth import Verifier
+from inbox.sources.auth import Verifier, even_out
 from tests.sources.presenting import a_request, a_verifier
 
 # Svix's own server signs this in its test `test_asymmetric_key_signing` (server/svix-server/src/worker.rs).
@@ -226,3 +226,17 @@ secrets = ["env:KEY"]
 signature = { header = "X-Signature-Ed25519", algorithm = "ed25519" }
 event = { type = "'interaction'" }
 """)
+
+
+def test_a_source_with_the_public_key_alone_works_beside_one_that_has_a_shared_secret_too() -> None:
+    """Both sign in one way, so the first gets made-up keys: as many as the second has shared ones."""
+    text = "".join(
+        f'[sources.{name}]\npreset = "standard-webhooks"\nsecrets = {list(secrets)}\n'
+        for name, secrets in (("alone", (PUBLIC,)), ("both", (PUBLIC, SHARED)))
+    )
+    made = {name: inlet.verifier for name, inlet in inlets_of(config_file.parse(text)).items()}
+    nobody = even_out(made.values())
+    for verifier in made.values():
+        assert let_in(verifier, sent(SIGNATURE))
+        assert not let_in(verifier, sent(v1a(Ed25519PrivateKey.generate())))
+    assert [let_in(each, sent(BY_SHARED)) for each in (made["alone"], made["both"], nobody)] == [False, True, False]

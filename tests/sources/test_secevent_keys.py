@@ -143,6 +143,7 @@ def test_every_key_that_can_not_be_used_is_told_with_its_reason() -> None:
         ('{"keys": ' + "[" * 100_000, "nested deeper"),
         (ed448.Ed448PrivateKey.generate(), "curve 'Ed448'"),
         (ec.generate_private_key(ec.SECP256K1()), "curve 'secp256k1'"),
+        (pem(ED).replace("MCowBQYDK2Vw", "MCowBQYDK2V/"), "can't be read"),  # an algorithm that nobody knows yet
     ],
 )
 def test_what_is_no_key_is_a_mistake(text: Any, why: str) -> None:  # noqa: ANN401  # a text or a key
