@@ -218,7 +218,9 @@ def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterp
     assert set(world.asked) <= {FETCH, "POST /token"}
 
 
-VERIFIED = SYNC.replace('"/user/{event.entity_id}" }', '"/user/{event.entity_id}", verify = { id = "event.entity_id" } }')
+VERIFIED = SYNC.replace(
+    '"/user/{event.entity_id}" }', '"/user/{event.entity_id}", verify = { id = "event.entity_id" } }'
+)
 
 
 @pytest.mark.parametrize("delivery", [DELIVERY, DELETE])
