@@ -47,7 +47,7 @@ RULES: dict[ErrorClass, Rule] = {
     "mapping": Rule.DEAD,
     "ambiguous": Rule.DEAD,
     "no_target": Rule.DEAD,
-    "refused": Rule.DEAD,
+    "refused": Rule.RETRY,  # a name may lead to a wrong address for a while, by its server or a captive network
     "lease_lost": Rule.NOT_COUNTED,
     "crashed": Rule.RETRY,
     "put_off": Rule.RETRY,
@@ -68,6 +68,7 @@ HEALTH: dict[ErrorClass, Health] = {
     "unknown": "unwell",
     "throttled": "unwell",
     "server_error": "unwell",
+    "refused": "unwell",
 }
 """What a failure says of the endpoint that was called last; the other answers are those of one that works."""
 

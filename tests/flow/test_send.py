@@ -14,6 +14,7 @@ from inbox.config import Config
 from inbox.errors import ConfigError
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
+from tests.destinations.scripted import answer, serving
 from tests.helpers.receiver import served
 from tests.sources.presenting import WITH_SAMPLE, a_secret
 
@@ -75,3 +76,13 @@ def test_a_custom_source_is_sent_a_body_of_ones_own(config: Config, url: str) ->
 def test_what_only_its_sender_can_sign_is_told_so(config: Config, url: str) -> None:
     with pytest.raises(ConfigError, match="only its sender can sign"):
         send.send(config, "secevent", url, Sample(b"a.b.c"), SystemClock().now())
+
+
+def test_no_redirect_and_no_proxy_of_the_environment_gets_the_secret(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(answer(200)) as elsewhere, serving(answer(302, Location=elsewhere.url)) as receiver:
+        monkeypatch.setenv("http_proxy", elsewhere.url)
+        sent = send.send(config, "custom", receiver.url, Sample(b'{"type": "t", "id": "1"}'), SystemClock().now())
+        assert sent.status == 302
+        assert elsewhere.seen == []

@@ -25,7 +25,7 @@ Receive = Callable[..., list[int | None]]
 DONE = Delivered((), "forwarded")
 BROKEN = Failed((), "server_error", "forward answered 503")
 MAPPING = Failed((), "mapping", "email: no value")
-REFUSED = Failed((), "refused", "the guard let no call out")
+GIVEN_UP = Failed((), "given_up", "no such customer")
 
 
 def route(name: str) -> Route:
@@ -95,12 +95,12 @@ def test_without_one_event_or_entity_only_what_is_dead_is_meant(steps: Steps) ->
 
 def test_a_cause_picks_among_the_dead(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (1, 2, 3)))
-    for outcome in (MAPPING, REFUSED, MAPPING):
+    for outcome in (MAPPING, GIVEN_UP, MAPPING):
         steps.attempt(outcome)
     assert keys(plan(steps.database, Selection(cause="mapping"))) == [(1, "strict"), (3, "strict")]
     assert keys(plan(steps.database, Selection(cause="mapping", seq=3))) == [(3, "strict")]
 
-    assert replay_all(steps.database, Selection(cause="refused")) == 1
+    assert replay_all(steps.database, Selection(cause="given_up")) == 1
     assert steps.states() == [(1, "strict", "dead"), (2, "strict", "ready"), (3, "strict", "dead")]
     steps.facts_agree()
 
