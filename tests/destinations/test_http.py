@@ -230,7 +230,7 @@ def test_tries_stay_within_the_deadline() -> None:
 def test_a_connection_that_is_reset_while_it_is_made_was_not_sent_and_is_tried_again(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, tls: bool, number: int
 ) -> None:
-    call = Called(stack, answer(), tls=tls, ca_file=str(CERTIFICATE) if tls else None)
+    call = Called(stack, answer(), tls=tls, timeout=Duration(30), ca_file=str(CERTIFICATE) if tls else None)
     connect, failures = guard.connect, [OSError(number, "reset"), OSError(number, "reset")]
 
     def refuse_twice(*arguments: Any) -> socket.socket:  # noqa: ANN401  # as the guard takes them
