@@ -22,6 +22,8 @@ _LITERAL_PATH = "/:@!$&'()*+,;=~%-._"
 _QUERY_IN_A_PATH = re.compile("[\"'`(]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SEPARATOR = re.compile(r"[/\\]")
+_LIKE_SLASHES = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}
+"""What Windows turns into slashes, besides those that have a compatibility mapping (its bestfit1252.txt)."""
 _BEHIND_A_NAME = re.compile("[;?#]")
 _LONGEST_SHOWN = 200
 _MOST_DECODINGS = 8
@@ -162,15 +164,15 @@ def _leads_elsewhere(path: str) -> str | None:
     """Half a sentence on why the path could be taken for another; None when it can't.
 
     Servers and proxies resolve dot segments (RFC 3986 §5.2.4) of what they have decoded: nginx once, others again, Windows
-    with backslashes, Tomcat with `;parameters` cut off; Windows takes a fullwidth dot or slash for the plain one where it turns
-    text into its code page. Control characters end a path in some of them, or a line of the head.
+    with backslashes, Tomcat with `;parameters` cut off; Windows takes a fullwidth dot or slash, or the slash of fractions, for the
+    plain one where it turns text into its code page. Control characters end a path in some of them, or a line of the head.
     """
     decoded = _decoded(path)
     if unquote(decoded) != decoded:
         return f"is percent-encoded more than {_MOST_DECODINGS} times over"
     if _CONTROL.search(decoded):
         return "has a control character"
-    likened = decoded if decoded.isascii() else _decoded(normalize("NFKC", decoded))
+    likened = decoded if decoded.isascii() else _decoded(normalize("NFKC", decoded).translate(_LIKE_SLASHES))
     return "has a segment . or .." if {".", ".."} & {*_names(decoded), *_names(likened)} else None
 
 

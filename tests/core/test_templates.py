@@ -236,6 +236,7 @@ ELSEWHERE = [
     "a/..;x=1/b", "%2e%2e", "%2E%2e/admin", "%252e%252e%252fadmin", ".%2e/x", "a%2f..%2fb", "%25252e%25252e", "..%3b/x",
     "..?x", "..#x", ".. /x", "%5c..%5cadmin", "..%00", "a\0b", "a\r\nb", "a\x7fb", "a\x85b", "a%0d%0ab", "%2500", "%c2%85",
     "\uff0e\uff0e", "\u2025", "a\uff0f..", "..\uff3cadmin", "a/\uff0e./b", "\uff05\uff12\uff45.", "%ef%bc%8e.", "..\uff1bx",
+    "..\u2044admin", "a\u2215..", "..\u2216admin",
 ]  # fmt: skip
 
 

@@ -49,6 +49,16 @@ def test_no_secret_makes_redacting_slow(secret: str) -> None:
     assert told[1:-1] not in (redactor.excerpt(told.encode()) or "")
 
 
+@pytest.mark.parametrize("token", ["!" * 60_000, "aZ09.-_" * 500, "<'>" * 300])
+def test_of_a_long_token_the_beginning_is_looked_for_and_all_is_masked(token: str) -> None:
+    redactor = Redactor(["s3cr3t"]).besides(token)
+    # A pattern of all of it would take seconds, and stop every thread.
+    for told in (*spelled(token)[:-IN_BASE64], token[:200]):
+        assert redactor.excerpt(f"you sent {told} here".encode()) == f"you sent {MASK} here"
+    assert (redactor.excerpt(b64encode(b"Bearer " + token.encode())) or "")[len("QmVhcmVyI*") :] == MASK
+    assert redactor.excerpt(b"s3cr3t") == MASK
+
+
 @pytest.mark.parametrize("secret", ["s3cr3t", "p@ss word/é", "100 %"])
 def test_a_header_is_masked_as_it_was_sent(secret: str) -> None:
     endpoint = Endpoint(auth=ApiHeader("X-Api-Key", Secret(secret)))
