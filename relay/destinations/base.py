@@ -80,8 +80,9 @@ class Clients:
         self, where: str, endpoint: Endpoint, url: str, secrets: Iterable[str] = (), shown_path: str | None = None
     ) -> Caller:
         if where not in self._made:
-            calls = HttpClient(prepare(endpoint, url, where, self._outbound, secrets=secrets, shown_path=shown_path))
             auth = endpoint.auth
+            masked = (*secrets, *_secrets_of(auth)) if isinstance(auth, ApiOauth2) else secrets
+            calls = HttpClient(prepare(endpoint, url, where, self._outbound, secrets=masked, shown_path=shown_path))
             if isinstance(auth, ApiOauth2):
                 plain = msgspec.structs.replace(endpoint, auth=None, headers={})
                 tokens = HttpClient(

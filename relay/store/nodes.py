@@ -18,7 +18,7 @@ NOTHING_FAILS: Mapping[str, str] = {}
 
 
 def start_node(database: Database, node: str, host: str, pid: int, version: str) -> None:
-    """Enter a relay process that starts."""
+    """Enter a relay process that starts. Done again, it changes nothing: the answer to its commit may have been lost."""
     with database.write() as transaction:
         transaction.execute(_start(database.sql), node=node, host=host, pid=pid, version=version)
 
@@ -47,6 +47,7 @@ def _start(sql: Sql) -> TextClause:
     return text(f"""
 INSERT INTO relay_node (id, host, pid, version, started_at, heartbeat_at)
 VALUES (:node, :host, :pid, :version, {sql.now}, {sql.now})
+ON CONFLICT (id) DO NOTHING
 """)
 
 

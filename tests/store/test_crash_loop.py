@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 import pytest
+from sqlalchemy import text
 
 from relay.outcome import Delivered, Delivery, Failed
 from relay.policy import CRASHES_ALLOWED
@@ -190,3 +191,11 @@ def test_a_replay_begins_without_suspicion(steps: Steps, relays: Relays) -> None
         relays.crash_over()
     assert replay_all(relays.database, Selection(cause="crash_loop"), CONFIG) == 1
     assert steps.rows("SELECT state, crashes, run FROM open_delivery") == [{"state": "ready", "crashes": 0, "run": 1}]
+
+
+def test_a_relay_that_has_entered_itself_and_was_not_told_so_enters_itself_again(database: Database) -> None:
+    """The answer to the commit is lost when Postgres restarts: then it tries again."""
+    start_node(database, "r1", "host", 1, "0")
+    start_node(database, "r1", "host", 1, "0")
+    with database.read() as transaction:
+        assert [row.id for row in transaction.execute(text("SELECT id FROM relay_node"))] == ["r1"]
