@@ -27,7 +27,7 @@ from tests.helpers.receiver import receiving
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body as small_body
 from tests.helpers.webhooks import config_text, moment
-from tests.helpers.wire import answers, ask, webhook
+from tests.helpers.wire import Answer, answers, ask, webhook
 
 LARGEST = PRESETS["github"].max_body
 GITHUB = f'\n[sources.github]\npreset = "github"\nsecrets = ["{SECRET}"]\n'
@@ -43,9 +43,10 @@ def everything(size: int) -> bytes:
 
 @contextlib.contextmanager
 def held(port: int, sent: bytes) -> Iterator[None]:
-    """A connection over which this was sent, and that stays open."""
+    """A connection over which this was sent, and that stays open, unless there was no room for it."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(sent)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent)
         yield
 
 
@@ -156,14 +157,17 @@ def test_one_huge_body_leaves_room_for_every_small_one_and_another_huge_one_is_t
     huge = head + b"Content-Length: %d\r\n\r\n" % LARGEST + b"x" * (LARGEST - 1)
     with site(tmp_path, text) as place:
         _, port = place.receiver(workers=1)
+
+        def refused() -> Answer | None:
+            """Another one beside the first, which is held as long as a body may take."""
+            with held(port, huge):
+                (answer,) = answers(ask(port, huge + b"x"))
+            return answer if answer.status == 503 else None
+
+        told = until(refused, "the first is there before the other", within=90)
+        assert told is not None
+        assert int(told.headers["retry-after"]) > 0
         with held(port, huge):
-            until(
-                lambda: [each.status for each in answers(ask(port, huge + b"x"))] == [503],
-                "the first is there",
-                within=60,
-            )
-            (refused,) = answers(ask(port, huge + b"x"))
-            assert int(refused.headers["retry-after"]) > 0
             for n in range(20):
                 sent = webhook(payload=small_body(f"u{n}", moment(n), more="x" * 60_000))
                 assert [answer.status for answer in answers(ask(port, sent))] == [200]
