@@ -11,8 +11,8 @@ import hashlib
 import hmac
 import itertools
 import json
-import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -161,13 +161,14 @@ def memory_of(pid: int) -> dict[str, int]:
 def worker(environment: dict[str, str]) -> Iterator[tuple[int, int]]:
     """A receiver with one worker: its port, and the worker's pid."""
     port = free_port()
-    pidfile = f"/tmp/inbox-large-{os.getpid()}.pid"  # noqa: S108  # read here at once
-    arguments = ("-c", "python:inbox.serve", "--bind", f"127.0.0.1:{port}", "--workers", "1", "--pid", pidfile)
     ready = f"http://127.0.0.1:{port}/health/ready"
-    with running("gunicorn", *arguments, "--log-level", "warning", ready=ready, environment=environment):
-        master = int(Path(pidfile).read_text(encoding="ascii"))
-        children = Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii").split()
-        yield port, int(children[0])
+    with tempfile.TemporaryDirectory() as folder:
+        pidfile = Path(folder, "gunicorn.pid")
+        arguments = ("-c", "python:inbox.serve", "--bind", f"127.0.0.1:{port}", "--workers", "1", "--pid", str(pidfile))
+        with running("gunicorn", *arguments, "--log-level", "warning", ready=ready, environment=environment):
+            master = int(pidfile.read_text(encoding="ascii"))
+            children = Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii").split()
+            yield port, int(children[0])
 
 
 def main(

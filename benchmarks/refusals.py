@@ -1,4 +1,4 @@
-"""How long a 401 takes for each source of a receiver that has all kinds, against one for a source that does not exist.
+"""Times a 401 for each source of a receiver that has all kinds, against one for a source that does not exist.
 
 Run it with `.venv/bin/python -m benchmarks.refusals`. Each round asks every source once, in a random order, over one connection to
 a real worker. Printed is the median over the rounds of the difference to the unknown source of the same round, in
@@ -53,7 +53,7 @@ FIELDS = (
     "webhook-id: msg_1",
     f"webhook-signature: v1,{'A' * 43}=",
 )
-"""What each source looks at, so that its whole way is gone."""
+"""Headers that each source looks at, so that all of its checks are made."""
 Z_99 = 2.576
 
 
@@ -79,7 +79,7 @@ def refused(connection: socket.socket, sent: bytes) -> float:
 
 
 def interval(sample: Sequence[float]) -> tuple[float, float]:
-    """Where the median of what this is a sample of lies, with 99 %."""
+    """The 99 % confidence interval of the median."""
     placed, half = sorted(sample), Z_99 * math.sqrt(len(sample)) / 2
     middle = len(sample) / 2
     return placed[max(int(middle - half), 0)], placed[min(math.ceil(middle + half), len(sample) - 1)]

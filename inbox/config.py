@@ -69,7 +69,7 @@ class Receiver(Table, frozen=True):
 
 
 class Outbound(Table, frozen=True):
-    """Where the relay's calls may go: the lists hold for every api, destination and alert, besides those of its own."""
+    """Networks that the relay's calls may go to: for every api, destination and alert, besides those of its own."""
 
     allow_to: Networks | None = None
     block_to: list[Network] = []

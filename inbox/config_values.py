@@ -129,7 +129,7 @@ class Network(str):
 
 _PLACE = re.compile(r"\s*(env|file)\s*:\s*", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\w+|\$\{.*\}|\$\(.*\)|%\w+%|\{\{.*\}\}", re.DOTALL)
-"""What shells and templates write for a value from elsewhere; here nothing puts one in."""
+"""Forms in which shells and templates write a value from elsewhere; here nothing puts one in."""
 _UNEXPANDED = re.compile(r"~|.*(\{\{|\$[\w{(])", re.DOTALL)
 
 

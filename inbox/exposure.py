@@ -73,7 +73,7 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _holds_a_token(url: str) -> bool:
-    """Whether the URL of a destination is more than its place, as one is that can't be read."""
+    """True when the URL of a destination is more than its place, or can't be read."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -82,7 +82,7 @@ def _holds_a_token(url: str) -> bool:
 
 
 def _others_may(path: Path) -> bool:
-    """Whether users that are neither its owner nor of its group get to it, and may read or write it."""
+    """True when users that are neither its owner nor of its group get to it, and may read or write it."""
     try:
         whole = path.resolve(strict=True)
         mode = whole.stat().st_mode

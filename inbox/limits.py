@@ -74,7 +74,7 @@ class Room:
 
 
 def memory_for(size: int) -> int:
-    """What a body of so many bytes takes of a room."""
+    """The memory that a body of so many bytes takes of a room."""
     return MEMORY_FOR_BODY * max(size - SMALL_BODY, 0)
 
 

@@ -1,4 +1,4 @@
-"""What a process writes to its log or its standard error: lines that no value in them can break, colour or forge."""
+"""Lines for logs and standard error that no value in them can break, colour or forge."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     @property
     def numbers(self) -> int:
-        """How many numbers a series of it has, as in `inbox.metering.Line`."""
+        """Count of the numbers in a series of it, as in `inbox.metering.Line`."""
         return {"counter": 1, "gauge": 2, "histogram": len(self.buckets) + 2}[self.kind]
 
 

@@ -148,7 +148,7 @@ def _characters(body: bytes) -> int:
 
 
 def _has_half_a_pair(body: bytes) -> bool:
-    """Whether valid JSON has an escaped surrogate that is not half of a pair: UTF-8 has none."""
+    """True when valid JSON has an escaped surrogate that is not half of a pair: UTF-8 has none."""
     at = 0
     while found := _WHOLE_CHARACTERS.match(body, at):
         at = found.end()

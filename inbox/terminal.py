@@ -1,4 +1,4 @@
-"""What both command lines share: tables, `--json`, bars, exit statuses, and how an error is told.
+"""Output of both command lines: tables, `--json`, bars, exit statuses, and how an error is told.
 
 All that a command writes goes through here, and values through `inbox.visible`. A string that rich gets is markup to it,
 so values are given as `rich.text.Text`.

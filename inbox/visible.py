@@ -20,7 +20,7 @@ https://www.unicode.org/Public/UCD/latest/ucd/DerivedCoreProperties.txt
 
 
 _KEPT = 0x800
-"""How the characters below are shown is kept; of all of Unicode it would be too much for a process that runs long."""
+"""The escapes of the characters below are kept; those of all of Unicode would be too much for a process that runs long."""
 
 
 class _Shown(dict[int, str]):

@@ -58,7 +58,7 @@ class Wire(Connection):
     """Why the parser was stopped, where it was not the parser itself that stopped."""
     _capacity: Capacity | None = None
     _requests = 0
-    """How many the app has been told of."""
+    """Count of the requests that the app has got."""
     _ending: Ending
 
     # --- the connection

@@ -43,7 +43,7 @@ class Expression:
 
     @property
     def tree(self) -> object:
-        """What the text says, however it is spaced: equal for expressions that say the same."""
+        """Its parsed form, without spacing: equal for expressions that say the same."""
         return self._compiled.parsed
 
     @property

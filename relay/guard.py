@@ -69,7 +69,7 @@ Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """Which addresses the calls of an endpoint may go to."""
+    """The addresses that the calls of an endpoint may go to."""
 
     allow_private: bool = False
     allow: tuple[tuple[Net, ...], ...] = ()

@@ -93,7 +93,7 @@ class HttpClient:
         return self._retry(answer, request, deadline, limits) if again else answer
 
     def redactor_besides(self, secret: str) -> Redactor:
-        """What makes excerpts of its answers, which masks this secret, too."""
+        """The redactor of its answers, which masks this secret, too."""
         return self._target.redactor.besides(secret)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ _MENTION = re.compile(r"(?<!\w)@(?=\w)")
 _JOINER = "\u2060"
 _URL = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _OF_A_URL = "/:?#[]@!$&'()*+,;=%"
-"""What has a meaning in a URL (RFC 3986 §2.2), and stays as the value has it."""
+"""Characters with a meaning in a URL (RFC 3986 §2.2), which stay as the value has them."""
 
 
 def escaped(value: str) -> str:

@@ -23,7 +23,7 @@ _QUERY_IN_A_PATH = re.compile("[\"'`(]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SEPARATOR = re.compile(r"[/\\]")
 _LIKE_SLASHES = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}
-"""What Windows turns into slashes, besides those that have a compatibility mapping (its bestfit1252.txt)."""
+"""Characters that Windows turns into slashes, besides those that have a compatibility mapping (its bestfit1252.txt)."""
 _BEHIND_A_NAME = re.compile("[;?#]")
 _LONGEST_SHOWN = 200
 _MOST_DECODINGS = 8

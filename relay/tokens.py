@@ -122,7 +122,7 @@ class TokenClient:
 
 _UNAUTHORISED = 401
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
-"""What RFC 6749 §A.12 lets a token have, but for the space, so it is the value of a header, too.
+"""Characters that RFC 6749 §A.12 lets a token have, but for the space, so it is the value of a header, too.
 
 RFC 6750 §2.1 lets bearer tokens have less than is issued as such: Salesforce's have a `!` in them, Meta's a `|`.
 """

@@ -112,7 +112,7 @@ class Blobs:
 
 
 def _is_clean(written: str) -> bool:
-    """Whether every text in this JSON is storable; the search is made only where it may find something."""
+    """True when every text in this JSON is storable; the search is made only where it may find something."""
     return is_storable(written) and not ("\\u0000" in written and _NUL_IN_JSON.search(written))
 
 

@@ -74,7 +74,7 @@ class Verifier:
         self.proofs = tuple(proofs)
         self._decoys: tuple[Proof, ...] = ()
         self.passes = sum(proof.passes for proof in self.proofs)
-        """How often a refusal goes through the body, at most: the same for all that are evened out."""
+        """Most passes of a refusal through the body: the same for all that are evened out."""
 
     def even(self, kinds: Mapping[Hashable, Proof]) -> None:
         """From now on try a proof of each of these kinds before it refuses, with as many keys as that one has."""

@@ -43,12 +43,12 @@ class Proof(Protocol):
 
     @property
     def keys(self) -> int:
-        """How many keys it tries on each request, made-up ones among them."""
+        """Count of the keys that it tries on each request, made-up ones among them."""
         ...
 
     @property
     def passes(self) -> int:
-        """How often it goes through a body, at most."""
+        """Its most passes through a body."""
         ...
 
     def pad(self, keys: int) -> None:

@@ -159,7 +159,7 @@ def _form(body: bytes, most: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _unquoted(text: bytes) -> bytes:
-    """What a name or value stands for, in steps: the standard library makes an object of each `%XX` (28 times its size).
+    """Unquote a name or value, in steps: the standard library makes an object of each `%XX` (28 times its size).
 
     Raises:
         Unreadable: it has more than `MOST_BARE` signs of percent that begin nothing.

@@ -112,7 +112,7 @@ class Transaction:
         self.appended: Counter[tuple[str, str]] = Counter()
         """How many facts it adds, by route and kind."""
         self.left_out: list[FailedAlone] = []
-        """What it does without, since the database has refused it."""
+        """The parts that it does without, since the database has refused them."""
         self._now = now
         self.in_haste = False
         """It waits for no row while it holds the order lock."""

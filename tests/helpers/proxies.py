@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tests.destinations.scripted import CERTIFICATE
 from tests.docs.pages import PAGES, blocks
 from tests.helpers import debian
-from tests.helpers.processes import GUNICORN, Program, Site, is_ready
+from tests.helpers.processes import GUNICORN, Program, Site, free_port, is_ready, site
 from tests.helpers.waiting import until
 from tests.helpers.wire import Answer, answers
 
@@ -151,6 +151,16 @@ class Deployment(NamedTuple):
         with self.connected(address) as sender:
             sender.sendall(sent)
             return answers(received(sender))
+
+
+@contextlib.contextmanager
+def deployment(name: str, folder: Path, configuration: str) -> Iterator[Deployment]:
+    """A receiver with this configuration behind this proxy, for as long as the block runs."""
+    with site(folder, configuration) as place:
+        made = Deployment(place, Ports(free_port(), free_port(), free_port()))
+        made.start()
+        with proxy(name, folder, made.ports):
+            yield made
 
 
 @contextlib.contextmanager

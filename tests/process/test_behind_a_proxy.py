@@ -6,13 +6,11 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
-from tests.helpers.processes import free_port, site
-from tests.helpers.proxies import PROXIES, Deployment, Ports, proxy
+from tests.helpers.proxies import PROXIES, Deployment, deployment
 from tests.helpers.reading import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
@@ -31,12 +29,10 @@ allow_from = ["127.0.0.2/32", "9.9.9.9"]
 def deployed(
     request: pytest.FixtureRequest, module_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    folder: Path = tmp_path_factory.mktemp("proxy")
-    with site(folder, config_text(module_database_url) + GUARDED) as place:
-        made = Deployment(place, Ports(free_port(), free_port(), free_port()))
-        made.start()
-        with proxy(request.param, folder, made.ports):
-            yield made
+    with deployment(
+        request.param, tmp_path_factory.mktemp("proxy"), config_text(module_database_url) + GUARDED
+    ) as made:
+        yield made
 
 
 def stored(engine: Engine, answer: Answer) -> bytes:

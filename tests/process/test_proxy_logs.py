@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.destinations.scripted import Act, ScriptedServer, hang, raw, reset, serving, then_close
-from tests.helpers.processes import free_port, site
-from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, proxy
+from tests.helpers.processes import free_port
+from tests.helpers.proxies import PROXIES, Deployment, Ports, connected, deployment, proxy
 from tests.helpers.reading import count
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
@@ -163,12 +163,10 @@ def files_that_show_it(folder: Path) -> Mapping[str, Sequence[str]]:
 def deployed(
     request: pytest.FixtureRequest, module_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    folder: Path = tmp_path_factory.mktemp("proxy")
-    with site(folder, config_text(module_database_url) + SOURCES) as place:
-        made = Deployment(place, Ports(free_port(), free_port(), free_port()))
-        made.start()
-        with proxy(request.param, folder, made.ports):
-            yield made
+    with deployment(
+        request.param, tmp_path_factory.mktemp("proxy"), config_text(module_database_url) + SOURCES
+    ) as made:
+        yield made
 
 
 def test_no_log_shows_a_secret_and_every_2xx_has_a_row(deployed: Deployment, module_engine: Engine) -> None:
