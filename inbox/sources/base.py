@@ -3,7 +3,7 @@
 A preset knows one provider: how it signs, which bytes it sends, which change of which entity they tell of, and what it
 wants to hear. To add one, write one file beside this that ends in a `PRESET`, and its line in `inbox.sources.PRESETS`. Its
 `read` may raise `RequestError` subclasses only, whatever the bytes are (anything else would be answered 500), so it reads
-them with what `inbox/sources/payload.py` has.
+them with what `inbox/sources/fields.py` has.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Protocol
 
 import msgspec
 
-from inbox.config import Secret, Signature, Source
+from inbox.config.model import Secret, Signature, Source
 from inbox.errors import RequestError, UnsupportedType
-from inbox.event import Identity, RawRequest
+from inbox.events.event import Identity, RawRequest
 
 Read = Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
 """The events of a body, in its order. The second argument is the source's `dedup`, if it has one.

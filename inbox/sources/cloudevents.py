@@ -20,11 +20,12 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from inbox import strict_json
 from inbox.errors import InvalidEvent, UnsupportedType
-from inbox.event import Identity, RawRequest
+from inbox.events import strict_json
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import rfc3339
 from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     MOST_EVENTS,
@@ -38,7 +39,6 @@ from inbox.sources.payload import (
     text_field,
     time_field,
 )
-from inbox.timestamps import rfc3339
 
 STRUCTURED, BATCHED = "application/cloudevents+json", "application/cloudevents-batch+json"
 _ORIGIN, _RATE = "webhook-request-origin", "webhook-request-rate"

@@ -14,12 +14,12 @@ import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.parser import ParsedResult
 
-from inbox import strict_json
-from inbox.config import Fields, NoAuth, Source
+from inbox.config.model import Fields, NoAuth, Source
 from inbox.errors import InvalidEvent
-from inbox.event import Identity, RawRequest
+from inbox.events import strict_json
+from inbox.events.event import Identity, RawRequest
 from inbox.sources.base import Preset, Read, Told
-from inbox.sources.payload import (
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     MOST_EVENTS,

@@ -20,10 +20,10 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
-from inbox.event import Identity, RawRequest
+from inbox.config.model import Signature
+from inbox.events.event import Identity, RawRequest
 from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.sources.fields import (
     FORM,
     LONGEST_ID,
     action_of,

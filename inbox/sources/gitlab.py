@@ -15,10 +15,10 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.event import Action, Identity, RawRequest
+from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import standard_webhooks
 from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     action_of,

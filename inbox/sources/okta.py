@@ -16,9 +16,10 @@ from datetime import datetime
 import msgspec
 
 from inbox.errors import InvalidEvent
-from inbox.event import Action, Identity, RawRequest
+from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.timestamps import rfc3339
 from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     MOST_EVENTS,
@@ -32,7 +33,6 @@ from inbox.sources.payload import (
     text_field,
     time_field,
 )
-from inbox.timestamps import rfc3339
 
 _CHALLENGE = "x-okta-verification-challenge"
 _LONGEST_CHALLENGE = 1000

@@ -20,10 +20,11 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
-from inbox.event import Identity, RawRequest
+from inbox.config.model import Signature
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import rfc3339
 from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.sources.fields import (
     LONGEST_ID,
     action_of,
     arrival,
@@ -33,7 +34,6 @@ from inbox.sources.payload import (
     key_of,
     time_field,
 )
-from inbox.timestamps import rfc3339
 
 _LONGEST_TOPIC = 49
 _NAMES = ("topic", "webhook-id", "triggered-at", "event-id", "shop-domain", "action")

@@ -13,11 +13,11 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
+from inbox.config.model import Signature
 from inbox.errors import InvalidEvent
-from inbox.event import Identity, RawRequest
+from inbox.events.event import Identity, RawRequest
 from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.sources.fields import (
     FORM,
     LONGEST_ID,
     LONGEST_TYPE,

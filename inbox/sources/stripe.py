@@ -13,10 +13,10 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
-from inbox.event import Identity, RawRequest
+from inbox.config.model import Signature
+from inbox.events.event import Identity, RawRequest
 from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     action_of,

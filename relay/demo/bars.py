@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from inbox.clock import SystemClock
-from inbox.visible import visible_text
+from inbox.logs.visible import visible_text
 from relay.demo import ledger
 
 _SAY_EVERY_SECONDS = 5.0

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from inbox.terminal import FINDING, as_document, console, fail, say, told
+from inbox.cli.terminal import FINDING, as_document, console, fail, say, told
 
 app = typer.Typer(
     help="Run the whole product with demo services, and watch webhooks become PATCHes.", add_completion=False

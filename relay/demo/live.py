@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from inbox.terminal import cell, say
+from inbox.cli.terminal import cell, say
 from relay.demo.happenings import Happenings, Stopped
 from relay.demo.scenario import A_MOMENT_SECONDS, Scenario
 from relay.demo.screen import Screen

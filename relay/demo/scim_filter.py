@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from inbox.timestamps import parse_rfc3339
+from inbox.events.timestamps import parse_rfc3339
 
 _TOKEN = re.compile(r'\s*(?:(?P<mark>[()])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s()"]+))')
 _MAX_DEPTH = 32

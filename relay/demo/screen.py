@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from inbox.clock import Clock, SystemClock
-from inbox.visible import visible
+from inbox.logs.visible import visible
 from relay.demo.compare import changed_fields
 from relay.demo.happenings import CallMade, Happening, Noted, Ordered, WebhookSent
 from relay.demo.scenario import Made

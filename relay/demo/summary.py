@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from inbox.terminal import cell
-from inbox.visible import visible
+from inbox.cli.terminal import cell
+from inbox.logs.visible import visible
 from relay.demo.compare import Difference
 
 _MOST_DIFFERENCES = 40

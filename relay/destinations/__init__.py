@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from inbox.config import (
+from inbox.config.model import (
     Config,
     ForwardDestination,
     PythonDestination,

@@ -1,6 +1,6 @@
 """Times of which there are few, and that lie further ahead than any rule allows: of leases, gates, sweeps and alerts.
 
-How far a time may lie ahead is told by `relay.horizon`. All of them are found by an index or in a small table, and `BATCH`
+How far a time may lie ahead is told by `relay.delivery.horizon`. All of them are found by an index or in a small table, and `BATCH`
 rows at most are changed at once.
 """
 
@@ -14,13 +14,13 @@ from typing import NamedTuple
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
-from inbox.timestamps import as_time, time_text
-from relay.audit import Difference
-from relay.gates import GateKey
-from relay.horizon import SLACK, breaker_within, within
-from relay.policy import RoutePolicy
+from inbox.events.timestamps import as_time, time_text
+from relay.delivery.audit import Difference
+from relay.delivery.gates import GateKey
+from relay.delivery.horizon import SLACK, breaker_within, within
+from relay.delivery.policy import RoutePolicy
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
 from relay.store.claim import LEASE_SECONDS, PROBE_GIVEN_UP_AFTER
 from relay.store.database import Database, Transaction

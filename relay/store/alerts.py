@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, error_text, rows_param
-from inbox.timestamps import as_time, time_text
-from relay.alerts import SENTENCES, Alert, Posted
+from inbox.events.timestamps import as_time, time_text
+from relay.delivery.alerts import SENTENCES, Alert, Posted
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, FailedAlone, Transaction
 

@@ -13,10 +13,10 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import Sql, is_held_up, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
-from inbox.timestamps import as_time, time_text
-from relay.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, Toll, probe
-from relay.outcome import Delivery
-from relay.policy import RoutePolicy
+from inbox.events.timestamps import as_time, time_text
+from relay.delivery.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, Toll, probe
+from relay.delivery.outcome import Delivery
+from relay.delivery.policy import RoutePolicy
 from relay.store.database import Database, Key, Transaction, read_keys
 from relay.store.events import with_events
 from relay.store.gates import Locked, lock_all, store, use_rates

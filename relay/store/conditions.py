@@ -11,9 +11,9 @@ from functools import partial
 import msgspec
 from sqlalchemy import text
 
-from inbox.config import Config, Source
-from inbox.timestamps import as_time
-from relay.alerts import Alert
+from inbox.config.model import Config, Source
+from inbox.events.timestamps import as_time
+from relay.delivery.alerts import Alert
 from relay.store.alerts import note
 from relay.store.bulkhead import in_parts
 from relay.store.database import SEQS_OUT_OF_ORDER, Database, Transaction

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
 
+from inbox.config.routing import OWN_LANE
 from inbox.db.dialect import Sql, rows_param
-from inbox.event import swept_key
-from inbox.routing import OWN_LANE
-from inbox.timestamps import as_time, to_nanoseconds
-from relay import facts
-from relay.lifecycle import OpenDelivery, append
-from relay.ordering import LastDelivered, Told, covers, tells_again
-from relay.policy import UNKNOWN_ROUTE, RoutePolicy
+from inbox.events.event import swept_key
+from inbox.events.timestamps import as_time, to_nanoseconds
+from relay.delivery import facts
+from relay.delivery.lifecycle import OpenDelivery, append
+from relay.delivery.ordering import LastDelivered, Told, covers, tells_again
+from relay.delivery.policy import UNKNOWN_ROUTE, RoutePolicy
 from relay.store.database import ROW, SEQS_OUT_OF_ORDER, Transaction, as_open_delivery
 from relay.store.lanes import Lane
 

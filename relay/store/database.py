@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import Sql, failure_of, is_storable, rows_param, storable
 from inbox.db.engine import reading, snapshot
-from inbox.timestamps import as_time, time_text
-from relay import facts
-from relay.lifecycle import HEADS, OpenDelivery, State
+from inbox.events.timestamps import as_time, time_text
+from relay.delivery import facts
+from relay.delivery.lifecycle import HEADS, OpenDelivery, State
 from relay.store.places import Floor
 
 SEQS_OUT_OF_ORDER = 10_000

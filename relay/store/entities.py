@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.config.routing import possible_lanes
 from inbox.db.dialect import Sql
-from inbox.routing import possible_lanes
-from inbox.timestamps import time_text
-from relay.outcome import Delivery
+from inbox.events.timestamps import time_text
+from relay.delivery.outcome import Delivery
 from relay.store.database import Database
 from relay.store.events import EVENT, of_event
 

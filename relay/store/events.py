@@ -10,9 +10,9 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
-from inbox.timestamps import as_time
-from relay.outcome import Delivery
-from relay.policy import NEW_RUN
+from inbox.events.timestamps import as_time
+from relay.delivery.outcome import Delivery
+from relay.delivery.policy import NEW_RUN
 from relay.store.database import Transaction
 
 

@@ -11,11 +11,11 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.reads import Row, plain
-from inbox.timestamps import as_time
-from relay.alerts import changes
-from relay.gates import Breaker, BreakerState, GateKey, Gates, Health, Toll, heard
-from relay.policy import RoutePolicy
+from inbox.db.reads import Row, plain
+from inbox.events.timestamps import as_time
+from relay.delivery.alerts import changes
+from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, Toll, heard
+from relay.delivery.policy import RoutePolicy
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.database import Database, Transaction

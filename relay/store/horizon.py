@@ -1,6 +1,6 @@
 """Pull in what lies further ahead than any rule allows: the database's clock had run ahead, and was put right.
 
-How far a time may lie ahead is told by `relay.horizon`. Here are the deliveries that are due later, of which there may be
+How far a time may lie ahead is told by `relay.delivery.horizon`. Here are the deliveries that are due later, of which there may be
 many: they are looked at in batches, by the index. The other times are in `relay.store.ahead`.
 """
 
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
-from inbox.timestamps import as_time, time_text
-from relay import facts
-from relay.horizon import SLACK, LastFact, furthest_due, is_beyond, last_fact
-from relay.lifecycle import OpenDelivery, append
+from inbox.events.timestamps import as_time, time_text
+from relay.delivery import facts
+from relay.delivery.horizon import SLACK, LastFact, furthest_due, is_beyond, last_fact
+from relay.delivery.lifecycle import OpenDelivery, append
 from relay.store.ahead import BATCH, Ahead, Policies, few_ahead, pull_in_few
 from relay.store.bulkhead import in_parts
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text

@@ -1,4 +1,4 @@
-"""Reads of lanes, and their settling: the shell around `relay.ordering`. Call under the order lock."""
+"""Reads of lanes, and their settling: the shell around `relay.delivery.ordering`. Call under the order lock."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from relay.lifecycle import OpenDelivery, State
-from relay.ordering import Place, settle
-from relay.policy import UNKNOWN_ROUTE, RoutePolicy
+from relay.delivery.lifecycle import OpenDelivery, State
+from relay.delivery.ordering import Place, settle
+from relay.delivery.policy import UNKNOWN_ROUTE, RoutePolicy
 from relay.store.database import ROW, Transaction, as_open_delivery
 
 Lane = tuple[str, str]

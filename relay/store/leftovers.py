@@ -13,8 +13,8 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from relay.lifecycle import State
-from relay.policy import RoutePolicy
+from relay.delivery.lifecycle import State
+from relay.delivery.policy import RoutePolicy
 from relay.store.bulkhead import in_parts
 from relay.store.coverage import heal_more, lanes_to_heal, stop_healing
 from relay.store.database import Database

@@ -9,8 +9,8 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
-from inbox.timestamps import as_time, time_text
-from relay.gates import Entity
+from inbox.events.timestamps import as_time, time_text
+from relay.delivery.gates import Entity
 from relay.store.database import Transaction
 from relay.store.places import PAGE, Cursor, Seen
 

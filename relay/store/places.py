@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, TypeVar
 
-from relay.gates import Entity
+from relay.delivery.gates import Entity
 
 WHOLE_EVERY_SECONDS = 1.0
 """Between two looks for work from the beginning, at least."""

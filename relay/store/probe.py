@@ -11,7 +11,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.db.views import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
-from relay.policy import RoutePolicy
+from relay.delivery.policy import RoutePolicy
 from relay.store.database import Database
 from relay.store.gates import read_gates
 from relay.store.passing import not_paused, paused_param

@@ -10,10 +10,10 @@ from typing import Literal
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, blames_items, error_text
-from relay import facts
-from relay.alerts import deaths
-from relay.lifecycle import OpenDelivery, State, append
-from relay.policy import UNKNOWN_ROUTE, RoutePolicy
+from relay.delivery import facts
+from relay.delivery.alerts import deaths
+from relay.delivery.lifecycle import OpenDelivery, State, append
+from relay.delivery.policy import UNKNOWN_ROUTE, RoutePolicy
 from relay.store.alerts import note
 from relay.store.database import Database, Key, Transaction
 from relay.store.lanes import settle_lanes

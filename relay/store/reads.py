@@ -8,8 +8,8 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
-from inbox.reads import Row, plain
-from inbox.timestamps import time_text
+from inbox.db.reads import Row, plain
+from inbox.events.timestamps import time_text
 from relay.store.database import Database, Transaction
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.timestamps import time_text
-from relay.alerts import deaths
-from relay.facts import AnyFact
-from relay.lifecycle import append
-from relay.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
+from inbox.events.timestamps import time_text
+from relay.delivery.alerts import deaths
+from relay.delivery.facts import AnyFact
+from relay.delivery.lifecycle import append
+from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.claim import LEASE_SECONDS, Claimed

@@ -9,17 +9,17 @@ from functools import cache
 import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.config.routing import OWN_LANE
 from inbox.db.dialect import Sql, blames_items, rows_param
-from inbox.routing import OWN_LANE
-from inbox.timestamps import as_time
-from relay import facts
-from relay.alerts import deaths
-from relay.facts import AnyFact
-from relay.gates import STOPPED, GateKey
-from relay.health import endpoint_of, heard_of
-from relay.lifecycle import OpenDelivery, append
-from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.policy import (
+from inbox.events.timestamps import as_time
+from relay.delivery import facts
+from relay.delivery.alerts import deaths
+from relay.delivery.facts import AnyFact
+from relay.delivery.gates import STOPPED, GateKey
+from relay.delivery.health import endpoint_of, heard_of
+from relay.delivery.lifecycle import OpenDelivery, append
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.delivery.policy import (
     NO_HISTORY,
     UNKNOWN_ROUTE,
     History,

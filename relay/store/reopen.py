@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config import Config
+from inbox.config.model import Config
+from inbox.config.routing import lane_of
 from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.errors import UnreadableLog
-from inbox.routing import lane_of
-from inbox.timestamps import as_time
-from relay import facts
-from relay.lifecycle import OpenDelivery, State, fold
-from relay.policy import RoutePolicy
+from inbox.events.timestamps import as_time
+from relay.delivery import facts
+from relay.delivery.lifecycle import OpenDelivery, State, fold
+from relay.delivery.policy import RoutePolicy
 from relay.store.database import ROW, Key, Transaction, as_open_delivery, keys_param
 from relay.store.lanes import settle_lanes
 

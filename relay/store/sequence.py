@@ -8,7 +8,7 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
-from relay.policy import RoutePolicy
+from relay.delivery.policy import RoutePolicy
 from relay.store.bulkhead import isolated
 from relay.store.coverage import drop_needless
 from relay.store.database import (

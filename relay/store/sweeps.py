@@ -10,14 +10,14 @@ from functools import cache
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.config import Api
+from inbox.config.model import Api
 from inbox.db.dialect import Sql, rows_param
-from inbox.event import swept_key
-from inbox.timestamps import as_time, time_text, to_nanoseconds
-from relay.alerts import Alert
-from relay.listed import Listed
+from inbox.events.event import swept_key
+from inbox.events.timestamps import as_time, time_text, to_nanoseconds
+from relay.delivery.alerts import Alert
 from relay.store.alerts import note
 from relay.store.database import Database, Transaction
+from relay.sync.cursor import Listed
 
 
 class Turn(msgspec.Struct, frozen=True):

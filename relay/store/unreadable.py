@@ -8,8 +8,8 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, blames_items
-from relay.outcome import Delivery
-from relay.policy import RoutePolicy
+from relay.delivery.outcome import Delivery
+from relay.delivery.policy import RoutePolicy
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Key, key_text, keys_param
 from relay.store.events import with_events

@@ -12,11 +12,11 @@ from sqlalchemy import Engine, insert, text, update
 
 from inbox.clock import SystemClock
 from inbox.db.schema import alert, delivery_log, open_delivery, repeated_request
-from relay.daemon import Relay
+from relay.daemon.loop import Relay
 from relay.steps import Step
-from relay.store import commands
 from relay.store.database import Database
-from relay.store.selection import Selection
+from relay.store.operator import commands
+from relay.store.operator.selection import Selection
 from tests.destinations.scripted import answer
 from tests.destinations.scripted import serving as scripted
 from tests.helpers.daemon import running

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from hypothesis import given
 
-from relay import facts
-from relay.audit import Account, Logged, account
-from relay.lifecycle import Standing, State, fold
+from relay.delivery import facts
+from relay.delivery.audit import Account, Logged, account
+from relay.delivery.lifecycle import Standing, State, fold
 from tests.core.test_lifecycle import EXAMPLES, histories
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)

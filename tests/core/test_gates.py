@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import BreakerLimits, Config, Duration, NoAuth, Source
-from relay.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
-from relay.gates import (
+from inbox.config.model import BreakerLimits, Config, Duration, NoAuth, Source
+from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
+from relay.delivery.gates import (
     Breaker,
     BreakerState,
     Gate,

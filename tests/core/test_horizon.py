@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import BreakerLimits, Duration, Rate, Retry
-from relay import facts
-from relay.gates import Breaker, BreakerState, Toll, heard, probe
-from relay.horizon import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
-from relay.outcome import Delivery, Failed
-from relay.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
+from inbox.config.model import BreakerLimits, Duration, Rate, Retry
+from relay.delivery import facts
+from relay.delivery.gates import Breaker, BreakerState, Toll, heard, probe
+from relay.delivery.horizon import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
+from relay.delivery.outcome import Delivery, Failed
+from relay.delivery.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = BreakerLimits(calls=1, failed=0.5, open_for=Duration(30), longest=Duration(600))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.errors import Unavailable
-from inbox.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, Capacity, Place, Room
+from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, Capacity, Place, Room
 
 
 def taken(bucket: Bucket, now: float) -> int:

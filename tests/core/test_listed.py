@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.errors import SweepFailed
-from relay.listed import Listed, Place
+from relay.sync.cursor import Listed, Place
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -8,10 +8,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import Ordering
-from relay import facts
-from relay.lifecycle import HEADS, OpenDelivery, State
-from relay.ordering import LastDelivered, Told, covers, settle, tells_again
+from inbox.config.model import Ordering
+from relay.delivery import facts
+from relay.delivery.lifecycle import HEADS, OpenDelivery, State
+from relay.delivery.ordering import LastDelivered, Told, covers, settle, tells_again
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_DELAY = timedelta(seconds=5)

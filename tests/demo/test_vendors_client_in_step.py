@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox import config_file
 from inbox.clock import SystemClock
-from inbox.config import Config
+from inbox.config.model import Config
+from inbox.loader.load import parse_config
 from relay.demo import commercial, ground, identity
 from relay.demo.people import sample_user
 from relay.demo.records import CONTACT, TEAM
@@ -91,7 +91,7 @@ def site(database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.
         )
         file = tmp_path / "inbox.toml"
         file.write_text(text, encoding="utf-8")
-        config = config_file.parse(text)
+        config = parse_config(text)
         port = stack.enter_context(served(database_url, config))
         source.send_webhooks_to(f"http://127.0.0.1:{port}/webhooks/trivore")
         yield Site(connected(at_source), source, target, config, engine, file)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from inbox.clock import SystemClock
-from inbox.config import Duration, Endpoint
-from relay import guard
-from relay.answer import Answer
-from relay.endpoint import prepare
-from relay.http import HttpClient, Limits, Request
-from relay.watchdog import CutOffError, Exchange
+from inbox.config.model import Duration, Endpoint
+from relay.http import guard
+from relay.http.answer import Answer
+from relay.http.client import HttpClient, Limits, Request
+from relay.http.endpoint import prepare
+from relay.http.watchdog import CutOffError, Exchange
 from tests.destinations.scripted import answer, serving
 
 FORBIDDEN = [

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 import pytest
 
 from inbox import clock
-from inbox.config import Duration
-from relay.leases import TRUSTED_SECONDS, Leases, claim_of
-from relay.outcome import Delivered, Delivery, Outcome
-from relay.worker import Crew, Finished
+from inbox.config.model import Duration
+from relay.daemon.leases import TRUSTED_SECONDS, Leases, claim_of
+from relay.daemon.pool import Crew, Finished
+from relay.delivery.outcome import Delivered, Delivery, Outcome
 from tests.core.test_horizon import DELIVERY
 from tests.destinations.calling import Called, limits
 from tests.destinations.scripted import answer

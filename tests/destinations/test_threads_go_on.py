@@ -17,21 +17,22 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from inbox.config import Duration
-from inbox.traces import without_message
-from relay import process, sweeper
-from relay.alerts import Alert, Posted
-from relay.http import HttpClient
-from relay.leases import Leases
+from inbox.config.model import Duration
+from inbox.logs.traces import without_message
+from relay.daemon import process
+from relay.daemon.alert_sender import Done, Poster
+from relay.daemon.leases import Leases
+from relay.daemon.pool import Crew, Finished
+from relay.delivery.alerts import Alert, Posted
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.http.client import HttpClient
+from relay.http.watchdog import Exchange, Watchdog
 from relay.observe import Observer
-from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.poster import Done, Poster
 from relay.steps import Steps
 from relay.store.database import Database
-from relay.sweeper import Sweeper
-from relay.sweeping import Sweeping
-from relay.watchdog import Exchange, Watchdog
-from relay.worker import Crew, Finished
+from relay.sweep import scheduler
+from relay.sweep.run import Sweeping
+from relay.sweep.scheduler import Sweeper
 from tests.core.test_horizon import DELIVERY
 from tests.destinations.calling import NOW, POST, Called, client_of, limits
 from tests.destinations.scripted import answer, hang, raw, then_close
@@ -172,7 +173,7 @@ def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch:
     class Named:
         subject = "trivore USER"
 
-    monkeypatch.setattr(sweeper, "LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.01)
     stop, observer = threading.Event(), Observer()
     thread = Sweeper(
         cast("Database", None), "r1", [cast("Sweeping", Named())], stop=stop, now=lambda: NOW, observer=observer,

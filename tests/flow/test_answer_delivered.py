@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config import Config, Duration
+from inbox.config.model import Config, Duration
 from inbox.errors import NotDelivered, StillOpen
-from inbox.receive import LONGEST_WAIT_SECONDS, patience_of
-from inbox.waiting import Waiting
-from relay.outcome import Failed
+from inbox.receiver.outcome_waiter import Waiting
+from inbox.receiver.resource import LONGEST_WAIT_SECONDS, patience_of
+from relay.delivery.outcome import Failed
 from tests.helpers.filling import fill
 from tests.helpers.reading import count
 from tests.helpers.receiver import PROBLEM, Receiver, async_engine, receiving

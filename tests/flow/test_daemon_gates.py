@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from relay.daemon import Relay
+from relay.daemon.loop import Relay
+from relay.delivery.gates import Gate
 from relay.destinations import build
-from relay.gates import Gate
-from relay.store import alerts, commands
+from relay.store import alerts
 from relay.store.database import Database
+from relay.store.operator import commands
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Downstream, serving
 from tests.helpers.evidence import facts, open_states

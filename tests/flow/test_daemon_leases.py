@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import pytest
 from sqlalchemy import Engine, text
 
-from relay.daemon import RENEW_AGAIN_SECONDS, Relay
+from relay.daemon.leases import RENEW_EVERY_SECONDS
+from relay.daemon.loop import RENEW_AGAIN_SECONDS, Relay
 from relay.destinations import build
-from relay.leases import RENEW_EVERY_SECONDS
 from relay.store.claim import Claimed
 from relay.store.database import Database
 from tests.helpers.daemon import configured

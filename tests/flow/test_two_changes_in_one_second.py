@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from relay.daemon import Relay
+from relay.daemon.loop import Relay
 from tests.destinations.scripted import Act, ScriptedServer, answer
 from tests.destinations.syncing import FETCH, FIND, UPDATE
 from tests.helpers.daemon import kinds

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from inbox.config import Config
-from relay.store import commands
+from inbox.config.model import Config
 from relay.store.database import Database
-from relay.store.selection import Act, Selection
+from relay.store.operator import commands
+from relay.store.operator.selection import Act, Selection
 
 
 def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *, who: str = "kim", why: str) -> int:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from relay import facts
+from relay.delivery import facts
 from relay.store.claim import Claimed
 from tests.helpers.agreement import Key, disagreements
 from tests.helpers.reading import Row

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.outcome import Delivered, Delivery, Failed, Outcome
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.store.claim import LEASE_SECONDS, claim, claim_suspect
 from relay.store.reap import reap
 from relay.store.record import record

@@ -14,14 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.dialect import as_json
 from inbox.db.engine import reading
-from inbox.event import Event
-from inbox.store import STORES
-from inbox.timestamps import as_time
-from relay.outcome import Delivery, Outcome
+from inbox.db.intake import STORES
+from inbox.events.event import Event
+from inbox.events.timestamps import as_time
+from relay.delivery.outcome import Delivery, Outcome
+from relay.store.audit.rebuild import rebuild
 from relay.store.claim import Claimed, claim, claim_suspect, give_back, renew
 from relay.store.database import _LOCK, Database
 from relay.store.reap import reap
-from relay.store.rebuild import rebuild
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.agreement import Key, enrolled

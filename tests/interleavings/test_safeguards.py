@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 from sqlalchemy import text
 
-from relay.store import claim, lanes, reap, rebuild, record
+from relay.store import claim, lanes, reap, record
+from relay.store.audit import rebuild
 from relay.store.database import Transaction
 from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.interleavings import scenes

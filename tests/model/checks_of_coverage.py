@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from relay import facts
-from relay.lifecycle import Standing, State, fold
-from relay.ordering import covers
+from relay.delivery import facts
+from relay.delivery.lifecycle import Standing, State, fold
+from relay.delivery.ordering import covers
 from tests.model.actors import Ledger, is_swept
 from tests.model.history import Entry, History, Key
 from tests.model.moment import Moment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from relay.lifecycle import HEADS, Standing, State
+from relay.delivery.lifecycle import HEADS, Standing, State
 from tests.model.history import LaneKey
 from tests.model.moment import Moment
 from tests.model.receiver import KEPT_REPEATS

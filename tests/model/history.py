@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from inbox.errors import IllegalTransition
-from relay.facts import AnyFact, Delivered, Superseded
-from relay.lifecycle import Standing, fold
+from relay.delivery.facts import AnyFact, Delivered, Superseded
+from relay.delivery.lifecycle import Standing, fold
 
 Key = tuple[int, str]
 """seq and route of a delivery."""

@@ -11,10 +11,10 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
-from relay.leases import TRUSTED_SECONDS
-from relay.lifecycle import State
+from relay.daemon.leases import TRUSTED_SECONDS
+from relay.delivery.lifecycle import State
+from relay.store.audit.examine import _view
 from relay.store.claim import LEASE_SECONDS
-from relay.store.examine import _view
 from tests.model.actors import Relay
 from tests.model.calling import Calling
 from tests.model.commanding import Commanding

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from relay.gates import Admission, Gate, Gates, Passage
-from relay.leases import claim_of
-from relay.outcome import Delivery
-from relay.store import claim, commands, gates, nodes, reap, record, repeats, sequence
+from relay.daemon.leases import claim_of
+from relay.delivery.gates import Admission, Gate, Gates, Passage
+from relay.delivery.outcome import Delivery
+from relay.store import claim, duplicates, gates, nodes, reap, record, sequence
+from relay.store.audit.rebuild import rebuild
+from relay.store.audit.verify import Checked, verify
 from relay.store.claim import Claimed
 from relay.store.leftovers import Leftovers
-from relay.store.rebuild import rebuild
-from relay.store.selection import Act, Choice, Plan, Selection
-from relay.store.verify import Checked, verify
+from relay.store.operator import commands
+from relay.store.operator.selection import Act, Choice, Plan, Selection
 from tests.helpers.commanding import carry_out
 from tests.model.actors import Doing, Held, Ledger, Relay
 from tests.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
@@ -158,7 +159,7 @@ class Operations:
         def learn(_: object) -> None:
             self.doing.judged += 1
 
-        return Operation("judge", lambda: repeats.judge_repeats(self._database, CONFIG, relay.node), learn)
+        return Operation("judge", lambda: duplicates.judge_repeats(self._database, CONFIG, relay.node), learn)
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """What a person looks at before."""

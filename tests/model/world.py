@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Engine, text
 
-from inbox.config import (
+from inbox.config.model import (
     BreakerLimits,
     Config,
     Duration,
@@ -22,12 +22,12 @@ from inbox.config import (
 )
 from inbox.db.dialect import Sql, as_json
 from inbox.db.engine import reading
-from inbox.timestamps import as_time
-from relay.facts import decode
-from relay.gates import BreakerState, GateKey
-from relay.lifecycle import State
-from relay.ordering import LastDelivered
-from relay.policy import policies
+from inbox.events.timestamps import as_time
+from relay.delivery.facts import decode
+from relay.delivery.gates import BreakerState, GateKey
+from relay.delivery.lifecycle import State
+from relay.delivery.ordering import LastDelivered
+from relay.delivery.policy import policies
 from relay.store.database import Database
 from tests.helpers.stepping import Stepper
 from tests.model.history import Entry, History, Key, LaneKey

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
+from inbox.config.model import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.errors import ConfigError, NotAuthenticated
-from inbox.event import RawRequest
+from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.auth import REFUSAL, Shown, Verifier, even_out, verifier_of
+from inbox.sources.credentials import REFUSAL, Shown, Verifier, even_out, verifier_of
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from inbox.clock import SystemClock
-from inbox.config import BreakerLimits, Duration
-from inbox.timestamps import as_time, time_text
-from relay import facts
-from relay.alerts import Alert
-from relay.gates import Toll
-from relay.outcome import Call, Delivered, Failed
-from relay.policy import RoutePolicy, Schedule
+from inbox.config.model import BreakerLimits, Duration
+from inbox.events.timestamps import as_time, time_text
+from relay.delivery import facts
+from relay.delivery.alerts import Alert
+from relay.delivery.gates import Toll
+from relay.delivery.outcome import Call, Delivered, Failed
+from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store import alerts, nodes
 from relay.store.ahead import BATCH, Ahead
 from relay.store.claim import claim, claim_probe, renew

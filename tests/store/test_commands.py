@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError
 
-from relay.gates import Gate
-from relay.outcome import Delivered, Failed
-from relay.store import commands, gates
+from relay.delivery.gates import Gate
+from relay.delivery.outcome import Delivered, Failed
+from relay.store import gates
 from relay.store.claim import claim
-from relay.store.commands import MOST_OPEN
+from relay.store.operator import commands
+from relay.store.operator.commands import MOST_OPEN
+from relay.store.operator.selection import Choice, Selection
 from relay.store.record import record
-from relay.store.selection import Choice, Selection
 from tests.store.conftest import POLICIES, Steps, an_event
 from tests.store.test_replay import CONFIG
 

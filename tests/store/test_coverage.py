@@ -9,18 +9,18 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.event import Event, swept_key
-from inbox.store import STORES
-from inbox.timestamps import to_nanoseconds
-from relay.outcome import Delivered, Failed
+from inbox.db.intake import STORES
+from inbox.events.event import Event, swept_key
+from inbox.events.timestamps import to_nanoseconds
+from relay.delivery.outcome import Delivered, Failed
+from relay.store.audit.verify import verify
 from relay.store.claim import claim
+from relay.store.duplicates import Judged, judge_repeats
+from relay.store.operator.selection import Selection
 from relay.store.record import record
-from relay.store.repeats import Judged, judge_repeats
-from relay.store.selection import Selection
 from relay.store.sequence import sequence
-from relay.store.verify import verify
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG

@@ -7,14 +7,14 @@ from itertools import count
 import pytest
 from sqlalchemy import text
 
-from relay.outcome import Delivered, Delivery, Failed
-from relay.policy import CRASHES_ALLOWED
+from relay.delivery.outcome import Delivered, Delivery, Failed
+from relay.delivery.policy import CRASHES_ALLOWED
 from relay.store.claim import LEASE_SECONDS, claim, claim_suspect, give_back
 from relay.store.database import Database
 from relay.store.nodes import heartbeat, start_node, stop_node
+from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import record
-from relay.store.selection import Selection
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG, replay_all
 

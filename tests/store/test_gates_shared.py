@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config import BreakerLimits, Duration, Retry
-from relay.gates import Breaker, Gate, GateKey, Passage, Toll, entity_key
-from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
-from relay.policy import RoutePolicy, Schedule
+from inbox.config.model import BreakerLimits, Duration, Retry
+from relay.delivery.gates import Breaker, Gate, GateKey, Passage, Toll, entity_key
+from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
+from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, claim, claim_probe, claim_suspect
 from relay.store.database import Database, FailedAlone

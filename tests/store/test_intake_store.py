@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db import engine as engines
 from inbox.db.dialect import is_data_error
-from inbox.event import Enrolment, Event
-from inbox.reads import Row, plain
-from inbox.store import STORES, IntakeStore, Rejected
+from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.db.reads import Row, plain
+from inbox.events.event import Enrolment, Event
 from tests.store.conftest import START, an_event
 
 T = TypeVar("T")

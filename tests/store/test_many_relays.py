@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from relay.lifecycle import State
-from relay.outcome import Delivered, Delivery, Failed, Outcome
+from relay.delivery.lifecycle import State
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.store.claim import claim, give_back, renew
 from relay.store.database import Database
 from relay.store.lanes import heads_of

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Engine, event, text
 
-from relay.gates import Passage
+from relay.delivery.gates import Passage
 from relay.store import places
 from relay.store.claim import claim, claim_probe
 from relay.store.places import WHOLE_EVERY_SECONDS, Floor, Passing, Places

@@ -14,28 +14,26 @@ from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
-from inbox.timestamps import time_text
+from inbox.events.timestamps import time_text
 from relay.store import (
     ahead,
     claim,
     conditions,
     coverage,
     database,
+    duplicates,
     events,
-    examine,
     horizon,
     lanes,
     leftovers,
     passing,
     reap,
-    rebuild,
     record,
     reopen,
-    repeats,
     sequence,
     sweeps,
-    verify,
 )
+from relay.store.audit import examine, rebuild, verify
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -205,11 +203,11 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "wanted that are open": reopen._present,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
-    "newest repeat": lambda _: repeats._NEWEST,
-    "page of repeats": lambda _: repeats._PAGE,
-    "repeats of some events": repeats._unhandled,
-    "repeats that are handled": repeats._handle,
-    "routes of repeated": repeats._routes,
+    "newest repeat": lambda _: duplicates._NEWEST,
+    "page of repeats": lambda _: duplicates._PAGE,
+    "repeats of some events": duplicates._unhandled,
+    "repeats that are handled": duplicates._handle,
+    "routes of repeated": duplicates._routes,
     "dead of a lane": coverage._dead,
     "dead of a lane before a success": coverage._dead_before,
     "left to be healed": lambda _: coverage._TO_HEAL,

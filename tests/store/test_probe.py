@@ -8,13 +8,15 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from inbox.config import BreakerLimits
-from relay.gates import GateKey, Toll, entity_key
-from relay.outcome import Delivered, Failed
-from relay.policy import RoutePolicy
-from relay.store import commands, gates, nodes
+from inbox.config.model import BreakerLimits
+from relay.delivery.gates import GateKey, Toll, entity_key
+from relay.delivery.outcome import Delivered, Failed
+from relay.delivery.policy import RoutePolicy
+from relay.store import gates, nodes
 from relay.store.claim import LEASE_SECONDS, claim
 from relay.store.database import Database
+from relay.store.operator import commands
+from relay.store.operator.selection import Selection
 from relay.store.probe import (
     STUCK_AFTER_SECONDS,
     relays_in_trouble,
@@ -22,7 +24,6 @@ from relay.store.probe import (
     unordered,
     waits_for_a_person,
 )
-from relay.store.selection import Selection
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 
 CRM = ("destination", "crm")

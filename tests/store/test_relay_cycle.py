@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from relay import facts
-from relay.outcome import Delivered, Failed
+from relay.delivery import facts
+from relay.delivery.outcome import Delivered, Failed
 from relay.store.claim import claim, give_back, renew
 from relay.store.database import Database
 from relay.store.reap import reap

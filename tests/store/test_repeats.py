@@ -13,21 +13,21 @@ from sqlalchemy import Engine, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import Sql
-from inbox.event import Event
-from inbox.store import STORES
-from relay.claiming import Claiming
-from relay.leases import Leases
+from inbox.db.intake import STORES
+from inbox.events.event import Event
+from relay.daemon.alert_sender import Poster
+from relay.daemon.claimer import Claiming
+from relay.daemon.leases import Leases
+from relay.daemon.maintenance import Upkeep
+from relay.delivery.outcome import Delivered, Delivery
 from relay.observe import Observer
-from relay.outcome import Delivered, Delivery
-from relay.poster import Poster
 from relay.steps import Steps as StepsOfARelay
-from relay.store import repeats
+from relay.store import duplicates
 from relay.store.claim import claim
 from relay.store.database import Database
+from relay.store.duplicates import Judged, Rest, judge_repeats
 from relay.store.record import record
-from relay.store.repeats import Judged, Rest, judge_repeats
 from relay.store.sequence import sequence
-from relay.upkeep import Upkeep
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_coverage import fetched
@@ -325,7 +325,7 @@ def test_repeats_that_are_marked_by_their_event_lose_one(meanwhile: Meanwhile, m
 UPDATE repeated_request SET handled_at = CAST(:at AS timestamptz)
 WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
 """
-    monkeypatch.setattr(repeats, "_handle", lambda _: text(by_event))
+    monkeypatch.setattr(duplicates, "_handle", lambda _: text(by_event))
     meanwhile.judge(MARKS, lambda: meanwhile.receive("repeat", meanwhile.event))
     assert waiting(meanwhile.steps) == []
 

@@ -7,17 +7,17 @@ from datetime import timedelta
 
 import msgspec
 
-from inbox.config import Config, ForwardDestination, NoAuth, Retry, Route, Secret, Source, When
-from inbox.reads import Row
-from relay import facts
-from relay.outcome import Delivered, Failed
-from relay.store import commands
+from inbox.config.model import Config, ForwardDestination, NoAuth, Retry, Route, Secret, Source, When
+from inbox.db.reads import Row
+from relay.delivery import facts
+from relay.delivery.outcome import Delivered, Failed
+from relay.store.audit.verify import verify
 from relay.store.claim import claim
 from relay.store.database import Database
+from relay.store.operator import commands
+from relay.store.operator.replay import replay
+from relay.store.operator.selection import Choice, Plan, Selection
 from relay.store.record import record
-from relay.store.replay import replay
-from relay.store.selection import Choice, Plan, Selection
-from relay.store.verify import verify
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 

@@ -11,22 +11,22 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.config import Config
-from relay.claiming import Claiming
-from relay.gates import Passage, Toll
-from relay.leases import Leases
+from inbox.config.model import Config
+from relay.daemon.alert_sender import Poster
+from relay.daemon.claimer import Claiming
+from relay.daemon.leases import Leases
+from relay.daemon.maintenance import Upkeep
+from relay.delivery.gates import Passage, Toll
+from relay.delivery.outcome import Delivered
 from relay.observe import Observer
-from relay.outcome import Delivered
-from relay.poster import Poster
 from relay.steps import Steps as StepsOfARelay
-from relay.store import commands
 from relay.store.claim import claim
 from relay.store.database import FailedAlone
+from relay.store.operator import commands
+from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import Recorded, record, record_each
-from relay.store.selection import Selection
 from relay.store.sequence import sequence
-from relay.upkeep import Upkeep
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_commands import HOPELESS
 from tests.store.test_replay import CONFIG
@@ -218,7 +218,7 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
         raise ValueError("no")
 
     monkeypatch.setattr(commands.OpenCommands, "work", fails)
-    monkeypatch.setattr("relay.upkeep.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("relay.daemon.maintenance.EVERY_SECONDS", 0.0)
     observer, leases, now = Observer(), Leases(), [0.0]
     running = StepsOfARelay(observer, monotonic=lambda: now[0])
     claiming = Claiming(steps.database, "r1", leases, observer)

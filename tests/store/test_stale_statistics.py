@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
-from inbox.repeated import POSTGRES_REPEAT
-from inbox.timestamps import time_text
-from relay.store import claim, conditions, coverage, lanes, leftovers, passing, repeats
+from inbox.db.duplicates import POSTGRES_REPEAT
+from inbox.events.timestamps import time_text
+from relay.store import claim, conditions, coverage, duplicates, lanes, leftovers, passing
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -159,11 +159,11 @@ ARRIVED = {
 OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "repeat": (POSTGRES_REPEAT, ARRIVED),
     "count another": (POSTGRES_REPEAT, {**ARRIVED, "kept": 1}),
-    "newest": (repeats._NEWEST, {}),
-    "page": (repeats._PAGE, {"after": 100, "last": ROWS, "rows": 16}),
-    "unhandled": (repeats._unhandled(SQL), {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),
+    "newest": (duplicates._NEWEST, {}),
+    "page": (duplicates._PAGE, {"after": 100, "last": ROWS, "rows": 16}),
+    "unhandled": (duplicates._unhandled(SQL), {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),
     "handle": (
-        repeats._handle(SQL),
+        duplicates._handle(SQL),
         {"decided": rows_param({"id": n, "times": 1} for n in SOME), "at": time_text(START)},
     ),
 }
