@@ -28,7 +28,7 @@ from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
 from inbox.exposure import exposures
-from inbox.http.protocol import Wire
+from inbox.http.protocol import HardenedHttpProtocol
 from inbox.loader.load import config_path, read_config
 from inbox.logs.access_log import Mask
 from inbox.logs.lines import escape, tell
@@ -44,7 +44,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
 
     CONFIG_KWARGS = {  # noqa: RUF012  # the base class declares it so
         "loop": "uvloop",
-        "http": Wire,
+        "http": HardenedHttpProtocol,
         "lifespan": "on",
         "ws": "none",
         "server_header": False,
@@ -82,7 +82,7 @@ def _return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
-class InForce:
+class ActiveApp:
     """The app of the last good configuration. The master changes it; a worker keeps what it was forked with."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class InForce:
         await self._app(scope, receive, send)
 
 
-receiver = InForce()
+receiver = ActiveApp()
 
 
 def _workers() -> int:

@@ -114,7 +114,7 @@ class Observer:
         """Repeated requests were looked at."""
         self.counts["rearmed"] += judged.rearmed
         if judged.rearmed:
-            _log.info("rearmed %d deliveries after %d repeated requests", judged.rearmed, judged.handled)
+            _log.info("rearmed %d deliveries after %d duplicate requests", judged.rearmed, judged.handled)
 
     def gates_changed(self, before: Gates, now: Gates) -> None:
         """Something was paused or resumed. Breakers are told as alerts."""

@@ -21,7 +21,7 @@ from inbox.db import engine, migrate, reads
 from inbox.errors import Unavailable
 from inbox.loader.load import read_config
 from inbox.receiver import readmit
-from inbox.receiver.readmit import Again, Chosen
+from inbox.receiver.readmit import Chosen, ReadmitResult
 from inbox.receiver.writer import GroupCommit
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, with every column.")]
@@ -119,7 +119,7 @@ def readmit_command(
         raise typer.Exit(FINDING)
 
 
-def _look(pages: Iterator[list[Again]], total: int) -> list[reads.Row]:
+def _look(pages: Iterator[list[ReadmitResult]], total: int) -> list[reads.Row]:
     lines: list[reads.Row] = []
     with _bar() as shown:
         task = shown.add_task("reading", total=total)
@@ -129,13 +129,15 @@ def _look(pages: Iterator[list[Again]], total: int) -> list[reads.Row]:
     return lines
 
 
-def _do(config: Config, database: Engine, pages: Iterator[list[Again]], total: int, reason: str) -> list[reads.Row]:
+def _do(
+    config: Config, database: Engine, pages: Iterator[list[ReadmitResult]], total: int, reason: str
+) -> list[reads.Row]:
     """Take them in, with a bar. Interrupted, or when the database stops answering, it can be done again for the rest."""
     lines: list[reads.Row] = []
     with _bar() as shown:
         task = shown.add_task("readmitting", total=total)
 
-        def done(page: Sequence[Again]) -> None:
+        def done(page: Sequence[ReadmitResult]) -> None:
             lines.extend(map(_line, page))
             shown.update(task, completed=len(lines))
 
@@ -158,7 +160,7 @@ def _do(config: Config, database: Engine, pages: Iterator[list[Again]], total: i
     raise typer.Exit(FINDING)
 
 
-def _line(again: Again) -> reads.Row:
+def _line(again: ReadmitResult) -> reads.Row:
     """What is told of a request that was read again; not its body, so that any number of them can be held."""
     events: list[reads.Row] = [
         {

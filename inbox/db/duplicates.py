@@ -1,4 +1,4 @@
-"""SQL that notes repeated requests: the first of an event as rows, further ones as a count.
+"""SQL that notes duplicate requests: the first of an event as rows, further ones as a count.
 
 A sender that repeats one event without end costs the update of a row for each batch, and no row for each request. What is
 counted makes its row unhandled again, so the relay judges it as it judges a new row.
@@ -41,7 +41,7 @@ WITH known AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT count(*) AS number FROM (
             -- as a range in the order of the index: by statistics of one event's storm it would read the whole table else
-            SELECT FROM repeated_request
+            SELECT FROM duplicate_request
             WHERE ranked.place = 1 AND seq BETWEEN ranked.seq AND ranked.seq ORDER BY seq LIMIT :kept
         ) AS found
     ) AS kept
@@ -49,17 +49,17 @@ WITH known AS MATERIALIZED (
     SELECT r.id, placed.seq, placed.times, placed.last_received_at
     FROM placed
     CROSS JOIN LATERAL (
-        SELECT id FROM repeated_request WHERE seq BETWEEN placed.seq AND placed.seq
+        SELECT id FROM duplicate_request WHERE seq BETWEEN placed.seq AND placed.seq
         ORDER BY seq DESC LIMIT 1 FOR UPDATE SKIP LOCKED
     ) AS r
     WHERE placed.place = 1 AND placed.there = :kept
 ), counted AS (
-    UPDATE repeated_request AS r
+    UPDATE duplicate_request AS r
     SET times = r.times + counting.times, handled_at = NULL, error = NULL,
         last_received_at = greatest(r.last_received_at, counting.last_received_at)
     FROM counting WHERE r.id = counting.id
 ), noted AS (
-    INSERT INTO repeated_request (seq, received_at, body_sha256, body, times, last_received_at)
+    INSERT INTO duplicate_request (seq, received_at, body_sha256, body, times, last_received_at)
     SELECT seq, received_at, body_sha256, body,
            CASE WHEN number = :kept THEN times - place + 1 ELSE 1 END,
            CASE WHEN number = :kept AND times > place THEN last_received_at END
@@ -92,14 +92,14 @@ _SQL = Sql(SQLITE)
 
 SQLITE_KNOWN = text(f"""
 SELECT asked.n, i.seq, i.body_sha256,
-       (SELECT count(*) FROM (SELECT 1 FROM repeated_request r WHERE r.seq = i.seq LIMIT :kept)) AS number
+       (SELECT count(*) FROM (SELECT 1 FROM duplicate_request r WHERE r.seq = i.seq LIMIT :kept)) AS number
 FROM {_SQL.rows("asked", n="int", source="text", dedup_key="text")}
 JOIN inbox i ON i.source = asked.source AND i.dedup_key = asked.dedup_key
 ORDER BY asked.n
 """)
 
 SQLITE_NOTE = text(f"""
-INSERT INTO repeated_request (seq, received_at, body_sha256, body, times, last_received_at)
+INSERT INTO duplicate_request (seq, received_at, body_sha256, body, times, last_received_at)
 SELECT seq, received_at, from_hex(body_sha256), {
     _SQL.blob("bodies.bodies", "body_at", "body_size")
 }, times, last_received_at
@@ -118,11 +118,11 @@ FROM {_SQL.blobs("bodies")} CROSS JOIN {
 """)
 
 SQLITE_COUNT = text(f"""
-UPDATE repeated_request
-SET times = repeated_request.times + counted.times, handled_at = NULL, error = NULL,
-    last_received_at = max(coalesce(repeated_request.last_received_at, ''), counted.last_received_at)
+UPDATE duplicate_request
+SET times = duplicate_request.times + counted.times, handled_at = NULL, error = NULL,
+    last_received_at = max(coalesce(duplicate_request.last_received_at, ''), counted.last_received_at)
 FROM {_SQL.rows("counted", seq="bigint", times="bigint", last_received_at="time")}
-WHERE repeated_request.id = (SELECT max(r.id) FROM repeated_request r WHERE r.seq = counted.seq)
+WHERE duplicate_request.id = (SELECT max(r.id) FROM duplicate_request r WHERE r.seq = counted.seq)
 """)
 
 

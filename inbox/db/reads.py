@@ -105,7 +105,7 @@ _PARTS = {
     ),
     "repeats": text(
         "SELECT id, received_at, body, times, last_received_at, handled_at, error"
-        " FROM repeated_request WHERE seq = :seq ORDER BY id"
+        " FROM duplicate_request WHERE seq = :seq ORDER BY id"
     ),
 }
 

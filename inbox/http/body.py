@@ -9,14 +9,14 @@ from contextlib import nullcontext
 from falcon.asgi import Request
 
 from inbox.errors import TooLarge, TooSlow, Unreadable
-from inbox.http.limits import SMALL_BODY, Place
+from inbox.http.limits import SMALL_BODY, Reservation
 from inbox.http.scope import CUT_SHORT, GO_ON, WHOLE
 
 READ_WITHIN_SECONDS = 10.0
 """A body that takes longer is given up: 408."""
 
 
-async def read(req: Request, most: int, place: Place) -> bytes:
+async def read(req: Request, most: int, place: Reservation) -> bytes:
     """The whole body, which takes its place until the caller leaves it.
 
     Raises:
@@ -45,7 +45,7 @@ async def read(req: Request, most: int, place: Place) -> bytes:
     return body
 
 
-async def _read_large(req: Request, most: int, place: Place) -> bytes:
+async def _read_large(req: Request, most: int, place: Reservation) -> bytes:
     body = io.BytesIO()  # gives its bytes without copying them
     async for part in req.stream:
         size = body.tell() + len(part)

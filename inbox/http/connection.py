@@ -140,7 +140,7 @@ class Connection(HttpToolsProtocol):
         self._abort_after(DRAIN_SECONDS)
 
 
-class Ending:
+class LingeringCloseTransport:
     """The transport as the answer to a request sees it: to close it is to end the connection, gently."""
 
     __slots__ = ("close", "is_closing", "write")

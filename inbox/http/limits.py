@@ -49,7 +49,7 @@ MEMORY_FOR_BODY = 4
 and the rows around it take. `benchmarks.large_bodies` measures it."""
 
 
-class Room:
+class MemoryBudget:
     """The memory that bodies may take in one process: of each, what is beyond `SMALL_BODY` counts, `MEMORY_FOR_BODY` times.
 
     So small ones find room, however many large ones there are.
@@ -78,12 +78,12 @@ def memory_for(size: int) -> int:
     return MEMORY_FOR_BODY * max(size - SMALL_BODY, 0)
 
 
-class Place:
+class Reservation:
     """What one body takes of a room, until it leaves."""
 
     __slots__ = ("_room", "_size")
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: MemoryBudget) -> None:
         self._room = room
         self._size = 0
 

@@ -19,7 +19,7 @@ import httptools
 
 from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.http import head
-from inbox.http.connection import Connection, Ending
+from inbox.http.connection import Connection, LingeringCloseTransport
 from inbox.http.limits import Bucket, Capacity
 from inbox.http.scope import CAPACITY, CUT_SHORT, GO_ON, METERS, WHOLE
 from inbox.telemetry.metrics import OFF
@@ -41,7 +41,7 @@ _log = logging.getLogger("uvicorn.error")
 _logged = Bucket(rate=1, burst=10)  # a stranger can't fill the log
 
 
-class Wire(Connection):
+class HardenedHttpProtocol(Connection):
     """One connection."""
 
     _leaving = False
@@ -58,14 +58,14 @@ class Wire(Connection):
     _capacity: Capacity | None = None
     _requests = 0
     """Count of the requests that the app has got."""
-    _ending: Ending
+    _ending: LingeringCloseTransport
 
     # --- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Somebody is there: the time for a head begins."""
         super().connection_made(transport)
-        self._ending = Ending(self)
+        self._ending = LingeringCloseTransport(self)
         self._capacity = self.app_state.get(CAPACITY)
         self.meters = self.app_state.get(METERS, OFF)
         try:

@@ -16,12 +16,12 @@ from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config, Source
 from inbox.db import engine
 from inbox.db.dialect import SQLITE
-from inbox.errors import CAUSES, RequestError, Unavailable, gathered
-from inbox.http.limits import Bucket, Capacity, Room
+from inbox.errors import CAUSES, RequestError, Unavailable, collect_config_errors
+from inbox.http.limits import Bucket, Capacity, MemoryBudget
 from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
 from inbox.http.scope import CAPACITY, METERS
-from inbox.receiver.outcome_waiter import Waiting
-from inbox.receiver.resource import Inlet, Outcomes, Webhooks, Writer
+from inbox.receiver.outcome_waiter import OutcomeWaiter
+from inbox.receiver.resource import Outcomes, SourceEndpoint, Webhooks, Writer
 from inbox.receiver.writer import GroupCommit
 from inbox.receiver.writers import WriterPair
 from inbox.sources import preset_of
@@ -57,7 +57,7 @@ def app_of(config: Config) -> Receiver:
         return WriterPair(writer, GroupCommit(made, clock, meters=open_meters()))
 
     def open_outcomes() -> Outcomes:
-        return Waiting(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
+        return OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
 
     return create_app(config, open_writer, clock, open_outcomes, open_meters)
 
@@ -78,7 +78,7 @@ def create_app(
     """
     inlets = inlets_of(config)
     nobodys = even_out(inlet.verifier for inlet in inlets.values())
-    webhooks = Webhooks(inlets, nobodys, clock, Room(config.receiver.memory))
+    webhooks = Webhooks(inlets, nobodys, clock, MemoryBudget(config.receiver.memory))
     health = Health()
     capacity = Capacity(
         connections=config.receiver.connections,
@@ -99,20 +99,22 @@ def create_app(
     return app
 
 
-def inlets_of(config: Config) -> dict[str, Inlet]:
+def inlets_of(config: Config) -> dict[str, SourceEndpoint]:
     """Each source with its preset and its verifier.
 
     Raises:
         ConfigError: as `create_app`.
     """
-    return gathered({name: partial(_inlet, config, source) for name, source in config.sources.items()})
+    return collect_config_errors({name: partial(_inlet, config, source) for name, source in config.sources.items()})
 
 
-def _inlet(config: Config, source: Source) -> Inlet:
+def _inlet(config: Config, source: Source) -> SourceEndpoint:
     preset = preset_of(source)
     routes = tuple(route for route in config.routes.values() if route.source == source.name)
     bucket = None if source.rate is None else Bucket(source.rate)
-    return Inlet(source=source, preset=preset, verifier=verifier_of(source, preset), routes=routes, bucket=bucket)
+    return SourceEndpoint(
+        source=source, preset=preset, verifier=verifier_of(source, preset), routes=routes, bucket=bucket
+    )
 
 
 def _at_zero(meters: Meters, config: Config) -> Meters:

@@ -28,7 +28,7 @@ class _Given(msgspec.Struct, frozen=True):
     error: str | None
 
 
-class Waiting:
+class OutcomeWaiter:
     """Make it inside the running event loop, and `close` it there."""
 
     def __init__(self, engine: AsyncEngine) -> None:

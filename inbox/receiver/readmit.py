@@ -41,7 +41,7 @@ class Chosen(msgspec.Struct, frozen=True):
     since: datetime | None = None
 
 
-class Again(msgspec.Struct):
+class ReadmitResult(msgspec.Struct):
     """A refused request that was read again, and what has become of it."""
 
     id: int
@@ -88,7 +88,7 @@ def how_many(engine: Engine, chosen: Chosen) -> int:
     return int(counted)
 
 
-def read_again(engine: Engine, readers: Mapping[str, Read], chosen: Chosen) -> Iterator[list[Again]]:
+def read_again(engine: Engine, readers: Mapping[str, Read], chosen: Chosen) -> Iterator[list[ReadmitResult]]:
     """All that are meant, the oldest first, some at a time."""
     sql, after = Sql(engine.dialect.name), 0
     while True:
@@ -114,9 +114,9 @@ def _until(sizes: Sequence[tuple[int, int]]) -> int:
     return last
 
 
-def _read(readers: Mapping[str, Read], row: Row) -> Again:
+def _read(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
     """It is read as it came: at the time of its arrival, which is what limits how far ahead its own time may be."""
-    again = Again(row["id"], row["received_at"], row["source"], row["cause"])
+    again = ReadmitResult(row["id"], row["received_at"], row["source"], row["cause"])
     read = readers.get(again.source)
     if read is None:
         again.refused = "there is no such source in the configuration any more"
@@ -134,10 +134,10 @@ def _read(readers: Mapping[str, Read], row: Row) -> Again:
 async def take_in(  # noqa: PLR0917  # one after the other
     engine: Engine,
     writer: Stores,
-    pages: Iterator[list[Again]],
+    pages: Iterator[list[ReadmitResult]],
     by: str,
     reason: str,
-    done: Callable[[Sequence[Again]], None],
+    done: Callable[[Sequence[ReadmitResult]], None],
 ) -> None:
     """Store what can be read now, and note at each refusal what it became; `done` hears of each page.
 
@@ -158,7 +158,7 @@ async def take_in(  # noqa: PLR0917  # one after the other
         done(page)
 
 
-async def _store(writer: Stores, again: Again) -> None:
+async def _store(writer: Stores, again: ReadmitResult) -> None:
     try:
         again.receipts = await writer.append(again.events)
     except Unavailable:

@@ -28,7 +28,7 @@ from inbox.errors import (
 )
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read
-from inbox.http.limits import Bucket, Place, Room
+from inbox.http.limits import Bucket, MemoryBudget, Reservation
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 from inbox.sources.credentials import Verifier
@@ -91,7 +91,7 @@ class Outcomes(Protocol):
         ...
 
 
-class Inlet(msgspec.Struct, frozen=True):
+class SourceEndpoint(msgspec.Struct, frozen=True):
     """One source as the receiver sees it: everything that can be worked out before the first request."""
 
     source: Source
@@ -110,7 +110,9 @@ class Inlet(msgspec.Struct, frozen=True):
 class Webhooks:
     """`POST /webhooks/{source}`: read, verify, identify, route, store, answer."""
 
-    def __init__(self, inlets: Mapping[str, Inlet], stranger: Verifier, clock: Clock, room: Room) -> None:
+    def __init__(
+        self, inlets: Mapping[str, SourceEndpoint], stranger: Verifier, clock: Clock, room: MemoryBudget
+    ) -> None:
         self._inlets = inlets
         self._room = room
         self._stranger = stranger
@@ -149,8 +151,8 @@ class Webhooks:
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
             raise falcon.HTTPMethodNotAllowed(["POST"])
         inlet = self._inlets.get(source)
-        body, place = b"", Place(self._room)
-        proven: Inlet | None = None
+        body, place = b"", Reservation(self._room)
+        proven: SourceEndpoint | None = None
         try:
             body = await read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body, place)
             raw = RawRequest(
@@ -190,7 +192,7 @@ class Webhooks:
         finally:
             place.leave()
 
-    async def _take_in(self, inlet: Inlet, raw: RawRequest, resp: Response) -> None:
+    async def _take_in(self, inlet: SourceEndpoint, raw: RawRequest, resp: Response) -> None:
         preset = inlet.preset
         if "access_token" in raw.query:
             resp.cache_control = ["private"]  # RFC 6750 §2.3 wants it of answers to URLs that hold a token
@@ -208,7 +210,7 @@ class Webhooks:
             raise Unavailable("the receiver is starting")
         receipts = await self.writer.append(events) if events else []
         statuses = [receipt.status for receipt in receipts]
-        patience = patience_of(inlet.source, raw.headers.get("prefer"))
+        patience = wait_timeout(inlet.source, raw.headers.get("prefer"))
         if patience is not None:
             statuses = [await self._delivered([each.seq for each in receipts], inlet, patience)] * len(receipts)
         resp.status = preset.status if patience is None else falcon.HTTP_200
@@ -216,7 +218,7 @@ class Webhooks:
             resp.content_type = falcon.MEDIA_JSON
             resp.data = _told(statuses, receipts)
 
-    async def _delivered(self, seqs: Sequence[int], inlet: Inlet, patience: float) -> str:
+    async def _delivered(self, seqs: Sequence[int], inlet: SourceEndpoint, patience: float) -> str:
         if self.waiting is None:
             raise StillOpen("the receiver is starting")
         await self.waiting.delivered(seqs, within=patience, at_most=inlet.source.answer_waiting)
@@ -248,7 +250,7 @@ def _told(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
     return msgspec.json.encode({"events": listed})
 
 
-def _spend(inlet: Inlet) -> None:
+def _spend(inlet: SourceEndpoint) -> None:
     """Use one of what the source may send. Whoever is not the source has been refused before, and uses up nothing of it.
 
     Raises:
@@ -266,7 +268,7 @@ def unnamed(source: str) -> str:
     return f"unknown ({len(source)} characters)"
 
 
-def _rejected(inlet: Inlet | None, raw: RawRequest, error: RequestError) -> Rejected:
+def _rejected(inlet: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
     """Of a sender that did not prove who it is (`inlet` is None), neither body nor headers are kept."""
     return Rejected(
         received_at=raw.received_at,
@@ -291,7 +293,7 @@ LONGEST_WAIT_SECONDS = 60.0
 _WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,4})\s*(?:;.*)?", re.IGNORECASE)
 
 
-def patience_of(source: Source, prefer: str | None) -> float | None:
+def wait_timeout(source: Source, prefer: str | None) -> float | None:
     """For how many seconds the outcome is waited for; None: the answer is made after the commit.
 
     A request may ask for it by `Prefer: wait=N` (RFC 7240 §4.3), for a minute at most; what else it prefers is ignored.

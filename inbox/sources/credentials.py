@@ -21,7 +21,7 @@ from inbox.errors import ConfigError, NotAuthenticated
 from inbox.events.event import RawRequest
 from inbox.sources.base import MADE_UP, Preset, Proof, Revealed
 from inbox.sources.sender import SentFrom
-from inbox.sources.signing import Signed
+from inbox.sources.signing import SignatureProof
 
 Way = Callable[[RawRequest], bytes]
 
@@ -31,7 +31,7 @@ REFUSAL = "unknown source, or the request does not prove to come from it; check 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
-class Shown:
+class SharedSecretProof:
     """Proves that a request shows one of the secrets that are valid, in the way of `auth`."""
 
     __slots__ = ("_open", "_secrets", "_shown", "kind")
@@ -136,7 +136,7 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
     try:
         if auth is not None:
             shown = [] if isinstance(auth, NoAuth) else revealed(auth.secrets, environment)
-            proofs.append(Shown(auth, shown))
+            proofs.append(SharedSecretProof(auth, shown))
     except ConfigError as error:
         mistakes += [f"auth: {mistake}" for mistake in str(error).splitlines()]
     try:
@@ -146,7 +146,9 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
                 proofs.append(preset.prover(source, known))
             else:
                 signatures = preset.signatures if source.signature is None else (source.signature,)
-                proofs.append(Signed(signatures, known, url=source.public_url or "", tolerance=source.tolerance))
+                proofs.append(
+                    SignatureProof(signatures, known, url=source.public_url or "", tolerance=source.tolerance)
+                )
     except ConfigError as error:
         mistakes += [f"secrets: {mistake}" for mistake in str(error).splitlines()]
     if not proofs and not mistakes:

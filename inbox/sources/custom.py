@@ -18,7 +18,7 @@ from inbox.config.model import Fields, NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
-from inbox.sources.base import Preset, Read, Told
+from inbox.sources.base import Preset, PresetDocs, Read
 from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
@@ -168,7 +168,7 @@ PRESET = Preset(
     keeps=keeps,
     own_keys=frozenset({"event", "signature"}),
     needs=frozenset({"event"}),
-    told=Told(
+    told=PresetDocs(
         title="Any other provider",
         event_id="`event.id`",
         entity="`event.entity_type` and `event.entity_id`",

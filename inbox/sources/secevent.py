@@ -22,7 +22,7 @@ import msgspec
 from inbox.config.model import Secret, Source
 from inbox.errors import ConfigError, InvalidEvent, RequestError, TooLarge, Unreadable
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.sources.base import Preset, Revealed, Told
+from inbox.sources.base import Preset, PresetDocs, Revealed
 from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
@@ -211,7 +211,7 @@ PRESET = Preset(
     status=202,
     answers_empty=True,
     refusal=refuse,
-    told=Told(
+    told=PresetDocs(
         title="Security event tokens (shared signals)",
         event_id="claim `jti`",
         entity="`sub_id`, or the event's `subject`, or `sub`; its type is `subject`",

@@ -23,7 +23,7 @@ import msgspec
 from inbox.config.model import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources.base import Preset, Sample, Told
+from inbox.sources.base import Preset, PresetDocs, Sample
 from inbox.sources.fields import (
     LONGEST_ID,
     action_of,
@@ -95,7 +95,7 @@ PRESET = Preset(
     ),
     max_body=4 * 1024 * 1024,
     kept_headers=frozenset(f"{x}shopify-{name}" for x in ("x-", "") for name in _NAMES),
-    told=Told(
+    told=PresetDocs(
         title="Shopify",
         event_id="header `X-Shopify-Webhook-Id`",
         entity="the topic before its `/`, and the payload's `id`",

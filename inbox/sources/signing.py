@@ -66,7 +66,7 @@ class _Key(msgspec.Struct, frozen=True):
     matches: Callable[[bytes, Sequence[bytes]], bool]
 
 
-class Signed:
+class SignatureProof:
     """Proves that a request was signed with one of a source's secrets."""
 
     __slots__ = ("_algorithms", "_keys", "_signatures", "_templates", "_tolerance", "_url", "kind")

@@ -29,7 +29,7 @@ import re2
 from inbox.config.model import NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
-from inbox.sources.base import Preset, Read, Sample, Told
+from inbox.sources.base import Preset, PresetDocs, Read, Sample
 from inbox.sources.fields import (
     FORM,
     LONGEST_ID,
@@ -211,7 +211,7 @@ PRESET = Preset(
     own_keys=frozenset({"pattern", "entity_type"}),
     media_types=frozenset({"application/json", FORM}),
     kept_headers=frozenset(_KEY_HEADERS),
-    told=Told(
+    told=PresetDocs(
         title="Slack-compatible messages",
         entity="what the source's `pattern` finds in the text",
         event_type="the pattern's group `event_type`, else `message`",

@@ -19,7 +19,7 @@ import msgspec
 from inbox.config.model import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
-from inbox.sources.base import Preset, Sample, Told
+from inbox.sources.base import Preset, PresetDocs, Sample
 from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
@@ -111,7 +111,7 @@ PRESET = Preset(
     sample=sample,
     signatures=(*map(signature, _PREFIXES), *map(by_private_key, _PREFIXES)),
     kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
-    told=Told(
+    told=PresetDocs(
         title="Standard Webhooks, Svix",
         event_id="header `webhook-id` (`svix-id`)",
         entity="`data.object`, `data.type`, or else `type` up to its last dot; and `data.id`",

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
 from inbox.config.model import Config
-from relay.cli.options import AsJson, OfEntity, OfSource, Since, open_database, parted, utc
+from relay.cli.options import AsJson, OfEntity, OfSource, Since, open_database, parse_entity, utc
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.selection import Act, Choice, Selection
@@ -179,7 +179,7 @@ def _selection(
     cause: str | None,
     since: datetime | None,
 ) -> Selection:
-    entity_type, entity_id = parted(entity)
+    entity_type, entity_id = parse_entity(entity)
     return Selection(
         route=route,
         seq=seq,

@@ -68,7 +68,7 @@ def run(
     """
     from inbox.telemetry.recorder import exporter_at  # noqa: PLC0415  # listings need not load what makes calls
     from relay.daemon.alert_sender import client_of  # noqa: PLC0415
-    from relay.daemon.gauges import meters_of, shown  # noqa: PLC0415
+    from relay.daemon.gauges import meters_of, publishing_gauges  # noqa: PLC0415
     from relay.daemon.loop import Relay  # noqa: PLC0415
     from relay.daemon.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
     from relay.daemon.supervisor import Supervisor  # noqa: PLC0415
@@ -103,7 +103,7 @@ def run(
         observer.meters, database.on_facts = meters_of(config), observer.appended
         leaving.callback(observer.meters.close)
         relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
-        with shown(database, config, observer, exporter):
+        with publishing_gauges(database, config, observer, exporter):
             work(relay, config, orders, observer, drain=drain)
 
 

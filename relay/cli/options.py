@@ -26,7 +26,7 @@ def utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(tzinfo=UTC)
 
 
-def parted(entity: str | None) -> tuple[str | None, str | None]:
+def parse_entity(entity: str | None) -> tuple[str | None, str | None]:
     """Type and id of what `--entity` names."""
     if entity is None:
         return None, None

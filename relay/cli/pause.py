@@ -10,7 +10,7 @@ import typer
 from inbox.cli.terminal import fail, say, show, told
 from inbox.db.reads import Row
 from relay.cli.acts import Reason, follow
-from relay.cli.options import AsJson, OfEntity, OfSource, open_database, parted
+from relay.cli.options import AsJson, OfEntity, OfSource, open_database, parse_entity
 from relay.delivery.gates import Gate
 from relay.store import gates
 from relay.store.operator import commands
@@ -93,7 +93,7 @@ def described(row: Row) -> str:
 def _gate(
     route: str | None, destination: str | None, api: str | None, source: str | None, entity: str | None
 ) -> Gate | None:
-    entity_type, entity_id = parted(entity)
+    entity_type, entity_id = parse_entity(entity)
     gate = Gate(
         route=route, destination=destination, api=api, source=source, entity_type=entity_type, entity_id=entity_id
     )

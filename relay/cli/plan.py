@@ -12,7 +12,7 @@ from rich.progress import MofNCompleteColumn, SpinnerColumn
 
 from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
 from inbox.config.model import Config
-from relay.cli.options import AsJson, OfEntity, Since, open_database, parted, utc
+from relay.cli.options import AsJson, OfEntity, Since, open_database, parse_entity, utc
 from relay.store import entities
 from relay.store.database import Database
 from relay.store.entities import FIRST, Chosen
@@ -42,7 +42,7 @@ def plan(
       relay plan --route user-to-crm --entity USER/IDNUMBER1234
       relay plan --route user-to-crm --since 2026-01-01 --json
     """
-    entity_type, entity_id = parted(entity)
+    entity_type, entity_id = parse_entity(entity)
     with told():
         config, database = open_database()
         sync = _sync_of(config, route)

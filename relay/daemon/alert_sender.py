@@ -26,7 +26,7 @@ class Done(msgspec.Struct, frozen=True):
     """It can't be posted, now or later."""
 
 
-class Poster:
+class AlertSender:
     """Takes one alert after the other; tells what came of it by `done`."""
 
     def __init__(

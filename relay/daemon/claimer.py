@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from relay.daemon.leases import Leases, claim_of
-from relay.daemon.pool import Crews
-from relay.delivery.gates import Admission, GateKey, Gates, Passage
+from relay.daemon.pool import WorkerPools
+from relay.delivery.gates import Admission, ClaimFilter, GateKey, Gates
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import RoutePolicy
 from relay.observe import Observer
@@ -18,7 +18,7 @@ from relay.store.places import Places
 SUSPECTS_EVERY_SECONDS = 1.0
 
 
-class Claiming:
+class Claimer:
     """Claims for one relay. `gates` are those of the last look."""
 
     def __init__(self, database: Database, node: str, leases: Leases, observer: Observer) -> None:
@@ -47,15 +47,17 @@ class Claiming:
         """Those of these routes of which the gates let so much through."""
         return [route for route in routes if self.gates.admit(policies[route].gates) in admissions]
 
-    def claim(self, policies: Mapping[str, RoutePolicy], crews: Crews) -> int:
+    def claim(self, policies: Mapping[str, RoutePolicy], crews: WorkerPools) -> int:
         """Fill every crew that wants more; of a route whose breaker is to be tried, one delivery. Returns how many."""
         wanted = [(self.admitted(policies, routes, "all"), room) for routes, room in crews.wanted()]
-        passages = self.passages(policies)
+        claim_filters = self.claim_filters(policies)
         claimed = 0
         self.ran_short = False
         if any(routes for routes, _ in wanted):
             began = self._leases.began_asking()
-            found = claim.claim(self._database, self._node, wanted, passages, places=self._places, policies=policies)
+            found = claim.claim(
+                self._database, self._node, wanted, claim_filters, places=self._places, policies=policies
+            )
             claimed = self._hand_over(crews, found, began)
             self.ran_short = claimed < sum(room for routes, room in wanted if routes)
         for route in self.admitted(policies, crews.routes, "probe"):
@@ -66,7 +68,7 @@ class Claiming:
                 self._node,
                 route,
                 breakers,
-                passages[route],
+                claim_filters[route],
                 places=self._places,
                 policies=policies,
             )
@@ -74,7 +76,7 @@ class Claiming:
             self.look_at_gates()
         return claimed
 
-    def claim_suspect(self, policies: Mapping[str, RoutePolicy], crews: Crews) -> int:
+    def claim_suspect(self, policies: Mapping[str, RoutePolicy], crews: WorkerPools) -> int:
         """One of those that may be what a process died of. As long as there are any, it is called again at once."""
         if time.monotonic() < self._suspects_at:
             return 0
@@ -85,12 +87,12 @@ class Claiming:
         self._suspects_at = 0.0 if claimed else time.monotonic() + SUSPECTS_EVERY_SECONDS
         return claimed
 
-    def passages(self, policies: Mapping[str, RoutePolicy]) -> dict[str, Passage]:
+    def claim_filters(self, policies: Mapping[str, RoutePolicy]) -> dict[str, ClaimFilter]:
         """What deliveries of each route have to pass."""
         paused = self.gates.paused_entities
-        return {route: Passage(paused, policy.tolls) for route, policy in policies.items()}
+        return {route: ClaimFilter(paused, policy.rate_limits) for route, policy in policies.items()}
 
-    def _hand_over(self, crews: Crews, claimed: Sequence[Delivery], began_asking: float) -> int:
+    def _hand_over(self, crews: WorkerPools, claimed: Sequence[Delivery], began_asking: float) -> int:
         self._leases.granted(map(claim_of, claimed), began_asking)
         for delivery in claimed:
             crews.hand_over(delivery)

@@ -68,7 +68,9 @@ class Backlog:
 
 
 @contextmanager
-def shown(database: Database, config: Config, observer: Observer, exporter: Exporter | None) -> Iterator[None]:
+def publishing_gauges(
+    database: Database, config: Config, observer: Observer, exporter: Exporter | None
+) -> Iterator[None]:
     """Keep the gauges up to date while the block runs, where metrics are asked for, and what serves them running."""
     if observer.meters is OFF:
         yield

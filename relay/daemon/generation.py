@@ -10,9 +10,9 @@ from datetime import datetime
 import msgspec
 
 from inbox.config.model import Config
-from relay.daemon.alert_sender import Done, Poster
+from relay.daemon.alert_sender import AlertSender, Done
 from relay.daemon.leases import Leases
-from relay.daemon.pool import Crews, Finished
+from relay.daemon.pool import Finished, WorkerPools
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import policies
 from relay.destinations import Deliverer
@@ -31,11 +31,11 @@ class Setup(msgspec.Struct, frozen=True):
     """Sweeps that are run when they are due."""
 
 
-Letter = Finished | Done | Setup | None
+LoopEvent = Finished | Done | Setup | None
 """What other threads have for the loop."""
 
 
-class Staff:
+class Generations:
     """Crews for every destination, and one who posts alerts. What they have for the loop goes into `mail`."""
 
     def __init__(
@@ -45,13 +45,13 @@ class Staff:
         leases: Leases,
         stop: threading.Event,
         now: Callable[[], datetime],
-        mail: queue.SimpleQueue[Letter],
+        mail: queue.SimpleQueue[LoopEvent],
     ) -> None:
         self._leases = leases
         self._stop = stop
         self._now = now
         self._mail = mail
-        self._leaving: list[Crews] = []
+        self._leaving: list[WorkerPools] = []
         self._hire(setup)
 
     def change_over(self, new: Setup) -> list[Delivery]:
@@ -85,14 +85,14 @@ class Staff:
         """How many of those may be what kills the process."""
         return sum(crews.suspects for crews in self._all())
 
-    def _all(self) -> Iterator[Crews]:
+    def _all(self) -> Iterator[WorkerPools]:
         yield self.crews
         yield from self._leaving
 
     def _hire(self, setup: Setup) -> None:
         self.config = setup.config
         self.policies = policies(setup.config)
-        self.crews = Crews(
+        self.crews = WorkerPools(
             setup.config,
             setup.deliverers,
             leases=self._leases,
@@ -101,4 +101,4 @@ class Staff:
             finished=self._mail.put,
         )
         form = setup.config.alerts.format
-        self.poster = Poster(setup.alerts, form, stop=self._stop, now=self._now, done=self._mail.put)
+        self.poster = AlertSender(setup.alerts, form, stop=self._stop, now=self._now, done=self._mail.put)

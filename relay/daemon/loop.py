@@ -24,10 +24,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
 from relay.daemon.alert_sender import Done
-from relay.daemon.claimer import Claiming
-from relay.daemon.generation import Letter, Setup, Staff
+from relay.daemon.claimer import Claimer
+from relay.daemon.generation import Generations, LoopEvent, Setup
 from relay.daemon.leases import GRACE_SECONDS, RENEW_EVERY_SECONDS, Leases, claim_of
-from relay.daemon.maintenance import Upkeep
+from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import Finished
 from relay.daemon.retries import tried, until_done
 from relay.delivery.outcome import Failed
@@ -74,7 +74,7 @@ class Relay:
         self._stop = threading.Event()
         self._cut = threading.Event()
         self._ended = threading.Event()
-        self._mail: queue.SimpleQueue[Letter] = queue.SimpleQueue()
+        self._mail: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
         self._unrecorded: dict[claim.Claimed, Finished] = {}
         self._unrecordable: list[tuple[float, Finished]] = []
         """What could neither be recorded nor become dead, and when it is tried again (monotonic seconds)."""
@@ -87,8 +87,8 @@ class Relay:
         """Nothing has come back for as long as the poll."""
         database.on_failed_alone = self._observer.failed_alone
         self._steps = Steps(self._observer, alert=self._alert, is_healthy=self._takes_writes)
-        self._claiming = Claiming(database, self.node, self._leases, self._observer)
-        self._upkeep = Upkeep(
+        self._claiming = Claimer(database, self.node, self._leases, self._observer)
+        self._upkeep = Maintenance(
             database, self.node, self._claiming, self._observer, leases=self._leases, steps=self._steps
         )
         setup = Setup(config, deliverers, alerts, scheduled(config))
@@ -101,7 +101,7 @@ class Relay:
             observer=self._observer,
             steps=self._steps,
         )
-        self._staff = Staff(setup, leases=self._leases, stop=self._stop, now=self._now, mail=self._mail)
+        self._staff = Generations(setup, leases=self._leases, stop=self._stop, now=self._now, mail=self._mail)
 
     def stop(self) -> None:
         """End in order: claim nothing more, finish what runs, give back the rest. Call it from any other thread."""
@@ -174,7 +174,7 @@ class Relay:
             except queue.Empty:
                 return
 
-    def _accept(self, letter: Letter) -> None:
+    def _accept(self, letter: LoopEvent) -> None:
         match letter:
             case Finished(delivery=delivery, outcome=outcome, crew=crew) if can_be_given_back(outcome):
                 crew.let_go(delivery)

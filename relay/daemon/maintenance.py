@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from inbox.config.model import Config
 from inbox.db.dialect import failure_of
-from relay.daemon.alert_sender import Done, Poster
-from relay.daemon.claimer import Claiming
+from relay.daemon.alert_sender import AlertSender, Done
+from relay.daemon.claimer import Claimer
 from relay.daemon.leases import Leases
 from relay.delivery.policy import RoutePolicy
 from relay.observe import Observer
@@ -25,11 +25,11 @@ EVERY_SECONDS = 1.0
 WATCH_EVERY_SECONDS = 15.0
 
 
-class Upkeep:
+class Maintenance:
     """Maintenance of one relay. Every step is a few short transactions; `steps` keeps one that fails from the others."""
 
     def __init__(
-        self, database: Database, node: str, claiming: Claiming, observer: Observer, *, leases: Leases, steps: Steps
+        self, database: Database, node: str, claiming: Claimer, observer: Observer, *, leases: Leases, steps: Steps
     ) -> None:
         self._database = database
         self._node = node
@@ -50,7 +50,7 @@ class Upkeep:
         self._leftovers = Leftovers()
         self._any_left = False
 
-    def do(self, config: Config, policies: Mapping[str, RoutePolicy], poster: Poster) -> int:
+    def do(self, config: Config, policies: Mapping[str, RoutePolicy], poster: AlertSender) -> int:
         """Do what is due. Returns more than 0 when there is more to do at once."""
         run = self._steps.run
         if time.monotonic() >= self._next_at:
@@ -103,7 +103,7 @@ class Upkeep:
             self._observer.left_alone(f"alerts of the kind {kind}")
         self._observer.alerted(alerts.take_untold(self._database))
 
-    def _send_alerts(self, poster: Poster) -> None:
+    def _send_alerts(self, poster: AlertSender) -> None:
         while self._posts:
             done = self._posts[0]
             try:
@@ -117,7 +117,7 @@ class Upkeep:
             for unsent in alerts.take_unsent(self._database):
                 poster.post(unsent)
 
-    def _end_post(self, poster: Poster, done: Done) -> None:
+    def _end_post(self, poster: AlertSender, done: Done) -> None:
         if done.error is not None:
             self._observer.not_posted(done.posted, done.error)
         poster.let_go()

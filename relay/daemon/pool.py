@@ -30,7 +30,7 @@ class Finished(msgspec.Struct, frozen=True):
 
     delivery: Delivery
     outcome: Outcome
-    crew: Crew
+    crew: WorkerPool
 
 
 def attempt(delivery: Delivery, deliverer: Deliverer, context: Context) -> Outcome:
@@ -43,7 +43,7 @@ def attempt(delivery: Delivery, deliverer: Deliverer, context: Context) -> Outco
         return Failed((), "crashed", f"the destination's code failed: {type(error).__name__}")
 
 
-class Crew:
+class WorkerPool:
     """The threads of one destination, as many as its `concurrency`."""
 
     def __init__(
@@ -125,7 +125,7 @@ class Crew:
             self._finished(Finished(delivery, outcome, self))
 
 
-class Crews:
+class WorkerPools:
     """All that works by one configuration: a crew for each destination, which the routes to it share."""
 
     def __init__(
@@ -139,12 +139,12 @@ class Crews:
         finished: Callable[[Finished], None],
     ) -> None:
         self._deliverers = deliverers
-        self._all: list[Crew] = []
-        self._of_route: dict[str, Crew] = {}
+        self._all: list[WorkerPool] = []
+        self._of_route: dict[str, WorkerPool] = {}
         for name, destination in config.destinations.items():
             of_routes = {r: d for r, d in deliverers.items() if config.routes[r].destination == name}
             if of_routes:
-                crew = Crew(
+                crew = WorkerPool(
                     name, destination.concurrency, of_routes, leases=leases, stop=stop, now=now, finished=finished
                 )
                 self._all.append(crew)

@@ -14,7 +14,7 @@ import msgspec
 from inbox.errors import IllegalTransition
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
-from relay.delivery.lifecycle import NO_FACTS, OPEN, OpenDelivery, Standing, State, advance
+from relay.delivery.lifecycle import NO_FACTS, OPEN, FoldedState, OpenDelivery, State, advance
 
 Finding = Literal[
     "missing",  # it is open, blocked or dead by its facts, and has no row
@@ -65,7 +65,7 @@ class Logged(msgspec.Struct, frozen=True):
 class Account(msgspec.Struct, frozen=True):
     """What the facts of one delivery come to."""
 
-    standing: Standing = NO_FACTS
+    standing: FoldedState = NO_FACTS
     contradictions: tuple[str, ...] = ()
     last: Logged | None = None
     delivered: facts.Delivered | None = None
@@ -176,7 +176,7 @@ def compare(subject: Subject) -> Iterator[Difference]:
     yield from _compare_fields(subject, row, standing)
 
 
-def _compare_fields(subject: Subject, row: OpenDelivery, standing: Standing) -> Iterator[Difference]:
+def _compare_fields(subject: Subject, row: OpenDelivery, standing: FoldedState) -> Iterator[Difference]:
     state = State.RECEIVED if row.state in OPEN else row.state
     used = row.attempt - int(row.state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
     if state is not standing.state:

@@ -124,10 +124,10 @@ class Replayed(Fact, frozen=True, tag="replayed"):
 
 
 class Rearmed(Fact, frozen=True, tag="rearmed"):
-    """A repeated request may stand for a change that the last delivery did not cover."""
+    """A duplicate request may stand for a change that the last delivery did not cover."""
 
     repeat: int
-    """repeated_request.id."""
+    """duplicate_request.id."""
 
 
 class Unblocked(Fact, frozen=True, tag="unblocked"):

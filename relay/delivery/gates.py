@@ -115,7 +115,7 @@ LEAST_BURST = 2
 """Two calls may go out at once at any rate: else the time between two claims would be lost to it."""
 
 
-class Toll(msgspec.Struct, frozen=True):
+class RateLimit(msgspec.Struct, frozen=True):
     """What an attempt uses of an endpoint's rate limit."""
 
     key: GateKey
@@ -155,15 +155,15 @@ _ROUNDING = 1e-6
 """Times are kept in microseconds."""
 
 
-class Passage(msgspec.Struct, frozen=True):
+class ClaimFilter(msgspec.Struct, frozen=True):
     """What deliveries of a route have to pass before they are claimed."""
 
     paused: tuple[Entity, ...] = ()
     """Entities whose deliveries are passed over."""
-    tolls: tuple[Toll, ...] = ()
+    rate_limits: tuple[RateLimit, ...] = ()
 
 
-OPEN_PASSAGE = Passage()
+NO_FILTER = ClaimFilter()
 
 
 class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

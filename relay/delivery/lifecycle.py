@@ -218,7 +218,7 @@ def _target(state: State, fact: AnyFact) -> State:
     return CORRECTED_TO[fact.state] if isinstance(fact, facts.Corrected) else after(state, step_of(fact))
 
 
-class Standing(msgspec.Struct, frozen=True):
+class FoldedState(msgspec.Struct, frozen=True):
     """What the facts of one delivery say of it; a delivery without facts is open, with no attempt used."""
 
     state: State = State.RECEIVED
@@ -230,10 +230,10 @@ class Standing(msgspec.Struct, frozen=True):
     """The earliest next attempt, where the facts set one."""
 
 
-NO_FACTS = Standing()
+NO_FACTS = FoldedState()
 
 
-def fold(history: Iterable[AnyFact]) -> Standing:
+def fold(history: Iterable[AnyFact]) -> FoldedState:
     """What the facts of one delivery, in the order of their ids, say of it. A correction stands for all before it.
 
     Raises:
@@ -247,7 +247,7 @@ def fold(history: Iterable[AnyFact]) -> Standing:
     return standing
 
 
-def advance(standing: Standing, fact: AnyFact) -> Standing:
+def advance(standing: FoldedState, fact: AnyFact) -> FoldedState:
     """One step of `fold`.
 
     Raises:
@@ -273,10 +273,10 @@ def advance(standing: Standing, fact: AnyFact) -> Standing:
             pass  # no attempt was made
         case _:
             attempt += 1
-    return Standing(_folded(before, fact), attempt, run, crashes, due_at)
+    return FoldedState(_folded(before, fact), attempt, run, crashes, due_at)
 
 
-def restore(delivery: OpenDelivery, standing: Standing) -> OpenDelivery:
+def restore(delivery: OpenDelivery, standing: FoldedState) -> OpenDelivery:
     """The delivery as its facts have it, whatever its row says.
 
     Where the row's state can be true it stays, with the lease of one in flight, whose running attempt is no fact yet.

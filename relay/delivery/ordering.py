@@ -159,7 +159,7 @@ def _resolution(moment: datetime) -> timedelta:
     return timedelta(milliseconds=1) if moment.microsecond % 1000 == 0 else timedelta(microseconds=1)
 
 
-class Told(msgspec.Struct, frozen=True):
+class ChangeId(msgspec.Struct, frozen=True):
     """What an event says of a change."""
 
     entity: tuple[str, str, str]
@@ -170,7 +170,7 @@ class Told(msgspec.Struct, frozen=True):
     """It is no webhook: a sweep has found that the entity was changed then."""
 
 
-def tells_again(event: Told, delivered: Told) -> bool:
+def duplicates_swept_event(event: ChangeId, delivered: ChangeId) -> bool:
     """Whether an event on a route in `strict` says again what was delivered there: same entity, event type and instant.
 
     Of two webhooks the source's `dedup` has decided by their keys: two that it tells apart are two events, whatever else

@@ -26,7 +26,7 @@ from inbox.config.model import BreakerLimits, Config, Endpoint, Ordering, Retry,
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
-from relay.delivery.gates import GateKey, Toll
+from relay.delivery.gates import GateKey, RateLimit
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step, Unchanged
 from relay.delivery.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, REFETCH_AFTER, RULES, Rule, rule_for
@@ -96,7 +96,7 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     """What it goes through: its source, itself, its destination, its api."""
     breakers: Mapping[GateKey, BreakerLimits] = {}
     """Those of them that a breaker can close, and when."""
-    tolls: tuple[Toll, ...] = ()
+    rate_limits: tuple[RateLimit, ...] = ()
     """What an attempt uses of their rate limits."""
 
 
@@ -135,8 +135,10 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
         skew=timedelta(seconds=config.sources[route.source].clock_skew),
         gates=(("source", route.source), ("route", route.name), *endpoints),
         breakers={key: endpoint.breaker for key, endpoint in endpoints.items()},
-        tolls=tuple(
-            Toll(key, endpoint.rate, calls[key[0]]) for key, endpoint in endpoints.items() if endpoint.rate is not None
+        rate_limits=tuple(
+            RateLimit(key, endpoint.rate, calls[key[0]])
+            for key, endpoint in endpoints.items()
+            if endpoint.rate is not None
         ),
     )
 

@@ -16,7 +16,7 @@ _OPEN = text("SELECT state, count(*) AS number FROM open_delivery GROUP BY state
 _FACTS = text("SELECT kind, count(*) AS number FROM delivery_log GROUP BY kind")
 _OPEN_ENTITIES = text("SELECT DISTINCT i.entity_id FROM open_delivery o JOIN inbox i ON i.seq = o.seq")
 _EVENTS = text("SELECT count(*) AS number FROM inbox")
-_REPEATS = text("SELECT CAST(coalesce(sum(times), 0) AS bigint) AS number FROM repeated_request")
+_REPEATS = text("SELECT CAST(coalesce(sum(times), 0) AS bigint) AS number FROM duplicate_request")
 _STALE = text("SELECT count(*) AS number FROM delivery_log WHERE detail ->> 'error_class' = 'stale'")
 _NOTES = text("""
 SELECT l.id, l.kind, i.entity_type, i.entity_id

@@ -29,10 +29,10 @@ from inbox.errors import OutboundRefused
 from inbox.logs.traces import place_of
 from relay.delivery.outcome import Call, Sent, Step
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after
-from relay.http.connection import EndpointAdapter, Wire
+from relay.http.connection import CallState, EndpointAdapter
 from relay.http.endpoint import Target
 from relay.http.response import NotHttpError
-from relay.http.watchdog import WATCHDOG, CutOffError, Exchange
+from relay.http.watchdog import WATCHDOG, CutOffError, RunningCall
 
 _log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class HttpClient:
         began = steady()
         if began >= limits.lease():
             return self._lost(request, began, "not_sent"), False
-        exchange = Exchange(deadline, limits.lease)
+        exchange = RunningCall(deadline, limits.lease)
         error: BaseException | None = None
         answer: Answer | None = None
         status: int | None = None
@@ -178,14 +178,14 @@ class HttpClient:
             _log.warning("%s: Retry-After is past or can't be read, and ignored", self._target.shown)
         return seconds
 
-    def _line(self) -> tuple[EndpointAdapter, Wire]:
+    def _line(self) -> tuple[EndpointAdapter, CallState]:
         """This thread's own session, straight through its adapter: `Session.send` around it costs a third of a call."""
         try:
-            line: tuple[requests.Session, EndpointAdapter, Wire] = self._of_thread.line
+            line: tuple[requests.Session, EndpointAdapter, CallState] = self._of_thread.line
         except AttributeError:
             session = requests.Session()
             session.trust_env = False  # no proxy, CA file or .netrc of the environment
-            wire = Wire(self._target.rules)
+            wire = CallState(self._target.rules)
             adapter = EndpointAdapter(wire, self._target.tls, self._target.proxies)
             session.adapters.clear()
             session.mount(self._target.base, adapter)

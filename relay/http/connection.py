@@ -21,7 +21,7 @@ from inbox.clock import steady
 from inbox.errors import ConfigError
 from relay.http import guard
 from relay.http.response import StrictResponse
-from relay.http.watchdog import Exchange
+from relay.http.watchdog import RunningCall
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 """Its warnings show whole URLs, with what is secret in them, and what the other side sent."""
@@ -33,18 +33,18 @@ _COALESCED = 64 * 1024
 """A body up to so many bytes goes out in one write with the head, which saves the other side a wake-up."""
 
 
-class Wire:
+class CallState:
     """What the connections of one endpoint in one thread share: the call that runs now, and the rules."""
 
     __slots__ = ("exchange", "rules")
 
     def __init__(self, rules: guard.Rules) -> None:
         self.rules = rules
-        self.exchange = Exchange(0, lambda: 0)
+        self.exchange = RunningCall(0, lambda: 0)
 
 
 class _Guarded(HTTPConnection):
-    def __init__(self, wire: Wire, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # urllib3's own
+    def __init__(self, wire: CallState, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # urllib3's own
         super().__init__(*arguments, **options)
         self._wire = wire
         self._used_at = 0.0
@@ -128,7 +128,7 @@ class _GuardedTLS(_Guarded, HTTPSConnection):
 class EndpointAdapter(HTTPAdapter):
     """Sends to one origin over one kept-alive connection. It never retries, follows nothing, and keeps no cookie."""
 
-    def __init__(self, wire: Wire, context: ssl.SSLContext, proxies: dict[str, str]) -> None:
+    def __init__(self, wire: CallState, context: ssl.SSLContext, proxies: dict[str, str]) -> None:
         self._wire = wire
         self._context = context
         self._proxies = proxies

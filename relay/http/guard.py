@@ -16,7 +16,7 @@ from concurrent.futures import Future
 import msgspec
 
 from inbox.errors import OutboundRefused
-from relay.http.watchdog import CutOffError, Exchange
+from relay.http.watchdog import CutOffError, RunningCall
 
 _SLICE = 0.1
 """Seconds between two looks at whether the call was cut while its name is being resolved."""
@@ -158,7 +158,7 @@ def is_private_name(host: str) -> bool:
     return "." not in name or not ends_as_a_name or name.endswith(_PRIVATE_SUFFIXES) or name in _PRIVATE_NAMES
 
 
-def connect(host: str, port: int, exchange: Exchange, rules: Rules) -> socket.socket:
+def connect(host: str, port: int, exchange: RunningCall, rules: Rules) -> socket.socket:
     """A socket connected to `host`, within the time of `exchange`, which holds it.
 
     Raises:
@@ -208,7 +208,7 @@ class _Resolver:
         self._open = 0
         self._lock = threading.Lock()
 
-    def resolve(self, host: str, port: int, exchange: Exchange) -> list[_Address]:
+    def resolve(self, host: str, port: int, exchange: RunningCall) -> list[_Address]:
         """The addresses of `host`.
 
         Raises:

@@ -29,7 +29,7 @@ class CutOffError(TimeoutError):
     """The call was cut while it was still being set up."""
 
 
-class Exchange:
+class RunningCall:
     """One running call: until when it may run, the socket that ends it, and whether anything of it has left."""
 
     __slots__ = ("_lock", "_socket", "cut_by", "deadline", "lease", "sent")
@@ -96,12 +96,12 @@ class Watchdog:
     """The one thread; it starts with the first call, and again in a process forked afterwards."""
 
     def __init__(self) -> None:
-        self._running: dict[Exchange, None] = {}
+        self._running: dict[RunningCall, None] = {}
         self._busy = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def watch(self, exchange: Exchange) -> None:
+    def watch(self, exchange: RunningCall) -> None:
         """Cut `exchange` when it is due, until `forget`."""
         self._running[exchange] = None
         if not self._busy.is_set():
@@ -109,7 +109,7 @@ class Watchdog:
         if self._thread is None or not self._thread.is_alive():
             self._start()
 
-    def forget(self, exchange: Exchange) -> None:
+    def forget(self, exchange: RunningCall) -> None:
         """The call has ended."""
         self._running.pop(exchange, None)
 

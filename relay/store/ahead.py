@@ -167,7 +167,7 @@ def _gates(transaction: Transaction, policies: Policies, now: datetime, *, locke
     """The gates of which a time lies too far ahead; one that the configuration has no longer is left alone."""
     limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
     used: dict[GateKey, datetime] = {}
-    for toll in (toll for policy in policies.values() for toll in policy.tolls):
+    for toll in (toll for policy in policies.values() for toll in policy.rate_limits):
         used[toll.key] = max(used.get(toll.key, now), toll.furthest(now))
     found = []
     for row in transaction.execute(_gates_ahead(transaction.sql, locked=locked), later=time_text(now + SLACK)):

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db.dialect import Sql, is_held_up, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
-from relay.delivery.gates import OPEN_PASSAGE, BreakerState, Entity, GateKey, Passage, Toll, probe
+from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import RoutePolicy
 from relay.store.database import Database, Key, Transaction, read_keys
@@ -31,7 +31,7 @@ PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
 Claimed = tuple[int, str, int]
 """seq, route and the lease's token."""
 
-_NOTHING_TO_PASS: Mapping[str, Passage] = {}
+_NOTHING_TO_PASS: Mapping[str, ClaimFilter] = {}
 _NO_POLICIES: Mapping[str, RoutePolicy] = {}
 
 
@@ -39,14 +39,14 @@ def claim(
     database: Database,
     relay_node: str,
     wanted: Sequence[tuple[Sequence[str], int]],
-    passages: Mapping[str, Passage] = _NOTHING_TO_PASS,
+    claim_filters: Mapping[str, ClaimFilter] = _NOTHING_TO_PASS,
     *,
     places: Places | None = None,
     policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
-    `passages` says of each route what is passed over, and what an attempt uses of a rate limit; a route that is not
+    `claim_filters` says of each route what is passed over, and what an attempt uses of a rate limit; a route that is not
     there has nothing to pass. `places` remember from one claim to the next where to look; without them it is looked
     from the beginning, and of heads that are paused only some thousands are passed over.
 
@@ -56,11 +56,13 @@ def claim(
     """
     places = places or Places()
     try:
-        return _claim_of(database, relay_node, wanted, passages=passages, places=places, policies=policies)
+        return _claim_of(database, relay_node, wanted, claim_filters=claim_filters, places=places, policies=policies)
     except DBAPIError as error:
         if not is_held_up(error) or len(wanted) == 1:
             raise
-        claimed = _claim_each(database, relay_node, wanted, passages=passages, places=places, policies=policies)
+        claimed = _claim_each(
+            database, relay_node, wanted, claim_filters=claim_filters, places=places, policies=policies
+        )
         if not claimed:
             raise
         return claimed
@@ -71,7 +73,7 @@ def _claim_each(
     relay_node: str,
     wanted: Sequence[tuple[Sequence[str], int]],
     *,
-    passages: Mapping[str, Passage],
+    claim_filters: Mapping[str, ClaimFilter],
     places: Places,
     policies: Mapping[str, RoutePolicy],
 ) -> list[Delivery]:
@@ -79,7 +81,9 @@ def _claim_each(
     claimed: list[Delivery] = []
     for some in wanted:
         try:
-            claimed += _claim_of(database, relay_node, [some], passages=passages, places=places, policies=policies)
+            claimed += _claim_of(
+                database, relay_node, [some], claim_filters=claim_filters, places=places, policies=policies
+            )
         except Exception:  # noqa: BLE001, S112  # what is claimed is not to be lost; the next claim meets it again
             continue
     return claimed
@@ -90,14 +94,14 @@ def _claim_of(
     relay_node: str,
     wanted: Sequence[tuple[Sequence[str], int]],
     *,
-    passages: Mapping[str, Passage],
+    claim_filters: Mapping[str, ClaimFilter],
     places: Places,
     policies: Mapping[str, RoutePolicy],
 ) -> list[Delivery]:
-    heads = [(route, room, passages.get(route, OPEN_PASSAGE).paused) for routes, room in wanted for route in routes]
+    heads = [(route, room, claim_filters.get(route, NO_FILTER).paused) for routes, room in wanted for route in routes]
     return claiming_what_can_be_loaded(
         database,
-        lambda: _claim_all(database, relay_node, wanted, passages, places),
+        lambda: _claim_all(database, relay_node, wanted, claim_filters, places),
         lambda: _due_keys(database, heads),
         policies,
         relay_node,
@@ -108,11 +112,13 @@ def _claim_all(
     database: Database,
     relay_node: str,
     wanted: Sequence[tuple[Sequence[str], int]],
-    passages: Mapping[str, Passage],
+    claim_filters: Mapping[str, ClaimFilter],
     places: Places,
 ) -> list[Delivery]:
     with database.write() as transaction:
-        asked = [passages[route] for routes, room in wanted if room > 0 for route in routes if route in passages]
+        asked = [
+            claim_filters[route] for routes, room in wanted if room > 0 for route in routes if route in claim_filters
+        ]
         rates = _Rates.locked(transaction, asked)
         claiming = _Claim(transaction, _Lease(relay_node, secrets.randbits(62)), rates, places)
         claimed: list[Any] = []
@@ -120,7 +126,7 @@ def _claim_all(
             left = room
             for route in routes:
                 if left > 0:
-                    rows = claiming.some(route, left, passages.get(route, OPEN_PASSAGE))
+                    rows = claiming.some(route, left, claim_filters.get(route, NO_FILTER))
                     claimed += rows
                     left -= len(rows)
         rates.note(transaction)
@@ -132,7 +138,7 @@ def claim_probe(
     relay_node: str,
     route: str,
     breakers: Collection[GateKey],
-    passage: Passage = OPEN_PASSAGE,
+    passage: ClaimFilter = NO_FILTER,
     *,
     places: Places | None = None,
     policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
@@ -159,12 +165,12 @@ def _claim_probe(
     route: str,
     *,
     breakers: Collection[GateKey],
-    passage: Passage,
+    passage: ClaimFilter,
     places: Places,
 ) -> list[Delivery]:
     with database.write() as transaction:
         now = transaction.lock_order()
-        gates = lock_all(transaction, {*breakers, *(toll.key for toll in passage.tolls)})
+        gates = lock_all(transaction, {*breakers, *(toll.key for toll in passage.rate_limits)})
         tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
         known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
         if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
@@ -193,20 +199,20 @@ class _Rates:
         self._changed: dict[GateKey, datetime] = {}
 
     @classmethod
-    def locked(cls, transaction: Transaction, passages: Iterable[Passage]) -> _Rates:
+    def locked(cls, transaction: Transaction, claim_filters: Iterable[ClaimFilter]) -> _Rates:
         """Lock the gates of all of these. Two relays that ask at once wait for each other here, and nowhere else."""
-        gates = lock_all(transaction, {toll.key for passage in passages for toll in passage.tolls})
+        gates = lock_all(transaction, {toll.key for passage in claim_filters for toll in passage.rate_limits})
         return cls(gates, transaction.now())
 
-    def afford(self, tolls: Sequence[Toll], most: int) -> int:
+    def afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
         """How many of `most` attempts they afford; none where a gate is missing, because a person resumes it just now."""
-        if any(toll.key not in self._used_until for toll in tolls):
+        if any(toll.key not in self._used_until for toll in rate_limits):
             return 0
-        return min([most, *(toll.affords(self._used_until[toll.key], self.now) for toll in tolls)])
+        return min([most, *(toll.affords(self._used_until[toll.key], self.now) for toll in rate_limits)])
 
-    def use(self, tolls: Sequence[Toll], attempts: int) -> None:
+    def use(self, rate_limits: Sequence[RateLimit], attempts: int) -> None:
         """So many attempts pay these tolls."""
-        for toll in tolls:
+        for toll in rate_limits:
             used_until = toll.used(self._used_until[toll.key], self.now, attempts)
             self._used_until[toll.key] = self._changed[toll.key] = used_until
 
@@ -224,15 +230,15 @@ class _Claim(NamedTuple):
     rates: _Rates
     places: Places
 
-    def some(self, route: str, most: int, passage: Passage) -> list[Any]:
+    def some(self, route: str, most: int, passage: ClaimFilter) -> list[Any]:
         """As many as rate limits afford, which are used up by it."""
-        affordable = self.rates.afford(passage.tolls, most)
+        affordable = self.rates.afford(passage.rate_limits, most)
         if affordable <= 0:
             return []
         beside = passage.paused
         claimed = self._not_paused(route, affordable, beside) if beside else self._first(route, affordable)
         if claimed:
-            self.rates.use(passage.tolls, len(claimed))
+            self.rates.use(passage.rate_limits, len(claimed))
         return claimed
 
     def _first(self, route: str, most: int) -> list[Any]:
@@ -270,7 +276,7 @@ _OFFERED = 4
 """Times as many as are wanted: other relays may have locked some."""
 
 
-def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage: Passage) -> list[Any]:
+def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage: ClaimFilter) -> list[Any]:
     """One of those that may be what killed a process, unless this relay has one in hand: never two."""
     if transaction.execute(_SUSPECT_IN_HAND, node=lease.node):
         return []

@@ -1,4 +1,4 @@
-"""What past successes make needless, and what a repeated request makes necessary again. Call under the order lock."""
+"""What past successes make needless, and what a duplicate request makes necessary again. Call under the order lock."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from inbox.events.event import swept_key
 from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, append
-from relay.delivery.ordering import LastDelivered, Told, covers, tells_again
+from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event
 from relay.delivery.policy import UNKNOWN_ROUTE, RoutePolicy
 from relay.store.database import ROW, SEQS_OUT_OF_ORDER, Transaction, as_open_delivery
 from relay.store.lanes import Lane
 
 
-def drop_needless(
+def supersede_covered(
     transaction: Transaction, received: Sequence[OpenDelivery], policies: Mapping[str, RoutePolicy], now: datetime
 ) -> list[OpenDelivery]:
     """End those that past successes of their lanes make needless, by the route's ordering.
@@ -65,7 +65,7 @@ def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
     found = transaction.execute(_swept(transaction.sql), asked=rows_param(asked)) if asked else []
-    again = [row for row in found if tells_again(_as_told(events[row.late_seq]), _as_told(row))]
+    again = [row for row in found if duplicates_swept_event(_as_told(events[row.late_seq]), _as_told(row))]
     taken = _standing_for_others(transaction, again) if again else set()
     told = {}
     for row in sorted(again, key=lambda row: row.late_seq):
@@ -99,9 +99,9 @@ def _swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
     return swept_key(event.entity_type, event.entity_id, to_nanoseconds(as_time(event.occurred_at)))
 
 
-def _as_told(event: Any) -> Told:  # noqa: ANN401  # a result row
+def _as_told(event: Any) -> ChangeId:  # noqa: ANN401  # a result row
     entity = (event.source, event.entity_type, event.entity_id)
-    return Told(entity, event.event_type, as_time(event.occurred_at), event.dedup_key == _swept_key(event))
+    return ChangeId(entity, event.event_type, as_time(event.occurred_at), event.dedup_key == _swept_key(event))
 
 
 MOST_HEALED = 500

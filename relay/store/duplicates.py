@@ -36,7 +36,7 @@ class Judged(msgspec.Struct, frozen=True):
     """The result of one round."""
 
     handled: int
-    """Rows of `repeated_request` that are judged now."""
+    """Rows of `duplicate_request` that are judged now."""
     rearmed: int
     """Deliveries that are made again."""
     rest: Rest | None = None
@@ -144,10 +144,10 @@ def _uncovered(transaction: Transaction, config: Config, found: list[OpenDeliver
 
 
 _WAITS = "handled_at IS NULL AND error IS NULL"
-_NEWEST = text(f"SELECT max(seq) AS seq FROM repeated_request WHERE {_WAITS}")
-_SET_ASIDE = text("UPDATE repeated_request SET error = :error WHERE seq = :seq AND handled_at IS NULL")
+_NEWEST = text(f"SELECT max(seq) AS seq FROM duplicate_request WHERE {_WAITS}")
+_SET_ASIDE = text("UPDATE duplicate_request SET error = :error WHERE seq = :seq AND handled_at IS NULL")
 _PAGE = text(f"""
-SELECT seq FROM repeated_request
+SELECT seq FROM duplicate_request
 WHERE {_WAITS} AND seq > :after AND seq <= :last ORDER BY seq LIMIT :rows
 """)
 
@@ -156,7 +156,7 @@ WHERE {_WAITS} AND seq > :after AND seq <= :last ORDER BY seq LIMIT :rows
 def _unhandled(sql: Sql) -> TextClause:
     of_seq = sql.looked_up(
         sql.rows("wanted", seq="bigint"),
-        "repeated_request r",
+        "duplicate_request r",
         "r.seq = wanted.seq AND r.handled_at IS NULL AND r.error IS NULL",
     )
     return text(f"SELECT r.id, r.seq, r.times FROM {of_seq} ORDER BY r.seq LIMIT :rows")
@@ -176,10 +176,10 @@ def _handle(sql: Sql) -> TextClause:
 WITH mine AS MATERIALIZED (
     SELECT r.id
     FROM {sql.rows("decided", id="bigint", times="bigint")}
-    JOIN repeated_request r ON r.id = decided.id AND r.times = decided.times
+    JOIN duplicate_request r ON r.id = decided.id AND r.times = decided.times
     {sql.skip_locked and "FOR UPDATE OF r SKIP LOCKED"}
 )
-UPDATE repeated_request SET handled_at = {sql.time(":at")}, error = NULL
-FROM mine WHERE repeated_request.id = mine.id
-RETURNING repeated_request.id
+UPDATE duplicate_request SET handled_at = {sql.time(":at")}, error = NULL
+FROM mine WHERE duplicate_request.id = mine.id
+RETURNING duplicate_request.id
 """)

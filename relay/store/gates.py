@@ -14,7 +14,7 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
-from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, Toll, heard
+from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, RateLimit, heard
 from relay.delivery.policy import RoutePolicy
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
@@ -150,7 +150,7 @@ def use_rates(transaction: Transaction, used_until: Mapping[GateKey, datetime]) 
     transaction.execute(_use(transaction.sql), used=rows_param(rows))
 
 
-def pay(database: Database, toll: Toll) -> float:
+def pay(database: Database, toll: RateLimit) -> float:
     """Use an endpoint's rate for one call that no claim pays for.
 
     Returns:

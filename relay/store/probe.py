@@ -32,7 +32,7 @@ def stuck_routes(database: Database, policies: Mapping[str, RoutePolicy]) -> lis
         moving = [
             {"route": route}
             for route, policy in policies.items()
-            if gates.admit(policy.gates) == "all" and not any(toll.key in limited for toll in policy.tolls)
+            if gates.admit(policy.gates) == "all" and not any(toll.key in limited for toll in policy.rate_limits)
         ]
         paused = paused_param(gates.paused_entities)
         statement = _stuck(database.sql, passing_over=bool(paused))

@@ -10,7 +10,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql
 from relay.delivery.policy import RoutePolicy
 from relay.store.bulkhead import isolated
-from relay.store.coverage import drop_needless
+from relay.store.coverage import supersede_covered
 from relay.store.database import (
     ROW,
     SEQS_OUT_OF_ORDER,
@@ -69,7 +69,7 @@ def _sequence(
         now = transaction.lock_order()
         received = [as_open_delivery(row) for row in transaction.execute(statement, **which)]
         if received:
-            left = drop_needless(transaction, received, policies, now)
+            left = supersede_covered(transaction, received, policies, now)
             transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
     if received:
         _look_from(database, received[-1].seq)

@@ -19,7 +19,7 @@ from relay.delivery.outcome import ErrorClass
 from relay.destinations.base import Caller, Context
 from relay.http.client import Request
 from relay.sync.calls import compile_call
-from relay.sync.cursor import UNTOLD, Listed, Place
+from relay.sync.cursor import UNTOLD, Listed, OffsetCursor
 from relay.sync.expressions import Expression, decode
 
 MOST_BYTES = 32 * 1024 * 1024
@@ -64,7 +64,7 @@ class Pages:
         Raises:
             SweepFailed: a page can't be had or read, the pages come again and again, or move too fast to be followed.
         """
-        place = Place(self._table.first, self._table.count)
+        place = OffsetCursor(self._table.first, self._table.count)
         while not place.is_at_end:
             page: list[Listed] = []
             for attempt in _retrying(context):

@@ -26,7 +26,7 @@ from inbox.errors import SweepFailed
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.timestamps import to_nanoseconds
 from inbox.sources.normalize import to_event
-from relay.delivery.gates import Toll
+from relay.delivery.gates import RateLimit
 from relay.destinations.base import Clients, Context
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
@@ -77,7 +77,7 @@ class Sweeping:
         told = (self.table.entity_type, self.table.event_type, self.table.action)
         self._taken = [route.name for route in self._routes if matches(route.when, *told)]
         self._caller = Clients(config).api(self.table.api)
-        self._toll = None if self.api.rate is None else Toll(("api", self.api.name), self.api.rate, calls=1)
+        self._toll = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
         self._pages = Pages(self.table, f"sources.{source}.sweeps[{number}]", self._caller)
 
     @property

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from inbox.errors import gathered
+from inbox.errors import collect_config_errors
 from relay.sync.expressions import Scope, encode
 from relay.sync.templates import Path, Placeholder, Template, encoded, expanded, templated, templates_in
 
@@ -61,6 +61,6 @@ def compile_call(
         f"params.{name}": partial(Template, text, f"{where}.params.{name}", known) for name, text in params.items()
     }
     parts["body"] = lambda: None if body is None else templated(body, f"{where}.body", known, texts)
-    made = gathered(parts)
+    made = collect_config_errors(parts)
     query = tuple((quote(name, safe=""), made[f"params.{name}"]) for name in params)
     return CallPlan(method, made["path"], query, made["body"])

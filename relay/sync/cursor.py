@@ -25,7 +25,7 @@ MOST_SETBACKS = 10
 """So often going back may have come to the beginning, or to nothing new."""
 
 
-class Place:
+class OffsetCursor:
     """Where a listing is that is asked for by offsets, page after page.
 
     A listing in the order of changes moves while it is read: what is changed leaves its place for the end, all behind it

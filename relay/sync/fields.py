@@ -18,7 +18,7 @@ import msgspec
 
 from inbox.config.shape import Mistake
 from inbox.config.sync import MapField, Sync
-from inbox.errors import ConfigError, MappingError, gathered
+from inbox.errors import ConfigError, MappingError, collect_config_errors
 from inbox.events.strict_json import DEEPEST
 from inbox.loader.rules import is_reference, map_mistakes
 from relay.sync.casts import Cast, cast_of, key_of, rfc3339
@@ -132,7 +132,7 @@ def compile_fields(route: str, sync: Sync) -> Fields:
     parts: dict[str, Callable[[], Any]] = {"mistakes": lambda: _refuse(map_mistakes(("routes", route, "sync"), sync))}
     parts |= {f"map.{name}": partial(_field, f"{where}.map.{name}", given) for name, given in sync.map.items()}
     parts["transform"] = partial(_hook, sync.transform, f"{where}.transform", ("fields", *_KNOWN))
-    made = gathered(parts)
+    made = collect_config_errors(parts)
     fields = {name: made[f"map.{name}"] for name in sync.map}
     return Fields(where, fields, frozenset(sync.clear_when_absent), made["transform"])
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from inbox.config.sync import Find, MapField
-from inbox.errors import ConfigError, MappingError, UnusableAnswer, gathered
+from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.expressions import Expression, Scope
 from relay.sync.forms import text_of
 from relay.sync.templates import Placeholder
@@ -62,7 +62,7 @@ def compile_named(verify: Mapping[str, str], where: str, known: Collection[str])
     parts: dict[str, Callable[[], Carried]] = {
         field: partial(_named, field, searched, where, known) for field, searched in verify.items()
     }
-    return tuple(gathered(parts).values())
+    return tuple(collect_config_errors(parts).values())
 
 
 def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from inbox.config.sync import Deactivate, Fetch, Sync, Update, Write
-from inbox.errors import ConfigError, MappingError, gathered
+from inbox.errors import ConfigError, MappingError, collect_config_errors
 from inbox.events import timestamps
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import CallPlan, compile_call
@@ -91,7 +91,7 @@ def compile_sync(route: str, sync: Sync) -> SyncPlan:
         "delete": lambda: _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target),
         "deactivate": lambda: _deactivate(sync.deactivate, f"{where}.deactivate", {"event"} | target),
     }
-    made = gathered(parts)
+    made = collect_config_errors(parts)
     del made["disagreements"]
     return SyncPlan(
         **made,

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from inbox.config.sync import Find, FindPages, MapField
-from inbox.errors import ConfigError, MappingError, UnusableAnswer, gathered
+from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.calls import CallPlan, compile_call
 from relay.sync.expressions import Expression, Scope
 from relay.sync.match import Carried, compile_verify
@@ -62,7 +62,7 @@ def compile_find(
         parts["call"] = lambda: compile_call(
             where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
         )
-    made = gathered(parts)
+    made = collect_config_errors(parts)
     pages: PagesPlan | None = made["pages"]
     asked = made["call"] if pages is None else pages.further
     carried = compile_verify(find, f"{where}.verify", known, asked.placeholders, mapped)

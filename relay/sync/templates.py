@@ -9,7 +9,7 @@ from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote, unquote
 
-from inbox.errors import ConfigError, MappingError, gathered
+from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
 from relay.sync.forms import FORMS, is_json, percent_encoded, text_of
 
@@ -54,7 +54,9 @@ class Template:
         around, inner = pieces[::2], pieces[1::2]
         if any(re.search("[{}]", piece) for piece in around):
             raise ConfigError(f"{where}: {text!r} has a brace without its counterpart")
-        made = gathered({str(at): partial(Placeholder, each, where, known) for at, each in enumerate(inner)})
+        made = collect_config_errors(
+            {str(at): partial(Placeholder, each, where, known) for at, each in enumerate(inner)}
+        )
         placeholders = [*made.values()]
         if wrong := [*_mistakes(text, around, placeholders, is_query=self._is_query(around, placeholders))]:
             raise ConfigError("\n".join(f"{where}: {mistake}" for mistake in wrong))
@@ -199,10 +201,12 @@ def templated(value: object, where: str, known: Collection[str], kind: type[Temp
     if isinstance(value, str):
         return kind(value, where, known)
     if isinstance(value, dict):
-        return gathered({key: partial(templated, inner, f"{where}.{key}", known, kind) for key, inner in value.items()})
+        return collect_config_errors(
+            {key: partial(templated, inner, f"{where}.{key}", known, kind) for key, inner in value.items()}
+        )
     if isinstance(value, list):
         parts = {str(position): partial(templated, inner, where, known, kind) for position, inner in enumerate(value)}
-        return [*gathered(parts).values()]
+        return [*collect_config_errors(parts).values()]
     return value
 
 

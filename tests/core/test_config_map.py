@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inbox.config.sync import MapField
-from inbox.errors import ConfigError, gathered
+from inbox.errors import ConfigError, collect_config_errors
 from inbox.loader.load import parse_config
 
 FILE = """\
@@ -134,5 +134,5 @@ def test_what_several_parts_complain_of_is_told_once() -> None:
         raise ConfigError("c: is wrong\nb: is wrong")
 
     with pytest.raises(ConfigError) as caught:
-        gathered({"x": fail, "y": also})
+        collect_config_errors({"x": fail, "y": also})
     assert str(caught.value).splitlines() == ["a: is wrong", "b: is wrong", "c: is wrong"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inbox.config.model import Duration, Exponential, Retry
 from inbox.loader.load import parse_config
 from relay.delivery import facts
-from relay.delivery.gates import Toll
+from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, Step
 from relay.delivery.policy import (
     LONGEST_RETRY_AFTER,
@@ -89,9 +89,9 @@ def test_an_attempt_pays_for_as_many_calls_as_it_may_make(find: str, calls: int)
         map = {{ id = "event.entity_id" }}
         {find}
     """)
-    assert policies(config)["r"].tolls == (
-        Toll(("destination", "d"), 10.0, calls),
-        Toll(("api", "a"), 20.0, 1),
+    assert policies(config)["r"].rate_limits == (
+        RateLimit(("destination", "d"), 10.0, calls),
+        RateLimit(("api", "a"), 20.0, 1),
     )
 
 

@@ -65,7 +65,7 @@ async def test_events_of_one_body_are_stored_together_and_deduplicated_one_by_on
     stored = rows(engine, "SELECT event_id, body FROM inbox ORDER BY seq")
     assert [row["event_id"] for row in stored] == ["a", "b", "c"]
     assert [json.loads(row["body"]) for row in stored] == [json.loads(okta(uuid)) for uuid in "abc"]
-    assert count(engine, "repeated_request") == 2
+    assert count(engine, "duplicate_request") == 2
     assert count(engine, "open_delivery") == 3
 
 

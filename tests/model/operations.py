@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from relay.daemon.leases import claim_of
-from relay.delivery.gates import Admission, Gate, Gates, Passage
+from relay.delivery.gates import Admission, ClaimFilter, Gate, Gates
 from relay.delivery.outcome import Delivery
 from relay.store import claim, duplicates, gates, nodes, reap, record, sequence
 from relay.store.audit.rebuild import rebuild
@@ -214,5 +214,5 @@ def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[
     return [route for route in routes if seen.admit(POLICIES[route].gates) == admission]
 
 
-def _passages(seen: Gates) -> dict[str, Passage]:
-    return {route: Passage(seen.paused_entities, policy.tolls) for route, policy in POLICIES.items()}
+def _passages(seen: Gates) -> dict[str, ClaimFilter]:
+    return {route: ClaimFilter(seen.paused_entities, policy.rate_limits) for route, policy in POLICIES.items()}

@@ -68,7 +68,7 @@ class Receiving(Stage):
         if not known:
             self.acknowledge([event], seqs)  # it had died with its receiver
         elif seqs != [None] or [self.world.receiver.repeat(event)] != known:
-            raise Violation("a repeated request is another event", (event, seqs))
+            raise Violation("a duplicate request is another event", (event, seqs))
         else:
             self.ledger.repeated(known[0])
             self.evidence.sometimes["repeat refused"] += 1

@@ -142,7 +142,7 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
                 batch=batch,
             )
             received = [as_open_delivery(row) for row in rows]
-            left = coverage.drop_needless(transaction, received, policies, now)
+            left = coverage.supersede_covered(transaction, received, policies, now)
             transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
         last = max([last, *(row.seq for row in received)])
         return len(received)

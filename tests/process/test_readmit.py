@@ -129,7 +129,7 @@ def test_the_same_request_is_readmitted_once_and_what_comes_again_is_a_repeat(pl
 
     assert [row["readmitted_seq"] for row in place.refusals()] == [1, after["events"][0]["seq"]]
     assert count(place.engine, "inbox") == 2
-    assert count(place.engine, "repeated_request") == 2
+    assert count(place.engine, "duplicate_request") == 2
 
 
 def test_what_is_still_refused_is_told_with_its_reason_and_what_can_be_read_is_taken_in(place: Place) -> None:

@@ -12,13 +12,13 @@ from inbox.config.model import Secret, Signature
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
-from inbox.sources.signing import Message, Signed, key_of, mistakes, sign
+from inbox.sources.signing import Message, SignatureProof, key_of, mistakes, sign
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def signed(signature: Signature, *secrets: str, url: str = "") -> Signed:
-    return Signed([signature], [(Secret(secret), secret) for secret in secrets], url=url)
+def signed(signature: Signature, *secrets: str, url: str = "") -> SignatureProof:
+    return SignatureProof([signature], [(Secret(secret), secret) for secret in secrets], url=url)
 
 
 def test_a_form_is_signed_by_its_names_and_values_in_order_behind_the_url() -> None:

@@ -1,4 +1,4 @@
-"""What a past success makes needless, what heals the dead, and what a repeated request makes necessary again."""
+"""What a past success makes needless, what heals the dead, and what a duplicate request makes necessary again."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def test_on_a_strict_route_a_repeat_is_the_same_event(steps: Steps, repeat: Call
     repeat(msgspec.structs.replace(event, body=b'{"other": true}', body_sha256=b"0" * 32))
     assert judge(steps) == Judged(handled=1, rearmed=0)
     assert steps.states() == []
-    (row,) = steps.rows("SELECT body FROM repeated_request")
+    (row,) = steps.rows("SELECT body FROM duplicate_request")
     assert row["body"] is not None, "the other body can be seen"
 
 

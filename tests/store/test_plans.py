@@ -38,7 +38,7 @@ from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
 EVENTS = 50_000
-BIG = {"inbox", "open_delivery", "delivery_log", "repeated_request"}
+BIG = {"inbox", "open_delivery", "delivery_log", "duplicate_request"}
 NOW = time_text(START)
 
 STATE = """CASE WHEN n % 400 = 0 THEN 'in_flight' WHEN n % 10 = 0 THEN 'ready' WHEN n % 4000 = 11 THEN 'dead'
@@ -67,7 +67,7 @@ SELECT {now}, n, 'crm', CASE WHEN n % 4000 = 11 THEN 'dead' WHEN n % 4000 = 12 T
 FROM {numbers}
 """,
     """
-INSERT INTO repeated_request (seq, received_at, body_sha256, handled_at)
+INSERT INTO duplicate_request (seq, received_at, body_sha256, handled_at)
 SELECT n / 3, {now}, {body}, CASE WHEN n % 50 = 0 THEN NULL ELSE {now} END FROM {numbers}
 """,
     "ANALYZE",
@@ -307,7 +307,7 @@ def test_on_postgres_it_reads_no_big_table_from_end_to_end(
 
 
 PARTIAL = (
-    "ix_repeated_request_open",
+    "ix_duplicate_request_open",
     "ix_open_delivery_received",
     "ix_open_delivery_in_flight",
     "ix_open_delivery_dead",

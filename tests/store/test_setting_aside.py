@@ -12,11 +12,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
-from relay.daemon.alert_sender import Poster
-from relay.daemon.claimer import Claiming
+from relay.daemon.alert_sender import AlertSender
+from relay.daemon.claimer import Claimer
 from relay.daemon.leases import Leases
-from relay.daemon.maintenance import Upkeep
-from relay.delivery.gates import Passage, Toll
+from relay.daemon.maintenance import Maintenance
+from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.delivery.outcome import Delivered
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
@@ -199,13 +199,13 @@ def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(
 ) -> None:
     receive(an_event(1, routes=["strict", "latest"]))
     sequence(steps.database, POLICIES, "r1")
-    passages = {name: Passage((), (Toll(("destination", name), 10, 1),)) for name in POLICIES}
+    claim_filters = {name: ClaimFilter((), (RateLimit(("destination", name), 10, 1),)) for name in POLICIES}
     wanted = [(["strict"], 1), (["latest"], 1)]
     by_hand(steps, "INSERT INTO gate (kind, name) VALUES ('destination', 'strict')")
     with locked(steps, "SELECT 1 FROM gate FOR UPDATE"):
-        claimed = claim(steps.database, "r1", wanted, passages)
+        claimed = claim(steps.database, "r1", wanted, claim_filters)
         with pytest.raises(DBAPIError, match="lock timeout"):
-            claim(steps.database, "r1", [(["strict"], 1)], passages)
+            claim(steps.database, "r1", [(["strict"], 1)], claim_filters)
     assert [delivery.route for delivery in claimed] == ["latest"]
 
 
@@ -221,9 +221,9 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
     monkeypatch.setattr("relay.daemon.maintenance.EVERY_SECONDS", 0.0)
     observer, leases, now = Observer(), Leases(), [0.0]
     running = StepsOfARelay(observer, monotonic=lambda: now[0])
-    claiming = Claiming(steps.database, "r1", leases, observer)
-    upkeep = Upkeep(steps.database, "r1", claiming, observer, leases=leases, steps=running)
-    poster = Poster(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    claiming = Claimer(steps.database, "r1", leases, observer)
+    upkeep = Maintenance(steps.database, "r1", claiming, observer, leases=leases, steps=running)
+    poster = AlertSender(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
     for _ in range(3):
         upkeep.do(CONFIG, POLICIES, poster)
         now[0] += 1

@@ -140,7 +140,7 @@ def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
 
     monkeypatch.setattr(gauges, "LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(Backlog, "look", look)
-    with gauges.shown(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
+    with gauges.publishing_gauges(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
         assert again.wait(30)
     assert "a look at the backlog ended by a bug" in caplog.messages
 

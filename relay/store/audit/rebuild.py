@@ -18,7 +18,17 @@ from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
 from relay.delivery import facts
 from relay.delivery.audit import Difference, Finding
-from relay.delivery.lifecycle import CORRECTED_TO, HEADS, OpenDelivery, Standing, State, Step, append, restore, schedule
+from relay.delivery.lifecycle import (
+    CORRECTED_TO,
+    HEADS,
+    FoldedState,
+    OpenDelivery,
+    State,
+    Step,
+    append,
+    restore,
+    schedule,
+)
 from relay.delivery.policy import policies
 from relay.store.audit.examine import Event, Wrong, examine, lane_of_success, next_span, present_lane
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, headless, phantoms, told
@@ -134,11 +144,11 @@ def _plan(one: Wrong, event: Event, config: Config, who: str) -> Mend:
     row = subject.row
     reasons = [found.facts_say for found in one.differences if found.finding in {"contradiction", "superseded_by"}]
     if not subject.is_expected:
-        standing = Standing(State.ENDED, standing.attempt, standing.run)
+        standing = FoldedState(State.ENDED, standing.attempt, standing.run)
         if subject.account.last is not None and not subject.account.is_put_right:
             reasons.append("the event takes no such route")
     elif _has(one, "superseded_by"):
-        standing = Standing(State.RECEIVED, 0, standing.run)  # nothing stands for it, so it has to be delivered
+        standing = FoldedState(State.RECEIVED, 0, standing.run)  # nothing stands for it, so it has to be delivered
     if row is not None and row.lane in subject.lanes and row.occurred_at == event.occurred_at:
         delivery = restore(row, standing)
     else:
@@ -150,7 +160,7 @@ def _plan(one: Wrong, event: Event, config: Config, who: str) -> Mend:
     return Mend(delivery, row, differences)
 
 
-def _correction(standing: Standing, who: str, why: str) -> facts.Corrected:
+def _correction(standing: FoldedState, who: str, why: str) -> facts.Corrected:
     name = next(name for name, state in CORRECTED_TO.items() if state is standing.state)
     return facts.Corrected(state=name, attempt=standing.attempt, run=standing.run, who=who, why=why)
 
