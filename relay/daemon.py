@@ -164,8 +164,10 @@ class Relay:
         done = run("give_back", self._give_back, 0) + run("record", self._record, 0)
         self._staff.dismiss()
         done += self._upkeep.do(self._staff.config, self._staff.policies, self._staff.poster)
-        done += run("sequence", self._sequence, 0) + run("claim", self._claim, 0)
-        return done + run("claim_suspect", self._claim_suspect, 0) > 0
+        done += run("sequence", self._sequence, 0)
+        if not self._steps.is_awaited("sequence"):
+            done += run("claim", self._claim, 0) + run("claim_suspect", self._claim_suspect, 0)
+        return done > 0
 
     def _collect(self) -> None:
         while True:
