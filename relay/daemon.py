@@ -199,7 +199,7 @@ class Relay:
         """Return what is not used. After a failure it is all still there, and no harm is done twice."""
         if not self._unused:
             return 0
-        returned = claim.give_back(self._database, self._unused)
+        returned = claim.give_back(self._database, self._staff.policies, self.node, self._unused)
         self._leases.forget(self._unused)
         self._unused = []
         self._observer.given_back(returned)
