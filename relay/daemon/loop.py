@@ -164,8 +164,10 @@ class Relay:
         done = run("give_back", self._give_back, 0) + run("record", self._record, 0)
         self._staff.dismiss()
         done += self._upkeep.do(self._staff.config, self._staff.policies, self._staff.poster)
-        done += run("sequence", self._sequence, 0) + run("claim", self._claim, 0)
-        return done + run("claim_suspect", self._claim_suspect, 0) > 0
+        done += run("sequence", self._sequence, 0)
+        if not self._steps.is_awaited("sequence"):
+            done += run("claim", self._claim, 0) + run("claim_suspect", self._claim_suspect, 0)
+        return done > 0
 
     def _collect(self) -> None:
         while True:
@@ -197,7 +199,7 @@ class Relay:
         """Return what is not used. After a failure it is all still there, and no harm is done twice."""
         if not self._unused:
             return 0
-        returned = claim.give_back(self._database, self._unused)
+        returned = claim.give_back(self._database, self._staff.policies, self.node, self._unused)
         self._leases.forget(self._unused)
         self._unused = []
         self._observer.given_back(returned)

@@ -17,9 +17,11 @@ from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import RoutePolicy
-from relay.store.database import Database, Key, Transaction, read_keys
+from relay.store.bulkhead import isolated
+from relay.store.database import Database, Key, Transaction, key_text, read_keys
 from relay.store.events import with_events
 from relay.store.gates import Locked, lock_all, store, use_rates
+from relay.store.lanes import settle_lanes
 from relay.store.passing import not_paused, paused_param, see
 from relay.store.places import LATE, START, Cursor, Places
 from relay.store.unreadable import claiming_what_can_be_loaded
@@ -490,31 +492,58 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 
 
-def give_back(database: Database, claimed: Sequence[Claimed]) -> int:
-    """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many."""
+def give_back(
+    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, claimed: Sequence[Claimed]
+) -> int:
+    """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many.
+
+    Their lanes are settled again: an older event that came meanwhile goes first. A delivery whose lane can't be settled is
+    returned all the same.
+    """
     if not claimed:
         return 0
-    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in claimed)
+    return sum(
+        isolated(
+            database,
+            "give_back",
+            batch=lambda: _give_back_in_order(database, policies, relay_node, claimed),
+            items=lambda: claimed,
+            part=lambda some: _give_back_in_order(database, policies, relay_node, some),
+            alone=lambda one, _: _give_back_alone(database, one),
+            name=lambda one: key_text(one[:2]),
+        )
+    )
+
+
+def _give_back_in_order(
+    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, claimed: Sequence[Claimed]
+) -> int:
     with database.write() as transaction:
-        return len(transaction.execute(_give_back(database.sql), returned=rows))
+        now = transaction.lock_order()
+        returned = _returned(transaction, claimed)
+        lanes = [(row.route, row.lane) for row in returned]
+        transaction.write_back(settle_lanes(transaction, (), policies, now, lanes), relay_node)
+    return len(returned)
+
+
+def _give_back_alone(database: Database, claimed: Claimed) -> int:
+    with database.write() as transaction:
+        return len(_returned(transaction, [claimed]))
+
+
+def _returned(transaction: Transaction, claimed: Sequence[Claimed]) -> list[Any]:
+    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in claimed)
+    return transaction.execute(_give_back(transaction.sql), returned=rows)
 
 
 @cache
 def _give_back(sql: Sql) -> TextClause:
-    """Locked in the order in which everybody locks open rows: else it and who records the same ones wait for each other."""
     return text(f"""
-WITH mine AS MATERIALIZED (
-    SELECT o.seq, o.route, o.lease_token
-    FROM {sql.rows("returned", seq="bigint", route="text", token="bigint")}
-    JOIN open_delivery o ON o.seq = returned.seq AND o.route = returned.route
-    WHERE o.state = 'in_flight' AND o.lease_token = returned.token
-    ORDER BY o.seq, o.route
-    {sql.for_update and "FOR UPDATE OF o"}
-)
 UPDATE open_delivery
 SET state = 'ready', attempt = open_delivery.attempt - 1, due_at = (SELECT {sql.now}), lease_until = NULL, lease_token = NULL,
     relay_node = NULL
-FROM mine
-WHERE open_delivery.seq = mine.seq AND open_delivery.route = mine.route AND open_delivery.lease_token = mine.lease_token
-RETURNING open_delivery.seq
+FROM {sql.rows("returned", seq="bigint", route="text", token="bigint")}
+WHERE open_delivery.seq = returned.seq AND open_delivery.route = returned.route
+  AND open_delivery.state = 'in_flight' AND open_delivery.lease_token = returned.token
+RETURNING open_delivery.route, open_delivery.lane
 """)

@@ -44,6 +44,18 @@ def a_head_in_flight(stage: Stage) -> Operations:
     }
 
 
+def earlier_ones_behind_a_head_in_flight(stage: Stage) -> Operations:
+    """What is worked on has not been begun; an earlier one waits behind it, and the earliest has arrived."""
+    head = _in_flight(stage, "strict", 3)
+    _place(stage, "strict", 2)
+    stage.arrive(an_event(1))
+    return {
+        "r1 gives back": stage.gives_back(head),
+        "r2 sequences": stage.sequences("r2"),
+        "r2 claims": stage.claims("r2"),
+    }
+
+
 def an_earlier_one(stage: Stage) -> Operations:
     """A head is due, and an earlier one has arrived in time."""
     stage.routes = ("strict",)

@@ -145,7 +145,8 @@ class Stage:
         return Operation("renew", lambda: renew(self.database, leases(deliveries)), deliveries)
 
     def gives_back(self, *deliveries: Delivery) -> Operation:
-        return Operation("give back", lambda: give_back(self.database, leases(deliveries)), deliveries)
+        held = leases(deliveries)
+        return Operation("give back", lambda: give_back(self.database, POLICIES, "r1", held), deliveries)
 
     def records(self, relay: str, outcome: Outcome, *deliveries: Delivery) -> Operation:
         outcomes = [(delivery, outcome) for delivery in deliveries]

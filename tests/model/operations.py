@@ -128,7 +128,11 @@ class Operations:
     def give_back(self, relay: Relay, held: Sequence[Held]) -> Operation:
         """Whatever the answer, the relay does not touch them any more."""
         keys = [claim_of(each.delivery) for each in held]
-        return Operation("give_back", lambda: claim.give_back(self._database, keys), lambda _: relay.forget(held))
+        return Operation(
+            "give_back",
+            lambda: claim.give_back(self._database, POLICIES, relay.node, keys),
+            lambda _: relay.forget(held),
+        )
 
     def record(self, relay: Relay, held: Sequence[Held], *, answered: bool) -> Operation:
         """Breakers hear of success where the relay has seen trouble."""

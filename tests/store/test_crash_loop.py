@@ -166,7 +166,7 @@ def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) ->
     for _ in range(CRASHES_ALLOWED - 1):
         relays.crash_over()
     (suspect,) = claim_suspect(relays.database, "node", ["strict"])
-    give_back(relays.database, [(suspect.seq, suspect.route, suspect.lease_token)])
+    give_back(relays.database, POLICIES, "node", [(suspect.seq, suspect.route, suspect.lease_token)])
     assert claim(relays.database, "node", [(["strict"], 10)]) == []
     assert len(claim_suspect(relays.database, "node", ["strict"])) == 1
 

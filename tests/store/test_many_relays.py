@@ -36,7 +36,7 @@ def one_round(database: Database, name: str, route: str, rng: random.Random) -> 
     claimed = claim(database, name, [([route], 8)])
     kept = [delivery for delivery in claimed if rng.random() > 0.05]
     back = [(d.seq, d.route, d.lease_token) for d in claimed if d not in kept]
-    give_back(database, back)
+    give_back(database, POLICIES, name, back)
     record(database, POLICIES, name, [(delivery, an_outcome(rng)) for delivery in kept])
     reap(database, POLICIES, name)
     return moved + len(claimed)

@@ -14,13 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from inbox.config.model import Config
 from relay.daemon.alert_sender import AlertSender
 from relay.daemon.claimer import Claimer
-from relay.daemon.leases import Leases
+from relay.daemon.leases import Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.delivery.outcome import Delivered
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
-from relay.store.claim import claim
+from relay.store.claim import claim, give_back
 from relay.store.database import FailedAlone
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
@@ -120,6 +120,18 @@ def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps,
     with pytest.raises(DBAPIError, match="no"):
         reap(steps.database, POLICIES, "r1")
     assert states(steps) == {"ready": 9, "in_flight": 1}
+
+
+def test_a_lane_that_can_not_be_settled_keeps_no_lease_from_being_given_back(steps: Steps) -> None:
+    steps.arrive(*(an_event(number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
+    claimed = claim(steps.database, "r1", [(["latest"], 10)])
+    steps.arrive(*(an_event(10 + number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
+    alone: list[FailedAlone] = []
+    steps.database.on_failed_alone = alone.append
+    refuse(steps, "delivery_log", "NEW.seq = 3")
+    assert give_back(steps.database, POLICIES, "r1", list(map(claim_of, claimed))) == 10
+    assert states(steps) == {"ready": 10, "waiting": 1}
+    assert [(one.step, one.item) for one in alone] == [("give_back", "route=latest seq=3")]
 
 
 def test_a_lane_goes_on_behind_a_death_that_can_not_be_alerted(steps: Steps) -> None:
