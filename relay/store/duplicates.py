@@ -1,4 +1,4 @@
-"""Repeated requests: a webhook that came again may stand for a second change that looks the same as the first."""
+"""Duplicate requests: a webhook that came again may report a second change that looks the same as the first."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from relay.store.reopen import find, take_up
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000
-"""So that no round holds the order lock for long. The receiver keeps a few rows of each event; but nothing rests on that."""
+"""Keeps each round's order lock short. The receiver stores a few rows of each event; nothing relies on that."""
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """Events whose repeats are still to be looked at: those of a seq after `after`, up to `last`."""
+    """Events whose duplicates are still to be judged: seqs after `after`, up to `last`."""
 
     after: int
     last: int
@@ -40,11 +40,11 @@ class Judged(msgspec.Struct, frozen=True):
     rearmed: int
     """Deliveries that are made again."""
     rest: Rest | None = None
-    """Hand it to the next round, and let that follow at once. None: all was looked at, so begin again in a while."""
+    """The start of the next round, which follows at once. None: everything was judged, so begin again later."""
 
 
 def judge_repeats(database: Database, config: Config, relay_node: str, rest: Rest | None = None) -> Judged:
-    """Judge the repeats of some events, those that come first in `rest`, or of all.
+    """Judge the duplicates of some events: the first of `rest`, or of all.
 
     An event that can't be judged yet is passed over until all others were looked at. What is repeated after such a walk has
     begun is no part of it where its seq is higher, so that it comes to an end.
@@ -76,14 +76,14 @@ def judge_repeats(database: Database, config: Config, relay_node: str, rest: Res
 
 
 def _set_aside(database: Database, seq: int, error: Exception) -> Judged:
-    """Leave what repeats this event, unjudged, with the reason: it is passed over until that is cleared."""
+    """Leave this event's duplicates unjudged, with the reason: they are skipped until it is cleared."""
     with database.write() as transaction:
         transaction.execute(_SET_ASIDE, seq=seq, error=error_text(error))
     return Judged(0, 0)
 
 
 def judge(database: Database, config: Config, relay_node: str, seqs: Sequence[int]) -> Judged:
-    """Make deliveries of these events again, where a repeat may stand for a change that the last success does not have.
+    """Rearm deliveries of these events, where a duplicate may report a change that the last success does not contain.
 
     One transaction, which reads 1,000 rows at most; what more there are is judged another time.
 
@@ -121,7 +121,7 @@ def _all(transaction: Transaction) -> Rest | None:
 
 
 def _routes_in_latest(transaction: Transaction, config: Config, seqs: set[int]) -> list[Key]:
-    """Of these events, the deliveries on routes in `latest`."""
+    """The deliveries of these events on routes in `latest`."""
     wanted = rows_param({"seq": seq} for seq in sorted(seqs))
     return [
         (row.seq, name)
@@ -132,7 +132,7 @@ def _routes_in_latest(transaction: Transaction, config: Config, seqs: set[int]) 
 
 
 def _uncovered(transaction: Transaction, config: Config, found: list[OpenDelivery]) -> list[OpenDelivery]:
-    """Those whose change the last success of their lane may not have in it."""
+    """Deliveries whose change the last success of their lane may not contain."""
     lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
     known = policies(config)
     uncovered = []
@@ -171,7 +171,7 @@ SELECT i.seq, i.routes FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i
 
 @cache
 def _handle(sql: Sql) -> TextClause:
-    """One that a receiver counts up at this moment is passed over: who holds the order lock must not wait for it."""
+    """Skips a row that a receiver updates at this moment: a holder of the order lock must not wait for it."""
     return text(f"""
 WITH mine AS MATERIALIZED (
     SELECT r.id

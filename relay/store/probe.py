@@ -1,4 +1,4 @@
-"""Whether deliveries move, at the cost of a few looks into indexes however much is open: for `relay status --check`."""
+"""Checks that deliveries move, for `relay status --check`: a few index lookups, however much is open."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def unordered(database: Database) -> int | None:
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """Something that deliveries do not show by themselves."""
+    """A problem that deliveries do not show by themselves."""
 
     finding: Literal["failing", "crash_loop", "blocked", "command"]
     route: str | None
@@ -102,7 +102,7 @@ def _so_many(lanes: int) -> str:
 
 
 MOST_BLOCKED = 1000
-"""So many are counted: beyond, the number says no more."""
+"""The largest count: a larger number would say nothing more."""
 
 _BLOCKED = text("""
 SELECT b.route, count(*) AS lanes FROM (SELECT route FROM open_delivery WHERE state = 'blocked' LIMIT :most) b
@@ -164,7 +164,7 @@ ORDER BY routes.route
 
 
 def _overdue(sql: Sql, since: str) -> str:
-    """Whether something is due that is not paused, by both ends: a pause may hold back any number of deliveries."""
+    """True when something is due and not paused. Looks from both ends: a pause may hold back any number of deliveries."""
     ends = [
         f"""EXISTS (
         SELECT 1 FROM (

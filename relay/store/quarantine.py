@@ -1,4 +1,4 @@
-"""Quarantine: a delivery that a step can't work on becomes dead, with the error's text, so that it stops nothing else."""
+"""Quarantine: a delivery that a step can't process becomes dead, with the error's text, so that it stops nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deliveries wherever they stand, those that ended too, and taking them up again. Call under the order lock."""
+"""Finds deliveries in any state, ended ones too, and takes them up again. Call under the order lock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from relay.store.lanes import settle_lanes
 
 
 def find(transaction: Transaction, config: Config, keys: Sequence[Key]) -> list[OpenDelivery]:
-    """Find these deliveries: as their row has them, locked, or as their facts and the configuration tell.
+    """Find these deliveries: from their locked row, or from their facts and the configuration.
 
     One that has ended on a route which is not configured any more is left out: there is nowhere to send it.
 
@@ -62,7 +62,7 @@ def take_up(
 
 
 def _readable(history: Sequence[Any]) -> list[facts.AnyFact]:
-    """The facts from the last correction on, which stands for all before it."""
+    """The facts from the last correction on, which replaces all before it."""
     corrections = [number for number, row in enumerate(history) if row.kind == facts.CORRECTED]
     return [_decoded(row) for row in history[corrections[-1] if corrections else 0 :]]
 

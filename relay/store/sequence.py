@@ -1,4 +1,4 @@
-"""Sequence: what the receiver wrote gets its place in its lane."""
+"""Sequence: gives deliveries that the receiver wrote their place in their lane."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _set_aside(
 
 
 def _look_from(database: Database, seq: int) -> None:
-    """Begin the next looks so far below this one that what is committed late is found, too, but for the latest."""
+    """Move the start of later looks, but so far below this one that late commits are found, too."""
     if database.sql.keeps_ended_entries:
         database.arrivals.at = seq - SEQS_OUT_OF_ORDER
 
@@ -111,7 +111,7 @@ _RECEIVED_KEYS = text(
 
 
 def any_received(database: Database) -> bool:
-    """Whether there is anything to sequence; takes no lock, so an idle relay disturbs nobody."""
+    """True when there is anything to sequence; takes no lock, so an idle relay disturbs nobody."""
     with database.arrivals.look() as begin, database.read() as transaction:
         found = transaction.execute(_ANY_RECEIVED, begin_seq=begin or 0)
     if found:

@@ -1,4 +1,4 @@
-"""Heads whose event can't be loaded: a claim that meets one sets it aside, and claims the others."""
+"""Sets aside heads whose event can't be loaded, so that a claim goes on with the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relay.store.events import with_events
 from relay.store.quarantine import quarantine
 
 MOST_ROUNDS = 20
-"""Each sets aside as many as a claim asks for, at most."""
+"""The most rounds; each sets aside as many as a claim asks for."""
 
 
 def claiming_what_can_be_loaded(
@@ -26,7 +26,7 @@ def claiming_what_can_be_loaded(
     policies: Mapping[str, RoutePolicy],
     relay_node: str,
 ) -> list[Delivery]:
-    """Claim; where that fails for something in it, set aside the candidates that can't be loaded, and claim again.
+    """Claim; where an item fails, set aside the candidates that can't be loaded, and claim again.
 
     Where the next ones can't be loaded either, the same again, a few times; then nothing is claimed this time.
     """
@@ -42,7 +42,7 @@ def claiming_what_can_be_loaded(
 def _set_aside(
     database: Database, candidates: Sequence[Key], policies: Mapping[str, RoutePolicy], relay_node: str
 ) -> int:
-    """Set aside those that can't be loaded. Returns how many."""
+    """Set aside candidates that can't be loaded. Returns their number."""
 
     def load(keys: Sequence[Key]) -> int:
         with database.read() as transaction:

@@ -1,4 +1,4 @@
-"""Rebuild: mend what `verify` finds, in place, chunk by chunk under the order lock, while receivers and relays run.
+"""Rebuild: repairs what `verify` finds, in place, chunk by chunk under the order lock, while receivers and relays run.
 
 Only what is found wrong is locked, and looked at again then. Swapping whole tables would lose what is written meanwhile.
 """
@@ -40,10 +40,10 @@ from relay.store.record import remember_delivered
 
 
 class Mend(msgspec.Struct, frozen=True):
-    """What is to become of one delivery."""
+    """The planned repair of one delivery."""
 
     delivery: OpenDelivery
-    """As it has to be, with the fact that has to be appended."""
+    """The delivery as it has to be, with the fact to append."""
     row: OpenDelivery | None
     """As it is."""
     differences: tuple[Difference, ...]
@@ -104,7 +104,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
 
 
 def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> tuple[Difference, ...]:
-    """Look again at these seqs, under the order lock, and mend what is still wrong.
+    """Examine these seqs again under the order lock, and repair what is still wrong.
 
     Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
     """
@@ -131,7 +131,7 @@ _OF_THE_ROW: frozenset[Finding] = _MENDED - {"last_delivered"}
 
 
 def _is_mended(one: Wrong) -> bool:
-    """Whether it is to be mended; what a newer version has written is left to that."""
+    """True when it is to be repaired; what a newer version has written is left to that version."""
     return _has(one, *_MENDED) and not one.subject.account.is_newer
 
 
@@ -166,7 +166,7 @@ def _correction(standing: FoldedState, who: str, why: str) -> facts.Corrected:
 
 
 def _with_room(transaction: Transaction, mends: Sequence[Mend], now: datetime) -> tuple[list[Mend], list[OpenDelivery]]:
-    """Those that can be mended now, and the heads that have to make room for a blocked one.
+    """Deliveries that can be repaired now, and heads that have to make room for a blocked one.
 
     A blocked delivery that lost its place may find another head in its lane: one that is ready waits again behind it,
     one that is in flight is let finish, and the blocked one is left to another run.
@@ -193,7 +193,7 @@ def _with_room(transaction: Transaction, mends: Sequence[Mend], now: datetime) -
 
 
 def _write(transaction: Transaction, mends: Sequence[Mend]) -> list[OpenDelivery]:
-    """Make the rows that are missing, and mend the numbers of those at work; gives those whose lanes are to be settled."""
+    """Insert missing rows and correct counters of those in flight; returns the deliveries whose lanes are to be settled."""
     new = [mend.delivery for mend in mends if mend.is_new]
     replaced = [mend.row for mend in mends if mend.is_new and mend.row is not None]
     transaction.remove(replaced)
@@ -206,7 +206,7 @@ def _write(transaction: Transaction, mends: Sequence[Mend]) -> list[OpenDelivery
 
 
 def _remove_strays(transaction: Transaction, strays: Sequence[Wrong]) -> list[Wrong]:
-    """Remove rows and facts of no event; gives those of which something was removed.
+    """Remove rows and facts without an event; returns the keys of which something was removed.
 
     Each statement looks for the event itself: on Postgres one may have been committed since the strays were read.
     """
@@ -223,7 +223,7 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Wrong]) -> list[Wr
 
 
 def _last_delivered(late: Iterable[Wrong]) -> Iterable[dict[str, object]]:
-    """For each lane its newest delivery of these."""
+    """The newest of these deliveries for each lane."""
     newest: dict[Lane, dict[str, object]] = {}
     known = [(one.event, one.subject) for one in late if one.event is not None]
     for event, subject in sorted(known, key=lambda pair: (pair[0].occurred_at, pair[0].seq)):
@@ -255,7 +255,7 @@ def _of(lanes: Iterable[Lane]) -> str:
 
 @cache
 def _forget(sql: Sql) -> TextClause:
-    """Only where it is still so: another delivery may have been recorded since the look."""
+    """Changes only rows that are still as examined: another delivery may have been recorded since."""
     return text(f"""
 DELETE FROM lane
 WHERE (route, lane) IN (
@@ -288,7 +288,7 @@ SELECT seq, route, lane, occurred_at, 'received' FROM {rows}
 
 @cache
 def _recount(sql: Sql) -> TextClause:
-    """Of those in flight only the numbers are mended: their leases stay."""
+    """Corrects only the counters of deliveries in flight: their leases stay."""
     rows = sql.rows("counted", seq="bigint", route="text", attempt="int", run="int", crashes="int")
     return text(f"""
 UPDATE open_delivery AS o

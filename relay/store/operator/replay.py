@@ -1,4 +1,4 @@
-"""Replay, cancel and unblock: what a person's word does to deliveries. Call under the order lock."""
+"""Replays, cancels and unblocks deliveries for an operator. Call under the order lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
 _REPLAYABLE = GIVEN_UP | {State.ENDED}
 
 Too = Callable[[set[Key]], set[Key]]
-"""Says which of some deliveries are replayed, too."""
+"""Selects the deliveries that are replayed, too."""
 
 
 def replay(
@@ -61,7 +61,7 @@ def end_or_unblock(
     *,
     states: Collection[State] | None = None,
 ) -> int:
-    """End these for good, or let their lanes go on past them. What a relay has begun meanwhile is left as it is.
+    """End these deliveries for good, or unblock their lanes. One that a relay has claimed meanwhile is left as it is.
 
     With `states`, only those that are still in one of them.
 
@@ -84,7 +84,7 @@ def end_or_unblock(
 
 
 def overtaken(transaction: Transaction, found: Iterable[OpenDelivery], too: Too) -> set[Key]:
-    """Those that would put something older in the place of what was delivered last.
+    """Deliveries that would overwrite the last delivered state with an older one.
 
     What fetches carries the newest whenever it goes; and where the last delivery itself is replayed too, it comes last.
     """
