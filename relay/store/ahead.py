@@ -6,7 +6,6 @@ rows at most are changed at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from inbox.events.timestamps import as_time, time_text
 from relay.delivery.audit import Difference
 from relay.delivery.gates import GateKey
 from relay.delivery.horizon import SLACK, breaker_within, within
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
 from relay.store.claim import LEASE_SECONDS, PROBE_GIVEN_UP_AFTER
 from relay.store.database import Database, Transaction
@@ -28,8 +27,6 @@ from relay.store.gates import as_breaker
 from relay.store.sweeps import lease_seconds
 
 BATCH = 500
-
-Policies = Mapping[str, RoutePolicy]
 
 
 class Ahead(msgspec.Struct, frozen=True):

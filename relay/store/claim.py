@@ -16,7 +16,7 @@ from inbox.db.schema import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.bulkhead import isolated
 from relay.store.database import Database, Key, Transaction, key_text, read_keys
 from relay.store.events import with_events
@@ -34,7 +34,7 @@ Claimed = tuple[int, str, int]
 """seq, route and the lease's token."""
 
 _NOTHING_TO_PASS: Mapping[str, ClaimFilter] = {}
-_NO_POLICIES: Mapping[str, RoutePolicy] = {}
+_NO_POLICIES: Policies = {}
 
 
 def claim(
@@ -44,7 +44,7 @@ def claim(
     claim_filters: Mapping[str, ClaimFilter] = _NOTHING_TO_PASS,
     *,
     places: Places | None = None,
-    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
+    policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
@@ -77,7 +77,7 @@ def _claim_each(
     *,
     claim_filters: Mapping[str, ClaimFilter],
     places: Places,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
 ) -> list[Delivery]:
     """Claim for each destination alone, when the gate of one of them stays locked: only that one goes without."""
     claimed: list[Delivery] = []
@@ -98,7 +98,7 @@ def _claim_of(
     *,
     claim_filters: Mapping[str, ClaimFilter],
     places: Places,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
 ) -> list[Delivery]:
     heads = [(route, room, claim_filters.get(route, NO_FILTER).paused) for routes, room in wanted for route in routes]
     return claiming_what_can_be_loaded(
@@ -143,7 +143,7 @@ def claim_probe(
     passage: ClaimFilter = NO_FILTER,
     *,
     places: Places | None = None,
-    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
+    policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease one due head of a route whose breaker is to be probed, and record that this attempt is the probe.
 
@@ -290,7 +290,7 @@ def claim_suspect(
     relay_node: str,
     routes: Sequence[str],
     paused: Sequence[Entity] = (),
-    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
+    policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease at most one due head whose lease ran out several times in a row: it may have killed the process.
 
@@ -492,9 +492,7 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
 """)
 
 
-def give_back(
-    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, claimed: Sequence[Claimed]
-) -> int:
+def give_back(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
     """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many.
 
     Their lanes are settled again: an older event that came meanwhile goes first. A delivery whose lane can't be settled is
@@ -515,9 +513,7 @@ def give_back(
     )
 
 
-def _give_back_in_order(
-    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, claimed: Sequence[Claimed]
-) -> int:
+def _give_back_in_order(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
     with database.write() as transaction:
         now = transaction.lock_order()
         returned = _returned(transaction, claimed)

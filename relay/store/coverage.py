@@ -17,13 +17,13 @@ from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event
-from relay.delivery.policy import UNKNOWN_ROUTE, RoutePolicy
+from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.database import ROW, SEQS_OUT_OF_ORDER, Transaction, as_open_delivery
 from relay.store.lanes import Lane
 
 
 def supersede_covered(
-    transaction: Transaction, received: Sequence[OpenDelivery], policies: Mapping[str, RoutePolicy], now: datetime
+    transaction: Transaction, received: Sequence[OpenDelivery], policies: Policies, now: datetime
 ) -> list[OpenDelivery]:
     """End deliveries that past successes of their lanes cover, by the route's ordering.
 
@@ -119,9 +119,7 @@ Success = tuple[datetime, int]
 """The place in its lane of the delivery that covers the dead: as `OpenDelivery.key`."""
 
 
-def heal(
-    transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Mapping[str, RoutePolicy], now: datetime
-) -> Healing:
+def heal(transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Policies, now: datetime) -> Healing:
     """On routes in `latest`, end dead deliveries that a later event of their lane, delivered now, covers.
 
     `MOST_HEALED` at most: what is unfinished is to be noted by `go_on_healing`, and `heal_more` ends the rest.
@@ -153,9 +151,7 @@ def stop_healing(transaction: Transaction, lane: Lane) -> None:
     transaction.execute(_healed(transaction.sql), lanes=_param([lane]))
 
 
-def heal_more(
-    transaction: Transaction, policies: Mapping[str, RoutePolicy], now: datetime, lanes: Iterable[Lane]
-) -> list[OpenDelivery]:
+def heal_more(transaction: Transaction, policies: Policies, now: datetime, lanes: Iterable[Lane]) -> list[OpenDelivery]:
     """End more dead deliveries that successes have left in these lanes: only those that had died before."""
     rows = transaction.execute(_successes(transaction.sql), lanes=_param(lanes))
     newest = {

@@ -15,7 +15,7 @@ from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
 from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, RateLimit, heard
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.database import Database, Transaction
@@ -73,7 +73,7 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 def listen(
-    transaction: Transaction, all_heard: Iterable[Heard], policies: Mapping[str, RoutePolicy], now: datetime
+    transaction: Transaction, all_heard: Iterable[Heard], policies: Policies, now: datetime
 ) -> dict[GateKey, Breaker]:
     """Report attempts to the breakers, under the order lock; stores an `alert` for each breaker that opens or closes.
 

@@ -20,7 +20,8 @@ from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.horizon import SLACK, LastFact, furthest_due, is_beyond, last_fact
 from relay.delivery.lifecycle import OpenDelivery, append
-from relay.store.ahead import BATCH, Ahead, Policies, few_ahead, pull_in_few
+from relay.delivery.policy import Policies
+from relay.store.ahead import BATCH, Ahead, few_ahead, pull_in_few
 from relay.store.bulkhead import in_parts
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text
 

@@ -13,7 +13,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql, rows_param
 from relay.delivery.lifecycle import OpenDelivery, State
 from relay.delivery.ordering import Place, settle
-from relay.delivery.policy import UNKNOWN_ROUTE, RoutePolicy
+from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.database import ROW, Transaction, as_open_delivery
 
 Lane = tuple[str, str]
@@ -26,7 +26,7 @@ MOST_FOLDED = 500
 def settle_lanes(
     transaction: Transaction,
     changed: Iterable[OpenDelivery],
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     now: datetime,
     besides: Iterable[Lane] = (),
 ) -> list[OpenDelivery]:
@@ -73,7 +73,7 @@ class _Waiting(NamedTuple):
 
 
 def _waiting(
-    transaction: Transaction, lanes: Mapping[Lane, Sequence[OpenDelivery]], policies: Mapping[str, RoutePolicy]
+    transaction: Transaction, lanes: Mapping[Lane, Sequence[OpenDelivery]], policies: Policies
 ) -> dict[Lane, _Waiting]:
     """The waiting deliveries that settling needs: in `strict` the first, in `latest` as many as this transaction may fold.
 

@@ -7,14 +7,14 @@ where nothing else happens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from relay.delivery.lifecycle import State
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts
 from relay.store.coverage import heal_more, lanes_to_heal, stop_healing
 from relay.store.database import Database
@@ -32,7 +32,7 @@ class Leftovers:
         self._unfoldable: set[Lane] = set()
         """Lanes that could not be settled; they are skipped."""
 
-    def work_off(self, database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
+    def work_off(self, database: Database, policies: Policies, relay_node: str) -> int:
         """Do a batch of each kind, in transactions of their own.
 
         Returns:
@@ -40,7 +40,7 @@ class Leftovers:
         """
         return self._fold(database, policies, relay_node) + _heal(database, policies, relay_node)
 
-    def _fold(self, database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
+    def _fold(self, database: Database, policies: Policies, relay_node: str) -> int:
         """Settle the next unfolded lanes in `latest`: two wait, or one waits behind a head that is not in flight."""
         crowded = self._look(database, [name for name, policy in policies.items() if policy.ordering == "latest"])
         if not crowded:
@@ -82,7 +82,7 @@ class Leftovers:
         return crowded
 
 
-def _heal(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
+def _heal(database: Database, policies: Policies, relay_node: str) -> int:
     """End more dead deliveries that successes have left; a lane that fails is left to an operator."""
     with database.read() as transaction:
         lanes = lanes_to_heal(transaction)

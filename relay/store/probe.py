@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Literal
 
@@ -11,7 +10,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.db.views import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.database import Database
 from relay.store.gates import read_gates
 from relay.store.passing import not_paused, paused_param
@@ -20,7 +19,7 @@ from relay.store.places import PAGE
 STUCK_AFTER_SECONDS = 60.0
 
 
-def stuck_routes(database: Database, policies: Mapping[str, RoutePolicy]) -> list[str]:
+def stuck_routes(database: Database, policies: Policies) -> list[str]:
     """The routes on which something has been due for a minute, while nothing was under way and nothing was recorded.
 
     What a pause, a breaker or a rate holds back is not stuck, nor is a route that is only far behind. While entities are

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from inbox.events.timestamps import time_text
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
-from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
+from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, Policies, decide_abandoned
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.claim import LEASE_SECONDS, Claimed
@@ -28,7 +28,7 @@ BATCH = 200
 
 def reap(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     trusted: Iterable[Claimed] = (),
     clock: DatabaseClock | None = None,
@@ -62,7 +62,7 @@ def reap(
 
 def _reap(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     clock: DatabaseClock,
     statement: TextClause,
@@ -94,7 +94,7 @@ def _reap(
 
 
 def _set_aside(
-    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, lease: Claimed, error: Exception
+    database: Database, policies: Policies, relay_node: str, lease: Claimed, error: Exception
 ) -> list[tuple[int, str, AnyFact]]:
     seq, route, token = lease
     dead = quarantine(database, policies, relay_node, (seq, route), cause="unprocessable", error=error, token=token)

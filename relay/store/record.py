@@ -23,7 +23,7 @@ from relay.delivery.policy import (
     NO_HISTORY,
     UNKNOWN_ROUTE,
     History,
-    RoutePolicy,
+    Policies,
     decide,
     history_of,
     needs_history,
@@ -48,7 +48,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
 def record(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
     watched: Collection[GateKey] = (),
@@ -62,7 +62,7 @@ def record(
 
 def record_each(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
     watched: Collection[GateKey] = (),
@@ -121,7 +121,7 @@ def record_each(
 
 def _record(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     handed_in: Sequence[tuple[Delivery, Outcome]],
     *,
@@ -193,7 +193,7 @@ ORDER BY o.seq, o.route
 def _reports(
     outcomes: Iterable[tuple[Delivery, Outcome]],
     leased: Collection[tuple[int, str, int]],
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     watched: Collection[GateKey],
 ) -> Iterator[Heard]:
     """The reports for the breakers: every failure, and successes where there were failures lately."""
@@ -207,7 +207,7 @@ def _reports(
 
 
 def _histories(
-    transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Mapping[str, RoutePolicy]
+    transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Policies
 ) -> dict[tuple[int, str], History]:
     """The results of earlier attempts, for the outcomes that depend on them."""
     asked = {

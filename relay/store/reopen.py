@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from inbox.errors import UnreadableLog
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, State, fold
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.database import ROW, Key, Transaction, as_open_delivery, keys_param
 from relay.store.lanes import settle_lanes
 
@@ -50,7 +50,7 @@ def take_up(
     transaction: Transaction,
     found: Iterable[OpenDelivery],
     again: Sequence[OpenDelivery],
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str | None,
 ) -> None:
     """Give `again`, which are of those that were `found`, with the fact that takes each up, their places in their lanes."""

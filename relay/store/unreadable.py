@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, blames_items
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Key, key_text, keys_param
 from relay.store.events import with_events
@@ -23,7 +23,7 @@ def claiming_what_can_be_loaded(
     database: Database,
     claimed: Callable[[], list[Delivery]],
     candidates: Callable[[], Sequence[Key]],
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
 ) -> list[Delivery]:
     """Claim; where an item fails, set aside the candidates that can't be loaded, and claim again.
@@ -39,9 +39,7 @@ def claiming_what_can_be_loaded(
     return []
 
 
-def _set_aside(
-    database: Database, candidates: Sequence[Key], policies: Mapping[str, RoutePolicy], relay_node: str
-) -> int:
+def _set_aside(database: Database, candidates: Sequence[Key], policies: Policies, relay_node: str) -> int:
     """Set aside candidates that can't be loaded. Returns their number."""
 
     def load(keys: Sequence[Key]) -> int:

@@ -101,7 +101,7 @@ class Machine(Calling, Commanding):
 
     @precondition(lambda self: self.active() and self.any_to_judge())
     @step(which=WHICH)
-    def judge_repeats(self, which: int) -> None:
+    def judge_duplicates(self, which: int) -> None:
         self.perform(self.make.judge(one_of(self.active(), which)))
 
     @precondition(lambda self: self.with_("record"))

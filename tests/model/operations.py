@@ -163,7 +163,9 @@ class Operations:
         def learn(_: object) -> None:
             self.doing.judged += 1
 
-        return Operation("judge", lambda: duplicates.judge_repeats(self._database, CONFIG, relay.node), learn)
+        return Operation(
+            "judge", lambda: duplicates.judge_duplicates(self._database, CONFIG, POLICIES, relay.node), learn
+        )
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """What a person looks at before."""
@@ -179,7 +181,7 @@ class Operations:
 
         def send() -> None:
             number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
-            commands.work_on(self._database, CONFIG, number)
+            commands.work_on(self._database, CONFIG, POLICIES, number)
 
         def learn(_: object) -> None:
             self.doing.resumed += kind == "resume"

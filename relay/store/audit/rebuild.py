@@ -29,9 +29,9 @@ from relay.delivery.lifecycle import (
     restore,
     schedule,
 )
-from relay.delivery.policy import policies
+from relay.delivery.policy import Policies, policies
 from relay.store.audit.examine import Event, Wrong, examine, lane_of_success, next_span, present_lane
-from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, headless, phantoms, told
+from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Transaction
 from relay.store.horizon import pull_in_all
@@ -71,17 +71,20 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         What was mended in each chunk. What is left, since its lane is being worked on or a view was changed by hand, is
         not in it: `verify` tells.
     """
-    for lanes in phantoms(database):
+    known = policies(config)
+    for lanes in unlogged_successes(database):
         with database.write() as transaction:
             transaction.lock_order()
             forgotten = transaction.execute(_forget(database.sql), lanes=_of(lanes))
-        yield Checked(0, differences=told(((row.route, row.lane) for row in forgotten), PHANTOM))
+        yield Checked(0, differences=for_lanes(((row.route, row.lane) for row in forgotten), PHANTOM))
     for lanes in headless(database):
         with database.write() as transaction:
             now = transaction.lock_order()
-            settled = settle_lanes(transaction, [], policies(config), now, lanes)
+            settled = settle_lanes(transaction, [], known, now, lanes)
             transaction.write_back(settled, None)
-        yield Checked(0, differences=told(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD))
+        yield Checked(
+            0, differences=for_lanes(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD)
+        )
     upto, is_last = 0, False
     while not is_last:
         with database.snapshot() as transaction:
@@ -92,18 +95,18 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
             database,
             "rebuild",
             wrong,
-            part=lambda some: _mend(database, config, some, who),
+            part=lambda some: _mend(database, config, known, some, who),
             alone=lambda _seq, _error: (),
             name=lambda seq: f"seq={seq}",
         )
         mended = tuple(found for part in parts for found in part)
         upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, mended)
-    for ahead in pull_in_all(database, config, policies(config)):
+    for ahead in pull_in_all(database, config, known):
         yield Checked(upto, differences=tuple(one.difference for one in ahead))
 
 
-def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> tuple[Difference, ...]:
+def _mend(database: Database, config: Config, known: Policies, seqs: Sequence[int], who: str) -> tuple[Difference, ...]:
     """Examine these seqs again under the order lock, and repair what is still wrong.
 
     Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
@@ -117,7 +120,7 @@ def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> 
         mends, demoted = _with_room(transaction, of_rows, now)
         changed = _write(transaction, mends)
         lanes = {(row.route, row.lane) for row in (one.subject.row for one in wrong) if row is not None}
-        transaction.write_back(settle_lanes(transaction, [*changed, *demoted], policies(config), now, lanes), None)
+        transaction.write_back(settle_lanes(transaction, [*changed, *demoted], known, now, lanes), None)
         remember_delivered(transaction, _last_delivered(late))
     return (
         *(found for one in removed for found in one.differences),

@@ -45,9 +45,9 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
         upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, differences)
     for lanes in headless(database):
-        yield Checked(upto, differences=told(lanes, NO_HEAD))
-    for lanes in phantoms(database):
-        yield Checked(upto, differences=told(lanes, PHANTOM))
+        yield Checked(upto, differences=for_lanes(lanes, NO_HEAD))
+    for lanes in unlogged_successes(database):
+        yield Checked(upto, differences=for_lanes(lanes, PHANTOM))
     for ahead in find_all(database, config, policies(config)):
         yield Checked(upto, differences=tuple(one.difference for one in ahead))
     yield Checked(upto, differences=tuple(_totals(database)))
@@ -57,7 +57,7 @@ NO_HEAD = Difference("no_head", None, None, None, "one may go next", "none")
 PHANTOM = Difference("last_delivered", None, None, None, "it was not delivered", "the newest delivered")
 
 
-def told(lanes: Iterable[Lane], difference: Difference) -> tuple[Difference, ...]:
+def for_lanes(lanes: Iterable[Lane], difference: Difference) -> tuple[Difference, ...]:
     """The same difference for each of these lanes."""
     return tuple(msgspec.structs.replace(difference, route=route, lane=lane) for route, lane in lanes)
 
@@ -76,7 +76,7 @@ def headless(database: Database) -> Iterator[list[Lane]]:
             yield lanes
 
 
-def phantoms(database: Database) -> Iterator[list[Lane]]:
+def unlogged_successes(database: Database) -> Iterator[list[Lane]]:
     """Lanes whose remembered last delivery never happened."""
     for rows in _pages(database, _LAST_DELIVERIES):
         if lanes := [(row.route, row.lane) for row in rows if not row.was_delivered]:

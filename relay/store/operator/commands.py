@@ -21,6 +21,7 @@ from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from relay.delivery import facts
 from relay.delivery.gates import Gate
+from relay.delivery.policy import Policies
 from relay.store import gates
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
@@ -112,7 +113,7 @@ class OpenCommands:
         self.busy: list[tuple[int, DBAPIError]] = []
         """Commands that failed last time because a row they need was locked."""
 
-    def work(self, config: Config) -> int:
+    def work(self, config: Config, policies: Policies) -> int:
         """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
         with self._database.read() as transaction:
             numbers = [row.id for row in transaction.execute(_OPEN, after=self._after, most=MOST_AT_ONCE)]
@@ -121,7 +122,7 @@ class OpenCommands:
         changed = 0
         for number in numbers:
             try:
-                changed += work_on(self._database, config, number)
+                changed += work_on(self._database, config, policies, number)
             except DBAPIError as error:
                 if failure_of(error) != "busy":
                     raise
@@ -129,7 +130,7 @@ class OpenCommands:
         return changed
 
 
-def work_on(database: Database, config: Config, number: int) -> int:
+def work_on(database: Database, config: Config, policies: Policies, number: int) -> int:
     """Do the next batch of this command, if it has not ended.
 
     A command that can't be understood, or whose deliveries can't be found, is `failed`. A delivery that can't be changed is
@@ -143,11 +144,11 @@ def work_on(database: Database, config: Config, number: int) -> int:
         if batch is None:
             return 0
         try:
-            return _do(database, config, batch)
+            return _do(database, config, policies, batch)
         except Exception as error:
             if not blames_items(error) or batch.choice is None or not batch.keys:
                 raise
-        return _do_apart(database, batch, batch.choice)
+        return _do_apart(database, policies, batch, batch.choice)
     except Exception as error:
         if not blames_items(error):
             raise
@@ -185,7 +186,7 @@ def _look(database: Database, config: Config, number: int) -> _Batch | None:
     return _Batch(command, choice, keys_of(page))
 
 
-def _do(database: Database, config: Config, batch: _Batch) -> int:
+def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
     """Do a batch in one transaction, unless another process has done it meanwhile."""
     number = batch.command.id
     with database.write() as transaction:
@@ -195,13 +196,13 @@ def _do(database: Database, config: Config, batch: _Batch) -> int:
         step = (
             _turn_gate(transaction, config, batch.command, now)
             if batch.choice is None
-            else _next(transaction, batch, batch.choice, now)
+            else _next(transaction, batch, batch.choice, policies, now)
         )
         transaction.execute(_advance(database.sql), id=number, at=time_text(now), **msgspec.structs.asdict(step))
     return step.changed
 
 
-def _do_apart(database: Database, batch: _Batch, choice: Choice) -> int:
+def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Choice) -> int:
     """Do a batch in parts, after one of its deliveries has failed.
 
     Each part notes how far the command has come: whoever goes on with it, at the same time or after us, does none twice.
@@ -219,7 +220,7 @@ def _do_apart(database: Database, batch: _Batch, choice: Choice) -> int:
             now = transaction.lock_order()
             if not _is_as_it_was(transaction, number, standing):
                 return 0
-            changed = _change(transaction, choice, batch.command, some, now)
+            changed = _change(transaction, choice, batch.command, some, now, policies=policies)
             note(transaction, _COUNT, some[-1], changed=changed)
         return changed
 
@@ -279,7 +280,7 @@ def _understood(value: object, form: type[_Form]) -> _Form:
         raise UnusableCommand(f"not understood: {error}") from error
 
 
-def _next(transaction: Transaction, batch: _Batch, choice: Choice, now: datetime) -> _Step:
+def _next(transaction: Transaction, batch: _Batch, choice: Choice, policies: Policies, now: datetime) -> _Step:
     command = batch.command
     if batch.waits:
         return _Step(
@@ -288,7 +289,9 @@ def _next(transaction: Transaction, batch: _Batch, choice: Choice, now: datetime
     if not batch.keys:
         answer = f"done, but for {command.failed} that could not be changed: see error" if command.failed else "done"
         return _Step("done", progress=command.progress_seq, answer=answer)
-    return _Step("running", _change(transaction, choice, command, batch.keys, now), batch.keys[-1][0])
+    return _Step(
+        "running", _change(transaction, choice, command, batch.keys, now, policies=policies), batch.keys[-1][0]
+    )
 
 
 def _change(
@@ -297,14 +300,18 @@ def _change(
     command: Any,  # noqa: ANN401  # a result row
     keys: Sequence[Key],
     now: datetime,
+    *,
+    policies: Policies,
 ) -> int:
     said = {"who": command.asked_by, "why": command.reason}
     states = GIVEN_UP if choice.is_about_dead else None
     if choice.act == "replay":
         too = None if choice.selection.force else partial(selection.among, transaction, choice)
-        return replay(transaction, choice.config, keys, facts.Replayed(**said), now, too=too, states=states)
+        return replay(
+            transaction, choice.config, keys, facts.Replayed(**said), now, policies=policies, too=too, states=states
+        )
     fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
-    return end_or_unblock(transaction, choice.config, keys, fact, now, states=states)
+    return end_or_unblock(transaction, choice.config, keys, fact, now, policies=policies, states=states)
 
 
 def _fail(database: Database, number: int, error: Exception) -> None:

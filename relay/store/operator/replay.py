@@ -8,7 +8,7 @@ from datetime import datetime
 from inbox.config.model import Config
 from relay.delivery import facts
 from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
-from relay.delivery.policy import policies
+from relay.delivery.policy import Policies
 from relay.store.coverage import last_delivered
 from relay.store.database import Key, Transaction
 from relay.store.lanes import settle_lanes
@@ -28,6 +28,7 @@ def replay(
     fact: facts.Replayed,
     now: datetime,
     *,
+    policies: Policies,
     too: Too | None,
     states: Collection[State] | None = None,
 ) -> int:
@@ -48,7 +49,7 @@ def replay(
         for row in found
         if row.state in (states or _REPLAYABLE) and (row.seq, row.route) not in left
     ]
-    take_up(transaction, found, again, policies(config), None)
+    take_up(transaction, found, again, policies, None)
     return len(again)
 
 
@@ -59,6 +60,7 @@ def end_or_unblock(
     fact: facts.Cancelled | facts.Unblocked,
     now: datetime,
     *,
+    policies: Policies,
     states: Collection[State] | None = None,
 ) -> int:
     """End these deliveries for good, or unblock their lanes. One that a relay has claimed meanwhile is left as it is.
@@ -79,7 +81,7 @@ def end_or_unblock(
     # Written first, so that what settling reads of these lanes is what is left of them.
     transaction.write_back(changed, None)
     lanes = {(row.route, row.lane) for row in changed}
-    transaction.write_back(settle_lanes(transaction, [], policies(config), now, lanes), None)
+    transaction.write_back(settle_lanes(transaction, [], policies, now, lanes), None)
     return len(changed)
 
 
