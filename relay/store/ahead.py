@@ -21,9 +21,10 @@ from relay.delivery.gates import GateKey
 from relay.delivery.horizon import SLACK, breaker_within, within
 from relay.delivery.policy import Policies
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
-from relay.store.claim import LEASE_SECONDS, PROBE_GIVEN_UP_AFTER
+from relay.store.claim import PROBE_GIVEN_UP_AFTER
 from relay.store.database import Database, Transaction
 from relay.store.gates import as_breaker
+from relay.store.leases import LEASE_SECONDS
 from relay.store.sweeps import lease_seconds
 
 BATCH = 500

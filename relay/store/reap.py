@@ -16,10 +16,10 @@ from relay.delivery.lifecycle import append
 from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, Policies, decide_abandoned
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
-from relay.store.claim import LEASE_SECONDS, Claimed
 from relay.store.clock import DatabaseClock
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text, keys_param
 from relay.store.lanes import settle_lanes
+from relay.store.leases import LEASE_SECONDS, Claimed
 from relay.store.quarantine import quarantine
 
 BATCH = 200

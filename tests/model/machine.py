@@ -14,7 +14,7 @@ from hypothesis.stateful import precondition
 from relay.daemon.leases import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
 from relay.store.audit.examine import _view
-from relay.store.claim import LEASE_SECONDS
+from relay.store.leases import LEASE_SECONDS
 from tests.model.actors import Relay
 from tests.model.calling import Calling
 from tests.model.commanding import Commanding

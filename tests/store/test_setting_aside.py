@@ -20,8 +20,9 @@ from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.delivery.outcome import Delivered
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
-from relay.store.claim import claim, give_back
+from relay.store.claim import claim
 from relay.store.database import FailedAlone
+from relay.store.leases import give_back
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
 from relay.store.reap import reap
