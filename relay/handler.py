@@ -6,7 +6,7 @@
 
     def on_event(event: Event) -> None: ...
 
-Returning is success. `docs/handlers.md` tells the rest.
+Returning is success. `docs/how-to/write-a-handler.md` tells the rest.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class ApiHeader(Table, frozen=True, tag="header", tag_field="kind"):
 Answered = Literal[
     "throttled", "server_error", "rejected", "auth", "not_found", "gone", "conflict", "redirect", "bad_answer"
 ]
-"""Classes of answers; docs/delivery.md says which statuses each has."""
+"""Classes of answers; docs/reference/delivery.md says which statuses each has."""
 Consequence = Literal["retry", "confirm", "again", "dead"]
 
 
@@ -219,7 +219,7 @@ class Downstream(Endpoint, frozen=True):
     """What destinations have in common."""
 
     outcomes: dict[Answered, Consequence] = {}
-    """What follows an answer of a class, where it is not what docs/delivery.md says."""
+    """What follows an answer of a class, where it is not what docs/reference/delivery.md says."""
 
 
 class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind", kw_only=True):
@@ -245,7 +245,10 @@ class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", k
 
 
 class PythonDestination(Downstream, frozen=True, tag="python", tag_field="kind", kw_only=True):
-    """Calls a function of yours: docs/handlers.md. Of the shared keys `timeout`, `concurrency`, `rate` and `breaker` are for it."""
+    """Calls a function of yours: docs/how-to/write-a-handler.md.
+
+    Of the shared keys `timeout`, `concurrency`, `rate` and `breaker` apply to it.
+    """
 
     function: str
     """`package.module:name`; imported when the relay starts, also from the folder of `inbox.toml`."""

@@ -180,7 +180,7 @@ class Deactivate(Table, frozen=True, kw_only=True):
 
 
 class MapField(Table, frozen=True):
-    """How a field of the counterpart gets its value, where an expression alone can't say it; docs/mapping.md has examples."""
+    """Defines one field's value where an expression alone can't: docs/reference/mapping.md has examples."""
 
     expression: str | None = msgspec.field(default=None, name="from")
     """A JMESPath over {event, entity, target}."""

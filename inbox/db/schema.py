@@ -238,7 +238,7 @@ delivery_log = Table(
     Column("at", UtcDateTime, nullable=False, comment="when it was recorded; database clock"),
     Column("seq", BigInteger, nullable=False, comment="the event: inbox.seq"),
     Column("route", Text, nullable=False, comment="the route"),
-    Column("kind", Text, nullable=False, comment="what happened; the words are explained in docs/states.md"),
+    Column("kind", Text, nullable=False, comment="what happened; the words are explained in docs/reference/states.md"),
     Column("attempt", Integer, nullable=False, comment="attempts used in this run when it happened"),
     Column("relay_node", Text, comment="relay_node.id of the process that recorded it; empty for a person's act"),
     Column(

@@ -43,7 +43,7 @@ CREATE TABLE delivery_log ( -- The facts: everything that happened to a delivery
     seq BIGINT NOT NULL,
     -- the route
     route TEXT NOT NULL,
-    -- what happened; the words are explained in docs/states.md
+    -- what happened; the words are explained in docs/reference/states.md
     kind TEXT NOT NULL,
     -- attempts used in this run when it happened
     attempt INTEGER NOT NULL,

@@ -34,7 +34,7 @@ class Form(msgspec.Struct, frozen=True):
     """It writes these around the value by itself, and must not stand between others."""
     meaning: str
     example: str
-    """Both for its row in docs/configuration.md."""
+    """Both for its row in docs/reference/configuration.md."""
     escape: str = "\\"
     """The character before a quote that does not end the text. Empty: the language doubles the quote."""
 

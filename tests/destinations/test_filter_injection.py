@@ -24,7 +24,7 @@ from relay.destinations import Context
 from tests.destinations.syncing import DELETE, NOW
 
 INJECTED = 'x" or userName eq "admin'
-"""As docs/sync.md had its filter, `externalId eq "{event.entity_id}"`, this found the admin, and the admin was deleted."""
+"""As the documentation once had its filter, `externalId eq "{event.entity_id}"`, this found the admin, and the admin was deleted."""
 
 _CONFIG = """
 [sources.trivore]

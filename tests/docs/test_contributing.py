@@ -145,7 +145,7 @@ def test_they_are_written_as_the_house_writes(copy: Path) -> None:
 
 def test_the_documentation_can_be_made_with_them(copy: Path) -> None:
     subprocess.run([sys.executable, "docs/generate.py"], cwd=copy, check=True, capture_output=True)
-    assert 'with `kind = "note"`' in (copy / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert "| `python` | text | not null | version of Python it runs on |" in (copy / "docs" / "schema.md").read_text(
-        "utf-8"
-    )
+    assert 'with `kind = "note"`' in (copy / "docs/reference/configuration.md").read_text(encoding="utf-8")
+    assert "| `python` | text | not null | version of Python it runs on |" in (
+        copy / "docs/reference/schema.md"
+    ).read_text("utf-8")

@@ -1,7 +1,7 @@
 """What a sync route makes of bad input, from the webhook on: the documented result, and a lane that goes on afterwards.
 
-docs/sync.md says what each leads to, docs/delivery.md when it is tried again. The steps are the relay's own, on both
-databases; both services answer over sockets.
+docs/reference/sync.md has the result of each, docs/reference/delivery.md the retries. The steps are the relay's own, on
+both databases; both services answer over sockets.
 """
 
 from __future__ import annotations
