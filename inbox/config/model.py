@@ -245,10 +245,8 @@ class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", k
 
 
 class PythonDestination(Downstream, frozen=True, tag="python", tag_field="kind", kw_only=True):
-    """Calls a function of yours: docs/how-to/write-a-handler.md.
-
-    Of the shared keys `timeout`, `concurrency`, `rate` and `breaker` apply to it.
-    """
+    """Calls a function of yours: docs/how-to/write-a-handler.md. Of the shared keys `timeout`, `concurrency`, `rate` and
+    `breaker` apply to it."""
 
     function: str
     """`package.module:name`; imported when the relay starts, also from the folder of `inbox.toml`."""

@@ -1,4 +1,4 @@
-"""What docs/how-to/operate.md tells to set in a `sqlite3` shell keeps it from making checkpoints beside the others' commits."""
+"""The pragma of docs/how-to/repair-the-database.md keeps a `sqlite3` shell from making checkpoints beside others' commits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def copies_back(path: Path, before_it_writes: str) -> bool:
 
 
 def test_the_pragma_of_the_page_ends_automatic_checkpoints(tmp_path: Path) -> None:
-    page = blocks(PAGES["docs/how-to/operate.md"].read_text(encoding="utf-8"))
+    page = blocks(PAGES["docs/how-to/repair-the-database.md"].read_text(encoding="utf-8"))
     (pragma,) = [block.text for block in page if block.info == "sql"]
     assert copies_back(tmp_path / "as-it-is.db", "")
     assert not copies_back(tmp_path / "as-told.db", pragma)
