@@ -9,7 +9,7 @@ SBOM := sbom.json
 TESTERS := $(shell $(PYTHON) -c 'import os; print(min(len(os.sched_getaffinity(0)) + 1, 4))')
 
 # They kill relays about as fast as a machine can start them, and have it for themselves.
-RIGS := tests/faults/test_mixed_faults.py
+RIGS := tests/proofs/faults/test_mixed_faults.py
 
 help:  ## show what can be made
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,10 +34,10 @@ pythons: $(READY)  ## run the quick tests on each other Python from 3.11 to 3.14
 	TESTERS=$(TESTERS) .ci/pythons
 
 faults: $(READY)  ## break everything at random for MINUTES=5 (SEED=, DATABASE=sqlite) and count what happened
-	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),postgres)
+	$(BIN)/python -m tests.proofs.faults.run --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),postgres)
 
 fuzz: $(READY)  ## send the receiver REQUESTS=50000 random requests (SEED=) and look at every answer
-	FUZZ_REQUESTS=$(or $(REQUESTS),50000) FUZZ_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q tests/process/test_fuzz.py
+	FUZZ_REQUESTS=$(or $(REQUESTS),50000) FUZZ_SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q tests/proofs/test_fuzz.py
 
 longest: $(READY)  ## time the longest transactions under the order lock with OPEN=20000 open (DATABASE=postgres)
 	$(BIN)/python -m benchmarks.order_lock --open $(or $(OPEN),20000) --database $(or $(DATABASE),sqlite)

@@ -24,7 +24,7 @@ _numbers = count(1)
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
 hypothesis.settings.load_profile("patient")
 
-LONG = ("tests/model/", "tests/faults/")
+LONG = ("tests/proofs/model/", "tests/proofs/faults/")
 """Folders whose tests take minutes."""
 
 

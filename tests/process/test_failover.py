@@ -76,7 +76,7 @@ def documented_url(*servers: KillablePostgres) -> str:
 def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
     """A primary with a standby, a receiver, a relay and a sender, which have all begun."""
     with contextlib.ExitStack() as stack:
-        # not below pytest's own folder: see tests/faults/rig.py
+        # not below pytest's own folder: see tests/proofs/faults/rig.py
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-pair-", dir="/tmp")))
         for name in ("primary", "standby"):
             (data / name).mkdir()
