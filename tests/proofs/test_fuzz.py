@@ -71,6 +71,7 @@ def unusable(engine: Engine) -> list[str]:
     return wrong
 
 
+@pytest.mark.long
 def test_random_requests_are_answered_right_and_leave_the_worker_as_it_was(
     module_database_url: str, module_engine: Engine, tmp_path: Folder
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from tests.helpers import fault_checkers
 from tests.proofs.faults.fault_actions import do_all
@@ -14,6 +15,8 @@ from tests.proofs.faults.plan import RELAYS, Amounts, draw
 from tests.proofs.faults.rig import rig
 from tests.proofs.faults.small_disk import can_be_made
 from tests.proofs.faults.verdict import Verdict, conclude, told
+
+pytestmark = [pytest.mark.long, pytest.mark.alone]
 
 ON_POSTGRES = Amounts(
     seconds=48,

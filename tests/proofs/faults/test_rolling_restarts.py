@@ -13,6 +13,8 @@ from tests.proofs.faults.plan import RELAYS, Amounts, draw
 from tests.proofs.faults.rig import rig
 from tests.proofs.faults.verdict import conclude, gather, told
 
+pytestmark = pytest.mark.long
+
 EACH = Amounts(seconds=4, replacements=2, verifications=1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import combinations_with_replacement
 from math import factorial
 
@@ -13,12 +13,29 @@ from tests.proofs.interleavings.invariants import kept, told
 from tests.proofs.interleavings.scenarios import SCENES, Scene
 from tests.proofs.interleavings.stage import Operation, Order, Stage
 
+Prepare = Callable[[Stage], scenes.Operations]
+SHORT_ON_POSTGRES = (scenes.arrivals, scenes.an_earlier_one, scenes.a_head_that_blocks)
 
-def each(*scenes: Scene) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("scene", scenes, ids=lambda scene: scene.prepare.__name__)
+
+def each(scenes: Collection[Scene], *, short: Collection[Prepare] = ()) -> pytest.MarkDecorator:
+    """On SQLite, which has few orders, each of these; on Postgres those that are `short`, and the others at length."""
+    return pytest.mark.parametrize(
+        ("database_url", "scene"),
+        [
+            pytest.param(
+                kind,
+                scene,
+                marks=pytest.mark.long if kind == "postgres" and scene.prepare not in short else (),
+                id=f"{kind}-{scene.prepare.__name__}",
+            )
+            for kind in ("sqlite", "postgres")
+            for scene in scenes
+        ],
+        indirect=["database_url"],
+    )
 
 
-@each(*SCENES)
+@each(SCENES, short=SHORT_ON_POSTGRES)
 def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
     operations = scene.prepare(stage)
     stage.keep()
@@ -36,7 +53,7 @@ def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene)
     assert scene.sometimes <= seen
 
 
-@each(*(scene for scene in SCENES if scene.triples))
+@each([scene for scene in SCENES if scene.triples])
 def test_in_every_order_of_three_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
     operations = scene.prepare(stage)
     stage.keep()

@@ -14,13 +14,12 @@ from sqlalchemy import text
 from relay.store import claim, lanes, reap, record
 from relay.store.audit import rebuild
 from relay.store.database import Transaction
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.proofs.interleavings import scenes
 from tests.proofs.interleavings.invariants import kept
 from tests.proofs.interleavings.scenes import Operations
 from tests.proofs.interleavings.stage import Stage
-
-on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 
 
 def prepared(stage: Stage, scene: Callable[[Stage], Operations], *names: str) -> Operations:
@@ -54,7 +53,7 @@ def without_locked_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 # Without the order lock. On SQLite it is the write lock, without which nothing can be written at all.
 
 
-@on_postgres
+@ON_POSTGRES
 def test_without_the_order_lock_record_and_sequence_make_two_heads_in_one_lane(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +63,7 @@ def test_without_the_order_lock_record_and_sequence_make_two_heads_in_one_lane(
         stage.all_orders(operations, kept)
 
 
-@on_postgres
+@ON_POSTGRES
 def test_without_the_order_lock_two_that_sequence_the_same_events_fold_them_twice(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +73,8 @@ def test_without_the_order_lock_two_that_sequence_the_same_events_fold_them_twic
         stage.all_orders(operations, kept)
 
 
-@on_postgres
+@ON_POSTGRES
+@pytest.mark.long
 def test_without_the_order_lock_sequence_takes_a_head_from_the_relay_that_works_on_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,7 @@ def test_without_the_order_lock_sequence_takes_a_head_from_the_relay_that_works_
         stage.all_orders(operations, kept, coarse=True)
 
 
-@on_postgres
+@ON_POSTGRES
 def test_without_the_order_lock_giving_back_and_sequence_make_two_heads_in_one_lane(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +94,7 @@ def test_without_the_order_lock_giving_back_and_sequence_make_two_heads_in_one_l
         stage.all_orders(operations, kept)
 
 
-@on_postgres
+@ON_POSTGRES
 def test_with_neither_the_order_lock_nor_locked_heads_a_lane_is_stuck_for_good(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +105,7 @@ def test_with_neither_the_order_lock_nor_locked_heads_a_lane_is_stuck_for_good(
         stage.all_orders(operations, kept)
 
 
-@on_postgres
+@ON_POSTGRES
 @pytest.mark.parametrize("scene", [scenes.an_earlier_one, scenes.a_newer_one_takes_over])
 def test_without_locked_heads_sequence_takes_a_head_from_the_relay_that_claims_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, scene: Callable[[Stage], Operations]
@@ -178,7 +178,7 @@ def test_a_statement_that_looks_for_the_event_itself_removes_nothing_that_has_on
 # Claims and leases that ran out.
 
 
-@on_postgres
+@ON_POSTGRES
 def test_claims_that_do_not_skip_what_is_locked_wait_and_keep_every_promise(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +187,7 @@ def test_claims_that_do_not_skip_what_is_locked_wait_and_keep_every_promise(
     assert stage.all_orders(operations, kept) > 2
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_claim_that_does_not_look_again_takes_what_another_has_claimed(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,8 @@
-"""The model finds what it is there to find: a product that lacks one of its safeguards fails it."""
+"""The model finds what it is there to find: a product that lacks one of its safeguards fails it.
+
+Most controls run on SQLite, which is twice as fast, and the model that has to see the fault is the same on both. SQLite has
+one writer at a time: nothing to order by a lock, and nothing commits out of order.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +29,11 @@ from relay.store.audit import rebuild
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 from relay.store.operator import replay
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.proofs.model.running import RUNS, SEED, run
 from tests.proofs.model.snapshot import Violation
 from tests.proofs.model.world import World
-
-ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-"""SQLite has one writer at a time: nothing to order by a lock, and nothing commits out of order."""
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-"""It is twice as fast, and the model that has to see the fault is the same on both."""
 
 SOON = "1"
 """A seed whose runs show each of these faults early; with another one some take minutes."""
@@ -176,6 +176,7 @@ def test_coverage_without_skew_and_resolution_drops_what_is_not_proven(
 
 
 @ON_SQLITE
+@pytest.mark.long
 def test_coverage_without_a_fetch_that_takes_every_clock_for_right_drops_what_is_not_proven(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +196,7 @@ def test_without_a_look_for_what_a_sweep_has_told_it_is_told_again(
 
 
 @ON_SQLITE
+@pytest.mark.long
 def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,12 +205,14 @@ def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
 
 
 @ON_SQLITE
+@pytest.mark.long
 def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "covers", lambda last, key, _skew: last.key >= key)
     finds(world, "a repeat is judged wrongly", "re-armed without need", "it ended wrongly", soon="2")
 
 
 @ON_SQLITE
+@pytest.mark.long
 def test_a_repeat_that_is_counted_and_not_judged_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     counting = duplicates_at_intake.SQLITE_COUNT.text.replace("handled_at = NULL, ", "")
     assert counting != duplicates_at_intake.SQLITE_COUNT.text
@@ -223,12 +227,14 @@ def test_without_healing_the_dead_stay(world: World, monkeypatch: pytest.MonkeyP
 
 
 @ON_SQLITE
+@pytest.mark.long
 def test_dead_ones_that_a_success_leaves_and_nobody_notes_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "go_on_healing", lambda *_: None)
     finds(world, "dead though a later one succeeded")
 
 
 @ON_SQLITE
+@pytest.mark.long
 def test_the_newest_before_what_is_still_to_be_folded_is_followed_by_older_ones(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
