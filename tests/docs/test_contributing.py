@@ -17,6 +17,8 @@ import pytest
 from inbox.db.migrate import head
 from tests.docs.pages import PAGES, ROOT, blocks
 
+pytestmark = pytest.mark.long
+
 COPIED = (
     "inbox",
     "relay",

@@ -13,11 +13,11 @@ from relay.destinations import build
 from relay.store.database import Database
 from relay.store.leases import Claimed
 from tests.helpers.daemon import configured
+from tests.helpers.kinds import ON_POSTGRES
 from tests.store.conftest import Steps, an_event, receive
 
 __all__ = ["receive"]
 
-on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 LOCK = text("SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE")
 
 
@@ -63,7 +63,7 @@ def renewed(engine: Engine) -> list[int]:
         return [row.seq for row in connection.execute(text(since))]
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(
     engine: Engine, receive: Callable[..., list[int | None]]
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(
     assert waited == [RENEW_EVERY_SECONDS, again, again, RENEW_EVERY_SECONDS - 2 * again, RENEW_EVERY_SECONDS]
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_row_that_stays_locked_delays_neither_the_next_round_nor_the_sign_of_life(
     engine: Engine, receive: Callable[..., list[int | None]]
 ) -> None:

@@ -16,9 +16,9 @@ from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
 from tests.helpers.evidence import decoded, facts, open_states
 from tests.helpers.in_step import Flow, SyncSteps, flowing, stepping, user
+from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
 
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 pytestmark = ON_SQLITE
 """What either side answers has nothing to do with the database: the steps are tested on both elsewhere."""
 

@@ -12,8 +12,8 @@ from tests.destinations.scripted import answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE
 from tests.helpers.evidence import facts
 from tests.helpers.in_step import Flow, SyncSteps, flowing, in_seconds, stepping, user
+from tests.helpers.kinds import ON_SQLITE
 
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 pytestmark = ON_SQLITE
 """What either side answers has nothing to do with the database: the steps are tested on both elsewhere."""
 

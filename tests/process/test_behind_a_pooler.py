@@ -29,6 +29,8 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
 from tests.store.conftest import an_event
 
+pytestmark = pytest.mark.long
+
 EVENTS = 400
 ENTITIES = 40
 RELAYS = 3

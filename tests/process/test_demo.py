@@ -18,6 +18,7 @@ import pytest
 
 from relay.demo.ground import prepare_database
 from tests.helpers.filling import fill
+from tests.helpers.kinds import LONG_ON_POSTGRES
 
 WAIT = 120.0
 SOON = 30.0
@@ -83,6 +84,7 @@ def pids(said: list[str]) -> list[int]:
     return found
 
 
+@LONG_ON_POSTGRES
 def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Path) -> None:
     """Some 240 changes, one call in ten failing, answers lost, the relay killed over its work: nothing is missing."""
     ended = run("--once", "--json", "--seed", "11", "--folder", str(tmp_path / "demo"), "--database", database_url)
@@ -109,6 +111,7 @@ def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Pa
     assert (summary["still_open"], summary["dead"], summary["webhooks_unsent"]) == (0, 0, 0)
 
 
+@pytest.mark.long
 def test_once_exits_1_with_the_differences_when_the_services_do_not_agree(tmp_path: Path) -> None:
     """The negative controls: a mapping that puts the wrong thing into a field, and sweeps that find nothing."""
     ended = run("--once", "--seed", "1", "--folder", str(tmp_path), before=f"{FEW_CHANGES}\n{WRONG_MAPPING}\n{BLIND}")
@@ -126,6 +129,7 @@ def test_once_exits_1_with_the_differences_when_the_services_do_not_agree(tmp_pa
     assert "--seed 1" in ended.stdout
 
 
+@pytest.mark.long
 def test_without_a_tolerance_what_was_read_too_early_is_a_difference(tmp_path: Path) -> None:
     """The negative control of stale reads: each update is read before it is there."""
     ended = run("--once", "--json", "--seed", "3", "--folder", str(tmp_path), before=f"{FEW_CHANGES}\n{CREDULOUS}")
@@ -142,6 +146,7 @@ def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: P
     assert "pre_set" in ended.stderr
 
 
+@pytest.mark.long
 def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
     with running(tmp_path) as (process, said):
         children = pids(said)
@@ -166,6 +171,7 @@ def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent has died")
+@pytest.mark.long
 def test_even_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     with running(tmp_path) as (process, said):
         watched = [os.pidfd_open(pid) for pid in pids(said)]

@@ -24,6 +24,8 @@ from tests.helpers.scraping import exposition, metrics_at
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, moment
 
+pytestmark = pytest.mark.long
+
 ENTITY = "a-visible-entity"
 REASON = "a-visible-reason"
 WITHOUT_TEXT = {"order_lock", "write_probe", "alembic_version"}

@@ -24,6 +24,8 @@ from relay.store.sequence import any_received, sequence
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import POLICIES
 
+pytestmark = pytest.mark.long
+
 ENDED = 50_000
 STILL_OPEN = 400
 

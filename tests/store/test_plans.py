@@ -38,6 +38,8 @@ from relay.store.audit import examine, rebuild, verify
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
+pytestmark = pytest.mark.long
+
 EVENTS = 50_000
 BIG = {"inbox", "open_delivery", "delivery_log", "duplicate_request"}
 NOW = time_text(START)

@@ -28,14 +28,13 @@ from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import Recorded, record, record_each
 from relay.store.sequence import sequence
+from tests.helpers.kinds import ON_POSTGRES
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_commands import HOPELESS
 from tests.store.test_replay import CONFIG
 
 DONE = Delivered((), "forwarded")
 TEN = [an_event(number, f"u{number}") for number in range(1, 11)]
-
-on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 
 
 def by_hand(steps: Steps, *statements: str) -> None:
@@ -150,7 +149,7 @@ def test_behind_many_heads_that_can_not_be_loaded_the_next_are_claimed_at_once(s
     assert states(steps) == {"dead": 8, "in_flight": 2}
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_row_that_stays_locked_keeps_no_other_from_being_ordered(
     steps: Steps, receive: Callable[..., list[int | None]]
 ) -> None:
@@ -164,7 +163,7 @@ def test_a_row_that_stays_locked_keeps_no_other_from_being_ordered(
     assert sequence(steps.database, POLICIES, "r1") == 1
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_row_that_stays_locked_keeps_no_other_from_being_recorded(steps: Steps) -> None:
     steps.arrive(*TEN)
     outcomes = [(delivery, DONE) for delivery in claim(steps.database, "r1", [(["strict"], 10)])]
@@ -180,7 +179,7 @@ def test_a_row_that_stays_locked_keeps_no_other_from_being_recorded(steps: Steps
     assert steps.states() == []
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_locked_order_lock_is_waited_for_once(steps: Steps, receive: Callable[..., list[int | None]]) -> None:
     receive(*TEN)
     alone: list[FailedAlone] = []
@@ -194,7 +193,7 @@ def test_a_locked_order_lock_is_waited_for_once(steps: Steps, receive: Callable[
     assert alone == []
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lock(steps: Steps) -> None:
     steps.arrive(*TEN)
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
@@ -206,7 +205,7 @@ def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lo
     assert working.work(CONFIG, POLICIES) == 10
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(
     steps: Steps, receive: Callable[..., list[int | None]]
 ) -> None:

@@ -23,6 +23,8 @@ from relay.store import claim, conditions, coverage, duplicates, lanes, leftover
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
+pytestmark = pytest.mark.long
+
 ROWS = 20_000
 READ_AT_MOST = 200
 """Rows of any one node: of each of some lanes one, and what it was joined to."""
