@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from inbox.config.shape import Mistake
-from inbox.config.sync import MapField, Sync
+from inbox.config.sync import MapField, SyncRoute
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from inbox.events.strict_json import DEEPEST
 from inbox.loader.rules import is_reference, map_mistakes
@@ -122,7 +122,7 @@ class Fields(msgspec.Struct, frozen=True):
         return {name: value for name, value in values.items() if value is not None or name in clear}
 
 
-def compile_fields(route: str, sync: Sync) -> Fields:
+def compile_fields(route: str, sync: SyncRoute) -> Fields:
     """The map of the route of that name; its functions are imported now.
 
     Raises:

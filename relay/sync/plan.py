@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from inbox.config.sync import Deactivate, Fetch, Sync, Update, Write
+from inbox.config.sync import Deactivate, Fetch, SyncRoute, Update, Write
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from inbox.events import timestamps
 from relay.delivery.outcome import Delivery
@@ -67,7 +67,7 @@ class SyncPlan(msgspec.Struct, frozen=True):
         return self.fields.of(scope, creating=creating)
 
 
-def compile_sync(route: str, sync: Sync) -> SyncPlan:
+def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
     """The plan of the route of that name.
 
     Raises:
@@ -134,7 +134,7 @@ def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | No
         return None
 
 
-def _agree(where: str, sync: Sync) -> None:
+def _agree(where: str, sync: SyncRoute) -> None:
     wrong = []
     if sync.missing == "create" and sync.create is None:
         wrong.append('missing = "create" needs a create table; write one, or another missing')
