@@ -21,20 +21,11 @@ from enum import StrEnum
 import msgspec
 
 from inbox.errors import IllegalTransition
+from inbox.events import states
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 
-
-class State(StrEnum):
-    """Where a delivery stands: `open_delivery.state`, or ENDED when it has no row there."""
-
-    RECEIVED = "received"
-    WAITING = "waiting"
-    READY = "ready"
-    IN_FLIGHT = "in_flight"
-    BLOCKED = "blocked"
-    DEAD = "dead"
-    ENDED = "ended"
+State = states.State
 
 
 class Step(StrEnum):
@@ -64,7 +55,7 @@ class Step(StrEnum):
 
 
 SCHEDULING = frozenset({Step.QUEUED, Step.PROMOTED, Step.DEMOTED, Step.CLAIMED, Step.GIVEN_BACK})
-HEADS = frozenset({State.READY, State.IN_FLIGHT, State.BLOCKED})
+HEADS = frozenset(states.HEADS)
 TERMINAL = frozenset({Step.DELIVERED, Step.UNCHANGED, Step.SUPERSEDED, Step.SKIPPED, Step.CANCELLED})
 
 TRANSITIONS: dict[State, dict[Step, State]] = {

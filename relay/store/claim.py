@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import Sql, is_held_up, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
+from inbox.events import states
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
@@ -26,7 +27,7 @@ from relay.store.passing import not_paused, paused_param, see
 from relay.store.places import LATE, START, Cursor, Places
 from relay.store.unreadable import claiming_what_can_be_loaded
 
-LEASE_SECONDS = 15
+LEASE_SECONDS = states.LEASE_SECONDS
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
 """A relay that died over the attempt that tries a breaker is not waited for longer."""
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from inbox.db.schema import OPEN_STATES
 from inbox.errors import IllegalTransition
+from inbox.events.states import OPEN_STATES
 from relay.delivery import facts
 from relay.delivery.lifecycle import (
     CORRECTED_TO,

@@ -27,7 +27,7 @@ SHARED_NAMES = {
 }
 """Class names that two modules of the product may define, each with the reason."""
 
-CLAUSE_OPENERS = frozenset("How If That Those What When Where Whether Which Who Whose".split())
+CLAUSE_OPENERS = frozenset(["How", "If", "That", "Those", "What", "When", "Where", "Whether", "Which", "Who", "Whose"])
 FOLDERS = ("inbox", "relay", "migrations", "benchmarks", "docs", "tests")
 PRODUCT = ("inbox", "relay", "migrations")
 
