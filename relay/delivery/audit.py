@@ -68,7 +68,7 @@ class Account(msgspec.Struct, frozen=True):
     standing: FoldedState = NO_FACTS
     contradictions: tuple[str, ...] = ()
     last: Logged | None = None
-    delivered: facts.Delivered | None = None
+    delivered: facts.DeliveredFact | None = None
     """The last time that it was."""
     superseded_by: int | None = None
     """When it ended so: the newer event that stands for it."""
@@ -107,7 +107,7 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
                 is_put_right, is_newer, unseen = True, False, 0
             case facts.Replayed():
                 is_asked_for, unseen = True, 0
-            case facts.Delivered():
+            case facts.DeliveredFact():
                 delivered = last.fact
             case _:
                 pass

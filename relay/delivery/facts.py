@@ -17,7 +17,7 @@ class Fact(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_fi
     """Something that happened to one delivery; its class says what."""
 
 
-class Delivered(Fact, frozen=True, tag="delivered"):
+class DeliveredFact(Fact, frozen=True, tag="delivered"):
     """The other system has it. Terminal."""
 
     did: str
@@ -36,7 +36,7 @@ class Delivered(Fact, frozen=True, tag="delivered"):
     """What was fetched is older than the event, also after some waiting."""
 
 
-class Unchanged(Fact, frozen=True, tag="unchanged"):
+class UnchangedFact(Fact, frozen=True, tag="unchanged"):
     """Nothing had to be sent: the other system has it already. Terminal."""
 
     calls: tuple[Call, ...] = ()
@@ -52,7 +52,7 @@ class Superseded(Fact, frozen=True, tag="superseded"):
     sweep had added an event of the very change, and that was delivered."""
 
 
-class Skipped(Fact, frozen=True, tag="skipped"):
+class SkippedFact(Fact, frozen=True, tag="skipped"):
     """The route's own rule says that nothing is to be done. Terminal."""
 
     why: str
@@ -126,7 +126,7 @@ class Replayed(Fact, frozen=True, tag="replayed"):
 class Rearmed(Fact, frozen=True, tag="rearmed"):
     """A duplicate request may stand for a change that the last delivery did not cover."""
 
-    repeat: int
+    duplicate: int
     """duplicate_request.id."""
 
 
@@ -152,10 +152,10 @@ class Corrected(Fact, frozen=True, tag="corrected"):
 
 
 AnyFact = (
-    Delivered
-    | Unchanged
+    DeliveredFact
+    | UnchangedFact
     | Superseded
-    | Skipped
+    | SkippedFact
     | Cancelled
     | AttemptFailed
     | Abandoned

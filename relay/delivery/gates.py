@@ -76,7 +76,7 @@ def probe(breaker: Breaker, now: datetime, given_up_after: timedelta) -> Breaker
     return msgspec.structs.replace(breaker, state=BreakerState.HALF_OPEN, until=now + given_up_after)
 
 
-def heard(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
+def after_result(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
     """An attempt has ended."""
     if breaker.state is BreakerState.RETIRED:
         return breaker

@@ -17,7 +17,7 @@ def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     return _endpoint(outcome.calls[-1], policy)
 
 
-def heard_of(outcome: Outcome, policy: RoutePolicy) -> Iterator[tuple[GateKey, Health, str]]:
+def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[tuple[GateKey, Health, str]]:
     """What an attempt says of each endpoint that it called, and why: it would not have gone on from one that is unwell."""
     last = endpoint_of(outcome, policy)
     if last is None:

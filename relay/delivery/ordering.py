@@ -14,7 +14,7 @@ from inbox.config.model import Ordering
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State, Step, append, schedule
 
-Place = tuple[datetime, int]
+LanePosition = tuple[datetime, int]
 """When an event occurred, and its seq: a lane is worked in this order."""
 
 
@@ -23,7 +23,7 @@ def settle(
     lane: Iterable[OpenDelivery],
     now: datetime,
     first_delay: timedelta,
-    upto: Place | None = None,
+    upto: LanePosition | None = None,
 ) -> list[OpenDelivery]:
     """Give a lane its head, and fold what a newer event stands for.
 
@@ -70,7 +70,7 @@ def _is_untouched(head: OpenDelivery, now: datetime) -> bool:
 
 
 def _settle_oldest(
-    head: OpenDelivery | None, others: list[OpenDelivery], now: datetime, first_delay: timedelta, upto: Place | None
+    head: OpenDelivery | None, others: list[OpenDelivery], now: datetime, first_delay: timedelta, upto: LanePosition | None
 ) -> list[OpenDelivery]:
     """Settle what comes no later than `upto`, and queue the rest.
 
@@ -125,12 +125,12 @@ class LastDelivered(msgspec.Struct, frozen=True):
     """When its event arrived, by our clock; None: it is not known, or does not matter because something was fetched."""
 
     @property
-    def key(self) -> Place:
+    def key(self) -> LanePosition:
         """As `OpenDelivery.key`."""
         return (self.occurred_at, self.seq)
 
 
-def covers(last: LastDelivered, key: Place, skew: timedelta) -> bool:
+def covers(last: LastDelivered, key: LanePosition, skew: timedelta) -> bool:
     """Whether the last success in a lane certainly has the change of an event with this key in it.
 
     What was fetched has it when the fetch began after the change, by clocks that differ by `skew` at most, or when it is

@@ -12,7 +12,7 @@ import msgspec
 
 from inbox.events.event import Action
 
-Step = Literal["forward", "fetch", "find", "create", "update", "delete", "alert", "handle"]
+CallStep = Literal["forward", "fetch", "find", "create", "update", "delete", "alert", "handle"]
 Sent = Literal["answered", "not_sent", "unknown"]
 """What is known of a call: it was answered; it provably never left (name resolution, connection or TLS failed); or it left and no
 whole answer came back, so that the other side may have acted on it."""
@@ -36,8 +36,8 @@ ErrorClass = Literal[
     "refused",  # the outbound guard did not let the call out
     "lease_lost",  # the lease ended while the attempt ran: the calls were cut
     "crashed",  # the destination's code raised: a bug
-    "put_off",  # a handler raised Retry
-    "given_up",  # a handler raised GiveUp
+    "handler_retry",  # a handler raised Retry
+    "handler_abort",  # a handler raised GiveUp
 ]
 
 
@@ -95,7 +95,7 @@ class Delivery(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """One HTTP call of an attempt, as it is written to the log: no secret, no query values, no request body."""
 
-    step: Step
+    step: CallStep
     method: str
     url: str
     sent: Sent

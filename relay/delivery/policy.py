@@ -28,13 +28,13 @@ from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import GateKey, RateLimit
 from relay.delivery.lifecycle import OpenDelivery
-from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step, Unchanged
+from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, CallStep, Unchanged
 from relay.delivery.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, REFETCH_AFTER, RULES, Rule, rule_for
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
 """A destination that asks for more gets no more: its clock or its mind may be wrong."""
 
-_READS: frozenset[Step] = frozenset({"fetch", "find"})
+_READS: frozenset[CallStep] = frozenset({"fetch", "find"})
 
 CRASHES_ALLOWED = 3
 """A delivery during which the relay's process died so many times in a row is set aside: it may well be what kills it."""
@@ -191,7 +191,7 @@ def decide(
         is_stopped: the breaker of what was called was open already, so the failure says nothing of this event.
     """
     if isinstance(outcome, Delivered):
-        return facts.Delivered(
+        return facts.DeliveredFact(
             did=outcome.did,
             calls=outcome.calls,
             late=delivery.late,
@@ -202,9 +202,9 @@ def decide(
             stale_suspected=outcome.stale_suspected,
         )
     if isinstance(outcome, Unchanged):
-        return facts.Unchanged(calls=outcome.calls)
+        return facts.UnchangedFact(calls=outcome.calls)
     if isinstance(outcome, Skipped):
-        return facts.Skipped(why=outcome.why, calls=outcome.calls)
+        return facts.SkippedFact(why=outcome.why, calls=outcome.calls)
     return _decide_failed(delivery, outcome, policy, now, history, is_stopped=is_stopped)
 
 

@@ -50,8 +50,8 @@ RULES: dict[ErrorClass, Rule] = {
     "refused": Rule.RETRY,  # a name may lead to a wrong address for a while, by its server or a captive network
     "lease_lost": Rule.NOT_COUNTED,
     "crashed": Rule.RETRY,
-    "put_off": Rule.RETRY,
-    "given_up": Rule.DEAD,
+    "handler_retry": Rule.RETRY,
+    "handler_abort": Rule.DEAD,
 }
 
 AGAIN_AT_MOST = 3

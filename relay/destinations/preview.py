@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from inbox.errors import MappingError
-from relay.delivery.outcome import Delivery, Failed, Outcome, Step
+from relay.delivery.outcome import Delivery, Failed, Outcome, CallStep
 from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Context
 from relay.destinations.sync import NO_HEADERS, Attempt, Ended, Sync
@@ -83,7 +83,7 @@ class _Dry(Attempt):
 
     def write(
         self,
-        step: Step,
+        step: CallStep,
         call: CallPlan,  # noqa: ARG002  # as the base class has it
         fields: dict[str, Any] | None,
         body: bytes | None,  # noqa: ARG002

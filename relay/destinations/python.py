@@ -149,9 +149,9 @@ class Python:
             case Skip():
                 return Skipped(calls, _text(error.why))
             case Retry():
-                return Failed(calls, "put_off", f"handle: {_text(error.why)}", error.after)
+                return Failed(calls, "handler_retry", f"handle: {_text(error.why)}", error.after)
             case GiveUp():
-                return Failed(calls, "given_up", f"handle: {_text(error.why)}")
+                return Failed(calls, "handler_abort", f"handle: {_text(error.why)}")
         # An error's text may hold anything, the event's data and secrets too: its type and place say enough.
         name = type(error).__name__
         _log.error(

@@ -23,7 +23,7 @@ from relay.sync.plan import event_scope
 from relay.sync.templates import Placeholder, Template, encoded
 
 
-class Message(Template):
+class MessageTemplate(Template):
     """A message's text: what is put into it is escaped, so that it can't mention everybody, forge a line or hide a link."""
 
     def expand(self, scope: Scope) -> str:
@@ -57,7 +57,7 @@ class Message(Template):
 class Slack:
     """The deliverer of one route to a slack destination."""
 
-    def __init__(self, client: Caller, message: Message) -> None:
+    def __init__(self, client: Caller, message: MessageTemplate) -> None:
         self._client = client
         self._message = message
 
@@ -95,4 +95,4 @@ def build(route: Route, destination: SlackDestination, clients: Clients) -> Slac
     path = urlsplit(url).path
     secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's hook is its secret, most of all its end
     client = clients.destination(destination, url, secrets=secrets, shown_path="/…")
-    return Slack(client, Message(destination.text, f"destinations.{destination.name}.text", {"event"}))
+    return Slack(client, MessageTemplate(destination.text, f"destinations.{destination.name}.text", {"event"}))

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from inbox.config.model import Route, SyncDestination
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
-from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step, Unchanged
+from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, CallStep, Unchanged
 from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
@@ -238,7 +238,7 @@ class Attempt:
 
     def write(
         self,
-        step: Step,
+        step: CallStep,
         call: CallPlan,
         fields: dict[str, Any] | None,  # noqa: ARG002  # for who says what would be written
         body: bytes | None,
@@ -249,7 +249,7 @@ class Attempt:
 
     def _call(
         self,
-        step: Step,
+        step: CallStep,
         call: CallPlan,
         client: Caller,
         body: bytes | None = None,

@@ -27,7 +27,7 @@ import tenacity
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
 from inbox.logs.traces import place_of
-from relay.delivery.outcome import Call, Sent, Step
+from relay.delivery.outcome import Call, Sent, CallStep
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after
 from relay.http.connection import CallState, EndpointAdapter
 from relay.http.endpoint import Target
@@ -46,7 +46,7 @@ _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 class Request(msgspec.Struct, frozen=True):
     """One call to be made, below the endpoint's URL."""
 
-    step: Step
+    step: CallStep
     method: str
     headers: Mapping[str, str]
     """Names in Title-Case, values as `relay.http.endpoint.header_value` makes them; the endpoint's own win."""

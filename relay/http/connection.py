@@ -38,7 +38,7 @@ class CallState:
 
     __slots__ = ("exchange", "rules")
 
-    def __init__(self, rules: guard.Rules) -> None:
+    def __init__(self, rules: guard.AddressRules) -> None:
         self.rules = rules
         self.exchange = RunningCall(0, lambda: 0)
 

@@ -46,7 +46,7 @@ class Target(msgspec.Struct, frozen=True):
     timeout: float
     """Seconds, for one call."""
     proxies: dict[str, str]
-    rules: guard.Rules
+    rules: guard.AddressRules
     tls: ssl.SSLContext
     redactor: Redactor
 
@@ -163,16 +163,16 @@ def _proxies(proxy: str | None, where: str) -> dict[str, str]:
     return {"http": proxy, "https": proxy}
 
 
-def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.Rules:
+def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.AddressRules:
     given = [lists.allow_to for lists in (outbound, endpoint) if lists.allow_to is not None]
-    return guard.Rules(
+    return guard.AddressRules(
         allow_private=endpoint.allow_private,
         allow=tuple(tuple(map(ipaddress.ip_network, networks)) for networks in given),
         block=tuple(map(ipaddress.ip_network, (*outbound.block_to, *endpoint.block_to))),
     )
 
 
-def _check_behind_proxy(host: str, endpoint: Endpoint, rules: guard.Rules, where: str) -> None:
+def _check_behind_proxy(host: str, endpoint: Endpoint, rules: guard.AddressRules, where: str) -> None:
     """Refuse what can be seen to be private: a proxy resolves names itself, and perhaps more spellings of addresses."""
     address = guard.literal(host)
     if address is not None:

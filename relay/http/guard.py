@@ -68,7 +68,7 @@ Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-class Rules(msgspec.Struct, frozen=True):
+class AddressRules(msgspec.Struct, frozen=True):
     """The addresses that the calls of an endpoint may go to."""
 
     allow_private: bool = False
@@ -82,11 +82,11 @@ class Rules(msgspec.Struct, frozen=True):
         return self.allow_private and not self.allow and not self.block
 
 
-PUBLIC = Rules()
-ANYWHERE = Rules(allow_private=True)
+PUBLIC = AddressRules()
+ANYWHERE = AddressRules(allow_private=True)
 
 
-def refusal(address: str, rules: Rules = PUBLIC) -> str | None:
+def refusal(address: str, rules: AddressRules = PUBLIC) -> str | None:
     """Why a call may not go to this IP address; None when it may."""
     given = ipaddress.ip_address(address)
     mapped = given.ipv4_mapped if isinstance(given, ipaddress.IPv6Address) else None
@@ -158,7 +158,7 @@ def is_private_name(host: str) -> bool:
     return "." not in name or not ends_as_a_name or name.endswith(_PRIVATE_SUFFIXES) or name in _PRIVATE_NAMES
 
 
-def connect(host: str, port: int, exchange: RunningCall, rules: Rules) -> socket.socket:
+def connect(host: str, port: int, exchange: RunningCall, rules: AddressRules) -> socket.socket:
     """A socket connected to `host`, within the time of `exchange`, which holds it.
 
     Raises:
@@ -190,7 +190,7 @@ def connect(host: str, port: int, exchange: RunningCall, rules: Rules) -> socket
     raise failure
 
 
-def _check(host: str, address: str, rules: Rules) -> None:
+def _check(host: str, address: str, rules: AddressRules) -> None:
     reason = None if rules.forbids_nothing else refusal(address, rules)
     if reason is not None:
         raise OutboundRefused(f"{host} is at {address}, which is {reason}")

@@ -24,7 +24,7 @@ TRUSTED_SECONDS = 300.0
 """How long a token is kept whose answer does not say how long it lasts."""
 
 
-class Token(msgspec.Struct, frozen=True):
+class BearerToken(msgspec.Struct, frozen=True):
     """One token; `until` is by the steady clock."""
 
     value: str
@@ -46,7 +46,7 @@ class TokenClient:
         self._scope = auth.scope
         self._in_body = auth.credentials == "body"
         self._lock = threading.Lock()
-        self._token: Token | None = None
+        self._token: BearerToken | None = None
 
     def call(self, request: Request, limits: Limits) -> Answer:
         """As `HttpClient.call`. What is wrong with the token URL is told as this call's own failure.
@@ -68,7 +68,7 @@ class TokenClient:
         self._calls.close()
         self._tokens.close()
 
-    def _call(self, request: Request, token: Token, limits: Limits) -> Answer:
+    def _call(self, request: Request, token: BearerToken, limits: Limits) -> Answer:
         authorised = {**request.headers, "Authorization": f"Bearer {token.value}"}
         answer = self._calls.call(msgspec.structs.replace(request, headers=authorised), limits)
         if answer.call.excerpt is None:
@@ -76,7 +76,7 @@ class TokenClient:
         masked = token.redactor.excerpt(answer.body)  # not of the excerpt, at whose end half of it may stand
         return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
 
-    def _present(self, request: Request, limits: Limits) -> Token | Answer:
+    def _present(self, request: Request, limits: Limits) -> BearerToken | Answer:
         began = steady()
         if not self._lock.acquire(timeout=self._patience):
             waited = round((steady() - began) * 1000, 2)
@@ -94,12 +94,12 @@ class TokenClient:
         finally:
             self._lock.release()
 
-    def _forget(self, token: Token) -> None:
+    def _forget(self, token: BearerToken) -> None:
         with self._lock:
             if self._token is token:
                 self._token = None
 
-    def _ask(self, request: Request, limits: Limits) -> Token | Answer:
+    def _ask(self, request: Request, limits: Limits) -> BearerToken | Answer:
         client = BackendApplicationClient(self._client_id)  # told no scope, it takes an answer with another one (§3.3)
         secrets: dict[str, Any] = (
             {"include_client_id": True, "client_secret": self._client_secret} if self._in_body else {}
@@ -117,7 +117,7 @@ class TokenClient:
         except UnusableAnswer as error:
             return msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
         until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
-        return Token(value, until, self._calls.redactor_besides(value))
+        return BearerToken(value, until, self._calls.redactor_besides(value))
 
 
 _UNAUTHORISED = 401

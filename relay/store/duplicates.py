@@ -105,7 +105,7 @@ def judge(database: Database, config: Config, relay_node: str, seqs: Sequence[in
         uncovered = _uncovered(transaction, config, found)
         undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT}
         again = [
-            append(row, facts.Rearmed(repeat=newest[row.seq]), now)
+            append(row, facts.Rearmed(duplicate=newest[row.seq]), now)
             for row in uncovered
             if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided
         ]

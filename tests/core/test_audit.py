@@ -17,7 +17,7 @@ NOW = datetime(2026, 1, 10, tzinfo=UTC)
 OLD, YOUNG = NOW - timedelta(days=8), NOW - timedelta(days=6)
 PRUNED_BEFORE = NOW - timedelta(days=7)
 FAILED = facts.AttemptFailed(error_class="server_error", error="503", due_at=NOW)
-DELIVERED = facts.Delivered(did="forwarded")
+DELIVERED = facts.DeliveredFact(did="forwarded")
 
 
 def logged(*history: tuple[facts.AnyFact | None, int], at: datetime = YOUNG) -> Iterable[Logged]:
