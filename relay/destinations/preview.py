@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from inbox.errors import MappingError
-from relay.delivery.outcome import Delivery, Failed, Outcome, CallStep
+from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
 from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Context
 from relay.destinations.sync import NO_HEADERS, Attempt, Ended, Sync

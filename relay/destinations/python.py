@@ -16,7 +16,7 @@ from inbox.logs.traces import place_of
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
-from relay.sync.importing import Function, function_of
+from relay.sync.functions import Function, function_of
 from relay.sync.plan import event_scope
 
 _log = logging.getLogger(__name__)

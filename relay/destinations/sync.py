@@ -9,14 +9,13 @@ from typing import Any, Literal, cast
 
 from inbox.config.model import Route, SyncDestination
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
-from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, CallStep, Unchanged
+from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
 from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
 from relay.http.endpoint import header_value
-from relay.sync import patches
-from relay.sync.calls import CallPlan
+from relay.sync.calls import CallPlan, patch_body
 from relay.sync.expressions import Scope, decode, digest, encode
 from relay.sync.match import require_carried, require_entity
 from relay.sync.plan import SyncPlan, compile_sync, event_scope, last_modified
@@ -211,7 +210,7 @@ class Attempt:
         if plan.skip_unchanged and not is_asked_for and digest(fields) == self._delivery.applied_hash:
             raise Ended(Unchanged(self._all()))
         update = cast("CallPlan", plan.update)
-        body = patches.changes(plan.update_format, fields, self.scope["target"], update.path.where)
+        body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
         if body is None:
             raise Ended(Unchanged(self._all()))
         headers = {}

@@ -27,7 +27,7 @@ import tenacity
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
 from inbox.logs.traces import place_of
-from relay.delivery.outcome import Call, Sent, CallStep
+from relay.delivery.outcome import Call, CallStep, Sent
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after
 from relay.http.connection import CallState, EndpointAdapter
 from relay.http.endpoint import Target

@@ -16,7 +16,6 @@ from relay.delivery import facts
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import STOPPED, GateKey
-from relay.delivery.policy import endpoint_of, breaker_reports
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import (
@@ -24,7 +23,9 @@ from relay.delivery.policy import (
     UNKNOWN_ROUTE,
     History,
     RoutePolicy,
+    breaker_reports,
     decide,
+    endpoint_of,
     history_of,
     needs_history,
 )

@@ -6,7 +6,6 @@ What comes out is JSON. An absent value is left out, never sent as null, which w
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
@@ -23,28 +22,7 @@ from inbox.events.strict_json import DEEPEST
 from inbox.loader.rules import is_reference, map_mistakes
 from relay.sync.casts import Cast, cast_of, key_of, rfc3339
 from relay.sync.expressions import Expression, Scope
-from relay.sync.importing import function_of
-
-
-class Hook:
-    """A function that says what a map can't. It is given copies: what it does to them, nobody else sees."""
-
-    def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
-        self.reference = reference
-        self.where = where
-        self._function = function_of(reference, where, takes)
-
-    def call(self, *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
-        """What it returns.
-
-        Raises:
-            MappingError: it raised. Of its error only the type is told: the text may hold anything.
-        """
-        try:
-            return self._function(*copy.deepcopy(arguments))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it does concerns this event alone
-            raise MappingError(f"{self.reference} raised {type(error).__name__}", field=self.where) from None
-
+from relay.sync.functions import Hook
 
 _KNOWN = ("event", "entity", "target")
 _MOST_BITS = 4096

@@ -17,12 +17,11 @@ from inbox.config.sync import Deactivate, Fetch, SyncRoute, Update, Write
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from inbox.events import timestamps
 from relay.delivery.outcome import Delivery
-from relay.sync.calls import CallPlan, compile_call
+from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
 from relay.sync.casts import rfc3339
 from relay.sync.expressions import Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
-from relay.sync.patches import MEDIA_TYPES, Format
 from relay.sync.search import FindPlan, compile_find
 from relay.sync.templates import Path
 

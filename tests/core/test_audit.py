@@ -33,12 +33,12 @@ def of(*history: tuple[facts.AnyFact | None, int], at: datetime = YOUNG) -> Acco
 def test_facts_that_the_relay_wrote_never_contradict_themselves(history: list[tuple[facts.AnyFact, int]]) -> None:
     told = of(*history)
     assert told.contradictions == ()
-    assert told.standing == fold(fact for fact, _ in history)
+    assert told.folded == fold(fact for fact, _ in history)
 
 
 def test_a_fact_that_cannot_follow_is_left_out_and_told() -> None:
     told = of((FAILED, 1), (DELIVERED, 2), (DELIVERED, 2))
-    assert told.standing.state is State.ENDED
+    assert told.folded.state is State.ENDED
     assert told.contradictions == ("fact 3: delivered can't happen to a delivery that is ended",)
 
 
@@ -64,7 +64,7 @@ def test_a_correction_stands_for_all_that_was_before_it() -> None:
     corrected = facts.Corrected(state="open", attempt=2, run=1, who="ann", why="twice delivered")
     told = of((DELIVERED, 1), (DELIVERED, 1), (corrected, 2), (FAILED, 3))
     assert told.contradictions == ()
-    assert told.standing == FoldedState(State.RECEIVED, 3, 1, 0, NOW)
+    assert told.folded == FoldedState(State.RECEIVED, 3, 1, 0, NOW)
     assert told.is_put_right
 
 

@@ -18,9 +18,9 @@ from relay.delivery.gates import (
     Gates,
     Health,
     RateLimit,
+    after_result,
     entity_key,
     entity_of,
-    after_result,
     probe,
 )
 

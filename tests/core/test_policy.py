@@ -12,7 +12,7 @@ from inbox.config.model import Duration, Exponential, Retry
 from inbox.loader.load import parse_config
 from relay.delivery import facts
 from relay.delivery.gates import RateLimit
-from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, CallStep
+from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped
 from relay.delivery.policy import (
     LONGEST_RETRY_AFTER,
     History,

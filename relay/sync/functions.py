@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inbox.config.shape import nearest
-from inbox.errors import ConfigError
+from inbox.errors import ConfigError, MappingError
 from inbox.loader.load import config_path
 
 Function = Callable[..., object]
@@ -39,6 +40,26 @@ def function_of(place: str, where: str, takes: Sequence[str] = ("event",)) -> Fu
     _check(found, place, where, takes)
     function: Function = found
     return function
+
+
+class Hook:
+    """A function that says what a map can't. It is given copies: what it does to them, nobody else sees."""
+
+    def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
+        self.reference = reference
+        self.where = where
+        self._function = function_of(reference, where, takes)
+
+    def call(self, *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
+        """What it returns.
+
+        Raises:
+            MappingError: it raised. Of its error only the type is told: the text may hold anything.
+        """
+        try:
+            return self._function(*copy.deepcopy(arguments))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it does concerns this event alone
+            raise MappingError(f"{self.reference} raised {type(error).__name__}", field=self.where) from None
 
 
 def _module(name: str, where: str, folder: Path) -> object:
