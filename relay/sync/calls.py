@@ -1,4 +1,4 @@
-"""The calls of a sync route and of a listing: a method, and templates for everything else. Pure."""
+"""Calls of a sync route or a listing: a method, templates for the rest, and bodies in the formats of services. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_PARAMS: Mapping[str, str] = {}
 
 
 class CallPlan(msgspec.Struct, frozen=True):
-    """A call of the plan: its method, and the templates of its parts."""
+    """A compiled call: its method, and the templates of its parts."""
 
     method: str
     path: Path
@@ -36,16 +36,16 @@ class CallPlan(msgspec.Struct, frozen=True):
 
     @property
     def placeholders(self) -> list[Placeholder]:
-        """All of its path, query and body."""
+        """Every placeholder of its path, query and body."""
         templates = [self.path, *(template for _, template in self.params), *templates_in(self.body)]
         return [placeholder for template in templates for placeholder in template.placeholders]
 
     def query(self, scope: Scope) -> str:
-        """The query, encoded; MappingError when a template has no value."""
+        """Encode the query; MappingError when a template has no value."""
         return "&".join(f"{name}={encoded(template.expand(scope), template.where)}" for name, template in self.params)
 
     def json(self, scope: Scope) -> bytes | None:
-        """The body, encoded; MappingError when a template has no value."""
+        """Encode the body; MappingError when a template has no value."""
         return None if self.body is None else encode(expanded(self.body, scope))
 
 
@@ -59,10 +59,10 @@ def compile_call(
     body: object = None,
     texts: type[Template] = Template,
 ) -> CallPlan:
-    """A call, its templates compiled; `known` names what they may look into, and `texts` is the kind of those in the body.
+    """Compile a call. `known` names the values that templates may use, and `texts` is the kind of template in the body.
 
     Raises:
-        ConfigError: one of them is wrong. The text has a line for each.
+        ConfigError: a template is wrong. The text has a line for each.
     """
     parts: dict[str, Callable[[], Any]] = {"path": lambda: Path(path, f"{where}.path", known)}
     parts |= {
