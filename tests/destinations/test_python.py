@@ -186,9 +186,9 @@ def test_one_that_does_not_return_in_time_is_left_behind_and_what_it_did_is_unkn
 ) -> None:
     outcome = handled(held, extra='timeout = "10ms"')
     assert failure(outcome) == ("unknown", "handle: no return within 0.01 s", "unknown")
-    assert handled.places.left_behind == 1
+    assert handled.slots.left_behind == 1
     held.let_go()
-    until(lambda: handled.places.left_behind == 0, "it has returned after all")
+    until(lambda: handled.slots.left_behind == 0, "it has returned after all")
 
 
 def test_one_whose_lease_ends_is_left_behind_and_has_a_fact_that_says_so(handled: Handled, held: Held) -> None:
@@ -240,7 +240,7 @@ def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(
     assert time.monotonic() - began < 10, "it failed at once"
 
     held.let_go()
-    until(lambda: handled.places.left_behind == 0, "both have returned")
+    until(lambda: handled.slots.left_behind == 0, "both have returned")
     assert isinstance(handled(nothing, extra=short), Delivered)
 
 
