@@ -55,11 +55,12 @@ refusals: $(READY)  ## time a 401 of each kind of source against one of no sourc
 large: $(READY)  ## measure the memory of bodies of 25 MiB, and how long others wait beside them (DATABASE=postgres)
 	$(BIN)/python -m benchmarks.large_bodies --database $(or $(DATABASE),sqlite)
 
-check: $(READY)  ## lint, formatting, types and the arrows between modules
+check: $(READY)  ## lint, formatting, types, docstrings and the arrows between modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py
 
 docs: $(READY)  ## write the generated parts of docs/ again
 	$(BIN)/python docs/generate.py

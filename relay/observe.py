@@ -57,7 +57,7 @@ class Observer:
                     _log.warning("attempt_failed %s due_at=%s error=%a", where, fact.due_at.isoformat(), fact.error)
                 case facts.Dead():
                     _log.error("dead %s cause=%s error=%a", where, fact.cause, fact.error)
-                case facts.Delivered():
+                case facts.DeliveredFact():
                     _log.info("delivered %s did=%s%s", where, fact.did, " late=true" if fact.late else "")
                 case _:
                     _log.info("%s %s", kind, where)
@@ -71,7 +71,7 @@ class Observer:
             case _:
                 outcome = facts.kind_of(fact)
         self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
-        if isinstance(fact, facts.Delivered | facts.Unchanged) and delivery.run == 0:
+        if isinstance(fact, facts.DeliveredFact | facts.UnchangedFact) and delivery.run == 0:
             took = (self._now() - delivery.received_at).total_seconds()
             self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
 

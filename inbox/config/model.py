@@ -13,7 +13,7 @@ import msgspec
 from inbox.config.source import (
     BasicAuth,
     BearerAuth,
-    Fields,
+    EventFields,
     HeaderAuth,
     InboundAuth,
     NoAuth,
@@ -21,7 +21,7 @@ from inbox.config.source import (
     Source,
     UrlTokenAuth,
 )
-from inbox.config.sync import Sync
+from inbox.config.sync import SyncRoute
 from inbox.config.types import Address, Duration, Network, Rate, Secret, Table
 from inbox.events.event import Action
 
@@ -64,8 +64,8 @@ __all__ = [
     "BasicAuth",
     "BearerAuth",
     "Duration",
+    "EventFields",
     "Exponential",
-    "Fields",
     "HeaderAuth",
     "InboundAuth",
     "NoAuth",
@@ -82,7 +82,7 @@ Ordering = Literal["latest", "strict"]
 Networks = Annotated[list[Network], msgspec.Meta(min_length=1)]
 
 
-class Database(Table, frozen=True):
+class DatabaseSettings(Table, frozen=True):
     """Where both sides keep everything."""
 
     url: str = "sqlite:///inbox.db"
@@ -274,13 +274,13 @@ class Route(Table, frozen=True, kw_only=True):
     lane: Literal["entity", "route", "event"] = "entity"
     on_dead: Literal["continue", "block"] = "continue"
     retry: Retry = Retry()
-    sync: Sync | None = None
+    sync: SyncRoute | None = None
 
 
 class Config(Table, frozen=True):
     """The whole file."""
 
-    database: Database = Database()
+    database: DatabaseSettings = DatabaseSettings()
     receiver: Receiver = Receiver()
     outbound: Outbound = Outbound()
     alerts: Alerts = Alerts()

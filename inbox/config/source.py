@@ -82,7 +82,7 @@ class Signature(Table, frozen=True, kw_only=True):
     """What a secret's text may begin with that is no part of the key, such as `whsec_`."""
 
 
-class Fields(Table, frozen=True, kw_only=True):
+class EventFields(Table, frozen=True, kw_only=True):
     """With `custom`: where an event is told. Each is a JMESPath over `body`, `headers` (in lower case) and `item`."""
 
     type: str
@@ -145,7 +145,7 @@ class Source(Table, frozen=True, kw_only=True):
     """Instead of the preset's, by how much the time of signing may differ from the time of arrival."""
     signature: Signature | None = None
     """With `custom`: how requests are signed."""
-    event: Fields | None = None
+    event: EventFields | None = None
     """With `custom`: what is read in a request."""
     issuer: str | None = None
     """With `secevent`: the `iss` that tokens have to have."""

@@ -202,7 +202,7 @@ class MapField(Table, frozen=True):
     """Whether it is an error that there is no value."""
 
 
-class Sync(Table, frozen=True):
+class SyncRoute(Table, frozen=True):
     """The process of a sync route."""
 
     fetch: Fetch

@@ -85,7 +85,7 @@ def _ask(cursor: Any, statement: str, *values: str) -> Any:  # noqa: ANN401  # p
     return cursor.execute(statement, values, prepare=False).fetchone()[0]
 
 
-class Watch:
+class LockWatch:
     """Looks at who holds up a `LockWaits`, five times a second."""
 
     def __init__(self, waits: LockWaits, tell: Callable[[str], None]) -> None:
@@ -109,9 +109,9 @@ class Watch:
 
 
 @contextmanager
-def watched(engine: Engine, connection: Connection, tell: Callable[[str], None]) -> Iterator[Watch]:
+def watched(engine: Engine, connection: Connection, tell: Callable[[str], None]) -> Iterator[LockWatch]:
     """Limit the lock waits of `connection`, and watch them from another, as long as the block runs; it is of no use after."""
-    watch = Watch(LockWaits(connection), tell)
+    watch = LockWatch(LockWaits(connection), tell)
     ended = threading.Event()
 
     def look() -> None:

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import POSTGRES, is_lock_wait
 from inbox.db.engine import reading
-from inbox.db.lock_waits import HARMLESS_SECONDS, Watch, alone, named, watched
+from inbox.db.lock_waits import HARMLESS_SECONDS, LockWatch, alone, named, watched
 from inbox.errors import ConfigError
 
 TRIES = 20
@@ -39,7 +39,7 @@ _SCRIPTS = str(_BELOW if _BELOW.is_dir() else _BESIDE)
 Tell = Callable[[str], None]
 
 
-class Step(msgspec.Struct, frozen=True):
+class MigrationStep(msgspec.Struct, frozen=True):
     """One migration."""
 
     revision: str
@@ -61,7 +61,7 @@ class Migrated(msgspec.Struct, frozen=True):
     before: str | None
     """None: the database was empty."""
     after: str | None
-    left: tuple[Step, ...]
+    left: tuple[MigrationStep, ...]
     """Steps that wait until no older program runs, and those behind them."""
 
 
@@ -83,7 +83,7 @@ def upgrade(engine: Engine, tell: Tell = lambda _: None, *, contract: bool = Fal
         return Migrated(before if ran else after, after, tuple(lacking[len(ready) :]))
 
 
-def plan(engine: Engine) -> list[Step]:
+def plan(engine: Engine) -> list[MigrationStep]:
     """What `upgrade` would run on this database, with every step that is left for later.
 
     Raises:
@@ -92,7 +92,7 @@ def plan(engine: Engine) -> list[Step]:
     return pending(_revision_of(engine))
 
 
-def pending(revision: str | None) -> list[Step]:
+def pending(revision: str | None) -> list[MigrationStep]:
     """The steps that a database at this revision lacks; none where a newer version has only added something.
 
     Raises:
@@ -132,16 +132,16 @@ def head() -> str:
     return steps()[-1].revision
 
 
-def steps() -> list[Step]:
+def steps() -> list[MigrationStep]:
     """Every migration of this version, in order."""
     found = ScriptDirectory.from_config(_alembic()).walk_revisions()
-    known = [Step(script.revision, script.doc.splitlines()[0]) for script in found]
+    known = [MigrationStep(script.revision, script.doc.splitlines()[0]) for script in found]
     if not known:
         raise ConfigError("the installed package has no migrations: install it again")
     return known[::-1]
 
 
-def _additive(lacking: Sequence[Step]) -> int:
+def _additive(lacking: Sequence[MigrationStep]) -> int:
     """How many of them come before the first that contracts."""
     return next((n for n, step in enumerate(lacking) if step.contracts), len(lacking))
 
@@ -150,11 +150,11 @@ def _generation(revision: str) -> int:
     return int(revision) // _GENERATION
 
 
-def _run(engine: Engine, step: Step, tell: Tell) -> bool:
+def _run(engine: Engine, step: MigrationStep, tell: Tell) -> bool:
     """Try until its locks can be had, a bounded number of times; each try begins anew. Returns whether it was still to be done."""
     began = time.monotonic()
     tell(str(step))
-    watch: Watch | None = None
+    watch: LockWatch | None = None
 
     def attempt() -> bool:
         nonlocal watch
@@ -193,13 +193,13 @@ def _run(engine: Engine, step: Step, tell: Tell) -> bool:
     return ran
 
 
-def _apply(connection: Connection, step: Step) -> None:
+def _apply(connection: Connection, step: MigrationStep) -> None:
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, step.revision)
 
 
-def _apply_under_the_write_lock(connection: Connection, step: Step) -> bool:
+def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> bool:
     """SQLite has one lock, and nobody can tell who has it; under it, another migrator may be seen to have been faster."""
     with connection.begin():
         if step not in pending(MigrationContext.configure(connection).get_current_revision()):

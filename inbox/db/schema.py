@@ -6,6 +6,7 @@ work; what refuses changes to the append-only ones stands in `inbox.db.views`, b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from sqlalchemy import (
 )
 
 from inbox.db.dialect import BigId, JsonValue, TextList, UtcDateTime
+from inbox.events.states import HEADS, OPEN_STATES
 
 metadata = MetaData(
     naming_convention={
@@ -134,7 +136,10 @@ rejected_request = Table(
 SUSPECT_CRASHES = 2
 """A delivery whose lease ran out so many times in a row may be what kills the process: a relay works on one at a time."""
 
-OPEN_STATES = ("received", "waiting", "ready", "in_flight", "blocked", "dead")
+
+def _one_of(states: Iterable[str]) -> str:
+    return ", ".join(f"'{state}'" for state in states)
+
 
 FIRST_DUE, LAST_DUE = "1970-01-01 00:00:00.000000Z", "9000-01-01 00:00:00.000000Z"
 
@@ -172,7 +177,7 @@ open_delivery = Table(
     ),
     Column("relay_node", Text, comment="when in_flight: relay_node.id of the process that works on it"),
     PrimaryKeyConstraint("seq", "route"),
-    CheckConstraint("state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')", name="state"),
+    CheckConstraint(f"state IN ({_one_of(OPEN_STATES)})", name="state"),
     CheckConstraint("(state = 'ready') = (due_at IS NOT NULL)", name="due_when_ready"),
     # 'infinity', or a year that no datetime has, could not be read.
     CheckConstraint(f"due_at BETWEEN '{FIRST_DUE}' AND '{LAST_DUE}'", name="due_at"),
@@ -196,7 +201,7 @@ def _open_index(name: str, *columns: str, where: str, unique: bool = False) -> I
 
 
 # The invariant of order, kept by the database itself: one head per lane.
-_open_index("ux_open_delivery_head", "route", "lane", where="state IN ('ready', 'in_flight', 'blocked')", unique=True)
+_open_index("ux_open_delivery_head", "route", "lane", where=f"state IN ({_one_of(HEADS)})", unique=True)
 _open_index("ix_open_delivery_received", "seq", where="state = 'received'")
 _open_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'")
 _open_index("ix_open_delivery_suspect", "due_at", "seq", where=f"state = 'ready' AND crashes >= {SUSPECT_CRASHES}")

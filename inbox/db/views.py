@@ -12,6 +12,7 @@ from sqlalchemy import Connection, event, text
 
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import inbox, metadata
+from inbox.events.states import LEASE_SECONDS, OPEN_STATES
 
 RETENTION_FLOOR_DAYS = 7
 """An inbox row can't be deleted sooner after its arrival: its key is what recognises the sender's late repeats. Nor can an
@@ -22,7 +23,7 @@ CRASH_LOOP_SECONDS = 600
 CRASH_LOOP_DEATHS = 3
 """So many relays of a host that started within `CRASH_LOOP_SECONDS` and are gone, are a crash loop."""
 
-GONE_SECONDS = 15
+GONE_SECONDS = LEASE_SECONDS
 """A relay that was silent for as long as a lease lasts has lost all of its leases."""
 
 _DELIVERY = """
@@ -58,16 +59,11 @@ LEFT JOIN delivery_log l ON l.id = (
 
 _BACKLOG = """
 CREATE VIEW backlog AS
-SELECT b.route, b.open, b.received, b.waiting, b.ready, b.in_flight, b.blocked, b.dead,
+SELECT b.route, b.open, {states},
        i.received_at AS oldest_received_at, {age} AS oldest_age_seconds
 FROM (
     SELECT route, count(*) AS open,
-           count(CASE WHEN state = 'received' THEN 1 END) AS received,
-           count(CASE WHEN state = 'waiting' THEN 1 END) AS waiting,
-           count(CASE WHEN state = 'ready' THEN 1 END) AS ready,
-           count(CASE WHEN state = 'in_flight' THEN 1 END) AS in_flight,
-           count(CASE WHEN state = 'blocked' THEN 1 END) AS blocked,
-           count(CASE WHEN state = 'dead' THEN 1 END) AS dead,
+           {counts},
            min(CASE WHEN state <> 'dead' THEN seq END) AS oldest_seq
     FROM open_delivery
     GROUP BY route
@@ -282,7 +278,13 @@ def statements(dialect: str) -> tuple[str, ...]:
     views = (
         _delivery_view(dialect),
         _DEAD_LETTER,
-        _BACKLOG.format(age=_seconds_since("i.received_at", dialect)),
+        _BACKLOG.format(
+            age=_seconds_since("i.received_at", dialect),
+            states=", ".join(f"b.{state}" for state in OPEN_STATES),
+            counts=",\n           ".join(
+                f"count(CASE WHEN state = '{state}' THEN 1 END) AS {state}" for state in OPEN_STATES
+            ),
+        ),
         _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=_seconds_since("n.heartbeat_at", dialect)),
         _STUCK.format(
             since_received=_seconds_since("i.received_at", dialect),

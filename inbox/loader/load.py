@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from inbox.config.model import Config, Database
+from inbox.config.model import Config, DatabaseSettings
 from inbox.config.shape import Mistake, build, mistakes, nearest
 from inbox.errors import ConfigError
 from inbox.loader.rules import broken_links
@@ -64,7 +64,7 @@ def parse_config(text: str, where: str = DEFAULT_FILE, database_url: str | None 
         raise ConfigError(f"{where}: {error}") from None
     _refuse(broken_links(config), text, where)
     if database_url:
-        config = msgspec.structs.replace(config, database=Database(url=database_url))
+        config = msgspec.structs.replace(config, database=DatabaseSettings(url=database_url))
     return config
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from inbox.config.model import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
 from inbox.config.routing import matches
 from inbox.config.shape import Mistake, nearest
-from inbox.config.sync import MapField, Sweep, Sync
+from inbox.config.sync import MapField, Sweep, SyncRoute
 from inbox.http.limits import memory_for
 from inbox.loader.presets import preset_mistakes
 from inbox.sources import PRESETS
@@ -112,7 +112,7 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
         )
 
 
-def _sync_steps(path: tuple[str, ...], sync: Sync) -> Iterator[Mistake]:
+def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
     if sync.missing == "create" and sync.create is None:
         yield Mistake(
             (*path, "create"), 'is missing, and missing = "create" (the default) needs it; or set missing = "skip"'
@@ -137,7 +137,7 @@ _DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")
 _SOME_DAY = datetime(2000, 12, 31, tzinfo=UTC)
 
 
-def map_mistakes(path: Path, sync: Sync) -> Iterator[Mistake]:
+def map_mistakes(path: Path, sync: SyncRoute) -> Iterator[Mistake]:
     """Everything about the map of the sync table at `path` that can't be, as far as it is seen without running it."""
     if not sync.map and sync.transform is None:
         yield Mistake((*path, "map"), "at least one field must be mapped, or a transform given")

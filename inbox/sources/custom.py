@@ -14,7 +14,7 @@ import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.parser import ParsedResult
 
-from inbox.config.model import Fields, NoAuth, Source
+from inbox.config.model import EventFields, NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
@@ -43,13 +43,13 @@ def reader(source: Source) -> Read:
     Raises:
         ValueError: an expression can't be compiled. The text names it.
     """
-    return _Reader(source.event or Fields(type="body.type")).read
+    return _Reader(source.event or EventFields(type="body.type")).read
 
 
 class _Reader:
     """The expressions of one source."""
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: EventFields) -> None:
         self._fields = fields
         self._compiled = {
             name: _compiled(name, expression)
@@ -109,7 +109,7 @@ def _told_apart(identities: Sequence[Identity]) -> tuple[Identity, ...]:
 
 def keeps(source: Source) -> frozenset[str]:
     """The headers that the expressions read: without them, the event could not be read again."""
-    fields = source.event or Fields(type="body.type")
+    fields = source.event or EventFields(type="body.type")
     found = {
         name
         for key in _EXPRESSIONS
@@ -152,7 +152,7 @@ def _text(found: Mapping[str, object], name: str, longest: int) -> str:
     return text_field({} if value is None else found, name, longest)
 
 
-def _time(fields: Fields, found: Mapping[str, object], raw: RawRequest) -> int:
+def _time(fields: EventFields, found: Mapping[str, object], raw: RawRequest) -> int:
     if fields.time is None:
         return arrival(raw)
     if fields.time_unit == "rfc3339":

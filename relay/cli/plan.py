@@ -52,7 +52,7 @@ def plan(
             previews, differing = 0, []
             for found in _previews(database, config, sync, chosen):
                 previews += 1
-                if not found.is_in_step:
+                if not found.is_in_sync:
                     differing.append(found)
         finally:
             sync.close()

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
+from inbox.events.states import OPEN_STATES
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
 from inbox.telemetry.recorder import Exporter, counting
@@ -28,7 +29,6 @@ LOOK_EVERY_SECONDS = 15.0
 _PART_OF_THE_TIME = 1 / 30
 """That looking may take: with a million open it is a scan of as many rows."""
 _LET_FINISH_SECONDS = 1.0
-_STATES = ("received", "waiting", "ready", "in_flight", "blocked", "dead")
 
 
 def meters_of(config: Config) -> Meters:
@@ -61,7 +61,7 @@ class Backlog:
         self._routes |= set(found)
         for route in sorted(self._routes):
             row = found.get(route, {})
-            for state in _STATES:
+            for state in OPEN_STATES:
                 self._meters.put(metrics.OPEN, row.get(state, 0), route, state)
             self._meters.put(metrics.OLDEST, max(float(row.get("oldest_age_seconds") or 0), 0), route)
         self._meters.put(metrics.LOOKED, self._clock.now().timestamp())

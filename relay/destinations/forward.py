@@ -1,4 +1,4 @@
-"""The original body, byte for byte, to one URL, signed as Standard Webhooks 1.0.0."""
+"""Forward: sends the original body, byte for byte, to a URL, signed as Standard Webhooks 1.0.0."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Forward:
         self._signer = signer
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
-        """One POST: any 2xx is success, and what the answer says besides is of no interest."""
+        """Make one POST. Any 2xx is success, whatever else the answer says."""
         if delivery.body is None:
             return Skipped((), "the event's body was erased")
         headers = self._headers(delivery, int(context.now().timestamp()), delivery.body)
@@ -71,7 +71,7 @@ class Forward:
 
 
 def build(route: Route, destination: ForwardDestination, clients: Clients) -> Forward:  # noqa: ARG001  # as every kind's
-    """The deliverer of `route`.
+    """Make the deliverer of `route`.
 
     Raises:
         ConfigError: the URL or the signing secret can't be used.
@@ -83,7 +83,7 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
         text = destination.signing_secret.reveal()
         signer = signer_of(text, f"{where}.signing_secret")
         secrets += [text, text.removeprefix(_SHARED).removeprefix(_PRIVATE)]
-    # A URL from a secret's place is one as a whole, such as a chat's incoming webhook: the log shows its host alone.
+    # A URL that is a secret as a whole, such as a chat's incoming webhook: the log shows its host alone.
     hidden = _FROM_ELSEWHERE.match(destination.url.reference) is not None
     url = destination.url.reveal()
     if hidden:
@@ -93,10 +93,10 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
 
 
 def signer_of(text: str, where: str) -> Signer:
-    """Signs with a secret as Standard Webhooks writes it: `whsec_` is shared, `whsk_` is private; any other is its own bytes.
+    """Return a signer for a secret of Standard Webhooks: `whsec_` is shared, `whsk_` is private, any other is its own bytes.
 
     Raises:
-        ConfigError: what follows the prefix is no such key, or it is a public one.
+        ConfigError: the text after the prefix is no such key, or the key is public.
     """
     if text.startswith(_PUBLIC):
         raise ConfigError(
@@ -112,7 +112,7 @@ def signer_of(text: str, where: str) -> Signer:
 
 
 def _private_key(key: bytes, where: str) -> Ed25519PrivateKey:
-    """From the seed, or from the seed and the public key behind it, as Svix writes it."""
+    """Load a key from its seed, or from seed and public key together, as Svix writes it."""
     seed, public = key[:_SEED_BYTES], key[_SEED_BYTES:]
     if len(seed) == _SEED_BYTES:
         private = Ed25519PrivateKey.from_private_bytes(seed)

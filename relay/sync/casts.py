@@ -1,4 +1,4 @@
-"""What a value of a map is made into: text, numbers, true or false, dates. Strict: what doesn't fit is a ValueError. Pure."""
+"""Casts of mapped values to text, numbers, booleans and dates. Strict: a value that doesn't fit is a ValueError. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BOOLS: dict[str, bool] = {"true": True, "false": False, "1": True, "0": False}
 
 
 def cast_of(field: MapField) -> Cast | None:
-    """The function that casts as `field` says. What it raises, a ValueError, goes on the words `the value`."""
+    """Return the cast that `field` names. The text of its ValueError continues the words `the value`."""
     match field.cast:
         case None:
             return None
@@ -33,12 +33,12 @@ def cast_of(field: MapField) -> Cast | None:
 
 
 def rfc3339(moment: datetime) -> str:
-    """A moment in UTC, with `Z`."""
+    """Format a UTC time with `Z`."""
     return moment.isoformat().replace("+00:00", "Z")
 
 
 def key_of(value: object) -> str:
-    """The key under which a lookup table has `value`.
+    """Return the key of `value` in a lookup table.
 
     Raises:
         ValueError: it is neither text, a whole number, nor true or false.

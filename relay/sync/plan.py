@@ -1,7 +1,7 @@
-"""Templates and expressions of a sync route: compiled at the start, evaluated for each event. Pure.
+"""The plan of a sync route: templates and expressions, compiled at the start and evaluated for each event. Pure.
 
-A template is text with JMESPath expressions in braces, `{event.entity_id}`; a map gives a JMESPath expression for each
-field of the counterpart. Both look into a scope of `event`, `entity` and `target`, as far as these are known by then.
+A template is text with JMESPath expressions in braces, `{event.entity_id}`. A map has a JMESPath expression for each field
+of the counterpart. Both read a scope of `event`, `entity` and `target`, as far as these are known at that step.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from inbox.config.sync import Deactivate, Fetch, Sync, Update, Write
+from inbox.config.sync import Deactivate, Fetch, SyncRoute, Update, Write
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from inbox.events import timestamps
 from relay.delivery.outcome import Delivery
-from relay.sync.calls import CallPlan, compile_call
+from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
 from relay.sync.casts import rfc3339
 from relay.sync.expressions import Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
-from relay.sync.patches import MEDIA_TYPES, Format
 from relay.sync.search import FindPlan, compile_find
 from relay.sync.templates import Path
 
@@ -32,14 +31,14 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
     fetch: CallPlan
     modified: Expression
-    """Where the entity says when it was changed last."""
+    """Finds the time of the entity's last change."""
     fields: Fields
     find: FindPlan | None
     create: CallPlan | None
     update: CallPlan | None
     delete: CallPlan | None
     identity: tuple[Expression, ...]
-    """What the paths of update and delete need of a counterpart: without them it can't be addressed."""
+    """The values of a counterpart in the paths of update and delete: without them it can't be addressed."""
     missing: Literal["create", "skip", "retry", "dead"]
     many: Literal["dead", "first"]
     gone: Literal["delete", "deactivate", "skip"]
@@ -50,28 +49,28 @@ class SyncPlan(msgspec.Struct, frozen=True):
     tolerance: timedelta | None = None
     exempt: frozenset[str] = frozenset()
     carried: tuple[Carried, ...] = ()
-    """The values that a fetched entity has to have."""
+    """The values that a fetched entity must carry."""
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
-        """Whether an entity that was changed last at this time is older than the event says it has to be."""
+        """Return True when an entity last changed at this time is older than the event implies."""
         if self.tolerance is None or modified is None or delivery.event_type in self.exempt:
             return False
         return modified + self.tolerance < delivery.occurred_at
 
     def mapped(self, scope: Scope, *, creating: bool = False) -> dict[str, Any]:
-        """The counterpart's fields, as `relay.sync.fields` says.
+        """Map the scope to the counterpart's fields.
 
         Raises:
-            MappingError: one has no usable value, or none has any.
+            MappingError: a field has no usable value, or none has any.
         """
         return self.fields.of(scope, creating=creating)
 
 
-def compile_sync(route: str, sync: Sync) -> SyncPlan:
-    """The plan of the route of that name.
+def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
+    """Compile the route of that name.
 
     Raises:
-        ConfigError: an expression or template is wrong, or a policy needs a call that isn't there. The text has a line for
+        ConfigError: an expression or template is wrong, or a setting needs a call that isn't there. The text has a line for
             each mistake, with its place.
     """
     where = f"routes.{route}.sync"
@@ -107,7 +106,7 @@ def compile_sync(route: str, sync: Sync) -> SyncPlan:
 
 
 def event_scope(delivery: Delivery) -> Scope:
-    """What expressions see of the event.
+    """Return the part of the scope that describes the event.
 
     `body` is the webhook itself, parsed; None when it is neither JSON nor a form, or was erased.
     """
@@ -126,7 +125,7 @@ def event_scope(delivery: Delivery) -> Scope:
 
 
 def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | None:
-    """When the entity was changed last, where it says so readably (RFC 3339)."""
+    """Return the time of the entity's last change; None without a readable one (RFC 3339)."""
     try:
         text = where.value(dict(entity))
         return timestamps.to_datetime(timestamps.parse_rfc3339(text)) if isinstance(text, str) else None
@@ -134,7 +133,7 @@ def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | No
         return None
 
 
-def _agree(where: str, sync: Sync) -> None:
+def _agree(where: str, sync: SyncRoute) -> None:
     wrong = []
     if sync.missing == "create" and sync.create is None:
         wrong.append('missing = "create" needs a create table; write one, or another missing')

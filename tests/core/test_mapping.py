@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config.sync import Deactivate, Fetch, Find, FindPages, Sync, Update, Write
+from inbox.config.sync import Deactivate, Fetch, Find, FindPages, SyncRoute, Update, Write
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery
 from relay.sync.expressions import Expression, decode, digest, encode
@@ -30,7 +30,7 @@ def scope(**of: Any) -> dict[str, Any]:  # noqa: ANN401  # any JSON
     return {"event": event_scope(DELIVERY), "entity": None, "target": None, **of}
 
 
-def plan(**changes: Any) -> SyncPlan:  # noqa: ANN401  # fields of Sync
+def plan(**changes: Any) -> SyncPlan:  # noqa: ANN401  # fields of SyncRoute
     options: dict[str, Any] = {
         "fetch": Fetch(api="identity", path="/user/{event.entity_id}"),
         "map": {"email": "entity.emails[0].address", "phone": "entity.mobiles[0].number", "address": "entity.address"},
@@ -41,7 +41,7 @@ def plan(**changes: Any) -> SyncPlan:  # noqa: ANN401  # fields of Sync
         "clear_when_absent": ["phone"],
         **changes,
     }
-    return compile_sync("user-to-crm", Sync(**options))
+    return compile_sync("user-to-crm", SyncRoute(**options))
 
 
 # --- templates

@@ -17,7 +17,7 @@ from relay import destinations
 from relay.daemon.alert_sender import client_of
 from relay.http import guard
 from relay.http.answer import Answer
-from relay.http.guard import Rules
+from relay.http.guard import AddressRules
 from tests.destinations.calling import POST, limits
 from tests.destinations.scripted import ScriptedServer, answer, serving
 
@@ -238,13 +238,13 @@ def test_a_call_goes_out_if_every_list_allows_it_and_none_blocks_it(
         and all(any(map(has, networks)) for networks in allow)
         and (private or guard.refusal(str(address)) is None)
     )
-    assert (guard.refusal(str(address), Rules(private, allow, block)) is None) == may
+    assert (guard.refusal(str(address), AddressRules(private, allow, block)) is None) == may
 
 
 @settings(max_examples=300, derandomize=True, database=None)
 @given(ADDRESSES_4)
 def test_a_blocked_address_is_blocked_inside_of_ipv6_too(address: ipaddress.IPv4Address) -> None:
-    number, rules = int(address), Rules(allow_private=True, block=(ipaddress.IPv4Network(address),))
+    number, rules = int(address), AddressRules(allow_private=True, block=(ipaddress.IPv4Network(address),))
     written = [
         number | 0xFFFF << 32,
         number,

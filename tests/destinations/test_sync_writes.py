@@ -10,7 +10,7 @@ import pytest
 
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivered, Failed, Unchanged
-from relay.sync.patches import changes
+from relay.sync.calls import patch_body
 from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.destinations.syncing import DELIVERY, FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, World, changed
 
@@ -69,17 +69,17 @@ def test_a_form_holds_texts(world: World) -> None:
 
 
 def test_what_a_form_can_not_hold_is_a_mapping_error_that_names_the_field() -> None:
-    assert changes("form", {"a": True, "b": 1.5, "c": "ä &"}, None, "x") == b"a=true&b=1.5&c=%C3%A4+%26"
+    assert patch_body("form", {"a": True, "b": 1.5, "c": "ä &"}, None, "x") == b"a=true&b=1.5&c=%C3%A4+%26"
     with pytest.raises(MappingError) as caught:
-        changes("form", FIELDS, None, "routes.r.sync.update")
+        patch_body("form", FIELDS, None, "routes.r.sync.update")
     assert "tags" in str(caught.value)
 
 
 def test_names_in_a_json_patch_are_escaped_and_nothing_to_say_is_nothing_to_send() -> None:
-    body = changes("json-patch", FIELDS, {}, "x")
+    body = patch_body("json-patch", FIELDS, {}, "x")
     assert body is not None
     assert json.loads(body)[-1] == {"op": "add", "path": "/a~1b~0c", "value": 1}
-    assert changes("json-patch", {"phone": None}, {"id": "c1"}, "x") is None
+    assert patch_body("json-patch", {"phone": None}, {"id": "c1"}, "x") is None
 
 
 # --- only if nobody else has changed it

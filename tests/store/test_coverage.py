@@ -171,7 +171,7 @@ def test_the_late_webhook_of_a_change_that_a_sweep_has_told_is_not_delivered_aga
     steps.arrive(an_event(2, second=5))
     assert steps.states() == []
     (fact,) = steps.rows("SELECT seq, kind, detail FROM delivery_log WHERE seq = 2")
-    assert (fact["kind"], fact["detail"]) == ("superseded", {"by": 1, "because": "told"})
+    assert (fact["kind"], fact["detail"]) == ("superseded", {"by": 1, "because": "swept"})
     (shown,) = steps.rows("SELECT state, superseded_by FROM delivery WHERE seq = 2")
     assert shown == {"state": "superseded", "superseded_by": 1}
     assert agreed(steps)
@@ -186,7 +186,7 @@ def test_one_sweeps_event_stands_for_one_webhook_and_a_second_change_of_its_inst
     steps.arrive(an_event(4, second=5))
     assert steps.states() == [(4, "strict", "ready")]
     told = steps.rows("SELECT seq, detail FROM delivery_log WHERE kind = 'superseded'")
-    assert told == [{"seq": 2, "detail": {"by": 1, "because": "told"}}]
+    assert told == [{"seq": 2, "detail": {"by": 1, "because": "swept"}}]
     assert agreed(steps)
 
 

@@ -188,7 +188,7 @@ def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps,
     judge(steps)
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
     (newest,) = steps.rows("SELECT max(id) AS id FROM duplicate_request")
-    assert fact["detail"] == {"repeat": newest["id"]}
+    assert fact["detail"] == {"duplicate": newest["id"]}
 
 
 # --- those that can't be judged yet

@@ -10,7 +10,8 @@ from sqlalchemy import ARRAY, JSON, Engine, insert, inspect, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from inbox.db.dialect import POSTGRES, UtcDateTime
-from inbox.db.schema import OPEN_STATES, delivery_log, gate, inbox, metadata, open_delivery, order_lock, write_probe
+from inbox.db.schema import delivery_log, gate, inbox, metadata, open_delivery, order_lock, write_probe
+from inbox.events.states import OPEN_STATES
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, State, Step
 from tests.store.conftest import START

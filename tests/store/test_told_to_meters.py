@@ -62,10 +62,12 @@ def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_
     of_this: dict[facts.AnyFact, str] = {
         facts.AttemptFailed(error_class="server_error", error="503", due_at=START): "server_error",
         facts.Dead(cause="exhausted", error="503"): "exhausted",
-        facts.Delivered(did="forwarded"): "delivered",
+        facts.DeliveredFact(did="forwarded"): "delivered",
     }
     observer.recorded(Recorded(delivery, fact) for fact in of_this)
-    observer.recorded([Recorded(msgspec.structs.replace(delivery, run=1), facts.Unchanged()), Recorded(delivery, None)])
+    observer.recorded(
+        [Recorded(msgspec.structs.replace(delivery, run=1), facts.UnchangedFact()), Recorded(delivery, None)]
+    )
 
     assert of(told, metrics.ATTEMPTS) == {("strict", outcome): 1 for outcome in (*of_this.values(), "unchanged")}
     assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 30}
@@ -159,5 +161,5 @@ def test_a_delivery_of_before_its_arrival_took_no_time(steps: Steps) -> None:
     delivery: Delivery = steps.claim()
     early = FakeClock()
     early.moment = START - timedelta(seconds=3)
-    Observer(told, early).recorded([Recorded(delivery, facts.Delivered(did="forwarded"))])
+    Observer(told, early).recorded([Recorded(delivery, facts.DeliveredFact(did="forwarded"))])
     assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 0}

@@ -80,7 +80,7 @@ def _facts_nobody_was_told(order: Order) -> Iterator[object]:
 def _wrong_memory(order: Order) -> Iterator[object]:
     """The table `lane` remembers what was delivered, the last by its own time."""
     last = {_lane(row): (row["occurred_at"], row["seq"]) for row in order.before.lane}
-    for delivery in (r.delivery for r in _recorded(order) if isinstance(r.fact, facts.Delivered)):
+    for delivery in (r.delivery for r in _recorded(order) if isinstance(r.fact, facts.DeliveredFact)):
         lane = (delivery.route, delivery.lane)
         last[lane] = max((delivery.occurred_at, delivery.seq), last.get(lane, (delivery.occurred_at, delivery.seq)))
     found = {_lane(row): (row["occurred_at"], row["seq"]) for row in order.after.lane}

@@ -24,7 +24,7 @@ def the_superseded_have_a_stand_in(moment: Moment) -> Sequence[object]:
         if isinstance(entry.fact, facts.Superseded):
             by = (entry.fact.by, entry.key[1])
             of_its_lane = moment.ledger.lanes.get(by) == moment.ledger.lanes[entry.key]
-            may_be = POLICIES[entry.key[1]].ordering == ("strict" if entry.fact.because == "told" else "latest")
+            may_be = POLICIES[entry.key[1]].ordering == ("strict" if entry.fact.because == "swept" else "latest")
             if not of_its_lane or not may_be or not _stands_for(moment, entry, by):
                 evidence.append(entry)
     return evidence
@@ -40,7 +40,7 @@ def _stands_for(moment: Moment, entry: Entry, by: Key) -> bool:
             died = max(each.number for each in moment.history.entries[entry.key] if each.number < entry.number)
             later = {each.key for each in moment.history.successes if each.number > died}
             return newer and before.state is State.DEAD and by in later
-        case facts.Superseded(because="told"):
+        case facts.Superseded(because="swept"):
             event, swept = (moment.ledger.events[key[0]] for key in (entry.key, by))
             same = (event.event_type, event.occurred_at) == (swept.event_type, swept.occurred_at)
             was = any(each.key == by and each.number < entry.number for each in moment.history.successes)
@@ -82,7 +82,7 @@ def later_successes_heal(moment: Moment) -> Sequence[object]:
     return [
         (key, success)
         for success in moment.new
-        if isinstance(success.fact, facts.Delivered) and POLICIES[success.key[1]].ordering == "latest"
+        if isinstance(success.fact, facts.DeliveredFact) and POLICIES[success.key[1]].ordering == "latest"
         for key in healable(moment.history, moment.ledger, moment.after, success)
         if moment.ledger.lanes[key] not in moment.stored.healing
     ]
@@ -108,7 +108,7 @@ def a_repeat_rearms_what_is_not_covered(moment: Moment) -> Sequence[object]:
     for entry in moment.new:
         if isinstance(entry.fact, facts.Rearmed):
             was, is_now = (
-                stored.repeats.get(entry.fact.repeat, _NO_REPEAT) for stored in (moment.earlier, moment.stored)
+                stored.repeats.get(entry.fact.duplicate, _NO_REPEAT) for stored in (moment.earlier, moment.stored)
             )
             last = moment.last_before(entry)
             if (

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from relay.delivery.gates import BreakerState, GateKey, entity_key
-from relay.delivery.health import endpoint_of, health_of
+from relay.delivery.policy import endpoint_of, health_of
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
 from tests.proofs.model.actors import Ledger
 from tests.proofs.model.history import Key

@@ -41,7 +41,7 @@ def _is_uncounted(fact: facts.AnyFact) -> bool:
     return isinstance(fact, facts.AttemptFailed) and not fact.counted
 
 
-_WORK = facts.Delivered | facts.Skipped | facts.AttemptFailed | facts.Dead
+_WORK = facts.DeliveredFact | facts.SkippedFact | facts.AttemptFailed | facts.Dead
 
 
 def results_were_made(moment: Moment) -> Sequence[object]:
@@ -66,9 +66,9 @@ def results_were_made(moment: Moment) -> Sequence[object]:
 
 def _follows(moment: Moment, entry: Entry, delivery: Delivery, outcome: Outcome) -> bool:
     match outcome, entry.fact:
-        case Delivered(), facts.Delivered(late=late, fetch_began_at=began, last_modified=modified):
+        case Delivered(), facts.DeliveredFact(late=late, fetch_began_at=began, last_modified=modified):
             return (late, began, modified) == (delivery.late, outcome.fetch_began_at, outcome.last_modified)
-        case Skipped(), facts.Skipped():
+        case Skipped(), facts.SkippedFact():
             return True
         case Failed(error_class=error_class), facts.AttemptFailed(counted=counted, due_at=due_at):
             return _Expected(counted, due_at - entry.at) in _expected(moment, entry, delivery, error_class)

@@ -95,7 +95,7 @@ def left_dead(stage: Choosing) -> list[object]:
     return evidence
 
 
-_ENDS = facts.Delivered | facts.Skipped | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
+_ENDS = facts.DeliveredFact | facts.SkippedFact | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
 
 
 def ended_wrongly(stage: Choosing) -> list[object]:
@@ -126,12 +126,12 @@ def _is_given_up(stage: Choosing, key: Key) -> bool:
         if ended.because == "covered":
             return False
         key = (ended.by, key[1])
-    return isinstance(ended, facts.Dead | facts.Cancelled | facts.Skipped)
+    return isinstance(ended, facts.Dead | facts.Cancelled | facts.SkippedFact)
 
 
 def _has(stage: Choosing, success: Entry, key: Key) -> bool:
     ledger = stage.ledger
-    assert isinstance(success.fact, facts.Delivered)
+    assert isinstance(success.fact, facts.DeliveredFact)
     made = (success.run, success.attempt, success.relay_node)
     (*_, call) = (call for call in ledger.calls[success.key] if (call.run, call.attempt, call.node) == made)
     came_after = call.step >= ledger.arrived[key[0]]

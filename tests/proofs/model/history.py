@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from inbox.errors import IllegalTransition
-from relay.delivery.facts import AnyFact, Delivered, Superseded
+from relay.delivery.facts import AnyFact, DeliveredFact, Superseded
 from relay.delivery.lifecycle import FoldedState, fold
 
 Key = tuple[int, str]
@@ -51,9 +51,9 @@ class History:
         self.last_id = number
         self.entries[key].append(entry)
         match fact:
-            case Delivered():
+            case DeliveredFact():
                 self.successes.append(entry)
-            case Superseded(because="told"):
+            case Superseded(because="swept"):
                 self.told[fact.by, key[1]].append(entry)
         try:
             self.standing[key] = fold(entry.fact for entry in self.entries[key])

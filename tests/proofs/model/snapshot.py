@@ -61,7 +61,7 @@ class Moment:
         lasts: dict[LaneKey, LastDelivered] = {}
         for entry in successes:
             lane, order, fact = self.ledger.lanes[entry.key], self.ledger.order(entry.key), entry.fact
-            assert isinstance(fact, facts.Delivered)
+            assert isinstance(fact, facts.DeliveredFact)
             newest = max(order, lasts[lane].key) if lane in lasts else order
             if newest == order or fact.fetch_began_at is not None:
                 lasts[lane] = LastDelivered(*newest, fact.fetch_began_at, fact.last_modified)

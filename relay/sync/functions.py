@@ -1,7 +1,8 @@
-"""Finds a function that the configuration names as `package.module:name`, when the relay starts."""
+"""Your own functions: found by `package.module:name` when the relay starts, and called with copies."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
@@ -10,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from inbox.config.shape import nearest
-from inbox.errors import ConfigError
+from inbox.errors import ConfigError, MappingError
 from inbox.loader.load import config_path
 
 Function = Callable[..., object]
 
 
 def function_of(place: str, where: str, takes: Sequence[str] = ("event",)) -> Function:
-    """The function, which takes these arguments; `where` names the key in errors.
+    """Import a function, and check that it takes these arguments. `where` names the key in errors.
 
-    Its module is looked for where Python looks, and then in the folder of `inbox.toml`: a file there can't take the place
-    of something that is installed.
+    Its module is searched where Python searches, and then in the folder of `inbox.toml`: a file there can't replace an
+    installed module.
 
     Raises:
         ConfigError: there is no such module, it can't be imported, or it has no such function.
@@ -41,6 +42,26 @@ def function_of(place: str, where: str, takes: Sequence[str] = ("event",)) -> Fu
     return function
 
 
+class Hook:
+    """A function for what a map can't express. It gets copies, so its changes to them have no effect elsewhere."""
+
+    def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
+        self.reference = reference
+        self.where = where
+        self._function = function_of(reference, where, takes)
+
+    def call(self, *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
+        """Call it, and return its result.
+
+        Raises:
+            MappingError: it raised. The text names only the type of its error, whose own text may hold anything.
+        """
+        try:
+            return self._function(*copy.deepcopy(arguments))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it does concerns this event alone
+            raise MappingError(f"{self.reference} raised {type(error).__name__}", field=self.where) from None
+
+
 def _module(name: str, where: str, folder: Path) -> object:
     importlib.invalidate_caches()  # the file may have been written after the folder was last looked at
     try:
@@ -53,7 +74,7 @@ def _module(name: str, where: str, folder: Path) -> object:
             ) from None
         raise ConfigError(f"{where}: {name} imports {error.name!r}, which is not installed") from None
     except (Exception, SystemExit) as error:  # noqa: BLE001  # a module may do anything when it is imported
-        # Not its text, which may hold anything that the module has read.
+        # Without the error's text, which may hold anything that the module has read.
         raise ConfigError(
             f"{where}: {name} can't be imported: {type(error).__name__}; try python -c 'import {name}' in {folder}"
         ) from None
@@ -72,5 +93,5 @@ def _check(found: object, place: str, where: str, takes: Sequence[str]) -> None:
     except TypeError:
         wanted = "one argument, the event" if len(takes) == 1 else f"{len(takes)} arguments: {', '.join(takes)}"
         raise ConfigError(f"{where}: {place} must take {wanted}") from None
-    except ValueError:  # written in C: it does not tell
+    except ValueError:  # written in C: it has no signature
         pass
