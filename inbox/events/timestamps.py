@@ -78,9 +78,9 @@ def time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(" ", "microseconds")[:26] + "Z"
 
 
-def rfc3339(moment: datetime) -> str:
-    """An instant as payloads have it, in milliseconds: `2019-01-01T00:00:00.000Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+def rfc3339(moment: datetime, timespec: str = "auto") -> str:
+    """Format an aware datetime as RFC 3339 in UTC with `Z`; `timespec` as for `datetime.isoformat`."""
+    return moment.astimezone(UTC).isoformat(timespec=timespec).removesuffix("+00:00") + "Z"
 
 
 def as_time(value: str | datetime) -> datetime:
