@@ -77,11 +77,9 @@ def connect(url: str, *, application: str) -> Engine:
         _check_sqlite(parsed)
         engine = create_engine(parsed, connect_args={"timeout": 5.0}, pool_reset_on_return="rollback")
         _prepare_sqlite(engine)
-        engine.update_execution_options(**{_CONFIGURED: url})
         return engine
     way = _way_to_postgres(parsed, application)
     made = create_engine(way.url, connect_args=way.arguments, pool_timeout=LOCK_TIMEOUT_SECONDS)
-    made.update_execution_options(**{_CONFIGURED: url})
     if way.pooled:
         _pin_transactions(made)
     else:
@@ -115,12 +113,6 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
     return made
 
 
-def configured_url(engine: Engine) -> str:
-    """The URL that `connect` was given: `engine.url` lacks what is not for the driver, such as `pooler`."""
-    url: str = engine.get_execution_options()[_CONFIGURED]
-    return url
-
-
 @asynccontextmanager
 async def one_transaction(connection: AsyncConnection) -> AsyncIterator[None]:
     """A transaction on a connection of `connect_async`, for one statement: in autocommit it is one by itself."""
@@ -146,7 +138,6 @@ def snapshot(connection: Connection) -> Connection:
 
 
 _POOLED = "pooled"
-_CONFIGURED = "configured_url"
 _SNAPSHOT = "REPEATABLE READ READ ONLY"
 
 

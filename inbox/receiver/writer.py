@@ -249,7 +249,7 @@ class GroupCommit:
         repeated = [
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
-        seqs = await self._store.repeat(await self._connected(), repeated)
+        seqs = await self._store.note_duplicates(await self._connected(), repeated)
         self._count(metrics.REPEATED, repeated, seqs)
         found = iter(seqs)
         for pending, own in batch:

@@ -70,7 +70,7 @@ class Database:
             self.failed_alone(item)
         if self.sql.pause_after_write:
             time.sleep(self.sql.pause_after_write)
-        if self._checkpoints is not None and self._checkpoints.due(_ROWS_OF_A_WRITE):
+        if self._checkpoints is not None and self._checkpoints.due(transaction.rows):
             self._checkpoints.made(complete=checkpoint(self.engine))
 
     @contextmanager
@@ -113,6 +113,8 @@ class Transaction:
         """How many facts it adds, by route and kind."""
         self.left_out: list[FailedAlone] = []
         """The parts that it does without, since the database has refused them."""
+        self.rows = _ROWS_OF_A_WRITE
+        """It writes about so many."""
         self._now = now
         self.in_haste = False
         """It waits for no row while it holds the order lock."""
