@@ -227,12 +227,12 @@ def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")]
     if as_json:
         show_fields(row, as_json=True)
         return
-    parts = {name: row.pop(name) for name in ("deliveries", "facts", "repeats")}
+    parts = {name: row.pop(name) for name in ("deliveries", "facts", "duplicates")}
     show_fields(row, as_json=False)
     for name, columns in (
         ("deliveries", ("route", "state", "attempts", "due_at", "lane", "last_error")),
         ("facts", ("at", "route", "kind", "attempt", "detail")),
-        ("repeats", ("received_at", "times", "last_received_at", "body", "handled_at", "error")),
+        ("duplicates", ("received_at", "times", "last_received_at", "body", "handled_at", "error")),
     ):
         if parts[name]:
             answer("")

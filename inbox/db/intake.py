@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Result, TextClause, bindparam, text
+from sqlalchemy import Connection, CursorResult, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -111,7 +111,7 @@ async def _run(connection: AsyncConnection, statements: Statements[Made]) -> Mad
             return made
 
 
-def _rows(result: Result[Any]) -> Sequence[Any]:
+def _rows(result: CursorResult[Any]) -> Sequence[Any]:
     return result.all() if result.returns_rows else ()
 
 

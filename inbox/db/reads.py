@@ -103,14 +103,14 @@ _PARTS = {
     "facts": text(
         "SELECT id, at, route, kind, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq ORDER BY id"
     ),
-    "repeats": text(
+    "duplicates": text(
         "SELECT id, received_at, body, times, last_received_at, handled_at, error"
         " FROM duplicate_request WHERE seq = :seq ORDER BY id"
     ),
 }
 
 
-def refusals(
+def rejected_requests(
     engine: Engine,
     *,
     source: str | None = None,
@@ -128,12 +128,12 @@ def refusals(
         "limit": limit,
     }
     with engine.connect() as connection, reading(connection).begin():
-        found = connection.execute(_refusals(Sql(engine.dialect.name)), conditions)
+        found = connection.execute(_rejected_requests(Sql(engine.dialect.name)), conditions)
         return [plain(row) for row in found.mappings()]
 
 
 @cache
-def _refusals(sql: Sql) -> TextClause:
+def _rejected_requests(sql: Sql) -> TextClause:
     return text(f"""
 SELECT * FROM rejected_request
 WHERE {sql.optional("source", "text")} AND {sql.optional("cause", "text")}
@@ -144,7 +144,7 @@ LIMIT :limit
 """)
 
 
-def refusal(engine: Engine, number: int) -> Row | None:
+def rejected_request(engine: Engine, number: int) -> Row | None:
     """One refused request. None: there is none of that number."""
     with engine.connect() as connection, reading(connection).begin():
         query = text("SELECT * FROM rejected_request WHERE id = :id")

@@ -250,7 +250,7 @@ class GroupCommit:
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
         seqs = await self._store.note_duplicates(await self._connected(), repeated)
-        self._count(metrics.REPEATED, repeated, seqs)
+        self._count(metrics.DUPLICATES, repeated, seqs)
         found = iter(seqs)
         for pending, own in batch:
             numbers = [(next(found) if seq is None else seq, seq is None) for seq in own]

@@ -37,20 +37,22 @@ _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300
 # --- the receiver
 
 RECEIVED = Metric("inbox_received_total", "counter", "Events that were stored.", ("source",))
-REPEATED = Metric(
-    "inbox_repeated_total",
+DUPLICATES = Metric(
+    "inbox_duplicates_total",
     "counter",
     "Events that were there already; their senders were told so, with 200.",
     ("source",),
 )
-REFUSED = Metric(
-    "inbox_refused_total",
+REJECTED = Metric(
+    "inbox_rejected_total",
     "counter",
     f"Requests answered with an error. A source that is not configured is `{UNKNOWN}`; causes as in rejected_request.",
     ("source", "cause"),
 )
 NOT_KEPT = Metric(
-    "inbox_refusals_not_kept_total", "counter", "Refusals without a row in rejected_request: too many, or not writable."
+    "inbox_rejections_not_kept_total",
+    "counter",
+    "Refusals without a row in rejected_request: too many, or not writable.",
 )
 REQUEST_SECONDS = Metric(
     "inbox_request_seconds",
@@ -67,7 +69,7 @@ BATCH_EVENTS = Metric(
 )
 COMMIT_SECONDS = Metric("inbox_commit_seconds", "histogram", "How long one commit took.", buckets=_SHORT)
 
-RECEIVER = (RECEIVED, REPEATED, REFUSED, NOT_KEPT, REQUEST_SECONDS, BATCH_EVENTS, COMMIT_SECONDS)
+RECEIVER = (RECEIVED, DUPLICATES, REJECTED, NOT_KEPT, REQUEST_SECONDS, BATCH_EVENTS, COMMIT_SECONDS)
 
 # --- the relay
 
@@ -87,8 +89,8 @@ DELIVERY_SECONDS = Metric(
     ("route",),
     _LONG,
 )
-TAKEN_BACK = Metric(
-    "relay_leases_taken_back_total", "counter", "Leases that ran out: whoever held one died, or was cut off."
+LEASES_EXPIRED = Metric(
+    "relay_leases_expired_total", "counter", "Leases that ran out: whoever held one died, or was cut off."
 )
 DISCARDED = Metric(
     "relay_results_discarded_total", "counter", "Results that came after another claim had taken the lease over."
@@ -133,7 +135,7 @@ RELAY = (
     ATTEMPTS,
     FACTS,
     DELIVERY_SECONDS,
-    TAKEN_BACK,
+    LEASES_EXPIRED,
     DISCARDED,
     DATABASE_TROUBLE,
     STEP_FAILURES,
