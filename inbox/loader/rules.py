@@ -1,4 +1,4 @@
-"""What the tables of `inbox.toml` must agree on: names that something has, and sync processes that can run."""
+"""Rules between the tables of `inbox.toml`: references that resolve, and sync routes that can run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inbox.sources import PRESETS
 
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _FUNCTION = re.compile(f"{_NAME}:{_NAME}")
-"""`package.module:name`."""
+"""Pattern of `package.module:name`."""
 _OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
 _TARGET = re.compile(r"\{\s*target\b")
 _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
@@ -25,7 +25,7 @@ _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate",
 
 
 def broken_links(config: Config) -> Iterator[Mistake]:
-    """Every name that nothing has, every sync process that can't run, and every wait of no length."""
+    """Yield every unresolved name, every sync route that can't run, and every timeout of zero."""
     for section, endpoints in (("apis", config.apis), ("destinations", config.destinations)):
         for name, endpoint in endpoints.items():
             if endpoint.timeout <= 0:
@@ -49,7 +49,7 @@ def broken_links(config: Config) -> Iterator[Mistake]:
 
 
 def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
-    """A body that may never come in."""
+    """Yield sources whose largest body exceeds the memory limit."""
     most = source.max_body or (PRESETS[source.preset].max_body if source.preset in PRESETS else 0)
     if memory_for(most) > memory:
         yield Mistake(
@@ -60,7 +60,7 @@ def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
 
 
 def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[Mistake]:
-    """How far a sweep has come is kept for each type of entity: two sweeps of one would go by each other's place."""
+    """Yield mistakes in sweeps. The watermark is kept per entity type, so two sweeps of one type would share it."""
     swept: set[str] = set()
     for number, sweep in enumerate(source.sweeps):
         where = (*path, f"[{number}]")
@@ -76,7 +76,7 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[M
 
 
 def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
-    """What a sweep would add in vain: routes take this type of entity, and none takes the events that it adds."""
+    """Yield a sweep whose events no route takes, although routes take its entity type."""
     fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
     if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
         return
@@ -136,12 +136,12 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
 
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")
-"""Those that every platform reads and writes alike."""
+"""Directives that every platform reads and writes alike."""
 _SOME_DAY = datetime(2000, 12, 31, tzinfo=UTC)
 
 
 def map_mistakes(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
-    """Everything about the map of the sync table at `path` that can't be, as far as it is seen without running it."""
+    """Yield every mistake in the map of the sync table at `path` that shows without compiling it."""
     if not sync.map and sync.transform is None:
         yield Mistake((*path, "map"), "at least one field must be mapped, or a transform given")
     for name, field in sync.map.items():

@@ -179,7 +179,7 @@ def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(p
 def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inbox.telemetry.recorder.TOLD_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("inbox.telemetry.recorder.REWRITE_EVERY_SECONDS", 0.3)
     recorder = pipe.recorder()
     recorder.put(BREAKER, 2, "destination", "crm")
     recorder.count(RECEIVED, "trivore", by=0)
