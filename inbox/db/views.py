@@ -177,7 +177,7 @@ _COMMENTS = {
     "delivery": "State of each event on each route. Query it by seq or entity; for counts use backlog.",
     "dead_letter": "Deliveries that were given up, with cause and error. relay replay starts them again.",
     "backlog": "Per route: open deliveries by state, and the age of the oldest that is not dead.",
-    "relay_health": "Relay processes: running, gone (silent for as long as a lease) or stopped; with what is in flight, and what fails.",
+    "relay_health": "Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.",
     "stuck": "Deliveries, commands and relays that make no progress, and why. Empty in normal operation.",
 }
 

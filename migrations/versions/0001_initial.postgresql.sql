@@ -695,7 +695,7 @@ COMMENT ON VIEW dead_letter IS 'Deliveries that were given up, with cause and er
 
 COMMENT ON VIEW backlog IS 'Per route: open deliveries by state, and the age of the oldest that is not dead.';
 
-COMMENT ON VIEW relay_health IS 'Relay processes: running, gone (silent for as long as a lease) or stopped; with what is in flight, and what fails.';
+COMMENT ON VIEW relay_health IS 'Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.';
 
 COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why. Empty in normal operation.';
 
