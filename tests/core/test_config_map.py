@@ -1,4 +1,4 @@
-"""Mistakes in the map of a sync route that the file's reader tells, to the receiver and the relay alike."""
+"""Mistakes in the map of a sync route, which the configuration's reader reports to both sides."""
 
 from __future__ import annotations
 

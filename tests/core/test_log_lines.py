@@ -1,4 +1,4 @@
-"""A log has one line for each thing that happened, and no value can make another."""
+"""A log has one line for each event, and no value can make another."""
 
 from __future__ import annotations
 

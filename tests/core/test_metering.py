@@ -1,4 +1,4 @@
-"""From what a process counts to what is served: through a pipe, whoever else writes to it, and whether or not it is read."""
+"""Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ STEPS = st.lists(
 
 
 class Pipe:
-    """A pipe, and what an exporter makes of what comes out of it."""
+    """A pipe, and the exporter's totals of its lines."""
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
@@ -59,7 +59,7 @@ class Pipe:
         return Recorder((*RECEIVER, *RELAY), os.dup(self.writing))
 
     def close(self) -> None:
-        """Close what is still open of it."""
+        """Close its open ends."""
         for end in {self.reading, self.writing} - self._closed:
             self.close_end(end)
 
@@ -69,7 +69,7 @@ class Pipe:
         os.close(end)
 
     def drain(self) -> None:
-        """Read until nobody can write any more."""
+        """Read until the last writer is gone."""
         self.close_end(self.writing)
         with os.fdopen(self.reading, "rb", closefd=False) as lines:
             for line in lines:
@@ -103,7 +103,7 @@ def tell(meters: Meters, steps: list[Step]) -> None:
 
 
 def as_the_library_says(steps: list[Step]) -> Samples:
-    """The same, counted by prometheus-client in one process."""
+    """The same counts by prometheus-client in one process."""
     registry = CollectorRegistry()
     kinds: Mapping[str, Callable[[Metric], Any]] = {
         "counter": lambda m: Counter(m.name, m.help, m.labels, registry=registry),

@@ -1,4 +1,4 @@
-"""Migrations beside whatever runs: short waits for locks, told with who holds them; and which versions may run beside which."""
+"""Migrations beside running programs: short lock waits, reported with their holders, and versions that may coexist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ READS = "SELECT count(*) FROM inbox WHERE entity_id = 'a-customer' AND seq > 7"
 
 @pytest.fixture
 def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Later:
-    """Makes this process one of a later version, with these migrations besides."""
+    """Turn this process into one of a later version, with further migrations."""
 
     def make(*made_up: MadeUp) -> None:
         folder = tmp_path / "-".join(["later", *(each.revision for each in made_up)])
@@ -45,12 +45,12 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Later:
 
 
 FIRST = migrate.steps()
-"""This version's own."""
+"""Migrations of this version."""
 
 
 @pytest.fixture
 def older(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes this process one of the present version again."""
+    """Turn this process back into one of the current version."""
     scripts = migrate._SCRIPTS
     return lambda: monkeypatch.setattr(migrate, "_SCRIPTS", scripts)
 
@@ -62,7 +62,7 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 
 class Told:
-    """What a migration tells."""
+    """Collects the reports of a migration."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -80,7 +80,7 @@ def revision(engine: Engine) -> object:
 
 @contextlib.contextmanager
 def reader(url: str, isolation: psycopg.IsolationLevel | None = None) -> Iterator[psycopg.Connection]:
-    """A DBA's transaction, which stays open after it has read the inbox."""
+    """Open a DBA's transaction that stays open after reading the inbox."""
     with contextlib.closing(connect_postgres(url)) as dba:
         dba.execute("SET application_name = 'the-dbas-shell'")
         dba.isolation_level = isolation
@@ -91,7 +91,7 @@ def reader(url: str, isolation: psycopg.IsolationLevel | None = None) -> Iterato
 
 @contextlib.contextmanager
 def writer(url: str) -> Iterator[None]:
-    """Somebody's transaction that has the one lock of SQLite."""
+    """Open a transaction that holds SQLite's only lock."""
     with contextlib.closing(sqlite3.connect(make_url(url).database or "", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -100,13 +100,13 @@ def writer(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_the_way(url: str) -> Iterator[None]:
-    """What an ALTER of the inbox has to wait for."""
+    """Hold what an ALTER of the inbox waits for."""
     with reader(url) if is_postgres(url) else writer(url):
         yield
 
 
 def impatient(engine: Engine) -> None:
-    """SQLite waits 5 s for its lock otherwise."""
+    """Shorten SQLite's wait for its lock from 5 s."""
     if engine.dialect.name == "sqlite":
         event.listen(engine, "checkout", lambda connection, *_: connection.execute("PRAGMA busy_timeout = 100"))
 
@@ -268,7 +268,7 @@ def test_one_that_migrates_already_is_waited_for_and_named(
 
 
 def test_the_only_migrator_is_idle_for_longer_than_a_relays_transaction_may_be(postgres_database_url: str) -> None:
-    """Every connection but its own ends a transaction that is idle for 3 s: see inbox.db.engine."""
+    """Every other connection ends a transaction that is idle for 3 s: see inbox.db.engine."""
     engine = engines.connect(postgres_database_url, application="tests")
     idle = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND granted"
     with engine.connect() as connection:

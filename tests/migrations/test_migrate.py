@@ -1,4 +1,4 @@
-"""`inbox migrate`: once, twice, two at once, and what is said when it was forgotten."""
+"""`inbox migrate`: once, twice, two at once, and the message when it was forgotten."""
 
 from __future__ import annotations
 
