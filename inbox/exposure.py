@@ -22,7 +22,7 @@ _NAMES = frozenset({"user", "client_id"})
 _LIKE_A_TOKEN = re.compile(r"[\w-]{20,}")
 
 
-def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+def exposure_warnings(path: Path, config: Config, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
     """Yield a warning for the configuration in `path`, and one for the database's file, if others may read them.
 
     Raises:
@@ -31,7 +31,7 @@ def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.en
     held = [*_literals(config, ())]
     if not environment.get("INBOX_DATABASE_URL") and make_url(config.database.url).password:
         held.append("database.url")
-    if held and _others_may(path):
+    if held and _is_open_to_others(path):
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
         yield (
             f"{path} holds secrets ({held[0]}{more}), and every user of this machine may read it: take that away with"
@@ -40,7 +40,7 @@ def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.en
     url = parse_url(config.database.url)
     if url.get_backend_name() == SQLITE:
         database = Path(url.database or "")
-        if _others_may(database):
+        if _is_open_to_others(database):
             beside = " ".join(str(database) + suffix for suffix in ("", "-wal", "-shm"))
             yield (
                 f"{database} holds what webhooks say, and every user of this machine may read it: stop both sides, then"
@@ -81,7 +81,7 @@ def _holds_a_token(url: str) -> bool:
     return "@" in parts.netloc or bool(parts.query) or _LIKE_A_TOKEN.search(parts.path) is not None
 
 
-def _others_may(path: Path) -> bool:
+def _is_open_to_others(path: Path) -> bool:
     """Return whether users other than its owner and group can reach the file, and read or write it."""
     try:
         whole = path.resolve(strict=True)

@@ -66,19 +66,19 @@ def _copy_back(url: URL) -> bool:
     """Copy the log back. Earlier commits are safe whatever happens here; at worst the log stays longer."""
     path = Path(url.database or "").absolute()
     try:
-        with closing(_connected(path)) as holder, closing(_connected(path)) as copier:
+        with closing(_connect(path)) as holder, closing(_connect(path)) as copier:
             holder.execute("BEGIN IMMEDIATE")
-            return _copied_whole(copier, time.monotonic() + _WAIT_SECONDS)
+            return _copy_all(copier, time.monotonic() + _WAIT_SECONDS)
     except sqlite3.Error:
         return False
 
 
-def _connected(path: Path) -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
     """Open a separate connection, as a pool's may all be in use. Closing it ends its transaction and frees its lock."""
     return sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None)
 
 
-def _copied_whole(copier: sqlite3.Connection, until: float) -> bool:
+def _copy_all(copier: sqlite3.Connection, until: float) -> bool:
     """Copy until nothing is left or the time is over. Pages that a reader of an older state needs stay in the log."""
     while True:
         busy, in_log, copied = copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

@@ -294,9 +294,9 @@ _DEADLOCK = "40P01"
 def is_data_error(error: DBAPIError) -> bool:
     """Return whether the rows themselves are at fault (SQLSTATE classes 22, 23, 54), so that other rows may be stored.
 
-    A number that is in use already is never the row's fault: see `is_taken`.
+    A number that is in use already is never the row's fault: see `is_unique_violation`.
     """
-    if is_taken(error):
+    if is_unique_violation(error):
         return False
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
@@ -304,7 +304,7 @@ def is_data_error(error: DBAPIError) -> bool:
     return isinstance(error, DataError | IntegrityError)  # SQLite's, or of a driver that can't send the value
 
 
-def is_taken(error: DBAPIError) -> bool:
+def is_unique_violation(error: DBAPIError) -> bool:
     """Return whether a unique constraint rejected a row.
 
     Intake skips known keys (ON CONFLICT), so it can only be a number, which the database itself gives.
@@ -404,7 +404,7 @@ def blames_items(error: BaseException) -> bool:
 _HELD_UP = frozenset({"55P03", "57014"})
 
 
-def is_held_up(error: BaseException) -> bool:
+def is_wait_timeout(error: BaseException) -> bool:
     """Return whether a statement took too long, for example because of a locked row, so that fewer items may succeed.
 
     A wait for the order lock doesn't count, as all take it in turn.

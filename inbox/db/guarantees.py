@@ -32,7 +32,7 @@ _DROPPED = (
     " [database] url, or connect to the server itself"
 )
 
-REFUSED: Mapping[str, _Wanted] = {
+REQUIRED: Mapping[str, _Wanted] = {
     "transaction_isolation": _Wanted(("read committed",), "lanes could stay without a head"),
     # remote_apply waits for more than `on`; local, remote_write and off for less, where there is a synchronous standby
     "synchronous_commit": _Wanted(("on", "remote_apply"), "an acknowledged webhook could be lost"),
@@ -44,7 +44,7 @@ REFUSED: Mapping[str, _Wanted] = {
 }
 """Pinned settings with Postgres's names and values. Any other value is rejected."""
 
-DOUBTED: Mapping[str, _Wanted] = {
+RECOMMENDED: Mapping[str, _Wanted] = {
     "fsync": _Wanted(("on",), "what was acknowledged is lost when the server's machine goes down"),
     "full_page_writes": _Wanted(("on",), "a crash can damage the database, unless its file system writes whole pages"),
     "default_transaction_read_only": _Wanted(("off",), "nothing can be stored"),
@@ -52,7 +52,7 @@ DOUBTED: Mapping[str, _Wanted] = {
 }
 """Settings that only the server's owner can change, perhaps for a reason, as on a test machine. Other values are logged."""
 
-OF_SQLITE: Mapping[str, _Wanted] = {
+SQLITE_PRAGMAS: Mapping[str, _Wanted] = {
     "journal_mode": _Wanted(("wal",), "readers and the receiver would stop each other"),
     "synchronous": _Wanted(("2", "3"), "an acknowledged webhook could be lost"),  # FULL, EXTRA
     "wal_autocheckpoint": _Wanted(("0",), "a commit could be lost (sqlite.org/wal.html, the WAL-reset bug)"),
@@ -71,7 +71,7 @@ _SET_BY: Mapping[str, str] = {
 """`pg_settings.source`: https://www.postgresql.org/docs/current/view-pg-settings.html."""
 
 
-COUNTED = [
+COUNTER_COLUMNS = [
     f"{table.name}.{column.name}"
     for table in metadata.sorted_tables
     if table.dialect_options["sqlite"]["autoincrement"]
@@ -79,7 +79,7 @@ COUNTED = [
 ]
 """Columns that count up by themselves."""
 
-OF_RECEIVER = ("inbox.seq", "rejected_request.id", "duplicate_request.id")
+RECEIVER_COLUMNS = ("inbox.seq", "rejected_request.id", "duplicate_request.id")
 """Columns of these that a receiver needs. It also uses `alert.id`, but can do without."""
 
 
@@ -91,7 +91,7 @@ def require(engine: Engine) -> None:
     """
     with engine.connect() as connection:
         found = differences(connection)
-        doubts = [] if connection.dialect.name == SQLITE else list(_settings(connection, DOUBTED, ""))
+        doubts = [] if connection.dialect.name == SQLITE else list(_settings(connection, RECOMMENDED, ""))
         connection.rollback()
     for doubt in doubts:
         _log.warning("%s", doubt)
@@ -99,14 +99,14 @@ def require(engine: Engine) -> None:
         raise UnfitDatabase("\n".join(found))
 
 
-def differences(connection: Connection, columns: Collection[str] = COUNTED) -> list[str]:
+def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> list[str]:
     """List the reasons not to store anything through this connection, each with its remedy.
 
     `columns` limits the check of sequences: a table that the caller doesn't use may be locked or broken.
     """
     if connection.dialect.name == SQLITE:
         return list(_pragmas(connection))
-    return [*_settings(connection, REFUSED, _DROPPED), *_sequences(connection, columns)]
+    return [*_settings(connection, REQUIRED, _DROPPED), *_sequences(connection, columns)]
 
 
 def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[str]:
@@ -139,7 +139,7 @@ def _sequences(connection: Connection, columns: Collection[str]) -> Iterator[str
 def _pragmas(connection: Connection) -> Iterator[str]:
     cursor = connection.connection.cursor()  # the driver's cursor, as SQLAlchemy's would take the write lock
     try:
-        for name, (values, why) in OF_SQLITE.items():
+        for name, (values, why) in SQLITE_PRAGMAS.items():
             cursor.execute(f"PRAGMA {name}")
             found: Any = cursor.fetchone()
             if str(found[0]) not in values:

@@ -47,7 +47,7 @@ class Holder(msgspec.Struct, frozen=True):
         return f"pid {self.pid} ({self.application}), {self.state}, in its transaction for {self.seconds:.0f} s: {self.query}"
 
 
-def named(holders: Sequence[Holder]) -> str:
+def describe(holders: Sequence[Holder]) -> str:
     """Describe holders for a message."""
     return "; ".join(map(str, holders)) or "somebody who was gone before it could be seen"
 
@@ -88,11 +88,11 @@ def _ask(cursor: Any, statement: str, *values: str) -> Any:  # noqa: ANN401  # p
 class LockWatch:
     """Looks up the sessions that block a `LockWaits`, five times a second."""
 
-    def __init__(self, waits: LockWaits, tell: Callable[[str], None]) -> None:
+    def __init__(self, waits: LockWaits, report: Callable[[str], None]) -> None:
         self.holders: tuple[Holder, ...] = ()
         """Holders that were seen last."""
         self._waits = waits
-        self._tell = tell
+        self._report = report
         self._since: float | None = None
 
     def look(self, connection: Connection) -> None:
@@ -104,14 +104,14 @@ class LockWatch:
             self._since = time.monotonic()
         self.holders = found or self.holders
         if found and self._since is not None and time.monotonic() - self._since > _TOLD_AFTER_SECONDS:
-            self._tell(f"waits for {named(found)}")
+            self._report(f"waits for {describe(found)}")
             self._since = None
 
 
 @contextmanager
-def watched(engine: Engine, connection: Connection, tell: Callable[[str], None]) -> Iterator[LockWatch]:
+def watching_lock_waits(engine: Engine, connection: Connection, report: Callable[[str], None]) -> Iterator[LockWatch]:
     """Limit the lock waits of `connection` and watch them from another during the block. It is invalidated afterwards."""
-    watch = LockWatch(LockWaits(connection), tell)
+    watch = LockWatch(LockWaits(connection), report)
     ended = threading.Event()
 
     def look() -> None:
@@ -132,7 +132,7 @@ def watched(engine: Engine, connection: Connection, tell: Callable[[str], None])
 
 
 @contextmanager
-def alone(engine: Engine, tell: Callable[[str], None]) -> Iterator[None]:
+def only_migrator(engine: Engine, report: Callable[[str], None]) -> Iterator[None]:
     """Be the only migrator of the database during the block.
 
     The lock belongs to a transaction that stays open beside those of the migrations, which end one after the other.
@@ -152,11 +152,11 @@ def alone(engine: Engine, tell: Callable[[str], None]) -> Iterator[None]:
             if guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})").scalar():
                 yield
                 return
-            others = named([_holder(row) for row in guard.execute(_MIGRATORS, {"key": _ADVISORY_LOCK})])
+            others = describe([_holder(row) for row in guard.execute(_MIGRATORS, {"key": _ADVISORY_LOCK})])
         if time.monotonic() > deadline:
             raise ConfigError(f"another process migrates this database, and has not ended within 10 minutes: {others}")
         if not reported:
-            tell(f"waits for another process that migrates: {others}")
+            report(f"waits for another process that migrates: {others}")
             reported = True
         time.sleep(_POLL_SECONDS)
 

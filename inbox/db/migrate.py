@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import POSTGRES, is_lock_wait
 from inbox.db.engine import reading
-from inbox.db.lock_waits import HARMLESS_SECONDS, LockWatch, alone, named, watched
+from inbox.db.lock_waits import HARMLESS_SECONDS, LockWatch, describe, only_migrator, watching_lock_waits
 from inbox.errors import ConfigError
 
 TRIES = 20
@@ -36,14 +36,14 @@ _BELOW, _BESIDE = _PACKAGE / "migrations", _PACKAGE.parent / "migrations"
 _SCRIPTS = str(_BELOW if _BELOW.is_dir() else _BESIDE)
 """Folder of the migrations: a wheel has it below `inbox`, a checkout beside it."""
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class MigrationStep(msgspec.Struct, frozen=True):
     """A migration."""
 
     revision: str
-    says: str
+    summary: str
     """First line of its docstring."""
 
     @property
@@ -52,20 +52,20 @@ class MigrationStep(msgspec.Struct, frozen=True):
         return int(self.revision) % _GENERATION == 0
 
     def __str__(self) -> str:
-        return f"{self.revision}  {self.says}"
+        return f"{self.revision}  {self.summary}"
 
 
-class Migrated(msgspec.Struct, frozen=True):
+class MigrationResult(msgspec.Struct, frozen=True):
     """Result of `upgrade`."""
 
     before: str | None
     """Revision before; None for an empty database."""
     after: str | None
-    left: tuple[MigrationStep, ...]
+    remaining: tuple[MigrationStep, ...]
     """Migrations that wait until no older program runs, and those after them."""
 
 
-def upgrade(engine: Engine, tell: Tell = lambda _: None, *, contract: bool = False) -> Migrated:
+def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool = False) -> MigrationResult:
     """Run every migration that the database lacks, each in a transaction; of two callers one does it.
 
     It stops before the first migration that contracts, unless `contract` says that no older program runs, or the
@@ -74,13 +74,13 @@ def upgrade(engine: Engine, tell: Tell = lambda _: None, *, contract: bool = Fal
     Raises:
         ConfigError: a lock was not available, or the database belongs to a newer version; the message has a remedy.
     """
-    with alone(engine, tell) if engine.dialect.name == POSTGRES else _without_lock():
+    with only_migrator(engine, report) if engine.dialect.name == POSTGRES else _without_lock():
         before = _revision_of(engine)
         lacking = pending(before)
         ready = lacking if contract or before is None else lacking[: _additive(lacking)]
-        ran = [step for step in ready if _run(engine, step, tell)]
+        ran = [step for step in ready if _run(engine, step, report)]
         after = _revision_of(engine)
-        return Migrated(before if ran else after, after, tuple(lacking[len(ready) :]))
+        return MigrationResult(before if ran else after, after, tuple(lacking[len(ready) :]))
 
 
 def plan(engine: Engine) -> list[MigrationStep]:
@@ -150,10 +150,10 @@ def _generation(revision: str) -> int:
     return int(revision) // _GENERATION
 
 
-def _run(engine: Engine, step: MigrationStep, tell: Tell) -> bool:
+def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
     """Run a migration, with a bounded number of tries while it can't get its locks. Returns whether it was still to be done."""
     began = time.monotonic()
-    tell(str(step))
+    report(str(step))
     watch: LockWatch | None = None
 
     def attempt() -> bool:
@@ -161,15 +161,15 @@ def _run(engine: Engine, step: MigrationStep, tell: Tell) -> bool:
         with engine.connect() as connection:
             if engine.dialect.name != POSTGRES:
                 return _apply_under_the_write_lock(connection, step)
-            with watched(engine, connection, lambda told: tell(f"{step.revision}  {told}")) as watch:
+            with watching_lock_waits(engine, connection, lambda line: report(f"{step.revision}  {line}")) as watch:
                 _apply(connection, step)
             return True
 
     def holders() -> str:
-        return f": {named(watch.holders)}" if watch else ""
+        return f": {describe(watch.holders)}" if watch else ""
 
     def waits(state: tenacity.RetryCallState) -> None:
-        tell(f"{step.revision}  try {state.attempt_number} of {TRIES}: waits for a lock{holders()}")
+        report(f"{step.revision}  try {state.attempt_number} of {TRIES}: waits for a lock{holders()}")
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, DBAPIError) and is_lock_wait(error)),
@@ -189,7 +189,7 @@ def _run(engine: Engine, step: MigrationStep, tell: Tell) -> bool:
             f"migration {step.revision} could not get a lock{holders()}. What it had begun is undone, or will be made again."
             f" Wait until that transaction has ended{end}; then run `inbox migrate` again"
         ) from None
-    tell(f"{step.revision}  {'done' if ran else 'was done by another process'} in {time.monotonic() - began:.1f} s")
+    report(f"{step.revision}  {'done' if ran else 'was done by another process'} in {time.monotonic() - began:.1f} s")
     return ran
 
 

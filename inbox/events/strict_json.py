@@ -155,7 +155,7 @@ def _has_half_a_pair(body: bytes) -> bool:
     return at < len(body)
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise Unreadable("an object in the body has the same key twice")
@@ -182,7 +182,7 @@ def _constant(text: str) -> object:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_without_repeats,
+    object_pairs_hook=_unique_members,
     parse_int=_number(numbers.integer),
     parse_float=_number(numbers.real),
     parse_constant=_constant,

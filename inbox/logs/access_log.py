@@ -10,7 +10,7 @@ _WEBHOOK = re.compile(r"/webhooks/(?P<source>[^/]+)(?P<token>/[^/]+)?")
 _SHOWN = frozenset({"/health/live", "/health/ready"})
 
 
-class Mask:
+class AccessLogMask:
     """A filter for log records.
 
     An unknown path may be a mistyped one with a token in it, so nothing of it is shown. An unknown source may itself be a

@@ -13,7 +13,7 @@ from inbox.logs.visible import visible_line, visible_text
 Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-class Lines(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """Formats a record as one line, with an indented traceback below it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
@@ -25,7 +25,7 @@ class Lines(logging.Formatter):
         return visible_text(super().formatException(ei))
 
 
-def escape(handlers: Iterable[logging.Handler]) -> None:
+def escape_lines(handlers: Iterable[logging.Handler]) -> None:
     """Let these handlers escape their lines and keep their format. A handler with another kind of formatter keeps it.
 
     Such a formatter may write JSON, which has its own escapes.
@@ -34,11 +34,11 @@ def escape(handlers: Iterable[logging.Handler]) -> None:
         plain = handler.formatter or logging.Formatter()
         if type(plain) is logging.Formatter:
             lines = copy(plain)
-            lines.__class__ = Lines
+            lines.__class__ = LineFormatter
             handler.setFormatter(lines)
 
 
-def tell(message: str) -> None:
+def write_stderr(message: str) -> None:
     """Write a message to standard error, independent of the configuration of logging."""
     sys.stderr.write(f"{visible_text(message)}\n")
     sys.stderr.flush()

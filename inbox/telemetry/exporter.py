@@ -8,7 +8,7 @@ It ignores signals, which often reach the whole process group.
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401  # a host's name needs it, and Python's own files may be out of reach after `become`
+import encodings.idna  # noqa: F401  # a host's name needs it, and Python's own files may be out of reach after `drop_privileges`
 import os
 import signal
 import socket
@@ -184,7 +184,7 @@ def _say(message: str) -> None:
     print(f"metrics: {message}", file=sys.stderr, flush=True)  # noqa: T201  # a program's own standard error
 
 
-def become(uid: int, gid: int) -> None:
+def drop_privileges(uid: int, gid: int) -> None:
     """Drop to the rights of this user and group, permanently. Does nothing unless this process runs as root.
 
     `Popen(user=…)` would drop them before Python starts, and only root may be able to read Python's files, as below /root.
@@ -202,7 +202,7 @@ def main(arguments: list[str]) -> None:
     """Serve until standard input ends. It neither listens nor reads before it drops root's rights."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    become(int(arguments[1]), int(arguments[2]))
+    drop_privileges(int(arguments[1]), int(arguments[2]))
     totals, registry = Totals(), CollectorRegistry()
     registry.register(totals)
     threading.Thread(target=_serve, args=(Address.parse(arguments[0]), registry), daemon=True).start()

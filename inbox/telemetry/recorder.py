@@ -86,7 +86,7 @@ class Exporter:
         os.close(self._reading)
 
 
-def counting(table: Sequence[Metric]) -> Meters:
+def make_recorder(table: Sequence[Metric]) -> Meters:
     """Make a recorder of the metrics in `table` for this process; on failure log an error and return `OFF`."""
     try:
         pipe = int(os.environ[PIPE])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from inbox.telemetry.exporter import LONGEST_LINE, Totals, become
+from inbox.telemetry.exporter import LONGEST_LINE, Totals, drop_privileges
 from inbox.telemetry.metrics import (
     ATTEMPTS,
     BATCH_EVENTS,
@@ -28,7 +28,7 @@ from inbox.telemetry.metrics import (
     Meters,
     Metric,
 )
-from inbox.telemetry.recorder import PIPE, Recorder, counting, exporter_at
+from inbox.telemetry.recorder import PIPE, Recorder, exporter_at, make_recorder
 from tests.helpers.scraping import Samples, parsed, total
 from tests.helpers.waiting import until
 
@@ -228,7 +228,7 @@ def test_a_process_that_has_no_pipe_counts_nothing_and_says_so(
     monkeypatch.delenv(PIPE, raising=False)
     if given is not None:
         monkeypatch.setenv(PIPE, given)
-    assert counting(RELAY) is OFF
+    assert make_recorder(RELAY) is OFF
     assert "this process counts nothing" in caplog.text
 
 
@@ -252,5 +252,5 @@ def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: p
 )
 def test_who_is_not_root_stays_who_he_is() -> None:
     before = os.getresuid(), os.getresgid(), os.getgroups()
-    become(0, 0)
+    drop_privileges(0, 0)
     assert (os.getresuid(), os.getresgid(), os.getgroups()) == before
