@@ -38,7 +38,7 @@ def is_digits(text: str) -> bool:
 
 
 def number(draw: Random, low: int, high: int, width: int) -> str:
-    """Mostly in range, sometimes just beyond it, sometimes of another width or in other digits."""
+    """Draw numbers mostly in range, sometimes just beyond it, with another width or in other digits."""
     outside = (f"{low - 1:0{width}d}", f"{high + 1:0{width}d}", str(low), "", "٣" * width, " 1", "1_0", "+1")
     return draw.choice(outside) if draw.random() < 1 / 9 else f"{draw.randint(low, high):0{width}d}"
 
