@@ -97,7 +97,7 @@ def _run(database: Database, chunks: Iterator[Checked], doing: str, *, as_json: 
             total.facts += chunk.facts
             total.differences += len(chunk.differences)
             for difference in chunk.differences:
-                lines.print(difference)
+                lines.add(difference)
             progress.update(task, completed=min(chunk.upto, high) - low + 1)
         lines.end()
     return total
@@ -112,7 +112,7 @@ class _Lines:
         self._console = progress.console if sys.stdout.isatty() else console()
         self._printed = 0
 
-    def print(self, difference: Difference) -> None:
+    def add(self, difference: Difference) -> None:
         if self._as_json:
             element = visible_json(msgspec.json.encode(difference).decode())
             sys.stdout.write(("[\n  " if self._printed == 0 else ",\n  ") + element)

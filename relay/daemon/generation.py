@@ -48,7 +48,7 @@ LoopEvent = FinishedAttempt | PostResult | PreparedConfig | None
 
 
 class Generation:
-    """One configuration at work: its policies, API clients, worker pools and alert sender.
+    """A configuration at work: its policies, API clients, worker pools and alert sender.
 
     Each destination has one worker pool, which the routes to it share. Only the loop's thread calls it.
     """

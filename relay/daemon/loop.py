@@ -41,7 +41,7 @@ CUT_SECONDS = 1.0
 
 
 class Relay:
-    """One relay process. `run` works until `stop` is called from another thread."""
+    """A relay process. `run` works until `stop` is called from another thread."""
 
     def __init__(
         self,

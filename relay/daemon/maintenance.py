@@ -52,7 +52,7 @@ class Maintenance:
         """Results of posts that are not recorded yet."""
         self._next_at = self._watch_at = 0.0
         self._any_command = self._is_to_look = False
-        """Whether a command is open, and whether to look for one."""
+        """True when a command is open; true when it is time to look for one."""
         self._duplicates: duplicates.Rest | None = None
         """The duplicates to judge next, and at once."""
         self._leftovers = Leftovers()

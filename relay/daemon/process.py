@@ -1,4 +1,4 @@
-"""One relay process: translates signals, and orders from a parent, for its relay.
+"""A relay process: carries out the orders of signals and of its parent.
 
 SIGTERM and SIGINT stop it gracefully, a second one cuts running calls; SIGHUP reloads the configuration. A parent
 (`relay.daemon.supervisor`) gives the same orders through a pipe, the child's standard input. A pipe does what signals

@@ -103,7 +103,7 @@ class Supervisor:
 
 
 class ChildSlot:
-    """One of the N processes: the child that runs, or the time when the next one starts."""
+    """A slot of the N processes: the child that runs, or the time when the next one starts."""
 
     def __init__(self, command: Sequence[str], observer: Observer, pipes: Sequence[int], *, drain: bool) -> None:
         """`pipes` are the file descriptors that the child inherits besides its standard input."""

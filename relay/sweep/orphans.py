@@ -17,7 +17,7 @@ from relay.destinations.base import Clients, without_lease
 from relay.sweep.pages import Pages
 from relay.sync.cursor import EVERYTHING, Listed
 
-Progress = Callable[[str, int], None]
+OnListed = Callable[[str, int], None]
 """Called with the name of the side that is listed, and a number of further entities."""
 
 _FINDINGS = (
@@ -26,7 +26,7 @@ _FINDINGS = (
 )
 
 
-def orphans(config: Config, source: str, number: int, progress: Progress) -> Iterator[dict[str, str]]:
+def orphans(config: Config, source: str, number: int, progress: OnListed) -> Iterator[dict[str, str]]:
     """Find what either side lacks, for one sweep of `source`, on each of its sync routes with a listing.
 
     Raises:
@@ -64,7 +64,7 @@ def _routes(config: Config, source: str, entity_type: str) -> list[tuple[Route, 
     ]
 
 
-def _keep(ids: sqlite3.Connection, name: str, side: str, pages: Iterable[Sequence[Listed]], progress: Progress) -> None:
+def _keep(ids: sqlite3.Connection, name: str, side: str, pages: Iterable[Sequence[Listed]], progress: OnListed) -> None:
     ids.execute(f"DROP TABLE IF EXISTS {name}")
     ids.execute(f"CREATE TABLE {name} (id TEXT PRIMARY KEY) WITHOUT ROWID")
     try:

@@ -1,4 +1,4 @@
-"""One sweep: asks a source for its changes, compares them with the inbox, and adds an event for each unreported one.
+"""A sweep: asks a source for its changes, compares them with the inbox, and adds an event for each unreported one.
 
 `relay sweep` and the daemon run it alike. A sweep takes events in as the receiver does, by the same statement, so this is
 the one room of the relay that knows how the receiver stores them.

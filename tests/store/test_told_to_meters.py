@@ -139,7 +139,7 @@ def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
         again.set()
 
     monkeypatch.setattr(gauges, "READ_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(Backlog, "look", look)
+    monkeypatch.setattr(Backlog, "publish", look)
     with gauges.publishing_gauges(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
         assert again.wait(30)
     assert "a bug kept the backlog from being read" in caplog.messages
