@@ -1,33 +1,34 @@
-"""What the commands of `relay` share: options and the database."""
+"""Options that several commands of `relay` share, and the way to the configuration and its database."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inbox.cli.terminal import fail
-from inbox.config.model import Config
-from inbox.db import engine, migrate
-from inbox.loader.load import read_config
-from relay.store.database import Database
 
-AsJson = Annotated[bool, typer.Option("--json", help="An array of objects instead of a table.")]
+if TYPE_CHECKING:
+    from inbox.config.model import Config
+    from relay.store.database import Database
+
+AsJson = Annotated[bool, typer.Option("--json", help="An array of objects instead of text.")]
 Since = Annotated[
     datetime | None, typer.Option("--since", help="Only since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 ]
+OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.")]
 OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source.")]
 OfEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]
 
 
 def utc(moment: datetime | None) -> datetime | None:
-    """What `--since` means."""
+    """Read the time of `--since` as UTC."""
     return None if moment is None else moment.replace(tzinfo=UTC)
 
 
 def parse_entity(entity: str | None) -> tuple[str | None, str | None]:
-    """Type and id of what `--entity` names."""
+    """Split `--entity` into type and id."""
     if entity is None:
         return None, None
     entity_type, _, entity_id = entity.partition("/")
@@ -36,14 +37,24 @@ def parse_entity(entity: str | None) -> tuple[str | None, str | None]:
     return entity_type, entity_id
 
 
-def database_of(config: Config, application: str = "inbox-relay-cli") -> Database:
-    """The database that the configuration names, which has to be of this version."""
-    made = engine.connect(config.database.url, application=application)
+def load_config() -> Config:
+    """Read inbox.toml, which loads the presets of all sources."""
+    from inbox.loader.load import read_config
+
+    return read_config()
+
+
+def database_of(config: Config) -> Database:
+    """Connect to the configuration's database, and require that its schema is current."""
+    from inbox.db import engine, migrate
+    from relay.store.database import Database
+
+    made = engine.connect(config.database.url, application="inbox-relay-cli")
     migrate.require_current(made)
     return Database(made)
 
 
 def open_database() -> tuple[Config, Database]:
-    """The configuration, and its database."""
-    config = read_config()
+    """Read the configuration, and connect to its database."""
+    config = load_config()
     return config, database_of(config)

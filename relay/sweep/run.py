@@ -1,4 +1,4 @@
-"""One sweep: asks a source what has changed, compares with the inbox, and adds an event for what no webhook has told.
+"""A sweep: asks a source for its changes, compares them with the inbox, and adds an event for each unreported one.
 
 `relay sweep` and the daemon run it alike. A sweep takes events in as the receiver does, by the same statement, so this is
 the one room of the relay that knows how the receiver stores them.
@@ -34,11 +34,11 @@ Result = TypeVar("Result")
 MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
 WAITED_AT_A_TIME = 1.0
-"""Seconds; between two of them, who runs the sweep keeps its lease, or breaks it off."""
+"""Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """What a sweep has come to so far."""
+    """The progress of a sweep."""
 
     source: str
     entity_type: str
@@ -51,7 +51,7 @@ class Swept(msgspec.Struct, frozen=True):
 
     @property
     def found(self) -> sweeps.Found:
-        """What is kept of it when it has come to its end."""
+        """The result that is stored when the sweep has ended."""
         return sweeps.Found(self.source, self.entity_type, self.until, self.compared, self.missed, self.added)
 
 
@@ -68,15 +68,15 @@ class Sweeping:
         self.table = self.source.sweeps[number]
         self.api = config.apis[self.table.api]
         self._routes = [route for route in config.routes.values() if route.source == source]
-        told = (self.table.entity_type, self.table.event_type, self.table.action)
-        self._taken = [route.name for route in self._routes if matches(route.when, *told)]
+        change = (self.table.entity_type, self.table.event_type, self.table.action)
+        self._taken = [route.name for route in self._routes if matches(route.when, *change)]
         self._caller = Clients(config).api(self.table.api)
-        self._toll = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
+        self._rate = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
         self._pages = Pages(self.table, f"sources.{source}.sweeps[{number}]", self._caller)
 
     @property
     def subject(self) -> str:
-        """What it is about, in a few words."""
+        """The source and entity type, in words."""
         return f"{self.source.name} {self.table.entity_type}"
 
     def close(self) -> None:
@@ -84,23 +84,23 @@ class Sweeping:
         self._caller.close()
 
     def begins(self, database: Database) -> tuple[datetime, datetime | None]:
-        """Since when it compares, and the watermark; None: nothing was compared yet, so everything is."""
+        """Return the time from which to compare, and the watermark; None when nothing was compared yet."""
         before = sweeps.compared_until(database, self.source.name, self.table.entity_type)
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
 
     def run(
         self, database: Database, context: Context, since: datetime, *, dry: bool = False
     ) -> Generator[Swept, None, None]:
-        """Compare page by page, and tell after each; no transaction is open while the api is asked.
+        """Compare page by page, and yield the progress after each; no transaction is open while the api is called.
 
-        Events are added as they are found. The watermark is the caller's to move, with `until` of the last, and only when
-        this has come to its end: pages need not come in the order of the changes. With `dry` nothing is added. What is
-        younger than `grace` is left.
+        Events are added as they are found. The caller moves the watermark to `until` of the last progress, and only after the
+        end: pages need not come in the order of the changes. With `dry` nothing is added. Changes younger than `grace` are
+        left for the next sweep.
 
-        An entity that can't be compared or added keeps no other from it; the sweep fails after its end.
+        An entity that can't be compared or added stops no other; the sweep fails after its end.
 
         Raises:
-            SweepFailed: the source could not be asked to the end, or an entity could not be taken in.
+            SweepFailed: the source's listing could not be read to its end, or an entity could not be taken in.
         """
         source, entity_type = self.source.name, self.table.entity_type
         now = context.now()
@@ -110,7 +110,7 @@ class Sweeping:
         yield swept
         for page in self._pages.since(since, context):
             if page is BEFORE_A_CALL:
-                for _ in self._let_through(database, context):
+                for _ in self._acquire_rate(database, context):
                     yield swept
             old = [each for each in page if each.modified <= young]
             lost = self._missing(database, old, failed)
@@ -141,9 +141,9 @@ class Sweeping:
 
         return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
 
-    def _let_through(self, database: Database, context: Context) -> Iterator[None]:
-        """Wait as long as the rate of the api is used up, a little at a time."""
-        while self._toll is not None and (seconds := pay(database, self._toll)) > 0:
+    def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
+        """Wait until the api's rate limit permits a call, a little at a time."""
+        while self._rate is not None and (seconds := pay(database, self._rate)) > 0:
             while seconds > 0:
                 context.stop.wait(min(seconds, WAITED_AT_A_TIME))
                 seconds -= WAITED_AT_A_TIME
@@ -172,7 +172,7 @@ def _id_of(listed: Listed) -> str:
 
 
 def _noting(failed: list[str], nothing: Result) -> Callable[[Listed, Exception], Result]:
-    """Put an entity aside: it is noted in `failed`, and `nothing` has come of it."""
+    """Return a handler that notes a failed entity in `failed`, and results in `nothing`."""
 
     def alone(listed: Listed, error: Exception) -> Result:
         failed.append(f"{_id_of(listed)}: {error_text(error)}")

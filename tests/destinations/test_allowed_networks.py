@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay import destinations
-from relay.daemon.alert_sender import client_of
+from relay.daemon.alert_sender import alert_client
 from relay.http import guard
 from relay.http.answer import Answer
 from relay.http.guard import AddressRules
@@ -57,7 +57,7 @@ def call_each(text: str) -> list[Answer]:
     clients = destinations.base.Clients(config)
     destination = config.destinations["d"]
     url = destination.url.reveal()  # type: ignore[union-attr]  # a forward destination
-    alerts = client_of(config)
+    alerts = alert_client(config)
     assert alerts is not None
     callers = (clients.destination(destination, url), clients.api("a"), alerts)
     try:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 from sqlalchemy import Engine, text
 
-from relay.daemon.leases import RENEW_EVERY_SECONDS
-from relay.daemon.loop import RENEW_AGAIN_SECONDS, Relay
-from relay.destinations import build
+from relay.daemon.leases import RENEW_AGAIN_SECONDS, RENEW_EVERY_SECONDS, LeaseRenewer, Leases
+from relay.observe import Observer
+from relay.steps import Steps as StepsOfARelay
 from relay.store.database import Database
 from relay.store.leases import Claimed
-from tests.helpers.daemon import configured
 from tests.helpers.kinds import ON_POSTGRES
 from tests.store.conftest import Steps, an_event, receive
 
@@ -48,12 +49,16 @@ def keeping(engine: Engine, receive: Callable[..., list[int | None]], moments: M
     claimed: Sequence[Claimed] = [(d.seq, d.route, d.lease_token) for d in (steps.claim(), steps.claim())]
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'"))
-    config = configured("http://localhost:1/")
-    relay = Relay(Database(engine), config, build(config))
-    relay._leases.granted(claimed, relay._leases.began_asking())
-    relay._ended = moments  # type: ignore[assignment]  # all that the loop asks of it
-    relay._keep_leases()
-    relay._staff.end()
+    leases, observer = Leases(), Observer()
+    leases.granted(claimed, leases.began_asking())
+    LeaseRenewer(
+        steps.database,
+        leases,
+        heartbeat=nothing,
+        ended=cast(threading.Event, moments),  # all that the renewer asks of it
+        steps=StepsOfARelay(observer),
+        observer=observer,
+    ).run()
     return moments.waited
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast
 
@@ -15,10 +14,6 @@ from inbox.db import engine as engines
 from inbox.db.dialect import Sql
 from inbox.db.intake import STORES
 from inbox.events.event import Event
-from relay.daemon.alert_sender import AlertSender
-from relay.daemon.claimer import Claimer
-from relay.daemon.leases import Leases
-from relay.daemon.maintenance import Maintenance
 from relay.delivery.outcome import Delivered, Delivery
 from relay.delivery.policy import policies
 from relay.observe import Observer
@@ -29,6 +24,7 @@ from relay.store.database import Database
 from relay.store.duplicates import Judged, Rest, judge_duplicates
 from relay.store.record import record
 from relay.store.sequence import sequence
+from tests.helpers.daemon import maintenance_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_coverage import fetched
@@ -241,17 +237,14 @@ def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps, re
 
 
 def test_a_relay_looks_at_the_rest_at_once(steps: Steps, repeat: Repeat) -> None:
-    """And not once a second: each call of its upkeep is one round, and it says whether there is more to do."""
+    """And not once a second: each run of its maintenance is one round, and returns whether there is more to do."""
     events = some_events(range(401))
     delivered(steps, *events)
     repeat(*events)
     observer = Observer()
-    leases = Leases()
-    claiming = Claimer(steps.database, "r1", leases, observer)
-    upkeep = Maintenance(steps.database, "r1", claiming, observer, leases=leases, steps=StepsOfARelay(observer))
-    poster = AlertSender(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
 
-    more = [upkeep.do(CONFIG, POLICIES, poster) > 0 for _ in range(3)]
+    more = [maintenance.run() > 0 for _ in range(3)]
 
     assert more == [True, True, False]
     assert (waiting(steps), observer.counts["rearmed"]) == ([], 401)

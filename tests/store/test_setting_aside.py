@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,10 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
-from relay.daemon.alert_sender import AlertSender
-from relay.daemon.claimer import Claimer
-from relay.daemon.leases import Leases, claim_of
-from relay.daemon.maintenance import Maintenance
+from relay.daemon.leases import claim_of
 from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.delivery.outcome import Delivered
 from relay.observe import Observer
@@ -28,6 +24,7 @@ from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import Recorded, record, record_each
 from relay.store.sequence import sequence
+from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_commands import HOPELESS
@@ -231,12 +228,10 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
 
     monkeypatch.setattr(commands.OpenCommands, "work", fails)
     monkeypatch.setattr("relay.daemon.maintenance.EVERY_SECONDS", 0.0)
-    observer, leases, now = Observer(), Leases(), [0.0]
+    observer, now = Observer(), [0.0]
     running = StepsOfARelay(observer, monotonic=lambda: now[0])
-    claiming = Claimer(steps.database, "r1", leases, observer)
-    upkeep = Maintenance(steps.database, "r1", claiming, observer, leases=leases, steps=running)
-    poster = AlertSender(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    maintenance = maintenance_of(steps.database, CONFIG, observer, running)
     for _ in range(3):
-        upkeep.do(CONFIG, POLICIES, poster)
+        maintenance.run()
         now[0] += 1
     assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]

@@ -116,7 +116,7 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     )
     backlog = Backlog(database, told, config)
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
-    backlog.look()
+    backlog.publish()
     open_now = of(told, metrics.OPEN)
     assert (open_now["strict", "ready"], open_now["strict", "waiting"], open_now["idle", "ready"]) == (2, 1, 0)
     oldest = of(told, metrics.OLDEST)
@@ -125,7 +125,7 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
 
     for _ in range(3):
         steps.attempt(Delivered((), "forwarded"))
-    backlog.look()
+    backlog.publish()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0
 
@@ -140,11 +140,11 @@ def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
             raise ZeroDivisionError
         again.set()
 
-    monkeypatch.setattr(gauges, "LOOK_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(Backlog, "look", look)
+    monkeypatch.setattr(gauges, "READ_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(Backlog, "publish", look)
     with gauges.publishing_gauges(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
         assert again.wait(30)
-    assert "a look at the backlog ended by a bug" in caplog.messages
+    assert "a bug kept the backlog from being read" in caplog.messages
 
 
 def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
