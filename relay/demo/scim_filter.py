@@ -1,125 +1,96 @@
-"""The filter language of the identity service's lists, after SCIM (RFC 7644 section 3.4.2.2).
+"""The filter language of the identity service's lists: the part of SCIM's (RFC 7644 section 3.4.2.2) that clients use.
 
-A filter is `attribute operator value`, joined by `and` (binds tighter) and `or`, grouped by parentheses. Operators are
-eq, ne, co, sw, ew, gt, ge, lt, le and pr, which takes no value. An attribute is a dotted path (`meta.lastModified`);
-through a list it means any item (`emails.address`). A value is a JSON string, number, true, false or null. Names and
-values are compared with their case.
+A filter is `attribute eq value`, `attribute ge value` or `attribute pr`, joined by `and` (binds tighter) and `or`,
+grouped by parentheses. An attribute is a dotted path (`meta.lastModified`); through a list it means any item
+(`emails.address`). A value is a JSON string, number, true, false or null. Names and values are compared with their case.
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from inbox.timestamps import parse_rfc3339
 
-_TOKEN = re.compile(r'\s*(?:(?P<mark>[()])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s()"]+))')
-_MAX_DEPTH = 32
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "lt": operator.lt,
-    "le": operator.le,
-}
-_TEXT: dict[str, Callable[[str, str], bool]] = {
-    "co": operator.contains,
-    "sw": str.startswith,
-    "ew": str.endswith,
-}
+DocumentTest = Callable[[Mapping[str, Any]], bool]
+
+_TOKEN = re.compile(r'\s*([()]|"(?:[^"\\]|\\.)*"|[^\s()"]+)')
 
 
 class InvalidFilterError(ValueError):
     """The text is no filter; the message says why."""
 
 
-def parse_filter(text: str) -> Callable[[Mapping[str, Any]], bool]:
-    """A function that says whether a document passes the filter.
+def parse_filter(text: str) -> DocumentTest:
+    """Compiles a filter to a function that tests a document.
 
     Raises:
-        InvalidFilterError: the text is no filter.
+        InvalidFilterError: the text is no filter, or has an operator of SCIM that is not offered here.
     """
-    parser = _Parser(_tokens(text))
-    accepts = parser.either(0)
-    if parser.peek() is not None:
-        raise InvalidFilterError(f"unexpected {parser.peek()} after the end of the filter")
-    return accepts
+    parser = _FilterParser(text)
+    try:
+        test = parser.any_of()
+    except RecursionError:
+        raise InvalidFilterError("nested too deeply") from None
+    if parser.tokens:
+        raise InvalidFilterError(f"unexpected {parser.tokens[-1]} after the end of the filter")
+    return test
 
 
-def _tokens(text: str) -> list[str]:
-    found: list[str] = []
-    position = 0
-    text = text.rstrip()
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise InvalidFilterError(f"unreadable at position {position}")
-        found.append(match[0].lstrip())
-        position = match.end()
-    return found
+class _FilterParser:
+    """Recursive descent, one method per level of binding; `tokens` are those left, the next one last."""
 
+    def __init__(self, text: str) -> None:
+        self.tokens: list[str] = _TOKEN.findall(text)[::-1]
+        if _TOKEN.sub("", text).strip():
+            raise InvalidFilterError("a string has no end")
 
-class _Parser:
-    """Recursive descent, one method per level of binding."""
+    def any_of(self) -> DocumentTest:
+        tests = [self._all_of()]
+        while self._skip("or"):
+            tests.append(self._all_of())
+        return tests[0] if len(tests) == 1 else lambda document: any(test(document) for test in tests)
 
-    def __init__(self, tokens: list[str]) -> None:
-        self._tokens = tokens
-        self._position = 0
+    def _all_of(self) -> DocumentTest:
+        tests = [self._one()]
+        while self._skip("and"):
+            tests.append(self._one())
+        return tests[0] if len(tests) == 1 else lambda document: all(test(document) for test in tests)
 
-    def peek(self) -> str | None:
-        return self._tokens[self._position] if self._position < len(self._tokens) else None
-
-    def _take(self, what: str) -> str:
-        token = self.peek()
-        if token is None:
-            raise InvalidFilterError(f"ends where {what} was expected")
-        self._position += 1
-        return token
-
-    def _take_word(self, word: str) -> bool:
-        token = self.peek()
-        if token is None or token.lower() != word:
-            return False
-        self._position += 1
-        return True
-
-    def either(self, depth: int) -> Callable[[Mapping[str, Any]], bool]:
-        choices = [self._both(depth)]
-        while self._take_word("or"):
-            choices.append(self._both(depth))
-        return choices[0] if len(choices) == 1 else lambda document: any(accepts(document) for accepts in choices)
-
-    def _both(self, depth: int) -> Callable[[Mapping[str, Any]], bool]:
-        parts = [self._one(depth)]
-        while self._take_word("and"):
-            parts.append(self._one(depth))
-        return parts[0] if len(parts) == 1 else lambda document: all(accepts(document) for accepts in parts)
-
-    def _one(self, depth: int) -> Callable[[Mapping[str, Any]], bool]:
-        if depth > _MAX_DEPTH:
-            raise InvalidFilterError(f"nested deeper than {_MAX_DEPTH}")
-        token = self._take("an attribute")
-        if token == "(":  # noqa: S105 - a token of the language
-            inner = self.either(depth + 1)
-            if self._take("a closing parenthesis") != ")":
+    def _one(self) -> DocumentTest:
+        if self._skip("("):
+            inner = self.any_of()
+            if not self._skip(")"):
                 raise InvalidFilterError("a closing parenthesis is missing")
             return inner
-        if token.startswith((")", '"')):
-            raise InvalidFilterError(f"unexpected {token} where an attribute was expected")
-        name = self._take("an operator").lower()
-        path = tuple(token.split("."))
-        if name == "pr":
-            return _Present(path)
-        if name not in {"eq", "ne", *_ORDER, *_TEXT}:
-            raise InvalidFilterError(f"unknown operator {name}")
+        attribute = self._take("an attribute")
+        if attribute[0] in '")':
+            raise InvalidFilterError(f"unexpected {attribute} where an attribute was expected")
+        path, operator = attribute.split("."), self._take("an operator").lower()
+        if operator == "pr":
+            return lambda document: any(found != "" for found in _found(document, path))
+        if operator not in {"eq", "ge"}:
+            raise InvalidFilterError(f"unknown operator {operator}; eq, ge and pr are known")
         value = _value(self._take("a value"))
-        if name in _TEXT and not isinstance(value, str):
-            raise InvalidFilterError(f"{name} takes a string")
-        return _Comparison(path, name, value)
+        if operator == "ge":
+            return _at_least(path, value)
+        if value is None:
+            return lambda document: not _found(document, path)
+        return lambda document: any(type(found) is type(value) and found == value for found in _found(document, path))
+
+    def _take(self, expected: str) -> str:
+        if not self.tokens:
+            raise InvalidFilterError(f"ends where {expected} was expected")
+        return self.tokens.pop()
+
+    def _skip(self, token: str) -> bool:
+        is_next = bool(self.tokens) and self.tokens[-1].lower() == token
+        if is_next:
+            self.tokens.pop()
+        return is_next
 
 
 def _value(token: str) -> object:
@@ -129,42 +100,7 @@ def _value(token: str) -> object:
         raise InvalidFilterError(f"{token} is no value; strings stand in double quotes") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Present:
-    path: tuple[str, ...]
-
-    def __call__(self, document: Mapping[str, Any]) -> bool:
-        return any(found != "" for found in _found(document, self.path))
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    path: tuple[str, ...]
-    name: str
-    value: object
-
-    def __call__(self, document: Mapping[str, Any]) -> bool:
-        found = _found(document, self.path)
-        if self.name == "eq":
-            return self._equal(found)
-        if self.name == "ne":
-            return not self._equal(found)
-        return any(self._matches(item) for item in found)
-
-    def _equal(self, found: list[object]) -> bool:
-        if self.value is None:
-            return not found
-        mine = _comparable(self.value)
-        return any(_comparable(item) == mine for item in found)
-
-    def _matches(self, item: object) -> bool:
-        if self.name in _TEXT:
-            return isinstance(item, str) and isinstance(self.value, str) and _TEXT[self.name](item, self.value)
-        theirs, mine = _comparable(item), _comparable(self.value)
-        return theirs[0] == mine[0] and _ORDER[self.name](theirs[1], mine[1])
-
-
-def _found(value: object, path: tuple[str, ...]) -> list[object]:
+def _found(value: object, path: list[str]) -> list[object]:
     """Every value at the path that is not null; the items of a list count one by one."""
     if value is None:
         return []
@@ -175,15 +111,21 @@ def _found(value: object, path: tuple[str, ...]) -> list[object]:
     return _found(value.get(path[0]), path[1:]) if isinstance(value, dict) else []
 
 
-def _comparable(value: object) -> tuple[str, Any]:
-    """The value with its sort. Timestamps are compared as instants: as text, `05.708Z` would come before `05Z`."""
-    if isinstance(value, bool):
-        return "boolean", value
-    if isinstance(value, (int, float)):
-        return "number", value
-    if isinstance(value, str):
-        try:
-            return "instant", parse_rfc3339(value)
-        except ValueError:
-            return "text", value
-    return "other", repr(value)
+def _at_least(path: list[str], value: object) -> DocumentTest:
+    if not isinstance(value, str):
+        raise InvalidFilterError("ge takes a string")
+    least = _instant(value)
+
+    def test(document: Mapping[str, Any]) -> bool:
+        others = [_instant(found) for found in _found(document, path) if isinstance(found, str)]
+        return any(other[0] is least[0] and other[1] >= least[1] for other in others)
+
+    return test
+
+
+def _instant(text: str) -> tuple[bool, Any]:
+    """A timestamp as an instant: as text, `05.708Z` would come before `05Z`."""
+    try:
+        return True, parse_rfc3339(text)
+    except ValueError:
+        return False, text
