@@ -54,31 +54,16 @@ def demo(
     if as_json and not once:
         fail("--json shows the summary of a run that ends: add --once")
     seed = secrets.randbelow(_SEEDS) if seed is None else seed
-    if once:
-        _once(folder, database, seed, as_json=as_json)
-    else:
-        _live(folder, database, seed)
-
-
-def _live(folder: Path | None, database: str | None, seed: int) -> None:
-    from relay.demo.processes import DemoError  # noqa: PLC0415  # other commands need not load the services
-    from relay.demo.run import run_live  # noqa: PLC0415
-
-    try:
-        with told():
-            run_live(console(), seed, folder, database)
-    except DemoError as error:
-        fail(str(error))
-
-
-def _once(folder: Path | None, database: str | None, seed: int, *, as_json: bool) -> None:
-    from relay.demo.events import Stopped  # noqa: PLC0415  # likewise
+    from relay.demo.events import Stopped  # noqa: PLC0415  # other commands need not load the services
     from relay.demo.processes import DemoError  # noqa: PLC0415
-    from relay.demo.run import run_once  # noqa: PLC0415
+    from relay.demo.run import run_live, run_once  # noqa: PLC0415
     from relay.demo.screen import show_summary  # noqa: PLC0415
 
     try:
         with told():
+            if not once:
+                run_live(console(), seed, folder, database)
+                return
             summary = run_once(console(stderr=as_json), seed, folder, database)
     except DemoError as error:
         fail(str(error))
@@ -135,9 +120,9 @@ def commercial(
 
 def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app, which other commands need not load
     from relay.demo.events import DemoEvents, Stopped  # noqa: PLC0415  # likewise
-    from relay.demo.web import LocalServer  # noqa: PLC0415
+    from relay.demo.web import served  # noqa: PLC0415
 
     events = DemoEvents(lambda _: None)
-    with events.stopping(), LocalServer(app, port) as server, suppress(Stopped):
-        say(f"{name} answers at {server.url}; Ctrl-C ends it")
+    with events.stopping(), served(app, port) as url, suppress(Stopped):
+        say(f"{name} answers at {url}; Ctrl-C ends it")
         events.wait(threading.TIMEOUT_MAX)

@@ -94,11 +94,7 @@ class CommercialService:
         return [record for record in self.all(record_type) if record["external_id"] == external_id]
 
     def get(self, record_type: RecordType, record_id: str) -> Record:
-        """Returns a record.
-
-        Raises:
-            falcon.HTTPNotFound: there is no such record.
-        """
+        """Returns a record. Raises `falcon.HTTPNotFound`."""
         try:
             return self._records[record_type][record_id]
         except KeyError:
@@ -106,21 +102,17 @@ class CommercialService:
 
     def create(self, record_type: RecordType, body: Record) -> Record:
         """Adds a record and returns it. Raises as `patch`."""
-        record_id = f"{record_type.path[:-1]}-{next(self._numbers[record_type])}"
-        return self._put(record_type, record_id, body)
+        return self._put(record_type, f"{record_type.path[:-1]}-{next(self._numbers[record_type])}", body)
 
     def patch(self, record_type: RecordType, record_id: str, patch: Record) -> Record:
         """Applies a JSON merge patch (RFC 7396) and returns the record; of a flat one, null clears and the rest replaces.
 
         Raises:
             falcon.HTTPNotFound: there is no such record.
-            falcon.HTTPUnprocessableEntity: an unknown field, one that is not text, or another id.
+            falcon.HTTPUnprocessableEntity: an unknown field, or one that is not text.
             falcon.HTTPConflict: another record has that external id.
         """
-        merged = {**self.get(record_type, record_id), **patch}
-        if merged.pop("id") != record_id:
-            raise falcon.HTTPUnprocessableEntity(description="id cannot be changed")
-        return self._put(record_type, record_id, merged)
+        return self._put(record_type, record_id, {**self.get(record_type, record_id), **patch})
 
     def delete(self, record_type: RecordType, record_id: str) -> Record:
         """Removes a record and returns it. Raises as `get`."""
@@ -128,15 +120,11 @@ class CommercialService:
         return self._records[record_type].pop(record_id)
 
     def _put(self, record_type: RecordType, record_id: str, body: Record) -> Record:
-        given = {name: value for name, value in body.items() if value is not None}
+        given = {name: value for name, value in body.items() if value is not None and name != "id"}
         for name, value in given.items():
-            if name not in record_type.fields:
-                raise falcon.HTTPUnprocessableEntity(description=f"{name} is not a field of {record_type.path}")
-            if not isinstance(value, str):
-                raise falcon.HTTPUnprocessableEntity(description=f"{name} must be text")
+            if name not in record_type.fields or not isinstance(value, str):
+                raise falcon.HTTPUnprocessableEntity(description=f"{record_type.path} have no text field {name}")
         external_id = given.get("external_id")
-        if external_id == "":
-            raise falcon.HTTPUnprocessableEntity(description="external_id must not be empty")
         if external_id and any(other["id"] != record_id for other in self.find(record_type, external_id)):
             raise falcon.HTTPConflict(description=f"external_id {external_id} exists already")
         record = {"id": record_id, **dict.fromkeys(record_type.fields), **given}

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
 
 from relay.demo.commercial import CallMade
 from relay.demo.webhooks import WebhookSent
@@ -19,20 +18,19 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class NoCallNeeded:
-    """The relay has logged what no call shows: it had nothing new to send, or what it read was too old."""
+    """The relay has logged what no call shows: it had nothing new to send (`same`), or what it read was too old (`stale`)."""
 
     entity_type: str
     entity_id: str
-    why: Literal["same", "stale"]
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class CommandRun:
-    """One of the relay's own commands was started, or has reported something."""
+    """One of the relay's own commands was started, or has reported something `about` a subject."""
 
     command: str
     about: str
-    """Its arguments, or the subject of the report."""
     report: str = ""
 
 
@@ -54,10 +52,8 @@ class DemoEvents:
         self._listener = listener
         # SimpleQueue.put may be called by a signal handler while get waits.
         self._queue: queue.SimpleQueue[DemoEvent | int] = queue.SimpleQueue()
-
-    def put(self, event: DemoEvent) -> None:
+        self.put: Callable[[DemoEvent], None] = self._queue.put
         """Queues an event, from any thread."""
-        self._queue.put(event)
 
     def handle(self, event: DemoEvent) -> None:
         """Handles an event of the main thread itself at once, after all that happened before. Raises as `wait`."""
@@ -65,11 +61,7 @@ class DemoEvents:
         self._listener(event)
 
     def wait(self, seconds: float) -> None:
-        """Lets time pass, and hands events to the listener meanwhile.
-
-        Raises:
-            Stopped: a signal came inside `stopping`.
-        """
+        """Lets time pass, and hands events to the listener meanwhile. Raises Stopped after a signal inside `stopping`."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -82,7 +74,7 @@ class DemoEvents:
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Inside, SIGINT, SIGTERM and SIGHUP make `wait` raise `Stopped` instead of ending the process; main thread only."""
+        """Inside, SIGINT, SIGTERM and SIGHUP make `wait` raise Stopped instead of ending the process; main thread only."""
 
         def stop(number: int, _: FrameType | None) -> None:
             self._queue.put(number)

@@ -6,16 +6,16 @@ trivore.atlassian.net/wiki/spaces/TISpubdoc/pages/20515352.
 
 from __future__ import annotations
 
+import base64
 import itertools
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import falcon
-import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import SystemClock
@@ -28,76 +28,31 @@ Document = dict[str, Any]
 
 REPLICA_BEHIND = timedelta(seconds=5)
 _API = "/api/rest/v1"
-_NAMESPACE = "demo"
+_CREDENTIALS = base64.b64encode(b"demo:demo").decode()  # RFC 7617
 _DEFAULT_COUNT, _MAX_COUNT = 100, 500  # the largest page, by the docstrings of trivoreid 2.0.10
-
-
-class _Name(msgspec.Struct, rename="camel", frozen=True):
-    given_name: str | None = None
-    middle_name: str | None = None
-    family_name: str | None = None
-
-
-class _Email(msgspec.Struct):
-    address: str
-    verified: bool = False
-
-
-class _Mobile(msgspec.Struct):
-    number: str
-    verified: bool = False
-
-
-class _User(msgspec.Struct, rename="camel"):
-    username: str | None = None
-    ns_code: Literal["demo"] = "demo"
-    name: _Name = _Name()
-    emails: list[str | _Email] = []
-    mobiles: list[str | _Mobile] = []
-    member_of: list[str] = []
-
-
-class _Group(msgspec.Struct, rename="camel"):
-    name: Annotated[str, msgspec.Meta(min_length=1)]
-    description: str | None = None
-    ns_code: Literal["demo"] = "demo"
-    member_of: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
 class EntityType:
-    """A type of entity: its name in webhooks and in paths, and the fields of its documents that are checked."""
+    """A type of entity: its name in webhooks and in paths, and the fields that its documents have in any case."""
 
     name: str
     path: str
-    form: type[msgspec.Struct]
+    fields: Mapping[str, Any]
 
-    def checked(self, body: Document) -> Document:
+    def stored(self, body: Document) -> Document:
         """Returns a document in the form in which it is stored, without what only the service sets.
 
         Null members are left out: the vendor's client (trivoreid 2.0.10, models/user.py) iterates over `emails`,
         `mobiles` and the like without asking whether they are null. The password is never kept.
-
-        Raises:
-            falcon.HTTPBadRequest: a field has the wrong type, or a group has no name.
         """
-        kept = {name: value for name, value in body.items() if value is not None}
-        for name in ("id", "meta", "password"):
-            kept.pop(name, None)
-        try:
-            msgspec.convert(kept, self.form)
-        except msgspec.ValidationError as error:
-            raise falcon.HTTPBadRequest(description=f"{error}.") from None
-        document = {"nsCode": _NAMESPACE, "memberOf": [], **kept}
-        if self is USER:
-            document = {"name": {}, "emails": [], "mobiles": [], **document}
-            for items, key in (("emails", "address"), ("mobiles", "number")):
-                document[items] = [_verifiable(item, key) for item in document[items]]
-        return document
+        dropped = ("id", "meta", "password")
+        kept = {name: value for name, value in body.items() if value is not None and name not in dropped}
+        return {"nsCode": "demo", **self.fields, **kept}
 
 
-USER = EntityType("USER", "user", _User)
-GROUP = EntityType("GROUP", "group", _Group)
+USER = EntityType("USER", "user", {"name": {}, "emails": [], "mobiles": [], "memberOf": []})
+GROUP = EntityType("GROUP", "group", {"name": "", "memberOf": []})
 
 
 class IdentityService:
@@ -128,7 +83,7 @@ class IdentityService:
         # As MongoDB's ObjectId: 4 bytes of seconds, 5 of the process, 3 of a counter; so ids sort by creation.
         self._process, self._counter = secrets.token_hex(5), itertools.count()
         self.app = app_with(
-            Authorization.basic("demo", "demo"),
+            Authorization("Basic", _CREDENTIALS),
             error_body=lambda message, status: {"errorMessage": message, "statusCode": status},
         )
         for entity_type in (USER, GROUP):
@@ -137,17 +92,9 @@ class IdentityService:
             self.app.add_route(f"{_API}/{entity_type.path}/{{entity_id}}", resource)
 
     def create(self, entity_type: EntityType, body: Document, *, report: bool = True) -> Document:
-        """Stores a new user or group, sends the webhook unless told not to, and returns the document.
-
-        Raises:
-            falcon.HTTPBadRequest: as `EntityType.checked`.
-            falcon.HTTPConflict: another user has that username.
-        """
-        fields = entity_type.checked(body)
+        """Stores a new user or group, sends the webhook unless told not to, and returns the document."""
+        fields = entity_type.stored(body)
         with self._lock:
-            if entity_type is USER:
-                # Eight digits are the vendor's default policy (EIGHT_NUMBERS in trivoreid 2.0.10, models/namespace.py).
-                fields["username"] = self._free_username(fields.get("username") or f"{secrets.randbelow(10**8):08d}")
             moment = self._tick()
             number = next(self._counter) & 0xFFFFFF
             entity_id = f"{int(moment.timestamp()) & 0xFFFFFFFF:08x}{self._process}{number:06x}"
@@ -160,18 +107,11 @@ class IdentityService:
     ) -> Document:
         """Replaces the whole document, sends the webhook and returns the new one; id and creation time stay.
 
-        When it is `late`, the first `read` within `REPLICA_BEHIND` gets the document before it.
-
-        Raises:
-            falcon.HTTPNotFound: there is no such entity.
-            falcon.HTTPBadRequest: as `EntityType.checked`.
-            falcon.HTTPConflict: another user has that username.
+        When it is `late`, the first `read` within `REPLICA_BEHIND` gets the document before it. Raises as `get`.
         """
-        fields = entity_type.checked(body)
+        fields = entity_type.stored(body)
         with self._lock:
             old = self.get(entity_type, entity_id)
-            if entity_type is USER:
-                fields["username"] = self._free_username(fields.get("username") or old["username"], entity_id)
             moment = self._tick()
             self._before.pop(entity_id, None)
             if self._is_slow() or late:
@@ -180,11 +120,7 @@ class IdentityService:
             return self._put(entity_type, {"id": entity_id, **fields, "meta": meta}, "UPDATE", report=report)
 
     def delete(self, entity_type: EntityType, entity_id: str, *, report: bool = True) -> None:
-        """Removes a user or group and sends the webhook.
-
-        Raises:
-            falcon.HTTPNotFound: there is no such entity.
-        """
+        """Removes a user or group and sends the webhook. Raises as `get`."""
         with self._lock:
             self.get(entity_type, entity_id)
             del self._documents[entity_type][entity_id]
@@ -192,11 +128,7 @@ class IdentityService:
                 self._send_webhook(entity_type, entity_id, "DELETE", rfc3339_milliseconds(self._tick()))
 
     def get(self, entity_type: EntityType, entity_id: str) -> Document:
-        """Returns the document of a user or group.
-
-        Raises:
-            falcon.HTTPNotFound: there is no such entity.
-        """
+        """Returns the document of a user or group. Raises `falcon.HTTPNotFound`."""
         try:
             return self._documents[entity_type][entity_id]
         except KeyError:
@@ -221,11 +153,6 @@ class IdentityService:
         """
         self._latest = max(self._now(), self._latest + timedelta(milliseconds=1))
         return self._latest
-
-    def _free_username(self, username: str, entity_id: str | None = None) -> str:
-        if any(user["username"] == username and user["id"] != entity_id for user in self.all(USER)):
-            raise falcon.HTTPConflict(description=f"The username {username} is taken.")
-        return username
 
     def _put(self, entity_type: EntityType, document: Document, event_type: str, *, report: bool) -> Document:
         self._documents[entity_type][document["id"]] = document
@@ -284,8 +211,3 @@ def _located(req: Request, document: Document) -> Document:
     """The document with its location as an absolute URL."""
     meta = document["meta"]
     return {**document, "meta": {**meta, "location": f"{req.prefix}{meta['location']}"}}
-
-
-def _verifiable(item: str | Document, key: str) -> Document:
-    """An e-mail address or mobile number; a plain string is one that is not verified."""
-    return {key: item, "verified": False} if isinstance(item, str) else {"verified": False, **item}

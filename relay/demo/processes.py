@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 _KILL_SECONDS = 5.0
 _TAIL_LINES = 12
@@ -23,58 +22,33 @@ class DemoError(Exception):
     """The demo can't go on; the text says what to do."""
 
 
-def spawn(
-    arguments: Sequence[str],
-    folder: Path,
-    environment: Mapping[str, str],
-    *,
-    output: int | IO[bytes],
-    errors: int,
-    pass_fds: Sequence[int] = (),
-) -> subprocess.Popen[bytes]:
-    """Starts `python ARGUMENT...`. Main thread only: on Linux the child ends when the thread that made it does.
-
-    It leads a process group of its own, so that Ctrl-C in a terminal reaches only the demo, which then stops its children
-    in order.
-    """
-    return subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
-        [sys.executable, "-m", "relay.demo.processes", str(os.getpid()), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=errors,
-        cwd=folder,
-        env=dict(environment),
-        pass_fds=pass_fds,
-        process_group=0,
-    )
-
-
 class Child:
-    """A running part of the demo, whose output is appended to `NAME.log` in the folder."""
+    """A running `python ARGUMENT...`. Main thread only: on Linux the child ends when the thread that made it does.
+
+    It leads a process group of its own, so that Ctrl-C in a terminal reaches only the demo, which then stops its
+    children in order. Its output is appended to `NAME.log` in the folder.
+    """
 
     def __init__(
-        self,
-        name: str,
-        arguments: Sequence[str],
-        folder: Path,
-        environment: Mapping[str, str],
-        pass_fds: Sequence[int] = (),
+        self, name: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], *pass_fds: int
     ) -> None:
-        """Starts it as `spawn` does."""
         self.name = name
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log:
-            self._process = spawn(
-                arguments, folder, environment, output=log, errors=subprocess.STDOUT, pass_fds=pass_fds
+            self._process = subprocess.Popen(  # noqa: S603  # our own Python, our own arguments
+                [sys.executable, "-m", "relay.demo.processes", str(os.getpid()), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=environment,
+                pass_fds=pass_fds,
+                process_group=0,
             )
         self.pid = self._process.pid
 
     def check(self) -> None:
-        """Makes sure that it has not ended.
-
-        Raises:
-            DemoError: it has; the text holds the end of its log.
-        """
+        """Raises DemoError with the end of its log when it has ended."""
         status = self._process.poll()
         if status is not None:
             ending = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"

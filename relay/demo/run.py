@@ -10,7 +10,8 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -44,21 +45,10 @@ _POLL_SECONDS = 0.2
 _UNAVAILABLE = 503
 _SUCCESSES = range(200, 300)
 _COUNTED = (
-    *(
-        "entities",
-        "fields",
-        "changes",
-        "created",
-        "updated",
-        "deleted",
-        "webhooks",
-        "webhooks_refused",
-        "calls",
-        "calls_failed_503",
-    ),
-    *("in_flight_when_killed", "untold", "swept", "orphans", "in_step", "not_in_step"),
+    *("entities", "fields", "changes", "created", "updated", "deleted", "webhooks", "webhooks_refused", "calls"),
+    *("calls_failed_503", "in_flight_when_killed", "untold", "swept", "orphans", "in_step", "not_in_step"),
 )
-_LOGGED = ("events", "duplicates", "delivered", "superseded", "rearmed", "replayed", "unchanged")
+_LOGGED = ("duplicates", "delivered", "superseded", "rearmed", "replayed", "unchanged")
 _INTRODUCTION = """\
 [bold]Inbox Relay[/] keeps a commercial service in sync with an identity service.
   [bold]change[/]   somebody edits a user or a group in the identity service
@@ -71,28 +61,26 @@ _INTRODUCTION = """\
 
 
 class DemoRun:
-    """The stack, the scenario, the view and the counts of one run. Main thread only."""
+    """The events, the counts and the view of one run; `start` adds the stack and the scenario. Main thread only."""
 
-    def __init__(
-        self, view: Screen | Bars, seed: int, folder: Path | None, database_url: str | None, *, lost_share: float = 0.0
-    ) -> None:
+    def __init__(self, view: Screen | Bars, seed: int) -> None:
         self.view, self.seed = view, seed
         self.counts: Counter[str] = Counter()
         self.chosen: set[str] = set()  # ids of the entities that `miss_and_find` has changed
         self.events = DemoEvents(self._on_event)
-        self.stack = Stack(
-            self.events,
-            folder=folder,
-            database_url=database_url,
-            seed=seed,
-            lost_share=lost_share,
-            starting=lambda part: view.say(f"starting {part}"),
-        )
 
-    def start(self, users: int, groups: int) -> None:
-        """Makes the scenario, once the stack runs."""
-        rng = random.Random(self.seed)  # noqa: S311  # reproducible, not secret
-        self.scenario = Scenario(self.stack.identity, rng, users=users, groups=groups)
+    @contextmanager
+    def start(
+        self, folder: Path | None, database_url: str | None, *, users: int, groups: int, lost_share: float = 0.0
+    ) -> Iterator[None]:
+        """Inside, everything runs. Raises as `Stack`."""
+        with ExitStack() as exits:
+            self.stack = Stack(
+                exits, self.events, self.view.say, folder, database_url, seed=self.seed, lost_share=lost_share
+            )
+            rng = random.Random(self.seed)  # noqa: S311  # reproducible, not secret
+            self.scenario = Scenario(self.stack.identity, rng, users=users, groups=groups)
+            yield
 
     def change(self) -> None:
         """Makes the scenario's next change."""
@@ -131,9 +119,7 @@ class DemoRun:
             self._made(*scenario.edit_quietly(self.busy()))
             self.until(is_calm, patience)
             self._made(scenario.delete_unreported(self.busy()))
-            for orphan in stack.commands.orphans(stack.ledger.busy_entities()):
-                counts["orphans"] += 1
-                stack.commands.replay(orphan)
+            counts["orphans"] += stack.commands.replay_orphans(stack.ledger.busy_entities())
             self.until(stack.is_settled, patience)
             compared, differences = compare(stack.identity, stack.commercial, scenario.deleted)
             counts["entities"], counts["fields"] = len(compared), sum(map(len, compared))
@@ -143,6 +129,20 @@ class DemoRun:
     def busy(self) -> set[str]:
         """Returns ids of entities with an open delivery, and of those that `miss_and_find` has changed."""
         return self.stack.ledger.busy_entities() | self.chosen
+
+    def numbers(self) -> dict[str, int]:
+        """Returns what was counted here, at the services and in the database."""
+        self.events.wait(0)
+        facts, progress = self.stack.ledger.facts(), self.stack.ledger.progress()
+        return {
+            **{name: self.counts[name] for name in _COUNTED},
+            **{name: facts[name] for name in _LOGGED},
+            **{name: progress[name] for name in ("events", "dead", "still_open")},
+            "webhooks_unsent": self.stack.webhooks.pending(),
+            "takeovers": facts["abandoned"],
+            "failed_attempts": facts["attempt_failed"] - facts["stale"],
+            "stale_reads": facts["stale"],
+        }
 
     def _made(self, *changes: ChangeMade) -> None:
         for change in changes:
@@ -170,10 +170,10 @@ def run_live(console: Console, seed: int, folder: Path | None, database_url: str
         ConfigError: the database can't be used.
     """
     console.print(_INTRODUCTION)
-    run = DemoRun(Screen(console), seed, folder, database_url)
+    run = DemoRun(Screen(console), seed)
     with run.events.stopping():
         try:
-            with run.stack:
+            with run.start(folder, database_url, users=LIVE_USERS, groups=LIVE_GROUPS):
                 _keep_changing(run, console)
         except Stopped as stopped:
             say(f"stopped in order after {stopped}; everything stays in the folder", on=console)
@@ -181,7 +181,6 @@ def run_live(console: Console, seed: int, folder: Path | None, database_url: str
 
 def _keep_changing(run: DemoRun, console: Console) -> None:
     """A burst of changes to begin with, then one now and then. Never returns."""
-    run.start(LIVE_USERS, LIVE_GROUPS)
     console.print()
     try:
         for number in itertools.count(1):
@@ -206,14 +205,17 @@ def run_once(console: Console, seed: int, folder: Path | None, database_url: str
     """
     began = time.monotonic()
     bars = Bars(console, CHANGES)
-    run = DemoRun(bars, seed, folder, database_url, lost_share=_LOST_SHARE)
+    run = DemoRun(bars, seed)
 
     def is_calm() -> bool:
-        return not run.stack.identity.webhooks.pending() and len(run.scenario.free_users(run.busy())) >= _FREE_USERS
+        return not run.stack.webhooks.pending() and len(run.scenario.free_users(run.busy())) >= _FREE_USERS
 
-    with run.events.stopping(), bars, run.stack:
+    with (
+        run.events.stopping(),
+        bars,
+        run.start(folder, database_url, users=USERS, groups=GROUPS, lost_share=_LOST_SHARE),
+    ):
         bars.say(f"everything is in {run.stack.folder}; the seed is {seed}")
-        run.start(USERS, GROUPS)
         for number in range(1, CHANGES + 1):
             run.change()
             # Before the kill changes come in a burst, so that the relay has its hands full.
@@ -225,43 +227,20 @@ def run_once(console: Console, seed: int, folder: Path | None, database_url: str
                 run.stack.start_relay()
                 bars.say(f"relay {run.stack.relay.pid} works; the killed one's leases end after 15 s")
         differences = run.miss_and_find(is_calm, AGREE_SECONDS)
-        summary = Summary(
-            differences=differences,
-            numbers=_numbers(run),
-            seed=seed,
-            seconds=round(time.monotonic() - began, 1),
-            folder=str(run.stack.folder),
-        )
+        numbers, seconds = run.numbers(), round(time.monotonic() - began, 1)
         bars.say("stopping the receiver, the relay and the services")
-    return summary
+    return Summary(differences, numbers, seed, seconds, str(run.stack.folder))
 
 
 def _kill_relay(run: DemoRun) -> None:
     """Kill it while it works on something, so that there is something to take over."""
     ledger, pid = run.stack.ledger, run.stack.relay.pid
     deadline = time.monotonic() + _CATCH_SECONDS
-    while ledger.progress().open["in_flight"] < _CATCH_ENOUGH and time.monotonic() < deadline:
+    while ledger.progress()["in_flight"] < _CATCH_ENOUGH and time.monotonic() < deadline:
         run.events.wait(_CATCH_POLL_SECONDS)
     run.stack.kill_relay()
-    caught = run.counts["in_flight_when_killed"] = ledger.progress().open["in_flight"]
+    caught = run.counts["in_flight_when_killed"] = ledger.progress()["in_flight"]
     run.view.say(f"killed relay {pid} (SIGKILL) over {caught} deliveries; changes go on")
-
-
-def _numbers(run: DemoRun) -> Counter[str]:
-    run.events.wait(0)
-    facts, progress = run.stack.ledger.counts(), run.stack.ledger.progress()
-    return Counter(
-        {
-            **{name: run.counts[name] for name in _COUNTED},
-            "webhooks_unsent": run.stack.identity.webhooks.pending(),
-            "takeovers": facts["abandoned"],
-            "failed_attempts": facts["attempt_failed"] - facts["stale"],
-            "stale_reads": facts["stale"],
-            **{name: facts[name] for name in _LOGGED},
-            "dead": progress.given_up,
-            "still_open": progress.to_do,
-        }
-    )
 
 
 def _places(stack: Stack) -> list[tuple[str, str]]:

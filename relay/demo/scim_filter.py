@@ -2,7 +2,7 @@
 
 A filter is `attribute eq value`, `attribute ge value` or `attribute pr`, joined by `and` (binds tighter) and `or`,
 grouped by parentheses. An attribute is a dotted path (`meta.lastModified`); through a list it means any item
-(`emails.address`). A value is a JSON string, number, true, false or null. Names and values are compared with their case.
+(`emails.address`). A value is a JSON string, number, true or false. Names and values are compared with their case.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def parse_filter(text: str) -> DocumentTest:
     """
     parser = _FilterParser(text)
     try:
-        test = parser.any_of()
+        test = parser.joined()
     except RecursionError:
         raise InvalidFilterError("nested too deeply") from None
     if parser.tokens:
@@ -48,21 +48,17 @@ class _FilterParser:
         if _TOKEN.sub("", text).strip():
             raise InvalidFilterError("a string has no end")
 
-    def any_of(self) -> DocumentTest:
-        tests = [self._all_of()]
-        while self._skip("or"):
-            tests.append(self._all_of())
-        return tests[0] if len(tests) == 1 else lambda document: any(test(document) for test in tests)
-
-    def _all_of(self) -> DocumentTest:
-        tests = [self._one()]
-        while self._skip("and"):
-            tests.append(self._one())
-        return tests[0] if len(tests) == 1 else lambda document: all(test(document) for test in tests)
+    def joined(self, word: str = "or") -> DocumentTest:
+        part = self._one if word == "and" else lambda: self.joined("and")
+        tests = [part()]
+        while self._skip(word):
+            tests.append(part())
+        combine = any if word == "or" else all
+        return tests[0] if len(tests) == 1 else lambda document: combine(test(document) for test in tests)
 
     def _one(self) -> DocumentTest:
         if self._skip("("):
-            inner = self.any_of()
+            inner = self.joined()
             if not self._skip(")"):
                 raise InvalidFilterError("a closing parenthesis is missing")
             return inner
@@ -77,8 +73,6 @@ class _FilterParser:
         value = _value(self._take("a value"))
         if operator == "ge":
             return _at_least(path, value)
-        if value is None:
-            return lambda document: not _found(document, path)
         return lambda document: any(type(found) is type(value) and found == value for found in _found(document, path))
 
     def _take(self, expected: str) -> str:

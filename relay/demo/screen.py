@@ -21,7 +21,6 @@ from inbox.visible import visible, visible_text
 from relay.demo.commercial import CallMade
 from relay.demo.compare import Difference
 from relay.demo.events import CommandRun, DemoEvent, NoCallNeeded
-from relay.demo.ledger import DemoProgress
 from relay.demo.scenario import ChangeMade
 from relay.demo.webhooks import WebhookSent
 
@@ -34,7 +33,6 @@ _NOTES = {
     "stale": Text("too old: it is read again", "yellow"),
 }
 _SAY_EVERY_SECONDS = 5.0
-_MOST_DIFFERENCES = 40
 
 
 class Screen:
@@ -73,7 +71,7 @@ class Screen:
         """Shows a sentence."""
         say(text, on=self._console, style="dim")
 
-    def advance(self, _changes: int, _progress: DemoProgress) -> None:
+    def advance(self, _changes: int, _progress: Mapping[str, int]) -> None:
         """Shows nothing: the lines show it."""
 
     def _effect(self, call: CallMade) -> Text:
@@ -181,15 +179,14 @@ class Bars:
         at = (f"{self._clock.now():%H:%M:%S}", "dim")
         self._progress.console.print(Text.assemble(at, " ", visible_text(text)))
 
-    def advance(self, changes: int, progress: DemoProgress) -> None:
-        """Shows how many changes were made, and how far the relay has come."""
-        ended = progress.events - progress.open.total()
-        self._progress.update(self._made, completed=min(changes, self._total))
-        self._progress.update(self._ended, completed=ended, total=max(self._total, progress.events))
+    def advance(self, changes: int, progress: Mapping[str, int]) -> None:
+        """Shows how many changes were made, and how many deliveries have ended."""
+        changes, events = min(changes, self._total), progress["events"]
+        ended = events - progress["still_open"] - progress["dead"]
+        self._progress.update(self._made, completed=changes)
+        self._progress.update(self._ended, completed=ended, total=max(self._total, events))
         if self._progress.disable and time.monotonic() - self._said_at >= _SAY_EVERY_SECONDS:
-            self.say(
-                f"{min(changes, self._total)} of {self._total} changes made, {ended} of {progress.events} deliveries ended"
-            )
+            self.say(f"{changes} of {self._total} changes made, {ended} of {events} deliveries ended")
 
 
 _ROWS = (
@@ -218,7 +215,7 @@ _FAULTS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The outcome of a run."""
 
@@ -235,9 +232,8 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Makes one JSON object."""
-        numbers = self.numbers
-        ending = {"seed": self.seed, "seconds": self.seconds, "folder": self.folder}
-        return {"agree": self.agree, "differences": [asdict(each) for each in self.differences], **numbers, **ending}
+        whole = asdict(self)
+        return {"agree": self.agree, "differences": whole["differences"], **whole.pop("numbers"), **whole}
 
 
 def show_summary(console: Console, summary: Summary) -> None:
@@ -273,17 +269,9 @@ def _verdict(summary: Summary) -> Text:
 
 
 def _differences(differences: Sequence[Difference]) -> Table:
-    more = len(differences) - _MOST_DIFFERENCES
-    table = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title="what differs",
-        title_justify="left",
-        caption=f"and {more} more" if more > 0 else None,
-    )
+    table = Table(box=None, pad_edge=False, header_style="bold", title="what differs", title_justify="left")
     for column in ("record", "external_id", "field", "expected", "found"):
         table.add_column(column, overflow="fold")
-    for difference in differences[:_MOST_DIFFERENCES]:
+    for difference in differences:
         table.add_row(*(cell(value) for value in asdict(difference).values()))
     return table

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
 
 import requests
 
@@ -20,7 +19,7 @@ from relay.demo.events import DemoEvents
 from relay.demo.identity import IdentityService
 from relay.demo.ledger import Ledger
 from relay.demo.processes import Child, DemoError
-from relay.demo.web import LocalServer
+from relay.demo.web import served
 from relay.demo.webhooks import WebhookSender
 from relay.store.database import Database
 
@@ -37,73 +36,52 @@ _LAST_WEBHOOKS_SECONDS = 2.0
 
 
 class Stack:
-    """All parts of the demo. A context manager: leaving it stops everything, also after a failed start.
-
-    Main thread only. `starting` gets the name of each part before it starts.
-    """
+    """All parts of the demo, running. Main thread only."""
 
     def __init__(
         self,
+        exits: ExitStack,
         events: DemoEvents,
-        *,
+        starting: Callable[[str], None],
         folder: Path | None,
         database_url: str | None,
+        *,
         seed: int,
         lost_share: float = 0.0,
-        starting: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Nothing runs yet. `seed` picks what fails; `lost_share` of the webhooks' answers gets lost."""
-        self._events, self._starting = events, starting
-        self._given_folder, self._given_database_url = folder, database_url
-        self._seed, self._lost_share = seed, lost_share
-        self._exits = ExitStack()
-        self._relay: Child | None = None
+        """Starts all parts; `exits` stops them in order, also after a failed start.
 
-    def __enter__(self) -> Self:
-        with self._exits:  # stops the parts that have started when another does not start
-            self._start()
-            self._exits = self._exits.pop_all()
-        return self
+        `starting` gets the name of each part; `seed` picks what fails; `lost_share` of the webhooks' answers gets lost.
 
-    def __exit__(self, *_: object) -> None:
-        self._exits.close()
-
-    def _start(self) -> None:
-        self._starting("the database")
-        self.folder = workspace.prepare_folder(self._given_folder)
+        Raises:
+            DemoError: a part does not start; the text says why and what to do.
+            ConfigError: the database can't be used.
+        """
+        self._events, self._children = events, dict[str, Child]()
+        starting("the database")
+        self.folder = workspace.prepare_folder(folder)
         self.configuration_path = self.folder / "inbox.toml"
         self._environment = workspace.child_environment(self.configuration_path)
-        database_url = workspace.absolute_url(self._given_database_url, self.folder)
+        self.commands = RelayCommands(self.folder, self._environment, events.handle)
+        database_url = workspace.absolute_url(database_url, self.folder)
         engine = workspace.prepare_database(database_url)
-        self._exits.callback(engine.dispose)
+        exits.callback(engine.dispose)
         self.ledger = Ledger(Database(engine))
-        self.commands = RelayCommands(self.folder, self._environment, self._events.handle)
-        self._starting("the demo services")
-        self._start_services(database_url)
-        self._starting("the relay")
-        self._exits.callback(self._stop_relay)
-        self.start_relay()
-        self._starting("the receiver")
-        self._start_receiver()
-        self._exits.callback(self.identity.webhooks.close)
-        self.identity.webhooks.url = f"{self.receiver_url}/webhooks/trivore"
-        self._exits.callback(self.identity.webhooks.wait_until_sent, _LAST_WEBHOOKS_SECONDS)
-
-    def _start_services(self, database_url: str) -> None:
+        starting("the demo services")
         token = secrets.token_urlsafe(16)
-        lost, slow, failures = (random.Random(f"{self._seed} {what}") for what in ("answers", "replicas", "failures"))  # noqa: S311  # luck, not secrecy
-        webhooks = WebhookSender(
+        lost, slow, failures = (random.Random(f"{seed} {of}") for of in ("answers", "replicas", "failures"))  # noqa: S311  # luck
+        self.webhooks = WebhookSender(
             headers={"X-Webhook-Token": token},
-            on_webhook=self._events.put,
-            loses_answer=lambda: lost.random() < self._lost_share,
+            on_webhook=events.put,
+            loses_answer=lambda: lost.random() < lost_share,
         )
-        self._exits.callback(webhooks.close)
-        self.identity = IdentityService(webhooks, is_slow=lambda: slow.random() < SLOW_SHARE)
+        exits.callback(self.webhooks.close)
+        self.identity = IdentityService(self.webhooks, is_slow=lambda: slow.random() < SLOW_SHARE)
         self.commercial = CommercialService(
-            fail_share=FAIL_SHARE, rng=failures, latency=LATENCY_SECONDS, on_call=self._events.put
+            fail_share=FAIL_SHARE, rng=failures, latency=LATENCY_SECONDS, on_call=events.put
         )
-        self.identity_url = self._exits.enter_context(LocalServer(self.identity.app)).url
-        self.commercial_url = self._exits.enter_context(LocalServer(self.commercial.app)).url
+        self.identity_url = exits.enter_context(served(self.identity.app))
+        self.commercial_url = exits.enter_context(served(self.commercial.app))
         workspace.write_private(
             self.configuration_path,
             workspace.configuration(
@@ -113,62 +91,57 @@ class Stack:
                 commercial_url=self.commercial_url,
             ),
         )
+        starting("the relay")
+        exits.callback(self._stop_relay)
+        self.start_relay()
+        starting("the receiver")
+        self._start_receiver(exits)
+        exits.callback(self.webhooks.close)
+        self.webhooks.url = f"{self.receiver_url}/webhooks/trivore"
+        exits.callback(self.webhooks.wait_until_sent, _LAST_WEBHOOKS_SECONDS)
 
-    def _start_receiver(self) -> None:
+    def _start_receiver(self, exits: ExitStack) -> None:
         # The socket is made here and passed on, so nobody can take the port between choosing and using it.
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
             self.receiver_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            bind = f"fd://{listener.fileno()}"
-            self.receiver = Child(
-                "receiver",
-                ["-m", "gunicorn", "-c", "python:inbox.serve", "--bind", bind],
-                self.folder,
-                self._environment,
-                (listener.fileno(),),
-            )
-        self._exits.callback(self.receiver.stop, _RECEIVER_GRACE_SECONDS)
+            bind = ("--bind", f"fd://{listener.fileno()}")
+            self._start("receiver", ["-m", "gunicorn", "-c", "python:inbox.serve", *bind], listener.fileno())
+        exits.callback(self.receiver.stop, _RECEIVER_GRACE_SECONDS)
         with requests.Session() as session:
             session.trust_env = False  # no proxy between parts of one host
             self._until_ready(self.receiver, lambda: _is_ready(session, self.receiver_url))
 
     def start_relay(self) -> None:
-        """Starts a relay and waits until it works.
-
-        Raises:
-            DemoError: it does not start; the text says why and what to do.
-        """
-        self._relay = relay = Child("relay", ["-m", "relay", "run", "--verbose"], self.folder, self._environment)
-        self._until_ready(relay, lambda: self.ledger.is_running(relay.pid))
+        """Starts a relay and waits until it works; raises DemoError when it doesn't."""
+        self._start("relay", ["-m", "relay", "run", "--verbose"])
+        self._until_ready(self.relay, lambda: self.ledger.is_running(self.relay.pid))
 
     def kill_relay(self) -> None:
         """Ends the relay with SIGKILL. `check` misses none until the next is started."""
-        self.relay.kill()
-        self._relay = None
+        self._children.pop("relay").kill()
+
+    def _stop_relay(self) -> None:
+        if "relay" in self._children:
+            self.relay.stop(_RELAY_GRACE_SECONDS)
 
     @property
     def relay(self) -> Child:
-        """The relay.
+        """The relay; there is none between `kill_relay` and `start_relay`."""
+        return self._children["relay"]
 
-        Raises:
-            DemoError: there is none at present.
-        """
-        if self._relay is None:
-            raise DemoError("there is no relay at present")
-        return self._relay
+    @property
+    def receiver(self) -> Child:
+        """The receiver."""
+        return self._children["receiver"]
 
     def check(self) -> None:
-        """Makes sure that the receiver and the relay still run.
-
-        Raises:
-            DemoError: one has ended; the text holds the end of its log.
-        """
-        self.receiver.check()
-        if self._relay is not None:
-            self._relay.check()
+        """Raises DemoError with the end of its log when the receiver or the relay has ended."""
+        for child in self._children.values():
+            child.check()
 
     def is_settled(self) -> bool:
         """Whether every webhook was accepted, and the relay has nothing left to do."""
-        return not self.identity.webhooks.pending() and not self.ledger.progress().to_do
+        return not self.webhooks.pending() and not self.ledger.progress()["still_open"]
 
     @contextmanager
     def without_failures(self) -> Iterator[None]:
@@ -179,19 +152,16 @@ class Stack:
         finally:
             self.commercial.fail_share = FAIL_SHARE
 
-    def _stop_relay(self) -> None:
-        if self._relay is not None:
-            self._relay.stop(_RELAY_GRACE_SECONDS)
+    def _start(self, name: str, arguments: list[str], *pass_fds: int) -> None:
+        self._children[name] = Child(name, arguments, self.folder, self._environment, *pass_fds)
 
     def _until_ready(self, child: Child, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not ready():
             child.check()
             if time.monotonic() > deadline:
-                raise DemoError(
-                    f"the {child.name} has not begun to work within {_START_SECONDS:.0f} s; "
-                    f"the end of {child.log}:\n{child.tail()}"
-                )
+                late = f"has not begun to work within {_START_SECONDS:.0f} s; the end of {child.log}:\n{child.tail()}"
+                raise DemoError(f"the {child.name} {late}")
             self._events.wait(_POLL_SECONDS)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hmac
 import socket
 import threading
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import falcon
 import falcon.asgi
@@ -23,64 +22,45 @@ _KEEP_ALIVE_SECONDS = 300
 _GRACE_SECONDS = 5
 
 
-class LocalServer:
-    """An app on 127.0.0.1, served by a thread of its own from construction to `close`."""
+@contextmanager
+def served(app: App, port: int = 0) -> Iterator[str]:
+    """Inside, a thread serves the app on 127.0.0.1; gives its URL. Port 0 takes a free one; OSError: it is taken.
 
-    def __init__(self, app: App, port: int = 0) -> None:
-        """Starts it. Port 0 takes a free one.
-
-        Raises:
-            OSError: the port is taken.
-        """
-        listener = socket.create_server(("127.0.0.1", port))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._uvicorn = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-            )
+    Leaving it finishes running requests and closes every connection.
+    """
+    listener = socket.create_server(("127.0.0.1", port))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
         )
-        self._thread = threading.Thread(
-            target=self._uvicorn.run, kwargs={"sockets": [listener]}, name="demo-server", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stops accepting, finishes running requests, closes every connection. A second call does nothing."""
-        self._uvicorn.should_exit = True
-        self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="demo-server", daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Authorization:
-    """Falcon middleware that accepts only calls with exactly the expected Authorization header."""
+    """Falcon middleware that accepts only calls with these credentials; others get 401."""
 
     def __init__(self, scheme: str, credentials: str) -> None:
-        self._expected = f"{scheme} {credentials}".encode()
-        self._challenge = f'{scheme} realm="demo"'
-
-    @classmethod
-    def basic(cls, client: str, secret: str) -> Authorization:
-        """HTTP Basic, RFC 7617."""
-        return cls("Basic", base64.b64encode(f"{client}:{secret}".encode()).decode())
+        self._scheme, self._credentials = scheme, credentials
 
     async def process_request(self, req: Request, _: Response) -> None:
-        """Answers any other call with 401."""
-        scheme, _space, credentials = (req.auth or "").encode("latin-1", "replace").partition(b" ")
-        # The scheme's case does not matter, RFC 9110 section 11.1.
-        if not hmac.compare_digest(scheme.capitalize() + b" " + credentials.strip(), self._expected):
-            raise falcon.HTTPUnauthorized(description="Authentication failed.", challenges=[self._challenge])
+        """Checks a call; the scheme's case does not matter (RFC 9110 section 11.1)."""
+        scheme, _space, credentials = (req.auth or "").partition(" ")
+        if (scheme.capitalize(), credentials.strip()) != (self._scheme, self._credentials):
+            challenge = f'{self._scheme} realm="demo"'
+            raise falcon.HTTPUnauthorized(description="Authentication failed.", challenges=[challenge])
 
 
 def app_with(*middleware: Any, error_body: Callable[[str, int], object]) -> App:  # noqa: ANN401  # any of Falcon's

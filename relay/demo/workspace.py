@@ -101,11 +101,7 @@ _RETRY = '{ schedule = ["200ms", "500ms", "1s", "2s", "2s", "2s", "2s", "5s", "5
 
 
 def prepare_folder(given: Path | None) -> Path:
-    """Makes the folder for everything: the given one, or a new temporary one.
-
-    Raises:
-        DemoError: it can't be made or written, or holds an `inbox.toml` that is not the demo's.
-    """
+    """Makes the folder for everything: the given one, or a new temporary one. Raises DemoError when it can't be used."""
     if given is None:
         return Path(tempfile.mkdtemp(prefix="inbox-relay-demo-"))
     folder = given.expanduser().absolute()
@@ -124,8 +120,7 @@ def prepare_folder(given: Path | None) -> Path:
 def absolute_url(url: str | None, folder: Path) -> str:
     """Returns the database's URL, the same from every folder; `inbox.db` in `folder` unless one is given.
 
-    Raises:
-        ConfigError: neither Postgres nor a SQLite file.
+    Raises ConfigError when it is neither Postgres nor a SQLite file.
     """
     if url is None:
         return f"sqlite:///{folder / 'inbox.db'}"
@@ -136,7 +131,7 @@ def absolute_url(url: str | None, folder: Path) -> str:
 
 
 def prepare_database(url: str) -> Engine:
-    """Connects to a database, brings it to this version's schema, and makes sure that it has no events.
+    """Connects to a database and brings it to this version's schema.
 
     Raises:
         DemoError: it is in use, by this product or another.
@@ -145,28 +140,24 @@ def prepare_database(url: str) -> Engine:
     made = engine.connect(url, application="relay-demo")
     with ExitStack() as unless_usable:
         unless_usable.callback(made.dispose)
-        _refuse_used(made)
+        with made.connect() as connection, reading(connection).begin():
+            tables = set(inspect(connection).get_table_names())
+            used = "inbox" in tables and connection.execute(text("SELECT 1 FROM inbox LIMIT 1")).first() is not None
+        where = made.url.set(query={}).render_as_string()
+        if used:
+            raise DemoError(
+                f"{where} has events already, and the demo's changes would mix with them: name an empty database with "
+                "--database, or leave out --folder and --database to get a new one"
+            )
+        if tables and "alembic_version" not in tables:
+            raise DemoError(f"{where} belongs to something else: name an empty database with --database")
         migrate.upgrade(made)
         unless_usable.pop_all()
     return made
 
 
-def _refuse_used(made: Engine) -> None:
-    with made.connect() as connection, reading(connection).begin():
-        tables = set(inspect(connection).get_table_names())
-        used = "inbox" in tables and connection.execute(text("SELECT 1 FROM inbox LIMIT 1")).first() is not None
-    where = made.url.set(query={}).render_as_string()
-    if used:
-        raise DemoError(
-            f"{where} has events already, and the demo's changes would mix with them: name an empty database with "
-            "--database, or leave out --folder and --database to get a new one"
-        )
-    if tables and "alembic_version" not in tables:
-        raise DemoError(f"{where} belongs to something else: name an empty database with --database")
-
-
 def configuration(**values: str) -> str:
-    """Writes the text of the demo's `inbox.toml`: `database_url`, `token`, `identity_url` and `commercial_url` go into it."""
+    """Makes the text of `inbox.toml` from `database_url`, `token`, `identity_url` and `commercial_url`."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     return _CONFIGURATION.format(mark=_MARK, retry=_RETRY, **quoted)
 
