@@ -32,7 +32,7 @@ _CREDENTIALS = base64.b64encode(b"demo:demo").decode()  # RFC 7617
 _DEFAULT_COUNT, _MAX_COUNT = 100, 500  # the largest page, by the docstrings of trivoreid 2.0.10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EntityType:
     """A type of entity: its name in webhooks and in paths, and the fields that its documents have in any case."""
 

@@ -56,7 +56,7 @@ _INTRODUCTION = """\
   [magenta]call[/]     the relay fetches the entity, finds its counterpart, and POSTs,
            PATCHes or DELETEs it; one call in ten fails on purpose
   [blue]relay[/]    it read something too old, or nothing new was to be sent
-  [bold yellow]command[/]  `relay sweep` finds changes without a webhook, `relay plan` compares all
+  [bold yellow]command[/]  `relay sweep` finds missed webhooks, `relay plan` compares all
 """
 
 
@@ -76,7 +76,13 @@ class DemoRun:
         """Inside, everything runs. Raises as `Stack`."""
         with ExitStack() as exits:
             self.stack = Stack(
-                exits, self.events, self.view.say, folder, database_url, seed=self.seed, lost_share=lost_share
+                exits,
+                self.events,
+                lambda part: self.view.say(f"starting {part}"),
+                folder,
+                database_url,
+                seed=self.seed,
+                lost_share=lost_share,
             )
             rng = random.Random(self.seed)  # noqa: S311  # reproducible, not secret
             self.scenario = Scenario(self.stack.identity, rng, users=users, groups=groups)
@@ -212,7 +218,7 @@ def run_once(console: Console, seed: int, folder: Path | None, database_url: str
 
     with (
         run.events.stopping(),
-        bars,
+        bars.progress,
         run.start(folder, database_url, users=USERS, groups=GROUPS, lost_share=_LOST_SHARE),
     ):
         bars.say(f"everything is in {run.stack.folder}; the seed is {seed}")
@@ -262,4 +268,7 @@ def _command(name: str) -> str:
     """The way to type a command of this installation: by name when the shell finds this very one, or else by path."""
     own = Path(sys.executable).parent / name
     unset = "env -u INBOX_DATABASE_URL " if "INBOX_DATABASE_URL" in os.environ else ""
-    return unset + (name if shutil.which(name) == str(own) else shlex.quote(str(own)))
+    if shutil.which(name) == str(own):
+        return unset + name
+    relative = os.path.relpath(own)
+    return unset + shlex.quote(str(own) if relative.startswith("..") else relative)

@@ -6,8 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -28,10 +27,7 @@ _ID = re.compile(r"[0-9a-f]{20}([0-9a-f]{4})")
 _WIDE, _WIDE_COLUMN, _NARROW_COLUMN = 100, 28, 20
 _CLIENT_ERROR, _SERVER_ERROR, _UNAVAILABLE = 400, 500, 503
 _COLOURS = {"change": "bold", "webhook": "cyan", "call": "magenta", "relay": "blue", "command": "bold yellow"}
-_NOTES = {
-    "same": Text("nothing new: nothing is sent", "dim"),
-    "stale": Text("too old: it is read again", "yellow"),
-}
+_NOTES = {"same": ("nothing new: nothing is sent", "dim"), "stale": ("too old: it is read again", "yellow")}
 _SAY_EVERY_SECONDS = 5.0
 
 
@@ -63,7 +59,7 @@ class Screen:
             case CallMade(method, path, status):
                 self._line("call", method, status, short(path), self._effect(event))
             case NoCallNeeded(entity_type, entity_id, why):
-                self._line("relay", why, None, f"{entity_type} {short(entity_id)}", _NOTES[why])
+                self._line("relay", why, None, f"{entity_type} {short(entity_id)}", Text(*_NOTES[why]))
             case CommandRun(command, about, report):
                 self._line("command", command, None, short(about), Text(visible(report), "bold"))
 
@@ -134,13 +130,13 @@ def panel(rows: Sequence[tuple[str, str]]) -> Padding:
 
 
 class Bars:
-    """Two progress bars on a terminal, a line now and then elsewhere. A context manager; main thread only."""
+    """Two progress bars on a terminal, a line now and then elsewhere. Main thread only; `progress` is a context manager."""
 
     def __init__(self, console: Console, changes: int) -> None:
         self._clock = SystemClock()
         self._total = changes
         self._said_at = time.monotonic()
-        self._progress = Progress(
+        self.progress = Progress(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -150,17 +146,8 @@ class Bars:
             expand=True,
             disable=not console.is_terminal,
         )
-        self._made = self._progress.add_task("changes made", total=changes)
-        self._ended = self._progress.add_task("deliveries ended", total=changes)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        self._made = self.progress.add_task("changes made", total=changes)
+        self._ended = self.progress.add_task("deliveries ended", total=changes)
 
     def show(self, event: DemoEvent) -> None:
         """Says what a command has reported."""
@@ -177,15 +164,15 @@ class Bars:
         """Prints a line that stays, above the bars."""
         self._said_at = time.monotonic()
         at = (f"{self._clock.now():%H:%M:%S}", "dim")
-        self._progress.console.print(Text.assemble(at, " ", visible_text(text)))
+        self.progress.console.print(Text.assemble(at, " ", visible_text(text)))
 
     def advance(self, changes: int, progress: Mapping[str, int]) -> None:
         """Shows how many changes were made, and how many deliveries have ended."""
         changes, events = min(changes, self._total), progress["events"]
         ended = events - progress["still_open"] - progress["dead"]
-        self._progress.update(self._made, completed=changes)
-        self._progress.update(self._ended, completed=ended, total=max(self._total, events))
-        if self._progress.disable and time.monotonic() - self._said_at >= _SAY_EVERY_SECONDS:
+        self.progress.update(self._made, completed=changes)
+        self.progress.update(self._ended, completed=ended, total=max(self._total, events))
+        if self.progress.disable and time.monotonic() - self._said_at >= _SAY_EVERY_SECONDS:
             self.say(f"{changes} of {self._total} changes made, {ended} of {events} deliveries ended")
 
 
