@@ -8,7 +8,6 @@ from relay.demo.scim_filter import InvalidFilterError, parse_filter
 
 DOCUMENT = {
     "username": "aino",
-    "age": 30,
     "locked": False,
     "nothing": None,
     "empty": "",
@@ -24,32 +23,24 @@ DOCUMENT = {
     [
         ('username eq "aino"', True),
         ('username EQ "Aino"', False),
-        ('username ne "aino"', False),
-        ('missing ne "x"', True),
-        ('username co "in"', True),
-        ('username sw "ai"', True),
-        ('username ew "ai"', False),
         ("username pr", True),
         ("nothing pr", False),
         ("empty pr", False),
         ("locked pr", True),
-        ("age gt 29", True),
-        ("age lt 30", False),
-        ('age gt "29"', False),
-        ("age le 30.0", True),
         ("locked eq false", True),
         ("locked eq 0", False),
-        ("nothing eq null", True),
-        ("username ne null", True),
         ('name.givenName eq "A \\"B\\""', True),
-        ('emails.address ew ".org"', True),
+        ('emails.address eq "b@example.org"', True),
         ('emails.address eq "c@example.com"', False),
         ('memberOf eq "g2"', True),
-        ('meta.lastModified gt "2018-09-21T06:29:05Z"', True),
-        ('meta.lastModified le "2018-09-21T08:29:05.708+02:00"', True),
-        ('username eq "x" and age pr or locked eq false', True),
-        ('username eq "x" and (age pr or locked eq false)', False),
-        ('(username eq "aino")  and  (emails.address co "@")', True),
+        ('meta.lastModified ge "2018-09-21T06:29:05Z"', True),
+        ('meta.lastModified ge "2018-09-21T08:29:05.708+02:00"', True),
+        ('meta.lastModified ge "2018-09-21T08:29:05.709+02:00"', False),
+        ('username ge "ao"', False),
+        ('username ge "aa"', True),
+        ('username eq "x" and empty pr or locked eq false', True),
+        ('username eq "x" and (empty pr or locked eq false)', False),
+        ('(username eq "aino")  and  (memberOf pr)', True),
     ],
 )
 def test_a_filter_says_what_it_means(text: str, passes: bool) -> None:
@@ -59,22 +50,10 @@ def test_a_filter_says_what_it_means(text: str, passes: bool) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "(",
-        ")",
-        "a",
-        "a eq",
-        "a eq b",
-        'a eq "',
-        'a xx "b"',
-        "a co 1",
-        "a pr b",
-        "(a pr",
-        "a pr)",
-        "a pr and",
-        '"a" pr',
+        *("", "(", ")", "a", "a eq", "a eq b", 'a eq "', 'a co "b"', "a ge 1"),
+        *("a pr b", "(a pr", "a pr)", "a pr and", '"a" pr', "(" * 9000),
     ],
 )
-def test_what_is_no_filter_is_refused(text: str) -> None:
+def test_what_is_no_filter_or_has_an_operator_that_is_not_offered_is_refused(text: str) -> None:
     with pytest.raises(InvalidFilterError):
         parse_filter(text)
