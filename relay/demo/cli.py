@@ -71,10 +71,10 @@ def demo(
         say(f"stopped by {stopped} before the end; nothing was compared")
         raise typer.Exit(_SIGNALLED + stopped.number) from None
     if as_json:
-        sys.stdout.write(as_document(summary.as_json()) + "\n")
+        sys.stdout.write(as_document(summary) + "\n")
     else:
         show_summary(console(), summary)
-    if not summary.agree:
+    if not summary["agree"]:
         raise typer.Exit(FINDING)
 
 

@@ -1,8 +1,9 @@
 """The filter language of the identity service's lists: the part of SCIM's (RFC 7644 section 3.4.2.2) that clients use.
 
-A filter is `attribute eq value`, `attribute ge value` or `attribute pr`, joined by `and` (binds tighter) and `or`,
-grouped by parentheses. An attribute is a dotted path (`meta.lastModified`); through a list it means any item
-(`emails.address`). A value is a JSON string, number, true or false. Names and values are compared with their case.
+A clause is `attribute eq value`, `attribute ge timestamp` or `attribute pr`. Clauses are joined by `and`, or by `or`;
+both in one filter are not offered, so parentheses may stand around anything and change nothing. An attribute is a dotted
+path (`meta.lastModified`); through a list it means any item (`emails.address`). A value is a JSON string, number, true
+or false. Names and values are compared with their case.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from inbox.timestamps import parse_rfc3339
 
 DocumentTest = Callable[[Mapping[str, Any]], bool]
 
-_TOKEN = re.compile(r'\s*([()]|"(?:[^"\\]|\\.)*"|[^\s()"]+)')
+_CLAUSE = re.compile(
+    r'([(\s]*)([\w.:-]+)\s+(?:(pr)\b|(eq|ge)\s+("(?:[^"\\]|\\.)*"|(?!null)[\w.+-]+))([)\s]*)', re.IGNORECASE
+)
+_JOINER = re.compile(r"(and|or)\b", re.IGNORECASE)
 
 
 class InvalidFilterError(ValueError):
@@ -28,70 +32,53 @@ def parse_filter(text: str) -> DocumentTest:
     """Compiles a filter to a function that tests a document.
 
     Raises:
-        InvalidFilterError: the text is no filter, or has an operator of SCIM that is not offered here.
+        InvalidFilterError: the text is no filter, or has something of SCIM that is not offered here.
     """
-    parser = _FilterParser(text)
+    tests: list[DocumentTest] = []
+    joiners: set[str] = set()
+    position = depth = 0
+    while not tests or position < len(text):
+        if tests:
+            joiner = _JOINER.match(text, position)
+            if joiner is None:
+                raise InvalidFilterError(f"`and` or `or` was expected at position {position}")
+            joiners.add(joiner[1].lower())
+            position = joiner.end()
+        clause = _CLAUSE.match(text, position)
+        if clause is None:
+            raise InvalidFilterError(f"a clause with eq, ge or pr was expected at position {position}")
+        tests.append(_test(clause[2].split("."), (clause[3] or clause[4]).lower(), clause[5]))
+        depth += clause[1].count("(") - clause[6].count(")")
+        if depth < 0:
+            raise InvalidFilterError(f"a parenthesis too many before position {clause.end()}")
+        position = clause.end()
+    if depth:
+        raise InvalidFilterError("a closing parenthesis is missing")
+    if len(joiners) > 1:
+        raise InvalidFilterError("`and` and `or` in one filter are not offered")
+    combine = any if "or" in joiners else all
+    return lambda document: combine(test(document) for test in tests)
+
+
+def _test(path: list[str], operator: str, literal: str) -> DocumentTest:
+    if operator == "pr":
+        return lambda document: any(found != "" for found in _found(document, path))
     try:
-        test = parser.joined()
-    except RecursionError:
-        raise InvalidFilterError("nested too deeply") from None
-    if parser.tokens:
-        raise InvalidFilterError(f"unexpected {parser.tokens[-1]} after the end of the filter")
-    return test
+        value = msgspec.json.decode(literal)
+        least = parse_rfc3339(value) if operator == "ge" else 0
+    except (msgspec.DecodeError, TypeError, ValueError):
+        raise InvalidFilterError(f"{operator} doesn't take {literal}; texts and timestamps stand in quotes") from None
+    if operator == "ge":
+        return lambda document: any(_is_at_least(found, least) for found in _found(document, path))
+    return lambda document: any(type(found) is type(value) and found == value for found in _found(document, path))
 
 
-class _FilterParser:
-    """Recursive descent, one method per level of binding; `tokens` are those left, the next one last."""
-
-    def __init__(self, text: str) -> None:
-        self.tokens: list[str] = _TOKEN.findall(text)[::-1]
-        if _TOKEN.sub("", text).strip():
-            raise InvalidFilterError("a string has no end")
-
-    def joined(self, word: str = "or") -> DocumentTest:
-        part = self._one if word == "and" else lambda: self.joined("and")
-        tests = [part()]
-        while self._skip(word):
-            tests.append(part())
-        combine = any if word == "or" else all
-        return tests[0] if len(tests) == 1 else lambda document: combine(test(document) for test in tests)
-
-    def _one(self) -> DocumentTest:
-        if self._skip("("):
-            inner = self.joined()
-            if not self._skip(")"):
-                raise InvalidFilterError("a closing parenthesis is missing")
-            return inner
-        attribute = self._take("an attribute")
-        if attribute[0] in '")':
-            raise InvalidFilterError(f"unexpected {attribute} where an attribute was expected")
-        path, operator = attribute.split("."), self._take("an operator").lower()
-        if operator == "pr":
-            return lambda document: any(found != "" for found in _found(document, path))
-        if operator not in {"eq", "ge"}:
-            raise InvalidFilterError(f"unknown operator {operator}; eq, ge and pr are known")
-        value = _value(self._take("a value"))
-        if operator == "ge":
-            return _at_least(path, value)
-        return lambda document: any(type(found) is type(value) and found == value for found in _found(document, path))
-
-    def _take(self, expected: str) -> str:
-        if not self.tokens:
-            raise InvalidFilterError(f"ends where {expected} was expected")
-        return self.tokens.pop()
-
-    def _skip(self, token: str) -> bool:
-        is_next = bool(self.tokens) and self.tokens[-1].lower() == token
-        if is_next:
-            self.tokens.pop()
-        return is_next
-
-
-def _value(token: str) -> object:
+def _is_at_least(found: object, least: int) -> bool:
+    """Compares instants: as text, `05.708Z` would come before `05Z`."""
     try:
-        return msgspec.json.decode(token)
-    except (msgspec.DecodeError, ValueError):
-        raise InvalidFilterError(f"{token} is no value; strings stand in double quotes") from None
+        return parse_rfc3339(str(found)) >= least
+    except ValueError:
+        return False
 
 
 def _found(value: object, path: list[str]) -> list[object]:
@@ -103,23 +90,3 @@ def _found(value: object, path: list[str]) -> list[object]:
     if not path:
         return [value]
     return _found(value.get(path[0]), path[1:]) if isinstance(value, dict) else []
-
-
-def _at_least(path: list[str], value: object) -> DocumentTest:
-    if not isinstance(value, str):
-        raise InvalidFilterError("ge takes a string")
-    least = _instant(value)
-
-    def test(document: Mapping[str, Any]) -> bool:
-        others = [_instant(found) for found in _found(document, path) if isinstance(found, str)]
-        return any(other[0] is least[0] and other[1] >= least[1] for other in others)
-
-    return test
-
-
-def _instant(text: str) -> tuple[bool, Any]:
-    """A timestamp as an instant: as text, `05.708Z` would come before `05Z`."""
-    try:
-        return True, parse_rfc3339(text)
-    except ValueError:
-        return False, text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -202,63 +202,45 @@ _FAULTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The outcome of a run."""
-
-    differences: Sequence[Difference]
-    numbers: Mapping[str, int]
-    seed: int
-    seconds: float
-    folder: str
-
-    @property
-    def agree(self) -> bool:
-        """The verdict: nothing differs and nothing is left to do."""
-        return not self.differences and not any(self.numbers[name] for name, _ in _FAULTS)
-
-    def as_json(self) -> dict[str, Any]:
-        """Makes one JSON object."""
-        whole = asdict(self)
-        return {"agree": self.agree, "differences": whole["differences"], **whole.pop("numbers"), **whole}
+def summary_of(differences: Sequence[Difference], numbers: Mapping[str, int], **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Sums a run up as one JSON object. It has agreed when nothing differs and nothing is left to do."""
+    agree = not differences and not any(numbers[name] for name, _ in _FAULTS)
+    return {"agree": agree, "differences": [asdict(each) for each in differences], **numbers, **more}
 
 
-def show_summary(console: Console, summary: Summary) -> None:
+def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """Prints the numbers as a table, then the differences as another, then the verdict."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(style="dim", overflow="fold")
     for name, key, note in _ROWS:
-        table.add_row(name, str(summary.numbers[key]), note.format_map(summary.numbers))
+        table.add_row(name, str(summary[key]), note.format_map(summary))
     console.print()
     console.print(table)
     console.print()
-    if summary.differences:
-        console.print(_differences(summary.differences))
+    if summary["differences"]:
+        found = Table(box=None, pad_edge=False, header_style="bold", title="what differs", title_justify="left")
+        for column in summary["differences"][0]:
+            found.add_column(column, overflow="fold")
+        for difference in summary["differences"]:
+            found.add_row(*map(cell, difference.values()))
+        console.print(found)
         console.print()
     console.print(_verdict(summary))
 
 
-def _verdict(summary: Summary) -> Text:
+def _verdict(summary: Mapping[str, Any]) -> Text:
     """One sentence, and the next step when the services do not agree."""
-    numbers = summary.numbers
-    if summary.agree:
-        compared = f"{numbers['fields']} fields of {numbers['entities']} users and groups"
-        return Text.assemble(("Both services agree", "bold green"), f" in all {compared}, after {summary.seconds} s.")
-    faults = [(len(summary.differences), "differences"), *((numbers[key], what) for key, what in _FAULTS)]
+    if summary["agree"]:
+        compared = f"{summary['fields']} fields of {summary['entities']} users and groups"
+        return Text.assemble(
+            ("Both services agree", "bold green"), f" in all {compared}, after {summary['seconds']} s."
+        )
+    faults = [(len(summary["differences"]), "differences"), *((summary[key], what) for key, what in _FAULTS)]
     return Text.assemble(
         ("The services do not agree: ", "bold red"),
         ", ".join(f"{number} {what}" for number, what in faults if number),
-        f". Everything is kept in {visible(summary.folder)}: look at relay.log there, and `relay dead`; "
-        f"--seed {summary.seed} makes the same changes again.",
+        f". Everything is kept in {visible(summary['folder'])}: look at relay.log there, and `relay dead`; "
+        f"--seed {summary['seed']} makes the same changes again.",
     )
-
-
-def _differences(differences: Sequence[Difference]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", title="what differs", title_justify="left")
-    for column in ("record", "external_id", "field", "expected", "found"):
-        table.add_column(column, overflow="fold")
-    for difference in differences:
-        table.add_row(*(cell(value) for value in asdict(difference).values()))
-    return table

@@ -6,8 +6,8 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import requests
@@ -68,17 +68,28 @@ class Stack:
         exits.callback(engine.dispose)
         self.ledger = Ledger(Database(engine))
         starting("the demo services")
+        self._start_services(exits, database_url, seed, lost_share)
+        starting("the relay")
+        exits.callback(self._stop_relay)
+        self.start_relay()
+        starting("the receiver")
+        self._start_receiver(exits)
+        exits.callback(self.webhooks.close)
+        self.webhooks.url = f"{self.receiver_url}/webhooks/trivore"
+        exits.callback(self.webhooks.wait_until_sent, _LAST_WEBHOOKS_SECONDS)
+
+    def _start_services(self, exits: ExitStack, database_url: str, seed: int, lost_share: float) -> None:
         token = secrets.token_urlsafe(16)
         lost, slow, failures = (random.Random(f"{seed} {of}") for of in ("answers", "replicas", "failures"))  # noqa: S311  # luck
         self.webhooks = WebhookSender(
             headers={"X-Webhook-Token": token},
-            on_webhook=events.put,
+            on_webhook=self._events.put,
             loses_answer=lambda: lost.random() < lost_share,
         )
         exits.callback(self.webhooks.close)
         self.identity = IdentityService(self.webhooks, is_slow=lambda: slow.random() < SLOW_SHARE)
         self.commercial = CommercialService(
-            fail_share=FAIL_SHARE, rng=failures, latency=LATENCY_SECONDS, on_call=events.put
+            fail_share=FAIL_SHARE, rng=failures, latency=LATENCY_SECONDS, on_call=self._events.put
         )
         self.identity_url = exits.enter_context(served(self.identity.app))
         self.commercial_url = exits.enter_context(served(self.commercial.app))
@@ -91,14 +102,6 @@ class Stack:
                 commercial_url=self.commercial_url,
             ),
         )
-        starting("the relay")
-        exits.callback(self._stop_relay)
-        self.start_relay()
-        starting("the receiver")
-        self._start_receiver(exits)
-        exits.callback(self.webhooks.close)
-        self.webhooks.url = f"{self.receiver_url}/webhooks/trivore"
-        exits.callback(self.webhooks.wait_until_sent, _LAST_WEBHOOKS_SECONDS)
 
     def _start_receiver(self, exits: ExitStack) -> None:
         # The socket is made here and passed on, so nobody can take the port between choosing and using it.
@@ -142,15 +145,6 @@ class Stack:
     def is_settled(self) -> bool:
         """Whether every webhook was accepted, and the relay has nothing left to do."""
         return not self.webhooks.pending() and not self.ledger.progress()["still_open"]
-
-    @contextmanager
-    def without_failures(self) -> Iterator[None]:
-        """Inside, no call fails on purpose: a command makes its calls once."""
-        self.commercial.fail_share = 0.0
-        try:
-            yield
-        finally:
-            self.commercial.fail_share = FAIL_SHARE
 
     def _start(self, name: str, arguments: list[str], *pass_fds: int) -> None:
         self._children[name] = Child(name, arguments, self.folder, self._environment, *pass_fds)

@@ -16,7 +16,7 @@ from relay.demo.compare import Difference
 from relay.demo.events import CommandRun, DemoEvent, NoCallNeeded
 from relay.demo.identity import USER
 from relay.demo.scenario import ChangeMade
-from relay.demo.screen import Bars, Screen, Summary, show_summary
+from relay.demo.screen import Bars, Screen, show_summary, summary_of
 from relay.demo.webhooks import WebhookSent
 from tests.helpers.hostile import HOSTILE, harm_of
 
@@ -139,7 +139,7 @@ def test_nor_does_one_in_the_summary_or_above_the_bars(terminal: bool) -> None:
     console = Console(file=output, force_terminal=terminal, width=10_000, highlight=False)
     numbers = Counter(still_open=1)
     found = Difference("contact", HOSTILE, HOSTILE, HOSTILE, HOSTILE)
-    show_summary(console, Summary([found], numbers, 1, 1.0, HOSTILE))
+    show_summary(console, Counter(summary_of([found], numbers, seed=1, seconds=1.0, folder=HOSTILE)))
     bars = Bars(console, 1)
     with bars.progress:
         bars.say(HOSTILE)
