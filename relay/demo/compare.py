@@ -19,7 +19,7 @@ COUNTERPART = {USER: CONTACT, GROUP: TEAM}
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Mismatch:
     """One thing in which the services differ."""
 
     record: str
@@ -51,13 +51,13 @@ def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[
 
 def compare(
     identity: IdentityService, commercial: CommercialService, deleted: Collection[str] = ()
-) -> tuple[list[Fields], list[Difference]]:
+) -> tuple[list[Fields], list[Mismatch]]:
     """Compares both services as they are now; returns the records that must be there, and what differs.
 
     `deleted` are ids of entities that are gone, to word a difference well.
     """
     compared: list[Fields] = []
-    found: list[Difference] = []
+    found: list[Mismatch] = []
     for entity_type, record_type in COUNTERPART.items():
         expected = [mapped_fields(entity_type, entity) for entity in identity.all(entity_type)]
         compared += expected
@@ -67,20 +67,20 @@ def compare(
 
 def differences(
     record: str, expected: Iterable[Fields], found: Iterable[Mapping[str, Any]], deleted: Collection[str] = ()
-) -> Iterator[Difference]:
+) -> Iterator[Mismatch]:
     """Compares the records that must be there with those that are."""
     left = list(found)
     for fields in expected:
         external_id = fields["external_id"]
         counterpart = next((item for item in left if item.get("external_id") == external_id), None)
         if counterpart is None:
-            yield Difference(record, external_id, "(whole record)", "there", "missing")
+            yield Mismatch(record, external_id, "(whole record)", "there", "missing")
             continue
         left.remove(counterpart)
         for name, value in fields.items():
             if counterpart.get(name) != value:
-                yield Difference(record, external_id, name, value, counterpart.get(name))
+                yield Mismatch(record, external_id, name, value, counterpart.get(name))
     for item in left:
         external_id = item.get("external_id")
         why = "deleted" if external_id in deleted else "no such record"
-        yield Difference(record, external_id, "(whole record)", why, item.get("id"))
+        yield Mismatch(record, external_id, "(whole record)", why, item.get("id"))

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from inbox.terminal import say
 from relay.demo.commercial import CallMade
-from relay.demo.compare import Difference, compare
+from relay.demo.compare import Mismatch, compare
 from relay.demo.events import DemoEvent, DemoEvents, Stopped
 from relay.demo.scenario import A_MOMENT_SECONDS, ChangeMade, Scenario
 from relay.demo.screen import Bars, Screen, panel, summary_of
@@ -109,7 +109,7 @@ class DemoRun:
         while not done() and time.monotonic() < deadline:
             self.pause(_POLL_SECONDS)
 
-    def miss_and_find(self, is_calm: Callable[[], bool], patience: float) -> list[Difference]:
+    def miss_and_find(self, is_calm: Callable[[], bool], patience: float) -> list[Mismatch]:
         """Makes changes that no webhook reports, a deletion among them, and finds them by the relay's own commands.
 
         `is_calm` tells when users can be chosen whose earlier changes have ended, so that it is certain what follows;

@@ -18,7 +18,7 @@ from inbox.clock import Clock, SystemClock
 from inbox.terminal import cell, say
 from inbox.visible import visible, visible_text
 from relay.demo.commercial import CallMade
-from relay.demo.compare import Difference
+from relay.demo.compare import Mismatch
 from relay.demo.events import CommandRun, DemoEvent, NoCallNeeded
 from relay.demo.scenario import ChangeMade
 from relay.demo.webhooks import WebhookSent
@@ -202,7 +202,7 @@ _FAULTS = (
 )
 
 
-def summary_of(differences: Sequence[Difference], numbers: Mapping[str, int], **more: Any) -> dict[str, Any]:  # noqa: ANN401
+def summary_of(differences: Sequence[Mismatch], numbers: Mapping[str, int], **more: Any) -> dict[str, Any]:  # noqa: ANN401
     """Sums a run up as one JSON object. It has agreed when nothing differs and nothing is left to do."""
     agree = not differences and not any(numbers[name] for name, _ in _FAULTS)
     return {"agree": agree, "differences": [asdict(each) for each in differences], **numbers, **more}

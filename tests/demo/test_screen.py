@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from relay.demo.commercial import CallMade
-from relay.demo.compare import Difference
+from relay.demo.compare import Mismatch
 from relay.demo.events import CommandRun, DemoEvent, NoCallNeeded
 from relay.demo.identity import USER
 from relay.demo.scenario import ChangeMade
@@ -138,7 +138,7 @@ def test_nor_does_one_in_the_summary_or_above_the_bars(terminal: bool) -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=10_000, highlight=False)
     numbers = Counter(still_open=1)
-    found = Difference("contact", HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    found = Mismatch("contact", HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     show_summary(console, Counter(summary_of([found], numbers, seed=1, seconds=1.0, folder=HOSTILE)))
     bars = Bars(console, 1)
     with bars.progress:

@@ -14,7 +14,7 @@ from falcon import testing
 
 from relay.demo import run
 from relay.demo.commercial import CONTACT, TEAM, CommercialService
-from relay.demo.compare import Difference, compare, differences, mapped_fields
+from relay.demo.compare import Mismatch, compare, differences, mapped_fields
 from relay.demo.identity import GROUP, USER, IdentityService
 from relay.demo.scenario import ChangeMade, Scenario, sample_edit, sample_group, sample_user
 from relay.demo.webhooks import WebhookSender
@@ -134,7 +134,7 @@ class Pair:
             assert self.post("/contacts", json=mapped_fields(USER, user)).status_code == 201
         assert self.post("/teams", json=mapped_fields(GROUP, self.group)).status_code == 201
 
-    def found(self, *deleted: str) -> list[Difference]:
+    def found(self, *deleted: str) -> list[Mismatch]:
         return compare(self.identity, self.commercial, deleted)[1]
 
 
@@ -157,8 +157,8 @@ def test_a_planted_difference_in_any_field_is_found(pair: Pair, field: str, valu
     assert pair.patch("/contacts/contact-2", json={field: value}).status_code == 200
     assert pair.patch("/teams/team-1", json={"name": value}).status_code == 200
     assert pair.found() == [
-        Difference("contacts", pair.users[1]["id"], field, before, value),
-        Difference("teams", pair.group["id"], "name", pair.group["name"], value),
+        Mismatch("contacts", pair.users[1]["id"], field, before, value),
+        Mismatch("teams", pair.group["id"], "name", pair.group["name"], value),
     ]
 
 
@@ -166,22 +166,22 @@ def test_a_contact_that_is_missing_or_left_over_is_found(pair: Pair) -> None:
     created, gone = pair.identity.create(USER, sample_user(7))["id"], pair.users[0]["id"]
     pair.identity.delete(USER, gone)
     assert pair.found(gone) == [
-        Difference("contacts", created, WHOLE, "there", "missing"),
-        Difference("contacts", gone, WHOLE, "deleted", "contact-1"),
+        Mismatch("contacts", created, WHOLE, "there", "missing"),
+        Mismatch("contacts", gone, WHOLE, "deleted", "contact-1"),
     ]
 
 
 @pytest.mark.parametrize("external_id", ["stranger", None])
 def test_a_contact_that_nobody_asked_for_is_found(pair: Pair, external_id: str | None) -> None:
     assert pair.post("/contacts", json={"email": "x@example.com", "external_id": external_id}).status_code == 201
-    assert pair.found() == [Difference("contacts", external_id, WHOLE, "no such record", "contact-3")]
+    assert pair.found() == [Mismatch("contacts", external_id, WHOLE, "no such record", "contact-3")]
 
 
 def test_a_second_contact_of_the_same_user_is_found() -> None:
     fields: dict[str, Any] = {"external_id": "u", "email": "u@example.com"}
     twice = [{"id": "contact-1", **fields}, {"id": "contact-2", **fields}]
     assert list(differences("contacts", [fields], twice)) == [
-        Difference("contacts", "u", WHOLE, "no such record", "contact-2")
+        Mismatch("contacts", "u", WHOLE, "no such record", "contact-2")
     ]
 
 
