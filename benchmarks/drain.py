@@ -26,12 +26,12 @@ import requests
 import typer
 
 from benchmarks.support import Kind, Side, configured, databases, free_port, get, machine, report, running
-from inbox import config_file
 from inbox.db import engine as engines
-from inbox.event import RawRequest
-from inbox.identify import events_of
+from inbox.db.intake import STORES
+from inbox.events.event import RawRequest
+from inbox.loader.load import read_config
 from inbox.sources import preset_of
-from inbox.store import STORES
+from inbox.sources.normalize import events_of
 
 EVENTS_OF_AN_ENTITY = 5
 BATCH = 250
@@ -68,7 +68,7 @@ def main(
             asyncio.run(preload(url, environment, bodies))
             get(server)
             began = time.monotonic()
-            command = "from relay.cli import main; main()"
+            command = "from relay.cli.main import main; main()"
             subprocess.run([sys.executable, "-c", command, "run", "--drain"], check=True, env=environment)
             process_seconds.append(round(time.monotonic() - began, 2))
             relay.rates.append(rate(server, events))
@@ -105,7 +105,7 @@ def bodies_of(events: int) -> list[bytes]:
 
 async def preload(url: str, environment: Mapping[str, str], bodies: list[bytes]) -> None:
     """Store the webhooks as the receiver does."""
-    config = config_file.read(Path(environment["INBOX_CONFIG"]), environment)
+    config = read_config(Path(environment["INBOX_CONFIG"]), environment)
     source = config.sources["trivore"]
     preset, routes = preset_of(source), list(config.routes.values())
     headers = {"content-type": "application/json", "user-agent": "benchmark"}

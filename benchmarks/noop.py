@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 
-from inbox import config_file
-from inbox.app import Receiver, create_app
 from inbox.clock import SystemClock
-from inbox.event import Event, Receipt
-from inbox.store import Rejected
+from inbox.db.intake import Rejected
+from inbox.events.event import Event, Receipt
+from inbox.loader.load import read_config
+from inbox.receiver.app import Receiver, create_app
 
 
 class AnswersAtOnce:
@@ -33,4 +33,4 @@ class AnswersAtOnce:
 
 def get_app() -> Receiver:
     """For gunicorn."""
-    return create_app(config_file.read(), AnswersAtOnce, SystemClock())
+    return create_app(read_config(), AnswersAtOnce, SystemClock())

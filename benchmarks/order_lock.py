@@ -23,19 +23,19 @@ from sqlalchemy import Engine, PoolProxiedConnection, text
 from sqlalchemy.exc import OperationalError
 
 from benchmarks.support import Kind, databases, machine
-from inbox import config_file
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES
-from relay.outcome import Delivered, Delivery, Outcome
-from relay.policy import RoutePolicy, policies
-from relay.store import commands
+from inbox.loader.load import parse_config
+from relay.delivery.outcome import Delivered, Delivery, Outcome
+from relay.delivery.policy import RoutePolicy, policies
 from relay.store.claim import claim
 from relay.store.database import Database, Transaction
 from relay.store.leftovers import Leftovers
+from relay.store.operator import commands
+from relay.store.operator.selection import Act, Selection
 from relay.store.reap import reap
 from relay.store.record import record
-from relay.store.selection import Act, Selection
 from relay.store.sequence import sequence
 
 BAR_MS = 250
@@ -102,7 +102,7 @@ class World:
         self.engine = engines.connect(url, application="benchmarks")
         self.is_postgres = self.engine.dialect.name == POSTGRES
         self.database = TimedDatabase(self.engine)
-        self.config: Config = config_file.parse(_CONFIG)
+        self.config: Config = parse_config(_CONFIG)
         self.policies: Mapping[str, RoutePolicy] = policies(self.config)
         self._last = 0
 
@@ -183,7 +183,7 @@ SELECT {when}, n, '{ROUTE}', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_p
         """Some batches of what a person asks for."""
         number = commands.ask(self.database, act, selection, who="kim", why="benchmark")
         for _ in range(BATCHES):
-            commands.work_on(self.database, self.config, number)
+            commands.work_on(self.database, self.config, policies(self.config), number)
 
 
 def sequence_a_mountain(world: World, number: int) -> None:

@@ -14,10 +14,10 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from inbox.config import Secret, Source
-from inbox.event import RawRequest
+from inbox.config.model import Secret, Source
+from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.auth import Verifier, verifier_of
+from inbox.sources.credentials import Verifier, verifier_of
 from inbox.sources.signing import Message, sign
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -232,7 +232,7 @@ class OutboundRefused(InboxRelayError):
     """The outbound guard refuses this call: its address, scheme or a header is not allowed."""
 
 
-def gathered(parts: Mapping[str, Callable[[], Made]]) -> dict[str, Made]:
+def collect_config_errors(parts: Mapping[str, Callable[[], Made]]) -> dict[str, Made]:
     """What each of `parts` makes.
 
     Raises:

@@ -23,18 +23,18 @@ from typing import Any
 from sqlalchemy.exc import OperationalError
 from uvicorn_worker import UvicornWorker
 
-from inbox import config_file
-from inbox.access_log import Mask
-from inbox.app import Receiver, app_of
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
 from inbox.exposure import exposures
-from inbox.log_lines import escape, tell
-from inbox.metering import Exporter, exporter_at
-from inbox.traces import without_message
-from inbox.wire import Wire
+from inbox.http.protocol import HardenedHttpProtocol
+from inbox.loader.load import config_path, read_config
+from inbox.logs.access_log import Mask
+from inbox.logs.lines import escape, tell
+from inbox.logs.traces import without_message
+from inbox.receiver.app import Receiver, app_of
+from inbox.telemetry.recorder import Exporter, exporter_at
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -44,7 +44,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
 
     CONFIG_KWARGS = {  # noqa: RUF012  # the base class declares it so
         "loop": "uvloop",
-        "http": Wire,
+        "http": HardenedHttpProtocol,
         "lifespan": "on",
         "ws": "none",
         "server_header": False,
@@ -82,7 +82,7 @@ def _return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
-class InForce:
+class ActiveApp:
     """The app of the last good configuration. The master changes it; a worker keeps what it was forked with."""
 
     def __init__(self) -> None:
@@ -131,13 +131,13 @@ class InForce:
         await self._app(scope, receive, send)
 
 
-receiver = InForce()
+receiver = ActiveApp()
 
 
 def _workers() -> int:
     """As many as there are processors; one on SQLite, where two only fight for the write lock."""
     try:
-        url = config_file.read().database.url
+        url = read_config().database.url
     except ConfigError:
         return 1  # on_starting says what is wrong
     if url.startswith(SQLITE):
@@ -187,7 +187,7 @@ def _escape_logs(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
 def _warn_of_exposures(config: Config) -> None:
     try:
-        for exposure in exposures(config_file.config_path(), config):
+        for exposure in exposures(config_path(), config):
             _log.warning("%s", exposure)
     except Exception as bug:  # noqa: BLE001  # a warning that can't be given stops no receiver
         _log.error("bug in the look for files that others may read", exc_info=without_message(bug))
@@ -197,7 +197,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Refuse to start with a configuration or a schema that can't work; a database that is down is waited for, with 503."""
     _escape_logs(server)
     try:
-        config = config_file.read()
+        config = read_config()
         receiver.believes_all = _has_all(server.cfg.forwarded_allow_ips)
         checked = engine.connect(config.database.url, application="inbox-receiver")
         try:
@@ -224,7 +224,7 @@ def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """
     _escape_logs(server)
     try:
-        config = config_file.read()
+        config = read_config()
         receiver.take(config)
     except ConfigError as error:
         for mistake in str(error).splitlines():

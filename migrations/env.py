@@ -9,9 +9,9 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from inbox import config_file
 from inbox.db import engine
 from inbox.db.schema import metadata
+from inbox.loader.load import read_config
 
 
 def run(connection: Connection) -> None:
@@ -31,5 +31,5 @@ given: Connection | None = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    with engine.connect(config_file.read().database.url, application="alembic").connect() as own:
+    with engine.connect(read_config().database.url, application="alembic").connect() as own:
         run(own)

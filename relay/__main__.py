@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.cli import main
+from relay.cli.main import main
 
 if __name__ == "__main__":
     main()

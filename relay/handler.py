@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from inbox.event import Action
+from inbox.events.event import Action
 
 __all__ = ["Event", "GiveUp", "Retry", "Skip"]
 

@@ -7,18 +7,18 @@ import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from inbox import metrics
 from inbox.clock import Clock, SystemClock
-from inbox.metrics import OFF, Meters
-from inbox.traces import without_message
-from relay import facts
-from relay.alerts import Posted, sentence
-from relay.gates import Breaker, BreakerState, Gates
-from relay.outcome import Delivery
+from inbox.logs.traces import without_message
+from inbox.telemetry import metrics
+from inbox.telemetry.metrics import OFF, Meters
+from relay.delivery import facts
+from relay.delivery.alerts import Posted, sentence
+from relay.delivery.gates import Breaker, BreakerState, Gates
+from relay.delivery.outcome import Delivery
 from relay.store.ahead import Ahead
 from relay.store.database import FailedAlone
+from relay.store.duplicates import Judged
 from relay.store.record import Recorded
-from relay.store.repeats import Judged
 from relay.store.sweeps import Found
 
 _log = logging.getLogger("relay")
@@ -114,7 +114,7 @@ class Observer:
         """Repeated requests were looked at."""
         self.counts["rearmed"] += judged.rearmed
         if judged.rearmed:
-            _log.info("rearmed %d deliveries after %d repeated requests", judged.rearmed, judged.handled)
+            _log.info("rearmed %d deliveries after %d duplicate requests", judged.rearmed, judged.handled)
 
     def gates_changed(self, before: Gates, now: Gates) -> None:
         """Something was paused or resumed. Breakers are told as alerts."""

@@ -38,6 +38,12 @@ CRITICAL: frozenset[Step] = frozenset({"record", "claim"})
 URGENT: frozenset[Step] = CRITICAL | {"give_back", "sequence", "renew", "heartbeat"}
 """These are tried again soon, however often they have failed."""
 
+AWAITED: frozenset[Step] = frozenset({"sequence"})
+"""Others wait for these while the database holds them up: what is claimed before all is ordered may pass an older event."""
+
+AWAITED_SECONDS = 15.0
+"""For so long, one lease: by then whatever a process that died or stands still had locked is free again."""
+AWAITED_AGAIN_SECONDS = 0.5
 LASTS_SECONDS = 60.0
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 60.0
@@ -55,6 +61,8 @@ class Failing(msgspec.Struct, frozen=True):
     since: float
     again_at: float
     is_alerted: bool
+    is_fault: bool
+    """Its items or the code are to blame, and not the database."""
 
 
 class Steps:
@@ -82,6 +90,11 @@ class Steps:
     def failing(self) -> Mapping[str, str]:
         """The steps that fail now, and why."""
         return {name: failing.error for name, failing in self._failing.copy().items()}
+
+    def is_awaited(self, step: Step) -> bool:
+        """Whether the database holds a step up, and has not done so for long: others wait for it until then."""
+        failing = self._failing.get(step)
+        return failing is not None and not failing.is_fault and self._monotonic() - failing.since < AWAITED_SECONDS
 
     def run(self, step: Step, work: Callable[[], Result], otherwise: Result, *, subject: str = "") -> Result:
         """Run a step, unless it has failed a moment ago.
@@ -123,9 +136,11 @@ class Steps:
         since = now if before is None else before.since
         has_lasted = now - since >= LASTS_SECONDS
         is_to_be_alerted = is_fault or has_lasted
+        is_awaited = step in AWAITED and not is_fault and now - since < AWAITED_SECONDS
         longest = LONGEST_URGENT_WAIT_SECONDS if step in URGENT else LONGEST_WAIT_SECONDS
+        longest = AWAITED_AGAIN_SECONDS if is_awaited else longest
         wait = min(FIRST_WAIT_SECONDS * 2 ** min(times - 1, _MOST_DOUBLINGS), longest)
-        self._failing[name] = Failing(error_text(error), times, since, now + wait, is_to_be_alerted)
+        self._failing[name] = Failing(error_text(error), times, since, now + wait, is_to_be_alerted, is_fault)
         if is_fault:
             self._observer.step_failed(step, error, wait)
         else:

@@ -8,18 +8,18 @@ from typing import Any
 import typer
 
 from docs.blocks.common import table
-from inbox import cli as inbox_cli
-from relay import cli as relay_cli
+from inbox.cli.main import app as inbox_app
+from relay.cli.main import app as relay_app
 
 
 def inbox_commands() -> str:
     """Every command of `inbox`."""
-    return "\n".join(_commands("inbox", typer.main.get_command(inbox_cli.app)))
+    return "\n".join(_commands("inbox", typer.main.get_command(inbox_app)))
 
 
 def relay_commands() -> str:
     """Every command of `relay`."""
-    return "\n".join(_commands("relay", typer.main.get_command(relay_cli.app)))
+    return "\n".join(_commands("relay", typer.main.get_command(relay_app)))
 
 
 def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # typer's own, which have no public names

@@ -1,4 +1,4 @@
-"""Every key of `inbox.toml`, from the classes of `inbox.config`."""
+"""Every key of `inbox.toml`, from the classes of `inbox.config.model`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 from msgspec import inspect
 
 from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
-from inbox import config
-from inbox.config_values import Address, Duration, Network, Rate, Secret
-from relay.forms import FORMS
+from inbox.config import model
+from inbox.config.types import Address, Duration, Network, Rate, Secret
+from relay.sync.forms import FORMS
 
 _CUSTOM = {
     Address: "a host and a port",
@@ -22,16 +22,16 @@ _CUSTOM = {
 
 
 def config_keys() -> str:
-    """Every table of inbox.toml, each class of `inbox.config` once."""
-    shared = _config_table("Apis and destinations alike", config.Endpoint, ())
-    return "\n".join([*_config_tables((), config.Config, {}), *shared])
+    """Every table of inbox.toml, each class of `inbox.config.model` once."""
+    shared = _config_table("Apis and destinations alike", model.Endpoint, ())
+    return "\n".join([*_config_tables((), model.Config, {}), *shared])
 
 
 def _config_tables(path: tuple[str, ...], cls: type, seen: dict[type, str]) -> Iterator[str]:
     kind = cls.__struct_config__.tag  # type: ignore[attr-defined]  # a msgspec class
     title = f"`[{'.'.join(path)}]`" if path else "The file"
     seen[cls] = title = f'{title} with `kind = "{kind}"`' if kind else title
-    yield from _config_table(title, cls, config.Endpoint.__struct_fields__ if cls is not config.Endpoint else ())
+    yield from _config_table(title, cls, model.Endpoint.__struct_fields__ if cls is not model.Endpoint else ())
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         for inner, name in _structs(field.type, field.encode_name):
             if inner not in seen:
@@ -54,15 +54,15 @@ def _structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[str, .
 
 
 def _config_table(title: str, cls: type, elsewhere: Iterable[str]) -> Iterator[str]:
-    shared = set(elsewhere) if issubclass(cls, config.Endpoint) else set()
+    shared = set(elsewhere) if issubclass(cls, model.Endpoint) else set()
     own_docs, added = field_docstrings(cls), _added_meanings(cls)
     rows = []
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         name = field.name
-        if name in shared or (name == "name" and cls in {config.Source, config.Endpoint, config.Route}):
+        if name in shared or (name == "name" and cls in {model.Source, model.Endpoint, model.Route}):
             continue
         if (name in own_docs) == (name in added):
-            raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/config.py, or a line in meanings.toml")
+            raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/model.py, or a line in meanings.toml")
         meaning = own_docs.get(name) or added[name]
         rows.append((f"`{field.encode_name}`", _type_text(field.type), _default_text(field), meaning))
     yield f"### {title}\n"

@@ -8,12 +8,13 @@ from datetime import timedelta
 from typing import get_args
 
 from docs.blocks.common import MEANINGS, table
-from inbox.config import Answered, Retry
-from relay import answer, gates, outcome
-from relay.alerts import SENTENCES
-from relay.answer import class_of_status
-from relay.policy import Schedule
-from relay.rules import HEALTH, RULES
+from inbox.config.model import Answered, Retry
+from relay.delivery import gates, outcome
+from relay.delivery.alerts import SENTENCES
+from relay.delivery.policy import Schedule
+from relay.delivery.rules import HEALTH, RULES
+from relay.http import answer
+from relay.http.answer import class_of_status
 
 _EVERY_STATUS = range(200, 600)
 
@@ -68,7 +69,7 @@ def alert_kinds() -> str:
 
 
 def breaker_states() -> str:
-    """The table that stands in `relay.gates`."""
+    """The table that stands in `relay.delivery.gates`."""
     return "\n".join(line for line in (gates.__doc__ or "").splitlines() if line.startswith("|"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from docs.blocks.common import table
-from inbox.metrics import RECEIVER, RELAY, Metric
+from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
 
 
 def receiver_metrics() -> str:

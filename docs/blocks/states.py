@@ -1,4 +1,4 @@
-"""The state machine, from `relay.lifecycle`, `relay.facts` and `relay.outcome`."""
+"""The state machine, from `relay.delivery.lifecycle`, `relay.delivery.facts` and `relay.delivery.outcome`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 from docs.blocks.common import MEANINGS, ROOT, field_docstrings, first_line, table
-from relay import facts
-from relay.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, State, Step
+from relay.delivery import facts
+from relay.delivery.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, State, Step
 
 
 def states_diagram() -> str:

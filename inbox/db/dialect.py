@@ -22,7 +22,7 @@ from sqlalchemy.schema import CreateColumn, CreateTable
 from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from inbox.timestamps import as_time, time_text
+from inbox.events.timestamps import as_time, time_text
 
 POSTGRES, SQLITE = "postgresql", "sqlite"
 

@@ -80,7 +80,7 @@ COUNTED = [
 ]
 """The columns that count up by themselves."""
 
-OF_RECEIVER = ("inbox.seq", "rejected_request.id", "repeated_request.id")
+OF_RECEIVER = ("inbox.seq", "rejected_request.id", "duplicate_request.id")
 """Those of them that a receiver uses. It uses `alert.id` too, but can do without."""
 
 

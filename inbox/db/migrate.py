@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
+from pathlib import Path
 
 import msgspec
 import tenacity
@@ -31,7 +31,10 @@ _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
 """Longer than a try, so that what has queued behind it gets through."""
 
 _GENERATION = 1000
-_SCRIPTS = str(files("migrations"))
+_PACKAGE = Path(__file__).parents[1]
+_BELOW, _BESIDE = _PACKAGE / "migrations", _PACKAGE.parent / "migrations"
+_SCRIPTS = str(_BELOW if _BELOW.is_dir() else _BESIDE)
+"""A wheel has them below `inbox`, a checkout beside it."""
 
 Tell = Callable[[str], None]
 

@@ -76,8 +76,8 @@ inbox = Table(
     sqlite_autoincrement=True,  # a number is never used again, even when the newest row is pruned
 )
 
-repeated_request = Table(
-    "repeated_request",
+duplicate_request = Table(
+    "duplicate_request",
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the repeat"),
     Column("seq", BigInteger, nullable=False, comment="the event it repeats: inbox.seq"),
@@ -94,9 +94,9 @@ repeated_request = Table(
     ),
     Column("last_received_at", UtcDateTime, comment="when times is more than 1: when the last of them arrived"),
     Column("error", Text, comment="why it could not be judged; emptied, it is judged again"),
-    Index("ix_repeated_request_seq", "seq"),
+    Index("ix_duplicate_request_seq", "seq"),
     Index(
-        "ix_repeated_request_open",
+        "ix_duplicate_request_open",
         "seq",
         postgresql_where=text("handled_at IS NULL"),
         sqlite_where=text("handled_at IS NULL"),

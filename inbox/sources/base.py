@@ -3,7 +3,7 @@
 A preset knows one provider: how it signs, which bytes it sends, which change of which entity they tell of, and what it
 wants to hear. To add one, write one file beside this that ends in a `PRESET`, and its line in `inbox.sources.PRESETS`. Its
 `read` may raise `RequestError` subclasses only, whatever the bytes are (anything else would be answered 500), so it reads
-them with what `inbox/sources/payload.py` has.
+them with what `inbox/sources/fields.py` has.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Protocol
 
 import msgspec
 
-from inbox.config import Secret, Signature, Source
+from inbox.config.model import Secret, Signature, Source
 from inbox.errors import RequestError, UnsupportedType
-from inbox.event import Identity, RawRequest
+from inbox.events.event import Identity, RawRequest
 
 Read = Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
 """The events of a body, in its order. The second argument is the source's `dedup`, if it has one.
@@ -64,7 +64,7 @@ Prover = Callable[[Source, Revealed], Proof]
 """Makes a preset's own kind of proof of a source's `secrets`. Raises ConfigError when it can't."""
 
 
-class Greeting(msgspec.Struct, frozen=True):
+class HandshakeResponse(msgspec.Struct, frozen=True):
     """What is answered to a handshake."""
 
     status: int
@@ -79,7 +79,7 @@ class Handshake(msgspec.Struct, frozen=True):
     method: str
     header: str | None
     """In lower case; only a request that has it is one. None: `answer` can tell by the body."""
-    answer: Callable[[RawRequest], Greeting | None]
+    answer: Callable[[RawRequest], HandshakeResponse | None]
     """Called once the request is proven to come from the source. None: it is no handshake after all.
 
     Raises `RequestError`.
@@ -97,7 +97,7 @@ class Sample(msgspec.Struct, frozen=True):
     """Of the message, where the signature covers one."""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class PresetDocs(msgspec.Struct, frozen=True, kw_only=True):
     """Where an event stands in a request, in words: a row of the documentation."""
 
     title: str
@@ -117,7 +117,7 @@ class Preset:
 
     name: str
     read: Read
-    told: Told
+    told: PresetDocs
     reader: Callable[[Source], Read] | None = None
     """Makes the `read` of one source, where it depends on what that configures; raises ValueError when it can't."""
     reads_by: str = ""
@@ -150,7 +150,7 @@ class Preset:
     sample: Callable[[str, str, str, datetime], Sample] | None = None
     """A webhook about an entity: its type, its id, the event type and the time."""
 
-    def greeting(self, raw: RawRequest) -> Greeting | None:
+    def greeting(self, raw: RawRequest) -> HandshakeResponse | None:
         """The answer, if the request is this provider's handshake.
 
         Raises:

@@ -20,11 +20,12 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from inbox import strict_json
 from inbox.errors import InvalidEvent, UnsupportedType
-from inbox.event import Identity, RawRequest
-from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.events import strict_json
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import rfc3339
+from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     MOST_EVENTS,
@@ -38,7 +39,6 @@ from inbox.sources.payload import (
     text_field,
     time_field,
 )
-from inbox.timestamps import rfc3339
 
 STRUCTURED, BATCHED = "application/cloudevents+json", "application/cloudevents-batch+json"
 _ORIGIN, _RATE = "webhook-request-origin", "webhook-request-rate"
@@ -107,7 +107,7 @@ def _decoded(raw: RawRequest, attribute: str) -> str:
         raise InvalidEvent(f"the header ce-{attribute} is not UTF-8", field=f"ce-{attribute}") from None
 
 
-def greet(raw: RawRequest) -> Greeting:
+def greet(raw: RawRequest) -> HandshakeResponse:
     """Consent to the origin that asks; the source's own `rate` is what limits it."""
     origin = raw.headers[_ORIGIN]
     if _HOST.fullmatch(origin) is None:
@@ -115,7 +115,7 @@ def greet(raw: RawRequest) -> Greeting:
     headers = {"Allow": "POST", "WebHook-Allowed-Origin": origin}
     if _RATE in raw.headers:
         headers["WebHook-Allowed-Rate"] = "*"
-    return Greeting(200, headers)
+    return HandshakeResponse(200, headers)
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
@@ -145,7 +145,7 @@ PRESET = Preset(
         answer=greet,
         told="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
     ),
-    told=Told(
+    told=PresetDocs(
         title="CloudEvents",
         event_id="`id`",
         entity="the type up to its last dot, and `subject`",

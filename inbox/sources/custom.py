@@ -14,12 +14,12 @@ import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.parser import ParsedResult
 
-from inbox import strict_json
-from inbox.config import Fields, NoAuth, Source
+from inbox.config.model import Fields, NoAuth, Source
 from inbox.errors import InvalidEvent
-from inbox.event import Identity, RawRequest
-from inbox.sources.base import Preset, Read, Told
-from inbox.sources.payload import (
+from inbox.events import strict_json
+from inbox.events.event import Identity, RawRequest
+from inbox.sources.base import Preset, PresetDocs, Read
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     MOST_EVENTS,
@@ -168,7 +168,7 @@ PRESET = Preset(
     keeps=keeps,
     own_keys=frozenset({"event", "signature"}),
     needs=frozenset({"event"}),
-    told=Told(
+    told=PresetDocs(
         title="Any other provider",
         event_id="`event.id`",
         entity="`event.entity_type` and `event.entity_id`",

@@ -20,10 +20,10 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
-from inbox.event import Identity, RawRequest
-from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.config.model import Signature
+from inbox.events.event import Identity, RawRequest
+from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.fields import (
     FORM,
     LONGEST_ID,
     action_of,
@@ -120,7 +120,7 @@ PRESET = Preset(
     media_types=frozenset({"application/json", FORM}),
     max_body=25 * 1024 * 1024,
     kept_headers=frozenset({_EVENT, _DELIVERY}),
-    told=Told(
+    told=PresetDocs(
         title="GitHub",
         event_id="header `X-GitHub-Delivery`",
         entity="the object that the event is named after, by its `id`; else the repository, organization or installation",

@@ -15,10 +15,10 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.event import Action, Identity, RawRequest
+from inbox.events.event import Action, Identity, RawRequest
 from inbox.sources import standard_webhooks
-from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     action_of,
@@ -109,7 +109,7 @@ PRESET = Preset(
     signatures=(standard_webhooks.signature("webhook"),),
     max_body=25 * 1024 * 1024,
     kept_headers=frozenset({_KEY, _MESSAGE, _EVENT, "x-gitlab-event-uuid", "x-gitlab-instance"}),
-    told=Told(
+    told=PresetDocs(
         title="GitLab",
         event_id="header `webhook-id` (which is signed), else `Idempotency-Key`; before GitLab 17.4 none",
         entity="`object_attributes.id`; of a system hook such as `user_create` its `user_id`; else the project or group",

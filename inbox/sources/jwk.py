@@ -17,8 +17,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from inbox import strict_json
 from inbox.errors import ConfigError, RequestError
+from inbox.events import strict_json
 
 SMALLEST_RSA = 2048
 """Bits, from RFC 7518 §3.3."""

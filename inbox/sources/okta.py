@@ -16,9 +16,10 @@ from datetime import datetime
 import msgspec
 
 from inbox.errors import InvalidEvent
-from inbox.event import Action, Identity, RawRequest
-from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.timestamps import rfc3339
+from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     MOST_EVENTS,
@@ -32,7 +33,6 @@ from inbox.sources.payload import (
     text_field,
     time_field,
 )
-from inbox.timestamps import rfc3339
 
 _CHALLENGE = "x-okta-verification-challenge"
 _LONGEST_CHALLENGE = 1000
@@ -106,10 +106,10 @@ def _target(event: Mapping[str, object], event_type: str) -> object:
     return next((target for target in targets if member(target, "type") == wanted), targets[0])
 
 
-def greet(raw: RawRequest) -> Greeting:
+def greet(raw: RawRequest) -> HandshakeResponse:
     """The value of the challenge."""
     challenge = header_field(raw, _CHALLENGE, _LONGEST_CHALLENGE)
-    return Greeting(200, body=msgspec.json.encode({"verification": challenge}))
+    return HandshakeResponse(200, body=msgspec.json.encode({"verification": challenge}))
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
@@ -136,7 +136,7 @@ PRESET = Preset(
         answer=greet,
         told='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
     ),
-    told=Told(
+    told=PresetDocs(
         title="Okta (event hooks)",
         event_id="`uuid` of each of `data.events`",
         entity="that `target` which the event's type begins with, by its `type` and `id`; without a target the `actor`",

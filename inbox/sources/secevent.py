@@ -19,12 +19,11 @@ from datetime import datetime
 import jwt
 import msgspec
 
-from inbox.config import Secret, Source
+from inbox.config.model import Secret, Source
 from inbox.errors import ConfigError, InvalidEvent, RequestError, TooLarge, Unreadable
-from inbox.event import Action, Identity, RawRequest
-from inbox.sources.base import Preset, Revealed, Told
-from inbox.sources.jwk import PublicKey, public_keys
-from inbox.sources.payload import (
+from inbox.events.event import Action, Identity, RawRequest
+from inbox.sources.base import Preset, PresetDocs, Revealed
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     dedup_part,
@@ -35,6 +34,7 @@ from inbox.sources.payload import (
     member,
     text_field,
 )
+from inbox.sources.jwk import PublicKey, public_keys
 
 MOST_KEYS = 5
 """Tried on one token."""
@@ -211,7 +211,7 @@ PRESET = Preset(
     status=202,
     answers_empty=True,
     refusal=refuse,
-    told=Told(
+    told=PresetDocs(
         title="Security event tokens (shared signals)",
         event_id="claim `jti`",
         entity="`sub_id`, or the event's `subject`, or `sub`; its type is `subject`",

@@ -1,7 +1,8 @@
 """Proves that a request comes from one of a source's addresses.
 
-The address is that of the connection, or what a trusted proxy says (`inbox/receive.py:sender_of`). It can't be forged by who
-wants an answer; but who shares the provider's network has it too, so it is asked for besides a secret, not instead.
+The address is that of the connection, or the one that a trusted proxy reports (`inbox/receiver/resource.py:sender_of`).
+Whoever wants an answer can't forge it. Others in the provider's network share it, so it is asked for besides a secret,
+never instead.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import ipaddress
 from collections.abc import Iterable
 from datetime import datetime
 
-from inbox.config_values import Network
-from inbox.event import RawRequest
+from inbox.config.types import Network
+from inbox.events.event import RawRequest
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -20,10 +20,11 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
-from inbox.event import Identity, RawRequest
-from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.config.model import Signature
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import rfc3339
+from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.fields import (
     LONGEST_ID,
     action_of,
     arrival,
@@ -33,7 +34,6 @@ from inbox.sources.payload import (
     key_of,
     time_field,
 )
-from inbox.timestamps import rfc3339
 
 _LONGEST_TOPIC = 49
 _NAMES = ("topic", "webhook-id", "triggered-at", "event-id", "shop-domain", "action")
@@ -95,7 +95,7 @@ PRESET = Preset(
     ),
     max_body=4 * 1024 * 1024,
     kept_headers=frozenset(f"{x}shopify-{name}" for x in ("x-", "") for name in _NAMES),
-    told=Told(
+    told=PresetDocs(
         title="Shopify",
         event_id="header `X-Shopify-Webhook-Id`",
         entity="the topic before its `/`, and the payload's `id`",

@@ -1,6 +1,6 @@
 """One way to verify every signature of a request, and to sign as the provider would.
 
-A `Signature` (`inbox/config_source.py`) says as data what providers do differently: which header, how it is taken apart,
+A `Signature` (`inbox/config/source.py`) says as data what providers do differently: which header, how it is taken apart,
 what is signed, with which hash, and how keys and signatures are written. All of them are over the bytes as they came: HMAC
 (RFC 2104) with a shared secret, or Ed25519 with a key of which only the public part is here.
 
@@ -21,14 +21,14 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from inbox import timestamps
-from inbox.config_source import Algorithm, Signature
-from inbox.config_values import Duration, Secret
+from inbox.config.source import Algorithm, Signature
+from inbox.config.types import Duration, Secret
 from inbox.errors import ConfigError, Unreadable
-from inbox.event import RawRequest
+from inbox.events import timestamps
+from inbox.events.event import RawRequest
 from inbox.sources import ed25519
 from inbox.sources.base import MADE_UP
-from inbox.sources.payload import FORM, form_fields
+from inbox.sources.fields import FORM, form_fields
 
 MOST_SIGNATURES = 5
 _MADE_UP_BYTES = 32
@@ -66,7 +66,7 @@ class _Key(msgspec.Struct, frozen=True):
     matches: Callable[[bytes, Sequence[bytes]], bool]
 
 
-class Signed:
+class SignatureProof:
     """Proves that a request was signed with one of a source's secrets."""
 
     __slots__ = ("_algorithms", "_keys", "_signatures", "_templates", "_tolerance", "_url", "kind")

@@ -13,11 +13,11 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
+from inbox.config.model import Signature
 from inbox.errors import InvalidEvent
-from inbox.event import Identity, RawRequest
-from inbox.sources.base import Greeting, Handshake, Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.events.event import Identity, RawRequest
+from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
+from inbox.sources.fields import (
     FORM,
     LONGEST_ID,
     LONGEST_TYPE,
@@ -86,7 +86,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     )
 
 
-def greet(raw: RawRequest) -> Greeting | None:
+def greet(raw: RawRequest) -> HandshakeResponse | None:
     """The echo that Slack wants when the URL is configured."""
     if b"url_verification" not in raw.body or raw.content_type == FORM:
         return None
@@ -96,7 +96,7 @@ def greet(raw: RawRequest) -> Greeting | None:
     challenge = payload.get("challenge")
     if not isinstance(challenge, str):
         raise InvalidEvent("challenge is missing", field="challenge")
-    return Greeting(200, body=msgspec.json.encode({"challenge": challenge}))
+    return HandshakeResponse(200, body=msgspec.json.encode({"challenge": challenge}))
 
 
 def _entity(
@@ -180,7 +180,7 @@ PRESET = Preset(
         answer=greet,
         told='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back',
     ),
-    told=Told(
+    told=PresetDocs(
         title="Slack (Events API)",
         event_id="`event_id`; of a command or an interaction `trigger_id`",
         entity="the user, file, subteam or team, as the event's type begins; else the channel it happened in",

@@ -11,7 +11,7 @@ reports the answer's body will report that JSON.
 
 **What makes two requests one event.** A message has no id and no time of its own. Its bytes alone won't do: a program that
 says the same an hour later means another change. Its time of arrival won't do: a sender that got no answer repeats itself.
-So the key is the message's SHA-256 and the five minutes in which it came (`inbox/sources/payload.py:content_key`). A sender
+So the key is the message's SHA-256 and the five minutes in which it came (`inbox/sources/fields.py:content_key`). A sender
 that gives an `Idempotency-Key` or a `Webhook-Id` says itself what is a repeat; then that is the key.
 """
 
@@ -26,11 +26,11 @@ from typing import TypeAlias
 import msgspec
 import re2
 
-from inbox.config import NoAuth, Source
+from inbox.config.model import NoAuth, Source
 from inbox.errors import InvalidEvent
-from inbox.event import Identity, RawRequest
-from inbox.sources.base import Preset, Read, Sample, Told
-from inbox.sources.payload import (
+from inbox.events.event import Identity, RawRequest
+from inbox.sources.base import Preset, PresetDocs, Read, Sample
+from inbox.sources.fields import (
     FORM,
     LONGEST_ID,
     LONGEST_TYPE,
@@ -211,7 +211,7 @@ PRESET = Preset(
     own_keys=frozenset({"pattern", "entity_type"}),
     media_types=frozenset({"application/json", FORM}),
     kept_headers=frozenset(_KEY_HEADERS),
-    told=Told(
+    told=PresetDocs(
         title="Slack-compatible messages",
         entity="what the source's `pattern` finds in the text",
         event_type="the pattern's group `event_type`, else `message`",

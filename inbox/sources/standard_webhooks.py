@@ -16,10 +16,11 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
-from inbox.event import Identity, RawRequest
-from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.config.model import Signature
+from inbox.events.event import Identity, RawRequest
+from inbox.events.timestamps import rfc3339
+from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     action_of,
@@ -33,7 +34,6 @@ from inbox.sources.payload import (
     text_field,
     time_field,
 )
-from inbox.timestamps import rfc3339
 
 _PREFIXES = ("webhook", "svix")
 WITHOUT_TYPE = "message"
@@ -111,7 +111,7 @@ PRESET = Preset(
     sample=sample,
     signatures=(*map(signature, _PREFIXES), *map(by_private_key, _PREFIXES)),
     kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
-    told=Told(
+    told=PresetDocs(
         title="Standard Webhooks, Svix",
         event_id="header `webhook-id` (`svix-id`)",
         entity="`data.object`, `data.type`, or else `type` up to its last dot; and `data.id`",

@@ -13,10 +13,10 @@ from datetime import datetime
 
 import msgspec
 
-from inbox.config import Signature
-from inbox.event import Identity, RawRequest
-from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import (
+from inbox.config.model import Signature
+from inbox.events.event import Identity, RawRequest
+from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
     action_of,
@@ -93,7 +93,7 @@ PRESET = Preset(
         ),
     ),
     max_body=1024 * 1024,  # none is documented
-    told=Told(
+    told=PresetDocs(
         title="Stripe",
         event_id="`id`",
         entity="`data.object` (`object`, `id`), of a thin event `related_object` (`type`, `id`); of Connect `account/id`",

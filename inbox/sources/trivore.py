@@ -22,10 +22,10 @@ from datetime import datetime
 import msgspec
 
 from inbox.errors import InvalidEvent
-from inbox.event import Action, Identity, RawRequest
-from inbox.sources.base import Preset, Sample, Told
-from inbox.sources.payload import LONGEST_ID, LONGEST_TYPE, dedup_part, json_object, text_field, time_field
-from inbox.timestamps import rfc3339
+from inbox.events.event import Action, Identity, RawRequest
+from inbox.events.timestamps import rfc3339
+from inbox.sources.base import Preset, PresetDocs, Sample
+from inbox.sources.fields import LONGEST_ID, LONGEST_TYPE, dedup_part, json_object, text_field, time_field
 
 _CLASSIC_FIELDS = frozenset({"entityType", "eventType", "timestamp"})
 _TIME_FIELDS = frozenset({"timestamp", "time"})
@@ -101,7 +101,7 @@ PRESET = Preset(
     read=read,
     has_own_time=True,
     sample=sample,
-    told=Told(
+    told=PresetDocs(
         title="Trivore ID",
         entity="`entityType` and `id`; of the newer form `type` up to its first `_`, and `id`",
         event_type="`eventType`; of the newer form `type`",

@@ -454,7 +454,7 @@ COMMENT ON COLUMN relay_node.stopped_at IS 'when it stopped in order; empty whil
 
 COMMENT ON COLUMN relay_node.failing IS 'its steps that fail now, and why; empty: none does';
 
-CREATE TABLE repeated_request (
+CREATE TABLE duplicate_request (
     id BIGSERIAL NOT NULL,
     seq BIGINT NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -464,35 +464,35 @@ CREATE TABLE repeated_request (
     times BIGINT DEFAULT 1 NOT NULL,
     last_received_at TIMESTAMP WITH TIME ZONE,
     error TEXT,
-    CONSTRAINT pk_repeated_request PRIMARY KEY (id),
-    CONSTRAINT ck_repeated_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_repeated_request_handled_at_is_readable CHECK (handled_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_repeated_request_last_received_at_is_readable CHECK (last_received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT pk_duplicate_request PRIMARY KEY (id),
+    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (handled_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (last_received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
-CREATE INDEX ix_repeated_request_open ON repeated_request (seq) WHERE handled_at IS NULL;
+CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
 
-CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
-COMMENT ON TABLE repeated_request IS 'A request whose key was in the inbox already. It was answered 200 with the first one''s seq. sum(times) counts them.';
+COMMENT ON TABLE duplicate_request IS 'A request whose key was in the inbox already. It was answered 200 with the first one''s seq. sum(times) counts them.';
 
-COMMENT ON COLUMN repeated_request.id IS 'number of the repeat';
+COMMENT ON COLUMN duplicate_request.id IS 'number of the repeat';
 
-COMMENT ON COLUMN repeated_request.seq IS 'the event it repeats: inbox.seq';
+COMMENT ON COLUMN duplicate_request.seq IS 'the event it repeats: inbox.seq';
 
-COMMENT ON COLUMN repeated_request.received_at IS 'when the repeat arrived';
+COMMENT ON COLUMN duplicate_request.received_at IS 'when the repeat arrived';
 
-COMMENT ON COLUMN repeated_request.body_sha256 IS 'SHA-256 of the repeat''s body';
+COMMENT ON COLUMN duplicate_request.body_sha256 IS 'SHA-256 of the repeat''s body';
 
-COMMENT ON COLUMN repeated_request.body IS 'the repeat''s body, only when it differs from the event''s';
+COMMENT ON COLUMN duplicate_request.body IS 'the repeat''s body, only when it differs from the event''s';
 
-COMMENT ON COLUMN repeated_request.handled_at IS 'when the relay judged it; empty: not judged yet';
+COMMENT ON COLUMN duplicate_request.handled_at IS 'when the relay judged it; empty: not judged yet';
 
-COMMENT ON COLUMN repeated_request.times IS 'requests that this row stands for: after the first 20 of an event, further ones are only counted here';
+COMMENT ON COLUMN duplicate_request.times IS 'requests that this row stands for: after the first 20 of an event, further ones are only counted here';
 
-COMMENT ON COLUMN repeated_request.last_received_at IS 'when times is more than 1: when the last of them arrived';
+COMMENT ON COLUMN duplicate_request.last_received_at IS 'when times is more than 1: when the last of them arrived';
 
-COMMENT ON COLUMN repeated_request.error IS 'why it could not be judged; emptied, it is judged again';
+COMMENT ON COLUMN duplicate_request.error IS 'why it could not be judged; emptied, it is judged again';
 
 CREATE TABLE sweep_watermark (
     source TEXT NOT NULL,

@@ -6,11 +6,11 @@ what the schema is today stands in `inbox/db/schema.py`, and a test compares the
 
 from __future__ import annotations
 
-from migrations import script
+from inbox.db import migration_script
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
-    script.run(__file__)
+    migration_script.run(__file__)

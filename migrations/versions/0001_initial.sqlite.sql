@@ -320,7 +320,7 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
 );
 
-CREATE TABLE repeated_request ( -- A request whose key was in the inbox already. It was answered 200 with the first one's seq. sum(times) counts them.
+CREATE TABLE duplicate_request ( -- A request whose key was in the inbox already. It was answered 200 with the first one's seq. sum(times) counts them.
     -- number of the repeat
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- the event it repeats: inbox.seq
@@ -339,14 +339,14 @@ CREATE TABLE repeated_request ( -- A request whose key was in the inbox already.
     last_received_at TEXT,
     -- why it could not be judged; emptied, it is judged again
     error TEXT,
-    CONSTRAINT ck_repeated_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_repeated_request_handled_at_is_readable CHECK (date(substr(handled_at, 1, 10)) IS substr(handled_at, 1, 10) AND handled_at >= '0001-01-01 00:00:00.000000Z' AND (length(handled_at) = 10 OR substr(handled_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_repeated_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (date(substr(handled_at, 1, 10)) IS substr(handled_at, 1, 10) AND handled_at >= '0001-01-01 00:00:00.000000Z' AND (length(handled_at) = 10 OR substr(handled_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE INDEX ix_repeated_request_open ON repeated_request (seq) WHERE handled_at IS NULL;
+CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
 
-CREATE INDEX ix_repeated_request_seq ON repeated_request (seq);
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
 CREATE TABLE sweep_watermark ( -- How far the sweep has compared a source with the inbox, what the last one found, and who is at it.
     -- the source that was swept

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inbox.terminal import FINDING, as_document, console, fail, say, told
+from inbox.cli.terminal import FINDING, as_document, console, fail, say, told
 
 app = typer.Typer(
     help="Run the whole product with demo services, and watch webhooks become PATCHes.", add_completion=False

@@ -17,7 +17,7 @@ UNION ALL SELECT 'events', count(*) FROM inbox
 _FACTS = text("""
 SELECT kind AS name, count(*) AS number FROM delivery_log GROUP BY kind
 UNION ALL SELECT 'stale', count(*) FROM delivery_log WHERE detail ->> 'error_class' = 'stale'
-UNION ALL SELECT 'duplicates', CAST(coalesce(sum(times), 0) AS bigint) FROM repeated_request
+UNION ALL SELECT 'duplicates', CAST(coalesce(sum(times), 0) AS bigint) FROM duplicate_request
 """)
 _NOTES = text("""
 SELECT l.id, l.kind, i.entity_type, i.entity_id

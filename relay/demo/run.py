@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from inbox.terminal import say
+from inbox.cli.terminal import say
 from relay.demo.commercial import CallMade
 from relay.demo.compare import Mismatch, compare
 from relay.demo.events import DemoEvent, DemoEvents, Stopped

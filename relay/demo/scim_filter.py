@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from inbox.timestamps import parse_rfc3339
+from inbox.events.timestamps import parse_rfc3339
 
 DocumentTest = Callable[[Mapping[str, Any]], bool]
 

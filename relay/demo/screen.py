@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from inbox.cli.terminal import cell, say
 from inbox.clock import Clock, SystemClock
-from inbox.terminal import cell, say
-from inbox.visible import visible, visible_text
+from inbox.logs.visible import visible, visible_text
 from relay.demo.commercial import CallMade
 from relay.demo.compare import Mismatch
 from relay.demo.events import CommandRun, DemoEvent, NoCallNeeded

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from inbox.config import (
+from inbox.config.model import (
     Config,
     ForwardDestination,
     PythonDestination,
@@ -14,7 +14,7 @@ from inbox.config import (
     SlackDestination,
     SyncDestination,
 )
-from inbox.errors import gathered
+from inbox.errors import collect_config_errors
 from relay.destinations import forward, python, slack, sync
 from relay.destinations.base import Clients, Context, Deliverer
 
@@ -38,7 +38,7 @@ def build(config: Config) -> dict[str, Deliverer]:
     for name, route in config.routes.items():
         destination = config.destinations[route.destination]
         parts[name] = partial(KINDS[type(destination)], route, destination, clients)
-    return gathered(parts)
+    return collect_config_errors(parts)
 
 
 __all__ = ["KINDS", "Clients", "Context", "Deliverer", "build"]

@@ -9,12 +9,12 @@ from typing import Protocol
 import msgspec
 
 from inbox.clock import SystemClock
-from inbox.config import ApiOauth2, Config, Endpoint
-from relay.answer import Answer
-from relay.endpoint import prepare
-from relay.http import HttpClient, Limits, Request
-from relay.outcome import Delivery, Outcome
-from relay.tokens import TokenClient
+from inbox.config.model import ApiOauth2, Config, Endpoint
+from relay.delivery.outcome import Delivery, Outcome
+from relay.http.answer import Answer
+from relay.http.client import HttpClient, Limits, Request
+from relay.http.endpoint import prepare
+from relay.http.oauth import TokenClient
 
 Context = Limits
 """What bounds an attempt: `lease` (until when it is trusted, by `inbox.clock.steady`), `stop` (the process is to end) and `now`."""
@@ -65,7 +65,7 @@ class Clients:
         """The client of an api.
 
         Raises:
-            ConfigError: as `relay.endpoint.prepare`.
+            ConfigError: as `relay.http.endpoint.prepare`.
         """
         api = self._apis[name]
         return self._client(f"apis.{name}", api, api.base_url)
@@ -73,7 +73,7 @@ class Clients:
     def destination(
         self, endpoint: Endpoint, url: str, *, secrets: Iterable[str] = (), shown_path: str | None = None
     ) -> Caller:
-        """The client of a destination; arguments and errors as `relay.endpoint.prepare`."""
+        """The client of a destination; arguments and errors as `relay.http.endpoint.prepare`."""
         return self._client(f"destinations.{endpoint.name}", endpoint, url, secrets, shown_path)
 
     def _client(

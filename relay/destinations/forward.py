@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from inbox.config import ForwardDestination, Route
+from inbox.config.model import ForwardDestination, Route
 from inbox.errors import ConfigError
+from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
-from relay.endpoint import header_value
-from relay.http import Request
-from relay.outcome import Delivered, Delivery, Outcome, Skipped
+from relay.http.client import Request
+from relay.http.endpoint import header_value
 
 _SHARED, _PRIVATE, _PUBLIC = "whsec_", "whsk_", "whpk_"
 """Prefixes of the keys of Standard Webhooks."""

@@ -8,11 +8,11 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from inbox.errors import MappingError
-from relay.calls import CallPlan
+from relay.delivery.outcome import Delivery, Failed, Outcome, Step
+from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Context
 from relay.destinations.sync import NO_HEADERS, Attempt, Ended, Sync
-from relay.outcome import Delivery, Failed, Outcome, Step
-from relay.rules import REFETCH_AFTER
+from relay.sync.calls import CallPlan
 
 Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
 

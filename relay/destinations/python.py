@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable
 
 from inbox.clock import steady
-from inbox.config import PythonDestination, Route
-from inbox.traces import place_of
-from relay import mapping
+from inbox.config.model import PythonDestination, Route
+from inbox.logs.traces import place_of
+from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
-from relay.importing import Function, function_of
-from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
+from relay.sync.importing import Function, function_of
+from relay.sync.plan import event_scope
 
 _log = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def event_of(delivery: Delivery) -> Event:
         occurred_at=delivery.occurred_at,
         received_at=delivery.received_at,
         headers=dict(delivery.headers),
-        body=mapping.event_scope(delivery)["body"],
+        body=event_scope(delivery)["body"],
         raw=delivery.body or b"",
         attempt=delivery.attempt,
         idempotency_key=delivery.idempotency_key,

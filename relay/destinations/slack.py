@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from inbox.config import Route, SlackDestination
+from inbox.config.model import Route, SlackDestination
 from inbox.errors import MappingError
-from relay import mapping, slack_text
+from relay.delivery import slack_text
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
-from relay.endpoint import header_value
-from relay.expressions import Scope, encode
-from relay.forms import FORMS
-from relay.http import Request
-from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
-from relay.templates import Placeholder, Template, encoded
+from relay.http.client import Request
+from relay.http.endpoint import header_value
+from relay.sync.expressions import Scope, encode
+from relay.sync.forms import FORMS
+from relay.sync.plan import event_scope
+from relay.sync.templates import Placeholder, Template, encoded
 
 
 class Message(Template):
@@ -65,7 +66,7 @@ class Slack:
         if delivery.body is None:
             return Skipped((), "the event's body was erased")
         try:
-            text = self._message.expand({"event": mapping.event_scope(delivery)})
+            text = self._message.expand({"event": event_scope(delivery)})
             body = encode({"text": text})
         except MappingError as error:
             return Failed((), "mapping", str(error))

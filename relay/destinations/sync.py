@@ -7,20 +7,20 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-from inbox.config import Route, SyncDestination
+from inbox.config.model import Route, SyncDestination
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
-from relay import mapping, patches
-from relay.answer import ABSENT, Answer
-from relay.calls import CallPlan
+from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step, Unchanged
+from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Caller, Clients, Context
-from relay.endpoint import header_value
-from relay.expressions import Scope, decode, digest, encode
-from relay.http import Request
-from relay.mapping import SyncPlan
-from relay.match import require_carried, require_entity
-from relay.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step, Unchanged
-from relay.rules import REFETCH_AFTER
-from relay.search import FindPlan, Search, can_be_named
+from relay.http.answer import ABSENT, Answer
+from relay.http.client import Request
+from relay.http.endpoint import header_value
+from relay.sync import patches
+from relay.sync.calls import CallPlan
+from relay.sync.expressions import Scope, decode, digest, encode
+from relay.sync.match import require_carried, require_entity
+from relay.sync.plan import SyncPlan, compile_sync, event_scope, last_modified
+from relay.sync.search import FindPlan, Search, can_be_named
 
 _REPLICA_LAG = timedelta(seconds=5)
 """So soon after its event arrived, an entity that is not found may be one that a replica does not have yet."""
@@ -62,7 +62,7 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
             f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
         )
     return Sync(
-        mapping.compile_sync(route.name, route.sync),
+        compile_sync(route.name, route.sync),
         clients.api(route.sync.fetch.api),
         clients.destination(destination, destination.base_url),
     )
@@ -86,7 +86,7 @@ class Attempt:
         self._destination = destination
         self._delivery = delivery
         self._context = context
-        self.scope: Scope = {"event": mapping.event_scope(delivery), "entity": None, "target": None, "etag": None}
+        self.scope: Scope = {"event": event_scope(delivery), "entity": None, "target": None, "etag": None}
         self._fetch_began_at: datetime | None = None
         self._last_modified: datetime | None = None
         self._stale_suspected = False
@@ -129,7 +129,7 @@ class Attempt:
             require_entity(self._plan.carried, entity, self.scope)
         except UnusableAnswer as error:
             raise self._bad_answer(answer, str(error)) from None
-        self._last_modified = modified = mapping.last_modified(entity, self._plan.modified)
+        self._last_modified = modified = last_modified(entity, self._plan.modified)
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
         if is_delete and (modified is None or modified < at):
             return False

@@ -11,12 +11,12 @@ import msgspec
 from sqlalchemy import Engine, insert, text, update
 
 from inbox.clock import SystemClock
-from inbox.db.schema import alert, delivery_log, open_delivery, repeated_request
-from relay.daemon import Relay
+from inbox.db.schema import alert, delivery_log, duplicate_request, open_delivery
+from relay.daemon.loop import Relay
 from relay.steps import Step
-from relay.store import commands
 from relay.store.database import Database
-from relay.store.selection import Selection
+from relay.store.operator import commands
+from relay.store.operator.selection import Selection
 from tests.destinations.scripted import answer
 from tests.destinations.scripted import serving as scripted
 from tests.helpers.daemon import running
@@ -103,7 +103,7 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
             ],
         )
         connection.execute(
-            insert(repeated_request),
+            insert(duplicate_request),
             [
                 {"seq": seq, "received_at": now, "last_received_at": now, "body_sha256": b""}
                 for seq in range(1, ITEMS + 1)
@@ -113,7 +113,7 @@ def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) 
     scene.running = lambda: running(engine, downstream, ordering="latest")
     scene.done = lambda: count(engine, "delivery_log WHERE kind = 'delivered'") - ITEMS
     scene.seen = lambda: count(
-        engine, f"repeated_request WHERE seq = {ONE} AND error IS NOT NULL AND handled_at IS NULL"
+        engine, f"duplicate_request WHERE seq = {ONE} AND error IS NOT NULL AND handled_at IS NULL"
     )
     return scene
 

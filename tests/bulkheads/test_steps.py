@@ -9,6 +9,9 @@ from sqlalchemy.exc import OperationalError
 
 from relay.observe import Observer
 from relay.steps import (
+    AWAITED,
+    AWAITED_AGAIN_SECONDS,
+    AWAITED_SECONDS,
     CRITICAL,
     FIRST_WAIT_SECONDS,
     LASTS_SECONDS,
@@ -106,6 +109,41 @@ def test_an_unreachable_database_is_not_the_steps_to_wait_for(world: World) -> N
     with pytest.raises(OperationalError):
         world.fail("reap", GONE)
     assert world.steps.failing == {}
+
+
+@pytest.mark.parametrize("trouble", [LOCKED, GONE], ids=["busy", "unreachable to it"])
+def test_a_step_that_the_database_holds_up_is_awaited_until_it_works_again(world: World, trouble: Exception) -> None:
+    assert not world.steps.is_awaited("sequence")
+    world.fail("sequence", trouble)
+    assert world.steps.is_awaited("sequence")
+    world.now += FIRST_WAIT_SECONDS
+    world.steps.run("sequence", lambda: 0, 0)
+    assert not world.steps.is_awaited("sequence")
+
+
+def test_a_step_that_the_database_holds_up_is_awaited_no_longer_than_a_lease(world: World) -> None:
+    world.fail("sequence", LOCKED)
+    world.now += AWAITED_SECONDS - 0.1
+    world.fail("sequence", LOCKED)
+    assert world.steps.is_awaited("sequence")
+    world.now += 0.1
+    assert not world.steps.is_awaited("sequence")
+
+
+def test_a_step_with_a_fault_of_its_own_is_not_awaited(world: World) -> None:
+    world.fail("sequence")
+    assert not world.steps.is_awaited("sequence")
+
+
+@pytest.mark.parametrize("step", sorted(AWAITED))
+def test_a_step_is_tried_again_often_as_long_as_it_is_awaited(world: World, step: Step) -> None:
+    tries = 1
+    world.fail(step, LOCKED)
+    while world.steps.is_awaited(step):
+        world.now += AWAITED_AGAIN_SECONDS
+        world.fail(step, LOCKED)
+        tries += 1
+        assert world.observer.counts["database_trouble"] == tries
 
 
 def test_a_step_alone_that_cannot_use_the_database_waits_alone(world: World) -> None:

@@ -27,8 +27,8 @@ from tests.helpers.webhooks import moment
 STEPS: tuple[Step, ...] = get_args(Step)
 
 ONE_AT_A_TIME: dict[Step, str] = {
-    "give_back": "statements over keys alone, which no item's values reach",
-    "renew": "as give_back",
+    "give_back": "tests/store/test_setting_aside.py plants a lane that can't be settled",
+    "renew": "a statement over keys alone, which no item's values reach",
     "heartbeat": "one row, the relay's own",
     "claim_suspect": "one delivery at a time, loaded as a claim's",
     "look_at_gates": "tests/store/test_gates_shared.py plants an unreadable gate",
@@ -81,7 +81,7 @@ def test_a_step_that_fails_all_the_time_stops_no_delivery_and_can_be_seen(  # no
     caplog: pytest.LogCaptureFixture,
     step: Step,
 ) -> None:
-    monkeypatch.setattr("relay.daemon.RENEW_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("relay.daemon.loop.RENEW_EVERY_SECONDS", 0.1)
     caplog.set_level(logging.ERROR)
     plant = Plant(step, "ValueError")
     with planted(monkeypatch, plant), running(engine, downstream, more=WITH.get(step, "")) as relay:

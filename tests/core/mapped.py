@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config_sync import Fetch, MapField, Sync, Update
-from relay.fields import Fields, compile_fields
+from inbox.config.sync import Fetch, MapField, Sync, Update
+from relay.sync.fields import Fields, compile_fields
 
 WHERE = "routes.r.sync.map.x"
 

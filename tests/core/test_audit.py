@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from hypothesis import given
 
-from relay import facts
-from relay.audit import Account, Logged, account
-from relay.lifecycle import Standing, State, fold
+from relay.delivery import facts
+from relay.delivery.audit import Account, Logged, account
+from relay.delivery.lifecycle import FoldedState, State, fold
 from tests.core.test_lifecycle import EXAMPLES, histories
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
@@ -64,7 +64,7 @@ def test_a_correction_stands_for_all_that_was_before_it() -> None:
     corrected = facts.Corrected(state="open", attempt=2, run=1, who="ann", why="twice delivered")
     told = of((DELIVERED, 1), (DELIVERED, 1), (corrected, 2), (FAILED, 3))
     assert told.contradictions == ()
-    assert told.standing == Standing(State.RECEIVED, 3, 1, 0, NOW)
+    assert told.standing == FoldedState(State.RECEIVED, 3, 1, 0, NOW)
     assert told.is_put_right
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import ApiBasic, Config, ForwardDestination, HeaderAuth, Route, SyncDestination
-from inbox.config_file import config_path, nearest, parse, read
-from inbox.config_links import broken_links
-from inbox.config_shape import build, mistakes
+from inbox.config.model import ApiBasic, Config, ForwardDestination, HeaderAuth, Route, SyncDestination
+from inbox.config.shape import build, mistakes
 from inbox.errors import ConfigError
+from inbox.loader.load import config_path, nearest, parse_config, read_config
+from inbox.loader.rules import broken_links
 
 EXAMPLE = """\
 [database]
@@ -75,12 +75,12 @@ def changed(old: str, new: str) -> str:
 
 def mistake(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        parse(text)
+        parse_config(text)
     return str(caught.value)
 
 
 def test_the_example_is_read_into_frozen_values() -> None:
-    config = parse(EXAMPLE)
+    config = parse_config(EXAMPLE)
     source, audit, crm = config.sources["trivore"], config.destinations["audit"], config.destinations["crm"]
     assert isinstance(source.auth, HeaderAuth)
     assert source.auth.secrets[1].not_after == datetime(2027, 1, 31, tzinfo=UTC)
@@ -97,13 +97,13 @@ def test_the_example_is_read_into_frozen_values() -> None:
 
 
 def test_a_named_table_has_the_name_of_its_table() -> None:
-    config = parse(EXAMPLE)
+    config = parse_config(EXAMPLE)
     for section in (config.sources, config.apis, config.destinations, config.routes):
         assert all(table.name == name for name, table in section.items())
 
 
 def test_ordering_is_latest_for_sync_and_strict_for_the_others_unless_given() -> None:
-    config = parse(changed('ordering = "strict"\n', ""))
+    config = parse_config(changed('ordering = "strict"\n', ""))
     assert config.ordering_of(config.routes["user-to-crm"]) == "latest"
     assert config.ordering_of(config.routes["everything-to-audit"]) == "strict"
     given_latest = Route(name="r", source="trivore", destination="audit", ordering="latest")
@@ -111,7 +111,7 @@ def test_ordering_is_latest_for_sync_and_strict_for_the_others_unless_given() ->
 
 
 def test_an_empty_file_is_a_valid_one() -> None:
-    assert parse("") == Config()
+    assert parse_config("") == Config()
 
 
 # --- mistakes: where they are, and what would be valid
@@ -251,7 +251,7 @@ def test_any_value_anywhere_is_either_valid_or_a_mistake_that_is_told(
 @given(st.text(alphabet="[]{}=\"'.,#\n\\ ab1-"))
 def test_any_text_is_read_or_refused_with_a_config_error(text: str) -> None:
     with contextlib.suppress(ConfigError):
-        parse(text)
+        parse_config(text)
 
 
 # --- the file
@@ -264,15 +264,15 @@ def test_the_file_is_the_one_in_inbox_config_or_inbox_toml_here() -> None:
 
 def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no .*absent\.toml; write one, or name another with INBOX_CONFIG="):
-        read(tmp_path / "absent.toml")
+        read_config(tmp_path / "absent.toml")
 
 
 def test_a_folder_or_bytes_that_are_no_text_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't read"):
-        read(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b"# \xff")
     with pytest.raises(ConfigError, match="can't read"):
-        read(tmp_path / "latin.toml")
+        read_config(tmp_path / "latin.toml")
 
 
 def test_a_file_that_is_no_toml_says_on_which_line() -> None:
@@ -282,9 +282,9 @@ def test_a_file_that_is_no_toml_says_on_which_line() -> None:
 def test_the_database_url_of_the_environment_wins(tmp_path: Path) -> None:
     file = tmp_path / "inbox.toml"
     file.write_text(EXAMPLE, encoding="utf-8")
-    assert read(file, {}).database.url == "sqlite:///here.db"
-    assert read(file, {"INBOX_DATABASE_URL": "postgresql://db"}).database.url == "postgresql://db"
-    assert read(None, {"INBOX_CONFIG": str(file), "INBOX_DATABASE_URL": ""}).database.url == "sqlite:///here.db"
+    assert read_config(file, {}).database.url == "sqlite:///here.db"
+    assert read_config(file, {"INBOX_DATABASE_URL": "postgresql://db"}).database.url == "postgresql://db"
+    assert read_config(None, {"INBOX_CONFIG": str(file), "INBOX_DATABASE_URL": ""}).database.url == "sqlite:///here.db"
 
 
 def test_the_nearest_name_is_told_or_else_all_of_them() -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from inbox.config_file import parse
 from inbox.errors import ConfigError
+from inbox.loader.load import parse_config
 
 FILE = """\
 [sources.trivore]
@@ -89,12 +89,12 @@ NO_DELETE = ('delete = { path = "/contacts/{ target.id }" }\n', "")
 )
 def test_tables_that_do_not_fit_together_are_told_with_the_nearest_name(change: tuple[str, str], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(changed(change))
+        parse_config(changed(change))
     assert expected in str(caught.value)
 
 
 def test_without_create_and_delete_their_events_can_be_skipped() -> None:
-    config = parse(
+    config = parse_config(
         changed(NO_CREATE, NO_DELETE, ("[routes.users.sync]", '[routes.users.sync]\nmissing = "skip"\ngone = "skip"'))
     )
     sync = config.routes["users"].sync
@@ -104,7 +104,7 @@ def test_without_create_and_delete_their_events_can_be_skipped() -> None:
 
 def test_steps_that_need_no_counterpart_need_no_find() -> None:
     by_own_id = ('"/contacts/{target.id}"', '"/contacts/{event.entity_id}"')
-    sync = parse(changed(NO_FIND, by_own_id, ("{ target.id }", "{event.entity_id}"))).routes["users"].sync
+    sync = parse_config(changed(NO_FIND, by_own_id, ("{ target.id }", "{event.entity_id}"))).routes["users"].sync
     assert sync is not None
     assert sync.find is None
 
@@ -140,7 +140,7 @@ entity_type = ["GROUP"]
 )
 def test_sweeps_that_can_not_be_run_are_told(sweeps: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(FILE + sweeps)
+        parse_config(FILE + sweeps)
     assert expected in str(caught.value)
 
 
@@ -153,4 +153,4 @@ def test_sweeps_that_can_not_be_run_are_told(sweeps: str, expected: str) -> None
     ids=["one takes them", "none is for its type"],
 )
 def test_a_sweep_whose_events_are_taken_or_whose_type_nobody_wants_is_right(more: str) -> None:
-    assert parse(FILE + SWEEP + more).sources["trivore"].sweeps
+    assert parse_config(FILE + SWEEP + more).sources["trivore"].sweeps

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from inbox.config_file import parse
-from inbox.config_sync import MapField
-from inbox.errors import ConfigError, gathered
+from inbox.config.sync import MapField
+from inbox.errors import ConfigError, collect_config_errors
+from inbox.loader.load import parse_config
 
 FILE = """\
 [sources.trivore]
@@ -36,7 +36,9 @@ def file(fields: str = 'x = "entity.x"', options: str = "") -> str:
 
 
 def test_a_text_and_a_table_are_both_a_field() -> None:
-    sync = parse(file('x = "entity.x"\ny = { from = "entity.y", cast = "int", default = 0 }')).routes["users"].sync
+    sync = (
+        parse_config(file('x = "entity.x"\ny = { from = "entity.y", cast = "int", default = 0 }')).routes["users"].sync
+    )
     assert sync is not None
     assert sync.map == {"x": "entity.x", "y": MapField(expression="entity.y", cast="int", default=0)}
 
@@ -78,7 +80,7 @@ def test_a_text_and_a_table_are_both_a_field() -> None:
 )
 def test_a_mistake_in_a_field_is_told_with_its_place(field: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(file(field))
+        parse_config(file(field))
     assert str(caught.value).startswith("inbox.toml:19: [routes.users.sync.map] ")
     assert expected in str(caught.value)
 
@@ -100,21 +102,21 @@ def test_a_mistake_in_a_field_is_told_with_its_place(field: str, expected: str) 
 )
 def test_a_mistake_about_the_map_is_told_with_its_place(fields: str, options: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(file(fields, options))
+        parse_config(file(fields, options))
     assert expected in str(caught.value)
 
 
 def test_with_a_transform_the_map_may_be_empty_or_missing_and_any_field_cleared() -> None:
     text = file("", 'transform = "our.module:finish"\nclear_when_absent = ["anything"]')
     for each in (text, text.replace("[routes.users.sync.map]\n", "")):
-        sync = parse(each).routes["users"].sync
+        sync = parse_config(each).routes["users"].sync
         assert sync is not None
         assert (sync.map, sync.transform) == ({}, "our.module:finish")
 
 
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(file('x = {}\ny = { from = "entity.y", read = "%Q" }\nz = { function = "f" }', 'transform = "t"'))
+        parse_config(file('x = {}\ny = { from = "entity.y", read = "%Q" }\nz = { function = "f" }', 'transform = "t"'))
     assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
         "[routes.users.sync.map] x",
         "[routes.users.sync.map] y.read",
@@ -132,5 +134,5 @@ def test_what_several_parts_complain_of_is_told_once() -> None:
         raise ConfigError("c: is wrong\nb: is wrong")
 
     with pytest.raises(ConfigError) as caught:
-        gathered({"x": fail, "y": also})
+        collect_config_errors({"x": fail, "y": also})
     assert str(caught.value).splitlines() == ["a: is wrong", "b: is wrong", "c: is wrong"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from inbox import config_file
-from inbox.config import BearerAuth, Duration, Secret
+from inbox.config.model import BearerAuth, Duration, Secret
 from inbox.errors import ConfigError
+from inbox.loader.load import parse_config
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("250ms", 0.25), ("15s", 15), ("1.5m", 90), ("2h", 7200), ("1d", 86400)])
@@ -96,7 +96,7 @@ def test_the_file_says_on_which_line_such_a_secret_stands() -> None:
     with pytest.raises(
         ConfigError, match=r"inbox.toml:3: \[sources.s\] auth.secrets\[0\]: .* write \"env:NAME\""
     ) as raised:
-        config_file.parse(text)
+        parse_config(text)
     assert "HUNTER2" not in str(raised.value)
 
 

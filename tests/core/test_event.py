@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from inbox import timestamps
-from inbox.event import Identity, RawRequest, Receipt, dedup_key, escape
+from inbox.events import timestamps
+from inbox.events.event import Identity, RawRequest, Receipt, dedup_key, escape
 
 PARTS = st.lists(st.text(alphabet='ab|\\:"é😀', max_size=6), min_size=1, max_size=4).map(tuple)
 INSTANTS = st.integers(

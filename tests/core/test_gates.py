@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import BreakerLimits, Config, Duration, NoAuth, Source
-from relay.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
-from relay.gates import (
+from inbox.config.model import BreakerLimits, Config, Duration, NoAuth, Source
+from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
+from relay.delivery.gates import (
     Breaker,
     BreakerState,
     Gate,
     Gates,
     Health,
-    Toll,
+    RateLimit,
     entity_key,
     entity_of,
     heard,
@@ -128,8 +128,8 @@ def test_successes_are_of_interest_while_there_was_trouble_lately() -> None:
 
 @pytest.mark.parametrize(("rate", "burst"), [(10.0, 10), (0.01, 2), (2.5, 2)])
 def test_a_second_s_worth_of_calls_may_go_out_at_once_and_two_at_least(rate: float, burst: int) -> None:
-    assert Toll(CRM, rate, 1).affords(None, NOW) == burst
-    assert Toll(CRM, rate, 1).affords(NOW - seconds(1000), NOW) == burst
+    assert RateLimit(CRM, rate, 1).affords(None, NOW) == burst
+    assert RateLimit(CRM, rate, 1).affords(NOW - seconds(1000), NOW) == burst
 
 
 @given(
@@ -139,7 +139,7 @@ def test_a_second_s_worth_of_calls_may_go_out_at_once_and_two_at_least(rate: flo
     wanted=st.integers(1, 20),
 )
 def test_never_more_than_the_rate_and_one_burst(rate: float, calls: int, waits: list[float], wanted: int) -> None:
-    toll, now, used, made = Toll(CRM, rate, calls), NOW, None, 0
+    toll, now, used, made = RateLimit(CRM, rate, calls), NOW, None, 0
     burst = toll.affords(None, NOW)
     for wait in waits:
         now += seconds(wait)
@@ -152,7 +152,7 @@ def test_never_more_than_the_rate_and_one_burst(rate: float, calls: int, waits: 
 
 @given(rate=st.floats(0.001, 1000), calls=st.integers(1, 3), ahead=st.floats(0, 10_000))
 def test_it_says_in_how_many_seconds_the_next_may_go_and_then_it_may(rate: float, calls: int, ahead: float) -> None:
-    toll, used = Toll(CRM, rate, calls), NOW + seconds(ahead)
+    toll, used = RateLimit(CRM, rate, calls), NOW + seconds(ahead)
     wait = toll.opens_in(used, NOW)
     assert (wait == 0) == (toll.affords(used, NOW) > 0)
     assert toll.affords(used, NOW + seconds(wait + 2e-6)) > 0
@@ -161,7 +161,7 @@ def test_it_says_in_how_many_seconds_the_next_may_go_and_then_it_may(rate: float
 
 def test_whoever_asks_twice_a_second_gets_the_whole_rate() -> None:
     for rate in (1.0, 2.0, 3.0, 10.0, 0.5):
-        toll, used, made = Toll(CRM, rate, 1), None, 0
+        toll, used, made = RateLimit(CRM, rate, 1), None, 0
         for step in range(2000):
             now = NOW + seconds(step / 2)
             attempts = max(toll.affords(used, now), 0)

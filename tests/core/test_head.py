@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox import head
 from inbox.errors import ExpectationFailed, HeadTooLarge, RequestError, TargetTooLong, Unreadable
+from inbox.http import head
 
 HOST = (b"host", b"example.com")
 

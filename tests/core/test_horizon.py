@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import BreakerLimits, Duration, Rate, Retry
-from relay import facts
-from relay.gates import Breaker, BreakerState, Toll, heard, probe
-from relay.horizon import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
-from relay.outcome import Delivery, Failed
-from relay.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
+from inbox.config.model import BreakerLimits, Duration, Rate, Retry
+from relay.delivery import facts
+from relay.delivery.gates import Breaker, BreakerState, RateLimit, heard, probe
+from relay.delivery.horizon import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
+from relay.delivery.outcome import Delivery, Failed
+from relay.delivery.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = BreakerLimits(calls=1, failed=0.5, open_for=Duration(30), longest=Duration(600))
@@ -107,7 +107,7 @@ def test_after_a_step_back_a_breaker_is_open_for_as_long_as_it_was_to_be(back: t
 
 @given(st.integers(1, 1000), st.sampled_from(["s", "m", "h", "d"]), st.integers(1, 5), st.integers(0, 50))
 def test_no_rate_is_pulled_in_while_the_clock_goes_on(number: int, unit: str, calls: int, wanted: int) -> None:
-    toll = Toll(("api", "crm"), Rate.parse(f"{number}/{unit}"), calls)
+    toll = RateLimit(("api", "crm"), Rate.parse(f"{number}/{unit}"), calls)
     used = toll.used(None, NOW, min(toll.affords(None, NOW), wanted))
     assert within(used, toll.furthest(NOW)) == used
 

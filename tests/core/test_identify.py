@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import HeaderAuth, NoAuth, Route, Secret, Source
-from inbox.event import Enrolment, Identity, RawRequest
-from inbox.identify import KEPT_HEADERS, kept_headers, to_event, valid_traceparent
+from inbox.config.model import HeaderAuth, NoAuth, Route, Secret, Source
+from inbox.events.event import Enrolment, Identity, RawRequest
 from inbox.sources import PRESETS
+from inbox.sources.normalize import KEPT_HEADERS, kept_headers, to_event, valid_traceparent
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 TRIVORE = PRESETS["trivore"]

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from inbox.db.schema import OPEN_STATES
 from inbox.errors import IllegalTransition
-from relay import facts
-from relay.lifecycle import (
+from relay.delivery import facts
+from relay.delivery.lifecycle import (
     CORRECTED_TO,
     HEADS,
     OPEN,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.errors import Unavailable
-from inbox.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, Capacity, Place, Room
+from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, Capacity, MemoryBudget, Reservation
 
 
 def taken(bucket: Bucket, now: float) -> int:
@@ -69,8 +69,8 @@ def test_as_many_may_be_open_as_there_may_be_and_no_more() -> None:
 
 
 def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:
-    room = Room(100 * MEMORY_FOR_BODY)
-    small, one, other = ([Place(room) for _ in range(number)] for number in (1000, 1, 1))
+    room = MemoryBudget(100 * MEMORY_FOR_BODY)
+    small, one, other = ([Reservation(room) for _ in range(number)] for number in (1000, 1, 1))
     for place in small:
         place.grow(SMALL_BODY)
     one[0].grow(SMALL_BODY + 60)

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from inbox.log_lines import escape, tell
+from inbox.logs.lines import escape, tell
 from tests.helpers.hostile import HOSTILE, MARK, harm_of
 
 

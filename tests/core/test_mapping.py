@@ -10,13 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config_sync import Deactivate, Fetch, Find, FindPages, Sync, Update, Write
+from inbox.config.sync import Deactivate, Fetch, Find, FindPages, Sync, Update, Write
 from inbox.errors import ConfigError, MappingError
-from relay import mapping
-from relay.expressions import Expression, decode, digest, encode
-from relay.mapping import SyncPlan, compile_sync
-from relay.outcome import Delivery
-from relay.templates import Path, Template, templated
+from relay.delivery.outcome import Delivery
+from relay.sync.expressions import Expression, decode, digest, encode
+from relay.sync.plan import SyncPlan, compile_sync, event_scope, last_modified
+from relay.sync.templates import Path, Template, templated
 
 KNOWN = ("event", "entity", "target")
 AT = datetime(2019, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
@@ -28,7 +27,7 @@ DELIVERY = Delivery(
 
 
 def scope(**of: Any) -> dict[str, Any]:  # noqa: ANN401  # any JSON
-    return {"event": mapping.event_scope(DELIVERY), "entity": None, "target": None, **of}
+    return {"event": event_scope(DELIVERY), "entity": None, "target": None, **of}
 
 
 def plan(**changes: Any) -> SyncPlan:  # noqa: ANN401  # fields of Sync
@@ -163,7 +162,7 @@ def test_an_event_with_a_fraction_of_a_second_is_seen_in_utc() -> None:
 )
 def test_the_body_of_an_event_is_parsed_when_it_can_be(content_type: str, body: bytes | None, seen: object) -> None:
     delivery = msgspec.structs.replace(DELIVERY, content_type=content_type, body=body)
-    assert mapping.event_scope(delivery)["body"] == seen
+    assert event_scope(delivery)["body"] == seen
 
 
 # --- mistakes found at the start
@@ -252,7 +251,7 @@ def test_the_time_of_the_last_change_is_read_where_scim_puts_it(
     entity: dict[str, Any], expected: datetime | None
 ) -> None:
     where = Expression("meta.lastModified", "routes.r.sync.fetch.modified", None)
-    assert mapping.last_modified(entity, where) == expected
+    assert last_modified(entity, where) == expected
 
 
 def test_a_template_without_expressions_is_its_text() -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config_sync import MapField
+from inbox.config.sync import MapField
 from inbox.errors import MappingError
-from relay.expressions import decode, encode
+from relay.sync.expressions import decode, encode
 from tests.core.mapped import WHERE, fields, one, scope
 
 # --- values

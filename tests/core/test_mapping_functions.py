@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from inbox.config_sync import MapField
+from inbox.config.sync import MapField
 from inbox.errors import ConfigError, MappingError
-from relay.expressions import decode
+from relay.sync.expressions import decode
 from tests.core.mapped import WHERE, fields, scope, with_functions
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config_sync import Find, FindPages, MapField
+from inbox.config.sync import Find, FindPages, MapField
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
-from relay.match import require_carried
-from relay.search import FindPlan, compile_find
+from relay.sync.match import require_carried
+from relay.sync.search import FindPlan, compile_find
 
 EXTERNAL: dict[str, str | MapField] = {"name": "entity.name", "external_id": "event.entity_id"}
 BY_ID = Find(path="/contacts", params={"externalId": "{event.entity_id}"})

@@ -13,10 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from inbox import metering
-from inbox.exporter import LONGEST_LINE, Totals, become
-from inbox.metering import PIPE, Recorder, counting, exporter_at
-from inbox.metrics import (
+from inbox.telemetry.exporter import LONGEST_LINE, Totals, become
+from inbox.telemetry.metrics import (
     ATTEMPTS,
     BATCH_EVENTS,
     BREAKER,
@@ -30,6 +28,7 @@ from inbox.metrics import (
     Meters,
     Metric,
 )
+from inbox.telemetry.recorder import PIPE, Recorder, counting, exporter_at
 from tests.helpers.scraping import Samples, parsed, total
 from tests.helpers.waiting import until
 
@@ -180,7 +179,7 @@ def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(p
 def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metering, "TOLD_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("inbox.telemetry.recorder.TOLD_AGAIN_SECONDS", 0.3)
     recorder = pipe.recorder()
     recorder.put(BREAKER, 2, "destination", "crm")
     recorder.count(RECEIVED, "trivore", by=0)

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from inbox.config_values import Address
+from inbox.config.types import Address
 from inbox.errors import CAUSES, RequestError
-from inbox.metrics import OFF, RECEIVED, RECEIVER, RELAY, Metric
+from inbox.telemetry.metrics import OFF, RECEIVED, RECEIVER, RELAY, Metric
 
 
 @pytest.mark.parametrize("metric", [*RECEIVER, *RELAY], ids=lambda metric: metric.name)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inbox import strict_json
 from inbox.errors import InvalidEvent, MappingError, Unreadable
-from inbox.sources.payload import epoch_field
-from relay.expressions import Expression, decode, digest, encode
-from relay.templates import Template
+from inbox.events import strict_json
+from inbox.sources.fields import epoch_field
+from relay.sync.expressions import Expression, decode, digest, encode
+from relay.sync.templates import Template
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

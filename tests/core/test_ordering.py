@@ -8,10 +8,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import Ordering
-from relay import facts
-from relay.lifecycle import HEADS, OpenDelivery, State
-from relay.ordering import LastDelivered, Told, covers, settle, tells_again
+from inbox.config.model import Ordering
+from relay.delivery import facts
+from relay.delivery.lifecycle import HEADS, OpenDelivery, State
+from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event, settle
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST_DELAY = timedelta(seconds=5)
@@ -190,7 +190,7 @@ def test_what_was_fetched_covers_what_had_changed_before_by_any_clock_within_the
 
 
 TOLD = st.builds(
-    Told,
+    ChangeId,
     entity=st.tuples(st.just("trivore"), st.sampled_from(["USER", "GROUP"]), st.sampled_from(["a", "b"])),
     event_type=st.sampled_from(["UPDATE", "DELETE"]),
     occurred_at=st.integers(0, 2).map(lambda second: NOW + timedelta(seconds=second)),
@@ -199,7 +199,9 @@ TOLD = st.builds(
 
 
 @given(TOLD, TOLD)
-def test_only_a_webhook_says_again_what_a_sweep_has_said_and_only_the_very_same(event: Told, delivered: Told) -> None:
+def test_only_a_webhook_says_again_what_a_sweep_has_said_and_only_the_very_same(
+    event: ChangeId, delivered: ChangeId
+) -> None:
     same = msgspec.structs.replace(event, by_sweep=True) == delivered
-    assert tells_again(event, delivered) == (same and not event.by_sweep)
-    assert not (tells_again(event, delivered) and tells_again(delivered, event))
+    assert duplicates_swept_event(event, delivered) == (same and not event.by_sweep)
+    assert not (duplicates_swept_event(event, delivered) and duplicates_swept_event(delivered, event))

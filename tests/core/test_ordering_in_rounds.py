@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay import facts
-from relay.lifecycle import HEADS, OpenDelivery, State
-from relay.ordering import settle
+from relay.delivery import facts
+from relay.delivery.lifecycle import HEADS, OpenDelivery, State
+from relay.delivery.ordering import settle
 from tests.core.test_ordering import FIRST_DELAY, NOW, a_row, lanes
 
 FEW = st.integers(2, 4)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox import config_file
-from inbox.config import Duration, Exponential, Retry
-from relay import facts
-from relay.gates import Toll
-from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, Step
-from relay.policy import (
+from inbox.config.model import Duration, Exponential, Retry
+from inbox.loader.load import parse_config
+from relay.delivery import facts
+from relay.delivery.gates import RateLimit
+from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, Step
+from relay.delivery.policy import (
     LONGEST_RETRY_AFTER,
     History,
     RoutePolicy,
@@ -24,7 +24,7 @@ from relay.policy import (
     needs_history,
     policies,
 )
-from relay.rules import AGAIN_AT_MOST, RULES, Rule
+from relay.delivery.rules import AGAIN_AT_MOST, RULES, Rule
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EXACT = Schedule(Retry(schedule=(Duration(5), Duration(30), Duration(300)), jitter=0))
@@ -68,7 +68,7 @@ def a_delivery(attempt: int = 1, *, late: bool = False) -> Delivery:
     ],
 )
 def test_an_attempt_pays_for_as_many_calls_as_it_may_make(find: str, calls: int) -> None:
-    config = config_file.parse(f"""
+    config = parse_config(f"""
         [sources.s]
         preset = "trivore"
         auth = {{ kind = "none" }}
@@ -89,9 +89,9 @@ def test_an_attempt_pays_for_as_many_calls_as_it_may_make(find: str, calls: int)
         map = {{ id = "event.entity_id" }}
         {find}
     """)
-    assert policies(config)["r"].tolls == (
-        Toll(("destination", "d"), 10.0, calls),
-        Toll(("api", "a"), 20.0, 1),
+    assert policies(config)["r"].rate_limits == (
+        RateLimit(("destination", "d"), 10.0, calls),
+        RateLimit(("api", "a"), 20.0, 1),
     )
 
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox import routing
-from inbox.config import Route, When
-from inbox.event import Enrolment, Identity, dedup_key
-from inbox.routing import ROUTE_LANE, enrol, matches
+from inbox.config import routing
+from inbox.config.model import Route, When
+from inbox.config.routing import ROUTE_LANE, enrol, matches
+from inbox.events.event import Enrolment, Identity, dedup_key
 
 NAMES = st.text(alphabet="ab|\\*", min_size=1, max_size=5)
 

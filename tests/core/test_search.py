@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config_sync import Find, FindPages
+from inbox.config.sync import Find, FindPages
 from inbox.errors import ConfigError
-from relay.search import Search, compile_find
+from relay.sync.search import Search, compile_find
 
 SCOPE = {"event": {"entity_id": "u1"}}
 PAGES = st.lists(st.integers(0, 3), min_size=1, max_size=8)

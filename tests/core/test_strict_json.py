@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inbox import strict_json
 from inbox.errors import InvalidEvent, Unreadable
+from inbox.events import strict_json
 from inbox.sources import PRESETS
 
 JSON_VALUES = st.recursive(
@@ -232,7 +232,7 @@ def test_half_of_a_pair_is_found_wherever_it_stands(pieces: list[str]) -> None:
 
 def test_keys_are_hashed_with_a_secret_of_the_process() -> None:
     """Or a sender could choose thousands that collide: reading them would take the square of their number."""
-    program = "import inbox.strict_json as s; print(hash(next(iter(s.parse(b'{\"key\": 1}')))))"
+    program = "import inbox.events.strict_json as s; print(hash(next(iter(s.parse(b'{\"key\": 1}')))))"
     printed = {
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)
     }

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from inbox.errors import ConfigError, MappingError
 from relay.demo.scim_filter import parse_filter
-from relay.forms import FORMS
-from relay.templates import Path, Template
+from relay.sync.forms import FORMS
+from relay.sync.templates import Path, Template
 
 KNOWN = ("event", "entity")
 HOSTILE = st.text(st.sampled_from("\"'`\\/.%2eEfF5cC;?#&= ()*|<>{}\0\n\r\t\x7f\x85ab1é\u2028")) | st.text(

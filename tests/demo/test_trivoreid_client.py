@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox import config_file
-from inbox.config import Config
+from inbox.config.model import Config
+from inbox.loader.load import parse_config
 from relay.demo.commercial import CONTACT, TEAM, CommercialService
 from relay.demo.identity import IdentityService
 from relay.demo.scenario import sample_user
@@ -106,7 +106,7 @@ def site(database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.
         text = configuration(database_url=database_url, token=TOKEN, identity_url=at_source, commercial_url=at_target)
         file = tmp_path / "inbox.toml"
         file.write_text(text, encoding="utf-8")
-        config = config_file.parse(text)
+        config = parse_config(text)
         port = stack.enter_context(served(database_url, config))
         source.webhooks.url = f"http://127.0.0.1:{port}/webhooks/trivore"
         yield Site(connected(at_source), source, target, config, engine, file)

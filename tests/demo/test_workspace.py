@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from inbox import config_file
-from inbox.config import SyncDestination
+from inbox.config.model import SyncDestination
 from inbox.db import engine as engines
 from inbox.db import migrate
+from inbox.loader.load import read_config
 from relay.demo.processes import DemoError
 from relay.demo.workspace import (
     absolute_url,
@@ -29,7 +29,7 @@ def test_the_configuration_is_valid_and_its_routes_can_be_built(tmp_path: Path) 
     path = tmp_path / "inbox.toml"
     at = {"identity_url": "http://127.0.0.1:1", "commercial_url": "http://127.0.0.1:2"}
     write_private(path, configuration(database_url="sqlite:////a/b.db", token='a"b', **at))
-    config = config_file.read(path, {})
+    config = read_config(path, {})
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert set(build(config)) == {"users-to-contacts", "groups-to-teams"}
     assert all(config.ordering_of(route) == "latest" for route in config.routes.values())

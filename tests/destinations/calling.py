@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
-from inbox.config import Duration, Endpoint
-from relay.answer import Answer
-from relay.endpoint import prepare
-from relay.http import HttpClient, Limits, Request
+from inbox.config.model import Duration, Endpoint
+from relay.http.answer import Answer
+from relay.http.client import HttpClient, Limits, Request
+from relay.http.endpoint import prepare
 from tests.destinations.scripted import Act, ScriptedServer, serving
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

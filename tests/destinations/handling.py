@@ -11,12 +11,12 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from inbox import config_file
-from inbox.config import Config
+from inbox.config.model import Config
+from inbox.loader.load import parse_config
 from relay import destinations
+from relay.delivery.outcome import Delivery, Outcome
 from relay.destinations import Context, python
 from relay.handler import Event
-from relay.outcome import Delivery, Outcome
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DELIVERY = Delivery(
@@ -31,7 +31,7 @@ Act = Callable[[Event], object]
 
 
 def configured(function: str, extra: str = "") -> Config:
-    return config_file.parse(f"""
+    return parse_config(f"""
         [sources.trivore]
         preset = "trivore"
         auth = {{ kind = "none" }}

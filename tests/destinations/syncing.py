@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from inbox import config_file
+from inbox.loader.load import parse_config
 from relay import destinations
+from relay.delivery.outcome import Delivery, Outcome
 from relay.destinations import Context
-from relay.outcome import Delivery, Outcome
 from tests.destinations.scripted import Act, ScriptedServer, answer
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -76,7 +76,7 @@ class World:
 
     def config(self, sync: str, timeout: str = "2s") -> Any:  # noqa: ANN401
         common = f'timeout = "{timeout}"\nallow_private = true\nallow_http = true'
-        return config_file.parse(f"""
+        return parse_config(f"""
             [sources.trivore]
             preset = "trivore"
             auth = {{ kind = "none" }}

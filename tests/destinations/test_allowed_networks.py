@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inbox import config_file
 from inbox.errors import ConfigError
-from relay import destinations, guard
-from relay.answer import Answer
-from relay.guard import Rules
-from relay.poster import client_of
+from inbox.loader.load import parse_config
+from relay import destinations
+from relay.daemon.alert_sender import client_of
+from relay.http import guard
+from relay.http.answer import Answer
+from relay.http.guard import Rules
 from tests.destinations.calling import POST, limits
 from tests.destinations.scripted import ScriptedServer, answer, serving
 
@@ -52,7 +53,7 @@ url = "{url}/hook"
 
 def call_each(text: str) -> list[Answer]:
     """What a call to the destination, to the api and of an alert comes to."""
-    config = config_file.parse(text)
+    config = parse_config(text)
     clients = destinations.base.Clients(config)
     destination = config.destinations["d"]
     url = destination.url.reveal()  # type: ignore[union-attr]  # a forward destination
@@ -157,7 +158,7 @@ def test_the_list_holds_for_the_token_too(server: ScriptedServer) -> None:
 def test_what_is_no_list_of_networks_is_told_with_its_place(written: str, told: str, table: str) -> None:
     text = config_of("http://crm.example").replace(f"[{table}]\n", f"[{table}]\n{written}\n")
     with pytest.raises(ConfigError) as caught:
-        config_file.parse(text)
+        parse_config(text)
     assert f"[{table}]" in str(caught.value)
     assert told in str(caught.value)
 
@@ -165,7 +166,7 @@ def test_what_is_no_list_of_networks_is_told_with_its_place(written: str, told: 
 def behind_a_proxy(host: str, *lists: str, outbound: str = "", private: bool = False) -> None:
     text = config_of(f"http://{host}", *lists, outbound=outbound, private=private)
     proxied = text.replace("[apis.a]", '[apis.a]\nproxy = "http://proxy.example:3128"')
-    destinations.base.Clients(config_file.parse(proxied)).api("a")
+    destinations.base.Clients(parse_config(proxied)).api("a")
 
 
 SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 017700000001 0 0.0.0.0 127.1. 127.0.0.1.

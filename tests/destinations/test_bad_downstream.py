@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from inbox.config import ApiHeader, Duration, Secret
-from relay.answer import Answer
-from relay.http import MAX_ANSWER, Request
+from inbox.config.model import ApiHeader, Duration, Secret
+from relay.http.answer import Answer
+from relay.http.client import MAX_ANSWER, Request
 from tests.destinations.calling import POST, Called, client_of, limits
 from tests.destinations.scripted import (
     CERTIFICATE,

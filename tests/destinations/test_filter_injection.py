@@ -16,13 +16,13 @@ import msgspec
 import pytest
 from falcon.asgi import Request, Response
 
-from inbox import config_file
 from inbox.errors import ConfigError
+from inbox.loader.load import parse_config
 from relay import destinations
+from relay.delivery.outcome import Delivered, Failed, Outcome
 from relay.demo.scim_filter import InvalidFilterError, parse_filter
 from relay.demo.web import App, answer, read_object, served
 from relay.destinations import Context
-from relay.outcome import Delivered, Failed, Outcome
 from tests.destinations.syncing import DELETE, NOW
 
 INJECTED = 'x" or userName eq "admin'
@@ -111,7 +111,7 @@ def site() -> Iterator[tuple[Directory, str]]:
 
 def deliver(url: str, entity_id: str, query: str, more: str = "", **changes: Any) -> Outcome:  # noqa: ANN401
     text = _CONFIG.replace("URL", url).replace("FILTER", query).replace("MORE", more)
-    route = destinations.build(config_file.parse(text))["users"]
+    route = destinations.build(parse_config(text))["users"]
     delivery = msgspec.structs.replace(DELETE, route="users", entity_id=entity_id, **changes)
     try:
         return route.deliver(delivery, Context(lambda: float("inf"), threading.Event(), lambda: NOW))

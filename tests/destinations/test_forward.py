@@ -11,16 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox import config_file
-from inbox.config import Secret, Source
+from inbox.config.model import Secret, Source
 from inbox.errors import ConfigError
-from inbox.event import RawRequest
+from inbox.events.event import RawRequest
+from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
-from inbox.sources.auth import verifier_of
+from inbox.sources.credentials import verifier_of
 from relay import destinations
+from relay.delivery.outcome import Delivered, Delivery, Failed, Skipped
 from relay.destinations import Context, Deliverer
 from relay.destinations.forward import signer_of
-from relay.outcome import Delivered, Delivery, Failed, Skipped
 from tests.destinations.scripted import ScriptedServer, answer, reset, serving
 
 NOW = datetime(2021, 2, 25, 14, 55, 30, tzinfo=UTC)
@@ -35,7 +35,7 @@ CONTEXT = Context(lambda: float("inf"), threading.Event(), lambda: NOW)
 
 
 def deliverer(url: str, extra: str = "") -> Deliverer:
-    config = config_file.parse(f"""
+    config = parse_config(f"""
         [sources.trivore]
         preset = "trivore"
         auth = {{ kind = "none" }}

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from inbox.clock import SystemClock
-from inbox.config import Duration, Endpoint
-from relay import guard
-from relay.answer import Answer
-from relay.endpoint import prepare
-from relay.http import HttpClient, Limits, Request
-from relay.watchdog import CutOffError, Exchange
+from inbox.config.model import Duration, Endpoint
+from relay.http import guard
+from relay.http.answer import Answer
+from relay.http.client import HttpClient, Limits, Request
+from relay.http.endpoint import prepare
+from relay.http.watchdog import CutOffError, RunningCall
 from tests.destinations.scripted import answer, serving
 
 FORBIDDEN = [
@@ -147,4 +147,4 @@ def test_lookups_that_hang_keep_a_bounded_number_of_threads(monkeypatch: pytest.
 
 def _resolve(resolver: guard._Resolver, deadline: float) -> None:
     with pytest.raises(CutOffError):
-        resolver.resolve("slow.example", 80, Exchange(deadline, lambda: float("inf")))
+        resolver.resolve("slow.example", 80, RunningCall(deadline, lambda: float("inf")))

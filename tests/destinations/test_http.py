@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from inbox.clock import steady
-from inbox.config import Duration
-from relay import guard
+from inbox.config.model import Duration
+from relay.http import guard
 from tests.destinations.calling import POST, Called, client_of, limits
 from tests.destinations.scripted import (
     CERTIFICATE,

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from inbox.config import ApiBearer, Duration, Secret
-from relay.answer import Redactor, parse_retry_after
-from relay.http import MAX_ANSWER
+from inbox.config.model import ApiBearer, Duration, Secret
+from relay.http.answer import Redactor, parse_retry_after
+from relay.http.client import MAX_ANSWER
 from tests.destinations.calling import NOW, Called
 from tests.destinations.scripted import (
     answer,

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from inbox.config import ApiBasic, ApiBearer, ApiHeader, Duration, Secret
+from inbox.config.model import ApiBasic, ApiBearer, ApiHeader, Duration, Secret
 from inbox.errors import ConfigError
-from relay import connection
-from relay.endpoint import header_value
-from relay.http import Request
+from relay.http import connection
+from relay.http.client import Request
+from relay.http.endpoint import header_value
 from tests.destinations.calling import GET, Called, client_of, limits
 from tests.destinations.scripted import (
     answer,

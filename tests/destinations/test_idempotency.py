@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from inbox import config_file
+from inbox.loader.load import parse_config
 from relay import destinations
+from relay.delivery.outcome import Delivery
 from relay.destinations.python import event_of
-from relay.outcome import Delivery
 from tests.destinations.handling import CONTEXT, DELIVERY
 from tests.destinations.scripted import answer, serving
 from tests.destinations.syncing import World
@@ -46,7 +46,7 @@ def key_of_a_call(kind: str, delivery: Delivery) -> str:
     with serving(answer(204)) as server:
         more = 'text = "{event.event_type}"' if kind == "slack" else ""
         config = CONFIG.replace("KIND", kind).replace("URL", server.url).replace("MORE", more)
-        target = destinations.build(config_file.parse(config))["to-us"]
+        target = destinations.build(parse_config(config))["to-us"]
         target.deliver(delivery, CONTEXT)
         target.close()
         return server.seen[0].headers["idempotency-key"]

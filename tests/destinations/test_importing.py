@@ -13,7 +13,7 @@ import pytest
 from inbox.errors import ConfigError
 from relay import destinations
 from relay.destinations import python
-from relay.importing import function_of
+from relay.sync.importing import function_of
 from tests.destinations.handling import configured
 
 _numbers = count(1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from inbox import config_file
 from inbox.db import engine
 from inbox.errors import ConfigError
+from inbox.loader.load import parse_config
 from inbox.sources import preset_of
-from inbox.sources.auth import verifier_of
+from inbox.sources.credentials import verifier_of
 from relay import destinations
-from relay.poster import client_of
+from relay.daemon.alert_sender import client_of
 from tests.helpers.planting import Planted
 
 SECRET = Planted()
@@ -23,7 +23,7 @@ ROUTE = '[routes.r]\nsource = "s"\ndestination = "d"\n'
 
 def start(text: str) -> None:
     """All that reads the configuration before the first request or call."""
-    config = config_file.parse(text)
+    config = parse_config(text)
     for source in config.sources.values():
         verifier_of(source, preset_of(source))
     destinations.build(config)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from relay.http import Request
+from relay.http.client import Request
 from tests.destinations.calling import Called
 from tests.destinations.scripted import CERTIFICATE, Act, ScriptedServer, answer, raw, reset, then_close
 

@@ -16,12 +16,12 @@ import msgspec
 import pytest
 
 from inbox.clock import steady
-from inbox.config import Retry as RetryTable
-from relay import facts
+from inbox.config.model import Retry as RetryTable
+from relay.delivery import facts
+from relay.delivery.outcome import Delivered, Failed, Outcome, Skipped
+from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, decide
 from relay.destinations import Context
 from relay.handler import Event, GiveUp, Retry, Skip
-from relay.outcome import Delivered, Failed, Outcome, Skipped
-from relay.policy import RoutePolicy, Schedule, can_be_given_back, decide
 from tests.destinations.handling import DELIVERY, MODULE, NOW, Act, Handled, Held
 from tests.helpers.waiting import until
 

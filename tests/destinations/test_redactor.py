@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import ApiHeader, Endpoint, Secret
-from relay.answer import MASK, Redactor
-from relay.endpoint import header_value, prepare
+from inbox.config.model import ApiHeader, Endpoint, Secret
+from relay.http.answer import MASK, Redactor
+from relay.http.endpoint import header_value, prepare
 from tests.helpers.echoing import spelled
 
 IN_BASE64 = 3

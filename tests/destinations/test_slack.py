@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from inbox import config_file
 from inbox.errors import ConfigError
-from relay import destinations, facts
+from inbox.loader.load import parse_config
+from relay import destinations
+from relay.delivery import facts
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
+from relay.delivery.policy import decide, policies
+from relay.delivery.rules import RULES, Rule
 from relay.destinations import Context, Deliverer
-from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
-from relay.policy import decide, policies
-from relay.rules import RULES, Rule
 from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -50,7 +51,7 @@ def config_of(url: str, text: str) -> str:
 
 
 def deliverer(url: str, text: str = TEXT) -> Deliverer:
-    return destinations.build(config_file.parse(config_of(url, text)))["to-chat"]
+    return destinations.build(parse_config(config_of(url, text)))["to-chat"]
 
 
 def deliver(server: ScriptedServer, text: str = TEXT, delivery: Delivery = DELIVERY) -> Outcome:
@@ -197,7 +198,7 @@ def test_what_slack_documents_is_of_the_usual_classes_and_its_word_is_in_the_log
 def test_slacks_retry_after_is_heard() -> None:
     with serving(answer(429, b"rate_limited", retry_after="3600")) as server:
         outcome = deliver(server)
-        policy = policies(config_file.parse(config_of(server.url, TEXT)))["to-chat"]
+        policy = policies(parse_config(config_of(server.url, TEXT)))["to-chat"]
     fact = decide(DELIVERY, outcome, policy, NOW)
     assert isinstance(fact, facts.AttemptFailed)
     assert (fact.due_at - NOW).total_seconds() == 3600

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 import pytest
 
 from inbox import clock
-from inbox.config import Duration
-from relay.leases import TRUSTED_SECONDS, Leases, claim_of
-from relay.outcome import Delivered, Delivery, Outcome
-from relay.worker import Crew, Finished
+from inbox.config.model import Duration
+from relay.daemon.leases import TRUSTED_SECONDS, Leases, claim_of
+from relay.daemon.pool import Finished, WorkerPool
+from relay.delivery.outcome import Delivered, Delivery, Outcome
 from tests.core.test_horizon import DELIVERY
 from tests.destinations.calling import Called, limits
 from tests.destinations.scripted import answer
@@ -100,7 +100,7 @@ def test_of_what_a_worker_has_in_hand_one_call_at_most_goes_out(machine: Machine
             """Nothing is open."""
 
     finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
-    crew = Crew(
+    crew = WorkerPool(
         "audit", 1, {"r": Calling()}, leases=leases, stop=threading.Event(), now=lambda: DELIVERY.occurred_at,
         finished=finished.put,
     )  # fmt: skip

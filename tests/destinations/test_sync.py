@@ -9,8 +9,8 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from relay.expressions import digest
-from relay.outcome import Delivered, Delivery, Failed, Skipped
+from relay.delivery.outcome import Delivered, Delivery, Failed, Skipped
+from relay.sync.expressions import digest
 from tests.destinations.scripted import Act, answer, serving
 from tests.destinations.syncing import (
     CREATE,

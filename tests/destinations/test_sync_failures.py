@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config import ApiOauth2, Secret
+from inbox.config.model import ApiOauth2, Secret
 from inbox.errors import ConfigError
 from relay import destinations
+from relay.delivery.outcome import Delivered, Delivery, Failed, Skipped
 from relay.destinations import Context
-from relay.outcome import Delivered, Delivery, Failed, Skipped
 from tests.destinations.scripted import Act, answer, hang, reset, serving
 from tests.destinations.syncing import (
     CREATE,

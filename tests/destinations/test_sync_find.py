@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from inbox.errors import ConfigError
-from relay.outcome import Delivered, Delivery, Failed, Outcome, Skipped
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from tests.destinations.scripted import Act, answer, serving
 from tests.destinations.syncing import (
     CREATE,

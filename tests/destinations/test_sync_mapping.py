@@ -13,7 +13,7 @@ import pytest
 
 from inbox.errors import ConfigError
 from relay import destinations
-from relay.outcome import Delivered, Failed
+from relay.delivery.outcome import Delivered, Failed
 from tests.destinations.scripted import answer, serving
 from tests.destinations.syncing import FETCH, FIND, NONE, USER, World, changed
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 
-from relay.outcome import Skipped
+from relay.delivery.outcome import Skipped
 from tests.destinations.scripted import serving
 from tests.destinations.syncing import DELETE, DELIVERY, World
 

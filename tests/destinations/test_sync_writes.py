@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from inbox.errors import ConfigError, MappingError
-from relay.outcome import Delivered, Failed, Unchanged
-from relay.patches import changes
+from relay.delivery.outcome import Delivered, Failed, Unchanged
+from relay.sync.patches import changes
 from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.destinations.syncing import DELIVERY, FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, World, changed
 

@@ -17,21 +17,22 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from inbox.config import Duration
-from inbox.traces import without_message
-from relay import process, sweeper
-from relay.alerts import Alert, Posted
-from relay.http import HttpClient
-from relay.leases import Leases
+from inbox.config.model import Duration
+from inbox.logs.traces import without_message
+from relay.daemon import process
+from relay.daemon.alert_sender import AlertSender, Done
+from relay.daemon.leases import Leases
+from relay.daemon.pool import Finished, WorkerPool
+from relay.delivery.alerts import Alert, Posted
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.http.client import HttpClient
+from relay.http.watchdog import RunningCall, Watchdog
 from relay.observe import Observer
-from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.poster import Done, Poster
 from relay.steps import Steps
 from relay.store.database import Database
-from relay.sweeper import Sweeper
-from relay.sweeping import Sweeping
-from relay.watchdog import Exchange, Watchdog
-from relay.worker import Crew, Finished
+from relay.sweep import scheduler
+from relay.sweep.run import Sweeping
+from relay.sweep.scheduler import Sweeper
 from tests.core.test_horizon import DELIVERY
 from tests.destinations.calling import NOW, POST, Called, client_of, limits
 from tests.destinations.scripted import answer, hang, raw, then_close
@@ -61,7 +62,7 @@ def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.Log
             """Nothing is open."""
 
     finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
-    crew = Crew(
+    crew = WorkerPool(
         "audit", 1, {"r": Broken()}, leases=Leases(), stop=threading.Event(), now=lambda: NOW, finished=finished.put
     )
     for _ in range(2):
@@ -86,7 +87,7 @@ def test_who_posts_alerts_goes_on_after_a_bug(bug: BaseException) -> None:
             """Nothing is open."""
 
     told: queue.SimpleQueue[Done] = queue.SimpleQueue()
-    poster = Poster(cast("HttpClient", Broken()), "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
+    poster = AlertSender(cast("HttpClient", Broken()), "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
     for number in (1, 2):
         poster.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
     found = [told.get(timeout=5) for _ in range(2)]
@@ -101,7 +102,7 @@ def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next
     hostile = then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n"))
     called = Called(stack, hostile, answer())
     told: queue.SimpleQueue[Done] = queue.SimpleQueue()
-    poster = Poster(called.client, "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
+    poster = AlertSender(called.client, "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
     errors = []
     for number in (1, 2):
         poster.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
@@ -133,7 +134,7 @@ def test_a_watchdog_that_was_hit_by_a_bug_watches_the_other_calls() -> None:
         raise LookupError(SECRET)
 
     watchdog, far = Watchdog(), float("inf")
-    broken, other = Exchange(far, lease), Exchange(0, lambda: far)
+    broken, other = RunningCall(far, lease), RunningCall(0, lambda: far)
     for exchange in (broken, other):
         watchdog.watch(exchange)
     until(lambda: other.cut_by == "deadline" and broken.cut_by == "lease", "both are cut")
@@ -172,7 +173,7 @@ def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch:
     class Named:
         subject = "trivore USER"
 
-    monkeypatch.setattr(sweeper, "LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.01)
     stop, observer = threading.Event(), Observer()
     thread = Sweeper(
         cast("Database", None), "r1", [cast("Sweeping", Named())], stop=stop, now=lambda: NOW, observer=observer,

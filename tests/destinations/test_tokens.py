@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inbox.clock import steady
-from inbox.config import Api, ApiOauth2, Config, Duration, Secret
+from inbox.config.model import Api, ApiOauth2, Config, Duration, Secret
 from inbox.errors import UnusableAnswer
-from relay import tokens
-from relay.answer import EXCERPT_BYTES, Answer
 from relay.destinations.base import Caller, Clients
-from relay.http import Limits, Request
+from relay.http import oauth
+from relay.http.answer import EXCERPT_BYTES, Answer
+from relay.http.client import Limits, Request
 from tests.destinations.scripted import ScriptedServer, answer, closed_port, hang, serving
 from tests.destinations.syncing import NOW
 
@@ -119,7 +119,7 @@ def test_a_token_is_renewed_before_it_ends(server: ScriptedServer, monkeypatch: 
     began = steady()
     call(caller)
     for later, got in ((3560, 1), (3571, 2)):
-        monkeypatch.setattr(tokens, "steady", lambda later=later: began + later)
+        monkeypatch.setattr(oauth, "steady", lambda later=later: began + later)
         call(caller)
         assert asked(server).count(TOKEN) == got
 
@@ -255,7 +255,7 @@ def test_a_token_that_ends_at_once_is_used_once(server: ScriptedServer) -> None:
 )
 def test_whatever_is_answered_it_is_a_token_of_these_characters_or_an_unusable_answer(body: bytes) -> None:
     try:
-        value, lasts = tokens.read_token(body)
+        value, lasts = oauth.read_token(body)
     except UnusableAnswer:
         return
     assert re.fullmatch(r"[!-~]+", value)

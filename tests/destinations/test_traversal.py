@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from inbox import config_file
+from inbox.loader.load import parse_config
 from relay import destinations
+from relay.delivery.outcome import Failed, Outcome
 from relay.destinations import Context
 from relay.destinations.sync import Sync
-from relay.outcome import Failed, Outcome
 from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.destinations.syncing import DELETE, NOW
 from tests.helpers import debian
@@ -97,7 +97,7 @@ def proxied(backend: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def route(proxied: str) -> Iterator[Sync]:
-    made = destinations.build(config_file.parse(_CONFIG.replace("URL", proxied)))["users"]
+    made = destinations.build(parse_config(_CONFIG.replace("URL", proxied)))["users"]
     assert isinstance(made, Sync)
     yield made
     made.close()

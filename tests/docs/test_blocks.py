@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inbox import config_file
+from inbox.loader.load import parse_config
 from tests.docs.pages import PAGES, blocks, expected_after, shell, shows
 
 KINDS = {"sh", "toml", "text", "sql", "mermaid", "python", "diff", "json", "nginx", "caddyfile", "ini"}
@@ -39,7 +39,7 @@ def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Pa
 def test_every_toml_block_is_a_whole_configuration(page: str) -> None:
     for block in blocks(PAGES[page].read_text(encoding="utf-8")):
         if block.info == "toml":
-            config_file.parse(block.text, f"{page}:{block.line}")
+            parse_config(block.text, f"{page}:{block.line}")
             assert tomllib.loads(block.text)["sources"], "so that it is worth reading"
 
 

@@ -111,7 +111,7 @@ def test_their_tests_pass_and_the_migrations_make_the_schema_on_both_databases(c
 def test_the_new_column_is_written(copy: Path, tmp_path: Path) -> None:
     config, database = tmp_path / "inbox.toml", tmp_path / "inbox.db"
     config.write_text(f'[database]\nurl = "sqlite:///{database}"\n', encoding="utf-8")
-    (copy / "migrate.py").write_text("from inbox.cli import app\napp(['migrate'])\n", encoding="utf-8")
+    (copy / "migrate.py").write_text("from inbox.cli.main import app\napp(['migrate'])\n", encoding="utf-8")
     run(copy, "migrate", INBOX_CONFIG=str(config))
     run(copy, "relay", "run", "--drain", INBOX_CONFIG=str(config))
     with closing(sqlite3.connect(database)) as connection:
@@ -123,9 +123,9 @@ def test_the_old_version_starts_beside_what_was_added_and_not_beside_what_was_de
 ) -> None:
     config = tmp_path / "inbox.toml"
     config.write_text(f'[database]\nurl = "{postgres_database_url}"\n', encoding="utf-8")
-    of_now = ("-c", "from relay.cli import app; app(['run', '--drain'])")
+    of_now = ("-c", "from relay.cli.main import app; app(['run', '--drain'])")
     (copy / "migrate.py").write_text(
-        "import sys\nfrom inbox.cli import app\napp(['migrate', *sys.argv[1:]])\n", "utf-8"
+        "import sys\nfrom inbox.cli.main import app\napp(['migrate', *sys.argv[1:]])\n", "utf-8"
     )
     run(copy, "migrate", INBOX_CONFIG=str(config))
     run(copy, "relay", "run", "--drain", INBOX_CONFIG=str(config))

@@ -17,12 +17,13 @@ import typer
 from docs import generate
 from docs.blocks.common import MEANINGS
 from docs.blocks.configuration import config_keys
-from inbox import config, config_file, config_sweep, config_sync
-from inbox.cli import app as inbox_app
+from inbox.cli.main import app as inbox_app
+from inbox.config import model, sync
 from inbox.db.views import RETENTION_FLOOR_DAYS
+from inbox.loader.load import parse_config
 from relay import destinations
-from relay.cli import app as relay_app
-from relay.lifecycle import State, Step
+from relay.cli.main import app as relay_app
+from relay.delivery.lifecycle import State, Step
 from tests.docs.pages import PAGES, blocks
 
 
@@ -44,7 +45,7 @@ def test_every_state_and_step_is_on_the_page_of_states() -> None:
 
 def test_every_explanation_is_of_something() -> None:
     for name, explained in MEANINGS["config"].items():
-        table = next(found for module in (config, config_sync, config_sweep) if (found := getattr(module, name, None)))
+        table = next(found for module in (model, sync) if (found := getattr(module, name, None)))
         assert explained.keys() <= set(table.__struct_fields__), name
     page = PAGES["docs/configuration.md"].read_text(encoding="utf-8")
     unused = [text for some in MEANINGS["config"].values() for text in some.values() if text not in page]
@@ -77,7 +78,7 @@ def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: py
     for module, name in re.findall(r'(?:function|transform) = "([\w.]+):(\w+)"', example):
         setattr(functions.setdefault(module, ModuleType(module)), name, lambda *_: None)
         monkeypatch.setitem(sys.modules, module, functions[module])
-    parsed = config_file.parse(example)
+    parsed = parse_config(example)
     crm = msgspec.structs.replace(parsed.destinations["crm"], ca_file=None, cert_file=None, key_file=None)
     destinations.build(msgspec.structs.replace(parsed, destinations={**parsed.destinations, "crm": crm}))
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from inbox import config_file
 from inbox.db import engine as engines
+from inbox.loader.load import parse_config
 from relay import destinations, handler
-from relay.rules import RULES
+from relay.delivery.rules import RULES
 from tests.docs.pages import PAGES, blocks
 from tests.helpers.evidence import facts
 from tests.helpers.processes import site
@@ -28,7 +28,7 @@ def receive(config: str, *payloads: bytes) -> None:
     """Have a receiver take these in."""
 
     async def send() -> None:
-        async with receiving(config_file.parse(config)) as receiver:
+        async with receiving(parse_config(config)) as receiver:
             for payload in payloads:
                 answer = await receiver.post(payload)
                 assert answer.status_code == 200
@@ -78,4 +78,4 @@ def test_the_example_of_messages_can_be_served(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "handlers.py").write_text(HANDLER, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("CHAT_HOOK_URL", "https://hooks.example.com/services/x")
-    assert destinations.build(config_file.parse(MESSAGES)).keys() == {"to-ours", "to-chat"}
+    assert destinations.build(parse_config(MESSAGES)).keys() == {"to-ours", "to-chat"}

@@ -10,11 +10,11 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from inbox import config_file
-from inbox.config_sync import Fetch, MapField, Sync
+from inbox.config.sync import Fetch, MapField, Sync
 from inbox.errors import MappingError
-from relay.expressions import encode
-from relay.fields import compile_fields
+from inbox.loader.load import parse_config
+from relay.sync.expressions import encode
+from relay.sync.fields import compile_fields
 from tests.docs.pages import PAGES, blocks
 
 PAGE = PAGES["docs/mapping.md"].read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_the_example_sends_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -
     hooks = ModuleType("our_crm")
     exec(by_kind["python"][0], hooks.__dict__)  # noqa: S102  # the page's own
     monkeypatch.setitem(sys.modules, "our_crm", hooks)
-    sync = config_file.parse(by_kind["toml"][0]).routes["user-to-crm"].sync
+    sync = parse_config(by_kind["toml"][0]).routes["user-to-crm"].sync
     assert sync is not None
     scope, sent = map(json.loads, by_kind["json"])
     made = compile_fields("user-to-crm", sync)

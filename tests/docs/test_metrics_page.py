@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from inbox.errors import CAUSES
-from inbox.metrics import RECEIVER, RELAY, UNKNOWN
-from relay.facts import KINDS
+from inbox.telemetry.metrics import RECEIVER, RELAY, UNKNOWN
+from relay.delivery.facts import KINDS
 from tests.docs.pages import PAGES, blocks
 
 (RULES,) = (b.text for b in blocks(PAGES["docs/metrics.md"].read_text(encoding="utf-8")) if "alert:" in b.text)

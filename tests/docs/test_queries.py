@@ -11,17 +11,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.config import Config, Retry, Route
+from inbox.config.model import Config, Retry, Route
 from inbox.db import engine as engines
-from inbox.event import Enrolment, Event
-from inbox.store import STORES, Rejected
-from relay.gates import Gate
-from relay.outcome import Delivery, Failed, Outcome
-from relay.policy import RoutePolicy, Schedule
+from inbox.db.intake import STORES, Rejected
+from inbox.events.event import Enrolment, Event
+from relay.delivery.gates import Gate
+from relay.delivery.outcome import Delivery, Failed, Outcome
+from relay.delivery.policy import RoutePolicy, Schedule, policies
 from relay.store.claim import claim
-from relay.store.commands import ask, work_on
 from relay.store.database import Database
 from relay.store.nodes import start_node
+from relay.store.operator.commands import ask, work_on
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.docs.pages import PAGES, blocks
@@ -93,7 +93,8 @@ def filled(engine: Engine, database_url: str) -> Engine:
     record(database, POLICIES, "node-1", done)
     asyncio.run(take_in_one_more(database_url))
     number = ask(database, "pause", Gate(route="crm"), who="kim", why="odd")
-    work_on(database, Config(routes={"crm": Route(name="crm", source="trivore", destination="crm")}), number)
+    config = Config(routes={"crm": Route(name="crm", source="trivore", destination="crm")})
+    work_on(database, config, policies(config), number)
     return engine
 
 

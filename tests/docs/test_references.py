@@ -14,13 +14,13 @@ from sqlalchemy.schema import CreateTable
 
 from docs.blocks.commands import relay_commands
 from docs.blocks.configuration import config_keys
-from inbox import metrics
 from inbox.db.dialect import sqlite_functions
 from inbox.db.engine import PINNED
 from inbox.db.schema import metadata
-from relay.alerts import SENTENCES
-from relay.audit import Finding
-from relay.lifecycle import State, Step
+from inbox.telemetry import metrics
+from relay.delivery.alerts import SENTENCES
+from relay.delivery.audit import Finding
+from relay.delivery.lifecycle import State, Step
 from tests.docs.pages import PAGES, ROOT, blocks
 
 _CODE = re.compile(r"`([^`\n]+)`")

@@ -95,7 +95,7 @@ class Rig:
     def start(self, name: str, *arguments: str, **environment: str) -> Program:
         """Start a command of `relay`; several threads may."""
         with self._starting:
-            return self.site.start(name, "-c", "from relay.cli import main; main()", *arguments, **environment)
+            return self.site.start(name, "-c", "from relay.cli.main import main; main()", *arguments, **environment)
 
     def stop_programs(self) -> dict[str, int]:
         """End every program in order; the exit status of each that was not 0."""

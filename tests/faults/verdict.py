@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from inbox.timestamps import as_time
+from inbox.events.timestamps import as_time
 from tests.faults import timeline
 from tests.faults.deeds import verify
 from tests.faults.relays import DISCARDED, STARTED

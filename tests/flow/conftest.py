@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config import Config
+from inbox.config.model import Config
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.relaying import Steps
 from tests.helpers.webhooks import a_config

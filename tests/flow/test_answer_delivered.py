@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config import Config, Duration
+from inbox.config.model import Config, Duration
 from inbox.errors import NotDelivered, StillOpen
-from inbox.receive import LONGEST_WAIT_SECONDS, patience_of
-from inbox.waiting import Waiting
-from relay.outcome import Failed
+from inbox.receiver.outcome_waiter import OutcomeWaiter
+from inbox.receiver.resource import LONGEST_WAIT_SECONDS, wait_timeout
+from relay.delivery.outcome import Failed
 from tests.helpers.filling import fill
 from tests.helpers.reading import count
 from tests.helpers.receiver import PROBLEM, Receiver, async_engine, receiving
@@ -72,7 +72,7 @@ async def test_a_retry_is_waited_for_and_when_time_runs_out_the_repeat_waits_for
     assert (told.status_code, told.headers["retry-after"]) == (503, "2")
     assert told.json["title"] == "Stored, not delivered yet"
     again = asyncio.create_task(receiver.post())
-    await until_async(lambda: count(engine, "repeated_request") == 1, "it came again")
+    await until_async(lambda: count(engine, "duplicate_request") == 1, "it came again")
     await asyncio.to_thread(steps.round)
     told = await again
     assert (told.status_code, told.json) == (200, {"status": "delivered", "seq": 1})
@@ -118,12 +118,12 @@ async def test_an_answer_by_outcome_is_no_refusal(receiver: Receiver, engine: En
 )
 def test_one_request_may_ask_for_it(config: Config, answer: str, prefer: str | None, patience: float | None) -> None:
     source = msgspec.structs.replace(config.sources["trivore"], answer=answer)
-    assert patience_of(source, prefer) == patience
+    assert wait_timeout(source, prefer) == patience
 
 
 async def asked_for(database_url: str, seqs: list[int]) -> int:
     """The statements that it takes when each of these is waited for, until time runs out."""
-    waiting = Waiting(async_engine(database_url))
+    waiting = OutcomeWaiter(async_engine(database_url))
     waits = [waiting.delivered([seq], within=0.5, at_most=1000) for seq in seqs]
     outcomes = await asyncio.gather(*waits, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {StillOpen}
@@ -139,7 +139,7 @@ async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_ur
 
 async def test_who_waits_when_the_receiver_stops_is_told(database_url: str) -> None:
     seqs = await asyncio.to_thread(fill, database_url, [("u1", moment(1))])
-    waiting = Waiting(async_engine(database_url))
+    waiting = OutcomeWaiter(async_engine(database_url))
     wait = asyncio.create_task(waiting.delivered(seqs, within=60, at_most=1))
     await until_async(lambda: waiting.asked, "it is waited for")
     await waiting.close()

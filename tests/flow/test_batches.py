@@ -14,11 +14,11 @@ import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from inbox import store
 from inbox.clock import SystemClock
+from inbox.db import intake
 from inbox.errors import InvalidEvent, RequestError, Unavailable
-from inbox.event import Event, Receipt
-from inbox.writer import GroupCommit
+from inbox.events.event import Event, Receipt
+from inbox.receiver.writer import GroupCommit
 from tests.helpers.outage import connect_postgres
 from tests.helpers.reading import count, duplicates, rows
 from tests.helpers.receiver import async_engine
@@ -100,7 +100,7 @@ async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_se
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """503 and not 422: nobody knows whether anything is wrong with the event."""
-    kind = store.STORES[engine.dialect.name]
+    kind = intake.STORES[engine.dialect.name]
     appended = kind.append
     body = "what a webhook says"
 
@@ -200,9 +200,9 @@ async def test_without_the_sort_they_deadlock(postgres_database_url: str, monkey
     Measured over the same ten seconds on two processors: 17 deadlocks, 3,378 events, 1,440 requests answered 503;
     sorted none, 34,188 events, none.
     """
-    statement = store._POSTGRES_APPEND.text
+    statement = intake._POSTGRES_APPEND.text
     assert statement.count(SORTED) == 1
-    monkeypatch.setattr(store, "_POSTGRES_APPEND", text(statement.replace(SORTED, "ORDER BY seq")))
+    monkeypatch.setattr(intake, "_POSTGRES_APPEND", text(statement.replace(SORTED, "ORDER BY seq")))
     await _overlap(postgres_database_url, 4 * SECONDS, until_one_fails=True)
 
     assert deadlocks(postgres_database_url) > 0

@@ -8,8 +8,8 @@ from pathlib import Path
 from sqlalchemy import Engine, text
 
 from inbox.db import engine as engines
+from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations import Context
-from relay.outcome import Delivered, Delivery, Outcome
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, serving
 from tests.helpers.evidence import facts, open_states

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from relay.daemon import Relay
+from relay.daemon.loop import Relay
+from relay.delivery.gates import Gate
 from relay.destinations import build
-from relay.gates import Gate
-from relay.store import commands
 from relay.store.database import Database
+from relay.store.operator import commands
 from tests.helpers.daemon import configured, kinds
 from tests.helpers.downstream import Downstream, Held, serving
 from tests.helpers.evidence import open_states

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from relay.daemon import Relay
+from relay.daemon.loop import Relay
+from relay.delivery.gates import Gate
+from relay.delivery.policy import policies
 from relay.destinations import build
-from relay.gates import Gate
-from relay.store import alerts, commands
+from relay.store import alerts
 from relay.store.database import Database
+from relay.store.operator import commands
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Downstream, serving
 from tests.helpers.evidence import facts, open_states
@@ -174,11 +176,11 @@ def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: E
         number = commands.ask(
             database, "pause", Gate(source="trivore", entity_type="USER", entity_id="u1"), who="kim", why="odd"
         )
-        commands.work_on(database, config, number)
+        commands.work_on(database, config, policies(config), number)
         Relay(database, config, build(config)).run(drain=True)
         assert open_states(engine) == {"ready": 1}
         number = commands.ask(database, "pause", Gate(route="everything"), who="kim", why="odd")
-        commands.work_on(database, config, number)
+        commands.work_on(database, config, policies(config), number)
         Relay(database, config, build(config)).run(drain=True)
         assert open_states(engine) == {"ready": 1}
 

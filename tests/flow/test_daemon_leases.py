@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import pytest
 from sqlalchemy import Engine, text
 
-from relay.daemon import RENEW_AGAIN_SECONDS, Relay
+from relay.daemon.leases import RENEW_EVERY_SECONDS
+from relay.daemon.loop import RENEW_AGAIN_SECONDS, Relay
 from relay.destinations import build
-from relay.leases import RENEW_EVERY_SECONDS
-from relay.store.claim import Claimed
 from relay.store.database import Database
+from relay.store.leases import Claimed
 from tests.helpers.daemon import configured
 from tests.store.conftest import Steps, an_event, receive
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Engine
 
-from inbox import config_file
+from inbox.loader.load import parse_config
 from relay.destinations import build
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, serving
@@ -58,7 +58,7 @@ def test_what_runs_on_a_route_that_a_new_configuration_has_no_more_is_recorded(
     with serving(tmp_path / "arrivals.jsonl", held) as downstream, running(engine, downstream, concurrency=1) as relay:
         until(lambda: held.seqs, "one has begun")
         other = config_text("sqlite:///unused.db", downstream.url).replace("routes.everything", "routes.another")
-        changed = config_file.parse(other)
+        changed = parse_config(other)
         relay.reload(changed, build(changed))
         until(lambda: open_states(engine) == {"ready": 2, "in_flight": 1}, "the others are given back")
         held.go.set()

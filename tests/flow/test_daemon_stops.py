@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.db import engine as engines
-from relay import daemon, steps
-from relay.daemon import Relay
+from relay import steps
+from relay.daemon import loop
+from relay.daemon.loop import Relay
 from relay.destinations import build
 from relay.store import claim
 from relay.store.database import Database
@@ -47,7 +48,7 @@ def test_one_that_hangs_is_cut_when_the_grace_period_is_over(database_url: str, 
 def test_a_call_that_is_to_be_cut_is_cut_though_its_lease_is_renewed_all_the_time(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "RENEW_EVERY_SECONDS", 0.001)
+    monkeypatch.setattr(loop, "RENEW_EVERY_SECONDS", 0.001)
     fill(database_url, [("u1", moment(0))])
     with serving(tmp_path / "arrivals.jsonl", always_well, seconds=3.0) as downstream:
         with running(engine, downstream, grace_seconds=0.2):

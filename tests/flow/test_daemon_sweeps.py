@@ -15,19 +15,20 @@ from sqlalchemy.exc import OperationalError
 from tenacity import wait_none
 
 from inbox.clock import SystemClock
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.errors import ConfigError
-from inbox.event import Event
-from relay import listing, sweeper
+from inbox.events.event import Event
+from relay.delivery.gates import Gate
+from relay.delivery.policy import policies
 from relay.destinations import build
-from relay.gates import Gate
-from relay.listed import Listed
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import commands
 from relay.store.database import Database
-from relay.sweeper import Sweeper, scheduled
-from relay.sweeping import Sweeping
+from relay.store.operator import commands
+from relay.sweep import pages, scheduler
+from relay.sweep.run import Sweeping
+from relay.sweep.scheduler import Sweeper, scheduled
+from relay.sync.cursor import Listed
 from tests.destinations.scripted import answer
 from tests.destinations.scripted import serving as scripted
 from tests.helpers.daemon import configured, running
@@ -42,8 +43,8 @@ OFTEN = 'every = "50ms"\n'
 
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeper, "LOOK_EVERY_SECONDS", 0.02)
-    monkeypatch.setattr(listing, "WAIT", wait_none())
+    monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(pages, "WAIT", wait_none())
 
 
 @pytest.fixture
@@ -157,10 +158,14 @@ def test_who_pauses_the_api_or_the_source_pauses_its_sweep(engine: Engine, direc
     config, database = configured("http://127.0.0.1:9/", more=table + OFTEN), Database(engine)
     sweeps = a_sweeper(engine, config)
     for gate in (Gate(api="identity"), Gate(source="trivore")):
-        commands.work_on(database, config, commands.ask(database, "pause", gate, who="me", why="seen"))
+        commands.work_on(
+            database, config, policies(config), commands.ask(database, "pause", gate, who="me", why="seen")
+        )
         sweeps.look()
         assert directory.pages == 0
-        commands.work_on(database, config, commands.ask(database, "resume", gate, who="me", why="done"))
+        commands.work_on(
+            database, config, policies(config), commands.ask(database, "resume", gate, who="me", why="done")
+        )
     sweeps.look()
     assert directory.pages == 2
 
@@ -168,7 +173,7 @@ def test_who_pauses_the_api_or_the_source_pauses_its_sweep(engine: Engine, direc
 def test_a_bug_is_told_like_a_failure(
     engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("relay.sweeping.Sweeping.run", lambda *_: 1 / 0)
+    monkeypatch.setattr("relay.sweep.run.Sweeping.run", lambda *_: 1 / 0)
     a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN)).look()
     assert watermark(engine)["error"] == "ZeroDivisionError: division by zero"
     assert any(message.startswith("step_failed step=sweep") for message in caplog.messages)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox import app
 from inbox.db import engine as engines
-from relay.alerts import sentence
+from inbox.receiver import app
+from relay.delivery.alerts import sentence
 from relay.store.alerts import take_unsent
 from relay.store.database import Database
 from tests.helpers.outage import disconnect

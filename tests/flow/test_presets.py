@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Engine
 
-from inbox import config_file
 from inbox.clock import SystemClock
-from inbox.config import Config
+from inbox.config.model import Config
+from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
 from tests.helpers.reading import count, rows
@@ -42,7 +42,7 @@ BEARER = {"Authorization": f"Bearer {SECRET}"}
 
 @pytest.fixture
 def config(database_url: str) -> Config:
-    return config_file.parse(config_text(database_url) + SOURCES)
+    return parse_config(config_text(database_url) + SOURCES)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def test_events_of_one_body_are_stored_together_and_deduplicated_one_by_on
     stored = rows(engine, "SELECT event_id, body FROM inbox ORDER BY seq")
     assert [row["event_id"] for row in stored] == ["a", "b", "c"]
     assert [json.loads(row["body"]) for row in stored] == [json.loads(okta(uuid)) for uuid in "abc"]
-    assert count(engine, "repeated_request") == 2
+    assert count(engine, "duplicate_request") == 2
     assert count(engine, "open_delivery") == 3
 
 

@@ -13,13 +13,13 @@ import pytest
 from falcon.testing import ASGIConductor
 from sqlalchemy import Engine
 
-from inbox import config_file
-from inbox.app import create_app
 from inbox.clock import SystemClock
-from inbox.event import Event, Receipt
-from inbox.refusals import MAX_BYTES, MAX_WAITING, PER_SECOND
-from inbox.store import Rejected
-from inbox.writer import GroupCommit
+from inbox.db.intake import Rejected
+from inbox.events.event import Event, Receipt
+from inbox.loader.load import parse_config
+from inbox.receiver.app import create_app
+from inbox.receiver.rejections import MAX_BYTES, MAX_WAITING, PER_SECOND
+from inbox.receiver.writer import GroupCommit
 from tests.helpers.reading import count
 from tests.helpers.receiver import Receiver, async_engine
 from tests.helpers.waiting import until_async
@@ -123,7 +123,7 @@ async def test_whatever_is_not_proven_costs_the_same_work_and_no_look_into_the_d
         return count_it
 
     writer = NoDatabase()
-    config = config_file.parse(config_text("sqlite:///not-there.db") + SIGNING)
+    config = parse_config(config_text("sqlite:///not-there.db") + SIGNING)
     async with ASGIConductor(create_app(config, lambda: writer, SystemClock())) as conductor:
         receiver = Receiver(conductor)
         monkeypatch.setattr(hashlib, "sha256", counted(hashlib.sha256, 0))

@@ -12,16 +12,17 @@ import pytest
 from falcon.testing import ASGIConductor
 from sqlalchemy import Engine, text
 
-from inbox import config_file, readmit
-from inbox.app import create_app
 from inbox.clock import SystemClock
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.db import engine as engines
 from inbox.db.views import RETENTION_FLOOR_DAYS
 from inbox.errors import ConfigError
+from inbox.loader.load import parse_config
+from inbox.receiver import readmit
+from inbox.receiver.app import create_app
+from inbox.receiver.writer import GroupCommit
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
-from inbox.writer import GroupCommit
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.waiting import until_async
@@ -61,7 +62,7 @@ DAY = timedelta(days=1)
 
 @pytest.fixture
 def config(database_url: str) -> Config:
-    return config_file.parse(config_text(database_url) + SOURCES)
+    return parse_config(config_text(database_url) + SOURCES)
 
 
 @pytest.fixture
@@ -187,12 +188,10 @@ async def test_when_its_key_is_pruned_a_captured_request_is_refused_by_its_age_a
 def test_max_age_is_a_mistake_where_no_time_is_signed(preset: str, more: str, why: str) -> None:
     signature = 'signature = { header = "X-Signature" }' if preset == "custom" else ""
     with pytest.raises(ConfigError, match="max_age") as caught:
-        config_file.parse(
-            f'[sources.s]\npreset = "{preset}"\nsecrets = ["env:S"]\nmax_age = "1d"\n{signature}\n{more}\n'
-        )
+        parse_config(f'[sources.s]\npreset = "{preset}"\nsecrets = ["env:S"]\nmax_age = "1d"\n{signature}\n{more}\n')
     assert why in str(caught.value)
 
 
 def test_the_body_counts_alone_or_not_at_all() -> None:
     with pytest.raises(ConfigError, match=r"dedup: has '{body}', which is all there is"):
-        config_file.parse('[sources.s]\npreset = "github"\nsecrets = ["env:S"]\ndedup = ["{body}", "id"]\n')
+        parse_config('[sources.s]\npreset = "github"\nsecrets = ["env:S"]\ndedup = ["{body}", "id"]\n')

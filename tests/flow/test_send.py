@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from inbox import config_file, send
+from inbox.cli import send
 from inbox.clock import SystemClock
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.errors import ConfigError
+from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
 from tests.destinations.scripted import answer, serving
@@ -43,7 +44,7 @@ def config(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     path = tmp_path_factory.mktemp("send") / "inbox.db"
     path.write_bytes(sqlite_template.read_bytes())
     tables = [f'[database]\nurl = "sqlite:///{path}"', *map(table, WITH_SAMPLE), CUSTOM]
-    return config_file.parse("\n".join(tables))
+    return parse_config("\n".join(tables))
 
 
 @pytest.fixture(scope="module")

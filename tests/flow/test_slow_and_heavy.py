@@ -12,11 +12,12 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox import config_file, connection, wire
-from inbox.config import Config
-from inbox.config import Receiver as Limits
-from inbox.event import RawRequest
-from inbox.sources.auth import Verifier
+from inbox.config.model import Config
+from inbox.config.model import Receiver as Limits
+from inbox.events.event import RawRequest
+from inbox.http import connection, protocol
+from inbox.loader.load import parse_config
+from inbox.sources.credentials import Verifier
 from tests.helpers.reading import count, rows
 from tests.helpers.receiver import PROBLEM, Receiver, receiving, served
 from tests.helpers.waiting import until, until_async
@@ -69,7 +70,7 @@ def dripped(sender: socket.socket, sent: bytes) -> bytes:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "HEAD_WITHIN_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEAD_WITHIN_SECONDS", 0.3)
     monkeypatch.setattr(connection, "TAKEN_WITHIN_SECONDS", 0.3)
 
 
@@ -203,7 +204,7 @@ async def test_a_body_that_a_refusal_hashes_very_often_keeps_nobody_waiting(
         verify(self, raw, now)
 
     monkeypatch.setattr(Verifier, "verify", noted)
-    async with receiving(config_file.parse(config_text(sqlite_database_url) + signed)) as receiver:
+    async with receiving(parse_config(config_text(sqlite_database_url) + signed)) as receiver:
         here = threading.current_thread()
         for path, headers in ((PATH, {}), ("/webhooks/nobody", {}), (PATH, {"X-Webhook-Token": "wrong"})):
             for size in (1000, 60_000):
@@ -222,7 +223,7 @@ auth = {{ kind = "header", name = "X-Webhook-Token", secrets = ["{token}"] }}
 async def test_beyond_its_rate_a_source_is_told_when_to_come_again_and_strangers_use_nothing_of_it(
     database_url: str, engine: Engine
 ) -> None:
-    async with receiving(config_file.parse(config_text(database_url) + RATE.format(token=TOKEN))) as receiver:
+    async with receiving(parse_config(config_text(database_url) + RATE.format(token=TOKEN))) as receiver:
         assert await statuses(receiver, 5, "wrong") == [401] * 5
         assert await statuses(receiver, 3, TOKEN) == [200, 200, 429]
         answer = await receiver.post(body("late", moment(9)), path="/webhooks/slow")

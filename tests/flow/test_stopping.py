@@ -9,9 +9,9 @@ from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.refusals import PER_SECOND
-from inbox.store import Rejected
-from inbox.writer import GroupCommit
+from inbox.db.intake import Rejected
+from inbox.receiver.rejections import PER_SECOND
+from inbox.receiver.writer import GroupCommit
 
 
 async def test_refusals_that_wait_for_their_turn_are_kept_when_the_receiver_stops(

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from relay.gates import Gate
-from relay.store import commands
+from relay.delivery.gates import Gate
 from relay.store.database import Database
+from relay.store.operator import commands
 from tests.destinations.scripted import Act, answer, closed_port
 from tests.destinations.syncing import FETCH, FIND, UPDATE
 from tests.helpers.evidence import facts, open_states

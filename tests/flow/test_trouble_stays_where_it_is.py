@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from inbox.timestamps import as_time
-from relay.daemon import Relay
+from inbox.events.timestamps import as_time
+from relay.daemon.loop import Relay
 from relay.destinations import build
 from relay.store.database import Database
 from tests.helpers.daemon import configured, running

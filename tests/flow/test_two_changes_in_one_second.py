@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from relay.daemon import Relay
+from relay.daemon.loop import Relay
 from tests.destinations.scripted import Act, ScriptedServer, answer
 from tests.destinations.syncing import FETCH, FIND, UPDATE
 from tests.helpers.daemon import kinds
@@ -47,7 +47,7 @@ def delivered(engine: Engine, times: int) -> None:
 
 
 def judged(engine: Engine) -> None:
-    until(lambda: count(engine, "repeated_request WHERE handled_at IS NOT NULL") == 1, "the repeat is judged")
+    until(lambda: count(engine, "duplicate_request WHERE handled_at IS NOT NULL") == 1, "the repeat is judged")
 
 
 @pytest.mark.usefixtures("relay")
@@ -93,7 +93,7 @@ def test_it_is_so_too_when_the_second_comes_while_the_first_is_still_being_writt
         assert update.has_come.wait(10), "the first state is on its way"
         flow.script(fetch=user("second"))
         assert flow.tell(this_second)["status"] == "duplicate"
-        assert count(engine, "repeated_request WHERE handled_at IS NULL") == 1
+        assert count(engine, "duplicate_request WHERE handled_at IS NULL") == 1
     finally:
         update.go.set()
     delivered(engine, 2)

@@ -10,8 +10,8 @@ import pytest
 from falcon.testing import Result
 from sqlalchemy import Engine
 
-from inbox import app
-from inbox.config import Config
+from inbox.config.model import Config
+from inbox.receiver import app
 from tests.helpers.outage import disconnect, down, locked, read_only
 from tests.helpers.reading import count
 from tests.helpers.receiver import PROBLEM, Receiver, receiving

@@ -14,11 +14,11 @@ from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
-from inbox.timestamps import as_time
-from relay.daemon import Relay
+from inbox.events.timestamps import as_time
+from relay.daemon.loop import Relay
+from relay.delivery.outcome import Delivered
 from relay.destinations import build
 from relay.observe import Observer
-from relay.outcome import Delivered
 from relay.store.database import Database
 from tests.destinations.scripted import Act, ScriptedServer, answer, hang, hundred_megabytes, raw, reset, then_close
 from tests.destinations.scripted import serving as scripted

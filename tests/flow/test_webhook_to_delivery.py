@@ -108,7 +108,7 @@ async def test_a_repeat_is_answered_with_the_first_ones_seq_and_noted(
     assert (repeat.status_code, repeat.json) == (200, {"status": "duplicate", "seq": first.json["seq"]})
     assert count(engine, "inbox") == 2
     assert count(engine, "open_delivery") == 2
-    (noted,) = rows(engine, "SELECT seq, body, handled_at FROM repeated_request")
+    (noted,) = rows(engine, "SELECT seq, body, handled_at FROM duplicate_request")
     kept = None if again == body() else again
     assert noted == {"seq": first.json["seq"], "body": kept, "handled_at": None}
 
@@ -134,7 +134,7 @@ async def test_fifty_identical_requests_at_once_are_one_event(receiver: Receiver
     assert (statuses.count("accepted"), statuses.count("duplicate")) == (1, 49)
     assert count(engine, "inbox") == 1
     assert duplicates(engine) == 49
-    assert count(engine, "repeated_request WHERE body IS NOT NULL") == 0
+    assert count(engine, "duplicate_request WHERE body IS NOT NULL") == 0
     steps.until_nothing_is_due()
     assert len(steps.deliverer.seen) == 1
 

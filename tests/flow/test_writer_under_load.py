@@ -12,8 +12,8 @@ import msgspec
 
 from inbox.clock import SystemClock
 from inbox.errors import Unavailable
-from inbox.event import Event
-from inbox.writer import GroupCommit
+from inbox.events.event import Event
+from inbox.receiver.writer import GroupCommit
 from tests.helpers.receiver import async_engine
 from tests.store.conftest import an_event
 
@@ -62,7 +62,7 @@ async def test_bodies_whose_senders_have_been_answered_are_let_go_while_the_data
     sqlite_database_url: str,
     monkeypatch: Any,  # noqa: ANN401
 ) -> None:
-    monkeypatch.setattr("inbox.writer.ANSWER_WITHIN_SECONDS", 0.05)
+    monkeypatch.setattr("inbox.receiver.writer.ANSWER_WITHIN_SECONDS", 0.05)
     store = Scripted()
     writer = GroupCommit(async_engine(sqlite_database_url), SystemClock(), store)
     first = asyncio.create_task(writer.append([an_event(0)]))

@@ -9,9 +9,9 @@ from sqlalchemy import Engine
 
 from inbox.db.dialect import as_json, as_list
 from inbox.errors import IllegalTransition
-from inbox.timestamps import as_time
-from relay.facts import AnyFact, decode
-from relay.lifecycle import HEADS, State, fold
+from inbox.events.timestamps import as_time
+from relay.delivery.facts import AnyFact, decode
+from relay.delivery.lifecycle import HEADS, State, fold
 from tests.helpers.reading import Row, rows
 
 Key = tuple[int, str]

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 from sqlalchemy import Engine
 
-from inbox import config_file
-from inbox.config import Config
-from relay.daemon import Relay
+from inbox.config.model import Config
+from inbox.loader.load import parse_config
+from relay.daemon.alert_sender import client_of
+from relay.daemon.loop import Relay
 from relay.destinations import build
-from relay.poster import client_of
 from relay.store.database import Database
 from tests.destinations.scripted import ScriptedServer
 from tests.helpers.downstream import Downstream
@@ -29,7 +29,7 @@ def configured(
     """
     plain = config_text("sqlite:///unused.db", url, schedule=("100ms", "100ms"), concurrency=concurrency)
     plain = plain.replace('ordering = "strict"', f'ordering = "{ordering}"')
-    return config_file.parse(plain.replace("concurrency =", f"{destination}\nconcurrency =") + more)
+    return parse_config(plain.replace("concurrency =", f"{destination}\nconcurrency =") + more)
 
 
 @contextlib.contextmanager

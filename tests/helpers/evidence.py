@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from inbox.timestamps import as_time
+from inbox.events.timestamps import as_time
 from tests.helpers.reading import Row, rows
 
 

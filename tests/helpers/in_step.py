@@ -12,15 +12,15 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from inbox import config_file
 from inbox.clock import SystemClock
-from inbox.config import Config
-from relay.daemon import Relay
+from inbox.config.model import Config
+from inbox.loader.load import parse_config
+from relay.daemon.loop import Relay
+from relay.daemon.pool import attempt
+from relay.delivery.outcome import Delivery, Outcome
 from relay.destinations import Deliverer, build
-from relay.http import Limits
-from relay.outcome import Delivery, Outcome
+from relay.http.client import Limits
 from relay.store.database import Database
-from relay.worker import attempt
 from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
 from tests.helpers.evidence import facts, open_states
@@ -157,7 +157,7 @@ def flowing(
             schedule=json.dumps(list(schedule)),
             sync=sync,
         )
-        config = config_file.parse(text)
+        config = parse_config(text)
         with served(database_url, config) as port:
             flow = Flow(config, port, server)
             flow.script(fetch=user("Ada"), find=FOUND, update=answer(), create=answer(201), remove=answer(204))

@@ -14,14 +14,14 @@ _MODULE = '''"""{says}"""
 
 from __future__ import annotations
 
-from migrations import script
+from inbox.db import migration_script
 
 revision = "{revision}"
 down_revision = "{before}"
 
 
 def upgrade() -> None:
-    script.run(__file__)
+    migration_script.run(__file__)
 '''
 
 

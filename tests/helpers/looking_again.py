@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 from sqlalchemy import text
 
-from inbox.config import Config
-from relay.store import examine, rebuild
+from inbox.config.model import Config
+from relay.store.audit import examine, rebuild
 from relay.store.database import Transaction
 
 WITHOUT_A_LOOK = ("AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)", "")

@@ -100,7 +100,7 @@ class Site:
 
     def relay(self, *options: str) -> Program:
         """Start a relay."""
-        return self.start("relay", "-c", "from relay.cli import main; main()", "run", *options)
+        return self.start("relay", "-c", "from relay.cli.main import main; main()", "run", *options)
 
     def receiver(self, workers: int, way: Sequence[str] = GUNICORN, *, besides: int = 0) -> tuple[Program, int]:
         """Start gunicorn and wait until it serves, with every worker; gives it and its port.

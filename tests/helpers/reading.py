@@ -23,5 +23,5 @@ def count(engine: Engine, what: str, **parameters: object) -> int:
 
 
 def duplicates(engine: Engine) -> int:
-    """How many repeated requests were noted: as rows, or as a count."""
-    return int(rows(engine, "SELECT coalesce(sum(times), 0) AS n FROM repeated_request")[0]["n"])
+    """How many duplicate requests were noted: as rows, or as a count."""
+    return int(rows(engine, "SELECT coalesce(sum(times), 0) AS n FROM duplicate_request")[0]["n"])

@@ -12,9 +12,9 @@ import uvicorn
 from falcon.testing import ASGIConductor, Result
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from inbox.app import app_of
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.db import engine as engines
+from inbox.receiver.app import app_of
 from inbox.serve import Worker
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, a_config, body

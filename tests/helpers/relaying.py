@@ -9,14 +9,14 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
-from inbox.config import Config
-from relay.http import Limits
-from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.policy import policies
+from inbox.config.model import Config
+from relay.daemon.pool import attempt
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.delivery.policy import policies
+from relay.http.client import Limits
 from relay.store import claim, reap, record, sequence
 from relay.store.database import Database
 from relay.store.record import Recorded
-from relay.worker import attempt
 
 DONE = Delivered((), "forwarded")
 UNWELL = Failed((), "server_error", "forward answered 503")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from inbox import config_file
-from inbox.config import Config
+from inbox.config.model import Config
+from inbox.loader.load import parse_config
 
 TOKEN = "a-token-that-must-not-be-kept"
 PATH = "/webhooks/trivore"
@@ -59,7 +59,7 @@ def config_text(
 
 def a_config(database_url: str) -> Config:
     """The same, read."""
-    return config_file.parse(config_text(database_url))
+    return parse_config(config_text(database_url))
 
 
 def moment(milliseconds: int) -> str:

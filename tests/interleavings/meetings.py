@@ -37,6 +37,11 @@ SCENES = (
         frozenset({"r1 renews: 1", "r1 renews: nothing", "r2 claims: 1", "r2 claims: 2", "r1 gives back: 0"}),
     ),
     Scene(
+        scenes.earlier_ones_behind_a_head_in_flight,
+        (("r1 gives back", "r2 sequences", "r2 claims"),),
+        frozenset({"r1 gives back: 1", "r2 claims: 2", "r2 claims: nothing"}),
+    ),
+    Scene(
         scenes.an_earlier_one,
         (("r1 sequences", "r1 claims", "r2 claims"),),
         frozenset({"r1 claims: 1", "r1 claims: 2", "r1 claims: nothing"}),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.store.claim import LEASE_SECONDS, claim, claim_suspect
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.store.claim import claim, claim_suspect
+from relay.store.leases import LEASE_SECONDS
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
@@ -41,6 +42,18 @@ def a_head_in_flight(stage: Stage) -> Operations:
         "r2 sequences": stage.sequences("r2"),
         "r2 claims": stage.claims("r2"),
         "r2 reaps": stage.reaps("r2"),
+    }
+
+
+def earlier_ones_behind_a_head_in_flight(stage: Stage) -> Operations:
+    """What is worked on has not been begun; an earlier one waits behind it, and the earliest has arrived."""
+    head = _in_flight(stage, "strict", 3)
+    _place(stage, "strict", 2)
+    stage.arrive(an_event(1))
+    return {
+        "r1 gives back": stage.gives_back(head),
+        "r2 sequences": stage.sequences("r2"),
+        "r2 claims": stage.claims("r2"),
     }
 
 

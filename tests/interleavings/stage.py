@@ -14,14 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.dialect import as_json
 from inbox.db.engine import reading
-from inbox.event import Event
-from inbox.store import STORES
-from inbox.timestamps import as_time
-from relay.outcome import Delivery, Outcome
-from relay.store.claim import Claimed, claim, claim_suspect, give_back, renew
+from inbox.db.intake import STORES
+from inbox.events.event import Event
+from inbox.events.timestamps import as_time
+from relay.delivery.outcome import Delivery, Outcome
+from relay.store.audit.rebuild import rebuild
+from relay.store.claim import claim, claim_suspect
 from relay.store.database import _LOCK, Database
+from relay.store.leases import Claimed, give_back, renew
 from relay.store.reap import reap
-from relay.store.rebuild import rebuild
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.agreement import Key, enrolled
@@ -145,7 +146,8 @@ class Stage:
         return Operation("renew", lambda: renew(self.database, leases(deliveries)), deliveries)
 
     def gives_back(self, *deliveries: Delivery) -> Operation:
-        return Operation("give back", lambda: give_back(self.database, leases(deliveries)), deliveries)
+        held = leases(deliveries)
+        return Operation("give back", lambda: give_back(self.database, POLICIES, "r1", held), deliveries)
 
     def records(self, relay: str, outcome: Outcome, *deliveries: Delivery) -> Operation:
         outcomes = [(delivery, outcome) for delivery in deliveries]

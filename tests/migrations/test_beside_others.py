@@ -15,7 +15,7 @@ import tenacity
 from sqlalchemy import Engine, event, make_url, text
 from typer.testing import CliRunner
 
-from inbox.cli import app
+from inbox.cli.main import app
 from inbox.db import engine as engines
 from inbox.db import lock_waits, migrate
 from inbox.db.migrate import Migrated

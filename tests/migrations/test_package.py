@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKED = ("inbox", "relay", "migrations", "pyproject.toml", "README.md", "LICENSE")
 
 
-def test_the_wheel_holds_every_file_of_the_migrations(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_of_both_sides_and_the_migrations_below_inbox(tmp_path: Path) -> None:
     """Takes a second or two. Built from a copy: a `build` folder left in the checkout could hide that a file is missing."""
     copy, out = tmp_path / "copy", tmp_path / "out"
     copy.mkdir()
@@ -28,10 +28,12 @@ def test_the_wheel_holds_every_file_of_the_migrations(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stderr
 
     (wheel,) = out.glob("*.whl")
-    needed = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "migrations").rglob("*")
-        if path.is_file() and path.suffix in {".py", ".sql", ".mako"}
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    here = {
+        ("inbox/" if folder == "migrations" else "") + str(path.relative_to(ROOT))
+        for folder in ("inbox", "relay", "migrations")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix in {".py", ".sql", ".mako", ".typed"}
     }
-    assert needed - set(zipfile.ZipFile(wheel).namelist()) == set()
-    assert any(name.endswith(".sql") for name in needed)
+    assert packed == here
+    assert any(name.endswith(".sql") for name in here)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from inbox.event import Event
-from relay.audit import Difference
-from relay.gates import Gates
-from relay.leases import TRUSTED_SECONDS, claim_of
-from relay.outcome import Delivery, Outcome
-from relay.store.claim import Claimed
+from inbox.events.event import Event
+from relay.daemon.leases import TRUSTED_SECONDS, claim_of
+from relay.delivery.audit import Difference
+from relay.delivery.gates import Gates
+from relay.delivery.outcome import Delivery, Outcome
+from relay.store.leases import Claimed
+from relay.store.operator.selection import Act, Selection
 from relay.store.record import Recorded
-from relay.store.selection import Act, Selection
 from tests.model.history import Key, LaneKey
 from tests.model.outcomes import CUT, outcome_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
-from relay.lifecycle import State
+from relay.delivery.lifecycle import State
 from tests.model.choosing import Choosing
 from tests.model.outcomes import FAILED, FAILURES, HOPELESS, REFUSED, SKIPPED, SUCCESSES
 from tests.model.receiving import MOST, SECOND, Receiving

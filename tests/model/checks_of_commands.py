@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relay import facts
-from relay.lifecycle import State
-from relay.store.selection import Act, Selection
+from relay.delivery import facts
+from relay.delivery.lifecycle import State
+from relay.store.operator.selection import Act, Selection
 from tests.model.history import Entry, Key
 from tests.model.moment import Moment
 

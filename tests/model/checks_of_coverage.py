@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from relay import facts
-from relay.lifecycle import Standing, State, fold
-from relay.ordering import covers
+from relay.delivery import facts
+from relay.delivery.lifecycle import FoldedState, State, fold
+from relay.delivery.ordering import covers
 from tests.model.actors import Ledger, is_swept
 from tests.model.history import Entry, History, Key
 from tests.model.moment import Moment
@@ -45,11 +45,11 @@ def _stands_for(moment: Moment, entry: Entry, by: Key) -> bool:
             same = (event.event_type, event.occurred_at) == (swept.event_type, swept.occurred_at)
             was = any(each.key == by and each.number < entry.number for each in moment.history.successes)
             alone = moment.history.told[by] == [entry]
-            return same and was and alone and is_swept(swept) and not is_swept(event) and before == Standing()
+            return same and was and alone and is_swept(swept) and not is_swept(event) and before == FoldedState()
         case _:
             last = moment.last_before(entry)
             is_covered = last is not None and covers(last, moment.ledger.order(entry.key), SKEW)
-            return is_covered and last is not None and last.seq == by[0] and before == Standing()
+            return is_covered and last is not None and last.seq == by[0] and before == FoldedState()
 
 
 def what_a_sweep_has_told_is_not_told_again(moment: Moment) -> Sequence[object]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from relay.gates import BreakerState, GateKey, entity_key
-from relay.health import endpoint_of, health_of
+from relay.delivery.gates import BreakerState, GateKey, entity_key
+from relay.delivery.health import endpoint_of, health_of
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
 from tests.model.actors import Ledger
 from tests.model.history import Key

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from relay import facts
-from relay.leases import SAFETY_SECONDS
-from relay.outcome import Delivery
-from relay.policy import CRASHES_ALLOWED
+from relay.daemon.leases import SAFETY_SECONDS
+from relay.delivery import facts
+from relay.delivery.outcome import Delivery
+from relay.delivery.policy import CRASHES_ALLOWED
 from tests.model.history import Entry, History, LaneKey
 from tests.model.moment import Moment
 

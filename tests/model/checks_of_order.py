@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from relay import facts
-from relay.lifecycle import State
+from relay.delivery import facts
+from relay.delivery.lifecycle import State
 from tests.model.history import Entry
 from tests.model.moment import Moment
 from tests.model.world import SCHEDULE

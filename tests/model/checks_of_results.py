@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
-from relay import facts
-from relay.gates import BreakerState
-from relay.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
+from relay.delivery import facts
+from relay.delivery.gates import BreakerState
+from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
 from tests.model.checks_of_gates import breaker
 from tests.model.checks_of_leases import is_abandoned
 from tests.model.history import Entry, Key

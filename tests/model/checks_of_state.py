@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from relay.lifecycle import HEADS, Standing, State
+from relay.delivery.lifecycle import HEADS, FoldedState, State
 from tests.model.history import LaneKey
 from tests.model.moment import Moment
 from tests.model.receiver import KEPT_REPEATS
@@ -21,7 +21,7 @@ def every_delivery_is_open_or_ended(moment: Moment) -> Sequence[object]:
     return [
         key
         for key in moment.ledger.lanes
-        if key not in moment.after and moment.history.standing.get(key, Standing()).state is not State.ENDED
+        if key not in moment.after and moment.history.standing.get(key, FoldedState()).state is not State.ENDED
     ]
 
 
@@ -32,7 +32,7 @@ def nothing_is_made_up(moment: Moment) -> Sequence[object]:
 def facts_fold_to_the_rows(moment: Moment) -> Sequence[object]:
     evidence: list[object] = list(moment.history.impossible.items())
     for key, row in moment.after.items():
-        standing = moment.history.standing.get(key, Standing())
+        standing = moment.history.standing.get(key, FoldedState())
         used = row.attempt - int(row.state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
         state = row.state if row.state in {State.BLOCKED, State.DEAD} else State.RECEIVED
         early = row.due_at is not None and standing.due_at is not None and row.due_at < standing.due_at

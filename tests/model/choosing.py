@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from inbox.db.schema import SUSPECT_CRASHES
-from relay.gates import BreakerState, GateKey
-from relay.lifecycle import State
-from relay.outcome import Failed
-from relay.store.selection import Selection
+from relay.delivery.gates import BreakerState, GateKey
+from relay.delivery.lifecycle import State
+from relay.delivery.outcome import Failed
+from relay.store.operator.selection import Selection
 from tests.model.actors import Held, Relay
 from tests.model.history import Key
 from tests.model.operations import Operation

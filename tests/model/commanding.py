@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
-from relay.gates import Gate, GateKey, entity_of
-from relay.lifecycle import State
-from relay.store.selection import Act, Selection
+from relay.delivery.gates import Gate, GateKey, entity_of
+from relay.delivery.lifecycle import State
+from relay.store.operator.selection import Act, Selection
 from tests.model.choosing import Choosing
 from tests.model.moment import Violation
 from tests.model.stage import WHICH, one_of, step

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from relay import facts
-from relay.lifecycle import State
-from relay.ordering import LastDelivered, covers
-from relay.store.selection import Selection
+from relay.delivery import facts
+from relay.delivery.lifecycle import State
+from relay.delivery.ordering import LastDelivered, covers
+from relay.store.operator.selection import Selection
 from tests.model.actors import Relay
 from tests.model.checks_of_coverage import healable
 from tests.model.choosing import Choosing

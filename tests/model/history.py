@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from inbox.errors import IllegalTransition
-from relay.facts import AnyFact, Delivered, Superseded
-from relay.lifecycle import Standing, fold
+from relay.delivery.facts import AnyFact, Delivered, Superseded
+from relay.delivery.lifecycle import FoldedState, fold
 
 Key = tuple[int, str]
 """seq and route of a delivery."""
@@ -39,7 +39,7 @@ class History:
         """Those of them that say `delivered`."""
         self.told: dict[Key, list[Entry]] = defaultdict(list)
         """By deliveries of sweeps' events: those of them that say that an event was superseded by it."""
-        self.standing: dict[Key, Standing] = {}
+        self.standing: dict[Key, FoldedState] = {}
         self.impossible: dict[Key, str] = {}
         """Deliveries whose facts can't have happened in this order."""
 
@@ -47,7 +47,7 @@ class History:
         self, number: int, key: Key, fact: AnyFact, *, at: datetime, attempt: int, relay_node: str | None
     ) -> Entry:
         """The next fact."""
-        entry = Entry(number, at, key, self.standing.get(key, Standing()).run, attempt, relay_node, fact)
+        entry = Entry(number, at, key, self.standing.get(key, FoldedState()).run, attempt, relay_node, fact)
         self.last_id = number
         self.entries[key].append(entry)
         match fact:

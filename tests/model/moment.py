@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from relay import facts
-from relay.ordering import LastDelivered
+from relay.delivery import facts
+from relay.delivery.ordering import LastDelivered
 from tests.model.actors import Doing, Ledger, Relay
 from tests.model.history import Entry, History, Key, LaneKey
 from tests.model.world import Row, Stored

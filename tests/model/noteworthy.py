@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from relay import facts
-from relay.gates import BreakerState
-from relay.lifecycle import State
+from relay.delivery import facts
+from relay.delivery.gates import BreakerState
+from relay.delivery.lifecycle import State
 from tests.model.checks_of_gates import breaker, is_paused
 from tests.model.history import Entry
 from tests.model.moment import Moment

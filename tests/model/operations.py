@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from relay.gates import Admission, Gate, Gates, Passage
-from relay.leases import claim_of
-from relay.outcome import Delivery
-from relay.store import claim, commands, gates, nodes, reap, record, repeats, sequence
-from relay.store.claim import Claimed
+from relay.daemon.leases import claim_of
+from relay.delivery.gates import Admission, ClaimFilter, Gate, Gates
+from relay.delivery.outcome import Delivery
+from relay.store import claim, duplicates, gates, leases, nodes, reap, record, sequence
+from relay.store.audit.rebuild import rebuild
+from relay.store.audit.verify import Checked, verify
+from relay.store.leases import Claimed
 from relay.store.leftovers import Leftovers
-from relay.store.rebuild import rebuild
-from relay.store.selection import Act, Choice, Plan, Selection
-from relay.store.verify import Checked, verify
+from relay.store.operator import commands
+from relay.store.operator.selection import Act, Choice, Plan, Selection
 from tests.helpers.commanding import carry_out
 from tests.model.actors import Doing, Held, Ledger, Relay
 from tests.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
@@ -122,12 +123,16 @@ class Operations:
             for claimed in renewed if answered else ():
                 relay.was_renewed(claimed, asked_at)
 
-        return Operation("renew", lambda: claim.renew(self._database, keys), learn)
+        return Operation("renew", lambda: leases.renew(self._database, keys), learn)
 
     def give_back(self, relay: Relay, held: Sequence[Held]) -> Operation:
         """Whatever the answer, the relay does not touch them any more."""
         keys = [claim_of(each.delivery) for each in held]
-        return Operation("give_back", lambda: claim.give_back(self._database, keys), lambda _: relay.forget(held))
+        return Operation(
+            "give_back",
+            lambda: leases.give_back(self._database, POLICIES, relay.node, keys),
+            lambda _: relay.forget(held),
+        )
 
     def record(self, relay: Relay, held: Sequence[Held], *, answered: bool) -> Operation:
         """Breakers hear of success where the relay has seen trouble."""
@@ -158,7 +163,9 @@ class Operations:
         def learn(_: object) -> None:
             self.doing.judged += 1
 
-        return Operation("judge", lambda: repeats.judge_repeats(self._database, CONFIG, relay.node), learn)
+        return Operation(
+            "judge", lambda: duplicates.judge_duplicates(self._database, CONFIG, POLICIES, relay.node), learn
+        )
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """What a person looks at before."""
@@ -174,7 +181,7 @@ class Operations:
 
         def send() -> None:
             number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
-            commands.work_on(self._database, CONFIG, number)
+            commands.work_on(self._database, CONFIG, POLICIES, number)
 
         def learn(_: object) -> None:
             self.doing.resumed += kind == "resume"
@@ -213,5 +220,5 @@ def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[
     return [route for route in routes if seen.admit(POLICIES[route].gates) == admission]
 
 
-def _passages(seen: Gates) -> dict[str, Passage]:
-    return {route: Passage(seen.paused_entities, policy.tolls) for route, policy in POLICIES.items()}
+def _passages(seen: Gates) -> dict[str, ClaimFilter]:
+    return {route: ClaimFilter(seen.paused_entities, policy.rate_limits) for route, policy in POLICIES.items()}

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
+from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
 from tests.model.world import LONG_AGO
 
 

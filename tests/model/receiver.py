@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
 from inbox.db import engine as engines
 from inbox.db.dialect import Sql
-from inbox.event import Event
-from inbox.store import STORES
+from inbox.db.intake import STORES
+from inbox.events.event import Event
 
 
 def in_haste(engine: Engine) -> None:

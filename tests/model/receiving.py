@@ -9,8 +9,8 @@ from datetime import timedelta
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition
 
-from inbox.event import Enrolment, Event, swept_key
-from inbox.timestamps import to_nanoseconds
+from inbox.events.event import Enrolment, Event, swept_key
+from inbox.events.timestamps import to_nanoseconds
 from tests.model.actors import is_swept
 from tests.model.moment import Violation
 from tests.model.receiver import KEPT_REPEATS
@@ -68,7 +68,7 @@ class Receiving(Stage):
         if not known:
             self.acknowledge([event], seqs)  # it had died with its receiver
         elif seqs != [None] or [self.world.receiver.repeat(event)] != known:
-            raise Violation("a repeated request is another event", (event, seqs))
+            raise Violation("a duplicate request is another event", (event, seqs))
         else:
             self.ledger.repeated(known[0])
             self.evidence.sometimes["repeat refused"] += 1

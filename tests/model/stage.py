@@ -15,8 +15,8 @@ from sqlalchemy import TextClause
 from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.errors import InboxRelayError
-from inbox.event import Event
-from relay.lifecycle import State
+from inbox.events.event import Event
+from relay.delivery.lifecycle import State
 from relay.store.database import _LOCK
 from tests.helpers.stepping import Crashed
 from tests.helpers.waiting import until

@@ -11,17 +11,20 @@ import pytest
 from hypothesis.errors import FlakyFailure
 from sqlalchemy import Engine, TextClause, text
 
-from inbox import repeated, store
-from inbox.config import Ordering
+from inbox.config.model import Ordering
+from inbox.db import duplicates as duplicates_at_intake
+from inbox.db import intake
 from inbox.db.dialect import Sql
-from relay.gates import GateKey, Gates
-from relay.lifecycle import OpenDelivery
-from relay.ordering import LastDelivered, covers, settle
-from relay.outcome import Delivery, Outcome
-from relay.policy import RoutePolicy
-from relay.store import claim, coverage, lanes, reap, rebuild, record, repeats, replay, sequence
+from relay.delivery.gates import GateKey, Gates
+from relay.delivery.lifecycle import OpenDelivery
+from relay.delivery.ordering import LastDelivered, covers, settle
+from relay.delivery.outcome import Delivery, Outcome
+from relay.delivery.policy import RoutePolicy
+from relay.store import claim, coverage, duplicates, lanes, leases, reap, record, sequence
+from relay.store.audit import rebuild
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
+from relay.store.operator import replay
 from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.model.moment import Violation
 from tests.model.running import RUNS, SEED, run
@@ -139,7 +142,7 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
                 batch=batch,
             )
             received = [as_open_delivery(row) for row in rows]
-            left = coverage.drop_needless(transaction, received, policies, now)
+            left = coverage.supersede_covered(transaction, received, policies, now)
             transaction.write_back(settle_lanes(transaction, left, policies, now), relay_node)
         last = max([last, *(row.seq for row in received)])
         return len(received)
@@ -150,7 +153,7 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
 
 @ON_SQLITE
 def test_giving_back_without_the_attempt_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "_give_back", without(claim._give_back, ("attempt = open_delivery.attempt - 1, ", "")))
+    monkeypatch.setattr(leases, "_give_back", without(leases._give_back, ("attempt = open_delivery.attempt - 1, ", "")))
     finds(world, "the facts say something else", "verify finds a difference")
 
 
@@ -201,15 +204,15 @@ def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
 
 @ON_SQLITE
 def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "covers", lambda last, key, _skew: last.key >= key)
+    monkeypatch.setattr(duplicates, "covers", lambda last, key, _skew: last.key >= key)
     finds(world, "a repeat is judged wrongly", "re-armed without need", "it ended wrongly", soon="2")
 
 
 @ON_SQLITE
 def test_a_repeat_that_is_counted_and_not_judged_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    counting = repeated.SQLITE_COUNT.text.replace("handled_at = NULL, ", "")
-    assert counting != repeated.SQLITE_COUNT.text
-    monkeypatch.setattr(store, "SQLITE_COUNT", text(counting))
+    counting = duplicates_at_intake.SQLITE_COUNT.text.replace("handled_at = NULL, ", "")
+    assert counting != duplicates_at_intake.SQLITE_COUNT.text
+    monkeypatch.setattr(intake, "SQLITE_COUNT", text(counting))
     finds(world, "a repeat is lost")
 
 

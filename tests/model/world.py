@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Engine, text
 
-from inbox.config import (
+from inbox.config.model import (
     BreakerLimits,
     Config,
     Duration,
@@ -22,12 +22,12 @@ from inbox.config import (
 )
 from inbox.db.dialect import Sql, as_json
 from inbox.db.engine import reading
-from inbox.timestamps import as_time
-from relay.facts import decode
-from relay.gates import BreakerState, GateKey
-from relay.lifecycle import State
-from relay.ordering import LastDelivered
-from relay.policy import policies
+from inbox.events.timestamps import as_time
+from relay.delivery.facts import decode
+from relay.delivery.gates import BreakerState, GateKey
+from relay.delivery.lifecycle import State
+from relay.delivery.ordering import LastDelivered
+from relay.delivery.policy import policies
 from relay.store.database import Database
 from tests.helpers.stepping import Stepper
 from tests.model.history import Entry, History, Key, LaneKey
@@ -106,7 +106,7 @@ _STATE = Row._fields.index("state")
 _LOG = "SELECT id, at, seq, route, kind, attempt, relay_node, detail FROM delivery_log WHERE id > {last} ORDER BY id"
 _INBOX = "SELECT seq, dedup_key FROM inbox ORDER BY seq"
 _LANES = "SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, healing_seq FROM lane"
-_REPEATS = "SELECT id, seq, times, handled_at FROM repeated_request ORDER BY id"
+_REPEATS = "SELECT id, seq, times, handled_at FROM duplicate_request ORDER BY id"
 _GATES = "SELECT kind, name, paused_at, breaker, breaker_until FROM gate"
 _TABLES = (
     "gate",
@@ -114,7 +114,7 @@ _TABLES = (
     "relay_command",
     "open_delivery",
     "lane",
-    "repeated_request",
+    "duplicate_request",
     "inbox",
     "delivery_log",
     "relay_node",
@@ -133,7 +133,7 @@ OPEN_GATE = GateRow(is_paused=False, breaker=BreakerState.CLOSED, until=None)
 
 
 class Repeat(NamedTuple):
-    """What counts of a row of `repeated_request`."""
+    """What counts of a row of `duplicate_request`."""
 
     seq: int
     times: int

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from inbox.head import LARGEST_HEAD, LONGEST_FIELD, LONGEST_TARGET
+from inbox.http.head import LARGEST_HEAD, LONGEST_FIELD, LONGEST_TARGET
 from tests.helpers.webhooks import TOKEN, body
 from tests.helpers.wire import CLOSE, HOST, JSON, SECRET, chunk, chunked, request, webhook
 

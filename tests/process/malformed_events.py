@@ -149,7 +149,7 @@ EVENTS = (
     Case(102, "timestamp far ahead", at("9998-01-01T00:00:00Z"), 422),
     Case(103, "the same instant in another spelling", webhook(without=(CLOSE,), payload=body("u103", "2026-01-01T00:00:00Z"))
          + webhook(payload=body("u103", "2026-01-01T02:00:00.000+02:00")), (200, 200)),
-    # 409 would make senders repeat what is stored: it is a repeated request, and what differs is kept beside the first
+    # 409 would make senders repeat what is stored: it is a duplicate request, and what differs is kept beside the first
     Case(104, "the same event with another body", webhook(without=(CLOSE,), payload=body("u104"))
          + webhook(payload=body("u104", more=1)), (200, 200)),
     Case(105, "entityType missing", saying(entityType=None), 422),

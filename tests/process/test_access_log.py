@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.access_log import Mask
+from inbox.logs.access_log import Mask
 from tests.helpers.hostile import harm_of
 from tests.helpers.processes import GUNICORN, Site, site
 from tests.helpers.webhooks import config_text
@@ -102,7 +102,7 @@ def test_text_in_place_of_an_address_reaches_no_listing(place: Site) -> None:
     assert ask(port, f"{head}X-Forwarded-For: {forged}\r\n\r\n")[9:] == b"401"
     receiver.send(signal.SIGTERM)
     assert receiver.ends(within=20) == 0
-    listing = place.start("rejected", "-c", "from inbox.cli import main; main()", "rejected", COLUMNS="400")
+    listing = place.start("rejected", "-c", "from inbox.cli.main import main; main()", "rejected", COLUMNS="400")
     assert listing.ends(within=20) == 0, listing.output
     assert "it shows no secret" in listing.output
     assert "evil.example" not in listing.output

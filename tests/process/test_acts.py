@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from relay.outcome import Failed
-from relay.policy import policies
+from relay.delivery.outcome import Failed
+from relay.delivery.policy import policies
 from relay.store import claim, record, sequence
-from relay.store.commands import MOST_OPEN
 from relay.store.database import Database
+from relay.store.operator.commands import MOST_OPEN
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill

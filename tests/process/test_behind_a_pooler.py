@@ -15,7 +15,7 @@ from inbox.db import guarantees, migrate
 from inbox.db.engine import PINNED
 from inbox.errors import ConfigError, UnfitDatabase
 from relay.store.database import Database
-from relay.sweeping import Additions
+from relay.sweep.run import Additions
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
 from tests.helpers.downstream import serving
@@ -85,7 +85,7 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(hostile: str,
         finally:
             sender.stop()
         until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered", within=30)
-        verify = place.start("verify", "-c", "from relay.cli import main; main()", "verify")
+        verify = place.start("verify", "-c", "from relay.cli.main import main; main()", "verify")
         assert verify.ends(within=20) == 0, verify.output
         assert relays.runs
         arrivals, sends, logs = downstream.arrivals.lines(), sender.sends.lines(), place.logs()
@@ -145,7 +145,7 @@ def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str
         programs = [
             place.relay(),
             place.start("receiver", "-m", "gunicorn", "-c", "python:inbox.serve", "--bind", "127.0.0.1:0"),
-            place.start("list", "-c", "from inbox.cli import main; main()", "list"),
+            place.start("list", "-c", "from inbox.cli.main import main; main()", "list"),
         ]
         for program in programs:
             assert program.ends(within=20) == 2, program.output

@@ -48,7 +48,7 @@ def command(*arguments: str, before: str = "") -> list[str]:
     """`relay demo`, after some Python that makes the run another one."""
     if not before:
         return [sys.executable, "-m", "relay", "demo", *arguments]
-    return [sys.executable, "-c", f"{before}\nfrom relay.cli import main\nmain()", "demo", *arguments]
+    return [sys.executable, "-c", f"{before}\nfrom relay.cli.main import main\nmain()", "demo", *arguments]
 
 
 def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from inbox import config_file
 from inbox.db import engine as engines
 from inbox.exposure import exposures
+from inbox.loader.load import read_config
 from tests.helpers.processes import Site, site
 from tests.helpers.webhooks import config_text
 
@@ -78,7 +78,7 @@ def told(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
     path = folder / "inbox.toml"
     path.write_text(config, encoding="utf-8")
     path.chmod(mode)
-    return list(exposures(path, config_file.read(path, {}), {}))
+    return list(exposures(path, read_config(path, {}), {}))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_nor_is_a_name_that_no_file_can_have(shared: Path, name: str) -> None:
 def test_a_password_of_the_environments_url_does_not_stand_in_the_file(shared: Path) -> None:
     (shared / "inbox.toml").write_text("", encoding="utf-8")
     environment = {"INBOX_DATABASE_URL": "postgresql://me:s3cret@h/x"}
-    config = config_file.read(shared / "inbox.toml", environment)
+    config = read_config(shared / "inbox.toml", environment)
     assert list(exposures(shared / "inbox.toml", config, environment)) == []
 
 
@@ -143,7 +143,7 @@ def place(shared: Path) -> Iterator[Site]:
 
 
 def test_both_sides_and_the_migration_say_so_when_they_start(place: Site) -> None:
-    migration = place.start("migrate", "-c", "from inbox.cli import main; main()", "migrate")
+    migration = place.start("migrate", "-c", "from inbox.cli.main import main; main()", "migrate")
     assert migration.ends(within=20) == 0
     receiver, _ = place.receiver(1)
     relay = place.relay("--drain")

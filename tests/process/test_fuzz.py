@@ -19,8 +19,8 @@ from sqlalchemy import Engine
 
 from inbox.errors import MappingError
 from relay.demo.scim_filter import parse_filter
-from relay.expressions import decode, encode
-from relay.templates import Path, Template
+from relay.sync.expressions import decode, encode
+from relay.sync.templates import Path, Template
 from tests.helpers import fuzzing
 from tests.helpers.fuzzing import Exchange
 from tests.helpers.processes import site

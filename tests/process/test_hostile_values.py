@@ -13,13 +13,13 @@ import typer
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner, Result
 
-from inbox import cli as inbox_cli
+from inbox.cli.main import app as inbox_app
+from inbox.cli.terminal import run as run_app
 from inbox.db import engine as engines
-from inbox.terminal import run as run_app
-from relay import cli as relay_cli
-from relay import cli_status
-from relay.outcome import Failed
-from relay.policy import policies
+from relay.cli import status
+from relay.cli.main import app as relay_app
+from relay.delivery.outcome import Failed
+from relay.delivery.policy import policies
 from relay.store import claim, record, sequence
 from relay.store.database import Database
 from tests.destinations.scripted import ScriptedServer, answer, serving
@@ -29,7 +29,7 @@ from tests.helpers.processes import site
 from tests.helpers.reading import rows
 from tests.helpers.webhooks import a_config, body, config_text, moment
 
-APPS = {"inbox": inbox_cli.app, "relay": relay_cli.app}
+APPS = {"inbox": inbox_app, "relay": relay_app}
 
 CONFIG = """
 [apis.identity]
@@ -164,7 +164,7 @@ def configure(folder: Path, database_url: str, server: ScriptedServer, monkeypat
     (folder / "inbox.toml").write_text(config_text(database_url) + CONFIG.format(url=server.url), encoding="utf-8")
     monkeypatch.setenv("INBOX_CONFIG", str(folder / "inbox.toml"))
     monkeypatch.setenv("COLUMNS", "20000")
-    monkeypatch.setattr(cli_status, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(status, "_LOOK_AGAIN_SECONDS", 0)
 
 
 @pytest.fixture
@@ -329,7 +329,7 @@ def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypa
 
 
 def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
-    """What would be markup to rich, or would go by `inbox.visible`, is found in the code."""
+    """What would be markup to rich, or would go by `inbox.logs.visible`, is found in the code."""
     paths = [path for side in ("inbox", "relay") for path in Path(side).rglob("*.py") if "demo" not in path.parts]
     calls = [
         (path, node) for path in paths for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
@@ -338,12 +338,12 @@ def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
 
 
 PLAIN = {
-    ("inbox/terminal.py", "console.print"),
-    ("inbox/terminal.py", "sys.stdout.write"),
-    ("inbox/terminal.py", "sys.stderr.write"),
-    ("inbox/log_lines.py", "sys.stderr.write"),
-    ("inbox/exporter.py", "print"),  # where it can't listen, and why
-    ("relay/cli_verify.py", "sys.stdout.write"),  # JSON, element by element
+    ("inbox/cli/terminal.py", "console.print"),
+    ("inbox/cli/terminal.py", "sys.stdout.write"),
+    ("inbox/cli/terminal.py", "sys.stderr.write"),
+    ("inbox/logs/lines.py", "sys.stderr.write"),
+    ("inbox/telemetry/exporter.py", "print"),  # where it can't listen, and why
+    ("relay/cli/verify.py", "sys.stdout.write"),  # JSON, element by element
 }
 """Each is tested above, or gets no value from outside. The demo is tested by tests/demo/test_screen.py."""
 

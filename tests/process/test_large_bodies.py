@@ -17,10 +17,10 @@ import pytest
 from sqlalchemy import Engine
 
 from benchmarks.large_bodies import BODIES, SECRET, memory_of, send_large
-from inbox import config_file
+from inbox.events.strict_json import LARGEST_TEXT, MOST_MARKS
+from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
-from inbox.sources.payload import LARGEST_FORM_PAYLOAD
-from inbox.strict_json import LARGEST_TEXT, MOST_MARKS
+from inbox.sources.fields import LARGEST_FORM_PAYLOAD
 from tests.helpers.processes import site
 from tests.helpers.reading import rows
 from tests.helpers.receiver import receiving
@@ -141,7 +141,7 @@ async def turns(kind: str, database_url: str) -> None:
             gaps.append(now - last)
             last = now
 
-    async with receiving(config_file.parse(config_text(database_url) + GITHUB)) as receiver:
+    async with receiving(parse_config(config_text(database_url) + GITHUB)) as receiver:
         turning = asyncio.create_task(turn())
         answer = await receiver.request("POST", "/webhooks/github", body=body, headers=sent)
         turning.cancel()

@@ -36,7 +36,9 @@ only_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another us
 
 
 def exporter_of(program: Program) -> int:
-    return next(pid for pid in program.children() if b"inbox.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(
+        pid for pid in program.children() if b"inbox.telemetry.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
 
 
 def identity(pid: int) -> dict[str, list[int]]:
@@ -96,9 +98,9 @@ def test_a_scrape_that_asks_for_an_odd_version_is_answered_too(sqlite_database_u
 
 
 COUNTS = """
-from inbox.config_values import Address
-from inbox.metering import counting, exporter_at
-from inbox.metrics import RECEIVED, RECEIVER
+from inbox.config.types import Address
+from inbox.telemetry.recorder import counting, exporter_at
+from inbox.telemetry.metrics import RECEIVED, RECEIVER
 watch()
 exporter = exporter_at(Address(sys.argv[1]))
 exporter.ensure()
@@ -109,7 +111,7 @@ input()
 exporter.stop()
 """
 SERVES = """
-from inbox.exporter import main
+from inbox.telemetry.exporter import main
 watch()
 main([sys.argv[1], str(os.geteuid()), str(os.getegid())])
 """

@@ -26,7 +26,9 @@ from tests.helpers.webhooks import body, config_text, moment
 
 def exporter_of(program: Program) -> int:
     """The pid of what serves its metrics."""
-    return next(pid for pid in program.children() if b"inbox.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(
+        pid for pid in program.children() if b"inbox.telemetry.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
 
 
 def counted(samples: Samples) -> dict[str, float]:

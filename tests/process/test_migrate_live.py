@@ -118,7 +118,7 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
     with site(tmp_path, config_text(url)) as at:
 
         def migrate(version: Path) -> Program:
-            script = "from inbox.cli import main; main()"
+            script = "from inbox.cli.main import main; main()"
             return at.start(f"migrate-{version.name}", "-P", "-c", script, "migrate", PYTHONPATH=str(version))
 
         _, port = at.receiver(workers=1)

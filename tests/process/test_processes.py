@@ -51,7 +51,7 @@ def test_each_child_is_a_relay_of_its_own_and_one_that_is_killed_is_replaced(
     with site(tmp_path, config_text(database_url)) as place:
         parent = at_work(place, engine, 3)
         before = living(engine)
-        status = place.start("status", "-c", "from relay.cli import main; main()", "status")
+        status = place.start("status", "-c", "from relay.cli.main import main; main()", "status")
         assert status.ends(within=20) == 0
         assert "relays running: 3" in status.output
         assert all(f"pid {pid}" in status.output for pid in before)

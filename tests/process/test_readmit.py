@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from inbox import config_file
-from inbox.cli import app
-from inbox.timestamps import as_time
+from inbox.cli.main import app
+from inbox.events.timestamps import as_time
+from inbox.loader.load import read_config
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.webhooks import TOKEN, body, config_text
@@ -42,7 +42,7 @@ class Place:
         """What each is answered; all that is to be kept of them has been kept then."""
 
         async def post() -> list[int]:
-            async with receiving(config_file.read()) as receiver:
+            async with receiving(read_config()) as receiver:
                 return [await _status(receiver, each, headers) for each in sent]
 
         return asyncio.run(post())
@@ -129,7 +129,7 @@ def test_the_same_request_is_readmitted_once_and_what_comes_again_is_a_repeat(pl
 
     assert [row["readmitted_seq"] for row in place.refusals()] == [1, after["events"][0]["seq"]]
     assert count(place.engine, "inbox") == 2
-    assert count(place.engine, "repeated_request") == 2
+    assert count(place.engine, "duplicate_request") == 2
 
 
 def test_what_is_still_refused_is_told_with_its_reason_and_what_can_be_read_is_taken_in(place: Place) -> None:

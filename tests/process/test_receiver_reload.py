@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import Engine
 
-from inbox import config_file, serve
+from inbox import serve
+from inbox.loader.load import parse_config
 from tests.helpers import checkers
 from tests.helpers.evidence import stored
 from tests.helpers.outage import is_postgres
@@ -33,7 +34,7 @@ WAYS = {
     "gunicorn -c python:inbox.serve": GUNICORN,
     "gunicorn -c gunicorn.conf.py": ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
     "gunicorn --preload": (*GUNICORN, "--preload"),
-    "inbox serve": ("-c", "from inbox.cli import main; main()", "serve"),
+    "inbox serve": ("-c", "from inbox.cli.main import main; main()", "serve"),
 }
 
 
@@ -281,7 +282,7 @@ def test_a_bug_that_a_reload_meets_stops_nothing_and_its_message_is_not_told(
 
     log = logging.getLogger("none")
     server = SimpleNamespace(log=SimpleNamespace(error_log=log, access_log=log))
-    monkeypatch.setattr(config_file, "read", fail)
+    monkeypatch.setattr(serve, "read_config", fail)
     serve.on_reload(server)
     assert "reload refused: the old configuration stays" in caplog.messages
     assert SECRET not in caplog.text
@@ -295,6 +296,6 @@ def test_a_bug_in_the_warnings_stops_no_receiver(
         raise RuntimeError(SECRET)
 
     monkeypatch.setattr(serve, "exposures", fail)
-    serve._warn_of_exposures(config_file.parse(""))
+    serve._warn_of_exposures(parse_config(""))
     assert SECRET not in caplog.text
     assert "RuntimeError" in caplog.text

@@ -279,7 +279,7 @@ def mistaken(place: Site, text: str, secret: Planted) -> dict[str, str]:
 
 VISIBLE = {
     "inbox": ENTITY,
-    "repeated_request": "more",
+    "duplicate_request": "more",
     "rejected_request": "not_authenticated",
     "open_delivery": ENTITY,
     "lane": ENTITY,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from inbox.timestamps import as_time
+from inbox.events.timestamps import as_time
 from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.filling import fill
 from tests.helpers.reading import count, rows

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from inbox.config import NoAuth, Secret, Source
-from inbox.event import Event, RawRequest
-from inbox.identify import events_of
+from inbox.config.model import NoAuth, Secret, Source
+from inbox.events.event import Event, RawRequest
 from inbox.sources import PRESETS, preset_of
-from inbox.sources.auth import Verifier, verifier_of
 from inbox.sources.base import Preset
+from inbox.sources.credentials import Verifier, verifier_of
+from inbox.sources.normalize import events_of
 from inbox.sources.signing import Message, sign
 from tests.sources.vectors import VECTORS, Vector
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
+from inbox.config.model import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.errors import ConfigError, NotAuthenticated
-from inbox.event import RawRequest
+from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.auth import REFUSAL, Shown, Verifier, even_out, verifier_of
+from inbox.sources.credentials import REFUSAL, SharedSecretProof, Verifier, even_out, verifier_of
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -157,5 +157,5 @@ def test_a_secret_that_is_not_there_stops_the_start_and_names_the_source() -> No
 
 
 def test_a_verifier_keeps_no_secret_that_could_be_shown() -> None:
-    shown = Shown(BearerAuth(secrets=[Secret("env:TOKEN")]), [(Secret("env:TOKEN"), "hunter2")])
+    shown = SharedSecretProof(BearerAuth(secrets=[Secret("env:TOKEN")]), [(Secret("env:TOKEN"), "hunter2")])
     assert "hunter2" not in repr(shown._secrets)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import Secret
+from inbox.config.model import Secret
 from inbox.errors import NotAuthenticated, RequestError
-from inbox.event import RawRequest
+from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.auth import REFUSAL, Verifier
-from inbox.sources.payload import LONGEST_ID, LONGEST_TYPE
+from inbox.sources.credentials import REFUSAL, Verifier
+from inbox.sources.fields import LONGEST_ID, LONGEST_TYPE
 from tests.sources import anything
 from tests.sources.presenting import (
     ALL_VECTORS,

@@ -20,11 +20,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from inbox import config_file
-from inbox.app import inlets_of
 from inbox.errors import NotAuthenticated
+from inbox.loader.load import parse_config
+from inbox.receiver.app import inlets_of
 from inbox.sources import PRESETS
-from inbox.sources.auth import REFUSAL, Verifier, even_out
+from inbox.sources.credentials import REFUSAL, Verifier, even_out
 from tests.sources.presenting import ALL_VECTORS, NOW, SIGNING, a_request, a_secret
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -79,7 +79,7 @@ def all_presets() -> str:
 
 def verifiers() -> dict[str, Verifier]:
     """Those of all sources, and of none."""
-    made = {name: inlet.verifier for name, inlet in inlets_of(config_file.parse(all_presets())).items()}
+    made = {name: inlet.verifier for name, inlet in inlets_of(parse_config(all_presets())).items()}
     return {**made, "nobody": even_out(made.values())}
 
 

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inbox.errors import InvalidEvent, Unreadable
-from inbox.sources import payload
-from inbox.sources.payload import form_fields, form_payload
+from inbox.sources import fields
+from inbox.sources.fields import form_fields, form_payload
 from tests.sources.presenting import a_request, read
 
 MIB = 1024 * 1024
@@ -66,7 +66,7 @@ def test_a_large_form_takes_little_more_than_itself_and_its_value(make: Callable
 @pytest.mark.parametrize("bare", [b"%", b"%zz", b"%4"])
 def test_signs_of_percent_that_begin_nothing_are_left_as_they_are_but_not_very_many(bare: bytes) -> None:
     """The standard library raises and catches an error for each: 25 MiB of them took a thread for 13 s."""
-    some, more = bare * payload.MOST_BARE, bare * (payload.MOST_BARE + 1)
+    some, more = bare * fields.MOST_BARE, bare * (fields.MOST_BARE + 1)
     assert form_payload(b"payload=" + some) == some
     assert form_payload(b"payload=" + b"%25" * 20_000) == b"%" * 20_000
     for body in (b"payload=" + more, b"payload=" + b"x" * 100_000 + more, more + b"=x"):
@@ -82,6 +82,6 @@ def test_what_stands_around_many_events_is_not_copied_without_end(monkeypatch: p
         return b'{"around": "%b", "data": {"events": [%b]}}' % (b"x" * around, events)
 
     assert len(read(a_request("okta", batch(1000, 300), {"content-type": "application/json"}))) == 1000
-    monkeypatch.setattr(payload, "LARGEST_PARTS", MIB)
+    monkeypatch.setattr(fields, "LARGEST_PARTS", MIB)
     with at_most(4 * MIB), pytest.raises(InvalidEvent, match="send fewer of them at once"):
         read(a_request("okta", batch(100, 100_000), {"content-type": "application/json"}))

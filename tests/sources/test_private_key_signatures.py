@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox import config_file
-from inbox.app import inlets_of
-from inbox.config import Secret
+from inbox.config.model import Secret
 from inbox.errors import ConfigError, NotAuthenticated
-from inbox.event import RawRequest
+from inbox.events.event import RawRequest
+from inbox.loader.load import parse_config
+from inbox.receiver.app import inlets_of
 from inbox.sources import ed25519
-from inbox.sources.auth import Verifier, even_out
+from inbox.sources.credentials import Verifier, even_out
 from tests.sources.presenting import a_request, a_verifier
 
 # Svix's own server signs this in its test `test_asymmetric_key_signing` (server/svix-server/src/worker.rs).
@@ -199,7 +199,7 @@ def test_while_a_key_is_rolled_both_are_let_in_and_then_the_new_one_alone() -> N
 def test_a_custom_source_may_have_public_keys_as_discord_does() -> None:
     """https://discord.com/developers/docs/interactions/overview#setting-up-an-endpoint: in hex, over time and body."""
     private = Ed25519PrivateKey.generate()
-    config = config_file.parse(f"""
+    config = parse_config(f"""
 [sources.chat]
 preset = "custom"
 secrets = ["{private.public_key().public_bytes_raw().hex()}"]
@@ -219,7 +219,7 @@ key = "hex"
 
 def test_public_keys_must_say_how_they_are_written() -> None:
     with pytest.raises(ConfigError, match="must say how the public keys are written"):
-        config_file.parse("""
+        parse_config("""
 [sources.chat]
 preset = "custom"
 secrets = ["env:KEY"]
@@ -234,7 +234,7 @@ def test_a_source_with_the_public_key_alone_works_beside_one_that_has_a_shared_s
         f'[sources.{name}]\npreset = "standard-webhooks"\nsecrets = {list(secrets)}\n'
         for name, secrets in (("alone", (PUBLIC,)), ("both", (PUBLIC, SHARED)))
     )
-    made = {name: inlet.verifier for name, inlet in inlets_of(config_file.parse(text)).items()}
+    made = {name: inlet.verifier for name, inlet in inlets_of(parse_config(text)).items()}
     nobody = even_out(made.values())
     for verifier in made.values():
         assert let_in(verifier, sent(SIGNATURE))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from inbox.config import Fields, NoAuth, Source
+from inbox.config.model import Fields, NoAuth, Source
 from inbox.errors import InvalidEvent
-from inbox.event import Identity
+from inbox.events.event import Identity
+from inbox.events.timestamps import parse_rfc3339, to_nanoseconds
 from inbox.sources import PRESETS, preset_of
-from inbox.timestamps import parse_rfc3339, to_nanoseconds
 from tests.sources.presenting import NOW, a_request
 
 ARRIVAL = to_nanoseconds(NOW)

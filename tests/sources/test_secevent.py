@@ -14,11 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import Secret, Source
+from inbox.config.model import Secret, Source
 from inbox.errors import InvalidEvent, NotAuthenticated, TooLarge
-from inbox.event import RawRequest
+from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.auth import Verifier, verifier_of
+from inbox.sources.credentials import Verifier, verifier_of
 from tests.sources.presenting import NOW, a_request
 
 PRESET = PRESETS["secevent"]

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox import config_file
-from inbox.app import inlets_of
-from inbox.config_values import Network
+from inbox.config.types import Network
 from inbox.errors import ConfigError, NotAuthenticated
-from inbox.event import RawRequest
-from inbox.sources.auth import REFUSAL
+from inbox.events.event import RawRequest
+from inbox.loader.load import parse_config
+from inbox.receiver.app import inlets_of
+from inbox.sources.credentials import REFUSAL
 from inbox.sources.sender import SentFrom
 from tests.sources.presenting import NOW
 
@@ -31,7 +31,7 @@ allow_from = {list(networks)}
 
 
 def why_refused(networks: tuple[str, ...], raw: RawRequest) -> str | None:
-    verifier = inlets_of(config_file.parse(config(*networks)))["acme"].verifier
+    verifier = inlets_of(parse_config(config(*networks)))["acme"].verifier
     try:
         verifier.verify(raw, NOW)
     except NotAuthenticated as error:
@@ -95,13 +95,13 @@ def test_the_right_address_alone_is_not_enough() -> None:
 )
 def test_what_is_no_network_is_a_mistake(given: str, told: str) -> None:
     with pytest.raises(ConfigError, match="allow_from") as caught:
-        config_file.parse(config(given))
+        parse_config(config(given))
     assert told in str(caught.value)
 
 
 def test_an_empty_list_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="must not be empty"):
-        config_file.parse(config())
+        parse_config(config())
 
 
 @given(st.sampled_from([ipaddress.IPv4Address, ipaddress.IPv6Address]), st.data())

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox import config_file
-from inbox.config import Secret, Signature
+from inbox.config.model import Secret, Signature
 from inbox.errors import ConfigError
-from inbox.event import RawRequest
-from inbox.sources.signing import Message, Signed, key_of, mistakes, sign
+from inbox.events.event import RawRequest
+from inbox.loader.load import parse_config
+from inbox.sources.signing import Message, SignatureProof, key_of, mistakes, sign
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def signed(signature: Signature, *secrets: str, url: str = "") -> Signed:
-    return Signed([signature], [(Secret(secret), secret) for secret in secrets], url=url)
+def signed(signature: Signature, *secrets: str, url: str = "") -> SignatureProof:
+    return SignatureProof([signature], [(Secret(secret), secret) for secret in secrets], url=url)
 
 
 def test_a_form_is_signed_by_its_names_and_values_in_order_behind_the_url() -> None:
@@ -116,9 +116,9 @@ header = "X-Acme-Signature"
     ],
 )
 def test_a_signature_that_proves_too_little_or_can_not_be_is_a_mistake(line: str, told: str) -> None:
-    config_file.parse(SOURCE)
+    parse_config(SOURCE)
     with pytest.raises(ConfigError) as raised:
-        config_file.parse(SOURCE + line)
+        parse_config(SOURCE + line)
     assert "[sources.acme.signature]" in str(raised.value)
     assert told in str(raised.value)
 
@@ -143,5 +143,5 @@ def test_a_signature_that_proves_too_little_or_can_not_be_is_a_mistake(line: str
 )
 def test_a_source_that_does_not_fit_its_preset_is_a_mistake(text: str, told: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        config_file.parse(f"[sources.a]\n{text}\n")
+        parse_config(f"[sources.a]\n{text}\n")
     assert told in str(raised.value)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox import config_file
-from inbox.config import NoAuth, Source
+from inbox.config.model import NoAuth, Source
+from inbox.config.routing import enrol
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
-from inbox.event import Identity, RawRequest, dedup_key
-from inbox.identify import to_event
-from inbox.routing import enrol
+from inbox.events.event import Identity, RawRequest, dedup_key
+from inbox.loader.load import parse_config
 from inbox.sources import preset_of, slack_message
+from inbox.sources.normalize import to_event
 
 NOW = datetime(2026, 1, 1, 12, 2, 30, tzinfo=UTC)
 PATTERN = r"(?P<type>[a-z]+) (?P<id>\d+) was (?P<event_type>\w+)"
@@ -118,7 +118,7 @@ def test_a_message_without_a_match_is_an_event_without_an_entity_in_a_lane_of_it
     identity = read({"text": "Lunch?"})
     assert (identity.entity_type, identity.entity_id, identity.event_type) == (None, None, "message")
     assert identity.action == "other"
-    config = config_file.parse("""
+    config = parse_config("""
         [sources.chat]
         preset = "slack-message"
         auth = { kind = "none" }
@@ -287,7 +287,7 @@ def test_a_bad_pattern_is_a_mistake_in_the_file(keys: dict[str, str], mistake: s
     table = {"preset": "slack-message", **keys}
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in table.items())
     with pytest.raises(ConfigError) as caught:
-        config_file.parse(f'[sources.chat]\nauth = {{ kind = "none" }}\n{lines}\n')
+        parse_config(f'[sources.chat]\nauth = {{ kind = "none" }}\n{lines}\n')
     assert f"[sources.chat] {mistake}" in str(caught.value)
 
 

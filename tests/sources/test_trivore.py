@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config import NoAuth, Source
+from inbox.config.model import NoAuth, Source
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
-from inbox.event import Identity, RawRequest, dedup_key
-from inbox.identify import to_event
+from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.sources import PRESETS, preset_of, trivore
+from inbox.sources.normalize import to_event
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 CLASSIC = {"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "timestamp": "2019-01-01T00:00:00Z"}

@@ -16,9 +16,9 @@ from slack_sdk.signature import SignatureVerifier
 from standardwebhooks.webhooks import Webhook
 
 from inbox.clock import SystemClock
-from inbox.config import Secret
+from inbox.config.model import Secret
 from inbox.errors import InvalidEvent, UnsupportedType
-from inbox.event import Identity
+from inbox.events.event import Identity
 from inbox.sources import PRESETS
 from tests.sources.presenting import a_request, a_verifier, signed_sample
 

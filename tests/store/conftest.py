@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.config import Retry
+from inbox.config.model import Retry
 from inbox.db import engine as engines
-from inbox.event import Enrolment, Event
-from inbox.reads import Row, plain
-from inbox.store import STORES
-from relay.outcome import Delivery, Outcome
-from relay.policy import RoutePolicy, Schedule
+from inbox.db.intake import STORES
+from inbox.db.reads import Row, plain
+from inbox.events.event import Enrolment, Event
+from relay.delivery.outcome import Delivery, Outcome
+from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.record import record

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import msgspec
 from sqlalchemy import text
 
-from inbox.config import Alerts, Duration
-from relay.alerts import Alert
-from relay.outcome import Delivered, Failed
+from inbox.config.model import Alerts, Duration
+from relay.delivery.alerts import Alert
+from relay.delivery.outcome import Delivered, Failed
 from relay.store import alerts
 from relay.store.claim import claim_suspect
 from relay.store.conditions import Watch
 from relay.store.database import FailedAlone
+from relay.store.operator.selection import Selection
 from relay.store.reap import reap
-from relay.store.selection import Selection
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG

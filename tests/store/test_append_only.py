@@ -16,7 +16,7 @@ from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES
 from inbox.db.schema import OPEN_STATES, delivery_log, inbox, open_delivery
 from inbox.db.views import RETENTION_FLOOR_DAYS
-from relay.lifecycle import SCHEDULING, Step
+from relay.delivery.lifecycle import SCHEDULING, Step
 from tests.store.conftest import START, an_event
 
 Receive = Callable[..., list[int | None]]

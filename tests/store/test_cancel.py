@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from inbox.event import Enrolment
-from relay.outcome import Delivered, Failed
-from relay.store import commands
+from inbox.events.event import Enrolment
+from relay.delivery.outcome import Delivered, Failed
+from relay.store.audit.verify import verify
+from relay.store.operator import commands
+from relay.store.operator.selection import Choice, Selection
 from relay.store.record import record
-from relay.store.selection import Choice, Selection
-from relay.store.verify import verify
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, Steps, an_event
 from tests.store.test_replay import CONFIG, replay_all

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from inbox.db import checkpoint as checkpoints
 from inbox.db import engine as engines
 from inbox.db.checkpoint import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint, checkpoint_async
-from inbox.store import SqliteIntake
+from inbox.db.intake import SqliteIntake
 from relay.store.database import Database
 from tests.store.conftest import an_event
 

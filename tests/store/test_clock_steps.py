@@ -9,19 +9,20 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from inbox.clock import SystemClock
-from inbox.config import BreakerLimits, Duration
-from inbox.timestamps import as_time, time_text
-from relay import facts
-from relay.alerts import Alert
-from relay.gates import Toll
-from relay.outcome import Call, Delivered, Failed
-from relay.policy import RoutePolicy, Schedule
+from inbox.config.model import BreakerLimits, Duration
+from inbox.events.timestamps import as_time, time_text
+from relay.delivery import facts
+from relay.delivery.alerts import Alert
+from relay.delivery.gates import RateLimit
+from relay.delivery.outcome import Call, Delivered, Failed
+from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store import alerts, nodes
 from relay.store.ahead import BATCH, Ahead
-from relay.store.claim import claim, claim_probe, renew
+from relay.store.claim import claim, claim_probe
 from relay.store.clock import DatabaseClock
 from relay.store.gates import pay, read_gates
 from relay.store.horizon import MOST_BATCHES, Horizon
+from relay.store.leases import renew
 from relay.store.reap import reap
 from relay.store.record import record, record_each
 from relay.store.sequence import sequence
@@ -37,7 +38,7 @@ ROUTED = RoutePolicy(
     schedule=Schedule(CONFIG.routes["strict"].retry),
     gates=(AUDIT,),
     breakers={AUDIT: BreakerLimits(calls=1, open_for=Duration(30), longest=Duration(600))},
-    tolls=(Toll(AUDIT, 0.1, 1),),
+    rate_limits=(RateLimit(AUDIT, 0.1, 1),),
 )
 REFUSED = Failed((Call("forward", "POST", "https://audit.example.com", "answered", 1.0, 503),), "server_error", "503")
 GATED = {**POLICIES, "strict": ROUTED}
@@ -203,7 +204,7 @@ def test_a_breaker_and_the_probe_of_one_that_died_are_waited_for_no_longer_than_
 
 
 def test_a_rate_is_used_up_for_no_longer_than_a_burst_lasts(steps: Steps, clock: FakeClock) -> None:
-    (toll,) = ROUTED.tolls
+    (toll,) = ROUTED.rate_limits
     clock.advance(HOUR)
     assert [pay(steps.database, toll), pay(steps.database, toll)] == [0, 0]
     clock.advance(-HOUR)

@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from inbox.db import engine as engines
-from inbox.event import Event
-from inbox.store import STORES
-from relay.leases import Leases, claim_of
-from relay.outcome import Delivery
-from relay.store.claim import claim, renew
+from inbox.db.intake import STORES
+from inbox.events.event import Event
+from relay.daemon.leases import Leases, claim_of
+from relay.delivery.outcome import Delivery
+from relay.store.audit.verify import verify
+from relay.store.claim import claim
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
 from relay.store.horizon import Horizon
+from relay.store.leases import renew
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
-from relay.store.verify import verify
 from tests.store.conftest import POLICIES, FakeClock, an_event
 from tests.store.verifying import CONFIG, DONE, UNWELL
 

@@ -1,4 +1,4 @@
-"""What a past success makes needless, what heals the dead, and what a repeated request makes necessary again."""
+"""What a past success makes needless, what heals the dead, and what a duplicate request makes necessary again."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from inbox.config import Config
+from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.event import Event, swept_key
-from inbox.store import STORES
-from inbox.timestamps import to_nanoseconds
-from relay.outcome import Delivered, Failed
+from inbox.db.intake import STORES
+from inbox.events.event import Event, swept_key
+from inbox.events.timestamps import to_nanoseconds
+from relay.delivery.outcome import Delivered, Failed
+from relay.delivery.policy import policies
+from relay.store.audit.verify import verify
 from relay.store.claim import claim
+from relay.store.duplicates import Judged, judge_duplicates
+from relay.store.operator.selection import Selection
 from relay.store.record import record
-from relay.store.repeats import Judged, judge_repeats
-from relay.store.selection import Selection
 from relay.store.sequence import sequence
-from relay.store.verify import verify
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG
@@ -52,7 +53,7 @@ def repeat(database_url: str) -> Callable[[Event], None]:
 
 
 def judge(steps: Steps, config: Config = CONFIG) -> Judged:
-    return judge_repeats(steps.database, config, "r1")
+    return judge_duplicates(steps.database, config, policies(config), "r1")
 
 
 def agreed(steps: Steps) -> bool:
@@ -346,7 +347,7 @@ def test_on_a_strict_route_a_repeat_is_the_same_event(steps: Steps, repeat: Call
     repeat(msgspec.structs.replace(event, body=b'{"other": true}', body_sha256=b"0" * 32))
     assert judge(steps) == Judged(handled=1, rearmed=0)
     assert steps.states() == []
-    (row,) = steps.rows("SELECT body FROM repeated_request")
+    (row,) = steps.rows("SELECT body FROM duplicate_request")
     assert row["body"] is not None, "the other body can be seen"
 
 

@@ -7,14 +7,15 @@ from itertools import count
 import pytest
 from sqlalchemy import text
 
-from relay.outcome import Delivered, Delivery, Failed
-from relay.policy import CRASHES_ALLOWED
-from relay.store.claim import LEASE_SECONDS, claim, claim_suspect, give_back
+from relay.delivery.outcome import Delivered, Delivery, Failed
+from relay.delivery.policy import CRASHES_ALLOWED
+from relay.store.claim import claim, claim_suspect
 from relay.store.database import Database
+from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.nodes import heartbeat, start_node, stop_node
+from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import record
-from relay.store.selection import Selection
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG, replay_all
 
@@ -166,7 +167,7 @@ def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) ->
     for _ in range(CRASHES_ALLOWED - 1):
         relays.crash_over()
     (suspect,) = claim_suspect(relays.database, "node", ["strict"])
-    give_back(relays.database, [(suspect.seq, suspect.route, suspect.lease_token)])
+    give_back(relays.database, POLICIES, "node", [(suspect.seq, suspect.route, suspect.lease_token)])
     assert claim(relays.database, "node", [(["strict"], 10)]) == []
     assert len(claim_suspect(relays.database, "node", ["strict"])) == 1
 

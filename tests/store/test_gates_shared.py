@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config import BreakerLimits, Duration, Retry
-from relay.gates import Breaker, Gate, GateKey, Passage, Toll, entity_key
-from relay.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
-from relay.policy import RoutePolicy, Schedule
+from inbox.config.model import BreakerLimits, Duration, Retry
+from relay.delivery.gates import Breaker, ClaimFilter, Gate, GateKey, RateLimit, entity_key
+from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
+from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, claim, claim_probe, claim_suspect
 from relay.store.database import Database, FailedAlone
@@ -188,50 +188,53 @@ def test_a_410_retires_the_destination_until_a_person_resumes_it(steps: Steps, c
 # --- rates
 
 
-def tolls(rate: float, calls: int = 1) -> dict[str, Passage]:
-    return {"strict": Passage(tolls=(Toll(CRM, rate, calls),))}
+def rate_limits(rate: float, calls: int = 1) -> dict[str, ClaimFilter]:
+    return {"strict": ClaimFilter(rate_limits=(RateLimit(CRM, rate, calls),))}
 
 
 def test_all_relays_together_claim_no_more_than_the_rate(steps: Steps, clock: FakeClock) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 61)))
-    claimed = [len(claim(steps.database, node, [(["strict"], 8)], tolls(10.0))) for node in ("r1", "r2", "r1")]
+    claimed = [len(claim(steps.database, node, [(["strict"], 8)], rate_limits(10.0))) for node in ("r1", "r2", "r1")]
     assert claimed == [8, 2, 0]
     clock.advance(0.5)
-    assert [len(claim(steps.database, node, [(["strict"], 8)], tolls(10.0))) for node in ("r1", "r2")] == [5, 0]
+    assert [len(claim(steps.database, node, [(["strict"], 8)], rate_limits(10.0))) for node in ("r1", "r2")] == [5, 0]
 
 
 def test_the_lowest_rate_on_the_way_counts_and_an_attempt_pays_for_all_its_calls(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 31)))
-    passage = {"strict": Passage(tolls=(Toll(CRM, 10.0, 2), Toll(IDENTITY, 100.0, 1)))}
+    passage = {"strict": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 2), RateLimit(IDENTITY, 100.0, 1)))}
     assert len(claim(steps.database, "r1", [(["strict"], 100)], passage)) == 5
     assert claim(steps.database, "r1", [(["strict"], 100)], passage) == []
 
 
 def test_a_claim_that_finds_nothing_uses_nothing_of_the_rate(steps: Steps) -> None:
     for _ in range(5):
-        assert claim(steps.database, "r1", [(["strict"], 8)], tolls(2.0)) == []
+        assert claim(steps.database, "r1", [(["strict"], 8)], rate_limits(2.0)) == []
     steps.arrive(an_event(1), an_event(2, "u2"), an_event(3, "u3"))
-    assert len(claim(steps.database, "r1", [(["strict"], 8)], tolls(2.0))) == 2
+    assert len(claim(steps.database, "r1", [(["strict"], 8)], rate_limits(2.0))) == 2
 
 
 def test_routes_that_share_an_endpoint_use_its_rate_together_in_one_claim(steps: Steps, clock: FakeClock) -> None:
     routes = ["strict", "latest"]
     steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in range(1, 21)))
-    passages = {
-        "strict": Passage(tolls=(Toll(CRM, 10.0, 1), Toll(IDENTITY, 5.0, 1))),
-        "latest": Passage(tolls=(Toll(CRM, 10.0, 2),)),
+    claim_filters = {
+        "strict": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 1), RateLimit(IDENTITY, 5.0, 1))),
+        "latest": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 2),)),
     }
-    both = claim(steps.database, "r1", [(["strict"], 4), (["latest"], 100)], passages)
+    both = claim(steps.database, "r1", [(["strict"], 4), (["latest"], 100)], claim_filters)
     assert Counter(delivery.route for delivery in both) == {"strict": 4, "latest": 3}, "4 calls and 3 times 2 of 10"
-    assert claim(steps.database, "r2", [(["latest"], 100), (["strict"], 100)], passages) == []
+    assert claim(steps.database, "r2", [(["latest"], 100), (["strict"], 100)], claim_filters) == []
     clock.advance(0.5)
-    assert len(claim(steps.database, "r2", [(["latest"], 1), (["strict"], 100)], passages)) == 1 + 3
+    assert len(claim(steps.database, "r2", [(["latest"], 1), (["strict"], 100)], claim_filters)) == 1 + 3
 
 
 # --- two at once: nobody waits for somebody who waits for him
 
 BOTH_WAYS = (["strict", "latest"], ["latest", "strict"])
-RATED = {"strict": Passage(tolls=(Toll(CRM, 10.0, 1),)), "latest": Passage(tolls=(Toll(IDENTITY, 10.0, 1),))}
+RATED = {
+    "strict": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 1),)),
+    "latest": ClaimFilter(rate_limits=(RateLimit(IDENTITY, 10.0, 1),)),
+}
 
 
 def in_all_orders(engine: Engine, prepare: Callable[[], None], operations: Mapping[str, Callable[[], object]]) -> None:
@@ -292,7 +295,7 @@ def test_neither_do_a_claim_and_the_attempts_that_breakers_hear_of(steps: Steps,
 
 
 def test_neither_do_a_claim_and_one_that_tries_a_breaker(steps: Steps) -> None:
-    passage = Passage(tolls=(Toll(IDENTITY, 10.0, 1),))
+    passage = ClaimFilter(rate_limits=(RateLimit(IDENTITY, 10.0, 1),))
     operations: dict[str, Callable[[], object]] = {
         "r1 claims": lambda: claim(steps.database, "r1", [(["latest", "strict"], 8)], RATED),
         "r2 tries": lambda: claim_probe(steps.database, "r2", "strict", [CRM], passage),
@@ -343,8 +346,8 @@ def test_a_pause_lasts_until_it_is_resumed_and_what_arrives_meanwhile_is_kept(st
     assert gates.held_back(steps.database) == []
 
 
-def paused(*entities: str) -> dict[str, Passage]:
-    return {"strict": Passage(paused=tuple(("trivore", "USER", entity) for entity in entities))}
+def paused(*entities: str) -> dict[str, ClaimFilter]:
+    return {"strict": ClaimFilter(paused=tuple(("trivore", "USER", entity) for entity in entities))}
 
 
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
@@ -358,7 +361,7 @@ def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:
 
 def test_a_paused_entity_of_another_source_is_another_one(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"))
-    other = {"strict": Passage(paused=(("github", "USER", "a"), ("trivore", "GROUP", "a")))}
+    other = {"strict": ClaimFilter(paused=(("github", "USER", "a"), ("trivore", "GROUP", "a")))}
     assert seqs(claim(steps.database, "r1", [(["strict"], 8)], other)) == [1]
 
 

@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db import engine as engines
 from inbox.db.dialect import is_data_error
-from inbox.event import Enrolment, Event
-from inbox.reads import Row, plain
-from inbox.store import STORES, IntakeStore, Rejected
+from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.db.reads import Row, plain
+from inbox.events.event import Enrolment, Event
 from tests.store.conftest import START, an_event
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ def test_a_repeat_is_noted_with_the_first_seq(intake: Intake, engine: Engine) ->
     later = msgspec.structs.replace(an_event(2), received_at=START + timedelta(seconds=90))
     assert intake.repeat(later, an_event(1), later) == [2, 1, 2]
 
-    noted = rows(engine, "SELECT * FROM repeated_request ORDER BY id")
+    noted = rows(engine, "SELECT * FROM duplicate_request ORDER BY id")
     assert [(row["seq"], row["received_at"]) for row in noted] == [
         (2, later.received_at),
         (1, START),
@@ -216,7 +216,7 @@ def test_a_repeat_is_noted_with_the_first_seq(intake: Intake, engine: Engine) ->
 def test_a_repeat_with_another_body_keeps_it(intake: Intake, engine: Engine) -> None:
     intake.append(an_event(1))
     assert intake.repeat(with_body(an_event(1), ODD_BYTES), an_event(1)) == [1, 1]
-    kept, same = rows(engine, "SELECT body, body_sha256 FROM repeated_request ORDER BY id")
+    kept, same = rows(engine, "SELECT body, body_sha256 FROM duplicate_request ORDER BY id")
     assert (bytes(kept["body"]), kept["body_sha256"]) == (ODD_BYTES, hashlib.sha256(ODD_BYTES).hexdigest())
     assert same["body"] is None
 
@@ -226,7 +226,7 @@ def test_a_repeat_of_an_erased_event_is_compared_by_its_hash(intake: Intake, eng
     with engine.begin() as connection:
         connection.execute(text("UPDATE inbox SET body = NULL, headers = NULL"))
     assert intake.repeat(an_event(1)) == [1]
-    assert rows(engine, "SELECT body FROM repeated_request") == [{"body": None}]
+    assert rows(engine, "SELECT body FROM duplicate_request") == [{"body": None}]
 
 
 def test_a_repeat_of_nothing_notes_nothing(intake: Intake, engine: Engine) -> None:
@@ -236,12 +236,12 @@ def test_a_repeat_of_nothing_notes_nothing(intake: Intake, engine: Engine) -> No
         1,
         None,
     ]
-    assert len(rows(engine, "SELECT * FROM repeated_request")) == 1
+    assert len(rows(engine, "SELECT * FROM duplicate_request")) == 1
 
 
 def kept(engine: Engine) -> list[tuple[int, int]]:
     """Seq and count of each row, in their order."""
-    found = rows(engine, "SELECT seq, times FROM repeated_request ORDER BY id")
+    found = rows(engine, "SELECT seq, times FROM duplicate_request ORDER BY id")
     return [(row["seq"], row["times"]) for row in found]
 
 
@@ -261,7 +261,7 @@ def test_the_first_repeats_of_an_event_are_rows_and_the_last_of_them_counts_the_
 
     assert [times for seq, times in kept(engine) if seq == 1] == [1] * 19 + [8]
     assert [times for seq, times in kept(engine) if seq == 2] == [1, 1]
-    (row,) = rows(engine, "SELECT received_at, last_received_at FROM repeated_request WHERE times > 1")
+    (row,) = rows(engine, "SELECT received_at, last_received_at FROM duplicate_request WHERE times > 1")
     assert row == {"received_at": START + timedelta(seconds=19), "last_received_at": START + timedelta(seconds=40)}
 
 
@@ -269,16 +269,16 @@ def test_what_is_counted_is_to_be_judged_again(intake: Intake, engine: Engine) -
     intake.append(an_event(1))
     intake.repeat(*[an_event(1)] * 25)
     with engine.begin() as connection:
-        connection.execute(text("UPDATE repeated_request SET handled_at = received_at, error = 'odd'"))
+        connection.execute(text("UPDATE duplicate_request SET handled_at = received_at, error = 'odd'"))
     intake.repeat(an_event(1))
-    (row,) = rows(engine, "SELECT times, error FROM repeated_request WHERE handled_at IS NULL")
+    (row,) = rows(engine, "SELECT times, error FROM duplicate_request WHERE handled_at IS NULL")
     assert row == {"times": 7, "error": None}
 
 
 def test_the_bodies_of_the_first_repeats_are_kept(intake: Intake, engine: Engine) -> None:
     intake.append(an_event(1))
     intake.repeat(*(with_body(an_event(1), b"%d" % n) for n in range(30)))
-    bodies = [bytes(row["body"]) for row in rows(engine, "SELECT body FROM repeated_request ORDER BY id")]
+    bodies = [bytes(row["body"]) for row in rows(engine, "SELECT body FROM duplicate_request ORDER BY id")]
     assert bodies == [b"%d" % n for n in range(20)]
 
 
@@ -302,7 +302,7 @@ def test_receivers_that_repeat_the_same_events_in_different_orders_lose_no_count
 
     asyncio.run(at_once())
     (row,) = rows(
-        engine, "SELECT CAST(sum(times) AS bigint) AS times, count(DISTINCT seq) AS seqs FROM repeated_request"
+        engine, "SELECT CAST(sum(times) AS bigint) AS times, count(DISTINCT seq) AS seqs FROM duplicate_request"
     )
     assert row == {"times": 8 * (20 + 3 * 40), "seqs": 8}
     assert len(kept(engine)) < 8 * 30
@@ -317,7 +317,7 @@ def test_a_receiver_that_has_not_committed_yet_holds_no_other_up(
     intake.repeat(*[an_event(1)] * 20)
     engine = engines.connect(postgres_database_url, application="tests")
     with engine.connect() as connection:
-        connection.execute(text("UPDATE repeated_request SET times = times + 1, handled_at = NULL"))
+        connection.execute(text("UPDATE duplicate_request SET times = times + 1, handled_at = NULL"))
         assert intake.repeat(an_event(1), an_event(1)) == [1, 1]
         connection.commit()
     assert kept(engine) == [(1, 2)] * 21

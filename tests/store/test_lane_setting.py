@@ -8,12 +8,12 @@ from typing import Literal
 import msgspec
 import pytest
 
-from inbox.config import Config
-from inbox.event import Enrolment, Event
-from inbox.reads import Row
-from relay.audit import Difference
-from relay.store.rebuild import rebuild
-from relay.store.verify import verify
+from inbox.config.model import Config
+from inbox.db.reads import Row
+from inbox.events.event import Enrolment, Event
+from relay.delivery.audit import Difference
+from relay.store.audit.rebuild import rebuild
+from relay.store.audit.verify import verify
 from tests.store.conftest import Steps, an_event
 from tests.store.verifying import CONFIG, DONE, Planter, plant
 

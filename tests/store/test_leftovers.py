@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from inbox.config import Retry
-from relay.outcome import Delivered, Failed
-from relay.policy import RoutePolicy, Schedule
+from inbox.config.model import Retry
+from relay.delivery.outcome import Delivered, Failed
+from relay.delivery.policy import RoutePolicy, Schedule
+from relay.store.audit.verify import verify
 from relay.store.claim import claim
 from relay.store.coverage import MOST_HEALED
 from relay.store.database import Database
@@ -16,7 +17,6 @@ from relay.store.leftovers import Leftovers
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import BATCH, sequence
-from relay.store.verify import verify
 from tests.helpers.transactions import Transactions
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG

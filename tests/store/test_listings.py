@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from sqlalchemy import Engine
 
-from inbox import reads
-from relay.outcome import Delivered
+from inbox.db import reads
+from relay.delivery.outcome import Delivered
 from tests.store.conftest import START, Steps, an_event
 
 Receive = Callable[..., list[int | None]]

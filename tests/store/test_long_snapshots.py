@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
-from inbox.timestamps import time_text
+from inbox.events.timestamps import time_text
 from relay.store import passing
 from relay.store.claim import claim
 from relay.store.database import Database

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from relay.lifecycle import State
-from relay.outcome import Delivered, Delivery, Failed, Outcome
-from relay.store.claim import claim, give_back, renew
+from relay.delivery.lifecycle import State
+from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.lanes import heads_of
+from relay.store.leases import give_back, renew
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
@@ -36,7 +37,7 @@ def one_round(database: Database, name: str, route: str, rng: random.Random) -> 
     claimed = claim(database, name, [([route], 8)])
     kept = [delivery for delivery in claimed if rng.random() > 0.05]
     back = [(d.seq, d.route, d.lease_token) for d in claimed if d not in kept]
-    give_back(database, back)
+    give_back(database, POLICIES, name, back)
     record(database, POLICIES, name, [(delivery, an_outcome(rng)) for delivery in kept])
     reap(database, POLICIES, name)
     return moved + len(claimed)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from inbox.config import BreakerLimits, Config, Duration, ForwardDestination, NoAuth, Retry, Route, Secret, Source
-from relay.outcome import Call, Delivered, Failed
-from relay.policy import policies
+from inbox.config.model import BreakerLimits, Config, Duration, ForwardDestination, NoAuth, Retry, Route, Secret, Source
+from relay.delivery.outcome import Call, Delivered, Failed
+from relay.delivery.policy import policies
 from relay.store import gates
 from relay.store.claim import claim, claim_probe
+from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import record
-from relay.store.selection import Selection
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import FakeClock, Steps, an_event
 

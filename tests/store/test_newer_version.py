@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import text
 
 from inbox.errors import UnreadableLog
-from relay.outcome import Delivered
-from relay.store.rebuild import rebuild
+from relay.delivery.outcome import Delivered
+from relay.store.audit.rebuild import rebuild
+from relay.store.audit.verify import verify
 from relay.store.reopen import find
-from relay.store.verify import verify
 from tests.store.conftest import Steps, an_event
 from tests.store.test_replay import CONFIG
 

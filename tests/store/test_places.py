@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Engine, event, text
 
-from relay.gates import Passage
+from relay.delivery.gates import ClaimFilter
 from relay.store import places
 from relay.store.claim import claim, claim_probe
 from relay.store.places import WHOLE_EVERY_SECONDS, Floor, Passing, Places
@@ -98,14 +98,16 @@ def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: S
     assert behind + claimed(steps, remembered) == [3]
 
 
-def claimed(steps: Steps, remembered: Places, most: int = 8, passage: Passage | None = None) -> list[int]:
-    passages = {} if passage is None else {"strict": passage}
-    return [delivery.seq for delivery in claim(steps.database, "r1", [(["strict"], most)], passages, places=remembered)]
+def claimed(steps: Steps, remembered: Places, most: int = 8, passage: ClaimFilter | None = None) -> list[int]:
+    claim_filters = {} if passage is None else {"strict": passage}
+    return [
+        delivery.seq for delivery in claim(steps.database, "r1", [(["strict"], most)], claim_filters, places=remembered)
+    ]
 
 
 # --- pauses
 
-PAUSED = Passage(paused=(("trivore", "USER", "paused"),))
+PAUSED = ClaimFilter(paused=(("trivore", "USER", "paused"),))
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_what_was_paused_is_claimed_when_it_is_not_any_more(steps: Steps, clock:
     heads(steps, "other", *["paused"] * 20)
     clock.advance(3600)
     remembered = Places()
-    others = Passage(paused=(("trivore", "USER", "paused"), ("trivore", "USER", "other")))
+    others = ClaimFilter(paused=(("trivore", "USER", "paused"), ("trivore", "USER", "other")))
     for _ in range(5):
         assert claimed(steps, remembered, passage=others) == []
     assert claimed(steps, remembered, passage=PAUSED) == [1]

@@ -14,33 +14,32 @@ from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
-from inbox.timestamps import time_text
+from inbox.events.timestamps import time_text
 from relay.store import (
     ahead,
     claim,
     conditions,
     coverage,
     database,
+    duplicates,
     events,
-    examine,
     horizon,
     lanes,
+    leases,
     leftovers,
     passing,
     reap,
-    rebuild,
     record,
     reopen,
-    repeats,
     sequence,
     sweeps,
-    verify,
 )
+from relay.store.audit import examine, rebuild, verify
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
 EVENTS = 50_000
-BIG = {"inbox", "open_delivery", "delivery_log", "repeated_request"}
+BIG = {"inbox", "open_delivery", "delivery_log", "duplicate_request"}
 NOW = time_text(START)
 
 STATE = """CASE WHEN n % 400 = 0 THEN 'in_flight' WHEN n % 10 = 0 THEN 'ready' WHEN n % 4000 = 11 THEN 'dead'
@@ -69,7 +68,7 @@ SELECT {now}, n, 'crm', CASE WHEN n % 4000 = 11 THEN 'dead' WHEN n % 4000 = 12 T
 FROM {numbers}
 """,
     """
-INSERT INTO repeated_request (seq, received_at, body_sha256, handled_at)
+INSERT INTO duplicate_request (seq, received_at, body_sha256, handled_at)
 SELECT n / 3, {now}, {body}, CASE WHEN n % 50 = 0 THEN NULL ELSE {now} END FROM {numbers}
 """,
     "ANALYZE",
@@ -182,9 +181,9 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "any suspect": claim._any_suspect,
     "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
-    "renew": claim._renew,
-    "still ours": claim._ours,
-    "give back": claim._give_back,
+    "renew": leases._renew,
+    "still ours": leases._ours,
+    "give back": leases._give_back,
     "any expired": reap._any_expired,
     "reap": reap._expired,
     "routes that are due later": horizon._routes_ahead,
@@ -205,11 +204,11 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "wanted that are open": reopen._present,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
-    "newest repeat": lambda _: repeats._NEWEST,
-    "page of repeats": lambda _: repeats._PAGE,
-    "repeats of some events": repeats._unhandled,
-    "repeats that are handled": repeats._handle,
-    "routes of repeated": repeats._routes,
+    "newest repeat": lambda _: duplicates._NEWEST,
+    "page of repeats": lambda _: duplicates._PAGE,
+    "repeats of some events": duplicates._unhandled,
+    "repeats that are handled": duplicates._handle,
+    "routes of repeated": duplicates._routes,
     "dead of a lane": coverage._dead,
     "dead of a lane before a success": coverage._dead_before,
     "left to be healed": lambda _: coverage._TO_HEAL,
@@ -309,7 +308,7 @@ def test_on_postgres_it_reads_no_big_table_from_end_to_end(
 
 
 PARTIAL = (
-    "ix_repeated_request_open",
+    "ix_duplicate_request_open",
     "ix_open_delivery_received",
     "ix_open_delivery_in_flight",
     "ix_open_delivery_dead",

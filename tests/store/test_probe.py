@@ -8,13 +8,16 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from inbox.config import BreakerLimits
-from relay.gates import GateKey, Toll, entity_key
-from relay.outcome import Delivered, Failed
-from relay.policy import RoutePolicy
-from relay.store import commands, gates, nodes
-from relay.store.claim import LEASE_SECONDS, claim
+from inbox.config.model import BreakerLimits
+from relay.delivery.gates import GateKey, RateLimit, entity_key
+from relay.delivery.outcome import Delivered, Failed
+from relay.delivery.policy import RoutePolicy
+from relay.store import gates, nodes
+from relay.store.claim import claim
 from relay.store.database import Database
+from relay.store.leases import LEASE_SECONDS
+from relay.store.operator import commands
+from relay.store.operator.selection import Selection
 from relay.store.probe import (
     STUCK_AFTER_SECONDS,
     relays_in_trouble,
@@ -22,7 +25,6 @@ from relay.store.probe import (
     unordered,
     waits_for_a_person,
 )
-from relay.store.selection import Selection
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 
 CRM = ("destination", "crm")
@@ -30,7 +32,7 @@ POLICY = msgspec.structs.replace(
     POLICIES["strict"],
     gates=(("source", "trivore"), ("route", "strict"), CRM),
     breakers={CRM: BreakerLimits()},
-    tolls=(Toll(CRM, 0.001, 1),),
+    rate_limits=(RateLimit(CRM, 0.001, 1),),
 )
 HOPELESS = Failed((), "mapping", "no value")
 A_MINUTE = STUCK_AFTER_SECONDS + 1
@@ -114,12 +116,12 @@ def test_what_a_breaker_or_a_rate_holds_back_is_not_stuck(steps: Steps, database
     with database.write() as transaction:
         now = transaction.lock_order()
         gates.lock_all(transaction, [CRM])
-        gates.use_rates(transaction, {CRM: POLICY.tolls[0].used(None, now, 1)})
+        gates.use_rates(transaction, {CRM: POLICY.rate_limits[0].used(None, now, 1)})
     assert stuck(database) == []
-    assert stuck(database, msgspec.structs.replace(POLICY, tolls=())) == ["strict"]
+    assert stuck(database, msgspec.structs.replace(POLICY, rate_limits=())) == ["strict"]
     with database.write() as transaction:
         gates.listen(transaction, [gates.Heard(CRM, "refused", "401")], {"strict": POLICY}, transaction.lock_order())
-    assert stuck(database, msgspec.structs.replace(POLICY, tolls=())) == []
+    assert stuck(database, msgspec.structs.replace(POLICY, rate_limits=())) == []
 
 
 def test_what_has_arrived_is_unordered_when_nothing_moves_for_a_minute(

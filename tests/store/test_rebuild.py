@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine, text
 
-from relay import facts
-from relay.store import examine, verify
+from relay.delivery import facts
+from relay.store.audit import examine, verify
 from relay.store.database import Database
 from relay.store.record import record
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from relay.store import examine
+from relay.store.audit import examine
+from relay.store.audit.rebuild import rebuild
 from relay.store.database import Database, Transaction
-from relay.store.rebuild import rebuild
 from tests.helpers.agreement import facts_agree
 from tests.helpers.reading import count, rows
 from tests.helpers.waiting import until

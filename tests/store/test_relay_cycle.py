@@ -7,10 +7,12 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from relay import facts
-from relay.outcome import Delivered, Failed
-from relay.store.claim import claim, give_back, renew
+from relay.daemon.leases import claim_of
+from relay.delivery import facts
+from relay.delivery.outcome import Delivered, Failed
+from relay.store.claim import claim
 from relay.store.database import Database
+from relay.store.leases import give_back, renew
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
@@ -172,10 +174,39 @@ def test_giving_back_uses_no_attempt(database: Database, receive: Receive) -> No
     receive(an_event(1))
     sequence(database, POLICIES, "r1")
     (delivery,) = claim(database, "r1", [(["strict"], 1)])
-    assert give_back(database, [(delivery.seq, delivery.route, delivery.lease_token)]) == 1
+    assert give_back(database, POLICIES, "r1", [claim_of(delivery)]) == 1
     (again,) = claim(database, "r2", [(["strict"], 1)])
     assert again.attempt == 1
     assert log(database) == []
+
+
+def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(
+    database: Database, receive: Receive
+) -> None:
+    receive(an_event(2))
+    sequence(database, POLICIES, "r1")
+    (later,) = claim(database, "r1", [(["strict"], 1)])
+    receive(an_event(1))
+    sequence(database, POLICIES, "r2")
+    give_back(database, POLICIES, "r1", [claim_of(later)])
+
+    assert states(database) == [(1, "waiting"), (2, "ready")]
+    (older,) = claim(database, "r2", [(["strict"], 10)])
+    assert older.seq == 2
+
+
+def test_in_latest_one_that_is_given_back_is_folded_into_a_newer_one_that_waits(
+    database: Database, receive: Receive
+) -> None:
+    receive(an_event(1, routes=["latest"]))
+    sequence(database, POLICIES, "r1")
+    (older,) = claim(database, "r1", [(["latest"], 1)])
+    receive(an_event(2, routes=["latest"]))
+    sequence(database, POLICIES, "r2")
+    give_back(database, POLICIES, "r1", [claim_of(older)])
+
+    assert states(database) == [(2, "ready")]
+    assert log(database) == [(1, "superseded")]
 
 
 def test_an_event_that_arrives_after_a_later_one_was_delivered_is_late(database: Database, receive: Receive) -> None:

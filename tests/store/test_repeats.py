@@ -13,21 +13,22 @@ from sqlalchemy import Engine, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import Sql
-from inbox.event import Event
-from inbox.store import STORES
-from relay.claiming import Claiming
-from relay.leases import Leases
+from inbox.db.intake import STORES
+from inbox.events.event import Event
+from relay.daemon.alert_sender import AlertSender
+from relay.daemon.claimer import Claimer
+from relay.daemon.leases import Leases
+from relay.daemon.maintenance import Maintenance
+from relay.delivery.outcome import Delivered, Delivery
+from relay.delivery.policy import policies
 from relay.observe import Observer
-from relay.outcome import Delivered, Delivery
-from relay.poster import Poster
 from relay.steps import Steps as StepsOfARelay
-from relay.store import repeats
+from relay.store import duplicates
 from relay.store.claim import claim
 from relay.store.database import Database
+from relay.store.duplicates import Judged, Rest, judge_duplicates
 from relay.store.record import record
-from relay.store.repeats import Judged, Rest, judge_repeats
 from relay.store.sequence import sequence
-from relay.upkeep import Upkeep
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_coverage import fetched
@@ -78,7 +79,7 @@ def delivered(steps: Steps, *events: Event) -> None:
 
 
 def judge(steps: Steps, rest: Rest | None = None) -> Judged:
-    return judge_repeats(steps.database, CONFIG, "r1", rest)
+    return judge_duplicates(steps.database, CONFIG, POLICIES, "r1", rest)
 
 
 def judge_all(steps: Steps, rounds: int = 20) -> list[Judged]:
@@ -97,13 +98,13 @@ def rearmed(steps: Steps) -> list[int]:
 
 def waiting(steps: Steps) -> list[int]:
     """The events whose repeats are not judged yet."""
-    found = steps.rows("SELECT DISTINCT seq FROM repeated_request WHERE handled_at IS NULL ORDER BY seq")
+    found = steps.rows("SELECT DISTINCT seq FROM duplicate_request WHERE handled_at IS NULL ORDER BY seq")
     return [row["seq"] for row in found]
 
 
 def stored(steps: Steps) -> tuple[int, int]:
     """How many rows there are, and how many requests they stand for."""
-    (row,) = steps.rows("SELECT count(*) AS number, CAST(sum(times) AS bigint) AS times FROM repeated_request")
+    (row,) = steps.rows("SELECT count(*) AS number, CAST(sum(times) AS bigint) AS times FROM duplicate_request")
     return row["number"], row["times"]
 
 
@@ -158,7 +159,7 @@ def plant_rows(engine: Engine, *, seq: int, number: int) -> None:
     with engine.begin() as connection:
         connection.execute(
             text(
-                "INSERT INTO repeated_request (seq, received_at, body_sha256)"
+                "INSERT INTO duplicate_request (seq, received_at, body_sha256)"
                 f" SELECT {seq}, '2026-01-01 00:00:00.000000Z', {body} FROM {numbers} AS made"
             )
         )
@@ -186,7 +187,7 @@ def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps,
     repeat(often, times=3)
     judge(steps)
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
-    (newest,) = steps.rows("SELECT max(id) AS id FROM repeated_request")
+    (newest,) = steps.rows("SELECT max(id) AS id FROM duplicate_request")
     assert fact["detail"] == {"repeat": newest["id"]}
 
 
@@ -246,9 +247,9 @@ def test_a_relay_looks_at_the_rest_at_once(steps: Steps, repeat: Repeat) -> None
     repeat(*events)
     observer = Observer()
     leases = Leases()
-    claiming = Claiming(steps.database, "r1", leases, observer)
-    upkeep = Upkeep(steps.database, "r1", claiming, observer, leases=leases, steps=StepsOfARelay(observer))
-    poster = Poster(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    claiming = Claimer(steps.database, "r1", leases, observer)
+    upkeep = Maintenance(steps.database, "r1", claiming, observer, leases=leases, steps=StepsOfARelay(observer))
+    poster = AlertSender(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
 
     more = [upkeep.do(CONFIG, POLICIES, poster) > 0 for _ in range(3)]
 
@@ -322,10 +323,10 @@ def test_one_that_commits_before_is_judged_with_them(meanwhile: Meanwhile) -> No
 def test_repeats_that_are_marked_by_their_event_lose_one(meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why a row is marked as it was read."""
     by_event = """
-UPDATE repeated_request SET handled_at = CAST(:at AS timestamptz)
+UPDATE duplicate_request SET handled_at = CAST(:at AS timestamptz)
 WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
 """
-    monkeypatch.setattr(repeats, "_handle", lambda _: text(by_event))
+    monkeypatch.setattr(duplicates, "_handle", lambda _: text(by_event))
     meanwhile.judge(MARKS, lambda: meanwhile.receive("repeat", meanwhile.event))
     assert waiting(meanwhile.steps) == []
 
@@ -335,7 +336,7 @@ def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None
     with meanwhile.engine.connect() as connection:
         connection.execute(
             text(
-                "INSERT INTO repeated_request (seq, received_at, body_sha256)"
+                "INSERT INTO duplicate_request (seq, received_at, body_sha256)"
                 " VALUES (1, '2026-01-01 00:00:00Z', decode('00', 'hex'))"
             )
         )
@@ -348,7 +349,7 @@ def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None
 def test_a_receiver_that_has_not_committed_yet_does_not_hold_the_order_lock_up(meanwhile: Meanwhile) -> None:
     with meanwhile.engine.connect() as connection:
         connection.execute(
-            text("UPDATE repeated_request SET times = times + 1 WHERE id = (SELECT max(id) FROM repeated_request)")
+            text("UPDATE duplicate_request SET times = times + 1 WHERE id = (SELECT max(id) FROM duplicate_request)")
         )
         judged = judge(meanwhile.steps)
         connection.commit()
@@ -375,11 +376,11 @@ def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all
     record_all(steps, claim_all(steps))
     repeat(event)
     for _ in range(3):
-        judge_repeats(steps.database, config, "r1")
+        judge_duplicates(steps.database, config, policies(config), "r1")
         record_all(steps, claim_all(steps))
     record(steps.database, known, "r1", [(slow, TOO_SOON)])
     for _ in range(3):
-        judge_repeats(steps.database, config, "r1")
+        judge_duplicates(steps.database, config, policies(config), "r1")
         record_all(steps, claim_all(steps))
     assert sorted(
         (row["route"], row["number"])

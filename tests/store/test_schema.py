@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from inbox.db.dialect import POSTGRES, UtcDateTime
 from inbox.db.schema import OPEN_STATES, delivery_log, gate, inbox, metadata, open_delivery, order_lock, write_probe
-from relay import facts
-from relay.lifecycle import HEADS, State, Step
+from relay.delivery import facts
+from relay.delivery.lifecycle import HEADS, State, Step
 from tests.store.conftest import START
 
 SCHEDULED: dict[str, dict[str, Any]] = {

@@ -11,22 +11,23 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.config import Config
-from relay.claiming import Claiming
-from relay.gates import Passage, Toll
-from relay.leases import Leases
+from inbox.config.model import Config
+from relay.daemon.alert_sender import AlertSender
+from relay.daemon.claimer import Claimer
+from relay.daemon.leases import Leases, claim_of
+from relay.daemon.maintenance import Maintenance
+from relay.delivery.gates import ClaimFilter, RateLimit
+from relay.delivery.outcome import Delivered
 from relay.observe import Observer
-from relay.outcome import Delivered
-from relay.poster import Poster
 from relay.steps import Steps as StepsOfARelay
-from relay.store import commands
 from relay.store.claim import claim
 from relay.store.database import FailedAlone
+from relay.store.leases import give_back
+from relay.store.operator import commands
+from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import Recorded, record, record_each
-from relay.store.selection import Selection
 from relay.store.sequence import sequence
-from relay.upkeep import Upkeep
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_commands import HOPELESS
 from tests.store.test_replay import CONFIG
@@ -107,7 +108,7 @@ def test_no_command_is_failed_where_a_table_is_missing(steps: Steps) -> None:
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
     by_hand(steps, "ALTER TABLE order_lock RENAME TO away")
     with suppress(DBAPIError):  # SQLite's transactions have no need of that table
-        commands.work_on(steps.database, CONFIG, number)
+        commands.work_on(steps.database, CONFIG, POLICIES, number)
     (row,) = steps.rows("SELECT state FROM relay_command")
     assert row["state"] in {"asked", "running"}
 
@@ -120,6 +121,18 @@ def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps,
     with pytest.raises(DBAPIError, match="no"):
         reap(steps.database, POLICIES, "r1")
     assert states(steps) == {"ready": 9, "in_flight": 1}
+
+
+def test_a_lane_that_can_not_be_settled_keeps_no_lease_from_being_given_back(steps: Steps) -> None:
+    steps.arrive(*(an_event(number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
+    claimed = claim(steps.database, "r1", [(["latest"], 10)])
+    steps.arrive(*(an_event(10 + number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
+    alone: list[FailedAlone] = []
+    steps.database.on_failed_alone = alone.append
+    refuse(steps, "delivery_log", "NEW.seq = 3")
+    assert give_back(steps.database, POLICIES, "r1", list(map(claim_of, claimed))) == 10
+    assert states(steps) == {"ready": 10, "waiting": 1}
+    assert [(one.step, one.item) for one in alone] == [("give_back", "route=latest seq=3")]
 
 
 def test_a_lane_goes_on_behind_a_death_that_can_not_be_alerted(steps: Steps) -> None:
@@ -187,10 +200,10 @@ def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lo
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
     working = commands.OpenCommands(steps.database)
     with locked(steps, "SELECT 1 FROM relay_command FOR UPDATE"):
-        assert working.work(CONFIG) == 0
+        assert working.work(CONFIG, POLICIES) == 0
     ((which, error),) = working.busy
     assert (which, "could not obtain lock" in str(error)) == (number, True)
-    assert working.work(CONFIG) == 10
+    assert working.work(CONFIG, POLICIES) == 10
 
 
 @on_postgres
@@ -199,13 +212,13 @@ def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(
 ) -> None:
     receive(an_event(1, routes=["strict", "latest"]))
     sequence(steps.database, POLICIES, "r1")
-    passages = {name: Passage((), (Toll(("destination", name), 10, 1),)) for name in POLICIES}
+    claim_filters = {name: ClaimFilter((), (RateLimit(("destination", name), 10, 1),)) for name in POLICIES}
     wanted = [(["strict"], 1), (["latest"], 1)]
     by_hand(steps, "INSERT INTO gate (kind, name) VALUES ('destination', 'strict')")
     with locked(steps, "SELECT 1 FROM gate FOR UPDATE"):
-        claimed = claim(steps.database, "r1", wanted, passages)
+        claimed = claim(steps.database, "r1", wanted, claim_filters)
         with pytest.raises(DBAPIError, match="lock timeout"):
-            claim(steps.database, "r1", [(["strict"], 1)], passages)
+            claim(steps.database, "r1", [(["strict"], 1)], claim_filters)
     assert [delivery.route for delivery in claimed] == ["latest"]
 
 
@@ -218,12 +231,12 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
         raise ValueError("no")
 
     monkeypatch.setattr(commands.OpenCommands, "work", fails)
-    monkeypatch.setattr("relay.upkeep.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("relay.daemon.maintenance.EVERY_SECONDS", 0.0)
     observer, leases, now = Observer(), Leases(), [0.0]
     running = StepsOfARelay(observer, monotonic=lambda: now[0])
-    claiming = Claiming(steps.database, "r1", leases, observer)
-    upkeep = Upkeep(steps.database, "r1", claiming, observer, leases=leases, steps=running)
-    poster = Poster(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    claiming = Claimer(steps.database, "r1", leases, observer)
+    upkeep = Maintenance(steps.database, "r1", claiming, observer, leases=leases, steps=running)
+    poster = AlertSender(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
     for _ in range(3):
         upkeep.do(CONFIG, POLICIES, poster)
         now[0] += 1

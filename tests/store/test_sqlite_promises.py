@@ -12,8 +12,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from inbox.db import engine as engines
-from inbox.timestamps import time_text
-from relay.outcome import Failed
+from inbox.events.timestamps import time_text
+from relay.delivery.outcome import Failed
 from tests.helpers.filling import fill
 from tests.helpers.reading import count, rows
 from tests.helpers.relaying import UNWELL, Scripted, Steps

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
-from inbox.repeated import POSTGRES_REPEAT
-from inbox.timestamps import time_text
-from relay.store import claim, conditions, coverage, lanes, leftovers, passing, repeats
+from inbox.db.duplicates import POSTGRES_REPEAT
+from inbox.events.timestamps import time_text
+from relay.store import claim, conditions, coverage, duplicates, lanes, leftovers, passing
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -136,7 +136,7 @@ JOIN open_delivery o ON o.route = lanes.route AND o.lane = lanes.lane WHERE o.st
 
 
 REPEATS = """
-INSERT INTO repeated_request (seq, received_at, body_sha256, handled_at)
+INSERT INTO duplicate_request (seq, received_at, body_sha256, handled_at)
 SELECT 1, now(), decode('00', 'hex'), now() FROM generate_series(1, :rows) AS n
 """
 EVENTS = """
@@ -144,7 +144,7 @@ INSERT INTO inbox (source, dedup_key, event_type, action, occurred_at, received_
 SELECT 'trivore', 'key ' || n, 'UPDATE', 'update', now(), now(), ARRAY['crm'], 'text/plain', decode('00', 'hex')
 FROM generate_series(1, :rows) AS n
 """
-BECAME_MANY = "UPDATE repeated_request SET seq = id, handled_at = CASE WHEN id % 2 = 0 THEN now() END"
+BECAME_MANY = "UPDATE duplicate_request SET seq = id, handled_at = CASE WHEN id % 2 = 0 THEN now() END"
 ARRIVED = {
     "n": list(SOME),
     "source": ["trivore"] * len(SOME),
@@ -159,11 +159,11 @@ ARRIVED = {
 OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "repeat": (POSTGRES_REPEAT, ARRIVED),
     "count another": (POSTGRES_REPEAT, {**ARRIVED, "kept": 1}),
-    "newest": (repeats._NEWEST, {}),
-    "page": (repeats._PAGE, {"after": 100, "last": ROWS, "rows": 16}),
-    "unhandled": (repeats._unhandled(SQL), {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),
+    "newest": (duplicates._NEWEST, {}),
+    "page": (duplicates._PAGE, {"after": 100, "last": ROWS, "rows": 16}),
+    "unhandled": (duplicates._unhandled(SQL), {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),
     "handle": (
-        repeats._handle(SQL),
+        duplicates._handle(SQL),
         {"decided": rows_param({"id": n, "times": 1} for n in SOME), "at": time_text(START)},
     ),
 }
@@ -175,11 +175,11 @@ def hammered(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
     name = f"inbox_relay_hammered_{os.getpid()}"
     engine = engines.connect(_create_database(postgres_url, name, template=postgres_template), application="tests")
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE repeated_request SET (autovacuum_enabled = false)"))
+        connection.execute(text("ALTER TABLE duplicate_request SET (autovacuum_enabled = false)"))
         connection.execute(text(EVENTS), {"rows": ROWS})
         connection.execute(text(REPEATS), {"rows": ROWS})
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE repeated_request, inbox"))
+        connection.execute(text("VACUUM ANALYZE duplicate_request, inbox"))
     yield engine
     engine.dispose()
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")

@@ -11,16 +11,16 @@ import pytest
 from sqlalchemy import Engine
 from tenacity import wait_none
 
-from inbox import config_file
 from inbox.errors import SweepFailed
-from inbox.event import Event, swept_key
-from inbox.timestamps import to_nanoseconds
-from relay import listing
+from inbox.events.event import Event, swept_key
+from inbox.events.timestamps import to_nanoseconds
+from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
-from relay.listed import Listed
 from relay.store import sweeps
 from relay.store.database import Database
-from relay.sweeping import Sweeping, Swept
+from relay.sweep import pages
+from relay.sweep.run import Sweeping, Swept
+from relay.sync.cursor import Listed
 from tests.destinations.scripted import serving
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.reading import count
@@ -182,7 +182,7 @@ def sweeping(directory: Directory, database_url: str) -> Iterator[Sweeping]:
     """Three a page."""
     with serving(directory) as server:
         text = config_text(database_url) + TABLE.format(url=server.url, count=3)
-        made = Sweeping(config_file.parse(text), "trivore", 0)
+        made = Sweeping(parse_config(text), "trivore", 0)
         yield made
         made.close()
 
@@ -195,7 +195,7 @@ def run(sweeping: Sweeping, engine: Engine) -> Swept:
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
     sweeping: Sweeping, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "WAIT", wait_none())
+    monkeypatch.setattr(pages, "WAIT", wait_none())
     directory.statuses = [200, 503, 429, 200, 503]
     assert (run(sweeping, engine).compared, directory.pages) == (10, 6 + 3)
     directory.statuses = [200, 503, 503, 503]

@@ -9,14 +9,15 @@ from itertools import count
 import msgspec
 import pytest
 
-from inbox import metrics
-from inbox.config import Route
-from inbox.metrics import Meters, Metric
-from relay import facts, gauges
-from relay.gates import Breaker, BreakerState, Gates
-from relay.gauges import Backlog
+from inbox.config.model import Route
+from inbox.telemetry import metrics
+from inbox.telemetry.metrics import Meters, Metric
+from relay.daemon import gauges
+from relay.daemon.gauges import Backlog
+from relay.delivery import facts
+from relay.delivery.gates import Breaker, BreakerState, Gates
+from relay.delivery.outcome import Delivered, Delivery, Failed
 from relay.observe import Observer
-from relay.outcome import Delivered, Delivery, Failed
 from relay.store.database import Database
 from relay.store.reap import reap
 from relay.store.record import Recorded
@@ -139,7 +140,7 @@ def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
 
     monkeypatch.setattr(gauges, "LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(Backlog, "look", look)
-    with gauges.shown(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
+    with gauges.publishing_gauges(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
         assert again.wait(30)
     assert "a look at the backlog ended by a bug" in caplog.messages
 

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import insert, text
 
 from inbox.clock import SystemClock
+from inbox.db.reads import Row
 from inbox.db.schema import delivery_log, open_delivery, relay_command, relay_node
-from inbox.reads import Row
-from relay.outcome import Delivered, Failed, Skipped
+from relay.delivery.outcome import Delivered, Failed, Skipped
 from relay.store.database import Database
 from relay.store.reap import reap
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event

@@ -7,12 +7,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
-from relay import facts
-from relay.lifecycle import append
-from relay.ordering import settle
-from relay.outcome import Delivered, Failed, Unchanged
+from relay.delivery import facts
+from relay.delivery.lifecycle import append
+from relay.delivery.ordering import settle
+from relay.delivery.outcome import Delivered, Failed, Unchanged
+from relay.store.audit.verify import verify
 from relay.store.database import ROW, as_open_delivery
-from relay.store.verify import verify
 from tests.store.conftest import FakeClock, Steps, an_event
 from tests.store.test_replay import CONFIG
 

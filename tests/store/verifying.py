@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox import config_file
 from inbox.db.dialect import POSTGRES
-from relay.audit import Difference
-from relay.outcome import Delivered, Failed
+from inbox.loader.load import parse_config
+from relay.delivery.audit import Difference
+from relay.delivery.outcome import Delivered, Failed
+from relay.store.audit.rebuild import rebuild
+from relay.store.audit.verify import verify
 from relay.store.database import Database
-from relay.store.rebuild import rebuild
-from relay.store.verify import verify
 from tests.store.conftest import Steps, an_event
 
-CONFIG = config_file.parse(
+CONFIG = parse_config(
     "\n".join(
         [
             '[sources.trivore]\npreset = "trivore"\nauth = { kind = "none" }',

@@ -1,0 +1,181 @@
+"""Output of both command lines: tables, `--json`, bars, exit statuses, and how an error is told.
+
+All that a command writes goes through here, and values through `inbox.logs.visible`. A string that rich gets is markup to it,
+so values are given as `rich.text.Text`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, Task
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.exc import DBAPIError
+from typer.core import TyperGroup
+
+from inbox.errors import ConfigError
+from inbox.events.timestamps import time_text
+from inbox.logs.visible import visible, visible_json, visible_text
+
+FINDING, WRONG_USE = 1, 2
+"""Exit statuses besides 0: the answer is a finding; the command or the configuration is wrong."""
+
+Row = Mapping[str, Any]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A terminal as wide as it is, or lines of any length when the output goes elsewhere."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=10_000, soft_wrap=True)
+
+
+def bar(*columns: ProgressColumn) -> Progress:
+    """A bar for somebody who watches; nothing where nobody does."""
+    terminal = console(stderr=True)
+    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
+
+
+class Doing(ProgressColumn):
+    """The description of a bar's task, which may hold values."""
+
+    def __init__(self, before: str = "") -> None:
+        super().__init__()
+        self._before = before
+
+    def render(self, task: Task) -> Text:
+        """The words that come before it, and it."""
+        return Text(f"{self._before}{visible(task.description)}")
+
+
+def say(message: str, *, on: Console | None = None, style: str = "") -> None:
+    """A sentence about what was done or found, on standard error unless told otherwise."""
+    (on or console(stderr=True)).print(Text(visible_text(message), style))
+
+
+def answer(message: str, *, style: str = "") -> None:
+    """A sentence, or a heading, that is what was asked for: it goes to standard output."""
+    say(message, on=console(), style=style)
+
+
+def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: str) -> None:
+    """A listing: a table of `columns` for people, or an array of whole objects."""
+    if as_json:
+        sys.stdout.write(as_document([dict(row) for row in rows]) + "\n")
+        return
+    if not rows:
+        say(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(
+            Text(column), overflow="fold", justify="right" if isinstance(rows[0].get(column), int | float) else "left"
+        )
+    for row in rows:
+        table.add_row(*(cell(row.get(column)) for column in columns))
+    console().print(table)
+
+
+def show_fields(row: Row, *, as_json: bool) -> None:
+    """One object, a line for each field; a body keeps its lines."""
+    if as_json:
+        sys.stdout.write(as_document(dict(row)) + "\n")
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in row.items():
+        lines = isinstance(value, bytes)
+        table.add_row(Text(name), Text(visible_text(_decoded(value), indent="")) if lines else cell(value))
+    console().print(table)
+
+
+def as_document(value: object) -> str:
+    """JSON for `--json`: readable as it stands, with the values as they are."""
+    return visible_json(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
+
+
+def cell(value: object) -> Text:
+    """A value as it is shown in a table: always on one line, never markup."""
+    if value is None:
+        return Text()
+    if isinstance(value, datetime):
+        return Text(f"{time_text(value)[:23]}Z")
+    if isinstance(value, dict | list):
+        return Text(visible_json(json.dumps(value, default=_plain, ensure_ascii=False)))
+    return Text(visible(_decoded(value) if isinstance(value, bytes) else str(value)))
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong on standard error, and exit with 2."""
+    console(stderr=True).print(Text.assemble(("error:", "bold red"), " ", visible_text(message)))
+    raise typer.Exit(WRONG_USE)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn the errors a user can mend into one line and exit status 2."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(str(error))
+    except DBAPIError as error:
+        fail(f"the database: {str(error.orig).strip()}")
+
+
+class Commands(TyperGroup):
+    """The commands of an app. What is said of wrong use repeats what was given, so it is escaped as everything is."""
+
+    def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # typer's own, handed through
+        """Read the arguments before the command's name."""
+        with _escaped():
+            return super().make_context(*given, **more)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
+        """Read the arguments of the command, and run it."""
+        with _escaped():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(
+            error, "format_message"
+        ):  # click's exception, which typer has moved since the oldest that is allowed
+            error.message = visible_text(error.message)  # type: ignore[attr-defined]  # as the line above says
+        raise
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line. The text of a bug's exception may hold values, so it is escaped as everything is."""
+    try:
+        app()
+    except Exception:  # noqa: BLE001  # whatever it is, it ends the program, as it would without this
+        sys.stderr.write(visible_text(traceback.format_exc().rstrip()) + "\n")
+        sys.exit(1)
+
+
+def _decoded(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return time_text(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, Decimal):
+        return float(value)
+    raise TypeError(f"can't show a {type(value).__name__}")

@@ -1,0 +1,62 @@
+"""Which routes an event takes, and which lane it takes on each. Pure: the receiver calls it before the event is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from inbox.config.model import Route, When
+from inbox.events.event import Action, Enrolment, Identity, escape
+
+ROUTE_LANE = "*"
+OWN_LANE = "|"
+
+
+def enrol(source: str, identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
+    """The routes of `source` whose `when` the event matches, each with the event's lane there; `key` is its dedup key."""
+    return tuple(
+        Enrolment(route.name, lane_of(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key))
+        for route in routes
+        if route.source == source and matches(route.when, identity.entity_type, identity.event_type, identity.action)
+    )
+
+
+def matches(when: When, entity_type: str | None, event_type: str, action: Action) -> bool:
+    """Whether every condition that is set names the event's value."""
+    return (
+        (not when.entity_type or entity_type in when.entity_type)
+        and (not when.event_type or event_type in when.event_type)
+        and (not when.action or action in when.action)
+    )
+
+
+def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key: str) -> str:
+    """The unit of order on the route: its entity, the whole route, or the event itself, whose dedup key is `key`.
+
+    An event without an entity is its own lane. The three forms can't collide: an event's own lane begins with a bare
+    `|`, an entity's has one further in, and the whole route's has none.
+    """
+    if route.lane == "route":
+        return ROUTE_LANE
+    if route.lane == "entity" and entity_type is not None and entity_id is not None:
+        return _of_entity(entity_type, entity_id)
+    return f"{OWN_LANE}{key}"
+
+
+def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) -> frozenset[str]:
+    """Every lane that the event can have, whatever `lane` its routes had when it arrived."""
+    lanes = {ROUTE_LANE, f"{OWN_LANE}{key}"}
+    if entity_type is not None and entity_id is not None:
+        lanes.add(_of_entity(entity_type, entity_id))
+    return frozenset(lanes)
+
+
+def kind_of_lane(lane: str) -> Literal["entity", "route", "event"]:
+    """The setting of a route that makes such a lane."""
+    if lane == ROUTE_LANE:
+        return "route"
+    return "event" if lane.startswith(OWN_LANE) else "entity"
+
+
+def _of_entity(entity_type: str, entity_id: str) -> str:
+    return f"{escape(entity_type)}|{escape(entity_id)}"

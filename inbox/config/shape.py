@@ -1,0 +1,196 @@
+"""Walks a parsed `inbox.toml` beside the classes of `inbox.config.model` and says of each mistake which key it is in.
+
+msgspec checks the same, but names neither the table (`$.routes[...]`) nor a near match, and stops at the first mistake.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, Protocol, cast
+
+import msgspec
+from msgspec import inspect
+
+from inbox.config.model import Config, Duration, Endpoint, Rate, Route, Secret, Source
+from inbox.config.types import Address, Network
+
+Path = tuple[str, ...]
+"""Keys from the top of the file down; a place in a list is `[0]`."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAMED_BY_THEIR_TABLE = (Source, Endpoint, Route)
+_SCALARS: dict[type[inspect.Type], tuple[tuple[type, ...], str]] = {
+    inspect.StrType: ((str,), "text in quotes"),
+    inspect.BoolType: ((bool,), "true or false"),
+    inspect.IntType: ((int,), "a whole number"),
+    inspect.FloatType: ((int, float), "a number"),
+}
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """What is wrong, and with which key."""
+
+    path: Path
+    text: str
+
+
+class _Parsed(Protocol):
+    """A type that TOML lacks, and that reads itself from what TOML gives (`Address`, `Duration`, `Network`, `Rate`, `Secret`)."""
+
+    @classmethod
+    def parse(cls, given: object) -> object: ...
+
+
+def build(tree: dict[str, Any]) -> Config:
+    """The values of a file in which `mistakes` found none; named tables get their name.
+
+    Raises:
+        msgspec.ValidationError: `mistakes` has overlooked something.
+    """
+    named = {
+        section: {name: {**table, "name": name} for name, table in content.items()}
+        for section, content in tree.items()
+        if section in {"sources", "apis", "destinations", "routes"}
+    }
+    return msgspec.convert(tree | named, Config, dec_hook=parse_value)
+
+
+def parse_value(kind: type, given: object) -> object:
+    """The hook that gives msgspec an `Address`, a `Duration`, a `Network`, a `Rate` or a `Secret`.
+
+    Raises:
+        ValueError: `given` is none.
+        TypeError: no type of the configuration.
+    """
+    if kind not in {Address, Duration, Network, Rate, Secret}:
+        raise TypeError(f"{kind.__name__} has no place in the configuration")
+    return cast("type[_Parsed]", kind).parse(given)
+
+
+def mistakes(tree: dict[str, Any]) -> Iterator[Mistake]:
+    """Every unknown or missing key and every value of the wrong type, in the order of the file."""
+    return _check(inspect.type_info(Config), tree, ())
+
+
+def nearest(given: str, valid: Iterable[str]) -> str:
+    """Half a sentence that names the nearest valid name, or else all of them."""
+    names = sorted(valid)
+    close = get_close_matches(given, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"valid here: {', '.join(names)}" if names else "none is configured"
+
+
+def _check(kind: inspect.Type, value: object, path: Path) -> Iterator[Mistake]:
+    match kind:
+        case inspect.UnionType():
+            yield from _check_union(kind, value, path)
+        case inspect.StructType():
+            yield from _check_struct(kind, value, path)
+        case inspect.DictType():
+            yield from _check_dict(kind, value, path)
+        case inspect.ListType() | inspect.VarTupleType():
+            yield from _check_list(kind, value, path)
+        case inspect.LiteralType():
+            if value not in kind.values:
+                valid = [str(literal) for literal in kind.values]
+                yield Mistake(path, f"{value!r} is not one of {', '.join(valid)}; {nearest(str(value), valid)}")
+        case inspect.CustomType():
+            try:
+                parse_value(kind.cls, value)
+            except ValueError as error:
+                yield Mistake(path, str(error))
+        case _:
+            yield from _check_scalar(kind, value, path)
+
+
+def _check_scalar(kind: inspect.Type, value: object, path: Path) -> Iterator[Mistake]:
+    if type(kind) not in _SCALARS:  # Any: a body that is handed on as it is
+        return
+    types, described = _SCALARS[type(kind)]
+    if type(value) not in types:  # not isinstance: true is an int in Python, but not in the file
+        yield Mistake(path, f"expected {described}, got {_described(value)}")
+    elif isinstance(kind, inspect.IntType | inspect.FloatType):
+        low, high = kind.ge, kind.le
+        number = cast("float", value)
+        if (low is not None and not number >= low) or (high is not None and not number <= high):  # so that nan fails
+            yield Mistake(path, f"expected {described} from {low} to {high}, got {value}")
+
+
+def _check_list(kind: inspect.ListType | inspect.VarTupleType, value: object, path: Path) -> Iterator[Mistake]:
+    if not isinstance(value, list):
+        yield Mistake(path, f"expected a list in [ ], got {_described(value)}")
+        return
+    if kind.min_length is not None and len(value) < kind.min_length:
+        yield Mistake(path, "must not be empty; leave the key out, or give at least one value")
+    for position, item in enumerate(value):
+        yield from _check(kind.item_type, item, (*path, f"[{position}]"))
+
+
+def _check_dict(kind: inspect.DictType, value: object, path: Path) -> Iterator[Mistake]:
+    if not isinstance(value, dict):
+        yield Mistake(path, f"expected a table, got {_described(value)}")
+        return
+    names_things = isinstance(kind.key_type, inspect.StrType) and kind.key_type.pattern is not None
+    for key, item in value.items():
+        if names_things and _NAME.fullmatch(key) is None:
+            yield Mistake((*path, key), "a name has 1 to 64 characters, of A-Z, a-z, 0-9, _ and -; choose another")
+        elif isinstance(kind.key_type, inspect.LiteralType) and key not in kind.key_type.values:
+            yield Mistake((*path, key), f"unknown key; {nearest(key, map(str, kind.key_type.values))}")
+        else:
+            yield from _check(kind.value_type, item, (*path, key))
+
+
+def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator[Mistake]:
+    """Tables that their `kind` tells apart, or a text or a table, or a key that may be left out (TOML has no null)."""
+    structs = {str(member.tag): member for member in kind.types if isinstance(member, inspect.StructType)}
+    tags = [tag for tag, member in structs.items() if member.tag is not None]
+    if not tags:
+        members = [member for member in kind.types if not isinstance(member, inspect.NoneType)]
+        fitting = members if len(members) == 1 else [member for member in members if _may_be(member, value)]
+        if fitting:
+            yield from _check(fitting[0], value, path)
+        else:
+            expected = " or ".join(_SCALARS[type(each)][1] if type(each) in _SCALARS else "a table" for each in members)
+            yield Mistake(path, f"expected {expected}, got {_described(value)}")
+    elif not isinstance(value, dict):
+        yield Mistake(path, f"expected a table with a kind, got {_described(value)}")
+    elif "kind" not in value:
+        yield Mistake((*path, "kind"), f"is missing; one of {', '.join(tags)}")
+    elif value["kind"] not in tags:
+        given = value["kind"]
+        yield Mistake((*path, "kind"), f"{given!r} is not one of {', '.join(tags)}; {nearest(str(given), tags)}")
+    else:
+        yield from _check_struct(structs[value["kind"]], value, path)
+
+
+def _may_be(kind: inspect.Type, value: object) -> bool:
+    return type(value) in (_SCALARS[type(kind)][0] if type(kind) in _SCALARS else (dict,))
+
+
+def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterator[Mistake]:
+    if not isinstance(value, dict):
+        yield Mistake(path, f"expected a table, got {_described(value)}")
+        return
+    fields = {field.encode_name: field for field in kind.fields}
+    if issubclass(kind.cls, _NAMED_BY_THEIR_TABLE):
+        del fields["name"]
+    valid = {*fields, kind.tag_field} if kind.tag_field else {*fields}
+    for key, item in value.items():
+        if key not in valid:
+            yield Mistake(
+                (*path, key), f"unknown key; {nearest(key, valid)}" if valid else "unknown key; none fits here"
+            )
+        elif key in fields:
+            yield from _check(fields[key].type, item, (*path, key))
+    for field in fields.values():
+        if field.required and field.encode_name not in value:
+            yield Mistake((*path, field.encode_name), "is missing")
+
+
+def _described(value: object) -> str:
+    """A wrong value's type, never the value: it may be a secret that stands in the wrong place."""
+    names = {dict: "a table", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "a date or time")

@@ -1,0 +1,56 @@
+"""Reads the body of a request: up to a size, for a time, and within the room that all bodies of the process share."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from contextlib import nullcontext
+
+from falcon.asgi import Request
+
+from inbox.errors import TooLarge, TooSlow, Unreadable
+from inbox.http.limits import SMALL_BODY, Reservation
+from inbox.http.scope import CUT_SHORT, GO_ON, WHOLE
+
+READ_WITHIN_SECONDS = 10.0
+"""A body that takes longer is given up: 408."""
+
+
+async def read(req: Request, most: int, place: Reservation) -> bytes:
+    """The whole body, which takes its place until the caller leaves it.
+
+    Raises:
+        TooLarge: it has, or says it has, more than `most` bytes.
+        TooSlow: it took too long.
+        Unavailable: there is no room for it now.
+        Unreadable: it is shorter than its Content-Length, or ends in something that is no body.
+    """
+    announced = req.content_length
+    if announced is not None and announced > most:
+        raise TooLarge(f"the body may have at most {most} bytes, this one has {announced}", field="body")
+    if GO_ON in req.scope:
+        req.scope[GO_ON]()
+    try:
+        async with asyncio.timeout(READ_WITHIN_SECONDS) if WHOLE not in req.scope else nullcontext():
+            if announced is not None and announced <= SMALL_BODY:
+                body: bytes = await req.stream.read(most + 1)
+            else:
+                body = await _read_large(req, most, place)
+    except TimeoutError:
+        raise TooSlow(f"the body did not arrive within {READ_WITHIN_SECONDS:g} s", field="body") from None
+    if CUT_SHORT in req.scope:
+        raise Unreadable(f"{req.scope[CUT_SHORT]} after {len(body)} bytes of the body", field="body")
+    if announced is not None and len(body) != announced:
+        raise Unreadable(f"Content-Length is {announced}, but {len(body)} bytes came", field="body")
+    return body
+
+
+async def _read_large(req: Request, most: int, place: Reservation) -> bytes:
+    body = io.BytesIO()  # gives its bytes without copying them
+    async for part in req.stream:
+        size = body.tell() + len(part)
+        if size > most:
+            raise TooLarge(f"the body may have at most {most} bytes", field="body")
+        place.grow(size)
+        body.write(part)
+    return body.getvalue()

@@ -1,0 +1,151 @@
+"""One connection's deadlines, the answers that are given past the app, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from inbox.errors import RequestError
+from inbox.http.problems import problem_headers, problem_of
+from inbox.sources.sender import address_of
+from inbox.telemetry import metrics
+from inbox.telemetry.metrics import OFF, Meters
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+TAKEN_WITHIN_SECONDS = 10.0
+"""Who does not take its answers in this time gets no more of them."""
+
+DRAIN_SECONDS = 2.0
+"""For so long what still comes is read and thrown away behind an answer that ends the connection: if it were closed with
+bytes unread, the sender's system would throw the answer away (RFC 9112 §9.6)."""
+
+
+THIS_HOST = ("127.0.0.1", 0)
+"""The peer of a Unix socket. It has no address, but it is a proxy on this host, and is trusted as one."""
+
+MOST_UNTAKEN = 8 * 1024
+"""Bytes of answers that are kept for who does not take them; then the next one waits."""
+
+
+class Connection(HttpToolsProtocol):
+    """What `inbox.http.protocol.Wire` stands on."""
+
+    deaf = False
+    """What comes is not looked at any more: the connection ends with the answers that are under way."""
+    draining = False
+    """The last answer is given, and what still comes is thrown away."""
+    heard_out = False
+    """The sender has closed its half: nothing more comes."""
+    meters: Meters = OFF
+    _deadline: asyncio.TimerHandle | None = None
+    _abort: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no answer is under way."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        return cycle is None or cycle.response_complete
+
+    # --- deadlines
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether one is set."""
+        return self._deadline is not None
+
+    def arm(self, seconds: float, then: Callable[[], None]) -> None:
+        """Do `then` after so long, instead of what was to be done before."""
+        self.disarm()
+        self._deadline = self.loop.call_later(seconds, then)
+
+    def disarm(self) -> None:
+        """There is no deadline any more."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Somebody is there."""
+        super().connection_made(transport)
+        if self.client is not None and (address := address_of(self.client[0])) is not None:
+            # A socket of IPv6 that takes IPv4 too says ::ffff:127.0.0.1, which no list of proxies has.
+            self.client = (str(address), self.client[1])
+        elif transport.get_extra_info("socket").family == socket.AF_UNIX:
+            self.client = THIS_HOST  # and of other families nobody's: the connection was reset meanwhile
+        transport.set_write_buffer_limits(high=MOST_UNTAKEN)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self.disarm()
+        self._cancel_abort()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The sender does not take its answers."""
+        super().pause_writing()
+        self._abort_after(TAKEN_WITHIN_SECONDS)
+
+    def resume_writing(self) -> None:
+        """It takes them again."""
+        super().resume_writing()
+        if not self.transport.is_closing() and not self.draining:
+            self._cancel_abort()
+
+    def _abort_after(self, seconds: float) -> None:
+        self._cancel_abort()
+        self._abort = self.loop.call_later(seconds, self.transport.abort)
+
+    def _cancel_abort(self) -> None:
+        if self._abort is not None:
+            self._abort.cancel()
+            self._abort = None
+
+    # --- the end
+
+    def end(self) -> None:
+        """Close the connection behind an answer, so that the answer arrives."""
+        if not self.heard_out and (self.deaf or self.cycle.more_body):
+            self.drain()
+            return
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._abort_after(TAKEN_WITHIN_SECONDS)
+
+    def answer(self, error: RequestError) -> None:
+        """Answer past the app, which never hears of it."""
+        self.meters.count(metrics.REFUSED, metrics.UNKNOWN, error.cause)
+        body = problem_of(error)
+        fields = [
+            *self.server_state.default_headers,
+            *((name.lower().encode(), value.encode()) for name, value in problem_headers(error).items()),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
+
+    def drain(self) -> None:
+        """Take leave: nothing more is said, and what comes is thrown away."""
+        self.deaf = self.draining = True
+        if self.transport.can_write_eof():  # not over TLS
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self.disarm()
+        self._abort_after(DRAIN_SECONDS)
+
+
+class LingeringCloseTransport:
+    """The transport as the answer to a request sees it: to close it is to end the connection, gently."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, connection: Connection) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.end

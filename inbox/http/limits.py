@@ -1,0 +1,129 @@
+"""How much is let in: the rate of a source, and how much may be open at once. Pure: `now` is handed in."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from inbox.errors import Unavailable
+
+LEAST_BURST = 2
+"""So many may come at once at any rate, as it is for calls that go out."""
+
+
+class Bucket:
+    """Lets through so many a second; what is not used is saved up, for a second at most.
+
+    It knows of the requests of its own process alone.
+    """
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float | None = None) -> None:
+        self._rate = rate
+        self._burst = max(float(LEAST_BURST), rate) if burst is None else burst
+        self._tokens = self._burst
+        self._at = -math.inf
+
+    def take(self, now: float) -> float:
+        """Take one token at `now`, in seconds of a clock that never goes back.
+
+        Returns:
+            0 when there was one, or else the seconds until there will be.
+        """
+        if now > self._at:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+            self._at = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self._rate
+
+
+SMALL_BODY = 64 * 1024
+"""Bytes. Nearly all webhooks are smaller, and as many of those as there may be requests are no danger to memory."""
+
+MEMORY_FOR_BODY = 4
+"""So many times its size a body takes while it is handled: itself, its text, what is read in it, and what the database's driver
+and the rows around it take. `benchmarks.large_bodies` measures it."""
+
+
+class MemoryBudget:
+    """The memory that bodies may take in one process: of each, what is beyond `SMALL_BODY` counts, `MEMORY_FOR_BODY` times.
+
+    So small ones find room, however many large ones there are.
+    """
+
+    __slots__ = ("_held", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    def change(self, before: int, now: int) -> None:
+        """A body that has had so many bytes has so many now.
+
+        Raises:
+            Unavailable: there is no room for that, and nothing is changed.
+        """
+        more = memory_for(now) - memory_for(before)
+        if more > 0 and self._held + more > self._most:
+            raise Unavailable("too much is being sent at once; send it again later")
+        self._held += more
+
+
+def memory_for(size: int) -> int:
+    """The memory that a body of so many bytes takes of a room."""
+    return MEMORY_FOR_BODY * max(size - SMALL_BODY, 0)
+
+
+class Reservation:
+    """What one body takes of a room, until it leaves."""
+
+    __slots__ = ("_room", "_size")
+
+    def __init__(self, room: MemoryBudget) -> None:
+        self._room = room
+        self._size = 0
+
+    def grow(self, size: int) -> None:
+        """The body has so many bytes now.
+
+        Raises:
+            Unavailable: there is no room for them.
+        """
+        self._room.change(self._size, size)
+        self._size = size
+
+    def leave(self) -> None:
+        """The body is not held any more."""
+        self._room.change(self._size, 0)
+        self._size = 0
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """How much may be open at once in one process."""
+
+    connections: int
+    requests: int
+    per_connection: int
+    """Requests, until a connection ends."""
+
+    def check_connections(self, others: int) -> None:
+        """Look whether one may come besides so many others.
+
+        Raises:
+            Unavailable: there are as many as there may be.
+        """
+        if others >= self.connections:
+            raise Unavailable("too many connections are open; send it again later")
+
+    def check_requests(self, others: int) -> None:
+        """Look whether one may come besides so many others.
+
+        Raises:
+            Unavailable: there are as many as there may be.
+        """
+        if others >= self.requests:
+            raise Unavailable("too many requests are open; send it again later")

@@ -1,0 +1,77 @@
+"""What the table of a source must agree on with its preset."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from inbox.config.model import HeaderAuth, Source
+from inbox.config.shape import Mistake, nearest
+from inbox.config.source import WHOLE_BODY
+from inbox.sources import PRESETS
+from inbox.sources.base import Preset
+from inbox.sources.signing import mistakes
+
+_OF_HEADERS = re.compile(r"\bheaders\b")
+_OWN_KEYS = frozenset().union(*(preset.own_keys for preset in PRESETS.values()))
+
+
+def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
+    """Everything that the source's preset can't use, or can't do without."""
+    preset = PRESETS.get(source.preset)
+    if preset is None:
+        yield Mistake((*path, "preset"), f"there is no preset {source.preset!r}; {nearest(source.preset, PRESETS)}")
+        return
+    yield from _own_keys(path, source, preset)
+    yield from _proofs(path, source, preset)
+    yield from _repeats(path, source, preset)
+    if source.signature is not None:
+        for key, text in mistakes(source.signature, has_url=source.public_url is not None):
+            yield Mistake((*path, "signature", key), text)
+    if preset.reader is not None:
+        try:
+            preset.reader(source)
+        except ValueError as error:
+            yield Mistake((*path, preset.reads_by), str(error))
+
+
+def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+    for key in sorted(_OWN_KEYS):
+        given = getattr(source, key) is not None
+        if given and key not in preset.own_keys:
+            fits = " or ".join(name for name, each in sorted(PRESETS.items()) if key in each.own_keys)
+            yield Mistake((*path, key), f"is for preset = {fits!r} only; remove it")
+        elif not given and key in preset.needs:
+            yield Mistake((*path, key), f"is missing, and preset = {preset.name!r} needs it")
+
+
+def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+    """Keys that could not recognise an event that is sent again."""
+    if source.dedup is not None and WHOLE_BODY in source.dedup and len(source.dedup) > 1:
+        yield Mistake((*path, "dedup"), f"has {WHOLE_BODY!r}, which is all there is; remove the others")
+    if source.max_age is None:
+        return
+    own = source.event.time if source.event is not None else None
+    if own is not None and _OF_HEADERS.search(own):
+        yield Mistake((*path, "max_age"), "is of no use with event.time in a header: anybody could write another")
+    elif own is None and not preset.has_own_time:
+        yield Mistake((*path, "max_age"), "is of no use: its requests have no time of the event that is signed")
+
+
+def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
+    """A source without any proof is told so: who wants that has to write it."""
+    by_signature = bool(preset.signatures or preset.prover or source.signature)
+    if source.secrets is not None and not by_signature:
+        yield Mistake(
+            (*path, "secrets"),
+            'are what a provider signs with, and this one does not; use auth = { kind = "header", … }',
+        )
+    elif source.secrets is None and source.signature is not None:
+        yield Mistake((*path, "secrets"), "are missing: what is signed with?")
+    elif source.secrets is None and source.auth is None:
+        keys = "secrets" if by_signature else "auth"
+        yield Mistake((*path, keys), 'is missing; if anybody may send, say so by auth = { kind = "none" }')
+    elif source.secrets is None and source.tolerance is not None:
+        yield Mistake((*path, "tolerance"), "is of no use without secrets: no time is signed")
+    if isinstance(source.auth, HeaderAuth) and source.auth.name.lower() in preset.kept_headers:
+        yield Mistake((*path, "auth", "name"), "is a header that is stored with the event, and no place for a secret")

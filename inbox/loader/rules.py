@@ -1,0 +1,228 @@
+"""What the tables of `inbox.toml` must agree on: names that something has, and sync processes that can run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from inbox.config.model import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
+from inbox.config.routing import matches
+from inbox.config.shape import Mistake, nearest
+from inbox.config.sync import MapField, Sweep, Sync
+from inbox.http.limits import memory_for
+from inbox.loader.presets import preset_mistakes
+from inbox.sources import PRESETS
+
+_FUNCTION = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:(?:[^\W\d]\w*\.)*[^\W\d]\w*")
+_OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
+_TARGET = re.compile(r"\{\s*target\b")
+
+
+def broken_links(config: Config) -> Iterator[Mistake]:
+    """Every name that nothing has, every sync process that can't run, and every wait of no length."""
+    for section, endpoints in (("apis", config.apis), ("destinations", config.destinations)):
+        for name, endpoint in endpoints.items():
+            if endpoint.timeout <= 0:
+                yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
+            if isinstance(endpoint, PythonDestination):
+                yield from _function((section, name), endpoint)
+    for name, source in config.sources.items():
+        yield from preset_mistakes(("sources", name), source)
+        yield from _no_room(name, source, config.receiver.memory)
+        yield from _sweeps(("sources", name, "sweeps"), source, config)
+    for name, route in config.routes.items():
+        path = ("routes", name)
+        yield from _missing_name((*path, "source"), "source", route.source, config.sources)
+        yield from _missing_name((*path, "destination"), "destination", route.destination, config.destinations)
+        if route.destination in config.destinations:
+            yield from _sync_or_not(path, route, config.destinations[route.destination])
+        if route.sync is not None:
+            yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, config.apis)
+            yield from _sync_steps((*path, "sync"), route.sync)
+            yield from map_mistakes((*path, "sync"), route.sync)
+
+
+def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
+    """A body that may never come in."""
+    most = source.max_body or (PRESETS[source.preset].max_body if source.preset in PRESETS else 0)
+    if memory_for(most) > memory:
+        yield Mistake(
+            ("receiver", "memory"),
+            f"is too little for the largest body of [sources.{name}], {most} bytes, which takes {memory_for(most)}: allow"
+            " that, or give the source a smaller max_body",
+        )
+
+
+def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[Mistake]:
+    """How far a sweep has come is kept for each type of entity: two sweeps of one would go by each other's place."""
+    swept: set[str] = set()
+    for number, sweep in enumerate(source.sweeps):
+        where = (*path, f"[{number}]")
+        yield from _missing_name((*where, "api"), "api", sweep.api, config.apis)
+        if sweep.entity_type in swept:
+            yield Mistake(
+                (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
+            )
+        if sweep.every is not None and sweep.every <= 0:
+            yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
+        yield from _taken_by_none(where, sweep, [each for each in config.routes.values() if each.source == source.name])
+        swept.add(sweep.entity_type)
+
+
+def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
+    """What a sweep would add in vain: routes take this type of entity, and none takes the events that it adds."""
+    fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
+    if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
+        return
+    types = {name for when in fit if not when.action or sweep.action in when.action for name in when.event_type}
+    key, names = ("event_type", types) if types else ("action", {name for when in fit for name in when.action})
+    yield Mistake(
+        (*path, key),
+        f"{getattr(sweep, key)!r} is taken by no route of {sweep.entity_type!r}; name one of theirs: "
+        + ", ".join(sorted(names)),
+    )
+
+
+def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:
+    if _FUNCTION.fullmatch(destination.function) is None:
+        yield Mistake((*path, "function"), f'expected "package.module:name", got {destination.function!r}')
+    plain = PythonDestination(function=destination.function)
+    for key in (*Endpoint.__struct_fields__, "outcomes"):
+        if key not in _OF_A_FUNCTION and getattr(destination, key) != getattr(plain, key):
+            yield Mistake((*path, key), "says nothing to a function, which makes its own calls; remove it")
+
+
+def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Mapping[str, object]) -> Iterator[Mistake]:
+    if name not in existing:
+        yield Mistake(path, f"there is no {kind} {name!r}; {nearest(name, existing)}")
+
+
+def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) -> Iterator[Mistake]:
+    is_sync = isinstance(destination, SyncDestination)
+    if is_sync and route.sync is None:
+        yield Mistake(
+            path, f"{route.destination!r} is a sync destination; add [routes.{route.name}.sync] with fetch and map"
+        )
+    elif not is_sync and route.sync is not None:
+        yield Mistake(
+            (*path, "sync"),
+            f'{route.destination!r} is not a sync destination; give it kind = "sync", or remove this table',
+        )
+
+
+def _sync_steps(path: tuple[str, ...], sync: Sync) -> Iterator[Mistake]:
+    if sync.missing == "create" and sync.create is None:
+        yield Mistake(
+            (*path, "create"), 'is missing, and missing = "create" (the default) needs it; or set missing = "skip"'
+        )
+    if sync.gone == "delete" and sync.delete is None:
+        yield Mistake((*path, "delete"), 'is missing, and gone = "delete" (the default) needs it; or set gone = "skip"')
+    for step, write in (("create", sync.create), ("update", sync.update), ("delete", sync.delete)):
+        if write is None or not _TARGET.search(write.path):
+            continue
+        if step == "create":
+            yield Mistake((*path, step, "path"), "uses {target.…}, but there is none yet when it is created")
+        elif sync.find is None:
+            yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")
+
+
+Path = tuple[str, ...]
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
+_DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")
+"""Those that every platform reads and writes alike."""
+_SOME_DAY = datetime(2000, 12, 31, tzinfo=UTC)
+
+
+def map_mistakes(path: Path, sync: Sync) -> Iterator[Mistake]:
+    """Everything about the map of the sync table at `path` that can't be, as far as it is seen without running it."""
+    if not sync.map and sync.transform is None:
+        yield Mistake((*path, "map"), "at least one field must be mapped, or a transform given")
+    for name, field in sync.map.items():
+        if isinstance(field, MapField):
+            yield from _field((*path, "map", name), field)
+    if sync.transform is not None:
+        yield from _reference((*path, "transform"), sync.transform)
+    for name in sync.clear_when_absent:
+        mapped = sync.map.get(name)
+        if mapped is None and sync.transform is None:  # which may give any field
+            yield Mistake(
+                (*path, "clear_when_absent"), f"{name!r} is not a field of the map; {nearest(name, sync.map)}"
+            )
+        elif isinstance(mapped, MapField) and _always_has_one(mapped):
+            yield Mistake((*path, "clear_when_absent"), f"{name!r} always has a value, or is an error")
+
+
+def _always_has_one(mapped: MapField) -> bool:
+    return mapped.required or mapped.value is not None or mapped.default is not None
+
+
+def is_reference(text: str) -> bool:
+    """Whether it could name a function: `package.module:name`."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
+def _field(path: Path, field: MapField) -> Iterator[Mistake]:
+    ways = {"from": field.expression, "value": field.value, "function": field.function}
+    given = [name for name, way in ways.items() if way is not None]
+    if len(given) != 1:
+        has = f"this has {' and '.join(given)}" if given else "this has none of them"
+        yield Mistake(path, f"a field takes one of from, value and function; {has}")
+    if field.value is not None and field != MapField(
+        value=field.value, expression=field.expression, function=field.function
+    ):
+        yield Mistake((*path, "value"), "is sent as it is, so that no other key has a meaning beside it")
+    if field.function is not None:
+        yield from _reference((*path, "function"), field.function)
+    if field.required and field.default is not None:
+        yield Mistake((*path, "required"), "has no meaning beside a default, with which there always is a value")
+    if field.lookup is not None and not field.lookup:
+        yield Mistake((*path, "lookup"), "must not be empty; leave the key out, or give at least one value")
+    yield from _dates(path, field)
+    for name, constant in (("value", field.value), ("default", field.default), ("lookup", field.lookup)):
+        yield from _constant((*path, name), constant)
+
+
+def _reference(path: Path, text: str) -> Iterator[Mistake]:
+    if not is_reference(text):
+        yield Mistake(path, f"expected package.module:function, got {text!r}")
+
+
+def _constant(path: Path, value: object) -> Iterator[Mistake]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Mistake(path, f"JSON has no {value}")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _constant((*path, str(key)), inner)
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _constant((*path, f"[{position}]"), inner)
+
+
+def _dates(path: Path, field: MapField) -> Iterator[Mistake]:
+    for name, form in (("read", field.read), ("write", field.write)):
+        if form is None:
+            continue
+        if field.cast not in {"date", "datetime"}:
+            yield Mistake((*path, name), 'is about dates; add cast = "date" or cast = "datetime"')
+        unknown = [letter for letter in _DIRECTIVE.findall(form) if letter not in _DIRECTIVES]
+        if unknown:
+            valid = " ".join(f"%{letter}" for letter in sorted(_DIRECTIVES))
+            yield Mistake((*path, name), f"{form!r} has %{unknown[0]}; valid here: {valid}")
+        elif name == "read" and not _names_a_day(form):
+            yield Mistake((*path, name), f"{form!r} must name a day with its year, once, such as %Y-%m-%d")
+
+
+def _names_a_day(form: str) -> bool:
+    letters = _DIRECTIVE.findall(form)
+    has_year, has_month = bool({"Y", "y"} & {*letters}), bool({"m", "b", "B"} & {*letters})
+    if not has_year or not ("j" in letters or ("d" in letters and has_month)):
+        return False
+    try:
+        datetime.strptime(_SOME_DAY.strftime(form), form)  # noqa: DTZ007  # only whether it can be
+    except (ValueError, re.error):
+        return False
+    return True

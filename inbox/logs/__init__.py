@@ -1,0 +1,1 @@
+"""Text for logs and terminals: escaped, masked, and without the messages of exceptions."""

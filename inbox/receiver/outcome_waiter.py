@@ -1,0 +1,136 @@
+"""Waits for how deliveries end: one task for each process asks for everything that is waited for, together.
+
+However many wait, it is one statement every 50 ms; while nobody waits, there is none, and no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+
+import msgspec
+from sqlalchemy import TextClause, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from inbox.db.dialect import Sql, rows_param
+from inbox.errors import NotDelivered, StillOpen
+
+POLL_SECONDS = 0.05
+
+
+class _Given(msgspec.Struct, frozen=True):
+    """A delivery that was given up."""
+
+    route: str
+    error: str | None
+
+
+class OutcomeWaiter:
+    """Make it inside the running event loop, and `close` it there."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._sql = Sql(engine.dialect.name)
+        self._wanted: dict[int, set[asyncio.Future[_Given | None]]] = defaultdict(set)
+        self._asking: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._requests = 0
+        self.asked = 0
+        """How many statements there have been."""
+
+    async def delivered(self, seqs: Sequence[int], *, within: float, at_most: int) -> None:
+        """Return when all of these events have ended on every route, and none was given up.
+
+        Raises:
+            NotDelivered: one was given up; a person can take it up again.
+            StillOpen: not within so many seconds, or `at_most` requests wait already.
+        """
+        if self._requests >= at_most:
+            raise StillOpen("stored; too many wait for outcomes")
+        futures = {seq: asyncio.get_running_loop().create_future() for seq in seqs}
+        self._requests += 1
+        try:
+            for seq, future in futures.items():
+                self._wanted[seq].add(future)
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask(), name="outcomes")
+                self._tasks.add(self._asking)
+                self._asking.add_done_callback(self._tasks.discard)
+            async with asyncio.timeout(within):
+                given_up = [found for found in await asyncio.gather(*futures.values()) if found is not None]
+        except TimeoutError:
+            raise StillOpen(f"stored; its outcome is not known after {within:g} s") from None
+        finally:
+            self._requests -= 1
+            self._forget(futures)
+        if given_up:
+            raise NotDelivered(f"route {given_up[0].route}: {given_up[0].error}")
+
+    async def close(self) -> None:
+        """Let nobody wait any more."""
+        for futures in self._wanted.values():
+            for future in futures:
+                _fail(future, "stored; the receiver is stopping")
+        await asyncio.gather(*self._tasks)
+        await self._engine.dispose()
+
+    def _forget(self, futures: dict[int, asyncio.Future[_Given | None]]) -> None:
+        for seq, future in futures.items():
+            future.cancel()
+            self._wanted[seq].discard(future)
+            if not self._wanted[seq]:
+                del self._wanted[seq]
+
+    async def _ask(self) -> None:
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(sqlite_begin="DEFERRED")
+                while self._wanted:
+                    await self._ask_once(connection)
+                    await asyncio.sleep(POLL_SECONDS)
+                self._asking = None  # who comes while the connection is being closed starts another task
+        except (SQLAlchemyError, OSError):
+            for futures in self._wanted.values():
+                for future in futures:
+                    _fail(future, "stored; the database does not say how it ended")
+        finally:
+            if self._asking is asyncio.current_task():
+                self._asking = None
+
+    async def _ask_once(self, connection: AsyncConnection) -> None:
+        wanted = {seq: set(futures) for seq, futures in self._wanted.items()}
+        rows = await connection.execute(_standing(self._sql), {"wanted": rows_param({"seq": seq} for seq in wanted)})
+        self.asked += 1
+        is_open: set[int] = set()
+        given_up: dict[int, _Given] = {}
+        for row in rows.all():
+            if row.state in {"dead", "blocked"}:
+                given_up[row.seq] = _Given(row.route, row.error)
+            else:
+                is_open.add(row.seq)
+        await connection.rollback()
+        for seq, futures in wanted.items():
+            if seq not in is_open:
+                for future in futures:
+                    if not future.done():
+                        future.set_result(given_up.get(seq))
+
+
+def _fail(future: asyncio.Future[_Given | None], why: str) -> None:
+    if not future.done():
+        future.set_exception(StillOpen(why))
+
+
+@cache
+def _standing(sql: Sql) -> TextClause:
+    """An event of which nothing is open has ended on every route."""
+    return text(f"""
+SELECT o.seq, o.route, o.state, l.detail ->> 'error' AS error
+FROM {sql.rows("wanted", seq="bigint")}
+JOIN open_delivery o ON o.seq = wanted.seq
+LEFT JOIN delivery_log l ON o.state IN ('dead', 'blocked') AND l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+""")

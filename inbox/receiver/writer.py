@@ -1,0 +1,336 @@
+"""Group commit: one task for each process gathers everything that waits, and commits it at once.
+
+While one batch commits, the next gathers: no timer, so an idle receiver answers without delay. A request is answered
+after the commit of its batch, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from inbox.clock import Clock
+from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_taken
+from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
+from inbox.events.event import Event, Receipt
+from inbox.logs.traces import without_message
+from inbox.receiver.alarm import Alarm
+from inbox.receiver.rejections import Refusals
+from inbox.telemetry import metrics
+from inbox.telemetry.metrics import OFF, Meters, Metric
+
+
+class Pending(msgspec.Struct, eq=False):
+    """Events that are stored together, or none of them is."""
+
+    events: Sequence[Event]
+    receipts: asyncio.Future[list[Receipt]]
+    taken: bool = False
+    """They are part of a batch."""
+
+    def answer(self, answer: list[Receipt] | RequestError) -> None:
+        """Tell who waits, if anybody still does."""
+        if self.receipts.done():
+            return
+        if isinstance(answer, RequestError):
+            self.receipts.set_exception(answer)
+        else:
+            self.receipts.set_result(answer)
+
+    def let_go(self) -> None:
+        """Nobody waits any more: while a database hangs, what it has not been handed yet must not fill the memory."""
+        if not self.taken:
+            self.events = ()
+
+
+MAX_ROWS = 256
+MAX_BYTES = 4 * 1024 * 1024
+LARGE_BODY = 1024 * 1024
+"""Bytes. Postgres stores as many within the time of a few commits."""
+
+ANSWER_WITHIN_SECONDS = 2.5
+"""Not stored by then: 503, so that the sender is never left waiting for a database that hangs."""
+
+MAX_WAITING = 20_000
+"""Requests; far more than a batch takes in the time an answer may take."""
+
+_log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+
+_FAILURES = (SQLAlchemyError, OSError, ValueError, UnfitDatabase)
+"""What a store, or a connection to it, can raise; ValueError when a value can't even be written as the database's text."""
+
+
+class GroupCommit:
+    """The only writer of a receiver process. Make it inside the running event loop, and `close` it there.
+
+    It keeps one connection; after an error that is not a row's own fault the connection is given up and a new one made.
+    So it is after a large body: libpq keeps a buffer as large as its largest statement, SQLite what was bound to a statement last.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, clock: Clock, store: IntakeStore | None = None, meters: Meters = OFF
+    ) -> None:
+        self._engine = engine
+        self._largest = 0
+        """Bytes, of the bodies that went over the present connection."""
+        self._clock = clock
+        self._store: IntakeStore = store or STORES[engine.dialect.name]()
+        self._connection: AsyncConnection | None = None
+        self._pending: deque[Pending] = deque()
+        self._meters = meters
+        self._alarm = Alarm()
+        self.refusals = Refusals(meters)
+        self._probes: list[asyncio.Future[None]] = []
+        self._something = asyncio.Event()
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name="group-commit")
+        self._task.add_done_callback(_end_worker)
+
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        """Store the events of one request in one transaction, or find them stored already; returns after the commit.
+
+        Raises:
+            Unavailable: they are not stored, or it is not known whether they are.
+            InvalidEvent: the database refuses a value of one of them.
+        """
+        if self._closing or len(self._pending) >= MAX_WAITING:
+            raise Unavailable("the receiver is stopping" if self._closing else "too many requests are waiting")
+        receipts: asyncio.Future[list[Receipt]] = self._loop.create_future()
+        pending = Pending(events, receipts)
+        self._pending.append(pending)
+        self._something.set()
+        try:
+            return await self._in_time(receipts)
+        finally:
+            pending.let_go()
+
+    async def probe(self) -> None:
+        """Write to the database as a batch would.
+
+        Raises:
+            Unavailable: it can't be done now.
+        """
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._probes.append(done)
+        self._something.set()
+        await self._in_time(done)
+
+    def reject(self, row: Rejected) -> None:
+        """Keep a refusal when there is room; a flood of them costs counters, not rows."""
+        if self.refusals.add(row):
+            self._something.set()
+
+    async def close(self) -> None:
+        """Commit what waits, then give the connection back."""
+        self._closing = True
+        self._something.set()
+        await self._task
+        await self._give_up_connection()
+
+    async def _in_time(self, future: asyncio.Future[_Answer]) -> _Answer:
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_SECONDS):
+                return await future
+        except TimeoutError:
+            raise Unavailable("the database did not answer in time") from None
+
+    async def _run(self) -> None:
+        while True:
+            await self._wait()
+            batch = self._gather()
+            if batch:
+                await self._commit(batch)
+            if self._probes:  # also where there is always a batch: a busy receiver is ready
+                await self._probe()
+            elif not batch and self._closing and not self.refusals:
+                return
+            turn = self.refusals.turn(self._loop.time())
+            if turn is not None and (self._closing or turn <= 0):
+                await self._keep_refusals()
+            del batch  # or its bodies would be kept until the next has come
+            if self._largest > LARGE_BODY:
+                await self._give_up_connection()
+
+    async def _wait(self) -> None:
+        """Until there is something to do now. A refusal that came too soon after the last ones waits for its turn."""
+        if self._pending or self._probes or self._closing:
+            return
+        turn = self.refusals.turn(self._loop.time())
+        if turn is not None and turn <= 0:
+            return
+        self._something.clear()
+        try:
+            async with asyncio.timeout(turn):
+                await self._something.wait()
+        except TimeoutError:
+            return
+
+    def _gather(self) -> list[Pending]:
+        batch: list[Pending] = []
+        number = size = 0
+        while self._pending:
+            events = self._pending[0].events
+            number += len(events)
+            size += sum(len(event.body) for event in events)
+            if batch and (number > MAX_ROWS or size > MAX_BYTES):
+                break
+            pending = self._pending.popleft()
+            if not pending.receipts.done():  # else its sender has been answered 503 meanwhile
+                pending.taken = True
+                batch.append(pending)
+        return batch
+
+    async def _commit(self, batch: Sequence[Pending]) -> None:
+        try:
+            await self._store_batch(batch)
+        except Exception as error:  # noqa: BLE001  # whatever one event raises, it must not stop the others, or the worker
+            if isinstance(error, _FAILURES) and not _blames_a_row(error):
+                await self._refuse(batch, error)
+                return
+            for pending in batch:
+                await self._commit_alone(pending)
+
+    async def _commit_alone(self, pending: Pending) -> None:
+        """A row is to blame, or a bug that it meets: its request alone is refused, its neighbours are stored."""
+        if pending.receipts.done():
+            return
+        try:
+            await self._store_batch([pending])
+        except Exception as error:  # noqa: BLE001  # as above
+            if _blames_a_row(error):
+                pending.answer(InvalidEvent("the database refuses a value of this event"))
+                return
+            if not isinstance(error, _FAILURES):
+                _log.error("an event can't be stored, and its sender gets 503", exc_info=without_message(error))
+            await self._refuse([pending], error)
+
+    async def _store_batch(self, batch: Sequence[Pending]) -> None:
+        """Answer those of whose events each was stored; then those of which one was there already."""
+        seqs = iter(await self._append([event for pending in batch for event in pending.events]))
+        again: list[tuple[Pending, list[int | None]]] = []
+        for pending in batch:
+            own = [next(seqs) for _ in pending.events]
+            if None in own:
+                again.append((pending, own))
+            else:
+                pending.answer([Receipt(seq, duplicate=False) for seq in own if seq is not None])
+        if again:
+            await self._repeat(again)
+
+    async def _append(self, events: Sequence[Event]) -> list[int | None]:
+        began = time.perf_counter()
+        self._largest = max([self._largest, *(len(event.body) for event in events)])
+        try:
+            seqs = await self._store.append(await self._connected(), events)
+        except DBAPIError as error:
+            if not is_deadlock(error):
+                raise
+            seqs = await self._store.append(await self._connected(), events)
+        self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
+        self._meters.observe(metrics.BATCH_EVENTS, len(events))
+        self._count(metrics.RECEIVED, events, seqs)
+        await self._alarm.stored(await self._connected(), self._clock.now())
+        return seqs
+
+    async def _repeat(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
+        repeated = [
+            event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
+        ]
+        seqs = await self._store.repeat(await self._connected(), repeated)
+        self._count(metrics.REPEATED, repeated, seqs)
+        found = iter(seqs)
+        for pending, own in batch:
+            numbers = [(next(found) if seq is None else seq, seq is None) for seq in own]
+            receipts = [Receipt(seq, duplicate=duplicate) for seq, duplicate in numbers if seq is not None]
+            if len(receipts) == len(own):
+                pending.answer(receipts)
+            else:
+                pending.answer(Unavailable("the event it repeats was deleted at this moment"))
+
+    def _count(self, metric: Metric, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
+        """Those that are stored, by their sources."""
+        stored = (event.source for event, seq in zip(events, seqs, strict=True) if seq is not None)
+        self._meters.count_each(metric, stored)
+
+    async def _refuse(self, batch: Sequence[Pending], error: Exception) -> None:
+        """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
+        if isinstance(error, DBAPIError) and is_taken(error):
+            self._alarm.number_taken(constraint_of(error))
+        for pending in batch:
+            pending.answer(_unavailable(error))
+        await self._give_up_connection()
+
+    async def _probe(self) -> None:
+        probes, self._probes = self._probes, []
+        outcome: Exception | None = None
+        try:
+            await self._store.probe(await self._connected(), self._clock.now())
+        except _FAILURES as error:
+            outcome = _unavailable(error)
+            await self._give_up_connection()
+        for probe in probes:
+            if not probe.done():
+                probe.set_result(None) if outcome is None else probe.set_exception(outcome)
+
+    async def _keep_refusals(self) -> None:
+        rows = self.refusals.take(self._loop.time())
+        self._largest = max([self._largest, *(len(row.body or b"") for row in rows)])
+        try:
+            await self._store.reject(await self._connected(), rows)
+        except _FAILURES:
+            self.refusals.lost(len(rows))
+            await self._give_up_connection()
+        finally:
+            self.refusals.written(rows)
+
+    async def _connected(self) -> AsyncConnection:
+        if self._connection is None:
+            connection = await self._engine.connect()
+            try:
+                await self._alarm.require_fit(connection, self._clock.now())
+            except BaseException:
+                await connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    async def _give_up_connection(self) -> None:
+        connection, self._connection, self._largest = self._connection, None, 0
+        if connection is None:
+            return
+        try:
+            await connection.invalidate()
+            await connection.close()
+        except _FAILURES:
+            return  # it was broken: that is why it is given up
+
+
+def _blames_a_row(error: Exception) -> bool:
+    return isinstance(error, ValueError) or (isinstance(error, DBAPIError) and is_data_error(error))
+
+
+def _end_worker(task: asyncio.Task[None]) -> None:
+    """A worker whose writer has a bug can store nothing: it ends, and gunicorn starts another."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        _log.critical("the writer failed; this worker ends", exc_info=without_message(error))
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    """The database's own words stay out of the answer: they may hold values."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return Unavailable(f"the database can't be written to now ({type(cause).__name__})")

@@ -1,0 +1,228 @@
+"""Proves that a request comes from its source: by a secret that it shows, by a signature, or by both.
+
+What is refused is refused after the same work, whether there is such a source or not: every proof that any source asks for
+is tried on it, with as many keys as the source of that kind that has the most. Only those of its own source count. So neither
+the answer nor the time it takes tells which names exist or which secret was close. A shown secret is kept as a SHA-256 digest:
+digests compare in constant time whatever the secrets' lengths are, and there is nothing to be shown by mistake.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from datetime import datetime
+from urllib.parse import unquote_to_bytes
+
+from inbox.config.model import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
+from inbox.errors import ConfigError, NotAuthenticated
+from inbox.events.event import RawRequest
+from inbox.sources.base import MADE_UP, Preset, Proof, Revealed
+from inbox.sources.sender import SentFrom
+from inbox.sources.signing import SignatureProof
+
+Way = Callable[[RawRequest], bytes]
+
+REFUSAL = "unknown source, or the request does not prove to come from it; check the URL and the secret"
+"""One text for all: the answer must not tell which. Why it was refused stands in `rejected_request`."""
+
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+class SharedSecretProof:
+    """Proves that a request shows one of the secrets that are valid, in the way of `auth`."""
+
+    __slots__ = ("_open", "_secrets", "_shown", "kind")
+    passes = 0
+
+    def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
+        prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
+        self._open = isinstance(auth, NoAuth)
+        self._shown = _way_in(auth)
+        self._secrets = tuple((secret, _digest(prefix + revealed)) for secret, revealed in secrets)
+        self.kind = (type(auth), auth.name.lower() if isinstance(auth, HeaderAuth) else None)
+
+    @property
+    def keys(self) -> int:
+        """See Proof."""
+        return len(self._secrets)
+
+    def pad(self, keys: int) -> None:
+        """See Proof."""
+        self._secrets += tuple((MADE_UP, os.urandom(_DIGEST_SIZE)) for _ in range(keys - self.keys))
+
+    def fault(self, raw: RawRequest, now: datetime) -> str | None:
+        """See Proof."""
+        shown = self._shown(raw)
+        digest = hashlib.sha256(shown).digest()
+        proven = self._open
+        for secret, expected in self._secrets:
+            proven |= hmac.compare_digest(digest, expected) & secret.valid_at(now)
+        if proven:
+            return None
+        return "the secret it shows is none that is valid now" if shown else "it shows no secret"
+
+
+class Verifier:
+    """All that a request to one source has to prove, with the secrets as they were when it was made."""
+
+    __slots__ = ("_decoys", "passes", "proofs")
+
+    def __init__(self, proofs: Iterable[Proof]) -> None:
+        self.proofs = tuple(proofs)
+        self._decoys: tuple[Proof, ...] = ()
+        self.passes = sum(proof.passes for proof in self.proofs)
+        """Most passes of a refusal through the body: the same for all that are evened out."""
+
+    def even(self, kinds: Mapping[Hashable, Proof]) -> None:
+        """From now on try a proof of each of these kinds before it refuses, with as many keys as that one has."""
+        for proof in self.proofs:
+            proof.pad(kinds[proof.kind].keys)
+        self.passes = sum(proof.passes for proof in kinds.values())
+        own = {proof.kind for proof in self.proofs}
+        self._decoys = tuple(proof for kind, proof in kinds.items() if kind not in own)
+
+    def verify(self, raw: RawRequest, now: datetime) -> None:
+        """Return if everything is proven at `now`.
+
+        Raises:
+            NotAuthenticated: it is not. Nothing else is raised, whatever the request holds.
+        """
+        faults = [proof.fault(raw, now) for proof in self.proofs]
+        why = next((fault for fault in faults if fault is not None), None)
+        if why is not None:
+            for decoy in self._decoys:
+                decoy.fault(raw, now)  # proven or not: it is another source's, and says nothing here
+            raise NotAuthenticated(REFUSAL, why=why)
+
+
+class _Nobody:
+    """The proof of a source that does not exist."""
+
+    kind = None
+    keys = passes = 0
+
+    def pad(self, keys: int) -> None:
+        """There is nothing that could be tried."""
+
+    def fault(self, _raw: RawRequest, _now: datetime) -> str:
+        """Always."""
+        return "there is no such source"
+
+
+def even_out(verifiers: Iterable[Verifier]) -> Verifier:
+    """Make all of these do the same work before they refuse. Returns the verifier of all sources that do not exist."""
+    verifiers = tuple(verifiers)
+    nobodys = Verifier([_Nobody()])
+    kinds: dict[Hashable, Proof] = {}
+    for proof in sorted((proof for each in (nobodys, *verifiers) for proof in each.proofs), key=lambda each: each.keys):
+        kinds[proof.kind] = proof
+    for verifier in (nobodys, *verifiers):
+        verifier.even(kinds)
+    return nobodys
+
+
+def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:
+    """The verifier of a source: what it shows (`auth`), what it signs with (`secrets`) and where it is, each if configured.
+
+    Raises:
+        ConfigError: a secret can't be revealed or used, or nothing is asked for. Each line of the text names the source.
+    """
+    proofs: list[Proof] = []
+    mistakes: list[str] = []
+    auth = source.auth
+    try:
+        if auth is not None:
+            shown = [] if isinstance(auth, NoAuth) else revealed(auth.secrets, environment)
+            proofs.append(SharedSecretProof(auth, shown))
+    except ConfigError as error:
+        mistakes += [f"auth: {mistake}" for mistake in str(error).splitlines()]
+    try:
+        if source.secrets is not None:
+            known = revealed(source.secrets, environment)
+            if preset.prover is not None:
+                proofs.append(preset.prover(source, known))
+            else:
+                signatures = preset.signatures if source.signature is None else (source.signature,)
+                proofs.append(
+                    SignatureProof(signatures, known, url=source.public_url or "", tolerance=source.tolerance)
+                )
+    except ConfigError as error:
+        mistakes += [f"secrets: {mistake}" for mistake in str(error).splitlines()]
+    if not proofs and not mistakes:
+        mistakes.append('auth: is missing; whoever may send without a secret needs auth = { kind = "none" }')
+    if mistakes:
+        raise ConfigError("\n".join(f"[sources.{source.name}] {mistake}" for mistake in mistakes))
+    if source.allow_from is not None:
+        proofs.append(SentFrom(source.allow_from))
+    return Verifier(proofs)
+
+
+def revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revealed:
+    """Each secret with its text.
+
+    Raises:
+        ConfigError: a variable or file that a secret is kept in is not there, or is empty. The text has a line for each.
+    """
+    found, mistakes = [], []
+    for secret in secrets:
+        try:
+            found.append((secret, secret.reveal(environment)))
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return found
+
+
+def _digest(secret: str) -> bytes:
+    # A variable of the environment may hold bytes that are not UTF-8; Python shows them as lone surrogates.
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+
+
+def _way_in(auth: InboundAuth) -> Way:
+    """What the request shows where this kind of authentication has its secret; empty when there is nothing."""
+    match auth:
+        case BasicAuth():
+            return _basic_credentials
+        case BearerAuth():
+            return _bearer_token
+        case HeaderAuth():
+            name = auth.name.lower()
+            return lambda raw: _header_bytes(raw.headers.get(name, ""))
+        case UrlTokenAuth():
+            return lambda raw: (raw.url_token or "").encode("utf-8", "surrogatepass")
+        case NoAuth():
+            return lambda _: b""
+
+
+def _basic_credentials(raw: RawRequest) -> bytes:
+    try:
+        return base64.b64decode(_credentials(raw, "basic"), validate=True)
+    except ValueError:  # not base64, or not even ASCII
+        return b""
+
+
+def _bearer_token(raw: RawRequest) -> bytes:
+    token = _credentials(raw, "bearer")
+    if token or not raw.query:
+        return _header_bytes(token)
+    values = [
+        value for name, _, value in (each.partition("=") for each in raw.query.split("&")) if name == "access_token"
+    ]
+    return unquote_to_bytes(values[0]) if len(values) == 1 else b""
+
+
+def _credentials(raw: RawRequest, scheme: str) -> str:
+    given, _, credentials = raw.headers.get("authorization", "").partition(" ")
+    return credentials.strip(" ") if given.lower() == scheme else ""
+
+
+def _header_bytes(value: str) -> bytes:
+    """The bytes of a header: servers hand them on as Latin-1, whatever they were (PEP 3333, ASGI in Falcon)."""
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")

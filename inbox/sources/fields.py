@@ -1,0 +1,322 @@
+"""Reads values out of a payload that nobody has checked yet: each function returns what can be stored, or refuses.
+
+What makes an event an event (its type, its id, its time) is refused when it is wrong. What only tells more of it (the
+entity, of a provider that tells of many kinds of things) is left out: an event without an entity is its own lane, and
+nothing is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from inbox.errors import InvalidEvent, Unreadable
+from inbox.events import strict_json, timestamps
+from inbox.events.event import Action, RawRequest
+
+LONGEST_ID = 255
+LONGEST_TYPE = 100
+"""Characters of an entity type or event type."""
+
+EARLIEST_NS = timestamps.parse_rfc3339("2000-01-01T00:00:00Z")
+FARTHEST_AHEAD = timedelta(hours=24)
+"""How much later than its arrival an event may say it occurred: more is a broken clock, and would win every fold."""
+
+SAME_WITHIN_NS = 300 * 1_000_000_000
+
+FORM = "application/x-www-form-urlencoded"
+_FIELDS_AT_MOST = 100
+LARGEST_FORM_PAYLOAD = 16 * 1024 * 1024
+"""Bytes: it lies in memory beside the form. As quoted JSON takes twice its size, and no form may have over 25 MiB, it is enough."""
+_STEP = 16 * 1024
+MOST_BARE = 1000
+"""Signs of percent without two digits behind them, in one value: who writes a form by hand forgets some. The standard library
+raises and catches an error for each: 25 MiB of them took a thread for 13 s, and every other large body waited."""
+_BARE = re.compile(rb"%(?![0-9a-fA-F]{2})")
+
+_ACTIONS: Mapping[str, Action] = {
+    "add": "create",
+    "added": "create",
+    "change": "update",
+    "changed": "update",
+    "create": "create",
+    "created": "create",
+    "delete": "delete",
+    "deleted": "delete",
+    "destroy": "delete",
+    "destroyed": "delete",
+    "edit": "update",
+    "edited": "update",
+    "joined": "create",
+    "left": "delete",
+    "open": "create",
+    "opened": "create",
+    "published": "create",
+    "remove": "delete",
+    "removed": "delete",
+    "rename": "update",
+    "renamed": "update",
+    "submitted": "create",
+    "update": "update",
+    "updated": "update",
+}
+"""The words that providers use for what was done; any other is none of these three."""
+
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
+"""Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
+
+
+def json_object(body: bytes) -> dict[str, object]:
+    """The one JSON object that a body is.
+
+    Raises:
+        Unreadable: not strict JSON.
+        InvalidEvent: JSON, but no object.
+    """
+    value = strict_json.parse(body)
+    if not isinstance(value, dict):
+        raise InvalidEvent("the body must be one JSON object", field="body")
+    return value
+
+
+MOST_EVENTS = 1000
+"""In one request: they are stored in one transaction."""
+
+LARGEST_PARTS = 16 * 1024 * 1024
+"""Bytes that the events of one body may take together, each with a copy of what stands around them."""
+
+
+def elements(body: bytes) -> list[bytes]:
+    """The elements of a list of JSON, each in its own bytes. Call it with what has been parsed already."""
+    return [bytes(each) for each in msgspec.json.decode(body, type=list[msgspec.Raw])]
+
+
+def alone(body: bytes, *path: str) -> list[bytes]:
+    """For each element of the list at `path` what the body would have been with that one alone; all else keeps its bytes.
+
+    Raises:
+        InvalidEvent: together they take more than `LARGEST_PARTS`.
+    """
+    if not path:
+        return [b"[%b]" % element for element in elements(body)]
+    members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    written = {name: b"%b:%b" % (msgspec.json.encode(name), bytes(value)) for name, value in members.items()}
+    made, size = [], 0
+    for inner in alone(bytes(members[path[0]]), *path[1:]):
+        written[path[0]] = b"%b:%b" % (msgspec.json.encode(path[0]), inner)
+        made.append(b"{%b}" % b",".join(written.values()))
+        size += len(made[-1])
+        if size > LARGEST_PARTS:
+            raise InvalidEvent(
+                f"what stands around the events is stored with each: together they have more than {LARGEST_PARTS} bytes;"
+                " send fewer of them at once",
+                field=path[-1],
+            )
+    return made
+
+
+def form_payload(body: bytes) -> bytes:
+    """The JSON that is the field `payload` of a form.
+
+    Raises:
+        Unreadable: no form.
+        InvalidEvent: the field is missing, there several times, or larger than `LARGEST_FORM_PAYLOAD`.
+    """
+    values = [value for name, value in _form(body, _FIELDS_AT_MOST) if name == b"payload"]
+    if len(values) != 1:
+        raise InvalidEvent(f"payload is {'missing' if not values else 'there several times'}", field="payload")
+    if len(values[0]) > LARGEST_FORM_PAYLOAD:
+        raise InvalidEvent(
+            f"payload has more than {LARGEST_FORM_PAYLOAD} bytes; send JSON, not a form", field="payload"
+        )
+    return values[0]
+
+
+def form_fields(body: bytes, most: int = _FIELDS_AT_MOST) -> list[tuple[str, str]]:
+    """The names and values of a form, in its order.
+
+    Raises:
+        Unreadable: not UTF-8, or too many fields.
+    """
+    try:
+        return [(name.decode(), value.decode()) for name, value in _form(body, most)]
+    except UnicodeDecodeError:
+        raise Unreadable("the form can't be read", field="body") from None
+
+
+def _form(body: bytes, most: int) -> Iterator[tuple[bytes, bytes]]:
+    if body.count(b"&") >= most:
+        raise Unreadable("the form can't be read", field="body")
+    pairs = (field.partition(b"=") for field in body.split(b"&") if field)
+    return ((_unquoted(name), _unquoted(value)) for name, _, value in pairs)
+
+
+def _unquoted(text: bytes) -> bytes:
+    """Unquote a name or value, in steps: the standard library makes an object of each `%XX` (28 times its size).
+
+    Raises:
+        Unreadable: it has more than `MOST_BARE` signs of percent that begin nothing.
+    """
+    if b"%" not in text and b"+" not in text:
+        return text
+    unquoted, at, bare = io.BytesIO(), 0, 0
+    while at < len(text):
+        end = at + _STEP
+        split = text.rfind(b"%", end - 2, end)  # a `%XX` that would be cut
+        end = end if split < 0 else split
+        bare += len(_BARE.findall(text[at:end]))
+        if bare > MOST_BARE:
+            raise Unreadable("the form can't be read: it is not quoted", field="body")
+        unquoted.write(unquote_to_bytes(text[at:end].replace(b"+", b" ")))
+        at = end
+    return unquoted.getvalue()
+
+
+def text_field(payload: Mapping[str, object], field: str, longest: int | None) -> str:
+    """A field that must be a text of 1 to `longest` characters; numbers are not taken for texts.
+
+    Raises:
+        InvalidEvent: it is missing, something else, empty, too long, or holds what a database can't store.
+    """
+    value = payload.get(field)
+    if not isinstance(value, str):
+        problem = "must be a text" if field in payload else "is missing"
+        raise InvalidEvent(f"{field} {problem}", field=field)
+    if not value:
+        raise InvalidEvent(f"{field} must not be empty", field=field)
+    if longest is not None and len(value) > longest:
+        raise InvalidEvent(f"{field} must have at most {longest} characters", field=field)
+    if _NOT_STORABLE.search(value):
+        raise InvalidEvent(f"{field} must not hold NUL characters or halves of surrogate pairs", field=field)
+    return value
+
+
+def time_field(payload: Mapping[str, object], field: str, received_at: datetime) -> int:
+    """A field that must be an RFC 3339 time with an offset, from 2000 to 24 hours after arrival; in nanoseconds.
+
+    Raises:
+        InvalidEvent: it is missing, something else, or out of that range.
+    """
+    text = text_field(payload, field, None)
+    try:
+        instant = timestamps.parse_rfc3339(text)
+    except ValueError as error:
+        raise InvalidEvent(f"{field} {error}", field=field) from None
+    return _in_range(instant, field, received_at)
+
+
+def dedup_part(payload: Mapping[str, object], field: str) -> str:
+    """The part of a dedup key that a field gives: a text as it is, or a whole number in digits (5 and "5" are one).
+
+    Raises:
+        InvalidEvent: it is missing or something else.
+    """
+    value = payload.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        problem = "must be a text or a whole number" if field in payload else "is missing"
+        raise InvalidEvent(f"{field} {problem}, and the source's dedup needs it", field=field)
+    return text_field(payload, field, None)
+
+
+def epoch_field(payload: Mapping[str, object], field: str, received_at: datetime, *, per_second: int = 1) -> int:
+    """A field that must be a number of seconds (or of so many per second) since 1970; in nanoseconds.
+
+    Raises:
+        InvalidEvent: it is missing, something else, or outside the range of `time_field`.
+    """
+    value = payload.get(field)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        problem = "must be a number" if field in payload else "is missing"
+        raise InvalidEvent(f"{field} {problem}", field=field)
+    if isinstance(value, float) and not math.isfinite(value):  # JMESPath's to_number reads the text `nan`
+        raise InvalidEvent(f"{field} must be a number", field=field)
+    whole = int(value // 1)
+    unit = 1_000_000_000 // per_second
+    return _in_range(whole * unit + int((value - whole) * unit), field, received_at)
+
+
+def content_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
+    """What makes two requests the same event where neither has an id: what they say, and the five minutes they came in.
+
+    Senders that repeat themselves do so within seconds, at most a minute or two, and nearly all of these repeats fall into
+    the same five minutes; one that falls just behind their end is delivered twice, which at-least-once allows. Without a
+    time, what is said again a day later would be taken for a repeat, and lost. The key begins with the time in fixed
+    width, so that the index grows at its right edge.
+    """
+    received = timestamps.to_nanoseconds(raw.received_at)
+    return timestamps.fixed_width(received - received % SAME_WITHIN_NS), hashlib.sha256(content).hexdigest()
+
+
+def arrival(raw: RawRequest) -> int:
+    """The time of an event whose provider tells none, in nanoseconds."""
+    return timestamps.to_nanoseconds(raw.received_at)
+
+
+def header_field(raw: RawRequest, name: str, longest: int) -> str:
+    """A header, in lower case, that must be there, in printable ASCII.
+
+    Raises:
+        InvalidEvent: it is missing or something else.
+    """
+    value = raw.headers.get(name, "")
+    if not value:
+        raise InvalidEvent(f"the header {name} is missing", field=name)
+    if len(value) > longest or not value.isascii() or not value.isprintable():
+        raise InvalidEvent(f"the header {name} must be printable ASCII of at most {longest} characters", field=name)
+    return value
+
+
+def action_of(word: str) -> Action:
+    """What a provider's word for what was done means, in any case."""
+    return _ACTIONS.get(word.casefold(), "other")
+
+
+def member(payload: object, *path: str) -> object:
+    """What stands at `path` in nested objects; None where there is nothing."""
+    for name in path:
+        payload = payload.get(name) if isinstance(payload, Mapping) else None
+    return payload
+
+
+def entity_id(value: object) -> str | None:
+    """An id that can be stored, numbers in digits; None when there is none."""
+    return _storable(str(value) if isinstance(value, int) and not isinstance(value, bool) else value, LONGEST_ID)
+
+
+def entity_type(value: object) -> str | None:
+    """A type that can be stored; None when there is none."""
+    return _storable(value, LONGEST_TYPE)
+
+
+def key_of(payload: Mapping[str, object], dedup: Sequence[str] | None, *parts: str) -> tuple[str, ...]:
+    """The parts of a dedup key: the fields that the source names, or else the provider's own.
+
+    Raises:
+        InvalidEvent: as `dedup_part`.
+    """
+    return parts if dedup is None else tuple(dedup_part(payload, field) for field in dedup)
+
+
+def _storable(value: object, longest: int) -> str | None:
+    if not isinstance(value, str) or not value or len(value) > longest or _NOT_STORABLE.search(value):
+        return None
+    return value
+
+
+def _in_range(instant: int, field: str, received_at: datetime) -> int:
+    if instant < EARLIEST_NS:
+        raise InvalidEvent(f"{field} must not be before 2000-01-01T00:00:00Z", field=field)
+    if instant > timestamps.to_nanoseconds(received_at + FARTHEST_AHEAD):
+        raise InvalidEvent(
+            f"{field} must not be more than 24 hours in the future; check the sender's clock", field=field
+        )
+    return instant

@@ -1,0 +1,137 @@
+"""From a request and what its preset read in it to the event that is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from inbox.config.model import HeaderAuth, Route, Source
+from inbox.config.routing import enrol
+from inbox.config.source import WHOLE_BODY
+from inbox.errors import TooOld
+from inbox.events import timestamps
+from inbox.events.event import Event, Identity, RawRequest, dedup_key
+from inbox.sources.base import Preset
+
+NO_HEADERS: Mapping[str, str] = {}
+
+KEPT_HEADERS = frozenset(
+    {
+        "content-encoding",
+        "content-type",
+        "idempotency-key",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "webhook-id",
+        "webhook-timestamp",
+        "x-correlation-id",
+        "x-request-id",
+    }
+)
+"""An allow-list: a header that is not here may be a secret, and the inbox is read by many."""
+
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Iterable[Route]) -> tuple[Event, ...]:
+    """The events that a request tells of, ready to be stored. The request is proven to come from the source.
+
+    Raises:
+        Unreadable, UnsupportedType, InvalidEvent: it is none of this preset's.
+    """
+    preset.check_type(raw)
+    headers = kept_headers(source, preset, raw.headers)
+    own = [route for route in routes if route.source == source.name]
+    if source.dedup == [WHOLE_BODY]:
+        identities = tuple(_known_by_body(raw, identity) for identity in preset.read(raw, None))
+    else:
+        identities = preset.read(raw, source.dedup)
+    return tuple(to_event(source, raw, identity, own, headers) for identity in identities)
+
+
+def _known_by_body(raw: RawRequest, identity: Identity) -> Identity:
+    body = raw.body if identity.part is None else identity.part
+    return msgspec.structs.replace(identity, key_parts=(hashlib.sha256(body).hexdigest(),), key_has_time=False)
+
+
+def refuse_old(source: Source, events: Iterable[Event]) -> None:
+    """Return if none of them is older than its source may send.
+
+    Who takes a refusal in after all does not ask this.
+
+    Raises:
+        TooOld: one is.
+    """
+    for event in events:
+        age = (event.received_at - event.occurred_at).total_seconds()
+        if source.max_age is not None and age > source.max_age:
+            raise TooOld(f"the event is {age:.0f} s old, and this source's max_age is {source.max_age:g} s")
+
+
+def to_event(
+    source: Source,
+    raw: RawRequest,
+    identity: Identity,
+    routes: Iterable[Route],
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> Event:
+    """The event with its dedup key and its lanes on the routes that it takes; `headers` are those that are kept."""
+    key = dedup_key(identity)
+    body = raw.body if identity.part is None else identity.part
+    return Event(
+        source=source.name,
+        dedup_key=key,
+        entity_type=identity.entity_type,
+        entity_id=identity.entity_id,
+        event_type=identity.event_type,
+        action=identity.action,
+        event_id=identity.event_id,
+        occurred_at=timestamps.to_datetime(identity.occurred_ns),
+        received_at=raw.received_at,
+        enrolments=enrol(source.name, identity, key, routes),
+        headers=headers,
+        content_type=_printable(identity.part_type or raw.headers.get("content-type", "")),
+        body=body,
+        body_sha256=hashlib.sha256(body).digest(),
+        traceparent=valid_traceparent(raw.headers.get("traceparent")),
+    )
+
+
+def kept_headers(source: Source, preset: Preset, headers: Mapping[str, str]) -> dict[str, str]:
+    r"""The headers of the allow-list, in printable ASCII: any other character is written as `\xNN` or `\uNNNN`.
+
+    A preset adds those that tell of its events. A header in which the source sends its secret is left out, even if it is on
+    the list.
+    """
+    secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
+    return {
+        name: _printable(value)
+        for name, value in headers.items()
+        if (name in KEPT_HEADERS or name in preset.kept_headers) and name != secret
+    }
+
+
+def valid_traceparent(value: str | None) -> str | None:
+    """A trace context as W3C Trace Context level 1 has it, in version 00; None when it is missing or not valid.
+
+    A higher version is read by its first four fields, as the standard asks for; `ff` and ids of zeros are invalid.
+    """
+    match = _TRACEPARENT.fullmatch(value) if value is not None else None
+    if match is None:
+        return None
+    version, trace, parent, flags, more = match.groups()
+    if version == "ff" or not trace.strip("0") or not parent.strip("0") or (version == "00" and more is not None):
+        return None
+    return f"00-{trace}-{parent}-{flags}"
+
+
+def _printable(value: str) -> str:
+    if value.isascii() and value.isprintable():
+        return value
+    escaped = value.encode("ascii", "backslashreplace").decode("ascii")
+    return _CONTROL.sub(lambda character: f"\\x{ord(character[0]):02x}", escaped)

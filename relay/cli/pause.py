@@ -1,0 +1,112 @@
+"""`relay pause` and `relay resume`: a person holds back what goes through a gate, and lets it go on."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from inbox.cli.terminal import fail, say, show, told
+from inbox.db.reads import Row
+from relay.cli.acts import Reason, follow
+from relay.cli.options import AsJson, OfEntity, OfSource, open_database, parse_entity
+from relay.delivery.gates import Gate
+from relay.delivery.policy import policies
+from relay.store import gates
+from relay.store.operator import commands
+
+OfRoute = Annotated[str | None, typer.Option("--route", help="This route.")]
+OfDestination = Annotated[str | None, typer.Option("--destination", help="All routes to this destination.")]
+OfApi = Annotated[str | None, typer.Option("--api", help="All routes that ask this api.")]
+
+COLUMNS = ("kind", "name", "paused_at", "paused_by", "pause_reason", "breaker", "breaker_until", "breaker_cause")
+
+
+def pause(
+    *,
+    reason: Annotated[str | None, typer.Option(help="Why; whoever looks later wants to know.")] = None,
+    route: OfRoute = None,
+    destination: OfDestination = None,
+    api: OfApi = None,
+    source: OfSource = None,
+    entity: OfEntity = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold back deliveries; without a choice, list what is held back.
+
+    Webhooks are accepted all the same and wait. What is running already finishes.
+
+    Examples:
+      relay pause
+      relay pause --destination crm --reason "maintenance until 14:00"
+      relay pause --source trivore --entity USER/IDNUMBER1234 --reason "under investigation"
+    """
+    gate = _gate(route, destination, api, source, entity)
+    if gate is None:
+        with told():
+            _, database = open_database()
+            show(gates.held_back(database), as_json=as_json, columns=COLUMNS, empty="nothing is held back")
+        return
+    if not reason:
+        fail("say why with --reason: whoever looks later wants to know")
+    _turn("pause", gate, reason)
+
+
+def resume(
+    *,
+    reason: Reason = "",
+    route: OfRoute = None,
+    destination: OfDestination = None,
+    api: OfApi = None,
+    source: OfSource = None,
+    entity: OfEntity = None,
+    command: Annotated[int | None, typer.Option(help="A replay, cancel or unblock that was interrupted.")] = None,
+) -> None:
+    """Let deliveries go on: end a pause, and close a circuit breaker, also that of a destination that was retired.
+
+    Examples:
+      relay resume --destination crm
+      relay resume --command 7
+    """
+    gate = _gate(route, destination, api, source, entity)
+    if command is not None:
+        with told():
+            config, database = open_database()
+            if not commands.go_on(database, command):
+                fail(f"no command {command} was interrupted")
+            follow(database, config, command, "going on", None, done="were changed in all")
+        return
+    if gate is None:
+        fail("name what is to go on: --route, --destination, --api, --source, --entity or --command")
+    _turn("resume", gate, reason)
+
+
+def described(row: Row) -> str:
+    """What holds deliveries back at a gate, in one line."""
+    name = f"{row['kind']} {row['name']}"
+    if row["paused_at"] is not None:
+        return f"{name} is paused by {row['paused_by']}: {row['pause_reason']}"
+    until = f" until {row['breaker_until']}" if row["breaker_until"] else ""
+    return f"{name}: breaker {row['breaker']}{until}: {row['breaker_cause']}"
+
+
+def _gate(
+    route: str | None, destination: str | None, api: str | None, source: str | None, entity: str | None
+) -> Gate | None:
+    entity_type, entity_id = parse_entity(entity)
+    gate = Gate(
+        route=route, destination=destination, api=api, source=source, entity_type=entity_type, entity_id=entity_id
+    )
+    return None if gate == Gate() else gate
+
+
+def _turn(kind: commands.GateAct, gate: Gate, reason: str) -> None:
+    with told():
+        config, database = open_database()
+        if mistake := gate.mistake(config):
+            fail(mistake)
+        number = commands.ask(database, kind, gate, who=getpass.getuser(), why=reason)
+        commands.work_on(database, config, policies(config), number)
+        progress = commands.progress(database, number)
+    say(f"{' '.join(gate.key)}: {progress.answer if progress else ''}")

@@ -1,0 +1,138 @@
+"""`relay status`: what is open, who runs, and whether all is well, for people and for service managers."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+from sqlalchemy.exc import DBAPIError
+
+from inbox.cli.terminal import FINDING, say, show, told
+from inbox.config.model import Config
+from inbox.db.reads import Row
+from inbox.db.views import GONE_SECONDS
+from inbox.loader.load import read_config
+from relay.cli.options import AsJson, database_of
+from relay.cli.pause import described
+from relay.delivery.policy import policies
+from relay.store import gates, probe, reads
+from relay.store.database import Database
+
+SWEEP_COLUMNS = (
+    "source",
+    "entity_type",
+    "swept_at",
+    "compared_until",
+    "last_compared",
+    "last_missed",
+    "last_added",
+    "missed",
+    "error",
+)
+_LOOK_AGAIN_SECONDS = 3.0
+"""A finding has to last for as long: the last relay may just have ended as the next one starts."""
+
+
+def status(
+    *,
+    as_json: AsJson = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only tell whether a relay lives and deliveries move: a service manager's probe."),
+    ] = False,
+    here: Annotated[bool, typer.Option("--here", help="With --check: the relay has to be on this host.")] = False,
+    sweeps: Annotated[
+        bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and what it found.")
+    ] = False,
+) -> None:
+    """Show what is open on each route, and which relays run.
+
+    With --check nothing is listed but what is wrong: no relay has said for 15 s that it lives, relays die soon after they
+    start, a step of one fails, the database does not answer, on a route nothing moves although something has been due for a
+    minute, a lane is blocked, or no relay takes up a command. The exit status is 1 then. What a pause, a circuit breaker or a
+    rate limit holds back is not wrong, nor is a backlog that shrinks.
+
+    With --here too, the relay has to be on this host, and what only a person can mend is left out: blocked lanes, commands.
+
+    Examples:
+      relay status
+      relay status --sweeps
+      relay status --check
+      relay status --check --here --json
+    """
+    with told():
+        config = read_config()
+        if sweeps:
+            swept = reads.sweeps(database_of(config))
+            show(swept, as_json=as_json, columns=SWEEP_COLUMNS, empty="nothing was swept yet")
+            return
+        if not check:
+            _show(database_of(config), as_json=as_json)
+            return
+        found = _checked(config, here=here)
+    if as_json:
+        show(found, as_json=True, columns=(), empty="")
+    else:
+        for row in found:
+            say(row["why"])
+    if found:
+        raise typer.Exit(FINDING)
+
+
+def _show(database: Database, *, as_json: bool) -> None:
+    alive = _alive(database)
+    backlog = reads.backlog(database)
+    held_back = gates.held_back(database)
+    swept = reads.sweeps(database)
+    columns = ("route", "open", "received", "waiting", "ready", "in_flight", "blocked", "dead", "oldest_age_seconds")
+    show(backlog, as_json=as_json, columns=columns, empty="nothing is open on any route")
+    if as_json:
+        return
+    running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
+    say(f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"))
+    for trouble in (*probe.relays_in_trouble(database), *probe.waits_for_a_person(database)):
+        say(f"trouble: {trouble.why}")
+    for row in held_back:
+        say(f"held back: {described(row)}")
+    for row in swept:
+        if row["error"]:
+            say(f"not swept: {row['source']} {row['entity_type']}: {row['error']}")
+
+
+def _alive(database: Database) -> list[Row]:
+    return [node for node in reads.relay_nodes(database) if node["silent_seconds"] <= GONE_SECONDS]
+
+
+def _checked(config: Config, *, here: bool) -> list[Row]:
+    """What is wrong now, and was so a moment ago."""
+    try:
+        database = database_of(config)
+        found = _findings(database, config, here=here)
+        if found:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+            again = _findings(database, config, here=here)
+            found = [row for row in found if row in again]
+    except DBAPIError as error:
+        return [{"finding": "no_database", "route": None, "why": f"the database: {str(error.orig).strip()}"}]
+    return found
+
+
+def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
+    found: list[Row] = []
+    place = f" on {socket.gethostname()}" if here else ""
+    if not any(not here or node["host"] == socket.gethostname() for node in _alive(database)):
+        why = f"no relay{place} has said for {GONE_SECONDS} s that it lives"
+        found.append({"finding": "no_relay", "route": None, "why": why})
+    first = probe.unordered(database)
+    if first is not None:
+        found.append({"finding": "unordered", "route": None, "why": f"what has arrived is not ordered: event {first}"})
+    for route in probe.stuck_routes(database, policies(config)):
+        why = f"route {route}: due for a minute, and nothing moves"
+        found.append({"finding": "stuck", "route": route, "why": why})
+    troubles = probe.relays_in_trouble(database)
+    if not here:  # another relay on this host would help none of these
+        troubles += probe.waits_for_a_person(database)
+    return found + [msgspec.structs.asdict(trouble) for trouble in troubles]

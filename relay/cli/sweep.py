@@ -1,0 +1,94 @@
+"""`relay sweep`: asks a source what has changed, and adds an event for every change that no webhook has told."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import MofNCompleteColumn, SpinnerColumn
+
+from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
+from inbox.config.model import Config
+from inbox.errors import SweepFailed
+from relay.cli.options import AsJson, Since, open_database, utc
+from relay.store import sweeps
+from relay.store.database import Database
+from relay.sweep.orphans import ORPHAN_COLUMNS, orphans
+
+if TYPE_CHECKING:
+    from relay.sweep.run import Swept
+
+COLUMNS = ("source", "entity_type", "since", "compared", "missed", "added")
+
+
+def sweep(
+    *,
+    source: Annotated[str, typer.Option("--source", help="Which source; its `sweeps` say how it is asked.")],
+    since: Since = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what is missing; add nothing, and keep the place.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Compare all ids of both sides instead, of each route with a `listing`.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find changes that no webhook has told, and add an event for each.
+
+    Begins where the last sweep ended, and a little before; the first one compares everything. Deletions show in no list of
+    changes: --full reports counterparts whose entity is gone, and entities without a counterpart. The exit status is 1
+    when anything was missing.
+
+    Examples:
+      relay sweep --source trivore
+      relay sweep --source trivore --since 2026-01-01 --dry-run
+      relay sweep --source trivore --full --json
+    """
+    with told():
+        config, database = open_database()
+        if source not in config.sources:
+            fail(f"no source {source!r} is configured; there are: {', '.join(sorted(config.sources)) or 'none'}")
+        tables = config.sources[source].sweeps
+        if not tables:
+            fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
+        if full:
+            found = [row for number in range(len(tables)) for row in orphans(config, source, number)]
+            show(found, as_json=as_json, columns=ORPHAN_COLUMNS, empty="both sides have the same")
+            raise typer.Exit(FINDING if found else 0)
+        begin = utc(since)
+        results = [_one(config, database, source, number, begin, dry=dry) for number in range(len(tables))]
+    rows = [{name: getattr(result, name) for name in COLUMNS} for result in results]
+    show(rows, as_json=as_json, columns=COLUMNS, empty="")
+    missed = sum(result.missed for result in results)
+    if not as_json:
+        say(f"{missed} changes were missing" if missed else "nothing was missing")
+    if missed:
+        raise typer.Exit(FINDING)
+
+
+def _one(config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool) -> Swept:
+    from relay.destinations.base import without_lease  # noqa: PLC0415  # listings need not load what makes calls
+    from relay.sweep.run import Sweeping  # noqa: PLC0415
+
+    sweeping = Sweeping(config, source, number)
+    entity_type = sweeping.table.entity_type
+    usual, before = sweeping.begins(database)
+    columns = (SpinnerColumn(), Doing("comparing "), MofNCompleteColumn())
+    try:
+        with bar(*columns) as progress:
+            task = progress.add_task(entity_type, total=None)
+            for swept in sweeping.run(database, without_lease(), begin or usual, dry=dry):
+                progress.update(task, completed=swept.compared)
+    except SweepFailed as error:
+        if not dry:
+            sweeps.broke_off(database, source, entity_type, swept.missed)
+        fail(
+            f"{source} {entity_type}: {error}; {swept.compared} were compared, {swept.added} added, and the next sweep begins again"
+        )
+    finally:
+        sweeping.close()
+    # A watermark says that all before it was compared, so one that began later has nothing to say.
+    if not dry and (begin is None or (before is not None and begin <= before)):
+        sweeps.finish(database, swept.found)
+    return swept

@@ -1,0 +1,132 @@
+"""What is worth waking somebody for: what an alert says, and in which form it is posted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from inbox.config.model import AlertFormat
+from relay.delivery import facts, slack_text
+from relay.delivery.gates import Breaker, BreakerState, GateKey
+from relay.delivery.lifecycle import OpenDelivery
+
+AlertKind = Literal[
+    "delivery_dead",
+    "breaker_open",
+    "retired",
+    "backlog_old",
+    "source_silent",
+    "webhooks_missed",
+    "sweep_failed",
+    "step_failed",
+    "intake_stopped",
+]
+
+SENTENCES: dict[AlertKind, tuple[str, str]] = {
+    "delivery_dead": (
+        "route {subject} has dead deliveries: {cause}",
+        "route {subject} has no dead deliveries any more",
+    ),
+    "breaker_open": ("{subject} is not called for now: {cause}", "{subject} is called again"),
+    "retired": ("{subject} is gone for good, until it is resumed: {cause}", "{subject} is called again"),
+    "backlog_old": (
+        "route {subject} is behind: seq {seq} has waited for {age_seconds} s",
+        "route {subject} is no longer behind",
+    ),
+    "source_silent": (
+        "source {subject} is silent: nothing has arrived for {silent_seconds} s",
+        "source {subject} is heard again",
+    ),
+    "webhooks_missed": (
+        "source {subject}: {missed} of {compared} changes came by no webhook; the sweep has added them",
+        "source {subject}: the sweep has found no change that came by no webhook",
+    ),
+    "sweep_failed": ("source {subject} can't be swept: {error}", "source {subject} is swept again"),
+    "step_failed": ("the relay's step {subject} fails: {error}", "the relay's step {subject} works again"),
+    "intake_stopped": ("the {subject} can store nothing: {error}", "the {subject} stores webhooks again"),
+}
+"""What each kind says: when it begins, and when it has recovered."""
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """A change for the worse, or the recovery from it."""
+
+    kind: AlertKind
+    subject: str
+    """A route, a source, a source and a type of entity, a step, or `destination NAME` and `api NAME`."""
+    firing: bool
+    detail: Mapping[str, Any] = {}
+    """What its sentence needs besides, and more."""
+
+
+class Posted(msgspec.Struct, frozen=True):
+    """An alert that is to be posted. `at` is UTC."""
+
+    id: int
+    at: datetime
+    alert: Alert
+
+
+def sentence(alert: Alert) -> str:
+    """Word an alert in one line; a figure that its detail lacks is a question mark."""
+    began, recovered = SENTENCES[alert.kind]
+    return (began if alert.firing else recovered).format_map(_Lenient(alert.detail, subject=alert.subject))
+
+
+class _Lenient(dict[str, Any]):
+    def __missing__(self, name: str) -> str:
+        return "?"
+
+
+def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
+    """The JSON that is posted: all of it, or a message as Slack's incoming webhooks take it.
+
+    Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`).
+    """
+    alert = posted.alert
+    if form == "slack":
+        sign = ":red_circle:" if alert.firing else ":large_green_circle:"
+        return {"text": f"{sign} {slack_text.escaped(sentence(alert))}"}
+    return {
+        "id": posted.id,
+        "at": posted.at.isoformat().replace("+00:00", "Z"),
+        "kind": alert.kind,
+        "subject": alert.subject,
+        "firing": alert.firing,
+        "text": sentence(alert),
+        "detail": dict(alert.detail),
+    }
+
+
+def changes(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> Iterator[Alert]:
+    """What breakers that have become others mean: one that opens again and again is no change."""
+    for key, breaker in after.items():
+        was, now = _fires(before.get(key, Breaker())), _fires(breaker)
+        if was == now:
+            continue
+        if now is not None:
+            yield Alert(now, " ".join(key), firing=True, detail={"cause": breaker.cause})
+        else:  # one that was open before it was retired has fired twice
+            yield from (Alert(kind, " ".join(key), firing=False) for kind in _OF_BREAKERS)
+
+
+_OF_BREAKERS: tuple[AlertKind, ...] = ("breaker_open", "retired")
+
+
+def _fires(breaker: Breaker) -> AlertKind | None:
+    if breaker.state is BreakerState.CLOSED:
+        return None
+    return "retired" if breaker.state is BreakerState.RETIRED else "breaker_open"
+
+
+def deaths(changed: Iterable[OpenDelivery]) -> list[Alert]:
+    """Of these deliveries, those that have died just now: one alert for each route."""
+    alerts: dict[str, Alert] = {}
+    for row in changed:
+        if row.facts and isinstance(fact := row.facts[-1], facts.Dead):
+            detail = {"cause": fact.cause, "error": fact.error, "seq": row.seq}
+            alerts.setdefault(row.route, Alert("delivery_dead", row.route, firing=True, detail=detail))
+    return list(alerts.values())

@@ -1,0 +1,188 @@
+"""What an answer means, and what of it may be written down. Pure."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+import msgspec
+
+from relay.delivery.outcome import Call, ErrorClass, Failed
+
+EXCERPT_BYTES = 4096
+
+BY_STATUS: dict[int, ErrorClass] = {
+    401: "auth",
+    403: "auth",
+    404: "not_found",
+    408: "throttled",
+    409: "conflict",
+    410: "gone",
+    412: "conflict",
+    425: "throttled",
+    429: "throttled",
+}
+FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
+_SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
+_SHORTEST_SECRET = 4
+"""Masking anything shorter would black out half of an excerpt and hide nothing."""
+_LOOKED_FOR = 64
+"""Characters of a secret that another system has chosen: of 2,000 signs, in all spellings, the search took 3 s, for all threads."""
+_WINDOW = 4 * EXCERPT_BYTES
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""A NUL can't be stored by Postgres; the others steer a terminal. The last two ranges turn the direction of text."""
+_SENSITIVE = re.compile(
+    r"""((?:token|passwd|password|pwd|secret|authorization|api[_-]?key|cookie|credential|signature)[\w-]{0,40}
+        [\\"']{0,4}\s{0,8}[:=]\s{0,8})
+        (?: "(?:[^"\\]|\\.)*"?                          # a JSON string, perhaps cut short
+          | \\"[^"]*"?                                  # one inside another
+          | [\[{][^\]}]*[\]}]?                          # a list or an object of them
+          | (?:(?:bearer|basic)\s+)?[^\s,;&"'<>}\]]+    # a form's, a header's
+        )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+MASK = "***"
+
+
+ABSENT: frozenset[ErrorClass] = frozenset({"not_found", "gone"})
+"""What was asked for is not there."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """How a call went: what is logged of it, and what the next step needs."""
+
+    call: Call
+    body: bytes = b""
+    """At most 64 KiB and one byte more."""
+    whole: bool = True
+    """Whether `body` is all of it."""
+    error_class: ErrorClass | None = None
+    """None when the answer is a success (2xx)."""
+    retry_after: float | None = None
+    etag: str | None = None
+
+    def failed(self, calls: tuple[Call, ...], error_class: ErrorClass | None = None) -> Failed:
+        """The failure of the attempt whose `calls` end with this one."""
+        why = self.call.error or f"answered {self.call.status}{_phrase(self.call.status)}"
+        kind = error_class or self.error_class or "bad_answer"
+        return Failed(calls, kind, f"{self.call.step}: {why}", self.retry_after)
+
+
+def _phrase(status: int | None) -> str:
+    try:
+        return f" {HTTPStatus(status or 0).phrase}"
+    except ValueError:
+        return ""
+
+
+def class_of_status(status: int) -> ErrorClass | None:
+    """What a final status means; None for a success."""
+    if 200 <= status < 300:  # noqa: PLR2004  # RFC 9110 §15.3
+        return None
+    return BY_STATUS.get(status) or FAMILIES.get(status // 100, "bad_answer")
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds from `now`; None when the value is rubbish or past.
+
+    It is given as seconds, fractions too, as Svix reads them, or as an HTTP-date.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    if moment.tzinfo is None:  # "-0000": UTC, of unknown place (RFC 5322 §3.3)
+        moment = moment.replace(tzinfo=UTC)
+    seconds = (moment - now).total_seconds()
+    return seconds if seconds > 0 else None
+
+
+def name_only(pair: str) -> str:
+    """Of a pair of a query, what may be written down: its value may be a secret."""
+    name, equals, _ = pair.partition("=")
+    return f"{name}=…" if equals else "…"
+
+
+class Redactor:
+    """Makes excerpts of answers that show none of the endpoint's own secrets, and no value whose key says it is one."""
+
+    def __init__(self, secrets: Iterable[str], issued: str = "") -> None:
+        """`issued` is a secret that another system has chosen, however long."""
+        self._secrets = frozenset(secrets)
+        patterns: set[str] = set()
+        for secret in self._secrets:
+            patterns |= _patterns(secret)
+        if len(issued) > _LOOKED_FOR:
+            patterns |= _patterns(issued[:_LOOKED_FOR], and_on=_FURTHER if _QUOTES.isdisjoint(issued) else r"\S*")
+        else:
+            patterns |= _patterns(issued)
+        longest_first = sorted(patterns, key=len, reverse=True)
+        self._own = re.compile("|".join(longest_first)) if longest_first else None
+
+    def besides(self, secret: str) -> Redactor:
+        """One that masks this secret, too, which another system has chosen."""
+        return Redactor(self._secrets, secret)
+
+    def excerpt(self, body: bytes) -> str | None:
+        """The beginning of `body`, at most 4 KiB of UTF-8; None when there is nothing.
+
+        The endpoint's own secrets are masked before anything is cut, so that no half of one is left at the edge.
+        """
+        text = body.decode("utf-8", "replace")
+        if self._own is not None:
+            text = self._own.sub(MASK, text)
+        text = _SENSITIVE.sub(rf"\1{MASK}", text[:_WINDOW])
+        text = _UNPRINTABLE.sub("\ufffd", text)
+        return text.encode()[:EXCERPT_BYTES].decode("utf-8", "ignore") or None
+
+
+_QUOTES = frozenset("\"'<>")
+_FURTHER = r"[^\s\"'<>]*"
+"""The rest of a secret of which the beginning was found, and perhaps a little more."""
+
+
+def _patterns(secret: str, and_on: str = "") -> set[str]:
+    """All that may stand for it, and for what follows it."""
+    if len(secret) < _SHORTEST_SECRET:
+        return set()
+    base64_end = and_on or "[A-Za-z0-9+/_-]?={0,2}"
+    return {_spelled(secret) + and_on, *(_spelled(part) + base64_end for part in _in_base64(secret))}
+
+
+def _spelled(secret: str) -> str:
+    """A pattern of every way in which JSON, URLs and HTML write it, one inside another too."""
+    once = re.sub(r"\\+", r"\\", secret)  # a run of them is matched as one, or there were too many ways to
+    return "".join(char if char.isascii() and char.isalnum() else _spelled_char(char) for char in once)
+
+
+def _spelled_char(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
+    escaped = r"\\{1,15}u".join(units[start : start + 4] for start in range(0, len(units), 4))
+    plain = "|".join((f"u{escaped}", re.escape(char), *_ALIKE.get(char, ())))
+    percent = "".join(f"%(?:25){{0,3}}{byte:02x}" for byte in char.encode())
+    entity = f"&(?:amp;){{0,3}}(?:#0*{ord(char)}|#x0*{ord(char):x}|{_ENTITIES.get(char, 'none')});"
+    if char == "\\":
+        return f"(?i:{percent}|{entity}|{plain}){{1,60}}+"
+    return rf"(?i:{percent}|{entity}|\\{{0,15}}(?:{plain}))"
+
+
+def _in_base64(secret: str) -> Iterator[str]:
+    """What base64 of any text that holds it looks like in that place: it may begin at any of three offsets."""
+    data = secret.encode()
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + data).decode()
+        yield whole[(before * 8 + 5) // 6 : (before + len(data)) * 8 // 6]
+
+
+_ALIKE = {" ": (r"\+",), "+": ("-",), "/": ("_",), "\t": ("t",)}
+"""In a form, in base64 for URLs, in JSON."""
+_ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}

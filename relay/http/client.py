@@ -1,0 +1,309 @@
+"""The one room that makes HTTP calls.
+
+A call goes to one of the configured endpoints, over one `requests.Session` per thread, and ends: its deadline covers
+resolving the name, connecting, the head and the body of the answer, however slowly they drip. What is known of it
+afterwards is told apart as answered, not sent and unknown: only an unknown one may have had an effect that nobody saw.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import ssl
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from datetime import datetime
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
+from typing import Any, cast
+
+import msgspec
+import requests
+import tenacity
+
+from inbox.clock import steady
+from inbox.errors import OutboundRefused
+from inbox.logs.traces import place_of
+from relay.delivery.outcome import Call, Sent, Step
+from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after
+from relay.http.connection import CallState, EndpointAdapter
+from relay.http.endpoint import Target
+from relay.http.response import NotHttpError
+from relay.http.watchdog import WATCHDOG, CutOffError, RunningCall
+
+_log = logging.getLogger(__name__)
+
+MAX_ANSWER = 64 * 1024
+"""Bytes read of an answer; a longer one is cut there, and its connection closed."""
+_TRIES = 3
+"""For a call that provably was not sent."""
+_UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One call to be made, below the endpoint's URL."""
+
+    step: Step
+    method: str
+    headers: Mapping[str, str]
+    """Names in Title-Case, values as `relay.http.endpoint.header_value` makes them; the endpoint's own win."""
+    path: str = ""
+    """Already percent-encoded, beginning with a slash; empty for the endpoint's URL itself."""
+    query: str = ""
+    """Already encoded, without the question mark."""
+    body: bytes | None = None
+    most: int = MAX_ANSWER
+    """Bytes that are read of the answer."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What bounds the calls of one attempt."""
+
+    lease: Callable[[], float]
+    """The instant of `inbox.clock.steady` until which the lease is trusted, which may move.
+
+    No call starts after it, and a running one is cut. It is asked from other threads too, and must not raise.
+    """
+    stop: threading.Event
+    """Set when the process is to end: a call that was not sent isn't tried again then."""
+    now: Callable[[], datetime]
+
+
+class HttpClient:
+    """Calls one endpoint. Make one per api or destination and keep it: each thread that uses it has its own session."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._of_thread = threading.local()
+        self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
+        self._opening = threading.Lock()
+
+    def call(self, request: Request, limits: Limits) -> Answer:
+        """Make the call, within the endpoint's timeout and the lease.
+
+        It raises nothing: what the other side, the network, the guard or a bug does is in the answer. A call that
+        provably was not sent, since the connection was refused or the name server is busy, is tried again within the
+        same deadline, twice at most.
+        """
+        deadline = steady() + self._target.timeout
+        answer, again = self._once(request, deadline, limits)
+        return self._retry(answer, request, deadline, limits) if again else answer
+
+    def redactor_besides(self, secret: str) -> Redactor:
+        """The redactor of its answers, which masks this secret, too."""
+        return self._target.redactor.besides(secret)
+
+    def close(self) -> None:
+        """Close the idle connections of all threads. The client can still be used."""
+        with self._opening:
+            for session in self._sessions:
+                session.close()
+
+    def _retry(self, first: Answer, request: Request, deadline: float, limits: Limits) -> Answer:
+        def results() -> Iterator[tuple[Answer, bool]]:
+            # The first is there already: making a Retrying costs a tenth of a call, so that only a failure pays for it.
+            answer, again = first, True
+            while True:
+                yield answer, again
+                answer, again = (answer, False) if limits.stop.is_set() else self._once(request, deadline, limits)
+
+        tries = results()
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda tried: tried[1]),
+            wait=tenacity.wait_exponential(multiplier=0.1, exp_base=3),
+            stop=tenacity.stop_after_attempt(_TRIES)
+            | tenacity.stop_before_delay(max(deadline - steady(), 0))
+            | tenacity.stop_when_event_set(limits.stop),
+            sleep=tenacity.sleep_using_event(limits.stop),
+            retry_error_callback=_last_result,
+        )
+        answer, _ = retrying(lambda: next(tries))
+        return answer
+
+    def _once(self, request: Request, deadline: float, limits: Limits) -> tuple[Answer, bool]:
+        """The answer, and whether another try is worth it at once."""
+        began = steady()
+        if began >= limits.lease():
+            return self._lost(request, began, "not_sent"), False
+        exchange = RunningCall(deadline, limits.lease)
+        error: BaseException | None = None
+        answer: Answer | None = None
+        status: int | None = None
+        try:
+            adapter, wire = self._line()
+            wire.exchange = exchange
+            WATCHDOG.watch(exchange)
+            prepared = self._prepare(request)
+            response = adapter.send(prepared, stream=True, timeout=exchange.remaining(), proxies=self._target.proxies)
+            status = response.status_code
+            with _closed_on_error(response):
+                body, whole = _read(response, request.most)
+                answer = self._answered(request, began, response, body, limits.now(), whole=whole)
+        except Exception as caught:  # noqa: BLE001  # whatever it is, it is what came of this call
+            error = caught
+        finally:
+            WATCHDOG.forget(exchange)
+            cut_by = exchange.let_go()
+        sent: Sent = "unknown" if exchange.sent else "not_sent"
+        if cut_by == "lease":
+            return self._lost(request, began, sent, status), False
+        if answer is not None and cut_by is None:
+            return answer, False
+        root = CutOffError() if error is None or cut_by is not None else _root(error)
+        return self._failed(request, began, sent, root, status), not exchange.sent and _passing(root)
+
+    def _answered(
+        self, request: Request, began: float, response: requests.Response, body: bytes, now: datetime, *, whole: bool
+    ) -> Answer:
+        status = response.status_code
+        error_class = class_of_status(status)
+        if error_class is None:
+            etag = response.headers.get("ETag")
+            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag)
+        excerpt = self._target.redactor.excerpt(body)
+        return Answer(
+            self._logged(request, began, "answered", status, excerpt=excerpt),
+            body,
+            whole,
+            error_class,
+            self._retry_after(response.headers.get("Retry-After"), now),
+        )
+
+    def _retry_after(self, given: str | None, now: datetime) -> float | None:
+        seconds = parse_retry_after(given, now)
+        if given is not None and seconds is None:  # it may repeat a token that the redactor does not know
+            _log.warning("%s: Retry-After is past or can't be read, and ignored", self._target.shown)
+        return seconds
+
+    def _line(self) -> tuple[EndpointAdapter, CallState]:
+        """This thread's own session, straight through its adapter: `Session.send` around it costs a third of a call."""
+        try:
+            line: tuple[requests.Session, EndpointAdapter, CallState] = self._of_thread.line
+        except AttributeError:
+            session = requests.Session()
+            session.trust_env = False  # no proxy, CA file or .netrc of the environment
+            wire = CallState(self._target.rules)
+            adapter = EndpointAdapter(wire, self._target.tls, self._target.proxies)
+            session.adapters.clear()
+            session.mount(self._target.base, adapter)
+            with self._opening:
+                self._sessions.add(session)
+            line = self._of_thread.line = (session, adapter, wire)
+        return line[1], line[2]
+
+    def _prepare(self, request: Request) -> requests.PreparedRequest:
+        """All parts are ready and checked, so that nothing is left for requests to normalise."""
+        target = self._target
+        query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
+        headers = {**request.headers, **target.headers}
+        if request.body is not None:
+            headers["Content-Length"] = str(len(request.body))
+        prepared = requests.PreparedRequest()
+        prepared.method = request.method
+        url = _below(target.base, request.path)
+        prepared.url = f"{url}?{query}" if query else url
+        prepared.headers = headers  # type: ignore[assignment]  # a plain dict: the case-insensitive one costs 10 µs, and no name comes twice
+        prepared.body = request.body
+        return prepared
+
+    def _logged(
+        self,
+        request: Request,
+        began: float,
+        sent: Sent,
+        status: int | None = None,
+        *,
+        error: str | None = None,
+        excerpt: str | None = None,
+    ) -> Call:
+        url = _below(self._target.shown, request.path)
+        names = [name_only(pair) for query in (self._target.query, request.query) if query for pair in query.split("&")]
+        if names:
+            url = f"{url}?{'&'.join(names)}"
+        milliseconds = round((steady() - began) * 1000, 2)
+        return Call(request.step, request.method, url, sent, milliseconds, status, error, excerpt)
+
+    def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> Answer:
+        error = "cut: the lease ended" if sent == "unknown" else "not made: the lease ended"
+        return Answer(self._logged(request, began, sent, status, error=error), error_class="lease_lost")
+
+    def _failed(self, request: Request, began: float, sent: Sent, root: BaseException, status: int | None) -> Answer:
+        if isinstance(root, OutboundRefused):
+            return Answer(self._logged(request, began, sent, error=str(root)), error_class="refused")
+        error = _in_words(root, sent, self._target.timeout)
+        return Answer(
+            self._logged(request, began, sent, status, error=error),
+            error_class="unknown" if sent == "unknown" else "not_sent",
+        )
+
+
+def _last_result(state: tenacity.RetryCallState) -> tuple[Answer, bool]:
+    result: tuple[Answer, bool] = cast("Future[tuple[Answer, bool]]", state.outcome).result()
+    return result
+
+
+@contextmanager
+def _closed_on_error(response: requests.Response) -> Iterator[None]:
+    """Close its connection when reading it fails, whatever the reason: nobody knows how far it was read."""
+    try:
+        yield
+    except BaseException:
+        response.raw.close()
+        raise
+
+
+def _read(response: requests.Response, most: int) -> tuple[bytes, bool]:
+    """The body and whether it is whole; a connection that can't be used again is closed."""
+    raw = response.raw
+    body: bytes = raw.read(most + 1, decode_content=False)
+    if len(body) > most:
+        raw.close()
+        return body, False
+    return body, True
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error at the bottom of what requests and urllib3 have wrapped it in, whose texts would show the URL."""
+    for _ in range(10):
+        inner = (getattr(error, "reason", None), *error.args, error.__cause__)
+        found = next((candidate for candidate in inner if isinstance(candidate, BaseException)), None)
+        if found is None:
+            break
+        error = found
+    return error
+
+
+def _passing(root: BaseException) -> bool:
+    """Whether the reason why a call was not sent may be gone in a moment."""
+    if isinstance(root, socket.gaierror):
+        return root.errno == socket.EAI_AGAIN
+    return isinstance(root, ConnectionError) or (isinstance(root, OSError) and root.errno in _UNREACHABLE)
+
+
+_WORDS: tuple[tuple[type[BaseException], Callable[[Any], str]], ...] = (
+    (socket.gaierror, lambda root: f"the host's name is not resolved: {root.strerror}"),
+    (ssl.SSLCertVerificationError, lambda root: f"the certificate is not accepted: {root.verify_message}"),
+    (ssl.SSLError, lambda root: f"TLS failed: {root.reason}"),
+    (RemoteDisconnected, lambda _: "the connection was closed without an answer"),
+    (IncompleteRead, lambda _: "the answer broke off"),
+    (NotHttpError, lambda root: f"not an HTTP answer: {root}"),
+    (HTTPException, lambda root: f"not an HTTP answer: {type(root).__name__}"),  # a proxy's, to CONNECT
+    (OSError, lambda root: root.strerror or "the proxy did not let the call through"),
+)
+
+
+def _in_words(root: BaseException, sent: Sent, timeout: float) -> str:
+    """What happened, in words of our own: nothing of what the other side sent."""
+    if isinstance(root, TimeoutError):
+        return f"no whole answer within {timeout:g} s" if sent == "unknown" else f"not connected within {timeout:g} s"
+    for kind, words in _WORDS:
+        if isinstance(root, kind):
+            return words(root)
+    return f"a bug in the call: {type(root).__name__} at {place_of(root) or 'an unknown place'}"
+
+
+def _below(base: str, path: str) -> str:
+    return base.rstrip("/") + path if path else base

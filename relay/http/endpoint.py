@@ -1,0 +1,206 @@
+"""What a client knows of its endpoint: read from the configuration and checked once, before any call."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+from base64 import b64encode
+from collections.abc import Iterable
+from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
+import requests
+
+from inbox.config.model import ApiBasic, ApiBearer, ApiHeader, Endpoint, Outbound, OutboundAuth
+from inbox.errors import ConfigError
+from relay.http import guard
+from relay.http.answer import Redactor
+from relay.http.connection import tls_context
+
+_PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
+_LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_TO_BE_SET = re.compile(
+    "host|content-length|transfer-encoding|connection|accept-encoding|expect|te|trailer|upgrade|traceparent"
+    "|idempotency-key|webhook-.*|inbox-.*",
+    re.IGNORECASE,
+)
+"""What frames the message, would bring an answer that can't be read here, or is the delivery's own."""
+
+
+_HOST = re.compile(r"[a-z0-9._-]+")
+_NO_LISTS = Outbound()
+
+
+class Target(msgspec.Struct, frozen=True):
+    """An endpoint, ready to be called."""
+
+    base: str
+    """Scheme, host and path, as configured; a call's own path is appended to it."""
+    query: str
+    shown: str
+    """What the log shows of `base`."""
+    headers: dict[str, str]
+    """The configured ones and the authentication; names in Title-Case, which decides when a call sets the same."""
+    timeout: float
+    """Seconds, for one call."""
+    proxies: dict[str, str]
+    rules: guard.Rules
+    tls: ssl.SSLContext
+    redactor: Redactor
+
+
+def prepare(
+    endpoint: Endpoint,
+    url: str,
+    where: str,
+    outbound: Outbound = _NO_LISTS,
+    *,
+    secrets: Iterable[str] = (),
+    shown_path: str | None = None,
+) -> Target:
+    """Read the endpoint's secrets, and check what can be checked before a call.
+
+    Args:
+        endpoint: its authentication, limits and rules.
+        url: the URL that every path is below.
+        where: the table of the configuration, named in errors.
+        outbound: the lists that hold for all endpoints.
+        secrets: what else an excerpt of an answer must not show.
+        shown_path: what the log shows in place of the URL's own path, which may be a secret itself.
+
+    Raises:
+        ConfigError: the URL, a header, `ca_file` or `proxy` can't be used, or a secret is not there.
+    """
+    parts = urlsplit(_checked_url(url, endpoint, where))
+    headers, own = _authentication(endpoint.auth)
+    for name, value in endpoint.headers.items():
+        if _NAME.fullmatch(name) is None or _NOT_TO_BE_SET.fullmatch(name):
+            raise ConfigError(f"{where}.headers: {name!r} is not a header that can be set here")
+        headers.setdefault(_title(name), header_value(value))
+    if (
+        endpoint.auth is not None
+        and isinstance(endpoint.auth, ApiHeader)
+        and _NAME.fullmatch(endpoint.auth.name) is None
+    ):
+        raise ConfigError(f"{where}.auth: {endpoint.auth.name!r} is not a header's name")
+    proxies = _proxies(endpoint.proxy, where)
+    rules = _rules(endpoint, outbound)
+    if proxies:
+        _check_behind_proxy(parts.hostname or "", endpoint, rules, where)
+    return Target(
+        base=f"{parts.scheme}://{parts.netloc}{parts.path}",
+        query=parts.query,
+        shown=f"{parts.scheme}://{parts.netloc}{parts.path if shown_path is None else shown_path}",
+        headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **headers},
+        timeout=float(endpoint.timeout),
+        proxies=proxies,
+        # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
+        rules=guard.ANYWHERE if proxies else rules,
+        tls=tls_context(endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
+        redactor=Redactor([*own, *secrets, *_query_values(parts.query), *_password(endpoint.proxy)]),
+    )
+
+
+def header_value(text: str) -> str:
+    """`text` as it may stand in a header: printable ASCII and tabs as they are, anything else as percent-encoded UTF-8.
+
+    `requests` refuses line breaks, but would send a NUL, and Latin-1. Encoded text has its `%` encoded too.
+    """
+    return text if _PRINTABLE.fullmatch(text) else quote(text, safe=_LEFT_AS_THEY_ARE)
+
+
+def _title(name: str) -> str:
+    return "-".join(part.capitalize() for part in name.split("-"))
+
+
+def _checked_url(url: str, endpoint: Endpoint, where: str) -> str:
+    """The URL as requests normalises it (IDNA, percent-encoding); errors don't repeat it, for it may be a secret."""
+    request = requests.PreparedRequest()
+    try:
+        request.prepare_url(url, None)
+        parts = urlsplit(request.url or "")
+        parts.port  # noqa: B018  # raises when it is not a number
+    except (requests.RequestException, ValueError):
+        raise ConfigError(f"{where}: the url can't be used; write it as https://host/path") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConfigError(f"{where}: the url must begin with https:// or http:// and name a host")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f'{where}: the url must not hold a user or password; write them as auth = {{ kind = "basic", … }}'
+        )
+    if parts.scheme == "http" and not endpoint.allow_http:
+        raise ConfigError(f"{where}: the url is plain http; use https, or set allow_http = true")
+    return request.url or ""
+
+
+def _authentication(auth: OutboundAuth | None) -> tuple[dict[str, str], list[str]]:
+    """The headers, and the secrets in them."""
+    if isinstance(auth, ApiBasic):
+        user, password = auth.user.reveal(), auth.password.reveal()
+        both = b64encode(f"{user}:{password}".encode()).decode()
+        return {"Authorization": f"Basic {both}"}, [password, both]
+    if isinstance(auth, ApiBearer):
+        token = auth.token.reveal()
+        return {"Authorization": header_value(f"Bearer {token}")}, [token, header_value(token)]
+    if isinstance(auth, ApiHeader):
+        value = auth.value.reveal()
+        return {_title(auth.name): header_value(value)}, [value, header_value(value)]
+    return {}, []
+
+
+def _proxies(proxy: str | None, where: str) -> dict[str, str]:
+    if proxy is None:
+        return {}
+    try:
+        parts = urlsplit(proxy)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its text may show the password
+        usable = False
+    if not usable:
+        raise ConfigError(f"{where}: proxy must be an http:// or https:// url")
+    return {"http": proxy, "https": proxy}
+
+
+def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.Rules:
+    given = [lists.allow_to for lists in (outbound, endpoint) if lists.allow_to is not None]
+    return guard.Rules(
+        allow_private=endpoint.allow_private,
+        allow=tuple(tuple(map(ipaddress.ip_network, networks)) for networks in given),
+        block=tuple(map(ipaddress.ip_network, (*outbound.block_to, *endpoint.block_to))),
+    )
+
+
+def _check_behind_proxy(host: str, endpoint: Endpoint, rules: guard.Rules, where: str) -> None:
+    """Refuse what can be seen to be private: a proxy resolves names itself, and perhaps more spellings of addresses."""
+    address = guard.literal(host)
+    if address is not None:
+        reason = guard.refusal(address, rules)
+        if reason is not None:
+            raise ConfigError(f"{where}: {host} is {'' if host == address else f'{address}, which is '}{reason}")
+        if (
+            not guard.is_canonical(host) and not rules.forbids_nothing
+        ):  # 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others
+            raise ConfigError(f"{where}: proxies read {host} differently; write the address as {address}")
+        return
+    if endpoint.allow_to is not None or endpoint.block_to:
+        raise ConfigError(
+            f"{where}: the proxy resolves {host} itself, so that allow_to and block_to can't be kept to; "
+            "remove them here, and give these lists to the proxy"
+        )
+    if endpoint.allow_private:
+        return
+    if _HOST.fullmatch(host) is None or guard.is_private_name(host):
+        raise ConfigError(f"{where}: {host} is no public name; set allow_private = true to have a proxy call it")
+    if host.endswith("."):
+        raise ConfigError(f"{where}: {host} ends with a dot, which proxies understand differently; remove the dot")
+
+
+def _query_values(query: str) -> list[str]:
+    return [unquote(pair.partition("=")[2] or pair) for pair in query.split("&") if pair]
+
+
+def _password(proxy: str | None) -> list[str]:
+    password = urlsplit(proxy).password if proxy else None
+    return [unquote(password)] if password else []

@@ -1,0 +1,249 @@
+"""The outbound guard: a name is resolved, every address is checked, and the connection goes to one that was checked.
+
+Checking a URL's host and leaving the connection to resolve it again is how guards are bypassed (a second answer of the
+name server, `http://127.1`, IPv4 inside IPv6), so the check sits where the socket is opened, and once more on its peer.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import queue
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import msgspec
+
+from inbox.errors import OutboundRefused
+from relay.http.watchdog import CutOffError, RunningCall
+
+_SLICE = 0.1
+"""Seconds between two looks at whether the call was cut while its name is being resolved."""
+_RESOLVERS = 16
+"""A name server that hangs keeps at most so many threads."""
+
+# The IANA special-purpose registries, and Svix's list (webhook_http_client.rs). `is_global` alone would let
+# 64:ff9b::a9fe:a9fe, 2002:7f00:1::1, 224.0.0.1, fec0::1 and 192.0.0.8 pass.
+_FORBIDDEN_4 = tuple(
+    (ipaddress.IPv4Network(network), what)
+    for network, what in (
+        ("0.0.0.0/8", "this host"),
+        ("10.0.0.0/8", "private"),
+        ("100.64.0.0/10", "shared by a carrier's NAT"),
+        ("127.0.0.0/8", "loopback"),
+        ("168.63.129.16/32", "the host of an Azure machine"),  # learn.microsoft.com: what-is-ip-address-168-63-129-16
+        ("169.254.0.0/16", "link-local"),
+        ("172.16.0.0/12", "private"),
+        ("192.0.0.0/24", "reserved"),
+        ("192.0.2.0/24", "for documentation"),
+        ("192.88.99.0/24", "a 6to4 relay"),
+        ("192.168.0.0/16", "private"),
+        ("198.18.0.0/15", "for benchmarks"),
+        ("198.51.100.0/24", "for documentation"),
+        ("203.0.113.0/24", "for documentation"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved"),
+    )
+)
+_GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
+"""All that IANA has handed out as global unicast: loopback, unique-local, link-local, NAT64, multicast and segment
+routing lie outside of it."""
+_FORBIDDEN_6 = tuple(
+    (ipaddress.IPv6Network(network), what)
+    for network, what in (
+        ("2001::/23", "Teredo or another protocol's own"),
+        ("2001:db8::/32", "for documentation"),
+        ("2002::/16", "6to4"),
+        ("3fff::/20", "for documentation"),
+    )
+)
+
+
+# ::ffff:0:0/96 is read as IPv4 altogether; these hold an IPv4 address that a gateway on the way takes out again:
+# RFC 4291 §2.5.5.1, RFC 6052 §2.1, RFC 8215.
+_HOLDS_IPV4 = tuple(ipaddress.IPv6Network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+
+Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+Net = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """The addresses that the calls of an endpoint may go to."""
+
+    allow_private: bool = False
+    allow: tuple[tuple[Net, ...], ...] = ()
+    """Lists: an address must be in each."""
+    block: tuple[Net, ...] = ()
+
+    @property
+    def forbids_nothing(self) -> bool:
+        """No address is refused, so that none has to be looked at."""
+        return self.allow_private and not self.allow and not self.block
+
+
+PUBLIC = Rules()
+ANYWHERE = Rules(allow_private=True)
+
+
+def refusal(address: str, rules: Rules = PUBLIC) -> str | None:
+    """Why a call may not go to this IP address; None when it may."""
+    given = ipaddress.ip_address(address)
+    mapped = given.ipv4_mapped if isinstance(given, ipaddress.IPv6Address) else None
+    ip = given if mapped is None else mapped
+    if any(reading in network for reading in _readings(ip) for network in rules.block):
+        return "named by block_to"
+    if not all(any(ip in network for network in networks) for networks in rules.allow):
+        return "not named by allow_to"
+    what = None if rules.allow_private else _not_public(ip)
+    return None if what is None else f"{what}; allow_private = true lets the call out"
+
+
+def _not_public(ip: Ip) -> str | None:
+    if isinstance(ip, ipaddress.IPv4Address):
+        return next((what for network, what in _FORBIDDEN_4 if ip in network), None)
+    if ip not in _GLOBAL_6:
+        return "not a public address"
+    return next((what for network, what in _FORBIDDEN_6 if ip in network), None)
+
+
+def _readings(ip: Ip) -> Iterator[Ip]:
+    """The address, and those that it may come to behind a gateway."""
+    yield ip
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.sixtofour is not None:
+            yield ip.sixtofour
+        yield from ip.teredo or ()
+        if any(ip in network for network in _HOLDS_IPV4):
+            yield ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+
+
+def literal(host: str) -> str | None:
+    """The address that a host in a URL is, in any spelling that some resolver takes; None for a name.
+
+    Such as `127.1`, `2130706433`, `0x7f.1` and `017700000001`, which `inet_aton` reads, and any of them with a dot behind.
+    """
+    bare = host.strip("[]").rstrip(".")
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(bare))
+    except (OSError, UnicodeError):
+        return None
+
+
+def is_canonical(host: str) -> bool:
+    """An address in a spelling that everybody reads alike: four decimal numbers, or IPv6."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+_PRIVATE_SUFFIXES = (".localhost", ".local", ".localdomain", ".internal", ".home.arpa")
+"""RFC 6761, 6762 and 8375, and what ICANN keeps for private use; providers name their metadata services so, too."""
+_PRIVATE_NAMES = frozenset({"metadata.goog"})
+
+
+def is_private_name(host: str) -> bool:
+    """Tell by the name alone that it is of this machine or a private network, or is none: where nobody here resolves it.
+
+    A public one ends with a label that begins with a letter (RFC 1123 §2.1); `127.0.0.256` is what some read as an address.
+    """
+    name = host.rstrip(".").lower()
+    ends_as_a_name = name.rpartition(".")[2][:1].isalpha()
+    return "." not in name or not ends_as_a_name or name.endswith(_PRIVATE_SUFFIXES) or name in _PRIVATE_NAMES
+
+
+def connect(host: str, port: int, exchange: RunningCall, rules: Rules) -> socket.socket:
+    """A socket connected to `host`, within the time of `exchange`, which holds it.
+
+    Raises:
+        OutboundRefused: one of the host's addresses may not be called.
+        OSError: not resolved, not connected, or out of time.
+    """
+    addresses = _RESOLVER.resolve(host, port, exchange)
+    for _, address in addresses:
+        _check(host, address[0], rules)
+    failure = OSError(f"{host} has no address")
+    for left, (family, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(exchange.remaining() / left)  # the next address gets its share of the time
+            exchange.hold(sock)
+            sock.connect(address)
+            if not rules.forbids_nothing:
+                _check(host, sock.getpeername()[0], rules)
+            exchange.remaining()  # a socket that was shut while it was connecting may look connected
+        except (OSError, OutboundRefused) as error:
+            exchange.let_go()
+            sock.close()
+            if isinstance(error, OutboundRefused):
+                raise
+            failure = error
+        else:
+            return sock
+    raise failure
+
+
+def _check(host: str, address: str, rules: Rules) -> None:
+    reason = None if rules.forbids_nothing else refusal(address, rules)
+    if reason is not None:
+        raise OutboundRefused(f"{host} is at {address}, which is {reason}")
+
+
+_Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
+
+
+class _Resolver:
+    """Resolves names in threads of its own, since nothing can end a `getaddrinfo` that hangs."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[tuple[str, int, Future[list[_Address]]]] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._open = 0
+        self._lock = threading.Lock()
+
+    def resolve(self, host: str, port: int, exchange: RunningCall) -> list[_Address]:
+        """The addresses of `host`.
+
+        Raises:
+            OSError: the name has none, or the time is over.
+        """
+        answer: Future[list[_Address]] = Future()
+        with self._lock:
+            self._open += 1
+            self._threads = [thread for thread in self._threads if thread.is_alive()]  # none of them is, after a fork
+            if self._open > len(self._threads) and len(self._threads) < _RESOLVERS:
+                thread = threading.Thread(target=self._run, name="resolver", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        self._asked.put((host, port, answer))
+        while True:
+            try:
+                return answer.result(timeout=min(_SLICE, exchange.remaining()))
+            except CutOffError:
+                raise
+            except TimeoutError:  # the wait's, or the lookup's own
+                if answer.done():
+                    return answer.result()
+
+    def _run(self) -> None:
+        while True:
+            host, port, answer = self._asked.get()
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                answer.set_result([(family, address) for family, _, _, _, address in found])  # type: ignore[misc]  # no int addresses without AF_PACKET
+            except UnicodeError:  # an empty label, or one of more than 63 characters
+                answer.set_exception(socket.gaierror(socket.EAI_NONAME, "not a host name"))
+            except Exception as error:  # noqa: BLE001  # it is the caller's, and no reason for this thread to end
+                answer.set_exception(error)
+            with self._lock:
+                self._open -= 1
+
+
+_RESOLVER = _Resolver()

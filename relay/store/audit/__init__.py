@@ -1,0 +1,1 @@
+"""Compares stored state with the state that follows from the log, and rebuilds it."""

@@ -1,0 +1,290 @@
+"""Compares stored deliveries with their facts, some seqs at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cache, partial
+from itertools import groupby
+from typing import Any
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.config.model import Config
+from inbox.config.routing import OWN_LANE, kind_of_lane, lane_of, possible_lanes
+from inbox.db.dialect import Sql, as_list, rows_param
+from inbox.db.views import RETENTION_FLOOR_DAYS
+from inbox.events.timestamps import as_time
+from relay.delivery import facts
+from relay.delivery.audit import Account, Difference, Logged, Subject, account, compare, shown
+from relay.delivery.lifecycle import OpenDelivery
+from relay.store.database import ROW, Transaction, as_open_delivery
+
+SPAN_SEQS = 500
+"""Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""
+
+_FACTS_AT_A_TIME = 200
+_PRUNED_AFTER = timedelta(days=RETENTION_FLOOR_DAYS)
+
+Key = tuple[int, str]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """The columns of the inbox that the comparison reads."""
+
+    seq: int
+    entity_type: str | None
+    entity_id: str | None
+    dedup_key: str
+    occurred_at: datetime
+    routes: tuple[str, ...]
+
+
+class Span(msgspec.Struct, frozen=True):
+    """Consecutive seqs of which anything is stored: an event, or a row or fact of a delivery."""
+
+    seqs: tuple[int, ...]
+
+    @property
+    def is_last(self) -> bool:
+        """True when nothing comes after it."""
+        return len(self.seqs) < SPAN_SEQS
+
+    def upto(self, before: int) -> int:
+        """The last of them; `before` where there is none."""
+        return self.seqs[-1] if self.seqs else before
+
+
+class Wrong(msgspec.Struct, frozen=True):
+    """A delivery that is stored otherwise than its facts have it."""
+
+    subject: Subject
+    event: Event | None
+    differences: tuple[Difference, ...]
+
+
+class Examined(msgspec.Struct, frozen=True):
+    """Counts of the examined events, deliveries and facts, and the deliveries that are wrong."""
+
+    events: int
+    deliveries: int
+    facts: int
+    wrong: tuple[Wrong, ...]
+
+
+def next_span(transaction: Transaction, after: int) -> Span:
+    """The next seqs after `after`, also those without an event."""
+    return Span(tuple(row.seq for row in transaction.execute(_NEXT_SEQS, after=after, most=SPAN_SEQS)))
+
+
+def examine(transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False) -> Examined:
+    """Compare everything stored of these seqs with their facts.
+
+    It must see one moment: a snapshot, or under the order lock with the rows `locked`. Then the view, which nothing
+    mends, is left out. On Postgres a receiver may commit between two statements under the lock, so the events are read
+    first: their deliveries came with them. A delivery without an event may have got one since it was read, so whoever
+    removes it has to look in the same statement.
+    """
+    wanted = rows_param({"seq": seq} for seq in seqs)
+    events = {row.seq: _event(row) for row in transaction.execute(_events(transaction.sql), wanted=wanted)}
+    rows = {
+        (row.seq, row.route): as_open_delivery(row)
+        for row in transaction.execute(_rows(transaction.sql, locked=locked), wanted=wanted)
+    }
+    pruned_before = transaction.now() - _PRUNED_AFTER
+    accounts: dict[Key, Account] = {}
+    number_of_facts = 0
+    log = transaction.stream(_facts(transaction.sql), _FACTS_AT_A_TIME, wanted=wanted)
+    for key, history in groupby(log, key=lambda row: (row.seq, row.route)):
+        logged = [_logged(row) for row in history]
+        number_of_facts += len(logged)
+        accounts[key] = account(logged, pruned_before)
+    subjects = list(_subjects(events, rows, accounts))
+    found: dict[Key, list[Difference]] = defaultdict(list)
+    for subject in subjects:
+        found[subject.seq, subject.route] += compare(subject)
+    for difference in (
+        *(() if locked else _compare_view(transaction, subjects)),
+        *_compare_superseded(transaction, subjects),
+        *_compare_last_delivered(transaction, subjects, config),
+    ):
+        found[difference.seq or 0, difference.route or ""].append(difference)
+    wrong = tuple(
+        Wrong(subject, events.get(subject.seq), tuple(found[subject.seq, subject.route]))
+        for subject in subjects
+        if found[subject.seq, subject.route]
+    )
+    return Examined(len(events), sum(subject.is_expected for subject in subjects), number_of_facts, wrong)
+
+
+def _event(row: Any) -> Event:  # noqa: ANN401  # a result row
+    return Event(
+        row.seq, row.entity_type, row.entity_id, row.dedup_key, as_time(row.occurred_at), tuple(as_list(row.routes))
+    )
+
+
+def _logged(row: Any) -> Logged:  # noqa: ANN401  # a result row
+    fact: facts.AnyFact | None
+    try:
+        fact = facts.decode_text(row.kind, row.detail)
+    except msgspec.MsgspecError:
+        fact = None
+    return Logged(row.id, row.kind, row.attempt, fact, partial(as_time, row.at))
+
+
+def _subjects(
+    events: Mapping[int, Event], rows: Mapping[Key, OpenDelivery], accounts: Mapping[Key, Account]
+) -> Iterator[Subject]:
+    routed = {(event.seq, route) for event in events.values() for route in event.routes}
+    for seq, route in sorted(routed | rows.keys() | accounts.keys()):
+        event = events.get(seq)
+        yield Subject(
+            seq=seq,
+            route=route,
+            occurred_at=None if event is None else event.occurred_at,
+            lanes=frozenset() if event is None else _lanes_of(event),
+            is_routed=(seq, route) in routed,
+            row=rows.get((seq, route)),
+            account=accounts.get((seq, route), Account()),
+        )
+
+
+def _lanes_of(event: Event) -> frozenset[str]:
+    return possible_lanes(entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
+
+
+def _compare_view(transaction: Transaction, subjects: Sequence[Subject]) -> Iterator[Difference]:
+    """Check that the view `delivery` shows every delivery once, as it is."""
+    seqs = sorted({subject.seq for subject in subjects})
+    if not seqs:
+        return
+    wanted = rows_param({"seq": seq} for seq in seqs)
+    lines = transaction.execute(_view(transaction.sql), wanted=wanted, after=seqs[0] - 1, last=seqs[-1])
+    shows = {(row.seq, row.route): (row.state or "", row.attempts) for row in lines if row.route is not None}
+    expected = {(subject.seq, subject.route): shown(subject) for subject in subjects if subject.is_expected}
+    for seq, route in sorted(shows.keys() | expected.keys()):
+        said, seen = expected.get((seq, route)), shows.get((seq, route))
+        if said != seen:
+            yield Difference("view", seq, route, None, _told(said), _told(seen))
+
+
+def _told(line: tuple[str, int] | None) -> str:
+    return "no line" if line is None else f"{line[0]}, {line[1]} attempts"
+
+
+def _compare_superseded(transaction: Transaction, subjects: Sequence[Subject]) -> Iterator[Difference]:
+    """Check that an event that supersedes another one comes later in their lane."""
+    folded = [s for s in subjects if s.account.superseded_by is not None and s.is_expected]
+    if not folded:
+        return
+    by = rows_param({"seq": subject.account.superseded_by} for subject in folded)
+    found = {row.seq: _event(row) for row in transaction.execute(_events(transaction.sql), wanted=by)}
+    highest = transaction.execute(_HIGHEST)[0].seq or 0
+    for subject in folded:
+        newer = found.get(subject.account.superseded_by or 0)
+        if newer is None:  # pruned: then there is nothing to hold it against
+            well = (subject.account.superseded_by or 0) <= highest
+        else:
+            well = (newer.occurred_at, newer.seq) > (subject.occurred_at, subject.seq)
+        if not well:
+            told = f"superseded by {subject.account.superseded_by}, which can't stand for it"
+            yield Difference("superseded_by", subject.seq, subject.route, None, told, "no row")
+
+
+def _compare_last_delivered(
+    transaction: Transaction, subjects: Sequence[Subject], config: Config
+) -> Iterator[Difference]:
+    """Check that a lane remembers a delivery at least as new as each event delivered in it, whatever its route says now."""
+    delivered = [
+        (subject, lane)
+        for subject in subjects
+        if subject.is_expected and subject.route in config.routes and (lane := lane_of_success(subject)) is not None
+    ]
+    lanes = sorted({(subject.route, lane) for subject, lane in delivered})
+    asked = rows_param({"route": route, "lane": lane} for route, lane in lanes)
+    known = {
+        (row.route, row.lane): (as_time(row.occurred_at), row.seq)
+        for row in transaction.execute(_last_delivered(transaction.sql), lanes=asked)
+    }
+    for subject, lane in delivered:
+        newest = known.get((subject.route, lane))
+        if newest is None or newest < (subject.occurred_at, subject.seq):
+            told = "nothing was delivered" if newest is None else f"seq {newest[1]} was the newest delivered"
+            yield Difference("last_delivered", subject.seq, subject.route, lane, "delivered", told)
+
+
+def lane_of_success(subject: Subject) -> str | None:
+    """The lane that has to remember the subject's last delivery; None when there is none, or its lane was its own."""
+    delivered = subject.account.delivered
+    if delivered is None or delivered.lane == "event":
+        return None
+    return next((lane for lane in subject.lanes if kind_of_lane(lane) == delivered.lane), None)
+
+
+def present_lane(event: Event, route: str, config: Config) -> str:
+    """The lane that the event would get if it arrived now; on a route that the configuration lacks, its entity's."""
+    known = config.routes.get(route)
+    lanes = _lanes_of(event)
+    if known is None:
+        return max(lanes, key=lambda lane: (not lane.startswith(OWN_LANE), len(lane)))
+    return lane_of(known, entity_type=event.entity_type, entity_id=event.entity_id, key=event.dedup_key)
+
+
+_NEXT_SEQS = text("""
+SELECT seq
+FROM (
+    SELECT seq FROM (SELECT seq FROM inbox WHERE seq > :after ORDER BY seq LIMIT :most) arrived
+    UNION
+    SELECT seq FROM (SELECT DISTINCT seq FROM open_delivery WHERE seq > :after ORDER BY seq LIMIT :most) opened
+    UNION
+    SELECT seq FROM (SELECT DISTINCT seq FROM delivery_log WHERE seq > :after ORDER BY seq LIMIT :most) logged) stored
+ORDER BY seq
+LIMIT :most
+""")
+_HIGHEST = text("SELECT max(seq) AS seq FROM inbox")
+
+
+@cache
+def _rows(sql: Sql, *, locked: bool) -> TextClause:
+    return text(f"""
+SELECT {ROW}
+FROM {sql.rows("wanted", seq="bigint")} JOIN open_delivery o ON o.seq = wanted.seq
+ORDER BY o.seq, o.route
+{sql.for_update and "FOR UPDATE OF o" if locked else ""}
+""")
+
+
+@cache
+def _facts(sql: Sql) -> TextClause:
+    found = sql.looked_up(sql.rows("wanted", seq="bigint"), "delivery_log f", "f.seq = wanted.seq")
+    return text(f"""
+SELECT f.id, f.at, f.seq, f.route, f.kind, f.attempt, CAST(f.detail AS text) AS detail
+FROM {found}
+ORDER BY f.seq, f.route, f.id
+""")
+
+
+@cache
+def _view(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT delivery.seq, delivery.route, delivery.state, delivery.attempts
+FROM {sql.lines_of("delivery", "wanted")}
+""")
+
+
+@cache
+def _events(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.routes
+FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
+""")
+
+
+@cache
+def _last_delivered(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT l.route, l.lane, l.occurred_at, l.seq
+FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
+""")

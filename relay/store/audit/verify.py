@@ -1,0 +1,142 @@
+"""Verify: compares everything stored with the log, chunk by chunk, while receivers and relays run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.config.model import Config
+from relay.delivery.audit import Difference
+from relay.delivery.policy import policies
+from relay.store.audit.examine import examine, next_span
+from relay.store.database import Database
+from relay.store.horizon import find_all
+from relay.store.lanes import Lane
+
+LANES_AT_A_TIME = 500
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """The findings of one chunk of the check."""
+
+    upto: int
+    """Every seq up to this one has been checked."""
+    events: int = 0
+    deliveries: int = 0
+    facts: int = 0
+    differences: tuple[Difference, ...] = ()
+
+
+def verify(database: Database, config: Config) -> Iterator[Checked]:
+    """Compare `open_delivery`, `lane` and the views with the state that follows from the log. Changes nothing.
+
+    Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
+    that was looked at is left to the next time.
+    """
+    upto, is_last = 0, False
+    while not is_last:
+        with database.snapshot() as transaction:
+            span = next_span(transaction, upto)
+            examined = examine(transaction, span.seqs, config)
+        differences = tuple(difference for wrong in examined.wrong for difference in wrong.differences)
+        upto, is_last = span.upto(upto), span.is_last
+        yield Checked(upto, examined.events, examined.deliveries, examined.facts, differences)
+    for lanes in headless(database):
+        yield Checked(upto, differences=for_lanes(lanes, NO_HEAD))
+    for lanes in unlogged_successes(database):
+        yield Checked(upto, differences=for_lanes(lanes, PHANTOM))
+    for ahead in find_all(database, config, policies(config)):
+        yield Checked(upto, differences=tuple(one.difference for one in ahead))
+    yield Checked(upto, differences=tuple(_totals(database)))
+
+
+NO_HEAD = Difference("no_head", None, None, None, "one may go next", "none")
+PHANTOM = Difference("last_delivered", None, None, None, "it was not delivered", "the newest delivered")
+
+
+def for_lanes(lanes: Iterable[Lane], difference: Difference) -> tuple[Difference, ...]:
+    """The same difference for each of these lanes."""
+    return tuple(msgspec.structs.replace(difference, route=route, lane=lane) for route, lane in lanes)
+
+
+def bounds(database: Database) -> tuple[int, int]:
+    """The lowest and the highest seq of the inbox, for a progress bar."""
+    with database.read() as transaction:
+        row = transaction.execute(_BOUNDS)[0]
+    return int(row.lowest or 0), int(row.highest or 0)
+
+
+def headless(database: Database) -> Iterator[list[Lane]]:
+    """Lanes in which deliveries wait behind no head."""
+    for rows in _pages(database, _WAITING_LANES):
+        if lanes := [(row.route, row.lane) for row in rows if not row.has_head]:
+            yield lanes
+
+
+def unlogged_successes(database: Database) -> Iterator[list[Lane]]:
+    """Lanes whose remembered last delivery never happened."""
+    for rows in _pages(database, _LAST_DELIVERIES):
+        if lanes := [(row.route, row.lane) for row in rows if not row.was_delivered]:
+            yield lanes
+
+
+def _pages(database: Database, statement: TextClause) -> Iterator[list[Any]]:
+    route, lane = "", ""
+    while True:
+        with database.snapshot() as transaction:
+            rows = transaction.execute(statement, route=route, lane=lane, most=LANES_AT_A_TIME)
+        if not rows:
+            return
+        yield rows
+        route, lane = rows[-1].route, rows[-1].lane
+
+
+def _totals(database: Database) -> Iterator[Difference]:
+    """Check the counts of the counting views."""
+    with database.snapshot() as transaction:
+        for row in transaction.execute(_TOTALS):
+            if row.in_view != row.in_table:
+                yield Difference("total", None, row.route, None, str(row.in_table), f"{row.view} says {row.in_view}")
+
+
+_BOUNDS = text("SELECT min(seq) AS lowest, max(seq) AS highest FROM inbox")
+
+_WAITING_LANES = text("""
+SELECT w.route, w.lane, EXISTS (
+    SELECT 1 FROM open_delivery h
+    WHERE h.route = w.route AND h.lane = w.lane AND h.state IN ('ready', 'in_flight', 'blocked')) AS has_head
+FROM (
+    SELECT DISTINCT route, lane FROM open_delivery
+    WHERE state = 'waiting' AND (route, lane) > (:route, :lane)
+    ORDER BY route, lane
+    LIMIT :most) w
+ORDER BY w.route, w.lane
+""")
+
+
+# An event that is not in the inbox any more was pruned, unless there can't have been one yet.
+WAS_DELIVERED = """CASE
+    WHEN i.seq IS NULL THEN l.seq <= (SELECT coalesce(max(seq), 0) FROM inbox)
+    ELSE l.occurred_at = i.occurred_at AND EXISTS (
+        SELECT 1 FROM delivery_log f WHERE f.seq = l.seq AND f.route = l.route AND f.kind = 'delivered')
+    END"""
+"""True where the row `l` of `lane` remembers what was delivered; `i` is its event, where there is one."""
+
+_LAST_DELIVERIES = text(f"""
+SELECT l.route, l.lane, {WAS_DELIVERED} AS was_delivered
+FROM lane l LEFT JOIN inbox i ON i.seq = l.seq
+WHERE (l.route, l.lane) > (:route, :lane)
+ORDER BY l.route, l.lane
+LIMIT :most
+""")
+
+_TOTALS = text("""
+SELECT 'backlog' AS view, t.route, coalesce(v.open, 0) AS in_view, t.open AS in_table
+FROM (SELECT route, count(*) AS open FROM open_delivery GROUP BY route) t LEFT JOIN backlog v ON v.route = t.route
+UNION ALL
+SELECT 'dead_letter', NULL, (SELECT count(*) FROM dead_letter),
+       (SELECT count(*) FROM open_delivery WHERE state = 'dead') + (SELECT count(*) FROM open_delivery WHERE state = 'blocked')
+""")

@@ -1,0 +1,186 @@
+"""Duplicate requests: a webhook that came again may report a second change that looks the same as the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.config.model import Config
+from inbox.db.dialect import Sql, as_list, error_text, rows_param
+from inbox.events.timestamps import time_text
+from relay.delivery import facts
+from relay.delivery.lifecycle import OpenDelivery, State, append
+from relay.delivery.ordering import covers
+from relay.delivery.policy import Policies
+from relay.store.bulkhead import isolated
+from relay.store.coverage import last_delivered
+from relay.store.database import Database, Key, Transaction
+from relay.store.reopen import find, take_up
+
+EVENTS_OF_A_ROUND = 200
+ROWS_OF_A_ROUND = 1_000
+"""Keeps each round's order lock short. The receiver stores a few rows of each event; nothing relies on that."""
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """Events whose duplicates are still to be judged: seqs after `after`, up to `last`."""
+
+    after: int
+    last: int
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """The result of one round."""
+
+    handled: int
+    """Rows of `duplicate_request` that are judged now."""
+    rearmed: int
+    """Deliveries that are made again."""
+    rest: Rest | None = None
+    """The start of the next round, which follows at once. None: everything was judged, so begin again later."""
+
+
+def judge_duplicates(
+    database: Database, config: Config, policies: Policies, relay_node: str, rest: Rest | None = None
+) -> Judged:
+    """Judge the duplicates of some events: the first of `rest`, or of all.
+
+    An event that can't be judged yet is passed over until all others were looked at. What is repeated after such a walk has
+    begun is no part of it where its seq is higher, so that it comes to an end.
+    """
+    with database.read() as transaction:
+        rest = rest or _all(transaction)
+        if rest is None:
+            return Judged(0, 0)
+        page = transaction.execute(_PAGE, after=rest.after, last=rest.last, rows=ROWS_OF_A_ROUND)
+    found = list(dict.fromkeys(row.seq for row in page))
+    is_cut = len(page) == ROWS_OF_A_ROUND  # then the last of them may have more rows, and begins the next page
+    seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
+    if not seqs:
+        return Judged(0, 0)
+    parts = isolated(
+        database,
+        "judge_duplicates",
+        batch=lambda: judge(database, config, policies, relay_node, seqs),
+        items=lambda: seqs,
+        part=lambda some: judge(database, config, policies, relay_node, some),
+        alone=lambda seq, error: _set_aside(database, seq, error),
+        name=lambda seq: f"seq={seq}",
+    )
+    handled, rearmed = 0, 0
+    for part in parts:
+        handled, rearmed = handled + part.handled, rearmed + part.rearmed
+    looked_at_all = not is_cut and seqs == found
+    return Judged(handled, rearmed, None if looked_at_all else Rest(seqs[-1], rest.last))
+
+
+def _set_aside(database: Database, seq: int, error: Exception) -> Judged:
+    """Leave this event's duplicates unjudged, with the reason: they are skipped until it is cleared."""
+    with database.write() as transaction:
+        transaction.execute(_SET_ASIDE, seq=seq, error=error_text(error))
+    return Judged(0, 0)
+
+
+def judge(database: Database, config: Config, policies: Policies, relay_node: str, seqs: Sequence[int]) -> Judged:
+    """Rearm deliveries of these events, where a duplicate may report a change that the last success does not contain.
+
+    One transaction, which reads 1,000 rows at most; what more there are is judged another time.
+
+    Only routes in `latest` say "make the other system look like the source", so only there a repeat means anything: on
+    a `strict` one it is the same event. A delivery whose fetch is still to come has it anyway; one in flight may have
+    fetched already, so its repeat is judged when it has ended.
+
+    The receiver doesn't take the order lock: a repeat that it commits meanwhile is judged later. So a row is marked as it
+    was read, by its number and how often it counts, and never by a range of numbers, which commit in any order.
+    """
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        wanted = rows_param({"seq": seq} for seq in sorted(seqs))
+        repeats = transaction.execute(_unhandled(database.sql), wanted=wanted, rows=ROWS_OF_A_ROUND)
+        newest: dict[int, int] = {}
+        for repeat in repeats:
+            newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
+        found = find(transaction, config, _routes_in_latest(transaction, policies, set(newest)))
+        uncovered = _uncovered(transaction, policies, found)
+        undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT}
+        again = [
+            append(row, facts.Rearmed(repeat=newest[row.seq]), now)
+            for row in uncovered
+            if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided
+        ]
+        take_up(transaction, found, again, policies, relay_node)
+        decided = [{"id": row.id, "times": row.times} for row in repeats if row.seq not in undecided]
+        handled = transaction.execute(_handle(database.sql), decided=rows_param(decided), at=time_text(now))
+    return Judged(len(handled), len(again))
+
+
+def _all(transaction: Transaction) -> Rest | None:
+    (newest,) = transaction.execute(_NEWEST)
+    return None if newest.seq is None else Rest(after=0, last=newest.seq)
+
+
+def _routes_in_latest(transaction: Transaction, policies: Policies, seqs: set[int]) -> list[Key]:
+    """The deliveries of these events on routes in `latest`."""
+    wanted = rows_param({"seq": seq} for seq in sorted(seqs))
+    return [
+        (row.seq, name)
+        for row in transaction.execute(_routes(transaction.sql), wanted=wanted)
+        for name in as_list(row.routes)
+        if name in policies and policies[name].ordering == "latest"
+    ]
+
+
+def _uncovered(transaction: Transaction, policies: Policies, found: list[OpenDelivery]) -> list[OpenDelivery]:
+    """Deliveries whose change the last success of their lane may not contain."""
+    lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
+    uncovered = []
+    for row in found:
+        last = lasts.get((row.route, row.lane))
+        if last is None or not covers(last, row.key, policies[row.route].skew):
+            uncovered.append(row)
+    return uncovered
+
+
+_WAITS = "handled_at IS NULL AND error IS NULL"
+_NEWEST = text(f"SELECT max(seq) AS seq FROM duplicate_request WHERE {_WAITS}")
+_SET_ASIDE = text("UPDATE duplicate_request SET error = :error WHERE seq = :seq AND handled_at IS NULL")
+_PAGE = text(f"""
+SELECT seq FROM duplicate_request
+WHERE {_WAITS} AND seq > :after AND seq <= :last ORDER BY seq LIMIT :rows
+""")
+
+
+@cache
+def _unhandled(sql: Sql) -> TextClause:
+    of_seq = sql.looked_up(
+        sql.rows("wanted", seq="bigint"),
+        "duplicate_request r",
+        "r.seq = wanted.seq AND r.handled_at IS NULL AND r.error IS NULL",
+    )
+    return text(f"SELECT r.id, r.seq, r.times FROM {of_seq} ORDER BY r.seq LIMIT :rows")
+
+
+@cache
+def _routes(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT i.seq, i.routes FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
+""")
+
+
+@cache
+def _handle(sql: Sql) -> TextClause:
+    """Skips a row that a receiver updates at this moment: a holder of the order lock must not wait for it."""
+    return text(f"""
+WITH mine AS MATERIALIZED (
+    SELECT r.id
+    FROM {sql.rows("decided", id="bigint", times="bigint")}
+    JOIN duplicate_request r ON r.id = decided.id AND r.times = decided.times
+    {sql.skip_locked and "FOR UPDATE OF r SKIP LOCKED"}
+)
+UPDATE duplicate_request SET handled_at = {sql.time(":at")}, error = NULL
+FROM mine WHERE duplicate_request.id = mine.id
+RETURNING duplicate_request.id
+""")

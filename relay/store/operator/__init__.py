@@ -1,0 +1,1 @@
+"""Commands of operators, applied to deliveries in SQL: selection, replay, cancellation and reopening."""

@@ -1,0 +1,137 @@
+"""JMESPath expressions, and the JSON they look into. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+import jmespath
+import msgspec
+from jmespath.exceptions import JMESPathError
+from jmespath.functions import Functions
+
+from inbox.errors import ConfigError, MappingError
+from inbox.events import numbers
+from inbox.events.strict_json import DEEPEST, has_too_long_number, is_too_deep
+
+Scope = dict[str, Any]
+
+
+class Expression:
+    """A compiled JMESPath.
+
+    `where` names the route and the field in errors; `known` is what the scope will hold, and None for any JSON.
+    """
+
+    def __init__(self, text: str, where: str, known: Collection[str] | None) -> None:
+        self.text = text
+        self.where = where
+        try:
+            self._compiled = jmespath.compile(text)
+        except JMESPathError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{where}: {text!r} is not a JMESPath expression: {reason}") from None
+        for name in _functions(self._compiled.parsed):
+            if name not in Functions.FUNCTION_TABLE:
+                raise ConfigError(f"{where}: {text!r}: JMESPath has no function {name!r}")
+        for name in _first_names(self._compiled.parsed) if known is not None else ():
+            if name not in (known or ()):
+                valid = ", ".join(sorted(known or ()))
+                raise ConfigError(f"{where}: {text!r} looks for {name!r}; what is known here is: {valid}")
+
+    @property
+    def tree(self) -> object:
+        """Its parsed form, without spacing: equal for expressions that say the same."""
+        return self._compiled.parsed
+
+    @property
+    def glue(self) -> str | None:
+        """The texts that it puts beside what it finds, by `join`; None when it does not."""
+        tree = self._compiled.parsed
+        return "".join(_literals(tree)) if "join" in _functions(tree) else None
+
+    def looks_into(self, name: str) -> bool:
+        """Whether it looks this name up in the scope itself."""
+        return name in _first_names(self._compiled.parsed)
+
+    def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
+        """What it finds; None when there is nothing.
+
+        Raises:
+            MappingError: it can't be evaluated, such as when a function of it was given a value that it doesn't take.
+        """
+        try:
+            return self._compiled.search(scope)
+        except Exception as error:  # noqa: BLE001  # jmespath lets a function's own errors through, of any kind
+            raise MappingError(f"{self.text} can't be evaluated: {type(error).__name__}", field=self.where) from None
+
+
+def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
+    """The JSON in `body`; a number that a float would change is a Decimal.
+
+    Raises:
+        ValueError: it is not JSON, nested deeper than `DEEPEST`, or has a number that `inbox.events.numbers` refuses; the text
+            says which.
+    """
+    if is_too_deep(body):
+        raise ValueError(f"nested deeper than {DEEPEST} levels, or its brackets do not match")
+    if has_too_long_number(body):
+        raise ValueError(f"unusable: a number in it has more than {numbers.LONGEST} characters")
+    try:
+        return _DECODER.decode(body)
+    except _UnusableNumber as error:
+        raise ValueError(f"unusable: a number in it {error}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # the latter's text would be Python's own
+        raise ValueError("not JSON") from None
+
+
+class _UnusableNumber(Exception):
+    """No ValueError, which msgspec would put into words of its own."""
+
+
+def _number(text: str) -> float | Decimal:
+    try:
+        return numbers.exact(text)
+    except ValueError as error:
+        raise _UnusableNumber(error) from None
+
+
+_DECODER = msgspec.json.Decoder(float_hook=_number)
+_ENCODER = msgspec.json.Encoder(order="deterministic", decimal_format="number")
+encode = _ENCODER.encode
+"""A value as canonical JSON."""
+
+
+def digest(value: object) -> bytes:
+    """SHA-256 of `value` as canonical JSON: sorted keys, no spaces."""
+    return hashlib.sha256(encode(value)).digest()
+
+
+def _first_names(node: Mapping[str, Any]) -> Iterator[str]:
+    """The names an expression looks up in the scope itself: what is behind a dot or in a projection looks elsewhere."""
+    kind, children = node["type"], node.get("children", [])
+    if kind == "field":
+        yield node["value"]
+    elif kind in {"subexpression", "index_expression", "pipe", "projection", "value_projection", "filter_projection"}:
+        yield from _first_names(children[0])
+    elif kind != "expref":
+        for child in children:
+            yield from _first_names(child)
+
+
+def _literals(node: Mapping[str, Any]) -> Iterator[str]:
+    if node["type"] == "literal" and isinstance(node["value"], str):
+        yield node["value"]
+    for child in node.get("children", []):
+        if isinstance(child, dict):
+            yield from _literals(child)
+
+
+def _functions(node: Mapping[str, Any]) -> Iterator[str]:
+    if node["type"] == "function_expression":
+        yield node["value"]
+    for child in node.get("children", []):
+        if isinstance(child, dict):  # a slice's are numbers
+            yield from _functions(child)

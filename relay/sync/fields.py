@@ -1,0 +1,233 @@
+"""The fields of a counterpart: compiled from a route's map at the start, evaluated for each event. Pure.
+
+What comes out is JSON. An absent value is left out, never sent as null, which would delete it downstream; only those of
+`clear_when_absent` are sent as null, to a counterpart that exists.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from inbox.config.shape import Mistake
+from inbox.config.sync import MapField, Sync
+from inbox.errors import ConfigError, MappingError, collect_config_errors
+from inbox.events.strict_json import DEEPEST
+from inbox.loader.rules import is_reference, map_mistakes
+from relay.sync.casts import Cast, cast_of, key_of, rfc3339
+from relay.sync.expressions import Expression, Scope
+from relay.sync.importing import function_of
+
+
+class Hook:
+    """A function that says what a map can't. It is given copies: what it does to them, nobody else sees."""
+
+    def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
+        self.reference = reference
+        self.where = where
+        self._function = function_of(reference, where, takes)
+
+    def call(self, *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
+        """What it returns.
+
+        Raises:
+            MappingError: it raised. Of its error only the type is told: the text may hold anything.
+        """
+        try:
+            return self._function(*copy.deepcopy(arguments))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it does concerns this event alone
+            raise MappingError(f"{self.reference} raised {type(error).__name__}", field=self.where) from None
+
+
+_KNOWN = ("event", "entity", "target")
+_MOST_BITS = 4096
+"""Of a whole number: Python refuses to write out one of more than 4,300 digits."""
+
+
+class Field(msgspec.Struct, frozen=True):
+    """How one field gets its value: find it, cast it, look it up."""
+
+    where: str
+    find: Callable[[Scope], Any]
+    cast: Cast | None = None
+    lookup: Mapping[str, Any] | None = None
+    default: Any = None
+    required: bool = False
+
+    def value(self, scope: Scope) -> Any:  # noqa: ANN401  # any JSON
+        """The value; None when it is absent.
+
+        Raises:
+            MappingError: it is required and absent, or one that can't be sent.
+        """
+        found = as_json(self.find(scope), self.where)
+        if found is None:
+            if self.required:
+                raise MappingError("is required, and there is no value", field=self.where)
+            return self.default
+        try:
+            if self.cast is not None:
+                found = self.cast(found)
+            if self.lookup is None:
+                return found
+            looked_up = self.lookup.get(key_of(found), self.default)
+        except ValueError as error:
+            raise MappingError(f"the value {error}", field=self.where) from None
+        if looked_up is None:
+            raise MappingError("the value is not in the lookup, and there is no default", field=self.where)
+        return looked_up
+
+
+class Fields(msgspec.Struct, frozen=True):
+    """The map of a route, compiled."""
+
+    where: str
+    fields: Mapping[str, Field]
+    clear_when_absent: frozenset[str] = frozenset()
+    transform: Hook | None = None
+
+    def of(self, scope: Scope, *, creating: bool) -> dict[str, Any]:
+        """The fields to send.
+
+        Raises:
+            MappingError: one of them has no usable value, or all are absent. It names the field.
+        """
+        clear: frozenset[str] = frozenset() if creating else self.clear_when_absent
+        values = {name: field.value(scope) for name, field in self.fields.items()}
+        result = {name: value for name, value in values.items() if value is not None or name in clear}
+        if self.transform is not None:
+            result = self._transformed(self.transform, result, scope, clear)
+        if not result:
+            where = f"{self.where}.map" if self.transform is None else self.transform.where
+            raise MappingError("no field has a value, so there is nothing to send", field=where)
+        return result
+
+    def _transformed(
+        self, transform: Hook, fields: dict[str, Any], scope: Scope, clear: frozenset[str]
+    ) -> dict[str, Any]:
+        returned = transform.call(fields, *(scope[name] for name in _KNOWN))
+        if type(returned) is not dict:
+            raise MappingError(
+                f"{transform.reference} returned {type(returned).__name__}, not a dict of fields", field=transform.where
+            )
+        as_json(dict.fromkeys(returned, 0), transform.where)  # its names
+        values = {name: as_json(value, f"{transform.where}.{name}") for name, value in returned.items()}
+        return {name: value for name, value in values.items() if value is not None or name in clear}
+
+
+def compile_fields(route: str, sync: Sync) -> Fields:
+    """The map of the route of that name; its functions are imported now.
+
+    Raises:
+        ConfigError: something in it can't be. The text has a line for each, with its place.
+    """
+    where = f"routes.{route}.sync"
+    parts: dict[str, Callable[[], Any]] = {"mistakes": lambda: _refuse(map_mistakes(("routes", route, "sync"), sync))}
+    parts |= {f"map.{name}": partial(_field, f"{where}.map.{name}", given) for name, given in sync.map.items()}
+    parts["transform"] = partial(_hook, sync.transform, f"{where}.transform", ("fields", *_KNOWN))
+    made = collect_config_errors(parts)
+    fields = {name: made[f"map.{name}"] for name in sync.map}
+    return Fields(where, fields, frozenset(sync.clear_when_absent), made["transform"])
+
+
+def as_json(value: object, where: str) -> Any:  # noqa: ANN401  # any JSON
+    """A copy of `value` without the keys of its objects that hold null, at any depth.
+
+    Raises:
+        MappingError: it is nested deeper than `DEEPEST`, or holds what JSON has not: NaN, half of a character, bytes, a set.
+    """
+    try:
+        return _plain(value, DEEPEST)
+    except UnicodeEncodeError:
+        raise MappingError("the value holds half of a character", field=where) from None
+    except _TooDeep:
+        raise MappingError(f"the value is nested deeper than {DEEPEST} levels", field=where) from None
+    except ValueError as error:
+        raise MappingError(f"the value holds {error}, which JSON has not", field=where) from None
+    except Exception as error:  # noqa: BLE001  # an object of a class of yours may do anything when it is read
+        raise MappingError(f"the value can't be read: {type(error).__name__}", field=where) from None
+
+
+def _field(where: str, given: str | MapField) -> Field:
+    if isinstance(given, str):
+        return Field(where, Expression(given, where, _KNOWN).value)
+    lookup = None if given.lookup is None else {key: _constant(value) for key, value in given.lookup.items()}
+    return Field(where, _finder(where, given), cast_of(given), lookup, _constant(given.default), given.required)
+
+
+def _finder(where: str, given: MapField) -> Callable[[Scope], Any]:
+    if given.expression is not None:
+        return Expression(given.expression, f"{where}.from", _KNOWN).value
+    if hook := _hook(given.function, f"{where}.function", _KNOWN):
+        return lambda scope: hook.call(*(scope[name] for name in _KNOWN))
+    constant = _constant(given.value)
+    return lambda _: constant
+
+
+def _hook(reference: str | None, where: str, takes: Sequence[str]) -> Hook | None:
+    """The function; None without one, also when the text can't be the name of one, which is told elsewhere."""
+    return Hook(reference, where, takes) if reference is not None and is_reference(reference) else None
+
+
+def _refuse(mistakes: Iterable[Mistake]) -> None:
+    if lines := [f"{'.'.join(mistake.path)}: {mistake.text}" for mistake in mistakes]:
+        raise ConfigError("\n".join(lines))
+
+
+def _constant(value: object) -> object:
+    """A constant of the file as JSON: its dates and times as text."""
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return rfc3339(value.astimezone(UTC))
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, list):
+        return [_constant(inner) for inner in value]
+    if isinstance(value, dict):
+        return {key: _constant(inner) for key, inner in value.items()}
+    return value
+
+
+class _TooDeep(Exception):
+    """There are more levels than there may be; or no end of them, in a list that holds itself."""
+
+
+def _plain(value: object, levels: int) -> object:
+    """A copy of `value`, which may have so many levels of lists and objects."""
+    plain: object
+    match value:
+        case list() | tuple() | dict() if levels == 0:
+            raise _TooDeep
+        case list() | tuple():
+            plain = [_plain(inner, levels - 1) for inner in value]
+        case dict():
+            plain = {_key(key): _plain(inner, levels - 1) for key, inner in value.items() if inner is not None}
+        case str() if type(value) is str:  # one of another class, an Enum say, may write itself in any way
+            value.encode()
+            plain = value
+        case None | bool():
+            plain = value
+        case int() if value.bit_length() <= _MOST_BITS:
+            plain = int(value)
+        case float() if math.isfinite(value):
+            plain = float(value)
+        case Decimal() if value.is_finite():
+            plain = value
+        case int() | float() | Decimal():
+            raise ValueError("a number that is none, or too large")
+        case _:
+            raise ValueError(type(value).__name__)
+    return plain
+
+
+def _key(key: object) -> str:
+    if type(key) is not str:
+        raise ValueError(f"{type(key).__name__} as a key")
+    key.encode()
+    return key

@@ -1,0 +1,148 @@
+"""The forms that a value takes in a query language, by the `:NAME` at the end of a placeholder. Pure.
+
+A value from outside that is put into a query as it came can end the text it stands in and go on as query. Each form
+writes one value so that it stays one, or refuses it.
+
+Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), RFC 4515 §3 (LDAP), `SQUOTE-in-string` of OData's ABNF (a quote is
+doubled), and "Quoted String Escape Sequences" of Salesforce's SOQL reference, which has a bell where others have a backspace.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from relay.sync.expressions import encode
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LDAP = str.maketrans({character: f"\\{ord(character):02x}" for character in "*()\\\0"})
+_SOQL = str.maketrans({"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t", "\f": "\\f"})
+
+
+class Form(msgspec.Struct, frozen=True):
+    """One way to write a value."""
+
+    write: Callable[[Any], str]
+    """The value as text. It raises ValueError for one that the form can't hold; the text goes on the words `the value`."""
+    quote: str | None
+    """It writes these around the value by itself, and must not stand between others."""
+    meaning: str
+    example: str
+    """Both for its row in docs/configuration.md."""
+    escape: str = "\\"
+    """The character before a quote that does not end the text. Empty: the language doubles the quote."""
+
+
+def text_of(value: object) -> str:
+    """A single value as text.
+
+    Raises:
+        ValueError: it is a list, an object, or a number that JSON has not; the text goes on the words `the value`.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str | int | float | Decimal):
+        raise ValueError("is not a single value")  # noqa: TRY004  # every misfit is a ValueError
+    if not is_json(value):
+        raise ValueError("is a number that JSON has not")
+    return str(value)
+
+
+def is_json(value: object) -> bool:
+    """True when JSON has all numbers in it: an expression may sum up to infinity, or read `nan` in a text."""
+    if isinstance(value, float | Decimal):
+        return math.isfinite(value)
+    if isinstance(value, list):
+        return all(is_json(inner) for inner in value)
+    if isinstance(value, dict):
+        return all(is_json(inner) for inner in value.values())
+    return True
+
+
+def percent_encoded(text: str) -> str:
+    """`text` with everything but letters, digits and `-._~` percent-encoded.
+
+    Raises:
+        ValueError: it holds half of a surrogate pair, which no encoding has; the text goes on the words `the value`.
+    """
+    try:
+        return quote(text, safe="")
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character") from None
+
+
+def _json(value: object) -> str:
+    if not is_json(value):
+        raise ValueError("is a number that JSON has not")
+    try:
+        return encode(value).decode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character") from None
+
+
+def _odata(value: object) -> str:
+    return "'" + _without_control(text_of(value)).replace("'", "''") + "'"
+
+
+def _soql(value: object) -> str:
+    return "'" + _without_control(text_of(value).translate(_SOQL)) + "'"
+
+
+def _without_control(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("holds a control character, which this form can't write")
+    return text
+
+
+FORMS: Mapping[str, Form] = {
+    "scim": Form(
+        lambda value: _json(text_of(value)),
+        quote='"',
+        meaning="a text in SCIM's filters (RFC 7644 §3.4.2.2), with its quotes; a number becomes a text",
+        example="externalId eq {event.entity_id:scim}",
+    ),
+    "odata": Form(
+        _odata,
+        quote="'",
+        meaning="a text in OData, with its quotes; one inside is doubled",
+        example="ExternalId eq {event.entity_id:odata}",
+        escape="",
+    ),
+    "soql": Form(
+        _soql,
+        quote="'",
+        meaning="a text in Salesforce's SOQL, with its quotes; one inside gets a backslash",
+        example="SELECT Id FROM Contact WHERE Ext__c = {event.entity_id:soql}",
+    ),
+    "json": Form(
+        _json,
+        quote='"',
+        meaning="any value as JSON: a text with its quotes, a number without",
+        example="external_id == {event.entity_id:json}",
+    ),
+    "ldap": Form(
+        lambda value: text_of(value).translate(_LDAP),
+        quote=None,
+        meaning="a value in an LDAP filter (RFC 4515 §3)",
+        example="(uid={event.entity_id:ldap})",
+    ),
+    "url": Form(
+        lambda value: percent_encoded(text_of(value)),
+        quote=None,
+        meaning="percent-encoded, for a URL inside a text",
+        example="https://crm.example.com/{event.entity_id:url}",
+    ),
+    "text": Form(
+        text_of,
+        quote=None,
+        meaning="as it is: where the text is no language, since what comes may change what it says",
+        example="gone since {event.occurred_at:text}",
+    ),
+}
+"""Every form, by the name that a placeholder gives it."""

@@ -1,0 +1,171 @@
+"""Checks that an answer holds what was asked for: an entity its id, a match the value that the find searched for. Pure.
+
+A destination may take a filter otherwise than it is meant, or take no notice of it, and answer with somebody else's record.
+What is found is changed or deleted, so nothing is written to a match that carries another value, or none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from inbox.config.sync import Find, MapField
+from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
+from relay.sync.expressions import Expression, Scope
+from relay.sync.forms import text_of
+from relay.sync.templates import Placeholder
+
+_LONGEST_SHOWN = 80
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """A value that was searched for, and the fields of a match that may carry it: one of them has to."""
+
+    searched: Expression
+    fields: tuple[Expression, ...]
+
+
+def compile_verify(
+    find: Find,
+    where: str,
+    known: Collection[str],
+    placeholders: Iterable[Placeholder],
+    mapped: Mapping[str, str | MapField],
+) -> tuple[Carried, ...]:
+    """Compile `find.verify`.
+
+    Without a table, a field of the map whose expression is that of one of the find's `placeholders` has to carry its value.
+
+    Raises:
+        ConfigError: an expression is wrong, or a table names no field.
+    """
+    if find.verify is False:
+        return ()
+    if find.verify is True:
+        return tuple(_by_map(placeholders, mapped, where))
+    if not find.verify:
+        raise ConfigError(f'{where}: names no field; write verify = {{ FIELD = "event.entity_id" }}, or verify = false')
+    return compile_named(find.verify, where, known)
+
+
+def compile_named(verify: Mapping[str, str], where: str, known: Collection[str]) -> tuple[Carried, ...]:
+    """Compile a table: a JMESPath into what came = a JMESPath over `known`.
+
+    Raises:
+        ConfigError: an expression is wrong.
+    """
+    parts: dict[str, Callable[[], Carried]] = {
+        field: partial(_named, field, searched, where, known) for field, searched in verify.items()
+    }
+    return tuple(collect_config_errors(parts).values())
+
+
+def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:
+    """Refuse a fetched entity that does not carry what was asked for.
+
+    Raises:
+        UnusableAnswer: the text says what was asked for, and what came.
+        MappingError: the event has no such value.
+    """
+    for each in carried:
+        wanted = each.searched.value(scope)
+        if wanted is None or wanted == "":
+            raise MappingError("has no value, so that no entity can be verified by it", field=each.searched.where)
+        came = _values(each.fields[0], entity)
+        if not any(_same(wanted, value, ignore_case=False) for value in came):
+            has = _shown(came[0]) if came else "nothing"
+            raise UnusableAnswer(
+                f"the entity has {has} at {each.fields[0].text}, and {_shown(wanted)} was asked for; does the api answer "
+                "with the entity of the path? Then name in fetch.verify the field that has the id"
+            )
+
+
+def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope: Scope, *, ignore_case: bool) -> None:
+    """Refuse a match that does not carry what was searched for.
+
+    Raises:
+        UnusableAnswer: the text says what was searched for, what came, and what to write where it is right nevertheless.
+        MappingError: there is no value to compare with; or none but empty texts, which many destinations take for no filter.
+    """
+    empty, proving = None, False
+    for each in carried:
+        wanted = each.searched.value(scope)
+        if wanted is None:
+            raise MappingError("has no value, so that no match can be verified by it", field=each.searched.where)
+        empty, proving = (each, proving) if wanted == "" else (empty, True)
+        came = [value for field in each.fields for value in _values(field, match)]
+        if not any(_same(wanted, value, ignore_case=ignore_case) for value in came):
+            raise UnusableAnswer(_refusal(each, wanted, came))
+    if empty is not None and not proving:
+        raise MappingError("is empty, so that no match can be verified by it", field=empty.searched.where)
+
+
+def _by_map(placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapField], where: str) -> Iterator[Carried]:
+    sources = [(name, source) for name, given in mapped.items() if (source := _source(given)) is not None]
+    seen: list[object] = []
+    for placeholder in placeholders:
+        names = [name for name, source in sources if source.tree == placeholder.tree]
+        if names and placeholder.tree not in seen:
+            seen.append(placeholder.tree)
+            fields = tuple(Expression(json.dumps(name, ensure_ascii=False), where, None) for name in names)
+            yield Carried(placeholder, fields)
+
+
+def _source(given: str | MapField) -> Expression | None:
+    """The expression whose value a field gets as it is."""
+    if isinstance(given, MapField):
+        is_as_found = given.cast in {None, "text"} and given.lookup is None
+        text = given.expression if is_as_found else None
+    else:
+        text = given
+    try:
+        return None if text is None else Expression(text, "", None)
+    except ConfigError:  # told where the map is compiled
+        return None
+
+
+def _named(field: str, searched: str, where: str, known: Collection[str]) -> Carried:
+    return Carried(Expression(searched, f"{where}.{field}", known), (Expression(field, where, None),))
+
+
+def _values(field: Expression, match: Mapping[str, Any]) -> list[Any]:
+    """The single values that a match has at `field`; of a list any may be the one, as in a SCIM filter."""
+    try:
+        found = field.value(dict(match))
+    except MappingError:
+        return []
+    values = found if isinstance(found, list) else [found]
+    return [value for value in values if isinstance(value, str | int | float | Decimal)]
+
+
+def _same(wanted: object, value: object, *, ignore_case: bool) -> bool:
+    numbers = int | float | Decimal
+    if isinstance(wanted, numbers) and isinstance(value, numbers) and not isinstance(wanted, bool):
+        return wanted == value and not isinstance(value, bool)
+    try:
+        texts = text_of(wanted), text_of(value)
+    except ValueError:
+        return False
+    return texts[0] == texts[1] or (ignore_case and texts[0].casefold() == texts[1].casefold())
+
+
+def _refusal(each: Carried, wanted: object, came: list[Any]) -> str:
+    names = " and ".join(field.text.strip('"') for field in each.fields)
+    searched = f"{_shown(wanted)} was searched for"
+    instead = f'name the field that has it, as verify = {{ FIELD = "{each.searched.text}" }}, or write verify = false'
+    if not came:
+        return f"the match has nothing at {names}, and {searched}; {instead}"
+    has = f"the match has {_shown(came[0])} at {names}, and {searched}"
+    if any(_same(wanted, value, ignore_case=True) for value in came):
+        return f"{has}; where case makes no difference there, write ignore_case = true"
+    return f"{has}: does the destination take what find asks? If it does, {instead}"
+
+
+def _shown(value: object) -> str:
+    shown = ascii(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"

@@ -1,0 +1,295 @@
+"""Text with JMESPath expressions in braces, `{event.entity_id}` or `{event.entity_id:scim}`, and where they lead. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+from unicodedata import normalize
+from urllib.parse import quote, unquote
+
+from inbox.errors import ConfigError, MappingError, collect_config_errors
+from relay.sync.expressions import Expression, Scope
+from relay.sync.forms import FORMS, is_json, percent_encoded, text_of
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_FORM = re.compile(r":\s*([\w-]*)\s*\Z")
+"""No JMESPath ends like this: a slice ends with its bracket, and an object would need braces."""
+_QUOTES: Mapping[str, str] = {'"': "scim", "'": "odata", "`": "json"}
+"""The form that most likely stands for what is between them."""
+_LITERAL_PATH = "/:@!$&'()*+,;=~%-._"
+_QUERY_IN_A_PATH = re.compile("[\"'`(]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SEPARATOR = re.compile(r"[/\\]")
+_LIKE_SLASHES = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}
+"""Characters that Windows turns into slashes, besides those that have a compatibility mapping (its bestfit1252.txt)."""
+_BEHIND_A_NAME = re.compile("[;?#]")
+_LONGEST_SHOWN = 200
+_MOST_DECODINGS = 8
+"""Each proxy on the way may decode once; what is encoded more often than this is no id."""
+
+
+class Placeholder(Expression):
+    """An expression in a template, and the form that its value takes there."""
+
+    def __init__(self, text: str, where: str, known: Collection[str]) -> None:
+        named = _FORM.search(text)
+        if named is not None and named[1] not in FORMS:
+            raise ConfigError(f"{where}: there is no form {named[1]!r}; {_valid()}")
+        super().__init__((text if named is None else text[: named.start()]).strip(), where, known)
+        self.form = None if named is None else FORMS[named[1]]
+
+
+class Template:
+    """Text with expressions in it.
+
+    A placeholder that shares its text with anything else stands in a language of its own, a filter say, where a value
+    could end its text and go on as query. So it has to name its form.
+    """
+
+    def __init__(self, text: str, where: str, known: Collection[str]) -> None:
+        self.where = where
+        pieces = _PLACEHOLDER.split(text)
+        around, inner = pieces[::2], pieces[1::2]
+        if any(re.search("[{}]", piece) for piece in around):
+            raise ConfigError(f"{where}: {text!r} has a brace without its counterpart")
+        made = collect_config_errors(
+            {str(at): partial(Placeholder, each, where, known) for at, each in enumerate(inner)}
+        )
+        placeholders = [*made.values()]
+        if wrong := [*_mistakes(text, around, placeholders, is_query=self._is_query(around, placeholders))]:
+            raise ConfigError("\n".join(f"{where}: {mistake}" for mistake in wrong))
+        self.parts: list[str | Placeholder] = [around[0]]
+        for placeholder, behind in zip(placeholders, around[1:], strict=True):
+            self.parts += [placeholder, behind]
+        self.parts = [part for part in self.parts if part != ""]
+
+    @property
+    def placeholders(self) -> list[Placeholder]:
+        """Its expressions, in order."""
+        return [part for part in self.parts if isinstance(part, Placeholder)]
+
+    def looks_into(self, name: str) -> bool:
+        """True when one of its expressions looks this name up in the scope itself."""
+        return any(placeholder.looks_into(name) for placeholder in self.placeholders)
+
+    def expand(self, scope: Scope) -> str:
+        """The text.
+
+        Raises:
+            MappingError: an expression finds nothing, or something that isn't a single value or that its form can't hold.
+        """
+        return "".join(part if isinstance(part, str) else self._text(part, scope) for part in self.parts)
+
+    def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
+        """As `expand`, but a template that is one expression and nothing else keeps its value's type."""
+        if len(self.parts) == 1 and isinstance(self.parts[0], Placeholder) and self.parts[0].form is None:
+            return self._found(self.parts[0], scope)
+        return self.expand(scope)
+
+    def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:
+        """True when the text may be in a language of its own."""
+        return any(around) or len(placeholders) > 1 or any(each.glue is not None for each in placeholders)
+
+    def _found(self, placeholder: Placeholder, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
+        value = placeholder.value(scope)
+        if value is None:
+            raise MappingError(f"{{{placeholder.text}}} has no value", field=self.where)
+        if not is_json(value):
+            raise MappingError(f"{{{placeholder.text}}} is a number that JSON has not", field=self.where)
+        return value
+
+    def _text(self, placeholder: Placeholder, scope: Scope) -> str:
+        value = self._found(placeholder, scope)
+        try:
+            return text_of(value) if placeholder.form is None else placeholder.form.write(value)
+        except ValueError as error:
+            raise MappingError(f"{{{placeholder.text}}}: the value {error}", field=self.where) from None
+
+
+class Asked(Template):
+    """A text in the body of a search. A value may be a list there, but no object: `{"$ne": null}` would be a query of its own."""
+
+    def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
+        """As a template's; raises MappingError for an object."""
+        value = super().value(scope)
+        if _has_object(value):
+            shown = ", ".join(placeholder.text for placeholder in self.placeholders)
+            raise MappingError(f"{{{shown}}} is an object, which could be a query of its own", field=self.where)
+        return value
+
+
+class Path(Template):
+    """A path below an endpoint's URL; what is put into it is percent-encoded, slashes too."""
+
+    def __init__(self, text: str, where: str, known: Collection[str]) -> None:
+        if not text.startswith("/"):
+            raise ConfigError(f"{where}: {text!r} must begin with a slash")
+        plain = _PLACEHOLDER.sub("x", text)
+        if re.search(r"[?#]", plain):
+            raise ConfigError(f"{where}: {text!r} must be a path alone; a query is written as params")
+        if reason := _leads_elsewhere(plain):
+            raise ConfigError(f"{where}: {text!r} {reason}; write the path that is meant")
+        super().__init__(text, where, known)
+        self.parts = [quote(part, safe=_LITERAL_PATH) if isinstance(part, str) else part for part in self.parts]
+
+    def expand(self, scope: Scope) -> str:
+        """The path, percent-encoded.
+
+        Raises:
+            MappingError: as a template's, or some proxy on the way could take it for a path to something else.
+        """
+        path = super().expand(scope)
+        if reason := _leads_elsewhere(path):
+            raise MappingError(
+                f"{path[:_LONGEST_SHOWN]!a} {reason}, so that it could lead to another resource", field=self.where
+            )
+        return path
+
+    def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:
+        """As OData's `/Contacts(ExternalId='…')`."""
+        glue = [each.glue or "" for each in placeholders]
+        return _QUERY_IN_A_PATH.search("".join([*around, *glue])) is not None
+
+    def _text(self, placeholder: Placeholder, scope: Scope) -> str:
+        text = super()._text(placeholder, scope)
+        # The other side could take the path for the collection's, or for that of another name.
+        names = _names(_decoded(text))
+        if not (names[0] and names[-1]):
+            problem = "is empty, or begins or ends with what separates names in a path"
+            raise MappingError(f"{{{placeholder.text}}} {problem}", field=self.where)
+        return encoded(text, self.where)
+
+
+def _leads_elsewhere(path: str) -> str | None:
+    """Half a sentence on why the path could be taken for another; None when it can't.
+
+    Servers and proxies resolve dot segments (RFC 3986 §5.2.4) of what they have decoded: nginx once, others again, Windows
+    with backslashes, Tomcat with `;parameters` cut off; Windows takes a fullwidth dot or slash, or the slash of fractions, for the
+    plain one where it turns text into its code page. Control characters end a path in some of them, or a line of the head.
+    """
+    decoded = _decoded(path)
+    if unquote(decoded) != decoded:
+        return f"is percent-encoded more than {_MOST_DECODINGS} times over"
+    if _CONTROL.search(decoded):
+        return "has a control character"
+    likened = decoded if decoded.isascii() else _decoded(normalize("NFKC", decoded).translate(_LIKE_SLASHES))
+    return "has a segment . or .." if {".", ".."} & {*_names(decoded), *_names(likened)} else None
+
+
+def _decoded(text: str) -> str:
+    """`text` without percent-encoding, however often it is encoded; a few times at most, for each look costs its length."""
+    for _ in range(_MOST_DECODINGS):
+        encoded_text, text = text, unquote(text)
+        if text == encoded_text:
+            break
+    return text
+
+
+def _names(path: str) -> list[str]:
+    """The names in a decoded path, as the strictest of servers would see them."""
+    return [_BEHIND_A_NAME.split(segment, maxsplit=1)[0].strip() for segment in _SEPARATOR.split(path)]
+
+
+def _has_object(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(_has_object(inner) for inner in value))
+
+
+def templated(value: object, where: str, known: Collection[str], kind: type[Template] = Template) -> object:
+    """`value` with each string in it, at any depth, made a template of this kind."""
+    if isinstance(value, str):
+        return kind(value, where, known)
+    if isinstance(value, dict):
+        return collect_config_errors(
+            {key: partial(templated, inner, f"{where}.{key}", known, kind) for key, inner in value.items()}
+        )
+    if isinstance(value, list):
+        parts = {str(position): partial(templated, inner, where, known, kind) for position, inner in enumerate(value)}
+        return [*collect_config_errors(parts).values()]
+    return value
+
+
+def templates_in(value: object) -> Iterator[Template]:
+    """The templates in a value that `templated` made."""
+    if isinstance(value, Template):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from templates_in(inner)
+
+
+def expanded(value: object, scope: Scope) -> object:
+    """A value that `templated` made, with the values in place; raises MappingError when one is missing."""
+    if isinstance(value, Template):
+        return value.value(scope)
+    if isinstance(value, dict):
+        return {key: expanded(inner, scope) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [expanded(inner, scope) for inner in value]
+    return value
+
+
+def encoded(text: str, where: str) -> str:
+    """`text`, percent-encoded.
+
+    Raises:
+        MappingError: it holds half of a surrogate pair.
+    """
+    try:
+        return percent_encoded(text)
+    except ValueError as error:
+        raise MappingError(f"the value {error}", field=where) from None
+
+
+def _mistakes(
+    text: str, around: Sequence[str], placeholders: Sequence[Placeholder], *, is_query: bool
+) -> Iterator[str]:
+    """The mistakes in the forms of placeholders, each with the text to write instead."""
+    for at, placeholder in enumerate(placeholders):
+        between = _quote_around(placeholder, "".join(around[: at + 1]), "".join(around[at + 1 :]))
+        shown = f"{{{placeholder.text}}}"
+        if placeholder.form is None and is_query:
+            yield f"{shown} in {text!r} {_formless(placeholder, between, text)}"
+        elif placeholder.form is not None and placeholder.form.quote is not None and between is not None:
+            yield f"{shown} in {text!r} gets its quotes by its form; remove the {between} around it"
+
+
+def _quote_around(placeholder: Placeholder, before: str, behind: str) -> str | None:
+    """The quote that is open where a placeholder stands: in its form's language, or in one that has all of them."""
+    form = placeholder.form
+    if form is not None and form.quote is not None and _quote_open_behind(before, form.quote, form.escape):
+        return form.quote
+    opened = _quote_open_behind(before, "".join(_QUOTES), "\\")
+    return None if opened == "'" and opened not in behind else opened  # in prose, it's one that nothing closes
+
+
+def _formless(placeholder: Placeholder, between: str | None, text: str) -> str:
+    """Half a sentence on why a placeholder needs a form, and how it is written."""
+    shown = placeholder.text
+    if between is None:
+        return (
+            f"stands beside other text, and a value could go on as part of it; name its form, {{{shown}:scim}} say, "
+            f"or {{{shown}:text}} where that can do no harm; {_valid()}"
+        )
+    better = f"{{{shown}:{_QUOTES[between]}}}"
+    whole = re.sub(rf"{between}\{{\s*{re.escape(shown)}\s*\}}{between}", lambda _: better, text)
+    return f"stands between quotes, which a value could close; write {whole if whole != text else better!r}; {_valid()}"
+
+
+def _valid() -> str:
+    return f"valid forms: {', '.join(FORMS)}"
+
+
+def _quote_open_behind(text: str, quotes: str, escape: str) -> str | None:
+    """The one of `quotes` that is open at the end of a text."""
+    opened: str | None = None
+    escaped = False
+    for character in text:
+        if escaped:
+            escaped = False
+        elif opened is not None and character == escape:
+            escaped = True
+        elif character in quotes:
+            opened = character if opened is None else None if opened == character else opened
+    return opened

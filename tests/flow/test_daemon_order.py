@@ -1,0 +1,73 @@
+"""The daemon itself, in a thread: what it does about claims while what has arrived can't be ordered."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from relay.daemon.loop import Relay
+from relay.store.database import Database
+from relay.store.sequence import sequence
+from tests.helpers.daemon import running
+from tests.helpers.downstream import serving
+from tests.helpers.filling import fill
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import ROUTE, moment
+from tests.store.conftest import POLICIES
+
+on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+"""On SQLite who can't order can't claim either."""
+
+
+@contextlib.contextmanager
+def nobody_can_order(engine: Engine) -> Iterator[None]:
+    """Another relay stands still in a transaction that has the order lock."""
+    with engine.connect() as connection:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        connection.execute(text("SELECT id FROM order_lock FOR UPDATE"))
+        yield
+
+
+def could_not_order(relay: Relay) -> bool:
+    return "sequence" in relay._steps.failing
+
+
+@pytest.fixture
+def an_older_one_has_come(database_url: str, engine: Engine) -> None:
+    """A head is due, and an older event of its entity is not ordered yet."""
+    fill(database_url, [("u1", moment(2))])
+    sequence(Database(engine), {ROUTE: POLICIES["strict"]}, "another")
+    fill(database_url, [("u1", moment(1))])
+
+
+@on_postgres
+@pytest.mark.usefixtures("an_older_one_has_come")
+def test_while_nothing_can_be_ordered_nothing_is_claimed_and_the_older_one_goes_first(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "arrivals.jsonl") as downstream, contextlib.ExitStack() as trouble:
+        trouble.enter_context(nobody_can_order(engine))
+        with running(engine, downstream) as relay:
+            until(lambda: could_not_order(relay), "it can't be ordered")
+            trouble.close()
+            until(lambda: len(downstream.events) == 2, "both are called")
+        assert [line["seq"] for line in downstream.arrivals.lines()] == [2, 1]
+
+
+@on_postgres
+@pytest.mark.usefixtures("an_older_one_has_come")
+def test_when_nothing_could_be_ordered_for_long_what_is_due_is_claimed_all_the_same(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.steps.AWAITED_SECONDS", 0.0)
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        nobody_can_order(engine),
+        running(engine, downstream, grace_seconds=0.0) as relay,
+    ):
+        until(lambda: could_not_order(relay), "it can't be ordered")
+        until(lambda: downstream.events == {1}, "what was due is called")
