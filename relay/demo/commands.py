@@ -74,7 +74,7 @@ class RelayCommands:
         return rows
 
     def _run(self, *command: str) -> str:
-        """The output of `relay COMMAND`, with the errors unless it is JSON."""
+        """Runs `relay COMMAND` and returns its output, with standard error unless it is JSON."""
         try:
             ended = subprocess.run(  # noqa: S603  # our own Python, our own arguments
                 [sys.executable, "-m", "relay", *command],

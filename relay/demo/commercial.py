@@ -45,9 +45,9 @@ class CallMade:
     """With its query."""
     status: int
     external_id: str | None = None
-    """Of the record that was created, changed or deleted."""
+    """The external id of the record that was created, changed or deleted."""
     changed: Mapping[str, str | None] = field(default_factory=dict)
-    """Its fields that have another value now."""
+    """The record's fields that have another value now."""
 
 
 class CommercialService:

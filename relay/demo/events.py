@@ -1,4 +1,4 @@
-"""What happens while the demo runs: put by any thread, handled by the main thread, which alone counts, prints and stops."""
+"""The demo's events: put by any thread, handled by the main thread, which alone counts, prints and stops."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class DemoEvents:
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Inside, SIGINT, SIGTERM and SIGHUP make `wait` raise Stopped instead of ending the process; main thread only."""
+        """Makes SIGINT, SIGTERM and SIGHUP raise Stopped in `wait` instead of ending the process; main thread only."""
 
         def stop(number: int, _: FrameType | None) -> None:
             self._queue.put(number)

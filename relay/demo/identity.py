@@ -193,7 +193,7 @@ class _EntityResource:
 
 
 def _page(req: Request, documents: list[Document]) -> Document:
-    """One page of the documents that pass the request's filter."""
+    """Cuts the requested page out of the documents that pass the request's filter."""
     start = req.get_param_as_int("startIndex", min_value=0, default=0)
     count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
     if text := req.get_param("filter"):
@@ -208,6 +208,6 @@ def _page(req: Request, documents: list[Document]) -> Document:
 
 
 def _located(req: Request, document: Document) -> Document:
-    """The document with its location as an absolute URL."""
+    """Makes the document's location an absolute URL."""
     meta = document["meta"]
     return {**document, "meta": {**meta, "location": f"{req.prefix}{meta['location']}"}}

@@ -29,7 +29,7 @@ _BUSY = text("SELECT DISTINCT i.entity_id FROM open_delivery o JOIN inbox i ON i
 
 
 class Ledger:
-    """Each method reads in one short transaction."""
+    """Queries, each in one short transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -62,5 +62,5 @@ class Ledger:
         return [NoCallNeeded(row.entity_type, row.entity_id, whys.get(row.kind, "stale")) for row in rows]
 
     def is_running(self, pid: int) -> bool:
-        """Whether the relay process of that id has begun to work."""
+        """Returns true once the relay process of that id works."""
         return any(node["pid"] == pid for node in reads.relay_nodes(self._database))

@@ -36,7 +36,7 @@ USERS, GROUPS, CHANGES = 20, 5, 240
 KILL_AFTER, RESTART_AFTER = 60, 100
 """The relay is killed after so many changes, and a new one started after so many."""
 AGREE_SECONDS = 90.0
-"""How long it may take until nothing is left to do."""
+"""The longest time until nothing is left to do."""
 _LOST_SHARE = 0.05
 _FREE_USERS = 3
 _PAUSE_SECONDS = 0.03
@@ -74,7 +74,7 @@ class DemoRun:
     def start(
         self, folder: Path | None, database_url: str | None, *, users: int, groups: int, lost_share: float = 0.0
     ) -> Iterator[None]:
-        """Inside, everything runs. Raises as `Stack`."""
+        """Runs the stack while it is open. Raises as `Stack`."""
         with ExitStack() as exits:
             self.stack = Stack(
                 exits,
@@ -188,7 +188,7 @@ def run_live(console: Console, seed: int, folder: Path | None, database_url: str
 
 
 def _keep_changing(run: DemoRun, console: Console) -> None:
-    """A burst of changes to begin with, then one now and then. Never returns."""
+    """Makes a burst of changes, then one now and then. Never returns."""
     console.print()
     try:
         for number in itertools.count(1):
@@ -241,7 +241,7 @@ def run_once(console: Console, seed: int, folder: Path | None, database_url: str
 
 
 def _kill_relay(run: DemoRun) -> None:
-    """Kill it while it works on something, so that there is something to take over."""
+    """Kills it while it works on something, so that there is something to take over."""
     ledger, pid = run.stack.ledger, run.stack.relay.pid
     deadline = time.monotonic() + _CATCH_SECONDS
     while ledger.progress()["in_flight"] < _CATCH_ENOUGH and time.monotonic() < deadline:
@@ -252,7 +252,7 @@ def _kill_relay(run: DemoRun) -> None:
 
 
 def _places(stack: Stack) -> list[tuple[str, str]]:
-    """Where each part runs, and how to look into it."""
+    """Lists the address of each part, and commands to inspect it."""
     return [
         ("identity", f"{stack.identity_url}/api/rest/v1/user  (Basic demo:demo)"),
         ("receiver", f"{stack.receiver_url}/webhooks/trivore  (pid {stack.receiver.pid})"),
@@ -267,7 +267,7 @@ def _places(stack: Stack) -> list[tuple[str, str]]:
 
 
 def _command(name: str) -> str:
-    """The way to type a command of this installation: by name when the shell finds this very one, or else by path."""
+    """Spells a command of this installation: by name when the shell finds this very one, or else by path."""
     own = Path(sys.executable).parent / name
     unset = "env -u INBOX_DATABASE_URL " if "INBOX_DATABASE_URL" in os.environ else ""
     if shutil.which(name) == str(own):

@@ -36,7 +36,7 @@ class ChangeMade:
     fields: Mapping[str, str | None]
     """The counterpart's fields that are to change with it; none for a delete, or where it has none of what was changed."""
     is_reported: bool = True
-    """Whether a webhook reports it."""
+    """False when no webhook reports it."""
 
 
 class Scenario:

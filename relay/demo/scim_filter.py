@@ -82,7 +82,7 @@ def _is_at_least(found: object, least: int) -> bool:
 
 
 def _found(value: object, path: list[str]) -> list[object]:
-    """Every value at the path that is not null; the items of a list count one by one."""
+    """Finds every value at the path that is not null; the items of a list count one by one."""
     if value is None:
         return []
     if isinstance(value, list):

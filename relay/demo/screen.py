@@ -71,7 +71,7 @@ class Screen:
         """Shows nothing: the lines show it."""
 
     def _effect(self, call: CallMade) -> Text:
-        """The effect of a call. The relay sends every mapped field; those that are new are worth a look."""
+        """Words the effect of a call. The relay sends every mapped field; those that are new are worth a look."""
         if call.status == _UNAVAILABLE:
             return Text("on purpose; it is tried again", "red")
         if call.status >= _CLIENT_ERROR:
@@ -231,7 +231,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
 
 
 def _verdict(summary: Mapping[str, Any]) -> Text:
-    """One sentence, and the next step when the services do not agree."""
+    """Words the verdict, and the next step when the services do not agree."""
     if summary["agree"]:
         compared = f"{summary['fields']} fields of {summary['entities']} users and groups"
         return Text.assemble(

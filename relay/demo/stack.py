@@ -27,7 +27,7 @@ LATENCY_SECONDS = 0.015
 """Latency of the commercial service: that of a good one across a network."""
 FAIL_SHARE = 0.1
 SLOW_SHARE = 0.1
-"""Of the updates, those that the identity service doesn't show to the first read."""
+"""The share of updates that the identity service doesn't show to the first read."""
 _START_SECONDS = 30.0
 _RECEIVER_GRACE_SECONDS = 18.0  # gunicorn gives its workers 15
 _RELAY_GRACE_SECONDS = 25.0  # the relay gives running calls 20
@@ -143,7 +143,7 @@ class Stack:
             child.check()
 
     def is_settled(self) -> bool:
-        """Whether every webhook was accepted, and the relay has nothing left to do."""
+        """Returns true when every webhook was accepted and the relay has nothing left to do."""
         return not self.webhooks.pending() and not self.ledger.progress()["still_open"]
 
     def _start(self, name: str, arguments: list[str], *pass_fds: int) -> None:

@@ -24,7 +24,7 @@ _GRACE_SECONDS = 5
 
 @contextmanager
 def served(app: App, port: int = 0) -> Iterator[str]:
-    """Inside, a thread serves the app on 127.0.0.1; gives its URL. Port 0 takes a free one; OSError: it is taken.
+    """Serves the app on 127.0.0.1 in a thread while it is open; gives its URL. Port 0 takes a free one; OSError: it is taken.
 
     Leaving it finishes running requests and closes every connection.
     """

@@ -121,7 +121,7 @@ class WebhookSender:
                 self._changed.notify_all()
 
     def _send(self, payload: Payload) -> bool:
-        """Whether it need not be sent again."""
+        """Makes one try; false has it sent again."""
         status = self._post(payload)
         self._on_webhook(WebhookSent(payload["entityType"], payload["id"], payload["eventType"], status))
         return status in _SUCCESSES and not self._loses_answer()
