@@ -16,32 +16,32 @@ from pathlib import Path
 
 import pytest
 
-from relay.demo.ground import prepare_database
+from relay.demo.workspace import prepare_database
 from tests.helpers.filling import fill
 from tests.helpers.kinds import LONG_ON_POSTGRES
 
 WAIT = 120.0
 SOON = 30.0
 
-FEW_CHANGES = "from relay.demo import once; once.CHANGES = 40; once.KILL_AFTER = once.RESTART_AFTER = 1_000"
-SHORT_BURST = "from relay.demo import live; live.BURST = 8"
+FEW_CHANGES = "from relay.demo import run; run.CHANGES = 40; run.KILL_AFTER = run.RESTART_AFTER = 1_000"
+SHORT_BURST = "from relay.demo import run; run.BURST = 8"
 WRONG_MAPPING = """\
-from relay.demo import ground
-ground._CONFIGURATION = ground._CONFIGURATION.replace("entity.mobiles[0].number", "entity.name.givenName")
+from relay.demo import workspace
+workspace._CONFIGURATION = workspace._CONFIGURATION.replace("entity.mobiles[0].number", "entity.name.givenName")
 """
 BLIND = """\
-from relay.demo.orders import Orders
-Orders.sweep = lambda self: 0
-Orders.orphans = lambda self, under_way: []
+from relay.demo.commands import RelayCommands
+RelayCommands.sweep = lambda self: 0
+RelayCommands.replay_orphans = lambda self, busy: 0
 """
 CREDULOUS = """\
-from relay.demo import ground, stack
+from relay.demo import stack, workspace
 stack.SLOW_SHARE = 1
-ground._CONFIGURATION = ground._CONFIGURATION.replace(', tolerance = "0s"', "")
+workspace._CONFIGURATION = workspace._CONFIGURATION.replace(', tolerance = "0s"', "")
 """
 BROKEN_FILE = """\
-from relay.demo import ground
-ground._CONFIGURATION = ground._CONFIGURATION.replace("preset =", "pre_set =")
+from relay.demo import workspace
+workspace._CONFIGURATION = workspace._CONFIGURATION.replace("preset =", "pre_set =")
 """
 
 
@@ -154,7 +154,7 @@ def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
         assert process.stdout is not None
         said.extend(itertools.takewhile(lambda line: "groups-to-teams  " not in line, process.stdout))
         for expected in (
-            "no webhook tells",
+            "change +UPDATE .* no webhook: ",
             r"command sweep +USER .*2 missed, 2 added",
             "an orphan",
             r"users-to-contacts +in step",

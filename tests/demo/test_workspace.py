@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import stat
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 from inbox.config.model import SyncDestination
 from inbox.db import engine as engines
 from inbox.db import migrate
-from inbox.db.schema import inbox
 from inbox.loader.load import read_config
-from relay.demo.ground import (
+from relay.demo.processes import DemoError
+from relay.demo.workspace import (
     absolute_url,
     child_environment,
     configuration,
@@ -22,23 +21,14 @@ from relay.demo.ground import (
     prepare_folder,
     write_private,
 )
-from relay.demo.processes import DemoError
 from relay.destinations import build
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
+from tests.helpers.filling import fill
 
 
 def test_the_configuration_is_valid_and_its_routes_can_be_built(tmp_path: Path) -> None:
     path = tmp_path / "inbox.toml"
-    write_private(
-        path,
-        configuration(
-            database_url="sqlite:////a/b.db",
-            token='a"b',
-            identity_url="http://127.0.0.1:1",
-            commercial_url="http://127.0.0.1:2",
-        ),
-    )
+    at = {"identity_url": "http://127.0.0.1:1", "commercial_url": "http://127.0.0.1:2"}
+    write_private(path, configuration(database_url="sqlite:////a/b.db", token='a"b', **at))
     config = read_config(path, {})
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert set(build(config)) == {"users-to-contacts", "groups-to-teams"}
@@ -46,36 +36,15 @@ def test_the_configuration_is_valid_and_its_routes_can_be_built(tmp_path: Path) 
     assert isinstance(config.destinations["commercial"], SyncDestination)
 
 
-def test_an_empty_database_is_migrated(tmp_path: Path) -> None:
-    made = prepare_database(f"sqlite:///{tmp_path / 'new.db'}")
-    migrate.require_current(made)
-    made.dispose()
+def test_an_empty_database_is_migrated_and_one_without_events_will_do(tmp_path: Path, database_url: str) -> None:
+    for url in (f"sqlite:///{tmp_path / 'new.db'}", database_url):
+        made = prepare_database(url)
+        migrate.require_current(made)
+        made.dispose()
 
 
-def test_a_migrated_database_without_events_will_do(database_url: str) -> None:
-    prepare_database(database_url).dispose()
-
-
-def test_a_database_with_events_is_refused(engine: Engine, database_url: str) -> None:
-    with engine.begin() as connection:
-        connection.execute(
-            inbox.insert().values(
-                seq=1,
-                source="trivore",
-                dedup_key="k",
-                entity_type="USER",
-                entity_id="u",
-                event_type="UPDATE",
-                action="update",
-                occurred_at=NOW,
-                received_at=NOW,
-                routes=[],
-                headers={},
-                content_type="application/json",
-                body=b"{}",
-                body_sha256=b"\0" * 32,
-            )
-        )
+def test_a_database_with_events_is_refused(database_url: str) -> None:
+    fill(database_url, [("u1", "2026-01-01T00:00:00Z")])
     with pytest.raises(DemoError, match=r"has events already.*name an empty database with --database"):
         prepare_database(database_url)
 
@@ -92,19 +61,13 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) 
     other.dispose()
 
 
-def test_a_folder_with_a_configuration_of_ones_own_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "inbox.toml").write_text("[database]\n")
-    with pytest.raises(DemoError, match="stays as it is: name an empty folder with --folder"):
-        prepare_folder(tmp_path)
-
-
-def test_a_folder_of_an_earlier_demo_will_do(tmp_path: Path) -> None:
+def test_a_folder_of_an_earlier_demo_will_do_and_another_is_refused(tmp_path: Path) -> None:
     earlier = configuration(database_url="", token="", identity_url="", commercial_url="")
     (tmp_path / "inbox.toml").write_text(earlier)
     assert prepare_folder(tmp_path) == tmp_path
-
-
-def test_a_folder_that_cannot_be_made_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "inbox.toml").write_text("[database]\n")
+    with pytest.raises(DemoError, match="stays as it is: name an empty folder with --folder"):
+        prepare_folder(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(DemoError, match="name another with --folder"):
         prepare_folder(tmp_path / "file")
@@ -122,5 +85,4 @@ def test_settings_that_would_win_over_the_file_do_not_reach_the_children() -> No
     present = {"INBOX_DATABASE_URL": "sqlite:///theirs.db", "GUNICORN_CMD_ARGS": "--bind 0.0.0.0:1", "LANG": "C"}
     environment = child_environment(Path("/f/inbox.toml"), present)
     assert not {"INBOX_DATABASE_URL", "GUNICORN_CMD_ARGS"} & set(environment)
-    assert environment["INBOX_CONFIG"] == "/f/inbox.toml"
-    assert environment["LANG"] == "C"
+    assert (environment["INBOX_CONFIG"], environment["LANG"]) == ("/f/inbox.toml", "C")

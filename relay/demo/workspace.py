@@ -1,4 +1,4 @@
-"""What the demo stands on: its folder, its database, its `inbox.toml`."""
+"""The demo's workspace: its folder, its database, its `inbox.toml`, the environment of its processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inbox.db.engine import reading
 from relay.demo.processes import DemoError
 
 _MARK = "# Written by `relay demo`."
-_OTHERS_SETTINGS = ("INBOX_DATABASE_URL", "GUNICORN_CMD_ARGS", "GUNICORN_FD")
+_OVERRIDES = ("INBOX_DATABASE_URL", "GUNICORN_CMD_ARGS", "GUNICORN_FD")
 
 _CONFIGURATION = """\
 {mark} The receiver and the relay both read this file.
@@ -101,11 +101,7 @@ _RETRY = '{ schedule = ["200ms", "500ms", "1s", "2s", "2s", "2s", "2s", "5s", "5
 
 
 def prepare_folder(given: Path | None) -> Path:
-    """The folder to keep everything in: the given one, made if it is not there, or a new temporary one.
-
-    Raises:
-        DemoError: it can't be made, or holds an `inbox.toml` that is not the demo's.
-    """
+    """Makes the folder for everything: the given one, or a new temporary one. Raises DemoError when it can't be used."""
     if given is None:
         return Path(tempfile.mkdtemp(prefix="inbox-relay-demo-"))
     folder = given.expanduser().absolute()
@@ -122,10 +118,9 @@ def prepare_folder(given: Path | None) -> Path:
 
 
 def absolute_url(url: str | None, folder: Path) -> str:
-    """The database's URL, the same from every folder; `inbox.db` in `folder` unless one is given.
+    """Returns the database's URL, the same from every folder; `inbox.db` in `folder` unless one is given.
 
-    Raises:
-        ConfigError: neither Postgres nor a SQLite file.
+    Raises ConfigError when it is neither Postgres nor a SQLite file.
     """
     if url is None:
         return f"sqlite:///{folder / 'inbox.db'}"
@@ -136,43 +131,33 @@ def absolute_url(url: str | None, folder: Path) -> str:
 
 
 def prepare_database(url: str) -> Engine:
-    """A database with this version's schema and nothing in it yet.
+    """Connects to a database and brings it to this version's schema.
 
     Raises:
         DemoError: it is in use, by this product or another.
         ConfigError: as `inbox.db.engine.connect`.
     """
     made = engine.connect(url, application="relay-demo")
-    with ExitStack() as unless_it_will_do:
-        unless_it_will_do.callback(made.dispose)
-        _refuse_used(made)
+    with ExitStack() as unless_usable:
+        unless_usable.callback(made.dispose)
+        with made.connect() as connection, reading(connection).begin():
+            tables = set(inspect(connection).get_table_names())
+            used = "inbox" in tables and connection.execute(text("SELECT 1 FROM inbox LIMIT 1")).first() is not None
+        where = made.url.set(query={}).render_as_string()
+        if used:
+            raise DemoError(
+                f"{where} has events already, and the demo's changes would mix with them: name an empty database with "
+                "--database, or leave out --folder and --database to get a new one"
+            )
+        if tables and "alembic_version" not in tables:
+            raise DemoError(f"{where} belongs to something else: name an empty database with --database")
         migrate.upgrade(made)
-        unless_it_will_do.pop_all()
+        unless_usable.pop_all()
     return made
 
 
-def _refuse_used(made: Engine) -> None:
-    with made.connect() as connection, reading(connection).begin():
-        tables = set(inspect(connection).get_table_names())
-        used = "inbox" in tables and connection.execute(text("SELECT 1 FROM inbox LIMIT 1")).first() is not None
-    where = made.url.set(query={}).render_as_string()
-    if used:
-        raise DemoError(
-            f"{where} has events already, and the demo's changes would mix with them: name an empty database with "
-            "--database, or leave out --folder and --database to get a new one"
-        )
-    if tables and "alembic_version" not in tables:
-        raise DemoError(f"{where} belongs to something else: name an empty database with --database")
-
-
-def configuration(*, database_url: str, token: str, identity_url: str, commercial_url: str) -> str:
-    """The text of the demo's `inbox.toml`."""
-    values = {
-        "database_url": database_url,
-        "token": token,
-        "identity_url": identity_url,
-        "commercial_url": commercial_url,
-    }
+def configuration(**values: str) -> str:
+    """Makes the text of `inbox.toml` from `database_url`, `token`, `identity_url` and `commercial_url`."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     return _CONFIGURATION.format(mark=_MARK, retry=_RETRY, **quoted)
 
@@ -184,6 +169,6 @@ def write_private(path: Path, content: str) -> None:
 
 
 def child_environment(configuration_path: Path, present: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of the receiver and the relay: this process's own, but for settings that would win over the file."""
-    kept = {name: value for name, value in present.items() if name not in _OTHERS_SETTINGS}
+    """Returns this process's environment for the receiver and the relay, without settings that would override the file."""
+    kept = {name: value for name, value in present.items() if name not in _OVERRIDES}
     return {**kept, "INBOX_CONFIG": str(configuration_path), "WEB_CONCURRENCY": "2", "PYTHONUNBUFFERED": "1"}
