@@ -33,7 +33,7 @@ def preset_events() -> str:
                 told.same_event,
             )
             for name, preset in sorted(PRESETS.items())
-            for told in (preset.told,)
+            for told in (preset.docs,)
         ),
     )
 
@@ -48,8 +48,8 @@ def preset_answers() -> str:
                 ", ".join(f"`{each}`" for each in sorted(preset.media_types)) or "any; see its file",
                 _size(preset.max_body),
                 f"{preset.status}, empty" if preset.answers_empty else str(preset.status),
-                preset.handshake.told if preset.handshake else "",
-                preset.told.sends,
+                preset.handshake.docs if preset.handshake else "",
+                preset.docs.sends,
             )
             for name, preset in sorted(PRESETS.items())
         ),

@@ -12,12 +12,17 @@ ROUTE_LANE = "*"
 OWN_LANE = "|"
 
 
-def enrol(source: str, identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
-    """Enrol an event in each route of `source` that matches, with its lane there; `key` is its dedup key."""
+def routes_of(source: str, routes: Iterable[Route]) -> tuple[Route, ...]:
+    """Return the routes of `source`, in the order of the file."""
+    return tuple(route for route in routes if route.source == source)
+
+
+def enrol(identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
+    """Enrol an event in each route of its source that matches, with its lane there; `key` is its dedup key."""
     return tuple(
         Enrolment(route.name, lane_of(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key))
         for route in routes
-        if route.source == source and matches(route.when, identity.entity_type, identity.event_type, identity.action)
+        if matches(route.when, identity.entity_type, identity.event_type, identity.action)
     )
 
 

@@ -84,7 +84,7 @@ class Handshake(msgspec.Struct, frozen=True):
 
     Raises `RequestError`.
     """
-    told: str
+    docs: str
     """What comes and what is answered, for the documentation."""
 
 
@@ -117,7 +117,7 @@ class Preset:
 
     name: str
     read: Read
-    told: PresetDocs
+    docs: PresetDocs
     reader: Callable[[Source], Read] | None = None
     """Makes the `read` of one source, where it depends on what that configures; raises ValueError when it can't."""
     reads_by: str = ""
@@ -144,13 +144,13 @@ class Preset:
     """What it wants to hear when an event is stored."""
     answers_empty: bool = False
     """It wants to hear that without a body."""
-    refusal: Callable[[RequestError], tuple[int, bytes]] | None = None
+    rejection: Callable[[RequestError], tuple[int, bytes]] | None = None
     """The status and the JSON with which it wants to be refused, once it has proven itself; None: as all others."""
     handshake: Handshake | None = None
     sample: Callable[[str, str, str, datetime], Sample] | None = None
     """A webhook about an entity: its type, its id, the event type and the time."""
 
-    def greeting(self, raw: RawRequest) -> HandshakeResponse | None:
+    def handshake_response(self, raw: RawRequest) -> HandshakeResponse | None:
         """The answer, if the request is this provider's handshake.
 
         Raises:

@@ -143,9 +143,9 @@ PRESET = Preset(
         method="OPTIONS",
         header=_ORIGIN,
         answer=greet,
-        told="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
+        docs="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
     ),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="CloudEvents",
         event_id="`id`",
         entity="the type up to its last dot, and `subject`",

@@ -25,7 +25,7 @@ from inbox.sources.signing import SignatureProof
 
 Way = Callable[[RawRequest], bytes]
 
-REFUSAL = "unknown source, or the request does not prove to come from it; check the URL and the secret"
+REJECTION = "unknown source, or the request does not prove to come from it; check the URL and the secret"
 """One text for all: the answer must not tell which. Why it was refused stands in `rejected_request`."""
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -76,7 +76,7 @@ class Verifier:
         self.passes = sum(proof.passes for proof in self.proofs)
         """Most passes of a refusal through the body: the same for all that are evened out."""
 
-    def even(self, kinds: Mapping[Hashable, Proof]) -> None:
+    def pad_work_to(self, kinds: Mapping[Hashable, Proof]) -> None:
         """From now on try a proof of each of these kinds before it refuses, with as many keys as that one has."""
         for proof in self.proofs:
             proof.pad(kinds[proof.kind].keys)
@@ -95,7 +95,7 @@ class Verifier:
         if why is not None:
             for decoy in self._decoys:
                 decoy.fault(raw, now)  # proven or not: it is another source's, and says nothing here
-            raise NotAuthenticated(REFUSAL, why=why)
+            raise NotAuthenticated(REJECTION, why=why)
 
 
 class _Nobody:
@@ -112,7 +112,7 @@ class _Nobody:
         return "there is no such source"
 
 
-def even_out(verifiers: Iterable[Verifier]) -> Verifier:
+def pad_work(verifiers: Iterable[Verifier]) -> Verifier:
     """Make all of these do the same work before they refuse. Returns the verifier of all sources that do not exist."""
     verifiers = tuple(verifiers)
     nobodys = Verifier([_Nobody()])
@@ -120,7 +120,7 @@ def even_out(verifiers: Iterable[Verifier]) -> Verifier:
     for proof in sorted((proof for each in (nobodys, *verifiers) for proof in each.proofs), key=lambda each: each.keys):
         kinds[proof.kind] = proof
     for verifier in (nobodys, *verifiers):
-        verifier.even(kinds)
+        verifier.pad_work_to(kinds)
     return nobodys
 
 

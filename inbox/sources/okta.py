@@ -134,9 +134,9 @@ PRESET = Preset(
         method="GET",
         header=_CHALLENGE,
         answer=greet,
-        told='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
+        docs='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
     ),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Okta (event hooks)",
         event_id="`uuid` of each of `data.events`",
         entity="that `target` which the event's type begins with, by its `type` and `id`; without a target the `actor`",

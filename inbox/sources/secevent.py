@@ -193,7 +193,7 @@ def _subject(claims: Mapping[str, object], event: object) -> str | None:
     return None
 
 
-def refuse(error: RequestError) -> tuple[int, bytes]:
+def rejection(error: RequestError) -> tuple[int, bytes]:
     """An error as RFC 8935 §2.3 has it."""
     if isinstance(error, TooLarge):
         return error.status, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
@@ -210,8 +210,8 @@ PRESET = Preset(
     media_types=frozenset({"application/secevent+jwt"}),
     status=202,
     answers_empty=True,
-    refusal=refuse,
-    told=PresetDocs(
+    rejection=rejection,
+    docs=PresetDocs(
         title="Security event tokens (shared signals)",
         event_id="claim `jti`",
         entity="`sub_id`, or the event's `subject`, or `sub`; its type is `subject`",

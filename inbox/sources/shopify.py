@@ -95,7 +95,7 @@ PRESET = Preset(
     ),
     max_body=4 * 1024 * 1024,
     kept_headers=frozenset(f"{x}shopify-{name}" for x in ("x-", "") for name in _NAMES),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Shopify",
         event_id="header `X-Shopify-Webhook-Id`",
         entity="the topic before its `/`, and the payload's `id`",

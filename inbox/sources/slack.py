@@ -178,9 +178,9 @@ PRESET = Preset(
         method="POST",
         header=None,
         answer=greet,
-        told='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back',
+        docs='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back',
     ),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Slack (Events API)",
         event_id="`event_id`; of a command or an interaction `trigger_id`",
         entity="the user, file, subteam or team, as the event's type begins; else the channel it happened in",

@@ -93,7 +93,7 @@ PRESET = Preset(
         ),
     ),
     max_body=1024 * 1024,  # none is documented
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Stripe",
         event_id="`id`",
         entity="`data.object` (`object`, `id`), of a thin event `related_object` (`type`, `id`); of Connect `account/id`",

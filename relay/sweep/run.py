@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from inbox.config.model import Config
-from inbox.config.routing import matches
+from inbox.config.routing import matches, routes_of
 from inbox.db import intake
 from inbox.db.dialect import error_text, storable
 from inbox.errors import SweepFailed
@@ -67,7 +67,7 @@ class Sweeping:
         self.source = config.sources[source]
         self.table = self.source.sweeps[number]
         self.api = config.apis[self.table.api]
-        self._routes = [route for route in config.routes.values() if route.source == source]
+        self._routes = routes_of(source, config.routes.values())
         change = (self.table.entity_type, self.table.event_type, self.table.action)
         self._taken = [route.name for route in self._routes if matches(route.when, *change)]
         self._caller = Clients(config).api(self.table.api)
