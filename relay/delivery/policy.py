@@ -122,6 +122,9 @@ class History(msgspec.Struct, frozen=True):
 NO_HISTORY = History()
 
 
+Policies = Mapping[str, RoutePolicy]
+"""The policy of each configured route, by its name."""
+
 UNKNOWN_ROUTE = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))
 """The policy of a route that the configuration no longer has: its deliveries keep their order, and none is dropped or claimed."""
 
