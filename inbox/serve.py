@@ -27,11 +27,11 @@ from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
-from inbox.exposure import exposures
+from inbox.exposure import exposure_warnings
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.loader.load import config_path, read_config
-from inbox.logs.access_log import Mask
-from inbox.logs.lines import escape, tell
+from inbox.logs.access_log import AccessLogMask
+from inbox.logs.lines import escape_lines, write_stderr
 from inbox.logs.traces import without_message
 from inbox.receiver.app import Receiver, app_of
 from inbox.telemetry.recorder import Exporter, exporter_at
@@ -55,7 +55,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         # gunicorn wraps its listeners. uvloop lets go of a real socket before it closes the descriptor, but closes another
         # object after that (`UVSocketHandle._close`): each stop logged "Error while closing socket [Errno 9]".
         self.sockets: list[Any] = [listener.sock for listener in self.sockets]
-        logging.getLogger("uvicorn.access").addFilter(Mask(lambda: receiver.sources))
+        logging.getLogger("uvicorn.access").addFilter(AccessLogMask(lambda: receiver.sources))
 
     def init_process(self) -> None:
         """Run in the new process, before it serves."""
@@ -174,20 +174,20 @@ def _allow_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         if most < least:
             told = f"inbox: a process may open {most} files here, too few for [receiver] connections = {connections}"
-            tell(told)
+            write_stderr(told)
 
 
 def _escape_logs(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Let nothing from outside break or forge a line of the log. gunicorn makes its handlers anew at each reload."""
-    escape(server.log.error_log.handlers)
-    escape(server.log.access_log.handlers)
+    escape_lines(server.log.error_log.handlers)
+    escape_lines(server.log.access_log.handlers)
     if logging.lastResort is not None:
-        escape([logging.lastResort])  # for our loggers, which gunicorn does not know
+        escape_lines([logging.lastResort])  # for our loggers, which gunicorn does not know
 
 
 def _warn_of_exposures(config: Config) -> None:
     try:
-        for exposure in exposures(config_path(), config):
+        for exposure in exposure_warnings(config_path(), config):
             _log.warning("%s", exposure)
     except Exception as bug:  # noqa: BLE001  # a warning that can't be given stops no receiver
         _log.error("bug in the look for files that others may read", exc_info=without_message(bug))
@@ -204,7 +204,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
             migrate.require_current(checked)
             guarantees.require(checked)
         except OperationalError as error:
-            tell(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}")
+            write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}")
         finally:
             checked.dispose()
         receiver.take(config)
@@ -213,7 +213,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
         receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
     except ConfigError as error:
         for mistake in str(error).splitlines():
-            tell(f"inbox: {mistake}")
+            write_stderr(f"inbox: {mistake}")
         sys.exit(2)
 
 

@@ -83,7 +83,7 @@ class Observer:
     def reaped(self, abandoned: Iterable[tuple[int, str, facts.AnyFact]]) -> None:
         """Leases that ran out were taken back."""
         for seq, route, fact in abandoned:
-            self.meters.count(metrics.TAKEN_BACK)
+            self.meters.count(metrics.LEASES_EXPIRED)
             self.counts[facts.kind_of(fact)] += 1
             if isinstance(fact, facts.Dead):
                 _log.error("dead route=%s seq=%d cause=%s error=%a", route, seq, fact.cause, fact.error)

@@ -16,7 +16,7 @@ from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.terminal import FINDING, Commands, answer, fail, run, say, show, show_fields, told
 from inbox.clock import SystemClock
 from inbox.db import engine, migrate, reads
-from inbox.exposure import exposures
+from inbox.exposure import exposure_warnings
 from inbox.loader.load import config_path, read_config
 from inbox.sources.base import Sample
 
@@ -89,15 +89,15 @@ def migrate_command(
             return
         done = migrate.upgrade(made, say, contract=contract)
         made.dispose()
-        for exposure in exposures(config_path(), config):
+        for exposure in exposure_warnings(config_path(), config):
             say(f"warning: {exposure}")
     came = (
         "is up to date" if done.before == done.after else f"was brought from {done.before or 'empty'} to {done.after}"
     )
     answer(f"the database {came}")
-    if done.left:
+    if done.remaining:
         answer(
-            f"{', '.join(step.revision for step in done.left)} to follow with `inbox migrate --contract`, when every receiver"
+            f"{', '.join(step.revision for step in done.remaining)} to follow with `inbox migrate --contract`, when every receiver"
             " and relay of an older version has ended"
         )
 
@@ -227,12 +227,12 @@ def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")]
     if as_json:
         show_fields(row, as_json=True)
         return
-    parts = {name: row.pop(name) for name in ("deliveries", "facts", "repeats")}
+    parts = {name: row.pop(name) for name in ("deliveries", "facts", "duplicates")}
     show_fields(row, as_json=False)
     for name, columns in (
         ("deliveries", ("route", "state", "attempts", "due_at", "lane", "last_error")),
         ("facts", ("at", "route", "kind", "attempt", "detail")),
-        ("repeats", ("received_at", "times", "last_received_at", "body", "handled_at", "error")),
+        ("duplicates", ("received_at", "times", "last_received_at", "body", "handled_at", "error")),
     ):
         if parts[name]:
             answer("")

@@ -59,7 +59,9 @@ def rejected(
         _show_one(number, as_json=as_json)
         return
     with told(), _opened(read_config()) as database:
-        rows = reads.refusals(database, source=source, cause=cause, since=_utc(since), before=before, limit=limit)
+        rows = reads.rejected_requests(
+            database, source=source, cause=cause, since=_utc(since), before=before, limit=limit
+        )
     columns = ("id", "received_at", "source", "status", "cause", "reason", "remote_address")
     shown = rows if as_json else [{**row, "can be readmitted": _standing(row)} for row in rows]
     show(shown, as_json=as_json, columns=(*columns, "can be readmitted"), empty="nothing was refused")
@@ -67,7 +69,7 @@ def rejected(
 
 def _show_one(number: int, *, as_json: bool) -> None:
     with told(), _opened(read_config()) as database:
-        row = reads.refusal(database, number)
+        row = reads.rejected_request(database, number)
     if row is None:
         say(f"there is no refusal {number}")
         raise typer.Exit(FINDING)

@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
 
     def answer(self, error: RequestError) -> None:
         """Answer past the app, which never hears of it."""
-        self.meters.count(metrics.REFUSED, metrics.UNKNOWN, error.cause)
+        self.meters.count(metrics.REJECTED, metrics.UNKNOWN, error.cause)
         body = problem_of(error)
         fields = [
             *self.server_state.default_headers,

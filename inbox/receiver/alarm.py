@@ -36,7 +36,7 @@ class Alarm:
         Raises:
             UnfitDatabase: nothing should be stored through it.
         """
-        found = await connection.run_sync(guarantees.differences, guarantees.OF_RECEIVER)
+        found = await connection.run_sync(guarantees.differences, guarantees.RECEIVER_COLUMNS)
         await connection.rollback()
         if found != self._said:
             for line in found:

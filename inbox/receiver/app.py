@@ -26,8 +26,8 @@ from inbox.receiver.writer import GroupCommit
 from inbox.receiver.writers import WriterPair
 from inbox.sources import preset_of
 from inbox.sources.credentials import even_out, verifier_of
-from inbox.telemetry.metrics import OFF, RECEIVED, RECEIVER, REFUSED, REPEATED, UNKNOWN, Meters
-from inbox.telemetry.recorder import counting
+from inbox.telemetry.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, UNKNOWN, Meters
+from inbox.telemetry.recorder import make_recorder
 
 Receiver = falcon.asgi.App[Request, Response]
 
@@ -47,7 +47,7 @@ def app_of(config: Config) -> Receiver:
     def open_meters() -> Meters:
         if config.metrics.receiver is None:
             return OFF
-        return _at_zero(counting(RECEIVER), config)
+        return _at_zero(make_recorder(RECEIVER), config)
 
     def open_writer() -> Writer:
         made = engine.connect_async(config.database.url, application="inbox-receiver")
@@ -122,10 +122,10 @@ def _at_zero(meters: Meters, config: Config) -> Meters:
     causes = sorted(CAUSES)
     for source in (*config.sources, UNKNOWN):
         for cause in causes:
-            meters.count(REFUSED, source, cause, by=0)
+            meters.count(REJECTED, source, cause, by=0)
     for source in config.sources:
         meters.count(RECEIVED, source, by=0)
-        meters.count(REPEATED, source, by=0)
+        meters.count(DUPLICATES, source, by=0)
     return meters
 
 

@@ -176,7 +176,7 @@ class Webhooks:
             _spend(proven)
             await self._take_in(proven, raw, resp)
         except RequestError as error:
-            self.meters.count(metrics.REFUSED, metrics.UNKNOWN if inlet is None else source, error.cause)
+            self.meters.count(metrics.REJECTED, metrics.UNKNOWN if inlet is None else source, error.cause)
             if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
                 named = source if inlet is not None else unnamed(source)
                 raw = RawRequest(named, headers, body, self._clock.now(), remote_address=sender_of(req))

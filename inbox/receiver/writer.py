@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from inbox.clock import Clock
-from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_taken
+from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_unique_violation
 from inbox.db.intake import STORES, IntakeStore, Rejected
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
@@ -249,8 +249,8 @@ class GroupCommit:
         repeated = [
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
-        seqs = await self._store.repeat(await self._connected(), repeated)
-        self._count(metrics.REPEATED, repeated, seqs)
+        seqs = await self._store.note_duplicates(await self._connected(), repeated)
+        self._count(metrics.DUPLICATES, repeated, seqs)
         found = iter(seqs)
         for pending, own in batch:
             numbers = [(next(found) if seq is None else seq, seq is None) for seq in own]
@@ -267,7 +267,7 @@ class GroupCommit:
 
     async def _refuse(self, batch: Sequence[Pending], error: Exception) -> None:
         """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
-        if isinstance(error, DBAPIError) and is_taken(error):
+        if isinstance(error, DBAPIError) and is_unique_violation(error):
             self._alarm.number_taken(constraint_of(error))
         for pending in batch:
             pending.answer(_unavailable(error))

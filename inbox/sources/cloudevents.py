@@ -126,7 +126,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
         "source": "urn:inbox-relay:sample",
         "type": event_type if "." in event_type else f"{kind}.{event_type}",
         "subject": identifier,
-        "time": rfc3339(at),
+        "time": rfc3339(at, "milliseconds"),
     }
     return Sample(msgspec.json.encode(event), {"Content-Type": STRUCTURED})
 

@@ -117,7 +117,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
     event = {
         "uuid": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
         "eventType": event_type,
-        "published": rfc3339(at),
+        "published": rfc3339(at, "milliseconds"),
         "target": [{"type": kind, "id": identifier}],
     }
     return Sample(msgspec.json.encode({"eventType": "com.okta.event_hook", "data": {"events": [event]}}))

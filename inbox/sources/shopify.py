@@ -80,7 +80,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
         {
             "X-Shopify-Topic": topic,
             "X-Shopify-Webhook-Id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-            "X-Shopify-Triggered-At": rfc3339(at),
+            "X-Shopify-Triggered-At": rfc3339(at, "milliseconds"),
         },
     )
 

@@ -100,7 +100,7 @@ def _id_header(raw: RawRequest) -> str:
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
     """A message as the specification recommends."""
-    body = {"type": event_type, "timestamp": rfc3339(at), "data": {"id": identifier, "type": kind}}
+    body = {"type": event_type, "timestamp": rfc3339(at, "milliseconds"), "data": {"id": identifier, "type": kind}}
     return Sample(msgspec.json.encode(body), message_id=f"msg_sample_{identifier}_{at:%Y%m%d%H%M%S}")
 
 

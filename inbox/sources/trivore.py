@@ -92,7 +92,7 @@ def action_of(entity_type: str, change: str) -> Action:
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
     """A webhook in the classic form."""
-    payload = {"id": identifier, "entityType": kind, "eventType": event_type, "timestamp": rfc3339(at)}
+    payload = {"id": identifier, "entityType": kind, "eventType": event_type, "timestamp": rfc3339(at, "milliseconds")}
     return Sample(msgspec.json.encode(payload))
 
 

@@ -11,7 +11,7 @@ import typer
 from inbox.cli.terminal import Commands, show, told
 from inbox.cli.terminal import run as run_app
 from inbox.db import guarantees
-from inbox.exposure import exposures
+from inbox.exposure import exposure_warnings
 from inbox.loader.load import config_path, read_config
 from inbox.logs import lines
 from relay.cli.acts import cancel, replay, unblock
@@ -87,7 +87,7 @@ def run(
         database = database_of(config, "inbox-relay")
         guarantees.require(database.engine)
         if not supervised:
-            observer.exposed(exposures(config_path(), config))
+            observer.exposed(exposure_warnings(config_path(), config))
     with ExitStack() as leaving:
         exporter = None if supervised else exporter_at(config.metrics.relay)
         if exporter is not None:
@@ -111,7 +111,7 @@ def _log_to_stderr(*, verbose: bool, several: bool) -> None:
     who = "%(process)d " if several else ""
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format=f"%(asctime)s {who}%(levelname)s %(message)s")
-    lines.escape(logging.getLogger().handlers)
+    lines.escape_lines(logging.getLogger().handlers)
     logging.getLogger("relay.node").setLevel(logging.INFO)  # that it runs, and where
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it only looks which revision the database has
 

@@ -18,7 +18,7 @@ from inbox.config.model import Config
 from inbox.events.states import OPEN_STATES
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
-from inbox.telemetry.recorder import Exporter, counting
+from inbox.telemetry.recorder import Exporter, make_recorder
 from relay.delivery.facts import KINDS
 from relay.delivery.gates import BreakerState
 from relay.observe import BREAKER_VALUES, Observer
@@ -35,7 +35,7 @@ def meters_of(config: Config) -> Meters:
     """What counts in this process. What is known by name stands at zero from the start."""
     if config.metrics.relay is None:
         return OFF
-    meters = counting(metrics.RELAY)
+    meters = make_recorder(metrics.RELAY)
     for kind, names in (("destination", config.destinations), ("api", config.apis)):
         for name in names:
             meters.put(metrics.BREAKER, BREAKER_VALUES.index(BreakerState.CLOSED), kind, name)

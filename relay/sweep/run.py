@@ -6,22 +6,16 @@ the one room of the relay that knows how the receiver stores them.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
-from time import sleep
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.config.model import Config
 from inbox.config.routing import matches
-from inbox.db import engine
+from inbox.db import intake
 from inbox.db.dialect import error_text, storable
-from inbox.db.intake import STORES
 from inbox.errors import SweepFailed
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.timestamps import to_nanoseconds
@@ -113,23 +107,22 @@ class Sweeping:
         young = now - timedelta(seconds=self.table.grace)
         swept = Swept(source, entity_type, since, since)
         failed: list[str] = []
-        with Additions(database) as additions:
+        yield swept
+        for page in self._pages.since(since, context):
+            if page is BEFORE_A_CALL:
+                for _ in self._let_through(database, context):
+                    yield swept
+            old = [each for each in page if each.modified <= young]
+            lost = self._missing(database, old, failed)
+            added = 0 if dry else self._add(database, lost, now, failed)
+            swept = msgspec.structs.replace(
+                swept,
+                until=max([swept.until, *(each.modified for each in old)]),
+                compared=swept.compared + len(old),
+                missed=swept.missed + len(lost),
+                added=swept.added + added,
+            )
             yield swept
-            for page in self._pages.since(since, context):
-                if page is BEFORE_A_CALL:
-                    for _ in self._let_through(database, context):
-                        yield swept
-                old = [each for each in page if each.modified <= young]
-                lost = self._missing(database, old, failed)
-                added = 0 if dry else self._add(additions, database, lost, now, failed)
-                swept = msgspec.structs.replace(
-                    swept,
-                    until=max([swept.until, *(each.modified for each in old)]),
-                    compared=swept.compared + len(old),
-                    missed=swept.missed + len(lost),
-                    added=swept.added + added,
-                )
-                yield swept
         if failed:
             raise SweepFailed(f"{len(failed)} entities could not be taken in, the first: {failed[0]}")
 
@@ -142,11 +135,9 @@ class Sweeping:
         parts = in_parts(database, STEP, listed, part=part, alone=_noting(failed, []), name=_id_of)
         return [each for some in parts for each in some]
 
-    def _add(
-        self, additions: Additions, database: Database, lost: Sequence[Listed], now: datetime, failed: list[str]
-    ) -> int:
+    def _add(self, database: Database, lost: Sequence[Listed], now: datetime, failed: list[str]) -> int:
         def part(some: Sequence[Listed]) -> int:
-            return additions.add([self._event(each, now) for each in some])
+            return add_events(database, [self._event(each, now) for each in some])
 
         return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
 
@@ -190,39 +181,12 @@ def _noting(failed: list[str], nothing: Result) -> Callable[[Listed, Exception],
     return alone
 
 
-class Additions:
-    """Writes events as the receiver does, over one connection, which is made when there is something to write."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._url = engine.configured_url(database.engine)
-        self._store = STORES[database.engine.dialect.name]()
-        self._open = AsyncExitStack()
-        self._connection: AsyncConnection | None = None
-
-    def __enter__(self) -> Self:
-        self._runner = asyncio.Runner()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._connection is not None:
-            self._runner.run(self._open.aclose())
-        self._runner.close()
-
-    def add(self, events: Sequence[Event]) -> int:
-        """Store those that are not there already. Returns how many; the others count for nothing."""
-        added = 0
-        for begin in range(0, len(events), MOST_ADDED_AT_ONCE):
-            added += self._runner.run(self._append(events[begin : begin + MOST_ADDED_AT_ONCE]))
-            sleep(self._database.sql.pause_after_write)
-        return added
-
-    async def _append(self, events: Sequence[Event]) -> int:
-        if self._connection is None:
-            made = engine.connect_async(self._url, application="inbox-relay-sweep")
-            self._open.push_async_callback(made.dispose)
-            self._connection = await self._open.enter_async_context(made.connect())
-        seqs = await self._store.append(self._connection, events)
-        return sum(seq is not None for seq in seqs)
+def add_events(database: Database, events: Sequence[Event]) -> int:
+    """Store the events that are not there already, as the receiver does. Returns how many; duplicates are not noted."""
+    added = 0
+    for begin in range(0, len(events), MOST_ADDED_AT_ONCE):
+        batch = events[begin : begin + MOST_ADDED_AT_ONCE]
+        with database.write() as transaction:
+            transaction.rows = len(batch)
+            added += sum(seq is not None for seq in intake.append(transaction.connection, batch))
+    return added

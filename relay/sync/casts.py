@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from inbox.config.sync import MapField
-from inbox.events import timestamps
+from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 
 Cast = Callable[[object], object]
 
@@ -30,11 +30,6 @@ def cast_of(field: MapField) -> Cast | None:
             return lambda value: _written(_moment(value, field.read), field.write)
         case kind:
             return {"text": _text, "int": _int, "float": _float, "bool": _bool}[kind]
-
-
-def rfc3339(moment: datetime) -> str:
-    """Format a UTC time with `Z`."""
-    return moment.isoformat().replace("+00:00", "Z")
 
 
 def key_of(value: object) -> str:
@@ -105,7 +100,7 @@ def _moment(value: object, read: str | None) -> datetime:
     if not isinstance(value, str):
         raise ValueError(f"is {_kind(value)}, not the text of a date")  # noqa: TRY004  # every misfit is a ValueError
     if read is None:
-        return timestamps.to_datetime(timestamps.parse_rfc3339(value))
+        return to_datetime(parse_rfc3339(value))
     try:
         moment = datetime.strptime(value, read)  # noqa: DTZ007  # UTC, unless the text has an offset
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -7,20 +7,19 @@ sent as null, to a counterpart that exists.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from inbox.config.shape import Mistake
 from inbox.config.sync import MapField, SyncRoute
-from inbox.errors import ConfigError, MappingError, collect_config_errors
+from inbox.errors import MappingError, collect_config_errors
 from inbox.events.strict_json import DEEPEST
-from inbox.loader.rules import is_reference, map_mistakes
-from relay.sync.casts import Cast, cast_of, key_of, rfc3339
+from inbox.events.timestamps import rfc3339
+from relay.sync.casts import Cast, cast_of, key_of
 from relay.sync.expressions import Expression, Scope
 from relay.sync.functions import Hook
 
@@ -101,14 +100,15 @@ class Fields(msgspec.Struct, frozen=True):
 
 
 def compile_fields(route: str, sync: SyncRoute) -> Fields:
-    """Compile the map of the route of that name, and import its functions.
+    """Compile the map of the route of that name, which `inbox.loader.rules` has accepted; import its functions.
 
     Raises:
-        ConfigError: something in it is wrong. The text has a line for each mistake, with its place.
+        ConfigError: an expression is wrong, or a function can't be used. The text has a line for each, with its place.
     """
     where = f"routes.{route}.sync"
-    parts: dict[str, Callable[[], Any]] = {"mistakes": lambda: _refuse(map_mistakes(("routes", route, "sync"), sync))}
-    parts |= {f"map.{name}": partial(_field, f"{where}.map.{name}", given) for name, given in sync.map.items()}
+    parts: dict[str, Callable[[], Any]] = {
+        f"map.{name}": partial(_field, f"{where}.map.{name}", given) for name, given in sync.map.items()
+    }
     parts["transform"] = partial(_hook, sync.transform, f"{where}.transform", ("fields", *_KNOWN))
     made = collect_config_errors(parts)
     fields = {name: made[f"map.{name}"] for name in sync.map}
@@ -150,19 +150,13 @@ def _finder(where: str, given: MapField) -> Callable[[Scope], Any]:
 
 
 def _hook(reference: str | None, where: str, takes: Sequence[str]) -> Hook | None:
-    """Import the function. None without one, and for a text that can't name one, which is reported elsewhere."""
-    return Hook(reference, where, takes) if reference is not None and is_reference(reference) else None
-
-
-def _refuse(mistakes: Iterable[Mistake]) -> None:
-    if lines := [f"{'.'.join(mistake.path)}: {mistake.text}" for mistake in mistakes]:
-        raise ConfigError("\n".join(lines))
+    return None if reference is None else Hook(reference, where, takes)
 
 
 def _constant(value: object) -> object:
     """Convert a constant of the file to JSON: dates and times become text."""
     if isinstance(value, datetime) and value.tzinfo is not None:
-        return rfc3339(value.astimezone(UTC))
+        return rfc3339(value)
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, list):

@@ -14,11 +14,10 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from inbox.config.sync import Deactivate, Fetch, SyncRoute, Update, Write
-from inbox.errors import ConfigError, MappingError, collect_config_errors
-from inbox.events import timestamps
+from inbox.errors import MappingError, collect_config_errors
+from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
-from relay.sync.casts import rfc3339
 from relay.sync.expressions import Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
@@ -67,18 +66,16 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
 
 def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
-    """Compile the route of that name.
+    """Compile the sync table of the route of that name, which `inbox.loader.rules` has accepted.
 
     Raises:
-        ConfigError: an expression or template is wrong, or a setting needs a call that isn't there. The text has a line for
-            each mistake, with its place.
+        ConfigError: an expression or template is wrong. The text has a line for each mistake, with its place.
     """
     where = f"routes.{route}.sync"
     target = {"target"} if sync.find is not None else set()
     # Before a delete there is no entity to look into.
     findable = {"event", "entity"} if sync.gone == "skip" else {"event"}
     parts: dict[str, Callable[[], Any]] = {
-        "disagreements": lambda: _agree(where, sync),
         "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
         "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
         "carried": lambda: compile_named(sync.fetch.verify, f"{where}.fetch.verify", {"event"}),
@@ -86,12 +83,11 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
         "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable, sync.map),
         "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}),
         "update": lambda: _update(sync.update, f"{where}.update", {"event", "entity"} | target),
-        "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match", target),
+        "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match"),
         "delete": lambda: _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target),
         "deactivate": lambda: _deactivate(sync.deactivate, f"{where}.deactivate", {"event"} | target),
     }
     made = collect_config_errors(parts)
-    del made["disagreements"]
     return SyncPlan(
         **made,
         identity=_identity(made["update"], made["delete"], made["deactivate"]),
@@ -128,23 +124,9 @@ def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | No
     """Return the time of the entity's last change; None without a readable one (RFC 3339)."""
     try:
         text = where.value(dict(entity))
-        return timestamps.to_datetime(timestamps.parse_rfc3339(text)) if isinstance(text, str) else None
+        return to_datetime(parse_rfc3339(text)) if isinstance(text, str) else None
     except (ValueError, MappingError):
         return None
-
-
-def _agree(where: str, sync: SyncRoute) -> None:
-    wrong = []
-    if sync.missing == "create" and sync.create is None:
-        wrong.append('missing = "create" needs a create table; write one, or another missing')
-    if sync.gone == "delete" and sync.delete is None:
-        wrong.append('gone = "delete" needs a delete table; write one, or gone = "skip"')
-    if sync.gone == "deactivate" and sync.deactivate is None:
-        wrong.append('gone = "deactivate" needs a deactivate table; write one, or gone = "skip"')
-    if sync.find is None and sync.update is None and sync.create is None:
-        wrong.append("nothing is done without a create or an update table")
-    if wrong:
-        raise ConfigError("\n".join(f"{where}: {text}" for text in wrong))
 
 
 def _fetch(fetch: Fetch, where: str) -> CallPlan:
@@ -167,11 +149,9 @@ def _deactivate(deactivate: Deactivate | None, where: str, known: Collection[str
     return compile_call(where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body)
 
 
-def _if_match(update: Update | None, where: str, target: Collection[str]) -> Expression | None:
+def _if_match(update: Update | None, where: str) -> Expression | None:
     if update is None or update.if_match is None:
         return None
-    if not target:
-        raise ConfigError(f"{where}: without a find table there is no version to match")
     return Expression(update.if_match, where, {"target", "etag"})
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from inbox.errors import IllegalTransition
-from inbox.events.states import OPEN_STATES
 from relay.delivery import facts
 from relay.delivery.lifecycle import (
     CORRECTED_TO,
@@ -72,10 +71,6 @@ def test_a_correction_leads_from_anywhere_to_where_it_says() -> None:
             fact = facts.Corrected(state=name, attempt=2, run=3, who="ann", why="delivered twice")
             row = append(a_row(state), fact, NOW)
             assert (row.state, row.attempt, row.run) == (to, 2, 3)
-
-
-def test_the_states_that_are_stored_are_those_of_the_table() -> None:
-    assert set(OPEN_STATES) == {state.value for state in State if state is not State.ENDED}
 
 
 def test_every_step_is_scheduling_or_a_fact() -> None:

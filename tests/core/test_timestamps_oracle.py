@@ -40,7 +40,7 @@ def is_digits(text: str) -> bool:
 
 
 def number(low: int, high: int, width: int) -> st.SearchStrategy[str]:
-    """Mostly in range, sometimes just beyond it, sometimes of another width or in other digits."""
+    """Draw numbers mostly in range, sometimes just beyond it, with another width or in other digits."""
     inside = st.integers(low, high).map(lambda value: f"{value:0{width}d}")
     outside = st.sampled_from(
         [f"{low - 1:0{width}d}", f"{high + 1:0{width}d}", str(low), "", "٣" * width, " 1", "1_0", "+1"]

@@ -17,7 +17,19 @@ UNFINISHED = {
     "inbox/receiver": "its docstrings are still to be rewritten",
     "inbox/sources": "its docstrings are still to be rewritten",
     "relay": "its docstrings are still to be rewritten",
-    "tests": "its docstrings are still to be rewritten",
+    "tests/bulkheads": "its docstrings are still to be rewritten",
+    "tests/core": "its docstrings are still to be rewritten",
+    "tests/demo": "its docstrings are still to be rewritten",
+    "tests/destinations": "its docstrings are still to be rewritten",
+    "tests/docs": "its docstrings are still to be rewritten",
+    "tests/faults": "its docstrings are still to be rewritten",
+    "tests/flow": "its docstrings are still to be rewritten",
+    "tests/helpers": "its docstrings are still to be rewritten",
+    "tests/interleavings": "its docstrings are still to be rewritten",
+    "tests/model": "its docstrings are still to be rewritten",
+    "tests/process": "its docstrings are still to be rewritten",
+    "tests/sources": "its docstrings are still to be rewritten",
+    "tests/store": "its docstrings are still to be rewritten",
 }
 """Files and folders that this test passes over, each with the reason. It ends empty."""
 
@@ -76,7 +88,8 @@ def shared(folders: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def test_no_docstring_opens_with_a_clause() -> None:
-    assert not refused(FOLDERS)
+    found = refused(FOLDERS)
+    assert not found, "\n" + "\n".join(found)
 
 
 def test_no_two_product_classes_share_a_name() -> None:

@@ -30,7 +30,7 @@ class Scripted:
         await asyncio.sleep(0)
         return [1] * len(events)
 
-    async def repeat(self, _connection: Any, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
+    async def note_duplicates(self, _connection: Any, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
         return [1] * len(events)
 
     async def reject(self, _connection: Any, _rows: Sequence[Any]) -> None:  # noqa: ANN401

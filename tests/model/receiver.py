@@ -54,7 +54,7 @@ class Receiver:
 
     def repeat(self, event: Event) -> int | None:
         """Note that it came again; its number."""
-        return self._runner.run(self._store.repeat(self._connection, [event]))[0]
+        return self._runner.run(self._store.note_duplicates(self._connection, [event]))[0]
 
     def hold(self, *events: Event) -> Uncommitted:
         """Store them, but let the commit wait: other numbers are committed before these."""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.logs.access_log import Mask
+from inbox.logs.access_log import AccessLogMask
 from tests.helpers.hostile import harm_of
 from tests.helpers.processes import GUNICORN, Site, site
 from tests.helpers.webhooks import config_text
@@ -111,7 +111,7 @@ def test_text_in_place_of_an_address_reaches_no_listing(place: Site) -> None:
 def shown(path: str) -> str:
     args = ("127.0.0.1:1", "GET", path, "1.1", 404)
     record = logging.LogRecord("uvicorn.access", logging.INFO, "", 1, '%s - "%s %s HTTP/%s" %d', args, None)
-    assert Mask(lambda: {"trivore"})(record)
+    assert AccessLogMask(lambda: {"trivore"})(record)
     return record.getMessage()
 
 

@@ -44,7 +44,7 @@ def repeat(database_url: str) -> Callable[[Event], None]:
         async def _append() -> None:
             engine = engines.connect_async(database_url, application="tests")
             async with engine.connect() as connection:
-                await STORES[engine.dialect.name]().repeat(connection, [event])
+                await STORES[engine.dialect.name]().note_duplicates(connection, [event])
             await engine.dispose()
 
         asyncio.run(_append())

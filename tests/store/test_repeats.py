@@ -52,7 +52,7 @@ def repeat(database_url: str) -> Repeat:
                 store = STORES[engine.dialect.name]()
                 requests = [each for each in events for _ in range(times)]
                 for start in range(0, len(requests), 250):
-                    await store.repeat(connection, requests[start : start + 250])
+                    await store.note_duplicates(connection, requests[start : start + 250])
             await engine.dispose()
 
         asyncio.run(_append())
@@ -269,9 +269,9 @@ class Meanwhile:
         self._url = url
         (self.event,) = some_events([1])
         delivered(self.steps, self.event)
-        self.receive("repeat", *[self.event] * repeated)
+        self.receive("note_duplicates", *[self.event] * repeated)
 
-    def receive(self, what: Literal["append", "repeat"], *events: Event) -> list[int | None]:
+    def receive(self, what: Literal["append", "note_duplicates"], *events: Event) -> list[int | None]:
         async def _receive() -> list[int | None]:
             engine = engines.connect_async(self._url, application="tests")
             async with engine.connect() as connection:
@@ -308,7 +308,7 @@ LATER = ["SELECT i.seq, i.routes", "INSERT INTO delivery_log", MARKS, COMMIT]
 
 @pytest.mark.parametrize("before", LATER)
 def test_a_repeat_that_commits_after_the_repeats_were_read_is_judged_later(meanwhile: Meanwhile, before: str) -> None:
-    first = meanwhile.judge(before, lambda: meanwhile.receive("repeat", meanwhile.event))
+    first = meanwhile.judge(before, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
     assert first.rearmed == 1
     assert waiting(meanwhile.steps) == [1]
     record_all(meanwhile.steps, claim_after_sequence(meanwhile.steps))
@@ -316,7 +316,7 @@ def test_a_repeat_that_commits_after_the_repeats_were_read_is_judged_later(meanw
 
 
 def test_one_that_commits_before_is_judged_with_them(meanwhile: Meanwhile) -> None:
-    meanwhile.judge(READS, lambda: meanwhile.receive("repeat", meanwhile.event))
+    meanwhile.judge(READS, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
     assert waiting(meanwhile.steps) == []
 
 
@@ -327,7 +327,7 @@ UPDATE duplicate_request SET handled_at = CAST(:at AS timestamptz)
 WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
 """
     monkeypatch.setattr(duplicates, "_handle", lambda _: text(by_event))
-    meanwhile.judge(MARKS, lambda: meanwhile.receive("repeat", meanwhile.event))
+    meanwhile.judge(MARKS, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
     assert waiting(meanwhile.steps) == []
 
 
@@ -340,7 +340,7 @@ def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None
                 " VALUES (1, '2026-01-01 00:00:00Z', decode('00', 'hex'))"
             )
         )
-        meanwhile.receive("repeat", *[meanwhile.event] * 25)
+        meanwhile.receive("note_duplicates", *[meanwhile.event] * 25)
         assert judge(meanwhile.steps).rearmed == 1
         connection.commit()
     assert waiting(meanwhile.steps) == [1]

@@ -92,7 +92,7 @@ def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_
         logged[row["route"], row["kind"]] = logged.get((row["route"], row["kind"]), 0) + 1
     assert of(told, metrics.FACTS) == logged
     assert ("latest", "superseded") in logged
-    assert of(told, metrics.TAKEN_BACK) == {(): 1}
+    assert of(told, metrics.LEASES_EXPIRED) == {(): 1}
 
 
 def test_a_breaker_is_told_when_it_changes_and_when_its_row_is_gone() -> None:
