@@ -25,7 +25,7 @@ def scope(entity: object = None, target: object = None) -> dict[str, Any]:
 
 
 def one(found: object, **keys: Any) -> Any:  # noqa: ANN401  # any JSON
-    """What a field with these keys sends when its expression finds this; `absent` when nothing."""
+    """Return the value that a field with these keys sends when its expression finds this; `absent` for none."""
     given = msgspec.convert({"from": "entity.x", **keys}, MapField)
     mapped = fields(map={"x": given, "id": "event.entity_id"}).of(scope({"x": found}), creating=False)
     return mapped.get("x", "absent")

@@ -1,4 +1,4 @@
-"""What holds deliveries back: breakers, rate limits and pauses."""
+"""Gates: breakers, rate limits and pauses."""
 
 from __future__ import annotations
 

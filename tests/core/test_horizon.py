@@ -1,4 +1,4 @@
-"""How far ahead a time may lie: never less than the rules have set, never more than they allow."""
+"""Bounds of stored times: never less than the rules have set, never more than they allow."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, 
 
 
 def taken(bucket: Bucket, now: float) -> int:
-    """How many it lets through at one moment."""
+    """Count the requests that pass at one moment."""
     number = 0
     while bucket.take(now) == 0:
         number += 1

@@ -1,4 +1,4 @@
-"""What is put into a path, a query and a counterpart; and which mistakes are found before the first event."""
+"""Compiled sync routes: paths, queries and fields, and the mistakes that are found before the first event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an outcome means."""
+"""Policies, and the fact that an outcome leads to."""
 
 from __future__ import annotations
 

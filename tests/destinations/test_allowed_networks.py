@@ -52,7 +52,7 @@ url = "{url}/hook"
 
 
 def call_each(text: str) -> list[Answer]:
-    """What a call to the destination, to the api and of an alert comes to."""
+    """Call the destination, the api and the alert endpoint; return the results."""
     config = parse_config(text)
     clients = destinations.base.Clients(config)
     destination = config.destinations["d"]

@@ -1,4 +1,4 @@
-"""What a forward destination gets, and what becomes of its answer."""
+"""Forward destinations: their requests, and the outcome of each answer."""
 
 from __future__ import annotations
 

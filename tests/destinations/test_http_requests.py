@@ -1,4 +1,4 @@
-"""What is sent, and over which connection."""
+"""Requests of the client, and the connections that carry them."""
 
 from __future__ import annotations
 

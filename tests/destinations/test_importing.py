@@ -1,4 +1,4 @@
-"""Which functions a python destination takes, and what is said of the others when the relay starts."""
+"""Functions that a python destination accepts, and the errors for others when the relay starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _numbers = count(1)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where inbox.toml is; what was imported from there is forgotten afterwards."""
+    """The folder of inbox.toml; modules imported from it are forgotten afterwards."""
     monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

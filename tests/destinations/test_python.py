@@ -1,4 +1,4 @@
-"""What a function is given, and what becomes of what it does."""
+"""Python handlers: the event they get, and the outcome of what they do."""
 
 from __future__ import annotations
 

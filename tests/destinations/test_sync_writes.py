@@ -1,4 +1,4 @@
-"""How a counterpart is changed: in which format, only if nobody else has changed it, and only if there is anything new."""
+"""Changing a counterpart: formats, versions that must match, and changes that are left out."""
 
 from __future__ import annotations
 
