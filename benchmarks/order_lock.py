@@ -183,7 +183,7 @@ SELECT {when}, n, '{ROUTE}', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_p
         """Some batches of what a person asks for."""
         number = commands.ask(self.database, act, selection, who="kim", why="benchmark")
         for _ in range(BATCHES):
-            commands.work_on(self.database, self.config, number)
+            commands.work_on(self.database, self.config, policies(self.config), number)
 
 
 def sequence_a_mountain(world: World, number: int) -> None:

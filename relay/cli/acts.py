@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
 from inbox.config.model import Config
 from relay.cli.options import AsJson, OfEntity, OfSource, Since, open_database, parse_entity, utc
+from relay.delivery.policy import policies
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.selection import Act, Choice, Selection
@@ -147,12 +148,16 @@ def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: 
 def follow(database: Database, config: Config, number: int, doing: str, total: int | None, *, done: str) -> None:
     """Work on a command until it has ended, with a bar. Interrupted, it stops there, and can go on later."""
     columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    known = policies(config)
     try:
         with bar(*columns) as shown:
             task = shown.add_task(doing, total=total)
             while not (now := _progress(database, number)).has_ended:
                 shown.update(task, completed=now.affected, description=now.answer or doing)
-                if not commands.work_on(database, config, number) and _progress(database, number).state == "running":
+                if (
+                    not commands.work_on(database, config, known, number)
+                    and _progress(database, number).state == "running"
+                ):
                     time.sleep(_LOOK_AGAIN_SECONDS)
     except KeyboardInterrupt:
         commands.stop(database, number)

@@ -12,6 +12,7 @@ from inbox.db.reads import Row
 from relay.cli.acts import Reason, follow
 from relay.cli.options import AsJson, OfEntity, OfSource, open_database, parse_entity
 from relay.delivery.gates import Gate
+from relay.delivery.policy import policies
 from relay.store import gates
 from relay.store.operator import commands
 
@@ -106,6 +107,6 @@ def _turn(kind: commands.GateAct, gate: Gate, reason: str) -> None:
         if mistake := gate.mistake(config):
             fail(mistake)
         number = commands.ask(database, kind, gate, who=getpass.getuser(), why=reason)
-        commands.work_on(database, config, number)
+        commands.work_on(database, config, policies(config), number)
         progress = commands.progress(database, number)
     say(f"{' '.join(gate.key)}: {progress.answer if progress else ''}")

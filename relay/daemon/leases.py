@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from inbox.clock import steady
 from relay.delivery.outcome import Delivery
-from relay.store.claim import LEASE_SECONDS, Claimed
+from relay.store.leases import LEASE_SECONDS, Claimed
 
 SAFETY_SECONDS = 1
 TRUSTED_SECONDS = LEASE_SECONDS - SAFETY_SECONDS

@@ -36,7 +36,7 @@ from relay.destinations import Deliverer
 from relay.http.client import HttpClient
 from relay.observe import Observer
 from relay.steps import Steps
-from relay.store import alerts, claim, nodes, record, sequence
+from relay.store import alerts, leases, nodes, record, sequence
 from relay.store.database import Database
 from relay.sweep.scheduler import Sweeper, scheduled
 
@@ -75,10 +75,10 @@ class Relay:
         self._cut = threading.Event()
         self._ended = threading.Event()
         self._mail: queue.SimpleQueue[LoopEvent] = queue.SimpleQueue()
-        self._unrecorded: dict[claim.Claimed, Finished] = {}
+        self._unrecorded: dict[leases.Claimed, Finished] = {}
         self._unrecordable: list[tuple[float, Finished]] = []
         """What could neither be recorded nor become dead, and when it is tried again (monotonic seconds)."""
-        self._unused: list[claim.Claimed] = []
+        self._unused: list[leases.Claimed] = []
         """Claims that were not begun, or were cut in time: to be given back."""
         self._poll = BUSY_POLL_SECONDS
         self._is_behind = False
@@ -199,7 +199,7 @@ class Relay:
         """Return what is not used. After a failure it is all still there, and no harm is done twice."""
         if not self._unused:
             return 0
-        returned = claim.give_back(self._database, self._staff.policies, self.node, self._unused)
+        returned = leases.give_back(self._database, self._staff.policies, self.node, self._unused)
         self._leases.forget(self._unused)
         self._unused = []
         self._observer.given_back(returned)
@@ -311,7 +311,7 @@ class Relay:
 
         A renewal passes over rows that somebody has locked, such as who settles their lanes: it asks for them again soon.
         """
-        nothing: set[claim.Claimed] = set()
+        nothing: set[leases.Claimed] = set()
         pause = RENEW_EVERY_SECONDS
         while not self._ended.wait(pause):
             pause = RENEW_EVERY_SECONDS
@@ -344,14 +344,14 @@ class Relay:
             return False
         return True
 
-    def _renew(self, held: Collection[claim.Claimed]) -> set[claim.Claimed]:
+    def _renew(self, held: Collection[leases.Claimed]) -> set[leases.Claimed]:
         """Renew these. Returns those that are to be asked for again; not those that are lost."""
         if not held:
             return set()
         began = self._leases.began_asking()
-        renewed = claim.renew(self._database, held)
+        renewed = leases.renew(self._database, held)
         self._leases.renewed(renewed, began)
-        return claim.passed_over(self._database, set(held) - renewed)
+        return leases.passed_over(self._database, set(held) - renewed)
 
     def _retried(self, what: str, step: Callable[[], _Result]) -> _Result | None:
         """Run a step until the database takes it, or we are told to stop."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from inbox.config.model import Config
 from inbox.db.dialect import failure_of
 from relay.daemon.alert_sender import AlertSender, Done
 from relay.daemon.claimer import Claimer
 from relay.daemon.leases import Leases
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import alerts, duplicates, reap
@@ -50,7 +49,7 @@ class Maintenance:
         self._leftovers = Leftovers()
         self._any_left = False
 
-    def do(self, config: Config, policies: Mapping[str, RoutePolicy], poster: AlertSender) -> int:
+    def do(self, config: Config, policies: Policies, poster: AlertSender) -> int:
         """Do what is due. Returns more than 0 when there is more to do at once."""
         run = self._steps.run
         if time.monotonic() >= self._next_at:
@@ -58,38 +57,40 @@ class Maintenance:
             run("reap", lambda: self._reap(policies), None)
             run("pull_in", lambda: self._pull_in(config, policies), None)
             run("look_at_gates", self._claiming.look_at_gates, None)
-            run("judge_duplicates", lambda: self._judge_duplicates(config), None)
+            run("judge_duplicates", lambda: self._judge_duplicates(config, policies), None)
             run("look_at_conditions", lambda: self._look_at_conditions(config), None)
             run("log_alerts", self._log_alerts, None)
             run("send_alerts", lambda: self._send_alerts(poster), None)
             self._any_left = self._is_to_look = True
         else:
             if self._duplicates is not None:
-                run("judge_duplicates", lambda: self._judge_duplicates(config), None)
+                run("judge_duplicates", lambda: self._judge_duplicates(config, policies), None)
             if self._posts:
                 run("send_alerts", lambda: self._send_alerts(poster), None)
         worked_off = run("work_off", lambda: self._work_off(policies), 0) if self._any_left else 0
         self._any_left = worked_off > 0
-        changed = run("commands", lambda: self._obey(config), 0) if self._any_command or self._is_to_look else 0
+        changed = (
+            run("commands", lambda: self._obey(config, policies), 0) if self._any_command or self._is_to_look else 0
+        )
         return changed + worked_off + int(self._duplicates is not None)
 
     def posted(self, done: Done) -> None:
         """Take note that an alert was posted, or not, in the next round."""
         self._posts.append(done)
 
-    def _reap(self, policies: Mapping[str, RoutePolicy]) -> None:
+    def _reap(self, policies: Policies) -> None:
         trusted = self._leases.trusted()
         self._observer.reaped(reap.reap(self._database, policies, self._node, trusted, self._clock))
 
-    def _pull_in(self, config: Config, policies: Mapping[str, RoutePolicy]) -> None:
+    def _pull_in(self, config: Config, policies: Policies) -> None:
         self._observer.pulled_in(self._horizon.pull_in(self._database, config, policies, self._node))
 
-    def _work_off(self, policies: Mapping[str, RoutePolicy]) -> int:
+    def _work_off(self, policies: Policies) -> int:
         return self._leftovers.work_off(self._database, policies, self._node)
 
-    def _judge_duplicates(self, config: Config) -> None:
+    def _judge_duplicates(self, config: Config, policies: Policies) -> None:
         rest, self._duplicates = self._duplicates, None
-        judged = duplicates.judge_repeats(self._database, config, self._node, rest)
+        judged = duplicates.judge_duplicates(self._database, config, policies, self._node, rest)
         self._duplicates = judged.rest
         self._observer.judged(judged)
 
@@ -128,7 +129,7 @@ class Maintenance:
             self._observer.left_alone(f"command {number}, a {kind}")
         return commands.any_open(self._database)
 
-    def _obey(self, config: Config) -> int:
+    def _obey(self, config: Config, policies: Policies) -> int:
         """Do a batch of each open command; where nothing can be done at the moment, look again in a second."""
         if self._is_to_look:
             self._any_command = self._look_for_commands()
@@ -136,7 +137,7 @@ class Maintenance:
         if not self._any_command:
             return 0
         self._any_command = False
-        changed = self._commands.work(config)
+        changed = self._commands.work(config, policies)
         for number, error in self._commands.busy:
             self._observer.database_trouble(f"working on command {number}", error)
         self._any_command = changed > 0

@@ -112,6 +112,9 @@ class History(msgspec.Struct, frozen=True):
 NO_HISTORY = History()
 
 
+Policies = Mapping[str, RoutePolicy]
+"""The policy of each configured route, by its name."""
+
 UNKNOWN_ROUTE = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))
 """For deliveries of a route that the configuration has no longer: kept in order, dropped never, claimed never."""
 

@@ -1,4 +1,4 @@
-"""Times of which there are few, and that lie further ahead than any rule allows: of leases, gates, sweeps and alerts.
+"""Pulls in times of leases, gates, sweeps and alerts that lie further ahead than any rule allows. There are few of them.
 
 How far a time may lie ahead is told by `relay.delivery.horizon`. All of them are found by an index or in a small table, and `BATCH`
 rows at most are changed at once.
@@ -6,7 +6,6 @@ rows at most are changed at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from typing import NamedTuple
@@ -20,16 +19,15 @@ from inbox.events.timestamps import as_time, time_text
 from relay.delivery.audit import Difference
 from relay.delivery.gates import GateKey
 from relay.delivery.horizon import SLACK, breaker_within, within
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
-from relay.store.claim import LEASE_SECONDS, PROBE_GIVEN_UP_AFTER
+from relay.store.claim import PROBE_GIVEN_UP_AFTER
 from relay.store.database import Database, Transaction
 from relay.store.gates import as_breaker
+from relay.store.leases import LEASE_SECONDS
 from relay.store.sweeps import lease_seconds
 
 BATCH = 500
-
-Policies = Mapping[str, RoutePolicy]
 
 
 class Ahead(msgspec.Struct, frozen=True):
@@ -77,15 +75,15 @@ def pull_in_few(database: Database, config: Config, policies: Policies) -> list[
 
 
 class _Time(NamedTuple):
-    """A column of times, each of which was set as the present and at most so much."""
+    """A column of times, each set at most this far ahead of its present."""
 
     table: str
     column: str
     key: str
     about: str
-    """What a row is, in SQL."""
+    """The row's key, as an SQL expression."""
     condition: str
-    """Which rows count, in SQL; an index answers it, or there are few."""
+    """The rows to check, as an SQL condition; an index answers it, or there are few."""
     lasts: timedelta | None = timedelta(0)
     """None: as long as the lease of a sweep."""
 
@@ -135,7 +133,7 @@ def _find(sql: Sql, time: _Time) -> TextClause:
 
 @cache
 def _pull(sql: Sql, time: _Time) -> TextClause:
-    """A row that is locked at this moment is pulled in at another time."""
+    """Skips a row that is locked at this moment: a later round pulls it in."""
     return text(f"""
 UPDATE {time.table} SET {time.column} = {sql.time(":furthest")}
 WHERE ({time.key}) IN (SELECT {time.key} {_beyond(sql, time)} {sql.skip_locked})
@@ -143,7 +141,7 @@ WHERE ({time.key}) IN (SELECT {time.key} {_beyond(sql, time)} {sql.skip_locked})
 
 
 class _Gate(NamedTuple):
-    """A gate with times as they have to be, and the first of those that were too far ahead."""
+    """A gate with corrected times, and the first time that was too far ahead."""
 
     key: GateKey
     breaker_until: datetime | None
@@ -164,7 +162,7 @@ _GATE_TIMES = ("breaker_until", "window_began_at", "rate_used_until")
 
 
 def _gates(transaction: Transaction, policies: Policies, now: datetime, *, locked: bool = False) -> list[_Gate]:
-    """The gates of which a time lies too far ahead; one that the configuration has no longer is left alone."""
+    """Gates with a time too far ahead; gates that the configuration no longer has are left alone."""
     limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
     used: dict[GateKey, datetime] = {}
     for toll in (toll for policy in policies.values() for toll in policy.rate_limits):

@@ -1,4 +1,4 @@
-"""Alerts: rows of `alert`, one per change for the worse or back, and which of them are to be told and posted."""
+"""Alerts: rows of `alert`, one per change for the worse or back, and which of them are still to be logged and posted."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from relay.store.bulkhead import in_parts
 from relay.store.database import Database, FailedAlone, Transaction
 
 POST_AGAIN_AFTER = timedelta(seconds=60)
-"""When a post has failed, or the relay that was at it is gone."""
+"""The pause after a failed post, or after the posting relay is gone."""
 MOST_TOLD_AT_ONCE = 200
 POSTED_WITHIN = timedelta(days=1)
-"""Older ones are left: they say nothing of today."""
+"""Older alerts are not posted: they no longer describe the present."""
 
 
 def note(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -> None:
-    """Keep those that are a change from what was kept last of their kind and subject. Call it under the order lock.
+    """Store the alerts that differ from the last one of their kind and subject. Call under the order lock.
 
     One that the database refuses is left out and logged: what it is about has happened all the same, and has to be recorded.
     """
@@ -46,14 +46,14 @@ def _attempt(transaction: Transaction, alerts: Iterable[Alert], now: datetime) -
 
 
 def step_failed(database: Database, step: str, error: str) -> None:
-    """Note that a step of a relay fails."""
+    """Store an alert for a failing step of a relay."""
     with database.write() as transaction:
         now = transaction.lock_order()
         note(transaction, [Alert("step_failed", step, firing=True, detail={"error": error})], now)
 
 
 def take_untold(database: Database) -> list[Posted]:
-    """Take some of the alerts that no relay has written to its log yet; they count as told from now on."""
+    """Take some alerts that no relay has logged yet; from now on they count as logged."""
     with database.read() as transaction:
         numbers = [row.id for row in transaction.execute(_UNTOLD, most=MOST_TOLD_AT_ONCE)]
     taken = _taken(database, "log_alerts", numbers, _tell(database.sql), {})
@@ -61,7 +61,7 @@ def take_untold(database: Database) -> list[Posted]:
 
 
 def take_unsent(database: Database) -> list[Posted]:
-    """Take the first alert that is to be posted, if any; no other relay gets it for a minute."""
+    """Take the first alert to be posted, if any; no other relay gets it for a minute."""
     with database.read() as transaction:
         unsent = transaction.execute(_unsent(database.sql), since=-POSTED_WITHIN.total_seconds())
     again = {"again": POST_AGAIN_AFTER.total_seconds()}
@@ -69,7 +69,7 @@ def take_unsent(database: Database) -> list[Posted]:
 
 
 def posted(database: Database, number: int, error: str | None = None, *, is_final: bool = False) -> None:
-    """Note that an alert was posted, or why not; one that failed is posted again in a minute, unless that `is_final`."""
+    """Record that an alert was posted, or why not; a failed post is repeated in a minute, unless it `is_final`."""
     with database.write() as transaction:
         if error is None:
             transaction.execute(_sent(database.sql), id=number)
@@ -78,7 +78,7 @@ def posted(database: Database, number: int, error: str | None = None, *, is_fina
 
 
 def of_newer_version(database: Database) -> list[str]:
-    """The kinds of alerts that wait and only a newer version knows: they are left to it."""
+    """Kinds of waiting alerts that only a newer version knows: they are left to it."""
     with database.read() as transaction:
         return [row.kind for row in transaction.execute(_UNKNOWN)]
 
@@ -86,7 +86,7 @@ def of_newer_version(database: Database) -> list[str]:
 def _taken(
     database: Database, step: str, numbers: Sequence[int], take: TextClause, besides: Mapping[str, float]
 ) -> list[Posted]:
-    """Take these alerts, as far as no other relay has; one that can't be read is set aside."""
+    """Take these alerts, unless another relay has them; an unreadable one is set aside."""
 
     def part(some: Sequence[int]) -> list[Posted]:
         with database.write() as transaction:
@@ -164,7 +164,7 @@ LIMIT 1
 
 @cache
 def _post(sql: Sql) -> TextClause:
-    """The condition is looked at again: another relay may have taken it meanwhile."""
+    """Checks the condition again: another relay may have taken the alert meanwhile."""
     again = sql.plus_seconds(f"(SELECT {sql.now})", ":again")
     return text(f"""
 UPDATE alert SET post_after = {again} WHERE {_wanted(sql)} AND {_is_unsent(sql)} RETURNING {_COLUMNS}

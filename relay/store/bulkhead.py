@@ -1,4 +1,4 @@
-"""Bulkheads: an item that its step can't work on fails alone, and the others of its batch go on.
+"""Bulkheads: an item that its step can't process fails alone, and the others of its batch go on.
 
 Every step that works on many items in one transaction is run by `isolated`. `tests/bulkheads` plants failures into each.
 """
@@ -25,7 +25,7 @@ def isolated(
     alone: Callable[[Item, Exception], Result],
     name: Callable[[Item], str] = str,
 ) -> Iterator[Result]:
-    """Do a batch; when something in it is at fault, do its items in ever smaller parts.
+    """Process a batch; when an item is at fault, process the items in ever smaller parts.
 
     Args:
         database: whose `on_failed_alone` hears of each item that fails alone.

@@ -1,4 +1,4 @@
-"""Claim: leases on heads, shared by all relays through the database alone. Leases and due times use the database's clock."""
+"""Claim: leases heads, shared by all relays through the database alone. Leases and due times use the database's clock."""
 
 from __future__ import annotations
 
@@ -16,25 +16,20 @@ from inbox.db.schema import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import RoutePolicy
-from relay.store.bulkhead import isolated
-from relay.store.database import Database, Key, Transaction, key_text, read_keys
+from relay.delivery.policy import Policies
+from relay.store.database import Database, Key, Transaction, read_keys
 from relay.store.events import with_events
 from relay.store.gates import Locked, lock_all, store, use_rates
-from relay.store.lanes import settle_lanes
+from relay.store.leases import LEASE_SECONDS
 from relay.store.passing import not_paused, paused_param, see
 from relay.store.places import LATE, START, Cursor, Places
 from relay.store.unreadable import claiming_what_can_be_loaded
 
-LEASE_SECONDS = 15
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
-"""A relay that died over the attempt that tries a breaker is not waited for longer."""
-
-Claimed = tuple[int, str, int]
-"""seq, route and the lease's token."""
+"""The longest wait for a relay that has claimed the probe of a breaker and may have died."""
 
 _NOTHING_TO_PASS: Mapping[str, ClaimFilter] = {}
-_NO_POLICIES: Mapping[str, RoutePolicy] = {}
+_NO_POLICIES: Policies = {}
 
 
 def claim(
@@ -44,7 +39,7 @@ def claim(
     claim_filters: Mapping[str, ClaimFilter] = _NOTHING_TO_PASS,
     *,
     places: Places | None = None,
-    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
+    policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
@@ -77,9 +72,9 @@ def _claim_each(
     *,
     claim_filters: Mapping[str, ClaimFilter],
     places: Places,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
 ) -> list[Delivery]:
-    """Claim for one destination after the other, as the gate of one of them stays locked: that one goes without."""
+    """Claim for each destination alone, when the gate of one of them stays locked: only that one goes without."""
     claimed: list[Delivery] = []
     for some in wanted:
         try:
@@ -98,7 +93,7 @@ def _claim_of(
     *,
     claim_filters: Mapping[str, ClaimFilter],
     places: Places,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
 ) -> list[Delivery]:
     heads = [(route, room, claim_filters.get(route, NO_FILTER).paused) for routes, room in wanted for route in routes]
     return claiming_what_can_be_loaded(
@@ -143,9 +138,9 @@ def claim_probe(
     passage: ClaimFilter = NO_FILTER,
     *,
     places: Places | None = None,
-    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
+    policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
-    """Lease one due head of a route whose breaker is to be tried, and note that this is the attempt that tries it.
+    """Lease one due head of a route whose breaker is to be probed, and record that this attempt is the probe.
 
     Where nothing else is due it is one that `claim` leaves out: else a breaker behind which only those wait stays open.
     Nothing, when another relay does so already or it has opened again. One that can't be loaded is dealt with as by `claim`.
@@ -193,7 +188,7 @@ class _Lease(NamedTuple):
 
 
 class _Rates:
-    """The rates that a claim uses, of all routes that it asks for; their gates are locked from its beginning to its end."""
+    """Rate limits of all routes that a claim asks for; their gates stay locked until the claim ends."""
 
     def __init__(self, gates: Mapping[GateKey, Locked], now: datetime) -> None:
         self._used_until = {key: gate.rate_used_until for key, gate in gates.items()}
@@ -202,24 +197,24 @@ class _Rates:
 
     @classmethod
     def locked(cls, transaction: Transaction, claim_filters: Iterable[ClaimFilter]) -> _Rates:
-        """Lock the gates of all of these. Two relays that ask at once wait for each other here, and nowhere else."""
+        """Lock the gates of all these filters. Two relays that claim at once wait for each other here, and nowhere else."""
         gates = lock_all(transaction, {toll.key for passage in claim_filters for toll in passage.rate_limits})
         return cls(gates, transaction.now())
 
     def afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
-        """How many of `most` attempts they afford; none where a gate is missing, because a person resumes it just now."""
+        """The number of attempts, up to `most`, that the limits allow; 0 where a gate is missing as it is just resumed."""
         if any(toll.key not in self._used_until for toll in rate_limits):
             return 0
         return min([most, *(toll.affords(self._used_until[toll.key], self.now) for toll in rate_limits)])
 
     def use(self, rate_limits: Sequence[RateLimit], attempts: int) -> None:
-        """So many attempts pay these tolls."""
+        """Use these rate limits for this many attempts."""
         for toll in rate_limits:
             used_until = toll.used(self._used_until[toll.key], self.now, attempts)
             self._used_until[toll.key] = self._changed[toll.key] = used_until
 
     def note(self, transaction: Transaction) -> None:
-        """Write what was used."""
+        """Store the used rates."""
         if self._changed:
             use_rates(transaction, self._changed)
 
@@ -233,7 +228,7 @@ class _Claim(NamedTuple):
     places: Places
 
     def some(self, route: str, most: int, passage: ClaimFilter) -> list[Any]:
-        """As many as rate limits afford, which are used up by it."""
+        """Claim as many as the rate limits allow, and use them."""
         affordable = self.rates.afford(passage.rate_limits, most)
         if affordable <= 0:
             return []
@@ -244,7 +239,7 @@ class _Claim(NamedTuple):
         return claimed
 
     def _first(self, route: str, most: int) -> list[Any]:
-        """The first that are due; all before the last of them are claimed then, or somebody has them locked."""
+        """Claim the first that are due; all before the last of them are then claimed, or locked by others."""
         floor = self.places.due[route]
         with floor.look() as begin:
             claimed = self._execute(_claim, route=route, most=most, begin=time_text(begin or START[0]))
@@ -254,7 +249,7 @@ class _Claim(NamedTuple):
         return claimed
 
     def _not_paused(self, route: str, most: int, paused: tuple[Entity, ...]) -> list[Any]:
-        """The first that are due and not paused, looked for from where the last look came to."""
+        """Claim the first that are due and not paused, from the place where the last look ended."""
         passing, enough = self.places.passing[route], _OFFERED * most
         self.places.due[route].at = None  # once nothing is paused, what was may have been due for long
         looked: list[Cursor] = []
@@ -275,11 +270,11 @@ class _Claim(NamedTuple):
 
 
 _OFFERED = 4
-"""Times as many as are wanted: other relays may have locked some."""
+"""Candidates for each head that is wanted: other relays may have locked some."""
 
 
 def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage: ClaimFilter) -> list[Any]:
-    """One of those that may be what killed a process, unless this relay has one in hand: never two."""
+    """Lease one suspected delivery, unless this relay has one in hand: never two."""
     if transaction.execute(_SUSPECT_IN_HAND, node=lease.node):
         return []
     return _suspect(transaction, lease, [route], passage.paused)
@@ -290,9 +285,9 @@ def claim_suspect(
     relay_node: str,
     routes: Sequence[str],
     paused: Sequence[Entity] = (),
-    policies: Mapping[str, RoutePolicy] = _NO_POLICIES,
+    policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
-    """Lease one due head whose lease ran out several times in a row, or none: it may be what killed the process.
+    """Lease at most one due head whose lease ran out several times in a row: it may have killed the process.
 
     `claim` leaves these out. A relay that has only one of them in hand finds out which it is: those that were merely
     in hand with it come through alone. Deliveries of entities that are `paused` are passed over. One that can't be loaded is
@@ -331,7 +326,7 @@ def _suspect(transaction: Transaction, lease: _Lease, routes: Sequence[str], pau
 
 
 def _due_keys(database: Database, heads: Sequence[tuple[str, int, Sequence[Entity]]]) -> list[Key]:
-    """The heads that are due first on each route, as many as there is room for."""
+    """Keys of the heads that are due first on each route, as many as there is room for."""
     return [
         key
         for route, most, paused in heads
@@ -419,7 +414,7 @@ def _claim_these(sql: Sql) -> TextClause:
 
 
 def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
-    """The state is looked at once more, so that it holds without the row lock, too; put so that no index answers it.
+    """Checks the state once more, so that it holds without the row lock, too; written so that no index answers it.
 
     By the one on heads, Postgres would read every head there is when its statistics are of a time when there were none.
     """
@@ -437,113 +432,8 @@ RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_deliv
 
 
 def _one_more(column: str) -> str:
-    """A hand may have counted as far as the column goes: one head must not keep the statement from claiming others."""
+    """Stops at the column's largest value: one head edited by hand must not keep the statement from claiming others."""
     return f"CASE WHEN {column} < {_LARGEST} THEN {column} + 1 ELSE {column} END"
 
 
 _LARGEST = 2**31 - 1
-
-
-def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
-    """Extend these leases. Returns those that were: one that is missing is lost, or `passed_over`.
-
-    Only what is held is renewed: a claim whose commit was never confirmed to us has to run out.
-    """
-    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
-    with database.write() as transaction:
-        renewed = transaction.execute(_renew(database.sql), held=rows, lease=LEASE_SECONDS)
-        return {(row.seq, row.route, row.lease_token) for row in renewed}
-
-
-def passed_over(database: Database, held: Collection[Claimed]) -> set[Claimed]:
-    """Of leases that were not renewed, those that are not lost: somebody had their rows locked at that moment."""
-    if not held:
-        return set()
-    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
-    with database.read() as transaction:
-        return {(row.seq, row.route, row.lease_token) for row in transaction.execute(_ours(database.sql), held=rows)}
-
-
-def _held(sql: Sql) -> str:
-    return f"""SELECT o.seq, o.route, o.lease_token
-    FROM {sql.rows("held", seq="bigint", route="text", token="bigint")}
-    JOIN open_delivery o ON o.seq = held.seq AND o.route = held.route
-    WHERE o.state = 'in_flight' AND o.lease_token = held.token"""
-
-
-@cache
-def _ours(sql: Sql) -> TextClause:
-    return text(_held(sql))
-
-
-@cache
-def _renew(sql: Sql) -> TextClause:
-    return text(f"""
-WITH mine AS MATERIALIZED (
-    {_held(sql)}
-    ORDER BY o.seq, o.route
-    {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
-)
-UPDATE open_delivery
-SET lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}
-FROM mine
-WHERE open_delivery.seq = mine.seq AND open_delivery.route = mine.route AND open_delivery.lease_token = mine.lease_token
-RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
-""")
-
-
-def give_back(
-    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, claimed: Sequence[Claimed]
-) -> int:
-    """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many.
-
-    Their lanes are settled again: an older event that came meanwhile goes first. A delivery whose lane can't be settled is
-    returned all the same.
-    """
-    if not claimed:
-        return 0
-    return sum(
-        isolated(
-            database,
-            "give_back",
-            batch=lambda: _give_back_in_order(database, policies, relay_node, claimed),
-            items=lambda: claimed,
-            part=lambda some: _give_back_in_order(database, policies, relay_node, some),
-            alone=lambda one, _: _give_back_alone(database, one),
-            name=lambda one: key_text(one[:2]),
-        )
-    )
-
-
-def _give_back_in_order(
-    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, claimed: Sequence[Claimed]
-) -> int:
-    with database.write() as transaction:
-        now = transaction.lock_order()
-        returned = _returned(transaction, claimed)
-        lanes = [(row.route, row.lane) for row in returned]
-        transaction.write_back(settle_lanes(transaction, (), policies, now, lanes), relay_node)
-    return len(returned)
-
-
-def _give_back_alone(database: Database, claimed: Claimed) -> int:
-    with database.write() as transaction:
-        return len(_returned(transaction, [claimed]))
-
-
-def _returned(transaction: Transaction, claimed: Sequence[Claimed]) -> list[Any]:
-    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in claimed)
-    return transaction.execute(_give_back(transaction.sql), returned=rows)
-
-
-@cache
-def _give_back(sql: Sql) -> TextClause:
-    return text(f"""
-UPDATE open_delivery
-SET state = 'ready', attempt = open_delivery.attempt - 1, due_at = (SELECT {sql.now}), lease_until = NULL, lease_token = NULL,
-    relay_node = NULL
-FROM {sql.rows("returned", seq="bigint", route="text", token="bigint")}
-WHERE open_delivery.seq = returned.seq AND open_delivery.route = returned.route
-  AND open_delivery.state = 'in_flight' AND open_delivery.lease_token = returned.token
-RETURNING open_delivery.route, open_delivery.lane
-""")

@@ -1,4 +1,4 @@
-"""The database's clock as one relay process sees it, held against its own steady one, so that a step is noticed.
+"""The database's clock as one relay process sees it, compared with the monotonic clock to detect steps.
 
 Right after a step forward every lease looks as if it had run out. Relays that live renew theirs within 5 s, so nothing is
 taken back for as long as a lease lasts: after that, what has run out was held by one that died.
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 from inbox.clock import steady
-from relay.store.claim import LEASE_SECONDS
 from relay.store.database import Transaction
+from relay.store.leases import LEASE_SECONDS
 
 MOST_UNNOTICED_SECONDS = 1.0
 """A relay trusts a lease for one second less than the database does: a smaller step takes no trusted lease away."""
@@ -21,18 +21,18 @@ _LOOKS = 3
 
 
 class DatabaseClock:
-    """Remembers the difference between both clocks at its last look. Not to be shared between threads."""
+    """Remembers the difference between both clocks at its last reading. Don't share it between threads."""
 
     def __init__(self, own: Callable[[], float] = steady, told: Callable[[float], None] = lambda _: None) -> None:
-        """`told` hears of each step, in seconds; below zero when the clock went back."""
+        """`told` is called with each step in seconds; below zero when the clock went back."""
         self._own = own
         self._told = told
         self._ahead: float | None = None
-        """By how much the database's clock is ahead of ours, at least."""
+        """The least number of seconds that the database's clock is ahead of ours."""
         self._settled_at = -math.inf
 
     def look(self, transaction: Transaction) -> datetime:
-        """Tell the database's time, and compare. Look often: what a clock drifts meanwhile counts as a step."""
+        """Read the database's time and compare. Read often: drift between two readings counts as a step."""
         for _ in range(_LOOKS):
             before = self._own()
             now = transaction.now()
@@ -43,7 +43,7 @@ class DatabaseClock:
         return now
 
     def is_settled(self) -> bool:
-        """Whether the last step forward is so long ago that every relay that lives has renewed its leases."""
+        """True when every living relay has renewed its leases since the last step forward."""
         return self._own() >= self._settled_at
 
     def _compare(self, least: float, most: float) -> None:

@@ -1,4 +1,4 @@
-"""Conditions that last: routes that are behind, sources that are silent, dead deliveries that are gone again, failing steps."""
+"""Lasting conditions: routes that are behind, silent sources, dead deliveries that are gone again, failing steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Firing = frozenset[tuple[str, str]]
 
 
 class _Check(msgspec.Struct, frozen=True):
-    """One look at one thing; `name` is for the log."""
+    """One check of one thing; `name` is for the log."""
 
     name: str
     look: Callable[[Transaction], Iterator[Alert]]
@@ -38,7 +38,7 @@ WHOLE_EVERY_SECONDS = 60.0
 
 
 class _Moment(msgspec.Struct, frozen=True):
-    """What all looks of one round have in common."""
+    """Values that all checks of one round share."""
 
     config: Config
     now: datetime
@@ -48,7 +48,7 @@ class _Moment(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """Looks for them now and then. One for each relay process, for it remembers when it heard of each source."""
+    """Checks them periodically. Each relay process has one, since it remembers when each source last sent."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._heard: dict[str, datetime] = {}
@@ -57,7 +57,7 @@ class Watch:
         """Of each route: below it nothing of it was open."""
 
     def look(self, database: Database, config: Config) -> None:
-        """Note an alert for each that has begun or ended since the last look of any relay.
+        """Store an alert for each condition that has begun or ended since the last check of any relay.
 
         A look that fails keeps no other from being taken.
         """
@@ -100,7 +100,7 @@ class Watch:
         self._looked_to = highest
 
     def _backlog(self, moment: _Moment, route: str, transaction: Transaction) -> Iterator[Alert]:
-        """A route that is behind. Only a look at all of it says that it is so no more: an old event may have been replayed."""
+        """A route that is behind. Only a look at the whole route ends the condition: an old event may have been replayed."""
         alert = self._age(moment, route, transaction)
         if not alert.firing and ("backlog_old", route) in moment.firing:
             self._oldest[route].at = None
@@ -135,13 +135,13 @@ def _named(alert: Alert) -> str:
 
 
 def _dead_again(route: str, transaction: Transaction) -> Iterator[Alert]:
-    """The end of a route's dead letters: the last was taken up again or cancelled. That one dies is noted when it does."""
+    """The end of a route's dead letters: the last one was replayed or cancelled. A death is alerted when it happens."""
     if not transaction.execute(_ANY_DEAD, route=route):
         yield Alert("delivery_dead", route, firing=False)
 
 
 def _recovered_steps(firing: Firing, transaction: Transaction) -> Iterator[Alert]:
-    """Steps that fail in no relay any more: they work again, or the relay is gone. That one fails its relay notes itself."""
+    """Steps that no relay fails any more: they work again, or the relay is gone. Each relay itself alerts a failing step."""
     fired = {subject for kind, subject in firing if kind == "step_failed"}
     if fired:
         for step in sorted(fired - failing_steps(transaction)):

@@ -1,4 +1,4 @@
-"""What past successes make needless, and what a duplicate request makes necessary again. Call under the order lock."""
+"""Ends deliveries that past successes cover, and those that a sweep's event repeats. Call under the order lock."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from inbox.events.timestamps import as_time, to_nanoseconds
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event
-from relay.delivery.policy import UNKNOWN_ROUTE, RoutePolicy
+from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.database import ROW, SEQS_OUT_OF_ORDER, Transaction, as_open_delivery
 from relay.store.lanes import Lane
 
 
 def supersede_covered(
-    transaction: Transaction, received: Sequence[OpenDelivery], policies: Mapping[str, RoutePolicy], now: datetime
+    transaction: Transaction, received: Sequence[OpenDelivery], policies: Policies, now: datetime
 ) -> list[OpenDelivery]:
-    """End those that past successes of their lanes make needless, by the route's ordering.
+    """End deliveries that past successes of their lanes cover, by the route's ordering.
 
     In `latest`: what the last success certainly has in it. In `strict`: what a sweep's event has told there already. What a
     person asked for again, or a repeat re-armed, is left alone.
@@ -50,7 +50,7 @@ def supersede_covered(
 
 
 def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[int, str], facts.Superseded]:
-    """Those that say again what a sweep's event has said on their route; it stands for one webhook, the first that comes.
+    """Deliveries that repeat a sweep's event on their route; that event covers one webhook, the first that comes.
 
     Such an event is found by its key, which follows from entity and instant: one entry of an index, however many events an
     entity has.
@@ -76,7 +76,7 @@ def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[
 
 
 def _standing_for_others(transaction: Transaction, swept: Sequence[Any]) -> set[tuple[int, str]]:
-    """Those of these sweeps' events, by seq and route, that a webhook was superseded by."""
+    """The keys of these sweeps' events that have already superseded a webhook."""
     of_entities = defaultdict(list)
     for row in swept:
         of_entities[row.source, row.entity_type, row.entity_id].append(row)
@@ -116,13 +116,11 @@ class Healing(NamedTuple):
 
 
 Success = tuple[datetime, int]
-"""The place in its lane of the delivery that stands for the dead: as `OpenDelivery.key`."""
+"""The place in its lane of the delivery that covers the dead: as `OpenDelivery.key`."""
 
 
-def heal(
-    transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Mapping[str, RoutePolicy], now: datetime
-) -> Healing:
-    """On routes in `latest`, end the dead that a later event of their lane, which was delivered now, stands for.
+def heal(transaction: Transaction, delivered: Iterable[OpenDelivery], policies: Policies, now: datetime) -> Healing:
+    """On routes in `latest`, end dead deliveries that a later event of their lane, delivered now, covers.
 
     `MOST_HEALED` at most: what is unfinished is to be noted by `go_on_healing`, and `heal_more` ends the rest.
     """
@@ -135,7 +133,7 @@ def heal(
 
 
 def go_on_healing(transaction: Transaction, unfinished: Mapping[Lane, Success]) -> None:
-    """Note which success stands for the dead that are left in these lanes; the newest of several."""
+    """Record which success covers the dead that are left in these lanes; the newest of several."""
     if unfinished:
         rows = rows_param(
             {"route": r, "lane": lane, "seq": seq, "at": at} for (r, lane), (at, seq) in unfinished.items()
@@ -144,19 +142,17 @@ def go_on_healing(transaction: Transaction, unfinished: Mapping[Lane, Success]) 
 
 
 def lanes_to_heal(transaction: Transaction) -> list[Lane]:
-    """The next lanes where a success has left dead deliveries that it stands for."""
+    """The next lanes where a success has left dead deliveries that it covers."""
     return [(row.route, row.lane) for row in transaction.execute(_TO_HEAL, most=_LANES_AT_A_TIME)]
 
 
 def stop_healing(transaction: Transaction, lane: Lane) -> None:
-    """Leave what is dead in a lane to a person."""
+    """Leave the dead deliveries of a lane to an operator."""
     transaction.execute(_healed(transaction.sql), lanes=_param([lane]))
 
 
-def heal_more(
-    transaction: Transaction, policies: Mapping[str, RoutePolicy], now: datetime, lanes: Iterable[Lane]
-) -> list[OpenDelivery]:
-    """End more of the dead that successes have left in these lanes: those alone that had died before."""
+def heal_more(transaction: Transaction, policies: Policies, now: datetime, lanes: Iterable[Lane]) -> list[OpenDelivery]:
+    """End more dead deliveries that successes have left in these lanes: only those that had died before."""
     rows = transaction.execute(_successes(transaction.sql), lanes=_param(lanes))
     newest = {
         (row.route, row.lane): (as_time(row.occurred_at), row.seq)
@@ -240,7 +236,7 @@ WHERE (
 
 @cache
 def _superseded_by_sweeps(sql: Sql) -> TextClause:
-    """They came after the sweep's event, so that of an entity only what has come since then is looked at."""
+    """Reads only webhooks that came after the sweep's event."""
     asked = sql.rows(
         "asked", source="text", entity_type="text", entity_id="text", above="bigint", first="time", last="time"
     )
@@ -280,7 +276,7 @@ def _dead(sql: Sql) -> TextClause:
 
 @cache
 def _dead_before(sql: Sql) -> TextClause:
-    """Who died later than the success may have been tried later, too, and has a change that was not fetched."""
+    """Leaves out what died after the success: it may have been tried later, too, and carry a change that was not fetched."""
     return text(
         _dead_older_than(
             sql,

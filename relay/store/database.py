@@ -25,15 +25,15 @@ from relay.store.places import Floor
 SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
 _ROWS_OF_A_WRITE = 4
-"""About: a transaction of the relay touches a few rows, or hundreds."""
+"""The usual number of rows: a transaction of the relay touches a few, or hundreds."""
 
 
 class FailedAlone(msgspec.Struct, frozen=True):
-    """An item that a step could not work on, in a transaction of its own."""
+    """An item that a step could not process, not even in a transaction of its own."""
 
     step: str
     item: str
-    """In words, such as `route=crm seq=17`."""
+    """The item in words, such as `route=crm seq=17`."""
     error: str
     """One line, without the database's details: those may hold values."""
 
@@ -52,14 +52,14 @@ class Database:
         self.engine = engine
         self.sql = Sql(engine.dialect.name)
         self.arrivals: Floor[int] = Floor()
-        """Where looks for what has arrived begin."""
+        """The place where looks for arrived deliveries begin."""
         self._clock = clock
         self._mood = threading.local()
         self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """One short transaction; committed when the block ends well."""
+        """One short transaction, committed when the block ends without an exception."""
         with self.engine.begin() as connection:
             transaction = Transaction(connection, self.sql, self._now())
             transaction.in_haste = getattr(self._mood, "in_haste", False)
@@ -81,13 +81,13 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[Transaction]:
-        """One transaction that only reads, and all of whose statements see the same moment."""
+        """One read-only transaction whose statements all see the same snapshot."""
         with self.engine.connect() as connection, snapshot(connection).begin():
             yield Transaction(connection, self.sql, self._now())
 
     @contextmanager
     def haste(self, in_haste: bool) -> Iterator[None]:  # a state, which is put back
-        """Let this thread's transactions wait for no row while they hold the order lock, if they are to be `in_haste`."""
+        """While `in_haste`, let this thread's transactions wait for no row while they hold the order lock."""
         self._mood.in_haste = in_haste
         try:
             yield
@@ -95,7 +95,7 @@ class Database:
             self._mood.in_haste = False
 
     def failed_alone(self, item: FailedAlone) -> None:
-        """Let `on_failed_alone` hear of an item."""
+        """Report an item to `on_failed_alone`."""
         if self.on_failed_alone is not None:
             self.on_failed_alone(item)
 
@@ -110,12 +110,12 @@ class Transaction:
         self.connection = connection
         self.sql = sql
         self.appended: Counter[tuple[str, str]] = Counter()
-        """How many facts it adds, by route and kind."""
+        """Counts of the facts it adds, by route and kind."""
         self.left_out: list[FailedAlone] = []
-        """The parts that it does without, since the database has refused them."""
+        """The parts that were skipped because the database has rejected them."""
         self._now = now
         self.in_haste = False
-        """It waits for no row while it holds the order lock."""
+        """True when it waits for no row while it holds the order lock."""
 
     def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
         """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
@@ -128,7 +128,7 @@ class Transaction:
         return list(result.all()) if result.returns_rows else []
 
     def attempt(self, statement: TextClause, **parameters: object) -> Exception | None:
-        """Run a statement that must not end the transaction. Why it was not done, when it is at fault itself."""
+        """Run a statement that must not end the transaction. Returns the error when the statement itself is at fault."""
         try:
             with self.connection.begin_nested():
                 self.execute(statement, **parameters)
@@ -139,13 +139,13 @@ class Transaction:
         return None
 
     def stream(self, statement: TextClause, at_a_time: int, **parameters: object) -> Iterator[Any]:
-        """The rows of a statement, so many at a time: for answers too large to hold."""
+        """Yield the rows of a statement in parts, for results too large to hold."""
         options = {"yield_per": at_a_time}
         with self.connection.execute(statement, parameters, execution_options=options) as result:
             yield from result
 
     def lock_order(self) -> datetime:
-        """Take the order lock, then tell the database's time.
+        """Take the order lock, then return the database's time.
 
         Every transaction that ends or makes a head takes it first, as a statement of its own: what it reads afterwards
         is what the one before it left. Without it lanes get stuck for good. On SQLite the transaction holds the write
@@ -198,7 +198,7 @@ Key = tuple[int, str]
 
 
 def read_keys(database: Database, statement: TextClause, **parameters: object) -> list[Key]:
-    """Seq and route of the rows of a statement, and nothing that could fail to be read."""
+    """Read seq and route of a statement's rows, and no column that could fail to be read."""
     with database.read() as transaction:
         return [(row.seq, row.route) for row in transaction.execute(statement, **parameters)]
 

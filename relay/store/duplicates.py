@@ -1,4 +1,4 @@
-"""Repeated requests: a webhook that came again may stand for a second change that looks the same as the first."""
+"""Duplicate requests: a webhook that came again may report a second change that looks the same as the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inbox.events.timestamps import time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, State, append
 from relay.delivery.ordering import covers
-from relay.delivery.policy import policies
+from relay.delivery.policy import Policies
 from relay.store.bulkhead import isolated
 from relay.store.coverage import last_delivered
 from relay.store.database import Database, Key, Transaction
@@ -22,11 +22,11 @@ from relay.store.reopen import find, take_up
 
 EVENTS_OF_A_ROUND = 200
 ROWS_OF_A_ROUND = 1_000
-"""So that no round holds the order lock for long. The receiver keeps a few rows of each event; but nothing rests on that."""
+"""Keeps each round's order lock short. The receiver stores a few rows of each event; nothing relies on that."""
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """Events whose repeats are still to be looked at: those of a seq after `after`, up to `last`."""
+    """Events whose duplicates are still to be judged: seqs after `after`, up to `last`."""
 
     after: int
     last: int
@@ -40,11 +40,13 @@ class Judged(msgspec.Struct, frozen=True):
     rearmed: int
     """Deliveries that are made again."""
     rest: Rest | None = None
-    """Hand it to the next round, and let that follow at once. None: all was looked at, so begin again in a while."""
+    """The start of the next round, which follows at once. None: everything was judged, so begin again later."""
 
 
-def judge_repeats(database: Database, config: Config, relay_node: str, rest: Rest | None = None) -> Judged:
-    """Judge the repeats of some events, those that come first in `rest`, or of all.
+def judge_duplicates(
+    database: Database, config: Config, policies: Policies, relay_node: str, rest: Rest | None = None
+) -> Judged:
+    """Judge the duplicates of some events: the first of `rest`, or of all.
 
     An event that can't be judged yet is passed over until all others were looked at. What is repeated after such a walk has
     begun is no part of it where its seq is higher, so that it comes to an end.
@@ -62,9 +64,9 @@ def judge_repeats(database: Database, config: Config, relay_node: str, rest: Res
     parts = isolated(
         database,
         "judge_duplicates",
-        batch=lambda: judge(database, config, relay_node, seqs),
+        batch=lambda: judge(database, config, policies, relay_node, seqs),
         items=lambda: seqs,
-        part=lambda some: judge(database, config, relay_node, some),
+        part=lambda some: judge(database, config, policies, relay_node, some),
         alone=lambda seq, error: _set_aside(database, seq, error),
         name=lambda seq: f"seq={seq}",
     )
@@ -76,14 +78,14 @@ def judge_repeats(database: Database, config: Config, relay_node: str, rest: Res
 
 
 def _set_aside(database: Database, seq: int, error: Exception) -> Judged:
-    """Leave what repeats this event, unjudged, with the reason: it is passed over until that is cleared."""
+    """Leave this event's duplicates unjudged, with the reason: they are skipped until it is cleared."""
     with database.write() as transaction:
         transaction.execute(_SET_ASIDE, seq=seq, error=error_text(error))
     return Judged(0, 0)
 
 
-def judge(database: Database, config: Config, relay_node: str, seqs: Sequence[int]) -> Judged:
-    """Make deliveries of these events again, where a repeat may stand for a change that the last success does not have.
+def judge(database: Database, config: Config, policies: Policies, relay_node: str, seqs: Sequence[int]) -> Judged:
+    """Rearm deliveries of these events, where a duplicate may report a change that the last success does not contain.
 
     One transaction, which reads 1,000 rows at most; what more there are is judged another time.
 
@@ -101,15 +103,15 @@ def judge(database: Database, config: Config, relay_node: str, seqs: Sequence[in
         newest: dict[int, int] = {}
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
-        found = find(transaction, config, _routes_in_latest(transaction, config, set(newest)))
-        uncovered = _uncovered(transaction, config, found)
+        found = find(transaction, config, _routes_in_latest(transaction, policies, set(newest)))
+        uncovered = _uncovered(transaction, policies, found)
         undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT}
         again = [
             append(row, facts.Rearmed(repeat=newest[row.seq]), now)
             for row in uncovered
             if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided
         ]
-        take_up(transaction, found, again, policies(config), relay_node)
+        take_up(transaction, found, again, policies, relay_node)
         decided = [{"id": row.id, "times": row.times} for row in repeats if row.seq not in undecided]
         handled = transaction.execute(_handle(database.sql), decided=rows_param(decided), at=time_text(now))
     return Judged(len(handled), len(again))
@@ -120,25 +122,24 @@ def _all(transaction: Transaction) -> Rest | None:
     return None if newest.seq is None else Rest(after=0, last=newest.seq)
 
 
-def _routes_in_latest(transaction: Transaction, config: Config, seqs: set[int]) -> list[Key]:
-    """Of these events, the deliveries on routes in `latest`."""
+def _routes_in_latest(transaction: Transaction, policies: Policies, seqs: set[int]) -> list[Key]:
+    """The deliveries of these events on routes in `latest`."""
     wanted = rows_param({"seq": seq} for seq in sorted(seqs))
     return [
         (row.seq, name)
         for row in transaction.execute(_routes(transaction.sql), wanted=wanted)
         for name in as_list(row.routes)
-        if name in config.routes and config.ordering_of(config.routes[name]) == "latest"
+        if name in policies and policies[name].ordering == "latest"
     ]
 
 
-def _uncovered(transaction: Transaction, config: Config, found: list[OpenDelivery]) -> list[OpenDelivery]:
-    """Those whose change the last success of their lane may not have in it."""
+def _uncovered(transaction: Transaction, policies: Policies, found: list[OpenDelivery]) -> list[OpenDelivery]:
+    """Deliveries whose change the last success of their lane may not contain."""
     lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
-    known = policies(config)
     uncovered = []
     for row in found:
         last = lasts.get((row.route, row.lane))
-        if last is None or not covers(last, row.key, known[row.route].skew):
+        if last is None or not covers(last, row.key, policies[row.route].skew):
             uncovered.append(row)
     return uncovered
 
@@ -171,7 +172,7 @@ SELECT i.seq, i.routes FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i
 
 @cache
 def _handle(sql: Sql) -> TextClause:
-    """One that a receiver counts up at this moment is passed over: who holds the order lock must not wait for it."""
+    """Skips a row that a receiver updates at this moment: a holder of the order lock must not wait for it."""
     return text(f"""
 WITH mine AS MATERIALIZED (
     SELECT r.id

@@ -1,4 +1,4 @@
-"""The entities that a route has heard of, each by its newest event."""
+"""The entities of a route, each by its newest event."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ FIRST: Place = ("", "")
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """Which entities."""
+    """A selection of entities."""
 
     source: str
     route: str
     entity_type: str | None = None
     entity_id: str | None = None
     since: datetime | None = None
-    """Of which something arrived since."""
+    """Only entities with an event since this time."""
 
 
 def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
-    """The newest events of the next entities beyond this place: as if each were delivered now.
+    """Deliveries of the newest events of the next entities beyond this place, as if each were delivered now.
 
     Those whose newest event did not take the route are among them: what they are now may concern it all the same.
     """

@@ -1,4 +1,4 @@
-"""What a claimed delivery carries: its event, and whether a later one of its lane went before it."""
+"""Reads the events of claimed deliveries, and whether a later one of the lane went before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relay.store.database import Transaction
 
 
 def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
-    """Rows that a claim returned, with their events, in the order of seq."""
+    """Add their events to the rows of a claim, in the order of seq."""
     keys = rows_param({"seq": row.seq, "route": row.route, "lane": row.lane} for row in claimed)
     events = {(row.seq, row.route): row for row in transaction.execute(_events(transaction.sql), claimed=keys)}
     return [_delivery(row, events[row.seq, row.route]) for row in sorted(claimed, key=lambda row: row.seq)]
@@ -49,7 +49,7 @@ EVENT = """i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event
 
 
 def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
-    """What a delivery has of its event."""
+    """The fields of a `Delivery` that come from its event."""
     return {
         "source": event.source,
         "entity_type": event.entity_type,

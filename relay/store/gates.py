@@ -1,4 +1,4 @@
-"""Gates: what holds deliveries back besides their order. Rows of `gate`, shared by all relays."""
+"""Gates: pauses, breakers and rates that hold deliveries back. Rows of `gate`, shared by all relays."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
 from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, RateLimit, heard
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.database import Database, Transaction
 
 
 def read_gates(database: Database) -> Gates:
-    """Every gate that is not simply open. One that can't be read counts as paused, so that it holds back what is its own."""
+    """Every gate that is not simply open. An unreadable one counts as paused, so it holds back only its own deliveries."""
     with database.read() as transaction:
         now = transaction.now()
 
@@ -65,7 +65,7 @@ def _read_names(database: Database) -> list[GateKey]:
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """What one attempt says of one endpoint."""
+    """One attempt's report on one endpoint."""
 
     key: GateKey
     health: Health
@@ -73,9 +73,9 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 def listen(
-    transaction: Transaction, all_heard: Iterable[Heard], policies: Mapping[str, RoutePolicy], now: datetime
+    transaction: Transaction, all_heard: Iterable[Heard], policies: Policies, now: datetime
 ) -> dict[GateKey, Breaker]:
-    """Let the breakers hear how attempts went, under the order lock; an `alert` is noted for each that opens or closes.
+    """Report attempts to the breakers, under the order lock; stores an `alert` for each breaker that opens or closes.
 
     Returns:
         Those breakers as they were before.
@@ -104,7 +104,7 @@ class Locked(msgspec.Struct, frozen=True):
 
 
 def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, Locked]:
-    """Lock these gates in one statement, in their order; rows that are not there are made before.
+    """Lock these gates in one statement, in key order; missing rows are inserted before.
 
     A transaction calls this once, with every gate that it needs. Two that lock some of the same gates in two goes wait
     for each other: route by route, claims deadlocked once a second. Nor does it make a row when it holds others. Without
@@ -145,13 +145,13 @@ def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None
 
 
 def use_rates(transaction: Transaction, used_until: Mapping[GateKey, datetime]) -> None:
-    """Note until when their rates are used up now. Call it in the transaction that has locked them."""
+    """Store until when their rates are used up. Call in the transaction that has locked them."""
     rows = [{"kind": kind, "name": name, "used_until": until} for (kind, name), until in sorted(used_until.items())]
     transaction.execute(_use(transaction.sql), used=rows_param(rows))
 
 
 def pay(database: Database, toll: RateLimit) -> float:
-    """Use an endpoint's rate for one call that no claim pays for.
+    """Use an endpoint's rate limit for one call that no claim has counted.
 
     Returns:
         0; or in how many seconds to come again, and nothing was used.
@@ -166,7 +166,7 @@ def pay(database: Database, toll: RateLimit) -> float:
 
 
 def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool:
-    """Claim nothing more that goes through this gate; what arrives waits.
+    """Pause this gate: nothing that goes through it is claimed, and what arrives waits.
 
     Returns:
         Whether it was open before; a pause that lasts keeps who paused it, and why.
@@ -175,7 +175,7 @@ def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool
 
 
 def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
-    """Let deliveries through again: a pause is over, and a breaker closed, a retired one too. Call it under the order lock.
+    """Let deliveries through again: ends a pause and closes a breaker, a retired one too. Call under the order lock.
 
     Returns:
         Whether anything was held back.

@@ -1,4 +1,4 @@
-"""Pull in what lies further ahead than any rule allows: the database's clock had run ahead, and was put right.
+"""Pulls in deliveries that are due further ahead than any rule allows, after the database's clock was set back.
 
 How far a time may lie ahead is told by `relay.delivery.horizon`. Here are the deliveries that are due later, of which there may be
 many: they are looked at in batches, by the index. The other times are in `relay.store.ahead`.
@@ -20,16 +20,17 @@ from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.horizon import SLACK, LastFact, furthest_due, is_beyond, last_fact
 from relay.delivery.lifecycle import OpenDelivery, append
-from relay.store.ahead import BATCH, Ahead, Policies, few_ahead, pull_in_few
+from relay.delivery.policy import Policies
+from relay.store.ahead import BATCH, Ahead, few_ahead, pull_in_few
 from relay.store.bulkhead import in_parts
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text
 
 MOST_BATCHES = 4
-"""Transactions in a row that move deliveries; then the relay does something else first."""
+"""Consecutive transactions that move deliveries, before other steps of the relay run."""
 
 
 class Place(NamedTuple):
-    """How far the deliveries that are due later have been looked at, in the order of the index."""
+    """The place up to which later deliveries have been checked, in the order of the index."""
 
     route: str = ""
     due_at: str = ""
@@ -40,13 +41,13 @@ START = Place()
 
 
 class Horizon:
-    """Pulls in for one relay process, a batch at a time; it remembers how far it has looked."""
+    """Pulls in for one relay process, batch by batch; remembers the place it has reached."""
 
     def __init__(self) -> None:
         self._place = START
 
     def pull_in(self, database: Database, config: Config, policies: Policies, node: str | None) -> list[Ahead]:
-        """Look at the times that are few, and at the next deliveries that are due later. Returns what was pulled in."""
+        """Check the few other times, and the next deliveries that are due later. Returns what was pulled in."""
         pulled = pull_in_few(database, config, policies)
         for _ in range(MOST_BATCHES):
             found, self._place = due_later(database, policies, self._place)
@@ -58,7 +59,7 @@ class Horizon:
 
 
 def find_all(database: Database, config: Config, policies: Policies) -> Iterator[list[Ahead]]:
-    """Everything that lies too far ahead, a batch at a time; changes nothing."""
+    """Find everything that lies too far ahead, batch by batch; changes nothing."""
     with database.read() as transaction:
         yield few_ahead(transaction, config, policies)
     place, begun = START, False
@@ -69,7 +70,7 @@ def find_all(database: Database, config: Config, policies: Policies) -> Iterator
 
 
 def pull_in_all(database: Database, config: Config, policies: Policies) -> Iterator[list[Ahead]]:
-    """As `find_all`, and pull in what is found."""
+    """Do as `find_all`, and pull in what is found."""
     yield pull_in_few(database, config, policies)
     place, begun = START, False
     while place != START or not begun:
@@ -79,7 +80,7 @@ def pull_in_all(database: Database, config: Config, policies: Policies) -> Itera
 
 
 def due_later(database: Database, policies: Policies, place: Place) -> tuple[list[Ahead], Place]:
-    """Those of the next deliveries after `place` that are due too far ahead, and where to go on."""
+    """The deliveries after `place` that are due too far ahead, and the next place."""
     rows, next_place = _next_due_later(database, policies, place)
 
     def part(some: Sequence[Any]) -> list[Ahead]:
@@ -116,7 +117,7 @@ def _next_due_later(database: Database, policies: Policies, place: Place) -> tup
 
 
 def _reschedule_each(database: Database, policies: Policies, node: str | None, found: Sequence[Ahead]) -> list[Ahead]:
-    """Make them due sooner; one that can't be is left as it is, and `relay verify` tells of it."""
+    """Make them due sooner; one that can't be changed is left as it is, and `relay verify` reports it."""
 
     def part(some: Sequence[Ahead]) -> list[Ahead]:
         return _reschedule(database, policies, node, some)
@@ -129,7 +130,7 @@ def _reschedule_each(database: Database, policies: Policies, node: str | None, f
 
 
 def _reschedule(database: Database, policies: Policies, node: str | None, found: Sequence[Ahead]) -> list[Ahead]:
-    """Look again, under the order lock, and make those that are still due too far ahead due sooner."""
+    """Check again under the order lock, and make deliveries that are still due too far ahead due sooner."""
     with database.write() as transaction:
         now = transaction.lock_order()
         wanted = rows_param({"seq": one.seq, "route": one.route} for one in found)
@@ -146,7 +147,7 @@ def _sooner(row: OpenDelivery, ahead: Ahead, now: datetime) -> OpenDelivery:
 
 
 def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies, now: datetime) -> list[Ahead]:
-    """Those that are due further ahead than their last fact and their route allow. What can't be read is left alone."""
+    """Deliveries due further ahead than their last fact and their route allow. Unreadable ones are left alone."""
     wanted = rows_param({"seq": row.seq, "route": row.route} for row in rows)
     last = {(fact.seq, fact.route): fact for fact in transaction.execute(_last_facts(transaction.sql), wanted=wanted)}
     found = []
@@ -167,7 +168,7 @@ def _as_last_fact(row: Any) -> LastFact | None:  # noqa: ANN401  # a result row,
 
 @cache
 def _routes_ahead(sql: Sql) -> TextClause:
-    """Routes with a delivery that is due later: one look at the far end of the index for each."""
+    """Routes with a delivery that is due later: reads the far end of the index once for each."""
     return text(f"""
 SELECT routes.route
 FROM {sql.rows("routes", route="text")}
@@ -201,7 +202,7 @@ ORDER BY o.seq, o.route
 
 @cache
 def _last_facts(sql: Sql) -> TextClause:
-    """The last fact of each delivery that has one; its detail as text: what a hand has written there must stop nothing."""
+    """The last fact of each delivery that has one; its detail as text: a value edited by hand must stop nothing."""
     last = "SELECT max(f.id) FROM delivery_log f WHERE f.seq = wanted.seq AND f.route = wanted.route"
     wanted = sql.rows("wanted", seq="bigint", route="text")
     return text(f"""

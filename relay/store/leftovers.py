@@ -1,4 +1,4 @@
-"""Leftovers of what one transaction may do: deliveries that are still to be folded, and dead ones still to be healed.
+"""Leftovers of bounded transactions: deliveries that are still to be folded, and dead ones still to be ended.
 
 A settle folds, and a success heals, so many and no more. The rest is worked off here, batch by batch, also in lanes
 where nothing else happens.
@@ -7,32 +7,32 @@ where nothing else happens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from relay.delivery.lifecycle import State
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts
 from relay.store.coverage import heal_more, lanes_to_heal, stop_healing
 from relay.store.database import Database
 from relay.store.lanes import Lane, settle_lanes
 
 LOOKED_AT = 500
-"""Waiting deliveries that one look reads: index entries, and under no lock."""
+"""Waiting deliveries that one look reads: index entries, without a lock."""
 
 
 class Leftovers:
-    """Works them off. One for each relay process, for it remembers how far in each route it has looked."""
+    """Works off leftovers. Each relay process has one, since it remembers its place in each route."""
 
     def __init__(self) -> None:
         self._looked_to: dict[str, str] = {}
         self._unfoldable: set[Lane] = set()
-        """Lanes that could not be settled; they are passed over."""
+        """Lanes that could not be settled; they are skipped."""
 
-    def work_off(self, database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
+    def work_off(self, database: Database, policies: Policies, relay_node: str) -> int:
         """Do a batch of each kind, in transactions of their own.
 
         Returns:
@@ -40,8 +40,8 @@ class Leftovers:
         """
         return self._fold(database, policies, relay_node) + _heal(database, policies, relay_node)
 
-    def _fold(self, database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
-        """Settle the next lanes in `latest` that are not folded: where two wait, or one behind a head that nobody runs."""
+    def _fold(self, database: Database, policies: Policies, relay_node: str) -> int:
+        """Settle the next unfolded lanes in `latest`: two wait, or one waits behind a head that is not in flight."""
         crowded = self._look(database, [name for name, policy in policies.items() if policy.ordering == "latest"])
         if not crowded:
             return 0
@@ -60,7 +60,7 @@ class Leftovers:
         return sum(in_parts(database, "work_off", crowded, part=part, alone=alone, name=_name))
 
     def _look(self, database: Database, routes: list[str]) -> list[Lane]:
-        """Read on from where the last look ended, and find lanes that are not folded."""
+        """Read on from the place of the last look, and find lanes that are not folded."""
         if not routes:
             return []
         most = max(LOOKED_AT // len(routes), 2)
@@ -82,8 +82,8 @@ class Leftovers:
         return crowded
 
 
-def _heal(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str) -> int:
-    """End more of the dead that successes have left; a lane where that can't be done is left to a person."""
+def _heal(database: Database, policies: Policies, relay_node: str) -> int:
+    """End more dead deliveries that successes have left; a lane that fails is left to an operator."""
     with database.read() as transaction:
         lanes = lanes_to_heal(transaction)
 
@@ -107,7 +107,7 @@ def _name(lane: Lane) -> str:
 
 @cache
 def _waiting_from(sql: Sql) -> TextClause:
-    """Entries of the index of those that wait, from a lane on, so many of each route, in its order."""
+    """Index entries of waiting deliveries, from a lane on, a fixed number of each route."""
     routes = sql.rows("looked_to", route="text", lane="text")
     following = "o.state = 'waiting' AND o.route = looked_to.route AND o.lane >= looked_to.lane"
     found = sql.first_of(routes, "open_delivery o", following, "o.lane, o.occurred_at, o.seq", ":most")

@@ -1,4 +1,4 @@
-"""Relay nodes: who is running, and whether anything is left to do."""
+"""Relay nodes: running relay processes, and whether their routes are drained."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ NOTHING_FAILS: Mapping[str, str] = {}
 
 
 def start_node(database: Database, node: str, host: str, pid: int, version: str) -> None:
-    """Enter a relay process that starts. Done again, it changes nothing: the answer to its commit may have been lost."""
+    """Insert a relay process that starts. Idempotent: the answer to its commit may have been lost."""
     with database.write() as transaction:
         transaction.execute(_start(database.sql), node=node, host=host, pid=pid, version=version)
 
 
 def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHING_FAILS) -> None:
-    """Say that it lives, and which of its steps fail."""
+    """Store its heartbeat, and which of its steps fail."""
     told = json.dumps({name: storable(error) for name, error in failing.items()}) if failing else None
     with database.write() as transaction:
         transaction.execute(_heartbeat(database.sql), node=node, failing=told)
 
 
 def failing_steps(transaction: Transaction) -> frozenset[str]:
-    """The names of the steps that fail in any relay that lives."""
+    """Names of the steps that fail in any living relay."""
     found = transaction.execute(_failing(transaction.sql), since=-float(GONE_SECONDS))
     return frozenset(name for row in found for name in as_json(row.failing))
 
 
 def stop_node(database: Database, node: str) -> None:
-    """Note that it stopped in order."""
+    """Store that it stopped in order."""
     with database.write() as transaction:
         transaction.execute(_stop(database.sql), node=node)
 
@@ -72,7 +72,7 @@ def _stop(sql: Sql) -> TextClause:
 
 
 def is_drained(database: Database, routes: Sequence[str], paused: Sequence[Entity] = ()) -> bool:
-    """Whether nothing of these routes is received, due or in flight.
+    """True when nothing of these routes is received, due or in flight.
 
     Retries that are due later, dead letters and what waits for entities that are `paused` may remain.
     """

@@ -1,4 +1,4 @@
-"""Deliveries of paused entities: how claims and others pass over them."""
+"""Conditions and looks that pass over deliveries of paused entities."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def not_paused(sql: Sql) -> str:
 
 
 def _is_paused(sql: Sql, seq: str) -> str:
-    """Put so that each is looked up by itself: with EXISTS, Postgres may read all events of the paused entities first."""
+    """Written so that each event is looked up alone: with EXISTS, Postgres may read all events of the paused entities first."""
     return f"""(
         SELECT 1 FROM inbox i JOIN {sql.rows("paused", source="text", type="text", id="text")}
             ON i.source = paused.source AND i.entity_type = paused.type AND i.entity_id = paused.id
@@ -37,7 +37,7 @@ def _is_paused(sql: Sql, seq: str) -> str:
 def see(
     transaction: Transaction, route: str, paused: Sequence[Entity], cursor: Cursor, *, pages: int, enough: int
 ) -> None:
-    """Look at the due heads of a route from this place on, until there are `enough` that are not paused."""
+    """Read due heads of a route from this place on, until there are `enough` that are not paused."""
     for _ in range(pages):
         due_at, seq = cursor.begin
         rows = transaction.execute(
@@ -55,7 +55,7 @@ def see(
 
 @cache
 def _page(sql: Sql) -> TextClause:
-    """The next heads that are due; only for these is it found out whether they are paused."""
+    """The next due heads; only these are checked for pauses."""
     return text(f"""
 SELECT due.seq, due.due_at, {_is_paused(sql, "due.seq")} AS is_paused
 FROM (

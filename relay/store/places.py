@@ -1,4 +1,4 @@
-"""How far this process has looked at what is to be done: so that looking costs the same, whatever lies before that place.
+"""Places that this process has reached in its looks, so that a look costs the same whatever lies before them.
 
 Postgres keeps the index entry of a row that has ended as long as any snapshot is older, such as that of a long report:
 who looks from the beginning of the index reads past all of them, each time. And what is due but paused stays due. So
@@ -18,18 +18,18 @@ from typing import Generic, NamedTuple, TypeVar
 from relay.delivery.gates import Entity
 
 WHOLE_EVERY_SECONDS = 1.0
-"""Between two looks for work from the beginning, at least."""
+"""The least pause between two looks for work from the beginning."""
 _PART_OF_THE_TIME = 1 / 30
-"""That looks from the beginning may take, however much lies there."""
+"""The largest share of time for looks from the beginning, however much lies there."""
 
 LATE = timedelta(seconds=5)
-"""What becomes due now may be committed so much later: a relay's transaction may not stand for longer than 3 s."""
+"""The longest time between becoming due and its commit: a relay's transaction may not stand for longer than 3 s."""
 
 _Value = TypeVar("_Value")
 
 
 class Floor(Generic[_Value]):
-    """Where the next look begins."""
+    """The place where the next look begins."""
 
     def __init__(
         self, whole_every: float = WHOLE_EVERY_SECONDS, monotonic: Callable[[], float] = time.monotonic
@@ -42,7 +42,7 @@ class Floor(Generic[_Value]):
 
     @contextmanager
     def look(self, *, whole: bool = False) -> Iterator[_Value | None]:
-        """Where this look begins: None, at the beginning, when it is time for that again, or `whole` is asked for."""
+        """Begin a look. Yields its place: None, the beginning, when that is due again, or `whole` is asked for."""
         began = self._monotonic()
         if self.at is not None and began < self._whole_at and not whole:
             yield self.at
@@ -62,7 +62,7 @@ _PAGES_AT_FIRST = 10
 
 
 class Seen(NamedTuple):
-    """One head that a look has met."""
+    """One head that a look has read."""
 
     key: Key
     paused: bool
@@ -74,7 +74,7 @@ class Cursor:
     def __init__(self) -> None:
         self.at = START
         self.seen: list[Seen] = []
-        """Of the present look."""
+        """The heads of the present look."""
         self.at_end = False
         """The present look has met all that is due from here on."""
 
@@ -85,11 +85,11 @@ class Cursor:
 
     @property
     def begin(self) -> Key:
-        """Where the next page of the look begins."""
+        """The place where the next page of the look begins."""
         return self.seen[-1].key if self.seen else self.at
 
     def move(self, claimed: Collection[int]) -> bool:
-        """End the look: go past what is paused and what was claimed, but not past a head that could have been.
+        """End the look: move past paused and claimed heads, but not past one that could have been claimed.
 
         Returns:
             Whether nothing due is left from there on.
@@ -103,7 +103,7 @@ class Cursor:
 
 
 class Passing:
-    """Two places of one route: one goes through all that is due and begins again, one stays with what has just become due.
+    """Two places of one route: one goes through everything that is due and begins again, one stays at what has just become due.
 
     Behind a hundred thousand heads that are paused, one look from the beginning takes 0.3 s; so it is made a page at a
     time, and the heads that become due meanwhile are claimed beside it.
@@ -127,7 +127,7 @@ class Passing:
         return [*through_all, (self._recent, 1)]
 
     def end(self, looked: Sequence[Cursor], claimed: Collection[int], now: datetime) -> None:
-        """The look from these is over, and these seqs were claimed."""
+        """End the look from these places, after these seqs were claimed."""
         for cursor in looked:
             if cursor.move(claimed):
                 cursor.at = START if cursor is self._all else (now - LATE, 0)
@@ -136,7 +136,7 @@ class Passing:
 
 
 class Places:
-    """Of one relay process, for each route."""
+    """The places of one relay process, for each route."""
 
     def __init__(self) -> None:
         self.due: defaultdict[str, Floor[datetime]] = defaultdict(Floor)

@@ -1,8 +1,7 @@
-"""Whether deliveries move, at the cost of a few looks into indexes however much is open: for `relay status --check`."""
+"""Checks that deliveries move, for `relay status --check`: a few index lookups, however much is open."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Literal
 
@@ -11,7 +10,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, rows_param
 from inbox.db.views import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.database import Database
 from relay.store.gates import read_gates
 from relay.store.passing import not_paused, paused_param
@@ -20,7 +19,7 @@ from relay.store.places import PAGE
 STUCK_AFTER_SECONDS = 60.0
 
 
-def stuck_routes(database: Database, policies: Mapping[str, RoutePolicy]) -> list[str]:
+def stuck_routes(database: Database, policies: Policies) -> list[str]:
     """The routes on which something has been due for a minute, while nothing was under way and nothing was recorded.
 
     What a pause, a breaker or a rate holds back is not stuck, nor is a route that is only far behind. While entities are
@@ -52,7 +51,7 @@ def unordered(database: Database) -> int | None:
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """Something that deliveries do not show by themselves."""
+    """A problem that deliveries do not show by themselves."""
 
     finding: Literal["failing", "crash_loop", "blocked", "command"]
     route: str | None
@@ -102,7 +101,7 @@ def _so_many(lanes: int) -> str:
 
 
 MOST_BLOCKED = 1000
-"""So many are counted: beyond, the number says no more."""
+"""The largest count: a larger number would say nothing more."""
 
 _BLOCKED = text("""
 SELECT b.route, count(*) AS lanes FROM (SELECT route FROM open_delivery WHERE state = 'blocked' LIMIT :most) b
@@ -164,7 +163,7 @@ ORDER BY routes.route
 
 
 def _overdue(sql: Sql, since: str) -> str:
-    """Whether something is due that is not paused, by both ends: a pause may hold back any number of deliveries."""
+    """True when something is due and not paused. Looks from both ends: a pause may hold back any number of deliveries."""
     ends = [
         f"""EXISTS (
         SELECT 1 FROM (

@@ -1,8 +1,8 @@
-"""Quarantine: a delivery that a step can't work on becomes dead, with the error's text, so that it stops nothing else."""
+"""Quarantine: a delivery that a step can't process becomes dead, with the error's text, so that it stops nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from typing import Literal
@@ -13,7 +13,7 @@ from inbox.db.dialect import Sql, blames_items, error_text
 from relay.delivery import facts
 from relay.delivery.alerts import deaths
 from relay.delivery.lifecycle import OpenDelivery, State, append
-from relay.delivery.policy import UNKNOWN_ROUTE, RoutePolicy
+from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.alerts import note
 from relay.store.database import Database, Key, Transaction
 from relay.store.lanes import settle_lanes
@@ -24,7 +24,7 @@ Cause = Literal["unrecordable", "unprocessable"]
 
 def quarantine(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     key: Key,
     *,

@@ -1,4 +1,4 @@
-"""What listings show: rows of the public views, as they are."""
+"""Reads for listings: rows of the public views, as they are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def backlog(database: Database) -> list[Row]:
 
 
 def relay_nodes(database: Database) -> list[Row]:
-    """Relay processes that have not stopped in order, and how long ago each last said that it lives."""
+    """Relay processes that have not stopped in order, and the age of each heartbeat."""
     with database.read() as transaction:
         return _rows(transaction, _nodes(database.sql))
 
@@ -37,7 +37,7 @@ ORDER BY started_at
 
 
 def sweeps(database: Database) -> list[Row]:
-    """The table `sweep_watermark`: how far each sweep has come, and what the last one found."""
+    """The table `sweep_watermark`: the place of each sweep, and what the last one found."""
     with database.read() as transaction:
         return _rows(transaction, text("SELECT * FROM sweep_watermark ORDER BY source, entity_type"))
 

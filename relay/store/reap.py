@@ -1,8 +1,8 @@
-"""Reap: leases that ran out are taken back, and what again and again kills the process that works on it is set aside."""
+"""Reap: rescues deliveries whose lease expired, and sets aside those that kill their process again and again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -13,13 +13,13 @@ from inbox.events.timestamps import time_text
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
-from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, RoutePolicy, decide_abandoned
+from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, Policies, decide_abandoned
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
-from relay.store.claim import LEASE_SECONDS, Claimed
 from relay.store.clock import DatabaseClock
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text, keys_param
 from relay.store.lanes import settle_lanes
+from relay.store.leases import LEASE_SECONDS, Claimed
 from relay.store.quarantine import quarantine
 
 BATCH = 200
@@ -28,12 +28,12 @@ BATCH = 200
 
 def reap(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     trusted: Iterable[Claimed] = (),
     clock: DatabaseClock | None = None,
 ) -> list[tuple[int, str, AnyFact]]:
-    """Take back leases that ran out, so that another attempt can be made; how far the last one came is unknown.
+    """Take back expired leases, so that another attempt can be made; how far the last one came is unknown.
 
     Nothing is taken back that this process trusts still, nor anything for a while after the `clock` was seen to step
     forward: those who hold the other leases live, too.
@@ -62,7 +62,7 @@ def reap(
 
 def _reap(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     clock: DatabaseClock,
     statement: TextClause,
@@ -94,7 +94,7 @@ def _reap(
 
 
 def _set_aside(
-    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, lease: Claimed, error: Exception
+    database: Database, policies: Policies, relay_node: str, lease: Claimed, error: Exception
 ) -> list[tuple[int, str, AnyFact]]:
     seq, route, token = lease
     dead = quarantine(database, policies, relay_node, (seq, route), cause="unprocessable", error=error, token=token)
@@ -159,7 +159,7 @@ def _not_trusted(sql: Sql) -> str:
 
 
 def _died_each_time(transaction: Transaction, rows: Sequence[Any]) -> set[tuple[int, str]]:
-    """Those of which the last relay processes that abandoned them, and the one that does so now, are gone for good.
+    """Deliveries of which every relay process that abandoned them in a row, this one too, is gone for good.
 
     A process that was only frozen, or without a database, said later that it lives; one that died never does: a new
     process has a new id. What took over another one's retry has its own attempts alone as evidence.
@@ -184,7 +184,7 @@ _HELD = {"seq": "bigint", "route": "text", "node": "text"}
 
 @cache
 def _gone(sql: Sql) -> TextClause:
-    """Of these, those whose holder has been silent for as long as a lease, and did not stop in order."""
+    """The nodes among these that have been silent for as long as a lease, and did not stop in order."""
     return text(f"""
 SELECT held.seq, held.route
 FROM {sql.rows("held", **_HELD)} LEFT JOIN relay_node n ON n.id = held.node
@@ -194,7 +194,7 @@ WHERE n.id IS NULL OR (n.stopped_at IS NULL AND n.heartbeat_at < {sql.plus_secon
 
 @cache
 def _abandoned_before(sql: Sql) -> TextClause:
-    """The times they were abandoned, the last one first, and whether the holder of then was heard of afterwards."""
+    """The times they were abandoned, the last one first, and whether the holder sent a heartbeat afterwards."""
     return text(f"""
 SELECT l.seq, l.route, n.heartbeat_at > l.at OR n.stopped_at IS NOT NULL AS came_back
 FROM {sql.rows("held", **_HELD)}

@@ -1,4 +1,4 @@
-"""Record: what an attempt came to, the state that follows and the lane's next head, in one transaction."""
+"""Record: stores an attempt's outcome, the state that follows and the lane's next head, in one transaction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from relay.delivery.policy import (
     NO_HISTORY,
     UNKNOWN_ROUTE,
     History,
-    RoutePolicy,
+    Policies,
     decide,
     history_of,
     needs_history,
@@ -38,22 +38,22 @@ from relay.store.quarantine import quarantine
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """One outcome that was handed in: the fact it became, or None when its lease was not the present one any more."""
+    """One recorded outcome: the fact it became, or None when its lease was no longer the present one."""
 
     delivery: Delivery
     fact: AnyFact | None
     error: Exception | None = None
-    """Why it could not be recorded, nor become dead: it is still leased, and to be handed in again later."""
+    """The error when it could neither be recorded nor become dead: it is still leased, and is recorded again later."""
 
 
 def record(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
     watched: Collection[GateKey] = (),
 ) -> list[Recorded]:
-    """Record the outcomes of attempts, each only if its lease still is the present one; others are discarded.
+    """Record the outcomes of attempts whose lease is still the present one; others are discarded.
 
     All are recorded when this returns, or none of those that `record_each` has not yielded when it raises.
     """
@@ -62,7 +62,7 @@ def record(
 
 def record_each(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
     watched: Collection[GateKey] = (),
@@ -121,7 +121,7 @@ def record_each(
 
 def _record(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     handed_in: Sequence[tuple[Delivery, Outcome]],
     *,
@@ -160,14 +160,14 @@ def _record(
 
 
 def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
-    """The outcome as timed by a host whose clock is not ahead: a fetch that begins in the future would cover what is to come."""
+    """The outcome with times not ahead of the database: a fetch in the future would cover changes that are still to come."""
     if not isinstance(outcome, Delivered) or outcome.fetch_began_at is None or not ahead:
         return outcome
     return msgspec.structs.replace(outcome, fetch_began_at=outcome.fetch_began_at - ahead)
 
 
 def _still_leased(transaction: Transaction, deliveries: Sequence[Delivery]) -> dict[tuple[int, str, int], OpenDelivery]:
-    """The fence: rows that this very claim still holds, by seq, route and token.
+    """The fence: rows that this claim still holds, by seq, route and fencing token.
 
     An older claim's outcome may be handed in together with the present one's, so the token is part of what is looked up.
     """
@@ -193,10 +193,10 @@ ORDER BY o.seq, o.route
 def _reports(
     outcomes: Iterable[tuple[Delivery, Outcome]],
     leased: Collection[tuple[int, str, int]],
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     watched: Collection[GateKey],
 ) -> Iterator[Heard]:
-    """What the breakers have to hear: every trouble, and successes where there was trouble lately."""
+    """The reports for the breakers: every failure, and successes where there were failures lately."""
     for delivery, outcome in outcomes:
         policy = policies.get(delivery.route, UNKNOWN_ROUTE)
         if (delivery.seq, delivery.route, delivery.lease_token) not in leased:
@@ -207,9 +207,9 @@ def _reports(
 
 
 def _histories(
-    transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Mapping[str, RoutePolicy]
+    transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Policies
 ) -> dict[tuple[int, str], History]:
-    """What the attempts before came to, of those for which it matters."""
+    """The results of earlier attempts, for the outcomes that depend on them."""
     asked = {
         (delivery.seq, delivery.route): outcome.error_class
         for delivery, outcome in outcomes
@@ -248,7 +248,7 @@ def _last_delivered(delivery: Delivery, outcome: Outcome) -> Iterator[dict[str, 
 
 
 def remember_delivered(transaction: Transaction, rows: Iterable[Mapping[str, object]]) -> None:
-    """Note in `lane` what was delivered last. An event that is its own lane has no later one to compare with."""
+    """Store in `lane` what was delivered last. An event that is its own lane has no later one to compare with."""
     shared = [row for row in rows if not str(row["lane"]).startswith(OWN_LANE)]
     if shared:
         shared.sort(key=lambda row: (str(row["route"]), str(row["lane"])))

@@ -1,9 +1,9 @@
-"""Deliveries wherever they stand, those that ended too, and taking them up again. Call under the order lock."""
+"""Finds deliveries in any state, ended ones too, and takes them up again. Call under the order lock."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,13 +17,13 @@ from inbox.errors import UnreadableLog
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, State, fold
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.database import ROW, Key, Transaction, as_open_delivery, keys_param
 from relay.store.lanes import settle_lanes
 
 
 def find(transaction: Transaction, config: Config, keys: Sequence[Key]) -> list[OpenDelivery]:
-    """Find these deliveries: as their row has them, locked, or as their facts and the configuration tell.
+    """Find these deliveries: from their locked row, or from their facts and the configuration.
 
     One that has ended on a route which is not configured any more is left out: there is nowhere to send it.
 
@@ -50,7 +50,7 @@ def take_up(
     transaction: Transaction,
     found: Iterable[OpenDelivery],
     again: Sequence[OpenDelivery],
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str | None,
 ) -> None:
     """Give `again`, which are of those that were `found`, with the fact that takes each up, their places in their lanes."""
@@ -62,7 +62,7 @@ def take_up(
 
 
 def _readable(history: Sequence[Any]) -> list[facts.AnyFact]:
-    """The facts from the last correction on, which stands for all before it."""
+    """The facts from the last correction on, which replaces all before it."""
     corrections = [number for number, row in enumerate(history) if row.kind == facts.CORRECTED]
     return [_decoded(row) for row in history[corrections[-1] if corrections else 0 :]]
 

@@ -1,14 +1,13 @@
-"""Sequence: what the receiver wrote gets its place in its lane."""
+"""Sequence: gives deliveries that the receiver wrote their place in their lane."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.bulkhead import isolated
 from relay.store.coverage import supersede_covered
 from relay.store.database import (
@@ -28,7 +27,7 @@ BATCH = 500
 """Rows in one transaction; on SQLite a longer one would keep the receiver waiting."""
 
 
-def sequence(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, batch: int = BATCH) -> int:
+def sequence(database: Database, policies: Policies, relay_node: str, batch: int = BATCH) -> int:
     """Make up to `batch` received deliveries ready, waiting, or superseded.
 
     They are found by their state, never by a cursor over `seq`: numbers commit out of order, and a cursor loses rows. Where
@@ -52,7 +51,7 @@ def sequence(database: Database, policies: Mapping[str, RoutePolicy], relay_node
     )
 
 
-def _sequence_next(database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, batch: int) -> int:
+def _sequence_next(database: Database, policies: Policies, relay_node: str, batch: int) -> int:
     with database.arrivals.look() as begin:
         statement = _received(database.sql)
         return _sequence(database, policies, relay_node, statement, batch=batch, begin_seq=begin or 0)
@@ -60,7 +59,7 @@ def _sequence_next(database: Database, policies: Mapping[str, RoutePolicy], rela
 
 def _sequence(
     database: Database,
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
     statement: TextClause,
     **which: object,
@@ -76,14 +75,12 @@ def _sequence(
     return len(received)
 
 
-def _set_aside(
-    database: Database, policies: Mapping[str, RoutePolicy], relay_node: str, key: Key, error: Exception
-) -> int:
+def _set_aside(database: Database, policies: Policies, relay_node: str, key: Key, error: Exception) -> int:
     return int(quarantine(database, policies, relay_node, key, cause="unprocessable", error=error) is not None)
 
 
 def _look_from(database: Database, seq: int) -> None:
-    """Begin the next looks so far below this one that what is committed late is found, too, but for the latest."""
+    """Move the start of later looks, but so far below this one that late commits are found, too."""
     if database.sql.keeps_ended_entries:
         database.arrivals.at = seq - SEQS_OUT_OF_ORDER
 
@@ -111,7 +108,7 @@ _RECEIVED_KEYS = text(
 
 
 def any_received(database: Database) -> bool:
-    """Whether there is anything to sequence; takes no lock, so an idle relay disturbs nobody."""
+    """True when there is anything to sequence; takes no lock, so an idle relay disturbs nobody."""
     with database.arrivals.look() as begin, database.read() as transaction:
         found = transaction.execute(_ANY_RECEIVED, begin_seq=begin or 0)
     if found:

@@ -1,4 +1,4 @@
-"""What a sweep compares with the inbox, how far it has come, and which relay is at it."""
+"""Sweeps in SQL: comparison with the inbox, watermarks, and turns of relays."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ class Turn(msgspec.Struct, frozen=True):
     entity_type: str
     node: str
     every: float
-    """After a sweep that came to its end, the next is due."""
+    """The pause after a complete sweep."""
     again: float
-    """After one that did not."""
+    """The pause after an incomplete sweep."""
     lease: float
-    """For so long nobody else may, unless it is renewed; a relay that dies keeps the others waiting no longer."""
+    """The lease of a turn, unless it is renewed; a relay that dies delays the others no longer."""
 
 
 LEASE_SECONDS = 30.0
-"""Besides the time that a page may take, with a token for it: a relay that dies keeps the others waiting no longer."""
+"""Added to the time that a page and its token may take: a relay that dies delays the others no longer."""
 
 
 def lease_seconds(api: Api) -> float:
-    """The lease of a sweep that asks this api."""
+    """The lease in seconds of a sweep that calls this api."""
     return LEASE_SECONDS + 2 * float(api.timeout)
 
 
 def is_due(database: Database, turn: Turn) -> bool:
-    """Whether it is due and nobody is at it, as far as a look without a lock can tell."""
+    """True when it is due and nobody has the turn, as far as a look without a lock can tell."""
     with database.read() as transaction:
         return not transaction.execute(_not_due(database.sql), **_named(turn, "every", "again"))
 
 
 def take(database: Database, turn: Turn) -> bool:
-    """Whether it is due and nobody is at it; from now on this relay is."""
+    """Take the turn; true when it was due and nobody had it."""
     with database.write() as transaction:
         return bool(transaction.execute(_take(database.sql), **_named(turn, "node", "every", "again", "lease")))
 
 
 def keep(database: Database, turn: Turn) -> bool:
-    """Renew the lease. False: it ran out, and another relay may be at it."""
+    """Renew the lease. False when it expired, and another relay may have the turn."""
     with database.write() as transaction:
         return bool(transaction.execute(_keep(database.sql), **_named(turn, "node", "lease")))
 
 
 def give_back(database: Database, turn: Turn, missed: int = 0, alerts: Iterable[Alert] = ()) -> None:
-    """It was broken off, and is as due as before. What it has `missed` is added, so that the next one won't find it."""
+    """Give the turn back after an interruption; the sweep stays due. `missed` is added, since the next one won't find it."""
     with database.write() as transaction:
         now = transaction.lock_order()
         transaction.execute(_GIVE_BACK, **_named(turn, "node"))
@@ -71,7 +71,7 @@ def give_back(database: Database, turn: Turn, missed: int = 0, alerts: Iterable[
 
 
 def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert], missed: int = 0) -> None:
-    """It could not come to its end: the watermark stays. `missed` is as in `give_back`."""
+    """Record a failed sweep: the watermark stays. `missed` is as in `give_back`."""
     with database.write() as transaction:
         now = transaction.lock_order()
         transaction.execute(_fail(database.sql), error=error, **_named(turn, "node"))
@@ -80,13 +80,13 @@ def fail(database: Database, turn: Turn, error: str, alerts: Iterable[Alert], mi
 
 
 def broke_off(database: Database, source: str, entity_type: str, missed: int) -> None:
-    """One that had no turn, as a person ran it, has not come to its end. `missed` is as in `give_back`."""
+    """Record a failed sweep that had no turn, as an operator ran it. `missed` is as in `give_back`."""
     with database.write() as transaction:
         _add_missed(transaction, source, entity_type, missed)
 
 
 def _add_missed(transaction: Transaction, source: str, entity_type: str, missed: int) -> None:
-    """Also when another relay is at it by now."""
+    """Applies also when another relay has the turn by now."""
     if missed:
         transaction.execute(_ADD_MISSED, source=source, entity_type=entity_type, missed=missed)
 
@@ -105,7 +105,7 @@ def compared_until(database: Database, source: str, entity_type: str) -> datetim
 def missing(
     database: Database, source: str, entity_type: str, listed: Sequence[Listed], routes: Sequence[str]
 ) -> list[Listed]:
-    """Those of which the inbox has no event of their last change, or a later one, that took all of these routes.
+    """Entities of which the inbox has no event of their last change, or a later one, on all of these routes.
 
     An event that took others says nothing where the change was to be told. What a sweep has added for this very change is
     there, whatever routes it took: it can't be added again.
@@ -133,7 +133,7 @@ def missing(
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a sweep that came to its end has to say."""
+    """The result of a complete sweep."""
 
     source: str
     entity_type: str
@@ -145,7 +145,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def finish(database: Database, found: Found, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
-    """Note what was found; `node` gives its turn back. A watermark never goes back."""
+    """Record what was found; `node` gives its turn back. A watermark never goes back."""
     with database.write() as transaction:
         now = transaction.lock_order()
         values = {**msgspec.structs.asdict(found), "until": time_text(found.until), "node": node}
@@ -158,7 +158,7 @@ _WATERMARK = text("SELECT compared_until FROM sweep_watermark WHERE source = :so
 
 @cache
 def _missing(sql: Sql) -> TextClause:
-    """One look at the newest event answers nearly always, however many an entity has; the others are read only after it.
+    """Reads the newest event first, which nearly always answers; the entity's others are read only after it.
 
     CASE keeps Postgres from joining with the whole inbox instead, and a scalar instead of an EXISTS from reading all keys.
 

@@ -1,32 +1,32 @@
-"""Heads whose event can't be loaded: a claim that meets one sets it aside, and claims the others."""
+"""Sets aside heads whose event can't be loaded, so that a claim goes on with the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, blames_items
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import RoutePolicy
+from relay.delivery.policy import Policies
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Key, key_text, keys_param
 from relay.store.events import with_events
 from relay.store.quarantine import quarantine
 
 MOST_ROUNDS = 20
-"""Each sets aside as many as a claim asks for, at most."""
+"""The most rounds; each sets aside as many as a claim asks for."""
 
 
 def claiming_what_can_be_loaded(
     database: Database,
     claimed: Callable[[], list[Delivery]],
     candidates: Callable[[], Sequence[Key]],
-    policies: Mapping[str, RoutePolicy],
+    policies: Policies,
     relay_node: str,
 ) -> list[Delivery]:
-    """Claim; where that fails for something in it, set aside the candidates that can't be loaded, and claim again.
+    """Claim; where an item fails, set aside the candidates that can't be loaded, and claim again.
 
     Where the next ones can't be loaded either, the same again, a few times; then nothing is claimed this time.
     """
@@ -39,10 +39,8 @@ def claiming_what_can_be_loaded(
     return []
 
 
-def _set_aside(
-    database: Database, candidates: Sequence[Key], policies: Mapping[str, RoutePolicy], relay_node: str
-) -> int:
-    """Set aside those that can't be loaded. Returns how many."""
+def _set_aside(database: Database, candidates: Sequence[Key], policies: Policies, relay_node: str) -> int:
+    """Set aside candidates that can't be loaded. Returns their number."""
 
     def load(keys: Sequence[Key]) -> int:
         with database.read() as transaction:

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from relay.daemon.loop import Relay
 from relay.delivery.gates import Gate
+from relay.delivery.policy import policies
 from relay.destinations import build
 from relay.store import alerts
 from relay.store.database import Database
@@ -175,11 +176,11 @@ def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: E
         number = commands.ask(
             database, "pause", Gate(source="trivore", entity_type="USER", entity_id="u1"), who="kim", why="odd"
         )
-        commands.work_on(database, config, number)
+        commands.work_on(database, config, policies(config), number)
         Relay(database, config, build(config)).run(drain=True)
         assert open_states(engine) == {"ready": 1}
         number = commands.ask(database, "pause", Gate(route="everything"), who="kim", why="odd")
-        commands.work_on(database, config, number)
+        commands.work_on(database, config, policies(config), number)
         Relay(database, config, build(config)).run(drain=True)
         assert open_states(engine) == {"ready": 1}
 

@@ -10,8 +10,8 @@ from sqlalchemy import Engine, text
 from relay.daemon.leases import RENEW_EVERY_SECONDS
 from relay.daemon.loop import RENEW_AGAIN_SECONDS, Relay
 from relay.destinations import build
-from relay.store.claim import Claimed
 from relay.store.database import Database
+from relay.store.leases import Claimed
 from tests.helpers.daemon import configured
 from tests.helpers.kinds import ON_POSTGRES
 from tests.store.conftest import Steps, an_event, receive

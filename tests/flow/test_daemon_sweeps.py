@@ -19,6 +19,7 @@ from inbox.config.model import Config
 from inbox.errors import ConfigError
 from inbox.events.event import Event
 from relay.delivery.gates import Gate
+from relay.delivery.policy import policies
 from relay.destinations import build
 from relay.observe import Observer
 from relay.steps import Steps
@@ -157,10 +158,14 @@ def test_who_pauses_the_api_or_the_source_pauses_its_sweep(engine: Engine, direc
     config, database = configured("http://127.0.0.1:9/", more=table + OFTEN), Database(engine)
     sweeps = a_sweeper(engine, config)
     for gate in (Gate(api="identity"), Gate(source="trivore")):
-        commands.work_on(database, config, commands.ask(database, "pause", gate, who="me", why="seen"))
+        commands.work_on(
+            database, config, policies(config), commands.ask(database, "pause", gate, who="me", why="seen")
+        )
         sweeps.look()
         assert directory.pages == 0
-        commands.work_on(database, config, commands.ask(database, "resume", gate, who="me", why="done"))
+        commands.work_on(
+            database, config, policies(config), commands.ask(database, "resume", gate, who="me", why="done")
+        )
     sweeps.look()
     assert directory.pages == 2
 

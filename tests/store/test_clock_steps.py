@@ -18,10 +18,11 @@ from relay.delivery.outcome import Call, Delivered, Failed
 from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store import alerts, nodes
 from relay.store.ahead import BATCH, Ahead
-from relay.store.claim import claim, claim_probe, renew
+from relay.store.claim import claim, claim_probe
 from relay.store.clock import DatabaseClock
 from relay.store.gates import pay, read_gates
 from relay.store.horizon import MOST_BATCHES, Horizon
+from relay.store.leases import renew
 from relay.store.reap import reap
 from relay.store.record import record, record_each
 from relay.store.sequence import sequence

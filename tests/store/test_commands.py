@@ -49,7 +49,7 @@ def the(steps: Steps, number: int) -> tuple[str, int, str | None]:
 
 
 def work(steps: Steps) -> int:
-    return commands.OpenCommands(steps.database).work(CONFIG)
+    return commands.OpenCommands(steps.database).work(CONFIG, POLICIES)
 
 
 def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> None:
@@ -164,7 +164,7 @@ def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
     last = by_sql(steps, "replay", {"cause": "mapping"})
     open_commands = commands.OpenCommands(steps.database)
     for _ in range(4):
-        open_commands.work(CONFIG)
+        open_commands.work(CONFIG, POLICIES)
     assert the(steps, last) == ("done", 1, "done")
 
 
@@ -233,11 +233,11 @@ def test_a_replay_of_a_mountain_keeps_a_thousand_of_it_open(steps: Steps) -> Non
 def test_a_replay_looks_at_no_delivery_twice_though_it_dies_again(steps: Steps) -> None:
     fill_with_dead(steps, 250)
     number = commands.ask(steps.database, "replay", Selection(), who="kim", why="mended")
-    assert commands.work_on(steps.database, CONFIG, number) == 200
+    assert commands.work_on(steps.database, CONFIG, POLICIES, number) == 200
     for delivery in claim(steps.database, "r1", [(["strict"], 200)]):
         record(steps.database, POLICIES, "r1", [(delivery, HOPELESS)])
-    assert commands.work_on(steps.database, CONFIG, number) == 50
-    assert commands.work_on(steps.database, CONFIG, number) == 0
+    assert commands.work_on(steps.database, CONFIG, POLICIES, number) == 50
+    assert commands.work_on(steps.database, CONFIG, POLICIES, number) == 0
     assert the(steps, number) == ("done", 250, "done")
 
 
@@ -277,7 +277,7 @@ def test_what_a_plan_shows_is_a_sample_a_count_and_what_is_left_out(steps: Steps
 
 def test_a_pause_by_the_command_line_is_a_command_too(steps: Steps) -> None:
     number = commands.ask(steps.database, "pause", Gate(route="strict"), who="kim", why="maintenance")
-    commands.work_on(steps.database, CONFIG, number)
+    commands.work_on(steps.database, CONFIG, POLICIES, number)
     (row,) = steps.rows("SELECT kind, reason, asked_by, state FROM relay_command")
     assert row == {
         "kind": "pause",
@@ -299,7 +299,7 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
         dying = Dying(at=6)  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
         patch.setattr(commands, "_change", dying)
         with pytest.raises(KeyboardInterrupt):
-            commands.work_on(steps.database, CONFIG, number)
+            commands.work_on(steps.database, CONFIG, POLICIES, number)
     while claimed := claim(steps.database, "r1", [(["strict"], 8)]):
         record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in claimed])
     while work(steps):
@@ -317,8 +317,8 @@ class Dying:
         self._left = at
         self._change = commands._change
 
-    def __call__(self, *arguments: Any) -> int:  # noqa: ANN401  # passed through
+    def __call__(self, *arguments: Any, **named: Any) -> int:  # noqa: ANN401  # passed through
         self._left -= 1
         if self._left == 0:
             raise KeyboardInterrupt
-        return self._change(*arguments)
+        return self._change(*arguments, **named)

@@ -15,9 +15,10 @@ from inbox.db.intake import STORES
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
 from relay.delivery.outcome import Delivered, Failed
+from relay.delivery.policy import policies
 from relay.store.audit.verify import verify
 from relay.store.claim import claim
-from relay.store.duplicates import Judged, judge_repeats
+from relay.store.duplicates import Judged, judge_duplicates
 from relay.store.operator.selection import Selection
 from relay.store.record import record
 from relay.store.sequence import sequence
@@ -52,7 +53,7 @@ def repeat(database_url: str) -> Callable[[Event], None]:
 
 
 def judge(steps: Steps, config: Config = CONFIG) -> Judged:
-    return judge_repeats(steps.database, config, "r1")
+    return judge_duplicates(steps.database, config, policies(config), "r1")
 
 
 def agreed(steps: Steps) -> bool:

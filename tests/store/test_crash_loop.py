@@ -9,8 +9,9 @@ from sqlalchemy import text
 
 from relay.delivery.outcome import Delivered, Delivery, Failed
 from relay.delivery.policy import CRASHES_ALLOWED
-from relay.store.claim import LEASE_SECONDS, claim, claim_suspect, give_back
+from relay.store.claim import claim, claim_suspect
 from relay.store.database import Database
+from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.nodes import heartbeat, start_node, stop_node
 from relay.store.operator.selection import Selection
 from relay.store.reap import reap

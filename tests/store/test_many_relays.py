@@ -14,9 +14,10 @@ from sqlalchemy import Engine, text
 
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
-from relay.store.claim import claim, give_back, renew
+from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.lanes import heads_of
+from relay.store.leases import give_back, renew
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence

@@ -13,8 +13,9 @@ from relay.delivery.gates import GateKey, RateLimit, entity_key
 from relay.delivery.outcome import Delivered, Failed
 from relay.delivery.policy import RoutePolicy
 from relay.store import gates, nodes
-from relay.store.claim import LEASE_SECONDS, claim
+from relay.store.claim import claim
 from relay.store.database import Database
+from relay.store.leases import LEASE_SECONDS
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
 from relay.store.probe import (

@@ -10,8 +10,9 @@ from sqlalchemy import text
 from relay.daemon.leases import claim_of
 from relay.delivery import facts
 from relay.delivery.outcome import Delivered, Failed
-from relay.store.claim import claim, give_back, renew
+from relay.store.claim import claim
 from relay.store.database import Database
+from relay.store.leases import give_back, renew
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence

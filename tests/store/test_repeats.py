@@ -20,12 +20,13 @@ from relay.daemon.claimer import Claimer
 from relay.daemon.leases import Leases
 from relay.daemon.maintenance import Maintenance
 from relay.delivery.outcome import Delivered, Delivery
+from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store import duplicates
 from relay.store.claim import claim
 from relay.store.database import Database
-from relay.store.duplicates import Judged, Rest, judge_repeats
+from relay.store.duplicates import Judged, Rest, judge_duplicates
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.stepping import COMMIT, Stepper
@@ -78,7 +79,7 @@ def delivered(steps: Steps, *events: Event) -> None:
 
 
 def judge(steps: Steps, rest: Rest | None = None) -> Judged:
-    return judge_repeats(steps.database, CONFIG, "r1", rest)
+    return judge_duplicates(steps.database, CONFIG, POLICIES, "r1", rest)
 
 
 def judge_all(steps: Steps, rounds: int = 20) -> list[Judged]:
@@ -375,11 +376,11 @@ def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all
     record_all(steps, claim_all(steps))
     repeat(event)
     for _ in range(3):
-        judge_repeats(steps.database, config, "r1")
+        judge_duplicates(steps.database, config, policies(config), "r1")
         record_all(steps, claim_all(steps))
     record(steps.database, known, "r1", [(slow, TOO_SOON)])
     for _ in range(3):
-        judge_repeats(steps.database, config, "r1")
+        judge_duplicates(steps.database, config, policies(config), "r1")
         record_all(steps, claim_all(steps))
     assert sorted(
         (row["route"], row["number"])

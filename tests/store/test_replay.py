@@ -280,7 +280,7 @@ def test_what_is_open_is_left_as_it_is(steps: Steps, receive: Receive) -> None:
     with steps.database.write() as transaction:
         fact, now = facts.Replayed(who="kim", why="by mistake"), transaction.lock_order()
         every = [(1, "strict"), (2, "strict"), (3, "strict"), (4, "strict")]
-        assert replay(transaction, CONFIG, every, fact, now, too=None) == 0
+        assert replay(transaction, CONFIG, every, fact, now, policies=POLICIES, too=None) == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert steps.kinds() == []
 
@@ -348,7 +348,7 @@ def test_a_large_replay_goes_batch_by_batch(steps: Steps) -> None:
     number = commands.ask(
         steps.database, "replay", Selection(route="strict", everything=True), who="kim", why="restored"
     )
-    assert [commands.work_on(steps.database, CONFIG, number) for _ in range(3)] == [200, 50, 0]
+    assert [commands.work_on(steps.database, CONFIG, POLICIES, number) for _ in range(3)] == [200, 50, 0]
     assert {state for _, _, state in steps.states()} == {"ready"}
     steps.facts_agree()
 

@@ -20,8 +20,9 @@ from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.delivery.outcome import Delivered
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
-from relay.store.claim import claim, give_back
+from relay.store.claim import claim
 from relay.store.database import FailedAlone
+from relay.store.leases import give_back
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
 from relay.store.reap import reap
@@ -106,7 +107,7 @@ def test_no_command_is_failed_where_a_table_is_missing(steps: Steps) -> None:
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
     by_hand(steps, "ALTER TABLE order_lock RENAME TO away")
     with suppress(DBAPIError):  # SQLite's transactions have no need of that table
-        commands.work_on(steps.database, CONFIG, number)
+        commands.work_on(steps.database, CONFIG, POLICIES, number)
     (row,) = steps.rows("SELECT state FROM relay_command")
     assert row["state"] in {"asked", "running"}
 
@@ -198,10 +199,10 @@ def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lo
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
     working = commands.OpenCommands(steps.database)
     with locked(steps, "SELECT 1 FROM relay_command FOR UPDATE"):
-        assert working.work(CONFIG) == 0
+        assert working.work(CONFIG, POLICIES) == 0
     ((which, error),) = working.busy
     assert (which, "could not obtain lock" in str(error)) == (number, True)
-    assert working.work(CONFIG) == 10
+    assert working.work(CONFIG, POLICIES) == 10
 
 
 @ON_POSTGRES

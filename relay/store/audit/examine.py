@@ -1,4 +1,4 @@
-"""Compares what is stored of deliveries with their facts, some seqs at a time."""
+"""Compares stored deliveries with their facts, some seqs at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Key = tuple[int, str]
 
 
 class Event(msgspec.Struct, frozen=True):
-    """What is compared of a row of the inbox."""
+    """The columns of the inbox that the comparison reads."""
 
     seq: int
     entity_type: str | None
@@ -43,13 +43,13 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Span(msgspec.Struct, frozen=True):
-    """Seqs one after the other of which anything is stored: an event, or a row or fact of a delivery."""
+    """Consecutive seqs of which anything is stored: an event, or a row or fact of a delivery."""
 
     seqs: tuple[int, ...]
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing comes after it."""
+        """True when nothing comes after it."""
         return len(self.seqs) < SPAN_SEQS
 
     def upto(self, before: int) -> int:
@@ -58,7 +58,7 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Wrong(msgspec.Struct, frozen=True):
-    """A delivery of which something is stored otherwise than its facts have it."""
+    """A delivery that is stored otherwise than its facts have it."""
 
     subject: Subject
     event: Event | None
@@ -66,7 +66,7 @@ class Wrong(msgspec.Struct, frozen=True):
 
 
 class Examined(msgspec.Struct, frozen=True):
-    """Counts of the events, deliveries and facts that were looked at, and the deliveries that are wrong."""
+    """Counts of the examined events, deliveries and facts, and the deliveries that are wrong."""
 
     events: int
     deliveries: int
@@ -75,12 +75,12 @@ class Examined(msgspec.Struct, frozen=True):
 
 
 def next_span(transaction: Transaction, after: int) -> Span:
-    """The seqs that follow `after`, those of no event too."""
+    """The next seqs after `after`, also those without an event."""
     return Span(tuple(row.seq for row in transaction.execute(_NEXT_SEQS, after=after, most=SPAN_SEQS)))
 
 
 def examine(transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False) -> Examined:
-    """Compare everything that is stored of these seqs with their facts.
+    """Compare everything stored of these seqs with their facts.
 
     It must see one moment: a snapshot, or under the order lock with the rows `locked`. Then the view, which nothing
     mends, is left out. On Postgres a receiver may commit between two statements under the lock, so the events are read
@@ -156,7 +156,7 @@ def _lanes_of(event: Event) -> frozenset[str]:
 
 
 def _compare_view(transaction: Transaction, subjects: Sequence[Subject]) -> Iterator[Difference]:
-    """The view `delivery` shows every delivery, once, as it is."""
+    """Check that the view `delivery` shows every delivery once, as it is."""
     seqs = sorted({subject.seq for subject in subjects})
     if not seqs:
         return
@@ -175,7 +175,7 @@ def _told(line: tuple[str, int] | None) -> str:
 
 
 def _compare_superseded(transaction: Transaction, subjects: Sequence[Subject]) -> Iterator[Difference]:
-    """An event that stands for another one comes later in their lane."""
+    """Check that an event that supersedes another one comes later in their lane."""
     folded = [s for s in subjects if s.account.superseded_by is not None and s.is_expected]
     if not folded:
         return
@@ -196,7 +196,7 @@ def _compare_superseded(transaction: Transaction, subjects: Sequence[Subject]) -
 def _compare_last_delivered(
     transaction: Transaction, subjects: Sequence[Subject], config: Config
 ) -> Iterator[Difference]:
-    """A lane knows of a delivery at least as new as each event that was delivered in it, whatever its route says now."""
+    """Check that a lane remembers a delivery at least as new as each event delivered in it, whatever its route says now."""
     delivered = [
         (subject, lane)
         for subject in subjects
@@ -216,7 +216,7 @@ def _compare_last_delivered(
 
 
 def lane_of_success(subject: Subject) -> str | None:
-    """The lane that has to remember the subject's last delivery; None: it has none, or its lane was its own."""
+    """The lane that has to remember the subject's last delivery; None when there is none, or its lane was its own."""
     delivered = subject.account.delivered
     if delivered is None or delivered.lane == "event":
         return None
@@ -224,7 +224,7 @@ def lane_of_success(subject: Subject) -> str | None:
 
 
 def present_lane(event: Event, route: str, config: Config) -> str:
-    """The lane that the event would have if it arrived now; on a route that the configuration lacks, its entity's."""
+    """The lane that the event would get if it arrived now; on a route that the configuration lacks, its entity's."""
     known = config.routes.get(route)
     lanes = _lanes_of(event)
     if known is None:

@@ -1,4 +1,4 @@
-"""Rebuild: mend what `verify` finds, in place, chunk by chunk under the order lock, while receivers and relays run.
+"""Rebuild: repairs what `verify` finds, in place, chunk by chunk under the order lock, while receivers and relays run.
 
 Only what is found wrong is locked, and looked at again then. Swapping whole tables would lose what is written meanwhile.
 """
@@ -29,9 +29,9 @@ from relay.delivery.lifecycle import (
     restore,
     schedule,
 )
-from relay.delivery.policy import policies
+from relay.delivery.policy import Policies, policies
 from relay.store.audit.examine import Event, Wrong, examine, lane_of_success, next_span, present_lane
-from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, headless, phantoms, told
+from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Transaction
 from relay.store.horizon import pull_in_all
@@ -40,10 +40,10 @@ from relay.store.record import remember_delivered
 
 
 class Mend(msgspec.Struct, frozen=True):
-    """What is to become of one delivery."""
+    """The planned repair of one delivery."""
 
     delivery: OpenDelivery
-    """As it has to be, with the fact that has to be appended."""
+    """The delivery as it has to be, with the fact to append."""
     row: OpenDelivery | None
     """As it is."""
     differences: tuple[Difference, ...]
@@ -71,17 +71,20 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         What was mended in each chunk. What is left, since its lane is being worked on or a view was changed by hand, is
         not in it: `verify` tells.
     """
-    for lanes in phantoms(database):
+    known = policies(config)
+    for lanes in unlogged_successes(database):
         with database.write() as transaction:
             transaction.lock_order()
             forgotten = transaction.execute(_forget(database.sql), lanes=_of(lanes))
-        yield Checked(0, differences=told(((row.route, row.lane) for row in forgotten), PHANTOM))
+        yield Checked(0, differences=for_lanes(((row.route, row.lane) for row in forgotten), PHANTOM))
     for lanes in headless(database):
         with database.write() as transaction:
             now = transaction.lock_order()
-            settled = settle_lanes(transaction, [], policies(config), now, lanes)
+            settled = settle_lanes(transaction, [], known, now, lanes)
             transaction.write_back(settled, None)
-        yield Checked(0, differences=told(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD))
+        yield Checked(
+            0, differences=for_lanes(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD)
+        )
     upto, is_last = 0, False
     while not is_last:
         with database.snapshot() as transaction:
@@ -92,19 +95,19 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
             database,
             "rebuild",
             wrong,
-            part=lambda some: _mend(database, config, some, who),
+            part=lambda some: _mend(database, config, known, some, who),
             alone=lambda _seq, _error: (),
             name=lambda seq: f"seq={seq}",
         )
         mended = tuple(found for part in parts for found in part)
         upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, mended)
-    for ahead in pull_in_all(database, config, policies(config)):
+    for ahead in pull_in_all(database, config, known):
         yield Checked(upto, differences=tuple(one.difference for one in ahead))
 
 
-def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> tuple[Difference, ...]:
-    """Look again at these seqs, under the order lock, and mend what is still wrong.
+def _mend(database: Database, config: Config, known: Policies, seqs: Sequence[int], who: str) -> tuple[Difference, ...]:
+    """Examine these seqs again under the order lock, and repair what is still wrong.
 
     Receivers don't take that lock. What they have added since the first look is none of these seqs, and is left alone.
     """
@@ -117,7 +120,7 @@ def _mend(database: Database, config: Config, seqs: Sequence[int], who: str) -> 
         mends, demoted = _with_room(transaction, of_rows, now)
         changed = _write(transaction, mends)
         lanes = {(row.route, row.lane) for row in (one.subject.row for one in wrong) if row is not None}
-        transaction.write_back(settle_lanes(transaction, [*changed, *demoted], policies(config), now, lanes), None)
+        transaction.write_back(settle_lanes(transaction, [*changed, *demoted], known, now, lanes), None)
         remember_delivered(transaction, _last_delivered(late))
     return (
         *(found for one in removed for found in one.differences),
@@ -131,7 +134,7 @@ _OF_THE_ROW: frozenset[Finding] = _MENDED - {"last_delivered"}
 
 
 def _is_mended(one: Wrong) -> bool:
-    """Whether it is to be mended; what a newer version has written is left to that."""
+    """True when it is to be repaired; what a newer version has written is left to that version."""
     return _has(one, *_MENDED) and not one.subject.account.is_newer
 
 
@@ -166,7 +169,7 @@ def _correction(standing: FoldedState, who: str, why: str) -> facts.Corrected:
 
 
 def _with_room(transaction: Transaction, mends: Sequence[Mend], now: datetime) -> tuple[list[Mend], list[OpenDelivery]]:
-    """Those that can be mended now, and the heads that have to make room for a blocked one.
+    """Deliveries that can be repaired now, and heads that have to make room for a blocked one.
 
     A blocked delivery that lost its place may find another head in its lane: one that is ready waits again behind it,
     one that is in flight is let finish, and the blocked one is left to another run.
@@ -193,7 +196,7 @@ def _with_room(transaction: Transaction, mends: Sequence[Mend], now: datetime) -
 
 
 def _write(transaction: Transaction, mends: Sequence[Mend]) -> list[OpenDelivery]:
-    """Make the rows that are missing, and mend the numbers of those at work; gives those whose lanes are to be settled."""
+    """Insert missing rows and correct counters of those in flight; returns the deliveries whose lanes are to be settled."""
     new = [mend.delivery for mend in mends if mend.is_new]
     replaced = [mend.row for mend in mends if mend.is_new and mend.row is not None]
     transaction.remove(replaced)
@@ -206,7 +209,7 @@ def _write(transaction: Transaction, mends: Sequence[Mend]) -> list[OpenDelivery
 
 
 def _remove_strays(transaction: Transaction, strays: Sequence[Wrong]) -> list[Wrong]:
-    """Remove rows and facts of no event; gives those of which something was removed.
+    """Remove rows and facts without an event; returns the keys of which something was removed.
 
     Each statement looks for the event itself: on Postgres one may have been committed since the strays were read.
     """
@@ -223,7 +226,7 @@ def _remove_strays(transaction: Transaction, strays: Sequence[Wrong]) -> list[Wr
 
 
 def _last_delivered(late: Iterable[Wrong]) -> Iterable[dict[str, object]]:
-    """For each lane its newest delivery of these."""
+    """The newest of these deliveries for each lane."""
     newest: dict[Lane, dict[str, object]] = {}
     known = [(one.event, one.subject) for one in late if one.event is not None]
     for event, subject in sorted(known, key=lambda pair: (pair[0].occurred_at, pair[0].seq)):
@@ -255,7 +258,7 @@ def _of(lanes: Iterable[Lane]) -> str:
 
 @cache
 def _forget(sql: Sql) -> TextClause:
-    """Only where it is still so: another delivery may have been recorded since the look."""
+    """Changes only rows that are still as examined: another delivery may have been recorded since."""
     return text(f"""
 DELETE FROM lane
 WHERE (route, lane) IN (
@@ -288,7 +291,7 @@ SELECT seq, route, lane, occurred_at, 'received' FROM {rows}
 
 @cache
 def _recount(sql: Sql) -> TextClause:
-    """Of those in flight only the numbers are mended: their leases stay."""
+    """Corrects only the counters of deliveries in flight: their leases stay."""
     rows = sql.rows("counted", seq="bigint", route="text", attempt="int", run="int", crashes="int")
     return text(f"""
 UPDATE open_delivery AS o

@@ -1,4 +1,4 @@
-"""Verify: hold everything that is stored against the log, chunk by chunk, beside whatever runs."""
+"""Verify: compares everything stored with the log, chunk by chunk, while receivers and relays run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LANES_AT_A_TIME = 500
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What one chunk of the check found."""
+    """The findings of one chunk of the check."""
 
     upto: int
-    """Every seq up to this one has been looked at."""
+    """Every seq up to this one has been checked."""
     events: int = 0
     deliveries: int = 0
     facts: int = 0
@@ -31,7 +31,7 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 def verify(database: Database, config: Config) -> Iterator[Checked]:
-    """Compare `open_delivery`, `lane` and the views with what follows from the log. Changes nothing.
+    """Compare `open_delivery`, `lane` and the views with the state that follows from the log. Changes nothing.
 
     Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
     that was looked at is left to the next time.
@@ -45,9 +45,9 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
         upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, differences)
     for lanes in headless(database):
-        yield Checked(upto, differences=told(lanes, NO_HEAD))
-    for lanes in phantoms(database):
-        yield Checked(upto, differences=told(lanes, PHANTOM))
+        yield Checked(upto, differences=for_lanes(lanes, NO_HEAD))
+    for lanes in unlogged_successes(database):
+        yield Checked(upto, differences=for_lanes(lanes, PHANTOM))
     for ahead in find_all(database, config, policies(config)):
         yield Checked(upto, differences=tuple(one.difference for one in ahead))
     yield Checked(upto, differences=tuple(_totals(database)))
@@ -57,8 +57,8 @@ NO_HEAD = Difference("no_head", None, None, None, "one may go next", "none")
 PHANTOM = Difference("last_delivered", None, None, None, "it was not delivered", "the newest delivered")
 
 
-def told(lanes: Iterable[Lane], difference: Difference) -> tuple[Difference, ...]:
-    """The difference, of each of these lanes."""
+def for_lanes(lanes: Iterable[Lane], difference: Difference) -> tuple[Difference, ...]:
+    """The same difference for each of these lanes."""
     return tuple(msgspec.structs.replace(difference, route=route, lane=lane) for route, lane in lanes)
 
 
@@ -70,14 +70,14 @@ def bounds(database: Database) -> tuple[int, int]:
 
 
 def headless(database: Database) -> Iterator[list[Lane]]:
-    """Lanes in which deliveries wait and none may go next."""
+    """Lanes in which deliveries wait behind no head."""
     for rows in _pages(database, _WAITING_LANES):
         if lanes := [(row.route, row.lane) for row in rows if not row.has_head]:
             yield lanes
 
 
-def phantoms(database: Database) -> Iterator[list[Lane]]:
-    """Lanes whose last delivery is one that never was."""
+def unlogged_successes(database: Database) -> Iterator[list[Lane]]:
+    """Lanes whose remembered last delivery never happened."""
     for rows in _pages(database, _LAST_DELIVERIES):
         if lanes := [(row.route, row.lane) for row in rows if not row.was_delivered]:
             yield lanes
@@ -95,7 +95,7 @@ def _pages(database: Database, statement: TextClause) -> Iterator[list[Any]]:
 
 
 def _totals(database: Database) -> Iterator[Difference]:
-    """The views that count do count what is there."""
+    """Check the counts of the counting views."""
     with database.snapshot() as transaction:
         for row in transaction.execute(_TOTALS):
             if row.in_view != row.in_table:

@@ -1,4 +1,4 @@
-"""Commands: what an operator asks for by SQL or the command line, done batch by batch by whichever process gets to it.
+"""Commands of operators, given by SQL or the command line, done batch by batch by any relay process.
 
 A batch, how far the command has come, and what it has changed so far are one transaction under the order lock. So
 several processes may work on one command, and any of them may die.
@@ -21,6 +21,7 @@ from inbox.errors import UnusableCommand
 from inbox.events.timestamps import time_text
 from relay.delivery import facts
 from relay.delivery.gates import Gate
+from relay.delivery.policy import Policies
 from relay.store import gates
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
@@ -32,9 +33,9 @@ from relay.store.reopen import find
 BATCH = 200
 """Deliveries in one transaction."""
 MOST_AT_ONCE = 10
-"""Commands of which a batch is done in one step of a relay."""
+"""Commands that get one batch each in one step of a relay."""
 MOST_OPEN = 1000
-"""So many replayed deliveries of a route may be open: what arrives meanwhile is not to wait behind a mountain of them."""
+"""The most open replayed deliveries of a route: new events must not wait behind a large backlog of them."""
 
 GateAct = Literal["pause", "resume"]
 CommandState = Literal["asked", "running", "done", "failed", "cancelled"]
@@ -42,7 +43,7 @@ _Form = TypeVar("_Form")
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How a command stands."""
+    """The progress of a command."""
 
     state: CommandState
     affected: int
@@ -50,16 +51,16 @@ class Progress(msgspec.Struct, frozen=True):
     failed: int = 0
     """Deliveries that could not be changed."""
     error: str | None = None
-    """The last of them, and why."""
+    """The last failed delivery, and why."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more happens."""
+        """True when nothing more happens."""
         return self.state not in {"asked", "running"}
 
 
 def plan(database: Database, choice: Choice, sample: int | None) -> Plan:
-    """What an act would do, with so many of the deliveries as a sample (None: all of them). Changes nothing."""
+    """Preview a command, with this many of its deliveries as a sample (None: all). Changes nothing."""
     number = selection.count(database, choice)
     with database.read() as transaction:
         rows = selection.page(transaction, choice, after=0, most=number if sample is None else sample)
@@ -84,7 +85,7 @@ def _overtaken(database: Database, choice: Choice) -> int:
 
 
 def ask(database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who: str, why: str) -> int:
-    """Note what is asked for. Returns the command's id."""
+    """Store a command. Returns its id."""
     with database.write() as transaction:
         asked = msgspec.json.encode(chosen).decode()
         row = transaction.execute(_ask(database.sql), kind=kind, selection=asked, reason=why, who=who)[0]
@@ -92,28 +93,28 @@ def ask(database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who:
 
 
 def any_open(database: Database) -> bool:
-    """Whether a command waits, or is at work, of a kind that this version knows."""
+    """True when a command of a known kind waits or is at work."""
     with database.read() as transaction:
         return bool(transaction.execute(_ANY_OPEN))
 
 
 def of_newer_version(database: Database) -> list[tuple[int, str]]:
-    """Id and kind of open commands that only a newer version knows: they are left to it."""
+    """Id and kind of open commands that only a newer version knows: they are left to that version."""
     with database.read() as transaction:
         return [(row.id, row.kind) for row in transaction.execute(_UNKNOWN)]
 
 
 class OpenCommands:
-    """The commands that have not ended, a few at a time and in turn, so that none keeps another waiting."""
+    """Open commands, a few at a time and in turn, so that none delays another."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._after = 0
         self.busy: list[tuple[int, DBAPIError]] = []
-        """The commands that could not be worked on the last time, as something they need was locked."""
+        """Commands that failed last time because a row they need was locked."""
 
-    def work(self, config: Config) -> int:
-        """Do a batch of each of the next few. Returns how many deliveries were changed."""
+    def work(self, config: Config, policies: Policies) -> int:
+        """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
         with self._database.read() as transaction:
             numbers = [row.id for row in transaction.execute(_OPEN, after=self._after, most=MOST_AT_ONCE)]
         self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
@@ -121,7 +122,7 @@ class OpenCommands:
         changed = 0
         for number in numbers:
             try:
-                changed += work_on(self._database, config, number)
+                changed += work_on(self._database, config, policies, number)
             except DBAPIError as error:
                 if failure_of(error) != "busy":
                     raise
@@ -129,7 +130,7 @@ class OpenCommands:
         return changed
 
 
-def work_on(database: Database, config: Config, number: int) -> int:
+def work_on(database: Database, config: Config, policies: Policies, number: int) -> int:
     """Do the next batch of this command, if it has not ended.
 
     A command that can't be understood, or whose deliveries can't be found, is `failed`. A delivery that can't be changed is
@@ -143,11 +144,11 @@ def work_on(database: Database, config: Config, number: int) -> int:
         if batch is None:
             return 0
         try:
-            return _do(database, config, batch)
+            return _do(database, config, policies, batch)
         except Exception as error:
             if not blames_items(error) or batch.choice is None or not batch.keys:
                 raise
-        return _do_apart(database, batch, batch.choice)
+        return _do_apart(database, policies, batch, batch.choice)
     except Exception as error:
         if not blames_items(error):
             raise
@@ -156,19 +157,19 @@ def work_on(database: Database, config: Config, number: int) -> int:
 
 
 class _Batch(msgspec.Struct, frozen=True):
-    """What is done next of a command, as it was read without a lock."""
+    """The next batch of a command, as it was read without a lock."""
 
     command: Any
     """The row."""
     choice: Choice | None = None
-    """None: it is about a gate."""
+    """None when the command is about a gate."""
     keys: Sequence[Key] = ()
     waits: bool = False
-    """Too many replayed deliveries are open."""
+    """True when too many replayed deliveries are open."""
 
 
 def _look(database: Database, config: Config, number: int) -> _Batch | None:
-    """Read what is done next: under no lock, since finding the deliveries may take long.
+    """Read the next batch without a lock, since finding the deliveries may take long.
 
     Raises:
         UnusableCommand: it can't be understood.
@@ -185,7 +186,7 @@ def _look(database: Database, config: Config, number: int) -> _Batch | None:
     return _Batch(command, choice, keys_of(page))
 
 
-def _do(database: Database, config: Config, batch: _Batch) -> int:
+def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
     """Do a batch in one transaction, unless another process has done it meanwhile."""
     number = batch.command.id
     with database.write() as transaction:
@@ -195,14 +196,14 @@ def _do(database: Database, config: Config, batch: _Batch) -> int:
         step = (
             _turn_gate(transaction, config, batch.command, now)
             if batch.choice is None
-            else _next(transaction, batch, batch.choice, now)
+            else _next(transaction, batch, batch.choice, policies, now)
         )
         transaction.execute(_advance(database.sql), id=number, at=time_text(now), **msgspec.structs.asdict(step))
     return step.changed
 
 
-def _do_apart(database: Database, batch: _Batch, choice: Choice) -> int:
-    """Do a batch in parts, as one of its deliveries can't be changed with the others.
+def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Choice) -> int:
+    """Do a batch in parts, after one of its deliveries has failed.
 
     Each part notes how far the command has come: whoever goes on with it, at the same time or after us, does none twice.
     """
@@ -219,7 +220,7 @@ def _do_apart(database: Database, batch: _Batch, choice: Choice) -> int:
             now = transaction.lock_order()
             if not _is_as_it_was(transaction, number, standing):
                 return 0
-            changed = _change(transaction, choice, batch.command, some, now)
+            changed = _change(transaction, choice, batch.command, some, now, policies=policies)
             note(transaction, _COUNT, some[-1], changed=changed)
         return changed
 
@@ -234,7 +235,7 @@ def _do_apart(database: Database, batch: _Batch, choice: Choice) -> int:
 
 
 class _Step(msgspec.Struct, frozen=True):
-    """What one batch has come to."""
+    """The result of one batch."""
 
     state: CommandState
     changed: int = 0
@@ -249,19 +250,19 @@ def _read(transaction: Transaction, number: int) -> Any:  # noqa: ANN401  # a re
 
 
 def _standing(command: Any) -> tuple[int | None, int, int]:  # noqa: ANN401  # a result row
-    """How far a command has come, so that two processes can tell whether one of them has gone on with it."""
+    """The place of a command, by which two processes can tell whether one of them has gone on with it."""
     return command.progress_seq, command.affected, command.failed
 
 
 def _is_as_it_was(transaction: Transaction, number: int, standing: tuple[int | None, int, int]) -> bool:
-    """Whether nobody has gone on with the command, or stopped it, since it stood so; it is locked from now on."""
+    """Lock the command; true when nobody has gone on with it or stopped it since it was read."""
     transaction.execute(_lock(transaction.sql), id=number)
     now = _read(transaction, number)
     return now is not None and _standing(now) == standing
 
 
 def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result row
-    """What a command is about.
+    """The selection and act of a command.
 
     Raises:
         UnusableCommand: it can't be understood, or can't be meant.
@@ -279,7 +280,7 @@ def _understood(value: object, form: type[_Form]) -> _Form:
         raise UnusableCommand(f"not understood: {error}") from error
 
 
-def _next(transaction: Transaction, batch: _Batch, choice: Choice, now: datetime) -> _Step:
+def _next(transaction: Transaction, batch: _Batch, choice: Choice, policies: Policies, now: datetime) -> _Step:
     command = batch.command
     if batch.waits:
         return _Step(
@@ -288,7 +289,9 @@ def _next(transaction: Transaction, batch: _Batch, choice: Choice, now: datetime
     if not batch.keys:
         answer = f"done, but for {command.failed} that could not be changed: see error" if command.failed else "done"
         return _Step("done", progress=command.progress_seq, answer=answer)
-    return _Step("running", _change(transaction, choice, command, batch.keys, now), batch.keys[-1][0])
+    return _Step(
+        "running", _change(transaction, choice, command, batch.keys, now, policies=policies), batch.keys[-1][0]
+    )
 
 
 def _change(
@@ -297,14 +300,18 @@ def _change(
     command: Any,  # noqa: ANN401  # a result row
     keys: Sequence[Key],
     now: datetime,
+    *,
+    policies: Policies,
 ) -> int:
     said = {"who": command.asked_by, "why": command.reason}
     states = GIVEN_UP if choice.is_about_dead else None
     if choice.act == "replay":
         too = None if choice.selection.force else partial(selection.among, transaction, choice)
-        return replay(transaction, choice.config, keys, facts.Replayed(**said), now, too=too, states=states)
+        return replay(
+            transaction, choice.config, keys, facts.Replayed(**said), now, policies=policies, too=too, states=states
+        )
     fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
-    return end_or_unblock(transaction, choice.config, keys, fact, now, states=states)
+    return end_or_unblock(transaction, choice.config, keys, fact, now, policies=policies, states=states)
 
 
 def _fail(database: Database, number: int, error: Exception) -> None:
@@ -332,7 +339,7 @@ def _turn_gate(transaction: Transaction, config: Config, command: Any, now: date
 
 
 def progress(database: Database, number: int) -> Progress | None:
-    """How a command stands; None when there is none of this id."""
+    """The progress of a command; None when there is none of this id."""
     with database.read() as transaction:
         found = transaction.execute(_PROGRESS, id=number)
     if not found:
@@ -342,14 +349,14 @@ def progress(database: Database, number: int) -> Progress | None:
 
 
 def stop(database: Database, number: int) -> None:
-    """Let it be: what it has done stays done, and `go_on` takes up the rest."""
+    """Stop a command: what it has done stays done, and `go_on` resumes the rest."""
     with database.write() as transaction:
         transaction.lock_order()
         transaction.execute(_stop(database.sql), id=number)
 
 
 def go_on(database: Database, number: int) -> bool:
-    """Let a command that was stopped go on. Whether there is one."""
+    """Resume a stopped command. Returns whether there is one."""
     with database.write() as transaction:
         transaction.lock_order()
         return bool(transaction.execute(_GO_ON, id=number))

@@ -1,4 +1,4 @@
-"""Replay, cancel and unblock: what a person's word does to deliveries. Call under the order lock."""
+"""Replays, cancels and unblocks deliveries for an operator. Call under the order lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from inbox.config.model import Config
 from relay.delivery import facts
 from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
-from relay.delivery.policy import policies
+from relay.delivery.policy import Policies
 from relay.store.coverage import last_delivered
 from relay.store.database import Key, Transaction
 from relay.store.lanes import settle_lanes
@@ -18,7 +18,7 @@ GIVEN_UP = frozenset({State.DEAD, State.BLOCKED})
 _REPLAYABLE = GIVEN_UP | {State.ENDED}
 
 Too = Callable[[set[Key]], set[Key]]
-"""Says which of some deliveries are replayed, too."""
+"""Selects the deliveries that are replayed, too."""
 
 
 def replay(
@@ -28,6 +28,7 @@ def replay(
     fact: facts.Replayed,
     now: datetime,
     *,
+    policies: Policies,
     too: Too | None,
     states: Collection[State] | None = None,
 ) -> int:
@@ -48,7 +49,7 @@ def replay(
         for row in found
         if row.state in (states or _REPLAYABLE) and (row.seq, row.route) not in left
     ]
-    take_up(transaction, found, again, policies(config), None)
+    take_up(transaction, found, again, policies, None)
     return len(again)
 
 
@@ -59,9 +60,10 @@ def end_or_unblock(
     fact: facts.Cancelled | facts.Unblocked,
     now: datetime,
     *,
+    policies: Policies,
     states: Collection[State] | None = None,
 ) -> int:
-    """End these for good, or let their lanes go on past them. What a relay has begun meanwhile is left as it is.
+    """End these deliveries for good, or unblock their lanes. One that a relay has claimed meanwhile is left as it is.
 
     With `states`, only those that are still in one of them.
 
@@ -79,12 +81,12 @@ def end_or_unblock(
     # Written first, so that what settling reads of these lanes is what is left of them.
     transaction.write_back(changed, None)
     lanes = {(row.route, row.lane) for row in changed}
-    transaction.write_back(settle_lanes(transaction, [], policies(config), now, lanes), None)
+    transaction.write_back(settle_lanes(transaction, [], policies, now, lanes), None)
     return len(changed)
 
 
 def overtaken(transaction: Transaction, found: Iterable[OpenDelivery], too: Too) -> set[Key]:
-    """Those that would put something older in the place of what was delivered last.
+    """Deliveries that would overwrite the last delivered state with an older one.
 
     What fetches carries the newest whenever it goes; and where the last delivery itself is replayed too, it comes last.
     """

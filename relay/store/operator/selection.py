@@ -1,4 +1,4 @@
-"""Which deliveries an operator means: conditions, and pages of the deliveries that meet them."""
+"""Selections of operators: conditions, and pages of the deliveries that meet them."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ class Selection(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     entity_id: str | None = None
     cause: str | None = None
     since: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
-    """Died at or after; where others than the dead are meant: arrived at or after."""
+    """Died at or after this time; where others than the dead are selected: arrived at or after."""
     force: bool = False
-    """A replay even where it puts something older in the place of what was delivered last."""
+    """Replay even where that overwrites the last delivered state with an older one."""
 
     everything: bool = False
-    """Of a replay of one route: also what has ended, and events that match the route now and have never taken it."""
+    """For a replay of one route: also ended deliveries, and events that match the route now and have never taken it."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether no condition is given."""
+        """True when no condition is given."""
         return msgspec.structs.replace(self, force=False, everything=False) == Selection()
 
     @property
     def dead_only(self) -> bool:
-        """Of a replay: unless one event or entity is named, only dead letters are meant, and ended deliveries left alone."""
+        """For a replay: unless one event or entity is named, only dead letters are selected, and ended deliveries left alone."""
         return self.cause is not None or (self.seq is None and self.entity_id is None)
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What an act would change, in the order of arrival."""
+    """The deliveries that an act would change, in the order of arrival."""
 
     count: int
     sample: tuple[Row, ...]
     overtaken: int = 0
-    """Of a replay without `force`: so many are left out, since what they carry is older than what was delivered last."""
+    """For a replay without `force`: the number left out because their event is older than the last delivered one."""
 
 
 def keys_of(rows: Iterable[Row]) -> list[Key]:
@@ -71,7 +71,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def mistake(self) -> str | None:
-        """Why this can't be meant; None when it can."""
+        """The reason why this selection is invalid; None when it is valid."""
         chosen, routes = self.selection, self.config.routes
         if chosen.since is not None and not MINYEAR < chosen.since.year < MAXYEAR:
             return f"since the year {chosen.since.year}? Name one between {MINYEAR + 1} and {MAXYEAR - 1}"
@@ -98,12 +98,12 @@ class Choice(msgspec.Struct, frozen=True):
 
     @property
     def is_about_dead(self) -> bool:
-        """Only deliveries that are given up are meant; one that has gone on meanwhile is not."""
+        """True when only dead letters are selected; one that was taken up again meanwhile is not."""
         return self.which in {"dead", "blocked"} or (self.act == "cancel" and self.selection.cause is not None)
 
     @property
     def parameters(self) -> dict[str, object]:
-        """What the statements of `which` have bound."""
+        """The bound parameters of the statements of `which`."""
         chosen = self.selection
         given: dict[str, object] = {
             "route": chosen.route,
@@ -126,13 +126,13 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 def count(database: Database, choice: Choice) -> int:
-    """How many deliveries it is about."""
+    """The number of selected deliveries."""
     with database.read() as transaction:
         return int(transaction.execute(_counted(database.sql, choice.which), **choice.parameters)[0].count)
 
 
 def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Row]:
-    """The deliveries of the first events beyond the seq `after`: about `most`, and all of an event or none of it."""
+    """The deliveries of the first events beyond the seq `after`: about `most`, whole events only."""
     statement = _page(transaction.sql, choice.which)
     found = transaction.execute(statement, **choice.parameters, after=after, most=most + 1)
     rows = [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
@@ -143,7 +143,7 @@ def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> 
 
 
 def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[Key]:
-    """Those of these deliveries that are meant, too."""
+    """The deliveries among these that are selected, too."""
     wanted = rows_param({"seq": seq} for seq in sorted({seq for seq, _ in keys}))
     found = transaction.execute(_among(transaction.sql, choice.which), **choice.parameters, wanted=wanted)
     return {(row.seq, row.route) for row in found}
@@ -162,7 +162,7 @@ WHERE {_conditions(sql, "received_at")} AND route IS NOT NULL
 
 
 def _everything(sql: Sql) -> str:
-    """What the route has taken and is not open, and what it would take now."""
+    """Deliveries that the route has ended, and events that it would take now."""
     route = "CAST(:route AS text)" if sql.is_postgres else ":route"
     optional = " AND ".join(
         sql.optional(f"i.{column}", kind, parameter=parameter, operator=operator)

@@ -124,13 +124,19 @@ class Place:
             self.program = self._start()
 
     def _caught_at_work(self, least: int) -> bool:
+        """Stopped only once it was seen at work: stopped again and again, it would make its calls long after their claims."""
         self._revive()
+        if not self._is_at_work(least):
+            return False
         self.program.send(signal.SIGSTOP)
-        with contextlib.suppress(SQLAlchemyError):
-            held = len(in_flight_of(self._engine, self.program.pid))
-            if self._stopping.is_set() or (held >= least and self._others_may_write()):
-                return True
+        if self._is_at_work(least) and (self._stopping.is_set() or self._others_may_write()):
+            return True
         self.program.send(signal.SIGCONT)
+        return False
+
+    def _is_at_work(self, least: int) -> bool:
+        with contextlib.suppress(SQLAlchemyError):
+            return self._stopping.is_set() or len(in_flight_of(self._engine, self.program.pid)) >= least
         return False
 
     def _is_taken_over(self, held: list[Call] | None) -> bool:

@@ -23,13 +23,19 @@ def test_an_outage_lasts_until_relays_have_noticed_its_end_and_is_counted_once()
     ]
 
 
-def test_what_a_killed_relay_held_is_told_if_it_is_known() -> None:
+def test_what_a_killed_or_frozen_relay_held_is_told_if_it_is_known() -> None:
     faults = [
         did("kill a relay", 5, 5, node="a", held=[[1, 0, 2]]),
         did("kill a relay", 6, 6, node="b", held=None),
         did("freeze a relay", 7, 9, node="c", held=[[2, 0, 1]]),
     ]
     assert timeline.holdings(faults) == [Holding(5, "a", ((1, 0, 2),))]
+    assert timeline.holdings(faults, "freeze a relay") == [Holding(7, "c", ((2, 0, 1),))]
+
+
+def test_the_database_stands_still_while_it_is_frozen_and_not_while_it_is_away() -> None:
+    faults = [did("kill Postgres", 10, 12, outage=True), did("freeze Postgres", 40, 41, outage=True)]
+    assert timeline.standstills(faults) == [Interval(40, 41)]
 
 
 def test_trouble_is_a_nodes_own_its_connections_or_everybodys() -> None:

@@ -29,13 +29,18 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
     return apart
 
 
-def holdings(faults: Iterable[Line]) -> list[Holding]:
-    """What relays had in hand when they were killed."""
+def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding]:
+    """What relays had in hand when they were killed, or what else was done to them."""
     return [
         Holding(line["begin"], line["node"], tuple((seq, run, attempt) for seq, run, attempt in line["held"]))
         for line in faults
-        if line["kind"] == "kill a relay" and line["held"]
+        if line["kind"] == kind and line["held"]
     ]
+
+
+def standstills(faults: Iterable[Line]) -> list[Interval]:
+    """When the database was there, and did nothing."""
+    return [Interval(line["begin"], line["end"]) for line in faults if line["kind"] == "freeze Postgres"]
 
 
 def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, int]) -> dict[str, list[Interval]]:

@@ -127,7 +127,14 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
         "improper refusals": checkers.improper_refusals(e.sends),
         "unfinished": checkers.unfinished(e.inbox, e.facts),
         "out of order": checkers.out_of_order(e.arrivals, e.facts),
-        "passed over": checkers.passed_over(e.sends, e.arrivals, e.facts),
+        "passed over": fault_checkers.passed_over(
+            e.sends,
+            e.arrivals,
+            e.facts,
+            e.callers,
+            frozen=timeline.holdings(e.faults, "freeze a relay"),
+            standstills=timeline.standstills(e.faults),
+        ),
         "unexplained repeats": checkers.unexplained_repeats(e.arrivals, e.facts),
         "attempts called twice": checkers.attempts_called_twice(e.arrivals, e.facts),
         "abandoned without cause": fault_checkers.abandoned_without_cause(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from relay.delivery import facts
-from relay.store.claim import Claimed
+from relay.store.leases import Claimed
 from tests.helpers.agreement import Key, disagreements
 from tests.helpers.reading import Row
 from tests.proofs.interleavings.stage import Operation, Order, leases

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
-from relay.store.claim import LEASE_SECONDS, claim, claim_suspect
+from relay.store.claim import claim, claim_suspect
+from relay.store.leases import LEASE_SECONDS
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence

@@ -19,8 +19,9 @@ from inbox.events.event import Event
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Delivery, Outcome
 from relay.store.audit.rebuild import rebuild
-from relay.store.claim import Claimed, claim, claim_suspect, give_back, renew
+from relay.store.claim import claim, claim_suspect
 from relay.store.database import _LOCK, Database
+from relay.store.leases import Claimed, give_back, renew
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence

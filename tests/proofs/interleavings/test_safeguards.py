@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from sqlalchemy import text
 
-from relay.store import claim, lanes, reap, record
+from relay.store import claim, lanes, leases, reap, record
 from relay.store.audit import rebuild
 from relay.store.database import Transaction
 from tests.helpers.kinds import ON_POSTGRES
@@ -149,7 +149,7 @@ def test_giving_back_without_the_token_gives_away_what_another_relay_works_on(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations = prepared(stage, scenes.a_lease_taken_over, "r1 gives back", "r2 renews")
-    changed(monkeypatch, claim, "_give_back", (" AND open_delivery.lease_token = returned.token", ""))
+    changed(monkeypatch, leases, "_give_back", (" AND open_delivery.lease_token = returned.token", ""))
     with pytest.raises(AssertionError, match="a lease that is trusted is not there"):
         stage.all_orders(operations, kept)
 

@@ -13,7 +13,7 @@ from relay.daemon.leases import TRUSTED_SECONDS, claim_of
 from relay.delivery.audit import Difference
 from relay.delivery.gates import Gates
 from relay.delivery.outcome import Delivery, Outcome
-from relay.store.claim import Claimed
+from relay.store.leases import Claimed
 from relay.store.operator.selection import Act, Selection
 from relay.store.record import Recorded
 from tests.proofs.model.history import Key, LaneKey

@@ -14,7 +14,7 @@ from hypothesis.stateful import precondition
 from relay.daemon.leases import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
 from relay.store.audit.examine import _view
-from relay.store.claim import LEASE_SECONDS
+from relay.store.leases import LEASE_SECONDS
 from tests.proofs.model.actors import Relay
 from tests.proofs.model.calling import Calling
 from tests.proofs.model.commanding import Commanding
@@ -101,7 +101,7 @@ class Machine(Calling, Commanding):
 
     @precondition(lambda self: self.active() and self.any_to_judge())
     @step(which=WHICH)
-    def judge_repeats(self, which: int) -> None:
+    def judge_duplicates(self, which: int) -> None:
         self.perform(self.make.judge(one_of(self.active(), which)))
 
     @precondition(lambda self: self.with_("record"))

@@ -10,10 +10,10 @@ from typing import Any
 from relay.daemon.leases import claim_of
 from relay.delivery.gates import Admission, ClaimFilter, Gate, Gates
 from relay.delivery.outcome import Delivery
-from relay.store import claim, duplicates, gates, nodes, reap, record, sequence
+from relay.store import claim, duplicates, gates, leases, nodes, reap, record, sequence
 from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
-from relay.store.claim import Claimed
+from relay.store.leases import Claimed
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands
 from relay.store.operator.selection import Act, Choice, Plan, Selection
@@ -123,14 +123,14 @@ class Operations:
             for claimed in renewed if answered else ():
                 relay.was_renewed(claimed, asked_at)
 
-        return Operation("renew", lambda: claim.renew(self._database, keys), learn)
+        return Operation("renew", lambda: leases.renew(self._database, keys), learn)
 
     def give_back(self, relay: Relay, held: Sequence[Held]) -> Operation:
         """Whatever the answer, the relay does not touch them any more."""
         keys = [claim_of(each.delivery) for each in held]
         return Operation(
             "give_back",
-            lambda: claim.give_back(self._database, POLICIES, relay.node, keys),
+            lambda: leases.give_back(self._database, POLICIES, relay.node, keys),
             lambda _: relay.forget(held),
         )
 
@@ -163,7 +163,9 @@ class Operations:
         def learn(_: object) -> None:
             self.doing.judged += 1
 
-        return Operation("judge", lambda: duplicates.judge_repeats(self._database, CONFIG, relay.node), learn)
+        return Operation(
+            "judge", lambda: duplicates.judge_duplicates(self._database, CONFIG, POLICIES, relay.node), learn
+        )
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """What a person looks at before."""
@@ -179,7 +181,7 @@ class Operations:
 
         def send() -> None:
             number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
-            commands.work_on(self._database, CONFIG, number)
+            commands.work_on(self._database, CONFIG, POLICIES, number)
 
         def learn(_: object) -> None:
             self.doing.resumed += kind == "resume"

@@ -24,7 +24,7 @@ from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
 from relay.delivery.outcome import Delivery, Outcome
 from relay.delivery.policy import RoutePolicy
-from relay.store import claim, coverage, duplicates, lanes, reap, record, sequence
+from relay.store import claim, coverage, duplicates, lanes, leases, reap, record, sequence
 from relay.store.audit import rebuild
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
@@ -153,7 +153,7 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
 
 @ON_SQLITE
 def test_giving_back_without_the_attempt_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "_give_back", without(claim._give_back, ("attempt = open_delivery.attempt - 1, ", "")))
+    monkeypatch.setattr(leases, "_give_back", without(leases._give_back, ("attempt = open_delivery.attempt - 1, ", "")))
     finds(world, "the facts say something else", "verify finds a difference")
 
 

@@ -1,0 +1,121 @@
+"""Leases on deliveries in flight: renewing them, and giving back those whose attempt never began."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, rows_param
+from relay.delivery.policy import Policies
+from relay.store.bulkhead import isolated
+from relay.store.database import Database, Transaction, key_text
+from relay.store.lanes import settle_lanes
+
+LEASE_SECONDS = 15
+
+Claimed = tuple[int, str, int]
+"""seq, route and the lease's token."""
+
+
+def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
+    """Extend these leases. Returns the extended ones: one that is missing is lost, or `passed_over`.
+
+    Only what is held is renewed: a claim whose commit was never confirmed to us has to run out.
+    """
+    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
+    with database.write() as transaction:
+        renewed = transaction.execute(_renew(database.sql), held=rows, lease=LEASE_SECONDS)
+        return {(row.seq, row.route, row.lease_token) for row in renewed}
+
+
+def passed_over(database: Database, held: Collection[Claimed]) -> set[Claimed]:
+    """Leases that were not renewed and are not lost: somebody had their rows locked at that moment."""
+    if not held:
+        return set()
+    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
+    with database.read() as transaction:
+        return {(row.seq, row.route, row.lease_token) for row in transaction.execute(_ours(database.sql), held=rows)}
+
+
+def _held(sql: Sql) -> str:
+    return f"""SELECT o.seq, o.route, o.lease_token
+    FROM {sql.rows("held", seq="bigint", route="text", token="bigint")}
+    JOIN open_delivery o ON o.seq = held.seq AND o.route = held.route
+    WHERE o.state = 'in_flight' AND o.lease_token = held.token"""
+
+
+@cache
+def _ours(sql: Sql) -> TextClause:
+    return text(_held(sql))
+
+
+@cache
+def _renew(sql: Sql) -> TextClause:
+    return text(f"""
+WITH mine AS MATERIALIZED (
+    {_held(sql)}
+    ORDER BY o.seq, o.route
+    {sql.skip_locked and "FOR UPDATE OF o SKIP LOCKED"}
+)
+UPDATE open_delivery
+SET lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}
+FROM mine
+WHERE open_delivery.seq = mine.seq AND open_delivery.route = mine.route AND open_delivery.lease_token = mine.lease_token
+RETURNING open_delivery.seq, open_delivery.route, open_delivery.lease_token
+""")
+
+
+def give_back(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
+    """Return leases whose attempt never began: the attempt is not used, and the delivery is due at once. Returns how many.
+
+    Their lanes are settled again: an older event that came meanwhile goes first. A delivery whose lane can't be settled is
+    returned all the same.
+    """
+    if not claimed:
+        return 0
+    return sum(
+        isolated(
+            database,
+            "give_back",
+            batch=lambda: _give_back_in_order(database, policies, relay_node, claimed),
+            items=lambda: claimed,
+            part=lambda some: _give_back_in_order(database, policies, relay_node, some),
+            alone=lambda one, _: _give_back_alone(database, one),
+            name=lambda one: key_text(one[:2]),
+        )
+    )
+
+
+def _give_back_in_order(database: Database, policies: Policies, relay_node: str, claimed: Sequence[Claimed]) -> int:
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        returned = _returned(transaction, claimed)
+        lanes = [(row.route, row.lane) for row in returned]
+        transaction.write_back(settle_lanes(transaction, (), policies, now, lanes), relay_node)
+    return len(returned)
+
+
+def _give_back_alone(database: Database, claimed: Claimed) -> int:
+    with database.write() as transaction:
+        return len(_returned(transaction, [claimed]))
+
+
+def _returned(transaction: Transaction, claimed: Sequence[Claimed]) -> list[Any]:
+    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in claimed)
+    return transaction.execute(_give_back(transaction.sql), returned=rows)
+
+
+@cache
+def _give_back(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE open_delivery
+SET state = 'ready', attempt = open_delivery.attempt - 1, due_at = (SELECT {sql.now}), lease_until = NULL, lease_token = NULL,
+    relay_node = NULL
+FROM {sql.rows("returned", seq="bigint", route="text", token="bigint")}
+WHERE open_delivery.seq = returned.seq AND open_delivery.route = returned.route
+  AND open_delivery.state = 'in_flight' AND open_delivery.lease_token = returned.token
+RETURNING open_delivery.route, open_delivery.lane
+""")
