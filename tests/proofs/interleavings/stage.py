@@ -102,8 +102,10 @@ class Stage:
         """Do these at once, in every order, each time from the state that was kept. Returns how many there were.
 
         `coarse`, for more than two, lets reads that lock nothing go with the statement before them, and begins to wait
-        for the order lock only when it is free: what its holders know they read when they have it.
+        for the order lock only when it is free: what its holders know they read when they have it. So it always is on
+        SQLite, where a transaction sees one state, and one writes at a time: only where it begins and ends matters.
         """
+        coarse = coarse or not self.database.sql.is_postgres
         before = self._before
         assert before is not None
 

@@ -191,7 +191,7 @@ def test_coverage_without_a_fetch_that_takes_every_clock_for_right_drops_what_is
 def test_without_a_look_for_what_a_sweep_has_told_it_is_told_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "tells_again", lambda *_: False)
+    monkeypatch.setattr(coverage, "duplicates_swept_event", lambda *_: False)
     finds(world, "told again after a sweep")
 
 
