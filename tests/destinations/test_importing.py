@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(python, "_PLACES", {})
+    monkeypatch.setattr(python, "_SLOTS", {})
     before = set(sys.modules)
     yield tmp_path
     for name in {name for name in sys.modules if name.startswith("module_of_a_test_")} - before:

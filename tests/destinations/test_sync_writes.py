@@ -108,7 +108,7 @@ def test_when_somebody_else_was_faster_all_is_looked_at_again(world: World) -> N
 def test_without_a_find_there_is_no_version(world: World) -> None:
     sync = formatted('if_match = "etag"').replace("{target.id}", "{event.entity_id}")
     sync = "\n".join(line for line in sync.splitlines() if "find =" not in line)
-    with pytest.raises(ConfigError, match=r"update\.if_match: without a find table there is no version to match"):
+    with pytest.raises(ConfigError, match=r"update\.if_match: matches the version that find gives"):
         world.deliver(sync=sync)
 
 
@@ -153,7 +153,7 @@ def test_a_counterpart_can_be_marked_as_gone_instead_of_being_deleted(world: Wor
 
 
 def test_to_mark_it_the_route_has_to_say_how(world: World) -> None:
-    with pytest.raises(ConfigError, match='gone = "deactivate" needs a deactivate table'):
+    with pytest.raises(ConfigError, match='deactivate: is missing, and gone = "deactivate" needs it'):
         world.deliver(sync=f'gone = "deactivate"\n{SYNC}')
 
 
