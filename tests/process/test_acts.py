@@ -22,7 +22,6 @@ from relay.store.operator.commands import MOST_OPEN
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill
-from tests.helpers.kinds import LONG_ON_POSTGRES
 from tests.helpers.reading import count, rows
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import a_config, config_text, moment
@@ -124,7 +123,6 @@ def test_wrong_use_is_status_2_and_says_what_to_do(folder: Path, arguments: tupl
     assert said in ended.stderr
 
 
-@LONG_ON_POSTGRES
 def test_a_pause_is_listed_with_who_and_why_until_it_is_over(folder: Path, engine: Engine) -> None:
     paused = relay(folder, "pause", "--destination", "audit", "--reason", "maintenance")
     assert (paused.returncode, paused.stderr) == (0, "destination audit: paused\n")

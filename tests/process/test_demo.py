@@ -18,7 +18,6 @@ import pytest
 
 from relay.demo.workspace import prepare_database
 from tests.helpers.filling import fill
-from tests.helpers.kinds import LONG_ON_POSTGRES
 
 WAIT = 120.0
 SOON = 30.0
@@ -84,7 +83,6 @@ def pids(said: list[str]) -> list[int]:
     return found
 
 
-@LONG_ON_POSTGRES
 def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Path) -> None:
     """Some 240 changes, one call in ten failing, answers lost, the relay killed over its work: nothing is missing."""
     ended = run("--once", "--json", "--seed", "11", "--folder", str(tmp_path / "demo"), "--database", database_url)

@@ -261,7 +261,7 @@ def ask_all(place: Site) -> dict[str, str]:
     """What each command must have told, by the name of its log."""
     expected = {}
     for package, command, word in COMMANDS:
-        arguments = ("-c", f"from {package}.cli import main; main()", *command.split())
+        arguments = ("-c", f"from {package}.cli.main import main; main()", *command.split())
         program = place.start(f"{package} {command.replace('/', ' ')}", *arguments, COLUMNS="4000")
         assert program.ends(within=20) == 0, program.output
         expected[program.log.name] = word

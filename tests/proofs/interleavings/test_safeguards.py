@@ -74,11 +74,10 @@ def test_without_the_order_lock_two_that_sequence_the_same_events_fold_them_twic
 
 
 @ON_POSTGRES
-@pytest.mark.long
 def test_without_the_order_lock_sequence_takes_a_head_from_the_relay_that_works_on_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operations = prepared(stage, scenes.two_lanes_at_once, "r2 sequences", "r1 records", "r2 claims")
+    operations = prepared(stage, scenes.two_lanes_at_once, "r1 records", "r2 sequences", "r2 claims")
     without_the_order_lock(monkeypatch)
     with pytest.raises(AssertionError, match=r"a lease that is trusted is not there|leased_when_in_flight"):
         stage.all_orders(operations, kept, coarse=True)
@@ -134,7 +133,7 @@ def test_a_renewal_that_ignores_the_token_lets_two_relays_work_in_one_lane(
     operations = prepared(stage, scenes.a_lease_taken_over, "r1 renews", "r2 renews")
     changed(
         monkeypatch,
-        claim,
+        leases,
         "_renew",
         ("SELECT o.seq, o.route, o.lease_token", "SELECT o.seq, o.route, held.token AS lease_token"),
         (" AND o.lease_token = held.token", ""),
@@ -214,6 +213,6 @@ def test_giving_back_without_settling_lets_a_later_one_be_claimed_first(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations = prepared(stage, scenes.earlier_ones_behind_a_head_in_flight, "r1 gives back", "r2 claims")
-    monkeypatch.setattr(claim, "settle_lanes", lambda *_: [])
+    monkeypatch.setattr(leases, "settle_lanes", lambda *_: [])
     with pytest.raises(AssertionError, match="a later one was claimed first"):
         stage.all_orders(operations, kept)
