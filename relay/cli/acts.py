@@ -11,9 +11,10 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
+from inbox.cli.options import AsJson, Since, parse_entity, utc
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from inbox.config.model import Config
-from relay.cli.options import AsJson, OfEntity, OfSource, Since, open_database, parse_entity, utc
+from relay.cli.options import OfEntity, OfSource, open_database
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.selection import Act, Choice, Selection
@@ -121,7 +122,7 @@ class _Words(msgspec.Struct, frozen=True):
 
 def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: bool, as_json: bool) -> None:
     """Show the plan, and with `yes` do it, with a bar."""
-    with told():
+    with exit_on_error():
         config, database = open_database()
         choice = Choice(act, chosen, config)
         if choice.mistake is not None:
@@ -139,7 +140,7 @@ def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: 
         more = f", {_SAMPLE} of them shown" if planned.count > len(planned.sample) else ""
         say(f"{planned.count} deliveries {words.planned}{more}; --yes does it")
         return
-    with told():
+    with exit_on_error():
         number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
         follow(database, config, number, words.doing, planned.count, done=words.done)
 

@@ -8,31 +8,63 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.terminal import Commands, show, told
+from inbox.cli.options import AsJson, Since, utc
+from inbox.cli.terminal import Commands, Lazy, exit_on_error, show
 from inbox.cli.terminal import run as run_app
-from inbox.db import guarantees
-from inbox.exposure import exposures
-from inbox.loader.load import config_path, read_config
 from inbox.logs import lines
-from relay.cli.acts import cancel, replay, unblock
-from relay.cli.options import AsJson, Since, database_of, utc
-from relay.cli.pause import pause, resume
-from relay.cli.plan import plan
-from relay.cli.status import status
-from relay.cli.sweep import sweep
-from relay.cli.verify import rebuild, verify
-from relay.daemon.leases import GRACE_SECONDS
-from relay.demo.cli import app as demo_app
-from relay.store import reads
+from relay.cli.options import database_of
+from relay.daemon import GRACE_SECONDS
+
+
+class RelayCommands(Commands):
+    """The commands of `relay`."""
+
+    lazy = (
+        Lazy("status", "relay.cli.status:status", "Show what is open on each route, and which relays run."),
+        Lazy(
+            "replay", "relay.cli.acts:replay", "Take dead or ended deliveries up again. Shows the plan; --yes does it."
+        ),
+        Lazy(
+            "cancel", "relay.cli.acts:cancel", "End deliveries for good, open or dead. Shows the plan; --yes does it."
+        ),
+        Lazy(
+            "unblock",
+            "relay.cli.acts:unblock",
+            "Let lanes go on past the dead head that blocks them; it stays dead. Shows the plan; --yes does it.",
+        ),
+        Lazy("pause", "relay.cli.pause:pause", "Hold back deliveries; without a choice, list what is held back."),
+        Lazy(
+            "resume",
+            "relay.cli.pause:resume",
+            "Let deliveries go on: end a pause, and close a circuit breaker, also that of a destination that was retired.",
+        ),
+        Lazy(
+            "plan", "relay.cli.plan:plan", "Show what would be changed downstream, field by field; nothing is written."
+        ),
+        Lazy("sweep", "relay.cli.sweep:sweep", "Find changes that no webhook has told, and add an event for each."),
+        Lazy(
+            "verify",
+            "relay.cli.verify:verify",
+            "Compare the state of every delivery with what its facts say. Changes nothing; exits 1 on any difference.",
+        ),
+        Lazy(
+            "rebuild",
+            "relay.cli.verify:rebuild",
+            "Mend what relay verify finds, from the log. Receivers and relays may run meanwhile.",
+        ),
+        Lazy(
+            "demo", "relay.demo.cli:app", "Run the whole product with demo services, and watch webhooks become PATCHes."
+        ),
+    )
+
 
 app = typer.Typer(
-    cls=Commands,
+    cls=RelayCommands,
     help="Drain the inbox in order and call downstream, with retries, through outages. Reads the same inbox.toml as `inbox`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(demo_app, name="demo")
 
 
 def main() -> None:
@@ -66,21 +98,24 @@ def run(
       relay run --drain --verbose
       relay run --processes 3 --grace 60
     """
-    from inbox.telemetry.recorder import exporter_at  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.daemon.alert_sender import client_of  # noqa: PLC0415
-    from relay.daemon.gauges import meters_of, publishing_gauges  # noqa: PLC0415
-    from relay.daemon.loop import Relay  # noqa: PLC0415
-    from relay.daemon.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
-    from relay.daemon.supervisor import Supervisor  # noqa: PLC0415
-    from relay.destinations import build  # noqa: PLC0415
-    from relay.observe import Observer  # noqa: PLC0415
-    from relay.sweep.scheduler import scheduled  # noqa: PLC0415
+    from inbox.db import guarantees
+    from inbox.exposure import exposures
+    from inbox.loader.load import config_path, read_config
+    from inbox.telemetry.recorder import exporter_at
+    from relay.daemon.alert_sender import client_of
+    from relay.daemon.gauges import meters_of, publishing_gauges
+    from relay.daemon.loop import Relay
+    from relay.daemon.process import hear_parent, orders_of_signals, work
+    from relay.daemon.supervisor import Supervisor
+    from relay.destinations import build
+    from relay.observe import Observer
+    from relay.sweep.scheduler import scheduled
 
     _log_to_stderr(verbose=verbose, several=processes > 1 or supervised)
     observer, orders = Observer(), orders_of_signals()
     if supervised:
         hear_parent(orders, observer)
-    with told():
+    with exit_on_error():
         config = read_config()
         deliverers, alerts = build(config), client_of(config)
         scheduled(config)  # a sweep that can't be run is said before anything starts
@@ -133,7 +168,10 @@ def dead(
       relay dead --cause mapping
       relay dead --json
     """
-    with told():
+    from inbox.loader.load import read_config
+    from relay.store import reads
+
+    with exit_on_error():
         rows = reads.dead_letters(
             database_of(read_config()),
             route=route,
@@ -154,7 +192,3 @@ def dead(
         "error",
     )
     show(rows, as_json=as_json, columns=columns, empty="no dead letters")
-
-
-for command in (status, replay, cancel, unblock, pause, resume, plan, sweep, verify, rebuild):
-    app.command()(command)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.terminal import fail, say, show, told
+from inbox.cli.options import AsJson, parse_entity
+from inbox.cli.terminal import exit_on_error, fail, say, show
 from inbox.db.reads import Row
 from relay.cli.acts import Reason, follow
-from relay.cli.options import AsJson, OfEntity, OfSource, open_database, parse_entity
+from relay.cli.options import OfEntity, OfSource, open_database
 from relay.delivery.gates import Gate
 from relay.store import gates
 from relay.store.operator import commands
@@ -43,7 +44,7 @@ def pause(
     """
     gate = _gate(route, destination, api, source, entity)
     if gate is None:
-        with told():
+        with exit_on_error():
             _, database = open_database()
             show(gates.held_back(database), as_json=as_json, columns=COLUMNS, empty="nothing is held back")
         return
@@ -70,7 +71,7 @@ def resume(
     """
     gate = _gate(route, destination, api, source, entity)
     if command is not None:
-        with told():
+        with exit_on_error():
             config, database = open_database()
             if not commands.go_on(database, command):
                 fail(f"no command {command} was interrupted")
@@ -101,7 +102,7 @@ def _gate(
 
 
 def _turn(kind: commands.GateAct, gate: Gate, reason: str) -> None:
-    with told():
+    with exit_on_error():
         config, database = open_database()
         if mistake := gate.mistake(config):
             fail(mistake)

@@ -10,9 +10,10 @@ import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
+from inbox.cli.options import AsJson, Since, parse_entity, utc
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from inbox.config.model import Config
-from relay.cli.options import AsJson, OfEntity, Since, open_database, parse_entity, utc
+from relay.cli.options import OfEntity, open_database
 from relay.store import entities
 from relay.store.database import Database
 from relay.store.entities import FIRST, Chosen
@@ -43,7 +44,7 @@ def plan(
       relay plan --route user-to-crm --since 2026-01-01 --json
     """
     entity_type, entity_id = parse_entity(entity)
-    with told():
+    with exit_on_error():
         config, database = open_database()
         sync = _sync_of(config, route)
         arrived = utc(since)
@@ -76,8 +77,8 @@ def _rows(found: Preview) -> list[dict[str, Any]]:
 
 
 def _sync_of(config: Config, route: str) -> Sync:
-    from relay.destinations import build  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.destinations.sync import Sync  # noqa: PLC0415
+    from relay.destinations import build
+    from relay.destinations.sync import Sync
 
     if route not in config.routes:
         fail(f"no route {route!r} is configured; there are: {', '.join(sorted(config.routes)) or 'none'}")
@@ -89,8 +90,8 @@ def _sync_of(config: Config, route: str) -> Sync:
 
 def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) -> Iterator[Preview]:
     """Page by page, as many at a time as the destination takes calls."""
-    from relay.destinations.base import without_lease  # noqa: PLC0415
-    from relay.destinations.preview import preview  # noqa: PLC0415
+    from relay.destinations.base import without_lease
+    from relay.destinations.preview import preview
 
     context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency

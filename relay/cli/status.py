@@ -10,12 +10,13 @@ import msgspec
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from inbox.cli.terminal import FINDING, say, show, told
+from inbox.cli.options import AsJson
+from inbox.cli.terminal import FINDING, exit_on_error, say, show
 from inbox.config.model import Config
 from inbox.db.reads import Row
 from inbox.db.views import GONE_SECONDS
 from inbox.loader.load import read_config
-from relay.cli.options import AsJson, database_of
+from relay.cli.options import database_of
 from relay.cli.pause import described
 from relay.delivery.policy import policies
 from relay.store import gates, probe, reads
@@ -63,7 +64,7 @@ def status(
       relay status --check
       relay status --check --here --json
     """
-    with told():
+    with exit_on_error():
         config = read_config()
         if sweeps:
             swept = reads.sweeps(database_of(config))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
+from inbox.cli.options import AsJson, Since, utc
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from inbox.config.model import Config
 from inbox.errors import SweepFailed
-from relay.cli.options import AsJson, Since, open_database, utc
+from relay.cli.options import open_database
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.sweep.orphans import ORPHAN_COLUMNS, orphans
@@ -45,7 +46,7 @@ def sweep(
       relay sweep --source trivore --since 2026-01-01 --dry-run
       relay sweep --source trivore --full --json
     """
-    with told():
+    with exit_on_error():
         config, database = open_database()
         if source not in config.sources:
             fail(f"no source {source!r} is configured; there are: {', '.join(sorted(config.sources)) or 'none'}")
@@ -68,8 +69,8 @@ def sweep(
 
 
 def _one(config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool) -> Swept:
-    from relay.destinations.base import without_lease  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.sweep.run import Sweeping  # noqa: PLC0415
+    from relay.destinations.base import without_lease
+    from relay.sweep.run import Sweeping
 
     sweeping = Sweeping(config, source, number)
     entity_type = sweeping.table.entity_type

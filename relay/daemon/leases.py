@@ -17,8 +17,6 @@ from relay.store.claim import LEASE_SECONDS, Claimed
 SAFETY_SECONDS = 1
 TRUSTED_SECONDS = LEASE_SECONDS - SAFETY_SECONDS
 RENEW_EVERY_SECONDS = LEASE_SECONDS / 3
-GRACE_SECONDS = 20.0
-"""How long a relay that was told to stop keeps the leases of calls that still run, before it cuts them."""
 
 
 class Leases:

@@ -23,10 +23,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config
+from relay.daemon import GRACE_SECONDS
 from relay.daemon.alert_sender import Done
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import Generations, LoopEvent, Setup
-from relay.daemon.leases import GRACE_SECONDS, RENEW_EVERY_SECONDS, Leases, claim_of
+from relay.daemon.leases import RENEW_EVERY_SECONDS, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import Finished
 from relay.daemon.retries import tried, until_done

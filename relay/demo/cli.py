@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.terminal import FINDING, as_document, console, fail, say, told
+from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, say
 
 app = typer.Typer(
     help="Run the whole product with demo services, and watch webhooks become PATCHes.", add_completion=False
@@ -64,7 +64,7 @@ def _live(folder: Path | None, database: str | None, seed: int) -> None:
     from relay.demo.processes import DemoError  # noqa: PLC0415
 
     try:
-        with told():
+        with exit_on_error():
             run_live(console(), folder=folder, database_url=database, seed=seed)
     except DemoError as error:
         fail(str(error))
@@ -77,7 +77,7 @@ def _once(folder: Path | None, database: str | None, seed: int, *, as_json: bool
     from relay.demo.summary import show_summary  # noqa: PLC0415
 
     try:
-        with told():
+        with exit_on_error():
             summary = OnceRun(console(stderr=as_json), seed).run(folder=folder, database_url=database)
     except DemoError as error:
         fail(str(error))
