@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from inbox.errors import ConfigError
 
 KEY_BYTES = 32
@@ -34,6 +31,9 @@ def matcher(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
     Raises:
         ConfigError: it is no public key, or one that anybody could sign for. The text does not repeat it.
     """
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # only a source with a public key needs it
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+
     if len(key) != KEY_BYTES:
         raise ConfigError(f"a public key has {len(key)} bytes, and one of Ed25519 has {KEY_BYTES}")
     if key[:-1] + bytes([key[-1] & ~_SIGN_BIT]) in _SMALL_ORDER:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-import jwt
 import msgspec
 
 from inbox.config.model import Secret, Source
@@ -34,7 +34,9 @@ from inbox.sources.fields import (
     member,
     text_field,
 )
-from inbox.sources.jwk import PublicKey, public_keys
+
+if TYPE_CHECKING:
+    from inbox.sources.jwk import PublicKey
 
 MOST_KEYS = 5
 """Tried on one token."""
@@ -76,6 +78,8 @@ class Token:
         Raises:
             ConfigError: a secret holds no key that can be used, or there is no issuer or audience.
         """
+        from inbox.sources.jwk import public_keys  # noqa: PLC0415  # only a source of this preset needs the JWT library
+
         if not source.issuer or not source.audience:
             raise ConfigError("secevent needs the issuer and the audience that tokens have to name")
         self._issuer, self._audience = source.issuer, source.audience
@@ -93,6 +97,8 @@ class Token:
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""
+        import jwt  # noqa: PLC0415  # as above
+
         token = raw.body.strip()
         try:  # the library's own way to the header decodes all of the token, which it does again below
             header = _segment(token, 0) if 0 < token.find(b".") <= LARGEST_HEADER else {}

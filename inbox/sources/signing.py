@@ -142,16 +142,23 @@ class SignatureProof:
 
 
 def sign(signature: Signature, secret: str, message: Message, at: datetime) -> dict[str, str]:
-    """The headers with which the provider would send `message` at `at`; what they hold of it goes into the signature.
+    """Return the headers with which a provider sends `message` at `at`; the parts that it signs are taken from both.
 
     Raises:
         ConfigError: the secret is not written as keys are here, or is a public key.
     """
     if signature.algorithm == "ed25519":
         raise ConfigError("what is configured is a public key: only its sender can sign")
+    key = key_of(signature, secret)
+    return signed_headers(signature, lambda content: hmac.digest(key, content, signature.algorithm), message, at)
+
+
+def signed_headers(
+    signature: Signature, signer: Callable[[bytes], bytes], message: Message, at: datetime
+) -> dict[str, str]:
+    """Return the headers of a message that `signer` signs at `at`: signature, time and id."""
     timestamp = _timestamp(signature, at) if signature.timestamp_header or signature.timestamp_prefix else ""
-    content = _compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode()))
-    digest = hmac.digest(key_of(signature, secret), content, signature.algorithm)
+    digest = signer(_compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode())))
     written = digest.hex() if signature.encoding == "hex" else base64.b64encode(digest).decode()
     parts = [f"{signature.timestamp_prefix}{timestamp}"] if signature.timestamp_prefix else []
     headers = {signature.header: signature.separator.join([*parts, f"{signature.prefix}{written}"])}

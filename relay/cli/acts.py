@@ -11,7 +11,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from relay.cli.options import AsJson, OfEntity, OfRoute, OfSource, Since, open_database, parse_entity, utc
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _carry_out(act: Act, texts: _Texts, chosen: Selection, reason: str, *, yes: 
     from relay.store.operator import commands
     from relay.store.operator.selection import Choice
 
-    with told():
+    with exit_on_error():
         config, database = open_database()
         choice = Choice(act, chosen, config)
         if choice.mistake is not None:
@@ -145,7 +145,7 @@ def _carry_out(act: Act, texts: _Texts, chosen: Selection, reason: str, *, yes: 
         more = f", {_SAMPLE} of them shown" if planned.count > len(planned.sample) else ""
         say(f"{planned.count} deliveries {texts.planned}{more}; --yes does it")
         return
-    with told():
+    with exit_on_error():
         number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
         follow(database, config, number, texts.doing, planned.count, done=texts.done)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.terminal import Commands, show, told
+from inbox.cli.terminal import Commands, exit_on_error, show
 from inbox.cli.terminal import run as run_app
 from relay.cli.acts import cancel, replay, unblock
 from relay.cli.options import AsJson, OfRoute, Since, open_database, utc
@@ -68,7 +68,7 @@ def run(
     from relay.daemon.start import RunOptions, start
 
     options = RunOptions(grace_seconds=grace, processes=processes, drain=drain, verbose=verbose, supervised=supervised)
-    raise typer.Exit(start(options, reporting=told))
+    raise typer.Exit(start(options, reporting=exit_on_error))
 
 
 @app.command()
@@ -90,7 +90,7 @@ def dead(
     """
     from relay.store import reads
 
-    with told():
+    with exit_on_error():
         _, database = open_database()
         rows = reads.dead_letters(database, route=route, cause=cause, since=utc(since), limit=limit)
     columns = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.terminal import fail, say, show, told
+from inbox.cli.terminal import exit_on_error, fail, say, show
 from relay.cli.acts import Reason, follow
 from relay.cli.options import AsJson, OfEntity, OfRoute, OfSource, open_database, parse_entity
 
@@ -45,7 +45,7 @@ def pause(
     if gate is None:
         from relay.store import gates
 
-        with told():
+        with exit_on_error():
             _, database = open_database()
             show(gates.held_back(database), as_json=as_json, columns=COLUMNS, empty="nothing is held back")
         return
@@ -74,7 +74,7 @@ def resume(
     if command is not None:
         from relay.store.operator import commands
 
-        with told():
+        with exit_on_error():
             config, database = open_database()
             if not commands.go_on(database, command):
                 fail(f"no command {command} was interrupted")
@@ -110,7 +110,7 @@ def _request(kind: GateAct, gate: Gate, reason: str) -> None:
     from relay.delivery.policy import policies
     from relay.store.operator import commands
 
-    with told():
+    with exit_on_error():
         config, database = open_database()
         if mistake := gate.mistake(config):
             fail(mistake)

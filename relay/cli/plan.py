@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from relay.cli.options import AsJson, OfEntity, Since, open_database, parse_entity, utc
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def plan(
     from relay.store.entities import Chosen
 
     entity_type, entity_id = parse_entity(entity)
-    with told():
+    with exit_on_error():
         config, database = open_database()
         sync = _sync_of(config, route)
         arrived = utc(since)

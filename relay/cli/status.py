@@ -10,7 +10,7 @@ import msgspec
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from inbox.cli.terminal import FINDING, say, show, told
+from inbox.cli.terminal import FINDING, exit_on_error, say, show
 from relay.cli.options import AsJson, database_of, load_config
 from relay.cli.pause import described
 
@@ -66,7 +66,7 @@ def status(
     """
     from relay.store import reads
 
-    with told():
+    with exit_on_error():
         config = load_config()
         if sweeps:
             swept = reads.sweeps(database_of(config))

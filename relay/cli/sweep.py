@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TaskID
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from inbox.errors import SweepFailed
 from relay.cli.options import AsJson, Since, open_database, utc
 
@@ -44,7 +44,7 @@ def sweep(
       relay sweep --source trivore --since 2026-01-01 --dry-run
       relay sweep --source trivore --full --json
     """
-    with told():
+    with exit_on_error():
         config, database = open_database()
         if source not in config.sources:
             fail(f"no source {source!r} is configured; there are: {', '.join(sorted(config.sources)) or 'none'}")

@@ -11,7 +11,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from inbox.cli.terminal import FINDING, Doing, answer, console, say, told
+from inbox.cli.terminal import FINDING, Doing, answer, console, exit_on_error, say
 from inbox.logs.visible import visible, visible_json
 from relay.cli.options import AsJson, open_database
 
@@ -35,7 +35,7 @@ def verify(*, as_json: AsJson = False) -> None:
     """
     from relay.store.audit.verify import verify as verify_all
 
-    with told():
+    with exit_on_error():
         config, database = open_database()
         checked = _run(database, verify_all(database, config), "verifying", as_json=as_json)
     if as_json:
@@ -62,7 +62,7 @@ def rebuild(*, as_json: AsJson = False) -> None:
     """
     from relay.store.audit.rebuild import rebuild as rebuild_all
 
-    with told():
+    with exit_on_error():
         config, database = open_database()
         repaired = _run(database, rebuild_all(database, config, who=getpass.getuser()), "rebuilding", as_json=as_json)
     if not as_json:

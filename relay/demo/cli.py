@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inbox.cli.terminal import FINDING, as_document, console, fail, say, told
+from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, say
 
 app = typer.Typer(
     help="Run the whole product with demo services, and watch webhooks become PATCHes.", add_completion=False
@@ -60,7 +60,7 @@ def demo(
     from relay.demo.screen import show_summary  # noqa: PLC0415
 
     try:
-        with told():
+        with exit_on_error():
             if not once:
                 run_live(console(), seed, folder, database)
                 return

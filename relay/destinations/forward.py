@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hmac
 import re
-from base64 import b64decode, b64encode
-from collections.abc import Callable
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from inbox.config.model import ForwardDestination, Route
 from inbox.errors import ConfigError
+from inbox.sources.signing import Message, signed_headers
+from inbox.sources.standard_webhooks import by_private_key, signature
 from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.client import Request
@@ -21,8 +25,8 @@ _SHARED, _PRIVATE, _PUBLIC = "whsec_", "whsk_", "whpk_"
 """Prefixes of the keys of Standard Webhooks."""
 _SEED_BYTES = 32
 
-Signer = Callable[[bytes], str]
-"""Makes one signature of `webhook-signature`."""
+Signer = Callable[[Message, datetime], Mapping[str, str]]
+"""Returns the headers of a signed message, with names in lower case."""
 _FROM_ELSEWHERE = re.compile(r"(env|file):")
 
 
@@ -37,7 +41,7 @@ class Forward:
         """Make one POST. Any 2xx is success, whatever else the answer says."""
         if delivery.body is None:
             return Skipped((), "the event's body was erased")
-        headers = self._headers(delivery, int(context.now().timestamp()), delivery.body)
+        headers = self._headers(delivery, context.now(), delivery.body)
         answer = self._client.call(Request("forward", "POST", headers, body=delivery.body), context)
         calls = (answer.call,)
         return Delivered(calls, "forwarded") if answer.error_class is None else answer.failed(calls)
@@ -46,7 +50,7 @@ class Forward:
         """Close the idle connections."""
         self._client.close()
 
-    def _headers(self, delivery: Delivery, timestamp: int, body: bytes) -> dict[str, str]:
+    def _headers(self, delivery: Delivery, at: datetime, body: bytes) -> dict[str, str]:
         headers = {
             "Accept": "*/*",
             "Inbox-Source": delivery.source,
@@ -54,7 +58,7 @@ class Forward:
             "Inbox-Seq": str(delivery.seq),
             "Inbox-Attempt": str(delivery.attempt),
             "Webhook-Id": delivery.webhook_id,
-            "Webhook-Timestamp": str(timestamp),
+            "Webhook-Timestamp": str(int(at.timestamp())),
             "Idempotency-Key": delivery.idempotency_key,
         }
         if delivery.content_type:
@@ -66,7 +70,8 @@ class Forward:
         if delivery.traceparent is not None:
             headers["Traceparent"] = header_value(delivery.traceparent)
         if self._signer is not None:
-            headers["Webhook-Signature"] = self._signer(b"%b.%d.%b" % (delivery.webhook_id.encode(), timestamp, body))
+            signed = self._signer(Message(id=delivery.webhook_id.encode(), body=body), at)
+            headers |= {name.title(): value for name, value in signed.items()}
         return headers
 
 
@@ -104,11 +109,11 @@ def signer_of(text: str, where: str) -> Signer:
         )
     if text.startswith(_PRIVATE):
         private = _private_key(_decoded(text.removeprefix(_PRIVATE)), where)
-        return lambda signed: "v1a," + b64encode(private.sign(signed)).decode()
+        return partial(signed_headers, by_private_key("webhook"), private.sign)
     key = _decoded(text.removeprefix(_SHARED)) if text.startswith(_SHARED) else text.encode()
     if not key:
         raise ConfigError(f"{where}: what follows whsec_ must be base64")
-    return lambda signed: "v1," + b64encode(hmac.digest(key, signed, "sha256")).decode()
+    return partial(signed_headers, signature("webhook"), lambda content: hmac.digest(key, content, "sha256"))
 
 
 def _private_key(key: bytes, where: str) -> Ed25519PrivateKey:
