@@ -22,7 +22,7 @@ def kept(order: Order) -> None:
     Raises:
         AssertionError: a line for each that is broken.
     """
-    found = {broken: list(evidence(order)) for broken, evidence in PROMISES.items()}
+    found = {broken: list(evidence(order)) for broken, evidence in INVARIANTS.items()}
     lines = [f"{broken}: {evidence}" for broken, evidence in found.items() if evidence]
     assert not lines, "\n".join(lines)
 
@@ -159,7 +159,7 @@ def _superseded_by_older(order: Order) -> Iterator[object]:
                 yield old, new
 
 
-PROMISES: dict[str, Callable[[Order], Iterator[object]]] = {
+INVARIANTS: dict[str, Callable[[Order], Iterator[object]]] = {
     "an operation failed": _errors,
     "the log and the table disagree": _disagreements,
     "more than one waits": _needless_waits,

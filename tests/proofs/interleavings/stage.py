@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Literal, cast
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, Engine, TextClause, event, text
+from sqlalchemy import Connection, CursorResult, Engine, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.dialect import as_json
@@ -29,6 +29,7 @@ from tests.helpers.agreement import Key, enrolled
 from tests.helpers.all_orders import all_orders
 from tests.helpers.reading import Row, rows
 from tests.helpers.stepping import COMMIT, Stepped, Stepper
+from tests.proofs.model.receiver import in_haste
 from tests.store.conftest import POLICIES, FakeClock
 from tests.store.verifying import CONFIG
 
@@ -74,7 +75,7 @@ class Stage:
     """The database of one test. Nothing in it has to survive a power cut, so nobody waits for a disk."""
 
     def __init__(self, engine: Engine, receive: Receive) -> None:
-        _hurry(engine)
+        in_haste(engine)
         self.engine = engine
         self.clock = FakeClock()
         self.database = Database(engine, self.clock)
@@ -272,12 +273,3 @@ _MAY_BE_EMPTIED = {
     "postgresql": [f"ALTER TABLE {table} DISABLE TRIGGER USER" for table in ("inbox", "delivery_log")],
     "sqlite": [f"DROP TRIGGER {table}_refuses_delete" for table in ("inbox", "delivery_log")],
 }
-
-
-def _hurry(engine: Engine) -> None:
-    statement = "SET synchronous_commit = off" if engine.dialect.name == "postgresql" else "PRAGMA synchronous = OFF"
-
-    @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _: object) -> None:  # noqa: ANN401  # the driver's
-        connection.execute(statement)
-        connection.commit()

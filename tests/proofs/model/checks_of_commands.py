@@ -8,7 +8,7 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import State
 from relay.store.operator.selection import Act, Selection
 from tests.proofs.model.history import Entry, Key
-from tests.proofs.model.snapshot import Moment
+from tests.proofs.model.snapshot import Snapshot
 
 _ACTS: dict[type[facts.Fact], Act] = {
     facts.Replayed: "replay",
@@ -17,15 +17,15 @@ _ACTS: dict[type[facts.Fact], Act] = {
 }
 
 
-def only_what_was_asked_for(moment: Moment) -> Sequence[object]:
+def only_what_was_asked_for(snapshot: Snapshot) -> Sequence[object]:
     evidence: list[object] = []
-    for entry in moment.new:
+    for entry in snapshot.new:
         if act := _ACTS.get(type(entry.fact)):
-            before = [each for each in moment.history.entries[entry.key] if each.number < entry.number]
+            before = [each for each in snapshot.history.entries[entry.key] if each.number < entry.number]
             if not any(
-                act == done and _is_meant(act, chosen, entry.key, before) for done, chosen in moment.doing.asked
+                act == done and _is_meant(act, chosen, entry.key, before) for done, chosen in snapshot.doing.asked
             ):
-                evidence.append((entry, moment.doing.asked))
+                evidence.append((entry, snapshot.doing.asked))
     return evidence
 
 
@@ -42,29 +42,29 @@ def _is_meant(act: Act, chosen: Selection, key: Key, before: Sequence[Entry]) ->
     )
 
 
-def all_that_was_asked_for(moment: Moment) -> Sequence[object]:
+def all_that_was_asked_for(snapshot: Snapshot) -> Sequence[object]:
     """A cancel leaves nothing but what is in flight, an unblock nothing blocked."""
-    if moment.doing.operations != 1:
+    if snapshot.doing.operations != 1:
         return []
     return [
         (act, row)
-        for act, chosen in moment.doing.asked
-        for key, row in moment.after.items()
-        if act != "replay" and _is_meant(act, chosen, key, moment.history.entries.get(key, ()))
+        for act, chosen in snapshot.doing.asked
+        for key, row in snapshot.after.items()
+        if act != "replay" and _is_meant(act, chosen, key, snapshot.history.entries.get(key, ()))
         if (row.state is State.BLOCKED if act == "unblock" else row.state is not State.IN_FLIGHT)
     ]
 
 
-def nothing_older_is_replayed_unasked(moment: Moment) -> Sequence[object]:
+def nothing_older_is_replayed_unasked(snapshot: Snapshot) -> Sequence[object]:
     """Not in the place of what was delivered last, when nothing is fetched: unless that is replayed too, or it is forced."""
-    if any(chosen.force for _, chosen in moment.doing.asked):
+    if any(chosen.force for _, chosen in snapshot.doing.asked):
         return []
-    replayed = [entry for entry in moment.new if isinstance(entry.fact, facts.Replayed)]
+    replayed = [entry for entry in snapshot.new if isinstance(entry.fact, facts.Replayed)]
     return [
         (entry, last)
         for entry in replayed
-        if (last := moment.last_before(entry))
+        if (last := snapshot.last_before(entry))
         and last.fetch_began_at is None
-        and moment.ledger.order(entry.key) < last.key
+        and snapshot.ledger.order(entry.key) < last.key
         and (last.seq, entry.key[1]) not in {each.key for each in replayed}
     ]

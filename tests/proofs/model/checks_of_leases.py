@@ -11,27 +11,27 @@ from relay.delivery import facts
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import CRASHES_ALLOWED
 from tests.proofs.model.history import Entry, History, LaneKey
-from tests.proofs.model.snapshot import Moment
+from tests.proofs.model.snapshot import Snapshot
 
 
-def one_trusted_lease_per_lane(moment: Moment) -> Sequence[object]:
+def one_trusted_lease_per_lane(snapshot: Snapshot) -> Sequence[object]:
     """What a relay has to record only is no lease any more: nothing more is done under it."""
     trusting: dict[LaneKey, list[tuple[str, Delivery]]] = defaultdict(list)
-    for relay in moment.relays:
+    for relay in snapshot.relays:
         for held in relay.held.values():
-            if held.outcome is None and moment.now < held.trusted_until:
+            if held.outcome is None and snapshot.now < held.trusted_until:
                 trusting[held.lane].append((relay.node, held.delivery))
     return [(lane, holders) for lane, holders in trusting.items() if len(holders) > 1]
 
 
-def every_trusted_lease_is_in_force(moment: Moment) -> Sequence[object]:
+def every_trusted_lease_is_in_force(snapshot: Snapshot) -> Sequence[object]:
     """In the database it ends later than the relay's trust in it, whatever others do; until it is recorded or given back."""
     evidence = []
-    for relay in moment.relays:
+    for relay in snapshot.relays:
         for held in relay.held.values():
-            if held.is_handed_in or moment.now >= held.trusted_until:
+            if held.is_handed_in or snapshot.now >= held.trusted_until:
                 continue
-            row = moment.after.get(held.key)
+            row = snapshot.after.get(held.key)
             if (
                 row is None
                 or row.lease_until is None
@@ -45,11 +45,11 @@ def every_trusted_lease_is_in_force(moment: Moment) -> Sequence[object]:
 TO_SPARE = timedelta(seconds=SAFETY_SECONDS)
 
 
-def abandoned_by_their_holders(moment: Moment) -> Sequence[object]:
+def abandoned_by_their_holders(snapshot: Snapshot) -> Sequence[object]:
     return [
-        (entry, moment.before[entry.key])
-        for entry in moment.new
-        if isinstance(entry.fact, facts.Abandoned) and entry.fact.relay_node != moment.before[entry.key].relay_node
+        (entry, snapshot.before[entry.key])
+        for entry in snapshot.new
+        if isinstance(entry.fact, facts.Abandoned) and entry.fact.relay_node != snapshot.before[entry.key].relay_node
     ]
 
 
@@ -57,15 +57,15 @@ def is_abandoned(fact: facts.AnyFact) -> bool:
     return isinstance(fact, facts.Abandoned) or (isinstance(fact, facts.Dead) and fact.cause == "crash_loop")
 
 
-def crash_loops_are_of_the_dead(moment: Moment) -> Sequence[object]:
+def crash_loops_are_of_the_dead(snapshot: Snapshot) -> Sequence[object]:
     """Set aside only when the last holders, so many in a row, were never heard of again."""
     evidence = []
-    for entry in moment.new:
+    for entry in snapshot.new:
         if isinstance(entry.fact, facts.Dead) and entry.fact.cause == "crash_loop":
-            row = moment.before[entry.key]
-            before = _abandoned_in_a_row(moment.history, entry)
-            holders = [(str(row.relay_node), moment.now), *before][:CRASHES_ALLOWED]
-            heard = [node for node, at in holders if moment.ledger.heartbeats[node] > at]
+            row = snapshot.before[entry.key]
+            before = _abandoned_in_a_row(snapshot.history, entry)
+            holders = [(str(row.relay_node), snapshot.now), *before][:CRASHES_ALLOWED]
+            heard = [node for node, at in holders if snapshot.ledger.heartbeats[node] > at]
             if len(holders) != CRASHES_ALLOWED or heard:
                 evidence.append((entry, holders, heard))
     return evidence

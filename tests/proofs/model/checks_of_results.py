@@ -13,21 +13,21 @@ from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outc
 from tests.proofs.model.checks_of_gates import breaker
 from tests.proofs.model.checks_of_leases import is_abandoned
 from tests.proofs.model.history import Entry, Key
-from tests.proofs.model.snapshot import Moment
+from tests.proofs.model.snapshot import Snapshot
 from tests.proofs.model.world import POLICIES, SCHEDULE
 
 
-def repeats_are_explained(moment: Moment) -> Sequence[object]:
+def repeats_are_explained(snapshot: Snapshot) -> Sequence[object]:
     """Within a run another call follows only an attempt that failed or was abandoned, and has a number of its own.
 
     One that is not counted leaves its number to the next.
     """
     evidence: list[object] = []
-    for call in moment.doing.calls:
-        calls = [other for other in moment.ledger.calls[call.key] if other.run == call.run]
+    for call in snapshot.doing.calls:
+        calls = [other for other in snapshot.ledger.calls[call.key] if other.run == call.run]
         failures = [
             entry
-            for entry in moment.history.entries[call.key]
+            for entry in snapshot.history.entries[call.key]
             if entry.run == call.run and isinstance(entry.fact, facts.AttemptFailed | facts.Abandoned)
         ]
         same = [other for other in calls if other.attempt == call.attempt]
@@ -44,36 +44,36 @@ def _is_uncounted(fact: facts.AnyFact) -> bool:
 _WORK = facts.DeliveredFact | facts.SkippedFact | facts.AttemptFailed | facts.Dead
 
 
-def results_were_made(moment: Moment) -> Sequence[object]:
+def results_were_made(snapshot: Snapshot) -> Sequence[object]:
     """Every result in the log is of an attempt that this relay made, and what it was told agrees."""
     evidence: list[object] = []
     written: Counter[Key] = Counter()
-    for entry in moment.new:
+    for entry in snapshot.new:
         if isinstance(entry.fact, _WORK) and not is_abandoned(entry.fact):
             written[entry.key] += 1
             attempt = entry.attempt + int(_is_uncounted(entry.fact))
             made = [
                 (delivery, outcome)
-                for node, delivery, outcome in moment.doing.handed_in
+                for node, delivery, outcome in snapshot.doing.handed_in
                 if (node, delivery.seq, delivery.route) == (entry.relay_node, *entry.key)
                 and (delivery.run, delivery.attempt) == (entry.run, attempt)
             ]
-            if not any(_follows(moment, entry, *each) for each in made):
+            if not any(_follows(snapshot, entry, *each) for each in made):
                 evidence.append((entry, made))
-    told = Counter((r.delivery.seq, r.delivery.route) for r in moment.doing.results if r.fact is not None)
+    told = Counter((r.delivery.seq, r.delivery.route) for r in snapshot.doing.results if r.fact is not None)
     return evidence or ([] if told == written else [(told, written)])
 
 
-def _follows(moment: Moment, entry: Entry, delivery: Delivery, outcome: Outcome) -> bool:
+def _follows(snapshot: Snapshot, entry: Entry, delivery: Delivery, outcome: Outcome) -> bool:
     match outcome, entry.fact:
         case Delivered(), facts.DeliveredFact(late=late, fetch_began_at=began, last_modified=modified):
             return (late, began, modified) == (delivery.late, outcome.fetch_began_at, outcome.last_modified)
         case Skipped(), facts.SkippedFact():
             return True
         case Failed(error_class=error_class), facts.AttemptFailed(counted=counted, due_at=due_at):
-            return _Expected(counted, due_at - entry.at) in _expected(moment, entry, delivery, error_class)
+            return _Expected(counted, due_at - entry.at) in _expected(snapshot, entry, delivery, error_class)
         case Failed(error_class=error_class), facts.Dead(cause=cause):
-            return _Expected(cause=cause) in _expected(moment, entry, delivery, error_class)
+            return _Expected(cause=cause) in _expected(snapshot, entry, delivery, error_class)
         case _:
             return False
 
@@ -94,9 +94,9 @@ _ANSWERS = frozenset({"rejected", "conflict"})
 """They say that the endpoint is well: whether they count while it is stopped depends on what the relay knows of that."""
 
 
-def _expected(moment: Moment, entry: Entry, delivery: Delivery, error_class: ErrorClass) -> list[_Expected]:
+def _expected(snapshot: Snapshot, entry: Entry, delivery: Delivery, error_class: ErrorClass) -> list[_Expected]:
     """As docs/delivery.md has it. Where others did something too, its breaker may have turned before it was recorded."""
-    in_a_row = _the_same_in_a_row(moment, entry, error_class)
+    in_a_row = _the_same_in_a_row(snapshot, entry, error_class)
     if error_class == "lease_lost" or (error_class == "conflict" and in_a_row < _CONFLICTS):
         return [_AT_ONCE]
     if error_class == "mapping" or (error_class == "rejected" and in_a_row > 0):
@@ -106,24 +106,24 @@ def _expected(moment: Moment, entry: Entry, delivery: Delivery, error_class: Err
         return [_AT_ONCE]
     counted = _Expected(cause="exhausted") if delay is None else _Expected(delay=delay)
     gates = POLICIES[delivery.route].breakers
-    was_open = any(breaker(moment.earlier, gate) is not BreakerState.CLOSED for gate in gates)
-    if moment.doing.operations > 1 or (was_open and error_class in _ANSWERS):
+    was_open = any(breaker(snapshot.earlier, gate) is not BreakerState.CLOSED for gate in gates)
+    if snapshot.doing.operations > 1 or (was_open and error_class in _ANSWERS):
         return [_AT_ONCE, counted]
     return [_AT_ONCE if was_open else counted]
 
 
-def _the_same_in_a_row(moment: Moment, entry: Entry, error_class: ErrorClass) -> int:
+def _the_same_in_a_row(snapshot: Snapshot, entry: Entry, error_class: ErrorClass) -> int:
     """How often its last attempts of this run failed in this class."""
     number = 0
-    before = [each for each in moment.history.entries[entry.key] if each.number < entry.number]
+    before = [each for each in snapshot.history.entries[entry.key] if each.number < entry.number]
     for each in before:
         if each.run == entry.run and isinstance(each.fact, facts.AttemptFailed | facts.Abandoned):
             number = number + 1 if getattr(each.fact, "error_class", None) == error_class else 0
     return number
 
 
-def refused_results_change_nothing(moment: Moment) -> Sequence[object]:
-    results = moment.doing.results
-    if moment.doing.operations != 1 or not results or any(result.fact is not None for result in results):
+def refused_results_change_nothing(snapshot: Snapshot) -> Sequence[object]:
+    results = snapshot.doing.results
+    if snapshot.doing.operations != 1 or not results or any(result.fact is not None for result in results):
         return []
-    return [] if moment.before == moment.after and not moment.new else [(results, moment.new)]
+    return [] if snapshot.before == snapshot.after and not snapshot.new else [(results, snapshot.new)]

@@ -11,7 +11,7 @@ from tests.proofs.model import (
     checks_of_results,
     checks_of_state,
 )
-from tests.proofs.model.snapshot import Check, Moment, Violation
+from tests.proofs.model.snapshot import Check, Snapshot, Violation
 
 CHECKS: dict[str, Check] = {
     "an acknowledged event is not stored once": checks_of_state.acknowledged_is_stored_once,
@@ -49,16 +49,16 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def hold(moment: Moment) -> None:
+def hold(snapshot: Snapshot) -> None:
     """Make every check.
 
     Raises:
         Violation: of the first that finds something.
     """
     for kind, check in CHECKS.items():
-        if evidence := check(moment):
+        if evidence := check(snapshot):
             violation = Violation(kind, list(evidence))
-            violation.add_note("\n".join(map(str, ["open:", *moment.after.values(), "new:", *moment.new])))
-            violation.add_note("\n".join(f"{k}: {[str(e) for e in v]}" for k, v in moment.history.entries.items()))
-            violation.add_note(str(moment.doing))
+            violation.add_note("\n".join(map(str, ["open:", *snapshot.after.values(), "new:", *snapshot.new])))
+            violation.add_note("\n".join(f"{k}: {[str(e) for e in v]}" for k, v in snapshot.history.entries.items()))
+            violation.add_note(str(snapshot.doing))
             raise violation

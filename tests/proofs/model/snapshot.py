@@ -23,7 +23,7 @@ class Violation(AssertionError):
 
 
 @dataclass(frozen=True)
-class Moment:
+class Snapshot:
     """What is stored after a step, what was before, and what was done in it."""
 
     now: datetime
@@ -68,5 +68,5 @@ class Moment:
         return lasts
 
 
-Check = Callable[[Moment], Sequence[object]]
+Check = Callable[[Snapshot], Sequence[object]]
 """Returns the evidence against what must hold: nothing is good."""

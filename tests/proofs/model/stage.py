@@ -26,7 +26,7 @@ from tests.proofs.model.invariants import hold
 from tests.proofs.model.noteworthy import noteworthy
 from tests.proofs.model.operations import Operation, Operations
 from tests.proofs.model.receiver import Uncommitted
-from tests.proofs.model.snapshot import Moment, Violation
+from tests.proofs.model.snapshot import Snapshot, Violation
 from tests.proofs.model.world import NOTHING, Row, World
 
 T = TypeVar("T")
@@ -226,11 +226,11 @@ class Stage(RuleBasedStateMachine):
             if row.state is not State.RECEIVED:
                 self.ledger.ordered.setdefault(key, self.ledger.step)
         now = self.world.clock.now
-        moment = Moment(now, earlier, self.stored, self.history, self.ledger, self.relays, doing)
+        snapshot = Snapshot(now, earlier, self.stored, self.history, self.ledger, self.relays, doing)
         with self.breaking():
-            hold(moment)
+            hold(snapshot)
         self.ledger.step += 1
-        self.evidence.sometimes.update(noteworthy(moment))
+        self.evidence.sometimes.update(noteworthy(snapshot))
 
     def begin(self, relay: Relay, held: Held) -> None:
         """Call the downstream service."""
