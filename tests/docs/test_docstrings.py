@@ -12,10 +12,6 @@ from tests.docs.pages import ROOT
 UNFINISHED = {
     "benchmarks": "its docstrings are still to be rewritten",
     "docs": "its docstrings are still to be rewritten",
-    "inbox/cli": "its docstrings are still to be rewritten",
-    "inbox/http": "its docstrings are still to be rewritten",
-    "inbox/receiver": "its docstrings are still to be rewritten",
-    "inbox/sources": "its docstrings are still to be rewritten",
     "relay": "its docstrings are still to be rewritten",
     "tests": "its docstrings are still to be rewritten",
 }
