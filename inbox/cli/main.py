@@ -53,7 +53,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     run(app)
 
 

@@ -30,19 +30,19 @@ _JSON = "application/json"
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the receiver said."""
+    """The receiver's answer."""
 
     status: int
     body: str
 
     @property
     def accepted(self) -> bool:
-        """Whether the webhook is stored."""
+        """True when the webhook is stored."""
         return self.status in {200, 202}
 
 
 def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, event_type: str, at: datetime) -> Sample:
-    """A webhook about an entity, as the source's provider would write it.
+    """Make a webhook about an entity, as the source's provider would write it.
 
     Raises:
         ConfigError: there is no such source, or its preset has none.
@@ -86,11 +86,11 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> A
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: object, **__: object) -> None:
-        """Follow none: it would take the secret elsewhere. The 3xx is the answer."""
+        """Follow no redirect: it would take the secret elsewhere. The 3xx is the answer."""
 
 
 _STRAIGHT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
-"""Without the proxy that the environment may name, which would see the secret too."""
+"""An opener that ignores proxies of the environment, which would see the secret."""
 
 
 def _source(config: Config, name: str) -> Source:
@@ -101,7 +101,7 @@ def _source(config: Config, name: str) -> Source:
 
 
 def _shown(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
-    """What goes behind the path, and the headers with a secret that is shown."""
+    """Return the end of the URL's path, and the headers that carry a shared secret."""
     match source.auth:
         case BasicAuth(user=user, secrets=secrets):
             credentials = base64.b64encode(f"{user}:{_valid(secrets, source, at)}".encode()).decode()

@@ -10,7 +10,7 @@ from falcon.asgi import Request
 
 from inbox.errors import TooLarge, TooSlow, Unreadable
 from inbox.http.limits import SMALL_BODY, Reservation
-from inbox.http.scope import CUT_SHORT, GO_ON, WHOLE
+from inbox.http.scope import BODY_COMPLETE, CUT_SHORT, SEND_CONTINUE
 
 READ_WITHIN_SECONDS = 10.0
 """Seconds; a body that takes longer gets 408."""
@@ -28,10 +28,10 @@ async def read(req: Request, most: int, reservation: Reservation) -> bytes:
     announced = req.content_length
     if announced is not None and announced > most:
         raise TooLarge(f"the body may have at most {most} bytes, this one has {announced}", field="body")
-    if GO_ON in req.scope:
-        req.scope[GO_ON]()
+    if SEND_CONTINUE in req.scope:
+        req.scope[SEND_CONTINUE]()
     try:
-        async with asyncio.timeout(READ_WITHIN_SECONDS) if WHOLE not in req.scope else nullcontext():
+        async with asyncio.timeout(READ_WITHIN_SECONDS) if BODY_COMPLETE not in req.scope else nullcontext():
             if announced is not None and announced <= SMALL_BODY:
                 body: bytes = await req.stream.read(most + 1)
             else:

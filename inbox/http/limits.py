@@ -27,7 +27,7 @@ class Bucket:
         self._at = -math.inf
 
     def take(self, now: float) -> float:
-        """Take one token at `now`, in seconds of a clock that never goes back.
+        """Take one token at `now`, in seconds of a monotonic clock.
 
         Returns:
             0 when there was one, or else the seconds until there will be.
@@ -62,7 +62,7 @@ class MemoryBudget:
         self._held = 0
 
     def change(self, before: int, now: int) -> None:
-        """A body that has had so many bytes has so many now.
+        """Account for a body that grows from `before` bytes to `now`.
 
         Raises:
             Unavailable: there is no room for that, and nothing is changed.

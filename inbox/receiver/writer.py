@@ -24,7 +24,7 @@ from inbox.db.intake import STORES, IntakeStore, Rejected
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
 from inbox.logs.traces import without_message
-from inbox.receiver.alarm import Alarm
+from inbox.receiver.alert import IntakeAlert
 from inbox.receiver.rejections import RejectionQueue
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters, Metric
@@ -90,7 +90,7 @@ class GroupCommit:
         self._connection: AsyncConnection | None = None
         self._pending: deque[Pending] = deque()
         self._meters = meters
-        self._alarm = Alarm()
+        self._alert = IntakeAlert()
         self.rejections = RejectionQueue(meters)
         self._probes: list[asyncio.Future[None]] = []
         self._has_work = asyncio.Event()
@@ -242,7 +242,7 @@ class GroupCommit:
         self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
         self._meters.observe(metrics.BATCH_EVENTS, len(events))
         self._count(metrics.RECEIVED, events, seqs)
-        await self._alarm.stored(await self._connected(), self._clock.now())
+        await self._alert.stored(await self._connected(), self._clock.now())
         return seqs
 
     async def _note_duplicates(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
@@ -268,7 +268,7 @@ class GroupCommit:
     async def _fail(self, batch: Sequence[Pending], error: Exception) -> None:
         """Answer 503 to all, as nothing is known to be stored, and use a new connection for the next batch."""
         if isinstance(error, DBAPIError) and is_unique_violation(error):
-            self._alarm.number_taken(constraint_of(error))
+            self._alert.number_taken(constraint_of(error))
         for pending in batch:
             pending.answer(_unavailable(error))
         await self._drop_connection()
@@ -300,7 +300,7 @@ class GroupCommit:
         if self._connection is None:
             connection = await self._engine.connect()
             try:
-                await self._alarm.require_fit(connection, self._clock.now())
+                await self._alert.require_fit(connection, self._clock.now())
             except BaseException:
                 await connection.close()
                 raise

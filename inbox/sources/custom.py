@@ -1,4 +1,4 @@
-"""Any provider that has no preset: the configuration says how it signs, and where an event is told.
+"""The preset `custom`, for any other provider: the configuration describes its signature and the parts of an event.
 
 `[sources.NAME.signature]` is what presets have as data; `[sources.NAME.event]` has JMESPath expressions over `body` (the JSON),
 `headers` (their names in lower case) and, where `items` names a list of events, `item`.
@@ -38,7 +38,7 @@ _PER_SECOND = {"s": 1, "ms": 1000}
 
 
 def reader(source: Source) -> Read:
-    """What reads the requests of `source`.
+    """Make the reader of `source`.
 
     Raises:
         ValueError: an expression can't be compiled. The text names it.
@@ -47,7 +47,7 @@ def reader(source: Source) -> Read:
 
 
 class _Reader:
-    """The expressions of one source."""
+    """Reads requests by the expressions of one source."""
 
     def __init__(self, fields: EventFields) -> None:
         self._fields = fields
@@ -58,14 +58,14 @@ class _Reader:
         }
 
     def read(self, raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-        """The events of a request: see `Read`."""
+        """Return the events of a request: see `Read`."""
         scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": dict(raw.headers), "item": None}
         if "items" not in self._compiled:
             return (self._event(raw, scope, None, dedup),)
         items = _value("items", self._compiled["items"], scope)
         if not isinstance(items, list) or len(items) > MOST_EVENTS:
             raise InvalidEvent(f"items must give a list of at most {MOST_EVENTS} events", field="items")
-        return _told_apart(
+        return _made_distinct(
             [self._event(raw, {**scope, "item": item}, msgspec.json.encode(item), dedup) for item in items]
         )
 
@@ -95,8 +95,8 @@ class _Reader:
         )
 
 
-def _told_apart(identities: Sequence[Identity]) -> tuple[Identity, ...]:
-    """Items of one request with the same key and other contents are different events: their places make them so."""
+def _made_distinct(identities: Sequence[Identity]) -> tuple[Identity, ...]:
+    """Add the place to the keys of items that share a key and differ in content: they are different events."""
     seen: dict[tuple[str, ...], bytes | None] = {}
     told = []
     for place, identity in enumerate(identities):
@@ -108,7 +108,7 @@ def _told_apart(identities: Sequence[Identity]) -> tuple[Identity, ...]:
 
 
 def keeps(source: Source) -> frozenset[str]:
-    """The headers that the expressions read: without them, the event could not be read again."""
+    """Return the headers that the expressions read; without them, a rejected request could not be readmitted."""
     fields = source.event or EventFields(type="body.type")
     found = {
         name
@@ -145,7 +145,7 @@ def _value(name: str, compiled: ParsedResult, scope: Mapping[str, Any]) -> objec
 
 
 def _text(found: Mapping[str, object], name: str, longest: int) -> str:
-    """A text, or a whole number in digits."""
+    """Return a text, or a whole number in digits."""
     value = found.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         return text_field({name: str(value)}, name, longest)

@@ -1,4 +1,4 @@
-"""Signatures by a private key that only the sender has (Ed25519, RFC 8032): what is configured here is its public key."""
+"""Ed25519 signatures (RFC 8032): the sender alone has the private key, and its public key is configured here."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SMALL_ORDER = frozenset(
         ),
     )
 )
-"""Points of the curve for which anybody can make signatures, without their sign; a key of zeros in an example is one. The same
-list as libsodium's `ge25519_has_small_order`."""
+"""Points of the curve, without their sign, for which anybody can make signatures; a key of zeros in an example is one. The
+list is that of libsodium's `ge25519_has_small_order`."""
 
 
 def matcher(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:

@@ -47,7 +47,7 @@ _ACTIONS: Mapping[str, Action] = {
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one event of a body.
+    """Return the one event of a body.
 
     Raises:
         Unreadable: the body is not strict JSON.
@@ -76,7 +76,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 
 
 def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str | None]:
-    """The object of the event; of a system hook such as `user_create` the user; else the project."""
+    """Return the object of the event; of a system hook such as `user_create` the user; else the project."""
     thing = name.partition("_")[0]
     for kind, value in (
         (name, member(payload, "object_attributes", "id")),
@@ -93,7 +93,7 @@ def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str |
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """An event about an object of a project."""
+    """Make an event about an object of a project."""
     name, _, word = event_type.partition(".")
     attributes: dict[str, object] = {"id": int(identifier) if identifier.isdigit() else identifier}
     body = {"object_kind": name or kind, "object_attributes": {**attributes, "action": word} if word else attributes}

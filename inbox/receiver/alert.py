@@ -1,4 +1,4 @@
-"""The receiver's one alert: nothing can be stored until a person mends the database."""
+"""The receiver's one alert: nothing can be stored until a person fixes the database."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from inbox.events.timestamps import time_text
 _log = logging.getLogger(__name__)
 
 
-class Alarm:
-    """Says it once while it lasts: in the log, and in the table `alert`, from which relays post it."""
+class IntakeAlert:
+    """Raises and resolves the alert, each once: in the log, and in the table `alert`, from which relays post it."""
 
     def __init__(self) -> None:
         self._may_fire = True
-        """Also what a process before this one has said is taken back once something is stored."""
-        self._said: Sequence[str] = ()
-        self._unsaid: str | None = None
+        """True at the start too: an alert of an earlier process is resolved once something is stored."""
+        self._reported: Sequence[str] = ()
+        self._unreported: str | None = None
 
     async def require_fit(self, connection: AsyncConnection, now: datetime) -> None:
-        """Look at a new connection.
+        """Check the database behind a new connection.
 
         Raises:
-            UnfitDatabase: nothing should be stored through it.
+            UnfitDatabase: nothing may be stored through it.
         """
         found = await connection.run_sync(guarantees.differences, guarantees.RECEIVER_COLUMNS)
         await connection.rollback()
-        if found != self._said:
+        if found != self._reported:
             for line in found:
                 _log.critical("nothing is stored: %s", line)
-            self._said = found
-        if found or self._unsaid is not None:
+            self._reported = found
+        if found or self._unreported is not None:
             self._may_fire = True
-            await _note(connection, now, "; ".join(found) or self._unsaid)
-            self._unsaid = None
+            await _note(connection, now, "; ".join(found) or self._unreported)
+            self._unreported = None
         if found:
             raise UnfitDatabase("\n".join(found))
 
     def number_taken(self, constraint: str) -> None:
-        """A number that has to be new is taken. The next connection shows whether that lasts, and keeps the alert."""
-        self._unsaid = f"the database gave a number that is taken already (constraint {constraint})"
-        _log.critical("nothing was stored: %s; senders get 503 and send again", self._unsaid)
+        """Note that a number that has to be new is taken. The next connection shows whether that lasts, and stores the alert."""
+        self._unreported = f"the database gave a number that is taken already (constraint {constraint})"
+        _log.critical("nothing was stored: %s; senders get 503 and send again", self._unreported)
 
     async def stored(self, connection: AsyncConnection, now: datetime) -> None:
-        """Something was stored: take the alert back, if there is one."""
+        """Resolve the alert, if there is one, as something was stored."""
         if self._may_fire:
             self._may_fire = False
             await _note(connection, now, None)
 
 
 async def _note(connection: AsyncConnection, now: datetime, error: str | None) -> None:
-    """Keep a row if this is a change. The same fault may keep the row out, too: the log has it in any case."""
+    """Store a row if this is a change. The same fault may prevent that, but the log has it in any case."""
     values = {
         "at": time_text(now),
         "firing": error is not None,
@@ -72,7 +72,7 @@ async def _note(connection: AsyncConnection, now: datetime, error: str | None) -
         async with one_transaction(connection):
             await connection.execute(_change(Sql(connection.dialect.name)), values)
     except SQLAlchemyError as failure:
-        _log.error("the alert can't be kept: %s", type(failure).__name__)  # its text may hold values
+        _log.error("the alert can't be stored: %s", type(failure).__name__)  # its text may hold values
 
 
 @cache
