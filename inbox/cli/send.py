@@ -29,7 +29,7 @@ _TIMEOUT_SECONDS = 10
 _JSON = "application/json"
 
 
-class Answer(msgspec.Struct, frozen=True):
+class SendResult(msgspec.Struct, frozen=True):
     """The receiver's answer."""
 
     status: int
@@ -53,7 +53,7 @@ def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, ev
     return preset.sample(entity_type, entity_id, event_type, at)
 
 
-def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> Answer:
+def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> SendResult:
     """Send `sample` to the receiver at `url`, with what proves that it comes from the source.
 
     Raises:
@@ -72,10 +72,10 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> A
             method="POST",
         )
         with _STRAIGHT.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            return Answer(answer.status, answer.read().decode())
+            return SendResult(answer.status, answer.read().decode())
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.read().decode("utf-8", "replace"))
+            return SendResult(error.code, error.read().decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException, ValueError) as error:
         # what is said of a URL that can't be used repeats it, and the source's token may stand in it
         why = error if isinstance(error, OSError) else type(error).__name__
