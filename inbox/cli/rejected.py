@@ -57,8 +57,8 @@ def rejected(
             database, source=source, cause=cause, since=utc(since), before=before, limit=limit
         )
     columns = ("id", "received_at", "source", "status", "cause", "reason", "remote_address")
-    shown = rows if as_json else [{**row, "can be readmitted": _readmission(row)} for row in rows]
-    show(shown, as_json=as_json, columns=(*columns, "can be readmitted"), empty="no rejected requests")
+    listed = rows if as_json else [{**row, "can be readmitted": _readmission(row)} for row in rows]
+    show(listed, as_json=as_json, columns=(*columns, "can be readmitted"), empty="no rejected requests")
 
 
 def _show_one(number: int, *, as_json: bool) -> None:
@@ -117,11 +117,11 @@ def readmit_command(
 
 def _look(pages: Iterator[list[ReadmitResult]], total: int) -> list[reads.Row]:
     lines: list[reads.Row] = []
-    with _bar() as shown:
-        task = shown.add_task("reading", total=total)
+    with _bar() as progress:
+        task = progress.add_task("reading", total=total)
         for page in pages:
             lines += map(_line, page)
-            shown.update(task, completed=len(lines))
+            progress.update(task, completed=len(lines))
     return lines
 
 
@@ -130,12 +130,12 @@ def _do(
 ) -> list[reads.Row]:
     """Readmit them, with a bar. After an interrupt or a database failure, a second call does the rest."""
     lines: list[reads.Row] = []
-    with _bar() as shown:
-        task = shown.add_task("readmitting", total=total)
+    with _bar() as progress:
+        task = progress.add_task("readmitting", total=total)
 
         def done(page: Sequence[ReadmitResult]) -> None:
             lines.extend(map(_line, page))
-            shown.update(task, completed=len(lines))
+            progress.update(task, completed=len(lines))
 
         async def work() -> None:
             made = engine.connect_async(config.database.url, application="inbox-readmit")

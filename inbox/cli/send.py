@@ -61,14 +61,14 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> S
             listens at `url`.
     """
     source = _source(config, name)
-    path, shown = _shown(source, at)
+    path, secret_headers = _shared_secret(source, at)
     headers = {"Content-Type": _JSON, **sample.headers}
     signed = _signed(source, PRESETS[source.preset], sample, headers, at)
     try:
         request = urllib.request.Request(  # noqa: S310  # the operator names the URL
             f"{url.rstrip('/')}/webhooks/{name}{path}",
             data=sample.body,
-            headers={**headers, **shown, **signed},
+            headers={**headers, **secret_headers, **signed},
             method="POST",
         )
         with _STRAIGHT.open(request, timeout=_TIMEOUT_SECONDS) as answer:
@@ -100,7 +100,7 @@ def _source(config: Config, name: str) -> Source:
     return source
 
 
-def _shown(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
+def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
     """Return the end of the URL's path, and the headers that carry a shared secret."""
     match source.auth:
         case BasicAuth(user=user, secrets=secrets):

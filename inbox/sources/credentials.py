@@ -34,13 +34,13 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 class SharedSecretProof:
     """Proves that a request carries one of the valid secrets, in the place that `auth` names."""
 
-    __slots__ = ("_open", "_secrets", "_shown", "kind")
+    __slots__ = ("_open", "_read_secret", "_secrets", "kind")
     passes = 0
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
         prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
         self._open = isinstance(auth, NoAuth)
-        self._shown = _secret_reader(auth)
+        self._read_secret = _secret_reader(auth)
         self._secrets = tuple((secret, _digest(prefix + revealed)) for secret, revealed in secrets)
         self.kind = (type(auth), auth.name.lower() if isinstance(auth, HeaderAuth) else None)
 
@@ -55,14 +55,14 @@ class SharedSecretProof:
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""
-        shown = self._shown(raw)
-        digest = hashlib.sha256(shown).digest()
+        given = self._read_secret(raw)
+        digest = hashlib.sha256(given).digest()
         proven = self._open
         for secret, expected in self._secrets:
             proven |= hmac.compare_digest(digest, expected) & secret.valid_at(now)
         if proven:
             return None
-        return "the secret it shows is none that is valid now" if shown else "it shows no secret"
+        return "the secret it shows is none that is valid now" if given else "it shows no secret"
 
 
 class Verifier:
@@ -135,8 +135,8 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
     auth = source.auth
     try:
         if auth is not None:
-            shown = [] if isinstance(auth, NoAuth) else revealed(auth.secrets, environment)
-            proofs.append(SharedSecretProof(auth, shown))
+            secrets = [] if isinstance(auth, NoAuth) else revealed(auth.secrets, environment)
+            proofs.append(SharedSecretProof(auth, secrets))
     except ConfigError as error:
         mistakes += [f"auth: {mistake}" for mistake in str(error).splitlines()]
     try:

@@ -98,13 +98,13 @@ class _Reader:
 def _made_distinct(identities: Sequence[Identity]) -> tuple[Identity, ...]:
     """Add the place to the keys of items that share a key and differ in content: they are different events."""
     seen: dict[tuple[str, ...], bytes | None] = {}
-    told = []
+    distinct = []
     for place, identity in enumerate(identities):
         if seen.setdefault(identity.key_parts, identity.part) == identity.part:
-            told.append(identity)
+            distinct.append(identity)
         else:
-            told.append(msgspec.structs.replace(identity, key_parts=(*identity.key_parts, str(place))))
-    return tuple(told)
+            distinct.append(msgspec.structs.replace(identity, key_parts=(*identity.key_parts, str(place))))
+    return tuple(distinct)
 
 
 def keeps(source: Source) -> frozenset[str]:

@@ -54,8 +54,8 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         InvalidEvent: the kind of the event is missing, or an id is wrong.
     """
     payload = json_object(raw.body)
-    told = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
-    delivery = header_field(raw, told, LONGEST_ID) if told else None
+    id_header = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
+    delivery = header_field(raw, id_header, LONGEST_ID) if id_header else None
     name = text_field(payload, "object_kind" if "object_kind" in payload else "event_name", LONGEST_TYPE)
     word = member(payload, "object_attributes", "action") or payload.get("action")
     event_type = f"{name}.{word}" if isinstance(word, str) and len(f"{name}.{word}") <= LONGEST_TYPE else name
