@@ -40,7 +40,7 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Seen(msgspec.Struct):
-    """What the downstream saw."""
+    """Requests that the downstream received."""
 
     requests: int
     bodies: int

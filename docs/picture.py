@@ -74,12 +74,12 @@ def main() -> None:
 
 
 def worth(lines: list[str]) -> int:
-    """How many of the things that are worth seeing are in there."""
+    """Count the texts of WORTH_SEEING that are in the lines."""
     return sum(any(what in line for line in lines) for what in WORTH_SEEING)
 
 
 def recorded() -> list[str]:
-    """What `relay demo` prints, with its colours, until enough has happened."""
+    """Record the output of `relay demo`, with its colours, until enough has happened."""
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "relay", "demo"]
     environment = os.environ | {"COLUMNS": str(WIDTH), "LINES": "60", "TERM": "xterm-256color"}

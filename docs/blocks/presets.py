@@ -1,4 +1,4 @@
-"""What each preset of a source verifies and reads: from the registry."""
+"""Verification and parsing by each preset of a source: from the registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KIB = 1024
 
 
 def preset_proofs() -> str:
-    """How each preset's requests prove where they come from."""
+    """Tabulate the proofs of origin in each preset's requests."""
     return table(
         ("preset", "header", "algorithm", "signed", "tolerance"),
         ((f"`{name}`", *_proof(preset)) for name, preset in sorted(PRESETS.items())),
@@ -19,7 +19,7 @@ def preset_proofs() -> str:
 
 
 def preset_events() -> str:
-    """Where each preset finds what makes an event."""
+    """Tabulate the places where each preset finds the parts of an event."""
     return table(
         ("preset", "of", "event id", "entity", "event type", "time", "same event"),
         (
@@ -39,7 +39,7 @@ def preset_events() -> str:
 
 
 def preset_answers() -> str:
-    """What each preset takes, and what its sender wants to hear."""
+    """Tabulate the requests that each preset accepts, and the answers that its sender expects."""
     return table(
         ("preset", "media types", "largest body", "answer", "handshake", "sends"),
         (

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type works, and shows what they say it shows."""
+"""Commands that the pages tell a reader to type work, and print the output that the pages show."""
 
 from __future__ import annotations
 

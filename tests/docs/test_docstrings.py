@@ -10,19 +10,10 @@ from pathlib import Path
 from tests.docs.pages import ROOT
 
 UNFINISHED = {
-    "benchmarks": "its docstrings are still to be rewritten",
-    "docs": "its docstrings are still to be rewritten",
-    "tests/bulkheads": "its docstrings are still to be rewritten",
-    "tests/demo": "its docstrings are still to be rewritten",
-    "tests/docs": "its docstrings are still to be rewritten",
     "tests/faults": "its docstrings are still to be rewritten",
-    "tests/flow": "its docstrings are still to be rewritten",
     "tests/helpers": "its docstrings are still to be rewritten",
     "tests/interleavings": "its docstrings are still to be rewritten",
     "tests/model": "its docstrings are still to be rewritten",
-    "tests/process": "its docstrings are still to be rewritten",
-    "tests/sources": "its docstrings are still to be rewritten",
-    "tests/store": "its docstrings are still to be rewritten",
 }
 """Files and folders that this test passes over, each with the reason. It ends empty."""
 

@@ -1,4 +1,4 @@
-"""What docs/mapping.md says is sent is sent."""
+"""Values that a mapping sends are those that docs/mapping.md states."""
 
 from __future__ import annotations
 

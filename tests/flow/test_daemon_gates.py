@@ -187,7 +187,7 @@ def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: E
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What could not be posted is posted again soon."""
+    """Make the relay post failed alerts again after 200 ms."""
     monkeypatch.setattr(alerts, "POST_AGAIN_AFTER", timedelta(milliseconds=200))
 
 

@@ -1,4 +1,4 @@
-"""How a relay keeps its leases while others lock their rows."""
+"""Renewal of a relay's leases while other sessions lock their rows."""
 
 from __future__ import annotations
 

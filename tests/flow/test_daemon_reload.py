@@ -21,7 +21,7 @@ from tests.helpers.webhooks import config_text, moment
 
 
 def pool_threads() -> int:
-    """How many threads make calls to the destination of the tests."""
+    """Count the threads that make calls to the destination of the tests."""
     return sum(thread.name.startswith("audit-") for thread in threading.enumerate())
 
 

@@ -1,6 +1,6 @@
-"""What a sync route makes of bad input, from the webhook on: the documented result, and a lane that goes on afterwards.
+"""Results of bad input on a sync route, from the webhook on: the documented one, and a lane that goes on afterwards.
 
-docs/sync.md says what each leads to, docs/delivery.md when it is tried again. The steps are the relay's own, on both
+docs/sync.md lists the results, docs/delivery.md the times of retries. The steps are the relay's own, on both
 databases; both services answer over sockets.
 """
 
@@ -20,7 +20,7 @@ from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
 
 pytestmark = ON_SQLITE
-"""What either side answers has nothing to do with the database: the steps are tested on both elsewhere."""
+"""SQLite alone: answers of either side don't depend on the database, and other tests run the steps on both."""
 
 GoesOn = Callable[[Flow, SyncSteps], None]
 

@@ -108,7 +108,7 @@ class WrongClock:
         self._off = off
 
     def now(self) -> datetime:
-        """What it shows."""
+        """Return the time that this clock shows."""
         return SystemClock().now() + self._off
 
 

@@ -110,7 +110,7 @@ def test_what_can_not_be_read_is_ignored_with_a_warning(
 
 
 def failed_once(database_url: str, retry_after: str) -> tuple[datetime, datetime]:
-    """When the next attempt is due after an answer of 503 with this header, and when that was recorded."""
+    """Fail an attempt by 503 with this header; return the next attempt's due time and the time of the record."""
     fill(database_url, [("u1", moment(0))])
     engine = engines.connect(database_url, application="tests")
     with scripted(answer(503, b"", retry_after=retry_after), answer(204)) as server:

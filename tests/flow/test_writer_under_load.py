@@ -1,4 +1,4 @@
-"""What the writer owes to those who do not send events: a probe's answer while it is busy, and memory while a database hangs."""
+"""Duties of the writer besides events: a probe's answer while it is busy, and free memory while a database hangs."""
 
 from __future__ import annotations
 

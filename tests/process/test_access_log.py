@@ -1,4 +1,4 @@
-"""What the receiver's logs show of a request, if somebody turns the access log on: nothing that could be a token."""
+"""Parts of a request that the receiver's logs show with the access log on: nothing that could be a token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PATHS = (
     f"/webhooks/trivore;{TOKEN}",
     f"http://127.0.0.1/webhooks/x/y/{TOKEN}",
 )
-"""Where a token gets when somebody mistypes the URL, or takes another part of it for the token's place."""
+"""Paths with the token where a mistyped URL puts it, or in another part than the token's place."""
 METHODS = ("GET", "POST", "PUT", "OPTIONS", "CONNECT", "BREW")
 MALFORMED = (
     f"POST /webhooks/trivore/{TOKEN} HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n",

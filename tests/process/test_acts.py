@@ -1,4 +1,4 @@
-"""What a person does about deliveries, as the command line has it: plans first, who and why, and an end in mid-work."""
+"""Operator commands for deliveries: plans first, the operator and the reason, and an interruption in mid-work."""
 
 from __future__ import annotations
 

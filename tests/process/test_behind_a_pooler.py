@@ -59,7 +59,7 @@ def relays(through: str) -> Iterator[Engine]:
 
 
 def of_the_receiver(url: str, look: Callable[..., object]) -> object:
-    """What `look` finds in one transaction of a receiver's connection."""
+    """Return the result of `look` in one transaction of a receiver's connection."""
 
     async def _look() -> object:
         made = engines.connect_async(url, application="tests")

@@ -1,4 +1,4 @@
-"""Who else on the machine may read what both sides keep: nobody, unless somebody has let them, and then it is said."""
+"""Access of other users to the files of both sides: none, unless somebody grants it, and then both sides warn."""
 
 from __future__ import annotations
 

@@ -331,7 +331,7 @@ def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypa
 
 
 def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
-    """What would be markup to rich, or would go by `inbox.logs.visible`, is found in the code."""
+    """Search the code for calls that could pass markup to rich, or bypass `inbox.logs.visible`."""
     paths = [path for side in ("inbox", "relay") for path in Path(side).rglob("*.py") if "demo" not in path.parts]
     calls = [
         (path, node) for path in paths for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
@@ -351,7 +351,7 @@ PLAIN = {
 
 
 def way_of(node: ast.Call) -> str | None:
-    """How a call would write to a terminal; None when it does not, or writes a text that stands in the code."""
+    """Name the function by which a call writes to a terminal; None when it doesn't, or writes a literal text."""
     called = ast.unparse(node.func)
     if called.endswith((".stdout.write", ".stderr.write")) or called in {"print", "typer.echo", "TextColumn"}:
         return called

@@ -32,7 +32,7 @@ def exporter_of(program: Program) -> int:
 
 
 def counted(samples: Samples) -> dict[str, float]:
-    """How many facts there are of each kind."""
+    """Return the number of facts of each kind."""
     return {kind: number for (kind, _), number in samples.get("relay_facts_total", {}).items() if number}
 
 
@@ -51,7 +51,7 @@ def post(port: int, *sent: bytes, path: str = "trivore") -> Counter[int]:
 
 
 def agrees(engine: Engine, samples: Samples) -> bool:
-    """What was counted is what is stored, and each refusal has a row or is counted as one that has none."""
+    """Return whether metrics equal stored rows; each rejection has a row, or counts as one without."""
     refused = total(samples, "inbox_rejected_total")
     return (
         "inbox_received_total" in samples  # else nothing has been written yet
@@ -63,7 +63,7 @@ def agrees(engine: Engine, samples: Samples) -> bool:
 
 
 def agreed(engine: Engine, port: int, requests: int) -> Samples:
-    """What is served when it says the same as the database, and has so many requests at least: both take a moment."""
+    """Return the metrics once they agree with the database and count at least `requests` requests: both take a moment."""
     found: list[Samples] = []
 
     def look() -> bool:

@@ -1,4 +1,4 @@
-"""What was refused is listed, and taken in after all when the configuration has been mended: `inbox rejected`, `readmit`."""
+"""Listing of rejected requests, and readmission after a fix of the configuration: `inbox rejected`, `readmit`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Place:
         self._file.write_text(self._text.replace(PRESET, preset), encoding="utf-8")
 
     def receive(self, *sent: bytes, **headers: str) -> list[int]:
-        """What each is answered; all that is to be kept of them has been kept then."""
+        """Post each body; return the statuses once the receiver has stored everything that it keeps of them."""
 
         async def post() -> list[int]:
             async with receiving(read_config()) as receiver:
@@ -53,7 +53,7 @@ class Place:
         return result.exit_code, result.output
 
     def listed(self, *arguments: str) -> list[dict[str, Any]]:
-        """What the command lists with --json, whatever its exit status."""
+        """Return the items that the command lists with --json, whatever its exit status."""
         found: list[dict[str, Any]] = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
         return found
 
@@ -221,7 +221,7 @@ def test_a_body_with_several_events_becomes_several_and_the_first_is_noted(place
 
 
 def test_the_limits_of_an_events_time_are_those_of_its_arrival(place: Place) -> None:
-    """What said that it would occur in two days is refused in three days, too."""
+    """Rejects an event dated two days ahead on readmission three days later, too."""
     place.configure(BROKEN)
     place.receive(body("u1"))
     (refusal,) = place.refusals()

@@ -1,4 +1,4 @@
-"""What every preset of the registry has to hold, whatever it is for. A new one is tested here by being registered."""
+"""Contract of every preset in the registry, whatever its provider. Registering a new preset tests it here."""
 
 from __future__ import annotations
 

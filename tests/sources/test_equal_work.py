@@ -78,7 +78,7 @@ def all_presets() -> str:
 
 
 def verifiers() -> dict[str, Verifier]:
-    """Those of all sources, and of none."""
+    """Map each source to its verifier, and `nobody` to the one for unknown sources."""
     made = {name: endpoint.verifier for name, endpoint in endpoints_of(parse_config(all_presets())).items()}
     return {**made, "nobody": pad_work(made.values())}
 

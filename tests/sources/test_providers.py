@@ -1,4 +1,4 @@
-"""What is read in requests as the providers' own documentation shows them."""
+"""Events that presets read in requests from the providers' own documentation."""
 
 from __future__ import annotations
 

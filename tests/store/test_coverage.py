@@ -1,4 +1,4 @@
-"""What a past success makes needless, what heals the dead, and what a duplicate request makes necessary again."""
+"""Deliveries that a past success covers, dead ones that are healed, and those that a duplicate makes necessary again."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_nothing_is_dropped_on_a_strict_route(steps: Steps) -> None:
 
 
 def swept(event: Event) -> Event:
-    """What a sweep adds for the change of this event, where its table has the event's type."""
+    """Return the event that a sweep adds for this event's change, if the sweep's table has the event's type."""
     key = swept_key(event.entity_type or "", event.entity_id or "", to_nanoseconds(event.occurred_at))
     return msgspec.structs.replace(event, dedup_key=key)
 

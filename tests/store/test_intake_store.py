@@ -1,4 +1,4 @@
-"""What the receiver's SQL stores is what it was given, byte for byte and in the order of arrival."""
+"""The receiver's SQL stores its input byte for byte and in the order of arrival."""
 
 from __future__ import annotations
 

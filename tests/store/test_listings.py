@@ -1,4 +1,4 @@
-"""What `inbox list` and `inbox show` read, on both databases."""
+"""Rows that `inbox list` and `inbox show` read, on both databases."""
 
 from __future__ import annotations
 

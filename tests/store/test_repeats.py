@@ -99,7 +99,7 @@ def waiting(steps: Steps) -> list[int]:
 
 
 def stored(steps: Steps) -> tuple[int, int]:
-    """How many rows there are, and how many requests they stand for."""
+    """Count the stored duplicate rows, and the requests that they stand for."""
     (row,) = steps.rows("SELECT count(*) AS number, CAST(sum(times) AS bigint) AS times FROM duplicate_request")
     return row["number"], row["times"]
 

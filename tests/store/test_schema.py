@@ -1,4 +1,4 @@
-"""What the database itself refuses, so that no bug of the relay can get past it."""
+"""Constraints that the database itself enforces, so that no bug of the relay can get past them."""
 
 from __future__ import annotations
 

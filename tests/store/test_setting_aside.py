@@ -1,4 +1,4 @@
-"""What is set aside, and what is not: an item that fails alone; none where the same would be said of every one."""
+"""Items that the relay sets aside: one that fails alone, but none where every item would fail the same way."""
 
 from __future__ import annotations
 

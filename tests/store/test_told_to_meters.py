@@ -1,4 +1,4 @@
-"""What a relay tells whoever counts: of its work, and of what is open."""
+"""Metrics that a relay reports: of its work, and of open deliveries."""
 
 from __future__ import annotations
 

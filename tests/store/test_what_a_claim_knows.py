@@ -1,4 +1,4 @@
-"""What a worker is told of a delivery besides its event, and what it makes of it."""
+"""Facts that a claim gives a worker besides the event, and the worker's use of them."""
 
 from __future__ import annotations
 
