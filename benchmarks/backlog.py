@@ -1,10 +1,10 @@
-"""What a mountain does to the relay.
+"""Effect of a large backlog on the relay.
 
-- `mountain`: deliveries/s of the first seconds from a million that have arrived, against those while arrivals hold a
-  thousand open; and how much memory the relay has needed.
+- `mountain`: deliveries/s of the first seconds with a million arrived events, against those while arrivals hold a
+  thousand open; and the relay's peak memory.
 - `lane`: deliveries/s of 10,000 lanes while another one has 100,000 events behind a head that has failed, against those
   without it.
-- `fold`: how many downstream updates a million updates of a thousand entities come to on a sync route in `latest`.
+- `fold`: the number of downstream updates for a million updates of a thousand entities on a sync route in `latest`.
 
 All of it runs on 127.0.0.1; the downstream answers at once.
 """
@@ -38,7 +38,7 @@ _MOMENT = "2026-01-01 00:00:00.000000Z"
 
 
 class What(StrEnum):
-    """Which mountain."""
+    """Kind of backlog."""
 
     MOUNTAIN = "mountain"
     LANE = "lane"
@@ -46,7 +46,7 @@ class What(StrEnum):
 
 
 class Seen(msgspec.Struct):
-    """What the downstream has seen since it was asked last."""
+    """Requests that the downstream has received since the last query."""
 
     requests: int
     bodies: int
@@ -90,7 +90,7 @@ SELECT n, 'everything', 'USER|' || {entity}, {when}'{_MOMENT}', '{state}', {due}
             )
 
     def count(self) -> int:
-        """How many are open."""
+        """Count the open deliveries."""
         with self.engine.connect() as connection:
             return int(connection.execute(text("SELECT count(*) FROM open_delivery")).scalar_one())
 
@@ -236,7 +236,7 @@ name = "entity.name"
 
 
 def _drained_for(server: str, environment: Mapping[str, str], seconds: int) -> tuple[float, int]:
-    """What the downstream sees per second from its first request on, and the most memory that the relay had, in MiB."""
+    """Return the downstream's requests per second from its first one on, and the relay's peak memory in MiB."""
     get(f"{server}/")
     process = subprocess.Popen([sys.executable, "-m", "relay", "run"], env=environment, stderr=subprocess.DEVNULL)
     time.sleep(seconds)

@@ -26,6 +26,7 @@ import requests
 import typer
 
 from benchmarks.support import Kind, Side, configured, databases, free_port, get, machine, report, running
+from inbox.config.routing import routes_of
 from inbox.db import engine as engines
 from inbox.db.intake import STORES
 from inbox.events.event import RawRequest
@@ -39,7 +40,7 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Seen(msgspec.Struct):
-    """What the downstream saw."""
+    """Requests that the downstream received."""
 
     requests: int
     bodies: int
@@ -107,7 +108,7 @@ async def preload(url: str, environment: Mapping[str, str], bodies: list[bytes])
     """Store the webhooks as the receiver does."""
     config = read_config(Path(environment["INBOX_CONFIG"]), environment)
     source = config.sources["trivore"]
-    preset, routes = preset_of(source), list(config.routes.values())
+    preset, routes = preset_of(source), routes_of(source.name, config.routes.values())
     headers = {"content-type": "application/json", "user-agent": "benchmark"}
     engine = engines.connect_async(url, application="benchmarks")
     async with engine.connect() as connection:

@@ -117,7 +117,7 @@ def _all_accepted(answers: Answers) -> Answers:
 
 
 def _bare(database: Kind) -> Callable[[str, float], float] | None:
-    """How the same row is written without HTTP; None when there is no pgbench."""
+    """Return a function that measures the rate of the same row without HTTP; None when there is no pgbench."""
     if database is Kind.SQLITE:
         return _sqlite_loop
     program = _pgbench()

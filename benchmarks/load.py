@@ -23,12 +23,12 @@ GENERATOR = "wrk" if shutil.which("wrk") else "benchmarks.load"
 
 
 class Answers(msgspec.Struct):
-    """What came back."""
+    """Answers to a load, with losses and latencies."""
 
     answers: int
     """Whole ones, of any status."""
     refused: int
-    """Those that were not 2xx."""
+    """Answers with a status other than 2xx."""
     lost: int
     seconds: float
     p50_ms: float

@@ -10,6 +10,7 @@ from inbox.db.intake import Rejected
 from inbox.events.event import Event, Receipt
 from inbox.loader.load import read_config
 from inbox.receiver.app import Receiver, create_app
+from inbox.receiver.resource import Services
 
 
 class AnswersAtOnce:
@@ -33,4 +34,4 @@ class AnswersAtOnce:
 
 def get_app() -> Receiver:
     """For gunicorn."""
-    return create_app(read_config(), AnswersAtOnce, SystemClock())
+    return create_app(read_config(), lambda: Services(AnswersAtOnce()), SystemClock())

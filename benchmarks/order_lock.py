@@ -187,7 +187,7 @@ SELECT {when}, n, '{ROUTE}', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_p
 
 
 def sequence_a_mountain(world: World, number: int) -> None:
-    """What arrived in many lanes gets its place."""
+    """Sequence events that arrived in many lanes."""
     world.fill(number, "'u' || (n % 1000)", "received")
     world.settle()
     for _ in range(BATCHES):
@@ -195,7 +195,7 @@ def sequence_a_mountain(world: World, number: int) -> None:
 
 
 def sequence_behind_many(world: World, number: int) -> None:
-    """What arrived in lanes where very many wait, since `ordering` was changed."""
+    """Sequence events that arrived in lanes where very many wait, since `ordering` was changed."""
     world.fill(LANES, "'u' || (n % 100)", "ready")
     world.fill(number, "'u' || (n % 100)", "waiting")
     world.fill(BATCHES * 500, "'u' || (n % 100)", "received")
@@ -259,7 +259,7 @@ def replay_the_last(world: World, number: int) -> None:
 
 
 def cancel_a_page(world: World, number: int) -> None:
-    """What waits in one lane is cancelled."""
+    """Cancel the deliveries that wait in one lane."""
     world.fill(1, "'one'", "ready")
     world.fill(number, "'one'", "waiting")
     world.settle()
@@ -300,7 +300,7 @@ class Longest(msgspec.Struct):
 
     @property
     def is_met(self) -> bool:
-        """Whether it stays below the bar."""
+        """Return whether the time stays within the bar."""
         return self.milliseconds <= BAR_MS
 
 

@@ -1,4 +1,4 @@
-"""What it costs to verify one request of each preset that signs, at 1 KiB and at its largest, in microseconds.
+"""Cost of verifying one request of each preset that signs, at 1 KiB and at its largest, in microseconds.
 
 Run it with `.venv/bin/python -m benchmarks.signing`. The bar: less than 150 µs at 1 KiB.
 """

@@ -1,4 +1,4 @@
-"""What slow senders cost an honest one: its 99th percentile beside a thousand of them, against the same alone."""
+"""Cost of slow senders for an honest one: its 99th percentile beside a thousand of them, against the same alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a database of their own, a configuration, processes, and the table at the end."""
+"""Tools that the benchmarks share: a database of their own, a configuration, processes, and the table at the end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REAL_DISK = "/var/tmp"  # noqa: S108  # unlike /tmp it is hardly ever held in me
 
 
 class Kind(StrEnum):
-    """Which database."""
+    """Database that a benchmark runs on."""
 
     POSTGRES = "postgres"
     SQLITE = "sqlite"
@@ -46,7 +46,7 @@ class Side(msgspec.Struct):
     name: str
     rates: list[float] = []
     bar: float | None = None
-    """What the product has to reach, as a fraction of this side; of a time, what it may take."""
+    """Target of the product, as a fraction of this side; for a time, its limit."""
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def _migrated(url: str) -> str:
 
 
 def count_rows(url: str, table: str) -> int:
-    """How many rows a table has."""
+    """Count the rows of a table."""
     engine = engines.connect(url, application="benchmarks")
     with engine.connect() as connection:
         rows: int = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
@@ -222,7 +222,7 @@ def _ratio(ours: Side, other: Side) -> float:
 
 
 def machine() -> dict[str, object]:
-    """What the figures depend on."""
+    """Describe the machine that the figures depend on."""
     return {"processors": os.cpu_count(), "python": sys.version.split()[0], "load_average": os.getloadavg()[0]}
 
 

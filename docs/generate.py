@@ -22,6 +22,7 @@ _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DO
 BLOCKS: dict[str, Callable[[], str]] = {
     "rooms": house.rooms,
     "arrows": house.arrows,
+    "packages": house.packages,
     "states-diagram": states.states_diagram,
     "states": states.states,
     "scheduling-steps": states.scheduling_steps,

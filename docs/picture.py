@@ -1,6 +1,6 @@
 """Makes `docs/demo.svg` out of a real run: `python docs/picture.py` starts `relay demo`, watches it and stops it.
 
-Its beginning is kept, then so many lines with as much in them as there can be, then what no webhook tells of and what the
+Its beginning is kept, then so many lines with as much in them as there can be, then what no webhook reports and what the
 relay's commands find, without the calls that only look. No test runs this: no two runs are the same.
 """  # noqa: INP001  # a script beside pages
 
@@ -56,13 +56,15 @@ def main() -> None:
     """Record, choose, draw."""
     lines = recorded()
     plain = [Text.from_ansi(line).plain for line in lines]
-    happenings = next(number for number, line in enumerate(plain) if not line.strip())
-    untold = next(number for number, line in enumerate(plain) if "no webhook tells" in line)
-    starts = [number for number, line in enumerate(plain[: untold - SHOWN]) if " change " in line]
+    begin = next(number for number, line in enumerate(plain) if not line.strip())
+    unreported = next(number for number, line in enumerate(plain) if " no webhook: " in line)
+    starts = [number for number, line in enumerate(plain[: unreported - SHOWN]) if " change " in line]
     start = max(starts, key=lambda number: worth(plain[number : number + SHOWN]))
     end = max(number for number, line in enumerate(plain) if "in step" in line)
-    found = [line for line, text in zip(lines[untold:end], plain[untold:end], strict=True) if " GET " not in text]
-    shown = [*lines[: happenings + 1], "[…]", *lines[start : start + SHOWN], "[…]", *found, lines[end]]
+    found = [
+        line for line, text in zip(lines[unreported:end], plain[unreported:end], strict=True) if " GET " not in text
+    ]
+    shown = [*lines[: begin + 1], "[…]", *lines[start : start + SHOWN], "[…]", *found, lines[end]]
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True, color_system="truecolor")
         for line in shown:
@@ -72,12 +74,12 @@ def main() -> None:
 
 
 def worth(lines: list[str]) -> int:
-    """How many of the things that are worth seeing are in there."""
+    """Count the texts of WORTH_SEEING that are in the lines."""
     return sum(any(what in line for line in lines) for what in WORTH_SEEING)
 
 
 def recorded() -> list[str]:
-    """What `relay demo` prints, with its colours, until enough has happened."""
+    """Record the output of `relay demo`, with its colours, until enough has happened."""
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "relay", "demo"]
     environment = os.environ | {"COLUMNS": str(WIDTH), "LINES": "60", "TERM": "xterm-256color"}

@@ -1,6 +1,6 @@
-"""The one place that reads the wall clock. Leases and due times use the database's clock instead.
+"""The only place that reads the wall clock. Leases and due times use the database's clock instead.
 
-Spans of time are measured by `steady`, which no correction of the wall clock moves.
+`steady` measures durations; corrections of the wall clock don't affect it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Protocol, cast
 
 
 class Clock(Protocol):
-    """Tells the time; a test hands in its own."""
+    """A source of the time; tests pass their own."""
 
     def now(self) -> datetime:
-        """The present instant, aware, in UTC."""
+        """Return the current instant, aware, in UTC."""
         ...
 
 
@@ -22,20 +22,20 @@ class SystemClock:
     """The machine's clock."""
 
     def now(self) -> datetime:
-        """The present instant, aware, in UTC."""
+        """Return the current instant, aware, in UTC."""
         return datetime.now(UTC)
 
 
 _BOOT_CLOCK = cast("int | None", getattr(time, "CLOCK_BOOTTIME", None))
-"""Linux's own: its CLOCK_MONOTONIC, which `time.monotonic` reads, stands still while the machine is suspended.
+"""Clock of Linux that also counts suspended time; CLOCK_MONOTONIC, which `time.monotonic` reads, stops meanwhile.
 
 See clock_gettime(2).
 """
 
 
 def steady() -> float:
-    """Seconds by a clock that is never set, and that goes on while the machine is suspended, where there is one.
+    """Read a clock that is never set and, where the system has one, also counts suspended time. Returns seconds.
 
-    Until when a lease is trusted, and until when a call may run, are told by this clock alone.
+    The trust in a lease and the deadline of a call depend on this clock alone.
     """
     return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)

@@ -1,31 +1,35 @@
-"""Every error of both sides, and what each means to the caller.
+"""Errors of both sides, and their meaning for the caller.
 
 ::
 
     InboxRelayError
-    ├── ConfigError            the configuration can't be used: the process ends (exit status 2), or keeps the old one
-    │   └── UnfitDatabase      the database lets a guarantee not be kept: a process does not start, a receiver answers 503
-    ├── RequestError           what the receiver answers instead of 200; each has a `status` and a `cause`
-    │   ├── Unreadable         400  the bytes are not what they claim to be
-    │   ├── NotAuthenticated   401  unknown source, or not proven to be it: deliberately the same answer
+    ├── ConfigError            the configuration can't be used: the process exits (status 2), or keeps the old one
+    │   └── UnfitDatabase      the database can't keep a guarantee: a process does not start, a receiver answers 503
+    ├── RequestError           an answer other than 200; each has a `status` and a `cause`
+    │   ├── Unreadable         400  not valid JSON, or another length than announced
+    │   ├── NotAuthenticated   401  unknown source, or failed authentication: deliberately the same answer
     │   ├── TooSlow            408  did not arrive in time
     │   ├── TooLarge           413
     │   ├── TargetTooLong      414
     │   ├── UnsupportedType    415
     │   ├── ExpectationFailed  417
     │   ├── InvalidEvent       422  readable, but not an event; names the field
-    │   ├── TooMany            429  more than this source may send in a second: send it again later
+    │   ├── TooOld             422  older than the source's `max_age`
+    │   ├── TooMany            429  more than the source's `rate`: send it again later
     │   ├── HeadTooLarge       431
     │   ├── Unavailable        503  not stored: send it again later
-    │   │   └── StillOpen      503  stored, and not delivered yet: the repeat waits for the same event
+    │   │   └── StillOpen      503  stored, and not delivered yet: the retry waits for the same event
     │   └── NotDelivered       502  stored, and given up
-    ├── IllegalTransition      a fact or step that the state machine has no row for: a bug, never data
+    ├── IllegalTransition      a fact or step without a row in the state machine: a bug, never data
     ├── MappingError           a sync route's template or expression has no value for this event
-    ├── UnusableAnswer         an answer can't be relied on
-    ├── UnusableCommand        what an operator asked for can't be understood, or can't be meant: it ends `failed`
-    ├── UnreadableLog          a delivery's facts can't be read: it alone is left as it is
-    ├── OutboundRefused        the guard refuses to send this call at all
-    └── SweepFailed            a source could not be asked to the end for what has changed
+    ├── UnusableAnswer         an answer lacks reliable information about matches or further pages
+    ├── UnusableCommand        an operator's command is invalid or contradictory: it ends `failed`
+    ├── UnreadableLog          a delivery's facts can't be read: it alone stays unchanged
+    ├── OutboundRefused        the outbound guard rejects a call
+    └── SweepFailed            a sweep could not read all changes of a source
+
+Beside the tree there are `relay.handler`'s public Skip, Retry and GiveUp, which a handler raises, the `TimeoutError` of
+`relay.http.watchdog`, and exceptions that never leave their module.
 """
 
 from __future__ import annotations
@@ -37,15 +41,15 @@ Made = TypeVar("Made")
 
 
 class InboxRelayError(Exception):
-    """The base of all errors of this package; never raised itself."""
+    """Base of all errors of both packages; never raised itself."""
 
 
 class ConfigError(InboxRelayError):
-    """The configuration can't be used. The text says which key, where it stands, and what would be valid."""
+    """The configuration can't be used. The message names the key, its place and the valid values."""
 
 
 class UnfitDatabase(ConfigError):
-    """The database doesn't let the guarantees be kept. The text has a line for each reason, with what to do."""
+    """The database can't keep a guarantee. The message has a line with a remedy for each reason."""
 
 
 class RequestError(InboxRelayError):
@@ -54,9 +58,9 @@ class RequestError(InboxRelayError):
     status: ClassVar[int]
     title: ClassVar[str]
     cause: ClassVar[str]
-    """The metric label and `rejected_request.cause`."""
+    """Metric label, and value of `rejected_request.cause`."""
     retry_after_seconds: int | None = None
-    """When it is worth another try, for the header `Retry-After`."""
+    """Seconds for the header `Retry-After`."""
 
     def __init__(self, detail: str, *, field: str | None = None) -> None:
         super().__init__(detail)
@@ -65,7 +69,7 @@ class RequestError(InboxRelayError):
 
 
 class Unreadable(RequestError):
-    """The body is not the JSON, or not the length, that the request says it is."""
+    """The body is not valid JSON, or has another length than announced."""
 
     status = 400
     title = "The request can't be read"
@@ -73,7 +77,7 @@ class Unreadable(RequestError):
 
 
 class NotAuthenticated(RequestError):
-    """The source is unknown or the sender did not prove to be it; the answer doesn't tell which."""
+    """The source is unknown, or the sender failed to authenticate; the answer doesn't say which."""
 
     status = 401
     title = "Not authenticated"
@@ -82,11 +86,11 @@ class NotAuthenticated(RequestError):
     def __init__(self, detail: str, *, why: str | None = None) -> None:
         super().__init__(detail)
         self.why = why
-        """For the operator alone."""
+        """Reason, for the operator only."""
 
 
 class TooSlow(RequestError):
-    """The request did not arrive in the time that it may take."""
+    """The request took longer to arrive than allowed."""
 
     status = 408
     title = "The request took too long to arrive"
@@ -102,7 +106,7 @@ class TooLarge(RequestError):
 
 
 class TargetTooLong(RequestError):
-    """The path and query are longer than any URL of ours."""
+    """The path and query are longer than any valid URL."""
 
     status = 414
     title = "The URL is too long"
@@ -110,7 +114,7 @@ class TargetTooLong(RequestError):
 
 
 class UnsupportedType(RequestError):
-    """The Content-Type or Content-Encoding is not one this source's preset reads."""
+    """The source's preset doesn't read this Content-Type or Content-Encoding."""
 
     status = 415
     title = "Unsupported content type"
@@ -118,7 +122,7 @@ class UnsupportedType(RequestError):
 
 
 class ExpectationFailed(RequestError):
-    """The request expects what is not done here."""
+    """The request has an `Expect` header that is not supported."""
 
     status = 417
     title = "The expectation can't be met"
@@ -126,7 +130,7 @@ class ExpectationFailed(RequestError):
 
 
 class InvalidEvent(RequestError):
-    """Readable, but a field that makes it an event is missing or wrong; `field` names it."""
+    """The body is readable, but a required field of an event is missing or wrong; `field` names it."""
 
     status = 422
     title = "Not a valid event"
@@ -134,7 +138,7 @@ class InvalidEvent(RequestError):
 
 
 class TooOld(RequestError):
-    """A valid event, but its own time is further back than its source may send."""
+    """The event's own time is older than the source's `max_age`."""
 
     status = 422
     title = "The event is too old"
@@ -142,7 +146,7 @@ class TooOld(RequestError):
 
 
 class TooMany(RequestError):
-    """The source sends more than its `rate`; after `retry_after_seconds` there is room for one more."""
+    """The source exceeds its `rate`; after `retry_after_seconds` one more request is allowed."""
 
     status = 429
     title = "Too many requests"
@@ -154,7 +158,7 @@ class TooMany(RequestError):
 
 
 class HeadTooLarge(RequestError):
-    """There are more header fields, or longer ones, than are read."""
+    """The request has more or longer header fields than allowed."""
 
     status = 431
     title = "The header fields are too large"
@@ -162,7 +166,7 @@ class HeadTooLarge(RequestError):
 
 
 class Unavailable(RequestError):
-    """The event could not be stored for certain; the sender must send it again."""
+    """The event is not certainly stored; the sender must send it again."""
 
     status = 503
     title = "Not stored, send it again"
@@ -171,14 +175,14 @@ class Unavailable(RequestError):
 
 
 class StillOpen(Unavailable):
-    """The event is stored, and its outcome is not known yet; a repeat waits for the same event."""
+    """The event is stored, and its outcome is not known yet; the sender's retry waits for the same event."""
 
     title = "Stored, not delivered yet"
     cause = "still_open"
 
 
 class NotDelivered(RequestError):
-    """The event is stored, and its delivery was given up; a person can take it up again."""
+    """The event is stored, and its delivery was given up; an operator can replay it."""
 
     status = 502
     title = "Stored, not delivered"
@@ -191,15 +195,15 @@ CAUSES = frozenset(
         *(error.cause for error in Unavailable.__subclasses__()),
     }
 )
-"""Every word that `rejected_request.cause` and the metrics have."""
+"""Every value of `rejected_request.cause` and of the metrics' label."""
 
 
 class IllegalTransition(InboxRelayError):
-    """A step or fact for which the table of transitions has no row. The delivery is left untouched."""
+    """The table of transitions has no row for a step or fact. The delivery stays unchanged."""
 
 
 class MappingError(InboxRelayError):
-    """A template or expression of a sync route has no usable value for this event; `field` names the target field."""
+    """A template or expression of a sync route has no usable value for this event; `field` names the target's field."""
 
     def __init__(self, detail: str, *, field: str) -> None:
         super().__init__(f"{field}: {detail}")
@@ -207,36 +211,36 @@ class MappingError(InboxRelayError):
 
 
 class UnusableAnswer(InboxRelayError):
-    """An answer is not what it has to be: what it says of matches, or of further pages, can't be relied on."""
+    """An answer of an api or destination lacks reliable information about matches or further pages."""
 
 
 class UnusableCommand(InboxRelayError):
-    """A row of `relay_command` can't be understood, or can't be meant. The text is its answer."""
+    """A row of `relay_command` is invalid or contradictory. The message becomes its answer."""
 
 
 class UnreadableLog(InboxRelayError):
-    """A fact of one delivery is none that this version can read; the text names the fact and what to do."""
+    """This version can't read a fact of one delivery; the message names the fact and a remedy."""
 
 
 class SweepFailed(InboxRelayError):
-    """A source could not be asked to the end for what has changed. What was compared so far has been."""
+    """A sweep could not read all changes of a source. Changes that it compared so far stay compared."""
 
     def __init__(self, detail: str, *, passes: bool = False, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.passes = passes
-        """It may go by itself; `retry_after` seconds are what the source asks for."""
+        """The failure is temporary; `retry_after` is the source's `Retry-After` in seconds."""
         self.retry_after = retry_after
 
 
 class OutboundRefused(InboxRelayError):
-    """The outbound guard refuses this call: its address, scheme or a header is not allowed."""
+    """The outbound guard rejects this call: its address, scheme or a header is not allowed."""
 
 
 def collect_config_errors(parts: Mapping[str, Callable[[], Made]]) -> dict[str, Made]:
-    """What each of `parts` makes.
+    """Make all of `parts`, and collect the errors of those that fail.
 
     Raises:
-        ConfigError: some of them raised one; the text has the lines of all, each once.
+        ConfigError: one or more of them raised it; the message has the lines of all, each once.
     """
     made: dict[str, Made] = {}
     wrong: list[str] = []

@@ -1,4 +1,4 @@
-"""Files with secrets or webhooks in them that other users of the machine may read: said at the start, and left as they are."""
+"""Warns at the start about files with secrets or webhooks that other users may read. It leaves the files unchanged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from inbox.db.dialect import SQLITE
 from inbox.db.engine import parse_url
 
 _NAMES = frozenset({"user", "client_id"})
-"""Keys that take a secret's place and hold what is no secret."""
+"""Keys of the type of a secret whose values are none."""
 _LIKE_A_TOKEN = re.compile(r"[\w-]{20,}")
 
 
-def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """A sentence for the configuration in `path`, and one for the database's file, if others may read them.
+def exposure_warnings(path: Path, config: Config, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """Yield a warning for the configuration in `path`, and one for the database's file, if others may read them.
 
     Raises:
         ConfigError: the database's URL can't be read.
@@ -31,7 +31,7 @@ def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.en
     held = [*_literals(config, ())]
     if not environment.get("INBOX_DATABASE_URL") and make_url(config.database.url).password:
         held.append("database.url")
-    if held and _others_may(path):
+    if held and _is_open_to_others(path):
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
         yield (
             f"{path} holds secrets ({held[0]}{more}), and every user of this machine may read it: take that away with"
@@ -40,7 +40,7 @@ def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.en
     url = parse_url(config.database.url)
     if url.get_backend_name() == SQLITE:
         database = Path(url.database or "")
-        if _others_may(database):
+        if _is_open_to_others(database):
             beside = " ".join(str(database) + suffix for suffix in ("", "-wal", "-shm"))
             yield (
                 f"{database} holds what webhooks say, and every user of this machine may read it: stop both sides, then"
@@ -49,7 +49,7 @@ def exposures(path: Path, config: Config, environment: Mapping[str, str] = os.en
 
 
 def _literals(value: object, path: tuple[str, ...]) -> Iterator[str]:
-    """The keys of secrets that stand in the file themselves."""
+    """Yield the keys of secrets that the file itself contains."""
     if isinstance(value, Secret):
         is_literal = not value.reference.startswith(("env:", "file:")) and path[-1] not in _NAMES
     else:
@@ -63,8 +63,8 @@ def _literals(value: object, path: tuple[str, ...]) -> Iterator[str]:
 def _inside(value: object) -> Iterator[tuple[str, object]]:
     match value:
         case msgspec.Struct():
-            is_a_place = isinstance(value, ForwardDestination) and not _holds_a_token(value.url.reference)
-            names = (name for name in value.__struct_fields__ if not (is_a_place and name == "url"))
+            is_plain_url = isinstance(value, ForwardDestination) and not _holds_a_token(value.url.reference)
+            names = (name for name in value.__struct_fields__ if not (is_plain_url and name == "url"))
             yield from ((name, getattr(value, name)) for name in names)
         case dict():
             yield from ((str(name), inner) for name, inner in value.items())
@@ -73,7 +73,7 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _holds_a_token(url: str) -> bool:
-    """True when the URL of a destination is more than its place, or can't be read."""
+    """Return whether the URL of a destination may contain a token, or can't be parsed."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -81,8 +81,8 @@ def _holds_a_token(url: str) -> bool:
     return "@" in parts.netloc or bool(parts.query) or _LIKE_A_TOKEN.search(parts.path) is not None
 
 
-def _others_may(path: Path) -> bool:
-    """True when users that are neither its owner nor of its group get to it, and may read or write it."""
+def _is_open_to_others(path: Path) -> bool:
+    """Return whether users other than its owner and group can reach the file, and read or write it."""
     try:
         whole = path.resolve(strict=True)
         mode = whole.stat().st_mode

@@ -1,9 +1,9 @@
 """gunicorn's settings for the receiver; `gunicorn.conf.py` and `inbox serve` take them from here.
 
-Every one can be overruled on gunicorn's command line, or by GUNICORN_CMD_ARGS.
+Each can be overridden on gunicorn's command line, or by GUNICORN_CMD_ARGS.
 
-The master reads the configuration and makes the app; the workers have it from the master, by fork. So a worker that
-takes a dead one's place serves what that one served, whatever the file says by then.
+The master reads the configuration and makes the app; the workers inherit it by fork. So a worker that replaces a dead
+one serves the same configuration, whatever the file says by then.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.errors import ConfigError
-from inbox.exposure import exposures
+from inbox.exposure import exposure_warnings
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.loader.load import config_path, read_config
-from inbox.logs.access_log import Mask
-from inbox.logs.lines import escape, tell
+from inbox.logs.access_log import AccessLogMask
+from inbox.logs.lines import escape_lines, write_stderr
 from inbox.logs.traces import without_message
 from inbox.receiver.app import Receiver, app_of
 from inbox.telemetry.recorder import Exporter, exporter_at
@@ -55,7 +55,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker ships no ty
         # gunicorn wraps its listeners. uvloop lets go of a real socket before it closes the descriptor, but closes another
         # object after that (`UVSocketHandle._close`): each stop logged "Error while closing socket [Errno 9]".
         self.sockets: list[Any] = [listener.sock for listener in self.sockets]
-        logging.getLogger("uvicorn.access").addFilter(Mask(lambda: receiver.sources))
+        logging.getLogger("uvicorn.access").addFilter(AccessLogMask(lambda: receiver.sources))
 
     def init_process(self) -> None:
         """Run in the new process, before it serves."""
@@ -73,7 +73,7 @@ _LARGE_BLOCK = 1024 * 1024
 
 
 def _return_large_blocks() -> None:
-    """Have the memory of a large body go back to the system once it is freed.
+    """Return the memory of large bodies to the system once it is freed.
 
     glibc does so by itself until the first is freed; then it keeps blocks of that size, in each thread (mallopt(3),
     M_MMAP_THRESHOLD). Other systems have no such function, and no such habit.
@@ -88,13 +88,13 @@ class ActiveApp:
     def __init__(self) -> None:
         self._config: Config | None = None
         self._app: Receiver | None = None
-        self.believes_all = False
-        """Every peer is trusted as a proxy, and may claim any sender's address."""
+        self.trusts_every_proxy = False
+        """True when every peer is trusted as a proxy, and may claim any sender's address."""
         self.exporter: Exporter | None = None
-        """Serves what the workers count; the master's alone."""
+        """Serves the workers' metrics; only the master has it."""
 
-    def take(self, config: Config) -> None:
-        """Put a configuration in force, for the workers that are forked from now on.
+    def activate(self, config: Config) -> None:
+        """Activate a configuration, for workers that are forked from now on.
 
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
@@ -103,13 +103,13 @@ class ActiveApp:
         if self._config is not None and config.metrics.receiver != self._config.metrics.receiver:
             mistakes.append("[metrics] receiver: another address needs a restart")
         if self._config is not None and config.database.url != self._config.database.url:
-            # Its schema is checked and the number of workers is chosen at the start; and what is acknowledged into a
-            # database that the relays don't know is delivered by nobody.
+            # Its schema is checked and the number of workers is chosen at the start; and an event in a
+            # database that no relay reads is never delivered.
             mistakes.append("[database] url: another database needs a restart")
         mistakes += [
             f"[sources.{name}] allow_from: FORWARDED_ALLOW_IPS lets every sender claim any address; name your proxies there"
             for name, source in config.sources.items()
-            if self.believes_all and source.allow_from is not None
+            if self.trusts_every_proxy and source.allow_from is not None
         ]
         try:
             app = app_of(config)
@@ -135,7 +135,7 @@ receiver = ActiveApp()
 
 
 def _workers() -> int:
-    """As many as there are processors; one on SQLite, where two only fight for the write lock."""
+    """Return the number of processors; 1 on SQLite, where two workers only compete for the write lock."""
     try:
         url = read_config().database.url
     except ConfigError:
@@ -162,11 +162,11 @@ def _has_all(proxies: Iterable[str]) -> bool:
 
 
 FILES_BESIDES = 100
-"""Files that a worker has open besides its connections."""
+"""Files that a worker opens besides its connections."""
 
 
 def _allow_files(connections: int) -> None:
-    """Let workers open as many files as they may have connections; most systems let them, but not unasked."""
+    """Raise the limit of open files to the limit of connections; most systems allow that on request."""
     least = connections + FILES_BESIDES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < least:
@@ -174,58 +174,58 @@ def _allow_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         if most < least:
             told = f"inbox: a process may open {most} files here, too few for [receiver] connections = {connections}"
-            tell(told)
+            write_stderr(told)
 
 
 def _escape_logs(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Let nothing from outside break or forge a line of the log. gunicorn makes its handlers anew at each reload."""
-    escape(server.log.error_log.handlers)
-    escape(server.log.access_log.handlers)
+    escape_lines(server.log.error_log.handlers)
+    escape_lines(server.log.access_log.handlers)
     if logging.lastResort is not None:
-        escape([logging.lastResort])  # for our loggers, which gunicorn does not know
+        escape_lines([logging.lastResort])  # for our loggers, which gunicorn does not know
 
 
 def _warn_of_exposures(config: Config) -> None:
     try:
-        for exposure in exposures(config_path(), config):
+        for exposure in exposure_warnings(config_path(), config):
             _log.warning("%s", exposure)
     except Exception as bug:  # noqa: BLE001  # a warning that can't be given stops no receiver
         _log.error("bug in the look for files that others may read", exc_info=without_message(bug))
 
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """Refuse to start with a configuration or a schema that can't work; a database that is down is waited for, with 503."""
+    """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
     _escape_logs(server)
     try:
         config = read_config()
-        receiver.believes_all = _has_all(server.cfg.forwarded_allow_ips)
+        receiver.trusts_every_proxy = _has_all(server.cfg.forwarded_allow_ips)
         checked = engine.connect(config.database.url, application="inbox-receiver")
         try:
             migrate.require_current(checked)
             guarantees.require(checked)
         except OperationalError as error:
-            tell(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}")
+            write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}")
         finally:
             checked.dispose()
-        receiver.take(config)
+        receiver.activate(config)
         _warn_of_exposures(config)
         _allow_files(config.receiver.connections)
         receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
     except ConfigError as error:
         for mistake in str(error).splitlines():
-            tell(f"inbox: {mistake}")
+            write_stderr(f"inbox: {mistake}")
         sys.exit(2)
 
 
 def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """On SIGHUP, before gunicorn replaces the workers: read the configuration again, and keep the old one if it can't be used.
+    """Read the configuration again on SIGHUP, before gunicorn replaces the workers; keep the old one if it can't be used.
 
-    Whatever this raised would end the master, and every worker with it.
+    An exception here would end the master, and every worker with it.
     """
     _escape_logs(server)
     try:
         config = read_config()
-        receiver.take(config)
+        receiver.activate(config)
     except ConfigError as error:
         for mistake in str(error).splitlines():
             _log.error("reload refused: %s", mistake)
@@ -245,12 +245,12 @@ def when_ready(_server: object) -> None:
 
 
 def pre_fork(_server: object, _worker: object) -> None:
-    """A worker comes: the moment to see whether what serves the metrics is still there."""
+    """Restart the metrics server if it has died, before a worker is forked."""
     if receiver.exporter is not None:
         receiver.exporter.ensure()
 
 
 def on_exit(_server: object) -> None:
-    """The workers have ended."""
+    """Stop the metrics server, after the workers have ended."""
     if receiver.exporter is not None:
         receiver.exporter.stop()

@@ -1,1 +1,1 @@
-"""The schema's history, run by `inbox migrate`. A released migration is never edited."""
+"""History of the schema, run by `inbox migrate`. A released migration is never edited."""

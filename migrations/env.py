@@ -1,7 +1,6 @@
-"""What alembic runs for every command: which database, which tables.
+"""Alembic's environment: the database and the tables of every command.
 
-`inbox migrate` hands its connection in; a bare `alembic` command reads the URL from inbox.toml, as everything else
-does.
+`inbox migrate` passes its connection. A bare `alembic` command reads the URL from inbox.toml.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from inbox.loader.load import read_config
 
 
 def run(connection: Connection) -> None:
-    """Run the migrations that were asked for, each in a transaction of its own; SQLite's DDL is transactional too."""
+    """Run the requested migrations, each in its own transaction; SQLite's DDL is transactional too."""
     context.configure(
         connection=connection,
         target_metadata=metadata,

@@ -1,4 +1,4 @@
-"""What a function of yours is given and may raise, as a destination of the kind `python` calls it. Public.
+"""The public interface of Python handlers: the event that your function gets, and the exceptions that it may raise.
 
 ::
 
@@ -6,7 +6,7 @@
 
     def on_event(event: Event) -> None: ...
 
-Returning is success. `docs/how-to/write-a-handler.md` tells the rest.
+Returning is success. See `docs/how-to/write-a-handler.md`.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ __all__ = ["Event", "GiveUp", "Retry", "Skip"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One event for one attempt."""
+    """An event, as one attempt gets it."""
 
     seq: int
     """Its number in the inbox, in the order of arrival."""
     source: str
     entity_type: str | None = None
     entity_id: str | None = None
-    """Of what it is about; None when it names no entity."""
+    """Id of its entity; None when it names none."""
     event_type: str
-    """The sender's own word."""
+    """The sender's name for the change."""
     action: Action
     event_id: str | None = None
-    """The sender's own id of the event, where it has one."""
+    """The sender's id of the event, where it has one."""
     occurred_at: datetime
     received_at: datetime
     headers: Mapping[str, str] = {}
-    """Those that are kept, by their names in lower case."""
+    """The stored headers, by their names in lower case."""
     body: Any = None
     """The webhook, parsed, when it is JSON or a form; a number that a float would change is a Decimal."""
     raw: bytes = b""
-    """The webhook as it came."""
+    """The webhook as received."""
     attempt: int = 1
     """1 for the first."""
     idempotency_key: str
-    """The same for every attempt, and another one when it is delivered again: replayed by a person, or because of a repeat.
+    """The same for every attempt of a run. A replay by an operator, or a duplicate request, begins a run with another key.
 
-    It names the event by what the sender said of it, not by `seq`, so that no other event ever has it.
+    It derives from the sender's data, not from `seq`, so that no other event ever has it.
     """
 
 
 class Skip(Exception):
-    """There is nothing to do for this event: it ends `skipped`, and the log says why."""
+    """Nothing is to be done for this event: the delivery ends `skipped`, and the log has the reason."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -62,7 +62,7 @@ class Skip(Exception):
 
 
 class Retry(Exception):
-    """It did not work now: the next attempt is made by the route's schedule, and not before `after` seconds."""
+    """The attempt failed: the route's schedule makes the next one, no sooner than after `after` seconds."""
 
     def __init__(self, why: str, after: float | None = None) -> None:
         super().__init__(why)
@@ -73,7 +73,7 @@ class Retry(Exception):
 
 
 class GiveUp(Exception):
-    """It will never work: the delivery is dead at once, and waits for a person."""
+    """The delivery can never succeed: it is dead at once, and waits for an operator."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)

@@ -1,12 +1,14 @@
-"""Runs the steps of a relay such that one that fails stops no other: it is logged, counted, alerted and tried again later."""
+"""Steps of a relay, run in isolation: one that fails is logged, counted, alerted and retried later, and stops no other."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
 import msgspec
+import tenacity
 
 from inbox.db.dialect import error_text, failure_of
 from relay.observe import Observer
@@ -30,19 +32,19 @@ Step = Literal[
     "heartbeat",
     "sweep",
 ]
-"""Every step that a relay runs again and again; `tests/bulkheads` plants failures into each."""
+"""Every step that a relay repeats; `tests/bulkheads` plants failures into each."""
 
 CRITICAL: frozenset[Step] = frozenset({"record", "claim"})
-"""Without these a relay is of no use: when one fails for `LASTS_SECONDS`, another process may do better."""
+"""Steps without which a relay is of no use: when one fails for `LASTS_SECONDS`, another process may do better."""
 
 URGENT: frozenset[Step] = CRITICAL | {"give_back", "sequence", "renew", "heartbeat"}
-"""These are tried again soon, however often they have failed."""
+"""Steps that are retried soon, however often they have failed."""
 
 AWAITED: frozenset[Step] = frozenset({"sequence"})
-"""Others wait for these while the database holds them up: what is claimed before all is ordered may pass an older event."""
+"""Steps that claims wait for while the database holds them up: a claim before all is sequenced may pass an older event."""
 
 AWAITED_SECONDS = 15.0
-"""For so long, one lease: by then whatever a process that died or stands still had locked is free again."""
+"""The longest such wait, one lease: by then all locks of a dead or stalled process are free again."""
 AWAITED_AGAIN_SECONDS = 0.5
 LASTS_SECONDS = 60.0
 FIRST_WAIT_SECONDS = 0.1
@@ -54,7 +56,7 @@ Result = TypeVar("Result")
 
 
 class Failing(msgspec.Struct, frozen=True):
-    """A step that fails now. Times are monotonic seconds."""
+    """The failure of a step, as of now. Times are monotonic seconds."""
 
     error: str
     times: int
@@ -62,14 +64,14 @@ class Failing(msgspec.Struct, frozen=True):
     again_at: float
     is_alerted: bool
     is_fault: bool
-    """Its items or the code are to blame, and not the database."""
+    """True when its items or the code are the cause, not the database."""
 
 
 class Steps:
     """Runs steps by their names; each name belongs to one thread.
 
-    `alert` hears of a step that begins to fail, or that the database has kept busy for a minute; `is_healthy` says whether the
-    database takes writes. Neither may raise.
+    `alert` is called for a step that begins to fail, or that the database has blocked for a minute; `is_healthy` returns
+    whether the database takes writes. Neither may raise.
     """
 
     def __init__(
@@ -88,22 +90,22 @@ class Steps:
 
     @property
     def failing(self) -> Mapping[str, str]:
-        """The steps that fail now, and why."""
+        """The failing steps, and their errors."""
         return {name: failing.error for name, failing in self._failing.copy().items()}
 
     def is_awaited(self, step: Step) -> bool:
-        """Whether the database holds a step up, and has not done so for long: others wait for it until then."""
+        """Return whether the database holds a step up, for less than `AWAITED_SECONDS` so far: others wait for it."""
         failing = self._failing.get(step)
         return failing is not None and not failing.is_fault and self._monotonic() - failing.since < AWAITED_SECONDS
 
     def run(self, step: Step, work: Callable[[], Result], otherwise: Result, *, subject: str = "") -> Result:
-        """Run a step, unless it has failed a moment ago.
+        """Run a step, unless it waits for its next retry.
 
         Args:
             step: its name.
-            work: what it does.
-            otherwise: what is returned when it was not run, or has failed.
-            subject: of a step that is run for several things, which: each is waited for alone.
+            work: its work.
+            otherwise: the result when it was not run, or has failed.
+            subject: the thing it is run for, of a step with several: each has a backoff of its own.
 
         Returns:
             Its result, or `otherwise`.
@@ -149,3 +151,34 @@ class Steps:
             self._alert(name, error_text(error))
         if step in CRITICAL and is_fault and has_lasted and self._is_healthy():
             raise error
+
+
+def retry_until_done(
+    what: str, step: Callable[[], Result], *, unless: threading.Event, observer: Observer
+) -> Result | None:
+    """Run a step until the database takes it. Returns None once `unless` is set. Raises a fault of the step itself."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: failure_of(error) != "fault"),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+        stop=tenacity.stop_when_event_set(unless),
+        sleep=tenacity.sleep_using_event(unless),
+        before_sleep=lambda state: observer.database_trouble(what, _exception_of(state)),
+        retry_error_callback=lambda state: observer.database_trouble(what, _exception_of(state)),
+    )
+    return retrying(step)
+
+
+def try_times(what: str, step: Callable[[], object], *, times: int, observer: Observer) -> None:
+    """Run a step at most so many times; a failure of the last is logged, and not raised."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Exception),
+        wait=tenacity.wait_fixed(0.2),
+        stop=tenacity.stop_after_attempt(times),
+        retry_error_callback=lambda state: observer.database_trouble(what, _exception_of(state)),
+    )
+    retrying(step)
+
+
+def _exception_of(state: tenacity.RetryCallState) -> BaseException:
+    exception = None if state.outcome is None else state.outcome.exception()
+    return exception or RuntimeError("no outcome")

@@ -22,19 +22,40 @@ from inbox.db import migrate
 _numbers = count(1)
 
 hypothesis.settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)  # `make quick` asks for it
 hypothesis.settings.load_profile("patient")
 
-LONG = ("tests/model/", "tests/faults/")
-"""Folders whose tests take minutes."""
+KINDS = ("sqlite", "postgres")
+PROOFS = "tests/proofs/"
+"""Folder of the tests that take longest."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long tests, shared out among the processes: else one of them would be alone with the last for minutes."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `--database sqlite` leave out whatever needs the other kind."""
+    parser.addoption("--database", choices=KINDS, help="leave out the tests that need the other kind of database")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the kind of database that is not wanted, and begin with the proofs.
+
+    The proofs are shared out among the processes: else one of them would be alone with the last for minutes.
+    """
+    if wanted := config.getoption("--database"):
+        left_out = [item for item in items if _kinds_needed(item) - {wanted}]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not _kinds_needed(item) - {wanted}]
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    long = [item for item in items if item.nodeid.startswith(LONG)]
-    others = [item for item in items if not item.nodeid.startswith(LONG)]
+    proofs = [item for item in items if item.nodeid.startswith(PROOFS)]
+    others = [item for item in items if not item.nodeid.startswith(PROOFS)]
     shares = [others[len(others) * n // processes : len(others) * (n + 1) // processes] for n in range(processes)]
-    items[:] = [item for n, share in enumerate(shares) for item in (*long[n::processes], *share)]
+    items[:] = [item for n, share in enumerate(shares) for item in (*proofs[n::processes], *share)]
+
+
+def _kinds_needed(item: pytest.Item) -> set[str]:
+    """Kinds of database that a test needs, by its parameters and its fixtures."""
+    callspec = getattr(item, "callspec", None)
+    kinds = {value for value in callspec.params.values() if value in KINDS} if callspec else set()
+    return kinds | ({"postgres"} if "postgres_url" in getattr(item, "fixturenames", ()) else set())
 
 
 @pytest.fixture(scope="session")

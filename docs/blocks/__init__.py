@@ -1,1 +1,1 @@
-"""What `docs/generate.py` writes, page by page."""
+"""Blocks that `docs/generate.py` writes, page by page."""

@@ -1,4 +1,4 @@
-"""What the pages share: tables, docstrings and `docs/meanings.toml`."""
+"""Helpers that the pages share: tables, docstrings and `docs/meanings.toml`."""
 
 from __future__ import annotations
 

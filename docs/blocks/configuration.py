@@ -75,7 +75,7 @@ def _config_table(title: str, cls: type, elsewhere: Iterable[str]) -> Iterator[s
 
 
 def template_forms() -> str:
-    """What a placeholder's `:NAME` means."""
+    """Tabulate the meanings of a placeholder's `:NAME`."""
     rows = (
         (f"`{name}`", f"{form.meaning[0].upper()}{form.meaning[1:]}", f"`{form.example}`")
         for name, form in FORMS.items()

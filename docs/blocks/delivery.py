@@ -1,4 +1,4 @@
-"""What follows an outcome, when a failed attempt is repeated, and what is worth an alert: from the code that decides it."""
+"""Effects of an outcome, times of retries, and conditions for an alert: from the code that decides them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def retry_schedule() -> str:
 
 
 def alert_kinds() -> str:
-    """What is worth an alert, in its own words."""
+    """Tabulate the conditions for an alert, in the alert's own words."""
     blank = re.compile(r"\{(\w+)\}")
     return table(
         ("kind", "when it begins", "when it has recovered"),

@@ -9,12 +9,12 @@ from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
 
 
 def receiver_metrics() -> str:
-    """What the receiver counts."""
+    """Tabulate the receiver's metrics."""
     return _listed(RECEIVER)
 
 
 def relay_metrics() -> str:
-    """What relays count."""
+    """Tabulate the relays' metrics."""
     return _listed(RELAY)
 
 

@@ -1,4 +1,4 @@
-"""What each preset of a source verifies and reads: from the registry."""
+"""Verification and parsing by each preset of a source: from the registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KIB = 1024
 
 
 def preset_proofs() -> str:
-    """How each preset's requests prove where they come from."""
+    """Tabulate the proofs of origin in each preset's requests."""
     return table(
         ("preset", "header", "algorithm", "signed", "tolerance"),
         ((f"`{name}`", *_proof(preset)) for name, preset in sorted(PRESETS.items())),
@@ -19,7 +19,7 @@ def preset_proofs() -> str:
 
 
 def preset_events() -> str:
-    """Where each preset finds what makes an event."""
+    """Tabulate the places where each preset finds the parts of an event."""
     return table(
         ("preset", "of", "event id", "entity", "event type", "time", "same event"),
         (
@@ -33,13 +33,13 @@ def preset_events() -> str:
                 told.same_event,
             )
             for name, preset in sorted(PRESETS.items())
-            for told in (preset.told,)
+            for told in (preset.docs,)
         ),
     )
 
 
 def preset_answers() -> str:
-    """What each preset takes, and what its sender wants to hear."""
+    """Tabulate the requests that each preset accepts, and the answers that its sender expects."""
     return table(
         ("preset", "media types", "largest body", "answer", "handshake", "sends"),
         (
@@ -48,8 +48,8 @@ def preset_answers() -> str:
                 ", ".join(f"`{each}`" for each in sorted(preset.media_types)) or "any; see its file",
                 _size(preset.max_body),
                 f"{preset.status}, empty" if preset.answers_empty else str(preset.status),
-                preset.handshake.told if preset.handshake else "",
-                preset.told.sends,
+                preset.handshake.docs if preset.handshake else "",
+                preset.docs.sends,
             )
             for name, preset in sorted(PRESETS.items())
         ),

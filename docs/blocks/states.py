@@ -12,7 +12,7 @@ from relay.delivery.lifecycle import HEADS, SCHEDULING, TERMINAL, TRANSITIONS, S
 
 
 def states_diagram() -> str:
-    """Which step leads from which state to which."""
+    """Draw the transitions between states, each with its steps."""
     edges: dict[tuple[State, State], list[str]] = {}
     for state, steps in TRANSITIONS.items():
         for step, to in steps.items():
@@ -68,7 +68,7 @@ def _made_in(fact: str) -> str:
 
 @cache
 def _calls() -> dict[Path, set[str]]:
-    """What each file of the relay calls; a pattern of a `match` is no call."""
+    """Map each file of the relay to the functions that it calls; a pattern of a `match` is no call."""
     return {
         path.relative_to(ROOT): {
             ast.unparse(node.func)

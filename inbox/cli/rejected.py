@@ -1,4 +1,4 @@
-"""`inbox rejected` and `inbox readmit`: what was refused, and taking it in after all."""
+"""`inbox rejected` and `inbox readmit`: lists rejected requests, and readmits them after a fix."""
 
 from __future__ import annotations
 
@@ -6,31 +6,25 @@ import asyncio
 import getpass
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from sqlalchemy import Engine
 
-from inbox.cli.terminal import FINDING, Doing, answer, bar, say, show, show_fields, told
+from inbox.cli.options import AsJson, Since, open_database, utc
+from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, say, show, show_fields
 from inbox.clock import SystemClock
 from inbox.config.model import Config
-from inbox.db import engine, migrate, reads
+from inbox.db import engine, reads
 from inbox.errors import Unavailable
 from inbox.loader.load import read_config
 from inbox.receiver import readmit
-from inbox.receiver.readmit import Chosen, ReadmitResult
+from inbox.receiver.readmit import ReadmitResult, RejectedFilter
 from inbox.receiver.writer import GroupCommit
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, with every column.")]
 OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source, as the URL named it.")]
 OfCause = Annotated[str | None, typer.Option("--cause", help="Only of this cause, such as invalid_event.")]
-Since = Annotated[
-    datetime | None,
-    typer.Option("--since", help="Only received since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
-]
 
 _EXCERPT = 4096
 _SAMPLE = 5
@@ -46,7 +40,7 @@ def rejected(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List requests that were refused, the newest first, and whether they can be readmitted.
+    """List rejected requests, the newest first, and whether they can be readmitted.
 
     With --id: one of them, and the beginning of its body; exits 1 when there is none of that number.
 
@@ -58,26 +52,28 @@ def rejected(
     if number is not None:
         _show_one(number, as_json=as_json)
         return
-    with told(), _opened(read_config()) as database:
-        rows = reads.refusals(database, source=source, cause=cause, since=_utc(since), before=before, limit=limit)
+    with exit_on_error(), open_database() as database:
+        rows = reads.rejected_requests(
+            database, source=source, cause=cause, since=utc(since), before=before, limit=limit
+        )
     columns = ("id", "received_at", "source", "status", "cause", "reason", "remote_address")
-    shown = rows if as_json else [{**row, "can be readmitted": _standing(row)} for row in rows]
-    show(shown, as_json=as_json, columns=(*columns, "can be readmitted"), empty="nothing was refused")
+    listed = rows if as_json else [{**row, "can be readmitted": _readmission(row)} for row in rows]
+    show(listed, as_json=as_json, columns=(*columns, "can be readmitted"), empty="no rejected requests")
 
 
 def _show_one(number: int, *, as_json: bool) -> None:
-    with told(), _opened(read_config()) as database:
-        row = reads.refusal(database, number)
+    with exit_on_error(), open_database() as database:
+        row = reads.rejected_request(database, number)
     if row is None:
-        say(f"there is no refusal {number}")
+        say(f"there is no rejected request {number}")
         raise typer.Exit(FINDING)
     if not as_json and row["body"] is not None and len(row["body"]) > _EXCERPT:
         row["body"] = row["body"][:_EXCERPT] + b" \xe2\x80\xa6"
     show_fields(row, as_json=as_json)
 
 
-def _standing(row: reads.Row) -> str:
-    """Whether it can be readmitted, or what it became."""
+def _readmission(row: reads.Row) -> str:
+    """Say whether it can be readmitted, or which event it became."""
     if row["readmitted_seq"] is not None:
         return f"is seq {row['readmitted_seq']}"
     return "no" if row["body"] is None else "yes"
@@ -85,7 +81,7 @@ def _standing(row: reads.Row) -> str:
 
 def readmit_command(
     *,
-    reason: Annotated[str, typer.Option(help="Why; it is kept beside the refusal.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept with the rejected request.")],
     number: Annotated[int | None, typer.Option("--id", help="This one.")] = None,
     source: OfSource = None,
     cause: OfCause = None,
@@ -93,59 +89,59 @@ def readmit_command(
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take refused requests in after all, read by the present configuration. Shows the plan; --yes does it.
+    """Readmit rejected requests, read by the present configuration. Shows the plan; --yes does it.
 
-    Only requests whose sender had proven who it is were kept whole, and only those are meant. One that has come again
-    meanwhile is a repeat. Exits 1 when some are still refused.
+    Only requests of authenticated senders were kept whole, and only those can be readmitted. One that was sent again
+    meanwhile is a duplicate. Exits 1 when some are still rejected.
 
     Examples:
       inbox readmit --source trivore --reason "dedup names the right fields now"
-      inbox readmit --cause invalid_event --since 2026-01-01 --reason "the preset is mended" --yes
+      inbox readmit --cause invalid_event --since 2026-01-01 --reason "the preset is fixed" --yes
       inbox readmit --id 7 --reason "tried by hand" --yes --json
     """
-    chosen = Chosen(id=number, source=source, cause=cause, since=_utc(since))
-    with told():
+    selected = RejectedFilter(id=number, source=source, cause=cause, since=utc(since))
+    with exit_on_error():
         config = read_config()
         readers = readmit.readers_of(config)
-        with _opened(config) as database:
-            total = readmit.how_many(database, chosen)
-            pages = readmit.read_again(database, readers, chosen)
+        with open_database(config) as database:
+            total = readmit.count(database, selected)
+            pages = readmit.read_again(database, readers, selected)
             lines = _do(config, database, pages, total, reason) if yes and total else _look(pages, total)
     if as_json:
         show(lines, as_json=True, columns=(), empty="")
     else:
-        _tell(lines, yes=yes)
-    if any(line["refused"] for line in lines) or (number is not None and not lines):
+        _report(lines, yes=yes)
+    if any(line["rejected"] for line in lines) or (number is not None and not lines):
         raise typer.Exit(FINDING)
 
 
 def _look(pages: Iterator[list[ReadmitResult]], total: int) -> list[reads.Row]:
     lines: list[reads.Row] = []
-    with _bar() as shown:
-        task = shown.add_task("reading", total=total)
+    with _bar() as progress:
+        task = progress.add_task("reading", total=total)
         for page in pages:
             lines += map(_line, page)
-            shown.update(task, completed=len(lines))
+            progress.update(task, completed=len(lines))
     return lines
 
 
 def _do(
     config: Config, database: Engine, pages: Iterator[list[ReadmitResult]], total: int, reason: str
 ) -> list[reads.Row]:
-    """Take them in, with a bar. Interrupted, or when the database stops answering, it can be done again for the rest."""
+    """Readmit them, with a bar. After an interrupt or a database failure, a second call does the rest."""
     lines: list[reads.Row] = []
-    with _bar() as shown:
-        task = shown.add_task("readmitting", total=total)
+    with _bar() as progress:
+        task = progress.add_task("readmitting", total=total)
 
         def done(page: Sequence[ReadmitResult]) -> None:
             lines.extend(map(_line, page))
-            shown.update(task, completed=len(lines))
+            progress.update(task, completed=len(lines))
 
         async def work() -> None:
             made = engine.connect_async(config.database.url, application="inbox-readmit")
             writer = GroupCommit(made, SystemClock())
             try:
-                await readmit.take_in(database, writer, pages, getpass.getuser(), reason, done)
+                await readmit.store(database, writer, pages, getpass.getuser(), reason, done)
             finally:
                 await writer.close()
 
@@ -161,7 +157,7 @@ def _do(
 
 
 def _line(again: ReadmitResult) -> reads.Row:
-    """What is told of a request that was read again; not its body, so that any number of them can be held."""
+    """Return the line of a request without its body, so that any number of lines fits into memory."""
     events: list[reads.Row] = [
         {
             "entity_type": event.entity_type,
@@ -180,35 +176,35 @@ def _line(again: ReadmitResult) -> reads.Row:
         "source": again.source,
         "cause": again.cause,
         "events": events,
-        "refused": again.refused,
+        "rejected": again.rejected,
     }
 
 
-def _tell(lines: Sequence[reads.Row], *, yes: bool) -> None:
-    """How many of each source and cause, and some of them, of both kinds."""
+def _report(lines: Sequence[reads.Row], *, yes: bool) -> None:
+    """Show the counts of each source and cause, and some requests of both kinds."""
     if not lines:
         say("nothing to readmit")
         return
-    verdict = "taken in" if yes else "would be taken in"
-    counts = Counter((line["source"], line["cause"], line["refused"] is None) for line in lines)
+    verdict = "readmitted" if yes else "would be readmitted"
+    counts = Counter((line["source"], line["cause"], line["rejected"] is None) for line in lines)
     groups = sorted({(source, cause) for source, cause, _ in counts})
     table = [
-        {"source": s, "cause": c, verdict: counts[s, c, True], "still refused": counts[s, c, False]} for s, c in groups
+        {"source": s, "cause": c, verdict: counts[s, c, True], "still rejected": counts[s, c, False]} for s, c in groups
     ]
-    show(table, as_json=False, columns=("source", "cause", verdict, "still refused"), empty="")
+    show(table, as_json=False, columns=("source", "cause", verdict, "still rejected"), empty="")
     answer("")
     sample = [
-        {**line, "becomes": _becomes(line)} for line in sorted(lines, key=lambda a: a["refused"] is None)[:_SAMPLE]
+        {**line, "becomes": _becomes(line)} for line in sorted(lines, key=lambda a: a["rejected"] is None)[:_SAMPLE]
     ]
     show(sample, as_json=False, columns=("id", "received_at", "source", "cause", "becomes"), empty="")
     if not yes:
         more = f", {_SAMPLE} of them shown" if len(lines) > _SAMPLE else ""
-        say(f"{len(lines)} requests{more}; --yes takes in those that can be read now")
+        say(f"{len(lines)} requests{more}; --yes readmits those that can be read now")
 
 
 def _becomes(line: reads.Row) -> str:
-    if line["refused"] is not None:
-        return f"still refused: {line['refused']}"
+    if line["rejected"] is not None:
+        return f"still rejected: {line['rejected']}"
     first, more = line["events"][0], len(line["events"]) - 1
     entity = "" if first["entity_type"] is None else f" {first['entity_type']}/{first['entity_id']}"
     taken = f"{first['status']} as seq {first['seq']}: " if "seq" in first else ""
@@ -218,17 +214,3 @@ def _becomes(line: reads.Row) -> str:
 
 def _bar() -> Progress:
     return bar(Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-
-
-@contextmanager
-def _opened(config: Config) -> Iterator[Engine]:
-    made = engine.connect(config.database.url, application="inbox-cli")
-    try:
-        migrate.require_current(made)
-        yield made
-    finally:
-        made.dispose()
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Sends one webhook as a source would, signed with that source's own secret: to try a configuration out."""
+"""`inbox send`: sends one webhook as a source would, signed with that source's own secret, to try a configuration."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
+import typer
 
+from inbox.cli.options import parse_entity, utc
+from inbox.cli.terminal import FINDING, answer, exit_on_error, fail
+from inbox.clock import SystemClock
 from inbox.config.model import BasicAuth, BearerAuth, Config, HeaderAuth, NoAuth, Secret, Source, UrlTokenAuth
 from inbox.config.shape import nearest
 from inbox.errors import ConfigError
+from inbox.loader.load import read_config
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset, Sample
 from inbox.sources.signing import Message, sign, sorted_params
@@ -22,20 +29,20 @@ _TIMEOUT_SECONDS = 10
 _JSON = "application/json"
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What the receiver said."""
+class SendResult(msgspec.Struct, frozen=True):
+    """The receiver's answer."""
 
     status: int
     body: str
 
     @property
     def accepted(self) -> bool:
-        """Whether the webhook is stored."""
+        """True when the webhook is stored."""
         return self.status in {200, 202}
 
 
 def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, event_type: str, at: datetime) -> Sample:
-    """A webhook about an entity, as the source's provider would write it.
+    """Make a webhook about an entity, as the source's provider would write it.
 
     Raises:
         ConfigError: there is no such source, or its preset has none.
@@ -46,7 +53,7 @@ def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, ev
     return preset.sample(entity_type, entity_id, event_type, at)
 
 
-def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> Answer:
+def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> SendResult:
     """Send `sample` to the receiver at `url`, with what proves that it comes from the source.
 
     Raises:
@@ -54,21 +61,21 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> A
             listens at `url`.
     """
     source = _source(config, name)
-    path, shown = _shown(source, at)
+    path, secret_headers = _shared_secret(source, at)
     headers = {"Content-Type": _JSON, **sample.headers}
     signed = _signed(source, PRESETS[source.preset], sample, headers, at)
     try:
         request = urllib.request.Request(  # noqa: S310  # the operator names the URL
             f"{url.rstrip('/')}/webhooks/{name}{path}",
             data=sample.body,
-            headers={**headers, **shown, **signed},
+            headers={**headers, **secret_headers, **signed},
             method="POST",
         )
         with _STRAIGHT.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            return Answer(answer.status, answer.read().decode())
+            return SendResult(answer.status, answer.read().decode())
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.read().decode("utf-8", "replace"))
+            return SendResult(error.code, error.read().decode("utf-8", "replace"))
     except (OSError, http.client.HTTPException, ValueError) as error:
         # what is said of a URL that can't be used repeats it, and the source's token may stand in it
         why = error if isinstance(error, OSError) else type(error).__name__
@@ -79,11 +86,11 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> A
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: object, **__: object) -> None:
-        """Follow none: it would take the secret elsewhere. The 3xx is the answer."""
+        """Follow no redirect: it would take the secret elsewhere. The 3xx is the answer."""
 
 
 _STRAIGHT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
-"""Without the proxy that the environment may name, which would see the secret too."""
+"""An opener that ignores proxies of the environment, which would see the secret."""
 
 
 def _source(config: Config, name: str) -> Source:
@@ -93,8 +100,8 @@ def _source(config: Config, name: str) -> Source:
     return source
 
 
-def _shown(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
-    """What goes behind the path, and the headers with a secret that is shown."""
+def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
+    """Return the end of the URL's path, and the headers that carry a shared secret."""
     match source.auth:
         case BasicAuth(user=user, secrets=secrets):
             credentials = base64.b64encode(f"{user}:{_valid(secrets, source, at)}".encode()).decode()
@@ -129,3 +136,61 @@ def _valid(secrets: list[Secret], source: Source, at: datetime) -> str:
         if secret.valid_at(at):
             return secret.reveal()
     raise ConfigError(f"[sources.{source.name}] none of its secrets is valid at {at.isoformat()}")
+
+
+def send_command(
+    source: Annotated[str, typer.Argument(help="The name of a source.")],
+    *,
+    entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
+    event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
+    at: Annotated[
+        datetime | None, typer.Option(help="When; now unless given. UTC.", formats=["%Y-%m-%dT%H:%M:%S"])
+    ] = None,
+    body: Annotated[
+        Path | None, typer.Option(help="A file with the body, instead of a made-up one.", dir_okay=False)
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(help='A header of the provider\'s, such as "X-GitHub-Event: push"; repeatable.')
+    ] = None,
+    url: Annotated[str, typer.Option(help="Where the receiver is.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Send a webhook as the source's provider would, signed with the source's secret, and show the answer.
+
+    Exits 1 when it is not accepted.
+
+    Examples:
+      inbox send trivore
+      inbox send trivore --entity GROUP/g1 --event DELETE
+      inbox send github --entity issue/1 --event issues.opened
+      inbox send acme --body order.json --header "X-Acme-Event: order.updated"
+    """
+    entity_type, entity_id = parse_entity(entity)
+    given = dict(_header(each) for each in header or [])
+    with exit_on_error():
+        moment = utc(at) or SystemClock().now()
+        config = read_config()
+        if body is not None:
+            sample = Sample(_read(body), given)
+        else:
+            made = sample_of(
+                config, source, entity_type=entity_type or "", entity_id=entity_id or "", event_type=event, at=moment
+            )
+            sample = Sample(made.body, {**made.headers, **given}, made.message_id)
+        reply = send(config, source, url, sample, moment)
+    answer(f"{reply.status} {reply.body}")
+    if not reply.accepted:
+        raise typer.Exit(FINDING)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        fail(f"can't read {path}: {error.strerror}")
+
+
+def _header(given: str) -> tuple[str, str]:
+    name, colon, value = given.partition(":")
+    if not colon or not name.strip():
+        fail(f"--header must be NAME: VALUE, not {given!r}")
+    return name.strip(), value.strip()

@@ -1,6 +1,6 @@
-"""Output of both command lines: tables, `--json`, bars, exit statuses, and how an error is told.
+"""Commands and output of both command lines: tables, `--json`, progress bars, exit statuses and errors.
 
-All that a command writes goes through here, and values through `inbox.logs.visible`. A string that rich gets is markup to it,
+Everything that a command writes goes through here, and values through `inbox.logs.visible`. Rich reads a string as markup,
 so values are given as `rich.text.Text`.
 """
 
@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import Any, ClassVar, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.exc import DBAPIError
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from inbox.errors import ConfigError
 from inbox.events.timestamps import time_text
@@ -34,13 +34,13 @@ Row = Mapping[str, Any]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A terminal as wide as it is, or lines of any length when the output goes elsewhere."""
+    """Return a console: as wide as the terminal, or with lines of any length when the output goes elsewhere."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=10_000, soft_wrap=True)
 
 
 def bar(*columns: ProgressColumn) -> Progress:
-    """A bar for somebody who watches; nothing where nobody does."""
+    """Return a progress bar, which shows only on a terminal."""
     terminal = console(stderr=True)
     return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
 
@@ -53,22 +53,22 @@ class Doing(ProgressColumn):
         self._before = before
 
     def render(self, task: Task) -> Text:
-        """The words that come before it, and it."""
+        """Return the fixed words and the description."""
         return Text(f"{self._before}{visible(task.description)}")
 
 
 def say(message: str, *, on: Console | None = None, style: str = "") -> None:
-    """A sentence about what was done or found, on standard error unless told otherwise."""
+    """Print a message about the work, to standard error unless `on` says otherwise."""
     (on or console(stderr=True)).print(Text(visible_text(message), style))
 
 
 def answer(message: str, *, style: str = "") -> None:
-    """A sentence, or a heading, that is what was asked for: it goes to standard output."""
+    """Print a part of the answer to standard output."""
     say(message, on=console(), style=style)
 
 
 def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: str) -> None:
-    """A listing: a table of `columns` for people, or an array of whole objects."""
+    """Print a listing: a table of `columns` for people, or an array of whole objects."""
     if as_json:
         sys.stdout.write(as_document([dict(row) for row in rows]) + "\n")
         return
@@ -86,7 +86,7 @@ def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: s
 
 
 def show_fields(row: Row, *, as_json: bool) -> None:
-    """One object, a line for each field; a body keeps its lines."""
+    """Print one object, a line for each field; a body keeps its lines."""
     if as_json:
         sys.stdout.write(as_document(dict(row)) + "\n")
         return
@@ -100,12 +100,12 @@ def show_fields(row: Row, *, as_json: bool) -> None:
 
 
 def as_document(value: object) -> str:
-    """JSON for `--json`: readable as it stands, with the values as they are."""
+    """Return indented JSON for `--json`, with the values as they are."""
     return visible_json(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
 def cell(value: object) -> Text:
-    """A value as it is shown in a table: always on one line, never markup."""
+    """Return a value for a table: always on one line, never markup."""
     if value is None:
         return Text()
     if isinstance(value, datetime):
@@ -116,24 +116,60 @@ def cell(value: object) -> Text:
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong on standard error, and exit with 2."""
+    """Print an error to standard error, and exit with 2."""
     console(stderr=True).print(Text.assemble(("error:", "bold red"), " ", visible_text(message)))
     raise typer.Exit(WRONG_USE)
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Turn the errors a user can mend into one line and exit status 2."""
+def exit_on_error() -> Iterator[None]:
+    """Turn errors that a user can fix into one line and exit status 2."""
     try:
         yield
     except ConfigError as error:
         fail(str(error))
-    except DBAPIError as error:
+    except Exception as error:
+        from sqlalchemy.exc import DBAPIError  # `--help` needs no SQLAlchemy, which takes as long as all else
+
+        if not isinstance(error, DBAPIError):
+            raise
         fail(f"the database: {str(error.orig).strip()}")
 
 
+class Lazy(TyperCommand):
+    """A command whose module is imported when it is called: `--help` and other commands don't load it."""
+
+    def __init__(self, name: str, target: str, summary: str) -> None:
+        """Name the command as `module:function`, or `module:app` for a group; `summary` is its docstring's first line."""
+        super().__init__(name, help=summary)
+        self._target = target
+
+    def load(self) -> Any:  # noqa: ANN401  # click's command, which typer has moved since the oldest that is allowed
+        """Import the command."""
+        module, _, attribute = self._target.partition(":")
+        found = getattr(import_module(module), attribute)
+        if not isinstance(found, typer.Typer):
+            made = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            made.command(self.name)(found)
+            found = made
+        command = typer.main.get_command(found)
+        command.name = self.name
+        return command
+
+    def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # typer's own, handed through
+        """Read the arguments of the command itself, which the context then calls."""
+        return self.load().make_context(*given, **more)
+
+
 class Commands(TyperGroup):
-    """The commands of an app. What is said of wrong use repeats what was given, so it is escaped as everything is."""
+    """The commands of a command line. Errors of wrong use repeat what was given, so they are escaped as everything is."""
+
+    lazy: ClassVar[tuple[Lazy, ...]] = ()
+
+    def __init__(self, *given: Any, **more: Any) -> None:  # noqa: ANN401  # typer's own, handed through
+        super().__init__(*given, **more)
+        for command in self.lazy:
+            self.add_command(command)
 
     def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # typer's own, handed through
         """Read the arguments before the command's name."""

@@ -1,1 +1,1 @@
-"""The values of `inbox.toml`, one class for each table. Pure: no file, no database, no HTTP and no clock."""
+"""Values of `inbox.toml`, one class for each table. Pure: no file, no database, no HTTP and no clock."""

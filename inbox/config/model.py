@@ -1,4 +1,4 @@
-"""All of `inbox.toml` as frozen values, for both sides.
+"""The tables of `inbox.toml` as frozen values, for both sides.
 
 The classes below are the reference of the file: a field is a key, its type is what the key takes, and its default is
 what happens without it. `inbox.toml` is read once (`inbox.loader.load`) and handed on.
@@ -13,7 +13,7 @@ import msgspec
 from inbox.config.source import (
     BasicAuth,
     BearerAuth,
-    Fields,
+    EventFields,
     HeaderAuth,
     InboundAuth,
     NoAuth,
@@ -21,7 +21,7 @@ from inbox.config.source import (
     Source,
     UrlTokenAuth,
 )
-from inbox.config.sync import Sync
+from inbox.config.sync import SyncRoute
 from inbox.config.types import Address, Duration, Network, Rate, Secret, Table
 from inbox.events.event import Action
 
@@ -30,17 +30,17 @@ class Exponential(Table, frozen=True, kw_only=True):
     """Delays that grow, in place of a schedule."""
 
     first: Duration
-    """After the first attempt."""
+    """Delay after the first attempt."""
     factor: Annotated[float, msgspec.Meta(ge=1, le=10)] = 2.0
-    """By which each delay is longer than the one before."""
+    """Each delay is longer than the one before by this factor."""
     longest: Duration = Duration(6 * 3600)
-    """No delay is longer."""
+    """Longest delay."""
     attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 20
-    """All of them together; after the last, the delivery dies."""
+    """Attempts in all; after the last, the delivery dies."""
 
 
 class Retry(Table, frozen=True):
-    """When a failed attempt is repeated: after the first delay, then the second; after the last, the delivery dies."""
+    """Delays between the attempts of a delivery. It dies when the attempt after the last delay fails."""
 
     schedule: tuple[Duration, ...] = tuple(
         Duration(seconds) for seconds in (5, 30, 300, 1800, 7200, 18000, 36000, 36000, 50400, 72000)
@@ -48,13 +48,13 @@ class Retry(Table, frozen=True):
     exponential: Exponential | None = None
     """Delays that grow, in place of `schedule`."""
     window: Duration | None = None
-    """When the next attempt would be later than this after the first one of the run, the delivery dies instead."""
+    """Time from the first attempt of a run in which further ones may begin. The delivery dies when the next one would be later."""
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
-    """The largest part of a delay that chance adds to it."""
+    """Largest part of a delay that is added at random."""
 
 
 class Metrics(Table, frozen=True):
-    """Where each side serves its metrics, to anybody who can connect. What is not given is not counted."""
+    """Addresses at which each side serves its metrics, without authentication. Omit a key to disable its metrics."""
 
     receiver: Address | None = None
     relay: Address | None = None
@@ -64,8 +64,8 @@ __all__ = [
     "BasicAuth",
     "BearerAuth",
     "Duration",
+    "EventFields",
     "Exponential",
-    "Fields",
     "HeaderAuth",
     "InboundAuth",
     "NoAuth",
@@ -82,27 +82,27 @@ Ordering = Literal["latest", "strict"]
 Networks = Annotated[list[Network], msgspec.Meta(min_length=1)]
 
 
-class Database(Table, frozen=True):
-    """Where both sides keep everything."""
+class DatabaseSettings(Table, frozen=True):
+    """The database of both sides."""
 
     url: str = "sqlite:///inbox.db"
 
 
 class Receiver(Table, frozen=True):
-    """How much the receiver lets in at once, in each worker process; beyond it the answer is 503."""
+    """Limits of each worker process of the receiver. Beyond them it answers 503."""
 
     connections: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4000
-    """Connections that may be open; each needs one of the files that the system lets a process open."""
+    """Open connections; each needs one of the file descriptors that the system allows a process."""
     requests: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
-    """Requests that may be under way, those that wait for an outcome among them."""
+    """Requests in progress, including those that wait for an outcome."""
     requests_per_connection: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1000
-    """Requests on one connection, until it is closed behind the answer to the last."""
+    """Requests on one connection. The answer to the last one closes it."""
     memory: Annotated[int, msgspec.Meta(ge=1)] = 256 * 1024 * 1024
-    """Bytes that their bodies may take, four for each of theirs; the first 64 KiB of a body are not counted."""
+    """Bytes of memory for their bodies: four for each byte, and none for the first 64 KiB of a body."""
 
 
 class Outbound(Table, frozen=True):
-    """Networks that the relay's calls may go to: for every api, destination and alert, besides those of its own."""
+    """Networks that all calls of the relay may reach, in addition to the rules of each api, destination and of `[alerts]`."""
 
     allow_to: Networks | None = None
     block_to: list[Network] = []
@@ -112,19 +112,19 @@ AlertFormat = Literal["json", "slack"]
 
 
 class Alerts(Table, frozen=True):
-    """What is worth an alert, and where it is posted; each change for the worse, and each recovery, once."""
+    """Alerts: each problem and each recovery is posted once."""
 
     url: Secret | None = None
-    """Gets a POST for each; without it they stand in the log and in the table `alert`."""
+    """URL that gets a POST for each alert. Without it, alerts are written to the log and the table `alert` only."""
     format: AlertFormat = "json"
-    """All of an alert as JSON, or a message as Slack's incoming webhooks take it."""
+    """`json` posts the whole alert; `slack` posts a message for Slack's incoming webhooks."""
     timeout: Duration = Duration(10)
     allow_private: bool = False
     allow_to: Networks | None = None
     block_to: list[Network] = []
     allow_http: bool = False
     backlog_after: Duration = Duration(3600)
-    """A route is behind when an event has waited for so long."""
+    """A route is behind when an event has waited this long."""
 
 
 # --- what goes out
@@ -153,51 +153,51 @@ class ApiHeader(Table, frozen=True, tag="header", tag_field="kind"):
 Answered = Literal[
     "throttled", "server_error", "rejected", "auth", "not_found", "gone", "conflict", "redirect", "bad_answer"
 ]
-"""Classes of answers; docs/reference/delivery.md says which statuses each has."""
+"""Classes of answers; docs/reference/delivery.md lists the statuses of each."""
 Consequence = Literal["retry", "confirm", "again", "dead"]
 
 
 class ApiOauth2(Table, frozen=True, tag="oauth2", tag_field="kind"):
-    """A bearer token by client credentials (RFC 6749 §4.4), renewed before it ends, and once when it is refused."""
+    """A bearer token by client credentials (RFC 6749 §4.4), renewed before it expires, and once when it is rejected."""
 
     token_url: str
-    """Where tokens are got; the endpoint's `timeout`, `proxy`, `ca_file` and permissions hold for it, too."""
+    """URL that issues tokens. The endpoint's `timeout`, `proxy`, `ca_file` and network rules apply to it, too."""
     client_id: Secret
     client_secret: Secret
     scope: str | None = None
-    """Asked for with each token, separated by spaces."""
+    """Scopes to request, separated by spaces."""
     credentials: Literal["header", "body"] = "header"
-    """Where the id and secret stand in the request for a token: in HTTP Basic, or in its form."""
+    """Place of the id and secret in the request for a token: HTTP Basic, or its form."""
 
 
 OutboundAuth = ApiBasic | ApiBearer | ApiHeader | ApiOauth2
 
 
 class BreakerLimits(Table, frozen=True):
-    """When calls are stopped altogether, and for how long. Shared by all relays."""
+    """Circuit breaker: the conditions that stop calls, and for how long. All relays share it."""
 
     calls: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10
-    """So many attempts in `window` at least, before it opens."""
+    """Least number of attempts in `window` before it opens."""
     failed: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
-    """The part of them that failed."""
+    """Share of failed attempts at which it opens."""
     window: Duration = Duration(60)
     open_for: Duration = Duration(30)
-    """Until one attempt may see whether it is well again; twice as long each time that it is not."""
+    """Time until one attempt probes the endpoint. It doubles each time the probe fails."""
     longest: Duration = Duration(600)
 
 
 class Endpoint(Table, frozen=True):
-    """What apis and destinations have in common."""
+    """Keys that apis and destinations have in common."""
 
     name: str = ""
     auth: OutboundAuth | None = None
     headers: dict[str, str] = {}
     timeout: Duration = Duration(15)
-    """For one call, from its first byte to its last, name resolution included."""
+    """Time for one call, from name resolution to the last byte of the answer."""
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
-    """Attempts at once, for each relay process."""
+    """Concurrent attempts of each relay process."""
     rate: Rate | None = None
-    """So many calls at most, all relays together; a second's worth, two at least, may go out at once."""
+    """Largest number of calls of all relays together. A burst may have one second's worth, and at least two."""
     proxy: str | None = None
     ca_file: str | None = None
     cert_file: str | None = None
@@ -210,53 +210,52 @@ class Endpoint(Table, frozen=True):
 
 
 class Api(Endpoint, frozen=True, kw_only=True):
-    """A service that is asked for entities."""
+    """A service that entities are fetched from."""
 
     base_url: str
 
 
 class Downstream(Endpoint, frozen=True):
-    """What destinations have in common."""
+    """Keys that destinations have in common."""
 
     outcomes: dict[Answered, Consequence] = {}
-    """What follows an answer of a class, where it is not what docs/reference/delivery.md says."""
+    """Consequence of each class of answers, where it differs from the default in docs/reference/delivery.md."""
 
 
 class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind", kw_only=True):
-    """Gets the original body, byte for byte, signed as Standard Webhooks when a secret is given."""
+    """Destination that gets the original body, byte for byte. A secret signs it as Standard Webhooks."""
 
     url: Secret
     signing_secret: Secret | None = None
 
 
 class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_only=True):
-    """Is kept in step with the source: fetch, find, map, then create, update or delete."""
+    """Destination that is kept in sync with the source: fetch, find, map, then create, update or delete."""
 
     base_url: str
 
 
 class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", kw_only=True):
-    """Gets a message for each event, as Slack's incoming webhooks take it."""
+    """Destination that gets a message for each event, for Slack's incoming webhooks."""
 
     url: Secret
     text: str
-    """The message: a template over `event`. What is written here is Slack's markup; what an expression finds is text on one
-    line, in a link `<https://crm.example/{event.entity_id}|open>` a part of it."""
+    """Message: a template over `event`. Its own text is Slack's markup; values become escaped text on one line, also
+    inside a link such as `<https://crm.example/{event.entity_id}|open>`."""
 
 
 class PythonDestination(Downstream, frozen=True, tag="python", tag_field="kind", kw_only=True):
-    """Calls a function of yours: docs/how-to/write-a-handler.md. Of the shared keys `timeout`, `concurrency`, `rate` and
-    `breaker` apply to it."""
+    """Calls a function of yours: docs/how-to/write-a-handler.md. Shared keys: `timeout`, `concurrency`, `rate`, `breaker`."""
 
     function: str
-    """`package.module:name`; imported when the relay starts, also from the folder of `inbox.toml`."""
+    """`package.module:name`, imported when the relay starts; the folder of `inbox.toml` is searched last."""
 
 
 Destination = ForwardDestination | PythonDestination | SlackDestination | SyncDestination
 
 
 class When(Table, frozen=True):
-    """Conditions on an event; each that is given must name the event's value."""
+    """Conditions on an event. All that are given must match."""
 
     entity_type: list[str] = []
     event_type: list[str] = []
@@ -264,7 +263,7 @@ class When(Table, frozen=True):
 
 
 class Route(Table, frozen=True, kw_only=True):
-    """Events of this source that match go to that destination."""
+    """A route: events of the source that match `when` go to the destination."""
 
     name: str = ""
     source: str
@@ -275,13 +274,13 @@ class Route(Table, frozen=True, kw_only=True):
     lane: Literal["entity", "route", "event"] = "entity"
     on_dead: Literal["continue", "block"] = "continue"
     retry: Retry = Retry()
-    sync: Sync | None = None
+    sync: SyncRoute | None = None
 
 
 class Config(Table, frozen=True):
     """The whole file."""
 
-    database: Database = Database()
+    database: DatabaseSettings = DatabaseSettings()
     receiver: Receiver = Receiver()
     outbound: Outbound = Outbound()
     alerts: Alerts = Alerts()
@@ -292,7 +291,7 @@ class Config(Table, frozen=True):
     routes: dict[Name, Route] = {}
 
     def ordering_of(self, route: Route) -> Ordering:
-        """How the route orders a lane: as it says, or else as its destination's kind wants it."""
+        """Return the ordering of the route: its own, or else the default of its destination's kind."""
         if route.ordering is not None:
             return route.ordering
         return "latest" if isinstance(self.destinations[route.destination], SyncDestination) else "strict"

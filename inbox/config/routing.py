@@ -1,4 +1,4 @@
-"""Which routes an event takes, and which lane it takes on each. Pure: the receiver calls it before the event is stored."""
+"""Routing: the routes that an event takes, and its lane on each. Pure; the receiver calls it before the event is stored."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ ROUTE_LANE = "*"
 OWN_LANE = "|"
 
 
-def enrol(source: str, identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
-    """The routes of `source` whose `when` the event matches, each with the event's lane there; `key` is its dedup key."""
+def routes_of(source: str, routes: Iterable[Route]) -> tuple[Route, ...]:
+    """Return the routes of `source`, in the order of the file."""
+    return tuple(route for route in routes if route.source == source)
+
+
+def enrol(identity: Identity, key: str, routes: Iterable[Route]) -> tuple[Enrolment, ...]:
+    """Enrol an event in each route of its source that matches, with its lane there; `key` is its dedup key."""
     return tuple(
         Enrolment(route.name, lane_of(route, entity_type=identity.entity_type, entity_id=identity.entity_id, key=key))
         for route in routes
-        if route.source == source and matches(route.when, identity.entity_type, identity.event_type, identity.action)
+        if matches(route.when, identity.entity_type, identity.event_type, identity.action)
     )
 
 
 def matches(when: When, entity_type: str | None, event_type: str, action: Action) -> bool:
-    """Whether every condition that is set names the event's value."""
+    """Return whether every condition that is set matches the event."""
     return (
         (not when.entity_type or entity_type in when.entity_type)
         and (not when.event_type or event_type in when.event_type)
@@ -31,7 +36,7 @@ def matches(when: When, entity_type: str | None, event_type: str, action: Action
 
 
 def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key: str) -> str:
-    """The unit of order on the route: its entity, the whole route, or the event itself, whose dedup key is `key`.
+    """Return the unit of order on the route: the entity, the whole route, or the event itself, whose dedup key is `key`.
 
     An event without an entity is its own lane. The three forms can't collide: an event's own lane begins with a bare
     `|`, an entity's has one further in, and the whole route's has none.
@@ -44,7 +49,7 @@ def lane_of(route: Route, *, entity_type: str | None, entity_id: str | None, key
 
 
 def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) -> frozenset[str]:
-    """Every lane that the event can have, whatever `lane` its routes had when it arrived."""
+    """Return every lane that the event can have, for any `lane` setting of its routes."""
     lanes = {ROUTE_LANE, f"{OWN_LANE}{key}"}
     if entity_type is not None and entity_id is not None:
         lanes.add(_of_entity(entity_type, entity_id))
@@ -52,7 +57,7 @@ def possible_lanes(*, entity_type: str | None, entity_id: str | None, key: str) 
 
 
 def kind_of_lane(lane: str) -> Literal["entity", "route", "event"]:
-    """The setting of a route that makes such a lane."""
+    """Return the `lane` setting that makes such a lane."""
     if lane == ROUTE_LANE:
         return "route"
     return "event" if lane.startswith(OWN_LANE) else "entity"

@@ -1,6 +1,7 @@
-"""Walks a parsed `inbox.toml` beside the classes of `inbox.config.model` and says of each mistake which key it is in.
+"""Compares a parsed `inbox.toml` with the classes of `inbox.config.model` and names the key of each mistake.
 
-msgspec checks the same, but names neither the table (`$.routes[...]`) nor a near match, and stops at the first mistake.
+msgspec makes the same checks. But it names neither the table (`$.routes[...]`) nor a near match, and stops at the first
+mistake.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from inbox.config.model import Config, Duration, Endpoint, Rate, Route, Secret, 
 from inbox.config.types import Address, Network
 
 Path = tuple[str, ...]
-"""Keys from the top of the file down; a place in a list is `[0]`."""
+"""Keys from the top of the file down; an item of a list is `[0]`."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAMED_BY_THEIR_TABLE = (Source, Endpoint, Route)
@@ -30,24 +31,24 @@ _SCALARS: dict[type[inspect.Type], tuple[tuple[type, ...], str]] = {
 
 
 class Mistake(msgspec.Struct, frozen=True):
-    """What is wrong, and with which key."""
+    """A mistake in the file, and the key that has it."""
 
     path: Path
     text: str
 
 
 class _Parsed(Protocol):
-    """A type that TOML lacks, and that reads itself from what TOML gives (`Address`, `Duration`, `Network`, `Rate`, `Secret`)."""
+    """A type that TOML lacks and that parses a TOML value (`Address`, `Duration`, `Network`, `Rate`, `Secret`)."""
 
     @classmethod
     def parse(cls, given: object) -> object: ...
 
 
 def build(tree: dict[str, Any]) -> Config:
-    """The values of a file in which `mistakes` found none; named tables get their name.
+    """Build the values of a file in which `mistakes` found none; named tables get their name.
 
     Raises:
-        msgspec.ValidationError: `mistakes` has overlooked something.
+        msgspec.ValidationError: `mistakes` missed something.
     """
     named = {
         section: {name: {**table, "name": name} for name, table in content.items()}
@@ -58,11 +59,11 @@ def build(tree: dict[str, Any]) -> Config:
 
 
 def parse_value(kind: type, given: object) -> object:
-    """The hook that gives msgspec an `Address`, a `Duration`, a `Network`, a `Rate` or a `Secret`.
+    """Parse an `Address`, a `Duration`, a `Network`, a `Rate` or a `Secret`: the decoding hook of msgspec.
 
     Raises:
-        ValueError: `given` is none.
-        TypeError: no type of the configuration.
+        ValueError: `given` is not one.
+        TypeError: `kind` is no type of the configuration.
     """
     if kind not in {Address, Duration, Network, Rate, Secret}:
         raise TypeError(f"{kind.__name__} has no place in the configuration")
@@ -70,12 +71,12 @@ def parse_value(kind: type, given: object) -> object:
 
 
 def mistakes(tree: dict[str, Any]) -> Iterator[Mistake]:
-    """Every unknown or missing key and every value of the wrong type, in the order of the file."""
+    """Yield every unknown or missing key and every value of the wrong type, in the order of the file."""
     return _check(inspect.type_info(Config), tree, ())
 
 
 def nearest(given: str, valid: Iterable[str]) -> str:
-    """Half a sentence that names the nearest valid name, or else all of them."""
+    """Name the nearest valid name, or else all of them, as the end of a sentence."""
     names = sorted(valid)
     close = get_close_matches(given, names, n=1, cutoff=0.6)
     if close:
@@ -107,7 +108,7 @@ def _check(kind: inspect.Type, value: object, path: Path) -> Iterator[Mistake]:
 
 
 def _check_scalar(kind: inspect.Type, value: object, path: Path) -> Iterator[Mistake]:
-    if type(kind) not in _SCALARS:  # Any: a body that is handed on as it is
+    if type(kind) not in _SCALARS:  # Any: a body that is passed on unchanged
         return
     types, described = _SCALARS[type(kind)]
     if type(value) not in types:  # not isinstance: true is an int in Python, but not in the file
@@ -144,7 +145,7 @@ def _check_dict(kind: inspect.DictType, value: object, path: Path) -> Iterator[M
 
 
 def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator[Mistake]:
-    """Tables that their `kind` tells apart, or a text or a table, or a key that may be left out (TOML has no null)."""
+    """Check a union: tables with a `kind`, a text or a table, or an optional key (TOML has no null)."""
     structs = {str(member.tag): member for member in kind.types if isinstance(member, inspect.StructType)}
     tags = [tag for tag, member in structs.items() if member.tag is not None]
     if not tags:
@@ -191,6 +192,6 @@ def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterat
 
 
 def _described(value: object) -> str:
-    """A wrong value's type, never the value: it may be a secret that stands in the wrong place."""
+    """Name the type of a wrong value, never the value itself: it may be a misplaced secret."""
     names = {dict: "a table", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "a date or time")

@@ -1,4 +1,4 @@
-"""`[sources.NAME]`: who sends webhooks, how a request proves to come from there, and what is read in it."""
+"""`[sources.NAME]`: a sender of webhooks, its authentication, and the fields of its events."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
 
 
 class NoAuth(Table, frozen=True, tag="none", tag_field="kind"):
-    """Anybody may send: for a receiver that only its sender can reach."""
+    """No authentication, for a receiver that only its sender can reach."""
 
 
 class BasicAuth(Table, frozen=True, tag="basic", tag_field="kind"):
-    """HTTP Basic; each of `secrets` is a password that is valid now."""
+    """HTTP Basic; each of `secrets` is an accepted password."""
 
     user: str
     secrets: Secrets
@@ -38,7 +38,7 @@ class HeaderAuth(Table, frozen=True, tag="header", tag_field="kind"):
 
 
 class UrlTokenAuth(Table, frozen=True, tag="url_token", tag_field="kind"):
-    """A secret as the last segment of the URL, for senders that can set nothing else."""
+    """A secret as the last segment of the URL, for senders that can't set a header."""
 
     secrets: Secrets
 
@@ -51,108 +51,108 @@ Unit = Literal["s", "ms", "rfc3339"]
 
 
 class Signature(Table, frozen=True, kw_only=True):
-    """A provider's way to sign a request: with a secret that both know (HMAC), or with a private key."""
+    """A signature scheme: HMAC with a shared secret, or Ed25519 with a private key."""
 
     header: str
-    """The header that the signature is in."""
+    """Header with the signature."""
     prefix: str = ""
-    """What each signature begins with, such as `sha256=` or `v1,`; what begins otherwise is none."""
+    """Prefix of each signature, such as `sha256=` or `v1,`. Parts with another prefix are ignored."""
     separator: str = ""
-    """What stands between several parts of the header; without one, all of it is one signature."""
+    """Separator between the parts of the header. Without one, the whole header is one signature."""
     timestamp_header: str = ""
-    """The header with the time of signing."""
+    """Header with the time of signing."""
     timestamp_prefix: str = ""
-    """Or else what the time begins with, as one of the parts of `header`, such as `t=`."""
+    """Prefix of the time, where it is one of the parts of `header`, such as `t=`."""
     timestamp_unit: Unit = "s"
     """Seconds or milliseconds since 1970, or RFC 3339."""
     tolerance: Duration = Duration(300)
-    """By how much the time of signing may differ from the time of arrival, before and after."""
+    """Largest difference between the time of signing and the time of arrival, before and after."""
     id_header: str = ""
-    """The header with the id of the message."""
+    """Header with the id of the message."""
     content: str = "{body}"
-    """What is signed: `{body}`, `{timestamp}`, `{id}`, `{method}`, `{url}` (the source's `public_url` and the query), and
-    `{sorted_params}` (names and values of a form in the order of the names)."""
+    """Signed text, made of `{body}`, `{timestamp}`, `{id}`, `{method}`, `{url}` (the source's `public_url` and the query),
+    and `{sorted_params}` (names and values of a form in the order of the names)."""
     algorithm: Algorithm = "sha256"
-    """The hash of the HMAC; or `ed25519`, where `secrets` are public keys."""
+    """Hash of the HMAC; or `ed25519`, where `secrets` are public keys."""
     encoding: Encoding = "hex"
-    """How the signature is written."""
+    """Encoding of the signature."""
     key: Literal["text", "base64", "hex"] = "text"
-    """What the secret's text is: the key itself, or the key in base64 or hex."""
+    """Encoding of the secret: the key as text, or in base64 or hex."""
     key_prefix: str = ""
-    """What a secret's text may begin with that is no part of the key, such as `whsec_`."""
+    """Prefix of a secret that is not part of the key, such as `whsec_`."""
 
 
-class Fields(Table, frozen=True, kw_only=True):
-    """With `custom`: where an event is told. Each is a JMESPath over `body`, `headers` (in lower case) and `item`."""
+class EventFields(Table, frozen=True, kw_only=True):
+    """Fields of an event, with `custom`. Each is a JMESPath over `body`, `headers` (in lower case) and `item`."""
 
     type: str
-    """The event type."""
+    """Event type."""
     id: str | None = None
-    """The provider's own id of the event: alone, it is what makes two requests the same event."""
+    """The provider's own id of the event. It alone decides whether two requests are the same event."""
     entity_type: str | None = None
-    """The type of the entity; a text in quotes inside the quotes is a constant: `"'ORDER'"`."""
+    """Type of the entity. A quoted text inside the quotes is a constant: `"'ORDER'"`."""
     entity_id: str | None = None
-    """Its id; an event without a type and an id is of no entity."""
+    """Id of the entity. An event without a type and an id belongs to no entity."""
     time: str | None = None
-    """When it happened; without it, the time of arrival."""
+    """Time of the event; without it, the time of arrival."""
     time_unit: Unit = "rfc3339"
     """RFC 3339, or seconds or milliseconds since 1970."""
     items: str | None = None
-    """The list of events, where a body has several; then each is `item`."""
+    """List of events, where a body has several; then each is `item`."""
     actions: dict[str, Action] = {}
-    """What the event types do to the entity; `other` for those that are not here."""
+    """Action of each event type on the entity; `other` for those that are not listed."""
 
 
 WHOLE_BODY = "{body}"
-"""Alone in `dedup`: what makes two requests the same event are the bytes of the body."""
+"""Value of `dedup`, alone, with which two requests of the same bytes are the same event."""
 
 
 class Source(Table, frozen=True, kw_only=True):
-    """Somebody who sends webhooks."""
+    """A sender of webhooks."""
 
     name: str = ""
     preset: str
     auth: InboundAuth | None = None
-    """A secret that each request shows. A preset that signs takes `secrets` instead; with both, both have to be right."""
+    """Secret that each request carries. A preset that signs takes `secrets` instead; with both, both are required."""
     secrets: Secrets | None = None
-    """What the provider signs with: shared secrets, or for `secevent` its public keys (JWKS or PEM)."""
+    """Keys for the provider's signature: shared secrets, or for `secevent` its public keys (JWKS or PEM)."""
     allow_from: Annotated[list[Network], msgspec.Meta(min_length=1)] | None = None
-    """The addresses and networks that it sends from; with any other the right secret is not enough."""
+    """Addresses and networks that may send, besides the proof that `auth` or `secrets` ask for."""
     answer: Literal["stored", "delivered"] = "stored"
     answer_timeout: Duration = Duration(10)
-    """With `delivered`: when it takes longer, the answer is 503, and the repeat waits for the same event."""
+    """With `delivered`: longest wait. After it the answer is 503, and the sender's retry waits for the same event."""
     answer_waiting: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
-    """So many requests may wait at once, in each worker; beyond that the answer is 503 at once."""
+    """With `delivered`: requests of each worker that may wait at once. Any more get 503 immediately."""
     dedup: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
-    """Fields of the payload that make two requests the same event, instead of the preset's; or `["{body}"]`, all of the body."""
+    """Fields of the payload that identify the event, instead of the preset's; or `["{body}"]`, the whole body."""
     max_age: Duration | None = None
-    """An event whose own time is longer ago is refused with 422: somebody may have kept it to send it again."""
+    """Largest age of an event by its own time. An older one is rejected with 422, as it may be a replay."""
     max_body: Annotated[int, msgspec.Meta(ge=1, le=32 * 1024 * 1024)] | None = None
-    """Bytes; the preset's own limit when not given."""
+    """Largest body in bytes; by default the preset's limit."""
     rate: Rate | None = None
-    """So many requests at most, in each worker process; a second's worth, two at least, may come at once. Beyond it the
-    answer is 429, for requests that have proven to be this source's."""
+    """Largest number of authenticated requests in each worker process. A burst may have one second's worth, and at least
+    two; any more get 429."""
     clock_skew: Duration = Duration(5)
-    """By how much its clocks may differ, from the relay's and from each other: what was fetched sooner after an event is
-    not taken to have it in it."""
+    """Largest difference between its clocks and the relay's. An entity that was fetched sooner than this after an event may
+    not include the event's change."""
     silent_after: Duration | None = None
-    """When nothing has arrived for so long, there is an alert."""
+    """Time without any event after which an alert is raised."""
     sweeps: list[Sweep] = []
-    """How `relay sweep` asks for what has changed."""
+    """Listings that `relay sweep` compares with the inbox."""
     public_url: str | None = None
-    """The URL that the provider calls, where it signs that; never taken from the request."""
+    """URL that the provider calls, where it signs that. It is never taken from the request."""
     tolerance: Duration | None = None
-    """Instead of the preset's, by how much the time of signing may differ from the time of arrival."""
+    """Largest difference between the time of signing and the time of arrival, instead of the preset's."""
     signature: Signature | None = None
-    """With `custom`: how requests are signed."""
-    event: Fields | None = None
-    """With `custom`: what is read in a request."""
+    """With `custom`: the signature scheme."""
+    event: EventFields | None = None
+    """With `custom`: the fields of an event."""
     issuer: str | None = None
-    """With `secevent`: the `iss` that tokens have to have."""
+    """With `secevent`: required `iss` of a token."""
     audience: str | None = None
-    """With `secevent`: the `aud` that tokens have to have."""
+    """With `secevent`: required `aud` of a token."""
     pattern: str | None = None
-    """With `slack-message`: a regular expression of RE2 that finds the entity in a message's text by its group `id`; groups
-    `type` and `event_type` may tell more."""
+    """With `slack-message`: a regular expression of RE2 whose group `id` finds the entity in a message's text. It may also
+    have groups `type` and `event_type`."""
     entity_type: str | None = None
-    """With `slack-message`: the entity's type, where `pattern` has no group `type`, or it has found nothing."""
+    """With `slack-message`: type of the entity, where `pattern` has no group `type` or the group is empty."""

@@ -1,4 +1,4 @@
-"""The tables of a sync route: how an entity is fetched, found in the destination, mapped and written there."""
+"""Tables of a sync route: fetch an entity, find its counterpart in the destination, map and write it."""
 
 from __future__ import annotations
 
@@ -15,164 +15,162 @@ SCIM_PARAMS = {
     "startIndex": "{start}",
     "count": "{count}",
 }
-
-
 PAGE_PARAMS = {"startIndex": "{start}", "count": "{count}"}
 
 
 class Listing(Table, frozen=True, kw_only=True):
-    """All counterparts of a sync route's destination, page by page: `relay sweep --full` looks for orphans there."""
+    """A listing of all counterparts, page by page. `relay sweep --full` looks for orphans in it."""
 
     path: str
     params: dict[str, str] = msgspec.field(default_factory=lambda: dict(PAGE_PARAMS))
-    """The query; values are templates over `start` and `count`. Without it, what SCIM takes."""
+    """Query parameters; values are templates over `start` and `count`. By default those of SCIM."""
     count: Annotated[int, msgspec.Meta(ge=2, le=10_000)] = 500
-    """The largest page that the destination gives."""
+    """Largest page that the destination returns."""
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
-    """What `start` begins with."""
+    """First value of `start`."""
     items: str = "items"
-    """A JMESPath into a page that gives the list of counterparts."""
+    """JMESPath into a page that gives the list of counterparts."""
     id: str
-    """A JMESPath into a counterpart that gives the id of its entity."""
+    """JMESPath into a counterpart that gives the id of its entity."""
 
 
 class Sweep(Table, frozen=True, kw_only=True):
     """A listing of one type of entity, page by page.
 
-    The default parameters are those of SCIM (RFC 7644 §3.4.2). That Trivore ID's filter takes `meta.lastModified ge` is an
-    assumption; `params` change it.
+    The default parameters are those of SCIM (RFC 7644 §3.4.2). It is an assumption that Trivore ID's filter accepts
+    `meta.lastModified ge`; `params` change it.
     """
 
     api: str
-    """Who is asked: a name of `[apis]`."""
+    """Api to ask: a name of `[apis]`."""
     path: str
     entity_type: str
-    """As webhooks name it."""
+    """Entity type, as webhooks name it."""
     event_type: str = "sweep"
-    """Of the events that are added; routes with `when.event_type` have to take it."""
+    """Event type of the events that are added. Routes with `when.event_type` must accept it."""
     action: Action = "update"
     params: dict[str, str] = msgspec.field(default_factory=lambda: dict(SCIM_PARAMS))
-    """The query; values are templates over `since`, `start` and `count`. Without it, what SCIM and Trivore ID take."""
+    """Query parameters; values are templates over `since`, `start` and `count`. By default those of SCIM and Trivore ID."""
     count: Annotated[int, msgspec.Meta(ge=2, le=10_000)] = 500
-    """The largest page that the api gives."""
+    """Largest page that the api returns."""
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
-    """What `start` begins with: 0 for Trivore ID, 1 for SCIM, which takes 0 for 1."""
+    """First value of `start`: 0 for Trivore ID, 1 for SCIM, which reads 0 as 1."""
     items: str = "resources"
-    """A JMESPath into a page that gives the list of entities."""
+    """JMESPath into a page that gives the list of entities."""
     id: str = "id"
-    """A JMESPath into an entity that gives its id."""
+    """JMESPath into an entity that gives its id."""
     modified: str = "meta.lastModified"
-    """A JMESPath into an entity that gives the time of its last change."""
+    """JMESPath into an entity that gives the time of its last change."""
     overlap: Duration = Duration(300)
-    """A sweep begins so long before the last change that the one before has compared."""
+    """A sweep begins this long before the last change that the previous one compared."""
     grace: Duration = Duration(60)
-    """Changes that are younger are left to the next sweep: their webhooks may be on their way."""
+    """Younger changes are left to the next sweep, as their webhooks may still arrive."""
     every: Duration | None = None
-    """A relay that runs sweeps so often; one that failed is repeated after five minutes at most. Without it: only
-    `relay sweep` does."""
+    """Interval of the sweeps that the relay runs; one that failed is repeated after at most five minutes. Without it, only
+    `relay sweep` runs them."""
 
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
 class Fetch(Table, frozen=True):
-    """How the entity is read from its source."""
+    """Reading of the entity from its source."""
 
     api: str
     path: str
     params: dict[str, str] = {}
     modified: str = "meta.lastModified"
-    """A JMESPath into the entity that gives the time of its last change (SCIM's place, RFC 7643 §3.1, and Trivore ID's)."""
+    """JMESPath into the entity that gives the time of its last change (SCIM's place, RFC 7643 §3.1, and Trivore ID's)."""
     tolerance: Duration | None = None
-    """An entity that was last changed longer than this before its event is taken for stale: it is fetched again after 1, 5
-    and 30 s, and then applied all the same, with `stale_suspected` in the log. Without it nothing is."""
+    """An entity whose last change is longer than this before its event is stale. It is fetched again after 1, 5 and 30 s,
+    and then applied with `stale_suspected` in the log. Without it, no entity is stale."""
     exempt: list[str] = []
-    """Event types after which an older entity is no wonder, such as a login."""
+    """Event types that don't change the entity, such as a login, so that an older entity is not stale."""
     verify: dict[str, str] = {}
-    """The entity has to carry these values: a JMESPath into the entity = a JMESPath over `event`, `{ id = "event.entity_id" }`.
-    Without it, whatever object the api answers with is taken for the entity."""
+    """Values that the entity must have: a JMESPath into the entity = a JMESPath over `event`, `{ id = "event.entity_id" }`.
+    Without it, any object in the api's answer is accepted."""
 
 
 class FindPages(Table, frozen=True, kw_only=True):
-    """How the matches of a find go on, where the destination gives them page by page.
+    """Paging of a find, where the destination returns matches page by page.
 
-    It is looked on only until it is clear whether there is none, one, or more than one. `params`, the find's own too, and its
+    Paging ends as soon as it is clear whether there is no match, one, or more. `params`, also those of the find, and its
     `body` are templates over `start` and `count` as well.
     """
 
     params: dict[str, str] | None = None
-    """Further parameters of the query; with `next`, those that look into it are left out of the first page's. Without it,
-    what SCIM takes; and with `next`, none: then `next` is a link, whose query is that of the next page."""
+    """Further query parameters. With `next`, those that use it are left out of the first page's. By default those of
+    SCIM; with `next` none, and `next` is then a link whose query is that of the next page."""
     count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
-    """How large a page is asked for."""
+    """Size of the page to ask for."""
     first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
-    """What `start` begins with: 1 for SCIM."""
+    """First value of `start`: 1 for SCIM."""
     total: str | None = None
-    """A JMESPath into a page that gives how many matches there are in all: saves asking for a page that is empty; and of 0 matches,
-    there need be no list."""
+    """JMESPath into a page that gives the number of all matches. It saves the request for an empty page, and a page
+    of 0 matches needs no list."""
     next: str | None = None
-    """In place of `start`: a JMESPath into a page that gives a link to the next one, or the value for `{next}` in `params`;
-    nothing, null, false or an empty text on the last."""
+    """In place of `start`: a JMESPath into a page that gives a link to the next one, or the value for `{next}` in
+    `params`. It gives nothing, null, false or an empty text on the last page."""
     most: Annotated[int, msgspec.Meta(ge=2, le=100)] = 10
-    """With `next`: so many pages are looked at; when there are more, it is not known what there is, and nothing is written."""
+    """With `next`: largest number of pages to read. When there are more, the matches are unknown and nothing is written."""
 
     @property
     def query(self) -> dict[str, str]:
-        """`params`, or what stands for them."""
+        """Return `params`, or their default."""
         if self.params is not None:
             return self.params
         return PAGE_PARAMS if self.next is None else {}
 
     @property
     def most_calls(self) -> int:
-        """How many pages one find may ask for: by `start`, the second one tells whether there is a second match."""
+        """Return the most pages that one find asks for. By `start`, the second one shows whether there is a second match."""
         return 2 if self.next is None else self.most
 
 
 class Find(Table, frozen=True):
-    """How the counterpart is looked up in the destination; without it, nothing is looked up."""
+    """Lookup of the counterpart in the destination; without it, nothing is looked up."""
 
     path: str
     method: Literal["GET", "POST"] = "GET"
     params: dict[str, str] = {}
     body: dict[str, Any] | None = None
     pick: str | None = None
-    """A JMESPath into the answer that gives the list of matches, or the one match. Where it gives neither, the answer is bad."""
+    """JMESPath into the answer that gives the list of matches, or the one match. An answer without either is unusable."""
     pages: FindPages | None = None
-    """How the matches go on, where an answer may not hold them all. Without it, the first answer is all there is."""
+    """Paging, where one answer may not hold all matches. Without it, the first answer is taken as complete."""
     verify: dict[str, str] | bool = True
-    """A match has to carry these values before anything is written to it: a JMESPath into the match = a JMESPath over the same
-    as in `path`, `{ externalId = "event.entity_id" }`. `true`: each value that is searched for and that a field of `map` gets
-    as it is. `false`: any match is taken for the counterpart."""
+    """Values that a match must have before anything is written to it: a JMESPath into the match = a JMESPath over the
+    same names as in `path`, `{ externalId = "event.entity_id" }`. `true` checks each value that is searched for and that a
+    field of `map` gets unchanged. `false` accepts any match."""
     ignore_case: bool = False
-    """`verify` takes texts that differ in case alone for the same, as SCIM does for a `userName`."""
+    """Let `verify` ignore the case of texts, as SCIM does for a `userName`."""
 
     @property
     def most_calls(self) -> int:
-        """How many calls it may take."""
+        """Return the most calls that it makes."""
         return 1 if self.pages is None else self.pages.most_calls
 
 
 class Write(Table, frozen=True):
-    """How the counterpart is created or deleted."""
+    """Creation or deletion of the counterpart."""
 
     path: str
     method: Method | None = None
 
 
 class Update(Table, frozen=True):
-    """How the counterpart is changed."""
+    """Change of the counterpart."""
 
     path: str
     method: Method = "PATCH"
     format: Literal["merge-patch", "json-patch", "json", "form"] = "merge-patch"
     if_match: str | None = None
-    """A JMESPath over `target`, or `etag`, which the answer to `find` had: sent as `If-Match`. When somebody else has changed
-    the counterpart meanwhile (412), all is looked at again."""
+    """JMESPath over `target` and `etag`, the version in the answer to `find`. Its value is sent as `If-Match`. On 412
+    (somebody else changed the counterpart) the process starts again."""
 
 
 class Deactivate(Table, frozen=True, kw_only=True):
-    """How the counterpart is marked as gone, where it is not to be deleted."""
+    """Deactivation of the counterpart, where it is not to be deleted."""
 
     path: str
     method: Method = "PATCH"
@@ -180,36 +178,36 @@ class Deactivate(Table, frozen=True, kw_only=True):
 
 
 class MapField(Table, frozen=True):
-    """Defines one field's value where an expression alone can't: docs/reference/mapping.md has examples."""
+    """Rule for one field of the counterpart, where an expression alone is not enough; docs/reference/mapping.md has examples."""
 
     expression: str | None = msgspec.field(default=None, name="from")
-    """A JMESPath over {event, entity, target}."""
+    """JMESPath over {event, entity, target}."""
     value: Any = None
-    """In place of `from`: always this."""
+    """In place of `from`: a constant."""
     function: str | None = None
-    """In place of `from`: `package.module:name`, called with (event, entity, target); None is no value."""
+    """In place of `from`: `package.module:name`, called with (event, entity, target); None means no value."""
     cast: Literal["text", "int", "float", "bool", "date", "datetime"] | None = None
-    """What the value is made into; what doesn't fit is an error."""
+    """Type to convert the value to; a value that doesn't fit is an error."""
     read: str | None = None
-    """How the source writes a date that is not RFC 3339, such as `%d.%m.%Y`; UTC unless it has an offset."""
+    """Format of a date that is not RFC 3339, such as `%d.%m.%Y`; UTC unless it has an offset."""
     write: str | None = None
-    """How a date is sent, such as `%d.%m.%Y`; as RFC 3339 unless given. Always UTC."""
+    """Format in which a date is sent, such as `%d.%m.%Y`; by default RFC 3339. Always UTC."""
     lookup: dict[str, Any] | None = None
-    """What is sent for each value; one that is not in it is an error, or the `default`."""
+    """Value to send for each value found; one that is not listed is an error, or the `default`."""
     default: Any = None
-    """Sent when there is no value."""
+    """Value to send when there is none."""
     required: bool = False
-    """Whether it is an error that there is no value."""
+    """A missing value is an error."""
 
 
-class Sync(Table, frozen=True):
-    """The process of a sync route."""
+class SyncRoute(Table, frozen=True):
+    """Process of a sync route."""
 
     fetch: Fetch
     map: dict[str, str | MapField] = {}
-    """Target field = JMESPath over {event, entity, target}, or a table."""
+    """Field of the counterpart = JMESPath over {event, entity, target}, or a table."""
     transform: str | None = None
-    """`package.module:name`, called with (fields, event, entity, target) after the map; returns the fields to send."""
+    """`package.module:name`, called with (fields, event, entity, target) after the map. It returns the fields to send."""
     find: Find | None = None
     create: Write | None = None
     update: Update | None = None
@@ -219,7 +217,7 @@ class Sync(Table, frozen=True):
     gone: Literal["delete", "deactivate", "skip"] = "delete"
     deactivate: Deactivate | None = None
     listing: Listing | None = None
-    """How all counterparts are listed, for `relay sweep --full`."""
+    """Listing of all counterparts, for `relay sweep --full`."""
     skip_unchanged: bool = False
-    """Send nothing when the fields are those that were sent last: the event ends `unchanged`."""
+    """Send nothing when the fields equal those that were sent last; the event ends `unchanged`."""
     clear_when_absent: list[str] = []

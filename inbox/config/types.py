@@ -1,4 +1,4 @@
-"""What a table of the file is, and the kinds of value that TOML has no type for: durations, rates, addresses and secrets."""
+"""Base of the file's tables, and values that TOML has no type for: durations, rates, addresses and secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_SECONDS = 366 * 86400
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file; a key it does not have is an error."""
+    """A table of the file; an unknown key is an error."""
 
 
 class Duration(float):
@@ -29,7 +29,7 @@ class Duration(float):
 
     @classmethod
     def parse(cls, text: object) -> Duration:
-        """The duration that `text` names.
+        """Parse a duration.
 
         Raises:
             ValueError: not a number with a unit, or longer than 366 days.
@@ -53,7 +53,7 @@ class Rate(float):
 
     @classmethod
     def parse(cls, text: object) -> Rate:
-        """The rate that `text` names.
+        """Parse a rate.
 
         Raises:
             ValueError: not a whole number of calls per unit of time, or none at all.
@@ -69,13 +69,13 @@ _HIGHEST_PORT = 65535
 
 
 class Address(str):
-    """Where something listens: `"127.0.0.1:9100"`, `"localhost:9100"` or `"[::1]:9100"`."""
+    """A listening address: `"127.0.0.1:9100"`, `"localhost:9100"` or `"[::1]:9100"`."""
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, text: object) -> Address:
-        """The address that `text` names.
+        """Parse an address.
 
         Raises:
             ValueError: not a host and a port.
@@ -87,27 +87,27 @@ class Address(str):
 
     @property
     def host(self) -> str:
-        """Its host, without the brackets of an IPv6 address."""
+        """Return its host, without the brackets of an IPv6 address."""
         return self.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
-        """Its port."""
+        """Return its port."""
         return int(self.rpartition(":")[2])
 
 
 _MAPPED_BITS = 96
-"""Of `::ffff:0:0/96`, which has IPv4 in IPv6 (RFC 4291 §2.5.5.2)."""
+"""Prefix length of `::ffff:0:0/96`, which has IPv4 in IPv6 (RFC 4291 §2.5.5.2)."""
 
 
 class Network(str):
-    """An address or a network: `"192.0.2.7"`, `"192.0.2.0/24"` or `"2001:db8::/32"`; of IPv4 in IPv6 it is that of IPv4."""
+    """An address or a network: `"192.0.2.7"`, `"192.0.2.0/24"` or `"2001:db8::/32"`; IPv4 in IPv6 becomes IPv4."""
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, text: object) -> Network:
-        """The network that `text` names.
+        """Parse a network.
 
         Raises:
             ValueError: no address and no network, or an address with the length of a network.
@@ -129,15 +129,15 @@ class Network(str):
 
 _PLACE = re.compile(r"\s*(env|file)\s*:\s*", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\w+|\$\{.*\}|\$\(.*\)|%\w+%|\{\{.*\}\}", re.DOTALL)
-"""Forms in which shells and templates write a value from elsewhere; here nothing puts one in."""
+"""Placeholders of shells and templates, which nothing expands here."""
 _UNEXPANDED = re.compile(r"~|.*(\{\{|\$[\w{(])", re.DOTALL)
 
 
 def _check_reference(reference: str) -> None:
-    """Refuse what was meant to name a place and would be the secret itself, known to whoever reads this.
+    """Reject a text that was meant as a reference and would become the secret itself, known to every reader of this file.
 
     Raises:
-        ValueError: it is so. The text does not repeat it.
+        ValueError: such a text. The message does not repeat it.
     """
     else_so = "a secret that is really written so stands in a variable or a file"
     if _VARIABLE.fullmatch(reference.strip()):
@@ -156,9 +156,9 @@ def _check_reference(reference: str) -> None:
 
 
 class Secret:
-    """A secret's place (`env:NAME`, `file:/path`, or the secret itself) and the time in which it is valid.
+    """A secret's reference (`env:NAME`, `file:/path`, or the secret itself) and the time in which it is valid.
 
-    Its value is read when asked for and never shown by `repr`.
+    `reveal` reads its value; `repr` never shows it.
     """
 
     __slots__ = ("not_after", "not_before", "reference")
@@ -170,11 +170,11 @@ class Secret:
 
     @classmethod
     def parse(cls, given: object) -> Secret:
-        """The secret that a string, or a table of `value`, `not_before` and `not_after`, describes.
+        """Parse a secret: a string, or a table of `value`, `not_before` and `not_after`.
 
         Raises:
-            ValueError: neither of them, a reference without a place or to none, or a span of time in which it is never valid. The
-                text never repeats the secret.
+            ValueError: neither of them, a reference without a place, or a time in which it is never valid. The message
+                never repeats the secret.
         """
         table: dict[object, object]
         match given:
@@ -198,10 +198,10 @@ class Secret:
         return cls(reference, not_before, not_after)
 
     def reveal(self, environment: Mapping[str, str] = os.environ) -> str:
-        """The secret itself.
+        """Read the secret.
 
         Raises:
-            ConfigError: the variable or file that it names is not there, or is empty.
+            ConfigError: the variable or file is missing or empty.
         """
         kind, _, place = self.reference.partition(":")
         if kind == "env":
@@ -222,7 +222,7 @@ class Secret:
         return self.reference
 
     def valid_at(self, now: datetime) -> bool:
-        """Whether `now` lies within its time: from `not_before` on, until just before `not_after`."""
+        """Return whether the secret is valid: from `not_before` on, until just before `not_after`."""
         return (self.not_before is None or self.not_before <= now) and (self.not_after is None or now < self.not_after)
 
     def __repr__(self) -> str:

@@ -1,1 +1,1 @@
-"""The database both sides share: its tables and views, how to connect, and where the two dialects differ."""
+"""The database that both sides share: tables, views, connections, migrations, intake, and the differences of the dialects."""

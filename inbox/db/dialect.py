@@ -1,6 +1,6 @@
-"""Where Postgres and SQLite differ: the only file that asks which of the two it is.
+"""Differences of Postgres and SQLite. No other file asks which of the two it is.
 
-Statements of both sides are one text for both databases. What can't be the same is a fragment from here.
+Statements of both sides have one text for both databases. The parts that must differ are fragments from here.
 """
 
 from __future__ import annotations
@@ -34,41 +34,41 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Text on SQLite."""
+        """Choose text on SQLite, `timestamptz` on Postgres."""
         return dialect.type_descriptor(Text() if dialect.name == SQLITE else DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401  # what the driver takes
-        """Write the instant as the dialect stores it."""
+        """Convert an instant to the dialect's form."""
         if value is None or dialect.name != SQLITE:
             return value
         return time_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002  # as the driver gives it
-        """Give the instant back, aware and in UTC."""
+        """Convert a stored value to an aware instant in UTC."""
         return None if value is None else as_time(value)
 
 
 BigId = BigInteger().with_variant(Integer(), SQLITE)
-"""Counts up by itself; on SQLite only an INTEGER primary key does."""
+"""Type that counts up by itself; on SQLite only an INTEGER primary key does."""
 
 JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLITE)
 TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
 
 
 def as_json(value: Any) -> Any:  # noqa: ANN401  # any JSON value
-    """What a driver gives for a JSON column of a textual statement: SQLite gives its text."""
+    """Decode a driver's value of a JSON column; SQLite gives its text."""
     return json.loads(value) if isinstance(value, str) else value
 
 
 def as_list(value: list[str] | str) -> list[str]:
-    """What a driver gives for a list column of a textual statement."""
+    """Decode a driver's value of a list column; SQLite gives its text."""
     return list(json.loads(value)) if isinstance(value, str) else value
 
 
 def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as the one bound parameter that `Sql.rows` unfolds. Times are written by `time_text`, bytes in hex.
+    """Encode rows as the one bound parameter that `Sql.rows` unfolds. Times are written by `time_text`, bytes in hex.
 
-    Every text, keys too, becomes `storable`. The check costs a look at the whole; only a bad one is taken apart.
+    Every text, keys too, becomes `storable`. One check covers the whole; only a bad text is taken apart.
     """
     built = [dict(row) for row in rows]
     written = _dumps(built)
@@ -76,10 +76,10 @@ def rows_param(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
-    """As `rows_param`, for texts that are stored as they came or not at all.
+    """Encode rows as `rows_param` does, for texts that must be stored unchanged.
 
     Raises:
-        ValueError: one of them is not storable.
+        ValueError: a text is not storable.
     """
     written = _dumps([dict(row) for row in rows])
     if not _is_clean(written):
@@ -88,9 +88,9 @@ def verbatim_param(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 class Blobs:
-    """The bytes of many rows as one bound parameter, beside the rows: as hex in their JSON they took 48 times their memory.
+    """Bytes of many rows as one bound parameter beside the rows. As hex in the rows' JSON they took 48 times their memory.
 
-    A row has their place, in two columns. `Sql.blob` takes them from there.
+    A row has their position and length in two columns; `Sql.blob` takes them from there.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Blobs:
         self._size = 0
 
     def place(self, blob: bytes | None) -> tuple[int | None, int | None]:
-        """Put it there. Returns the place of its first byte, counted from 1, and how many it has; None for none."""
+        """Add a value. Returns the position of its first byte, counted from 1, and its length; None for none."""
         if blob is None:
             return None, None
         at = self._size + 1
@@ -107,12 +107,12 @@ class Blobs:
         return at, len(blob)
 
     def joined(self) -> bytes:
-        """All of them; a single one is not copied."""
+        """Join all values; a single one is not copied."""
         return b"".join(self._parts)
 
 
 def _is_clean(written: str) -> bool:
-    """True when every text in this JSON is storable; the search is made only where it may find something."""
+    """Return whether every text in this JSON is storable. It searches only where it may find something."""
     return is_storable(written) and not ("\\u0000" in written and _NUL_IN_JSON.search(written))
 
 
@@ -121,11 +121,11 @@ def _dumps(value: object) -> str:
 
 
 _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-"""As `json` writes it, and no backslash before it that makes another text of it."""
+"""NUL as `json` writes it, without a backslash before it that changes its meaning."""
 
 
 def storable(value: str) -> str:
-    """The text as both databases take it: NUL and lone surrogates as the escapes that Python writes for them.
+    """Make a text storable in both databases: NUL and lone surrogates become Python's escapes.
 
     Postgres has no NUL in text or jsonb (postgresql.org/docs/current/datatype-character.html); no driver encodes a lone
     surrogate.
@@ -134,7 +134,7 @@ def storable(value: str) -> str:
 
 
 def is_storable(value: str) -> bool:
-    """`storable` would leave the text as it is."""
+    """Return whether `storable` would leave the text unchanged."""
     if "\x00" in value:
         return False
     try:
@@ -162,7 +162,7 @@ def _encode(value: object) -> str:
 
 
 class Sql:
-    """The fragments of one dialect, for statements that are otherwise the same text."""
+    """SQL fragments of one dialect, for statements that are otherwise the same text."""
 
     def __init__(self, dialect: str) -> None:
         if dialect not in {POSTGRES, SQLITE}:
@@ -174,20 +174,20 @@ class Sql:
             if self.is_postgres
             else "coalesce(:now, strftime('%Y-%m-%d %H:%M:%f', 'now') || '000Z')"
         )
-        """The database's clock, or `:now` when a test hands one in."""
+        """The database's clock, or `:now` when a test passes one."""
         self.for_update = "FOR UPDATE" if self.is_postgres else ""
         self.for_update_now = "FOR UPDATE NOWAIT" if self.is_postgres else ""
-        """For who holds the order lock: a row that a person has locked fails at once, and keeps nobody waiting."""
+        """Row lock for a holder of the order lock: a row that somebody has locked fails at once, so that no relay waits."""
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
         self.keeps_ended_entries = self.is_postgres
-        """Whether an index keeps the entries of rows that have ended as long as any snapshot is older."""
+        """An index keeps the entries of ended rows as long as any snapshot is older."""
         self.needs_checkpoints = not self.is_postgres
-        """Whether writers have to copy the write-ahead log back themselves: see `inbox.db.checkpoint`."""
+        """Writers must copy the write-ahead log back themselves: see `inbox.db.checkpoint`."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002
-        """Seconds every writer but the receiver sleeps after each transaction: back to back, it starves the receiver on SQLite."""
+        """Seconds that every writer but the receiver sleeps after a transaction, as it would starve the receiver on SQLite."""
 
     def rows(self, parameter: str, **columns: str) -> str:
-        """A table named like the bound parameter, of the rows that `rows_param` wrote.
+        """Return a table, named like the bound parameter, of the rows that `rows_param` encoded.
 
         `columns` names each column's type: text, bigint, boolean, json, time or bytes.
         """
@@ -199,10 +199,10 @@ class Sql:
         return f"(SELECT {picked} FROM json_each(:{parameter})) AS {parameter}"
 
     def lines_of(self, view: str, wanted: str) -> str:
-        """The lines of a view with a seq among the rows of the parameter `wanted`, which lie between `:after` and `:last`.
+        """Return the lines of a view whose seq is in the parameter `wanted`; all lie between `:after` and `:last`.
 
-        Postgres looks them up one by one (OFFSET 0 keeps its planner from merging the two): for a range it would join
-        the tables of the view from end to end. SQLite does so for single ones, and well for a range.
+        Postgres looks them up one by one, as for a range it would join the tables of the view from end to end (OFFSET 0
+        keeps its planner from merging the two). SQLite would do so for single ones, and is fast for a range.
         """
         if self.is_postgres:
             one = f"SELECT * FROM {view} v WHERE v.seq = {wanted}.seq OFFSET 0"
@@ -210,10 +210,10 @@ class Sql:
         return f"{view} WHERE {view}.seq > :after AND {view}.seq <= :last"
 
     def looked_up(self, rows: str, found: str, condition: str) -> str:
-        """For each row of `rows`, what the table and alias `found` have by `condition`, which an index answers.
+        """Join each row of `rows` with the rows of `found` (table and alias) by `condition`, which an index answers.
 
         Postgres looks it up row by row, whatever its statistics say (OFFSET 0 keeps its planner from merging the two).
-        Where they say that a partial index is empty, and it is not any more, it would read all of that instead.
+        When outdated statistics say that a partial index is empty, it would otherwise read the whole index.
         """
         if self.is_postgres:
             alias = found.rsplit(maxsplit=1)[-1]
@@ -221,9 +221,9 @@ class Sql:
         return f"{rows} JOIN {found} ON {condition}"
 
     def first_of(self, rows: str, found: str, condition: str, order: str, most: str) -> str:
-        """As `looked_up`, but only the first few of each row of `rows`, by an order that the index has.
+        """Join as `looked_up` does, but only the first few for each row of `rows`, in the order of the index.
 
-        However many there are, no more is read. SQLite has no LATERAL, so it looks them up by their rowids.
+        It reads no more, however many there are. SQLite has no LATERAL, so it looks them up by their rowids.
         """
         alias = found.rsplit(maxsplit=1)[-1]
         few = f"FROM {found} WHERE {condition} ORDER BY {order} LIMIT {most}"
@@ -232,50 +232,50 @@ class Sql:
         return f"{rows} CROSS JOIN {found} ON {alias}.rowid IN (SELECT {alias}.rowid {few})"
 
     def blobs(self, parameter: str) -> str:
-        """A table of the one value that `Blobs.joined` gave, so that a statement binds it once however often it is used."""
+        """Return a table of the value of `Blobs.joined`, so that a statement that uses it often binds it once."""
         value = f"CAST(:{parameter} AS bytea)" if self.is_postgres else f":{parameter}"
         return f"(SELECT {value} AS {parameter}) AS {parameter}"
 
     def blob(self, blobs: str, at: str, size: str) -> str:
-        """The bytes at the place that `Blobs.place` gave; one that is all there is is not copied."""
+        """Return the bytes at the position that `Blobs.place` gave; a value that is the whole is not copied."""
         return f"CASE WHEN {size} = length({blobs}) THEN {blobs} ELSE substr({blobs}, {at}, {size}) END"
 
     def hex_bytes(self, expression: str) -> str:
-        """The bytes that the hex text of `expression` names."""
+        """Decode the hex text of `expression` to bytes."""
         return f"decode({expression}, 'hex')" if self.is_postgres else f"from_hex({expression})"
 
     def has_all(self, column: str, parameter: str) -> str:
-        """Whether a list column has every text of the JSON list that was bound."""
+        """Return a condition that a list column has every text of the bound JSON list."""
         if self.is_postgres:
             return f"{column} @> ARRAY(SELECT jsonb_array_elements_text(CAST(:{parameter} AS jsonb)))"
         has = f"SELECT value FROM json_each({column})"
         return f"NOT EXISTS (SELECT 1 FROM json_each(:{parameter}) wanted WHERE wanted.value NOT IN ({has}))"
 
     def optional(self, column: str, kind: str, *, parameter: str | None = None, operator: str = "=") -> str:
-        """A condition on a column that holds for every row when its parameter is null."""
+        """Return a condition on a column that holds for every row when its parameter is null."""
         name = parameter or column
         value = f"CAST(:{name} AS {'timestamptz' if kind == 'time' else kind})" if self.is_postgres else f":{name}"
         return f"({value} IS NULL OR {column} {operator} {value})"
 
     def time(self, parameter: str) -> str:
-        """The time that was bound as `time_text` writes it."""
+        """Return the time of a parameter that `time_text` wrote."""
         return f"CAST({parameter} AS timestamptz)" if self.is_postgres else parameter
 
     def seconds_between(self, earlier: str, later: str) -> str:
-        """The seconds from one time to another."""
+        """Return the seconds from one time to another."""
         if self.is_postgres:
             return f"CAST(extract(epoch FROM {later} - {earlier}) AS float8)"
         return f"round((julianday({later}) - julianday({earlier})) * 86400, 3)"
 
     def plus_seconds(self, time: str, seconds: str) -> str:
-        """`time` and so many seconds."""
+        """Return `time` plus so many seconds."""
         if self.is_postgres:
             return f"{time} + make_interval(secs => {seconds})"
         return f"strftime('%Y-%m-%d %H:%M:%f', {time}, printf('%+.3f seconds', {seconds})) || '000Z'"
 
 
 def sqlite_functions(connection: Any) -> None:  # noqa: ANN401  # sqlite3's connection, or the adapter of aiosqlite's
-    """Functions that statements use and older SQLite versions lack (`unhex` came with 3.41)."""
+    """Add functions that statements use and older SQLite versions lack (`unhex` came with 3.41)."""
     connection.create_function("from_hex", 1, _from_hex, deterministic=True)
 
 
@@ -292,22 +292,22 @@ _DEADLOCK = "40P01"
 
 
 def is_data_error(error: DBAPIError) -> bool:
-    """Whether the rows themselves are to blame (SQLSTATE classes 22, 23, 54), so that other rows may well be stored.
+    """Return whether the rows themselves are at fault (SQLSTATE classes 22, 23, 54), so that other rows may be stored.
 
-    A number that is taken is never the row's fault: see `is_taken`.
+    A number that is in use already is never the row's fault: see `is_unique_violation`.
     """
-    if is_taken(error):
+    if is_unique_violation(error):
         return False
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
         return str(sqlstate)[:2] in _DATA_ERROR_CLASSES
-    return isinstance(error, DataError | IntegrityError)  # SQLite's, or of a driver that refuses to send the value
+    return isinstance(error, DataError | IntegrityError)  # SQLite's, or of a driver that can't send the value
 
 
-def is_taken(error: DBAPIError) -> bool:
-    """Whether a unique constraint has refused a row.
+def is_unique_violation(error: DBAPIError) -> bool:
+    """Return whether a unique constraint rejected a row.
 
-    Intake passes over keys that it knows (ON CONFLICT), so that leaves the numbers, which the database gives itself.
+    Intake skips known keys (ON CONFLICT), so it can only be a number, which the database itself gives.
     """
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
@@ -316,27 +316,27 @@ def is_taken(error: DBAPIError) -> bool:
 
 
 def constraint_of(error: DBAPIError) -> str:
-    """The name of the constraint that has refused a row, and no value of it; SQLite tells the columns."""
+    """Return the name of the constraint that rejected a row, without any value; SQLite gives the columns."""
     diagnosis = getattr(error.orig, "diag", None)
     name = getattr(diagnosis, "constraint_name", None) or str(error.orig).rpartition(":")[2].strip()
     return str(name)
 
 
 def is_deadlock(error: DBAPIError) -> bool:
-    """Whether the database ended this transaction to let another one go on."""
+    """Return whether the database ended this transaction because of a deadlock."""
     return getattr(error.orig, "sqlstate", None) == _DEADLOCK
 
 
 Failure = Literal["unreachable", "busy", "fault"]
-"""`unreachable`: the database as a whole can't be used now. `busy`: the transaction lost to another one; the same again may
-well succeed. `fault`: the items or the code are to blame; the same again comes to the same."""
+"""`unreachable`: the database can't be used now. `busy`: the transaction lost to another one, and a retry may succeed.
+`fault`: the items or the code are at fault, and a retry fails again."""
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNREACHABLE_CLASSES = ("08", "28", "3D", "53", "57", "58")
 _READ_ONLY = "25006"
 _BUSY_CLASS = "40"
 _BUSY_STATES = frozenset({"55P03", "57014", "25P03", "25P04"})
-"""A lock was not available, a statement was cancelled, a transaction was idle or open for too long."""
+"""Lock not available, statement cancelled, transaction idle or open for too long."""
 
 # https://www.sqlite.org/rescode.html
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -355,7 +355,7 @@ _PRIMARY_CODE = 0xFF
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What an exception says that has ended a step which uses the database."""
+    """Classify an exception that ended a step which uses the database."""
     if isinstance(error, PoolTimeoutError):
         return "unreachable"
     if not isinstance(error, DBAPIError):
@@ -382,14 +382,14 @@ def _failure_of_state(sqlstate: str) -> Failure:
 # syntax and privileges, prerequisite state.
 _STATEMENT_CLASSES = ("0A", "25", "26", "3F", "42", "55")
 _STATEMENT_ERROR_OF_SQLITE = re.compile(r"no such \w+: |table \S+ has no column named ")
-"""SQLite has one code for these and for what a value may cause, such as malformed JSON."""
+"""SQLite has one code for these and for faults of a value, such as malformed JSON."""
 
 
 def blames_items(error: BaseException) -> bool:
-    """Whether an exception may be one item's fault, so that a step may do the others, and set that one aside.
+    """Return whether an exception may be one item's fault, so that a step may set it aside and do the others.
 
-    Not where the statement can't be run at all, whatever is bound to it: a table or column that is not there, a privilege
-    that is missing. The same would be said of every item.
+    A statement that can't run with any values is no item's fault: a table, a column or a privilege is missing. It would
+    fail for every item.
     """
     if failure_of(error) != "fault":
         return False
@@ -404,10 +404,10 @@ def blames_items(error: BaseException) -> bool:
 _HELD_UP = frozenset({"55P03", "57014"})
 
 
-def is_held_up(error: BaseException) -> bool:
-    """Whether a statement took too long, as by a row that stays locked: for fewer items it may be done in time.
+def is_wait_timeout(error: BaseException) -> bool:
+    """Return whether a statement took too long, for example because of a locked row, so that fewer items may succeed.
 
-    Not where it waits for the lock that all take in turn.
+    A wait for the order lock doesn't count, as all take it in turn.
     """
     return (
         isinstance(error, DBAPIError)
@@ -420,27 +420,27 @@ LONGEST_ERROR_TEXT = 300
 
 
 def error_text(error: BaseException) -> str:
-    """An exception in one line, for a column or a log: its type and the first line of its message.
+    """Format an exception in one line, for a column or a log: its type and the first line of its message.
 
-    The statement, its parameters and the database's details stay out: they may hold what is not to be written down.
+    The statement, its parameters and the database's details stay out, as they may contain confidential values.
     """
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     lines = str(cause).splitlines()
-    told = f"{type(cause).__name__}: {lines[0]}" if lines and lines[0] else type(cause).__name__
-    return storable(told[:LONGEST_ERROR_TEXT])
+    line = f"{type(cause).__name__}: {lines[0]}" if lines and lines[0] else type(cause).__name__
+    return storable(line[:LONGEST_ERROR_TEXT])
 
 
 _LOCK_WAITS = frozenset({"55P03", _DEADLOCK})
 
 
 def is_lock_wait(error: DBAPIError) -> bool:
-    """Whether a lock could not be had in time, or only by a deadlock: nothing is wrong but the moment."""
+    """Return whether a lock wait timed out or ended in a deadlock, so that a retry may succeed."""
     sqlstate = getattr(error.orig, "sqlstate", None)
     primary_code = getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE
     return sqlstate in _LOCK_WAITS or primary_code == sqlite3.SQLITE_BUSY
 
 
-# SQLite has no COMMENT ON, so a DBA finds the comments in the table's own text: `.schema inbox`.
+# SQLite has no COMMENT ON. A DBA finds the comments in the table's text: `.schema inbox`.
 
 
 @compiles(CreateColumn, SQLITE)

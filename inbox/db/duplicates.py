@@ -1,7 +1,7 @@
 """SQL that notes duplicate requests: the first of an event as rows, further ones as a count.
 
-A sender that repeats one event without end costs the update of a row for each batch, and no row for each request. What is
-counted makes its row unhandled again, so the relay judges it as it judges a new row.
+A sender that repeats one event without end costs one update for each batch, and no row for each request. A new count
+makes its row unhandled again, so the relay judges it as it judges a new row.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 from sqlalchemy import text
 
-from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, rows_param
+from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, rows_param, verbatim_param
 from inbox.events.event import Event
 
-KEPT_REPEATS = 20
-"""Rows for each event: more than a sender's schedule of retries makes, and few enough to judge 200 events at once."""
+KEPT_DUPLICATES = 20
+"""Rows for each event: more than a sender's retry schedule makes, and few enough to judge 200 events at once."""
 
-# A statement of its own: a row that another receiver committed after the first one's snapshot is invisible to the
-# first. Receivers that count for the same event at once take different rows of it (SKIP LOCKED), and if all are taken they
-# add one. So none waits for another, or for the relay that marks them: nothing can deadlock, and no count is lost.
+# It is a statement of its own, since the first one does not see a row that another receiver committed after its snapshot.
+# Receivers that count duplicates of one event at the same time take different rows of it (SKIP LOCKED). They add a row
+# if all are taken. So none waits for another, or for the relay that marks them: nothing deadlocks, and no count is lost.
 _PG = Sql(POSTGRES)
-POSTGRES_REPEAT = text(f"""
+POSTGRES_NOTE = text(f"""
 WITH known AS MATERIALIZED (
     SELECT a.n, i.seq, a.received_at, a.body_sha256,
            CASE WHEN i.body_sha256 <> a.body_sha256 THEN {_PG.blob("bodies.bodies", "a.body_at", "a.body_size")} END AS body
@@ -72,8 +72,8 @@ SELECT n, seq FROM known
 """)
 
 
-def columns(events: Sequence[Event]) -> dict[str, Any]:
-    """The parameters of `POSTGRES_REPEAT`, but `kept`."""
+def postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
+    """Make the parameters of `POSTGRES_NOTE`, except `kept`."""
     bodies = Blobs()
     places = [bodies.place(event.body) for event in events]
     return {
@@ -126,25 +126,32 @@ WHERE duplicate_request.id = (SELECT max(r.id) FROM duplicate_request r WHERE r.
 """)
 
 
-def asked(events: Sequence[Event]) -> Iterable[Mapping[str, object]]:
-    """The rows of `SQLITE_KNOWN`."""
-    return ({"n": n, "source": event.source, "dedup_key": event.dedup_key} for n, event in enumerate(events))
+def known_param(events: Sequence[Event]) -> str:
+    """Make the rows of `SQLITE_KNOWN`."""
+    return verbatim_param(
+        {"n": n, "source": event.source, "dedup_key": event.dedup_key} for n, event in enumerate(events)
+    )
 
 
-def placed(parameter: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
-    """Rows of `divided` as what `SQLITE_NOTE` binds: the bodies beside the rows."""
+def noted_param(rows: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
+    """Make the parameters of `SQLITE_NOTE`: the rows, and their bodies beside them."""
     bodies = Blobs()
     made = []
     for row in rows:
         at, size = bodies.place(row["body"])
         made.append({**row, "body": None, "body_at": at, "body_size": size})
-    return {parameter: rows_param(made), "bodies": bodies.joined()}
+    return {"noted": rows_param(made), "bodies": bodies.joined()}
 
 
-def divided(
+def counted_param(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Make the parameter of `SQLITE_COUNT`."""
+    return {"counted": rows_param(rows)}
+
+
+def noted_and_counted(
     events: Sequence[Event], known: Iterable[Any], kept: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of `SQLITE_NOTE` and of `SQLITE_COUNT` for these events, of which so much is known."""
+    """Divide duplicates into rows of `SQLITE_NOTE` and of `SQLITE_COUNT`; `known` are the rows of `SQLITE_KNOWN`."""
     noted: list[dict[str, Any]] = []
     counted: dict[int, dict[str, Any]] = {}
     last: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""How both sides connect, and with which guarantees: set on every connection, never left to a server's defaults."""
+"""Connections of both sides. Settings that guarantees depend on are set on each, never left to the server's defaults."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from inbox.db.dialect import POSTGRES, SQLITE, sqlite_functions
 from inbox.errors import ConfigError
 
 LOCK_TIMEOUT_SECONDS = 2
-"""A statement that waits longer for a lock fails: the receiver answers 503, the relay tries again."""
+"""Longest wait for a lock. After it the statement fails: the receiver answers 503, the relay retries."""
 
 PINNED: Mapping[str, str] = {
-    # a later statement has to see what was committed before it took its lock: else lanes stay without a head
+    # a later statement must see everything committed before its lock: else lanes stay without a head
     "default_transaction_isolation": "read committed",
     "synchronous_commit": "on",
     "lock_timeout": f"{LOCK_TIMEOUT_SECONDS}s",
-    "idle_in_transaction_session_timeout": "3s",  # so that a process that stands still can't hold the order lock
+    "idle_in_transaction_session_timeout": "3s",  # a stopped process must not keep the order lock
     "timezone": "UTC",
 }
-"""What every transaction on Postgres has, whatever the server says. `inbox.db.guarantees` reads it back."""
+"""Settings of every transaction on Postgres, whatever the server's are. `inbox.db.guarantees` reads them back."""
 
 _ISOLATION = "default_transaction_isolation"
 _OURS = {*PINNED, "transaction_isolation"}
@@ -39,21 +39,24 @@ _OPTION = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_][\w-]*)\s*=")
 """`-c name=value`, `-cname=value` and `--name=value`, as Postgres reads options."""
 
 _PARAMETER_REFUSED = "unsupported startup parameter"
-"""PgBouncer's words for options that it can't hand on: https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
+"""PgBouncer's error for options that it can't pass on: https://www.pgbouncer.org/config.html#ignore_startup_parameters."""
 
 OLDEST_SQLITE = (3, 38, 0)
-"""The first with the `->>` operator that the views use."""
+"""First version with the `->>` operator, which the views use."""
 
 
 def parse_url(url: str) -> URL:
-    """The database's URL, with the driver that both sides use.
+    """Parse the database's URL, and set the driver that both sides use.
 
     Raises:
         ConfigError: neither Postgres nor a SQLite file.
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # ValueError: a port that is no number. It is not shown: it may hold a password
+    except (
+        ArgumentError,
+        ValueError,
+    ):  # ValueError: a port that is no number. It is not shown, as it may contain a password
         raise ConfigError(
             "[database] url: can't be read; use sqlite:///inbox.db or postgresql+psycopg://user@host:5432/name"
         ) from None
@@ -67,7 +70,7 @@ def parse_url(url: str) -> URL:
 
 
 def connect(url: str, *, application: str) -> Engine:
-    """An engine for threads.
+    """Make an engine for threads.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -77,11 +80,9 @@ def connect(url: str, *, application: str) -> Engine:
         _check_sqlite(parsed)
         engine = create_engine(parsed, connect_args={"timeout": 5.0}, pool_reset_on_return="rollback")
         _prepare_sqlite(engine)
-        engine.update_execution_options(**{_CONFIGURED: url})
         return engine
     way = _way_to_postgres(parsed, application)
     made = create_engine(way.url, connect_args=way.arguments, pool_timeout=LOCK_TIMEOUT_SECONDS)
-    made.update_execution_options(**{_CONFIGURED: url})
     if way.pooled:
         _pin_transactions(made)
     else:
@@ -90,9 +91,9 @@ def connect(url: str, *, application: str) -> Engine:
 
 
 def connect_async(url: str, *, application: str) -> AsyncEngine:
-    """An engine for the receiver's event loop: autocommit, so that one statement is one transaction.
+    """Make an engine for the receiver's event loop, in autocommit: one statement is one transaction.
 
-    Behind a pooler it is not: see `one_transaction`. Connections are not pooled here: the receiver keeps the one it writes with.
+    Behind a pooler there is no autocommit: see `one_transaction`. It pools no connections: the writer keeps its own.
 
     Raises:
         ConfigError: as `parse_url`.
@@ -115,15 +116,9 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
     return made
 
 
-def configured_url(engine: Engine) -> str:
-    """The URL that `connect` was given: `engine.url` lacks what is not for the driver, such as `pooler`."""
-    url: str = engine.get_execution_options()[_CONFIGURED]
-    return url
-
-
 @asynccontextmanager
 async def one_transaction(connection: AsyncConnection) -> AsyncIterator[None]:
-    """A transaction on a connection of `connect_async`, for one statement: in autocommit it is one by itself."""
+    """Run a transaction on a connection of `connect_async`. In autocommit, each of its statements is one by itself."""
     if connection.dialect.name == POSTGRES and _POOLED not in connection.sync_engine.get_execution_options():
         yield
         return
@@ -132,12 +127,12 @@ async def one_transaction(connection: AsyncConnection) -> AsyncIterator[None]:
 
 
 def reading(connection: Connection) -> Connection:
-    """Make the connection's next transaction one that only reads: on SQLite it does not take the write lock."""
+    """Make the connection's next transaction read-only: on SQLite it does not take the write lock."""
     return connection.execution_options(sqlite_begin="DEFERRED")
 
 
 def snapshot(connection: Connection) -> Connection:
-    """Make the connection's next transaction one that only reads, and sees one moment: on SQLite each does."""
+    """Make the connection's next transaction read-only with one snapshot, which every transaction on SQLite has."""
     if connection.dialect.name == SQLITE:
         return reading(connection)
     if connection.get_execution_options().get(_POOLED):
@@ -146,22 +141,21 @@ def snapshot(connection: Connection) -> Connection:
 
 
 _POOLED = "pooled"
-_CONFIGURED = "configured_url"
 _SNAPSHOT = "REPEATABLE READ READ ONLY"
 
 
 class _Way(NamedTuple):
     url: URL
     arguments: dict[str, Any]
-    """Of the driver's `connect`."""
+    """Arguments of the driver's `connect`."""
     pooled: bool
 
 
 def _way_to_postgres(url: URL, application: str) -> _Way:
-    """How the pins get there: with the connection's start, or through a pooler at the start of each transaction.
+    """Choose how the pinned settings are set: at the connection's start, or behind a pooler in each transaction.
 
-    Behind a pooler in transaction mode each transaction may be on another connection of the server. It refuses options, a
-    SET would be left to somebody else, and a prepared statement is not there the next time.
+    Behind a pooler in transaction mode, each transaction may use another connection of the server. The pooler rejects
+    options, a SET would stay for another client, and a prepared statement is missing the next time.
     """
     pooled = "pooler" in url.query
     arguments: dict[str, Any] = {
@@ -170,12 +164,12 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
-        "tcp_user_timeout": 8000,  # ms; a half-open connection is noticed before a lease ends
+        "tcp_user_timeout": 8000,  # ms; a half-open connection is detected before a lease ends
     }
     options = [_text_of(url, "options")]
     if pooled:
         arguments |= {"autocommit": True, "prepare_threshold": None}  # we begin transactions ourselves
-    else:  # of two options of the same name the last one counts
+    else:  # the last of two options of the same name counts
         options += [f"-c {name}=" + value.replace(" ", r"\ ") for name, value in PINNED.items()]
     if together := " ".join(options).strip():
         arguments["options"] = together
@@ -183,25 +177,25 @@ def _way_to_postgres(url: URL, application: str) -> _Way:
 
 
 _BEHIND_THE_USER = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?(?P<place>[^?]*)\??(?P<query>.*)", re.DOTALL)
-"""As SQLAlchemy reads it: a password ends at the first @."""
+"""URL as SQLAlchemy reads it: a password ends at the first @."""
 _AT_IN_A_NAME = re.compile(r"(?:^|&)[^=&]*@")
 
 
 def _check_places(url: str) -> None:
-    """Refuse a password with an @ of its own: the rest of it would be taken for the host or the name, which errors show."""
+    """Reject an unescaped @ in a password: its rest would become the host or the name, which errors show."""
     found = _BEHIND_THE_USER.match(url)
     if found and ("@" in found["place"] or _AT_IN_A_NAME.search(found["query"])):
         raise ConfigError("[database] url: an @ within the user, the password or the name has to be written %40")
 
 
 def _with_password_in_place(url: URL) -> URL:
-    """Move a password from the query to where SQLAlchemy knows it as one, and shows it nowhere."""
+    """Move a password from the query to the place where SQLAlchemy hides it."""
     given = _text_of(url, "password")
     return url.difference_update_query(["password"]).set(password=given) if given else url
 
 
 def _check_query(url: URL) -> None:
-    """Nothing in the URL may undo what is pinned, and a word that is mistaken may not be passed over."""
+    """Reject options that would change a pinned setting, and an unknown value of `pooler`."""
     for name in _OPTION.findall(_text_of(url, "options")):
         if name.lower().replace("-", "_") in _OURS:
             raise ConfigError(
@@ -218,9 +212,9 @@ def _text_of(url: URL, name: str) -> str:
 
 
 def _pin_transactions(engine: Engine) -> None:
-    """Pin each transaction when it begins.
+    """Set the pinned settings when a transaction begins.
 
-    That is one message to the server, where the driver would have sent BEGIN alone: no transaction takes a round trip more.
+    They go to the server in one message with BEGIN, so that no transaction needs another round trip.
     """
     engine.update_execution_options(**{_POOLED: True})
     pins = "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in PINNED.items() if name != _ISOLATION)
@@ -234,7 +228,7 @@ def _pin_transactions(engine: Engine) -> None:
 
 
 def _explain_refusal(engine: Engine) -> None:
-    """Say what to do about a pooler that refuses the pins, when it does so at the first connection."""
+    """Raise a ConfigError with the remedy when a pooler rejects the pinned settings at the first connection."""
     connected = False
 
     @event.listens_for(engine, "connect")
@@ -244,11 +238,11 @@ def _explain_refusal(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def _refused(context: ExceptionContext) -> None:
-        told = str(context.original_exception).strip()
-        if not connected and _PARAMETER_REFUSED in told:
+        message = str(context.original_exception).strip()
+        if not connected and _PARAMETER_REFUSED in message:
             raise ConfigError(
                 "[database] url: a connection pooler refuses what both sides set; where it is in transaction mode, add"
-                f" pooler=transaction to the url: …?pooler=transaction ({told})"
+                f" pooler=transaction to the url: …?pooler=transaction ({message})"
             ) from context.original_exception
 
 
@@ -262,20 +256,20 @@ def _check_sqlite(url: URL) -> None:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    """WAL, an fsync at every commit, and write transactions that take the write lock when they begin.
+    """Set WAL, an fsync at every commit, and write transactions that take the write lock when they begin.
 
     A deferred transaction that reads first and writes later fails at once with SQLITE_BUSY_SNAPSHOT when another one
     committed in between, whatever the busy timeout. Python's sqlite3 would begin it deferred, hence the listeners.
 
-    A file that is not there is made for its owner alone. SQLite gives what it makes beside it (-wal, -shm) the same mode
-    (`findCreateFileMode` in its os_unix.c), and to the rows of webhooks there is no other lock.
+    A new file is readable for its owner alone, which is the only protection of the webhooks in it. SQLite gives the
+    files beside it (-wal, -shm) the same mode (`findCreateFileMode` in its os_unix.c).
     """
 
     @event.listens_for(engine, "do_connect")
     def _connecting(*_: object) -> None:
         name = engine.url.database or ""
         if not name.startswith("file:"):  # a URI, which SQLite reads
-            with contextlib.suppress(OSError):  # it is there, or SQLite says better why it can't be made
+            with contextlib.suppress(OSError):  # it exists, or SQLite explains better why it can't be made
                 os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     @event.listens_for(engine, "connect")
@@ -284,7 +278,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA wal_autocheckpoint=0")  # inbox.db.checkpoint does it, and says why
+        cursor.execute("PRAGMA wal_autocheckpoint=0")  # inbox.db.checkpoint does it instead
         cursor.close()
         sqlite_functions(connection)
 

@@ -1,8 +1,7 @@
-"""Reads back what the guarantees rest on: settings of connection and server, and sequences that are ahead of their tables.
+"""Reads back what the guarantees depend on: settings of connection and server, and sequences ahead of their tables.
 
-`inbox.db.engine` sets what can be set. Something between may drop it, a pooler say, and a restore or the promotion of a
-logical replica leaves sequences behind. So both sides look when they start, and at each new
-connection the receiver, at what it uses itself.
+`inbox.db.engine` sets the settings. A pooler may drop them, and a restore or the promotion of a logical replica leaves
+sequences behind. So both sides check at the start, and the receiver checks what it uses at each new connection.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ _log = logging.getLogger(__name__)
 
 class _Wanted(NamedTuple):
     values: tuple[str, ...]
-    """Any of these will do."""
+    """Accepted values."""
     why: str
-    """The consequence of any other."""
+    """Consequence of any other value."""
 
 
 _DROPPED = (
@@ -33,9 +32,9 @@ _DROPPED = (
     " [database] url, or connect to the server itself"
 )
 
-REFUSED: Mapping[str, _Wanted] = {
+REQUIRED: Mapping[str, _Wanted] = {
     "transaction_isolation": _Wanted(("read committed",), "lanes could stay without a head"),
-    # remote_apply waits for more than `on` does; local, remote_write and off for less, where there is a synchronous standby
+    # remote_apply waits for more than `on`; local, remote_write and off for less, where there is a synchronous standby
     "synchronous_commit": _Wanted(("on", "remote_apply"), "an acknowledged webhook could be lost"),
     "lock_timeout": _Wanted((PINNED["lock_timeout"],), "a lock could hold up every webhook"),
     "idle_in_transaction_session_timeout": _Wanted(
@@ -43,17 +42,17 @@ REFUSED: Mapping[str, _Wanted] = {
     ),
     "TimeZone": _Wanted((PINNED["timezone"],), "times could be read wrongly"),
 }
-"""What is pinned, as Postgres names it and writes its values. Any other value is refused."""
+"""Pinned settings with Postgres's names and values. Any other value is rejected."""
 
-DOUBTED: Mapping[str, _Wanted] = {
+RECOMMENDED: Mapping[str, _Wanted] = {
     "fsync": _Wanted(("on",), "what was acknowledged is lost when the server's machine goes down"),
     "full_page_writes": _Wanted(("on",), "a crash can damage the database, unless its file system writes whole pages"),
     "default_transaction_read_only": _Wanted(("off",), "nothing can be stored"),
     "session_replication_role": _Wanted(("origin", "local"), "triggers keep nobody from changing events and facts"),
 }
-"""What only the server's owner can set, and may have a reason for, on a machine for tests say. Any other value is said."""
+"""Settings that only the server's owner can change, perhaps for a reason, as on a test machine. Other values are logged."""
 
-OF_SQLITE: Mapping[str, _Wanted] = {
+SQLITE_PRAGMAS: Mapping[str, _Wanted] = {
     "journal_mode": _Wanted(("wal",), "readers and the receiver would stop each other"),
     "synchronous": _Wanted(("2", "3"), "an acknowledged webhook could be lost"),  # FULL, EXTRA
     "wal_autocheckpoint": _Wanted(("0",), "a commit could be lost (sqlite.org/wal.html, the WAL-reset bug)"),
@@ -72,27 +71,27 @@ _SET_BY: Mapping[str, str] = {
 """`pg_settings.source`: https://www.postgresql.org/docs/current/view-pg-settings.html."""
 
 
-COUNTED = [
+COUNTER_COLUMNS = [
     f"{table.name}.{column.name}"
     for table in metadata.sorted_tables
     if table.dialect_options["sqlite"]["autoincrement"]
     for column in table.primary_key
 ]
-"""The columns that count up by themselves."""
+"""Columns that count up by themselves."""
 
-OF_RECEIVER = ("inbox.seq", "rejected_request.id", "duplicate_request.id")
-"""Those of them that a receiver uses. It uses `alert.id` too, but can do without."""
+RECEIVER_COLUMNS = ("inbox.seq", "rejected_request.id", "duplicate_request.id")
+"""Columns of these that a receiver needs. It also uses `alert.id`, but can do without."""
 
 
 def require(engine: Engine) -> None:
-    """Make sure that this database lets the guarantees be kept. What the server's owner alone can change is only logged.
+    """Check that this database can keep the guarantees. Settings of the server's owner are only logged.
 
     Raises:
-        UnfitDatabase: it does not; the text has a line for each reason, with what to do.
+        UnfitDatabase: it can't; the message has a line with a remedy for each reason.
     """
     with engine.connect() as connection:
         found = differences(connection)
-        doubts = [] if connection.dialect.name == SQLITE else list(_settings(connection, DOUBTED, ""))
+        doubts = [] if connection.dialect.name == SQLITE else list(_settings(connection, RECOMMENDED, ""))
         connection.rollback()
     for doubt in doubts:
         _log.warning("%s", doubt)
@@ -100,26 +99,26 @@ def require(engine: Engine) -> None:
         raise UnfitDatabase("\n".join(found))
 
 
-def differences(connection: Connection, columns: Collection[str] = COUNTED) -> list[str]:
-    """Why nothing should be stored through this connection: a line for each reason, with what to do.
+def differences(connection: Connection, columns: Collection[str] = COUNTER_COLUMNS) -> list[str]:
+    """List the reasons not to store anything through this connection, each with its remedy.
 
-    Of the `columns` that count up by themselves: a table that is not the caller's may be locked, or have its own trouble.
+    `columns` limits the check of sequences: a table that the caller doesn't use may be locked or broken.
     """
     if connection.dialect.name == SQLITE:
         return list(_pragmas(connection))
-    return [*_settings(connection, REFUSED, _DROPPED), *_sequences(connection, columns)]
+    return [*_settings(connection, REQUIRED, _DROPPED), *_sequences(connection, columns)]
 
 
 def _settings(connection: Connection, wanted: Mapping[str, _Wanted], remedy: str) -> Iterator[str]:
     for row in connection.execute(_SETTINGS, {"names": list(wanted)}):
         values, why = wanted[row.name]
         if row.value not in values:
-            told = f"the database has {row.name} = {row.value} ({_SET_BY.get(row.source, row.source)}), not {values[0]}: {why}"
-            yield f"{told}. {remedy}" if remedy else told
+            sentence = f"the database has {row.name} = {row.value} ({_SET_BY.get(row.source, row.source)}), not {values[0]}: {why}"
+            yield f"{sentence}. {remedy}" if remedy else sentence
 
 
 def _sequences(connection: Connection, columns: Collection[str]) -> Iterator[str]:
-    """Those that would give a number that is taken. One that this role may not look at is not its to use."""
+    """Yield sequences whose next number is in use. A sequence that this role may not read is not used by it."""
     sequences = connection.execute(_SEQUENCES, {"columns": list(columns)}).all()
     if not sequences:
         return
@@ -138,9 +137,9 @@ def _sequences(connection: Connection, columns: Collection[str]) -> Iterator[str
 
 
 def _pragmas(connection: Connection) -> Iterator[str]:
-    cursor = connection.connection.cursor()  # the driver's own: SQLAlchemy's would begin by taking the write lock
+    cursor = connection.connection.cursor()  # the driver's cursor, as SQLAlchemy's would take the write lock
     try:
-        for name, (values, why) in OF_SQLITE.items():
+        for name, (values, why) in SQLITE_PRAGMAS.items():
             cursor.execute(f"PRAGMA {name}")
             found: Any = cursor.fetchone()
             if str(found[0]) not in values:
@@ -149,7 +148,7 @@ def _pragmas(connection: Connection) -> Iterator[str]:
         cursor.close()
 
 
-# the isolation of a transaction comes from its default, and that is what somebody has set
+# the isolation of a transaction comes from its default, which is the setting to report
 _SETTINGS = text("""
 SELECT s.name, current_setting(s.name) AS value, coalesce(d.source, s.source) AS source
 FROM pg_settings s LEFT JOIN pg_settings d ON d.name = 'default_' || s.name

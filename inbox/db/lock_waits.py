@@ -1,4 +1,4 @@
-"""Lock waits of migrations on Postgres: short where others queue behind them, and told with the name of who holds the lock."""
+"""Lock waits of migrations on Postgres: short where others queue behind them, and reported with the lock's holder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from inbox.errors import ConfigError
 
 LOCK_TIMEOUT_SECONDS = 1.0
-"""For all locks of one transaction together: every insert queues behind an ALTER that waits for the inbox."""
+"""Limit for all locks of one transaction together: every insert queues behind an ALTER that waits for the inbox."""
 _LEAST_SECONDS = 0.1
-"""What a later statement of the transaction may wait all the same."""
+"""Least wait of a later statement of the transaction."""
 HARMLESS_SECONDS = 600.0
-"""For what nobody queues behind: another migrator, and the old transactions that an index made CONCURRENTLY waits for."""
+"""Limit for waits that delay nobody: another migrator, and old transactions before an index made CONCURRENTLY."""
 _POLL_SECONDS = 0.2
 _TOLD_AFTER_SECONDS = 2.0
 _ADVISORY_LOCK = 0x1B0C_0DE5
@@ -30,16 +30,16 @@ _VALUE = re.compile(r"['$]|\b\d")
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Somebody whose transaction has a lock that a migration waits for."""
+    """Session whose transaction holds a lock that a migration waits for."""
 
     pid: int
-    """0: a prepared transaction, which has no process."""
+    """Process id; 0 for a prepared transaction, which has no process."""
     application: str
     state: str
     seconds: float
-    """Since its transaction began."""
+    """Seconds since its transaction began."""
     query: str
-    """The beginning of its last statement, up to the first value."""
+    """Beginning of its last statement, up to the first value."""
 
     def __str__(self) -> str:
         if not self.pid:
@@ -47,16 +47,16 @@ class Holder(msgspec.Struct, frozen=True):
         return f"pid {self.pid} ({self.application}), {self.state}, in its transaction for {self.seconds:.0f} s: {self.query}"
 
 
-def named(holders: Sequence[Holder]) -> str:
-    """All of them, for a message."""
+def describe(holders: Sequence[Holder]) -> str:
+    """Describe holders for a message."""
     return "; ".join(map(str, holders)) or "somebody who was gone before it could be seen"
 
 
 class LockWaits:
-    """Limits the lock waits of one connection, and sees who makes it wait.
+    """Limits the lock waits of one connection.
 
-    Each transaction may wait LOCK_TIMEOUT_SECONDS in all: `lock_timeout` alone would count anew for every lock, while those
-    that the transaction has got already keep others out.
+    Each transaction may wait LOCK_TIMEOUT_SECONDS in all: `lock_timeout` alone would start again for every lock, while the
+    locks that the transaction already has block others.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -72,7 +72,7 @@ class LockWaits:
         driver: Any = cursor.connection
         self._began = self._began or time.monotonic()
         if driver.autocommit:
-            # A pooler in transaction mode would leave a session's setting to somebody else: then it stays as it is.
+            # Behind a pooler in transaction mode a session's setting would stay for another client, so it is left unset.
             self.pid = _ask(cursor, "SELECT pg_backend_pid()")
             if self.pid == driver.info.backend_pid:
                 _ask(cursor, "SELECT set_config('lock_timeout', %s, false)", f"{HARMLESS_SECONDS:.0f}s")
@@ -85,18 +85,18 @@ def _ask(cursor: Any, statement: str, *values: str) -> Any:  # noqa: ANN401  # p
     return cursor.execute(statement, values, prepare=False).fetchone()[0]
 
 
-class Watch:
-    """Looks at who holds up a `LockWaits`, five times a second."""
+class LockWatch:
+    """Looks up the sessions that block a `LockWaits`, five times a second."""
 
-    def __init__(self, waits: LockWaits, tell: Callable[[str], None]) -> None:
+    def __init__(self, waits: LockWaits, report: Callable[[str], None]) -> None:
         self.holders: tuple[Holder, ...] = ()
-        """The last that were seen."""
+        """Holders that were seen last."""
         self._waits = waits
-        self._tell = tell
+        self._report = report
         self._since: float | None = None
 
     def look(self, connection: Connection) -> None:
-        """Ask once; a wait that lasts longer than a transaction's may is told, once for each that holds it up."""
+        """Look once. A wait that exceeds a transaction's limit is reported, once for each set of holders."""
         if self._waits.pid is None:
             return
         found = tuple(map(_holder, connection.execute(_HOLDERS, {"pid": self._waits.pid})))
@@ -104,19 +104,19 @@ class Watch:
             self._since = time.monotonic()
         self.holders = found or self.holders
         if found and self._since is not None and time.monotonic() - self._since > _TOLD_AFTER_SECONDS:
-            self._tell(f"waits for {named(found)}")
+            self._report(f"waits for {describe(found)}")
             self._since = None
 
 
 @contextmanager
-def watched(engine: Engine, connection: Connection, tell: Callable[[str], None]) -> Iterator[Watch]:
-    """Limit the lock waits of `connection`, and watch them from another, as long as the block runs; it is of no use after."""
-    watch = Watch(LockWaits(connection), tell)
+def watching_lock_waits(engine: Engine, connection: Connection, report: Callable[[str], None]) -> Iterator[LockWatch]:
+    """Limit the lock waits of `connection` and watch them from another during the block. It is invalidated afterwards."""
+    watch = LockWatch(LockWaits(connection), report)
     ended = threading.Event()
 
     def look() -> None:
-        # A transaction for each look: one that stays open with a snapshot is what an index made CONCURRENTLY waits for.
-        with suppress(SQLAlchemyError), engine.connect() as other:  # without it, only what is told is poorer
+        # A transaction for each look: an index made CONCURRENTLY waits for one that stays open with a snapshot.
+        with suppress(SQLAlchemyError), engine.connect() as other:  # on failure, only the message is poorer
             other.execution_options(isolation_level="AUTOCOMMIT")
             while not ended.wait(_POLL_SECONDS):
                 watch.look(other)
@@ -128,36 +128,36 @@ def watched(engine: Engine, connection: Connection, tell: Callable[[str], None])
     finally:
         ended.set()
         thread.join()
-        connection.invalidate()  # its settings are a migration's: nobody else gets it from the pool
+        connection.invalidate()  # its settings are a migration's, so it must not return to the pool
 
 
 @contextmanager
-def alone(engine: Engine, tell: Callable[[str], None]) -> Iterator[None]:
-    """Be the only migrator of the database as long as the block runs.
+def only_migrator(engine: Engine, report: Callable[[str], None]) -> Iterator[None]:
+    """Be the only migrator of the database during the block.
 
-    The lock belongs to a transaction that stays open beside the migrations': theirs end, one after the other, and a
-    session's lock would be left to anybody by a pooler in transaction mode. It takes no snapshot while they run, so that no
-    index made CONCURRENTLY waits for it.
+    The lock belongs to a transaction that stays open beside those of the migrations, which end one after the other.
+    Behind a pooler in transaction mode, a session's lock would pass to any client. The transaction takes no snapshot
+    while they run, so that no index made CONCURRENTLY waits for it.
 
     Raises:
-        ConfigError: another one is at it, for longer than is waited.
+        ConfigError: another migrator runs for longer than the limit.
     """
     deadline = time.monotonic() + HARMLESS_SECONDS
-    told = False
+    reported = False
     while True:
         with engine.connect() as guard:
             guard.execution_options(isolation_level="READ COMMITTED")
             guard.execute(_NEVER_ENDED)
-            # Without parameters, so in the simple protocol: the portal of the other keeps its snapshot until the next statement.
+            # Without parameters it uses the simple protocol. The extended one keeps its snapshot until the next statement.
             if guard.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})").scalar():
                 yield
                 return
-            others = named([_holder(row) for row in guard.execute(_MIGRATORS, {"key": _ADVISORY_LOCK})])
+            others = describe([_holder(row) for row in guard.execute(_MIGRATORS, {"key": _ADVISORY_LOCK})])
         if time.monotonic() > deadline:
             raise ConfigError(f"another process migrates this database, and has not ended within 10 minutes: {others}")
-        if not told:
-            tell(f"waits for another process that migrates: {others}")
-            told = True
+        if not reported:
+            report(f"waits for another process that migrates: {others}")
+            reported = True
         time.sleep(_POLL_SECONDS)
 
 
@@ -194,7 +194,7 @@ WHERE l.locktype = 'advisory' AND l.granted AND CAST(l.classid AS bigint) = CAST
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """)
 
-# Those that the server has: transaction_timeout came with Postgres 17, idle_session_timeout does not end transactions.
+# Only settings that the server has: transaction_timeout came with Postgres 17. idle_session_timeout ends no transaction.
 _NEVER_ENDED = text("""
 SELECT set_config(name, '0', true) FROM pg_settings
 WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')

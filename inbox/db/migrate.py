@@ -1,7 +1,7 @@
-"""Brings a database to the present schema, and tells whether it is there. Alembic's files travel inside the package.
+"""Migrates a database to the current schema, and checks its revision. Alembic's files are part of the package.
 
-A migration is a transaction of its own. Its number says who may run beside it: 0002 only adds to 0001, so that programs of
-both versions work with both. The next round thousand, 1000, takes away what programs that know only 0xxx use.
+Each migration is one transaction. Its number says which programs may run beside it: 0002 only adds to 0001, so that
+programs of both versions work with both. The next round thousand, 1000, removes what programs of 0xxx use.
 """
 
 from __future__ import annotations
@@ -22,69 +22,69 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import POSTGRES, is_lock_wait
 from inbox.db.engine import reading
-from inbox.db.lock_waits import HARMLESS_SECONDS, Watch, alone, named, watched
+from inbox.db.lock_waits import HARMLESS_SECONDS, LockWatch, describe, only_migrator, watching_lock_waits
 from inbox.errors import ConfigError
 
 TRIES = 20
-"""With the pauses between them about four minutes."""
+"""Tries of a migration; with the pauses between them about four minutes."""
 _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
-"""Longer than a try, so that what has queued behind it gets through."""
+"""Pause, longer than a try, so that statements that queued behind it can run."""
 
 _GENERATION = 1000
 _PACKAGE = Path(__file__).parents[1]
 _BELOW, _BESIDE = _PACKAGE / "migrations", _PACKAGE.parent / "migrations"
 _SCRIPTS = str(_BELOW if _BELOW.is_dir() else _BESIDE)
-"""A wheel has them below `inbox`, a checkout beside it."""
+"""Folder of the migrations: a wheel has it below `inbox`, a checkout beside it."""
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-class Step(msgspec.Struct, frozen=True):
-    """One migration."""
+class MigrationStep(msgspec.Struct, frozen=True):
+    """A migration."""
 
     revision: str
-    says: str
-    """The first line of its docstring."""
+    summary: str
+    """First line of its docstring."""
 
     @property
     def contracts(self) -> bool:
-        """Whether it takes away what older programs use: then they must have ended before."""
+        """Return whether it removes something that older programs use. They must end before it."""
         return int(self.revision) % _GENERATION == 0
 
     def __str__(self) -> str:
-        return f"{self.revision}  {self.says}"
+        return f"{self.revision}  {self.summary}"
 
 
-class Migrated(msgspec.Struct, frozen=True):
-    """What `upgrade` has come to."""
+class MigrationResult(msgspec.Struct, frozen=True):
+    """Result of `upgrade`."""
 
     before: str | None
-    """None: the database was empty."""
+    """Revision before; None for an empty database."""
     after: str | None
-    left: tuple[Step, ...]
-    """Steps that wait until no older program runs, and those behind them."""
+    remaining: tuple[MigrationStep, ...]
+    """Migrations that wait until no older program runs, and those after them."""
 
 
-def upgrade(engine: Engine, tell: Tell = lambda _: None, *, contract: bool = False) -> Migrated:
-    """Run every migration that the database does not have yet, one transaction each; of two callers one does it.
+def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool = False) -> MigrationResult:
+    """Run every migration that the database lacks, each in a transaction; of two callers one does it.
 
-    Stops before the first migration that older programs can't work with, unless `contract` says that none runs, or the
+    It stops before the first migration that contracts, unless `contract` says that no older program runs, or the
     database was empty.
 
     Raises:
-        ConfigError: a lock could not be had, or the database belongs to a newer version; the text says what to do.
+        ConfigError: a lock was not available, or the database belongs to a newer version; the message has a remedy.
     """
-    with alone(engine, tell) if engine.dialect.name == POSTGRES else _anyhow():
+    with only_migrator(engine, report) if engine.dialect.name == POSTGRES else _without_lock():
         before = _revision_of(engine)
         lacking = pending(before)
         ready = lacking if contract or before is None else lacking[: _additive(lacking)]
-        ran = [step for step in ready if _run(engine, step, tell)]
+        ran = [step for step in ready if _run(engine, step, report)]
         after = _revision_of(engine)
-        return Migrated(before if ran else after, after, tuple(lacking[len(ready) :]))
+        return MigrationResult(before if ran else after, after, tuple(lacking[len(ready) :]))
 
 
-def plan(engine: Engine) -> list[Step]:
-    """What `upgrade` would run on this database, with every step that is left for later.
+def plan(engine: Engine) -> list[MigrationStep]:
+    """List the migrations that `upgrade` would run or leave for later.
 
     Raises:
         ConfigError: the database belongs to a newer version.
@@ -92,11 +92,11 @@ def plan(engine: Engine) -> list[Step]:
     return pending(_revision_of(engine))
 
 
-def pending(revision: str | None) -> list[Step]:
-    """The steps that a database at this revision lacks; none where a newer version has only added something.
+def pending(revision: str | None) -> list[MigrationStep]:
+    """List the migrations that a database at this revision lacks; none where a newer version has only added something.
 
     Raises:
-        ConfigError: a newer version has made it what this one can't work with.
+        ConfigError: a newer version has contracted it, so that this one can't work with it.
     """
     known = steps()
     if revision is None:
@@ -113,12 +113,12 @@ def pending(revision: str | None) -> list[Step]:
 
 
 def require_current(engine: Engine) -> None:
-    """Make sure that the database has a schema that this version works with.
+    """Check that the database has a schema that this version works with.
 
-    That is this version's own, with or without what only takes something away, and any later one that has only added to it.
+    That is this version's schema, with or without its contracting migrations, and any later one that only added to it.
 
     Raises:
-        ConfigError: it has not; the text says what to run.
+        ConfigError: it has not; the message names the command to run.
     """
     revision = _revision_of(engine)
     lacking = pending(revision)
@@ -128,21 +128,21 @@ def require_current(engine: Engine) -> None:
 
 
 def head() -> str:
-    """The newest revision that this version knows."""
+    """Return the newest revision that this version knows."""
     return steps()[-1].revision
 
 
-def steps() -> list[Step]:
-    """Every migration of this version, in order."""
+def steps() -> list[MigrationStep]:
+    """List the migrations of this version, in order."""
     found = ScriptDirectory.from_config(_alembic()).walk_revisions()
-    known = [Step(script.revision, script.doc.splitlines()[0]) for script in found]
+    known = [MigrationStep(script.revision, script.doc.splitlines()[0]) for script in found]
     if not known:
         raise ConfigError("the installed package has no migrations: install it again")
     return known[::-1]
 
 
-def _additive(lacking: Sequence[Step]) -> int:
-    """How many of them come before the first that contracts."""
+def _additive(lacking: Sequence[MigrationStep]) -> int:
+    """Count the migrations before the first that contracts."""
     return next((n for n, step in enumerate(lacking) if step.contracts), len(lacking))
 
 
@@ -150,26 +150,26 @@ def _generation(revision: str) -> int:
     return int(revision) // _GENERATION
 
 
-def _run(engine: Engine, step: Step, tell: Tell) -> bool:
-    """Try until its locks can be had, a bounded number of times; each try begins anew. Returns whether it was still to be done."""
+def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
+    """Run a migration, with a bounded number of tries while it can't get its locks. Returns whether it was still to be done."""
     began = time.monotonic()
-    tell(str(step))
-    watch: Watch | None = None
+    report(str(step))
+    watch: LockWatch | None = None
 
     def attempt() -> bool:
         nonlocal watch
         with engine.connect() as connection:
             if engine.dialect.name != POSTGRES:
                 return _apply_under_the_write_lock(connection, step)
-            with watched(engine, connection, lambda told: tell(f"{step.revision}  {told}")) as watch:
+            with watching_lock_waits(engine, connection, lambda line: report(f"{step.revision}  {line}")) as watch:
                 _apply(connection, step)
             return True
 
     def holders() -> str:
-        return f": {named(watch.holders)}" if watch else ""
+        return f": {describe(watch.holders)}" if watch else ""
 
     def waits(state: tenacity.RetryCallState) -> None:
-        tell(f"{step.revision}  try {state.attempt_number} of {TRIES}: waits for a lock{holders()}")
+        report(f"{step.revision}  try {state.attempt_number} of {TRIES}: waits for a lock{holders()}")
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, DBAPIError) and is_lock_wait(error)),
@@ -189,18 +189,18 @@ def _run(engine: Engine, step: Step, tell: Tell) -> bool:
             f"migration {step.revision} could not get a lock{holders()}. What it had begun is undone, or will be made again."
             f" Wait until that transaction has ended{end}; then run `inbox migrate` again"
         ) from None
-    tell(f"{step.revision}  {'done' if ran else 'was done by another process'} in {time.monotonic() - began:.1f} s")
+    report(f"{step.revision}  {'done' if ran else 'was done by another process'} in {time.monotonic() - began:.1f} s")
     return ran
 
 
-def _apply(connection: Connection, step: Step) -> None:
+def _apply(connection: Connection, step: MigrationStep) -> None:
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, step.revision)
 
 
-def _apply_under_the_write_lock(connection: Connection, step: Step) -> bool:
-    """SQLite has one lock, and nobody can tell who has it; under it, another migrator may be seen to have been faster."""
+def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> bool:
+    """Run a migration under SQLite's only lock. Returns False when another migrator was faster."""
     with connection.begin():
         if step not in pending(MigrationContext.configure(connection).get_current_revision()):
             return False
@@ -209,8 +209,8 @@ def _apply_under_the_write_lock(connection: Connection, step: Step) -> bool:
 
 
 @contextmanager
-def _anyhow() -> Iterator[None]:
-    """On SQLite each migration looks again under the write lock: `_apply_under_the_write_lock`."""
+def _without_lock() -> Iterator[None]:
+    """Take no lock: on SQLite each migration checks again under the write lock (`_apply_under_the_write_lock`)."""
     yield
 
 

@@ -1,4 +1,4 @@
-"""Runs the statements of a migration: `NAME.postgresql.sql` or `NAME.sqlite.sql` beside `NAME.py`, for a DBA to read."""
+"""Runs the statements of a migration from `NAME.postgresql.sql` or `NAME.sqlite.sql`, which a DBA can read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass
 
 
 def run(migration: str) -> None:
-    """Run the file beside `migration` that is for this database. Between two statements stands `;` and an empty line.
+    """Run the SQL file of this database beside `migration`. `;` and an empty line separate its statements.
 
-    Postgres makes an index CONCURRENTLY outside a transaction, so a migration that does so does nothing else: what else
-    it did would be done again when the index has to be tried again.
+    Postgres makes an index CONCURRENTLY outside a transaction, so a migration that does so contains nothing else: its
+    other statements would run again with each try.
 
     Raises:
         ValueError: statements with and without CONCURRENTLY in one migration.
@@ -40,7 +40,7 @@ def run(migration: str) -> None:
 
 
 def _outside_a_transaction(connection: Connection, statement: str, *, makes: bool, name: str) -> None:
-    """Make or drop an index, whatever an earlier try has left: one that failed leaves an index that nothing uses."""
+    """Make or drop an index after any earlier try; one that failed leaves an invalid index."""
     is_valid = connection.scalar(_IS_VALID, {"name": name})
     if makes and is_valid:
         return

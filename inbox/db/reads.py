@@ -1,4 +1,4 @@
-"""What the receiver's listings show: rows of the public tables and views, as they are."""
+"""Queries of the receiver's listings: rows of the public tables and views."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def events(
     before: int | None = None,
     limit: int = 50,
 ) -> list[Row]:
-    """Rows of the view `delivery`, the newest event first; `before` is the seq to go on from."""
+    """List rows of the view `delivery`, the newest event first; `before` is the seq to continue from."""
     sql = Sql(engine.dialect.name)
     conditions = {
         "source": source,
@@ -55,7 +55,7 @@ def events(
     }
     with engine.connect() as connection, reading(connection).begin():
         lowest = None
-        if state is None:  # so many events have at least so many lines: the view need not look further back
+        if state is None:  # each event has at least one line, so the view need not look further back
             lowest = connection.execute(_lowest(sql), conditions).scalar()
         found = connection.execute(_events(sql), {**conditions, "state": state, "lowest": lowest})
         return [plain(row) for row in found.mappings()]
@@ -87,7 +87,7 @@ LIMIT :limit
 
 
 def event(engine: Engine, seq: int) -> Row | None:
-    """One event: its row, where it stands on each route, every fact and every repeat. None: there is none."""
+    """Read one event with its deliveries, facts and duplicates; None when it doesn't exist."""
     with engine.connect() as connection, reading(connection).begin():
         found = connection.execute(text("SELECT * FROM inbox WHERE seq = :seq"), {"seq": seq}).mappings().first()
         if found is None:
@@ -103,14 +103,14 @@ _PARTS = {
     "facts": text(
         "SELECT id, at, route, kind, attempt, relay_node, detail FROM delivery_log WHERE seq = :seq ORDER BY id"
     ),
-    "repeats": text(
+    "duplicates": text(
         "SELECT id, received_at, body, times, last_received_at, handled_at, error"
         " FROM duplicate_request WHERE seq = :seq ORDER BY id"
     ),
 }
 
 
-def refusals(
+def rejected_requests(
     engine: Engine,
     *,
     source: str | None = None,
@@ -119,7 +119,7 @@ def refusals(
     before: int | None = None,
     limit: int = 50,
 ) -> list[Row]:
-    """Rows of `rejected_request`, the newest first; `before` is the id to go on from."""
+    """List rows of `rejected_request`, the newest first; `before` is the id to continue from."""
     conditions = {
         "source": source,
         "cause": cause,
@@ -128,12 +128,12 @@ def refusals(
         "limit": limit,
     }
     with engine.connect() as connection, reading(connection).begin():
-        found = connection.execute(_refusals(Sql(engine.dialect.name)), conditions)
+        found = connection.execute(_rejected_requests(Sql(engine.dialect.name)), conditions)
         return [plain(row) for row in found.mappings()]
 
 
 @cache
-def _refusals(sql: Sql) -> TextClause:
+def _rejected_requests(sql: Sql) -> TextClause:
     return text(f"""
 SELECT * FROM rejected_request
 WHERE {sql.optional("source", "text")} AND {sql.optional("cause", "text")}
@@ -144,8 +144,8 @@ LIMIT :limit
 """)
 
 
-def refusal(engine: Engine, number: int) -> Row | None:
-    """One refused request. None: there is none of that number."""
+def rejected_request(engine: Engine, number: int) -> Row | None:
+    """Read one rejected request; None when it doesn't exist."""
     with engine.connect() as connection, reading(connection).begin():
         query = text("SELECT * FROM rejected_request WHERE id = :id")
         found = connection.execute(query, {"id": number}).mappings().first()
@@ -153,7 +153,7 @@ def refusal(engine: Engine, number: int) -> Row | None:
 
 
 def plain(mapping: Any) -> Row:  # noqa: ANN401  # a result row's mapping
-    """A row of a public table or view as Python values: times aware, JSON decoded."""
+    """Convert a row of a public table or view to Python values: aware times, decoded JSON."""
     row = dict(mapping)
     for name, value in row.items():
         if name in _TIMES and value is not None:

@@ -1,11 +1,12 @@
-"""Every table of both sides. Names are public: DBAs write queries against them.
+"""Tables of both sides. Their names are public: DBAs write queries against them.
 
 A change here needs a migration, a changelog line and a reason. Append-only tables hold facts, small hot tables hold the
-work; what refuses changes to the append-only ones stands in `inbox.db.views`, beside the views.
+work. The triggers that protect the append-only ones are in `inbox.db.views`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from sqlalchemy import (
 )
 
 from inbox.db.dialect import BigId, JsonValue, TextList, UtcDateTime
+from inbox.events.states import HEADS, OPEN_STATES
 
 metadata = MetaData(
     naming_convention={
@@ -36,7 +38,7 @@ metadata = MetaData(
 )
 
 HOT = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_cost_delay": 0}
-"""Rows that change often leave room on their page for the next version, and are vacuumed early."""
+"""Storage of rows that change often: room on the page for the next version, and early vacuum."""
 
 inbox = Table(
     "inbox",
@@ -48,25 +50,28 @@ inbox = Table(
         autoincrement=True,
         comment="number of the event in arrival order; gaps mean nothing",
     ),
-    Column("source", Text, nullable=False, comment="who sent it: a name of [sources] in inbox.toml"),
-    Column("dedup_key", Text, nullable=False, comment="what makes two requests of a source the same event"),
+    Column("source", Text, nullable=False, comment="sender: a name of [sources] in inbox.toml"),
     Column(
-        "entity_type", Text, comment="kind of the entity that changed, such as USER; empty when the event is about none"
+        "dedup_key",
+        Text,
+        nullable=False,
+        comment="key of the event: a request of the source with the same key is a duplicate",
     ),
-    Column("entity_id", Text, comment="the source's id of the entity that changed"),
-    Column("event_type", Text, nullable=False, comment="the sender's word for what happened, verbatim"),
-    Column("action", Text, nullable=False, comment="what happened, in our words: create, update, delete or other"),
-    Column("event_id", Text, comment="the sender's own id of the event, where it has one"),
+    Column(
+        "entity_type", Text, comment="type of the entity that changed, such as USER; empty when the event has no entity"
+    ),
+    Column("entity_id", Text, comment="id of the entity that changed, as the source gives it"),
+    Column("event_type", Text, nullable=False, comment="event type, verbatim from the sender"),
+    Column("action", Text, nullable=False, comment="effect on the entity: create, update, delete or other"),
+    Column("event_id", Text, comment="the sender's own id of the event, if any"),
     Column("occurred_at", UtcDateTime, nullable=False, comment="the event's own time, to the microsecond"),
-    Column("received_at", UtcDateTime, nullable=False, comment="when the receiver had read the request"),
+    Column("received_at", UtcDateTime, nullable=False, comment="time at which the receiver had read the request"),
     Column(
         "routes", TextList, nullable=False, comment="names of the routes that matched when it arrived; empty: unrouted"
     ),
     Column("headers", JsonValue, comment="allow-listed request headers; empty after erasure or retention"),
     Column("content_type", Text, nullable=False, comment="Content-Type of the body"),
-    Column(
-        "body", LargeBinary, comment="the request's body, byte for byte: the truth; empty after erasure or retention"
-    ),
+    Column("body", LargeBinary, comment="body of the request, byte for byte; empty after erasure or retention"),
     Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of the body; stays after erasure"),
     Column("traceparent", Text, comment="W3C trace context of the request"),
     UniqueConstraint("source", "dedup_key"),
@@ -79,21 +84,21 @@ inbox = Table(
 duplicate_request = Table(
     "duplicate_request",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the repeat"),
-    Column("seq", BigInteger, nullable=False, comment="the event it repeats: inbox.seq"),
-    Column("received_at", UtcDateTime, nullable=False, comment="when the repeat arrived"),
-    Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of the repeat's body"),
-    Column("body", LargeBinary, comment="the repeat's body, only when it differs from the event's"),
-    Column("handled_at", UtcDateTime, comment="when the relay judged it; empty: not judged yet"),
+    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the duplicate"),
+    Column("seq", BigInteger, nullable=False, comment="the event that it duplicates: inbox.seq"),
+    Column("received_at", UtcDateTime, nullable=False, comment="time of its arrival"),
+    Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of its body"),
+    Column("body", LargeBinary, comment="its body, only when it differs from the event's"),
+    Column("handled_at", UtcDateTime, comment="time at which a relay judged it; empty: not judged yet"),
     Column(
         "times",
         BigInteger,
         nullable=False,
         server_default=text("1"),
-        comment="requests that this row stands for: after the first 20 of an event, further ones are only counted here",
+        comment="number of requests in this row: after the first 20 of an event, further ones are only counted",
     ),
-    Column("last_received_at", UtcDateTime, comment="when times is more than 1: when the last of them arrived"),
-    Column("error", Text, comment="why it could not be judged; emptied, it is judged again"),
+    Column("last_received_at", UtcDateTime, comment="if times is more than 1: time of the last arrival"),
+    Column("error", Text, comment="reason why it could not be judged; clear it to have it judged again"),
     Index("ix_duplicate_request_seq", "seq"),
     Index(
         "ix_duplicate_request_open",
@@ -101,40 +106,43 @@ duplicate_request = Table(
         postgresql_where=text("handled_at IS NULL"),
         sqlite_where=text("handled_at IS NULL"),
     ),
-    comment="A request whose key was in the inbox already. It was answered 200 with the first one's seq. sum(times) counts them.",
+    comment="A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.",
     sqlite_autoincrement=True,
 )
 
 rejected_request = Table(
     "rejected_request",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the refusal"),
-    Column("received_at", UtcDateTime, nullable=False, comment="when it arrived"),
-    Column("source", Text, nullable=False, comment="the source named in the URL, known or not"),
-    Column("status", Integer, nullable=False, comment="HTTP status it was answered with"),
-    Column("cause", Text, nullable=False, comment="why, in one word; the same word as in the metrics"),
-    Column("reason", Text, nullable=False, comment="why, in one sentence"),
-    Column("field", Text, comment="the field that was wrong"),
-    Column("remote_address", Text, comment="who connected"),
+    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the rejected request"),
+    Column("received_at", UtcDateTime, nullable=False, comment="time of its arrival"),
+    Column("source", Text, nullable=False, comment="source in the URL, known or unknown"),
+    Column("status", Integer, nullable=False, comment="HTTP status of the answer"),
+    Column("cause", Text, nullable=False, comment="cause in one word, as in the metrics"),
+    Column("reason", Text, nullable=False, comment="reason in one sentence"),
+    Column("field", Text, comment="invalid field, if any"),
+    Column("remote_address", Text, comment="address of the client"),
     Column("headers", JsonValue, comment="allow-listed request headers, only of an authenticated sender"),
     Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of the body"),
     Column("body", LargeBinary, comment="the body, only of an authenticated sender, so that it can be readmitted"),
-    Column("readmitted_at", UtcDateTime, comment="when a person took it in after all; empty: nobody has"),
+    Column("readmitted_at", UtcDateTime, comment="time at which an operator readmitted it; empty: not readmitted"),
     Column(
         "readmitted_seq",
         BigInteger,
-        comment="the event it became, or repeated: inbox.seq; the first, when its body holds several",
+        comment="the event that it became or duplicates: inbox.seq; the first, when its body has several",
     ),
-    Column("readmitted_by", Text, comment="who took it in"),
-    Column("readmit_reason", Text, comment="why it was taken in after all"),
-    comment="A request that was refused. Each receiver process keeps at most 10 a second; beyond that only counters move.",
+    Column("readmitted_by", Text, comment="operator who readmitted it"),
+    Column("readmit_reason", Text, comment="reason for readmitting it"),
+    comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
     sqlite_autoincrement=True,
 )
 
 SUSPECT_CRASHES = 2
-"""A delivery whose lease ran out so many times in a row may be what kills the process: a relay works on one at a time."""
+"""Expired leases in a row after which a delivery is suspected of killing its relay. A relay works on one at a time."""
 
-OPEN_STATES = ("received", "waiting", "ready", "in_flight", "blocked", "dead")
+
+def _one_of(states: Iterable[str]) -> str:
+    return ", ".join(f"'{state}'" for state in states)
+
 
 FIRST_DUE, LAST_DUE = "1970-01-01 00:00:00.000000Z", "9000-01-01 00:00:00.000000Z"
 
@@ -153,34 +161,36 @@ open_delivery = Table(
         "occurred_at",
         UtcDateTime,
         nullable=False,
-        comment="copy of inbox.occurred_at: a lane is worked in this order, then seq",
+        comment="copy of inbox.occurred_at: order in the lane, before seq",
     ),
     Column(
         "state", Text, nullable=False, comment="received, waiting (behind its head), ready, in_flight, blocked or dead"
     ),
     Column("attempt", Integer, nullable=False, server_default=text("0"), comment="attempts used in this run"),
-    Column("run", Integer, nullable=False, server_default=text("0"), comment="how often it was replayed or re-armed"),
     Column(
-        "crashes", Integer, nullable=False, server_default=text("0"), comment="attempts in a row whose lease ran out"
+        "run", Integer, nullable=False, server_default=text("0"), comment="number of times it was replayed or re-armed"
     ),
-    Column("due_at", UtcDateTime, comment="when ready: not to be attempted before; database clock"),
-    Column("lease_until", UtcDateTime, comment="when in_flight: another relay may take it after; database clock"),
+    Column(
+        "crashes", Integer, nullable=False, server_default=text("0"), comment="attempts in a row whose lease expired"
+    ),
+    Column("due_at", UtcDateTime, comment="if ready: time of the next attempt; database clock"),
+    Column("lease_until", UtcDateTime, comment="if in_flight: end of the lease; database clock"),
     Column(
         "lease_token",
         BigInteger,
-        comment="when in_flight: fresh for each claim; a result with another token is discarded",
+        comment="if in_flight: fencing token of the claim; a result with another token is discarded",
     ),
-    Column("relay_node", Text, comment="when in_flight: relay_node.id of the process that works on it"),
+    Column("relay_node", Text, comment="if in_flight: relay_node.id of the process that delivers it"),
     PrimaryKeyConstraint("seq", "route"),
-    CheckConstraint("state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')", name="state"),
+    CheckConstraint(f"state IN ({_one_of(OPEN_STATES)})", name="state"),
     CheckConstraint("(state = 'ready') = (due_at IS NOT NULL)", name="due_when_ready"),
-    # 'infinity', or a year that no datetime has, could not be read.
+    # 'infinity', or a year outside datetime's range, could not be read.
     CheckConstraint(f"due_at BETWEEN '{FIRST_DUE}' AND '{LAST_DUE}'", name="due_at"),
     CheckConstraint(
         "(state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)",
         name="leased_when_in_flight",
     ),
-    comment="Every delivery that has not ended. A projection: relay verify compares it with delivery_log, relay rebuild mends it.",
+    comment="Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.",
     postgresql_with=HOT,
 )
 
@@ -195,8 +205,8 @@ def _open_index(name: str, *columns: str, where: str, unique: bool = False) -> I
     )
 
 
-# The invariant of order, kept by the database itself: one head per lane.
-_open_index("ux_open_delivery_head", "route", "lane", where="state IN ('ready', 'in_flight', 'blocked')", unique=True)
+# The database itself keeps the invariant of order: one head per lane.
+_open_index("ux_open_delivery_head", "route", "lane", where=f"state IN ({_one_of(HEADS)})", unique=True)
 _open_index("ix_open_delivery_received", "seq", where="state = 'received'")
 _open_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'")
 _open_index("ix_open_delivery_suspect", "due_at", "seq", where=f"state = 'ready' AND crashes >= {SUSPECT_CRASHES}")
@@ -215,16 +225,16 @@ lane = Table(
     Column("lane", Text, nullable=False, comment="the lane, as in open_delivery"),
     Column("occurred_at", UtcDateTime, nullable=False, comment="time of the newest event delivered in this lane"),
     Column("seq", BigInteger, nullable=False, comment="seq of the newest event delivered in this lane"),
-    Column("fetch_began_at", UtcDateTime, comment="when the entity was asked for, for that delivery; sync routes only"),
-    Column("last_modified", UtcDateTime, comment="the source's own time of the state that was applied"),
-    Column("applied_hash", LargeBinary, comment="SHA-256 of what was sent downstream"),
+    Column("fetch_began_at", UtcDateTime, comment="time at which that delivery fetched the entity; sync routes only"),
+    Column("last_modified", UtcDateTime, comment="the source's own time of the applied state"),
+    Column("applied_hash", LargeBinary, comment="SHA-256 of the data sent downstream"),
     Column(
         "healing_seq",
         BigInteger,
-        comment="while older dead deliveries of the lane are being ended, batch by batch: the success that stands for them",
+        comment="while older dead deliveries of the lane are ended in batches: seq of the success that replaces them",
     ),
     PrimaryKeyConstraint("route", "lane"),
-    comment="What was last delivered in a lane. One row per route and lane that ever succeeded; an event's own lane has none.",
+    comment="Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.",
     postgresql_with=HOT,
 )
 
@@ -235,14 +245,19 @@ delivery_log = Table(
     "delivery_log",
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the fact"),
-    Column("at", UtcDateTime, nullable=False, comment="when it was recorded; database clock"),
+    Column("at", UtcDateTime, nullable=False, comment="time of recording; database clock"),
     Column("seq", BigInteger, nullable=False, comment="the event: inbox.seq"),
     Column("route", Text, nullable=False, comment="the route"),
-    Column("kind", Text, nullable=False, comment="what happened; the words are explained in docs/reference/states.md"),
-    Column("attempt", Integer, nullable=False, comment="attempts used in this run when it happened"),
-    Column("relay_node", Text, comment="relay_node.id of the process that recorded it; empty for a person's act"),
+    Column("kind", Text, nullable=False, comment="kind of fact; explained in docs/reference/states.md"),
+    Column("attempt", Integer, nullable=False, comment="attempts used in this run at that time"),
     Column(
-        "detail", JsonValue, nullable=False, comment="calls, statuses, durations, error, next due time, who and why"
+        "relay_node", Text, comment="relay_node.id of the process that recorded it; empty for an operator's command"
+    ),
+    Column(
+        "detail",
+        JsonValue,
+        nullable=False,
+        comment="calls, statuses, durations, error, next due time, operator and reason",
     ),
     CheckConstraint(
         "kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over',"
@@ -251,21 +266,21 @@ delivery_log = Table(
     ),
     Index("ix_delivery_log_delivery", "seq", "route", "id"),
     Index("ix_delivery_log_at", "at", postgresql_using="brin"),
-    comment="The facts: everything that happened to a delivery, append-only. The state of every delivery follows from them.",
+    comment="Facts about deliveries, append-only. The state of every delivery is the fold of its facts.",
     sqlite_autoincrement=True,
 )
 
 relay_node = Table(
     "relay_node",
     metadata,
-    Column("id", Text, primary_key=True, comment="fresh at every start of a relay process"),
-    Column("host", Text, nullable=False, comment="the machine it runs on"),
-    Column("pid", Integer, nullable=False, comment="its process id there"),
-    Column("version", Text, nullable=False, comment="version of Inbox Relay it runs"),
-    Column("started_at", UtcDateTime, nullable=False, comment="when it started; database clock"),
-    Column("heartbeat_at", UtcDateTime, nullable=False, comment="when it last said that it lives; database clock"),
-    Column("stopped_at", UtcDateTime, comment="when it stopped in order; empty while it runs or when it died"),
-    Column("failing", JsonValue, comment="its steps that fail now, and why; empty: none does"),
+    Column("id", Text, primary_key=True, comment="new at every start of a relay process"),
+    Column("host", Text, nullable=False, comment="machine that it runs on"),
+    Column("pid", Integer, nullable=False, comment="process id on that machine"),
+    Column("version", Text, nullable=False, comment="version of Inbox Relay"),
+    Column("started_at", UtcDateTime, nullable=False, comment="time of its start; database clock"),
+    Column("heartbeat_at", UtcDateTime, nullable=False, comment="time of its last heartbeat; database clock"),
+    Column("stopped_at", UtcDateTime, comment="time of a graceful stop; empty while it runs or if it died"),
+    Column("failing", JsonValue, comment="steps that fail now, with the errors; empty: none"),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,
 )
@@ -275,33 +290,33 @@ gate = Table(
     metadata,
     Column("kind", Text, nullable=False, comment="source, route, destination, api or entity"),
     Column("name", Text, nullable=False, comment="its name in inbox.toml; SOURCE|TYPE|ID for an entity"),
-    Column("paused_at", UtcDateTime, comment="since when a person holds it back; empty: not paused"),
-    Column("paused_by", Text, comment="who paused it"),
-    Column("pause_reason", Text, comment="why it was paused"),
+    Column("paused_at", UtcDateTime, comment="time at which an operator paused it; empty: not paused"),
+    Column("paused_by", Text, comment="operator who paused it"),
+    Column("pause_reason", Text, comment="reason for the pause"),
     Column(
         "breaker", Text, nullable=False, server_default=text("'closed'"), comment="closed, open, half_open or retired"
     ),
-    Column("breaker_until", UtcDateTime, comment="when open: a probe may go out after; database clock"),
-    Column("breaker_cause", Text, comment="what opened it"),
+    Column("breaker_until", UtcDateTime, comment="if open: time of the next probe; database clock"),
+    Column("breaker_cause", Text, comment="cause of its opening"),
     Column(
         "open_count",
         Integer,
         nullable=False,
         server_default=text("0"),
-        comment="times it opened in a row: the open time doubles",
+        comment="number of times it opened in a row; each doubles the open time",
     ),
     Column("failures", Integer, nullable=False, server_default=text("0"), comment="failed calls in the present window"),
     Column("calls", Integer, nullable=False, server_default=text("0"), comment="calls in the present window"),
-    Column("window_began_at", UtcDateTime, comment="when the present window began"),
+    Column("window_began_at", UtcDateTime, comment="start of the present window"),
     Column(
         "rate_used_until",
         UtcDateTime,
-        comment="rate limit: until when the calls so far use it up; beyond a burst in the future, none goes out",
+        comment="rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead",
     ),
     PrimaryKeyConstraint("kind", "name"),
     CheckConstraint("kind IN ('source', 'route', 'destination', 'api', 'entity')", name="kind"),
     CheckConstraint("breaker IN ('closed', 'open', 'half_open', 'retired')", name="breaker"),
-    comment="What holds deliveries back besides their order: pauses, circuit breakers and rate limits, shared by all relays.",
+    comment="Gates in front of deliveries: pauses, circuit breakers and rate limits, shared by all relays.",
     postgresql_with=HOT,
 )
 
@@ -314,11 +329,11 @@ relay_command = Table(
         "selection",
         JsonValue,
         nullable=False,
-        comment="what it is about: route, seq, source, entity_type, entity_id, cause, since; force; destination, api",
+        comment="deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api",
     ),
-    Column("reason", Text, nullable=False, comment="why, in the words of whoever asked"),
-    Column("asked_by", Text, nullable=False, comment="who asked"),
-    Column("asked_at", UtcDateTime, nullable=False, comment="when it was asked"),
+    Column("reason", Text, nullable=False, comment="reason given by the operator"),
+    Column("asked_by", Text, nullable=False, comment="operator"),
+    Column("asked_at", UtcDateTime, nullable=False, comment="time of the request"),
     Column(
         "state",
         Text,
@@ -326,16 +341,14 @@ relay_command = Table(
         server_default=text("'asked'"),
         comment="asked, running, done, failed or cancelled",
     ),
-    Column("progress_seq", BigInteger, comment="how far it has come: everything up to this seq is done"),
-    Column(
-        "affected", BigInteger, nullable=False, server_default=text("0"), comment="deliveries it has changed so far"
-    ),
-    Column("finished_at", UtcDateTime, comment="when it ended"),
-    Column("answer", Text, comment="what the daemon answers"),
+    Column("progress_seq", BigInteger, comment="progress: everything up to this seq is done"),
+    Column("affected", BigInteger, nullable=False, server_default=text("0"), comment="deliveries changed so far"),
+    Column("finished_at", UtcDateTime, comment="time of its end"),
+    Column("answer", Text, comment="answer of the daemon"),
     Column(
         "failed", BigInteger, nullable=False, server_default=text("0"), comment="deliveries that could not be changed"
     ),
-    Column("error", Text, comment="the last delivery that could not be changed, and why"),
+    Column("error", Text, comment="last delivery that could not be changed, with its error"),
     CheckConstraint("kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')", name="kind"),
     CheckConstraint("state IN ('asked', 'running', 'done', 'failed', 'cancelled')", name="state"),
     Index(
@@ -344,7 +357,7 @@ relay_command = Table(
         postgresql_where=text("state IN ('asked', 'running')"),
         sqlite_where=text("state IN ('asked', 'running')"),
     ),
-    comment="What an operator asks the relay to do, by SQL or command; executed and answered by the daemon.",
+    comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",
     sqlite_autoincrement=True,
 )
 
@@ -352,7 +365,7 @@ alert = Table(
     "alert",
     metadata,
     Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the alert"),
-    Column("at", UtcDateTime, nullable=False, comment="when it changed"),
+    Column("at", UtcDateTime, nullable=False, comment="time of the change"),
     Column(
         "kind",
         Text,
@@ -360,12 +373,16 @@ alert = Table(
         comment="delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or"
         " intake_stopped",
     ),
-    Column("subject", Text, nullable=False, comment="what it is about, such as a destination's name"),
+    Column("subject", Text, nullable=False, comment="subject, such as a destination's name"),
     Column("firing", Boolean, nullable=False, comment="true: it began; false: it recovered"),
     Column("detail", JsonValue, nullable=False, comment="figures and causes"),
-    Column("told_at", UtcDateTime, comment="when a relay wrote it to its log"),
-    Column("post_after", UtcDateTime, comment="not posted before this: another relay may be doing it, or it failed"),
-    Column("sent_at", UtcDateTime, comment="when it was posted to the alerts url; empty when none is configured"),
+    Column("told_at", UtcDateTime, comment="time at which a relay wrote it to its log"),
+    Column(
+        "post_after",
+        UtcDateTime,
+        comment="earliest time of the next post, while another relay posts it or after a failure",
+    ),
+    Column("sent_at", UtcDateTime, comment="time of posting to the alerts url; empty when none is configured"),
     Column(
         "is_unsendable",
         Boolean,
@@ -373,11 +390,11 @@ alert = Table(
         server_default=text("false"),
         comment="true: it can't be posted, and is not tried again",
     ),
-    Column("error", Text, comment="why it is unsent"),
+    Column("error", Text, comment="error of the last post"),
     Index("ix_alert_subject", "kind", "subject", "id"),
     Index("ix_alert_untold", "id", postgresql_where=text("told_at IS NULL"), sqlite_where=text("told_at IS NULL")),
     Index("ix_alert_unsent", "at", postgresql_where=text("sent_at IS NULL"), sqlite_where=text("sent_at IS NULL")),
-    comment="One row per change for the worse or back, never a second while it lasts.",
+    comment="One row when a problem begins and one when it ends, never a second while it lasts.",
     sqlite_autoincrement=True,
 )
 
@@ -397,43 +414,43 @@ sweep_watermark = Table(
     Column(
         "compared_until",
         UtcDateTime,
-        comment="every change up to here has been compared with the inbox; empty: no sweep has come to its end yet",
+        comment="every change up to here has been compared with the inbox; empty: no sweep has finished yet",
     ),
-    Column("swept_at", UtcDateTime, comment="when the last sweep ended, well or not; database clock"),
-    Column("missed", BigInteger, nullable=False, server_default=text("0"), comment="webhooks found missing, ever"),
-    Column("last_compared", BigInteger, comment="entities that the last sweep which came to its end compared"),
-    Column("last_missed", BigInteger, comment="of these, changes that no webhook had told"),
-    Column("last_added", BigInteger, comment="events that it added for them"),
-    Column("error", Text, comment="why the last sweep could not come to its end; empty: it did"),
-    Column("lease_until", UtcDateTime, comment="while a relay sweeps: another may after; database clock"),
+    Column("swept_at", UtcDateTime, comment="time at which the last sweep ended or failed; database clock"),
+    Column("missed", BigInteger, nullable=False, server_default=text("0"), comment="missing webhooks found in all"),
+    Column("last_compared", BigInteger, comment="entities compared by the last sweep that finished"),
+    Column("last_missed", BigInteger, comment="changes among them that no webhook reported"),
+    Column("last_added", BigInteger, comment="events that it added for these"),
+    Column("error", Text, comment="error of the last sweep; empty: it finished"),
+    Column("lease_until", UtcDateTime, comment="while a relay sweeps: end of its lease; database clock"),
     Column("relay_node", Text, comment="while a relay sweeps: relay_node.id of the process"),
     PrimaryKeyConstraint("source", "entity_type"),
-    comment="How far the sweep has compared a source with the inbox, what the last one found, and who is at it.",
+    comment="Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.",
 )
 
 write_probe = Table(
     "write_probe",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
-    Column("probed_at", UtcDateTime, nullable=False, comment="when a health check last wrote here"),
+    Column("probed_at", UtcDateTime, nullable=False, comment="time of the last health check"),
     CheckConstraint("id = 1", name="one_row"),
     comment="One row, written by health checks: a database that can be read but not written is not ready.",
 )
 
 
 def _readable_time(column: str) -> dict[str, str]:
-    """For each dialect, a condition that a time, or none, can be read: what can't be would end who lists or works on it."""
+    """Make each dialect's condition that a time is readable or null. An unreadable one would crash its readers."""
     first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
     day = f"substr({column}, 1, 10)"
     return {
-        "postgresql": f"{column} BETWEEN '{first}' AND '{last}'",  # not 'infinity', nor a year that no datetime has
+        "postgresql": f"{column} BETWEEN '{first}' AND '{last}'",  # not 'infinity', nor a year outside datetime's range
         "sqlite": f"date({day}) IS {day} AND {column} >= '{first}'"
         f" AND (length({column}) = 10 OR substr({column}, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')",
     }
 
 
 def _readable_object(column: str) -> dict[str, str]:
-    """Likewise that JSON is an object."""
+    """Make each dialect's condition that JSON is an object."""
     return {
         "postgresql": f"jsonb_typeof({column}) = 'object'",
         "sqlite": f"{column} IS NULL OR CASE WHEN json_valid({column}) THEN json_type({column}) = 'object' ELSE 0 END",
@@ -441,7 +458,7 @@ def _readable_object(column: str) -> dict[str, str]:
 
 
 def _readable_list(column: str) -> dict[str, str]:
-    """Likewise that a list is one, without gaps."""
+    """Make each dialect's condition that a value is a list without nulls."""
     return {
         "postgresql": f"array_position({column}, NULL) IS NULL",  # an error for a list of lists
         "sqlite": f"CASE WHEN json_valid({column}) THEN json_type({column}) = 'array' ELSE 0 END",

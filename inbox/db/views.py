@@ -1,4 +1,4 @@
-"""Views for DBAs and listings, and the triggers that keep the append-only tables append-only.
+"""Views for DBAs and listings, and triggers that keep the append-only tables append-only.
 
 Their names and columns are public, as the tables' are. `metadata.create_all` makes them too, so that a test can compare
 a database built by migrations with one built from here.
@@ -12,18 +12,19 @@ from sqlalchemy import Connection, event, text
 
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import inbox, metadata
+from inbox.events.states import LEASE_SECONDS, OPEN_STATES
 
 RETENTION_FLOOR_DAYS = 7
-"""An inbox row can't be deleted sooner after its arrival: its key is what recognises the sender's late repeats. Nor can an
-attempt: `relay verify` takes a gap in younger ones for a loss.
+"""Least age of an inbox row, or of an attempt, that may be deleted. The row's key recognises late duplicates, and
+`relay verify` takes a gap in younger attempts for a loss.
 """
 
 CRASH_LOOP_SECONDS = 600
 CRASH_LOOP_DEATHS = 3
-"""So many relays of a host that started within `CRASH_LOOP_SECONDS` and are gone, are a crash loop."""
+"""Number of relays of one host, started within `CRASH_LOOP_SECONDS` and gone, that make a crash loop."""
 
-GONE_SECONDS = 15
-"""A relay that was silent for as long as a lease lasts has lost all of its leases."""
+GONE_SECONDS = LEASE_SECONDS
+"""Silence after which a relay is gone: it has lost all of its leases."""
 
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -58,16 +59,11 @@ LEFT JOIN delivery_log l ON l.id = (
 
 _BACKLOG = """
 CREATE VIEW backlog AS
-SELECT b.route, b.open, b.received, b.waiting, b.ready, b.in_flight, b.blocked, b.dead,
+SELECT b.route, b.open, {states},
        i.received_at AS oldest_received_at, {age} AS oldest_age_seconds
 FROM (
     SELECT route, count(*) AS open,
-           count(CASE WHEN state = 'received' THEN 1 END) AS received,
-           count(CASE WHEN state = 'waiting' THEN 1 END) AS waiting,
-           count(CASE WHEN state = 'ready' THEN 1 END) AS ready,
-           count(CASE WHEN state = 'in_flight' THEN 1 END) AS in_flight,
-           count(CASE WHEN state = 'blocked' THEN 1 END) AS blocked,
-           count(CASE WHEN state = 'dead' THEN 1 END) AS dead,
+           {counts},
            min(CASE WHEN state <> 'dead' THEN seq END) AS oldest_seq
     FROM open_delivery
     GROUP BY route
@@ -152,7 +148,7 @@ def _delivery_view(dialect: str) -> str:
         routed, route = "inbox i JOIN json_each(i.routes) r", "r.value"
         not_routed, none = "NOT EXISTS (SELECT 1 FROM json_each(i.routes) a WHERE a.value = r.route)", "i.routes = '[]'"
     known = "coalesce(o.state, l.kind)"
-    # the first time that it was replayed there; a DISTINCT would read the whole log when asked for one entity
+    # the first replay there; a DISTINCT would read the whole log for one entity
     replayed = "inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'"
     once = (
         "NOT EXISTS (SELECT 1 FROM delivery_log f"
@@ -178,11 +174,11 @@ def _seconds_since(column: str, dialect: str) -> str:
 
 
 _COMMENTS = {
-    "delivery": "One row per event and route: where it stands. Ask by seq or entity; for counts ask backlog.",
-    "dead_letter": "Deliveries that were given up, with cause and error. relay replay takes them up again.",
+    "delivery": "State of each event on each route. Query it by seq or entity; for counts use backlog.",
+    "dead_letter": "Deliveries that were given up, with cause and error. relay replay starts them again.",
     "backlog": "Per route: open deliveries by state, and the age of the oldest that is not dead.",
     "relay_health": "Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.",
-    "stuck": "Deliveries, commands and relays that should have moved on and have not, and why. Empty when all is well.",
+    "stuck": "Deliveries, commands and relays that make no progress, and why. Empty in normal operation.",
 }
 
 _POSTGRES_TRIGGERS = (
@@ -278,11 +274,17 @@ END
 
 
 def statements(dialect: str) -> tuple[str, ...]:
-    """Everything besides tables and indexes, in the order in which it has to be made; and the rows that always exist."""
+    """List the statements for everything besides tables and indexes, in their order, and for the rows that always exist."""
     views = (
         _delivery_view(dialect),
         _DEAD_LETTER,
-        _BACKLOG.format(age=_seconds_since("i.received_at", dialect)),
+        _BACKLOG.format(
+            age=_seconds_since("i.received_at", dialect),
+            states=", ".join(f"b.{state}" for state in OPEN_STATES),
+            counts=",\n           ".join(
+                f"count(CASE WHEN state = '{state}' THEN 1 END) AS {state}" for state in OPEN_STATES
+            ),
+        ),
         _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=_seconds_since("n.heartbeat_at", dialect)),
         _STUCK.format(
             since_received=_seconds_since("i.received_at", dialect),

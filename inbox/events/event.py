@@ -1,7 +1,6 @@
-"""What the stages of the receiver hand to each other: each is frozen, and data goes one way.
+"""Frozen values that the stages of the receiver pass on, in one direction.
 
-``RawRequest`` (the bytes) → ``Identity`` (what a preset reads in them) → ``Event`` (what is stored) → ``Receipt`` (what
-is answered).
+``RawRequest`` (bytes) → ``Identity`` (read by a preset) → ``Event`` (stored) → ``Receipt`` (answered).
 """
 
 from __future__ import annotations
@@ -18,31 +17,31 @@ from inbox.events import timestamps
 Action = Literal["create", "update", "delete", "other"]
 
 _LONGEST_KEY = 1000
-"""Bytes. Postgres refuses index rows over 2,704 bytes, and this leaves room for the source's name beside the key."""
+"""Bytes. Postgres rejects index rows over 2,704 bytes; this leaves room for the source's name beside the key."""
 
 
 class RawRequest(msgspec.Struct, frozen=True):
-    """One POST as it came: nothing in it is trusted yet."""
+    """A POST as it arrived; nothing in it is trusted yet."""
 
     source: str
     headers: Mapping[str, str]
-    """Names in lower case."""
+    """Header names are in lower case."""
     body: bytes
     received_at: datetime
     url_token: str | None = None
     remote_address: str | None = None
     method: str = "POST"
     query: str = ""
-    """Of the URL, as it came, without the `?`."""
+    """Query of the URL, as it arrived, without the `?`."""
 
     @property
     def content_type(self) -> str:
-        """The media type alone, in lower case; empty when the header is missing."""
+        """Return the media type, in lower case; empty when the header is missing."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What a preset reads in a request: which change of which entity this is."""
+    """Identity of a change and of its entity, as a preset reads it from a request."""
 
     entity_type: str | None
     entity_id: str | None
@@ -51,14 +50,14 @@ class Identity(msgspec.Struct, frozen=True):
     occurred_ns: int
     """The event's own time, in nanoseconds since 1970-01-01T00:00:00Z."""
     key_parts: tuple[str, ...]
-    """What makes two requests the same event, besides the source; the time is put in front when `key_has_time`."""
+    """Parts of the dedup key, besides the source; the time is put in front when `key_has_time`."""
     key_has_time: bool = True
     event_id: str | None = None
     """The provider's own id of the event, where it has one."""
     part: bytes | None = None
-    """Of a body with several events, what this one would have been alone; it is stored instead of the body."""
+    """Body that this event would have had alone, where a body has several events. It is stored instead."""
     part_type: str | None = None
-    """Its media type, where that is not the body's."""
+    """Media type of `part`, where it differs from the body's."""
 
 
 class Enrolment(msgspec.Struct, frozen=True):
@@ -89,24 +88,24 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What became of an event that was handed to the writer: committed under `seq`, now or by an earlier request."""
+    """Result of storing an event: committed under `seq`, now or by an earlier request."""
 
     seq: int
     duplicate: bool
 
     @property
     def status(self) -> str:
-        """The word the answer uses."""
+        """Return the word for the answer."""
         return "duplicate" if self.duplicate else "accepted"
 
 
 def escape(part: str) -> str:
-    """Make joining by `|` unambiguous: ("ab", "c") and ("a", "bc") give different keys."""
+    """Escape a part so that joining by `|` is unambiguous: ("ab", "c") and ("a", "bc") give different keys."""
     return part.replace("\\", "\\\\").replace("|", "\\|")
 
 
 def split(joined: str) -> list[str]:
-    """The parts that were escaped and joined by `|`."""
+    """Split a text into the parts that were escaped and joined by `|`."""
     parts = [""]
     characters = iter(joined)
     for character in characters:
@@ -118,22 +117,22 @@ def split(joined: str) -> list[str]:
 
 
 def dedup_key(identity: Identity) -> str:
-    """The key that is unique per source.
+    """Make the dedup key, which is unique per source.
 
     It begins with the time in fixed width, so that the index grows at its right edge: an entity-first key fell from
-    26,000 to 9,000 rows/s at 5 M rows. A key too long for an index is replaced by its SHA-256 behind the time, with a
-    mark that `escape` never makes.
+    26,000 to 9,000 rows/s at 5 M rows. A key that is too long for an index is replaced by the time and its SHA-256, with
+    a mark that `escape` never makes.
     """
     return _key(identity.key_parts, identity.occurred_ns if identity.key_has_time else None)
 
 
 def swept_parts(entity_type: str, entity_id: str) -> tuple[str, ...]:
-    """The `key_parts` of an event that a sweep adds: a sweep that begins again adds nothing twice."""
+    """Make the `key_parts` of an event that a sweep adds. A repeated sweep then adds nothing twice."""
     return ("sweep", entity_type, entity_id)
 
 
 def swept_key(entity_type: str, entity_id: str, occurred_ns: int) -> str:
-    """The key of an event that a sweep adds, so that who has the webhook of a change can ask for the sweep's of the same."""
+    """Make the dedup key of the event that a sweep adds for a change, to look it up from the webhook of that change."""
     return _key(swept_parts(entity_type, entity_id), occurred_ns)
 
 

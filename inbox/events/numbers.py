@@ -1,7 +1,7 @@
-"""One rule for the numbers of JSON, at the door and in whatever the relay reads.
+"""Limits of numbers in JSON, for webhooks and for everything that the relay reads.
 
 A number is at most `LONGEST` characters long and has a magnitude that a 64-bit float holds. Beyond that, parsers disagree:
-one reads infinity or zero, another the exact number, a third fails, with an error of its own, when it is used.
+one reads infinity or zero, another the exact number, and a third fails with its own error when the number is used.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LONG = b"0" * (LONGEST + 1)
 
 
 def integer(text: str) -> int:
-    """A whole number.
+    """Parse a whole number.
 
     Raises:
-        ValueError: it is too long; the text goes on the words `a number`.
+        ValueError: it is too long; the message continues the words `a number`.
     """
     if len(text) > LONGEST:
         raise ValueError(_TOO_LONG)
@@ -33,10 +33,10 @@ def integer(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """A number with a fraction or an exponent, as the nearest float.
+    """Parse a number with a fraction or an exponent to the nearest float.
 
     Raises:
-        ValueError: it is too long, too large, or so small that it would become 0; the text goes on the words `a number`.
+        ValueError: it is too long, too large, or rounds to 0; the message continues the words `a number`.
     """
     if len(text) > LONGEST:
         raise ValueError(_TOO_LONG)
@@ -49,7 +49,7 @@ def real(text: str) -> float:
 
 
 def exact(text: str) -> float | Decimal:
-    """As `real`, but a Decimal where the float would be another number.
+    """Parse a number as `real` does, but to a Decimal where the float would differ.
 
     Raises:
         ValueError: as `real`. Its bounds keep the exponent far from where Decimal raises ArithmeticError.
@@ -62,5 +62,5 @@ def exact(text: str) -> float | Decimal:
 
 
 def may_be_too_long(body: bytes) -> bool:
-    """True when so many characters of numbers stand in a row, in a string perhaps: two passes in C."""
+    """Return whether so many characters of numbers stand in a row, perhaps in a string. It takes two passes in C."""
     return _LONG in body.translate(_AS_DIGITS)

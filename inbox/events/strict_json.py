@@ -1,7 +1,7 @@
-"""Strict JSON: one reading of the bytes, or none.
+"""Strict JSON parser: bytes have one reading, or are rejected.
 
 Parsers disagree on duplicate keys, `NaN`, lone surrogates and huge numbers, so a body with any of them means one thing
-here and another downstream. They are refused at the door instead, together with what would make a parser fail late.
+here and another downstream. The receiver rejects them, and everything that would make a parser fail late.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from inbox.events import numbers
 Number = TypeVar("Number", int, float)
 
 DEEPEST = 64
-"""Levels of nesting, in what comes from outside on both sides: webhooks, entities, what a function of a map returns.
+"""Levels of nesting in values from outside, on both sides: webhooks, entities, results of a map's functions.
 
-Parsers and what walks through their values recurse. At which depth they raise RecursionError depends on the version of
-Python and on the stack of whoever calls them, so none gets as far.
+Parsers, and functions that walk through their values, recurse. The depth at which they raise RecursionError depends on
+the version of Python and on the caller's stack, so the limit is far below it.
 """
 
 MOST_MARKS = 150_000
-"""Brackets, commas and colons, besides those in strings: so many values make a body, at most.
+"""Largest number of brackets, commas and colons outside strings; it limits the values in a body.
 
-While it parses lists and strings, Python lets no other thread run, and each member of an object takes up to 250 bytes of
-memory: without a limit, 25 MiB of small lists stopped a worker for 5 s and took 1.5 GiB. The largest webhook known is GitHub's
-push of 2,048 commits, the most that one has (https://docs.github.com/en/webhooks/webhook-events-and-payloads#push), with
-some 82,000 besides the paths that it lists.
+Python lets no other thread run while it parses lists and strings, and each member of an object takes up to 250 bytes of
+memory. Without a limit, 25 MiB of small lists stopped a worker for 5 s and took 1.5 GiB. The largest known webhook is a
+GitHub push of 2,048 commits, its maximum (https://docs.github.com/en/webhooks/webhook-events-and-payloads#push). It has
+about 82,000, without the paths that it lists.
 """
 
 LARGEST_TEXT = 30 * 1024 * 1024
-"""Bytes that the text of a body may take in memory. Each of its characters takes as many as the widest: 1, 2 or 4 (PEP 393).
+"""Bytes of memory for the text of a body. Each character takes as many as the widest one: 1, 2 or 4 (PEP 393).
 
-So 30 MiB of ASCII would do, or 7.8 M characters with a single emoji among them. No preset takes more than 25 MiB.
+The limit admits 30 MiB of ASCII, or 7.8 M characters with a single emoji among them. No preset takes more than 25 MiB.
 """
 
-# Text that holds no half of a surrogate pair, in steps: a search in C keeps all other threads waiting.
+# Text without half of a surrogate pair, matched in steps: a search in C keeps all other threads waiting.
 _WHOLE_CHARACTERS = re.compile(
     rb"(?:[^\\]++|\\(?:[^u]|u(?![dD][89a-fA-F])|u[dD][89abAB]..\\u[dD][c-fC-F]..)){1,10000}+", re.DOTALL
 )
@@ -52,12 +52,12 @@ _STEP = 1024 * 1024
 
 
 def parse(body: bytes) -> object:
-    """The value that `body` holds.
+    """Parse the value in `body`.
 
     Raises:
-        Unreadable: empty, not UTF-8, a byte order mark, not JSON, anything behind the value, control characters in a
-            string, NaN or Infinity, a number that `inbox.events.numbers` refuses, a lone surrogate, a key twice in one object, or
-            nesting beyond `DEEPEST`.
+        Unreadable: empty, not UTF-8, a byte order mark, not JSON, anything after the value, control characters in a
+            string, NaN or Infinity, a number that `inbox.events.numbers` rejects, a lone surrogate, a duplicate key in one
+            object, or nesting beyond `DEEPEST`.
         InvalidEvent: it has more than `MOST_MARKS`, or its text takes more than `LARGEST_TEXT`.
 
     Nothing else is raised, whatever the bytes.
@@ -81,11 +81,11 @@ def parse(body: bytes) -> object:
 
 
 def is_too_deep(body: bytes) -> bool:
-    """Whether JSON is nested deeper than `DEEPEST`, or its brackets don't match."""
-    # Two counts cost a fraction of a microsecond, and hardly any webhook has more brackets than it may have levels.
+    """Return whether JSON is nested deeper than `DEEPEST`, or its brackets don't match."""
+    # Two counts cost a fraction of a microsecond, and hardly any webhook has more brackets than allowed levels.
     if body.count(b"[") + body.count(b"{") <= DEEPEST:
         return False
-    # Take away the innermost pair of brackets so many times: what is left lies deeper. All of it runs in C.
+    # Remove the innermost pairs of brackets once for each level; what remains is deeper. All of it runs in C.
     brackets = _marks(body).translate(_ROUND, b",:")
     for _ in range(DEEPEST):
         if not brackets:
@@ -95,11 +95,11 @@ def is_too_deep(body: bytes) -> bool:
 
 
 def has_more_marks(body: bytes, most: int) -> bool:
-    """True when JSON has more brackets, commas and colons than `most`, besides those in strings."""
-    # Two looks that cost little, and are enough for nearly all.
+    """Return whether JSON has more than `most` brackets, commas and colons outside strings."""
+    # Two cheap checks are enough for nearly all bodies.
     if len(body) <= most or sum(body.count(mark) for mark in _ROUGHLY) <= most:
         return False
-    # In valid JSON each string but one stands beside a mark. What is no JSON must not cost more.
+    # In valid JSON each string but one stands beside a mark. Invalid JSON must not cost more.
     if _unescaped(body).count(b'"') // 2 > most + 1:
         return True
     marks = _marks(body)
@@ -121,22 +121,22 @@ def _check_size(body: bytes) -> None:
 
 
 def _unescaped(body: bytes) -> bytes:
-    """The body with every escaped quote taken away, so that each quote that is left begins or ends a string."""
+    """Remove every escaped quote, so that each remaining quote begins or ends a string."""
     return body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
 
 
 def _marks(body: bytes) -> bytes:
-    """Its brackets, commas and colons that are not in strings."""
+    """Extract the brackets, commas and colons outside strings."""
     return b"".join(_outside(body)).translate(None, _ALL_BUT_MARKS)
 
 
 def _outside(body: bytes) -> list[bytes]:
-    """The parts of the body between its strings."""
+    """Return the parts of the body between its strings."""
     return _unescaped(body).split(b'"')[::2]
 
 
 def _width(body: bytes) -> int:
-    """Bytes for each of the characters, in the text or in a string of it, whichever takes more."""
+    """Return the bytes for each character, in the text or in one of its strings, whichever is wider."""
     if any(first in body for first in (*_ASTRAL, b"\\ud", b"\\uD")):
         return 4
     return 1 if body.isascii() and b"\\u" not in body else 2
@@ -148,14 +148,14 @@ def _characters(body: bytes) -> int:
 
 
 def _has_half_a_pair(body: bytes) -> bool:
-    """True when valid JSON has an escaped surrogate that is not half of a pair: UTF-8 has none."""
+    """Return whether valid JSON has an escaped surrogate without its other half; UTF-8 itself has none."""
     at = 0
     while found := _WHOLE_CHARACTERS.match(body, at):
         at = found.end()
     return at < len(body)
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise Unreadable("an object in the body has the same key twice")
@@ -163,7 +163,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def has_too_long_number(body: bytes) -> bool:
-    """True when JSON holds a number that is longer than `numbers.LONGEST`."""
+    """Return whether JSON has a number that is longer than `numbers.LONGEST`."""
     return numbers.may_be_too_long(body) and numbers.may_be_too_long(b'""'.join(_outside(body)))
 
 
@@ -182,7 +182,7 @@ def _constant(text: str) -> object:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_without_repeats,
+    object_pairs_hook=_unique_members,
     parse_int=_number(numbers.integer),
     parse_float=_number(numbers.real),
     parse_constant=_constant,

@@ -1,8 +1,7 @@
-"""Strict RFC 3339 to UTC nanoseconds: the one parser of event times.
+"""Strict parsing of RFC 3339 to UTC nanoseconds: the only parser of event times, and their formats.
 
-Parsers differ on the same string (fraction digits truncated or rounded, `24:00`, `:60`, naive values, week dates), so
-an event's time is never compared, keyed or handed to a database as text, only as the instant parsed here. An offset is
-required.
+Parsers differ on the same string (fraction digits truncated or rounded, `24:00`, `:60`, naive values, week dates). So an
+event's time is compared, keyed and stored only as the instant parsed here, never as text. An offset is required.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _MAX_OFFSET_HOURS, _MAX_OFFSET_MINUTES = 23, 59
 
 
 def parse_rfc3339(text: str) -> int:
-    """The instant that `text` names, in nanoseconds since 1970-01-01T00:00:00Z.
+    """Parse an instant to nanoseconds since 1970-01-01T00:00:00Z.
 
     Equal instants give equal numbers, however they are spelled (`Z`, `+00:00`, `+02:00`).
 
@@ -46,7 +45,7 @@ def parse_rfc3339(text: str) -> int:
 
 
 def to_datetime(nanoseconds: int) -> datetime:
-    """The instant as an aware UTC datetime, cut to whole microseconds.
+    """Convert nanoseconds to an aware UTC datetime, cut to whole microseconds.
 
     Raises:
         ValueError: outside the years 1 to 9999.
@@ -58,13 +57,13 @@ def to_datetime(nanoseconds: int) -> datetime:
 
 
 def to_nanoseconds(moment: datetime) -> int:
-    """An aware datetime as nanoseconds since the epoch."""
+    """Convert an aware datetime to nanoseconds since the epoch."""
     elapsed = moment - _EPOCH
     return ((elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds) * 1000
 
 
 def fixed_width(nanoseconds: int) -> str:
-    """The instant as text of 30 characters whose alphabetical order is the order of time.
+    """Format an instant as text of 30 characters whose alphabetical order is the order of time.
 
     Raises:
         ValueError: outside the years 1 to 9999.
@@ -74,15 +73,15 @@ def fixed_width(nanoseconds: int) -> str:
 
 
 def time_text(moment: datetime) -> str:
-    """An instant as text that both databases read: fixed width, UTC, `2019-01-01 00:00:00.000000Z`."""
+    """Format an instant as text that both databases read: fixed width, UTC, `2019-01-01 00:00:00.000000Z`."""
     return moment.astimezone(UTC).isoformat(" ", "microseconds")[:26] + "Z"
 
 
-def rfc3339(moment: datetime) -> str:
-    """An instant as payloads have it, in milliseconds: `2019-01-01T00:00:00.000Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+def rfc3339(moment: datetime, timespec: str = "auto") -> str:
+    """Format an aware datetime as RFC 3339 in UTC with `Z`; `timespec` as for `datetime.isoformat`."""
+    return moment.astimezone(UTC).isoformat(timespec=timespec).removesuffix("+00:00") + "Z"
 
 
 def as_time(value: str | datetime) -> datetime:
-    """What a driver gives for a time column, as an aware UTC datetime."""
+    """Convert a driver's value of a time column to an aware UTC datetime."""
     return (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)

@@ -1,4 +1,4 @@
-"""One connection's deadlines, the answers that are given past the app, and its end."""
+"""Deadlines of a connection, answers that bypass the app, and the lingering close."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 TAKEN_WITHIN_SECONDS = 10.0
-"""Who does not take its answers in this time gets no more of them."""
+"""Seconds in which a sender must take its answers; then the connection is aborted."""
 
 DRAIN_SECONDS = 2.0
-"""For so long what still comes is read and thrown away behind an answer that ends the connection: if it were closed with
-bytes unread, the sender's system would throw the answer away (RFC 9112 §9.6)."""
+"""Seconds in which input is discarded after an answer that ends the connection: if it were closed with unread bytes,
+the sender's system would discard the answer (RFC 9112 §9.6)."""
 
 
 THIS_HOST = ("127.0.0.1", 0)
 """The peer of a Unix socket. It has no address, but it is a proxy on this host, and is trusted as one."""
 
 MOST_UNTAKEN = 8 * 1024
-"""Bytes of answers that are kept for who does not take them; then the next one waits."""
+"""Bytes of answers that are buffered for a slow sender; then the next answer waits."""
 
 
 class Connection(HttpToolsProtocol):
-    """What `inbox.http.protocol.Wire` stands on."""
+    """The base of `inbox.http.protocol.HardenedHttpProtocol`."""
 
-    deaf = False
-    """What comes is not looked at any more: the connection ends with the answers that are under way."""
+    discarding_input = False
+    """True once input is ignored: the connection ends with the answers under way."""
     draining = False
-    """The last answer is given, and what still comes is thrown away."""
-    heard_out = False
-    """The sender has closed its half: nothing more comes."""
+    """True once the last answer is written, and input is discarded."""
+    peer_half_closed = False
+    """True once the sender has closed its half."""
     meters: Meters = OFF
     _deadline: asyncio.TimerHandle | None = None
     _abort: asyncio.TimerHandle | None = None
 
     @property
     def is_idle(self) -> bool:
-        """Whether no answer is under way."""
+        """True when no answer is under way."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         return cycle is None or cycle.response_complete
 
@@ -56,43 +56,43 @@ class Connection(HttpToolsProtocol):
 
     @property
     def has_deadline(self) -> bool:
-        """Whether one is set."""
+        """True when a deadline is set."""
         return self._deadline is not None
 
     def arm(self, seconds: float, then: Callable[[], None]) -> None:
-        """Do `then` after so long, instead of what was to be done before."""
+        """Set the deadline: call `then` after `seconds`, unless it is set again before."""
         self.disarm()
         self._deadline = self.loop.call_later(seconds, then)
 
     def disarm(self) -> None:
-        """There is no deadline any more."""
+        """Remove the deadline."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Somebody is there."""
+        """Normalise the peer's address."""
         super().connection_made(transport)
         if self.client is not None and (address := address_of(self.client[0])) is not None:
             # A socket of IPv6 that takes IPv4 too says ::ffff:127.0.0.1, which no list of proxies has.
             self.client = (str(address), self.client[1])
         elif transport.get_extra_info("socket").family == socket.AF_UNIX:
-            self.client = THIS_HOST  # and of other families nobody's: the connection was reset meanwhile
+            self.client = THIS_HOST  # other families have no peer: the connection was reset meanwhile
         transport.set_write_buffer_limits(high=MOST_UNTAKEN)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is there any more."""
+        """Cancel the timers."""
         self.disarm()
         self._cancel_abort()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The sender does not take its answers."""
+        """Start the time in which the sender must take its answers."""
         super().pause_writing()
         self._abort_after(TAKEN_WITHIN_SECONDS)
 
     def resume_writing(self) -> None:
-        """It takes them again."""
+        """Stop that time."""
         super().resume_writing()
         if not self.transport.is_closing() and not self.draining:
             self._cancel_abort()
@@ -109,8 +109,8 @@ class Connection(HttpToolsProtocol):
     # --- the end
 
     def end(self) -> None:
-        """Close the connection behind an answer, so that the answer arrives."""
-        if not self.heard_out and (self.deaf or self.cycle.more_body):
+        """Close the connection after an answer, so that the answer arrives."""
+        if not self.peer_half_closed and (self.discarding_input or self.cycle.more_body):
             self.drain()
             return
         self.transport.close()
@@ -118,8 +118,8 @@ class Connection(HttpToolsProtocol):
             self._abort_after(TAKEN_WITHIN_SECONDS)
 
     def answer(self, error: RequestError) -> None:
-        """Answer past the app, which never hears of it."""
-        self.meters.count(metrics.REFUSED, metrics.UNKNOWN, error.cause)
+        """Answer an error without calling the app."""
+        self.meters.count(metrics.REJECTED, metrics.UNKNOWN, error.cause)
         body = problem_of(error)
         fields = [
             *self.server_state.default_headers,
@@ -131,8 +131,8 @@ class Connection(HttpToolsProtocol):
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, body))
 
     def drain(self) -> None:
-        """Take leave: nothing more is said, and what comes is thrown away."""
-        self.deaf = self.draining = True
+        """Close our half of the connection, and discard input for a short time."""
+        self.discarding_input = self.draining = True
         if self.transport.can_write_eof():  # not over TLS
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -141,7 +141,7 @@ class Connection(HttpToolsProtocol):
 
 
 class LingeringCloseTransport:
-    """The transport as the answer to a request sees it: to close it is to end the connection, gently."""
+    """The transport that answers are written to: closing it ends the connection gently."""
 
     __slots__ = ("close", "is_closing", "write")
 

@@ -1,7 +1,7 @@
-"""What the head of a request may be: RFC 9112's rules that the parser leaves open, and how much of it there may be.
+"""Rules for the head of a request: those of RFC 9112 that the parser leaves open, and limits of size.
 
-The parser (llhttp, strict) refuses what no HTTP/1 message can hold. What two servers on the way could understand
-differently is refused here: a request that means one thing to a proxy and another to us is how requests are smuggled.
+The parser (llhttp, strict) rejects what no HTTP/1 message can hold. Heads that two servers could read differently are
+rejected here: a request that means one thing to a proxy and another to us is how requests are smuggled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LONGEST_TARGET = 4096
 """Bytes of path and query; senders' URLs have a source's name and a token."""
 
 MOST_FIELDS = 100
-"""Header fields."""
+"""Count of header fields."""
 
 LONGEST_FIELD = 8192
 """Bytes of one header field."""
@@ -29,25 +29,25 @@ _TARGET_TOO_LONG = f"the request's target may have at most {LONGEST_TARGET} byte
 VERSIONS = frozenset({"1.1", "1.0"})
 
 _ONCE = frozenset({b"host", b"content-type", b"transfer-encoding", b"expect"})
-"""Fields whose second one would have to be guessed between; the parser itself sees to Content-Length."""
+"""Fields that may occur once, as two would be ambiguous; the parser itself checks Content-Length."""
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]{2,}\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)/.*", re.DOTALL | re.IGNORECASE)
 
 
 def unfinished(target: bytes) -> RequestError:
-    """Why a head that has not ended yet is refused, when it has grown beyond `LARGEST_HEAD`."""
+    """Return the error of a head that has grown beyond `LARGEST_HEAD` without an end."""
     if len(target) > LONGEST_TARGET:
         return TargetTooLong(_TARGET_TOO_LONG)
     return HeadTooLarge("a head, or what stands between the parts of a body, does not end")
 
 
 def check_size(target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
-    """Look at how large a head is.
+    """Check the size of a head.
 
     Raises:
         TargetTooLong: its target is longer than `LONGEST_TARGET`.
-        HeadTooLarge: one of its fields is longer than there may be, or all of them are.
+        HeadTooLarge: one field is too long, or all of them together.
     """
     if len(target) > LONGEST_TARGET:
         raise TargetTooLong(_TARGET_TOO_LONG)
@@ -59,10 +59,10 @@ def check_size(target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
 
 
 def check(version: str, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> None:
-    """Look at what a head says; names of fields are in lower case.
+    """Check the contents of a head; names of fields are in lower case.
 
     Raises:
-        HeadTooLarge: it has more fields than there may be.
+        HeadTooLarge: it has too many fields.
         Unreadable: it can be read in more than one way, or in none.
         ExpectationFailed: it expects something other than `100-continue`.
     """

@@ -1,4 +1,4 @@
-"""How much is let in: the rate of a source, and how much may be open at once. Pure: `now` is handed in."""
+"""Limits of a process: the rate of a source, the memory of bodies, and open connections and requests. Pure: `now` is handed in."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import msgspec
 from inbox.errors import Unavailable
 
 LEAST_BURST = 2
-"""So many may come at once at any rate, as it is for calls that go out."""
+"""Requests that may come at once at any rate, as for calls that go out."""
 
 
 class Bucket:
-    """Lets through so many a second; what is not used is saved up, for a second at most.
+    """A token bucket: lets through `rate` requests a second, and saves up unused tokens for at most a second.
 
-    It knows of the requests of its own process alone.
+    It counts the requests of its own process alone.
     """
 
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
@@ -27,7 +27,7 @@ class Bucket:
         self._at = -math.inf
 
     def take(self, now: float) -> float:
-        """Take one token at `now`, in seconds of a clock that never goes back.
+        """Take one token at `now`, in seconds of a monotonic clock.
 
         Returns:
             0 when there was one, or else the seconds until there will be.
@@ -42,17 +42,17 @@ class Bucket:
 
 
 SMALL_BODY = 64 * 1024
-"""Bytes. Nearly all webhooks are smaller, and as many of those as there may be requests are no danger to memory."""
+"""Bytes. Nearly all webhooks are smaller, and the most requests that may be open of this size don't endanger the memory."""
 
 MEMORY_FOR_BODY = 4
-"""So many times its size a body takes while it is handled: itself, its text, what is read in it, and what the database's driver
-and the rows around it take. `benchmarks.large_bodies` measures it."""
+"""Memory of a body while it is handled, as a multiple of its size: itself, its text, what is read in it, the database's
+driver and the rows around it. `benchmarks.large_bodies` measures it."""
 
 
 class MemoryBudget:
-    """The memory that bodies may take in one process: of each, what is beyond `SMALL_BODY` counts, `MEMORY_FOR_BODY` times.
+    """The memory that bodies may take in one process: bytes beyond `SMALL_BODY` count, `MEMORY_FOR_BODY` times each.
 
-    So small ones find room, however many large ones there are.
+    So small bodies find room, however many large ones there are.
     """
 
     __slots__ = ("_held", "_most")
@@ -62,7 +62,7 @@ class MemoryBudget:
         self._held = 0
 
     def change(self, before: int, now: int) -> None:
-        """A body that has had so many bytes has so many now.
+        """Account for a body that grows from `before` bytes to `now`.
 
         Raises:
             Unavailable: there is no room for that, and nothing is changed.
@@ -74,44 +74,44 @@ class MemoryBudget:
 
 
 def memory_for(size: int) -> int:
-    """The memory that a body of so many bytes takes of a room."""
+    """Return the memory that a body of `size` bytes takes of a budget."""
     return MEMORY_FOR_BODY * max(size - SMALL_BODY, 0)
 
 
 class Reservation:
-    """What one body takes of a room, until it leaves."""
+    """The memory of one body, reserved from a budget until it is released."""
 
-    __slots__ = ("_room", "_size")
+    __slots__ = ("_budget", "_size")
 
-    def __init__(self, room: MemoryBudget) -> None:
-        self._room = room
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
         self._size = 0
 
     def grow(self, size: int) -> None:
-        """The body has so many bytes now.
+        """Reserve memory for a body that now has `size` bytes.
 
         Raises:
             Unavailable: there is no room for them.
         """
-        self._room.change(self._size, size)
+        self._budget.change(self._size, size)
         self._size = size
 
-    def leave(self) -> None:
-        """The body is not held any more."""
-        self._room.change(self._size, 0)
+    def release(self) -> None:
+        """Give the memory back."""
+        self._budget.change(self._size, 0)
         self._size = 0
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """How much may be open at once in one process."""
+    """Limits of what may be open at once in one process."""
 
     connections: int
     requests: int
     per_connection: int
-    """Requests, until a connection ends."""
+    """Requests until a connection ends."""
 
     def check_connections(self, others: int) -> None:
-        """Look whether one may come besides so many others.
+        """Check that one more may be open beside `others`.
 
         Raises:
             Unavailable: there are as many as there may be.
@@ -120,7 +120,7 @@ class Capacity(msgspec.Struct, frozen=True):
             raise Unavailable("too many connections are open; send it again later")
 
     def check_requests(self, others: int) -> None:
-        """Look whether one may come besides so many others.
+        """Check that one more may be open beside `others`.
 
         Raises:
             Unavailable: there are as many as there may be.

@@ -1,4 +1,4 @@
-"""What a refusal looks like: a problem document (RFC 9457), and the headers that go with it."""
+"""Error answers: problem documents (RFC 9457) and their headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def problem(status: int, title: str, detail: str | None, field: str | None = None) -> bytes:
-    """A problem document (RFC 9457)."""
+    """Return a problem document (RFC 9457)."""
     members: dict[str, object] = {"type": "about:blank", "title": title, "status": status}
     if detail:
         members["detail"] = detail
@@ -27,12 +27,12 @@ def problem(status: int, title: str, detail: str | None, field: str | None = Non
 
 
 def problem_of(error: RequestError) -> bytes:
-    """The document of a refusal."""
+    """Return the problem document of an error."""
     return problem(error.status, error.title, error.detail, error.field)
 
 
 def problem_headers(error: RequestError) -> dict[str, str]:
-    """The headers that go with it."""
+    """Return the headers of an error answer."""
     headers = {"Content-Type": PROBLEM_TYPE}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -44,7 +44,7 @@ def problem_headers(error: RequestError) -> dict[str, str]:
 async def answer_problem(
     _req: Request, resp: Response, error: RequestError, _params: Mapping[str, object], **_: object
 ) -> None:
-    """Falcon's handler of RequestError."""
+    """Handle RequestError for Falcon."""
     resp.status = error.status
     resp.data = problem_of(error)
     resp.set_headers(problem_headers(error))
@@ -53,7 +53,7 @@ async def answer_problem(
 async def answer_bug(
     _req: Request, resp: Response, error: Exception, _params: Mapping[str, object], **_: object
 ) -> None:
-    """Falcon's handler of what nobody has foreseen. Its own logs the exception's text, which may hold values."""
+    """Handle an unexpected exception for Falcon, whose own handler logs the text, which may hold values."""
     _log.error("bug in the receiver; the sender gets 500", exc_info=without_message(error))
     resp.status, resp.data = 500, problem(500, "Internal Server Error", None)
     resp.content_type = PROBLEM_TYPE

@@ -1,11 +1,14 @@
-"""What a receiver needs of its HTTP server beyond what uvicorn does: every sender that is still there gets an answer.
+"""HTTP/1.1 for senders: uvicorn's protocol, hardened so that every connected sender gets an answer.
 
-As it comes, uvicorn answers what is no request in plain text, and in the middle of another answer if need be; has no
-limit on a head nor on the time it takes; takes a request that offers an upgrade to have no body; mixes trailers with
-headers; closes the connection unanswered when the sender closes its half, whether the request is whole or not, and so
-hard that an answer may be lost when the sender still sends; an app hears of a request only with the first byte of its
-body, so that no deadline of the app's can begin; and a server that ends closes connections on which the next request is
-on its way.
+Plain uvicorn lacks this:
+
+- It answers malformed input in plain text, even in the middle of another answer.
+- It limits neither the size of a head nor its time.
+- It reads a request that offers an upgrade as one without a body, and mixes trailers with headers.
+- It closes a connection unanswered when the sender closes its half, even when the request is whole.
+- It closes so hard that an answer is lost when the sender still sends.
+- It calls the app with the first byte of a body, so that no deadline of the app can begin.
+- A worker that stops closes connections on which the next request is on its way.
 """
 
 from __future__ import annotations
@@ -21,40 +24,40 @@ from inbox.errors import RequestError, TooSlow, Unavailable, Unreadable
 from inbox.http import head
 from inbox.http.connection import Connection, LingeringCloseTransport
 from inbox.http.limits import Bucket, Capacity
-from inbox.http.scope import CAPACITY, CUT_SHORT, GO_ON, METERS, WHOLE
+from inbox.http.scope import BODY_COMPLETE, CAPACITY, CUT_SHORT, METERS, SEND_CONTINUE
 from inbox.telemetry.metrics import OFF
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 HEAD_WITHIN_SECONDS = 10.0
-"""From the first byte to the empty line, and from the connection's beginning to the first byte. Longer: 408, or nothing."""
+"""Seconds from the first byte to the empty line (then 408), and from the start to the first byte (then no answer)."""
 
 LINGER_SECONDS = 1.0
-"""For so long a worker that ends still answers on a connection that is open; one in use is told to close by then."""
+"""Seconds in which a worker that stops still answers on open connections; those in use get `Connection: close`."""
 
 MOST_QUEUED = 16
 """Requests that may wait on one connection for the answer to the one before."""
 
 _HEALTH = b"/health/"
 _log = logging.getLogger("uvicorn.error")
-_logged = Bucket(rate=1, burst=10)  # a stranger can't fill the log
+_logged = Bucket(rate=1, burst=10)  # strangers can't fill the log
 
 
 class HardenedHttpProtocol(Connection):
-    """One connection."""
+    """One connection of a sender."""
 
-    _leaving = False
+    _is_stopping = False
     _in_head = False
     _keep_alive = False
     _unused = 0
-    """Bytes that have come since any were of use: a head, a trailer or a chunk's extension that does not end."""
+    """Bytes since the last that were of use: a head, a trailer or a chunk's extension that does not end."""
     _received = 0
-    """Bytes of what the parser sees just now."""
+    """Bytes that the parser reads just now."""
     _arrived = 0
-    """Bytes of the head that have come, and perhaps of what stands around it."""
-    _refusal: RequestError | None = None
-    """Why the parser was stopped, where it was not the parser itself that stopped."""
+    """Bytes of the head so far, and perhaps of what stands around it."""
+    _parser_error: RequestError | None = None
+    """The error that stopped the parser, unless the parser stopped by itself."""
     _capacity: Capacity | None = None
     _requests = 0
     """Count of the requests that the app has got."""
@@ -63,7 +66,7 @@ class HardenedHttpProtocol(Connection):
     # --- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Somebody is there: the time for a head begins."""
+        """Check the capacity, and start the time for a head."""
         super().connection_made(transport)
         self._ending = LingeringCloseTransport(self)
         self._capacity = self.app_state.get(CAPACITY)
@@ -72,15 +75,15 @@ class HardenedHttpProtocol(Connection):
             if self._capacity is not None:
                 self._capacity.check_connections(len(self.connections) - 1)
         except RequestError as error:
-            self.deaf = True
+            self.discarding_input = True
             self.answer(error)
             transport.close()
         else:
             self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
-        """Let the parser see it, and answer what it can't read."""
-        if self.deaf:
+        """Feed the parser, and answer input that it can't read."""
+        if self.discarding_input:
             return
         self._unset_keepalive_if_required()
         self._received = len(data)
@@ -89,22 +92,22 @@ class HardenedHttpProtocol(Connection):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
+            self._resume_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(self._refusal or Unreadable(f"this is not HTTP/1.1: {error}"))
+            self._reject(self._parser_error or Unreadable(f"this is not HTTP/1.1: {error}"))
         else:
             if self._unused > head.LARGEST_HEAD:
-                self._refuse(head.unfinished(self.url if self._in_head else b""))
+                self._reject(head.unfinished(self.url if self._in_head else b""))
             elif self.is_idle and not self.has_deadline:
                 self.arm(HEAD_WITHIN_SECONDS, self._head_is_late)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own; uvicorn's always lets it close
-        """The sender sends nothing more, but may wait for its answer. Returns whether to stay open for it."""
-        self.heard_out = True
+        """Note that the sender sends nothing more. Returns whether to stay open for its answer."""
+        self.peer_half_closed = True
         if self.draining:
             return False
-        if self._in_head and not self.deaf:
-            self._refuse(Unreadable("the connection was closed before the head of the request was whole"))
+        if self._in_head and not self.discarding_input:
+            self._reject(Unreadable("the connection was closed before the head of the request was whole"))
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if cycle is None or cycle.response_complete:
             return False
@@ -116,75 +119,77 @@ class HardenedHttpProtocol(Connection):
     # --- the parser's calls
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Note that a request begins."""
         super().on_message_begin()
         self._in_head = True
         self._unused = 0
         self._arrived = self._received
 
     def on_headers_complete(self) -> None:
-        """Tell the app at once: it can refuse by the headers alone, and its deadline for the body begins.
+        """Call the app at once: it can reject by the headers alone, and its deadline for the body begins.
 
         Raises:
-            RequestError: it is not to be told, and the parser has to stop.
+            RequestError: the head is rejected, and the parser has to stop.
         """
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
-            return  # `_go_on_without_upgrade` follows
+            return  # `_resume_without_upgrade` follows
         try:
             self._check_head()
         except RequestError as error:
-            self._refusal = error  # the parser does not keep it
+            self._parser_error = error  # the parser does not keep it
             raise
         self._in_head = False
         self._requests += 1
         self.disarm()
         super().on_headers_complete()
-        self.headers = []  # for trailers, which are dropped (RFC 9112 §7.1.2): who sends it was asked before they came
+        self.headers = []  # for trailers, which are dropped (RFC 9112 §7.1.2): authentication comes before them
         cycle: RequestResponseCycle = self.cycle
         cycle.transport = cast("asyncio.Transport", self._ending)
         # An answer that is made before the body has come ends the connection: else the rest of it had no deadline.
         self._keep_alive, cycle.keep_alive = cycle.keep_alive, False
         cycle.message_event.set()
         self._unused = 0
-        if cycle.waiting_for_100_continue:  # uvicorn would say it when Falcon looks, which is before the app has looked
+        if (
+            cycle.waiting_for_100_continue
+        ):  # uvicorn would send it when Falcon reads, before the app has checked the headers
             cycle.waiting_for_100_continue = False
             if self.scope["http_version"] == "1.1":  # an older one does not know of it
-                cast("dict[str, Any]", cycle.scope)[GO_ON] = self._say_go_on
+                cast("dict[str, Any]", cycle.scope)[SEND_CONTINUE] = self._send_continue
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
+        """Hand a part of the body to the app."""
         super().on_body(body)
         self._unused = 0
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Note that the request is complete."""
         if self._in_head:
             return
         is_last = self._capacity is not None and self._requests >= self._capacity.per_connection
         if not self.cycle.response_started:
-            self.cycle.keep_alive = self._keep_alive and not self._leaving and not is_last
-        # What stands behind the last is not looked at: its sender sees `Connection: close`, and sends it again over another.
-        self.deaf = self.deaf or is_last
+            self.cycle.keep_alive = self._keep_alive and not self._is_stopping and not is_last
+        # Input after the last request is ignored: its sender sees `Connection: close`, and sends it again over another.
+        self.discarding_input = self.discarding_input or is_last
         super().on_message_complete()
-        cast("dict[str, Any]", self.cycle.scope)[WHOLE] = True
+        cast("dict[str, Any]", self.cycle.scope)[BODY_COMPLETE] = True
         self._unused = 0
 
     def on_response_complete(self) -> None:
-        """An answer is written: the next request of the connection has its turn, if there may be one."""
+        """Start the next request of the connection, if there may be one."""
         if self.draining:
             self.server_state.total_requests += 1
         else:
             super().on_response_complete()
 
-    def _say_go_on(self) -> None:
+    def _send_continue(self) -> None:
         if not self.cycle.response_started and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    # --- the end of the worker
+    # --- the worker stops
 
     def shutdown(self) -> None:
-        """The worker ends. A connection between two requests is not closed at once: the next may be on its way already."""
-        self._leaving = True
+        """Stop with the worker. An idle connection stays open for a moment: its next request may be on its way."""
+        self._is_stopping = True
         if self.is_idle:
             self.loop.call_later(LINGER_SECONDS, self._close_if_idle)
         else:
@@ -194,7 +199,7 @@ class HardenedHttpProtocol(Connection):
         if self.is_idle:
             self.transport.close()
 
-    # --- what is refused
+    # --- rejected input
 
     def _check_head(self) -> None:
         if self._capacity is not None and self._requests >= self._capacity.per_connection:
@@ -207,13 +212,13 @@ class HardenedHttpProtocol(Connection):
         if len(self.pipeline) >= MOST_QUEUED:
             raise Unavailable("too many requests wait on this connection; send it again later")
 
-    def _refuse(self, error: RequestError) -> None:
-        """Look at nothing more; what is refused is a head, a part of a body, or what stands behind a whole request."""
-        self.deaf = True
+    def _reject(self, error: RequestError) -> None:
+        """Reject a head, a part of a body, or input after a whole request; ignore all further input."""
+        self.discarding_input = True
         self.disarm()
         if _logged.take(time.monotonic()) == 0:
             sender = self.client[0] if self.client else "?"
-            _log.warning("refused a request of %s with %d: %s", sender, error.status, error.detail)
+            _log.warning("rejected a request of %s with %d: %s", sender, error.status, error.detail)
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete:
             self.answer(error)
@@ -221,7 +226,7 @@ class HardenedHttpProtocol(Connection):
         elif cycle.more_body:
             self._cut_short(cycle, f"there is no more of it that could be read ({error.detail})")
         else:
-            cycle.keep_alive = False  # an answer to what stands behind it would be taken for its own
+            cycle.keep_alive = False  # an answer to what stands behind it would be taken for its answer
 
     @staticmethod
     def _cut_short(cycle: RequestResponseCycle, reason: str) -> None:
@@ -229,10 +234,10 @@ class HardenedHttpProtocol(Connection):
         cycle.more_body = False
         cycle.message_event.set()
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Read the head once more without the offer of an upgrade, behind which the parser leaves off.
+    def _resume_without_upgrade(self, rest: bytes) -> None:
+        """Parse the head once more without its offer of an upgrade, after which the parser stops.
 
-        None is made here (RFC 9110 §7.8), so the body is a body.
+        No upgrade is made here (RFC 9110 §7.8), so the body is a body.
         """
         fields = b"".join(b"%b: %b\r\n" % field for field in self.headers if field[0] != b"upgrade")
         version = self.parser.get_http_version().encode()
@@ -245,6 +250,6 @@ class HardenedHttpProtocol(Connection):
         if not self.is_idle:
             return
         if self._in_head:
-            self._refuse(TooSlow(f"the head did not arrive within {HEAD_WITHIN_SECONDS:g} s"))
+            self._reject(TooSlow(f"the head did not arrive within {HEAD_WITHIN_SECONDS:g} s"))
         else:
             self.transport.close()

@@ -1,16 +1,16 @@
-"""Keys that our server sets in the ASGI scope of a request, or in the state of the app."""
+"""Keys that the server sets in the ASGI scope of a request, or in the state of the app."""
 
 CUT_SHORT = "inbox.cut_short"
-"""In the scope, once no more of the body will come: the reason."""
+"""Scope key: the reason why no more of the body will come."""
 
-WHOLE = "inbox.whole"
-"""In the scope, when the whole body is there: nothing has to be waited for, and a deadline costs more than reading."""
+BODY_COMPLETE = "inbox.body_complete"
+"""Scope key, set when the whole body is there: a deadline would cost more than reading."""
 
-GO_ON = "inbox.go_on"
-"""In the scope, when the request expects `100-continue`: a function that asks the sender for the body."""
+SEND_CONTINUE = "inbox.send_continue"
+"""Scope key, set when the request expects `100-continue`: a function that asks the sender for the body."""
 
 CAPACITY = "inbox.capacity"
-"""In the app's state: the `inbox.http.limits.Capacity` that the server keeps to."""
+"""App state key: the `inbox.http.limits.Capacity` of the process."""
 
 METERS = "inbox.meters"
-"""In the app's state: the `inbox.telemetry.metrics.Meters` of the process."""
+"""App state key: the `inbox.telemetry.metrics.Meters` of the process."""

@@ -1,4 +1,4 @@
-"""Reads `inbox.toml`, and says of each mistake where it stands and what would be valid."""
+"""Reads `inbox.toml`; each mistake is reported with its line and the valid values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from inbox.config.model import Config, Database
+from inbox.config.model import Config, DatabaseSettings
 from inbox.config.shape import Mistake, build, mistakes, nearest
 from inbox.errors import ConfigError
 from inbox.loader.rules import broken_links
@@ -24,16 +24,16 @@ _ASSIGNMENT = re.compile(r"""\s*(?P<keys>(?:[\w.\s-]|"[^"]*"|'[^']*')+?)\s*=""")
 
 
 def config_path(environment: Mapping[str, str] = os.environ) -> Path:
-    """The file in force: `INBOX_CONFIG`, or else `inbox.toml` in the present folder."""
+    """Return the path of the active configuration: `INBOX_CONFIG`, or else `inbox.toml` in the working directory."""
     return Path(environment.get("INBOX_CONFIG") or DEFAULT_FILE)
 
 
 def read_config(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
-    """The configuration in `path` (or the file in force); `INBOX_DATABASE_URL` wins over its database url.
+    """Read the configuration in `path`, or the active one. `INBOX_DATABASE_URL` overrides its database url.
 
     Raises:
-        ConfigError: no such file, not TOML, an unknown key, a wrong value, or a name that nothing has. The text has a
-            line for each mistake.
+        ConfigError: no such file, not TOML, an unknown key, a wrong value, or an unknown name. The text has a line for
+            each mistake.
     """
     path = path or config_path(environment)
     try:
@@ -48,10 +48,10 @@ def read_config(path: Path | None = None, environment: Mapping[str, str] = os.en
 
 
 def parse_config(text: str, where: str = DEFAULT_FILE, database_url: str | None = None) -> Config:
-    """The configuration in `text`; `where` names the file in errors, `database_url` wins over the one in it.
+    """Parse a configuration; `where` names the file in errors, `database_url` overrides the one in it.
 
     Raises:
-        ConfigError: as `read`.
+        ConfigError: as `read_config`.
     """
     try:
         tree = tomllib.loads(text)
@@ -64,7 +64,7 @@ def parse_config(text: str, where: str = DEFAULT_FILE, database_url: str | None 
         raise ConfigError(f"{where}: {error}") from None
     _refuse(broken_links(config), text, where)
     if database_url:
-        config = msgspec.structs.replace(config, database=Database(url=database_url))
+        config = msgspec.structs.replace(config, database=DatabaseSettings(url=database_url))
     return config
 
 
@@ -75,7 +75,7 @@ def _refuse(found: Iterable[Mistake], text: str, where: str) -> None:
 
 
 def _place(text: str, where: str, path: tuple[str, ...]) -> str:
-    """Where a key stands, such as `inbox.toml:12: [sources.trivore] preset`: the table as the file writes it."""
+    """Locate a key, such as `inbox.toml:12: [sources.trivore] preset`, with the table as the file writes it."""
     line, table = _find(text, path)
     rest = _dotted(path[len(table) :])
     shown = " ".join(part for part in (f"[{_dotted(table)}]" if table else "", rest) if part)
@@ -83,9 +83,9 @@ def _place(text: str, where: str, path: tuple[str, ...]) -> str:
 
 
 def _find(text: str, path: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:
-    """The line, and the table it is in, that leads farthest down `path`.
+    """Find the line, and its table, that leads farthest down `path`.
 
-    A plain scan, which a table header inside a multi-line string can mislead: a wrong line in an error is bearable.
+    A table header inside a multi-line string misleads this plain scan. A wrong line in an error is acceptable.
     """
     best: tuple[int, int | None, tuple[str, ...]] = (0, None, path[:-1])
     table: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ def _find(text: str, path: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]
 
 
 def _keys(dotted: str) -> tuple[str, ...]:
-    """The parts of `a."b.c".d`, read by the TOML parser itself."""
+    """Split `a."b.c".d` into its parts, with the TOML parser itself."""
     try:
         tree = tomllib.loads(f"{dotted} = 0")
     except tomllib.TOMLDecodeError:
@@ -116,6 +116,6 @@ def _keys(dotted: str) -> tuple[str, ...]:
 
 
 def _dotted(path: tuple[str, ...]) -> str:
-    """`auth.secrets[0]`; a key that is not bare is quoted, as in the file."""
+    """Join a path as `auth.secrets[0]`; a key that is not bare is quoted, as in the file."""
     parts = (part if re.fullmatch(r"[\w-]+|\[\d+\]", part, re.ASCII) else repr(part) for part in path)
     return ".".join(parts).replace(".[", "[")

@@ -1,4 +1,4 @@
-"""What the table of a source must agree on with its preset."""
+"""Rules between the table of a source and its preset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OWN_KEYS = frozenset().union(*(preset.own_keys for preset in PRESETS.values()))
 
 
 def preset_mistakes(path: tuple[str, ...], source: Source) -> Iterator[Mistake]:
-    """Everything that the source's preset can't use, or can't do without."""
+    """Yield every key that the source's preset can't use, or lacks."""
     preset = PRESETS.get(source.preset)
     if preset is None:
         yield Mistake((*path, "preset"), f"there is no preset {source.preset!r}; {nearest(source.preset, PRESETS)}")
@@ -46,7 +46,7 @@ def _own_keys(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator
 
 
 def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
-    """Keys that could not recognise an event that is sent again."""
+    """Yield keys that could not recognise a duplicate."""
     if source.dedup is not None and WHOLE_BODY in source.dedup and len(source.dedup) > 1:
         yield Mistake((*path, "dedup"), f"has {WHOLE_BODY!r}, which is all there is; remove the others")
     if source.max_age is None:
@@ -59,7 +59,7 @@ def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[
 
 
 def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
-    """A source without any proof is told so: who wants that has to write it."""
+    """Yield mistakes of authentication. A source without any has to say so explicitly."""
     by_signature = bool(preset.signatures or preset.prover or source.signature)
     if source.secrets is not None and not by_signature:
         yield Mistake(

@@ -1,4 +1,4 @@
-"""What the tables of `inbox.toml` must agree on: names that something has, and sync processes that can run."""
+"""Rules between the tables of `inbox.toml`: references that resolve, and sync routes that can run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from datetime import UTC, datetime
 from inbox.config.model import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
 from inbox.config.routing import matches
 from inbox.config.shape import Mistake, nearest
-from inbox.config.sync import MapField, Sweep, Sync
+from inbox.config.sync import MapField, Sweep, SyncRoute
 from inbox.http.limits import memory_for
 from inbox.loader.presets import preset_mistakes
 from inbox.sources import PRESETS
 
-_FUNCTION = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:(?:[^\W\d]\w*\.)*[^\W\d]\w*")
+_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_FUNCTION = re.compile(f"{_NAME}:{_NAME}")
+"""Pattern of `package.module:name`."""
 _OF_A_FUNCTION = {"name", "timeout", "concurrency", "rate", "breaker"}
 _TARGET = re.compile(r"\{\s*target\b")
+_NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate", "gone", False))
+"""A table of a sync route, the key whose value of the same name needs it, and whether that value is the default."""
 
 
 def broken_links(config: Config) -> Iterator[Mistake]:
-    """Every name that nothing has, every sync process that can't run, and every wait of no length."""
+    """Yield every unresolved name, every sync route that can't run, and every timeout of zero."""
     for section, endpoints in (("apis", config.apis), ("destinations", config.destinations)):
         for name, endpoint in endpoints.items():
             if endpoint.timeout <= 0:
@@ -45,7 +49,7 @@ def broken_links(config: Config) -> Iterator[Mistake]:
 
 
 def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
-    """A body that may never come in."""
+    """Yield sources whose largest body exceeds the memory limit."""
     most = source.max_body or (PRESETS[source.preset].max_body if source.preset in PRESETS else 0)
     if memory_for(most) > memory:
         yield Mistake(
@@ -56,7 +60,7 @@ def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
 
 
 def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[Mistake]:
-    """How far a sweep has come is kept for each type of entity: two sweeps of one would go by each other's place."""
+    """Yield mistakes in sweeps. The watermark is kept per entity type, so two sweeps of one type would share it."""
     swept: set[str] = set()
     for number, sweep in enumerate(source.sweeps):
         where = (*path, f"[{number}]")
@@ -72,7 +76,7 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[M
 
 
 def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route]) -> Iterator[Mistake]:
-    """What a sweep would add in vain: routes take this type of entity, and none takes the events that it adds."""
+    """Yield a sweep whose events no route takes, although routes take its entity type."""
     fit = [each.when for each in routes if not each.when.entity_type or sweep.entity_type in each.when.entity_type]
     if not fit or any(matches(when, sweep.entity_type, sweep.event_type, sweep.action) for when in fit):
         return
@@ -86,8 +90,7 @@ def _taken_by_none(path: tuple[str, ...], sweep: Sweep, routes: Sequence[Route])
 
 
 def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator[Mistake]:
-    if _FUNCTION.fullmatch(destination.function) is None:
-        yield Mistake((*path, "function"), f'expected "package.module:name", got {destination.function!r}')
+    yield from _reference((*path, "function"), destination.function)
     plain = PythonDestination(function=destination.function)
     for key in (*Endpoint.__struct_fields__, "outcomes"):
         if key not in _OF_A_FUNCTION and getattr(destination, key) != getattr(plain, key):
@@ -112,14 +115,17 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
         )
 
 
-def _sync_steps(path: tuple[str, ...], sync: Sync) -> Iterator[Mistake]:
-    if sync.missing == "create" and sync.create is None:
-        yield Mistake(
-            (*path, "create"), 'is missing, and missing = "create" (the default) needs it; or set missing = "skip"'
-        )
-    if sync.gone == "delete" and sync.delete is None:
-        yield Mistake((*path, "delete"), 'is missing, and gone = "delete" (the default) needs it; or set gone = "skip"')
-    for step, write in (("create", sync.create), ("update", sync.update), ("delete", sync.delete)):
+def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    for step, key, is_default in _NEEDED:
+        if getattr(sync, key) == step and getattr(sync, step) is None:
+            default = " (the default)" if is_default else ""
+            yield Mistake((*path, step), f'is missing, and {key} = "{step}"{default} needs it; or set {key} = "skip"')
+    if sync.find is None and sync.update is None and sync.create is None:
+        yield Mistake(path, "does nothing without a create or an update table")
+    if sync.find is None and sync.update is not None and sync.update.if_match is not None:
+        yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
+    for step in ("create", "update", "delete", "deactivate"):
+        write = getattr(sync, step)
         if write is None or not _TARGET.search(write.path):
             continue
         if step == "create":
@@ -128,17 +134,14 @@ def _sync_steps(path: tuple[str, ...], sync: Sync) -> Iterator[Mistake]:
             yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")
 
 
-Path = tuple[str, ...]
-
-_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")
-"""Those that every platform reads and writes alike."""
+"""Directives that every platform reads and writes alike."""
 _SOME_DAY = datetime(2000, 12, 31, tzinfo=UTC)
 
 
-def map_mistakes(path: Path, sync: Sync) -> Iterator[Mistake]:
-    """Everything about the map of the sync table at `path` that can't be, as far as it is seen without running it."""
+def map_mistakes(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield every mistake in the map of the sync table at `path` that shows without compiling it."""
     if not sync.map and sync.transform is None:
         yield Mistake((*path, "map"), "at least one field must be mapped, or a transform given")
     for name, field in sync.map.items():
@@ -160,12 +163,7 @@ def _always_has_one(mapped: MapField) -> bool:
     return mapped.required or mapped.value is not None or mapped.default is not None
 
 
-def is_reference(text: str) -> bool:
-    """Whether it could name a function: `package.module:name`."""
-    return _REFERENCE.fullmatch(text) is not None
-
-
-def _field(path: Path, field: MapField) -> Iterator[Mistake]:
+def _field(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
     ways = {"from": field.expression, "value": field.value, "function": field.function}
     given = [name for name, way in ways.items() if way is not None]
     if len(given) != 1:
@@ -186,12 +184,12 @@ def _field(path: Path, field: MapField) -> Iterator[Mistake]:
         yield from _constant((*path, name), constant)
 
 
-def _reference(path: Path, text: str) -> Iterator[Mistake]:
-    if not is_reference(text):
-        yield Mistake(path, f"expected package.module:function, got {text!r}")
+def _reference(path: tuple[str, ...], text: str) -> Iterator[Mistake]:
+    if _FUNCTION.fullmatch(text) is None:
+        yield Mistake(path, f'expected "package.module:name", got {text!r}')
 
 
-def _constant(path: Path, value: object) -> Iterator[Mistake]:
+def _constant(path: tuple[str, ...], value: object) -> Iterator[Mistake]:
     if isinstance(value, float) and not math.isfinite(value):
         yield Mistake(path, f"JSON has no {value}")
     elif isinstance(value, dict):
@@ -202,7 +200,7 @@ def _constant(path: Path, value: object) -> Iterator[Mistake]:
             yield from _constant((*path, f"[{position}]"), inner)
 
 
-def _dates(path: Path, field: MapField) -> Iterator[Mistake]:
+def _dates(path: tuple[str, ...], field: MapField) -> Iterator[Mistake]:
     for name, form in (("read", field.read), ("write", field.write)):
         if form is None:
             continue

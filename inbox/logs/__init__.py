@@ -1,1 +1,1 @@
-"""Text for logs and terminals: escaped, masked, and without the messages of exceptions."""
+"""Text for logs and terminals: escaped, masked, and without messages of exceptions."""

@@ -1,4 +1,4 @@
-"""Masks the access log of uvicorn, for whoever turns it on: it shows paths that exist, and no token, query or other path."""
+"""Masks uvicorn's access log, which is off by default: it shows existing paths, and no token, query or other path."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _WEBHOOK = re.compile(r"/webhooks/(?P<source>[^/]+)(?P<token>/[^/]+)?")
 _SHOWN = frozenset({"/health/live", "/health/ready"})
 
 
-class Mask:
-    """A filter for the log's records.
+class AccessLogMask:
+    """A filter for log records.
 
-    A path that does not exist may be one with a token in it that somebody has mistyped, so nothing of it is shown. A source
-    that does not exist may itself be a token whose sender has forgotten the source.
+    An unknown path may be a mistyped one with a token in it, so nothing of it is shown. An unknown source may itself be a
+    token whose sender left the source out.
     """
 
     def __init__(self, sources: Callable[[], Container[str]]) -> None:
         self._sources = sources
 
     def __call__(self, record: logging.LogRecord) -> bool:
-        """Change the record; it is always shown."""
+        """Mask the record's arguments; the record is always shown."""
         if isinstance(record.args, tuple):
             record.args = tuple(
                 self._masked(value) if isinstance(value, str) and "/" in value else value for value in record.args

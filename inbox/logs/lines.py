@@ -1,4 +1,4 @@
-"""Lines for logs and standard error that no value in them can break, colour or forge."""
+"""Lines for logs and standard error. Values in them can't break, colour or forge a line."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from inbox.logs.visible import visible_line, visible_text
 Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-class Lines(logging.Formatter):
-    """Formats a record as one line, and a traceback below it with its lines indented."""
+class LineFormatter(logging.Formatter):
+    """Formats a record as one line, with an indented traceback below it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """The line, with all that it is made of."""
+        """Format the line and escape it."""
         return visible_line(super().formatMessage(record))
 
     def formatException(self, ei: Raised) -> str:  # noqa: N802  # likewise
-        """The traceback; the exceptions' texts may hold values."""
+        """Format the traceback and escape it: texts of exceptions may contain values."""
         return visible_text(super().formatException(ei))
 
 
-def escape(handlers: Iterable[logging.Handler]) -> None:
-    """Let these handlers write such lines, in the form that they have. One with a formatter of another kind keeps it.
+def escape_lines(handlers: Iterable[logging.Handler]) -> None:
+    """Let these handlers escape their lines and keep their format. A handler with another kind of formatter keeps it.
 
-    Such a formatter may write JSON, which has escapes of its own.
+    Such a formatter may write JSON, which has its own escapes.
     """
     for handler in handlers:
         plain = handler.formatter or logging.Formatter()
         if type(plain) is logging.Formatter:
             lines = copy(plain)
-            lines.__class__ = Lines
+            lines.__class__ = LineFormatter
             handler.setFormatter(lines)
 
 
-def tell(message: str) -> None:
-    """Say on standard error what must be seen however logging is configured."""
+def write_stderr(message: str) -> None:
+    """Write a message to standard error, independent of the configuration of logging."""
     sys.stderr.write(f"{visible_text(message)}\n")
     sys.stderr.flush()

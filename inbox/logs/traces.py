@@ -1,4 +1,4 @@
-"""Shows where an exception was raised, without its message: that may hold a secret, or what a person is called."""
+"""Shows the place of an exception without its message, which may contain a secret or a person's name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _MOST_CAUSES = 5
 
 
 def place_of(error: BaseException, *, skip: int = 0) -> str:
-    """Its frames in one line, from the outermost down, as `FILE:LINE`; the first `skip` are left out."""
+    """Format its frames in one line, from the outermost down, as `FILE:LINE`, without the first `skip`."""
     frames = traceback.extract_tb(error.__traceback__)[skip:]
     return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[:_MOST_FRAMES])
 
 
 def without_message(error: BaseException, causes: int = _MOST_CAUSES) -> Exception:
-    """An exception that logs as this one does, with its frames, its type and its causes, and says nothing."""
+    """Copy an exception with its frames, type and causes, and without its message."""
     kind = type(error)
     named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     bare: Exception = type(kind.__name__, (Exception,), named)().with_traceback(error.__traceback__)

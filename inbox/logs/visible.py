@@ -1,8 +1,8 @@
-"""Text from outside, made safe to look at: nothing in it moves a cursor, hides, turns other text round or begins a line.
+"""Escapes text from outside: nothing in it moves a cursor, hides, reverses other text or begins a line.
 
-Escaped is everything that `str.isprintable` leaves out: controls (C0, DEL, C1), format characters such as those that
-turn the direction of text, line and paragraph separators, spaces other than the usual one, halves of surrogate pairs,
-private and unassigned characters. Escaped as well is what is printable by its category and shows nothing.
+It escapes everything that `str.isprintable` excludes: controls (C0, DEL, C1), format characters such as those that
+change the direction of text, line and paragraph separators, spaces other than U+0020, halves of surrogate pairs,
+private and unassigned characters. It also escapes characters that are printable by their category and show nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ INVISIBLE = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0"
     + "".join(map(chr, (*range(0xFE00, 0xFE0F), *range(0xE0100, 0xE01F0))))
 )
-"""`Default_Ignorable_Code_Point`, as far as it is printable; but not U+FE0F, which makes a symbol of ours an emoji.
+"""Printable characters of `Default_Ignorable_Code_Point`, without U+FE0F, which turns a symbol of ours into an emoji.
 
 https://www.unicode.org/Public/UCD/latest/ucd/DerivedCoreProperties.txt
 """
 
 
 _KEPT = 0x800
-"""The escapes of the characters below are kept; those of all of Unicode would be too much for a process that runs long."""
+"""Escapes of the characters below it are cached; all of Unicode would take too much memory in a long process."""
 
 
 class _Shown(dict[int, str]):
-    """By code point, how a character is shown; for `str.translate`, which asks for each."""
+    """Displayed form of each code point, for `str.translate`."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -40,7 +40,7 @@ _VALUE = _Shown({ord("\\"): "\\\\"})
 
 
 def visible(value: str) -> str:
-    r"""A value on one line; what could not be seen is escaped as Python does: `\n`, `\x1b`, `\u202e`.
+    r"""Escape a value on one line; invisible characters become Python's escapes: `\n`, `\x1b`, `\u202e`.
 
     A backslash is doubled, so two values that differ never look the same.
     """
@@ -48,19 +48,19 @@ def visible(value: str) -> str:
 
 
 def visible_line(text: str) -> str:
-    """A text of ours with values in it, on one line. Backslashes stay as they are."""
+    """Escape a text of ours with values in it, on one line. Backslashes stay."""
     return text.translate(_SHOWN)
 
 
 def visible_text(text: str, indent: str = "  ") -> str:
-    """A text of ours with values in it. Its further lines are indented: no value can forge a line of its own."""
+    """Escape a text of ours with values in it. Its further lines are indented, so that no value can forge a line."""
     return f"\n{indent}".join(map(visible_line, text.split("\n")))
 
 
 def visible_json(document: str) -> str:
-    r"""JSON with the same values, in which each character that could not be seen stands as `\u202e` does.
+    r"""Escape JSON: its values stay the same, and each invisible character becomes an escape such as `\u202e`.
 
-    Such characters can only stand in strings. The line breaks between elements stay.
+    Such characters occur only in strings. The line breaks between elements stay.
     """
     return _JSON_HIDDEN.sub(_json_escape, document)
 

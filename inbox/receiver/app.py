@@ -1,11 +1,11 @@
-"""Puts the receiver together: the routes of the Falcon app, and what lives as long as a worker."""
+"""The Falcon app of the receiver: its URLs, its health checks, and the services of a worker."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import falcon
@@ -14,6 +14,7 @@ from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
 from inbox.config.model import Config, Source
+from inbox.config.routing import routes_of
 from inbox.db import engine
 from inbox.db.dialect import SQLITE
 from inbox.errors import CAUSES, RequestError, Unavailable, collect_config_errors
@@ -21,73 +22,59 @@ from inbox.http.limits import Bucket, Capacity, MemoryBudget
 from inbox.http.problems import PROBLEM_TYPE, answer_bug, answer_problem, problem
 from inbox.http.scope import CAPACITY, METERS
 from inbox.receiver.outcome_waiter import OutcomeWaiter
-from inbox.receiver.resource import Outcomes, SourceEndpoint, Webhooks, Writer
-from inbox.receiver.writer import GroupCommit
-from inbox.receiver.writers import WriterPair
+from inbox.receiver.resource import Services, SourceEndpoint, Webhooks
+from inbox.receiver.writer import GroupCommit, WriterPair
 from inbox.sources import preset_of
-from inbox.sources.credentials import even_out, verifier_of
-from inbox.telemetry.metrics import OFF, RECEIVED, RECEIVER, REFUSED, REPEATED, UNKNOWN, Meters
-from inbox.telemetry.recorder import counting
+from inbox.sources.credentials import pad_work, verifier_of
+from inbox.telemetry.metrics import DUPLICATES, OFF, RECEIVED, RECEIVER, REJECTED, UNKNOWN, Meters
+from inbox.telemetry.recorder import make_recorder
 
 Receiver = falcon.asgi.App[Request, Response]
 
 READY_CACHED_SECONDS = 1.0
-"""A load balancer may ask as often as it likes."""
+"""Seconds. A load balancer may ask as often as it likes."""
 
 
 def app_of(config: Config) -> Receiver:
-    """The receiver that `config` describes, writing to its database.
+    """Make the receiver that `config` describes, writing to its database.
 
     Raises:
         ConfigError: as `create_app`.
     """
     clock = SystemClock()
 
-    @cache
-    def open_meters() -> Meters:
-        if config.metrics.receiver is None:
-            return OFF
-        return _at_zero(counting(RECEIVER), config)
+    def open_services() -> Services:
+        meters = OFF if config.metrics.receiver is None else _at_zero(make_recorder(RECEIVER), config)
+        connections = engine.connect_async(config.database.url, application="inbox-receiver")
+        small = GroupCommit(connections, clock, meters=meters)
+        is_sqlite = connections.dialect.name == SQLITE
+        writer = small if is_sqlite else WriterPair(small, GroupCommit(connections, clock, meters=meters))
+        waiter = OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
+        return Services(writer, meters, waiter)
 
-    def open_writer() -> Writer:
-        made = engine.connect_async(config.database.url, application="inbox-receiver")
-        writer = GroupCommit(made, clock, meters=open_meters())
-        if made.dialect.name == SQLITE:
-            return writer
-        return WriterPair(writer, GroupCommit(made, clock, meters=open_meters()))
-
-    def open_outcomes() -> Outcomes:
-        return OutcomeWaiter(engine.connect_async(config.database.url, application="inbox-receiver-waiting"))
-
-    return create_app(config, open_writer, clock, open_outcomes, open_meters)
+    return create_app(config, open_services, clock)
 
 
-def create_app(
-    config: Config,
-    open_writer: Callable[[], Writer],
-    clock: Clock,
-    open_outcomes: Callable[[], Outcomes] | None = None,
-    open_meters: Callable[[], Meters] = lambda: OFF,
-) -> Receiver:
-    """The receiver. What opens something is called in each worker, inside its event loop, when it starts.
+def create_app(config: Config, open_services: Callable[[], Services], clock: Clock) -> Receiver:
+    """Make the receiver. Each worker calls `open_services` when it starts, inside its event loop.
 
     Nothing here needs an event loop, and nothing is open afterwards: processes that are forked later may share it.
 
     Raises:
-        ConfigError: a source's preset or secret is not there. The text has a line for each that is not.
+        ConfigError: a preset or secret of a source is missing. The text has a line for each.
     """
-    inlets = inlets_of(config)
-    nobodys = even_out(inlet.verifier for inlet in inlets.values())
-    webhooks = Webhooks(inlets, nobodys, clock, MemoryBudget(config.receiver.memory))
-    health = Health()
-    capacity = Capacity(
-        connections=config.receiver.connections,
-        requests=config.receiver.requests,
-        per_connection=config.receiver.requests_per_connection,
+    endpoints = endpoints_of(config)
+    decoy = pad_work(endpoint.verifier for endpoint in endpoints.values())
+    lifespan = Lifespan(
+        Capacity(
+            connections=config.receiver.connections,
+            requests=config.receiver.requests,
+            per_connection=config.receiver.requests_per_connection,
+        ),
+        open_services,
     )
-    lifespan = _Lifespan(
-        webhooks, health, capacity, open_writer=open_writer, open_outcomes=open_outcomes, open_meters=open_meters
-    )
+    webhooks = Webhooks(endpoints, decoy, clock, MemoryBudget(config.receiver.memory), lifespan.services)
+    health = Health(lifespan.services)
     app = falcon.asgi.App(middleware=[lifespan])
     app.add_error_handler(RequestError, answer_problem)
     app.add_error_handler(Exception, answer_bug)
@@ -99,107 +86,105 @@ def create_app(
     return app
 
 
-def inlets_of(config: Config) -> dict[str, SourceEndpoint]:
-    """Each source with its preset and its verifier.
+def endpoints_of(config: Config) -> dict[str, SourceEndpoint]:
+    """Make the endpoint of each source.
 
     Raises:
         ConfigError: as `create_app`.
     """
-    return collect_config_errors({name: partial(_inlet, config, source) for name, source in config.sources.items()})
+    return collect_config_errors({name: partial(_endpoint, config, source) for name, source in config.sources.items()})
 
 
-def _inlet(config: Config, source: Source) -> SourceEndpoint:
+def _endpoint(config: Config, source: Source) -> SourceEndpoint:
     preset = preset_of(source)
-    routes = tuple(route for route in config.routes.values() if route.source == source.name)
-    bucket = None if source.rate is None else Bucket(source.rate)
     return SourceEndpoint(
-        source=source, preset=preset, verifier=verifier_of(source, preset), routes=routes, bucket=bucket
+        source=source,
+        preset=preset,
+        verifier=verifier_of(source, preset),
+        routes=routes_of(source.name, config.routes.values()),
+        bucket=None if source.rate is None else Bucket(source.rate),
     )
 
 
 def _at_zero(meters: Meters, config: Config) -> Meters:
-    """What is known by name stands at zero from the start: what is not there can't be seen to rise."""
+    """Start every series with a known label at zero: an increase can't be seen of a series that does not exist."""
     causes = sorted(CAUSES)
     for source in (*config.sources, UNKNOWN):
         for cause in causes:
-            meters.count(REFUSED, source, cause, by=0)
+            meters.count(REJECTED, source, cause, by=0)
     for source in config.sources:
         meters.count(RECEIVED, source, by=0)
-        meters.count(REPEATED, source, by=0)
+        meters.count(DUPLICATES, source, by=0)
     return meters
 
 
 class Health:
-    """`/health/live`: the process answers. `/health/ready`: it can write to the database, asked at most once a second."""
+    """Health checks.
 
-    def __init__(self) -> None:
-        self.writer: Writer | None = None
-        self._asked_at = float("-inf")
+    `/health/live`: the process answers. `/health/ready`: it can write to the database, checked at most once a second.
+    """
+
+    def __init__(self, services: Callable[[], Services]) -> None:
+        self._services = services
+        self._probed_at = float("-inf")
         self._problem: Unavailable | None = None
-        self._asking = asyncio.Lock()
+        self._probing = asyncio.Lock()
 
     async def on_get_live(self, _req: Request, resp: Response) -> None:
-        """200 as long as the process serves."""
+        """Answer 200 as long as the process serves."""
         resp.media = {"status": "live"}
 
     async def on_get_ready(self, _req: Request, resp: Response) -> None:
-        """200 when a webhook could be stored now, or else 503."""
-        async with self._asking:
-            if time.monotonic() - self._asked_at >= READY_CACHED_SECONDS:
-                self._problem = await self._ask()
-                self._asked_at = time.monotonic()
+        """Answer 200 when a webhook could be stored now, else 503."""
+        async with self._probing:
+            if time.monotonic() - self._probed_at >= READY_CACHED_SECONDS:
+                self._problem = await self._probe()
+                self._probed_at = time.monotonic()
         if self._problem is not None:
             raise Unavailable(self._problem.detail)
         resp.media = {"status": "ready"}
 
-    async def _ask(self) -> Unavailable | None:
-        if self.writer is None:
-            return Unavailable("the receiver is starting")
+    async def _probe(self) -> Unavailable | None:
         try:
-            await self.writer.probe()
+            await self._services().writer.probe()
         except Unavailable as problem_now:
             return problem_now
         return None
 
 
-class _Lifespan:
-    """Opens what a worker needs when it starts, and closes it when it stops."""
+class Lifespan:
+    """Opens the services of a worker when it starts, and closes them when it stops."""
 
-    def __init__(
-        self,
-        webhooks: Webhooks,
-        health: Health,
-        capacity: Capacity,
-        *,
-        open_writer: Callable[[], Writer],
-        open_outcomes: Callable[[], Outcomes] | None,
-        open_meters: Callable[[], Meters],
-    ) -> None:
+    def __init__(self, capacity: Capacity, open_services: Callable[[], Services]) -> None:
         self._capacity = capacity
-        self._open_writer = open_writer
-        self._open_outcomes = open_outcomes
-        self._open_meters = open_meters
-        self._webhooks = webhooks
-        self._health = health
-        self._writer: Writer | None = None
+        self._open = open_services
+        self._services: Services | None = None
+
+    def services(self) -> Services:
+        """Return the worker's services.
+
+        Raises:
+            Unavailable: the worker has not started yet.
+        """
+        if self._services is None:
+            raise Unavailable("the receiver is starting")
+        return self._services
 
     async def process_startup(self, scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
-        """Called by the ASGI server before the first request."""
-        scope.get("state", {})[CAPACITY] = self._capacity
-        self._writer = self._webhooks.writer = self._health.writer = self._open_writer()
-        self._webhooks.meters = scope.get("state", {})[METERS] = self._open_meters()
-        self._webhooks.waiting = None if self._open_outcomes is None else self._open_outcomes()
+        """Open the services. The ASGI server calls this before the first request."""
+        self._services = self._open()
+        scope.get("state", {}).update({CAPACITY: self._capacity, METERS: self._services.meters})
 
     async def process_shutdown(self, _scope: Mapping[str, Any], _event: Mapping[str, Any]) -> None:
-        """Called by the ASGI server after the last request."""
-        if self._webhooks.waiting is not None:
-            await self._webhooks.waiting.close()
-        if self._writer is not None:
-            await self._writer.close()
-        self._webhooks.meters.close()
+        """Close the services. The ASGI server calls this after the last request."""
+        services = self.services()
+        if services.outcomes is not None:
+            await services.outcomes.close()
+        await services.writer.close()
+        services.meters.close()
 
 
 def _serialize_problem(_req: Request, resp: Response, error: falcon.HTTPError) -> None:
-    """What Falcon refuses by itself (no such path, no such method) looks like what we refuse."""
+    """Write Falcon's own errors (no such path, no such method) as problem documents, like ours."""
     resp.content_type = PROBLEM_TYPE
     resp.data = problem(error.status_code, error.title or str(error.status), error.description)

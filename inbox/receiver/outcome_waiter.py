@@ -1,6 +1,6 @@
-"""Waits for how deliveries end: one task for each process asks for everything that is waited for, together.
+"""Waits for the outcomes of deliveries: one task for each process polls for all waiting requests together.
 
-However many wait, it is one statement every 50 ms; while nobody waits, there is none, and no connection.
+That is one statement every 50 ms, however many requests wait; while none waits, there is no statement and no connection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inbox.errors import NotDelivered, StillOpen
 POLL_SECONDS = 0.05
 
 
-class _Given(msgspec.Struct, frozen=True):
+class _Failed(msgspec.Struct, frozen=True):
     """A delivery that was given up."""
 
     route: str
@@ -29,24 +29,24 @@ class _Given(msgspec.Struct, frozen=True):
 
 
 class OutcomeWaiter:
-    """Make it inside the running event loop, and `close` it there."""
+    """Polls for outcomes. Make it inside the running event loop, and `close` it there."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._sql = Sql(engine.dialect.name)
-        self._wanted: dict[int, set[asyncio.Future[_Given | None]]] = defaultdict(set)
-        self._asking: asyncio.Task[None] | None = None
+        self._wanted: dict[int, set[asyncio.Future[_Failed | None]]] = defaultdict(set)
+        self._poller: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
-        self.asked = 0
-        """How many statements there have been."""
+        self.polls = 0
+        """Count of statements so far."""
 
     async def delivered(self, seqs: Sequence[int], *, within: float, at_most: int) -> None:
         """Return when all of these events have ended on every route, and none was given up.
 
         Raises:
             NotDelivered: one was given up; a person can take it up again.
-            StillOpen: not within so many seconds, or `at_most` requests wait already.
+            StillOpen: not `within` so many seconds, or `at_most` requests wait already.
         """
         if self._requests >= at_most:
             raise StillOpen("stored; too many wait for outcomes")
@@ -55,60 +55,62 @@ class OutcomeWaiter:
         try:
             for seq, future in futures.items():
                 self._wanted[seq].add(future)
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask(), name="outcomes")
-                self._tasks.add(self._asking)
-                self._asking.add_done_callback(self._tasks.discard)
+            if self._poller is None:
+                self._poller = asyncio.create_task(self._poll(), name="outcomes")
+                self._tasks.add(self._poller)
+                self._poller.add_done_callback(self._tasks.discard)
             async with asyncio.timeout(within):
-                given_up = [found for found in await asyncio.gather(*futures.values()) if found is not None]
+                failed = [found for found in await asyncio.gather(*futures.values()) if found is not None]
         except TimeoutError:
             raise StillOpen(f"stored; its outcome is not known after {within:g} s") from None
         finally:
             self._requests -= 1
             self._forget(futures)
-        if given_up:
-            raise NotDelivered(f"route {given_up[0].route}: {given_up[0].error}")
+        if failed:
+            raise NotDelivered(f"route {failed[0].route}: {failed[0].error}")
 
     async def close(self) -> None:
-        """Let nobody wait any more."""
+        """End every wait."""
         for futures in self._wanted.values():
             for future in futures:
                 _fail(future, "stored; the receiver is stopping")
         await asyncio.gather(*self._tasks)
         await self._engine.dispose()
 
-    def _forget(self, futures: dict[int, asyncio.Future[_Given | None]]) -> None:
+    def _forget(self, futures: dict[int, asyncio.Future[_Failed | None]]) -> None:
         for seq, future in futures.items():
             future.cancel()
             self._wanted[seq].discard(future)
             if not self._wanted[seq]:
                 del self._wanted[seq]
 
-    async def _ask(self) -> None:
+    async def _poll(self) -> None:
         try:
             async with self._engine.connect() as connection:
                 await connection.execution_options(sqlite_begin="DEFERRED")
                 while self._wanted:
-                    await self._ask_once(connection)
+                    await self._poll_once(connection)
                     await asyncio.sleep(POLL_SECONDS)
-                self._asking = None  # who comes while the connection is being closed starts another task
+                self._poller = None  # a request that comes while the connection is being closed starts another task
         except (SQLAlchemyError, OSError):
             for futures in self._wanted.values():
                 for future in futures:
                     _fail(future, "stored; the database does not say how it ended")
         finally:
-            if self._asking is asyncio.current_task():
-                self._asking = None
+            if self._poller is asyncio.current_task():
+                self._poller = None
 
-    async def _ask_once(self, connection: AsyncConnection) -> None:
+    async def _poll_once(self, connection: AsyncConnection) -> None:
         wanted = {seq: set(futures) for seq, futures in self._wanted.items()}
-        rows = await connection.execute(_standing(self._sql), {"wanted": rows_param({"seq": seq} for seq in wanted)})
-        self.asked += 1
+        rows = await connection.execute(
+            _open_deliveries(self._sql), {"wanted": rows_param({"seq": seq} for seq in wanted)}
+        )
+        self.polls += 1
         is_open: set[int] = set()
-        given_up: dict[int, _Given] = {}
+        failed: dict[int, _Failed] = {}
         for row in rows.all():
             if row.state in {"dead", "blocked"}:
-                given_up[row.seq] = _Given(row.route, row.error)
+                failed[row.seq] = _Failed(row.route, row.error)
             else:
                 is_open.add(row.seq)
         await connection.rollback()
@@ -116,17 +118,17 @@ class OutcomeWaiter:
             if seq not in is_open:
                 for future in futures:
                     if not future.done():
-                        future.set_result(given_up.get(seq))
+                        future.set_result(failed.get(seq))
 
 
-def _fail(future: asyncio.Future[_Given | None], why: str) -> None:
+def _fail(future: asyncio.Future[_Failed | None], why: str) -> None:
     if not future.done():
         future.set_exception(StillOpen(why))
 
 
 @cache
-def _standing(sql: Sql) -> TextClause:
-    """An event of which nothing is open has ended on every route."""
+def _open_deliveries(sql: Sql) -> TextClause:
+    """Select open deliveries: an event without one has ended on every route."""
     return text(f"""
 SELECT o.seq, o.route, o.state, l.detail ->> 'error' AS error
 FROM {sql.rows("wanted", seq="bigint")}

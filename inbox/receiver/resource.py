@@ -1,4 +1,4 @@
-"""The one POST resource: bytes and headers in, an answer out, and between them the writer's commit."""
+"""The webhook resource: takes bytes and headers, and answers after the writer's commit."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from inbox.http.limits import Bucket, MemoryBudget, Reservation
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 from inbox.sources.credentials import Verifier
-from inbox.sources.normalize import events_of, kept_headers, refuse_old
+from inbox.sources.normalize import events_of, kept_headers, reject_old
 from inbox.sources.sender import address_of
 from inbox.telemetry import metrics
-from inbox.telemetry.metrics import OFF
+from inbox.telemetry.metrics import OFF, Meters
 
 UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
-"""Bytes: as most presets have it. A source with another limit can be told from one that does not exist by a larger request;
-to read all for everybody would let strangers send as much as the largest source may."""
+"""Bytes: the limit of most presets. A larger request can tell a source with another limit from one that does not exist;
+reading all for everybody would let strangers send as much as the largest source may."""
 
 AT_ONCE = 64 * 1024
-"""Bytes. A larger body is hashed and read in a thread: 25 MiB take a good part of a second, in which no other request of the
-process would get on. Hashing lets other threads run. Reading does not, or not often, so one is read at a time: the event loop
-waits for a single one, and what more than `MEMORY_FOR_BODY` it may take, it takes once."""
+"""Bytes. A larger body is hashed and parsed in a thread: 25 MiB take a good part of a second, and would block every other
+request of the process. Hashing lets other threads run. Parsing seldom does, so one body is parsed at a time: the event loop
+waits for a single one, and memory beyond `MEMORY_FOR_BODY` is taken once."""
 
 HASHED_AT_ONCE = 1024 * 1024
-"""Bytes, which take 1 to 3 ms. A refusal hashes the body with every key of all sources: beyond this a thread does."""
+"""Bytes, which take 1 to 3 ms. A rejection hashes the body with every key of all sources: beyond this a thread does."""
 
 _HANDSHAKES = frozenset(
     (preset.handshake.method, preset.handshake.header)
@@ -60,7 +60,7 @@ _T = TypeVar("_T")
 
 
 class Writer(Protocol):
-    """What stores events; `inbox.receiver.writer.GroupCommit` in earnest."""
+    """Stores events; the product's are `inbox.receiver.writer.GroupCommit` and `WriterPair`."""
 
     async def append(self, events: Sequence[Event]) -> list[Receipt]:
         """Store the events of one request, all or none; return after the commit."""
@@ -71,7 +71,7 @@ class Writer(Protocol):
         ...
 
     def reject(self, row: Rejected) -> None:
-        """Keep a refusal, when there is room."""
+        """Store a rejected request, when there is room."""
         ...
 
     async def close(self) -> None:
@@ -80,50 +80,61 @@ class Writer(Protocol):
 
 
 class Outcomes(Protocol):
-    """What knows how deliveries end; `inbox.receiver.outcome_waiter.Waiting` in earnest."""
+    """Waits for the outcomes of deliveries; the product's is `inbox.receiver.outcome_waiter.OutcomeWaiter`."""
 
     async def delivered(self, seqs: Sequence[int], *, within: float, at_most: int) -> None:
-        """Return when all of these events have ended well on every route."""
+        """Return when all of these events have succeeded on every route."""
         ...
 
     async def close(self) -> None:
-        """Let nobody wait any more."""
+        """End every wait."""
         ...
 
 
+class Services(msgspec.Struct, frozen=True):
+    """The writer, the meters and the outcome waiter of one worker, opened when it starts."""
+
+    writer: Writer
+    meters: Meters = OFF
+    outcomes: Outcomes | None = None
+
+
 class SourceEndpoint(msgspec.Struct, frozen=True):
-    """One source as the receiver sees it: everything that can be worked out before the first request."""
+    """One source as the receiver sees it: everything that can be computed before the first request."""
 
     source: Source
     preset: Preset
     verifier: Verifier
     routes: tuple[Route, ...]
     bucket: Bucket | None = None
-    """What its `rate` lets through; each process that is forked has one of its own."""
+    """The source's `rate`; each forked process has a bucket of its own."""
 
     @property
     def max_body(self) -> int:
-        """The largest body it may send, in bytes."""
+        """The largest body that the source may send, in bytes."""
         return self.source.max_body or self.preset.max_body
 
 
 class Webhooks:
-    """`POST /webhooks/{source}`: read, verify, identify, route, store, answer."""
+    """`POST /webhooks/{source}`: reads, verifies, identifies, routes, stores and answers."""
 
     def __init__(
-        self, inlets: Mapping[str, SourceEndpoint], stranger: Verifier, clock: Clock, room: MemoryBudget
+        self,
+        endpoints: Mapping[str, SourceEndpoint],
+        decoy: Verifier,
+        clock: Clock,
+        memory: MemoryBudget,
+        services: Callable[[], Services],
     ) -> None:
-        self._inlets = inlets
-        self._room = room
-        self._stranger = stranger
+        self._endpoints = endpoints
+        self._decoy = decoy
         self._clock = clock
-        self._reading = asyncio.Lock()
-        self.writer: Writer | None = None
-        self.waiting: Outcomes | None = None
-        self.meters = OFF
+        self._memory = memory
+        self._services = services
+        self._parsing = asyncio.Lock()
 
     async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
-        """Answer 200, or what the provider wants, once every event of the body is committed."""
+        """Answer 200, or the status that the provider wants, once every event of the body is committed."""
         await self._answer(req, resp, source, token)
 
     async def on_get(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
@@ -135,28 +146,31 @@ class Webhooks:
         await self._answer(req, resp, source, token)
 
     async def _answer(self, req: Request, resp: Response, source: str, token: str | None) -> None:
+        services = self._services()
         began, status = time.perf_counter(), "500"
         try:
-            await self._handle(req, resp, source, token)
+            await self._handle(services, req, resp, source, token)
             status = str(resp.status)[:3]
         except (RequestError, falcon.HTTPError) as error:
             status = str(error.status)[:3]
             raise
         finally:
-            self.meters.observe(metrics.REQUEST_SECONDS, time.perf_counter() - began, status)
+            services.meters.observe(metrics.REQUEST_SECONDS, time.perf_counter() - began, status)
 
-    async def _handle(self, req: Request, resp: Response, source: str, token: str | None) -> None:
+    async def _handle(self, services: Services, req: Request, resp: Response, source: str, token: str | None) -> None:
         headers = req.headers_lower
         # By the request alone, or the answer would tell which sources there are.
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
             raise falcon.HTTPMethodNotAllowed(["POST"])
-        inlet = self._inlets.get(source)
-        body, place = b"", Reservation(self._room)
-        proven: SourceEndpoint | None = None
+        endpoint = self._endpoints.get(source)
+        body, unreceived, reservation = b"", None, Reservation(self._memory)
         try:
-            body = await read(req, UNKNOWN_SOURCE_MAX_BODY if inlet is None else inlet.max_body, place)
+            try:
+                body = await read(req, UNKNOWN_SOURCE_MAX_BODY if endpoint is None else endpoint.max_body, reservation)
+            except RequestError as error:
+                unreceived = error
             raw = RawRequest(
-                source=source,
+                source=unnamed(source) if endpoint is None else source,
                 headers=headers,
                 body=body,
                 received_at=self._clock.now(),
@@ -165,111 +179,118 @@ class Webhooks:
                 method=req.method,
                 query=req.query_string,
             )
-            verifier = self._stranger if inlet is None else inlet.verifier
-            if len(body) * verifier.passes > HASHED_AT_ONCE:
-                await asyncio.to_thread(verifier.verify, raw, raw.received_at)
-            else:
-                await _beside(body, verifier.verify, raw, raw.received_at)
-            proven = inlet
-            if proven is None:
-                raise NotAuthenticated("unknown source")  # the stranger's verifier has refused already
-            _spend(proven)
-            await self._take_in(proven, raw, resp)
-        except RequestError as error:
-            self.meters.count(metrics.REFUSED, metrics.UNKNOWN if inlet is None else source, error.cause)
-            if not isinstance(error, Unavailable | NotDelivered) and self.writer is not None:
-                named = source if inlet is not None else unnamed(source)
-                raw = RawRequest(named, headers, body, self._clock.now(), remote_address=sender_of(req))
-                self.writer.reject(await _beside(body, _rejected, proven, raw, error))
-            if (
-                proven is None
-                or proven.preset.refusal is None
-                or isinstance(error, Unavailable | NotDelivered | TooMany)
-            ):
-                raise
-            resp.status, resp.data = proven.preset.refusal(error)
-            resp.content_type = falcon.MEDIA_JSON
+            proven: SourceEndpoint | None = None
+            try:
+                if unreceived is not None:
+                    raise unreceived
+                proven = await self._prove(endpoint, raw)
+                enforce_rate_limit(proven)
+                await self._accept(services, proven, raw, resp)
+            except RequestError as error:
+                services.meters.count(metrics.REJECTED, metrics.UNKNOWN if endpoint is None else source, error.cause)
+                if not isinstance(error, Unavailable | NotDelivered):
+                    services.writer.reject(await offload_if_large(body, _rejected, proven, raw, error))
+                _answer_as_provider(proven, error, resp)
         finally:
-            place.leave()
+            reservation.release()
 
-    async def _take_in(self, inlet: SourceEndpoint, raw: RawRequest, resp: Response) -> None:
-        preset = inlet.preset
+    async def _prove(self, endpoint: SourceEndpoint | None, raw: RawRequest) -> SourceEndpoint:
+        """Verify that the request comes from its source, after the same work whether the source exists or not.
+
+        Raises:
+            NotAuthenticated: it is not proven, or there is no such source.
+        """
+        verifier = self._decoy if endpoint is None else endpoint.verifier
+        if len(raw.body) * verifier.passes > HASHED_AT_ONCE:
+            await asyncio.to_thread(verifier.verify, raw, raw.received_at)
+        else:
+            await offload_if_large(raw.body, verifier.verify, raw, raw.received_at)
+        if endpoint is None:
+            raise NotAuthenticated("unknown source")  # unreachable: the decoy verifier has raised already
+        return endpoint
+
+    async def _accept(self, services: Services, endpoint: SourceEndpoint, raw: RawRequest, resp: Response) -> None:
+        preset = endpoint.preset
         if "access_token" in raw.query:
             resp.cache_control = ["private"]  # RFC 6750 §2.3 wants it of answers to URLs that hold a token
-        greeting = preset.greeting(raw)
-        if greeting is not None:
-            resp.status, resp.data, resp.content_type = greeting.status, greeting.body, greeting.content_type
-            resp.set_headers(greeting.headers)
+        handshake = preset.handshake_response(raw)
+        if handshake is not None:
+            resp.status, resp.data, resp.content_type = handshake.status, handshake.body, handshake.content_type
+            resp.set_headers(handshake.headers)
             return
         if raw.method != "POST":
             raise falcon.HTTPMethodNotAllowed(["POST"])
-        async with self._reading if len(raw.body) > AT_ONCE else nullcontext():
-            events = await _beside(raw.body, events_of, inlet.source, preset, raw, inlet.routes)
-        refuse_old(inlet.source, events)
-        if self.writer is None:
-            raise Unavailable("the receiver is starting")
-        receipts = await self.writer.append(events) if events else []
+        async with self._parsing if len(raw.body) > AT_ONCE else nullcontext():
+            events = await offload_if_large(raw.body, events_of, endpoint.source, preset, raw, endpoint.routes)
+        reject_old(endpoint.source, events)
+        receipts = await services.writer.append(events) if events else []
         statuses = [receipt.status for receipt in receipts]
-        patience = wait_timeout(inlet.source, raw.headers.get("prefer"))
-        if patience is not None:
-            statuses = [await self._delivered([each.seq for each in receipts], inlet, patience)] * len(receipts)
-        resp.status = preset.status if patience is None else falcon.HTTP_200
+        timeout = wait_timeout(endpoint.source, raw.headers.get("prefer"))
+        if timeout is not None:
+            if services.outcomes is None:
+                raise StillOpen("stored; this receiver does not wait for outcomes")
+            seqs = [receipt.seq for receipt in receipts]
+            await services.outcomes.delivered(seqs, within=timeout, at_most=endpoint.source.answer_waiting)
+            statuses = ["delivered"] * len(receipts)
+        resp.status = preset.status if timeout is None else falcon.HTTP_200
         if not preset.answers_empty:
             resp.content_type = falcon.MEDIA_JSON
-            resp.data = _told(statuses, receipts)
-
-    async def _delivered(self, seqs: Sequence[int], inlet: SourceEndpoint, patience: float) -> str:
-        if self.waiting is None:
-            raise StillOpen("the receiver is starting")
-        await self.waiting.delivered(seqs, within=patience, at_most=inlet.source.answer_waiting)
-        return "delivered"
+            resp.data = receipt_json(statuses, receipts)
 
 
 def sender_of(req: Request) -> str | None:
-    """The address of the connection, or what a trusted proxy says; None when neither is an address.
+    """Return the address of the connection, or the one that a trusted proxy reports; None when neither is an address.
 
-    Not Falcon's `remote_addr`: for that, a connection that is gone already comes from 127.0.0.1.
+    Falcon's `remote_addr` reports 127.0.0.1 for a connection that is gone already.
     """
     client = req.scope.get("client")
     address = address_of(client[0]) if client else None
     return None if address is None else str(address)
 
 
-async def _beside(body: bytes, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
-    """What the function makes of a request with this body, without keeping others waiting when it is large."""
+async def offload_if_large(body: bytes, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+    """Call a function that goes through `body`: in a thread if the body is large, so that other requests get on."""
     if len(body) > AT_ONCE:
         return await asyncio.to_thread(function, *arguments, **named)
     return function(*arguments, **named)
 
 
-def _told(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
-    """What is answered: of one event it alone, of several or none a list."""
+def receipt_json(statuses: Sequence[str], receipts: Sequence[Receipt]) -> bytes:
+    """Write the answer: an object for one event, a list for several or none."""
     if len(receipts) == 1:
         return b'{"status":"%b","seq":%d}' % (statuses[0].encode(), receipts[0].seq)
     listed = [{"status": status, "seq": each.seq} for status, each in zip(statuses, receipts, strict=True)]
     return msgspec.json.encode({"events": listed})
 
 
-def _spend(inlet: SourceEndpoint) -> None:
-    """Use one of what the source may send. Whoever is not the source has been refused before, and uses up nothing of it.
+def enforce_rate_limit(endpoint: SourceEndpoint) -> None:
+    """Use one permit of the source's rate. Only proven requests get here, so strangers use up none.
 
     Raises:
         TooMany: there is none.
     """
-    if inlet.bucket is None:
+    if endpoint.bucket is None:
         return
-    wait = inlet.bucket.take(time.monotonic())
+    wait = endpoint.bucket.take(time.monotonic())
     if wait:
         raise TooMany("this source sends more than its rate; send it again later", retry_after_seconds=math.ceil(wait))
 
 
 def unnamed(source: str) -> str:
-    """What is kept of a source that there is not: its name may be a token whose sender has forgotten the source."""
+    """Return what is stored for an unknown source: its name may be a token whose sender has forgotten the source."""
     return f"unknown ({len(source)} characters)"
 
 
-def _rejected(inlet: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
-    """Of a sender that did not prove who it is (`inlet` is None), neither body nor headers are kept."""
+def _answer_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> None:
+    """Write an error in the form that the provider wants, or raise it: then it is answered as every other error."""
+    if proven is None or proven.preset.rejection is None or isinstance(error, Unavailable | NotDelivered | TooMany):
+        raise error
+    resp.status, resp.data = proven.preset.rejection(error)
+    resp.content_type = falcon.MEDIA_JSON
+
+
+def _rejected(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:
+    """Make the row of a rejected request. For a sender that has proven nothing, it holds neither body nor headers."""
     return Rejected(
         received_at=raw.received_at,
         source=raw.source,
@@ -279,13 +300,13 @@ def _rejected(inlet: SourceEndpoint | None, raw: RawRequest, error: RequestError
         field=error.field,
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),
-        headers=None if inlet is None else kept_headers(inlet.source, inlet.preset, raw.headers),
-        body=None if inlet is None else raw.body,
+        headers=None if proven is None else kept_headers(proven.source, proven.preset, raw.headers),
+        body=None if proven is None else raw.body,
     )
 
 
 def _storable(text: str) -> str:
-    """Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
+    """Escape NUL, which Postgres stores in no text, and halves of surrogate pairs, which UTF-8 does not have."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
 
 
@@ -294,9 +315,9 @@ _WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,4})\s*(?:;.*)?", re.IGNORECASE)
 
 
 def wait_timeout(source: Source, prefer: str | None) -> float | None:
-    """For how many seconds the outcome is waited for; None: the answer is made after the commit.
+    """Return how many seconds to wait for the outcome; None: the answer is made after the commit.
 
-    A request may ask for it by `Prefer: wait=N` (RFC 7240 §4.3), for a minute at most; what else it prefers is ignored.
+    A request may ask for it by `Prefer: wait=N` (RFC 7240 §4.3), for a minute at most; other preferences are ignored.
     """
     for preference in (prefer or "").split(","):
         if match := _WAIT.fullmatch(preference):

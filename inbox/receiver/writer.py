@@ -1,6 +1,6 @@
-"""Group commit: one task for each process gathers everything that waits, and commits it at once.
+"""Group commit: one task for each process collects all waiting events, and commits them together.
 
-While one batch commits, the next gathers: no timer, so an idle receiver answers without delay. A request is answered
+While one batch commits, the next collects: no timer, so an idle receiver answers without delay. A request is answered
 after the commit of its batch, never before.
 """
 
@@ -19,27 +19,27 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from inbox.clock import Clock
-from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_taken
+from inbox.db.dialect import constraint_of, is_data_error, is_deadlock, is_unique_violation
 from inbox.db.intake import STORES, IntakeStore, Rejected
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
 from inbox.logs.traces import without_message
-from inbox.receiver.alarm import Alarm
-from inbox.receiver.rejections import Refusals
+from inbox.receiver.alert import IntakeAlert
+from inbox.receiver.rejections import RejectionQueue
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters, Metric
 
 
 class Pending(msgspec.Struct, eq=False):
-    """Events that are stored together, or none of them is."""
+    """The events of one request: all are stored, or none."""
 
     events: Sequence[Event]
     receipts: asyncio.Future[list[Receipt]]
     taken: bool = False
-    """They are part of a batch."""
+    """True once they are part of a batch."""
 
     def answer(self, answer: list[Receipt] | RequestError) -> None:
-        """Tell who waits, if anybody still does."""
+        """Hand the answer to the waiting request, if it still waits."""
         if self.receipts.done():
             return
         if isinstance(answer, RequestError):
@@ -47,8 +47,8 @@ class Pending(msgspec.Struct, eq=False):
         else:
             self.receipts.set_result(answer)
 
-    def let_go(self) -> None:
-        """Nobody waits any more: while a database hangs, what it has not been handed yet must not fill the memory."""
+    def forget_events(self) -> None:
+        """Free events that no request waits for: while a database hangs, they must not fill the memory."""
         if not self.taken:
             self.events = ()
 
@@ -56,27 +56,27 @@ class Pending(msgspec.Struct, eq=False):
 MAX_ROWS = 256
 MAX_BYTES = 4 * 1024 * 1024
 LARGE_BODY = 1024 * 1024
-"""Bytes. Postgres stores as many within the time of a few commits."""
+"""Bytes, which Postgres stores within the time of a few commits."""
 
 ANSWER_WITHIN_SECONDS = 2.5
-"""Not stored by then: 503, so that the sender is never left waiting for a database that hangs."""
+"""Seconds until the answer is 503, so that no sender waits for a database that hangs."""
 
 MAX_WAITING = 20_000
-"""Requests; far more than a batch takes in the time an answer may take."""
+"""Requests; far more than are committed in the time that an answer may take."""
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 
 _FAILURES = (SQLAlchemyError, OSError, ValueError, UnfitDatabase)
-"""What a store, or a connection to it, can raise; ValueError when a value can't even be written as the database's text."""
+"""Errors of a store or its connection; ValueError when a value can't even be written as the database's text."""
 
 
 class GroupCommit:
-    """The only writer of a receiver process. Make it inside the running event loop, and `close` it there.
+    """Writes batches of events over one connection. Make it inside the running event loop, and `close` it there.
 
-    It keeps one connection; after an error that is not a row's own fault the connection is given up and a new one made.
-    So it is after a large body: libpq keeps a buffer as large as its largest statement, SQLite what was bound to a statement last.
+    After an error that is not a row's own fault, the connection is dropped and a new one made. The same happens after a
+    large body: libpq keeps a buffer as large as its largest statement, SQLite the values of its last statement.
     """
 
     def __init__(
@@ -84,38 +84,38 @@ class GroupCommit:
     ) -> None:
         self._engine = engine
         self._largest = 0
-        """Bytes, of the bodies that went over the present connection."""
+        """Bytes of the largest body that went over the present connection."""
         self._clock = clock
         self._store: IntakeStore = store or STORES[engine.dialect.name]()
         self._connection: AsyncConnection | None = None
         self._pending: deque[Pending] = deque()
         self._meters = meters
-        self._alarm = Alarm()
-        self.refusals = Refusals(meters)
+        self._alert = IntakeAlert()
+        self.rejections = RejectionQueue(meters)
         self._probes: list[asyncio.Future[None]] = []
-        self._something = asyncio.Event()
+        self._has_work = asyncio.Event()
         self._closing = False
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name="group-commit")
         self._task.add_done_callback(_end_worker)
 
     async def append(self, events: Sequence[Event]) -> list[Receipt]:
-        """Store the events of one request in one transaction, or find them stored already; returns after the commit.
+        """Store the events of one request in one transaction, or find them stored already; return after the commit.
 
         Raises:
             Unavailable: they are not stored, or it is not known whether they are.
-            InvalidEvent: the database refuses a value of one of them.
+            InvalidEvent: the database rejects a value of one of them.
         """
         if self._closing or len(self._pending) >= MAX_WAITING:
             raise Unavailable("the receiver is stopping" if self._closing else "too many requests are waiting")
         receipts: asyncio.Future[list[Receipt]] = self._loop.create_future()
         pending = Pending(events, receipts)
         self._pending.append(pending)
-        self._something.set()
+        self._has_work.set()
         try:
             return await self._in_time(receipts)
         finally:
-            pending.let_go()
+            pending.forget_events()
 
     async def probe(self) -> None:
         """Write to the database as a batch would.
@@ -125,20 +125,20 @@ class GroupCommit:
         """
         done: asyncio.Future[None] = self._loop.create_future()
         self._probes.append(done)
-        self._something.set()
+        self._has_work.set()
         await self._in_time(done)
 
     def reject(self, row: Rejected) -> None:
-        """Keep a refusal when there is room; a flood of them costs counters, not rows."""
-        if self.refusals.add(row):
-            self._something.set()
+        """Store a rejected request when there is room; a flood of them costs counters, not rows."""
+        if self.rejections.add(row):
+            self._has_work.set()
 
     async def close(self) -> None:
-        """Commit what waits, then give the connection back."""
+        """Commit what waits, then close the connection."""
         self._closing = True
-        self._something.set()
+        self._has_work.set()
         await self._task
-        await self._give_up_connection()
+        await self._drop_connection()
 
     async def _in_time(self, future: asyncio.Future[_Answer]) -> _Answer:
         try:
@@ -150,35 +150,35 @@ class GroupCommit:
     async def _run(self) -> None:
         while True:
             await self._wait()
-            batch = self._gather()
+            batch = self._collect()
             if batch:
                 await self._commit(batch)
             if self._probes:  # also where there is always a batch: a busy receiver is ready
                 await self._probe()
-            elif not batch and self._closing and not self.refusals:
+            elif not batch and self._closing and not self.rejections:
                 return
-            turn = self.refusals.turn(self._loop.time())
-            if turn is not None and (self._closing or turn <= 0):
-                await self._keep_refusals()
+            delay = self.rejections.delay(self._loop.time())
+            if delay is not None and (self._closing or delay <= 0):
+                await self._store_rejections()
             del batch  # or its bodies would be kept until the next has come
             if self._largest > LARGE_BODY:
-                await self._give_up_connection()
+                await self._drop_connection()
 
     async def _wait(self) -> None:
-        """Until there is something to do now. A refusal that came too soon after the last ones waits for its turn."""
+        """Wait until there is work. A rejected request that came too soon after the last ones waits for its turn."""
         if self._pending or self._probes or self._closing:
             return
-        turn = self.refusals.turn(self._loop.time())
-        if turn is not None and turn <= 0:
+        delay = self.rejections.delay(self._loop.time())
+        if delay is not None and delay <= 0:
             return
-        self._something.clear()
+        self._has_work.clear()
         try:
-            async with asyncio.timeout(turn):
-                await self._something.wait()
+            async with asyncio.timeout(delay):
+                await self._has_work.wait()
         except TimeoutError:
             return
 
-    def _gather(self) -> list[Pending]:
+    def _collect(self) -> list[Pending]:
         batch: list[Pending] = []
         number = size = 0
         while self._pending:
@@ -198,37 +198,37 @@ class GroupCommit:
             await self._store_batch(batch)
         except Exception as error:  # noqa: BLE001  # whatever one event raises, it must not stop the others, or the worker
             if isinstance(error, _FAILURES) and not _blames_a_row(error):
-                await self._refuse(batch, error)
+                await self._fail(batch, error)
                 return
             for pending in batch:
                 await self._commit_alone(pending)
 
     async def _commit_alone(self, pending: Pending) -> None:
-        """A row is to blame, or a bug that it meets: its request alone is refused, its neighbours are stored."""
+        """Store one request of a batch that failed: if its row is to blame, or meets a bug, it alone is rejected."""
         if pending.receipts.done():
             return
         try:
             await self._store_batch([pending])
         except Exception as error:  # noqa: BLE001  # as above
             if _blames_a_row(error):
-                pending.answer(InvalidEvent("the database refuses a value of this event"))
+                pending.answer(InvalidEvent("the database rejects a value of this event"))
                 return
             if not isinstance(error, _FAILURES):
                 _log.error("an event can't be stored, and its sender gets 503", exc_info=without_message(error))
-            await self._refuse([pending], error)
+            await self._fail([pending], error)
 
     async def _store_batch(self, batch: Sequence[Pending]) -> None:
-        """Answer those of whose events each was stored; then those of which one was there already."""
+        """Answer requests whose events are all new; then those with a duplicate among them."""
         seqs = iter(await self._append([event for pending in batch for event in pending.events]))
-        again: list[tuple[Pending, list[int | None]]] = []
+        with_duplicates: list[tuple[Pending, list[int | None]]] = []
         for pending in batch:
             own = [next(seqs) for _ in pending.events]
             if None in own:
-                again.append((pending, own))
+                with_duplicates.append((pending, own))
             else:
                 pending.answer([Receipt(seq, duplicate=False) for seq in own if seq is not None])
-        if again:
-            await self._repeat(again)
+        if with_duplicates:
+            await self._note_duplicates(with_duplicates)
 
     async def _append(self, events: Sequence[Event]) -> list[int | None]:
         began = time.perf_counter()
@@ -242,15 +242,15 @@ class GroupCommit:
         self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
         self._meters.observe(metrics.BATCH_EVENTS, len(events))
         self._count(metrics.RECEIVED, events, seqs)
-        await self._alarm.stored(await self._connected(), self._clock.now())
+        await self._alert.stored(await self._connected(), self._clock.now())
         return seqs
 
-    async def _repeat(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
-        repeated = [
+    async def _note_duplicates(self, batch: Sequence[tuple[Pending, list[int | None]]]) -> None:
+        duplicates = [
             event for pending, own in batch for event, seq in zip(pending.events, own, strict=True) if seq is None
         ]
-        seqs = await self._store.repeat(await self._connected(), repeated)
-        self._count(metrics.REPEATED, repeated, seqs)
+        seqs = await self._store.note_duplicates(await self._connected(), duplicates)
+        self._count(metrics.DUPLICATES, duplicates, seqs)
         found = iter(seqs)
         for pending, own in batch:
             numbers = [(next(found) if seq is None else seq, seq is None) for seq in own]
@@ -258,20 +258,20 @@ class GroupCommit:
             if len(receipts) == len(own):
                 pending.answer(receipts)
             else:
-                pending.answer(Unavailable("the event it repeats was deleted at this moment"))
+                pending.answer(Unavailable("its first event was deleted at this moment"))
 
     def _count(self, metric: Metric, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
-        """Those that are stored, by their sources."""
+        """Count those that are stored, by source."""
         stored = (event.source for event, seq in zip(events, seqs, strict=True) if seq is not None)
         self._meters.count_each(metric, stored)
 
-    async def _refuse(self, batch: Sequence[Pending], error: Exception) -> None:
-        """Nothing is known to be stored: 503 for all, and a new connection for the next batch."""
-        if isinstance(error, DBAPIError) and is_taken(error):
-            self._alarm.number_taken(constraint_of(error))
+    async def _fail(self, batch: Sequence[Pending], error: Exception) -> None:
+        """Answer 503 to all, as nothing is known to be stored, and use a new connection for the next batch."""
+        if isinstance(error, DBAPIError) and is_unique_violation(error):
+            self._alert.number_taken(constraint_of(error))
         for pending in batch:
             pending.answer(_unavailable(error))
-        await self._give_up_connection()
+        await self._drop_connection()
 
     async def _probe(self) -> None:
         probes, self._probes = self._probes, []
@@ -280,34 +280,34 @@ class GroupCommit:
             await self._store.probe(await self._connected(), self._clock.now())
         except _FAILURES as error:
             outcome = _unavailable(error)
-            await self._give_up_connection()
+            await self._drop_connection()
         for probe in probes:
             if not probe.done():
                 probe.set_result(None) if outcome is None else probe.set_exception(outcome)
 
-    async def _keep_refusals(self) -> None:
-        rows = self.refusals.take(self._loop.time())
+    async def _store_rejections(self) -> None:
+        rows = self.rejections.take(self._loop.time())
         self._largest = max([self._largest, *(len(row.body or b"") for row in rows)])
         try:
             await self._store.reject(await self._connected(), rows)
         except _FAILURES:
-            self.refusals.lost(len(rows))
-            await self._give_up_connection()
+            self.rejections.count_unkept(len(rows))
+            await self._drop_connection()
         finally:
-            self.refusals.written(rows)
+            self.rejections.release(rows)
 
     async def _connected(self) -> AsyncConnection:
         if self._connection is None:
             connection = await self._engine.connect()
             try:
-                await self._alarm.require_fit(connection, self._clock.now())
+                await self._alert.require_fit(connection, self._clock.now())
             except BaseException:
                 await connection.close()
                 raise
             self._connection = connection
         return self._connection
 
-    async def _give_up_connection(self) -> None:
+    async def _drop_connection(self) -> None:
         connection, self._connection, self._largest = self._connection, None, 0
         if connection is None:
             return
@@ -315,7 +315,37 @@ class GroupCommit:
             await connection.invalidate()
             await connection.close()
         except _FAILURES:
-            return  # it was broken: that is why it is given up
+            return  # it was broken: that is why it is dropped
+
+
+class WriterPair:
+    """Two writers of one process: large events have a connection of their own, so that small ones don't wait for them.
+
+    Postgres takes a second and more to compress and store 25 MiB. SQLite has one writer at a time, so it gains nothing.
+    """
+
+    def __init__(self, small: GroupCommit, large: GroupCommit) -> None:
+        self._small = small
+        self._large = large
+
+    async def append(self, events: Sequence[Event]) -> list[Receipt]:
+        """See GroupCommit."""
+        return await self._for(sum(len(event.body) for event in events)).append(events)
+
+    async def probe(self) -> None:
+        """See GroupCommit."""
+        await self._small.probe()
+
+    def reject(self, row: Rejected) -> None:
+        """See GroupCommit."""
+        self._for(len(row.body or b"")).reject(row)
+
+    async def close(self) -> None:
+        """Close both."""
+        await asyncio.gather(self._small.close(), self._large.close())
+
+    def _for(self, size: int) -> GroupCommit:
+        return self._large if size > LARGE_BODY else self._small
 
 
 def _blames_a_row(error: Exception) -> bool:
@@ -323,7 +353,7 @@ def _blames_a_row(error: Exception) -> bool:
 
 
 def _end_worker(task: asyncio.Task[None]) -> None:
-    """A worker whose writer has a bug can store nothing: it ends, and gunicorn starts another."""
+    """End a worker whose writer has a bug: it can store nothing, and gunicorn starts another."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
         _log.critical("the writer failed; this worker ends", exc_info=without_message(error))
@@ -331,6 +361,6 @@ def _end_worker(task: asyncio.Task[None]) -> None:
 
 
 def _unavailable(error: Exception) -> Unavailable:
-    """The database's own words stay out of the answer: they may hold values."""
+    """Make the 503 of a database error without its text, which may hold values."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return Unavailable(f"the database can't be written to now ({type(cause).__name__})")

@@ -40,7 +40,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_of(source: Source) -> Preset:
-    """The preset that `source` names, as `source` configures it.
+    """Return the preset that `source` names, as `source` configures it.
 
     Raises:
         ConfigError: there is none of that name, or it can't be configured so.

@@ -1,7 +1,7 @@
-"""What a preset is.
+"""The parts of a preset.
 
-A preset knows one provider: how it signs, which bytes it sends, which change of which entity they tell of, and what it
-wants to hear. To add one, write one file beside this that ends in a `PRESET`, and its line in `inbox.sources.PRESETS`. Its
+A preset describes one provider: its signatures, its bodies, the changes of entities in them, and the answers that it
+expects. To add one, write one file beside this that ends in a `PRESET`, and its line in `inbox.sources.PRESETS`. Its
 `read` may raise `RequestError` subclasses only, whatever the bytes are (anything else would be answered 500), so it reads
 them with what `inbox/sources/fields.py` has.
 """
@@ -20,17 +20,17 @@ from inbox.errors import RequestError, UnsupportedType
 from inbox.events.event import Identity, RawRequest
 
 Read = Callable[[RawRequest, Sequence[str] | None], tuple[Identity, ...]]
-"""The events of a body, in its order. The second argument is the source's `dedup`, if it has one.
+"""Reads the events of a body, in its order. The second argument is the source's `dedup`, if it has one.
 
 Raises `Unreadable` or `InvalidEvent`.
 """
 
 Revealed = Sequence[tuple[Secret, str]]
-"""Secrets, each with its text."""
+"""Pairs of a secret and its text."""
 
 
 MADE_UP = Secret("")
-"""Of keys that nobody knows, and that only make a refusal take as long as another source's."""
+"""The secret of decoy keys, which only make a rejection take as long as another source's."""
 
 
 class Proof(Protocol):
@@ -38,25 +38,25 @@ class Proof(Protocol):
 
     @property
     def kind(self) -> Hashable:
-        """Equal for proofs that do the same work for any request, but for the number of their keys."""
+        """A key that is equal for proofs that do the same work for any request, apart from their number of keys."""
         ...
 
     @property
     def keys(self) -> int:
-        """Count of the keys that it tries on each request, made-up ones among them."""
+        """Count of the keys that it tries on each request, decoys included."""
         ...
 
     @property
     def passes(self) -> int:
-        """Its most passes through a body."""
+        """The largest number of its passes through a body."""
         ...
 
     def pad(self, keys: int) -> None:
-        """From now on try so many keys at least: made-up ones, which prove nothing, besides its own."""
+        """Add decoy keys, which prove nothing, up to `keys` in all."""
         ...
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
-        """Why it is not proven, for the operator; None when it is."""
+        """Return for the operator why it is not proven; None when it is."""
         ...
 
 
@@ -65,7 +65,7 @@ Prover = Callable[[Source, Revealed], Proof]
 
 
 class HandshakeResponse(msgspec.Struct, frozen=True):
-    """What is answered to a handshake."""
+    """The answer to a handshake."""
 
     status: int
     headers: Mapping[str, str] = {}
@@ -74,7 +74,7 @@ class HandshakeResponse(msgspec.Struct, frozen=True):
 
 
 class Handshake(msgspec.Struct, frozen=True):
-    """How a provider sees that somebody wants its webhooks, before it sends any or among them."""
+    """A provider's check that its webhooks are wanted, before it sends any or among them."""
 
     method: str
     header: str | None
@@ -84,12 +84,12 @@ class Handshake(msgspec.Struct, frozen=True):
 
     Raises `RequestError`.
     """
-    told: str
-    """What comes and what is answered, for the documentation."""
+    docs: str
+    """Request and answer in words, for the documentation."""
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """A request as the provider would make it, for `inbox send`: not signed yet."""
+    """An unsigned request as the provider would make it, for `inbox send`."""
 
     body: bytes
     headers: Mapping[str, str] = {}
@@ -98,7 +98,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class PresetDocs(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an event stands in a request, in words: a row of the documentation."""
+    """The place of each part of an event in a request, in words: a row of the documentation."""
 
     title: str
     event_id: str = "none"
@@ -106,9 +106,9 @@ class PresetDocs(msgspec.Struct, frozen=True, kw_only=True):
     event_type: str
     time: str
     same_event: str
-    """What makes two requests one event."""
+    """The parts that make two requests the same event."""
     sends: str
-    """When the provider sends again, and what it waits for."""
+    """The provider's retries, and the answer that it expects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,41 +117,41 @@ class Preset:
 
     name: str
     read: Read
-    told: PresetDocs
+    docs: PresetDocs
     reader: Callable[[Source], Read] | None = None
     """Makes the `read` of one source, where it depends on what that configures; raises ValueError when it can't."""
     reads_by: str = ""
     """The key of a source that `reader` reads: what it raises is a mistake of that key."""
     signatures: tuple[Signature, ...] = ()
-    """How it signs; several are the same under other names of headers."""
+    """Its signatures; several are the same under other names of headers."""
     prover: Prover | None = None
-    """Its own way to prove itself by `secrets`, where that is no signature with a shared secret."""
+    """Its own proof by `secrets`, where that is no signature with a shared secret."""
     own_keys: frozenset[str] = frozenset()
     """The keys of a source that are for this preset alone."""
     needs: frozenset[str] = frozenset()
-    """Those of them that it can't do without."""
+    """The required ones among them."""
     media_types: frozenset[str] = frozenset({"application/json"})
     """In lower case; empty when `read` looks at the type itself."""
     has_own_time: bool = False
-    """Its requests say when an event happened, where nobody else can change it: in what is signed, if anything is."""
+    """True when its requests hold the event's time where nobody else can change it: in the signed part, if any."""
     max_body: int = 256 * 1024
     """Bytes, unless the source has its own `max_body`."""
     kept_headers: frozenset[str] = frozenset()
-    """In lower case: headers that tell of the event, and are stored with it. Never one that holds a secret."""
+    """Headers, in lower case, that describe the event and are stored with it. Never one that holds a secret."""
     keeps: Callable[[Source], frozenset[str]] | None = None
-    """More of them, where they depend on what the source configures."""
+    """More of them, which depend on the source's configuration."""
     status: int = 200
-    """What it wants to hear when an event is stored."""
+    """The status that it expects when an event is stored."""
     answers_empty: bool = False
-    """It wants to hear that without a body."""
-    refusal: Callable[[RequestError], tuple[int, bytes]] | None = None
-    """The status and the JSON with which it wants to be refused, once it has proven itself; None: as all others."""
+    """True when it expects that answer without a body."""
+    rejection: Callable[[RequestError], tuple[int, bytes]] | None = None
+    """Makes the status and the JSON of its error answers, once it has authenticated; None: those of every other source."""
     handshake: Handshake | None = None
     sample: Callable[[str, str, str, datetime], Sample] | None = None
-    """A webhook about an entity: its type, its id, the event type and the time."""
+    """Makes a webhook about an entity from its type, its id, the event type and the time."""
 
-    def greeting(self, raw: RawRequest) -> HandshakeResponse | None:
-        """The answer, if the request is this provider's handshake.
+    def handshake_response(self, raw: RawRequest) -> HandshakeResponse | None:
+        """Return the answer, if the request is this provider's handshake.
 
         Raises:
             RequestError: it is one, and can't be answered.
@@ -166,7 +166,7 @@ class Preset:
         return shake.answer(raw)
 
     def check_type(self, raw: RawRequest) -> None:
-        """Compare media types without regard to case; a charset may only be UTF-8, and nothing may be compressed.
+        """Check the media type, ignoring case; the charset must be UTF-8, and nothing may be compressed.
 
         Raises:
             UnsupportedType: the body is of a type that this preset does not read.

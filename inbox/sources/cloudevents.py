@@ -49,7 +49,7 @@ _HOST = re.compile(r"[A-Za-z0-9._:-]{1,255}")
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The event or events of a request; a batch may be empty.
+    """Return the event or events of a request; a batch may be empty.
 
     Raises:
         Unreadable: structured or batched, and not strict JSON.
@@ -97,7 +97,7 @@ def _event(raw: RawRequest, attributes: object, dedup: Sequence[str] | None, par
 
 
 def _decoded(raw: RawRequest, attribute: str) -> str:
-    """A header's value: without its quotes, then percent-decoded once, as UTF-8."""
+    """Return a header's value: without its quotes, then percent-decoded once, as UTF-8."""
     value = raw.headers[f"ce-{attribute}"]
     if quoted := _QUOTED.fullmatch(value):
         value = re.sub(r"\\(.)", r"\1", quoted[1])
@@ -119,14 +119,14 @@ def greet(raw: RawRequest) -> HandshakeResponse:
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """A structured event; `kind` stands before a type that has no dot."""
+    """Make a structured event; `kind` stands before a type that has no dot."""
     event = {
         "specversion": "1.0",
         "id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
         "source": "urn:inbox-relay:sample",
         "type": event_type if "." in event_type else f"{kind}.{event_type}",
         "subject": identifier,
-        "time": rfc3339(at),
+        "time": rfc3339(at, "milliseconds"),
     }
     return Sample(msgspec.json.encode(event), {"Content-Type": STRUCTURED})
 
@@ -143,9 +143,9 @@ PRESET = Preset(
         method="OPTIONS",
         header=_ORIGIN,
         answer=greet,
-        told="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
+        docs="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
     ),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="CloudEvents",
         event_id="`id`",
         entity="the type up to its last dot, and `subject`",

@@ -1,9 +1,9 @@
 """Proves that a request comes from its source: by a secret that it shows, by a signature, or by both.
 
-What is refused is refused after the same work, whether there is such a source or not: every proof that any source asks for
-is tried on it, with as many keys as the source of that kind that has the most. Only those of its own source count. So neither
-the answer nor the time it takes tells which names exist or which secret was close. A shown secret is kept as a SHA-256 digest:
-digests compare in constant time whatever the secrets' lengths are, and there is nothing to be shown by mistake.
+Every rejection takes the same work, whether the source exists or not: the proofs of all sources are tried on the request,
+each with as many keys as the source of that kind with the most. Only those of its own source count. So neither the answer
+nor its time reveals which names exist or which secret was close. A shared secret is held as a SHA-256 digest: digests of
+secrets of any length compare in constant time, and no secret can be shown by mistake.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from inbox.sources.signing import SignatureProof
 
 Way = Callable[[RawRequest], bytes]
 
-REFUSAL = "unknown source, or the request does not prove to come from it; check the URL and the secret"
-"""One text for all: the answer must not tell which. Why it was refused stands in `rejected_request`."""
+REJECTION = "unknown source, or the request does not prove to come from it; check the URL and the secret"
+"""One text for all causes, as the answer must not reveal which. The cause is in `rejected_request`."""
 
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class SharedSecretProof:
-    """Proves that a request shows one of the secrets that are valid, in the way of `auth`."""
+    """Proves that a request carries one of the valid secrets, in the place that `auth` names."""
 
-    __slots__ = ("_open", "_secrets", "_shown", "kind")
+    __slots__ = ("_open", "_read_secret", "_secrets", "kind")
     passes = 0
 
     def __init__(self, auth: InboundAuth, secrets: Revealed) -> None:
         prefix = f"{auth.user}:" if isinstance(auth, BasicAuth) else ""
         self._open = isinstance(auth, NoAuth)
-        self._shown = _way_in(auth)
+        self._read_secret = _secret_reader(auth)
         self._secrets = tuple((secret, _digest(prefix + revealed)) for secret, revealed in secrets)
         self.kind = (type(auth), auth.name.lower() if isinstance(auth, HeaderAuth) else None)
 
@@ -55,18 +55,18 @@ class SharedSecretProof:
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""
-        shown = self._shown(raw)
-        digest = hashlib.sha256(shown).digest()
+        given = self._read_secret(raw)
+        digest = hashlib.sha256(given).digest()
         proven = self._open
         for secret, expected in self._secrets:
             proven |= hmac.compare_digest(digest, expected) & secret.valid_at(now)
         if proven:
             return None
-        return "the secret it shows is none that is valid now" if shown else "it shows no secret"
+        return "the secret it shows is none that is valid now" if given else "it shows no secret"
 
 
 class Verifier:
-    """All that a request to one source has to prove, with the secrets as they were when it was made."""
+    """All proofs that a request to one source needs, with the secrets as they were when it was made."""
 
     __slots__ = ("_decoys", "passes", "proofs")
 
@@ -74,10 +74,10 @@ class Verifier:
         self.proofs = tuple(proofs)
         self._decoys: tuple[Proof, ...] = ()
         self.passes = sum(proof.passes for proof in self.proofs)
-        """Most passes of a refusal through the body: the same for all that are evened out."""
+        """Most passes of a rejection through the body: the same for all padded verifiers."""
 
-    def even(self, kinds: Mapping[Hashable, Proof]) -> None:
-        """From now on try a proof of each of these kinds before it refuses, with as many keys as that one has."""
+    def pad_work_to(self, kinds: Mapping[Hashable, Proof]) -> None:
+        """Try a proof of each of these kinds before each rejection, with as many keys as that one has."""
         for proof in self.proofs:
             proof.pad(kinds[proof.kind].keys)
         self.passes = sum(proof.passes for proof in kinds.values())
@@ -94,38 +94,38 @@ class Verifier:
         why = next((fault for fault in faults if fault is not None), None)
         if why is not None:
             for decoy in self._decoys:
-                decoy.fault(raw, now)  # proven or not: it is another source's, and says nothing here
-            raise NotAuthenticated(REFUSAL, why=why)
+                decoy.fault(raw, now)  # the result is ignored: it is a proof of another source
+            raise NotAuthenticated(REJECTION, why=why)
 
 
-class _Nobody:
-    """The proof of a source that does not exist."""
+class _NoSuchSource:
+    """The proof of a source that does not exist: always fails."""
 
     kind = None
     keys = passes = 0
 
     def pad(self, keys: int) -> None:
-        """There is nothing that could be tried."""
+        """Add nothing: no key can be tried."""
 
     def fault(self, _raw: RawRequest, _now: datetime) -> str:
-        """Always."""
+        """Return the fault."""
         return "there is no such source"
 
 
-def even_out(verifiers: Iterable[Verifier]) -> Verifier:
-    """Make all of these do the same work before they refuse. Returns the verifier of all sources that do not exist."""
+def pad_work(verifiers: Iterable[Verifier]) -> Verifier:
+    """Make all verifiers do the same work before a rejection. Returns the decoy verifier, for sources that do not exist."""
     verifiers = tuple(verifiers)
-    nobodys = Verifier([_Nobody()])
+    decoy = Verifier([_NoSuchSource()])
     kinds: dict[Hashable, Proof] = {}
-    for proof in sorted((proof for each in (nobodys, *verifiers) for proof in each.proofs), key=lambda each: each.keys):
+    for proof in sorted((proof for each in (decoy, *verifiers) for proof in each.proofs), key=lambda each: each.keys):
         kinds[proof.kind] = proof
-    for verifier in (nobodys, *verifiers):
-        verifier.even(kinds)
-    return nobodys
+    for verifier in (decoy, *verifiers):
+        verifier.pad_work_to(kinds)
+    return decoy
 
 
 def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] = os.environ) -> Verifier:
-    """The verifier of a source: what it shows (`auth`), what it signs with (`secrets`) and where it is, each if configured.
+    """Make the verifier of a source: of its shared secret (`auth`), its signature (`secrets`) and its address, each if configured.
 
     Raises:
         ConfigError: a secret can't be revealed or used, or nothing is asked for. Each line of the text names the source.
@@ -135,8 +135,8 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
     auth = source.auth
     try:
         if auth is not None:
-            shown = [] if isinstance(auth, NoAuth) else revealed(auth.secrets, environment)
-            proofs.append(SharedSecretProof(auth, shown))
+            secrets = [] if isinstance(auth, NoAuth) else revealed(auth.secrets, environment)
+            proofs.append(SharedSecretProof(auth, secrets))
     except ConfigError as error:
         mistakes += [f"auth: {mistake}" for mistake in str(error).splitlines()]
     try:
@@ -161,7 +161,7 @@ def verifier_of(source: Source, preset: Preset, environment: Mapping[str, str] =
 
 
 def revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revealed:
-    """Each secret with its text.
+    """Return each secret with its text.
 
     Raises:
         ConfigError: a variable or file that a secret is kept in is not there, or is empty. The text has a line for each.
@@ -182,8 +182,8 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
-def _way_in(auth: InboundAuth) -> Way:
-    """What the request shows where this kind of authentication has its secret; empty when there is nothing."""
+def _secret_reader(auth: InboundAuth) -> Way:
+    """Return the function that reads the secret of this kind of authentication from a request; empty bytes when there is none."""
     match auth:
         case BasicAuth():
             return _basic_credentials
@@ -221,7 +221,7 @@ def _credentials(raw: RawRequest, scheme: str) -> str:
 
 
 def _header_bytes(value: str) -> bytes:
-    """The bytes of a header: servers hand them on as Latin-1, whatever they were (PEP 3333, ASGI in Falcon)."""
+    """Return the bytes of a header, which servers decode as Latin-1, whatever they were (PEP 3333, ASGI in Falcon)."""
     try:
         return value.encode("latin-1")
     except UnicodeEncodeError:

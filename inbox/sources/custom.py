@@ -1,4 +1,4 @@
-"""Any provider that has no preset: the configuration says how it signs, and where an event is told.
+"""The preset `custom`, for any other provider: the configuration describes its signature and the parts of an event.
 
 `[sources.NAME.signature]` is what presets have as data; `[sources.NAME.event]` has JMESPath expressions over `body` (the JSON),
 `headers` (their names in lower case) and, where `items` names a list of events, `item`.
@@ -14,7 +14,7 @@ import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.parser import ParsedResult
 
-from inbox.config.model import Fields, NoAuth, Source
+from inbox.config.model import EventFields, NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
@@ -38,18 +38,18 @@ _PER_SECOND = {"s": 1, "ms": 1000}
 
 
 def reader(source: Source) -> Read:
-    """What reads the requests of `source`.
+    """Make the reader of `source`.
 
     Raises:
         ValueError: an expression can't be compiled. The text names it.
     """
-    return _Reader(source.event or Fields(type="body.type")).read
+    return _Reader(source.event or EventFields(type="body.type")).read
 
 
 class _Reader:
-    """The expressions of one source."""
+    """Reads requests by the expressions of one source."""
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: EventFields) -> None:
         self._fields = fields
         self._compiled = {
             name: _compiled(name, expression)
@@ -58,14 +58,14 @@ class _Reader:
         }
 
     def read(self, raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-        """The events of a request: see `Read`."""
+        """Return the events of a request: see `Read`."""
         scope: dict[str, Any] = {"body": strict_json.parse(raw.body), "headers": dict(raw.headers), "item": None}
         if "items" not in self._compiled:
             return (self._event(raw, scope, None, dedup),)
         items = _value("items", self._compiled["items"], scope)
         if not isinstance(items, list) or len(items) > MOST_EVENTS:
             raise InvalidEvent(f"items must give a list of at most {MOST_EVENTS} events", field="items")
-        return _told_apart(
+        return _made_distinct(
             [self._event(raw, {**scope, "item": item}, msgspec.json.encode(item), dedup) for item in items]
         )
 
@@ -95,21 +95,21 @@ class _Reader:
         )
 
 
-def _told_apart(identities: Sequence[Identity]) -> tuple[Identity, ...]:
-    """Items of one request with the same key and other contents are different events: their places make them so."""
+def _made_distinct(identities: Sequence[Identity]) -> tuple[Identity, ...]:
+    """Add the place to the keys of items that share a key and differ in content: they are different events."""
     seen: dict[tuple[str, ...], bytes | None] = {}
-    told = []
+    distinct = []
     for place, identity in enumerate(identities):
         if seen.setdefault(identity.key_parts, identity.part) == identity.part:
-            told.append(identity)
+            distinct.append(identity)
         else:
-            told.append(msgspec.structs.replace(identity, key_parts=(*identity.key_parts, str(place))))
-    return tuple(told)
+            distinct.append(msgspec.structs.replace(identity, key_parts=(*identity.key_parts, str(place))))
+    return tuple(distinct)
 
 
 def keeps(source: Source) -> frozenset[str]:
-    """The headers that the expressions read: without them, the event could not be read again."""
-    fields = source.event or Fields(type="body.type")
+    """Return the headers that the expressions read; without them, a rejected request could not be readmitted."""
+    fields = source.event or EventFields(type="body.type")
     found = {
         name
         for key in _EXPRESSIONS
@@ -145,14 +145,14 @@ def _value(name: str, compiled: ParsedResult, scope: Mapping[str, Any]) -> objec
 
 
 def _text(found: Mapping[str, object], name: str, longest: int) -> str:
-    """A text, or a whole number in digits."""
+    """Return a text, or a whole number in digits."""
     value = found.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         return text_field({name: str(value)}, name, longest)
     return text_field({} if value is None else found, name, longest)
 
 
-def _time(fields: Fields, found: Mapping[str, object], raw: RawRequest) -> int:
+def _time(fields: EventFields, found: Mapping[str, object], raw: RawRequest) -> int:
     if fields.time is None:
         return arrival(raw)
     if fields.time_unit == "rfc3339":
@@ -168,7 +168,7 @@ PRESET = Preset(
     keeps=keeps,
     own_keys=frozenset({"event", "signature"}),
     needs=frozenset({"event"}),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Any other provider",
         event_id="`event.id`",
         entity="`event.entity_type` and `event.entity_id`",

@@ -1,11 +1,8 @@
-"""Signatures by a private key that only the sender has (Ed25519, RFC 8032): what is configured here is its public key."""
+"""Ed25519 signatures (RFC 8032): the sender alone has the private key, and its public key is configured here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from inbox.errors import ConfigError
 
@@ -24,8 +21,8 @@ _SMALL_ORDER = frozenset(
         ),
     )
 )
-"""Points of the curve for which anybody can make signatures, without their sign; a key of zeros in an example is one. The same
-list as libsodium's `ge25519_has_small_order`."""
+"""Points of the curve, without their sign, for which anybody can make signatures; a key of zeros in an example is one. The
+list is that of libsodium's `ge25519_has_small_order`."""
 
 
 def matcher(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
@@ -34,6 +31,9 @@ def matcher(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
     Raises:
         ConfigError: it is no public key, or one that anybody could sign for. The text does not repeat it.
     """
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  # only a source with a public key needs it
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+
     if len(key) != KEY_BYTES:
         raise ConfigError(f"a public key has {len(key)} bytes, and one of Ed25519 has {KEY_BYTES}")
     if key[:-1] + bytes([key[-1] & ~_SIGN_BIT]) in _SMALL_ORDER:

@@ -1,4 +1,4 @@
-"""Reads values out of a payload that nobody has checked yet: each function returns what can be stored, or refuses.
+"""Readers of unchecked payloads: each function returns a value that can be stored, or raises.
 
 What makes an event an event (its type, its id, its time) is refused when it is wrong. What only tells more of it (the
 entity, of a provider that tells of many kinds of things) is left out: an event without an entity is its own lane, and
@@ -27,7 +27,7 @@ LONGEST_TYPE = 100
 
 EARLIEST_NS = timestamps.parse_rfc3339("2000-01-01T00:00:00Z")
 FARTHEST_AHEAD = timedelta(hours=24)
-"""How much later than its arrival an event may say it occurred: more is a broken clock, and would win every fold."""
+"""Longest time by which an event may be ahead of its arrival: more is a broken clock, and would win every fold."""
 
 SAME_WITHIN_NS = 300 * 1_000_000_000
 
@@ -67,14 +67,14 @@ _ACTIONS: Mapping[str, Action] = {
     "update": "update",
     "updated": "update",
 }
-"""The words that providers use for what was done; any other is none of these three."""
+"""Words of providers for each action; any other word is `other`."""
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 """Postgres stores no NUL in a text, and UTF-8 has no half of a surrogate pair."""
 
 
 def json_object(body: bytes) -> dict[str, object]:
-    """The one JSON object that a body is.
+    """Parse a body that is one JSON object.
 
     Raises:
         Unreadable: not strict JSON.
@@ -87,19 +87,19 @@ def json_object(body: bytes) -> dict[str, object]:
 
 
 MOST_EVENTS = 1000
-"""In one request: they are stored in one transaction."""
+"""Most events in one request, as they are stored in one transaction."""
 
 LARGEST_PARTS = 16 * 1024 * 1024
 """Bytes that the events of one body may take together, each with a copy of what stands around them."""
 
 
 def elements(body: bytes) -> list[bytes]:
-    """The elements of a list of JSON, each in its own bytes. Call it with what has been parsed already."""
+    """Return the bytes of each element of a JSON list. The list must have been parsed before."""
     return [bytes(each) for each in msgspec.json.decode(body, type=list[msgspec.Raw])]
 
 
 def alone(body: bytes, *path: str) -> list[bytes]:
-    """For each element of the list at `path` what the body would have been with that one alone; all else keeps its bytes.
+    """Return for each element of the list at `path` the body with that element alone; all else keeps its bytes.
 
     Raises:
         InvalidEvent: together they take more than `LARGEST_PARTS`.
@@ -123,7 +123,7 @@ def alone(body: bytes, *path: str) -> list[bytes]:
 
 
 def form_payload(body: bytes) -> bytes:
-    """The JSON that is the field `payload` of a form.
+    """Return the JSON in the field `payload` of a form.
 
     Raises:
         Unreadable: no form.
@@ -140,7 +140,7 @@ def form_payload(body: bytes) -> bytes:
 
 
 def form_fields(body: bytes, most: int = _FIELDS_AT_MOST) -> list[tuple[str, str]]:
-    """The names and values of a form, in its order.
+    """Return the names and values of a form, in its order.
 
     Raises:
         Unreadable: not UTF-8, or too many fields.
@@ -180,7 +180,7 @@ def _unquoted(text: bytes) -> bytes:
 
 
 def text_field(payload: Mapping[str, object], field: str, longest: int | None) -> str:
-    """A field that must be a text of 1 to `longest` characters; numbers are not taken for texts.
+    """Return a field that must be a text of 1 to `longest` characters; numbers are not taken for texts.
 
     Raises:
         InvalidEvent: it is missing, something else, empty, too long, or holds what a database can't store.
@@ -199,7 +199,7 @@ def text_field(payload: Mapping[str, object], field: str, longest: int | None) -
 
 
 def time_field(payload: Mapping[str, object], field: str, received_at: datetime) -> int:
-    """A field that must be an RFC 3339 time with an offset, from 2000 to 24 hours after arrival; in nanoseconds.
+    """Return a field that must be an RFC 3339 time with an offset, from 2000 to 24 hours after arrival; in nanoseconds.
 
     Raises:
         InvalidEvent: it is missing, something else, or out of that range.
@@ -213,7 +213,7 @@ def time_field(payload: Mapping[str, object], field: str, received_at: datetime)
 
 
 def dedup_part(payload: Mapping[str, object], field: str) -> str:
-    """The part of a dedup key that a field gives: a text as it is, or a whole number in digits (5 and "5" are one).
+    """Return the part of a dedup key that a field gives: a text as it is, or a whole number in digits (5 and "5" are one).
 
     Raises:
         InvalidEvent: it is missing or something else.
@@ -228,7 +228,7 @@ def dedup_part(payload: Mapping[str, object], field: str) -> str:
 
 
 def epoch_field(payload: Mapping[str, object], field: str, received_at: datetime, *, per_second: int = 1) -> int:
-    """A field that must be a number of seconds (or of so many per second) since 1970; in nanoseconds.
+    """Return a field that must be a number of seconds (or of so many per second) since 1970; in nanoseconds.
 
     Raises:
         InvalidEvent: it is missing, something else, or outside the range of `time_field`.
@@ -245,11 +245,11 @@ def epoch_field(payload: Mapping[str, object], field: str, received_at: datetime
 
 
 def content_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
-    """What makes two requests the same event where neither has an id: what they say, and the five minutes they came in.
+    """Return the key of an event without an id: its content, and the five minutes of its arrival.
 
-    Senders that repeat themselves do so within seconds, at most a minute or two, and nearly all of these repeats fall into
-    the same five minutes; one that falls just behind their end is delivered twice, which at-least-once allows. Without a
-    time, what is said again a day later would be taken for a repeat, and lost. The key begins with the time in fixed
+    Senders repeat a request within seconds, at most a minute or two, and nearly all of these duplicates fall into the
+    same five minutes; one just after their end is delivered twice, which at-least-once allows. Without a time, the same
+    content a day later would be taken for a duplicate, and lost. The key begins with the time in fixed
     width, so that the index grows at its right edge.
     """
     received = timestamps.to_nanoseconds(raw.received_at)
@@ -257,12 +257,12 @@ def content_key(raw: RawRequest, content: bytes) -> tuple[str, ...]:
 
 
 def arrival(raw: RawRequest) -> int:
-    """The time of an event whose provider tells none, in nanoseconds."""
+    """Return the time of an event whose provider sends none: that of arrival, in nanoseconds."""
     return timestamps.to_nanoseconds(raw.received_at)
 
 
 def header_field(raw: RawRequest, name: str, longest: int) -> str:
-    """A header, in lower case, that must be there, in printable ASCII.
+    """Return a required header in printable ASCII; `name` is in lower case.
 
     Raises:
         InvalidEvent: it is missing or something else.
@@ -276,29 +276,29 @@ def header_field(raw: RawRequest, name: str, longest: int) -> str:
 
 
 def action_of(word: str) -> Action:
-    """What a provider's word for what was done means, in any case."""
+    """Return the action that a provider's word means, ignoring case."""
     return _ACTIONS.get(word.casefold(), "other")
 
 
 def member(payload: object, *path: str) -> object:
-    """What stands at `path` in nested objects; None where there is nothing."""
+    """Return the value at `path` in nested objects; None where there is none."""
     for name in path:
         payload = payload.get(name) if isinstance(payload, Mapping) else None
     return payload
 
 
 def entity_id(value: object) -> str | None:
-    """An id that can be stored, numbers in digits; None when there is none."""
+    """Return an id that can be stored, numbers in digits; None when there is none."""
     return _storable(str(value) if isinstance(value, int) and not isinstance(value, bool) else value, LONGEST_ID)
 
 
 def entity_type(value: object) -> str | None:
-    """A type that can be stored; None when there is none."""
+    """Return a type that can be stored; None when there is none."""
     return _storable(value, LONGEST_TYPE)
 
 
 def key_of(payload: Mapping[str, object], dedup: Sequence[str] | None, *parts: str) -> tuple[str, ...]:
-    """The parts of a dedup key: the fields that the source names, or else the provider's own.
+    """Return the parts of a dedup key: the fields that the source names, or else the provider's own.
 
     Raises:
         InvalidEvent: as `dedup_part`.

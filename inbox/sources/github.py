@@ -64,11 +64,11 @@ Counted over the 249 example payloads of https://github.com/octokit/webhooks.
 """
 
 _ROUND_ABOUT = ("repository", "organization", "installation")
-"""What an event is about that has no object of its own: a push, say."""
+"""Objects that an event without an object of its own is about, such as a push."""
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one event of a delivery.
+    """Return the one event of a delivery.
 
     Raises:
         Unreadable: the body is not strict JSON.
@@ -104,7 +104,7 @@ def _entity(event: str, payload: Mapping[str, object]) -> tuple[str | None, str 
 
 
 def sample(_kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:
-    """A delivery with little more than the ids."""
+    """Make a delivery with little more than the ids."""
     event, _, word = event_type.partition(".")
     place = _ENTITIES.get(event, (event, event))[1]
     payload: dict[str, object] = {place: {"id": int(identifier) if identifier.isdigit() else identifier}}
@@ -120,7 +120,7 @@ PRESET = Preset(
     media_types=frozenset({"application/json", FORM}),
     max_body=25 * 1024 * 1024,
     kept_headers=frozenset({_EVENT, _DELIVERY}),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="GitHub",
         event_id="header `X-GitHub-Delivery`",
         entity="the object that the event is named after, by its `id`; else the repository, organization or installation",

@@ -47,15 +47,15 @@ _ACTIONS: Mapping[str, Action] = {
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one event of a body.
+    """Return the one event of a body.
 
     Raises:
         Unreadable: the body is not strict JSON.
         InvalidEvent: the kind of the event is missing, or an id is wrong.
     """
     payload = json_object(raw.body)
-    told = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
-    delivery = header_field(raw, told, LONGEST_ID) if told else None
+    id_header = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
+    delivery = header_field(raw, id_header, LONGEST_ID) if id_header else None
     name = text_field(payload, "object_kind" if "object_kind" in payload else "event_name", LONGEST_TYPE)
     word = member(payload, "object_attributes", "action") or payload.get("action")
     event_type = f"{name}.{word}" if isinstance(word, str) and len(f"{name}.{word}") <= LONGEST_TYPE else name
@@ -76,7 +76,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 
 
 def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str | None]:
-    """The object of the event; of a system hook such as `user_create` the user; else the project."""
+    """Return the object of the event; of a system hook such as `user_create` the user; else the project."""
     thing = name.partition("_")[0]
     for kind, value in (
         (name, member(payload, "object_attributes", "id")),
@@ -93,7 +93,7 @@ def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str |
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """An event about an object of a project."""
+    """Make an event about an object of a project."""
     name, _, word = event_type.partition(".")
     attributes: dict[str, object] = {"id": int(identifier) if identifier.isdigit() else identifier}
     body = {"object_kind": name or kind, "object_attributes": {**attributes, "action": word} if word else attributes}
@@ -109,7 +109,7 @@ PRESET = Preset(
     signatures=(standard_webhooks.signature("webhook"),),
     max_body=25 * 1024 * 1024,
     kept_headers=frozenset({_KEY, _MESSAGE, _EVENT, "x-gitlab-event-uuid", "x-gitlab-instance"}),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="GitLab",
         event_id="header `webhook-id` (which is signed), else `Idempotency-Key`; before GitLab 17.4 none",
         entity="`object_attributes.id`; of a system hook such as `user_create` its `user_id`; else the project or group",

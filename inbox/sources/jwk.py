@@ -21,7 +21,7 @@ from inbox.errors import ConfigError, RequestError
 from inbox.events import strict_json
 
 SMALLEST_RSA = 2048
-"""Bits, from RFC 7518 §3.3."""
+"""Bits; from RFC 7518 §3.3."""
 
 _RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _ALGORITHMS: Mapping[tuple[str, str | None], tuple[str, ...]] = {
@@ -31,7 +31,7 @@ _ALGORITHMS: Mapping[tuple[str, str | None], tuple[str, ...]] = {
     ("EC", "P-521"): ("ES512",),
     ("OKP", "Ed25519"): ("EdDSA",),
 }
-"""By type and curve. None of them is symmetric: a public key is no secret."""
+"""Algorithms by type and curve. None of them is symmetric: a public key is no secret."""
 
 
 class PublicKey(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class PublicKey(msgspec.Struct, frozen=True):
 
 
 def public_keys(text: str) -> list[PublicKey]:
-    """The keys of a JWKS document or a PEM that can be used.
+    """Return the keys of a JWKS document or a PEM that can be used.
 
     Raises:
         ConfigError: there is none. The text says why for each; it repeats nothing of a key but its `kid`.
@@ -73,7 +73,7 @@ def public_keys(text: str) -> list[PublicKey]:
 
 
 def _key(jwk: object) -> PublicKey:
-    """The key that a table describes.
+    """Return the key that a table describes.
 
     Raises:
         ConfigError: it can't be used. The text is the second half of a sentence.

@@ -1,10 +1,10 @@
-"""From a request and what its preset read in it to the event that is stored."""
+"""Makes the events to store from a request and the identities that its preset reads in it."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -32,37 +32,34 @@ KEPT_HEADERS = frozenset(
         "x-request-id",
     }
 )
-"""An allow-list: a header that is not here may be a secret, and the inbox is read by many."""
+"""An allow-list: any other header may be a secret, and many read the inbox."""
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Iterable[Route]) -> tuple[Event, ...]:
-    """The events that a request tells of, ready to be stored. The request is proven to come from the source.
+def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Sequence[Route]) -> tuple[Event, ...]:
+    """Return the events of a proven request, ready to be stored; `routes` are those of its source.
 
     Raises:
-        Unreadable, UnsupportedType, InvalidEvent: it is none of this preset's.
+        Unreadable, UnsupportedType, InvalidEvent: the preset can't read it.
     """
     preset.check_type(raw)
     headers = kept_headers(source, preset, raw.headers)
-    own = [route for route in routes if route.source == source.name]
     if source.dedup == [WHOLE_BODY]:
-        identities = tuple(_known_by_body(raw, identity) for identity in preset.read(raw, None))
+        identities = tuple(_keyed_by_body(raw, identity) for identity in preset.read(raw, None))
     else:
         identities = preset.read(raw, source.dedup)
-    return tuple(to_event(source, raw, identity, own, headers) for identity in identities)
+    return tuple(to_event(source, raw, identity, routes, headers) for identity in identities)
 
 
-def _known_by_body(raw: RawRequest, identity: Identity) -> Identity:
+def _keyed_by_body(raw: RawRequest, identity: Identity) -> Identity:
     body = raw.body if identity.part is None else identity.part
     return msgspec.structs.replace(identity, key_parts=(hashlib.sha256(body).hexdigest(),), key_has_time=False)
 
 
-def refuse_old(source: Source, events: Iterable[Event]) -> None:
-    """Return if none of them is older than its source may send.
-
-    Who takes a refusal in after all does not ask this.
+def reject_old(source: Source, events: Iterable[Event]) -> None:
+    """Check that no event is older than the source's `max_age`. Readmitting a rejected request passes over this.
 
     Raises:
         TooOld: one is.
@@ -80,7 +77,7 @@ def to_event(
     routes: Iterable[Route],
     headers: Mapping[str, str] = NO_HEADERS,
 ) -> Event:
-    """The event with its dedup key and its lanes on the routes that it takes; `headers` are those that are kept."""
+    """Make the event, with its dedup key and its lanes on the source's matching routes; `headers` are those to store."""
     key = dedup_key(identity)
     body = raw.body if identity.part is None else identity.part
     return Event(
@@ -93,7 +90,7 @@ def to_event(
         event_id=identity.event_id,
         occurred_at=timestamps.to_datetime(identity.occurred_ns),
         received_at=raw.received_at,
-        enrolments=enrol(source.name, identity, key, routes),
+        enrolments=enrol(identity, key, routes),
         headers=headers,
         content_type=_printable(identity.part_type or raw.headers.get("content-type", "")),
         body=body,
@@ -103,10 +100,9 @@ def to_event(
 
 
 def kept_headers(source: Source, preset: Preset, headers: Mapping[str, str]) -> dict[str, str]:
-    r"""The headers of the allow-list, in printable ASCII: any other character is written as `\xNN` or `\uNNNN`.
+    r"""Return the headers of the allow-list, in printable ASCII: other characters become `\xNN` or `\uNNNN`.
 
-    A preset adds those that tell of its events. A header in which the source sends its secret is left out, even if it is on
-    the list.
+    A preset adds those that describe its events. A header that carries the source's secret is left out, even if listed.
     """
     secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
     return {
@@ -117,9 +113,9 @@ def kept_headers(source: Source, preset: Preset, headers: Mapping[str, str]) -> 
 
 
 def valid_traceparent(value: str | None) -> str | None:
-    """A trace context as W3C Trace Context level 1 has it, in version 00; None when it is missing or not valid.
+    """Return a trace context of W3C Trace Context level 1, in version 00; None when it is missing or invalid.
 
-    A higher version is read by its first four fields, as the standard asks for; `ff` and ids of zeros are invalid.
+    A higher version is read by its first four fields, as the standard asks; `ff` and ids of zeros are invalid.
     """
     match = _TRACEPARENT.fullmatch(value) if value is not None else None
     if match is None:

@@ -1,4 +1,4 @@
-"""Okta's event hooks: one request tells of one event or several.
+"""Okta's event hooks: one request holds one event or several.
 
 From https://developer.okta.com/docs/concepts/event-hooks/ and
 https://developer.okta.com/docs/reference/api/event-hooks/. Okta signs nothing: it sends a header that was configured with
@@ -38,7 +38,7 @@ _CHALLENGE = "x-okta-verification-challenge"
 _LONGEST_CHALLENGE = 1000
 
 _TARGETS: Mapping[str, str] = {"application": "AppInstance", "group": "UserGroup", "user": "User"}
-"""Several things may be the target of one event, in any order: of a membership the user and the group."""
+"""Type of the main target by kind of event; an event has several in any order, such as a user and a group."""
 
 _ACTIONS: Mapping[str, Action] = {
     "group.lifecycle.create": "create",
@@ -57,11 +57,11 @@ _ACTIONS: Mapping[str, Action] = {
     "user.lifecycle.suspend": "update",
     "user.lifecycle.unsuspend": "update",
 }
-"""What a user or group is changed by; what else is told of them (a sign-in, say) does not change them."""
+"""Events that change a user or group; others about them, such as a sign-in, don't."""
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The events of a body.
+    """Return the events of a body.
 
     Raises:
         Unreadable: the body is not strict JSON.
@@ -98,7 +98,7 @@ def _event(raw: RawRequest, event: object, part: bytes | None, dedup: Sequence[s
 
 
 def _target(event: Mapping[str, object], event_type: str) -> object:
-    """The target of the type that the event's type begins with; else the first; else who did it."""
+    """Return the target of the type that the event's type begins with; else the first; else who did it."""
     targets = event.get("target")
     if not isinstance(targets, list) or not targets:
         return event.get("actor")
@@ -107,17 +107,17 @@ def _target(event: Mapping[str, object], event_type: str) -> object:
 
 
 def greet(raw: RawRequest) -> HandshakeResponse:
-    """The value of the challenge."""
+    """Return the value of the challenge."""
     challenge = header_field(raw, _CHALLENGE, _LONGEST_CHALLENGE)
     return HandshakeResponse(200, body=msgspec.json.encode({"verification": challenge}))
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """A request with one event."""
+    """Make a request with one event."""
     event = {
         "uuid": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
         "eventType": event_type,
-        "published": rfc3339(at),
+        "published": rfc3339(at, "milliseconds"),
         "target": [{"type": kind, "id": identifier}],
     }
     return Sample(msgspec.json.encode({"eventType": "com.okta.event_hook", "data": {"events": [event]}}))
@@ -134,9 +134,9 @@ PRESET = Preset(
         method="GET",
         header=_CHALLENGE,
         answer=greet,
-        told='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
+        docs='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
     ),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Okta (event hooks)",
         event_id="`uuid` of each of `data.events`",
         entity="that `target` which the event's type begins with, by its `type` and `id`; without a target the `actor`",

@@ -15,8 +15,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-import jwt
 import msgspec
 
 from inbox.config.model import Secret, Source
@@ -34,17 +34,19 @@ from inbox.sources.fields import (
     member,
     text_field,
 )
-from inbox.sources.jwk import PublicKey, public_keys
+
+if TYPE_CHECKING:
+    from inbox.sources.jwk import PublicKey
 
 MOST_KEYS = 5
-"""Tried on one token."""
+"""Most keys tried on one token."""
 LARGEST_HEADER = 4096
 """Bytes, encoded: an algorithm, a type and the name of a key, read once for each key that is tried."""
 LEEWAY_SECONDS = 300.0
 _LONGEST_ISSUER = 500
 _SUBJECT = "subject"
 _IDS = ("sub", "id", "email", "phone_number", "uri", "url")
-"""Where a subject identifier (RFC 9493) has its value, in the order in which they identify."""
+"""Members of a subject identifier (RFC 9493) that hold its value, the most identifying first."""
 
 _ACTIONS: Mapping[str, Action] = {
     "account-disabled": "update",
@@ -59,7 +61,7 @@ _ACTIONS: Mapping[str, Action] = {
 """The ends of the names of RISC events that change an account, and the `change_type` of CAEP's credential-change."""
 
 
-class _Key(msgspec.Struct, frozen=True):
+class _TokenKey(msgspec.Struct, frozen=True):
     secret: Secret
     public: PublicKey
 
@@ -68,7 +70,7 @@ class Token:
     """Proves that the body is a token of this issuer, for this audience, signed with one of its keys."""
 
     keys = 0
-    """None is padded: the keys are public, so this proof itself is tried where another source refuses."""
+    """Zero, so that none is padded: the keys are public, and this proof itself is tried for rejections of other sources."""
 
     def __init__(self, source: Source, secrets: Revealed) -> None:
         """Read the keys.
@@ -76,11 +78,13 @@ class Token:
         Raises:
             ConfigError: a secret holds no key that can be used, or there is no issuer or audience.
         """
+        from inbox.sources.jwk import public_keys  # noqa: PLC0415  # only a source of this preset needs the JWT library
+
         if not source.issuer or not source.audience:
             raise ConfigError("secevent needs the issuer and the audience that tokens have to name")
         self._issuer, self._audience = source.issuer, source.audience
         self._leeway = LEEWAY_SECONDS if source.tolerance is None else source.tolerance
-        self._keys = [_Key(secret, public) for secret, text in secrets for public in public_keys(text)]
+        self._keys = [_TokenKey(secret, public) for secret, text in secrets for public in public_keys(text)]
         self.kind = (Token, source.name)
 
     @property
@@ -93,6 +97,8 @@ class Token:
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
         """See Proof."""
+        import jwt  # noqa: PLC0415  # as above
+
         token = raw.body.strip()
         try:  # the library's own way to the header decodes all of the token, which it does again below
             header = _segment(token, 0) if 0 < token.find(b".") <= LARGEST_HEADER else {}
@@ -129,7 +135,7 @@ class Token:
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one event of a token that has been verified.
+    """Return the one event of a token that has been verified.
 
     Raises:
         Unreadable: its claims are not strict JSON.
@@ -167,7 +173,7 @@ def _action(event_type: str, event: object) -> Action:
 
 
 def _segment(token: bytes, number: int) -> dict[str, object]:
-    """The JSON object that the header (0) or the claims (1) are.
+    """Return the JSON object that the header (0) or the claims (1) are.
 
     Raises:
         Unreadable, InvalidEvent: they are none.
@@ -183,7 +189,7 @@ def _segment(token: bytes, number: int) -> dict[str, object]:
 
 
 def _subject(claims: Mapping[str, object], event: object) -> str | None:
-    """The subject of the token, or of the event where older drafts have it; of a complex one the user."""
+    """Return the subject of the token, or of the event where older drafts have it; of a complex one the user."""
     for subject in (claims.get("sub_id"), member(event, "subject"), claims):
         inner = member(subject, "user") or subject
         for name in _IDS if subject is not claims else ("sub",):
@@ -193,8 +199,8 @@ def _subject(claims: Mapping[str, object], event: object) -> str | None:
     return None
 
 
-def refuse(error: RequestError) -> tuple[int, bytes]:
-    """An error as RFC 8935 §2.3 has it."""
+def rejection(error: RequestError) -> tuple[int, bytes]:
+    """Return the error answer of RFC 8935 §2.3."""
     if isinstance(error, TooLarge):
         return error.status, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
     return 400, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
@@ -210,8 +216,8 @@ PRESET = Preset(
     media_types=frozenset({"application/secevent+jwt"}),
     status=202,
     answers_empty=True,
-    refusal=refuse,
-    told=PresetDocs(
+    rejection=rejection,
+    docs=PresetDocs(
         title="Security event tokens (shared signals)",
         event_id="claim `jti`",
         entity="`sub_id`, or the event's `subject`, or `sub`; its type is `subject`",

@@ -1,8 +1,8 @@
 """Proves that a request comes from one of a source's addresses.
 
 The address is that of the connection, or the one that a trusted proxy reports (`inbox/receiver/resource.py:sender_of`).
-Whoever wants an answer can't forge it. Others in the provider's network share it, so it is asked for besides a secret,
-never instead.
+A sender that wants an answer can't forge it. Others in the provider's network share it, so it is required besides a
+secret, never instead.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def address_of(text: str | None) -> IpAddress | None:
-    """The address that this is, without a zone, and of IPv4 in IPv6 that of IPv4; None when it is none.
+    """Parse an address without its zone, and IPv4 in IPv6 as IPv4; None when it is none.
 
-    A proxy may hand on what its sender has claimed, and behind `%` Python takes any text for a zone.
+    A proxy may hand on a claim of its sender, and Python takes any text after `%` for a zone.
     """
     try:
         address = ipaddress.ip_address((text or "").partition("%")[0])
@@ -40,7 +40,7 @@ class SentFrom:
         networks = tuple(networks)
         self.kind = (SentFrom, networks)
         parsed = [ipaddress.ip_network(network) for network in networks]
-        self._networks = {  # as numbers: thirty add 7 µs to a refusal, and 11 as the library compares them
+        self._networks = {  # as numbers: thirty add 7 µs to a rejection, and 11 as the library compares them
             version: [(int(each.netmask), int(each.network_address)) for each in parsed if each.version == version]
             for version in (4, 6)
         }

@@ -40,7 +40,7 @@ _NAMES = ("topic", "webhook-id", "triggered-at", "event-id", "shop-domain", "act
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one event of a body.
+    """Return the one event of a body.
 
     Raises:
         Unreadable: the body is not strict JSON.
@@ -72,7 +72,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """A webhook with the id alone; `kind` is the first part of the topic, such as `orders`."""
+    """Make a webhook with the id alone; `kind` is the first part of the topic, such as `orders`."""
     topic = event_type if "/" in event_type else f"{kind}/{event_type}"
     body = msgspec.json.encode({"id": int(identifier) if identifier.isdigit() else identifier})
     return Sample(
@@ -80,7 +80,7 @@ def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
         {
             "X-Shopify-Topic": topic,
             "X-Shopify-Webhook-Id": f"sample-{identifier}-{at:%Y%m%d%H%M%S}",
-            "X-Shopify-Triggered-At": rfc3339(at),
+            "X-Shopify-Triggered-At": rfc3339(at, "milliseconds"),
         },
     )
 
@@ -95,7 +95,7 @@ PRESET = Preset(
     ),
     max_body=4 * 1024 * 1024,
     kept_headers=frozenset(f"{x}shopify-{name}" for x in ("x-", "") for name in _NAMES),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Shopify",
         event_id="header `X-Shopify-Webhook-Id`",
         entity="the topic before its `/`, and the payload's `id`",

@@ -1,4 +1,4 @@
-"""One way to verify every signature of a request, and to sign as the provider would.
+"""Verifies the signatures of requests, and signs as providers do.
 
 A `Signature` (`inbox/config/source.py`) says as data what providers do differently: which header, how it is taken apart,
 what is signed, with which hash, and how keys and signatures are written. All of them are over the bytes as they came: HMAC
@@ -50,7 +50,7 @@ _UNIT_NS = {"s": 1_000_000_000, "ms": 1_000_000}
 
 
 class Message(msgspec.Struct, frozen=True):
-    """What a signature may cover, besides the body and the time: as bytes, and empty where there is none."""
+    """Parts that a signature may cover, as bytes; empty where there is none."""
 
     timestamp: bytes = b""
     id: bytes = b""
@@ -60,7 +60,7 @@ class Message(msgspec.Struct, frozen=True):
     sorted_params: bytes = b""
 
 
-class _Key(msgspec.Struct, frozen=True):
+class _VerifyingKey(msgspec.Struct, frozen=True):
     secret: Secret
     algorithm: Algorithm
     matches: Callable[[bytes, Sequence[bytes]], bool]
@@ -81,7 +81,7 @@ class SignatureProof:
     ) -> None:
         """Several signatures are the same under other headers, or for other keys.
 
-        Of the headers the first that a request has is looked at. Which keys a secret is for, its prefix tells.
+        The first of the headers that a request has counts. The prefix of a secret says which of them it is a key for.
 
         Raises:
             ConfigError: a secret is not written as keys are here. The text does not repeat it.
@@ -109,19 +109,20 @@ class SignatureProof:
         """See Proof."""
         algorithm = self._signatures[0].algorithm
         self._keys += tuple(
-            _Key(MADE_UP, algorithm, _matcher(algorithm, os.urandom(_MADE_UP_BYTES))) for _ in range(keys - self.keys)
+            _VerifyingKey(MADE_UP, algorithm, _matcher(algorithm, os.urandom(_MADE_UP_BYTES)))
+            for _ in range(keys - self.keys)
         )
         self._algorithms = {key.algorithm for key in self._keys}  # one that had public keys alone has another now
 
     def fault(self, raw: RawRequest, now: datetime) -> str | None:
-        """Why the request is not proven to be signed by one of the secrets that are valid at `now`; None when it is."""
+        """Return why no secret that is valid at `now` has signed the request; None when one has."""
         number = next((n for n, each in enumerate(self._signatures) if each.header.lower() in raw.headers), 0)
         signature = self._signatures[number]
         faults: list[str] = []
         kinds = [
             each for each in self._signatures if each.header == signature.header and each.algorithm in self._algorithms
         ]
-        given, timestamp = _taken_apart(signature, kinds, raw, faults)
+        given, timestamp = _parsed(signature, kinds, raw, faults)
         message = Message(
             timestamp=timestamp,
             id=_header(raw, signature.id_header, faults),
@@ -142,16 +143,23 @@ class SignatureProof:
 
 
 def sign(signature: Signature, secret: str, message: Message, at: datetime) -> dict[str, str]:
-    """The headers with which the provider would send `message` at `at`; what they hold of it goes into the signature.
+    """Return the headers with which a provider sends `message` at `at`; the parts that it signs are taken from both.
 
     Raises:
         ConfigError: the secret is not written as keys are here, or is a public key.
     """
     if signature.algorithm == "ed25519":
         raise ConfigError("what is configured is a public key: only its sender can sign")
+    key = key_of(signature, secret)
+    return signed_headers(signature, lambda content: hmac.digest(key, content, signature.algorithm), message, at)
+
+
+def signed_headers(
+    signature: Signature, signer: Callable[[bytes], bytes], message: Message, at: datetime
+) -> dict[str, str]:
+    """Return the headers of a message that `signer` signs at `at`: signature, time and id."""
     timestamp = _timestamp(signature, at) if signature.timestamp_header or signature.timestamp_prefix else ""
-    content = _compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode()))
-    digest = hmac.digest(key_of(signature, secret), content, signature.algorithm)
+    digest = signer(_compiled(signature.content)(msgspec.structs.replace(message, timestamp=timestamp.encode())))
     written = digest.hex() if signature.encoding == "hex" else base64.b64encode(digest).decode()
     parts = [f"{signature.timestamp_prefix}{timestamp}"] if signature.timestamp_prefix else []
     headers = {signature.header: signature.separator.join([*parts, f"{signature.prefix}{written}"])}
@@ -163,7 +171,7 @@ def sign(signature: Signature, secret: str, message: Message, at: datetime) -> d
 
 
 def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]]:
-    """What can't be right about it: each key, and why."""
+    """Yield the mistakes in a signature's configuration: each key, and the reason."""
     for key in ("header", "timestamp_header", "id_header"):
         name = getattr(signature, key)
         if (name or key == "header") and _TOKEN.fullmatch(name) is None:
@@ -190,7 +198,7 @@ def mistakes(signature: Signature, *, has_url: bool) -> Iterator[tuple[str, str]
 
 
 def key_of(signature: Signature, secret: str) -> bytes:
-    """The key that a secret's text means.
+    """Return the key that a secret's text means.
 
     Raises:
         ConfigError: it is not base64 or hex, it is empty, or it is a key that is no shared secret.
@@ -214,12 +222,12 @@ def key_of(signature: Signature, secret: str) -> bytes:
     return key
 
 
-def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _Key:
+def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _VerifyingKey:
     """Make the key that a secret is; its prefix tells of which kind it is."""
     signature = next(
         (each for each in signatures if each.key_prefix and revealed.startswith(each.key_prefix)), signatures[0]
     )
-    return _Key(secret, signature.algorithm, _matcher(signature.algorithm, key_of(signature, revealed)))
+    return _VerifyingKey(secret, signature.algorithm, _matcher(signature.algorithm, key_of(signature, revealed)))
 
 
 def _matcher(algorithm: Algorithm, key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
@@ -234,7 +242,7 @@ def _matcher(algorithm: Algorithm, key: bytes) -> Callable[[bytes, Sequence[byte
 
 
 def _compiled(content: str) -> Callable[[Message], bytes]:
-    """Literals and names alternate; every name is a member of `Message`."""
+    """Compile a template, in which literals and names of members of `Message` alternate."""
     pieces = _PLACE.split(content)
     literals, names = [piece.encode() for piece in pieces[::2]], pieces[1::2]
 
@@ -247,10 +255,10 @@ def _compiled(content: str) -> Callable[[Message], bytes]:
     return fill
 
 
-def _taken_apart(
+def _parsed(
     signature: Signature, kinds: Sequence[Signature], raw: RawRequest, faults: list[str]
 ) -> tuple[Mapping[Algorithm, list[bytes]], bytes]:
-    """The signatures of each kind that the header holds, as bytes, and the time of signing as it is written."""
+    """Return the signatures of each kind in the header, as bytes, and the time of signing as it is written."""
     value = raw.headers.get(signature.header.lower(), "")
     if not value:
         faults.append(f"{signature.header} is missing")
@@ -276,7 +284,7 @@ def _given(signature: Signature, parts: Sequence[str]) -> list[bytes]:
 
 
 def _digest(signature: Signature, text: str) -> bytes | None:
-    """The bytes that a signature's text means; None when it is none. Python's own decoders let too much through."""
+    """Decode a signature's text; None when it is none. Python's own decoders accept too much."""
     try:
         written = text.encode("ascii")
         if signature.encoding == "base64":
@@ -325,7 +333,7 @@ def _timestamp(signature: Signature, at: datetime) -> str:
 
 
 def sorted_params(content_type: str, body: bytes) -> bytes:
-    """The names and values of a form in the order of the names, with nothing between; of any other body nothing.
+    """Return the names and values of a form, sorted by name and joined; empty for any other body.
 
     Raises:
         ValueError: a form that can't be read.
@@ -348,7 +356,7 @@ def _params(raw: RawRequest, faults: list[str]) -> bytes:
 
 
 def described(signature: Signature) -> Mapping[str, str]:
-    """In words, for documentation: the header, the algorithm, and what is signed."""
+    """Describe a signature for the documentation: the header, the algorithm, and the signed content."""
     form = signature.separator.join(
         [
             *([f"{signature.timestamp_prefix}{{timestamp}}"] if signature.timestamp_prefix else []),

@@ -50,11 +50,11 @@ _ABOUT: Mapping[str, tuple[str, str]] = {
     "tokens": _TEAM,
     "user": _USER,
 }
-"""What an event is about by the first word of its type, and the member that names it; all others happen in a channel."""
+"""Entity of an event by the first word of its type, and the member that names it; all others happen in a channel."""
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one event of a request.
+    """Return the one event of a request.
 
     Raises:
         Unreadable: neither strict JSON nor a form.
@@ -87,7 +87,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 
 
 def greet(raw: RawRequest) -> HandshakeResponse | None:
-    """The echo that Slack wants when the URL is configured."""
+    """Return the echo that Slack expects when the URL is configured."""
     if b"url_verification" not in raw.body or raw.content_type == FORM:
         return None
     payload = json_object(raw.body)
@@ -102,7 +102,7 @@ def greet(raw: RawRequest) -> HandshakeResponse | None:
 def _entity(
     payload: Mapping[str, object], event: Mapping[str, object], event_type: str
 ) -> tuple[str | None, str | None]:
-    """Of `user_change` the user, of `channel_rename` the channel; of any other the channel it happened in, if it says."""
+    """Return the user of `user_change`, the channel of `channel_rename`; else the channel of the event, if there is one."""
     kind, place = _USER if event_type == "team_join" else _ABOUT.get(event_type.partition("_")[0], _CHANNEL)
     # An object where it was made or changed, its id alone where it was only named.
     value = event.get(place, event.get(kind))
@@ -146,7 +146,7 @@ def _identity(raw: RawRequest, event_type: str, event_id: str | None, key_parts:
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """An event about a user or a channel."""
+    """Make an event about a user or a channel."""
     place = _ABOUT.get(kind, _CHANNEL)[1]
     return Sample(
         msgspec.json.encode(
@@ -178,9 +178,9 @@ PRESET = Preset(
         method="POST",
         header=None,
         answer=greet,
-        told='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back',
+        docs='POST of `{"type": "url_verification", "challenge": …}`, signed: the challenge comes back',
     ),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Slack (Events API)",
         event_id="`event_id`; of a command or an interaction `trigger_id`",
         entity="the user, file, subteam or team, as the event's type begins; else the channel it happened in",

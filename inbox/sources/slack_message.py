@@ -12,7 +12,7 @@ reports the answer's body will report that JSON.
 **What makes two requests one event.** A message has no id and no time of its own. Its bytes alone won't do: a program that
 says the same an hour later means another change. Its time of arrival won't do: a sender that got no answer repeats itself.
 So the key is the message's SHA-256 and the five minutes in which it came (`inbox/sources/fields.py:content_key`). A sender
-that gives an `Idempotency-Key` or a `Webhook-Id` says itself what is a repeat; then that is the key.
+that gives an `Idempotency-Key` or a `Webhook-Id` marks duplicates itself; then that is the key.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _NUL = "\x00"
 
 
 def compiled(pattern: str | None, entity_type: str | None) -> Pattern | None:
-    """The pattern of a source, ready to search; None when it has none.
+    """Compile the pattern of a source; None when it has none.
 
     Raises:
         ValueError: it is no regular expression that RE2 takes, its groups are not those that are read, or no type goes with
@@ -98,7 +98,7 @@ def _reason(error: re2.error) -> str:
 
 
 def reader(source: Source) -> Read:
-    """What reads the messages of `source`.
+    """Make the reader of `source`.
 
     Raises:
         ValueError: as `compiled`.
@@ -125,7 +125,7 @@ def reader(source: Source) -> Read:
 
 
 def texts(message: Mapping[str, object]) -> Iterator[str]:
-    """All text of a message, as a reader sees it: its own, then that of attachments and blocks from top to bottom."""
+    """Return all text of a message, as a reader sees it: its own, then that of attachments and blocks from top to bottom."""
     text = message.get("text")
     if isinstance(text, str):
         yield _unescaped(text)
@@ -134,7 +134,7 @@ def texts(message: Mapping[str, object]) -> Iterator[str]:
 
 
 def _inside(value: object) -> Iterator[str]:
-    """Strict JSON is nested 64 levels deep at most, so this is too."""
+    """Recurse into a value; strict JSON is nested at most 64 levels deep."""
     if isinstance(value, list):
         for item in value:
             yield from _inside(item)
@@ -164,7 +164,7 @@ def _searched(message: Mapping[str, object]) -> str:
 def _entity(
     pattern: Pattern | None, message: Mapping[str, object], entity_type: str | None
 ) -> tuple[str, str, str] | None:
-    """The type, the id and the event type; None when the message names no entity, or in a way that can't be stored."""
+    """Return the type, the id and the event type; None when the message names no entity, or in a way that can't be stored."""
     text = _searched(message)
     match = None if pattern is None else pattern.search(text[:SEARCHED])
     if match is None or match.end() == SEARCHED < len(text):  # half of an id is another entity's
@@ -190,7 +190,7 @@ def _message(raw: RawRequest) -> dict[str, object]:
 
 
 def _key(raw: RawRequest) -> tuple[str, ...]:
-    """What the sender says itself is a repeat, or else what looks like one."""
+    """Return the key that the sender gives, or else one made of the content."""
     for name in _KEY_HEADERS:
         if given := raw.headers.get(name):
             return (name, hashlib.sha256(given.encode("utf-8", "surrogatepass")).hexdigest())
@@ -198,7 +198,7 @@ def _key(raw: RawRequest) -> tuple[str, ...]:
 
 
 def sample(kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:
-    """A message that names them all; whether the source's pattern finds them is its own."""
+    """Make a message that names all parts; the source's pattern may not find them."""
     return Sample(msgspec.json.encode({"text": f"{event_type} {kind} {identifier}"}))
 
 
@@ -211,7 +211,7 @@ PRESET = Preset(
     own_keys=frozenset({"pattern", "entity_type"}),
     media_types=frozenset({"application/json", FORM}),
     kept_headers=frozenset(_KEY_HEADERS),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Slack-compatible messages",
         entity="what the source's `pattern` finds in the text",
         event_type="the pattern's group `event_type`, else `message`",

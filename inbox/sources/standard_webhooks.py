@@ -37,11 +37,11 @@ from inbox.sources.fields import (
 
 _PREFIXES = ("webhook", "svix")
 WITHOUT_TYPE = "message"
-"""The event type of a message that tells none."""
+"""The event type of a message without one."""
 
 
 def signature(prefix: str) -> Signature:
-    """As the specification has it; the names of the headers begin with `prefix`."""
+    """Return the signature of the specification; the names of its headers begin with `prefix`."""
     return Signature(
         header=f"{prefix}-signature",
         prefix="v1,",
@@ -56,12 +56,12 @@ def signature(prefix: str) -> Signature:
 
 
 def by_private_key(prefix: str) -> Signature:
-    """The same with the sender's private key, of which the public one is configured."""
+    """Return the same with a private key of the sender, whose public key is configured."""
     return msgspec.structs.replace(signature(prefix), prefix="v1a,", algorithm="ed25519", key_prefix="whpk_")
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one message of a body.
+    """Return the one message of a body.
 
     Raises:
         Unreadable: the body is not strict JSON.
@@ -90,7 +90,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 
 
 def _id_header(raw: RawRequest) -> str:
-    """That one which the signature covers: somebody could put the other beside it."""
+    """Return the id header that the signature covers: an attacker could add the other."""
     for proof in ("signature", "id"):
         for prefix in _PREFIXES:
             if f"{prefix}-{proof}" in raw.headers:
@@ -99,8 +99,8 @@ def _id_header(raw: RawRequest) -> str:
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """A message as the specification recommends."""
-    body = {"type": event_type, "timestamp": rfc3339(at), "data": {"id": identifier, "type": kind}}
+    """Make a message as the specification recommends."""
+    body = {"type": event_type, "timestamp": rfc3339(at, "milliseconds"), "data": {"id": identifier, "type": kind}}
     return Sample(msgspec.json.encode(body), message_id=f"msg_sample_{identifier}_{at:%Y%m%d%H%M%S}")
 
 
@@ -111,7 +111,7 @@ PRESET = Preset(
     sample=sample,
     signatures=(*map(signature, _PREFIXES), *map(by_private_key, _PREFIXES)),
     kept_headers=frozenset(f"{prefix}-id" for prefix in _PREFIXES),
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Standard Webhooks, Svix",
         event_id="header `webhook-id` (`svix-id`)",
         entity="`data.object`, `data.type`, or else `type` up to its last dot; and `data.id`",

@@ -32,7 +32,7 @@ from inbox.sources.fields import (
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one event of a body.
+    """Return the one event of a body.
 
     Raises:
         Unreadable: the body is not strict JSON.
@@ -64,7 +64,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """An event with little more than the ids."""
+    """Make an event with little more than the ids."""
     return Sample(
         msgspec.json.encode(
             {
@@ -93,7 +93,7 @@ PRESET = Preset(
         ),
     ),
     max_body=1024 * 1024,  # none is documented
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Stripe",
         event_id="`id`",
         entity="`data.object` (`object`, `id`), of a thin event `related_object` (`type`, `id`); of Connect `account/id`",

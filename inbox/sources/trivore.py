@@ -31,7 +31,7 @@ _CLASSIC_FIELDS = frozenset({"entityType", "eventType", "timestamp"})
 _TIME_FIELDS = frozenset({"timestamp", "time"})
 
 _ACTIONS: Mapping[str, Action] = {"CREATE": "create", "EDIT": "update", "UPDATE": "update", "DELETE": "delete"}
-"""Documented for users and groups; the same words are taken for every other type of entity."""
+"""Actions documented for users and groups; the same words are read for every other type of entity."""
 
 _CHANGES_OF_A_USER = frozenset(
     {
@@ -48,7 +48,7 @@ _CHANGES_OF_A_USER = frozenset(
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
-    """The one event of a body. `dedup` names fields of the payload; `timestamp` and `time` both mean the event's time.
+    """Return the one event of a body. `dedup` names fields of the payload; `timestamp` and `time` both mean the event's time.
 
     Raises:
         Unreadable: the body is not strict JSON.
@@ -84,15 +84,15 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 
 
 def action_of(entity_type: str, change: str) -> Action:
-    """What a classic `eventType`, or a typed code without its entity type, does to the entity."""
+    """Return the action of a classic `eventType`, or of a typed code without its entity type."""
     if entity_type == "USER" and change in _CHANGES_OF_A_USER:
         return "update"
     return _ACTIONS.get(change, "other")
 
 
 def sample(kind: str, identifier: str, event_type: str, at: datetime) -> Sample:
-    """A webhook in the classic form."""
-    payload = {"id": identifier, "entityType": kind, "eventType": event_type, "timestamp": rfc3339(at)}
+    """Make a webhook in the classic form."""
+    payload = {"id": identifier, "entityType": kind, "eventType": event_type, "timestamp": rfc3339(at, "milliseconds")}
     return Sample(msgspec.json.encode(payload))
 
 
@@ -101,7 +101,7 @@ PRESET = Preset(
     read=read,
     has_own_time=True,
     sample=sample,
-    told=PresetDocs(
+    docs=PresetDocs(
         title="Trivore ID",
         entity="`entityType` and `id`; of the newer form `type` up to its first `_`, and `id`",
         event_type="`eventType`; of the newer form `type`",

@@ -1,14 +1,14 @@
-"""Serves what the processes of one side count, at `/metrics`: a program of its own beside them.
+"""Serves the metrics of one side's processes at `/metrics`, as a separate program.
 
-So whatever is done to its port, no request waits and no lease ends for it. Its standard input is a pipe that all of them
-write to (`inbox.telemetry.recorder`): it adds up what comes, opens no file and no database, and ends when the last of them is gone.
-It is not told by signals, which often reach the whole process group.
+So load on its port delays no request and ends no lease. All processes write to its standard input, a pipe
+(`inbox.telemetry.recorder`). It adds up the lines, opens no file and no database, and ends when the last writer is gone.
+It ignores signals, which often reach the whole process group.
 """
 
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401  # a host's name needs it, and Python's own files may be out of reach after `become`
+import encodings.idna  # noqa: F401  # a host's name needs it, and Python's own files may be out of reach after `drop_privileges`
 import os
 import signal
 import socket
@@ -31,9 +31,9 @@ from inbox.telemetry.metrics import RECEIVER, RELAY, Metric
 from inbox.telemetry.recorder import Line
 
 CONNECTIONS = 64
-"""At once; for one more, the oldest is closed."""
+"""Concurrent connections; one more closes the oldest."""
 ANSWERED_WITHIN_SECONDS = 10.0
-"""A connection that takes longer, whatever it does meanwhile, is closed."""
+"""A connection that takes longer is closed, even if it is active."""
 LONGEST_LINE = 16 * 1024
 _TRY_AGAIN_SECONDS = 1.0
 
@@ -42,7 +42,7 @@ _Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 
 class Totals(Collector):
-    """Sums over all processes, also those that have ended. Any thread may call it."""
+    """Sums over all processes, including ended ones. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -50,10 +50,10 @@ class Totals(Collector):
         self._decoder = msgspec.json.Decoder(Line)
 
     def add(self, line: bytes) -> None:
-        """Add a line that a process has written.
+        """Add a line from a process.
 
         Raises:
-            ValueError: it is no line of `inbox.telemetry.recorder`, or only the end of one.
+            ValueError: it is no line of `inbox.telemetry.recorder`, or only the end of one, after an exporter was killed.
         """
         try:
             name, labels, values = self._decoder.decode(line)
@@ -68,12 +68,12 @@ class Totals(Collector):
             if held is None:
                 series[labels] = values
             elif metric.kind == "gauge":
-                series[labels] = max(held, values, key=lambda each: each[1])  # the newest, of whichever process
+                series[labels] = max(held, values, key=lambda each: each[1])  # the newest value of any process
             else:
                 series[labels] = tuple(map(sum, zip(held, values, strict=True)))
 
     def collect(self) -> Iterator[_Family]:
-        """Every metric that anybody has counted, as prometheus-client wants it."""
+        """Yield every counted metric in prometheus-client's form."""
         with self._lock:
             copied = {name: dict(series) for name, series in self._series.items()}
         for name in sorted(copied):
@@ -106,12 +106,12 @@ class _Server(ThreadingHTTPServer):
         super().__init__((address.host, address.port), _Handler)
 
     def server_bind(self) -> None:
-        """Without the look for the host's name, which may take long."""
+        """Bind without looking up the host's name, which may take long."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  # socketserver's
-        """Answer it in a thread. A scrape takes milliseconds, so the oldest connection is hardly ever one."""
+        """Answer in a thread. A scrape takes milliseconds, so the oldest connection is hardly ever a scrape."""
         oldest_first = list(self._open)
         for oldest in oldest_first[: max(len(oldest_first) - CONNECTIONS + 1, 0)]:
             self._cut(oldest)
@@ -123,13 +123,13 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Called between requests, twice a second at least."""
+        """Close overdue connections; called between requests, at least twice a second."""
         for request, deadline in list(self._open.items()):
             if time.monotonic() > deadline:
                 self._cut(request)
 
     def _cut(self, request: socket.socket) -> None:
-        """Its thread finds it at its end, and ends too."""
+        """Close a connection; its thread reads the end and stops."""
         self._open.pop(request, None)
         with contextlib.suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)
@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        except (TypeError, ValueError):  # it compares versions that are no numbers
+        except (TypeError, ValueError):  # it compares versions, and these are not numbers
             encode, content_type = choose_encoder("")
         body = encode(self.server.registry)
         self.send_response(200)
@@ -167,30 +167,30 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _serve(address: Address, registry: CollectorRegistry) -> None:
-    told = False
+    reported = False
     while True:
         try:
             server = _Server(address, registry)
-        except OSError as error:  # somebody else has the port: perhaps one like us, who is about to end
-            if not told:
+        except OSError as error:  # another program has the port, perhaps a predecessor that is about to end
+            if not reported:
                 _say(f"can't listen on {address}, trying again: {error.strerror or error}")
-            told = True
+            reported = True
             time.sleep(_TRY_AGAIN_SECONDS)
         else:
             server.serve_forever()
 
 
-def _say(what: str) -> None:
-    print(f"metrics: {what}", file=sys.stderr, flush=True)  # noqa: T201  # a program's own standard error
+def _say(message: str) -> None:
+    print(f"metrics: {message}", file=sys.stderr, flush=True)  # noqa: T201  # a program's own standard error
 
 
-def become(uid: int, gid: int) -> None:
-    """Keep the rights of this user and group only, for good. Does nothing unless this process is root's.
+def drop_privileges(uid: int, gid: int) -> None:
+    """Drop to the rights of this user and group, permanently. Does nothing unless this process runs as root.
 
-    `Popen(user=…)` would drop them before Python starts, and its files may be root's alone, as below /root.
+    `Popen(user=…)` would drop them before Python starts, and only root may be able to read Python's files, as below /root.
 
     Raises:
-        OSError: it can't be done, and this process must not go on.
+        OSError: it failed, and this process must not continue.
     """
     if os.geteuid() == 0:
         os.setgroups([])
@@ -199,17 +199,17 @@ def become(uid: int, gid: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Serve until standard input ends. It neither listens nor reads before it has given up root's rights."""
+    """Serve until standard input ends. It neither listens nor reads before it drops root's rights."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    become(int(arguments[1]), int(arguments[2]))
+    drop_privileges(int(arguments[1]), int(arguments[2]))
     totals, registry = Totals(), CollectorRegistry()
     registry.register(totals)
     threading.Thread(target=_serve, args=(Address.parse(arguments[0]), registry), daemon=True).start()
     for line in iter(partial(sys.stdin.buffer.readline, LONGEST_LINE), b""):
         try:
             totals.add(line)
-        except ValueError:  # the end of a line whose beginning an exporter had read that was killed
+        except ValueError:  # the rest of a line whose beginning a killed exporter had read
             continue
 
 

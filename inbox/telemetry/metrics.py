@@ -1,7 +1,7 @@
-"""Every metric of both sides: its name, its labels and what it tells. The tables below are all there is.
+"""All metrics of both sides, with their names, labels and meanings. There are no others.
 
-What counts them is `inbox.telemetry.recorder`, where `[metrics]` asks for it; elsewhere `OFF` does, which counts nothing. A label
-has few values, and never one that a request brings along: each new value is a series that is kept for good.
+`inbox.telemetry.recorder` counts them where `[metrics]` enables it; otherwise `OFF` does, which counts nothing. A label has
+few values, and never one from a request: each new value makes a series that stays for ever.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Literal
 import msgspec
 
 UNKNOWN = "(unknown)"
-"""The label `source` of a request for a source that is not configured; no source can be named so."""
+"""Label `source` of a request for an unknown source; no source can have this name."""
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One metric, as it is exported."""
+    """A metric, as it is exported."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    """Upper limits, of a histogram."""
+    """Upper limits of a histogram."""
 
     @property
     def numbers(self) -> int:
-        """Count of the numbers in a series of it, as in `inbox.telemetry.recorder.Line`."""
+        """Return how many numbers a series of it has in `inbox.telemetry.recorder.Line`."""
         return {"counter": 1, "gauge": 2, "histogram": len(self.buckets) + 2}[self.kind]
 
 
@@ -37,25 +37,27 @@ _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300
 # --- the receiver
 
 RECEIVED = Metric("inbox_received_total", "counter", "Events that were stored.", ("source",))
-REPEATED = Metric(
-    "inbox_repeated_total",
+DUPLICATES = Metric(
+    "inbox_duplicates_total",
     "counter",
-    "Events that were there already; their senders were told so, with 200.",
+    "Duplicates of stored events, answered with 200.",
     ("source",),
 )
-REFUSED = Metric(
-    "inbox_refused_total",
+REJECTED = Metric(
+    "inbox_rejected_total",
     "counter",
-    f"Requests answered with an error. A source that is not configured is `{UNKNOWN}`; causes as in rejected_request.",
+    f"Requests answered with an error. An unknown source is `{UNKNOWN}`; causes as in rejected_request.",
     ("source", "cause"),
 )
 NOT_KEPT = Metric(
-    "inbox_refusals_not_kept_total", "counter", "Refusals without a row in rejected_request: too many, or not writable."
+    "inbox_rejections_not_kept_total",
+    "counter",
+    "Rejected requests without a row in rejected_request: too many, or not writable.",
 )
 REQUEST_SECONDS = Metric(
     "inbox_request_seconds",
     "histogram",
-    "From a request's headers to its answer, by the answer's status.",
+    "Time from a request's headers to its answer, by the answer's status.",
     ("status",),
     _SHORT,
 )
@@ -65,57 +67,53 @@ BATCH_EVENTS = Metric(
     "Events in one commit.",
     buckets=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
 )
-COMMIT_SECONDS = Metric("inbox_commit_seconds", "histogram", "How long one commit took.", buckets=_SHORT)
+COMMIT_SECONDS = Metric("inbox_commit_seconds", "histogram", "Duration of a commit.", buckets=_SHORT)
 
-RECEIVER = (RECEIVED, REPEATED, REFUSED, NOT_KEPT, REQUEST_SECONDS, BATCH_EVENTS, COMMIT_SECONDS)
+RECEIVER = (RECEIVED, DUPLICATES, REJECTED, NOT_KEPT, REQUEST_SECONDS, BATCH_EVENTS, COMMIT_SECONDS)
 
 # --- the relay
 
 ATTEMPTS = Metric(
     "relay_attempts_total",
     "counter",
-    "Attempts that were recorded. The outcome is delivered, unchanged, skipped, exhausted, or the error class.",
+    "Recorded attempts. The outcome is delivered, unchanged, skipped, exhausted, or the error class.",
     ("route", "outcome"),
 )
-FACTS = Metric(
-    "relay_facts_total", "counter", "Rows that were added to delivery_log, by their kind.", ("route", "kind")
-)
+FACTS = Metric("relay_facts_total", "counter", "Rows added to delivery_log, by kind.", ("route", "kind"))
 DELIVERY_SECONDS = Metric(
     "relay_delivery_seconds",
     "histogram",
-    "From the arrival of an event to its delivery; what was replayed or re-armed is left out.",
+    "Time from the arrival of an event to its delivery, without replayed or re-armed deliveries.",
     ("route",),
     _LONG,
 )
-TAKEN_BACK = Metric(
-    "relay_leases_taken_back_total", "counter", "Leases that ran out: whoever held one died, or was cut off."
-)
+LEASES_EXPIRED = Metric("relay_leases_expired_total", "counter", "Expired leases: their holder died or was cut off.")
 DISCARDED = Metric(
-    "relay_results_discarded_total", "counter", "Results that came after another claim had taken the lease over."
+    "relay_results_discarded_total", "counter", "Results discarded because another claim held the lease."
 )
-DATABASE_TROUBLE = Metric("relay_database_trouble_total", "counter", "Steps that the database did not take at once.")
+DATABASE_TROUBLE = Metric(
+    "relay_database_trouble_total", "counter", "Steps repeated because the database was unreachable or busy."
+)
 STEP_FAILURES = Metric(
     "relay_step_failures_total",
     "counter",
-    "Steps that failed for anything but an unreachable or busy database; each is tried again.",
+    "Steps that failed for another reason than an unreachable or busy database; each is tried again.",
     ("step",),
 )
 FAILED_ALONE = Metric(
     "relay_items_failed_alone_total",
     "counter",
-    "Deliveries, commands, alerts and duplicates that a step could not work on, and put aside.",
+    "Deliveries, commands, alerts and duplicates that a step set aside because they failed alone.",
     ("step",),
 )
-OPEN = Metric(
-    "relay_open_deliveries", "gauge", "Deliveries that have not ended, as in the view backlog.", ("route", "state")
-)
+OPEN = Metric("relay_open_deliveries", "gauge", "Open deliveries, as in the view backlog.", ("route", "state"))
 OLDEST = Metric(
     "relay_oldest_age_seconds",
     "gauge",
-    "How long ago the oldest open event arrived that is not dead; 0 when there is none.",
+    "Age of the oldest open event that is not dead; 0 when there is none.",
     ("route",),
 )
-LOOKED = Metric("relay_backlog_read_timestamp_seconds", "gauge", "When these two were read last, as a Unix time.")
+LOOKED = Metric("relay_backlog_read_timestamp_seconds", "gauge", "Unix time of the last reading of these two.")
 BREAKER = Metric(
     "relay_breaker",
     "gauge",
@@ -123,17 +121,17 @@ BREAKER = Metric(
     ("kind", "name"),
 )
 SWEEP_COMPARED = Metric(
-    "relay_sweep_compared_total", "counter", "Entities that a sweep compared with the inbox.", ("source", "entity_type")
+    "relay_sweep_compared_total", "counter", "Entities that sweeps compared with the inbox.", ("source", "entity_type")
 )
 SWEEP_MISSED = Metric(
-    "relay_sweep_missed_total", "counter", "Changes that no webhook had told.", ("source", "entity_type")
+    "relay_sweep_missed_total", "counter", "Changes that no webhook reported.", ("source", "entity_type")
 )
 
 RELAY = (
     ATTEMPTS,
     FACTS,
     DELIVERY_SECONDS,
-    TAKEN_BACK,
+    LEASES_EXPIRED,
     DISCARDED,
     DATABASE_TROUBLE,
     STEP_FAILURES,
@@ -148,25 +146,25 @@ RELAY = (
 
 
 class Meters:
-    """What is told of things that happen. This one counts nothing; `inbox.telemetry.recorder` has the one that does.
+    """Counters, histograms and gauges. This class counts nothing; `inbox.telemetry.recorder.Recorder` does.
 
-    Labels are given in the order of the metric's own.
+    The labels come in the order of the metric's own.
     """
 
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
-        """It has happened, or `by` times."""
+        """Add `by` to a counter."""
 
     def count_each(self, metric: Metric, labels: Iterable[str]) -> None:
-        """It has happened once for each of these values of its one label."""
+        """Add one for each of these values of the counter's only label."""
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
-        """One more value, for a histogram."""
+        """Add a value to a histogram."""
 
     def put(self, metric: Metric, value: float, *labels: str) -> None:
-        """A gauge stands at this now."""
+        """Set a gauge."""
 
     def close(self) -> None:
-        """Let what was told so far be seen, and count no more."""
+        """Publish the counts so far, and stop counting."""
 
 
 OFF = Meters()

@@ -1,8 +1,7 @@
-"""Counts the metrics of one process, and hands them to the exporter through a pipe.
+"""Counts the metrics of one process and writes them to the exporter through a pipe.
 
-The first process of a side makes the pipe before it starts any other, and each of them has an end of it to write to.
-There is no file and no folder: nothing that another user could prepare, that could fill the memory, or that would be left
-behind by a process that was killed.
+The first process of a side makes the pipe before it starts others, and each of them has a writing end. There is no file
+and no folder: nothing that another user could prepare, that could fill the memory, or that a killed process would leave.
 """
 
 from __future__ import annotations
@@ -25,58 +24,58 @@ from inbox.config.types import Address
 from inbox.telemetry.metrics import OFF, Meters, Metric
 
 PIPE = "INBOX_METRICS_PIPE"
-"""The environment variable by which the processes of a side know the end of the pipe that they write to."""
+"""Environment variable with the pipe's writing end, for the processes of a side."""
 
 WRITTEN_AFTER_SECONDS = 0.25
-TOLD_AGAIN_SECONDS = 15.0
-"""After so long everything is written again, also what has not changed: an exporter may have taken a dead one's place."""
+REWRITE_EVERY_SECONDS = 15.0
+"""Interval at which all series are written, also unchanged ones: a new exporter may have replaced a dead one."""
 _ENDS_WITHIN_SECONDS = 5.0
 _LAST_WITHIN_SECONDS = 1.0
 
 Line = tuple[str, tuple[str, ...], tuple[float, ...]]
-"""A metric's name, the values of its labels, and what to add: of a counter a number, of a histogram how many in each
-bucket and then their sum. A gauge has what it stands at, and since when by the monotonic clock, which all processes share.
+"""A metric's name, the values of its labels, and its numbers. A counter has the number to add, a histogram the number for
+each bucket and their sum. A gauge has its value and the time of it by the monotonic clock, which all processes share.
 """
 
 _log = logging.getLogger(__name__)
 
 
 def exporter_at(address: Address | None, uid: int | None = None, gid: int | None = None) -> Exporter | None:
-    """The exporter for this process and those that it will start; None when none is wanted, or possible.
+    """Make the exporter for this process and its children; None when metrics are off or it can't be made.
 
-    If this process is root's, the exporter takes `uid` and `gid`.
+    If this process runs as root, the exporter changes to `uid` and `gid`.
     """
-    os.environ.pop(PIPE, None)  # of a process that has started this one
+    os.environ.pop(PIPE, None)  # left by a parent process
     if address is None:
         return None
     try:
         return Exporter(address, os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
-    except OSError as error:  # too many files: everything else goes on
+    except OSError as error:  # too many files; everything else continues
         _log.error("metrics: nothing is counted: %a", error)
         return None
 
 
 class Exporter:
-    """Starts and ends the program that serves metrics (`inbox.telemetry.exporter`), and owns the pipe to it."""
+    """Starts and stops the program that serves metrics (`inbox.telemetry.exporter`), and owns the pipe to it."""
 
     def __init__(self, address: Address, uid: int, gid: int) -> None:
         self._command = [sys.executable, "-m", "inbox.telemetry.exporter", address, str(uid), str(gid)]
         self._process: subprocess.Popen[bytes] | None = None
-        # This process keeps the reading end, too: what is written while no exporter runs waits for the next one.
+        # This process keeps the reading end, too, so that data written while no exporter runs waits for the next one.
         self._reading, self.pipe = os.pipe()
         os.environ[PIPE] = str(self.pipe)
 
     def ensure(self) -> None:
-        """Start it, unless it runs."""
+        """Start it unless it runs."""
         if self._process is not None and self._process.poll() is None:
             return
         try:
             self._process = subprocess.Popen(self._command, stdin=self._reading)  # noqa: S603  # our own Python, our own arguments
-        except OSError as error:  # no memory, or too many processes: everything else goes on
-            _log.error("metrics: can't be served now: %s", error)  # the traceback tells nothing more
+        except OSError as error:  # no memory, or too many processes; everything else continues
+            _log.error("metrics: can't be served now: %s", error)  # the traceback adds nothing
 
     def stop(self) -> None:
-        """End it, by the end of the pipe: the processes that count have closed theirs."""
+        """Stop it by closing the pipe; the processes that count have closed their ends."""
         os.close(self.pipe)
         os.environ.pop(PIPE, None)
         if self._process is not None:
@@ -87,11 +86,11 @@ class Exporter:
         os.close(self._reading)
 
 
-def counting(table: Sequence[Metric]) -> Meters:
-    """A recorder of the metrics in `table` for this process; `OFF` when that can't be done, with an error in the log."""
+def make_recorder(table: Sequence[Metric]) -> Meters:
+    """Make a recorder of the metrics in `table` for this process; on failure log an error and return `OFF`."""
     try:
         pipe = int(os.environ[PIPE])
-        os.set_inheritable(pipe, False)  # a child got it so; one of the child's own would keep the exporter from ending
+        os.set_inheritable(pipe, False)  # inherited by this process; a grandchild's would keep the exporter running
         return Recorder(table, os.dup(pipe))
     except (OSError, KeyError, ValueError) as error:
         _log.error("metrics: this process counts nothing: %a", error)
@@ -99,16 +98,16 @@ def counting(table: Sequence[Metric]) -> Meters:
 
 
 class Recorder(Meters):
-    """Adds up what any thread counts, and writes it in a thread of its own: counting makes no system call.
+    """Adds up the counts of all threads and writes them from its own thread, so that counting makes no system call.
 
-    While nobody reads the pipe, that thread waits, and the numbers add up here. They need no more room for it.
+    While nobody reads the pipe, that thread waits and the numbers add up here, in the same memory.
     """
 
     def __init__(self, table: Sequence[Metric], pipe: int) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
         self._values: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-        """Every series there ever was: of a gauge its value, of others the part that is not yet written."""
+        """All series: the value of a gauge, the unwritten part of others."""
         self._changed: set[tuple[str, tuple[str, ...]]] = set()
         self._gauges = {metric.name for metric in table if metric.kind == "gauge"}
         self._wanted, self._ended = threading.Event(), threading.Event()
@@ -130,7 +129,7 @@ class Recorder(Meters):
             self.count(metric, label, by=number)
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
-        """Add a value to a histogram: a limit is in the bucket below it, as `le` says."""
+        """Add a value to a histogram. A value equal to a limit belongs to the bucket below it (`le`)."""
         with self._lock:
             held = self._of(metric, labels)
             held[bisect_left(metric.buckets, value)] += 1
@@ -142,13 +141,13 @@ class Recorder(Meters):
             self._of(metric, labels)[:] = value, time.monotonic()
 
     def close(self) -> None:
-        """Write what is not yet written; an exporter that does not read it is waited for a second only."""
+        """Write the rest, and wait at most a second for the exporter to read it."""
         self._ended.set()
         self._wanted.set()
         self._thread.join(_LAST_WITHIN_SECONDS)
 
     def _of(self, metric: Metric, labels: tuple[str, ...]) -> list[float]:
-        """The numbers of one series, which are about to change. The lock is held."""
+        """Return the numbers of one series, to be changed. The caller holds the lock."""
         key = (metric.name, labels)
         held = self._values.get(key)
         if held is None:
@@ -159,7 +158,7 @@ class Recorder(Meters):
         return held
 
     def _keep_writing(self) -> None:
-        again = time.monotonic() + TOLD_AGAIN_SECONDS
+        again = time.monotonic() + REWRITE_EVERY_SECONDS
         try:
             ending = False
             while not ending:
@@ -167,15 +166,15 @@ class Recorder(Meters):
                 ending = self._ended.wait(WRITTEN_AFTER_SECONDS)
                 everything = time.monotonic() >= again
                 if everything:
-                    again = time.monotonic() + TOLD_AGAIN_SECONDS
+                    again = time.monotonic() + REWRITE_EVERY_SECONDS
                 self._write(self._take(everything=everything))
-        except OSError as error:  # neither an exporter nor anybody who could start one is left
+        except OSError as error:  # neither an exporter nor its parent is left
             _log.error("metrics: what this process counts gets nowhere: %s", error)
         finally:
             os.close(self._pipe)
 
     def _take(self, *, everything: bool) -> list[Line]:
-        """Take the lines to write now. Counters and histograms begin again at zero here."""
+        """Take the lines to write, and reset counters and histograms to zero."""
         with self._lock:
             keys, self._changed = set(self._values) if everything else self._changed, set()
             self._wanted.clear()
@@ -186,7 +185,7 @@ class Recorder(Meters):
         return lines
 
     def _write(self, lines: Iterable[Line]) -> None:
-        """Write whole lines, up to PIPE_BUF at once: POSIX keeps such a write in one piece beside those of other processes."""
+        """Write whole lines, up to PIPE_BUF at once: POSIX keeps such a write in one piece."""
         held = b""
         for line in lines:
             encoded = msgspec.json.encode(line) + b"\n"

@@ -24,29 +24,29 @@ CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
-COMMENT ON TABLE alert IS 'One row per change for the worse or back, never a second while it lasts.';
+COMMENT ON TABLE alert IS 'One row when a problem begins and one when it ends, never a second while it lasts.';
 
 COMMENT ON COLUMN alert.id IS 'number of the alert';
 
-COMMENT ON COLUMN alert.at IS 'when it changed';
+COMMENT ON COLUMN alert.at IS 'time of the change';
 
 COMMENT ON COLUMN alert.kind IS 'delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped';
 
-COMMENT ON COLUMN alert.subject IS 'what it is about, such as a destination''s name';
+COMMENT ON COLUMN alert.subject IS 'subject, such as a destination''s name';
 
 COMMENT ON COLUMN alert.firing IS 'true: it began; false: it recovered';
 
 COMMENT ON COLUMN alert.detail IS 'figures and causes';
 
-COMMENT ON COLUMN alert.told_at IS 'when a relay wrote it to its log';
+COMMENT ON COLUMN alert.told_at IS 'time at which a relay wrote it to its log';
 
-COMMENT ON COLUMN alert.post_after IS 'not posted before this: another relay may be doing it, or it failed';
+COMMENT ON COLUMN alert.post_after IS 'earliest time of the next post, while another relay posts it or after a failure';
 
-COMMENT ON COLUMN alert.sent_at IS 'when it was posted to the alerts url; empty when none is configured';
+COMMENT ON COLUMN alert.sent_at IS 'time of posting to the alerts url; empty when none is configured';
 
 COMMENT ON COLUMN alert.is_unsendable IS 'true: it can''t be posted, and is not tried again';
 
-COMMENT ON COLUMN alert.error IS 'why it is unsent';
+COMMENT ON COLUMN alert.error IS 'error of the last post';
 
 CREATE TABLE delivery_log (
     id BIGSERIAL NOT NULL,
@@ -67,23 +67,23 @@ CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
-COMMENT ON TABLE delivery_log IS 'The facts: everything that happened to a delivery, append-only. The state of every delivery follows from them.';
+COMMENT ON TABLE delivery_log IS 'Facts about deliveries, append-only. The state of every delivery is the fold of its facts.';
 
 COMMENT ON COLUMN delivery_log.id IS 'number of the fact';
 
-COMMENT ON COLUMN delivery_log.at IS 'when it was recorded; database clock';
+COMMENT ON COLUMN delivery_log.at IS 'time of recording; database clock';
 
 COMMENT ON COLUMN delivery_log.seq IS 'the event: inbox.seq';
 
 COMMENT ON COLUMN delivery_log.route IS 'the route';
 
-COMMENT ON COLUMN delivery_log.kind IS 'what happened; the words are explained in docs/reference/states.md';
+COMMENT ON COLUMN delivery_log.kind IS 'kind of fact; explained in docs/reference/states.md';
 
-COMMENT ON COLUMN delivery_log.attempt IS 'attempts used in this run when it happened';
+COMMENT ON COLUMN delivery_log.attempt IS 'attempts used in this run at that time';
 
-COMMENT ON COLUMN delivery_log.relay_node IS 'relay_node.id of the process that recorded it; empty for a person''s act';
+COMMENT ON COLUMN delivery_log.relay_node IS 'relay_node.id of the process that recorded it; empty for an operator''s command';
 
-COMMENT ON COLUMN delivery_log.detail IS 'calls, statuses, durations, error, next due time, who and why';
+COMMENT ON COLUMN delivery_log.detail IS 'calls, statuses, durations, error, next due time, operator and reason';
 
 CREATE TABLE gate (
     kind TEXT NOT NULL,
@@ -109,33 +109,33 @@ CREATE TABLE gate (
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
-COMMENT ON TABLE gate IS 'What holds deliveries back besides their order: pauses, circuit breakers and rate limits, shared by all relays.';
+COMMENT ON TABLE gate IS 'Gates in front of deliveries: pauses, circuit breakers and rate limits, shared by all relays.';
 
 COMMENT ON COLUMN gate.kind IS 'source, route, destination, api or entity';
 
 COMMENT ON COLUMN gate.name IS 'its name in inbox.toml; SOURCE|TYPE|ID for an entity';
 
-COMMENT ON COLUMN gate.paused_at IS 'since when a person holds it back; empty: not paused';
+COMMENT ON COLUMN gate.paused_at IS 'time at which an operator paused it; empty: not paused';
 
-COMMENT ON COLUMN gate.paused_by IS 'who paused it';
+COMMENT ON COLUMN gate.paused_by IS 'operator who paused it';
 
-COMMENT ON COLUMN gate.pause_reason IS 'why it was paused';
+COMMENT ON COLUMN gate.pause_reason IS 'reason for the pause';
 
 COMMENT ON COLUMN gate.breaker IS 'closed, open, half_open or retired';
 
-COMMENT ON COLUMN gate.breaker_until IS 'when open: a probe may go out after; database clock';
+COMMENT ON COLUMN gate.breaker_until IS 'if open: time of the next probe; database clock';
 
-COMMENT ON COLUMN gate.breaker_cause IS 'what opened it';
+COMMENT ON COLUMN gate.breaker_cause IS 'cause of its opening';
 
-COMMENT ON COLUMN gate.open_count IS 'times it opened in a row: the open time doubles';
+COMMENT ON COLUMN gate.open_count IS 'number of times it opened in a row; each doubles the open time';
 
 COMMENT ON COLUMN gate.failures IS 'failed calls in the present window';
 
 COMMENT ON COLUMN gate.calls IS 'calls in the present window';
 
-COMMENT ON COLUMN gate.window_began_at IS 'when the present window began';
+COMMENT ON COLUMN gate.window_began_at IS 'start of the present window';
 
-COMMENT ON COLUMN gate.rate_used_until IS 'rate limit: until when the calls so far use it up; beyond a burst in the future, none goes out';
+COMMENT ON COLUMN gate.rate_used_until IS 'rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead';
 
 CREATE TABLE inbox (
     seq BIGSERIAL NOT NULL,
@@ -169,23 +169,23 @@ COMMENT ON TABLE inbox IS 'One row per accepted webhook, immutable. Written by t
 
 COMMENT ON COLUMN inbox.seq IS 'number of the event in arrival order; gaps mean nothing';
 
-COMMENT ON COLUMN inbox.source IS 'who sent it: a name of [sources] in inbox.toml';
+COMMENT ON COLUMN inbox.source IS 'sender: a name of [sources] in inbox.toml';
 
-COMMENT ON COLUMN inbox.dedup_key IS 'what makes two requests of a source the same event';
+COMMENT ON COLUMN inbox.dedup_key IS 'key of the event: a request of the source with the same key is a duplicate';
 
-COMMENT ON COLUMN inbox.entity_type IS 'kind of the entity that changed, such as USER; empty when the event is about none';
+COMMENT ON COLUMN inbox.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
 
-COMMENT ON COLUMN inbox.entity_id IS 'the source''s id of the entity that changed';
+COMMENT ON COLUMN inbox.entity_id IS 'id of the entity that changed, as the source gives it';
 
-COMMENT ON COLUMN inbox.event_type IS 'the sender''s word for what happened, verbatim';
+COMMENT ON COLUMN inbox.event_type IS 'event type, verbatim from the sender';
 
-COMMENT ON COLUMN inbox.action IS 'what happened, in our words: create, update, delete or other';
+COMMENT ON COLUMN inbox.action IS 'effect on the entity: create, update, delete or other';
 
-COMMENT ON COLUMN inbox.event_id IS 'the sender''s own id of the event, where it has one';
+COMMENT ON COLUMN inbox.event_id IS 'the sender''s own id of the event, if any';
 
 COMMENT ON COLUMN inbox.occurred_at IS 'the event''s own time, to the microsecond';
 
-COMMENT ON COLUMN inbox.received_at IS 'when the receiver had read the request';
+COMMENT ON COLUMN inbox.received_at IS 'time at which the receiver had read the request';
 
 COMMENT ON COLUMN inbox.routes IS 'names of the routes that matched when it arrived; empty: unrouted';
 
@@ -193,7 +193,7 @@ COMMENT ON COLUMN inbox.headers IS 'allow-listed request headers; empty after er
 
 COMMENT ON COLUMN inbox.content_type IS 'Content-Type of the body';
 
-COMMENT ON COLUMN inbox.body IS 'the request''s body, byte for byte: the truth; empty after erasure or retention';
+COMMENT ON COLUMN inbox.body IS 'body of the request, byte for byte; empty after erasure or retention';
 
 COMMENT ON COLUMN inbox.body_sha256 IS 'SHA-256 of the body; stays after erasure';
 
@@ -217,7 +217,7 @@ CREATE TABLE lane (
 
 CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
 
-COMMENT ON TABLE lane IS 'What was last delivered in a lane. One row per route and lane that ever succeeded; an event''s own lane has none.';
+COMMENT ON TABLE lane IS 'Last delivery of each lane. One row per route and lane that ever succeeded; an event''s own lane has none.';
 
 COMMENT ON COLUMN lane.route IS 'the route';
 
@@ -227,13 +227,13 @@ COMMENT ON COLUMN lane.occurred_at IS 'time of the newest event delivered in thi
 
 COMMENT ON COLUMN lane.seq IS 'seq of the newest event delivered in this lane';
 
-COMMENT ON COLUMN lane.fetch_began_at IS 'when the entity was asked for, for that delivery; sync routes only';
+COMMENT ON COLUMN lane.fetch_began_at IS 'time at which that delivery fetched the entity; sync routes only';
 
-COMMENT ON COLUMN lane.last_modified IS 'the source''s own time of the state that was applied';
+COMMENT ON COLUMN lane.last_modified IS 'the source''s own time of the applied state';
 
-COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of what was sent downstream';
+COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of the data sent downstream';
 
-COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are being ended, batch by batch: the success that stands for them';
+COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are ended in batches: seq of the success that replaces them';
 
 CREATE TABLE open_delivery (
     seq BIGINT NOT NULL,
@@ -277,7 +277,7 @@ CREATE INDEX ix_open_delivery_waiting ON open_delivery (route, lane, occurred_at
 
 CREATE UNIQUE INDEX ux_open_delivery_head ON open_delivery (route, lane) WHERE state IN ('ready', 'in_flight', 'blocked');
 
-COMMENT ON TABLE open_delivery IS 'Every delivery that has not ended. A projection: relay verify compares it with delivery_log, relay rebuild mends it.';
+COMMENT ON TABLE open_delivery IS 'Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.';
 
 COMMENT ON COLUMN open_delivery.seq IS 'the event: inbox.seq';
 
@@ -285,23 +285,23 @@ COMMENT ON COLUMN open_delivery.route IS 'the route it takes: a name of [routes]
 
 COMMENT ON COLUMN open_delivery.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
 
-COMMENT ON COLUMN open_delivery.occurred_at IS 'copy of inbox.occurred_at: a lane is worked in this order, then seq';
+COMMENT ON COLUMN open_delivery.occurred_at IS 'copy of inbox.occurred_at: order in the lane, before seq';
 
 COMMENT ON COLUMN open_delivery.state IS 'received, waiting (behind its head), ready, in_flight, blocked or dead';
 
 COMMENT ON COLUMN open_delivery.attempt IS 'attempts used in this run';
 
-COMMENT ON COLUMN open_delivery.run IS 'how often it was replayed or re-armed';
+COMMENT ON COLUMN open_delivery.run IS 'number of times it was replayed or re-armed';
 
-COMMENT ON COLUMN open_delivery.crashes IS 'attempts in a row whose lease ran out';
+COMMENT ON COLUMN open_delivery.crashes IS 'attempts in a row whose lease expired';
 
-COMMENT ON COLUMN open_delivery.due_at IS 'when ready: not to be attempted before; database clock';
+COMMENT ON COLUMN open_delivery.due_at IS 'if ready: time of the next attempt; database clock';
 
-COMMENT ON COLUMN open_delivery.lease_until IS 'when in_flight: another relay may take it after; database clock';
+COMMENT ON COLUMN open_delivery.lease_until IS 'if in_flight: end of the lease; database clock';
 
-COMMENT ON COLUMN open_delivery.lease_token IS 'when in_flight: fresh for each claim; a result with another token is discarded';
+COMMENT ON COLUMN open_delivery.lease_token IS 'if in_flight: fencing token of the claim; a result with another token is discarded';
 
-COMMENT ON COLUMN open_delivery.relay_node IS 'when in_flight: relay_node.id of the process that works on it';
+COMMENT ON COLUMN open_delivery.relay_node IS 'if in_flight: relay_node.id of the process that delivers it';
 
 CREATE TABLE order_lock (
     id INTEGER NOT NULL,
@@ -335,23 +335,23 @@ CREATE TABLE rejected_request (
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (readmitted_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
-COMMENT ON TABLE rejected_request IS 'A request that was refused. Each receiver process keeps at most 10 a second; beyond that only counters move.';
+COMMENT ON TABLE rejected_request IS 'A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.';
 
-COMMENT ON COLUMN rejected_request.id IS 'number of the refusal';
+COMMENT ON COLUMN rejected_request.id IS 'number of the rejected request';
 
-COMMENT ON COLUMN rejected_request.received_at IS 'when it arrived';
+COMMENT ON COLUMN rejected_request.received_at IS 'time of its arrival';
 
-COMMENT ON COLUMN rejected_request.source IS 'the source named in the URL, known or not';
+COMMENT ON COLUMN rejected_request.source IS 'source in the URL, known or unknown';
 
-COMMENT ON COLUMN rejected_request.status IS 'HTTP status it was answered with';
+COMMENT ON COLUMN rejected_request.status IS 'HTTP status of the answer';
 
-COMMENT ON COLUMN rejected_request.cause IS 'why, in one word; the same word as in the metrics';
+COMMENT ON COLUMN rejected_request.cause IS 'cause in one word, as in the metrics';
 
-COMMENT ON COLUMN rejected_request.reason IS 'why, in one sentence';
+COMMENT ON COLUMN rejected_request.reason IS 'reason in one sentence';
 
-COMMENT ON COLUMN rejected_request.field IS 'the field that was wrong';
+COMMENT ON COLUMN rejected_request.field IS 'invalid field, if any';
 
-COMMENT ON COLUMN rejected_request.remote_address IS 'who connected';
+COMMENT ON COLUMN rejected_request.remote_address IS 'address of the client';
 
 COMMENT ON COLUMN rejected_request.headers IS 'allow-listed request headers, only of an authenticated sender';
 
@@ -359,13 +359,13 @@ COMMENT ON COLUMN rejected_request.body_sha256 IS 'SHA-256 of the body';
 
 COMMENT ON COLUMN rejected_request.body IS 'the body, only of an authenticated sender, so that it can be readmitted';
 
-COMMENT ON COLUMN rejected_request.readmitted_at IS 'when a person took it in after all; empty: nobody has';
+COMMENT ON COLUMN rejected_request.readmitted_at IS 'time at which an operator readmitted it; empty: not readmitted';
 
-COMMENT ON COLUMN rejected_request.readmitted_seq IS 'the event it became, or repeated: inbox.seq; the first, when its body holds several';
+COMMENT ON COLUMN rejected_request.readmitted_seq IS 'the event that it became or duplicates: inbox.seq; the first, when its body has several';
 
-COMMENT ON COLUMN rejected_request.readmitted_by IS 'who took it in';
+COMMENT ON COLUMN rejected_request.readmitted_by IS 'operator who readmitted it';
 
-COMMENT ON COLUMN rejected_request.readmit_reason IS 'why it was taken in after all';
+COMMENT ON COLUMN rejected_request.readmit_reason IS 'reason for readmitting it';
 
 CREATE TABLE relay_command (
     id BIGSERIAL NOT NULL,
@@ -391,33 +391,33 @@ CREATE TABLE relay_command (
 
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
 
-COMMENT ON TABLE relay_command IS 'What an operator asks the relay to do, by SQL or command; executed and answered by the daemon.';
+COMMENT ON TABLE relay_command IS 'Command of an operator, by SQL or command line; the daemon executes and answers it.';
 
 COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
 COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, pause or resume';
 
-COMMENT ON COLUMN relay_command.selection IS 'what it is about: route, seq, source, entity_type, entity_id, cause, since; force; destination, api';
+COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api';
 
-COMMENT ON COLUMN relay_command.reason IS 'why, in the words of whoever asked';
+COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 
-COMMENT ON COLUMN relay_command.asked_by IS 'who asked';
+COMMENT ON COLUMN relay_command.asked_by IS 'operator';
 
-COMMENT ON COLUMN relay_command.asked_at IS 'when it was asked';
+COMMENT ON COLUMN relay_command.asked_at IS 'time of the request';
 
 COMMENT ON COLUMN relay_command.state IS 'asked, running, done, failed or cancelled';
 
-COMMENT ON COLUMN relay_command.progress_seq IS 'how far it has come: everything up to this seq is done';
+COMMENT ON COLUMN relay_command.progress_seq IS 'progress: everything up to this seq is done';
 
-COMMENT ON COLUMN relay_command.affected IS 'deliveries it has changed so far';
+COMMENT ON COLUMN relay_command.affected IS 'deliveries changed so far';
 
-COMMENT ON COLUMN relay_command.finished_at IS 'when it ended';
+COMMENT ON COLUMN relay_command.finished_at IS 'time of its end';
 
-COMMENT ON COLUMN relay_command.answer IS 'what the daemon answers';
+COMMENT ON COLUMN relay_command.answer IS 'answer of the daemon';
 
 COMMENT ON COLUMN relay_command.failed IS 'deliveries that could not be changed';
 
-COMMENT ON COLUMN relay_command.error IS 'the last delivery that could not be changed, and why';
+COMMENT ON COLUMN relay_command.error IS 'last delivery that could not be changed, with its error';
 
 CREATE TABLE relay_node (
     id TEXT NOT NULL,
@@ -438,21 +438,21 @@ CREATE TABLE relay_node (
 
 COMMENT ON TABLE relay_node IS 'One row per run of a relay process.';
 
-COMMENT ON COLUMN relay_node.id IS 'fresh at every start of a relay process';
+COMMENT ON COLUMN relay_node.id IS 'new at every start of a relay process';
 
-COMMENT ON COLUMN relay_node.host IS 'the machine it runs on';
+COMMENT ON COLUMN relay_node.host IS 'machine that it runs on';
 
-COMMENT ON COLUMN relay_node.pid IS 'its process id there';
+COMMENT ON COLUMN relay_node.pid IS 'process id on that machine';
 
-COMMENT ON COLUMN relay_node.version IS 'version of Inbox Relay it runs';
+COMMENT ON COLUMN relay_node.version IS 'version of Inbox Relay';
 
-COMMENT ON COLUMN relay_node.started_at IS 'when it started; database clock';
+COMMENT ON COLUMN relay_node.started_at IS 'time of its start; database clock';
 
-COMMENT ON COLUMN relay_node.heartbeat_at IS 'when it last said that it lives; database clock';
+COMMENT ON COLUMN relay_node.heartbeat_at IS 'time of its last heartbeat; database clock';
 
-COMMENT ON COLUMN relay_node.stopped_at IS 'when it stopped in order; empty while it runs or when it died';
+COMMENT ON COLUMN relay_node.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
 
-COMMENT ON COLUMN relay_node.failing IS 'its steps that fail now, and why; empty: none does';
+COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
 
 CREATE TABLE duplicate_request (
     id BIGSERIAL NOT NULL,
@@ -474,25 +474,25 @@ CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_
 
 CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
-COMMENT ON TABLE duplicate_request IS 'A request whose key was in the inbox already. It was answered 200 with the first one''s seq. sum(times) counts them.';
+COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
 
-COMMENT ON COLUMN duplicate_request.id IS 'number of the repeat';
+COMMENT ON COLUMN duplicate_request.id IS 'number of the duplicate';
 
-COMMENT ON COLUMN duplicate_request.seq IS 'the event it repeats: inbox.seq';
+COMMENT ON COLUMN duplicate_request.seq IS 'the event that it duplicates: inbox.seq';
 
-COMMENT ON COLUMN duplicate_request.received_at IS 'when the repeat arrived';
+COMMENT ON COLUMN duplicate_request.received_at IS 'time of its arrival';
 
-COMMENT ON COLUMN duplicate_request.body_sha256 IS 'SHA-256 of the repeat''s body';
+COMMENT ON COLUMN duplicate_request.body_sha256 IS 'SHA-256 of its body';
 
-COMMENT ON COLUMN duplicate_request.body IS 'the repeat''s body, only when it differs from the event''s';
+COMMENT ON COLUMN duplicate_request.body IS 'its body, only when it differs from the event''s';
 
-COMMENT ON COLUMN duplicate_request.handled_at IS 'when the relay judged it; empty: not judged yet';
+COMMENT ON COLUMN duplicate_request.handled_at IS 'time at which a relay judged it; empty: not judged yet';
 
-COMMENT ON COLUMN duplicate_request.times IS 'requests that this row stands for: after the first 20 of an event, further ones are only counted here';
+COMMENT ON COLUMN duplicate_request.times IS 'number of requests in this row: after the first 20 of an event, further ones are only counted';
 
-COMMENT ON COLUMN duplicate_request.last_received_at IS 'when times is more than 1: when the last of them arrived';
+COMMENT ON COLUMN duplicate_request.last_received_at IS 'if times is more than 1: time of the last arrival';
 
-COMMENT ON COLUMN duplicate_request.error IS 'why it could not be judged; emptied, it is judged again';
+COMMENT ON COLUMN duplicate_request.error IS 'reason why it could not be judged; clear it to have it judged again';
 
 CREATE TABLE sweep_watermark (
     source TEXT NOT NULL,
@@ -512,27 +512,27 @@ CREATE TABLE sweep_watermark (
     CONSTRAINT ck_sweep_watermark_lease_until_is_readable CHECK (lease_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 );
 
-COMMENT ON TABLE sweep_watermark IS 'How far the sweep has compared a source with the inbox, what the last one found, and who is at it.';
+COMMENT ON TABLE sweep_watermark IS 'Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.';
 
 COMMENT ON COLUMN sweep_watermark.source IS 'the source that was swept';
 
 COMMENT ON COLUMN sweep_watermark.entity_type IS 'kind of entity';
 
-COMMENT ON COLUMN sweep_watermark.compared_until IS 'every change up to here has been compared with the inbox; empty: no sweep has come to its end yet';
+COMMENT ON COLUMN sweep_watermark.compared_until IS 'every change up to here has been compared with the inbox; empty: no sweep has finished yet';
 
-COMMENT ON COLUMN sweep_watermark.swept_at IS 'when the last sweep ended, well or not; database clock';
+COMMENT ON COLUMN sweep_watermark.swept_at IS 'time at which the last sweep ended or failed; database clock';
 
-COMMENT ON COLUMN sweep_watermark.missed IS 'webhooks found missing, ever';
+COMMENT ON COLUMN sweep_watermark.missed IS 'missing webhooks found in all';
 
-COMMENT ON COLUMN sweep_watermark.last_compared IS 'entities that the last sweep which came to its end compared';
+COMMENT ON COLUMN sweep_watermark.last_compared IS 'entities compared by the last sweep that finished';
 
-COMMENT ON COLUMN sweep_watermark.last_missed IS 'of these, changes that no webhook had told';
+COMMENT ON COLUMN sweep_watermark.last_missed IS 'changes among them that no webhook reported';
 
-COMMENT ON COLUMN sweep_watermark.last_added IS 'events that it added for them';
+COMMENT ON COLUMN sweep_watermark.last_added IS 'events that it added for these';
 
-COMMENT ON COLUMN sweep_watermark.error IS 'why the last sweep could not come to its end; empty: it did';
+COMMENT ON COLUMN sweep_watermark.error IS 'error of the last sweep; empty: it finished';
 
-COMMENT ON COLUMN sweep_watermark.lease_until IS 'while a relay sweeps: another may after; database clock';
+COMMENT ON COLUMN sweep_watermark.lease_until IS 'while a relay sweeps: end of its lease; database clock';
 
 COMMENT ON COLUMN sweep_watermark.relay_node IS 'while a relay sweeps: relay_node.id of the process';
 
@@ -548,7 +548,7 @@ COMMENT ON TABLE write_probe IS 'One row, written by health checks: a database t
 
 COMMENT ON COLUMN write_probe.id IS 'always 1';
 
-COMMENT ON COLUMN write_probe.probed_at IS 'when a health check last wrote here';
+COMMENT ON COLUMN write_probe.probed_at IS 'time of the last health check';
 
 CREATE VIEW delivery AS
 SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -689,15 +689,15 @@ WHERE n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.he
 GROUP BY n.host
 HAVING count(*) >= 3;
 
-COMMENT ON VIEW delivery IS 'One row per event and route: where it stands. Ask by seq or entity; for counts ask backlog.';
+COMMENT ON VIEW delivery IS 'State of each event on each route. Query it by seq or entity; for counts use backlog.';
 
-COMMENT ON VIEW dead_letter IS 'Deliveries that were given up, with cause and error. relay replay takes them up again.';
+COMMENT ON VIEW dead_letter IS 'Deliveries that were given up, with cause and error. relay replay starts them again.';
 
 COMMENT ON VIEW backlog IS 'Per route: open deliveries by state, and the age of the oldest that is not dead.';
 
 COMMENT ON VIEW relay_health IS 'Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.';
 
-COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that should have moved on and have not, and why. Empty when all is well.';
+COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why. Empty in normal operation.';
 
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

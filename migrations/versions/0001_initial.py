@@ -1,7 +1,7 @@
-"""Every table, index, trigger and view of the first version.
+"""Tables, indexes, triggers and views of the first version.
 
-The statements stand in `0001_initial.postgresql.sql` and `0001_initial.sqlite.sql`, for a DBA to read. They are frozen:
-what the schema is today stands in `inbox/db/schema.py`, and a test compares the two.
+The statements are in `0001_initial.postgresql.sql` and `0001_initial.sqlite.sql`, which a DBA can read. They are frozen:
+`inbox/db/schema.py` has the current schema, and a test compares the two.
 """
 
 from __future__ import annotations

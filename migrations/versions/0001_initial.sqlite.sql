@@ -1,25 +1,25 @@
-CREATE TABLE alert ( -- One row per change for the worse or back, never a second while it lasts.
+CREATE TABLE alert ( -- One row when a problem begins and one when it ends, never a second while it lasts.
     -- number of the alert
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- when it changed
+    -- time of the change
     at TEXT NOT NULL,
     -- delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or intake_stopped
     kind TEXT NOT NULL,
-    -- what it is about, such as a destination's name
+    -- subject, such as a destination's name
     subject TEXT NOT NULL,
     -- true: it began; false: it recovered
     firing BOOLEAN NOT NULL,
     -- figures and causes
     detail JSON NOT NULL,
-    -- when a relay wrote it to its log
+    -- time at which a relay wrote it to its log
     told_at TEXT,
-    -- not posted before this: another relay may be doing it, or it failed
+    -- earliest time of the next post, while another relay posts it or after a failure
     post_after TEXT,
-    -- when it was posted to the alerts url; empty when none is configured
+    -- time of posting to the alerts url; empty when none is configured
     sent_at TEXT,
     -- true: it can't be posted, and is not tried again
     is_unsendable BOOLEAN DEFAULT false NOT NULL,
-    -- why it is unsent
+    -- error of the last post
     error TEXT,
     CONSTRAINT ck_alert_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_alert_detail_is_readable CHECK (detail IS NULL OR CASE WHEN json_valid(detail) THEN json_type(detail) = 'object' ELSE 0 END),
@@ -34,22 +34,22 @@ CREATE INDEX ix_alert_unsent ON alert (at) WHERE sent_at IS NULL;
 
 CREATE INDEX ix_alert_untold ON alert (id) WHERE told_at IS NULL;
 
-CREATE TABLE delivery_log ( -- The facts: everything that happened to a delivery, append-only. The state of every delivery follows from them.
+CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of every delivery is the fold of its facts.
     -- number of the fact
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- when it was recorded; database clock
+    -- time of recording; database clock
     at TEXT NOT NULL,
     -- the event: inbox.seq
     seq BIGINT NOT NULL,
     -- the route
     route TEXT NOT NULL,
-    -- what happened; the words are explained in docs/reference/states.md
+    -- kind of fact; explained in docs/reference/states.md
     kind TEXT NOT NULL,
-    -- attempts used in this run when it happened
+    -- attempts used in this run at that time
     attempt INTEGER NOT NULL,
-    -- relay_node.id of the process that recorded it; empty for a person's act
+    -- relay_node.id of the process that recorded it; empty for an operator's command
     relay_node TEXT,
-    -- calls, statuses, durations, error, next due time, who and why
+    -- calls, statuses, durations, error, next due time, operator and reason
     detail JSON NOT NULL,
     CONSTRAINT ck_delivery_log_kind CHECK (kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over', 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')),
     CONSTRAINT ck_delivery_log_at_is_readable CHECK (date(substr(at, 1, 10)) IS substr(at, 1, 10) AND at >= '0001-01-01 00:00:00.000000Z' AND (length(at) = 10 OR substr(at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -60,32 +60,32 @@ CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
-CREATE TABLE gate ( -- What holds deliveries back besides their order: pauses, circuit breakers and rate limits, shared by all relays.
+CREATE TABLE gate ( -- Gates in front of deliveries: pauses, circuit breakers and rate limits, shared by all relays.
     -- source, route, destination, api or entity
     kind TEXT NOT NULL,
     -- its name in inbox.toml; SOURCE|TYPE|ID for an entity
     name TEXT NOT NULL,
-    -- since when a person holds it back; empty: not paused
+    -- time at which an operator paused it; empty: not paused
     paused_at TEXT,
-    -- who paused it
+    -- operator who paused it
     paused_by TEXT,
-    -- why it was paused
+    -- reason for the pause
     pause_reason TEXT,
     -- closed, open, half_open or retired
     breaker TEXT DEFAULT 'closed' NOT NULL,
-    -- when open: a probe may go out after; database clock
+    -- if open: time of the next probe; database clock
     breaker_until TEXT,
-    -- what opened it
+    -- cause of its opening
     breaker_cause TEXT,
-    -- times it opened in a row: the open time doubles
+    -- number of times it opened in a row; each doubles the open time
     open_count INTEGER DEFAULT 0 NOT NULL,
     -- failed calls in the present window
     failures INTEGER DEFAULT 0 NOT NULL,
     -- calls in the present window
     calls INTEGER DEFAULT 0 NOT NULL,
-    -- when the present window began
+    -- start of the present window
     window_began_at TEXT,
-    -- rate limit: until when the calls so far use it up; beyond a burst in the future, none goes out
+    -- rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead
     rate_used_until TEXT,
     CONSTRAINT pk_gate PRIMARY KEY (kind, name),
     CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
@@ -99,23 +99,23 @@ CREATE TABLE gate ( -- What holds deliveries back besides their order: pauses, c
 CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the receiver before it answers 200.
     -- number of the event in arrival order; gaps mean nothing
     seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- who sent it: a name of [sources] in inbox.toml
+    -- sender: a name of [sources] in inbox.toml
     source TEXT NOT NULL,
-    -- what makes two requests of a source the same event
+    -- key of the event: a request of the source with the same key is a duplicate
     dedup_key TEXT NOT NULL,
-    -- kind of the entity that changed, such as USER; empty when the event is about none
+    -- type of the entity that changed, such as USER; empty when the event has no entity
     entity_type TEXT,
-    -- the source's id of the entity that changed
+    -- id of the entity that changed, as the source gives it
     entity_id TEXT,
-    -- the sender's word for what happened, verbatim
+    -- event type, verbatim from the sender
     event_type TEXT NOT NULL,
-    -- what happened, in our words: create, update, delete or other
+    -- effect on the entity: create, update, delete or other
     action TEXT NOT NULL,
-    -- the sender's own id of the event, where it has one
+    -- the sender's own id of the event, if any
     event_id TEXT,
     -- the event's own time, to the microsecond
     occurred_at TEXT NOT NULL,
-    -- when the receiver had read the request
+    -- time at which the receiver had read the request
     received_at TEXT NOT NULL,
     -- names of the routes that matched when it arrived; empty: unrouted
     routes JSON NOT NULL,
@@ -123,7 +123,7 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
     headers JSON,
     -- Content-Type of the body
     content_type TEXT NOT NULL,
-    -- the request's body, byte for byte: the truth; empty after erasure or retention
+    -- body of the request, byte for byte; empty after erasure or retention
     body BLOB,
     -- SHA-256 of the body; stays after erasure
     body_sha256 BLOB NOT NULL,
@@ -139,7 +139,7 @@ CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the 
 
 CREATE INDEX ix_inbox_entity ON inbox (source, entity_type, entity_id, seq);
 
-CREATE TABLE lane ( -- What was last delivered in a lane. One row per route and lane that ever succeeded; an event's own lane has none.
+CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.
     -- the route
     route TEXT NOT NULL,
     -- the lane, as in open_delivery
@@ -148,13 +148,13 @@ CREATE TABLE lane ( -- What was last delivered in a lane. One row per route and 
     occurred_at TEXT NOT NULL,
     -- seq of the newest event delivered in this lane
     seq BIGINT NOT NULL,
-    -- when the entity was asked for, for that delivery; sync routes only
+    -- time at which that delivery fetched the entity; sync routes only
     fetch_began_at TEXT,
-    -- the source's own time of the state that was applied
+    -- the source's own time of the applied state
     last_modified TEXT,
-    -- SHA-256 of what was sent downstream
+    -- SHA-256 of the data sent downstream
     applied_hash BLOB,
-    -- while older dead deliveries of the lane are being ended, batch by batch: the success that stands for them
+    -- while older dead deliveries of the lane are ended in batches: seq of the success that replaces them
     healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (date(substr(occurred_at, 1, 10)) IS substr(occurred_at, 1, 10) AND occurred_at >= '0001-01-01 00:00:00.000000Z' AND (length(occurred_at) = 10 OR substr(occurred_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -164,30 +164,30 @@ CREATE TABLE lane ( -- What was last delivered in a lane. One row per route and 
 
 CREATE INDEX ix_lane_healing ON lane (route, lane) WHERE healing_seq IS NOT NULL;
 
-CREATE TABLE open_delivery ( -- Every delivery that has not ended. A projection: relay verify compares it with delivery_log, relay rebuild mends it.
+CREATE TABLE open_delivery ( -- Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.
     -- the event: inbox.seq
     seq BIGINT NOT NULL,
     -- the route it takes: a name of [routes] in inbox.toml
     route TEXT NOT NULL,
     -- the unit of order on the route: TYPE|ID of the entity, * or the event itself
     lane TEXT NOT NULL,
-    -- copy of inbox.occurred_at: a lane is worked in this order, then seq
+    -- copy of inbox.occurred_at: order in the lane, before seq
     occurred_at TEXT NOT NULL,
     -- received, waiting (behind its head), ready, in_flight, blocked or dead
     state TEXT NOT NULL,
     -- attempts used in this run
     attempt INTEGER DEFAULT 0 NOT NULL,
-    -- how often it was replayed or re-armed
+    -- number of times it was replayed or re-armed
     run INTEGER DEFAULT 0 NOT NULL,
-    -- attempts in a row whose lease ran out
+    -- attempts in a row whose lease expired
     crashes INTEGER DEFAULT 0 NOT NULL,
-    -- when ready: not to be attempted before; database clock
+    -- if ready: time of the next attempt; database clock
     due_at TEXT,
-    -- when in_flight: another relay may take it after; database clock
+    -- if in_flight: end of the lease; database clock
     lease_until TEXT,
-    -- when in_flight: fresh for each claim; a result with another token is discarded
+    -- if in_flight: fencing token of the claim; a result with another token is discarded
     lease_token BIGINT,
-    -- when in_flight: relay_node.id of the process that works on it
+    -- if in_flight: relay_node.id of the process that delivers it
     relay_node TEXT,
     CONSTRAINT pk_open_delivery PRIMARY KEY (seq, route),
     CONSTRAINT ck_open_delivery_state CHECK (state IN ('received', 'waiting', 'ready', 'in_flight', 'blocked', 'dead')),
@@ -224,22 +224,22 @@ CREATE TABLE order_lock ( -- One row, locked by every transaction that ends or m
     CONSTRAINT ck_order_lock_one_row CHECK (id = 1)
 );
 
-CREATE TABLE rejected_request ( -- A request that was refused. Each receiver process keeps at most 10 a second; beyond that only counters move.
-    -- number of the refusal
+CREATE TABLE rejected_request ( -- A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.
+    -- number of the rejected request
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- when it arrived
+    -- time of its arrival
     received_at TEXT NOT NULL,
-    -- the source named in the URL, known or not
+    -- source in the URL, known or unknown
     source TEXT NOT NULL,
-    -- HTTP status it was answered with
+    -- HTTP status of the answer
     status INTEGER NOT NULL,
-    -- why, in one word; the same word as in the metrics
+    -- cause in one word, as in the metrics
     cause TEXT NOT NULL,
-    -- why, in one sentence
+    -- reason in one sentence
     reason TEXT NOT NULL,
-    -- the field that was wrong
+    -- invalid field, if any
     field TEXT,
-    -- who connected
+    -- address of the client
     remote_address TEXT,
     -- allow-listed request headers, only of an authenticated sender
     headers JSON,
@@ -247,45 +247,45 @@ CREATE TABLE rejected_request ( -- A request that was refused. Each receiver pro
     body_sha256 BLOB NOT NULL,
     -- the body, only of an authenticated sender, so that it can be readmitted
     body BLOB,
-    -- when a person took it in after all; empty: nobody has
+    -- time at which an operator readmitted it; empty: not readmitted
     readmitted_at TEXT,
-    -- the event it became, or repeated: inbox.seq; the first, when its body holds several
+    -- the event that it became or duplicates: inbox.seq; the first, when its body has several
     readmitted_seq BIGINT,
-    -- who took it in
+    -- operator who readmitted it
     readmitted_by TEXT,
-    -- why it was taken in after all
+    -- reason for readmitting it
     readmit_reason TEXT,
     CONSTRAINT ck_rejected_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_rejected_request_headers_is_readable CHECK (headers IS NULL OR CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END),
     CONSTRAINT ck_rejected_request_readmitted_at_is_readable CHECK (date(substr(readmitted_at, 1, 10)) IS substr(readmitted_at, 1, 10) AND readmitted_at >= '0001-01-01 00:00:00.000000Z' AND (length(readmitted_at) = 10 OR substr(readmitted_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
-CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or command; executed and answered by the daemon.
+CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     -- replay, cancel, unblock, pause or resume
     kind TEXT NOT NULL,
-    -- what it is about: route, seq, source, entity_type, entity_id, cause, since; force; destination, api
+    -- deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api
     selection JSON NOT NULL,
-    -- why, in the words of whoever asked
+    -- reason given by the operator
     reason TEXT NOT NULL,
-    -- who asked
+    -- operator
     asked_by TEXT NOT NULL,
-    -- when it was asked
+    -- time of the request
     asked_at TEXT NOT NULL,
     -- asked, running, done, failed or cancelled
     state TEXT DEFAULT 'asked' NOT NULL,
-    -- how far it has come: everything up to this seq is done
+    -- progress: everything up to this seq is done
     progress_seq BIGINT,
-    -- deliveries it has changed so far
+    -- deliveries changed so far
     affected BIGINT DEFAULT 0 NOT NULL,
-    -- when it ended
+    -- time of its end
     finished_at TEXT,
-    -- what the daemon answers
+    -- answer of the daemon
     answer TEXT,
     -- deliveries that could not be changed
     failed BIGINT DEFAULT 0 NOT NULL,
-    -- the last delivery that could not be changed, and why
+    -- last delivery that could not be changed, with its error
     error TEXT,
     CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
@@ -297,21 +297,21 @@ CREATE TABLE relay_command ( -- What an operator asks the relay to do, by SQL or
 CREATE INDEX ix_relay_command_open ON relay_command (id) WHERE state IN ('asked', 'running');
 
 CREATE TABLE relay_node ( -- One row per run of a relay process.
-    -- fresh at every start of a relay process
+    -- new at every start of a relay process
     id TEXT NOT NULL,
-    -- the machine it runs on
+    -- machine that it runs on
     host TEXT NOT NULL,
-    -- its process id there
+    -- process id on that machine
     pid INTEGER NOT NULL,
-    -- version of Inbox Relay it runs
+    -- version of Inbox Relay
     version TEXT NOT NULL,
-    -- when it started; database clock
+    -- time of its start; database clock
     started_at TEXT NOT NULL,
-    -- when it last said that it lives; database clock
+    -- time of its last heartbeat; database clock
     heartbeat_at TEXT NOT NULL,
-    -- when it stopped in order; empty while it runs or when it died
+    -- time of a graceful stop; empty while it runs or if it died
     stopped_at TEXT,
-    -- its steps that fail now, and why; empty: none does
+    -- steps that fail now, with the errors; empty: none
     failing JSON,
     CONSTRAINT pk_relay_node PRIMARY KEY (id),
     CONSTRAINT ck_relay_node_started_at_is_readable CHECK (date(substr(started_at, 1, 10)) IS substr(started_at, 1, 10) AND started_at >= '0001-01-01 00:00:00.000000Z' AND (length(started_at) = 10 OR substr(started_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -320,24 +320,24 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
 );
 
-CREATE TABLE duplicate_request ( -- A request whose key was in the inbox already. It was answered 200 with the first one's seq. sum(times) counts them.
-    -- number of the repeat
+CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.
+    -- number of the duplicate
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- the event it repeats: inbox.seq
+    -- the event that it duplicates: inbox.seq
     seq BIGINT NOT NULL,
-    -- when the repeat arrived
+    -- time of its arrival
     received_at TEXT NOT NULL,
-    -- SHA-256 of the repeat's body
+    -- SHA-256 of its body
     body_sha256 BLOB NOT NULL,
-    -- the repeat's body, only when it differs from the event's
+    -- its body, only when it differs from the event's
     body BLOB,
-    -- when the relay judged it; empty: not judged yet
+    -- time at which a relay judged it; empty: not judged yet
     handled_at TEXT,
-    -- requests that this row stands for: after the first 20 of an event, further ones are only counted here
+    -- number of requests in this row: after the first 20 of an event, further ones are only counted
     times BIGINT DEFAULT 1 NOT NULL,
-    -- when times is more than 1: when the last of them arrived
+    -- if times is more than 1: time of the last arrival
     last_received_at TEXT,
-    -- why it could not be judged; emptied, it is judged again
+    -- reason why it could not be judged; clear it to have it judged again
     error TEXT,
     CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (date(substr(handled_at, 1, 10)) IS substr(handled_at, 1, 10) AND handled_at >= '0001-01-01 00:00:00.000000Z' AND (length(handled_at) = 10 OR substr(handled_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -348,26 +348,26 @@ CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_
 
 CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
 
-CREATE TABLE sweep_watermark ( -- How far the sweep has compared a source with the inbox, what the last one found, and who is at it.
+CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
     -- the source that was swept
     source TEXT NOT NULL,
     -- kind of entity
     entity_type TEXT NOT NULL,
-    -- every change up to here has been compared with the inbox; empty: no sweep has come to its end yet
+    -- every change up to here has been compared with the inbox; empty: no sweep has finished yet
     compared_until TEXT,
-    -- when the last sweep ended, well or not; database clock
+    -- time at which the last sweep ended or failed; database clock
     swept_at TEXT,
-    -- webhooks found missing, ever
+    -- missing webhooks found in all
     missed BIGINT DEFAULT 0 NOT NULL,
-    -- entities that the last sweep which came to its end compared
+    -- entities compared by the last sweep that finished
     last_compared BIGINT,
-    -- of these, changes that no webhook had told
+    -- changes among them that no webhook reported
     last_missed BIGINT,
-    -- events that it added for them
+    -- events that it added for these
     last_added BIGINT,
-    -- why the last sweep could not come to its end; empty: it did
+    -- error of the last sweep; empty: it finished
     error TEXT,
-    -- while a relay sweeps: another may after; database clock
+    -- while a relay sweeps: end of its lease; database clock
     lease_until TEXT,
     -- while a relay sweeps: relay_node.id of the process
     relay_node TEXT,
@@ -380,7 +380,7 @@ CREATE TABLE sweep_watermark ( -- How far the sweep has compared a source with t
 CREATE TABLE write_probe ( -- One row, written by health checks: a database that can be read but not written is not ready.
     -- always 1
     id INTEGER NOT NULL,
-    -- when a health check last wrote here
+    -- time of the last health check
     probed_at TEXT NOT NULL,
     CONSTRAINT pk_write_probe PRIMARY KEY (id),
     CONSTRAINT ck_write_probe_one_row CHECK (id = 1),

@@ -1,26 +1,26 @@
-"""`relay replay`, `relay cancel` and `relay unblock`: what a person does about deliveries. Each shows its plan first."""
+"""`relay replay`, `relay cancel` and `relay unblock`: commands that change deliveries. Each shows its plan first."""
 
 from __future__ import annotations
 
 import getpass
 import time
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
-from inbox.config.model import Config
-from relay.cli.options import AsJson, OfEntity, OfSource, Since, open_database, parse_entity, utc
-from relay.delivery.policy import policies
-from relay.store.database import Database
-from relay.store.operator import commands
-from relay.store.operator.selection import Act, Choice, Selection
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
+from relay.cli.options import AsJson, OfEntity, OfRoute, OfSource, Since, open_database, parse_entity, utc
+
+if TYPE_CHECKING:
+    from inbox.config.model import Config
+    from relay.store.database import Database
+    from relay.store.operator.commands import Progress
+    from relay.store.operator.selection import Act, Selection
 
 Reason = Annotated[str, typer.Option(help="Why; it is kept in the log.")]
-OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.")]
 OfSeq = Annotated[int | None, typer.Option("--seq", help="This event.")]
 OfCause = Annotated[str | None, typer.Option("--cause", help="Dead letters of this cause.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
@@ -48,19 +48,19 @@ def replay(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take dead or ended deliveries up again. Shows the plan; --yes does it.
+    """Replay dead or ended deliveries. Shows the plan; --yes does it.
 
-    Without --seq, --entity or --all only dead letters are meant.
+    Without --seq, --entity or --all, only dead letters are replayed.
 
     Examples:
       relay replay --cause exhausted --reason "CRM is back"
-      relay replay --seq 42 --reason "mapping mended" --yes
+      relay replay --seq 42 --reason "mapping fixed" --yes
       relay replay --route crm --all --since 2026-01-01 --reason "CRM was restored from a backup"
     """
     chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
     chosen = msgspec.structs.replace(chosen, force=force, everything=everything)
-    words = _Words("would be taken up again", "were taken up again", "replaying", "nothing to replay")
-    _carry_out("replay", words, chosen, reason, yes=yes, as_json=as_json)
+    texts = _Texts("would be replayed", "were replayed", "replaying", "nothing to replay")
+    _carry_out("replay", texts, chosen, reason, yes=yes, as_json=as_json)
 
 
 def cancel(
@@ -77,15 +77,15 @@ def cancel(
 ) -> None:
     """End deliveries for good, open or dead. Shows the plan; --yes does it.
 
-    What a relay is working on at the moment is left as it is.
+    Deliveries in flight are left as they are.
 
     Examples:
       relay cancel --seq 42 --reason "a test account"
       relay cancel --route old-crm --reason "switched off" --yes
     """
     chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    words = _Words("would be cancelled", "were cancelled", "cancelling", "nothing to cancel")
-    _carry_out("cancel", words, chosen, reason, yes=yes, as_json=as_json)
+    texts = _Texts("would be cancelled", "were cancelled", "cancelling", "nothing to cancel")
+    _carry_out("cancel", texts, chosen, reason, yes=yes, as_json=as_json)
 
 
 def unblock(
@@ -100,19 +100,21 @@ def unblock(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let lanes go on past the dead head that blocks them; it stays dead. Shows the plan; --yes does it.
+    """Let lanes continue past the dead head that blocks them; it stays dead. Shows the plan; --yes does it.
 
     Examples:
-      relay unblock --entity USER/IDNUMBER1234 --reason "mended by hand"
+      relay unblock --entity USER/IDNUMBER1234 --reason "fixed by hand"
       relay unblock --route orders --reason "agreed with shipping" --yes
     """
     chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    words = _Words("would be passed by what waits behind", "are passed by", "unblocking", "nothing is blocked")
-    _carry_out("unblock", words, chosen, reason, yes=yes, as_json=as_json)
+    texts = _Texts(
+        "would no longer block their lanes", "no longer block their lanes", "unblocking", "nothing is blocked"
+    )
+    _carry_out("unblock", texts, chosen, reason, yes=yes, as_json=as_json)
 
 
-class _Words(msgspec.Struct, frozen=True):
-    """What is said of an act: its plan, its end, its progress, and that there is nothing to do."""
+class _Texts(msgspec.Struct, frozen=True):
+    """The texts of a command: its plan, its end, its progress, and that there is nothing to do."""
 
     planned: str
     done: str
@@ -120,16 +122,19 @@ class _Words(msgspec.Struct, frozen=True):
     nothing: str
 
 
-def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: bool, as_json: bool) -> None:
-    """Show the plan, and with `yes` do it, with a bar."""
-    with told():
+def _carry_out(act: Act, texts: _Texts, chosen: Selection, reason: str, *, yes: bool, as_json: bool) -> None:
+    """Show the plan; with `yes` carry it out, with a progress bar."""
+    from relay.store.operator import commands
+    from relay.store.operator.selection import Choice
+
+    with exit_on_error():
         config, database = open_database()
         choice = Choice(act, chosen, config)
         if choice.mistake is not None:
             fail(choice.mistake)
         planned = commands.plan(database, choice, None if as_json else _SAMPLE)
     columns = ("seq", "route", "entity_type", "entity_id", "event_type", "state", "attempts")
-    show(planned.sample, as_json=as_json, columns=columns, empty=words.nothing)
+    show(planned.sample, as_json=as_json, columns=columns, empty=texts.nothing)
     if not planned.count:
         return
     if planned.overtaken:
@@ -138,24 +143,27 @@ def _carry_out(act: Act, words: _Words, chosen: Selection, reason: str, *, yes: 
         )
     if not yes:
         more = f", {_SAMPLE} of them shown" if planned.count > len(planned.sample) else ""
-        say(f"{planned.count} deliveries {words.planned}{more}; --yes does it")
+        say(f"{planned.count} deliveries {texts.planned}{more}; --yes does it")
         return
-    with told():
+    with exit_on_error():
         number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
-        follow(database, config, number, words.doing, planned.count, done=words.done)
+        follow(database, config, number, texts.doing, planned.count, done=texts.done)
 
 
 def follow(database: Database, config: Config, number: int, doing: str, total: int | None, *, done: str) -> None:
-    """Work on a command until it has ended, with a bar. Interrupted, it stops there, and can go on later."""
+    """Work on a command until it has ended, with a progress bar. An interrupted one can be resumed."""
+    from relay.delivery.policy import policies
+    from relay.store.operator import commands
+
     columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    known = policies(config)
+    policies_of = policies(config)
     try:
-        with bar(*columns) as shown:
-            task = shown.add_task(doing, total=total)
+        with bar(*columns) as progress:
+            task = progress.add_task(doing, total=total)
             while not (now := _progress(database, number)).has_ended:
-                shown.update(task, completed=now.affected, description=now.answer or doing)
+                progress.update(task, completed=now.affected, description=now.answer or doing)
                 if (
-                    not commands.work_on(database, config, known, number)
+                    not commands.work_on(database, config, policies_of, number)
                     and _progress(database, number).state == "running"
                 ):
                     time.sleep(_LOOK_AGAIN_SECONDS)
@@ -168,7 +176,9 @@ def follow(database: Database, config: Config, number: int, doing: str, total: i
     say(f"{now.affected} deliveries {done}")
 
 
-def _progress(database: Database, number: int) -> commands.Progress:
+def _progress(database: Database, number: int) -> Progress:
+    from relay.store.operator import commands
+
     found = commands.progress(database, number)
     if found is None:
         fail(f"there is no command {number}")
@@ -184,6 +194,8 @@ def _selection(
     cause: str | None,
     since: datetime | None,
 ) -> Selection:
+    from relay.store.operator.selection import Selection
+
     entity_type, entity_id = parse_entity(entity)
     return Selection(
         route=route,

@@ -1,37 +1,36 @@
-"""`relay`: the daemon, and what an operator does about deliveries."""
+"""The `relay` command line: runs the daemon, and shows and changes deliveries.
+
+A command imports the daemon, the demo services and whatever makes calls only when it runs: `relay --help` loads none.
+"""
 
 from __future__ import annotations
 
-import logging
-from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
-from inbox.cli.terminal import Commands, show, told
+from inbox.cli.terminal import Commands, exit_on_error, show
 from inbox.cli.terminal import run as run_app
-from inbox.db import guarantees
-from inbox.exposure import exposures
-from inbox.loader.load import config_path, read_config
-from inbox.logs import lines
 from relay.cli.acts import cancel, replay, unblock
-from relay.cli.options import AsJson, Since, database_of, utc
+from relay.cli.options import AsJson, OfRoute, Since, open_database, utc
 from relay.cli.pause import pause, resume
 from relay.cli.plan import plan
 from relay.cli.status import status
 from relay.cli.sweep import sweep
 from relay.cli.verify import rebuild, verify
-from relay.daemon.leases import GRACE_SECONDS
 from relay.demo.cli import app as demo_app
-from relay.store import reads
+
+GRACE_SECONDS = 20.0
 
 app = typer.Typer(
     cls=Commands,
-    help="Drain the inbox in order and call downstream, with retries, through outages. Reads the same inbox.toml as `inbox`.",
+    help="Process the inbox in order and call other systems, with retries, through outages. Reads the same inbox.toml as `inbox`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
 app.add_typer(demo_app, name="demo")
 
 
@@ -44,103 +43,56 @@ def main() -> None:
 def run(
     *,
     drain: Annotated[
-        bool, typer.Option("--drain", help="End when nothing is received, due or in flight, instead of running on.")
+        bool, typer.Option("--drain", help="Exit when nothing is received, due or in flight, instead of running on.")
     ] = False,
     processes: Annotated[
-        int, typer.Option(min=1, max=256, help="Run so many relay processes, and replace one that dies.")
+        int, typer.Option(min=1, max=256, help="The number of relay processes; one that dies is replaced.")
     ] = 1,
     grace: Annotated[
         float,
-        typer.Option(min=0, help="Seconds that running calls may take to finish after a stop, before they are cut."),
+        typer.Option(min=0, help="Seconds that running calls have to finish after a stop, before they are cut."),
     ] = GRACE_SECONDS,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every delivery, not only trouble.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every delivery, not only failures.")] = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
     """Run the relay until it is stopped.
 
-    SIGTERM and Ctrl-C end it in order: running calls finish, the rest is given back; a second one cuts running calls.
-    SIGHUP reads the configuration again.
+    SIGTERM and Ctrl-C stop it gracefully: running calls finish, unstarted deliveries are released; a second one cuts
+    running calls. SIGHUP reloads the configuration.
 
     Examples:
       relay run
       relay run --drain --verbose
       relay run --processes 3 --grace 60
     """
-    from inbox.telemetry.recorder import exporter_at  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.daemon.alert_sender import client_of  # noqa: PLC0415
-    from relay.daemon.gauges import meters_of, publishing_gauges  # noqa: PLC0415
-    from relay.daemon.loop import Relay  # noqa: PLC0415
-    from relay.daemon.process import hear_parent, orders_of_signals, work  # noqa: PLC0415
-    from relay.daemon.supervisor import Supervisor  # noqa: PLC0415
-    from relay.destinations import build  # noqa: PLC0415
-    from relay.observe import Observer  # noqa: PLC0415
-    from relay.sweep.scheduler import scheduled  # noqa: PLC0415
+    from relay.daemon.start import RunOptions, start
 
-    _log_to_stderr(verbose=verbose, several=processes > 1 or supervised)
-    observer, orders = Observer(), orders_of_signals()
-    if supervised:
-        hear_parent(orders, observer)
-    with told():
-        config = read_config()
-        deliverers, alerts = build(config), client_of(config)
-        scheduled(config)  # a sweep that can't be run is said before anything starts
-        database = database_of(config, "inbox-relay")
-        guarantees.require(database.engine)
-        if not supervised:
-            observer.exposed(exposures(config_path(), config))
-    with ExitStack() as leaving:
-        exporter = None if supervised else exporter_at(config.metrics.relay)
-        if exporter is not None:
-            leaving.callback(exporter.stop)
-            exporter.ensure()
-        if processes > 1:
-            database.engine.dispose()
-            options = ["--grace", str(grace), *["--drain"] * drain, *["--verbose"] * verbose]
-            parent = Supervisor(
-                options, config, processes=processes, drain=drain, orders=orders, observer=observer, exporter=exporter
-            )
-            raise typer.Exit(parent.run())
-        observer.meters, database.on_facts = meters_of(config), observer.appended
-        leaving.callback(observer.meters.close)
-        relay = Relay(database, config, deliverers, alerts=alerts, observer=observer, grace_seconds=grace)
-        with publishing_gauges(database, config, observer, exporter):
-            work(relay, config, orders, observer, drain=drain)
-
-
-def _log_to_stderr(*, verbose: bool, several: bool) -> None:
-    who = "%(process)d " if several else ""
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format=f"%(asctime)s {who}%(levelname)s %(message)s")
-    lines.escape(logging.getLogger().handlers)
-    logging.getLogger("relay.node").setLevel(logging.INFO)  # that it runs, and where
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it only looks which revision the database has
+    options = RunOptions(grace_seconds=grace, processes=processes, drain=drain, verbose=verbose, supervised=supervised)
+    raise typer.Exit(start(options, reporting=exit_on_error))
 
 
 @app.command()
 def dead(
     *,
-    route: Annotated[str | None, typer.Option(help="Only of this route.")] = None,
+    route: OfRoute = None,
     cause: Annotated[str | None, typer.Option(help="Only of this cause, such as exhausted or mapping.")] = None,
     since: Since = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most rows.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List deliveries that were given up, the newest death first.
 
-    `inbox show SEQ` tells the whole history of one, `relay replay` takes them up again.
+    `inbox show SEQ` shows the whole history of one; `relay replay` replays them.
 
     Examples:
       relay dead --cause mapping
       relay dead --json
     """
-    with told():
-        rows = reads.dead_letters(
-            database_of(read_config()),
-            route=route,
-            cause=cause,
-            since=utc(since),
-            limit=limit,
-        )
+    from relay.store import reads
+
+    with exit_on_error():
+        _, database = open_database()
+        rows = reads.dead_letters(database, route=route, cause=cause, since=utc(since), limit=limit)
     columns = (
         "seq",
         "route",

@@ -1,22 +1,21 @@
-"""`relay pause` and `relay resume`: a person holds back what goes through a gate, and lets it go on."""
+"""`relay pause` and `relay resume`: hold deliveries back at a gate, and release them."""
 
 from __future__ import annotations
 
 import getpass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.terminal import fail, say, show, told
-from inbox.db.reads import Row
+from inbox.cli.terminal import exit_on_error, fail, say, show
 from relay.cli.acts import Reason, follow
-from relay.cli.options import AsJson, OfEntity, OfSource, open_database, parse_entity
-from relay.delivery.gates import Gate
-from relay.delivery.policy import policies
-from relay.store import gates
-from relay.store.operator import commands
+from relay.cli.options import AsJson, OfEntity, OfRoute, OfSource, open_database, parse_entity
 
-OfRoute = Annotated[str | None, typer.Option("--route", help="This route.")]
+if TYPE_CHECKING:
+    from inbox.db.reads import Row
+    from relay.delivery.gates import Gate
+    from relay.store.operator.commands import GateAct
+
 OfDestination = Annotated[str | None, typer.Option("--destination", help="All routes to this destination.")]
 OfApi = Annotated[str | None, typer.Option("--api", help="All routes that ask this api.")]
 
@@ -25,7 +24,7 @@ COLUMNS = ("kind", "name", "paused_at", "paused_by", "pause_reason", "breaker", 
 
 def pause(
     *,
-    reason: Annotated[str | None, typer.Option(help="Why; whoever looks later wants to know.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; it is listed beside the pause.")] = None,
     route: OfRoute = None,
     destination: OfDestination = None,
     api: OfApi = None,
@@ -35,7 +34,7 @@ def pause(
 ) -> None:
     """Hold back deliveries; without a choice, list what is held back.
 
-    Webhooks are accepted all the same and wait. What is running already finishes.
+    Webhooks are still accepted, and wait. Running calls finish.
 
     Examples:
       relay pause
@@ -44,13 +43,15 @@ def pause(
     """
     gate = _gate(route, destination, api, source, entity)
     if gate is None:
-        with told():
+        from relay.store import gates
+
+        with exit_on_error():
             _, database = open_database()
             show(gates.held_back(database), as_json=as_json, columns=COLUMNS, empty="nothing is held back")
         return
     if not reason:
-        fail("say why with --reason: whoever looks later wants to know")
-    _turn("pause", gate, reason)
+        fail("say why with --reason: it is listed beside the pause")
+    _request("pause", gate, reason)
 
 
 def resume(
@@ -63,7 +64,7 @@ def resume(
     entity: OfEntity = None,
     command: Annotated[int | None, typer.Option(help="A replay, cancel or unblock that was interrupted.")] = None,
 ) -> None:
-    """Let deliveries go on: end a pause, and close a circuit breaker, also that of a destination that was retired.
+    """End a pause, and close a circuit breaker, also that of a retired destination.
 
     Examples:
       relay resume --destination crm
@@ -71,19 +72,21 @@ def resume(
     """
     gate = _gate(route, destination, api, source, entity)
     if command is not None:
-        with told():
+        from relay.store.operator import commands
+
+        with exit_on_error():
             config, database = open_database()
             if not commands.go_on(database, command):
                 fail(f"no command {command} was interrupted")
-            follow(database, config, command, "going on", None, done="were changed in all")
+            follow(database, config, command, "continuing", None, done="were changed in all")
         return
     if gate is None:
-        fail("name what is to go on: --route, --destination, --api, --source, --entity or --command")
-    _turn("resume", gate, reason)
+        fail("name what to resume: --route, --destination, --api, --source, --entity or --command")
+    _request("resume", gate, reason)
 
 
 def described(row: Row) -> str:
-    """What holds deliveries back at a gate, in one line."""
+    """Describe in one line what holds deliveries back at a gate."""
     name = f"{row['kind']} {row['name']}"
     if row["paused_at"] is not None:
         return f"{name} is paused by {row['paused_by']}: {row['pause_reason']}"
@@ -94,6 +97,8 @@ def described(row: Row) -> str:
 def _gate(
     route: str | None, destination: str | None, api: str | None, source: str | None, entity: str | None
 ) -> Gate | None:
+    from relay.delivery.gates import Gate
+
     entity_type, entity_id = parse_entity(entity)
     gate = Gate(
         route=route, destination=destination, api=api, source=source, entity_type=entity_type, entity_id=entity_id
@@ -101,8 +106,11 @@ def _gate(
     return None if gate == Gate() else gate
 
 
-def _turn(kind: commands.GateAct, gate: Gate, reason: str) -> None:
-    with told():
+def _request(kind: GateAct, gate: Gate, reason: str) -> None:
+    from relay.delivery.policy import policies
+    from relay.store.operator import commands
+
+    with exit_on_error():
         config, database = open_database()
         if mistake := gate.mistake(config):
             fail(mistake)

@@ -1,4 +1,4 @@
-"""`relay plan`: what would be changed to bring a sync route's two sides in step, with nothing written."""
+"""`relay plan`: shows the changes that would bring a sync route's two sides in sync, and writes nothing."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
-from inbox.config.model import Config
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from relay.cli.options import AsJson, OfEntity, Since, open_database, parse_entity, utc
-from relay.store import entities
-from relay.store.database import Database
-from relay.store.entities import FIRST, Chosen
 
 if TYPE_CHECKING:
+    from inbox.config.model import Config
     from relay.destinations.preview import Preview
     from relay.destinations.sync import Sync
+    from relay.store.database import Database
+    from relay.store.entities import Chosen
 
 COLUMNS = ("entity_type", "entity_id", "change", "field", "before", "after", "why")
 _PAGE = 200
@@ -32,18 +31,20 @@ def plan(
     since: Since = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what would be changed downstream, field by field; nothing is written.
+    """Show the changes that would be made downstream, field by field; nothing is written.
 
-    Asks both sides about every entity that the route's source ever named, of the types that the route takes, or about those
-    that are chosen, and maps. The exit status is 1 when anything differs, or can't be told.
+    Fetches every entity that the route's source ever named, of the types that the route takes, from both sides, or only the
+    chosen ones, and maps them. The exit status is 1 when anything differs, or can't be compared.
 
     Examples:
       relay plan --route user-to-crm
       relay plan --route user-to-crm --entity USER/IDNUMBER1234
       relay plan --route user-to-crm --since 2026-01-01 --json
     """
+    from relay.store.entities import Chosen
+
     entity_type, entity_id = parse_entity(entity)
-    with told():
+    with exit_on_error():
         config, database = open_database()
         sync = _sync_of(config, route)
         arrived = utc(since)
@@ -52,21 +53,21 @@ def plan(
             previews, differing = 0, []
             for found in _previews(database, config, sync, chosen):
                 previews += 1
-                if not found.is_in_step:
+                if not found.is_in_sync:
                     differing.append(found)
         finally:
             sync.close()
-    _tell(previews, differing, as_json=as_json)
+    _show(previews, differing, as_json=as_json)
 
 
-def _tell(previews: int, differing: list[Preview], *, as_json: bool) -> None:
+def _show(previews: int, differing: list[Preview], *, as_json: bool) -> None:
     if as_json:
         show([msgspec.to_builtins(found) for found in differing], as_json=True, columns=COLUMNS, empty="")
     else:
         rows = [row for found in differing for row in _rows(found)]
-        show(rows, as_json=False, columns=COLUMNS, empty=f"in step: {previews} entities")
+        show(rows, as_json=False, columns=COLUMNS, empty=f"in sync: {previews} entities")
     if differing:
-        say(f"{len(differing)} of {previews} entities are not in step")
+        say(f"{len(differing)} of {previews} entities are not in sync")
         raise typer.Exit(FINDING)
 
 
@@ -76,8 +77,8 @@ def _rows(found: Preview) -> list[dict[str, Any]]:
 
 
 def _sync_of(config: Config, route: str) -> Sync:
-    from relay.destinations import build  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.destinations.sync import Sync  # noqa: PLC0415
+    from relay.destinations import build
+    from relay.destinations.sync import Sync
 
     if route not in config.routes:
         fail(f"no route {route!r} is configured; there are: {', '.join(sorted(config.routes)) or 'none'}")
@@ -88,14 +89,15 @@ def _sync_of(config: Config, route: str) -> Sync:
 
 
 def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) -> Iterator[Preview]:
-    """Page by page, as many at a time as the destination takes calls."""
-    from relay.destinations.base import without_lease  # noqa: PLC0415
-    from relay.destinations.preview import preview  # noqa: PLC0415
+    """Preview page by page, as many at a time as the destination takes calls."""
+    from relay.destinations.base import without_lease
+    from relay.destinations.preview import preview
+    from relay.store import entities
 
     context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
     columns = (SpinnerColumn(), Doing(), MofNCompleteColumn())
-    after, types = FIRST, config.routes[chosen.route].when.entity_type
+    after, types = entities.FIRST, config.routes[chosen.route].when.entity_type
     with (
         ThreadPoolExecutor(at_once) as pool,
         bar(*columns) as progress,

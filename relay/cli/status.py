@@ -1,25 +1,23 @@
-"""`relay status`: what is open, who runs, and whether all is well, for people and for service managers."""
+"""`relay status`: lists the backlog and the running relays, and with --check runs a health check."""
 
 from __future__ import annotations
 
 import socket
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from sqlalchemy.exc import DBAPIError
 
-from inbox.cli.terminal import FINDING, say, show, told
-from inbox.config.model import Config
-from inbox.db.reads import Row
-from inbox.db.views import GONE_SECONDS
-from inbox.loader.load import read_config
-from relay.cli.options import AsJson, database_of
+from inbox.cli.terminal import FINDING, exit_on_error, say, show
+from relay.cli.options import AsJson, database_of, load_config
 from relay.cli.pause import described
-from relay.delivery.policy import policies
-from relay.store import gates, probe, reads
-from relay.store.database import Database
+
+if TYPE_CHECKING:
+    from inbox.config.model import Config
+    from inbox.db.reads import Row
+    from relay.store.database import Database
 
 SWEEP_COLUMNS = (
     "source",
@@ -33,7 +31,7 @@ SWEEP_COLUMNS = (
     "error",
 )
 _LOOK_AGAIN_SECONDS = 3.0
-"""A finding has to last for as long: the last relay may just have ended as the next one starts."""
+"""A finding has to last this long: the last relay may just have ended as the next one starts."""
 
 
 def status(
@@ -41,21 +39,24 @@ def status(
     as_json: AsJson = False,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Only tell whether a relay lives and deliveries move: a service manager's probe."),
+        typer.Option(
+            "--check", help="Only check that a relay is alive and deliveries move: a service manager's health check."
+        ),
     ] = False,
-    here: Annotated[bool, typer.Option("--here", help="With --check: the relay has to be on this host.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="With --check: the relay must be on this host.")] = False,
     sweeps: Annotated[
-        bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and what it found.")
+        bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and its findings.")
     ] = False,
 ) -> None:
     """Show what is open on each route, and which relays run.
 
-    With --check nothing is listed but what is wrong: no relay has said for 15 s that it lives, relays die soon after they
-    start, a step of one fails, the database does not answer, on a route nothing moves although something has been due for a
-    minute, a lane is blocked, or no relay takes up a command. The exit status is 1 then. What a pause, a circuit breaker or a
-    rate limit holds back is not wrong, nor is a backlog that shrinks.
+    With --check, only findings are listed, and the exit status is 1 when there are any: no relay has had a heartbeat for
+    15 s, relays die soon after they start, a step of one fails, the database does not answer, a route makes no progress
+    although a delivery has been due for a minute, a lane is blocked, or no relay takes up a command. Deliveries that a pause,
+    a circuit breaker or a rate limit holds back are no finding, nor is a backlog that shrinks.
 
-    With --here too, the relay has to be on this host, and what only a person can mend is left out: blocked lanes, commands.
+    With --here too, the relay must be on this host, and findings that only a person can fix are left out: blocked lanes,
+    commands.
 
     Examples:
       relay status
@@ -63,11 +64,13 @@ def status(
       relay status --check
       relay status --check --here --json
     """
-    with told():
-        config = read_config()
+    from relay.store import reads
+
+    with exit_on_error():
+        config = load_config()
         if sweeps:
             swept = reads.sweeps(database_of(config))
-            show(swept, as_json=as_json, columns=SWEEP_COLUMNS, empty="nothing was swept yet")
+            show(swept, as_json=as_json, columns=SWEEP_COLUMNS, empty="no sweep has run yet")
             return
         if not check:
             _show(database_of(config), as_json=as_json)
@@ -83,6 +86,8 @@ def status(
 
 
 def _show(database: Database, *, as_json: bool) -> None:
+    from relay.store import gates, probe, reads
+
     alive = _alive(database)
     backlog = reads.backlog(database)
     held_back = gates.held_back(database)
@@ -103,11 +108,14 @@ def _show(database: Database, *, as_json: bool) -> None:
 
 
 def _alive(database: Database) -> list[Row]:
+    from inbox.db.views import GONE_SECONDS
+    from relay.store import reads
+
     return [node for node in reads.relay_nodes(database) if node["silent_seconds"] <= GONE_SECONDS]
 
 
 def _checked(config: Config, *, here: bool) -> list[Row]:
-    """What is wrong now, and was so a moment ago."""
+    """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
     try:
         database = database_of(config)
         found = _findings(database, config, here=here)
@@ -121,6 +129,10 @@ def _checked(config: Config, *, here: bool) -> list[Row]:
 
 
 def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
+    from inbox.db.views import GONE_SECONDS
+    from relay.delivery.policy import policies
+    from relay.store import probe
+
     found: list[Row] = []
     place = f" on {socket.gethostname()}" if here else ""
     if not any(not here or node["host"] == socket.gethostname() for node in _alive(database)):

@@ -1,4 +1,4 @@
-"""`relay sweep`: asks a source what has changed, and adds an event for every change that no webhook has told."""
+"""`relay sweep`: asks a source for its changes, and adds an event for each that no webhook reported."""
 
 from __future__ import annotations
 
@@ -6,38 +6,37 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import MofNCompleteColumn, SpinnerColumn
+from rich.progress import MofNCompleteColumn, SpinnerColumn, TaskID
 
-from inbox.cli.terminal import FINDING, Doing, bar, fail, say, show, told
-from inbox.config.model import Config
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from inbox.errors import SweepFailed
 from relay.cli.options import AsJson, Since, open_database, utc
-from relay.store import sweeps
-from relay.store.database import Database
-from relay.sweep.orphans import ORPHAN_COLUMNS, orphans
 
 if TYPE_CHECKING:
+    from inbox.config.model import Config
+    from relay.store.database import Database
     from relay.sweep.run import Swept
 
+ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")
 COLUMNS = ("source", "entity_type", "since", "compared", "missed", "added")
 
 
 def sweep(
     *,
-    source: Annotated[str, typer.Option("--source", help="Which source; its `sweeps` say how it is asked.")],
+    source: Annotated[str, typer.Option("--source", help="The source; its `sweeps` say how it is asked.")],
     since: Since = None,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what is missing; add nothing, and keep the place.")
+        bool, typer.Option("--dry-run", help="Only report what is missing; add nothing, and keep the watermark.")
     ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Compare all ids of both sides instead, of each route with a `listing`.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find changes that no webhook has told, and add an event for each.
+    """Find changes that no webhook reported, and add an event for each.
 
-    Begins where the last sweep ended, and a little before; the first one compares everything. Deletions show in no list of
-    changes: --full reports counterparts whose entity is gone, and entities without a counterpart. The exit status is 1
+    Begins a little before the end of the last sweep; the first one compares everything. Change listings don't include
+    deletions: --full reports counterparts whose entity is gone, and entities without a counterpart. The exit status is 1
     when anything was missing.
 
     Examples:
@@ -45,7 +44,7 @@ def sweep(
       relay sweep --source trivore --since 2026-01-01 --dry-run
       relay sweep --source trivore --full --json
     """
-    with told():
+    with exit_on_error():
         config, database = open_database()
         if source not in config.sources:
             fail(f"no source {source!r} is configured; there are: {', '.join(sorted(config.sources)) or 'none'}")
@@ -53,7 +52,7 @@ def sweep(
         if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
         if full:
-            found = [row for number in range(len(tables)) for row in orphans(config, source, number)]
+            found = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
             show(found, as_json=as_json, columns=ORPHAN_COLUMNS, empty="both sides have the same")
             raise typer.Exit(FINDING if found else 0)
         begin = utc(since)
@@ -67,9 +66,27 @@ def sweep(
         raise typer.Exit(FINDING)
 
 
+def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
+    from relay.sweep.orphans import orphans
+
+    with bar(SpinnerColumn(), Doing("listing "), MofNCompleteColumn()) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def listed(side: str, entities: int) -> None:
+            if side not in tasks:
+                tasks[side] = progress.add_task(side, total=None)
+            progress.advance(tasks[side], entities)
+
+        try:
+            return list(orphans(config, source, number, listed))
+        except SweepFailed as error:
+            fail(str(error))
+
+
 def _one(config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool) -> Swept:
-    from relay.destinations.base import without_lease  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.sweep.run import Sweeping  # noqa: PLC0415
+    from relay.destinations.base import without_lease
+    from relay.store import sweeps
+    from relay.sweep.run import Sweeping
 
     sweeping = Sweeping(config, source, number)
     entity_type = sweeping.table.entity_type
@@ -88,7 +105,7 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
         )
     finally:
         sweeping.close()
-    # A watermark says that all before it was compared, so one that began later has nothing to say.
+    # A watermark says that all before it was compared: a sweep that began later doesn't move it.
     if not dry and (begin is None or (before is not None and begin <= before)):
         sweeps.finish(database, swept.found)
     return swept

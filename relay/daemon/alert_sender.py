@@ -1,4 +1,4 @@
-"""Posts alerts, in a thread of its own: a chat that hangs delays no delivery."""
+"""Posts alerts in a thread of its own, so that a chat that hangs delays no delivery."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from relay.http.client import HttpClient, Limits, Request
 from relay.http.endpoint import prepare
 
 
-class Done(msgspec.Struct, frozen=True):
-    """What came of a post."""
+class PostResult(msgspec.Struct, frozen=True):
+    """The result of a post; `sender.release` is due when it is recorded."""
 
     posted: Posted
     error: str | None
+    sender: AlertSender
     is_final: bool = False
-    """It can't be posted, now or later."""
+    """True for an alert that can never be posted."""
 
 
 class AlertSender:
-    """Takes one alert after the other; tells what came of it by `done`."""
+    """Posts one alert after the other, and passes each result to `done`."""
 
     def __init__(
         self,
@@ -36,64 +37,65 @@ class AlertSender:
         *,
         stop: threading.Event,
         now: Callable[[], datetime],
-        done: Callable[[Done], None],
+        done: Callable[[PostResult], None],
     ) -> None:
         self._client = client
         self._form = form
         self._done = done
         self._limits = Limits(lambda: float("inf"), stop, now)
-        self._todo: queue.SimpleQueue[Posted | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Posted | None] = queue.SimpleQueue()
         self._is_busy = False
         if client is not None:
             threading.Thread(target=self._work, args=(client,), name="alerts", daemon=True).start()
 
     @property
     def is_free(self) -> bool:
-        """Whether it takes an alert now; never, without a url."""
+        """True when it takes an alert now; never, without a url."""
         return self._client is not None and not self._is_busy
 
     def post(self, alert: Posted) -> None:
-        """Post it; `done` is called from another thread, and then `let_go` is due."""
+        """Queue an alert; `done` is called from another thread."""
         self._is_busy = True
-        self._todo.put(alert)
+        self._queue.put(alert)
 
-    def let_go(self) -> None:
-        """The last one is done with."""
+    def release(self) -> None:
+        """Take the next alert again."""
         self._is_busy = False
 
-    def end(self) -> None:
-        """Let the thread end."""
-        self._todo.put(None)
+    def close(self) -> None:
+        """Let the thread end when the queue is empty."""
+        self._queue.put(None)
 
     def _work(self, client: HttpClient) -> None:
-        while (alert := self._todo.get()) is not None:
-            self._done(self._post(alert, client))
+        while (alert := self._queue.get()) is not None:
+            error, is_final = self._post(alert, client)
+            self._done(PostResult(alert, error, self, is_final))
         client.close()
 
-    def _post(self, alert: Posted, client: HttpClient) -> Done:
-        """Whatever happens is what came of it: nothing may end the only thread that posts."""
+    def _post(self, alert: Posted, client: HttpClient) -> tuple[str | None, bool]:
+        """Return the error, or None, and whether it is final. Raises nothing: no bug may end the only thread that posts."""
         try:
             body = json.dumps(payload(alert, self._form)).encode()
-        except BaseException as error:  # noqa: BLE001  # one that can't be worded must not keep the others from being posted
-            return Done(alert, f"it can't be worded: {_bug(error)}", is_final=True)
+        except BaseException as error:  # noqa: BLE001  # an alert that can't be worded must not keep the others back
+            return f"it can't be worded: {_bug(error)}", True
         try:
             answer = client.call(
                 Request("alert", "POST", {"Content-Type": "application/json"}, body=body), self._limits
             )
-            return Done(alert, None if answer.error_class is None else answer.failed(()).error)
+            return None if answer.error_class is None else answer.failed(()).error, False
         except BaseException as error:  # noqa: BLE001  # as above
-            return Done(alert, f"a bug in the call: {_bug(error)}")
+            return f"a bug in the call: {_bug(error)}", False
 
 
 def _bug(error: BaseException) -> str:
     return f"{type(error).__name__} at {place_of(error)}"
 
 
-def client_of(config: Config) -> HttpClient | None:
-    """What posts to the url; None without one.
+def alert_client(config: Config) -> HttpClient | None:
+    """Make the client that posts to the alerts' url; None without one.
 
     Raises:
-        ConfigError: the url can't be used, or its secret is not there.
+        ConfigError: the url can't be used, or its secret is missing.
     """
     alerts = config.alerts
     if alerts.url is None:

@@ -1,7 +1,6 @@
-"""What is measured of the relay as a whole: who serves it, and the gauges that are read from the database now and then.
+"""Gauges of the relay as a whole, read from the database every 15 s, and the meters of its process.
 
-A scrape reads no table: how much is open is looked at every 15 s, in a thread of its own, and the less often the longer
-that takes. What happens is counted where it is told, in `relay.observe`.
+A scrape reads no table. A thread reads the backlog, and less often the longer that takes. `relay.observe` counts events.
 """
 
 from __future__ import annotations
@@ -15,27 +14,27 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import SystemClock
 from inbox.config.model import Config
+from inbox.events.states import OPEN_STATES
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
-from inbox.telemetry.recorder import Exporter, counting
+from inbox.telemetry.recorder import Exporter, make_recorder
 from relay.delivery.facts import KINDS
 from relay.delivery.gates import BreakerState
 from relay.observe import BREAKER_VALUES, Observer
 from relay.store import reads
 from relay.store.database import Database
 
-LOOK_EVERY_SECONDS = 15.0
-_PART_OF_THE_TIME = 1 / 30
-"""That looking may take: with a million open it is a scan of as many rows."""
-_LET_FINISH_SECONDS = 1.0
-_STATES = ("received", "waiting", "ready", "in_flight", "blocked", "dead")
+READ_EVERY_SECONDS = 15.0
+_SHARE_OF_TIME = 1 / 30
+"""The largest share of time for reading: with a million open deliveries, it scans as many rows."""
+_JOIN_SECONDS = 1.0
 
 
 def meters_of(config: Config) -> Meters:
-    """What counts in this process. What is known by name stands at zero from the start."""
+    """Make the meters of this process. Counters whose labels are known stand at zero from the start."""
     if config.metrics.relay is None:
         return OFF
-    meters = counting(metrics.RELAY)
+    meters = make_recorder(metrics.RELAY)
     for kind, names in (("destination", config.destinations), ("api", config.apis)):
         for name in names:
             meters.put(metrics.BREAKER, BREAKER_VALUES.index(BreakerState.CLOSED), kind, name)
@@ -46,22 +45,22 @@ def meters_of(config: Config) -> Meters:
 
 
 class Backlog:
-    """The gauges of what is open on each route."""
+    """The gauges of open deliveries on each route."""
 
     def __init__(self, database: Database, meters: Meters, config: Config) -> None:
         self._database = database
         self._meters = meters
         self._clock = SystemClock()
         self._routes = set(config.routes)
-        """Those that were ever shown: a route of which nothing is open any more stands at zero."""
+        """Every route published so far: one without open deliveries stands at zero."""
 
-    def look(self) -> None:
-        """Read the backlog, and show it."""
+    def publish(self) -> None:
+        """Read the backlog, and set the gauges."""
         found = {row["route"]: row for row in reads.backlog(self._database)}
         self._routes |= set(found)
         for route in sorted(self._routes):
             row = found.get(route, {})
-            for state in _STATES:
+            for state in OPEN_STATES:
                 self._meters.put(metrics.OPEN, row.get(state, 0), route, state)
             self._meters.put(metrics.OLDEST, max(float(row.get("oldest_age_seconds") or 0), 0), route)
         self._meters.put(metrics.LOOKED, self._clock.now().timestamp())
@@ -71,26 +70,26 @@ class Backlog:
 def publishing_gauges(
     database: Database, config: Config, observer: Observer, exporter: Exporter | None
 ) -> Iterator[None]:
-    """Keep the gauges up to date while the block runs, where metrics are asked for, and what serves them running."""
+    """Keep the gauges up to date, and their exporter running, while the block runs; do nothing without metrics."""
     if observer.meters is OFF:
         yield
         return
     backlog, ended = Backlog(database, observer.meters, config), threading.Event()
 
-    def look() -> float:
+    def publish() -> float:
         began = time.monotonic()
         try:
             if exporter is not None:
                 exporter.ensure()
-            backlog.look()
+            backlog.publish()
         except SQLAlchemyError as error:
             observer.database_trouble("reading the backlog", error)
-        except Exception as error:  # noqa: BLE001  # who ends this thread leaves gauges that stand still, and say nothing of it
+        except Exception as error:  # noqa: BLE001  # if this thread ended, the gauges would stand still unnoticed
             observer.gauges_broke(error)
-        return max(LOOK_EVERY_SECONDS, (time.monotonic() - began) / _PART_OF_THE_TIME)
+        return max(READ_EVERY_SECONDS, (time.monotonic() - began) / _SHARE_OF_TIME)
 
     def keep() -> None:
-        while not ended.wait(look()):
+        while not ended.wait(publish()):
             pass
 
     thread = threading.Thread(target=keep, name="gauges", daemon=True)
@@ -99,4 +98,4 @@ def publishing_gauges(
         yield
     finally:
         ended.set()
-        thread.join(_LET_FINISH_SECONDS)
+        thread.join(_JOIN_SECONDS)

@@ -1,104 +1,180 @@
-"""Who works by the configuration in force, and who is still at the last calls of those before."""
+"""The active generation (one configuration with all that works by it), and older ones that still drain."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
 from inbox.config.model import Config
-from relay.daemon.alert_sender import AlertSender, Done
-from relay.daemon.leases import Leases
-from relay.daemon.pool import Finished, WorkerPools
+from relay.daemon.alert_sender import AlertSender, PostResult, alert_client
+from relay.daemon.leases import Leases, claim_of
+from relay.daemon.pool import FinishedAttempt, WorkerPool
+from relay.delivery.gates import Admission, ClaimFilter, GateKey, Gates
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import policies
-from relay.destinations import Deliverer
+from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.sweep.run import Sweeping
+from relay.sweep.scheduler import scheduled
 
 
-class Setup(msgspec.Struct, frozen=True):
-    """A configuration, and what makes its calls."""
+class PreparedConfig(msgspec.Struct, frozen=True):
+    """A configuration with the clients that make its calls, compiled before any thread starts."""
 
     config: Config
-    deliverers: Mapping[str, Deliverer]
-    alerts: HttpClient | None = None
-    """Posts them; None: nowhere."""
-    sweepings: tuple[Sweeping, ...] = ()
-    """Sweeps that are run when they are due."""
+    deliverers: Mapping[str, Deliverer] = {}
+    alert_client: HttpClient | None = None
+    """Posts alerts; None without a url."""
+    sweeps: tuple[Sweeping, ...] = ()
+    """The sweeps that the relay schedules itself."""
 
 
-LoopEvent = Finished | Done | Setup | None
-"""What other threads have for the loop."""
+def prepare(config: Config) -> PreparedConfig:
+    """Compile all that a configuration calls. Secrets are read now.
+
+    Raises:
+        ConfigError: a destination, the alerts' url or a sweep can't be used. The text has a line for each mistake.
+    """
+    return PreparedConfig(config, build(config), alert_client(config), scheduled(config))
 
 
-class Generations:
-    """Crews for every destination, and one who posts alerts. What they have for the loop goes into `mail`."""
+LoopEvent = FinishedAttempt | PostResult | PreparedConfig | None
+"""An event that another thread hands to the loop; None only wakes it."""
+
+
+class Generation:
+    """A configuration at work: its policies, API clients, worker pools and alert sender.
+
+    Each destination has one worker pool, which the routes to it share. Only the loop's thread calls it.
+    """
 
     def __init__(
         self,
-        setup: Setup,
+        prepared: PreparedConfig,
+        *,
+        context_of: Callable[[Delivery], Context],
+        stop: threading.Event,
+        now: Callable[[], datetime],
+        put: Callable[[LoopEvent], None],
+    ) -> None:
+        """Start the threads. `put` gets every finished attempt and every result of a post."""
+        self.config = config = prepared.config
+        self.policies = policies(config)
+        self.sweeps = prepared.sweeps
+        self.alert_sender = AlertSender(prepared.alert_client, config.alerts.format, stop=stop, now=now, done=put)
+        self._deliverers = prepared.deliverers
+        self._pools: list[WorkerPool] = []
+        self._pool_of: dict[str, WorkerPool] = {}
+        for name, destination in config.destinations.items():
+            deliverers = {r: d for r, d in self._deliverers.items() if config.routes[r].destination == name}
+            if deliverers:
+                pool = WorkerPool(name, destination.concurrency, deliverers, context_of=context_of, finished=put)
+                self._pools.append(pool)
+                self._pool_of |= dict.fromkeys(deliverers, pool)
+
+    @property
+    def routes(self) -> list[str]:
+        """Every route that has a worker pool."""
+        return list(self._pool_of)
+
+    @property
+    def in_hand(self) -> int:
+        """The number of deliveries that its pools hold, started or not."""
+        return sum(pool.in_hand for pool in self._pools)
+
+    @property
+    def suspects(self) -> int:
+        """The number of those that may be the cause of a crash."""
+        return sum(pool.suspects for pool in self._pools)
+
+    def wanted(self) -> list[tuple[list[str], int]]:
+        """For each pool that wants more: its routes in turn, and its free capacity."""
+        return [(pool.take_turn(), pool.capacity) for pool in self._pools if pool.wants_more]
+
+    def troubled(self, gates: Gates) -> frozenset[GateKey]:
+        """The endpoints of its routes that have failed lately, as far as `gates` show."""
+        return gates.troubled(
+            {key: limit for policy in self.policies.values() for key, limit in policy.breakers.items()}
+        )
+
+    def admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
+        """Return the routes among these to which `gates` give one of the admissions."""
+        return [route for route in routes if gates.admit(self.policies[route].gates) in admissions]
+
+    def claim_filters(self, gates: Gates) -> dict[str, ClaimFilter]:
+        """Return what the deliveries of each route have to pass."""
+        return {
+            route: ClaimFilter(gates.paused_entities, policy.rate_limits) for route, policy in self.policies.items()
+        }
+
+    def submit(self, delivery: Delivery) -> None:
+        """Queue a delivery in the pool of its route."""
+        self._pool_of[delivery.route].submit(delivery)
+
+    def take_back(self) -> list[Delivery]:
+        """Take unstarted deliveries out of every pool, and return them."""
+        return [delivery for pool in self._pools for delivery in pool.take_back()]
+
+    def close(self) -> None:
+        """Let the threads end, and close the connections. Pools may share those, so all of them should be idle."""
+        for pool in self._pools:
+            pool.close()
+        for deliverer in self._deliverers.values():
+            deliverer.close()
+
+
+class Generations:
+    """The active generation, and those before it that still have calls to finish."""
+
+    def __init__(
+        self,
+        first: PreparedConfig,
         *,
         leases: Leases,
         stop: threading.Event,
         now: Callable[[], datetime],
-        mail: queue.SimpleQueue[LoopEvent],
+        events: queue.SimpleQueue[LoopEvent],
     ) -> None:
-        self._leases = leases
-        self._stop = stop
-        self._now = now
-        self._mail = mail
-        self._leaving: list[WorkerPools] = []
-        self._hire(setup)
+        def context_of(delivery: Delivery) -> Context:
+            return Context(partial(leases.trusted_until, claim_of(delivery)), stop, now)
 
-    def change_over(self, new: Setup) -> list[Delivery]:
-        """Work by another configuration; what has begun finishes by the old. Returns what nobody has begun."""
-        untouched = self.crews.take_back()
-        self._leaving.append(self.crews)
-        self.poster.end()
-        self._hire(new)
-        return untouched
+        self._start = partial(Generation, context_of=context_of, stop=stop, now=now, put=events.put)
+        self._draining: list[Generation] = []
+        self.active = self._start(first)
 
-    def dismiss(self) -> None:
-        """Let crews go that have come to the end of their last calls."""
-        for crews in self._leaving:
-            if not crews.in_hand:
-                crews.end()
-        self._leaving = [crews for crews in self._leaving if crews.in_hand]
+    def activate(self, new: PreparedConfig) -> list[Delivery]:
+        """Start another generation; the one before finishes what it has started. Returns what nobody has started."""
+        old = self.active
+        unstarted = old.take_back()
+        old.alert_sender.close()
+        self._draining.append(old)
+        self.active = self._start(new)
+        return unstarted
 
-    def end(self) -> None:
-        """Let everybody go."""
-        for crews in self._all():
-            crews.end()
-        self.poster.end()
+    def close_drained(self) -> None:
+        """Close older generations whose last calls have ended."""
+        for generation in self._draining:
+            if not generation.in_hand:
+                generation.close()
+        self._draining = [generation for generation in self._draining if generation.in_hand]
+
+    def close(self) -> None:
+        """Close all of them."""
+        for generation in (self.active, *self._draining):
+            generation.close()
+        self.active.alert_sender.close()
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries they have, begun or not."""
-        return sum(crews.in_hand for crews in self._all())
+        """The number of deliveries that all generations hold, started or not."""
+        return sum(generation.in_hand for generation in (self.active, *self._draining))
 
     @property
     def suspects(self) -> int:
-        """How many of those may be what kills the process."""
-        return sum(crews.suspects for crews in self._all())
-
-    def _all(self) -> Iterator[WorkerPools]:
-        yield self.crews
-        yield from self._leaving
-
-    def _hire(self, setup: Setup) -> None:
-        self.config = setup.config
-        self.policies = policies(setup.config)
-        self.crews = WorkerPools(
-            setup.config,
-            setup.deliverers,
-            leases=self._leases,
-            stop=self._stop,
-            now=self._now,
-            finished=self._mail.put,
-        )
-        form = setup.config.alerts.format
-        self.poster = AlertSender(setup.alerts, form, stop=self._stop, now=self._now, done=self._mail.put)
+        """The number of those that may be the cause of a crash."""
+        return sum(generation.suspects for generation in (self.active, *self._draining))

@@ -1,24 +1,35 @@
-"""Until when this process may trust each of its leases, on its own steady clock.
+"""Leases as this process trusts them, on its own steady clock, and the thread that renews them.
 
 A lease lasts 15 s by the database's clock from the moment the database grants it. Here it is trusted until 14 s after
-the moment we began to ask for it, however slow the answer was; so a relay that can't renew stops before another may
-take over (DESIGN §5).
+the request for it began, however slow the answer was. So a relay that can't renew stops its calls before another may
+take over: two relays never make calls for one delivery at the same time.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from inbox.clock import steady
 from relay.delivery.outcome import Delivery
+from relay.observe import Observer
+from relay.steps import Steps
+from relay.store import leases
+from relay.store.database import Database
 from relay.store.leases import LEASE_SECONDS, Claimed
 
 SAFETY_SECONDS = 1
 TRUSTED_SECONDS = LEASE_SECONDS - SAFETY_SECONDS
 RENEW_EVERY_SECONDS = LEASE_SECONDS / 3
-GRACE_SECONDS = 20.0
-"""How long a relay that was told to stop keeps the leases of calls that still run, before it cuts them."""
+RENEW_AGAIN_SECONDS = 0.2
+
+
+def claim_of(delivery: Delivery) -> Claimed:
+    """Return the key that identifies a delivery's claim."""
+    return (delivery.seq, delivery.route, delivery.lease_token)
 
 
 class Leases:
@@ -31,18 +42,18 @@ class Leases:
         self._lock = threading.Lock()
 
     def began_asking(self) -> float:
-        """Call before claiming or renewing; hand the result to `granted`."""
+        """Return the present instant. Call it before claiming or renewing; pass the result to `granted` or `renewed`."""
         return self._clock()
 
     def granted(self, claimed: Iterable[Claimed], began_asking: float) -> None:
-        """These were claimed or renewed by a statement sent after `began_asking`."""
+        """Trust leases that were claimed by a statement sent after `began_asking`."""
         until = began_asking + TRUSTED_SECONDS
         with self._lock:
             for key in claimed:
                 self._trusted_until[key] = until
 
     def renewed(self, claimed: Iterable[Claimed], began_asking: float) -> None:
-        """As `granted`, for those that are still held: one that was recorded meanwhile stays forgotten."""
+        """Extend, as `granted` does, the leases that are still held: one that was recorded meanwhile stays forgotten."""
         until = began_asking + TRUSTED_SECONDS
         with self._lock:
             for key in claimed:
@@ -50,31 +61,75 @@ class Leases:
                     self._trusted_until[key] = until
 
     def forget(self, claimed: Iterable[Claimed]) -> None:
-        """These are recorded or given back."""
+        """Drop leases of deliveries that are recorded or released."""
         with self._lock:
             for key in claimed:
                 self._trusted_until.pop(key, None)
 
     def revoke(self) -> None:
-        """Trust none of them any more, whatever is claimed or renewed from now on: running calls are cut."""
+        """Trust no lease any more, present or future: running calls are cut."""
         self._revoked = True
 
     def trusted_until(self, key: Claimed) -> float:
-        """The instant of the steady clock after which nothing may be done under this lease; it moves when the lease is renewed."""
+        """Return the instant of the steady clock after which the lease permits nothing; a renewal moves it."""
         return 0.0 if self._revoked else self._trusted_until.get(key, 0.0)
 
     def trusted(self) -> list[Claimed]:
-        """Those that are trusted now; nobody in this process may take them for lost, whatever the database's clock says."""
+        """List the leases trusted now. This process never rescues them, whatever the database's clock says."""
         now = self._clock()
         with self._lock:
             return [] if self._revoked else [key for key, until in self._trusted_until.items() if now < until]
 
     def held(self) -> list[Claimed]:
-        """All that are to be renewed, trusted or not; none once they are revoked: what can't be recorded now, others take."""
+        """List all leases to renew, trusted or not; none once they are revoked: other relays rescue what is unrecorded."""
         with self._lock:
             return [] if self._revoked else list(self._trusted_until)
 
 
-def claim_of(delivery: Delivery) -> Claimed:
-    """What identifies the claim of a delivery."""
-    return (delivery.seq, delivery.route, delivery.lease_token)
+class LeaseRenewer:
+    """Renews all leases every 5 s, and calls `heartbeat` as often, until `ended` is set.
+
+    A lease that can't be renewed is trusted until its time, then its calls are cut.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        held: Leases,
+        *,
+        heartbeat: Callable[[], None],
+        ended: threading.Event,
+        steps: Steps,
+        observer: Observer,
+    ) -> None:
+        self._database = database
+        self._leases = held
+        self._heartbeat = heartbeat
+        self._ended = ended
+        self._steps = steps
+        self._observer = observer
+
+    def run(self) -> None:
+        """Renew until `ended`. A renewal skips locked rows, such as those whose lanes are settled: it asks again soon."""
+        nothing: set[Claimed] = set()
+        pause = RENEW_EVERY_SECONDS
+        while not self._ended.wait(pause):
+            pause = RENEW_EVERY_SECONDS
+            try:
+                left = self._steps.run("renew", lambda: self._renew(self._leases.held()), nothing)
+                self._steps.run("heartbeat", self._heartbeat, None)
+                while left and pause > RENEW_AGAIN_SECONDS and not self._ended.wait(RENEW_AGAIN_SECONDS):
+                    pause -= RENEW_AGAIN_SECONDS
+                    again = left.intersection(self._leases.held())
+                    left = self._steps.run("renew", partial(self._renew, again), nothing)
+            except SQLAlchemyError as error:  # there was no connection either
+                self._observer.database_trouble("renewing leases", error)
+
+    def _renew(self, held: Collection[Claimed]) -> set[Claimed]:
+        """Renew these leases. Returns the skipped ones, which are to be asked for again; lost ones are not among them."""
+        if not held:
+            return set()
+        asked_at = self._leases.began_asking()
+        renewed = leases.renew(self._database, held)
+        self._leases.renewed(renewed, asked_at)
+        return leases.passed_over(self._database, set(held) - renewed)

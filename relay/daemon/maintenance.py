@@ -1,15 +1,14 @@
-"""Periodic maintenance: expired leases, leftovers, duplicates, gates, alerts, operator commands: a step each."""
+"""Periodic maintenance: expired leases, leftovers, duplicates, gates, alerts and operator commands, each a step."""
 
 from __future__ import annotations
 
 import time
 
-from inbox.config.model import Config
 from inbox.db.dialect import failure_of
-from relay.daemon.alert_sender import AlertSender, Done
+from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
+from relay.daemon.generation import Generation, Generations
 from relay.daemon.leases import Leases
-from relay.delivery.policy import Policies
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import alerts, duplicates, reap
@@ -25,78 +24,92 @@ WATCH_EVERY_SECONDS = 15.0
 
 
 class Maintenance:
-    """Maintenance of one relay. Every step is a few short transactions; `steps` keeps one that fails from the others."""
+    """Maintenance of one relay. Every step is a few short transactions; `steps` isolates one that fails."""
 
     def __init__(
-        self, database: Database, node: str, claiming: Claimer, observer: Observer, *, leases: Leases, steps: Steps
+        self,
+        database: Database,
+        node: str,
+        generations: Generations,
+        *,
+        claimer: Claimer,
+        leases: Leases,
+        steps: Steps,
+        observer: Observer,
     ) -> None:
         self._database = database
         self._node = node
-        self._claiming = claiming
-        self._observer = observer
+        self._generations = generations
+        self._claimer = claimer
         self._leases = leases
         self._steps = steps
+        self._observer = observer
         self._clock = DatabaseClock(told=observer.clock_stepped)
         self._horizon = Horizon()
         self._watch = Watch()
         self._commands = commands.OpenCommands(database)
-        self._posts: list[Done] = []
+        self._results: list[PostResult] = []
+        """Results of posts that are not recorded yet."""
         self._next_at = self._watch_at = 0.0
         self._any_command = self._is_to_look = False
-        """Whether there is an open command, and whether to look for one."""
+        """True when a command is open; true when it is time to look for one."""
         self._duplicates: duplicates.Rest | None = None
-        """Those that are judged next, and at once."""
+        """The duplicates to judge next, and at once."""
         self._leftovers = Leftovers()
         self._any_left = False
 
-    def do(self, config: Config, policies: Policies, poster: AlertSender) -> int:
-        """Do what is due. Returns more than 0 when there is more to do at once."""
+    def run(self) -> int:
+        """Run the steps that are due. Returns more than 0 when there is more to do at once."""
         run = self._steps.run
         if time.monotonic() >= self._next_at:
             self._next_at = time.monotonic() + EVERY_SECONDS
-            run("reap", lambda: self._reap(policies), None)
-            run("pull_in", lambda: self._pull_in(config, policies), None)
-            run("look_at_gates", self._claiming.look_at_gates, None)
-            run("judge_duplicates", lambda: self._judge_duplicates(config, policies), None)
-            run("look_at_conditions", lambda: self._look_at_conditions(config), None)
+            run("reap", self._reap, None)
+            run("pull_in", self._pull_in, None)
+            run("look_at_gates", self._claimer.read_gates, None)
+            run("judge_duplicates", self._judge_duplicates, None)
+            run("look_at_conditions", self._look_at_conditions, None)
             run("log_alerts", self._log_alerts, None)
-            run("send_alerts", lambda: self._send_alerts(poster), None)
+            run("send_alerts", self._send_alerts, None)
             self._any_left = self._is_to_look = True
         else:
             if self._duplicates is not None:
-                run("judge_duplicates", lambda: self._judge_duplicates(config, policies), None)
-            if self._posts:
-                run("send_alerts", lambda: self._send_alerts(poster), None)
-        worked_off = run("work_off", lambda: self._work_off(policies), 0) if self._any_left else 0
+                run("judge_duplicates", self._judge_duplicates, None)
+            if self._results:
+                run("send_alerts", self._send_alerts, None)
+        worked_off = run("work_off", self._work_off, 0) if self._any_left else 0
         self._any_left = worked_off > 0
-        changed = (
-            run("commands", lambda: self._obey(config, policies), 0) if self._any_command or self._is_to_look else 0
-        )
+        changed = run("commands", self._work_on_commands, 0) if self._any_command or self._is_to_look else 0
         return changed + worked_off + int(self._duplicates is not None)
 
-    def posted(self, done: Done) -> None:
-        """Take note that an alert was posted, or not, in the next round."""
-        self._posts.append(done)
+    def posted(self, result: PostResult) -> None:
+        """Keep the result of a post, to be recorded in the next round."""
+        self._results.append(result)
 
-    def _reap(self, policies: Policies) -> None:
+    @property
+    def _active(self) -> Generation:
+        return self._generations.active
+
+    def _reap(self) -> None:
         trusted = self._leases.trusted()
-        self._observer.reaped(reap.reap(self._database, policies, self._node, trusted, self._clock))
+        self._observer.reaped(reap.reap(self._database, self._active.policies, self._node, trusted, self._clock))
 
-    def _pull_in(self, config: Config, policies: Policies) -> None:
-        self._observer.pulled_in(self._horizon.pull_in(self._database, config, policies, self._node))
+    def _pull_in(self) -> None:
+        active = self._active
+        self._observer.pulled_in(self._horizon.pull_in(self._database, active.config, active.policies, self._node))
 
-    def _work_off(self, policies: Policies) -> int:
-        return self._leftovers.work_off(self._database, policies, self._node)
+    def _work_off(self) -> int:
+        return self._leftovers.work_off(self._database, self._active.policies, self._node)
 
-    def _judge_duplicates(self, config: Config, policies: Policies) -> None:
+    def _judge_duplicates(self) -> None:
+        active = self._active
         rest, self._duplicates = self._duplicates, None
-        judged = duplicates.judge_duplicates(self._database, config, policies, self._node, rest)
+        judged = duplicates.judge_duplicates(self._database, active.config, active.policies, self._node, rest)
         self._duplicates = judged.rest
         self._observer.judged(judged)
 
-    def _look_at_conditions(self, config: Config) -> None:
+    def _look_at_conditions(self) -> None:
         if time.monotonic() >= self._watch_at:
-            self._watch.look(self._database, config)
+            self._watch.look(self._database, self._active.config)
             self._watch_at = time.monotonic() + WATCH_EVERY_SECONDS
 
     def _log_alerts(self) -> None:
@@ -104,42 +117,42 @@ class Maintenance:
             self._observer.left_alone(f"alerts of the kind {kind}")
         self._observer.alerted(alerts.take_untold(self._database))
 
-    def _send_alerts(self, poster: AlertSender) -> None:
-        while self._posts:
-            done = self._posts[0]
+    def _send_alerts(self) -> None:
+        while self._results:
+            result = self._results[0]
             try:
-                alerts.posted(self._database, done.posted.id, done.error, is_final=done.is_final)
+                alerts.posted(self._database, result.posted.id, result.error, is_final=result.is_final)
             except Exception as error:
                 if failure_of(error) == "fault":  # it is posted again in a minute, and holds up no other until then
-                    self._end_post(poster, done)
+                    self._end_post(result)
                 raise
-            self._end_post(poster, done)
-        if poster.is_free:
+            self._end_post(result)
+        if self._active.alert_sender.is_free:
             for unsent in alerts.take_unsent(self._database):
-                poster.post(unsent)
+                self._active.alert_sender.post(unsent)
 
-    def _end_post(self, poster: AlertSender, done: Done) -> None:
-        if done.error is not None:
-            self._observer.not_posted(done.posted, done.error)
-        poster.let_go()
-        self._posts.remove(done)
+    def _end_post(self, result: PostResult) -> None:
+        if result.error is not None:
+            self._observer.not_posted(result.posted, result.error)
+        result.sender.release()
+        self._results.remove(result)
 
     def _look_for_commands(self) -> bool:
         for number, kind in commands.of_newer_version(self._database):
             self._observer.left_alone(f"command {number}, a {kind}")
         return commands.any_open(self._database)
 
-    def _obey(self, config: Config, policies: Policies) -> int:
-        """Do a batch of each open command; where nothing can be done at the moment, look again in a second."""
+    def _work_on_commands(self) -> int:
+        """Work on a batch of each open command; where nothing can be done now, look again in a second."""
         if self._is_to_look:
             self._any_command = self._look_for_commands()
             self._is_to_look = False
         if not self._any_command:
             return 0
         self._any_command = False
-        changed = self._commands.work(config, policies)
+        changed = self._commands.work(self._active.config, self._active.policies)
         for number, error in self._commands.busy:
             self._observer.database_trouble(f"working on command {number}", error)
         self._any_command = changed > 0
-        self._claiming.look_at_gates()  # it may have been a pause
+        self._claimer.read_gates()  # the command may have been a pause
         return changed

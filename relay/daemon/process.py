@@ -1,10 +1,10 @@
-"""One relay process: what signals, or its parent, tell it becomes orders, and its relay carries them out.
+"""A relay process: carries out the orders of signals and of its parent.
 
-SIGTERM and SIGINT stop it in order, a second one cuts what still runs; SIGHUP has it read the configuration again. A
-parent (`relay.daemon.supervisor`) tells the same through a pipe, which is the child's standard input. A pipe does what signals
-can't: two orders don't merge into one, one that comes while the child still starts waits for it instead of killing it,
-and when both get the same signal, as from a terminal or a service manager, it is told from a second one. Its end says
-that the parent is gone, however it went.
+SIGTERM and SIGINT stop it gracefully, a second one cuts running calls; SIGHUP reloads the configuration. A parent
+(`relay.daemon.supervisor`) gives the same orders through a pipe, the child's standard input. A pipe does what signals
+can't. Two orders don't merge into one. An order sent while the child still starts waits for it instead of killing it.
+When both get the same signal, as from a terminal or a service manager, it isn't mistaken for a second one. The pipe's
+end shows that the parent is gone, for whatever reason.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from enum import Enum
 from inbox.config.model import Config
 from inbox.errors import ConfigError
 from inbox.loader.load import read_config
-from relay.daemon.alert_sender import client_of
+from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.loop import Relay
-from relay.destinations import Deliverer, build
-from relay.http.client import HttpClient
 from relay.observe import Observer
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -32,7 +30,7 @@ _STANDARD_INPUT = 0
 
 
 class Order(Enum):
-    """What a relay process can be told; the value is how its parent tells it."""
+    """An order to a relay process; the value is the byte that its parent sends."""
 
     STOP = b"s"
     CUT = b"c"
@@ -40,14 +38,14 @@ class Order(Enum):
 
 
 Orders = queue.SimpleQueue[Order | None]
-"""None: something has ended, look what."""
+"""None: a child or the relay has ended."""
 
 
 def orders_of_signals() -> Orders:
-    """What signals tell from now on. Main thread only.
+    """Turn signals into orders from now on. Main thread only.
 
-    Python runs a handler when the main thread comes to it, and a thread that just begins to wait may never: one in some
-    hundred signals was late until the next. So a thread of its own reads the numbers, which Python writes to a pipe at once.
+    Python runs a handler only when the main thread gets to it; a thread that just begins to wait may never get there. One in
+    some hundred signals was late until the next. So a thread reads the numbers, which Python writes to a pipe at once.
     """
     orders: Orders = queue.SimpleQueue()
     reading, writing = os.pipe()
@@ -55,18 +53,18 @@ def orders_of_signals() -> Orders:
     signal.set_wakeup_fd(writing)
     threading.Thread(target=_translate, args=(reading, orders), name="signals", daemon=True).start()
     for number in HANDLED:
-        notice(number)
+        capture_signal(number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # a parent blocks them while a child starts
     return orders
 
 
-def notice(number: signal.Signals) -> None:
-    """Have a signal read, instead of what it does by default."""
+def capture_signal(number: signal.Signals) -> None:
+    """Replace a signal's default action by none, so that only its number is read."""
     signal.signal(number, lambda *_: None)
 
 
 def ignore_signals() -> None:
-    """What comes from now on comes too late. While Python ends, its handlers give way to the default, which kills."""
+    """Ignore signals that come too late. While Python ends, its handlers give way to the default, which kills."""
     for number in HANDLED:
         signal.signal(number, signal.SIG_IGN)
 
@@ -83,20 +81,22 @@ def _translate(reading: int, orders: Orders) -> None:
                 orders.put(None)
 
 
-def hear_parent(orders: Orders, observer: Observer) -> None:
-    """Put what comes through standard input into `orders`, too, and a stop when it ends."""
+def read_parent_orders(orders: Orders, observer: Observer) -> None:
+    """Put the orders that come through standard input into `orders`, too, and a stop when it ends."""
 
-    def hear() -> None:
-        while told := os.read(_STANDARD_INPUT, 1):
-            with contextlib.suppress(ValueError):  # no order of this version; the pipe's end must be heard all the same
-                orders.put(Order(told))
+    def read() -> None:
+        while sent := os.read(_STANDARD_INPUT, 1):
+            with contextlib.suppress(
+                ValueError
+            ):  # an order of another version; the pipe's end must be read all the same
+                orders.put(Order(sent))
         observer.orphaned()
         orders.put(Order.STOP)
 
-    threading.Thread(target=hear, name="parent", daemon=True).start()
+    threading.Thread(target=read, name="parent", daemon=True).start()
 
 
-def work(relay: Relay, config: Config, orders: Orders, observer: Observer, *, drain: bool) -> None:
+def run_relay(relay: Relay, config: Config, orders: Orders, observer: Observer, *, drain: bool) -> None:
     """Run the relay in a thread until it has ended, and carry out orders meanwhile.
 
     Raises:
@@ -124,13 +124,13 @@ def work(relay: Relay, config: Config, orders: Orders, observer: Observer, *, dr
 
 def _reload(relay: Relay, config: Config, observer: Observer) -> None:
     try:
-        relay.reload(*read_again(config))
+        relay.reload(read_again(config))
     except ConfigError as error:
         observer.reload_refused(str(error).splitlines())
 
 
-def read_again(config: Config) -> tuple[Config, dict[str, Deliverer], HttpClient | None]:
-    """The configuration as it is now, for a process that has worked by `config` so far, with what makes its calls.
+def read_again(config: Config) -> PreparedConfig:
+    """Read and prepare the configuration as it is now, for a process that was started with `config`.
 
     Raises:
         ConfigError: it can't be used; the text has a line for each mistake.
@@ -140,4 +140,4 @@ def read_again(config: Config) -> tuple[Config, dict[str, Deliverer], HttpClient
         raise ConfigError("[database] url: another database needs a restart")
     if new.metrics.relay != config.metrics.relay:
         raise ConfigError("[metrics] relay: another address needs a restart")
-    return new, build(new), client_of(new)
+    return prepare(new)

@@ -1,4 +1,4 @@
-"""What is worth waking somebody for: what an alert says, and in which form it is posted. Pure."""
+"""Alerts: their kinds, their texts and the JSON that is posted. Pure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
     ),
     "source_silent": (
         "source {subject} is silent: nothing has arrived for {silent_seconds} s",
-        "source {subject} is heard again",
+        "source {subject} sends again",
     ),
     "webhooks_missed": (
         "source {subject}: {missed} of {compared} changes came by no webhook; the sweep has added them",
@@ -48,7 +48,7 @@ SENTENCES: dict[AlertKind, tuple[str, str]] = {
     "step_failed": ("the relay's step {subject} fails: {error}", "the relay's step {subject} works again"),
     "intake_stopped": ("the {subject} can store nothing: {error}", "the {subject} stores webhooks again"),
 }
-"""What each kind says: when it begins, and when it has recovered."""
+"""The sentences of each kind: when it begins, and when it has recovered."""
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -59,11 +59,11 @@ class Alert(msgspec.Struct, frozen=True):
     """A route, a source, a source and a type of entity, a step, or `destination NAME` and `api NAME`."""
     firing: bool
     detail: Mapping[str, Any] = {}
-    """What its sentence needs besides, and more."""
+    """The values of its sentence, and more."""
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """An alert that is to be posted. `at` is UTC."""
+    """An alert to be posted. `at` is UTC."""
 
     id: int
     at: datetime
@@ -82,7 +82,7 @@ class _Lenient(dict[str, Any]):
 
 
 def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
-    """The JSON that is posted: all of it, or a message as Slack's incoming webhooks take it.
+    """Return the JSON to post: all fields, or a message for Slack's incoming webhooks.
 
     Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`).
     """
@@ -102,7 +102,7 @@ def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
 
 
 def changes(before: Mapping[GateKey, Breaker], after: Mapping[GateKey, Breaker]) -> Iterator[Alert]:
-    """What breakers that have become others mean: one that opens again and again is no change."""
+    """Yield alerts for breakers that changed. A breaker that opens repeatedly is no change."""
     for key, breaker in after.items():
         was, now = _fires(before.get(key, Breaker())), _fires(breaker)
         if was == now:
@@ -123,7 +123,7 @@ def _fires(breaker: Breaker) -> AlertKind | None:
 
 
 def deaths(changed: Iterable[OpenDelivery]) -> list[Alert]:
-    """Of these deliveries, those that have died just now: one alert for each route."""
+    """Return an alert for each route of which a delivery has just died."""
     alerts: dict[str, Alert] = {}
     for row in changed:
         if row.facts and isinstance(fact := row.facts[-1], facts.Dead):

@@ -1,6 +1,6 @@
-"""Whether what is stored follows from the log. Pure: facts and rows of one delivery in, differences out.
+"""Compares stored state with the state folded from the log. Pure: facts and rows of one delivery in, differences out.
 
-`relay.store.audit.examine` reads what is compared here, `relay verify` shows the differences, `relay rebuild` mends them.
+`relay.store.audit.examine` reads both sides, `relay verify` shows the differences, `relay rebuild` repairs them.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ Finding = Literal[
     "ended",  # it has ended by its facts, and has a row
     "unrouted",  # it has a row or facts, and its event was never routed there
     "no_event",  # it has a row or facts, and its event is not in the inbox
-    "state",  # its row is open, blocked or dead, and its facts say otherwise
-    "attempt",  # its row counts other attempts than its facts
-    "run",  # its row counts other replays than its facts
-    "crashes",  # its row counts other abandoned attempts in a row than its facts
+    "state",  # its row is open, blocked or dead, and its facts contradict that
+    "attempt",  # its row and its facts count different attempts
+    "run",  # its row and its facts count different runs
+    "crashes",  # its row and its facts count different abandoned attempts in a row
     "due_at",  # its row is due before its last failure allows
     "ahead",  # a time lies further ahead than any rule allows
-    "occurred_at",  # its row has another time than its event
+    "occurred_at",  # its row and its event have different times
     "lane",  # its row is in a lane that its event can't have
     "contradiction",  # its facts can't all be true
-    "newer_version",  # it has facts that only a newer version knows; that has to look
-    "superseded_by",  # the event that stands for it can't
-    "view",  # the view `delivery` shows something else
-    "no_head",  # deliveries wait in a lane where none may go next
-    "last_delivered",  # the lane's last delivery is not what its facts say
-    "total",  # a view counts something else than the table
+    "newer_version",  # it has facts that only a newer version can read: verify with that version
+    "superseded_by",  # the event said to cover it can't
+    "view",  # the view `delivery` shows another state
+    "no_head",  # deliveries wait in a lane without a head
+    "last_delivered",  # the lane's last delivery contradicts its facts
+    "total",  # a view and the table count differently
 ]
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One thing that is stored otherwise than the log has it."""
+    """A stored value that contradicts the log."""
 
     finding: Finding
     seq: int | None
@@ -57,37 +57,37 @@ class Logged(msgspec.Struct, frozen=True):
     kind: str
     attempt: int
     fact: AnyFact | None
-    """None: it is no fact of this version."""
+    """None: this version can't read it."""
     at: Callable[[], datetime]
-    """When it was recorded; asked for only when it matters."""
+    """Returns the time of the record. A callable, since few need it."""
 
 
 class Account(msgspec.Struct, frozen=True):
-    """What the facts of one delivery come to."""
+    """The state and the contradictions found in the facts of one delivery."""
 
-    standing: FoldedState = NO_FACTS
+    folded: FoldedState = NO_FACTS
     contradictions: tuple[str, ...] = ()
     last: Logged | None = None
-    delivered: facts.Delivered | None = None
-    """The last time that it was."""
+    delivered: facts.DeliveredFact | None = None
+    """The last delivered fact."""
     superseded_by: int | None = None
-    """When it ended so: the newer event that stands for it."""
+    """The newer event that covers it, where it ended so."""
     is_asked_for: bool = False
-    """A person had it replayed, so it is a delivery even where its event was not routed to."""
+    """An operator replayed it, so it is a delivery even on a route that its event had not taken."""
     is_put_right: bool = False
-    """A correction stands for all that was before it."""
+    """A correction replaced all facts before it."""
     is_newer: bool = False
-    """It has facts that only a newer version knows, so that nothing follows from the others."""
+    """It has facts that only a newer version can read, so the others prove nothing."""
 
 
 def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
-    """Fold the facts of one delivery, in the order of their ids; one that can't be is left out and told.
+    """Fold the facts of one delivery, in the order of their ids. Report an impossible one, and leave it out.
 
     Args:
         history: the facts.
-        pruned_before: attempts older than this may have been pruned, so that others count further than these.
+        pruned_before: facts older than this may have been pruned, so a later one may count more attempts than are left.
     """
-    standing, last, delivered = NO_FACTS, None, None
+    folded, last, delivered = NO_FACTS, None, None
     is_asked_for = is_put_right = is_newer = False
     contradictions: list[str] = []
     unseen = 0
@@ -97,7 +97,7 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
             contradictions.append(f"fact {last.id}: no fact of this version is a {last.kind} like this")
             continue
         try:
-            standing = advance(standing, last.fact)
+            folded = advance(folded, last.fact)
         except IllegalTransition as error:
             contradictions.append(f"fact {last.id}: {error}")
             continue
@@ -107,24 +107,24 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
                 is_put_right, is_newer, unseen = True, False, 0
             case facts.Replayed():
                 is_asked_for, unseen = True, 0
-            case facts.Delivered():
+            case facts.DeliveredFact():
                 delivered = last.fact
             case _:
                 pass
-        gap = last.attempt - standing.attempt
+        gap = last.attempt - folded.attempt
         if gap != unseen and not (gap > unseen and last.at() < pruned_before):
             contradictions.append(
-                f"fact {last.id} ({last.kind}) counts {last.attempt} attempts, the facts up to it {standing.attempt}"
+                f"fact {last.id} ({last.kind}) counts {last.attempt} attempts, the facts up to it {folded.attempt}"
             )
         unseen = gap
     ended_by = last.fact if last is not None and isinstance(last.fact, facts.Superseded) else None
     by = ended_by.by if ended_by is not None and ended_by.because in {"newer", "healed"} else None
     return Account(
-        standing,
+        folded,
         tuple(contradictions),
         last,
         delivered,
-        by if standing.state is State.ENDED else None,
+        by if folded.state is State.ENDED else None,
         is_asked_for,
         is_put_right,
         is_newer,
@@ -132,14 +132,14 @@ def account(history: Iterable[Logged], pruned_before: datetime) -> Account:
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """One delivery, as far as anything is stored of it."""
+    """All that is stored of one delivery."""
 
     seq: int
     route: str
     occurred_at: datetime | None
     """Its event's time; None: the event is not in the inbox."""
     lanes: frozenset[str]
-    """Those that its event can have."""
+    """The lanes that its event can have."""
     is_routed: bool
     """Its event took this route when it arrived."""
     row: OpenDelivery | None
@@ -147,13 +147,13 @@ class Subject(msgspec.Struct, frozen=True):
 
     @property
     def is_expected(self) -> bool:
-        """Whether there is such a delivery."""
+        """True when the delivery should exist."""
         return self.occurred_at is not None and (self.is_routed or self.account.is_asked_for)
 
 
 def compare(subject: Subject) -> Iterator[Difference]:
-    """What is stored of a delivery otherwise than its facts have it."""
-    row, standing = subject.row, subject.account.standing
+    """Yield each stored value of a delivery that contradicts its facts."""
+    row, folded = subject.row, subject.account.folded
     if subject.occurred_at is None:
         yield _difference(subject, "no_event", "no such event", _stored(row))
         return
@@ -167,41 +167,37 @@ def compare(subject: Subject) -> Iterator[Difference]:
             yield _difference(subject, "unrouted", "the event takes no such route", _stored(row))
         return
     if row is None:
-        if standing.state is not State.ENDED:
-            yield _difference(subject, "missing", _told(standing.state), _stored(row))
+        if folded.state is not State.ENDED:
+            yield _difference(subject, "missing", _state_name(folded.state), _stored(row))
         return
-    if standing.state is State.ENDED:
-        yield _difference(subject, "ended", _told(standing.state), _stored(row))
+    if folded.state is State.ENDED:
+        yield _difference(subject, "ended", _state_name(folded.state), _stored(row))
         return
-    yield from _compare_fields(subject, row, standing)
+    yield from _compare_fields(subject, row, folded)
 
 
-def _compare_fields(subject: Subject, row: OpenDelivery, standing: FoldedState) -> Iterator[Difference]:
+def _compare_fields(subject: Subject, row: OpenDelivery, folded: FoldedState) -> Iterator[Difference]:
     state = State.RECEIVED if row.state in OPEN else row.state
-    used = row.attempt - int(row.state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
-    if state is not standing.state:
-        yield _difference(subject, "state", _told(standing.state), row.state)
+
+    if state is not folded.state:
+        yield _difference(subject, "state", _state_name(folded.state), row.state)
     pairs: tuple[tuple[Finding, object, object], ...] = (
-        ("attempt", standing.attempt, used),
-        ("run", standing.run, row.run),
-        ("crashes", standing.crashes, row.crashes),
+        ("attempt", folded.attempt, row.attempts_used),
+        ("run", folded.run, row.run),
+        ("crashes", folded.crashes, row.crashes),
         ("occurred_at", subject.occurred_at, row.occurred_at),
     )
     for finding, said, stored in pairs:
         if said != stored:
             yield _difference(subject, finding, str(said), str(stored))
-    if (
-        row.state is State.READY
-        and standing.due_at is not None
-        and (row.due_at is None or row.due_at < standing.due_at)
-    ):
-        yield _difference(subject, "due_at", f"not before {standing.due_at}", str(row.due_at))
+    if row.state is State.READY and folded.due_at is not None and (row.due_at is None or row.due_at < folded.due_at):
+        yield _difference(subject, "due_at", f"not before {folded.due_at}", str(row.due_at))
     if row.lane not in subject.lanes:
         yield _difference(subject, "lane", " or ".join(sorted(subject.lanes)), row.lane)
 
 
 def shown(subject: Subject) -> tuple[str, int]:
-    """State and attempts of the view `delivery`."""
+    """Return state and attempts of the view `delivery`."""
     row, last = subject.row, subject.account.last
     if row is not None:
         return row.state.value, row.attempt
@@ -217,5 +213,5 @@ def _stored(row: OpenDelivery | None) -> str:
     return "no row" if row is None else row.state.value
 
 
-def _told(state: State) -> str:
+def _state_name(state: State) -> str:
     return "open" if state is State.RECEIVED else state.value

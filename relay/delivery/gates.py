@@ -1,6 +1,6 @@
-"""What holds deliveries back besides their order: pauses, rate limits and circuit breakers. Pure.
+"""Gates: pauses, rate limits and circuit breakers. Pure.
 
-All of it is kept in rows of `gate`, shared by all relays. It stops claiming and uses no attempt; what waits, waits.
+They are rows of `gate`, shared by all relays. A closed gate stops claiming and uses no attempt: it only delays deliveries.
 
 The circuit breaker of a destination or api:
 
@@ -8,9 +8,9 @@ The circuit breaker of a destination or api:
 | --- | --- | --- |
 | closed | of at least `calls` calls in `window`, `failed` or more of them failed; or credentials were refused | open |
 | open | `until` has come, and a relay claims one delivery | half_open |
-| half_open | the probe went well | closed |
+| half_open | the probe succeeded | closed |
 | half_open | the probe failed: twice as long as before, up to `longest` | open |
-| any | it answered 410: it is gone for good | retired, until a person resumes it |
+| any | it answered 410, which is final | retired, until an operator resumes it |
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class BreakerState(StrEnum):
 
 
 STOPPED = frozenset({BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.RETIRED})
-"""What fails then says nothing of its event: it began before, or was to see whether the endpoint is well again."""
+"""A failure in one of these says nothing about its event: the attempt began before, or was a probe."""
 
 Health = Literal["well", "unwell", "refused", "retired"]
-"""What a finished attempt says of the destination: it works, it does not, it refuses our credentials, it is gone for good."""
+"""Health of an endpoint after an attempt: it works, it fails, it refuses our credentials, or it is gone."""
 
 
 class Breaker(msgspec.Struct, frozen=True):
@@ -54,16 +54,16 @@ class Breaker(msgspec.Struct, frozen=True):
 
     state: BreakerState = BreakerState.CLOSED
     until: datetime | None = None
-    """When open: a probe may go out after. When half open: the probe is given up after."""
+    """Open: earliest time of a probe. Half open: end of the probe."""
     cause: str | None = None
     open_count: int = 0
-    """How often it opened in a row."""
+    """Number of times it opened in a row."""
     failures: int = 0
     calls: int = 0
     window_began_at: datetime | None = None
 
     def lets_claim(self, now: datetime) -> Literal["all", "probe", "none"]:
-        """How much may be claimed: everything, one delivery to see whether it works again, or nothing."""
+        """Return the limit for claims: everything, one delivery as a probe, or nothing."""
         if self.state is BreakerState.CLOSED:
             return "all"
         if self.state is BreakerState.RETIRED or self.until is None or now < self.until:
@@ -72,12 +72,12 @@ class Breaker(msgspec.Struct, frozen=True):
 
 
 def probe(breaker: Breaker, now: datetime, given_up_after: timedelta) -> Breaker:
-    """A relay has claimed one delivery to see whether it works again."""
+    """Start a probe: a relay claimed one delivery to test the endpoint."""
     return msgspec.structs.replace(breaker, state=BreakerState.HALF_OPEN, until=now + given_up_after)
 
 
-def heard(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
-    """An attempt has ended."""
+def after_result(breaker: Breaker, health: Health, why: str, limits: BreakerLimits, now: datetime) -> Breaker:
+    """Return the breaker after an attempt with this result."""
     if breaker.state is BreakerState.RETIRED:
         return breaker
     if health == "retired":
@@ -106,40 +106,40 @@ def _opened(breaker: Breaker, why: str, limits: BreakerLimits, now: datetime) ->
 
 
 _MOST_DOUBLINGS = 40
-"""From a millisecond they lead beyond 366 days, the longest that can be configured; a float takes 1,023."""
+"""Enough to get from a millisecond beyond 366 days, the longest setting; a float takes 1,023."""
 _MOST_OPENINGS = 2**31 - 1
-"""As many as the column `open_count` holds."""
+"""The largest value of the column `open_count`."""
 
 
 LEAST_BURST = 2
-"""Two calls may go out at once at any rate: else the time between two claims would be lost to it."""
+"""At any rate two calls may go out at once: otherwise the time between two claims would be lost."""
 
 
 class RateLimit(msgspec.Struct, frozen=True):
-    """What an attempt uses of an endpoint's rate limit."""
+    """The rate limit of an endpoint, and the calls that an attempt acquires from it."""
 
     key: GateKey
     rate: float
     """Calls per second, all relays together."""
     calls: int
-    """As many as one attempt may make."""
+    """Most calls of one attempt."""
 
     def affords(self, used_until: datetime | None, now: datetime) -> int:
-        """How many attempts may be claimed now, where earlier ones have used the rate up until `used_until`."""
+        """Return the number of attempts that may be claimed now; `used_until` is the end of the rate already acquired."""
         return math.floor((self._burst - _ahead(used_until, now) * self.rate + _ROUNDING) / self.calls)
 
     def opens_in(self, used_until: datetime | None, now: datetime) -> float:
-        """In how many seconds the next attempt may be claimed; 0 when one may be now."""
+        """Return the seconds until the next attempt may be claimed; 0 when one may be claimed now."""
         if self.affords(used_until, now) > 0:
             return 0.0
         return _ahead(used_until, now) - (self._burst - self.calls) / self.rate
 
     def used(self, used_until: datetime | None, now: datetime, attempts: int) -> datetime:
-        """Until when the rate is used up after so many more attempts."""
+        """Return the end of the acquired rate after so many more attempts."""
         return max(used_until or now, now) + timedelta(seconds=attempts * self.calls / self.rate)
 
     def furthest(self, now: datetime) -> datetime:
-        """Until when the rate can be used up at most: no claim goes beyond a burst."""
+        """Return the latest possible end of the acquired rate: no claim exceeds a burst."""
         return now + timedelta(seconds=self._burst / self.rate)
 
     @property
@@ -152,14 +152,14 @@ def _ahead(used_until: datetime | None, now: datetime) -> float:
 
 
 _ROUNDING = 1e-6
-"""Times are kept in microseconds."""
+"""Tolerance for times stored in microseconds."""
 
 
 class ClaimFilter(msgspec.Struct, frozen=True):
-    """What deliveries of a route have to pass before they are claimed."""
+    """The conditions for claiming deliveries of a route."""
 
     paused: tuple[Entity, ...] = ()
-    """Entities whose deliveries are passed over."""
+    """Entities whose deliveries a claim passes over."""
     rate_limits: tuple[RateLimit, ...] = ()
 
 
@@ -167,7 +167,7 @@ NO_FILTER = ClaimFilter()
 
 
 class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which gate an operator means: one of the first four, or a source's entity. As JSON in `relay_command.selection`."""
+    """The gate that an operator names: one of the first four, or an entity of a source. JSON in `relay_command.selection`."""
 
     route: str | None = None
     destination: str | None = None
@@ -178,14 +178,14 @@ class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 
     @property
     def key(self) -> GateKey:
-        """Its row of `gate`."""
+        """Key of its row in `gate`."""
         if self.source is not None and self.entity_type is not None and self.entity_id is not None:
             return entity_key(self.source, self.entity_type, self.entity_id)
         ((kind, name),) = self._named()
         return kind, name
 
     def mistake(self, config: Config) -> str | None:
-        """Why it names no gate; None when it does."""
+        """Return the reason why it names no gate; None when it names one."""
         named = self._named()
         if len(named) != 1:
             return "name one of route, destination, api and source; for an entity its source, and its type and id"
@@ -211,14 +211,14 @@ Admission = Literal["all", "probe", "none"]
 
 
 class Gates(msgspec.Struct, frozen=True):
-    """What holds deliveries back, as the database has it at one moment. A gate that is not here is open."""
+    """A snapshot of the closed gates. A gate that is not in it is open."""
 
     at: datetime = datetime.min.replace(tzinfo=UTC)
     paused: frozenset[GateKey] = frozenset()
     breakers: Mapping[GateKey, Breaker] = {}
 
     def admit(self, through: Iterable[GateKey]) -> Admission:
-        """How much may be claimed of a route that goes through these gates."""
+        """Return the limit for claims of a route with these gates."""
         keys = list(through)
         if any(key in self.paused for key in keys):
             return "none"
@@ -226,7 +226,7 @@ class Gates(msgspec.Struct, frozen=True):
         return "none" if "none" in answers else "probe" if "probe" in answers else "all"
 
     def troubled(self, limits: Mapping[GateKey, BreakerLimits]) -> frozenset[GateKey]:
-        """The endpoints whose breakers have to hear of successes, too: not closed, or with a failure in this window."""
+        """Return the endpoints whose breakers need reports of successes, too: not closed, or with a failure in this window."""
         return frozenset(
             key
             for key, breaker in self.breakers.items()
@@ -241,18 +241,18 @@ class Gates(msgspec.Struct, frozen=True):
 
     @property
     def paused_entities(self) -> tuple[Entity, ...]:
-        """The entities that are paused."""
+        """The paused entities, sorted."""
         entities = [entity_of(name) for kind, name in self.paused if kind == "entity"]
         return tuple(sorted(entity for entity in entities if entity is not None))
 
 
 def entity_key(source: str, entity_type: str, entity_id: str) -> GateKey:
-    """The gate of one entity."""
+    """Return the gate of one entity."""
     return ("entity", "|".join(map(escape, (source, entity_type, entity_id))))
 
 
 def entity_of(name: str) -> Entity | None:
-    """The entity whose gate has this name; None when no entity's has."""
+    """Return the entity whose gate has this name; None when it is no entity's."""
     parts = split(name)
     return (parts[0], parts[1], parts[2]) if len(parts) == _ENTITY_PARTS else None
 

@@ -1,7 +1,7 @@
-"""The furthest ahead that a stored time may lie, by the rule that has set it. Pure: `now` is passed in.
+"""Upper bounds of stored times, by the rule that set each. Pure: `now` is passed in.
 
-Each of these times was set as the present and a span that a rule allows. One that lies further ahead was set while the
-database's clock ran ahead, or by hand. Nothing would be done until the clock comes there once more.
+Each of these times was set as the present plus a span that a rule allows. A time further ahead was set by hand, or while
+the database's clock ran ahead. Without a bound nothing would happen until the clock gets there again.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from relay.delivery.gates import Breaker, BreakerState
 from relay.delivery.policy import LONGEST_RETRY_AFTER, RoutePolicy
 
 SLACK = timedelta(seconds=5)
-"""What lies too far ahead by less is left alone: it comes right by itself."""
+"""Tolerance: a smaller excess passes by itself."""
 
 
 class LastFact(msgspec.Struct, frozen=True):
-    """The last fact of a delivery, as far as it says when the next attempt may be."""
+    """The last fact of a delivery, reduced to its times."""
 
     at: datetime
-    """When it was recorded, by the database's clock of then."""
+    """Time of the record, by the database's clock at that time."""
     due_at: datetime | None = None
 
 
 def last_fact(fact: AnyFact, at: datetime) -> LastFact:
-    """The part of a fact that counts here."""
+    """Reduce a fact to its times."""
     if isinstance(fact, facts.AttemptFailed | facts.TookOver | facts.Rescheduled):
         return LastFact(at, fact.due_at)
     return LastFact(at)
 
 
 def furthest_due(last: LastFact | None, policy: RoutePolicy, now: datetime) -> datetime:
-    """The latest time at which a delivery that is ready may be due.
+    """Return the latest time at which a ready delivery may be due.
 
-    A fact that sets a due time asks for a delay from the moment at which it was recorded. Clocks aside, that moment is
-    past. Without such a fact the delivery was due at once when it became the head of its lane.
+    A fact that sets a due time asks for a delay from the time of its record, which is past unless a clock was wrong.
+    Without such a fact the delivery was due at once when it became the head of its lane.
     """
     if last is None or last.due_at is None:
         return now
@@ -48,7 +48,7 @@ def furthest_due(last: LastFact | None, policy: RoutePolicy, now: datetime) -> d
 
 
 def breaker_within(breaker: Breaker, limits: BreakerLimits, probe_lasts: timedelta, now: datetime) -> Breaker:
-    """The breaker with none of its times further ahead than its limits allow."""
+    """Return the breaker with its times cut to what its limits allow."""
     if breaker.state is BreakerState.HALF_OPEN:
         lasts = probe_lasts
     else:
@@ -62,14 +62,14 @@ def breaker_within(breaker: Breaker, limits: BreakerLimits, probe_lasts: timedel
 
 
 _MOST_DOUBLINGS = 30
-"""Beyond any `longest`."""
+"""Enough to exceed any `longest`."""
 
 
 def within(moment: datetime | None, furthest: datetime) -> datetime | None:
-    """The moment, or the furthest one instead when it lies beyond."""
+    """Return the moment, or `furthest` when it lies beyond that."""
     return furthest if moment is not None and is_beyond(moment, furthest) else moment
 
 
 def is_beyond(moment: datetime, furthest: datetime) -> bool:
-    """Whether it lies too far ahead, by more than the slack."""
+    """True when it lies too far ahead, by more than the slack."""
     return moment > furthest + SLACK

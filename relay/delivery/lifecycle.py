@@ -1,44 +1,37 @@
-"""The states of a delivery, and everything that changes them. This file is the whole truth about it.
+"""The states of a delivery and every transition between them. No other file changes a state.
 
-1. A delivery changes only by a *step*. What a step does in a state stands in `TRANSITIONS`, and nowhere else; a step
-   without a row is a bug and raises `IllegalTransition`, and the delivery stays what it was.
-2. A step is a fact, which is appended to `delivery_log` in the same transaction, or scheduling (`SCHEDULING`), which is
-   not: which delivery of a lane may go next, and who works on it, follows from the facts of the lane and from leases.
-3. Two steps that lead to the same state are still two steps: the log tells them apart.
-4. The facts alone, folded, say whether a delivery is open, blocked, dead or ended, how many attempts of its run are used,
-   and when the next is due. `relay verify` holds `open_delivery` against that.
-5. At most one delivery of a lane is a head (`HEADS`); the database refuses a second.
-6. A dead delivery does not hold up its lane, a blocked one does.
-7. A correction alone leads from anywhere to where it says (`CORRECTED_TO`): the facts before it can't all be true.
+1. A delivery changes only by a *step*. `TRANSITIONS` alone says what a step does in a state. A step without a row is a
+   bug: it raises `IllegalTransition`, and the delivery stays as it was.
+2. A step is a fact or scheduling (`SCHEDULING`). A fact is appended to `delivery_log` in the same transaction.
+   Scheduling is not logged: the facts of the lane and the leases determine its head and its worker.
+3. Two steps that lead to the same state remain two steps: the log distinguishes them.
+4. The folded facts determine whether a delivery is open, blocked, dead or ended, how many attempts its run has used,
+   and when the next is due. `relay verify` compares `open_delivery` with them.
+5. A lane has at most one head (`HEADS`); the database refuses a second.
+6. A dead delivery lets its lane go on; a blocked one stops it.
+7. Only a correction leads from any state to the state it names (`CORRECTED_TO`): the facts before it contradict each other.
+8. `append` applies a fact to a row, `advance` to the facts folded so far. Both go through `_apply`. They differ in what
+   they know: a row has one of the open states and counts its running attempt (`_running`), a fold has neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 
 from inbox.errors import IllegalTransition
+from inbox.events import states
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 
-
-class State(StrEnum):
-    """Where a delivery stands: `open_delivery.state`, or ENDED when it has no row there."""
-
-    RECEIVED = "received"
-    WAITING = "waiting"
-    READY = "ready"
-    IN_FLIGHT = "in_flight"
-    BLOCKED = "blocked"
-    DEAD = "dead"
-    ENDED = "ended"
+State = states.State
 
 
 class Step(StrEnum):
-    """What can happen to a delivery. The first five are scheduling; the others are kinds of facts."""
+    """A thing that can happen to a delivery. The first five are scheduling; the others are kinds of facts."""
 
     QUEUED = "queued"
     PROMOTED = "promoted"
@@ -64,7 +57,7 @@ class Step(StrEnum):
 
 
 SCHEDULING = frozenset({Step.QUEUED, Step.PROMOTED, Step.DEMOTED, Step.CLAIMED, Step.GIVEN_BACK})
-HEADS = frozenset({State.READY, State.IN_FLIGHT, State.BLOCKED})
+HEADS = frozenset(states.HEADS)
 TERMINAL = frozenset({Step.DELIVERED, Step.UNCHANGED, Step.SUPERSEDED, Step.SKIPPED, Step.CANCELLED})
 
 TRANSITIONS: dict[State, dict[Step, State]] = {
@@ -117,6 +110,9 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
     },
 }
 
+OPEN = frozenset({State.RECEIVED, State.WAITING, State.READY, State.IN_FLIGHT})
+"""The states that RECEIVED stands for in a fold."""
+
 CORRECTED_TO: dict[facts.CorrectedState, State] = {
     "open": State.RECEIVED,
     "blocked": State.BLOCKED,
@@ -126,7 +122,7 @@ CORRECTED_TO: dict[facts.CorrectedState, State] = {
 
 
 def after(state: State, step: Step) -> State:
-    """The state that `step` leads to.
+    """Return the state that `step` leads to.
 
     Raises:
         IllegalTransition: `step` can't happen in `state`.
@@ -138,7 +134,7 @@ def after(state: State, step: Step) -> State:
 
 
 def step_of(fact: AnyFact) -> Step:
-    """The step that a fact is."""
+    """Return the step that a fact is."""
     if isinstance(fact, facts.Dead) and not fact.counted:
         return Step.DEAD_UNATTEMPTED
     if isinstance(fact, facts.Dead) and fact.blocks_lane:
@@ -147,7 +143,7 @@ def step_of(fact: AnyFact) -> Step:
 
 
 class OpenDelivery(msgspec.Struct, frozen=True):
-    """A row of `open_delivery` on its way through one transaction, with the facts it has gathered there."""
+    """A row of `open_delivery` on its way through one transaction, with the facts appended there."""
 
     seq: int
     route: str
@@ -155,25 +151,36 @@ class OpenDelivery(msgspec.Struct, frozen=True):
     occurred_at: datetime
     state: State
     attempt: int = 0
+    """Attempts of this run, a running one included."""
     run: int = 0
     due_at: datetime | None = None
     facts: tuple[AnyFact, ...] = ()
     crashes: int = 0
-    """Attempts in a row whose lease ran out."""
+    """Attempts in a row whose lease expired."""
     counts: tuple[int, ...] = ()
     """The attempts used after each of `facts`."""
 
     @property
     def key(self) -> tuple[datetime, int]:
-        """A lane is worked in the order of this."""
+        """Sort key: a lane is worked in this order."""
         return (self.occurred_at, self.seq)
+
+    @property
+    def attempts_used(self) -> int:
+        """Attempts of this run that have ended, as its facts count them."""
+        return self.attempt - _running(self.state)
+
+
+def _running(state: State) -> int:
+    """Count the attempts that a row includes and its facts don't: the running one has no fact yet."""
+    return int(state is State.IN_FLIGHT)
 
 
 def schedule(delivery: OpenDelivery, step: Step, now: datetime) -> OpenDelivery:
-    """Queue, promote or demote a delivery; one that is promoted is due at once, or when its last failure said.
+    """Queue, promote or demote a delivery. A promoted one is due now, or later where its last failure set that.
 
     Raises:
-        IllegalTransition: it can't be.
+        IllegalTransition: `step` can't happen in its state.
     """
     state = after(delivery.state, step)
     due_at = max(now, delivery.due_at or now) if state is State.READY else None
@@ -181,49 +188,32 @@ def schedule(delivery: OpenDelivery, step: Step, now: datetime) -> OpenDelivery:
 
 
 def append(delivery: OpenDelivery, fact: AnyFact, now: datetime) -> OpenDelivery:
-    """Let `fact` happen to a delivery.
+    """Apply `fact` to a row.
 
     Raises:
-        IllegalTransition: it can't.
+        IllegalTransition: it can't happen in the row's state.
     """
-    attempt, run, crashes, due_at = delivery.attempt, delivery.run, delivery.crashes, None
-    match fact:
-        case facts.AttemptFailed(counted=counted, due_at=next_due):
-            attempt, crashes, due_at = attempt - int(not counted), 0, next_due
-        case facts.TookOver(attempt=taken, crashes=taken_crashes, due_at=next_due):
-            attempt, crashes, due_at = taken, taken_crashes, next_due
-        case facts.Rescheduled(due_at=next_due):
-            due_at = next_due
-        case facts.Abandoned():
-            crashes, due_at = crashes + 1, now
-        case facts.Replayed() | facts.Rearmed():
-            attempt, run, crashes = 0, run + 1, 0
-        case facts.Corrected():
-            attempt, run, crashes = fact.attempt, fact.run, 0
-        case _:
-            pass
+    before = FoldedState(delivery.state, delivery.attempts_used, delivery.run, delivery.crashes)
+    folded = _apply(fact, before, (delivery.state,))
     return msgspec.structs.replace(
         delivery,
-        state=_target(delivery.state, fact),
-        attempt=attempt,
-        run=run,
-        crashes=crashes,
-        due_at=due_at,
+        state=folded.state,
+        attempt=folded.attempt,
+        run=folded.run,
+        crashes=folded.crashes,
+        due_at=(folded.due_at or now) if folded.state is State.READY else None,
         facts=(*delivery.facts, fact),
-        counts=(*delivery.counts, attempt),
+        counts=(*delivery.counts, folded.attempt),
     )
 
 
-def _target(state: State, fact: AnyFact) -> State:
-    return CORRECTED_TO[fact.state] if isinstance(fact, facts.Corrected) else after(state, step_of(fact))
-
-
 class FoldedState(msgspec.Struct, frozen=True):
-    """What the facts of one delivery say of it; a delivery without facts is open, with no attempt used."""
+    """The state that the facts of one delivery lead to. Without facts it is open, with no attempt used."""
 
     state: State = State.RECEIVED
-    """RECEIVED stands for every open state: which one is scheduling."""
+    """RECEIVED stands for every open state: scheduling determines the exact one."""
     attempt: int = 0
+    """Attempts of this run that have ended."""
     run: int = 0
     crashes: int = 0
     due_at: datetime | None = None
@@ -234,28 +224,45 @@ NO_FACTS = FoldedState()
 
 
 def fold(history: Iterable[AnyFact]) -> FoldedState:
-    """What the facts of one delivery, in the order of their ids, say of it. A correction stands for all before it.
+    """Fold the facts of one delivery, in the order of their ids. A correction replaces all before it.
 
     Raises:
         IllegalTransition: no delivery can have this history.
     """
     known = list(history)
     corrections = [number for number, fact in enumerate(known) if isinstance(fact, facts.Corrected)]
-    standing = NO_FACTS
+    folded = NO_FACTS
     for fact in known[corrections[-1] if corrections else 0 :]:
-        standing = advance(standing, fact)
-    return standing
+        folded = advance(folded, fact)
+    return folded
 
 
-def advance(standing: FoldedState, fact: AnyFact) -> FoldedState:
-    """One step of `fold`.
+def advance(folded: FoldedState, fact: AnyFact) -> FoldedState:
+    """Apply `fact` to the facts folded so far.
 
     Raises:
-        IllegalTransition: it can't happen to a delivery that stands so.
+        IllegalTransition: it can't happen in this state, or for RECEIVED in any open state.
     """
-    attempt, run, crashes, due_at = standing.attempt, standing.run, standing.crashes, None
-    # A replay may be the first fact there is: its event had not taken the route, or what was before it is pruned.
-    before = State.ENDED if standing == NO_FACTS and isinstance(fact, facts.Replayed) else standing.state
+    # A replay may be the first fact: its event had not taken the route, or the facts before it are pruned.
+    is_first_replay = folded == NO_FACTS and isinstance(fact, facts.Replayed)
+    before = State.ENDED if is_first_replay else folded.state
+    after_fact = _apply(fact, folded, OPEN if before is State.RECEIVED else (before,))
+    is_open = after_fact.state in OPEN
+    return msgspec.structs.replace(after_fact, state=State.RECEIVED) if is_open else after_fact
+
+
+def _apply(fact: AnyFact, before: FoldedState, states: Collection[State]) -> FoldedState:
+    """Apply a fact to a delivery that is in one of `states`.
+
+    Args:
+        fact: the fact.
+        before: attempts used, run and crashes before it.
+        states: the possible states before it: one for a row, every open state for a fold that is open.
+
+    Raises:
+        IllegalTransition: it can't happen in any of `states`.
+    """
+    attempt, run, crashes, due_at = before.attempt, before.run, before.crashes, None
     match fact:
         case facts.AttemptFailed(counted=counted, due_at=next_due):
             attempt, crashes, due_at = attempt + int(counted), 0, next_due
@@ -273,38 +280,34 @@ def advance(standing: FoldedState, fact: AnyFact) -> FoldedState:
             pass  # no attempt was made
         case _:
             attempt += 1
-    return FoldedState(_folded(before, fact), attempt, run, crashes, due_at)
+    return FoldedState(_target(fact, states), attempt, run, crashes, due_at)
 
 
-def restore(delivery: OpenDelivery, standing: FoldedState) -> OpenDelivery:
-    """The delivery as its facts have it, whatever its row says.
-
-    Where the row's state can be true it stays, with the lease of one in flight, whose running attempt is no fact yet.
-    """
-    keeps = delivery.state in OPEN if standing.state is State.RECEIVED else delivery.state is standing.state
-    state = delivery.state if keeps else standing.state
-    earliest = [due for due in (delivery.due_at if keeps else None, standing.due_at) if due is not None]
-    return msgspec.structs.replace(
-        delivery,
-        state=state,
-        attempt=standing.attempt + int(state is State.IN_FLIGHT),
-        run=standing.run,
-        crashes=standing.crashes,
-        due_at=max(earliest, default=None) if state in (State.RECEIVED, State.READY) else None,
-    )
-
-
-OPEN = frozenset({State.RECEIVED, State.WAITING, State.READY, State.IN_FLIGHT})
-"""What a folded state of RECEIVED stands for."""
-
-
-def _folded(state: State, fact: AnyFact) -> State:
-    """What a fact does to a folded state: an open one stands for each of the open states, so it takes what any of them takes."""
+def _target(fact: AnyFact, states: Collection[State]) -> State:
+    """Return the state that a fact leads to from one of `states`. No step leads from two open states to different ones."""
     if isinstance(fact, facts.Corrected):
         return CORRECTED_TO[fact.state]
     step = step_of(fact)
-    for candidate in sorted(OPEN) if state is State.RECEIVED else (state,):
-        if step in TRANSITIONS[candidate]:
-            to = TRANSITIONS[candidate][step]
-            return State.RECEIVED if to in OPEN else to
-    raise IllegalTransition(f"{step} can't happen to a delivery that is {'open' if state is State.RECEIVED else state}")
+    for state in states:
+        if step in TRANSITIONS[state]:
+            return TRANSITIONS[state][step]
+    name = "open" if len(states) > 1 else next(iter(states))
+    raise IllegalTransition(f"{step} can't happen to a delivery that is {name}")
+
+
+def restore(delivery: OpenDelivery, folded: FoldedState) -> OpenDelivery:
+    """Return the delivery as its facts have it, whatever its row says.
+
+    A row's state that can be true stays. One in flight keeps its lease, and counts its running attempt.
+    """
+    keeps = delivery.state in OPEN if folded.state is State.RECEIVED else delivery.state is folded.state
+    state = delivery.state if keeps else folded.state
+    earliest = [due for due in (delivery.due_at if keeps else None, folded.due_at) if due is not None]
+    return msgspec.structs.replace(
+        delivery,
+        state=state,
+        attempt=folded.attempt + _running(state),
+        run=folded.run,
+        crashes=folded.crashes,
+        due_at=max(earliest, default=None) if state in (State.RECEIVED, State.READY) else None,
+    )

@@ -1,6 +1,6 @@
-"""The rule that picks the next delivery of a lane, and those that need not go at all. Pure: rows of one lane in and out.
+"""Ordering: picks the head of a lane, and ends deliveries that a newer event covers. Pure: rows of one lane in and out.
 
-This is called whenever a lane may need a new head: when events arrive, when its head ends, dies or is to be retried.
+The store calls it whenever a lane may need a new head: when events arrive, and when its head ends, dies or fails.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from inbox.config.model import Ordering
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State, Step, append, schedule
 
-Place = tuple[datetime, int]
-"""When an event occurred, and its seq: a lane is worked in this order."""
+LanePosition = tuple[datetime, int]
+"""Time and seq of an event: the sort key of a lane."""
 
 
 def settle(
@@ -23,22 +23,21 @@ def settle(
     lane: Iterable[OpenDelivery],
     now: datetime,
     first_delay: timedelta,
-    upto: Place | None = None,
+    upto: LanePosition | None = None,
 ) -> list[OpenDelivery]:
-    """Give a lane its head, and fold what a newer event stands for.
+    """Choose the head of a lane, and supersede what a newer event covers.
 
     Args:
         ordering: the route's.
-        lane: its head if it has one, and those that arrived or wait. For `strict`, of the waiting ones the first is
-            enough; for `latest` the oldest few.
+        lane: its head if it has one, and the deliveries that arrived or wait. Of the waiting ones `strict` needs the
+            first, and `latest` the oldest few.
         now: the database's clock.
         first_delay: a retry that a newer event takes over is due no later than this.
-        upto: the last of the waiting ones that were read, where more wait behind it. For `latest`, what comes after it
-            is left to later rounds, as if it had not arrived yet. So whatever is delivered between two rounds is older
-            than all that is left.
+        upto: the last waiting delivery that was read, where more wait behind it. `latest` leaves later ones to the next
+            rounds, as if they had not arrived yet. So a delivery made between two rounds is older than all that remain.
 
     Returns:
-        Every delivery given, in the state it has now.
+        Every delivery given, in its new state.
     """
     rows = list(lane)
     head = next((row for row in rows if row.state in HEADS), None)
@@ -51,9 +50,9 @@ def settle(
 
 
 def _settle_strict(head: OpenDelivery | None, others: list[OpenDelivery], now: datetime) -> list[OpenDelivery]:
-    """One by one by (occurred_at, seq). An older event that arrives in time goes before a head nobody has worked on.
+    """Promote the oldest by (occurred_at, seq). An older event that arrives in time replaces a head without an attempt.
 
-    One that is due later was worked on, though that did not count.
+    A head that is due later has had an attempt, though it did not count.
     """
     first = min(others, key=lambda row: row.key)
     if head is not None and _is_untouched(head, now) and first.key < head.key:
@@ -70,12 +69,16 @@ def _is_untouched(head: OpenDelivery, now: datetime) -> bool:
 
 
 def _settle_oldest(
-    head: OpenDelivery | None, others: list[OpenDelivery], now: datetime, first_delay: timedelta, upto: Place | None
+    head: OpenDelivery | None,
+    others: list[OpenDelivery],
+    now: datetime,
+    first_delay: timedelta,
+    upto: LanePosition | None,
 ) -> list[OpenDelivery]:
-    """Settle what comes no later than `upto`, and queue the rest.
+    """Settle the deliveries up to `upto`, and queue the rest.
 
-    A later head that nobody has worked on waits with the rest: older ones than it are still to be folded. One that was
-    worked on keeps its place, as in `strict`, where alone so many older ones can have come to wait behind it.
+    A later head without an attempt waits with the rest: older ones are still to be superseded. A head with an attempt
+    keeps its place, as in `strict`. Only there can so many older deliveries have come to wait behind it.
     """
     if upto is None:
         return _settle_latest(head, others, now, first_delay)
@@ -90,7 +93,7 @@ def _settle_oldest(
 def _settle_latest(
     head: OpenDelivery | None, others: list[OpenDelivery], now: datetime, first_delay: timedelta
 ) -> list[OpenDelivery]:
-    """The newest stands for all whose fetch is still to come. What is in flight may have fetched already, so it stands for none."""
+    """Promote the newest: it covers all whose fetch is still to come. One in flight may have fetched already, so it covers none."""
     if head is not None and head.state is not State.READY:
         newest = max(others, key=lambda row: row.key)
         return [head, _queued(newest, now), *_superseded(others, newest, now)]
@@ -115,31 +118,32 @@ def _superseded(rows: list[OpenDelivery], newest: OpenDelivery, now: datetime) -
 
 
 class LastDelivered(msgspec.Struct, frozen=True):
-    """A row of `lane`: the last success there."""
+    """The last success in a lane: a row of `lane`."""
 
     occurred_at: datetime
     seq: int
     fetch_began_at: datetime | None = None
     last_modified: datetime | None = None
     received_at: datetime | None = None
-    """When its event arrived, by our clock; None: it is not known, or does not matter because something was fetched."""
+    """Arrival of its event, by our clock. None: unknown, or irrelevant because the entity was fetched."""
 
     @property
-    def key(self) -> Place:
-        """As `OpenDelivery.key`."""
+    def key(self) -> LanePosition:
+        """Sort key, as `OpenDelivery.key`."""
         return (self.occurred_at, self.seq)
 
 
-def covers(last: LastDelivered, key: Place, skew: timedelta) -> bool:
-    """Whether the last success in a lane certainly has the change of an event with this key in it.
+def covers(last: LastDelivered, key: LanePosition, skew: timedelta) -> bool:
+    """True when the last success in a lane certainly includes the change of an event with this key.
 
-    What was fetched has it when the fetch began after the change, by clocks that differ by `skew` at most, or when it is
-    itself as new. A time without a fraction means any moment of its second: two changes in one second look the same.
+    A fetched entity includes it when the fetch began after the change, with clocks that differ by `skew` at most. It also
+    does when the entity's own time is as new. A time without a fraction means any moment of its second: two changes in one
+    second look the same.
 
-    Where nothing was fetched, the event itself was delivered, and an older one says nothing new. One that has arrived before
-    the last is older when its time says so, too: had both been waiting, the last would have stood for it. One that has arrived
-    after it is older for certain only by more than the clocks of the sender's hosts may differ. A time of the last that lies
-    further than that beyond its own arrival can't be true, and would prove of every event until then that it is older.
+    Without a fetch the event itself was delivered, and an older event adds nothing. An event that arrived before the last
+    one is older when its time is: had both waited, the last would have superseded it. An event that arrived after it is
+    certainly older only by more than the clocks of the sender's hosts may differ. A time of the last that lies further than
+    that after its own arrival can't be true. It would make every event until then look older.
     """
     latest_moment = key[0] + _resolution(key[0])
     if last.fetch_began_at is None:
@@ -153,38 +157,37 @@ def covers(last: LastDelivered, key: Place, skew: timedelta) -> bool:
 
 
 def _resolution(moment: datetime) -> timedelta:
-    """How far apart two times have to be to look different, judged by one of them."""
+    """Return the resolution of a time: two times closer than this may look the same."""
     if moment.microsecond == 0:
         return timedelta(seconds=1)
     return timedelta(milliseconds=1) if moment.microsecond % 1000 == 0 else timedelta(microseconds=1)
 
 
 class ChangeId(msgspec.Struct, frozen=True):
-    """What an event says of a change."""
+    """Identity of a change: entity, event type and time."""
 
     entity: tuple[str, str, str]
     """Source, type and id."""
     event_type: str
     occurred_at: datetime
     by_sweep: bool
-    """It is no webhook: a sweep has found that the entity was changed then."""
+    """A sweep found the change, and no webhook reported it."""
 
 
 def duplicates_swept_event(event: ChangeId, delivered: ChangeId) -> bool:
-    """Whether an event on a route in `strict` says again what was delivered there: same entity, event type and instant.
+    """True when an event on a `strict` route duplicates a delivered event of a sweep: same entity, event type and instant.
 
-    Of two webhooks the source's `dedup` has decided by their keys: two that it tells apart are two events, whatever else
-    they share, and in `strict` every event matters. A sweep's event has a key of its own kind, so that the webhook of the
-    same change, when it comes late after all, is told apart from it by nothing but that. It stands for one webhook: the
-    first is superseded, a second one of its instant is another change. The other way round there is nothing to decide: a
-    sweep adds no event of what a webhook has told.
+    The source's `dedup` decides about two webhooks by their keys: two keys are two events, whatever else they share, and in
+    `strict` every event matters. A sweep's event has a key of another kind. So the late webhook of the same change differs
+    from it in the key alone. The sweep's event stands for one webhook: the first is superseded, and a second one of the same
+    instant is another change. The reverse needs no decision: a sweep adds no event for a change that a webhook reported.
 
-    On a route in `latest` what was said does not matter, but what was fetched: two changes in one second say the same, and
-    the second must not be lost. There `covers` alone decides.
+    On a `latest` route the fetched entity counts, not the event: two changes in one second look the same, and the second
+    must not be lost. There `covers` alone decides.
     """
-    said = (event.entity, event.event_type, event.occurred_at) == (
+    is_same = (event.entity, event.event_type, event.occurred_at) == (
         delivered.entity,
         delivered.event_type,
         delivered.occurred_at,
     )
-    return said and delivered.by_sweep and not event.by_sweep
+    return is_same and delivered.by_sweep and not event.by_sweep

@@ -1,4 +1,4 @@
-"""What a worker is given and what it gives back: a claimed delivery in, an outcome out. Frozen values, nothing decided yet."""
+"""Input and result of an attempt: a claimed delivery in, an outcome out. `relay.delivery.policy` decides what follows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import msgspec
 
 from inbox.events.event import Action
 
-Step = Literal["forward", "fetch", "find", "create", "update", "delete", "alert", "handle"]
+CallStep = Literal["forward", "fetch", "find", "create", "update", "delete", "alert", "handle"]
 Sent = Literal["answered", "not_sent", "unknown"]
-"""What is known of a call: it was answered; it provably never left (name resolution, connection or TLS failed); or it left and no
-whole answer came back, so that the other side may have acted on it."""
+"""Progress of a call. `not_sent`: it provably never left (name resolution, connection or TLS failed). `unknown`: it left and no
+whole answer came back, so the other side may have acted on it."""
 
 ErrorClass = Literal[
     "not_sent",  # the call provably never left
@@ -29,20 +29,20 @@ ErrorClass = Literal[
     "conflict",  # 409, 412
     "stale",  # what was fetched is older than the event
     "redirect",  # 3xx: never followed
-    "bad_answer",  # answered, but not with what the step needs: not JSON, too large, no id or another one
+    "bad_answer",  # the answer lacks what the step needs: not JSON, too large, no id or another one
     "mapping",  # a template or expression has no usable value for this event
     "ambiguous",  # several counterparts
-    "no_target",  # no counterpart, and the route says not to create one
-    "refused",  # the outbound guard did not let the call out
+    "no_target",  # no counterpart, and the route forbids creating one
+    "refused",  # the outbound guard blocked the call
     "lease_lost",  # the lease ended while the attempt ran: the calls were cut
     "crashed",  # the destination's code raised: a bug
-    "put_off",  # a handler raised Retry
-    "given_up",  # a handler raised GiveUp
+    "handler_retry",  # a handler raised Retry
+    "handler_abort",  # a handler raised GiveUp
 ]
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """One claimed delivery: the event, where it goes, and the lease under which it may be worked on."""
+    """A claimed delivery: the event, its route, and the lease that covers the attempt."""
 
     seq: int
     route: str
@@ -50,7 +50,7 @@ class Delivery(msgspec.Struct, frozen=True):
     attempt: int
     """1 for the first."""
     run: int
-    """0, and one more for each time it was replayed or re-armed."""
+    """Number of replays and re-armings before."""
     lease_token: int
     source: str
     entity_type: str | None
@@ -59,43 +59,44 @@ class Delivery(msgspec.Struct, frozen=True):
     action: Action
     event_id: str | None
     dedup_key: str
-    """Within its source, of this event alone."""
+    """Unique to this event within its source."""
     occurred_at: datetime
     received_at: datetime
     content_type: str
     headers: Mapping[str, str]
     body: bytes | None
-    """The webhook as it came; None when it was erased."""
+    """The webhook as received; None when it was erased."""
     applied_hash: bytes | None = None
-    """Of what was sent last for its lane."""
+    """Hash of the last change sent for its lane."""
     stale_before: int = 0
-    """How often in this run what was fetched for it was older than the event."""
+    """Number of fetches in this run that returned an entity older than the event."""
     traceparent: str | None = None
     late: bool = False
     """A later event of this lane was delivered before this one arrived."""
     is_suspect: bool = False
-    """The leases of its last attempts ran out one after the other: it may be what kills the process that works on it."""
+    """The leases of its last attempts all expired: it may crash the process that works on it."""
 
     @property
     def webhook_id(self) -> str:
-        """Names the event on its route: the same for every attempt, run and relay. It has no dot, which separates what is signed.
+        """Identify the event on its route, equally for every attempt, run and relay.
 
-        `seq` is no part of it. A database that was restored, or taken over from an asynchronous standby, gives the same
-        numbers to other events, and another number to the same event when it is sent again.
+        It has no dot: a dot separates the signed parts. It doesn't depend on `seq`. A database that was restored, or
+        taken over from an asynchronous standby, gives the same numbers to other events. It also gives another number to
+        the same event when it is sent again.
         """
         known = json.dumps([self.source, self.dedup_key, self.route])
         return f"msg_{hashlib.sha256(known.encode()).hexdigest()[:32]}"
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt, and another one for each run."""
+        """Identify one run: the same for each of its attempts."""
         return f"{self.webhook_id}-{self.run}"
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One HTTP call of an attempt, as it is written to the log: no secret, no query values, no request body."""
+    """A call of an attempt, as logged: without secrets, query values and request body."""
 
-    step: Step
+    step: CallStep
     method: str
     url: str
     sent: Sent
@@ -103,11 +104,11 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     status: int | None = None
     error: str | None = None
     excerpt: str | None = None
-    """The beginning of an answer that was not a success, at most 4 KiB, redacted."""
+    """The beginning of an answer that is not a success, at most 4 KiB, redacted."""
 
 
 class Delivered(msgspec.Struct, frozen=True):
-    """The other system has it."""
+    """The other system has the change."""
 
     calls: tuple[Call, ...]
     did: Literal["forwarded", "created", "updated", "deleted", "deactivated", "nothing_to_delete", "handled"]
@@ -115,31 +116,31 @@ class Delivered(msgspec.Struct, frozen=True):
     last_modified: datetime | None = None
     applied_hash: bytes | None = None
     stale_suspected: bool = False
-    """What was fetched is older than the event, also after some waiting."""
+    """The fetched entity is older than the event, also after the fetches that followed."""
 
 
 class Unchanged(msgspec.Struct, frozen=True):
-    """Nothing had to be sent: the other system has it already."""
+    """Nothing had to be sent: the other system already has the change."""
 
     calls: tuple[Call, ...]
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """The route's own rule says that nothing is to be done for this event."""
+    """The route's rule requires nothing for this event."""
 
     calls: tuple[Call, ...]
     why: str
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The attempt did not succeed; what follows is for `relay.delivery.policy` to decide."""
+    """The attempt did not succeed. `relay.delivery.policy` decides what follows."""
 
     calls: tuple[Call, ...]
     error_class: ErrorClass
     error: str
-    """One sentence for the log and the operator; names the step, never holds a secret."""
+    """A sentence for the log and the operator. It names the step and never holds a secret."""
     retry_after: float | None = None
-    """Seconds, as the other side asked."""
+    """Seconds that the other side asked for."""
 
 
 Outcome = Delivered | Unchanged | Skipped | Failed

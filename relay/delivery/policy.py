@@ -1,11 +1,11 @@
-"""What an outcome means: a fact. Pure: (delivery, outcome, policy, now) → fact.
+"""Policies of routes, and the decision after an attempt. Pure: (delivery, outcome, policy, now) → fact, breaker reports.
 
-tenacity's strategies compute the schedule; it is written into the fact, so it survives any crash.
+tenacity's strategies compute the retry schedule. The due time is stored in the fact, so it survives any crash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,22 +26,32 @@ from inbox.config.model import BreakerLimits, Config, Endpoint, Ordering, Retry,
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
-from relay.delivery.gates import GateKey, RateLimit
+from relay.delivery.gates import GateKey, Health, RateLimit
 from relay.delivery.lifecycle import OpenDelivery
-from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped, Step, Unchanged
-from relay.delivery.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, REFETCH_AFTER, RULES, Rule, rule_for
+from relay.delivery.outcome import (
+    Call,
+    CallStep,
+    Delivered,
+    Delivery,
+    ErrorClass,
+    Failed,
+    Outcome,
+    Skipped,
+    Unchanged,
+)
+from relay.delivery.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
-"""A destination that asks for more gets no more: its clock or its mind may be wrong."""
+"""Longest `Retry-After` that is honoured: a longer one is probably a mistake."""
 
-_READS: frozenset[Step] = frozenset({"fetch", "find"})
+_READS: frozenset[CallStep] = frozenset({"fetch", "find"})
 
 CRASHES_ALLOWED = 3
-"""A delivery during which the relay's process died so many times in a row is set aside: it may well be what kills it."""
+"""A delivery is set aside after so many crashes of the relay's process in a row: it may be their cause."""
 
 
 class Schedule:
-    """When a failed attempt is repeated, and when it is not."""
+    """The retry schedule of a route: the delay after each failed attempt, and its end."""
 
     def __init__(self, retry: Retry) -> None:
         waits = [wait_fixed(delay) + wait_random(0, delay * retry.jitter) for delay in _delays(retry)]
@@ -54,9 +64,9 @@ class Schedule:
         self.has_window = retry.window is not None
 
     def delay_after(self, attempt: int, elapsed: timedelta = timedelta(0)) -> timedelta | None:
-        """How long to wait after the failed attempt of this number (1 for the first); None: it was the last.
+        """Return the delay after the failed attempt of this number (1 for the first); None: it was the last.
 
-        `elapsed` is how long ago the first attempt of the run was.
+        `elapsed` is the time since the first attempt of the run.
         """
         state = RetryCallState(retry_object=_NO_RETRYING, fn=None, args=(), kwargs={})
         state.attempt_number = attempt
@@ -66,7 +76,7 @@ class Schedule:
 
 
 def _delays(retry: Retry) -> tuple[float, ...]:
-    """The delays themselves, without jitter: the schedule, or so many that grow."""
+    """Return the delays without jitter: the given schedule, or the exponential one."""
     if retry.exponential is None:
         return retry.schedule
     growing = retry.exponential
@@ -79,34 +89,34 @@ def _delays(retry: Retry) -> tuple[float, ...]:
 
 
 _NO_RETRYING: Any = None
-"""tenacity's strategies look at the attempt's number alone; there is no call for them to repeat."""
+"""tenacity's strategies need the attempt's number alone; they have no call to repeat."""
 
 
 class RoutePolicy(msgspec.Struct, frozen=True):
-    """What the store and the policy need to know of a route."""
+    """The settings of a route that the store and `decide` use. Made once for each configuration."""
 
     ordering: Ordering
     blocks_on_death: bool
     schedule: Schedule
     outcomes: Mapping[str, str] = {}
-    """What its destination overrules of `relay.delivery.rules.RULES`."""
+    """Exceptions of its destination from `relay.delivery.rules.RULES`: error class → rule."""
     skew: timedelta = timedelta(seconds=5)
-    """By how much the source's clock and ours may differ."""
+    """Largest difference between the source's clock and ours."""
     gates: tuple[GateKey, ...] = ()
-    """What it goes through: its source, itself, its destination, its api."""
+    """The gates on its way: source, route, destination and api."""
     breakers: Mapping[GateKey, BreakerLimits] = {}
-    """Those of them that a breaker can close, and when."""
+    """The gates that have a circuit breaker, with its limits."""
     rate_limits: tuple[RateLimit, ...] = ()
-    """What an attempt uses of their rate limits."""
+    """The rate limits that an attempt uses."""
 
 
 class History(msgspec.Struct, frozen=True):
-    """What the attempts of this run before came to."""
+    """Results of the earlier attempts of this run."""
 
     same_in_a_row: int = 0
-    """The last so many failed in the class of this one."""
+    """Number of the last attempts that failed in the same class as this one."""
     began_at: datetime | None = None
-    """When the first of them was recorded."""
+    """Time of the first record."""
 
 
 NO_HISTORY = History()
@@ -116,11 +126,11 @@ Policies = Mapping[str, RoutePolicy]
 """The policy of each configured route, by its name."""
 
 UNKNOWN_ROUTE = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))
-"""For deliveries of a route that the configuration has no longer: kept in order, dropped never, claimed never."""
+"""The policy of a route that the configuration no longer has: its deliveries keep their order, and none is dropped or claimed."""
 
 
 def policies(config: Config) -> dict[str, RoutePolicy]:
-    """The policy of every route."""
+    """Make the policy of every route. Call it once for each configuration, and pass the result on."""
     return {name: _policy(config, route) for name, route in config.routes.items()}
 
 
@@ -147,7 +157,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
 
 
 def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
-    """Whether `decide` has to know what the attempts before came to."""
+    """True when `decide` needs the results of earlier attempts."""
     if not isinstance(outcome, Failed):
         return False
     return policy.schedule.has_window or rule_for(outcome.error_class, policy.outcomes) in {
@@ -158,7 +168,7 @@ def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
 
 
 def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: ErrorClass) -> History:
-    """What the facts of a delivery (kind, error class, when), in the order of their ids, mean for a failure of this class."""
+    """Summarise the facts of a delivery (kind, error class, time), in the order of their ids, for a failure of this class."""
     history = NO_HISTORY
     for kind, failed_with, at in before:
         if kind in NEW_RUN:
@@ -170,7 +180,7 @@ def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: 
 
 
 NEW_RUN = frozenset({"replayed", "rearmed", "corrected"})
-"""Facts before which nothing counts for the attempts that follow."""
+"""Facts that begin a new run: earlier attempts no longer count."""
 _ATTEMPTS = frozenset({"attempt_failed", "abandoned"})
 
 
@@ -183,18 +193,18 @@ def decide(
     *,
     is_stopped: bool = False,
 ) -> AnyFact:
-    """What happened to the delivery, now that its attempt has this outcome.
+    """Turn the outcome of an attempt into a fact.
 
     Args:
         delivery: as it was claimed.
         outcome: of its attempt.
         policy: the route's.
         now: UTC.
-        history: what the attempts before came to; only asked for when `needs_history`.
-        is_stopped: the breaker of what was called was open already, so the failure says nothing of this event.
+        history: results of earlier attempts; read only where `needs_history` is true.
+        is_stopped: the endpoint's breaker was open already, so the failure says nothing about this event.
     """
     if isinstance(outcome, Delivered):
-        return facts.Delivered(
+        return facts.DeliveredFact(
             did=outcome.did,
             calls=outcome.calls,
             late=delivery.late,
@@ -205,9 +215,9 @@ def decide(
             stale_suspected=outcome.stale_suspected,
         )
     if isinstance(outcome, Unchanged):
-        return facts.Unchanged(calls=outcome.calls)
+        return facts.UnchangedFact(calls=outcome.calls)
     if isinstance(outcome, Skipped):
-        return facts.Skipped(why=outcome.why, calls=outcome.calls)
+        return facts.SkippedFact(why=outcome.why, calls=outcome.calls)
     return _decide_failed(delivery, outcome, policy, now, history, is_stopped=is_stopped)
 
 
@@ -221,7 +231,7 @@ def _decide_failed(
         delay = REFETCH_AFTER[min(history.same_in_a_row, len(REFETCH_AFTER) - 1)]
     confirmed = rule is Rule.CONFIRM and history.same_in_a_row + 1 >= CONFIRMED_AFTER
     at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
-    # A breaker says when the next call may go out; the schedule is for attempts that count.
+    # An open breaker sets the time of the next call; the schedule is for attempts that count.
     is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
     spared = at_once or is_held_back or rule is Rule.REFETCH
     if rule is Rule.DEAD or confirmed or (delay is None and not spared):
@@ -241,9 +251,9 @@ def _decide_failed(
 
 
 def can_be_given_back(outcome: Outcome) -> bool:
-    """Whether an attempt was cut before anything of it can have had an effect: then it is as if it had never begun.
+    """True when an attempt was cut before it can have had an effect. It then counts as never begun.
 
-    What may have arrived at the other side is a fact instead, so that the log explains the repeated call.
+    A call that may have reached the other side becomes a fact instead, so that the log explains the repeated call.
     """
     return (
         isinstance(outcome, Failed)
@@ -253,13 +263,13 @@ def can_be_given_back(outcome: Outcome) -> bool:
 
 
 def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolicy, *, died_each_time: bool) -> AnyFact:
-    """What happened to a delivery whose lease ran out: another attempt, or it is set aside.
+    """Return the fact for a delivery whose lease expired: another attempt, or set aside as dead.
 
     Args:
         delivery: as it was claimed.
-        relay_node: who held the lease.
+        relay_node: the holder of the lease.
         policy: the route's.
-        died_each_time: whether of each abandoned attempt in a row, this one too, the relay's process is gone for good.
+        died_each_time: the relay's process never came back after any of the abandoned attempts in a row, this one included.
     """
     crashes = delivery.crashes + 1
     if crashes < CRASHES_ALLOWED or not died_each_time:
@@ -272,8 +282,49 @@ def decide_abandoned(delivery: OpenDelivery, relay_node: str, policy: RoutePolic
 
 
 def _clamped(delay: timedelta, outcome: Failed) -> timedelta:
-    """What the destination asked for, but not sooner than our own delay and not later than a day."""
+    """Return the delay that the destination asked for, but no shorter than our own and no longer than a day."""
     if outcome.retry_after is None:
         return delay
     asked = timedelta(seconds=min(outcome.retry_after, LONGEST_RETRY_AFTER.total_seconds()))
     return max(delay, asked)
+
+
+def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
+    """Return the breaker of the endpoint that an attempt called last.
+
+    None when the attempt says nothing of it: it called nobody, or the relay cut it.
+    """
+    if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
+        return None
+    return _endpoint(outcome.calls[-1], policy)
+
+
+def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[tuple[GateKey, Health, str]]:
+    """Turn an attempt's outcome into circuit-breaker reports: endpoint, health and reason.
+
+    Each endpoint before the last one is well: the attempt would not have gone on from it otherwise.
+    """
+    last = endpoint_of(outcome, policy)
+    if last is None:
+        return
+    for earlier in {_endpoint(call, policy) for call in outcome.calls} - {last, None}:
+        if earlier is not None:
+            yield earlier, "well", ""
+    yield last, *health_of(outcome, policy)
+
+
+def health_of(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:
+    """Return the health of the endpoint that an attempt called last, and the reason."""
+    if not isinstance(outcome, Failed):
+        return "well", ""
+    rule = rule_for(outcome.error_class, policy.outcomes)
+    if rule is Rule.STOP:
+        return "refused", outcome.error
+    if rule is Rule.RETIRE:
+        return "retired", outcome.error
+    return HEALTH.get(outcome.error_class, "well"), outcome.error
+
+
+def _endpoint(call: Call, policy: RoutePolicy) -> GateKey | None:
+    kind = "api" if call.step == "fetch" else "destination"
+    return next((key for key in policy.breakers if key[0] == kind), None)

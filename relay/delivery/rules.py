@@ -1,4 +1,4 @@
-"""What each class of failure leads to: one table, and what a destination overrules of it. Pure."""
+"""Rules for failed attempts: a table by error class, with a destination's exceptions. Pure."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from relay.delivery.outcome import ErrorClass
 
 
 class Rule(StrEnum):
-    """What follows a failed attempt."""
+    """The consequence of a failed attempt."""
 
     RETRY = "retry"
-    """Another attempt by the route's schedule, or when the other side asked for it."""
+    """Another attempt by the route's schedule, or after `Retry-After`."""
     CONFIRM = "confirm"
-    """One more attempt by the schedule; when that comes to the same, it is dead."""
+    """A second attempt by the schedule; the same failure again is final."""
     AGAIN = "again"
-    """At once, from the fetch on, three times in a row at most, and not counted; then by the schedule."""
+    """Immediate attempts from the fetch on, at most three in a row and not counted; then by the schedule."""
     REFETCH = "refetch"
-    """From the fetch on, after a second, then five, then thirty, and not counted; then it is applied as it is."""
+    """Attempts from the fetch on after 1, 5 and 30 seconds, not counted; then the entity is applied as it is."""
     DEAD = "dead"
-    """No repetition mends it: the configuration or the data has to change first."""
+    """Dead at once: the configuration or the data has to change first."""
     STOP = "stop"
-    """The endpoint's breaker opens: it refuses us, whatever we send. No attempt is used."""
+    """The endpoint's breaker opens: it refuses every call. No attempt is used."""
     RETIRE = "retire"
-    """The destination is gone for good: nothing is sent there until a person resumes it. No attempt is used."""
+    """The destination is gone: nothing is sent there until an operator resumes it. No attempt is used."""
     NOT_COUNTED = "not_counted"
-    """It says nothing of this event: due at once, and no attempt is used."""
+    """The failure says nothing about this event: due at once, and no attempt is used."""
 
 
 RULES: dict[ErrorClass, Rule] = {
@@ -50,18 +50,18 @@ RULES: dict[ErrorClass, Rule] = {
     "refused": Rule.RETRY,  # a name may lead to a wrong address for a while, by its server or a captive network
     "lease_lost": Rule.NOT_COUNTED,
     "crashed": Rule.RETRY,
-    "put_off": Rule.RETRY,
-    "given_up": Rule.DEAD,
+    "handler_retry": Rule.RETRY,
+    "handler_abort": Rule.DEAD,
 }
 
 AGAIN_AT_MOST = 3
-"""A conflict that three fresh looks at both sides did not solve needs time, or a person."""
+"""A conflict that three fresh fetches did not solve needs time, or an operator."""
 
 REFETCH_AFTER = tuple(timedelta(seconds=seconds) for seconds in (1, 5, 30))
-"""A replica that is behind has caught up after a second, mostly."""
+"""A lagging replica has mostly caught up after a second."""
 
 CONFIRMED_AFTER = 2
-"""So many times in a row the other side has refused it: it means it."""
+"""Number of equal rejections in a row that are final."""
 
 HEALTH: dict[ErrorClass, Health] = {
     "not_sent": "unwell",
@@ -70,10 +70,10 @@ HEALTH: dict[ErrorClass, Health] = {
     "server_error": "unwell",
     "refused": "unwell",
 }
-"""What a failure says of the endpoint that was called last; the other answers are those of one that works."""
+"""Health of the endpoint called last, by error class; any other answer proves that it works."""
 
 
 def rule_for(error_class: ErrorClass, overruled: Mapping[str, str]) -> Rule:
-    """The rule of a destination that overrules some; `overruled` is its `outcomes`."""
+    """Return the rule for an error class; `overruled` is the destination's `outcomes`."""
     given = overruled.get(error_class)
     return RULES[error_class] if given is None else Rule(given)

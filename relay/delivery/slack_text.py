@@ -1,9 +1,9 @@
-"""Values in a message of Slack's markup: they mention nobody, begin no line, and hide nowhere where a link leads. Pure.
+"""Escapes values in Slack's markup: they can't mention anybody, begin a line, or hide the target of a link. Pure.
 
 Facts: https://docs.slack.dev/messaging/formatting-message-text (`&`, `<` and `>` are escaped, and nothing else can be; a
-link is `<url|text>`). Of those that do as Slack does, Mattermost reads `@channel` and `[text](url)` in plain text:
-https://docs.mattermost.com/collaborate/mention-people.html. A character that no markup can escape is parted from what
-it would begin by U+2060, which shows nothing, or takes the form of a lookalike.
+link is `<url|text>`). Of the services compatible with Slack, Mattermost reads `@channel` and `[text](url)` in plain text:
+https://docs.mattermost.com/collaborate/mention-people.html. Other special characters can't be escaped. U+2060, which is
+invisible, separates such a character from its effect, or a lookalike replaces it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _MENTION = re.compile(r"(?<!\w)@(?=\w)")
 _JOINER = "\u2060"
 _URL = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _OF_A_URL = "/:?#[]@!$&'()*+,;=%"
-"""Characters with a meaning in a URL (RFC 3986 §2.2), which stay as the value has them."""
+"""Characters with a meaning in a URL (RFC 3986 §2.2). They stay as they are."""
 
 
 def escaped(value: str) -> str:
-    """A value on one line, without markup. An address in it may still be made a link, which shows where it leads."""
+    """Write a value on one line, without markup. Slack may still link a URL in it; that link shows its target."""
     text = visible_line(_BREAKS.sub(" ", value))
     text = _MENTION.sub(f"@{_JOINER}", text).replace("](", f"]{_JOINER}(").replace("`", "\u02cb")
     return _entities(text)
 
 
 def link_text(value: str) -> str:
-    """A value behind the bar of a link, which it can't move."""
+    """Write a value as the text of a link. It can't end the link's URL."""
     return escaped(value).replace("|", "\u00a6")
 
 
 def link_url(value: str) -> str:
-    """A value that is a whole URL, or the beginning of one.
+    """Write a value that is a whole URL, or the beginning of one.
 
     Raises:
-        ValueError: it is none, and would be a mention instead; or it holds half of a character.
+        ValueError: it is no URL, and would be a mention instead; or it holds half of a surrogate pair.
     """
     if _URL.match(value) is None:
         raise ValueError("is no http or https URL, so it can't be a link")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Callable
+import threading
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from inbox.cli.terminal import FINDING, as_document, console, fail, say, told
+from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, say
 
 app = typer.Typer(
     help="Run the whole product with demo services, and watch webhooks become PATCHes.", add_completion=False
@@ -53,42 +54,27 @@ def demo(
     if as_json and not once:
         fail("--json shows the summary of a run that ends: add --once")
     seed = secrets.randbelow(_SEEDS) if seed is None else seed
-    if once:
-        _once(folder, database, seed, as_json=as_json)
-    else:
-        _live(folder, database, seed)
-
-
-def _live(folder: Path | None, database: str | None, seed: int) -> None:
-    from relay.demo.live import run_live  # noqa: PLC0415  # listings need not load the services
+    from relay.demo.events import Stopped  # noqa: PLC0415  # other commands need not load the services
     from relay.demo.processes import DemoError  # noqa: PLC0415
+    from relay.demo.run import run_live, run_once  # noqa: PLC0415
+    from relay.demo.screen import show_summary  # noqa: PLC0415
 
     try:
-        with told():
-            run_live(console(), folder=folder, database_url=database, seed=seed)
-    except DemoError as error:
-        fail(str(error))
-
-
-def _once(folder: Path | None, database: str | None, seed: int, *, as_json: bool) -> None:
-    from relay.demo.happenings import Stopped  # noqa: PLC0415  # likewise
-    from relay.demo.once import OnceRun  # noqa: PLC0415
-    from relay.demo.processes import DemoError  # noqa: PLC0415
-    from relay.demo.summary import show_summary  # noqa: PLC0415
-
-    try:
-        with told():
-            summary = OnceRun(console(stderr=as_json), seed).run(folder=folder, database_url=database)
+        with exit_on_error():
+            if not once:
+                run_live(console(), seed, folder, database)
+                return
+            summary = run_once(console(stderr=as_json), seed, folder, database)
     except DemoError as error:
         fail(str(error))
     except Stopped as stopped:
         say(f"stopped by {stopped} before the end; nothing was compared")
         raise typer.Exit(_SIGNALLED + stopped.number) from None
     if as_json:
-        sys.stdout.write(as_document(summary.as_json()) + "\n")
+        sys.stdout.write(as_document(summary) + "\n")
     else:
         show_summary(console(), summary)
-    if not summary.agree:
+    if not summary["agree"]:
         raise typer.Exit(FINDING)
 
 
@@ -104,10 +90,17 @@ def identity(
     Example:
       relay demo identity --port 8301 --webhook-url http://127.0.0.1:8000/webhooks/trivore
     """
-    from relay.demo.identity import run_identity  # noqa: PLC0415  # the CLI need not load it otherwise
+    from relay.demo.identity import USER, IdentityService  # noqa: PLC0415  # likewise
+    from relay.demo.scenario import sample_user  # noqa: PLC0415
+    from relay.demo.webhooks import WebhookSender  # noqa: PLC0415
 
-    headers = {"X-Webhook-Token": webhook_token} if webhook_token else None
-    run_identity(port, webhook_url, webhook_headers=headers, users=users, on_ready=_say_where("the identity service"))
+    webhooks = WebhookSender(headers={"X-Webhook-Token": webhook_token} if webhook_token else None)
+    service = IdentityService(webhooks)
+    for number in range(users):
+        service.create(USER, sample_user(number))
+    webhooks.url = webhook_url
+    _serve(service.app, port, "the identity service")
+    webhooks.close()
 
 
 @app.command()
@@ -120,10 +113,16 @@ def commercial(
     Example:
       relay demo commercial --port 8302 --fail-share 0.1
     """
-    from relay.demo.commercial import run_commercial  # noqa: PLC0415  # likewise
+    from relay.demo.commercial import CommercialService  # noqa: PLC0415  # likewise
 
-    run_commercial(port, fail_share, on_ready=_say_where("the commercial service"))
+    _serve(CommercialService(fail_share=fail_share).app, port, "the commercial service")
 
 
-def _say_where(what: str) -> Callable[[str], None]:
-    return lambda url: say(f"{what} answers at {url}; Ctrl-C ends it")
+def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon app, which other commands need not load
+    from relay.demo.events import DemoEvents, Stopped  # noqa: PLC0415  # likewise
+    from relay.demo.web import served  # noqa: PLC0415
+
+    events = DemoEvents(lambda _: None)
+    with events.stopping(), served(app, port) as url, suppress(Stopped):
+        say(f"{name} answers at {url}; Ctrl-C ends it")
+        events.wait(threading.TIMEOUT_MAX)

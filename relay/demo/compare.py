@@ -1,6 +1,6 @@
-"""Do both services agree? Every mapped field of every user and group, and no record that should not be there.
+"""The demo's verdict: compares every mapped field of every user and group, and finds records that should not be there.
 
-What a record must be like is written down here a second time, on purpose: a mistake in the relay's mapping would not be
+The rules for a record are written down here a second time, on purpose: a mistake in the relay's mapping would not be
 found by asking the relay's mapping.
 """
 
@@ -10,18 +10,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from relay.demo.commercial import CommercialService
-from relay.demo.entities import GROUP, USER, EntityType
-from relay.demo.identity import IdentityService
-from relay.demo.records import CONTACT, TEAM, RecordType
+from relay.demo.commercial import CONTACT, TEAM, CommercialService
+from relay.demo.identity import GROUP, USER, EntityType, IdentityService
 
 Fields = dict[str, str | None]
 
-COUNTERPART: Mapping[EntityType, RecordType] = {USER: CONTACT, GROUP: TEAM}
+COUNTERPART = {USER: CONTACT, GROUP: TEAM}
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Mismatch:
     """One thing in which the services differ."""
 
     record: str
@@ -32,72 +30,57 @@ class Difference:
     found: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What was compared, and what differs."""
-
-    entities: int
-    fields: int
-    differences: tuple[Difference, ...]
-
-
 def mapped_fields(entity_type: EntityType, entity: Mapping[str, Any]) -> Fields:
-    """What the counterpart of a user or a group must hold; None: nothing."""
+    """Returns what the counterpart of a user or a group must hold; None: nothing."""
     if entity_type is GROUP:
         return {"external_id": entity["id"], "name": entity["name"]}
     name = entity["name"]
     return {
         "external_id": entity["id"],
-        "email": _first(entity["emails"], "address"),
+        "email": entity["emails"][0]["address"] if entity["emails"] else None,
         "first_name": name.get("givenName"),
         "last_name": name.get("familyName"),
-        "phone": _first(entity["mobiles"], "number"),
+        "phone": entity["mobiles"][0]["number"] if entity["mobiles"] else None,
     }
 
 
 def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `after` that are not the same in `before`."""
+    """Returns the fields of `after` that are not the same in `before`."""
     return {name: value for name, value in after.items() if before.get(name) != value}
 
 
-def compare(identity: IdentityService, commercial: CommercialService, deleted: Collection[str]) -> Comparison:
-    """Compare both services as they are now. `deleted` are ids of entities that are gone, to word a difference well."""
-    expected = {
-        entity_type: [mapped_fields(entity_type, entity) for entity in identity.all(entity_type)]
-        for entity_type in COUNTERPART
-    }
-    return Comparison(
-        entities=sum(map(len, expected.values())),
-        fields=sum(len(fields) for records in expected.values() for fields in records),
-        differences=tuple(
-            difference
-            for entity_type, record_type in COUNTERPART.items()
-            for difference in differences(record_type.path, expected[entity_type], commercial.all(record_type), deleted)
-        ),
-    )
+def compare(
+    identity: IdentityService, commercial: CommercialService, deleted: Collection[str] = ()
+) -> tuple[list[Fields], list[Mismatch]]:
+    """Compares both services as they are now; returns the records that must be there, and what differs.
+
+    `deleted` are ids of entities that are gone, to word a difference well.
+    """
+    compared: list[Fields] = []
+    found: list[Mismatch] = []
+    for entity_type, record_type in COUNTERPART.items():
+        expected = [mapped_fields(entity_type, entity) for entity in identity.all(entity_type)]
+        compared += expected
+        found += differences(record_type.path, expected, commercial.all(record_type), deleted)
+    return compared, found
 
 
 def differences(
     record: str, expected: Iterable[Fields], found: Iterable[Mapping[str, Any]], deleted: Collection[str] = ()
-) -> Iterator[Difference]:
-    """What differs between the records that must be there and those that are."""
+) -> Iterator[Mismatch]:
+    """Compares the records that must be there with those that are."""
     left = list(found)
     for fields in expected:
         external_id = fields["external_id"]
-        same = [item for item in left if item.get("external_id") == external_id]
-        if not same:
-            yield Difference(record, external_id, "(whole record)", "there", "missing")
+        counterpart = next((item for item in left if item.get("external_id") == external_id), None)
+        if counterpart is None:
+            yield Mismatch(record, external_id, "(whole record)", "there", "missing")
             continue
-        left.remove(same[0])
+        left.remove(counterpart)
         for name, value in fields.items():
-            if same[0].get(name) != value:
-                yield Difference(record, external_id, name, value, same[0].get(name))
+            if counterpart.get(name) != value:
+                yield Mismatch(record, external_id, name, value, counterpart.get(name))
     for item in left:
-        gone = item.get("external_id") in deleted
-        yield Difference(
-            record, item.get("external_id"), "(whole record)", "deleted" if gone else "no such record", item.get("id")
-        )
-
-
-def _first(values: list[dict[str, Any]], key: str) -> str | None:
-    return values[0][key] if values else None
+        external_id = item.get("external_id")
+        why = "deleted" if external_id in deleted else "no such record"
+        yield Mismatch(record, external_id, "(whole record)", why, item.get("id"))

@@ -1,251 +1,213 @@
 """The identity service: the paths of the Trivore Management API that its clients use, and a webhook for every change.
 
-What clients expect is taken from the vendor's own one, PyPI `trivoreid` 2.0.10; the filter language is in
-`scim_filter`, the form of webhooks in `webhooks`.
+What clients expect is taken from the vendor's own one, PyPI `trivoreid` 2.0.10. Webhooks have the classic form of
+trivore.atlassian.net/wiki/spaces/TISpubdoc/pages/20515352.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
-from typing import Any
+import base64
+import itertools
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 import falcon
+from falcon.asgi import Request, Response
 
 from inbox.clock import SystemClock
-from relay.demo.documents import InvalidDocumentError
-from relay.demo.entities import API, GROUP, USER, AlreadyTakenError, Entities, EntityType, UnknownEntityError
-from relay.demo.people import sample_user
 from relay.demo.scim_filter import InvalidFilterError, parse_filter
-from relay.demo.server import serve_until_stopped
-from relay.demo.web import Authorization, answer, error_serializer, read_object, refuse_with
-from relay.demo.webhooks import Change, Form, WebhookSender, payload
+from relay.demo.web import Authorization, answer, app_with, read_object
+from relay.demo.webhooks import WebhookSender
 
-_DEFAULT_COUNT = 100
-_MAX_COUNT = 500  # the largest page, by the docstrings of trivoreid 2.0.10
+Action = Literal["create", "update", "delete"]
+Document = dict[str, Any]
+
+REPLICA_BEHIND = timedelta(seconds=5)
+_API = "/api/rest/v1"
+_CREDENTIALS = base64.b64encode(b"demo:demo").decode()  # RFC 7617
+_DEFAULT_COUNT, _MAX_COUNT = 100, 500  # the largest page, by the docstrings of trivoreid 2.0.10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EntityType:
+    """A type of entity: its name in webhooks and in paths, and the fields that its documents have in any case."""
+
+    name: str
+    path: str
+    fields: Mapping[str, Any]
+
+    def stored(self, body: Document) -> Document:
+        """Returns a document in the form in which it is stored, without what only the service sets.
+
+        Null members are left out: the vendor's client (trivoreid 2.0.10, models/user.py) iterates over `emails`,
+        `mobiles` and the like without asking whether they are null. The password is never kept.
+        """
+        dropped = ("id", "meta", "password")
+        kept = {name: value for name, value in body.items() if value is not None and name not in dropped}
+        return {"nsCode": "demo", **self.fields, **kept}
+
+
+USER = EntityType("USER", "user", {"name": {}, "emails": [], "mobiles": [], "memberOf": []})
+GROUP = EntityType("GROUP", "group", {"name": "", "memberOf": []})
 
 
 class IdentityService:
-    """An identity service. `app` is its WSGI app; the methods do in the process what the HTTP calls do from outside."""
+    """Users and groups of the namespace `demo`, in memory. `app` is the Falcon app; methods may be called by any thread.
+
+    Stored documents are replaced, never changed: callers only read them.
+    """
 
     def __init__(
-        self, app: falcon.App[falcon.Request, falcon.Response], entities: Entities, sender: WebhookSender
+        self,
+        webhooks: WebhookSender,
+        *,
+        is_slow: Callable[[], bool] = lambda: False,
+        now: Callable[[], datetime] | None = None,
     ) -> None:
-        self.app = app
-        self._entities = entities
-        self._sender = sender
+        """Starts without users.
 
-    @contextmanager
-    def silent(self) -> Iterator[None]:
-        """Inside, no webhook tells of a change, now or later."""
-        self._sender.silent = True
+        Args:
+            webhooks: sends a webhook for each change; its threads run until its `close`.
+            is_slow: asked at each update; true makes it `late`.
+            now: the time as an aware datetime in UTC; the machine's clock without it.
+        """
+        self.webhooks, self._is_slow = webhooks, is_slow
+        self._now, self._latest = now or SystemClock().now, datetime.min.replace(tzinfo=UTC)
+        self._before: dict[str, tuple[datetime, Document]] = {}  # until when the next read gives this
+        self._lock = threading.Lock()  # held while a webhook is queued: they have the order of the changes
+        self._documents: dict[EntityType, dict[str, Document]] = {USER: {}, GROUP: {}}
+        # As MongoDB's ObjectId: 4 bytes of seconds, 5 of the process, 3 of a counter; so ids sort by creation.
+        self._process, self._counter = secrets.token_hex(5), itertools.count()
+        self.app = app_with(
+            Authorization("Basic", _CREDENTIALS),
+            error_body=lambda message, status: {"errorMessage": message, "statusCode": status},
+        )
+        for entity_type in (USER, GROUP):
+            resource = _EntityResource(self, entity_type)
+            self.app.add_route(f"{_API}/{entity_type.path}", resource, suffix="all")
+            self.app.add_route(f"{_API}/{entity_type.path}/{{entity_id}}", resource)
+
+    def create(self, entity_type: EntityType, body: Document, *, report: bool = True) -> Document:
+        """Stores a new user or group, sends the webhook unless told not to, and returns the document."""
+        fields = entity_type.stored(body)
+        with self._lock:
+            moment = self._tick()
+            number = next(self._counter) & 0xFFFFFF
+            entity_id = f"{int(moment.timestamp()) & 0xFFFFFFFF:08x}{self._process}{number:06x}"
+            created, location = rfc3339_milliseconds(moment), f"{_API}/{entity_type.path}/{entity_id}"
+            meta = {"created": created, "lastModified": created, "location": location}
+            return self._put(entity_type, {"id": entity_id, **fields, "meta": meta}, "CREATE", report=report)
+
+    def replace(
+        self, entity_type: EntityType, entity_id: str, body: Document, *, report: bool = True, late: bool = False
+    ) -> Document:
+        """Replaces the whole document, sends the webhook and returns the new one; id and creation time stay.
+
+        When it is `late`, the first `read` within `REPLICA_BEHIND` gets the document before it. Raises as `get`.
+        """
+        fields = entity_type.stored(body)
+        with self._lock:
+            old = self.get(entity_type, entity_id)
+            moment = self._tick()
+            self._before.pop(entity_id, None)
+            if self._is_slow() or late:
+                self._before[entity_id] = (moment + REPLICA_BEHIND, old)
+            meta = {**old["meta"], "lastModified": rfc3339_milliseconds(moment)}
+            return self._put(entity_type, {"id": entity_id, **fields, "meta": meta}, "UPDATE", report=report)
+
+    def delete(self, entity_type: EntityType, entity_id: str, *, report: bool = True) -> None:
+        """Removes a user or group and sends the webhook. Raises as `get`."""
+        with self._lock:
+            self.get(entity_type, entity_id)
+            del self._documents[entity_type][entity_id]
+            if report:
+                self._send_webhook(entity_type, entity_id, "DELETE", rfc3339_milliseconds(self._tick()))
+
+    def get(self, entity_type: EntityType, entity_id: str) -> Document:
+        """Returns the document of a user or group. Raises `falcon.HTTPNotFound`."""
         try:
-            yield
-        finally:
-            self._sender.silent = False
+            return self._documents[entity_type][entity_id]
+        except KeyError:
+            raise falcon.HTTPNotFound(description=f"There is no {entity_type.path} {entity_id}.") from None
 
-    @contextmanager
-    def slow(self) -> Iterator[None]:
-        """Inside, whoever asks first after an update gets the document as it was before."""
-        self._entities.slow = True
-        try:
-            yield
-        finally:
-            self._entities.slow = False
+    def read(self, entity_type: EntityType, entity_id: str) -> Document:
+        """Returns the document from a replica, which may lag. Raises as `get`."""
+        with self._lock:
+            present = self.get(entity_type, entity_id)
+            until, before = self._before.pop(entity_id, (None, present))
+            return present if until is None or until <= self._now() else before
 
-    def create(self, entity_type: EntityType, document: dict[str, Any]) -> dict[str, Any]:
-        """Stores a new user or group, returns its document, sends the webhook. Raises as `Entities.create`."""
-        return self._entities.create(entity_type, document)
+    def all(self, entity_type: EntityType) -> list[Document]:
+        """Lists every document of a type, oldest first."""
+        return list(self._documents[entity_type].values())
 
-    def replace(self, entity_type: EntityType, entity_id: str, document: dict[str, Any]) -> dict[str, Any]:
-        """Replaces the whole document, returns the new one, sends the webhook. Raises as `Entities.replace`."""
-        return self._entities.replace(entity_type, entity_id, document)
+    def _tick(self) -> datetime:
+        """Returns the time, at least a millisecond after the one before.
 
-    def delete(self, entity_type: EntityType, entity_id: str) -> None:
-        """Removes a user or group and sends the webhook. Raises as `Entities.delete`."""
-        self._entities.delete(entity_type, entity_id)
+        Two changes of an entity within one millisecond would give the same webhook, byte for byte, and the receiver
+        takes the second for a duplicate.
+        """
+        self._latest = max(self._now(), self._latest + timedelta(milliseconds=1))
+        return self._latest
 
-    def get(self, entity_type: EntityType, entity_id: str) -> dict[str, Any]:
-        """The document of a user or group. Raises as `Entities.get`."""
-        return self._entities.get(entity_type, entity_id)
+    def _put(self, entity_type: EntityType, document: Document, event_type: str, *, report: bool) -> Document:
+        self._documents[entity_type][document["id"]] = document
+        if report:
+            self._send_webhook(entity_type, document["id"], event_type, document["meta"]["lastModified"])
+        return document
 
-    def all(self, entity_type: EntityType) -> list[dict[str, Any]]:
-        """Every document of a type, oldest first; for reading only."""
-        return self._entities.all(entity_type)
-
-    def send_webhooks_to(self, url: str | None) -> None:
-        """From now on webhooks go to `url`, those still waiting too; None sends none for later changes."""
-        self._sender.url = url
-
-    def pending_webhooks(self) -> int:
-        """How many webhooks the receiver has not accepted yet."""
-        return self._sender.pending()
-
-    def wait_until_sent(self, timeout: float | None = None) -> bool:
-        """Waits until every webhook has been accepted; False if that took longer than `timeout` seconds."""
-        return self._sender.wait_until_sent(timeout)
-
-    def close(self) -> None:
-        """Stops sending; webhooks that are still waiting are given up."""
-        self._sender.close()
+    def _send_webhook(self, entity_type: EntityType, entity_id: str, event_type: str, at: str) -> None:
+        self.webhooks.put({"id": entity_id, "entityType": entity_type.name, "eventType": event_type, "timestamp": at})
 
 
-def create_app(
-    webhook_url: str | None = None,
-    *,
-    form: Form = "classic",
-    webhook_headers: Mapping[str, str] | None = None,
-    on_webhook: Callable[[Mapping[str, str], int | None], None] | None = None,
-    client: str = "demo",
-    secret: str = "demo",  # noqa: S107 - a made-up one, for trying out
-    now: Callable[[], datetime] | None = None,
-    senders: int = 4,
-    loses_answer: Callable[[], bool] = lambda: False,
-    is_slow: Callable[[], bool] = lambda: False,
-) -> IdentityService:
-    """An identity service without users, in the namespace `demo`. Its sending threads run until `close`.
-
-    Args:
-        webhook_url: where webhooks go; without one, none are sent.
-        form: the form of their payload.
-        webhook_headers: sent with each webhook, such as a token.
-        on_webhook: told the payload and the status (None: no answer) of each try, on a sending thread; must not raise.
-        client: the user name of HTTP Basic authentication.
-        secret: its password.
-        now: the time as an aware datetime in UTC; the machine's clock without it.
-        senders: how many webhooks of different entities may be under way at once.
-        loses_answer: asked after each accepted webhook, on a sending thread; true has it sent again.
-        is_slow: asked at each update; true gives whoever asks first for that entity the document as it was before.
-    """
-    sender = WebhookSender(
-        webhook_url, headers=webhook_headers, senders=senders, on_webhook=on_webhook, loses_answer=loses_answer
-    )
-
-    def announce(change: Change) -> None:
-        sender.put(f"{change.entity_type}/{change.entity_id}", payload(change, form))
-
-    entities = Entities(now or SystemClock().now, announce, is_slow=is_slow)
-    app = falcon.App(middleware=[Authorization.basic(client, secret)])
-    app.set_error_serializer(error_serializer(lambda message, status: {"errorMessage": message, "statusCode": status}))
-    app.add_error_handler(UnknownEntityError, refuse_with(falcon.HTTPNotFound))
-    app.add_error_handler(InvalidDocumentError, refuse_with(falcon.HTTPBadRequest))
-    app.add_error_handler(InvalidFilterError, refuse_with(falcon.HTTPBadRequest))
-    app.add_error_handler(AlreadyTakenError, refuse_with(falcon.HTTPConflict))
-    for entity_type in (USER, GROUP):
-        app.add_route(f"{API}/{entity_type.path}", _Collection(entities, entity_type))
-        app.add_route(f"{API}/{entity_type.path}/{{entity_id}}", _Member(entities, entity_type))
-    app.add_route(f"{API}/namespace", _Namespaces(entities))
-    app.add_route(f"{API}/namespace/{{id_or_code}}", _Namespace(entities))
-    return IdentityService(app, entities, sender)
+def rfc3339_milliseconds(moment: datetime) -> str:
+    """Formats an aware UTC datetime as the identity service does, cut to milliseconds: `2018-09-21T06:29:05.708Z`."""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
-def run_identity(
-    port: int,
-    webhook_url: str | None = None,
-    *,
-    form: Form = "classic",
-    webhook_headers: Mapping[str, str] | None = None,
-    users: int = 0,
-    on_webhook: Callable[[Mapping[str, str], int | None], None] | None = None,
-    on_ready: Callable[[str], None] | None = None,
-) -> None:
-    """Runs the identity service on 127.0.0.1 until SIGTERM or SIGINT; main thread only.
+class _EntityResource:
+    def __init__(self, service: IdentityService, entity_type: EntityType) -> None:
+        self._service, self._type = service, entity_type
 
-    Args:
-        port: where to listen; 0 takes a free port.
-        webhook_url: where webhooks go; without one, none are sent.
-        form: the form of their payload.
-        webhook_headers: sent with each webhook, such as a token.
-        users: how many made-up users there are from the start; no webhooks tell of them.
-        on_webhook: told the payload and the status (None: no answer) of each try; must not raise.
-        on_ready: told the service's URL once it answers.
+    async def on_get_all(self, req: Request, resp: Response) -> None:
+        answer(resp, _page(req, self._service.all(self._type)))
 
-    Raises:
-        OSError: the port is taken.
-    """
-    service = create_app(form=form, webhook_headers=webhook_headers, on_webhook=on_webhook)
-    try:
-        for number in range(users):
-            service.create(USER, sample_user(number))
-        service.send_webhooks_to(webhook_url)
-        serve_until_stopped(service.app, port, on_ready)
-    finally:
-        service.close()
-
-
-class _Collection:
-    def __init__(self, entities: Entities, entity_type: EntityType) -> None:
-        self._entities, self._entity_type = entities, entity_type
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        answer(resp, _page(req, self._entities.all(self._entity_type)))
-
-    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        document = self._entities.create(self._entity_type, read_object(req))
+    async def on_post_all(self, req: Request, resp: Response) -> None:
+        document = _located(req, self._service.create(self._type, await read_object(req)))
         resp.location = document["meta"]["location"]
-        answer(resp, _located(req, document), 201)
+        answer(resp, document, 201)
 
+    async def on_get(self, req: Request, resp: Response, entity_id: str) -> None:
+        answer(resp, _located(req, self._service.read(self._type, entity_id)))
 
-class _Member:
-    def __init__(self, entities: Entities, entity_type: EntityType) -> None:
-        self._entities, self._entity_type = entities, entity_type
+    async def on_put(self, req: Request, resp: Response, entity_id: str) -> None:
+        answer(resp, _located(req, self._service.replace(self._type, entity_id, await read_object(req))))
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response, entity_id: str) -> None:
-        answer(resp, _located(req, self._entities.read(self._entity_type, entity_id)))
-
-    def on_put(self, req: falcon.Request, resp: falcon.Response, entity_id: str) -> None:
-        answer(resp, _located(req, self._entities.replace(self._entity_type, entity_id, read_object(req))))
-
-    def on_delete(self, _: falcon.Request, resp: falcon.Response, entity_id: str) -> None:
-        self._entities.delete(self._entity_type, entity_id)
+    async def on_delete(self, _: Request, resp: Response, entity_id: str) -> None:
+        self._service.delete(self._type, entity_id)
         resp.status = falcon.HTTP_NO_CONTENT
 
 
-class _Namespaces:
-    def __init__(self, entities: Entities) -> None:
-        self._entities = entities
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        answer(resp, _page(req, self._entities.namespaces()))
-
-
-class _Namespace:
-    def __init__(self, entities: Entities) -> None:
-        self._entities = entities
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response, id_or_code: str) -> None:
-        for namespace in self._entities.namespaces():
-            if id_or_code in {namespace["id"], namespace["code"]}:
-                answer(resp, _located(req, namespace))
-                return
-        raise falcon.HTTPNotFound(description=f"There is no namespace {id_or_code}.")
+def _page(req: Request, documents: list[Document]) -> Document:
+    """Cuts the requested page out of the documents that pass the request's filter."""
+    start = req.get_param_as_int("startIndex", min_value=0, default=0)
+    count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
+    if text := req.get_param("filter"):
+        try:
+            passes = parse_filter(text)
+        except InvalidFilterError as error:
+            raise falcon.HTTPBadRequest(title="invalidFilter", description=f"invalidFilter: {error}.") from None
+        documents = [document for document in documents if passes(document)]
+    resources = [_located(req, document) for document in documents[start : start + count]]
+    # itemsPerPage is the number in this page, RFC 7644 section 3.4.2.
+    return {"totalResults": len(documents), "startIndex": start, "itemsPerPage": len(resources), "resources": resources}
 
 
-def _page(req: falcon.Request, documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """One page of the documents that pass the request's filter."""
-    start = _number(req, "startIndex", 0, least=0, most=None)
-    count = _number(req, "count", _DEFAULT_COUNT, least=1, most=_MAX_COUNT)
-    text = req.get_param("filter")
-    accepts = parse_filter(text) if text else None
-    found = [document for document in documents if accepts is None or accepts(document)]
-    resources = [_located(req, document) for document in found[start : start + count]]
-    # itemsPerPage is what this page holds, RFC 7644 section 3.4.2.
-    return {"totalResults": len(found), "startIndex": start, "itemsPerPage": len(resources), "resources": resources}
-
-
-def _number(req: falcon.Request, name: str, default: int, *, least: int, most: int | None) -> int:
-    try:
-        number = req.get_param_as_int(name, default=default)
-    except falcon.HTTPInvalidParam:
-        number = -1
-    if number < least or (most is not None and number > most):
-        limits = f"from {least} to {most}" if most is not None else f"of at least {least}"
-        raise falcon.HTTPBadRequest(description=f"{name} must be a whole number {limits}.")
-    return number
-
-
-def _located(req: falcon.Request, document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its location as an absolute URL."""
+def _located(req: Request, document: Document) -> Document:
+    """Makes the document's location an absolute URL."""
     meta = document["meta"]
     return {**document, "meta": {**meta, "location": f"{req.prefix}{meta['location']}"}}

@@ -1,50 +1,46 @@
-"""The changes that are made to the identity service: the same ones, in the same order, for the same seed."""
+"""The changes of made-up people and groups: the same ones, in the same order, for the same seed."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from relay.demo.compare import changed_fields, mapped_fields
-from relay.demo.entities import GROUP, USER, EntityType
-from relay.demo.identity import IdentityService
-from relay.demo.people import sample_edit, sample_group, sample_user
-from relay.demo.webhooks import Action
+from relay.demo.identity import GROUP, USER, Action, Document, EntityType, IdentityService
 
-_WEIGHTS: Mapping[tuple[EntityType, Action], int] = {
-    (USER, "update"): 68,
-    (USER, "create"): 8,
-    (USER, "delete"): 8,
-    (GROUP, "update"): 8,
-    (GROUP, "create"): 4,
-    (GROUP, "delete"): 4,
-}
+_GIVEN = ("Aino", "Bilal", "Chiara", "Dmitri", "Eeva", "Farida", "Goran", "Hanna", "Ines", "Jussi", "Linh", "Mikael")
+_FAMILY = ("Aalto", "Berg", "Costa", "Dubois", "Eriksson", "Fontana", "Korhonen", "Laine", "Mäkinen", "Nguyen")
+_GROUPS = ("Customers", "Season tickets", "Library", "Drivers", "Staff", "Newsletter", "Students", "Partners")
+_DOMAINS = ("example.com", "example.org", "example.net")
+_KINDS: tuple[tuple[EntityType, Action], ...] = tuple(itertools.product((USER, GROUP), ("update", "create", "delete")))
+_WEIGHTS = (68, 8, 8, 8, 4, 4)
 _LOSES_PHONE = 0.15
 _GETS_MIDDLE_NAME = 0.12
-"""Which the other side has no field for."""
+"""The other side has no field for it."""
 _LAST_NUMBERS = 1000
 A_MOMENT_SECONDS = 1.1
-"""So long after the last told change one has to come for a sweep to know it is not the same: times may be cut to the second."""
+"""Least time between a reported and an unreported change: a sweep takes them for one where times are cut to the second."""
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A change that was made."""
+class ChangeMade:
+    """A change of a user or a group."""
 
     action: Action
     entity_type: EntityType
     entity_id: str
     name: str
-    fields: Mapping[str, Any]
+    fields: Mapping[str, str | None]
     """The counterpart's fields that are to change with it; none for a delete, or where it has none of what was changed."""
-    is_told: bool = True
-    """Whether a webhook tells of it."""
+    is_reported: bool = True
+    """False when no webhook reports it."""
 
 
 class Scenario:
-    """Creates so many users and groups first; from then on every change is one that chance picks.
+    """Creates so many users and groups first; from then on every change is random.
 
     There are never fewer than half nor more than half as many again of either.
     """
@@ -52,13 +48,12 @@ class Scenario:
     def __init__(self, identity: IdentityService, rng: random.Random, *, users: int, groups: int) -> None:
         """Changes nothing yet. The identity service must be empty, and nobody else may change it."""
         self.deleted: set[str] = set()
-        self.names: dict[str, str] = {}
         self._identity, self._rng = identity, rng
         self._wanted = {USER: users, GROUP: groups}
         self._created = {USER: 0, GROUP: 0}
 
-    def step(self) -> Made:
-        """Make the next change."""
+    def step(self) -> ChangeMade:
+        """Makes the next change."""
         for entity_type, wanted in self._wanted.items():
             if self._created[entity_type] < wanted:
                 return self._create(entity_type)
@@ -66,99 +61,138 @@ class Scenario:
         if action == "create":
             return self._create(entity_type)
         entity = self._rng.choice(self._identity.all(entity_type))
-        return self._delete(entity_type, entity) if action == "delete" else self._update(entity_type, entity)
+        if action == "delete":
+            return self._delete(entity_type, entity)
+        return self._replace(entity_type, entity, self._edited(entity_type, entity))
 
-    def change_untold(self, but: Collection[str]) -> list[Made]:
-        """A user is edited, a group is, and a user is created, and no webhook tells of it.
+    def change_unreported(self, busy: Collection[str]) -> list[ChangeMade]:
+        """Edits a user, edits a group and creates a user, without webhooks; avoids `busy` ids where there are others."""
+        user, group = self._any(USER, busy), self._any(GROUP, busy)
+        return [
+            self._replace(USER, user, _with_double_name(user), report=False),
+            self._replace(GROUP, group, self._edited(GROUP, group), report=False),
+            self._create(USER, report=False),
+        ]
 
-        None of these ids is edited, unless there are no others.
-        """
-        with self._identity.silent():
-            user, group = self._any(USER, but), self._any(GROUP, but)
-            made = [self._rename(USER, user), self._rename(GROUP, group), self._create(USER)]
-        return [replace(each, is_told=False) for each in made]
+    def delete_unreported(self, busy: Collection[str]) -> ChangeMade:
+        """Deletes a user without a webhook; avoids `busy` ids where there are others."""
+        return self._delete(USER, self._any(USER, busy), report=False)
 
-    def free_users(self, but: Collection[str]) -> list[dict[str, Any]]:
-        """Those who are none of these."""
-        return [user for user in self._identity.all(USER) if user["id"] not in but]
+    def edit_quietly(self, busy: Collection[str]) -> list[ChangeMade]:
+        """Edits two users who are not busy: something that the other side has no field for, and something read late."""
+        first = self._any(USER, busy)
+        second = self._any(USER, {*busy, first["id"]})
+        return [
+            self._replace(USER, first, self._with_middle_name(first)),
+            self._replace(USER, second, _with_double_name(second), late=True),
+        ]
 
-    def edit_quietly(self, but: Collection[str]) -> list[Made]:
-        """Two edits of users who are free: one of what the other side has no field for, one that is seen late."""
-        first = self._any(USER, but)
-        second = self._any(USER, {*but, first["id"]})
-        unseen = self._made(
-            "update", USER, first, self._identity.replace(USER, first["id"], self._with_middle_name(first))
-        )
-        with self._identity.slow():
-            late = self._rename(USER, second)
-        return [unseen, late]
+    def free_users(self, busy: Collection[str]) -> list[Document]:
+        """Lists the users who are not busy."""
+        return [user for user in self._identity.all(USER) if user["id"] not in busy]
 
-    def delete_untold(self, but: Collection[str]) -> Made:
-        """A user is deleted, and no webhook tells of it; none of these ids, unless there are no others."""
-        with self._identity.silent():
-            return replace(self._delete(USER, self._any(USER, but)), is_told=False)
-
-    def _any(self, entity_type: EntityType, but: Collection[str]) -> dict[str, Any]:
+    def _any(self, entity_type: EntityType, busy: Collection[str]) -> Document:
         entities = self._identity.all(entity_type)
-        return self._rng.choice([entity for entity in entities if entity["id"] not in but] or entities)
+        return self._rng.choice([entity for entity in entities if entity["id"] not in busy] or entities)
 
     def _pick(self) -> tuple[EntityType, Action]:
-        entity_type, action = self._rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+        entity_type, action = self._rng.choices(_KINDS, _WEIGHTS)[0]
         number, wanted = len(self._identity.all(entity_type)), self._wanted[entity_type]
         too_many = action == "create" and number >= wanted + wanted // 2
         too_few = action == "delete" and number <= max(1, wanted - wanted // 2)
         return (entity_type, "update") if too_many or too_few else (entity_type, action)
 
-    def _create(self, entity_type: EntityType) -> Made:
+    def _create(self, entity_type: EntityType, *, report: bool = True) -> ChangeMade:
         number = self._created[entity_type]
         self._created[entity_type] += 1
         sample = sample_user(number) if entity_type is USER else sample_group(number)
-        return self._made("create", entity_type, {}, self._identity.create(entity_type, sample))
+        stored = self._identity.create(entity_type, sample, report=report)
+        return self._made("create", entity_type, stored, mapped_fields(entity_type, stored), report=report)
 
-    def _update(self, entity_type: EntityType, entity: dict[str, Any]) -> Made:
-        after = self._edited_user(entity) if entity_type is USER else self._renamed_group(entity)
-        return self._made("update", entity_type, entity, self._identity.replace(entity_type, entity["id"], after))
+    def _replace(
+        self, entity_type: EntityType, old: Document, new: Document, *, report: bool = True, late: bool = False
+    ) -> ChangeMade:
+        stored = self._identity.replace(entity_type, old["id"], new, report=report, late=late)
+        fields = changed_fields(mapped_fields(entity_type, old), mapped_fields(entity_type, stored))
+        return self._made("update", entity_type, stored, fields, report=report)
 
-    def _rename(self, entity_type: EntityType, entity: dict[str, Any]) -> Made:
-        """An update that the other side has a field for, in any case."""
-        if entity_type is USER:
-            after = {**entity, "name": {**entity["name"], "familyName": f"{entity['name']['familyName']}-Moe"}}
-        else:
-            after = self._renamed_group(entity)
-        return self._made("update", entity_type, entity, self._identity.replace(entity_type, entity["id"], after))
-
-    def _delete(self, entity_type: EntityType, entity: dict[str, Any]) -> Made:
-        self._identity.delete(entity_type, entity["id"])
+    def _delete(self, entity_type: EntityType, entity: Document, *, report: bool = True) -> ChangeMade:
+        self._identity.delete(entity_type, entity["id"], report=report)
         self.deleted.add(entity["id"])
-        return Made("delete", entity_type, entity["id"], self.names[entity["id"]], {})
+        return self._made("delete", entity_type, entity, {}, report=report)
 
-    def _edited_user(self, user: dict[str, Any]) -> dict[str, Any]:
-        if user["mobiles"] and self._rng.random() < _LOSES_PHONE:
-            return {**user, "mobiles": []}
+    def _made(
+        self, action: Action, entity_type: EntityType, entity: Document, fields: dict[str, str | None], *, report: bool
+    ) -> ChangeMade:
+        fields.pop("external_id", None)
+        return ChangeMade(action, entity_type, entity["id"], name_of(entity_type, entity), fields, report)
+
+    def _edited(self, entity_type: EntityType, entity: Document) -> Document:
+        if entity_type is GROUP:
+            names = {sample_group(self._rng.randrange(_LAST_NUMBERS))["name"] for _ in range(2)} - {entity["name"]}
+            return {**entity, "name": min(names, default=f"{entity['name']} again")}
+        if entity["mobiles"] and self._rng.random() < _LOSES_PHONE:
+            return {**entity, "mobiles": []}
         if self._rng.random() < _GETS_MIDDLE_NAME:
-            return self._with_middle_name(user)
-        return sample_edit(user, self._rng)
+            return self._with_middle_name(entity)
+        return sample_edit(entity, self._rng)
 
-    def _with_middle_name(self, user: dict[str, Any]) -> dict[str, Any]:
+    def _with_middle_name(self, user: Document) -> Document:
         middle = sample_user(self._rng.randrange(_LAST_NUMBERS))["name"]["givenName"]
         return {**user, "name": {**user["name"], "middleName": middle}}
 
-    def _renamed_group(self, group: dict[str, Any]) -> dict[str, Any]:
-        names = {sample_group(self._rng.randrange(_LAST_NUMBERS))["name"] for _ in range(2)} - {group["name"]}
-        return {**group, "name": min(names, default=f"{group['name']} again")}
 
-    def _made(
-        self, action: Action, entity_type: EntityType, before: Mapping[str, Any], after: Mapping[str, Any]
-    ) -> Made:
-        old = mapped_fields(entity_type, before) if before else {}
-        fields = changed_fields(old, mapped_fields(entity_type, after))
-        fields.pop("external_id", None)
-        name = self.names[after["id"]] = name_of(entity_type, after)
-        return Made(action, entity_type, after["id"], name, fields)
+def _with_double_name(user: Document) -> Document:
+    return {**user, "name": {**user["name"], "familyName": f"{user['name']['familyName']}-Moe"}}
 
 
-def name_of(entity_type: EntityType, entity: Mapping[str, Any]) -> str:
-    """What people call a user or a group."""
+def name_of(entity_type: EntityType, entity: Document) -> str:
+    """Returns what people call a user or a group."""
     if entity_type is GROUP:
         return str(entity["name"])
     return f"{entity['name'].get('givenName', '')} {entity['name'].get('familyName', '')}".strip()
+
+
+def sample_user(number: int) -> dict[str, Any]:
+    """Makes the document of made-up person `number`; each number is another username, and the same one every time."""
+    given = _GIVEN[number % len(_GIVEN)]
+    family = _FAMILY[number // len(_GIVEN) % len(_FAMILY)]
+    return {
+        "username": _plain(f"{given}.{family}.{number}"),
+        "nsCode": "demo",
+        "name": {"givenName": given, "familyName": family},
+        "emails": [{"address": _plain(f"{given}.{family}.{number}@{_DOMAINS[0]}"), "verified": True}],
+        "mobiles": [{"number": _mobile(number), "verified": False}],
+        "memberOf": [],
+    }
+
+
+def sample_group(number: int) -> dict[str, Any]:
+    """Makes the document of made-up group `number`; each number is another name."""
+    name = _GROUPS[number % len(_GROUPS)]
+    return {"name": name if number < len(_GROUPS) else f"{name} {number // len(_GROUPS) + 1}", "nsCode": "demo"}
+
+
+def sample_edit(user: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """Changes one thing about a person: e-mail, mobile number or family name. Returns the user's new document."""
+    name = user["name"]
+    change = rng.randrange(3)
+    if change == 0:
+        number, domain = rng.randrange(10_000), rng.choice(_DOMAINS)
+        address = _plain(f"{name['givenName']}.{name['familyName']}.{number}@{domain}")
+        return {**user, "emails": [{"address": address, "verified": True}]}
+    if change == 1:
+        taken = {mobile["number"] for mobile in user["mobiles"]}
+        free = [number for number in map(_mobile, range(1000)) if number not in taken]
+        return {**user, "mobiles": [{"number": rng.choice(free), "verified": True}]}
+    family = rng.choice([family for family in _FAMILY if family != name["familyName"]])
+    return {**user, "name": {**name, "familyName": family}}
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("ä", "a")
+
+
+def _mobile(number: int) -> str:
+    # Ofcom keeps 07700 900000 to 900999 free of subscribers, for use in drama: nobody's number.
+    return f"+447700900{number % 1000:03d}"

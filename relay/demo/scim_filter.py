@@ -1,171 +1,88 @@
-"""The filter language of the identity service's lists, after SCIM (RFC 7644 section 3.4.2.2).
+"""The filter language of the identity service's lists: the part of SCIM's (RFC 7644 section 3.4.2.2) that clients use.
 
-A filter is `attribute operator value`, joined by `and` (binds tighter) and `or`, grouped by parentheses. Operators are
-eq, ne, co, sw, ew, gt, ge, lt, le and pr, which takes no value. An attribute is a dotted path (`meta.lastModified`);
-through a list it means any item (`emails.address`). A value is a JSON string, number, true, false or null. Names and
-values are compared with their case.
+A clause is `attribute eq value`, `attribute ge timestamp` or `attribute pr`. Clauses are joined by `and`, or by `or`;
+both in one filter are not offered, so parentheses may stand around anything and change nothing. An attribute is a dotted
+path (`meta.lastModified`); through a list it means any item (`emails.address`). A value is a JSON string, number, true
+or false. Names and values are compared with their case.
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from inbox.events.timestamps import parse_rfc3339
 
-_TOKEN = re.compile(r'\s*(?:(?P<mark>[()])|(?P<string>"(?:[^"\\]|\\.)*")|(?P<word>[^\s()"]+))')
-_MAX_DEPTH = 32
-_ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "lt": operator.lt,
-    "le": operator.le,
-}
-_TEXT: dict[str, Callable[[str, str], bool]] = {
-    "co": operator.contains,
-    "sw": str.startswith,
-    "ew": str.endswith,
-}
+DocumentTest = Callable[[Mapping[str, Any]], bool]
+
+_CLAUSE = re.compile(
+    r'([(\s]*)([\w.:-]+)\s+(?:(pr)\b|(eq|ge)\s+("(?:[^"\\]|\\.)*"|(?!null)[\w.+-]+))([)\s]*)', re.IGNORECASE
+)
+_JOINER = re.compile(r"(and|or)\b", re.IGNORECASE)
 
 
 class InvalidFilterError(ValueError):
     """The text is no filter; the message says why."""
 
 
-def parse_filter(text: str) -> Callable[[Mapping[str, Any]], bool]:
-    """A function that says whether a document passes the filter.
+def parse_filter(text: str) -> DocumentTest:
+    """Compiles a filter to a function that tests a document.
 
     Raises:
-        InvalidFilterError: the text is no filter.
+        InvalidFilterError: the text is no filter, or has something of SCIM that is not offered here.
     """
-    parser = _Parser(_tokens(text))
-    accepts = parser.either(0)
-    if parser.peek() is not None:
-        raise InvalidFilterError(f"unexpected {parser.peek()} after the end of the filter")
-    return accepts
+    tests: list[DocumentTest] = []
+    joiners: set[str] = set()
+    position = depth = 0
+    while not tests or position < len(text):
+        if tests:
+            joiner = _JOINER.match(text, position)
+            if joiner is None:
+                raise InvalidFilterError(f"`and` or `or` was expected at position {position}")
+            joiners.add(joiner[1].lower())
+            position = joiner.end()
+        clause = _CLAUSE.match(text, position)
+        if clause is None:
+            raise InvalidFilterError(f"a clause with eq, ge or pr was expected at position {position}")
+        tests.append(_test(clause[2].split("."), (clause[3] or clause[4]).lower(), clause[5]))
+        depth += clause[1].count("(") - clause[6].count(")")
+        if depth < 0:
+            raise InvalidFilterError(f"a parenthesis too many before position {clause.end()}")
+        position = clause.end()
+    if depth:
+        raise InvalidFilterError("a closing parenthesis is missing")
+    if len(joiners) > 1:
+        raise InvalidFilterError("`and` and `or` in one filter are not offered")
+    combine = any if "or" in joiners else all
+    return lambda document: combine(test(document) for test in tests)
 
 
-def _tokens(text: str) -> list[str]:
-    found: list[str] = []
-    position = 0
-    text = text.rstrip()
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise InvalidFilterError(f"unreadable at position {position}")
-        found.append(match[0].lstrip())
-        position = match.end()
-    return found
-
-
-class _Parser:
-    """Recursive descent, one method per level of binding."""
-
-    def __init__(self, tokens: list[str]) -> None:
-        self._tokens = tokens
-        self._position = 0
-
-    def peek(self) -> str | None:
-        return self._tokens[self._position] if self._position < len(self._tokens) else None
-
-    def _take(self, what: str) -> str:
-        token = self.peek()
-        if token is None:
-            raise InvalidFilterError(f"ends where {what} was expected")
-        self._position += 1
-        return token
-
-    def _take_word(self, word: str) -> bool:
-        token = self.peek()
-        if token is None or token.lower() != word:
-            return False
-        self._position += 1
-        return True
-
-    def either(self, depth: int) -> Callable[[Mapping[str, Any]], bool]:
-        choices = [self._both(depth)]
-        while self._take_word("or"):
-            choices.append(self._both(depth))
-        return choices[0] if len(choices) == 1 else lambda document: any(accepts(document) for accepts in choices)
-
-    def _both(self, depth: int) -> Callable[[Mapping[str, Any]], bool]:
-        parts = [self._one(depth)]
-        while self._take_word("and"):
-            parts.append(self._one(depth))
-        return parts[0] if len(parts) == 1 else lambda document: all(accepts(document) for accepts in parts)
-
-    def _one(self, depth: int) -> Callable[[Mapping[str, Any]], bool]:
-        if depth > _MAX_DEPTH:
-            raise InvalidFilterError(f"nested deeper than {_MAX_DEPTH}")
-        token = self._take("an attribute")
-        if token == "(":  # noqa: S105 - a token of the language
-            inner = self.either(depth + 1)
-            if self._take("a closing parenthesis") != ")":
-                raise InvalidFilterError("a closing parenthesis is missing")
-            return inner
-        if token.startswith((")", '"')):
-            raise InvalidFilterError(f"unexpected {token} where an attribute was expected")
-        name = self._take("an operator").lower()
-        path = tuple(token.split("."))
-        if name == "pr":
-            return _Present(path)
-        if name not in {"eq", "ne", *_ORDER, *_TEXT}:
-            raise InvalidFilterError(f"unknown operator {name}")
-        value = _value(self._take("a value"))
-        if name in _TEXT and not isinstance(value, str):
-            raise InvalidFilterError(f"{name} takes a string")
-        return _Comparison(path, name, value)
-
-
-def _value(token: str) -> object:
+def _test(path: list[str], operator: str, literal: str) -> DocumentTest:
+    if operator == "pr":
+        return lambda document: any(found != "" for found in _found(document, path))
     try:
-        return msgspec.json.decode(token)
-    except (msgspec.DecodeError, ValueError):
-        raise InvalidFilterError(f"{token} is no value; strings stand in double quotes") from None
+        value = msgspec.json.decode(literal)
+        least = parse_rfc3339(value) if operator == "ge" else 0
+    except (msgspec.DecodeError, TypeError, ValueError):
+        raise InvalidFilterError(f"{operator} doesn't take {literal}; texts and timestamps stand in quotes") from None
+    if operator == "ge":
+        return lambda document: any(_is_at_least(found, least) for found in _found(document, path))
+    return lambda document: any(type(found) is type(value) and found == value for found in _found(document, path))
 
 
-@dataclass(frozen=True, slots=True)
-class _Present:
-    path: tuple[str, ...]
-
-    def __call__(self, document: Mapping[str, Any]) -> bool:
-        return any(found != "" for found in _found(document, self.path))
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    path: tuple[str, ...]
-    name: str
-    value: object
-
-    def __call__(self, document: Mapping[str, Any]) -> bool:
-        found = _found(document, self.path)
-        if self.name == "eq":
-            return self._equal(found)
-        if self.name == "ne":
-            return not self._equal(found)
-        return any(self._matches(item) for item in found)
-
-    def _equal(self, found: list[object]) -> bool:
-        if self.value is None:
-            return not found
-        mine = _comparable(self.value)
-        return any(_comparable(item) == mine for item in found)
-
-    def _matches(self, item: object) -> bool:
-        if self.name in _TEXT:
-            return isinstance(item, str) and isinstance(self.value, str) and _TEXT[self.name](item, self.value)
-        theirs, mine = _comparable(item), _comparable(self.value)
-        return theirs[0] == mine[0] and _ORDER[self.name](theirs[1], mine[1])
+def _is_at_least(found: object, least: int) -> bool:
+    """Compares instants: as text, `05.708Z` would come before `05Z`."""
+    try:
+        return parse_rfc3339(str(found)) >= least
+    except ValueError:
+        return False
 
 
-def _found(value: object, path: tuple[str, ...]) -> list[object]:
-    """Every value at the path that is not null; the items of a list count one by one."""
+def _found(value: object, path: list[str]) -> list[object]:
+    """Finds every value at the path that is not null; the items of a list count one by one."""
     if value is None:
         return []
     if isinstance(value, list):
@@ -173,17 +90,3 @@ def _found(value: object, path: tuple[str, ...]) -> list[object]:
     if not path:
         return [value]
     return _found(value.get(path[0]), path[1:]) if isinstance(value, dict) else []
-
-
-def _comparable(value: object) -> tuple[str, Any]:
-    """The value with its sort. Timestamps are compared as instants: as text, `05.708Z` would come before `05Z`."""
-    if isinstance(value, bool):
-        return "boolean", value
-    if isinstance(value, (int, float)):
-        return "number", value
-    if isinstance(value, str):
-        try:
-            return "instant", parse_rfc3339(value)
-        except ValueError:
-            return "text", value
-    return "other", repr(value)

@@ -1,4 +1,4 @@
-"""Where deliveries go. A kind of destination is one module here and its line in `KINDS`."""
+"""Kinds of destinations. Each kind is a module here and its line in `KINDS`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from inbox.config.model import (
     Config,
+    Downstream,
     ForwardDestination,
     PythonDestination,
     Route,
@@ -18,17 +19,20 @@ from inbox.errors import collect_config_errors
 from relay.destinations import forward, python, slack, sync
 from relay.destinations.base import Clients, Context, Deliverer
 
-KINDS: Mapping[type, Callable[[Route, Any, Clients], Deliverer]] = {
+KINDS: Mapping[type[Downstream], Callable[[Route, Any, Clients], Deliverer]] = {
     ForwardDestination: forward.build,
     PythonDestination: python.build,
     SlackDestination: slack.build,
     SyncDestination: sync.build,
 }
-"""The table of a destination → what makes the deliverer of a route to it."""
+"""Class of a destination's table → factory of the deliverer of a route to it.
+
+The class derives from `Downstream`: `relay.delivery.policy` reads its `outcomes`, and the client its other settings.
+"""
 
 
 def build(config: Config) -> dict[str, Deliverer]:
-    """The deliverer of every route, by the route's name. Secrets are read now; build again to read them again.
+    """Make the deliverer of every route, by the route's name. It reads the secrets; call it again to read them again.
 
     Raises:
         ConfigError: an endpoint, a secret, a template or an expression can't be used. The text has a line for each mistake.

@@ -1,4 +1,8 @@
-"""What a kind of destination has to offer."""
+"""The interface of a kind of destination.
+
+A kind has three parts: a table in `inbox.config.model` that derives from `Downstream`, a module with a `Deliverer` and a
+`build` function, and its line in `relay.destinations.KINDS`.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +21,39 @@ from relay.http.endpoint import prepare
 from relay.http.oauth import TokenClient
 
 Context = Limits
-"""What bounds an attempt: `lease` (until when it is trusted, by `inbox.clock.steady`), `stop` (the process is to end) and `now`."""
+"""The bounds of an attempt: `lease` (trusted until then, by `inbox.clock.steady`), `stop` (set for shutdown) and `now`."""
 
 
 def without_lease() -> Context:
-    """For calls of a person's command: nobody may take over from it, and nothing tells it to end."""
+    """Return the context for a command of an operator: no lease and no shutdown."""
     return Context(lambda: float("inf"), threading.Event(), SystemClock().now)
 
 
 class Deliverer(Protocol):
-    """Delivers the events of one route. Any thread may call it, many at once."""
+    """Delivers the events of one route. It is thread-safe."""
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make one attempt.
 
-        Whatever the other side, the network, the guard or the event's data does is in the outcome; what is raised is a
-        bug. No call starts after `context.lease()`, and a running one is cut then.
+        The outcome includes every error of the other side, the network, the guard and the event's data. An exception is
+        a bug. No call starts after `context.lease()`, and a running one is cut then.
         """
         ...
 
     def close(self) -> None:
-        """Close the idle connections, those of other routes to the same endpoint too. It can still be used."""
+        """Close the idle connections, also those of other routes to the same endpoint. The deliverer stays usable."""
         ...
 
 
 class Caller(Protocol):
-    """What calls one endpoint: an `HttpClient`, or one that gets tokens for it."""
+    """A client of one endpoint: an `HttpClient`, or a `TokenClient` around one."""
 
     def call(self, request: Request, limits: Limits) -> Answer:
-        """As `HttpClient.call`."""
+        """Make the call, as `HttpClient.call`."""
         ...
 
     def close(self) -> None:
-        """Close the idle connections. It can still be used."""
+        """Close the idle connections. The client stays usable."""
         ...
 
 
@@ -62,7 +66,7 @@ class Clients:
         self._made: dict[str, Caller] = {}
 
     def api(self, name: str) -> Caller:
-        """The client of an api.
+        """Return the client of an api.
 
         Raises:
             ConfigError: as `relay.http.endpoint.prepare`.
@@ -73,7 +77,7 @@ class Clients:
     def destination(
         self, endpoint: Endpoint, url: str, *, secrets: Iterable[str] = (), shown_path: str | None = None
     ) -> Caller:
-        """The client of a destination; arguments and errors as `relay.http.endpoint.prepare`."""
+        """Return the client of a destination; arguments and errors as `relay.http.endpoint.prepare`."""
         return self._client(f"destinations.{endpoint.name}", endpoint, url, secrets, shown_path)
 
     def _client(

@@ -1,17 +1,21 @@
-"""The original body, byte for byte, to one URL, signed as Standard Webhooks 1.0.0."""
+"""Forward: sends the original body, byte for byte, to a URL, signed as Standard Webhooks 1.0.0."""
 
 from __future__ import annotations
 
 import hmac
 import re
-from base64 import b64decode, b64encode
-from collections.abc import Callable
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from inbox.config.model import ForwardDestination, Route
 from inbox.errors import ConfigError
+from inbox.sources.signing import Message, signed_headers
+from inbox.sources.standard_webhooks import by_private_key, signature
 from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.client import Request
@@ -21,8 +25,8 @@ _SHARED, _PRIVATE, _PUBLIC = "whsec_", "whsk_", "whpk_"
 """Prefixes of the keys of Standard Webhooks."""
 _SEED_BYTES = 32
 
-Signer = Callable[[bytes], str]
-"""Makes one signature of `webhook-signature`."""
+Signer = Callable[[Message, datetime], Mapping[str, str]]
+"""Returns the headers of a signed message, with names in lower case."""
 _FROM_ELSEWHERE = re.compile(r"(env|file):")
 
 
@@ -34,10 +38,10 @@ class Forward:
         self._signer = signer
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
-        """One POST: any 2xx is success, and what the answer says besides is of no interest."""
+        """Make one POST. Any 2xx is success, whatever else the answer says."""
         if delivery.body is None:
             return Skipped((), "the event's body was erased")
-        headers = self._headers(delivery, int(context.now().timestamp()), delivery.body)
+        headers = self._headers(delivery, context.now(), delivery.body)
         answer = self._client.call(Request("forward", "POST", headers, body=delivery.body), context)
         calls = (answer.call,)
         return Delivered(calls, "forwarded") if answer.error_class is None else answer.failed(calls)
@@ -46,7 +50,7 @@ class Forward:
         """Close the idle connections."""
         self._client.close()
 
-    def _headers(self, delivery: Delivery, timestamp: int, body: bytes) -> dict[str, str]:
+    def _headers(self, delivery: Delivery, at: datetime, body: bytes) -> dict[str, str]:
         headers = {
             "Accept": "*/*",
             "Inbox-Source": delivery.source,
@@ -54,7 +58,7 @@ class Forward:
             "Inbox-Seq": str(delivery.seq),
             "Inbox-Attempt": str(delivery.attempt),
             "Webhook-Id": delivery.webhook_id,
-            "Webhook-Timestamp": str(timestamp),
+            "Webhook-Timestamp": str(int(at.timestamp())),
             "Idempotency-Key": delivery.idempotency_key,
         }
         if delivery.content_type:
@@ -66,12 +70,13 @@ class Forward:
         if delivery.traceparent is not None:
             headers["Traceparent"] = header_value(delivery.traceparent)
         if self._signer is not None:
-            headers["Webhook-Signature"] = self._signer(b"%b.%d.%b" % (delivery.webhook_id.encode(), timestamp, body))
+            signed = self._signer(Message(id=delivery.webhook_id.encode(), body=body), at)
+            headers |= {name.title(): value for name, value in signed.items()}
         return headers
 
 
 def build(route: Route, destination: ForwardDestination, clients: Clients) -> Forward:  # noqa: ARG001  # as every kind's
-    """The deliverer of `route`.
+    """Make the deliverer of `route`.
 
     Raises:
         ConfigError: the URL or the signing secret can't be used.
@@ -83,7 +88,7 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
         text = destination.signing_secret.reveal()
         signer = signer_of(text, f"{where}.signing_secret")
         secrets += [text, text.removeprefix(_SHARED).removeprefix(_PRIVATE)]
-    # A URL from a secret's place is one as a whole, such as a chat's incoming webhook: the log shows its host alone.
+    # A URL that is a secret as a whole, such as a chat's incoming webhook: the log shows its host alone.
     hidden = _FROM_ELSEWHERE.match(destination.url.reference) is not None
     url = destination.url.reveal()
     if hidden:
@@ -93,10 +98,10 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
 
 
 def signer_of(text: str, where: str) -> Signer:
-    """Signs with a secret as Standard Webhooks writes it: `whsec_` is shared, `whsk_` is private; any other is its own bytes.
+    """Return a signer for a secret of Standard Webhooks: `whsec_` is shared, `whsk_` is private, any other is its own bytes.
 
     Raises:
-        ConfigError: what follows the prefix is no such key, or it is a public one.
+        ConfigError: the text after the prefix is no such key, or the key is public.
     """
     if text.startswith(_PUBLIC):
         raise ConfigError(
@@ -104,15 +109,15 @@ def signer_of(text: str, where: str) -> Signer:
         )
     if text.startswith(_PRIVATE):
         private = _private_key(_decoded(text.removeprefix(_PRIVATE)), where)
-        return lambda signed: "v1a," + b64encode(private.sign(signed)).decode()
+        return partial(signed_headers, by_private_key("webhook"), private.sign)
     key = _decoded(text.removeprefix(_SHARED)) if text.startswith(_SHARED) else text.encode()
     if not key:
         raise ConfigError(f"{where}: what follows whsec_ must be base64")
-    return lambda signed: "v1," + b64encode(hmac.digest(key, signed, "sha256")).decode()
+    return partial(signed_headers, signature("webhook"), lambda content: hmac.digest(key, content, "sha256"))
 
 
 def _private_key(key: bytes, where: str) -> Ed25519PrivateKey:
-    """From the seed, or from the seed and the public key behind it, as Svix writes it."""
+    """Load a key from its seed, or from seed and public key together, as Svix writes it."""
     seed, public = key[:_SEED_BYTES], key[_SEED_BYTES:]
     if len(seed) == _SEED_BYTES:
         private = Ed25519PrivateKey.from_private_bytes(seed)

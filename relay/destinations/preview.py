@@ -1,4 +1,4 @@
-"""What an attempt of a sync route would change: it asks both sides and maps, as an attempt does, and writes nothing."""
+"""Previews of sync routes: makes an attempt that reads and maps, and writes nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from inbox.errors import MappingError
-from relay.delivery.outcome import Delivery, Failed, Outcome, Step
+from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
 from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Context
 from relay.destinations.sync import NO_HEADERS, Attempt, Ended, Sync
@@ -18,7 +18,7 @@ Change = Literal["create", "update", "deactivate", "delete", "none", "failed"]
 
 
 class FieldChange(msgspec.Struct, frozen=True):
-    """One field of a counterpart: as it is, and as it would be."""
+    """A field of a counterpart with its value before and after."""
 
     field: str
     before: Any
@@ -26,7 +26,7 @@ class FieldChange(msgspec.Struct, frozen=True):
 
 
 class Preview(msgspec.Struct, frozen=True):
-    """What would be done for one entity."""
+    """The change that an attempt would make for one entity."""
 
     route: str
     entity_type: str | None
@@ -34,39 +34,41 @@ class Preview(msgspec.Struct, frozen=True):
     change: Change
     fields: tuple[FieldChange, ...] = ()
     why: str | None = None
-    """When there is nothing to do, or it can't be told."""
+    """The reason for no change, or for a failure."""
 
     @property
-    def is_in_step(self) -> bool:
-        """Whether both sides agree."""
+    def is_in_sync(self) -> bool:
+        """True when both sides agree."""
         return self.change == "none"
 
 
 def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
-    """What an attempt for this event would change now. It waits for no replica, and counts no 404 as a delay."""
+    """Return the change that an attempt for this event would make now. It waits for no replica, and reads a 404 as final."""
     asked = msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
     attempt = _Dry(sync.plan, sync.api, sync.destination, asked, context)
 
-    def told(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
+    def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
         return Preview(delivery.route, delivery.entity_type, delivery.entity_id, change, fields, why)
 
     try:
         outcome: Outcome = attempt.run()
     except _Planned as planned:
         return (
-            told("none") if planned.change == "update" and not planned.fields else told(planned.change, planned.fields)
+            result("none")
+            if planned.change == "update" and not planned.fields
+            else result(planned.change, planned.fields)
         )
     except Ended as end:
         outcome = end.outcome
     except MappingError as error:
-        return told("failed", why=str(error))
+        return result("failed", why=str(error))
     if isinstance(outcome, Failed):
-        return told("failed", why=outcome.error)
-    return told("none", why=getattr(outcome, "why", None))
+        return result("failed", why=outcome.error)
+    return result("none", why=getattr(outcome, "why", None))
 
 
 class _Planned(Exception):
-    """The attempt would write now."""
+    """The planned write. It ends the attempt and is no error."""
 
     def __init__(self, change: Change, fields: tuple[FieldChange, ...]) -> None:
         super().__init__()
@@ -78,18 +80,18 @@ class _Dry(Attempt):
     """An attempt that stops before it writes."""
 
     def may_be_behind(self) -> bool:
-        """Nobody comes again later."""
+        """Return False: a preview has no later attempt."""
         return False
 
     def write(
         self,
-        step: Step,
+        step: CallStep,
         call: CallPlan,  # noqa: ARG002  # as the base class has it
         fields: dict[str, Any] | None,
         body: bytes | None,  # noqa: ARG002
         headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
     ) -> NoReturn:
-        """Say what would be changed instead.
+        """Raise the planned change instead of writing it.
 
         Raises:
             _Planned: always.

@@ -1,7 +1,7 @@
-"""A function of the user's own: `package.module:name`, called in a thread of its own.
+"""Python handlers: calls a function of yours, `package.module:name`, in a separate thread.
 
-A thread can't be ended from outside. One whose function does not return in time is left behind, and keeps its place among
-the destination's `concurrency` until it does: so a function that hangs can't take up more threads than that.
+A thread can't be ended from outside. When a function does not return in time, its thread is left behind, and keeps its slot
+of the destination's `concurrency` until it returns. So a hanging function can't occupy more threads than that.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from inbox.logs.traces import place_of
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
-from relay.sync.importing import Function, function_of
+from relay.sync.functions import Function, function_of
 from relay.sync.plan import event_scope
 
 _log = logging.getLogger(__name__)
 
 _TICK = 0.05
-"""Seconds between two looks at the lease, which may end sooner than it was to."""
+"""Seconds between two checks of the lease, which may end early."""
 _LONGEST_WHY = 500
 
 
-class Places:
-    """Where the functions of one destination run, those left behind too: `size` at once."""
+class HandlerSlots:
+    """The slots of one destination's functions: `size` run at once, those left behind included."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -35,8 +35,8 @@ class Places:
         self._taken = 0
         self._changed = threading.Condition()
 
-    def take(self, is_over: Callable[[], bool]) -> bool:
-        """Take a place as soon as there is one; False when it is over, or all are held by those left behind."""
+    def acquire(self, is_over: Callable[[], bool]) -> bool:
+        """Wait for a slot and acquire it. False when `is_over`, or when calls left behind hold all slots."""
         with self._changed:
             while not is_over():
                 if self._taken < self.size:
@@ -47,8 +47,8 @@ class Places:
                 self._changed.wait(_TICK)
             return False
 
-    def leave(self, running: Running) -> bool:
-        """Leave it behind; False when it has just ended."""
+    def leave_behind(self, running: Running) -> bool:
+        """Leave a call behind; False when it has just ended."""
         with self._changed:
             if running.ended.is_set():
                 return False
@@ -57,8 +57,8 @@ class Places:
             self._changed.notify_all()
             return True
 
-    def give_back(self, running: Running) -> None:
-        """It has ended, and so has the right to its place."""
+    def release(self, running: Running) -> None:
+        """Release the slot of a call that has ended."""
         with self._changed:
             running.ended.set()
             self._taken -= 1
@@ -67,18 +67,18 @@ class Places:
 
 
 class Running:
-    """One call of the function, in its thread."""
+    """A call of the function in its thread."""
 
-    def __init__(self, function: Function, event: Event, places: Places) -> None:
+    def __init__(self, function: Function, event: Event, slots: HandlerSlots) -> None:
         self.ended = threading.Event()
         self.is_left_behind = False
         self.error: BaseException | None = None
         self._function = function
         self._event = event
-        self._places = places
+        self._slots = slots
 
     def start(self, name: str) -> None:
-        """Begin; it has a place already.
+        """Start the thread of a call that has its slot.
 
         Raises:
             RuntimeError: the system has no thread for it.
@@ -88,49 +88,49 @@ class Running:
     def _run(self) -> None:
         try:
             self._function(self._event)
-        except BaseException as error:  # noqa: BLE001  # whatever it is, it ends this call alone
+        except BaseException as error:  # noqa: BLE001  # any error ends this call alone
             self.error = error
         finally:
-            self._places.give_back(self)
+            self._slots.release(self)
 
 
 class Python:
     """The deliverer of one route to a python destination."""
 
-    def __init__(self, shown: str, function: Function, timeout: float, places: Places) -> None:
+    def __init__(self, shown: str, function: Function, timeout: float, slots: HandlerSlots) -> None:
         self._shown = shown
         self._function = function
         self._timeout = timeout
-        self._places = places
+        self._slots = slots
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
-        """Call the function; it succeeds when it returns, within `timeout` and the lease."""
+        """Call the function. It succeeds when it returns within `timeout` and the lease."""
         if delivery.body is None:
             return Skipped((), "the event's body was erased")
-        running = Running(self._function, event_of(delivery), self._places)
+        running = Running(self._function, event_of(delivery), self._slots)
         began = steady()
-        if not self._places.take(lambda: self._over(began, context) is not None):
+        if not self._slots.acquire(lambda: self._over(began, context) is not None):
             if self._over(began, context) == "lease_lost":
                 return self._failed(began, "lease_lost", "not called: the lease ended", "not_sent")
-            why = f"not called: {self._places.size} calls before it have not returned yet"
+            why = f"not called: {self._slots.size} calls before it have not returned yet"
             return self._failed(began, "not_sent", why, "not_sent")
-        began = steady()  # a call that waited for its place has all of its time
+        began = steady()  # the wait for a slot does not reduce the call's time
         try:
             running.start(f"{delivery.route}-{delivery.seq}")
         except RuntimeError:
-            self._places.give_back(running)
+            self._slots.release(running)
             return self._failed(began, "not_sent", "not called: the system has no thread for it", "not_sent")
         while not running.ended.wait(min(_TICK, self._timeout)):
             reason = self._over(began, context)
-            if reason is not None and self._places.leave(running):
+            if reason is not None and self._slots.leave_behind(running):
                 return self._left_behind(delivery, began, reason)
         return self._ended(delivery, began, running.error)
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: a function has no connections."""
 
     def _over(self, began: float, context: Context) -> ErrorClass | None:
-        """What ends a call, or the wait for its place, that began then; None: nothing yet."""
+        """Return the reason to end a call, or the wait for its slot, that began then; None: it may go on."""
         now = steady()
         if now >= context.lease():
             return "lease_lost"
@@ -149,10 +149,10 @@ class Python:
             case Skip():
                 return Skipped(calls, _text(error.why))
             case Retry():
-                return Failed(calls, "put_off", f"handle: {_text(error.why)}", error.after)
+                return Failed(calls, "handler_retry", f"handle: {_text(error.why)}", error.after)
             case GiveUp():
-                return Failed(calls, "given_up", f"handle: {_text(error.why)}")
-        # An error's text may hold anything, the event's data and secrets too: its type and place say enough.
+                return Failed(calls, "handler_abort", f"handle: {_text(error.why)}")
+        # An error's text may hold anything, such as the event's data and secrets: its type and place suffice.
         name = type(error).__name__
         _log.error(
             "handler %s raised %s at %s route=%s seq=%d",
@@ -169,23 +169,23 @@ class Python:
 
 
 def build(route: Route, destination: PythonDestination, clients: Clients) -> Python:  # noqa: ARG001  # as every kind's
-    """The deliverer of `route`.
+    """Make the deliverer of `route`.
 
     Raises:
         ConfigError: the function can't be imported, or can't be called with an event.
     """
     function = function_of(destination.function, f"destinations.{destination.name}.function")
-    # What an earlier configuration left behind is still there after a reload.
-    places = _PLACES.setdefault((destination.name, destination.function), Places(destination.concurrency))
-    places.size = destination.concurrency
-    return Python(destination.function, function, float(destination.timeout), places)
+    # Calls left behind by an earlier configuration still run after a reload.
+    slots = _SLOTS.setdefault((destination.name, destination.function), HandlerSlots(destination.concurrency))
+    slots.size = destination.concurrency
+    return Python(destination.function, function, float(destination.timeout), slots)
 
 
-_PLACES: dict[tuple[str, str], Places] = {}
+_SLOTS: dict[tuple[str, str], HandlerSlots] = {}
 
 
 def event_of(delivery: Delivery) -> Event:
-    """What the function is given of a delivery."""
+    """Convert a delivery to the event that the function gets."""
     return Event(
         seq=delivery.seq,
         source=delivery.source,
@@ -205,5 +205,5 @@ def event_of(delivery: Delivery) -> Event:
 
 
 def _text(why: object) -> str:
-    """What a handler said, as both databases can store it."""
+    """Convert a handler's text to one that both databases can store."""
     return str(why)[:_LONGEST_WHY].encode("utf-8", "replace").decode()

@@ -1,8 +1,8 @@
-"""A message for each event, as Slack's incoming webhooks take it, and those that do as Slack does.
+"""Slack: posts a message for each event to an incoming webhook of Slack or of a compatible service.
 
 Facts: https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks (`text`, and the errors: 400
 `invalid_payload`, 403 `action_prohibited`, 404 `channel_not_found` and `no_service`, 410 `channel_is_archived`). The
-errors come with statuses that mean here what they mean everywhere, so their words are for the log alone.
+statuses have their usual meaning, so the words of the errors are for the log alone.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from relay.sync.plan import event_scope
 from relay.sync.templates import Placeholder, Template, encoded
 
 
-class Message(Template):
-    """A message's text: what is put into it is escaped, so that it can't mention everybody, forge a line or hide a link."""
+class MessageTemplate(Template):
+    """A message's text. Values in it are escaped, so that they can't mention everybody, forge a line or hide a link."""
 
     def expand(self, scope: Scope) -> str:
-        """The text, each value in the form of its place: in text, as a link's text, as its URL, or as a part of that.
+        """Return the text. Each value is escaped for its place: plain text, a link's text, its URL, or a part of that.
 
         Raises:
-            MappingError: an expression finds nothing, or something that can't stand in its place.
+            MappingError: an expression finds nothing, or a value that its place can't hold.
         """
-        said = ""
+        text = ""
         for part in self.parts:
-            said += part if isinstance(part, str) else self._placed(self._text(part, scope), part, said)
-        return said
+            text += part if isinstance(part, str) else self._placed(self._text(part, scope), part, text)
+        return text
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:  # noqa: ARG002
-        return False  # its one language is escaped for here
+        return False  # this class escapes for its one language
 
     def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
         if before.rfind("<") <= before.rfind(">"):
@@ -57,12 +57,12 @@ class Message(Template):
 class Slack:
     """The deliverer of one route to a slack destination."""
 
-    def __init__(self, client: Caller, message: Message) -> None:
+    def __init__(self, client: Caller, message: MessageTemplate) -> None:
         self._client = client
         self._message = message
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
-        """One POST: any 2xx is success."""
+        """Make one POST. Any 2xx is success."""
         if delivery.body is None:
             return Skipped((), "the event's body was erased")
         try:
@@ -86,13 +86,13 @@ class Slack:
 
 
 def build(route: Route, destination: SlackDestination, clients: Clients) -> Slack:  # noqa: ARG001  # as every kind's
-    """The deliverer of `route`.
+    """Make the deliverer of `route`.
 
     Raises:
         ConfigError: the URL or the template can't be used.
     """
     url = destination.url.reveal()
     path = urlsplit(url).path
-    secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's hook is its secret, most of all its end
+    secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's webhook is its secret, above all its end
     client = clients.destination(destination, url, secrets=secrets, shown_path="/…")
-    return Slack(client, Message(destination.text, f"destinations.{destination.name}.text", {"event"}))
+    return Slack(client, MessageTemplate(destination.text, f"destinations.{destination.name}.text", {"event"}))

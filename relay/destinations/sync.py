@@ -1,4 +1,4 @@
-"""Keeps a counterpart in another system like the source: fetch, find, map, then create, update or delete."""
+"""Sync: keeps a counterpart in another system in sync with its source. Fetch, find, map, then create, update or delete."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import Any, Literal, cast
 
 from inbox.config.model import Route, SyncDestination
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
-from relay.delivery.outcome import Call, Delivered, Delivery, Failed, Outcome, Skipped, Step, Unchanged
+from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
 from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
 from relay.http.endpoint import header_value
-from relay.sync import patches
-from relay.sync.calls import CallPlan
+from relay.sync.calls import CallPlan, patch_body
 from relay.sync.expressions import Scope, decode, digest, encode
 from relay.sync.match import require_carried, require_entity
 from relay.sync.plan import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.search import FindPlan, Search, can_be_named
 
 _REPLICA_LAG = timedelta(seconds=5)
-"""So soon after its event arrived, an entity that is not found may be one that a replica does not have yet."""
+"""For so long after the arrival of its event, an entity that is not found may be missing on a lagging replica only."""
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -36,7 +35,7 @@ class Sync:
         self.destination = destination
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
-        """Make the counterpart like the entity is now, whatever the event says that has changed."""
+        """Bring the counterpart in sync with the current entity, whatever change the event describes."""
         attempt = Attempt(self.plan, self.api, self.destination, delivery, context)
         try:
             return attempt.run()
@@ -52,7 +51,7 @@ class Sync:
 
 
 def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
-    """The deliverer of `route`.
+    """Make the deliverer of `route`.
 
     Raises:
         ConfigError: the route has no sync table, or something in it or its endpoints can't be used.
@@ -69,7 +68,7 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
 
 
 class Ended(Exception):
-    """The attempt ends here, from within a step. It carries a result and is no error."""
+    """The end of an attempt within a step. It carries the outcome and is no error."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class Ended(Exception):
 
 
 class Attempt:
-    """One attempt, from step to step."""
+    """An attempt in progress, step by step."""
 
     def __init__(self, plan: SyncPlan, api: Caller, destination: Caller, delivery: Delivery, context: Context) -> None:
         self.calls: list[Call] = []
@@ -92,11 +91,11 @@ class Attempt:
         self._stale_suspected = False
 
     def run(self) -> Outcome:
-        """All of it.
+        """Make all steps.
 
         Raises:
-            Ended: it ends within a step.
-            MappingError: the event, the entity or the counterpart has no usable value for something that is sent.
+            Ended: the attempt ends within a step.
+            MappingError: the event, the entity or the counterpart lacks a usable value for a field or a template.
         """
         if self._delivery.entity_id is None:
             return self._skipped("the event names no entity")
@@ -111,19 +110,19 @@ class Attempt:
         return self._update()
 
     def _fetch(self) -> bool:
-        """Whether the entity exists; it is in the scope then.
+        """Fetch the entity into the scope. Return False when it does not exist.
 
-        After a delete it may be there again, with the same id; or a replica that is behind still shows it as it was.
+        After a delete the entity may exist again, with the same id; or a lagging replica still has its old state.
         """
         self._fetch_began_at = self._context.now()
         answer = self._call("fetch", self._plan.fetch, self._api)
         if answer.error_class in ABSENT:
             if answer.error_class == "not_found" and self.may_be_behind():
-                # A replica that is behind answers the same for an entity just created: the next attempt asks again.
+                # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
                 raise Ended(answer.failed(self._all()))
             return False
         entity = self._json(answer)
-        if not isinstance(entity, dict) or not entity:  # of nothing, all fields would be cleared
+        if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
             raise self._bad_answer(answer, "the answer is not an object with something in it")
         try:
             require_entity(self._plan.carried, entity, self.scope)
@@ -133,23 +132,23 @@ class Attempt:
         is_delete, at = self._delivery.action == "delete", self._delivery.occurred_at
         if is_delete and (modified is None or modified < at):
             return False
-        is_in_doubt = is_delete and modified == at  # made again in the same second, or a replica that is behind
+        is_in_doubt = is_delete and modified == at  # recreated in the same second, or a lagging replica
         self._stale_suspected = is_in_doubt or self._plan.is_stale(modified, self._delivery)
         if self._stale_suspected and self._delivery.stale_before < len(REFETCH_AFTER):
             raise Ended(Failed(self._all(), "stale", f"fetch: last changed at {modified}, not after the event"))
         if modified is not None and modified > self._context.now():
-            self._last_modified = None  # it can't be true, and would prove of every event until then that it is known
+            self._last_modified = None  # it can't be true, and would make every event until then look covered
         self.scope["entity"] = entity
         return True
 
     def may_be_behind(self) -> bool:
-        """Of a 404: whether the source may simply not know it yet. The event of a delete says that it is gone."""
+        """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
             return False
         return self._delivery.attempt == 1 or self._context.now() - self._delivery.received_at < _REPLICA_LAG
 
     def _find(self) -> bool:
-        """Whether there is a counterpart; it is in the scope then."""
+        """Find the counterpart and put it into the scope. Return False without one."""
         find = cast("FindPlan", self._plan.find)
         search = Search(find, self.scope, enough=1 if self._plan.many == "first" else 2)
         goes_on = True
@@ -171,7 +170,7 @@ class Attempt:
         return bool(search.matches)
 
     def _require_counterpart(self, find: FindPlan, match: Mapping[str, Any], answer: Answer) -> None:
-        """End the attempt before anything is written, unless the match can be addressed and is what was searched for."""
+        """End the attempt before any write, unless the match can be addressed and carries the value searched for."""
         if not all(can_be_named(part.value(self.scope)) for part in self._plan.identity):
             needed = ", ".join(part.text for part in self._plan.identity)
             raise self._bad_answer(answer, f"the match lacks one of: {needed}")
@@ -198,7 +197,7 @@ class Attempt:
     def _update(self) -> Outcome:
         answer, fields = self._try_update()
         if answer.error_class in ABSENT:
-            # Deleted since it was found, or replaced by another: look again, once.
+            # It was deleted or replaced after the find: search once more.
             if self._plan.find is None or not self._find():
                 return self._missing()
             answer, fields = self._try_update()
@@ -207,11 +206,11 @@ class Attempt:
 
     def _try_update(self) -> tuple[Answer, dict[str, Any]]:
         fields, plan = self._plan.mapped(self.scope), self._plan
-        is_asked_for = self._delivery.run > 0  # by a person, or by a repeat
+        is_asked_for = self._delivery.run > 0  # by an operator, or by a duplicate request
         if plan.skip_unchanged and not is_asked_for and digest(fields) == self._delivery.applied_hash:
             raise Ended(Unchanged(self._all()))
         update = cast("CallPlan", plan.update)
-        body = patches.changes(plan.update_format, fields, self.scope["target"], update.path.where)
+        body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
         if body is None:
             raise Ended(Unchanged(self._all()))
         headers = {}
@@ -238,18 +237,18 @@ class Attempt:
 
     def write(
         self,
-        step: Step,
+        step: CallStep,
         call: CallPlan,
-        fields: dict[str, Any] | None,  # noqa: ARG002  # for who says what would be written
+        fields: dict[str, Any] | None,  # noqa: ARG002  # for previews
         body: bytes | None,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Answer:
-        """Change the counterpart: give it `fields`, or (None) mark or delete it, as `body` says in the route's format."""
+        """Change the counterpart: give it `fields`, or deactivate or delete it (None). `body` has the route's format."""
         return self._call(step, call, self._destination, body, more=headers)
 
     def _call(
         self,
-        step: Step,
+        step: CallStep,
         call: CallPlan,
         client: Caller,
         body: bytes | None = None,
@@ -257,7 +256,7 @@ class Attempt:
         more: Mapping[str, str] = NO_HEADERS,
         at: tuple[str, str] | None = None,
     ) -> Answer:
-        """The answer: a success, or that something is absent, which each step reads in its own way. Others end the attempt."""
+        """Make a call. Return a success, or an answer in `ABSENT`, which each step interprets. Any other ends the attempt."""
         path, query = at or (call.path.expand(self.scope), call.query(self.scope))
         headers = {"Accept": "application/json", **more}
         if step not in {"fetch", "find"}:

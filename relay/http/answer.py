@@ -1,4 +1,4 @@
-"""What an answer means, and what of it may be written down. Pure."""
+"""Answers of HTTP calls: their error classes, and redacted excerpts of them. Pure."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ BY_STATUS: dict[int, ErrorClass] = {
 FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 _SHORTEST_SECRET = 4
-"""Masking anything shorter would black out half of an excerpt and hide nothing."""
+"""Masking a shorter secret would black out half of an excerpt and hide nothing."""
 _LOOKED_FOR = 64
-"""Characters of a secret that another system has chosen: of 2,000 signs, in all spellings, the search took 3 s, for all threads."""
+"""Characters searched of a secret that another system chose: for 2,000, in all spellings, a search blocked all threads for 3 s."""
 _WINDOW = 4 * EXCERPT_BYTES
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""A NUL can't be stored by Postgres; the others steer a terminal. The last two ranges turn the direction of text."""
+"""Postgres can't store a NUL; the others control a terminal. The last two ranges change the direction of text."""
 _SENSITIVE = re.compile(
     r"""((?:token|passwd|password|pwd|secret|authorization|api[_-]?key|cookie|credential|signature)[\w-]{0,40}
         [\\"']{0,4}\s{0,8}[:=]\s{0,8})
@@ -49,24 +49,24 @@ MASK = "***"
 
 
 ABSENT: frozenset[ErrorClass] = frozenset({"not_found", "gone"})
-"""What was asked for is not there."""
+"""Answers that say that the resource does not exist."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """How a call went: what is logged of it, and what the next step needs."""
+    """The result of a call: its log entry, and the parts that the next step needs."""
 
     call: Call
     body: bytes = b""
-    """At most 64 KiB and one byte more."""
+    """At most 64 KiB plus a byte."""
     whole: bool = True
-    """Whether `body` is all of it."""
+    """True when `body` is complete."""
     error_class: ErrorClass | None = None
-    """None when the answer is a success (2xx)."""
+    """Empty for a success (2xx)."""
     retry_after: float | None = None
     etag: str | None = None
 
     def failed(self, calls: tuple[Call, ...], error_class: ErrorClass | None = None) -> Failed:
-        """The failure of the attempt whose `calls` end with this one."""
+        """Return the failure of the attempt whose `calls` end with this one."""
         why = self.call.error or f"answered {self.call.status}{_phrase(self.call.status)}"
         kind = error_class or self.error_class or "bad_answer"
         return Failed(calls, kind, f"{self.call.step}: {why}", self.retry_after)
@@ -80,16 +80,16 @@ def _phrase(status: int | None) -> str:
 
 
 def class_of_status(status: int) -> ErrorClass | None:
-    """What a final status means; None for a success."""
+    """Return the error class of a final status; None for a success."""
     if 200 <= status < 300:  # noqa: PLR2004  # RFC 9110 §15.3
         return None
     return BY_STATUS.get(status) or FAMILIES.get(status // 100, "bad_answer")
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds from `now`; None when the value is rubbish or past.
+    """Return the seconds from `now`; None when the value is unreadable or past.
 
-    It is given as seconds, fractions too, as Svix reads them, or as an HTTP-date.
+    The value is a number of seconds, which may have a fraction as in Svix, or an HTTP-date.
     """
     if value is None:
         return None
@@ -107,16 +107,16 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
 
 def name_only(pair: str) -> str:
-    """Of a pair of a query, what may be written down: its value may be a secret."""
+    """Return a pair of a query without its value, which may be a secret."""
     name, equals, _ = pair.partition("=")
     return f"{name}=…" if equals else "…"
 
 
 class Redactor:
-    """Makes excerpts of answers that show none of the endpoint's own secrets, and no value whose key says it is one."""
+    """Makes excerpts of answers. It masks the endpoint's own secrets, and every value whose key names a secret."""
 
     def __init__(self, secrets: Iterable[str], issued: str = "") -> None:
-        """`issued` is a secret that another system has chosen, however long."""
+        """Compile the patterns; `issued` is a secret that another system chose, however long."""
         self._secrets = frozenset(secrets)
         patterns: set[str] = set()
         for secret in self._secrets:
@@ -129,13 +129,13 @@ class Redactor:
         self._own = re.compile("|".join(longest_first)) if longest_first else None
 
     def besides(self, secret: str) -> Redactor:
-        """One that masks this secret, too, which another system has chosen."""
+        """Return a redactor that also masks this secret, which another system chose."""
         return Redactor(self._secrets, secret)
 
     def excerpt(self, body: bytes) -> str | None:
-        """The beginning of `body`, at most 4 KiB of UTF-8; None when there is nothing.
+        """Return the beginning of `body`, at most 4 KiB of UTF-8; None when it is empty.
 
-        The endpoint's own secrets are masked before anything is cut, so that no half of one is left at the edge.
+        The endpoint's own secrets are masked before the cut, so that no half of one is left at the edge.
         """
         text = body.decode("utf-8", "replace")
         if self._own is not None:
@@ -147,11 +147,11 @@ class Redactor:
 
 _QUOTES = frozenset("\"'<>")
 _FURTHER = r"[^\s\"'<>]*"
-"""The rest of a secret of which the beginning was found, and perhaps a little more."""
+"""The rest of a secret whose beginning was found, and perhaps a little more."""
 
 
 def _patterns(secret: str, and_on: str = "") -> set[str]:
-    """All that may stand for it, and for what follows it."""
+    """Return patterns for every encoding of a secret; `and_on` matches its rest."""
     if len(secret) < _SHORTEST_SECRET:
         return set()
     base64_end = and_on or "[A-Za-z0-9+/_-]?={0,2}"
@@ -159,8 +159,8 @@ def _patterns(secret: str, and_on: str = "") -> set[str]:
 
 
 def _spelled(secret: str) -> str:
-    """A pattern of every way in which JSON, URLs and HTML write it, one inside another too."""
-    once = re.sub(r"\\+", r"\\", secret)  # a run of them is matched as one, or there were too many ways to
+    """Return a pattern for every way in which JSON, URLs and HTML write it, nested ones too."""
+    once = re.sub(r"\\+", r"\\", secret)  # a run of backslashes is matched as one: there would be too many ways
     return "".join(char if char.isascii() and char.isalnum() else _spelled_char(char) for char in once)
 
 
@@ -176,7 +176,7 @@ def _spelled_char(char: str) -> str:
 
 
 def _in_base64(secret: str) -> Iterator[str]:
-    """What base64 of any text that holds it looks like in that place: it may begin at any of three offsets."""
+    """Yield its form in the base64 of any text that holds it, for each of the three offsets."""
     data = secret.encode()
     for before in range(3):
         whole = base64.b64encode(bytes(before) + data).decode()
@@ -184,5 +184,5 @@ def _in_base64(secret: str) -> Iterator[str]:
 
 
 _ALIKE = {" ": (r"\+",), "+": ("-",), "/": ("_",), "\t": ("t",)}
-"""In a form, in base64 for URLs, in JSON."""
+"""Spellings in forms, in base64 for URLs, and in JSON."""
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}

@@ -1,8 +1,8 @@
-"""The one room that makes HTTP calls.
+"""The HTTP client: the only module that makes calls.
 
-A call goes to one of the configured endpoints, over one `requests.Session` per thread, and ends: its deadline covers
-resolving the name, connecting, the head and the body of the answer, however slowly they drip. What is known of it
-afterwards is told apart as answered, not sent and unknown: only an unknown one may have had an effect that nobody saw.
+A call goes to a configured endpoint, over a `requests.Session` per thread, and always ends. Its deadline covers name
+resolution, connecting, and the head and body of the answer, however slowly they arrive. Its result is `answered`,
+`not_sent` or `unknown`: only an unknown call may have had an effect without an answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tenacity
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
 from inbox.logs.traces import place_of
-from relay.delivery.outcome import Call, Sent, Step
+from relay.delivery.outcome import Call, CallStep, Sent
 from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after
 from relay.http.connection import CallState, EndpointAdapter
 from relay.http.endpoint import Target
@@ -37,43 +37,43 @@ from relay.http.watchdog import WATCHDOG, CutOffError, RunningCall
 _log = logging.getLogger(__name__)
 
 MAX_ANSWER = 64 * 1024
-"""Bytes read of an answer; a longer one is cut there, and its connection closed."""
+"""Most bytes read of an answer. A longer one is cut there, and its connection closed."""
 _TRIES = 3
-"""For a call that provably was not sent."""
+"""Tries of a call that provably was not sent."""
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One call to be made, below the endpoint's URL."""
+    """A call to be made, below the endpoint's URL."""
 
-    step: Step
+    step: CallStep
     method: str
     headers: Mapping[str, str]
-    """Names in Title-Case, values as `relay.http.endpoint.header_value` makes them; the endpoint's own win."""
+    """Names in Title-Case, values from `relay.http.endpoint.header_value`. The endpoint's own headers take precedence."""
     path: str = ""
     """Already percent-encoded, beginning with a slash; empty for the endpoint's URL itself."""
     query: str = ""
     """Already encoded, without the question mark."""
     body: bytes | None = None
     most: int = MAX_ANSWER
-    """Bytes that are read of the answer."""
+    """Most bytes read of the answer."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What bounds the calls of one attempt."""
+    """The bounds for the calls of an attempt."""
 
     lease: Callable[[], float]
-    """The instant of `inbox.clock.steady` until which the lease is trusted, which may move.
+    """Returns the instant of `inbox.clock.steady` until which the lease is trusted. The instant may move.
 
-    No call starts after it, and a running one is cut. It is asked from other threads too, and must not raise.
+    No call starts after it, and a running one is cut. Other threads call this too, and it must not raise.
     """
     stop: threading.Event
-    """Set when the process is to end: a call that was not sent isn't tried again then."""
+    """Set for shutdown: then a call that was not sent isn't tried again."""
     now: Callable[[], datetime]
 
 
 class HttpClient:
-    """Calls one endpoint. Make one per api or destination and keep it: each thread that uses it has its own session."""
+    """A client of one endpoint. Make one for each api or destination, and keep it: each thread has its own session."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -84,16 +84,16 @@ class HttpClient:
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
 
-        It raises nothing: what the other side, the network, the guard or a bug does is in the answer. A call that
-        provably was not sent, since the connection was refused or the name server is busy, is tried again within the
-        same deadline, twice at most.
+        It raises nothing: errors of the other side, the network, the guard, and bugs are in the answer. A call that
+        provably was not sent, because the connection was refused or the name server is busy, is tried again within the
+        same deadline, at most twice.
         """
         deadline = steady() + self._target.timeout
         answer, again = self._once(request, deadline, limits)
         return self._retry(answer, request, deadline, limits) if again else answer
 
     def redactor_besides(self, secret: str) -> Redactor:
-        """The redactor of its answers, which masks this secret, too."""
+        """Return the redactor of its answers, extended by this secret."""
         return self._target.redactor.besides(secret)
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class HttpClient:
 
     def _retry(self, first: Answer, request: Request, deadline: float, limits: Limits) -> Answer:
         def results() -> Iterator[tuple[Answer, bool]]:
-            # The first is there already: making a Retrying costs a tenth of a call, so that only a failure pays for it.
+            # The first result exists already. Making a Retrying costs a tenth of a call, so only failures need one.
             answer, again = first, True
             while True:
                 yield answer, again
@@ -124,36 +124,36 @@ class HttpClient:
         return answer
 
     def _once(self, request: Request, deadline: float, limits: Limits) -> tuple[Answer, bool]:
-        """The answer, and whether another try is worth it at once."""
+        """Make the call; return the answer, and True when another try at once makes sense."""
         began = steady()
         if began >= limits.lease():
             return self._lost(request, began, "not_sent"), False
-        exchange = RunningCall(deadline, limits.lease)
+        running = RunningCall(deadline, limits.lease)
         error: BaseException | None = None
         answer: Answer | None = None
         status: int | None = None
         try:
-            adapter, wire = self._line()
-            wire.exchange = exchange
-            WATCHDOG.watch(exchange)
+            adapter, state = self._connection()
+            state.call = running
+            WATCHDOG.watch(running)
             prepared = self._prepare(request)
-            response = adapter.send(prepared, stream=True, timeout=exchange.remaining(), proxies=self._target.proxies)
+            response = adapter.send(prepared, stream=True, timeout=running.remaining(), proxies=self._target.proxies)
             status = response.status_code
             with _closed_on_error(response):
                 body, whole = _read(response, request.most)
                 answer = self._answered(request, began, response, body, limits.now(), whole=whole)
-        except Exception as caught:  # noqa: BLE001  # whatever it is, it is what came of this call
+        except Exception as caught:  # noqa: BLE001  # any error is the result of this call
             error = caught
         finally:
-            WATCHDOG.forget(exchange)
-            cut_by = exchange.let_go()
-        sent: Sent = "unknown" if exchange.sent else "not_sent"
+            WATCHDOG.forget(running)
+            cut_by = running.detach()
+        sent: Sent = "unknown" if running.sent else "not_sent"
         if cut_by == "lease":
             return self._lost(request, began, sent, status), False
         if answer is not None and cut_by is None:
             return answer, False
         root = CutOffError() if error is None or cut_by is not None else _root(error)
-        return self._failed(request, began, sent, root, status), not exchange.sent and _passing(root)
+        return self._failed(request, began, sent, root, status), not running.sent and _is_transient(root)
 
     def _answered(
         self, request: Request, began: float, response: requests.Response, body: bytes, now: datetime, *, whole: bool
@@ -174,28 +174,28 @@ class HttpClient:
 
     def _retry_after(self, given: str | None, now: datetime) -> float | None:
         seconds = parse_retry_after(given, now)
-        if given is not None and seconds is None:  # it may repeat a token that the redactor does not know
+        if given is not None and seconds is None:  # its text may repeat a token that the redactor doesn't know
             _log.warning("%s: Retry-After is past or can't be read, and ignored", self._target.shown)
         return seconds
 
-    def _line(self) -> tuple[EndpointAdapter, CallState]:
-        """This thread's own session, straight through its adapter: `Session.send` around it costs a third of a call."""
+    def _connection(self) -> tuple[EndpointAdapter, CallState]:
+        """Return this thread's adapter, to be called directly: `Session.send` around it costs a third of a call."""
         try:
-            line: tuple[requests.Session, EndpointAdapter, CallState] = self._of_thread.line
+            own: tuple[requests.Session, EndpointAdapter, CallState] = self._of_thread.own
         except AttributeError:
             session = requests.Session()
             session.trust_env = False  # no proxy, CA file or .netrc of the environment
-            wire = CallState(self._target.rules)
-            adapter = EndpointAdapter(wire, self._target.tls, self._target.proxies)
+            state = CallState(self._target.rules)
+            adapter = EndpointAdapter(state, self._target.tls, self._target.proxies)
             session.adapters.clear()
             session.mount(self._target.base, adapter)
             with self._opening:
                 self._sessions.add(session)
-            line = self._of_thread.line = (session, adapter, wire)
-        return line[1], line[2]
+            own = self._of_thread.own = (session, adapter, state)
+        return own[1], own[2]
 
     def _prepare(self, request: Request) -> requests.PreparedRequest:
-        """All parts are ready and checked, so that nothing is left for requests to normalise."""
+        """Build the request from parts that are checked already, so that requests has nothing to normalise."""
         target = self._target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
         headers = {**request.headers, **target.headers}
@@ -247,7 +247,7 @@ def _last_result(state: tenacity.RetryCallState) -> tuple[Answer, bool]:
 
 @contextmanager
 def _closed_on_error(response: requests.Response) -> Iterator[None]:
-    """Close its connection when reading it fails, whatever the reason: nobody knows how far it was read."""
+    """Close its connection when reading it fails for any reason: it is unknown how much was read."""
     try:
         yield
     except BaseException:
@@ -256,7 +256,7 @@ def _closed_on_error(response: requests.Response) -> Iterator[None]:
 
 
 def _read(response: requests.Response, most: int) -> tuple[bytes, bool]:
-    """The body and whether it is whole; a connection that can't be used again is closed."""
+    """Return the body, and True when it is whole. Close a connection that can't be used again."""
     raw = response.raw
     body: bytes = raw.read(most + 1, decode_content=False)
     if len(body) > most:
@@ -266,7 +266,7 @@ def _read(response: requests.Response, most: int) -> tuple[bytes, bool]:
 
 
 def _root(error: BaseException) -> BaseException:
-    """The error at the bottom of what requests and urllib3 have wrapped it in, whose texts would show the URL."""
+    """Unwrap the original error: the texts of requests and urllib3 around it would show the URL."""
     for _ in range(10):
         inner = (getattr(error, "reason", None), *error.args, error.__cause__)
         found = next((candidate for candidate in inner if isinstance(candidate, BaseException)), None)
@@ -276,8 +276,8 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _passing(root: BaseException) -> bool:
-    """Whether the reason why a call was not sent may be gone in a moment."""
+def _is_transient(root: BaseException) -> bool:
+    """Return True when the reason why a call was not sent may pass in a moment."""
     if isinstance(root, socket.gaierror):
         return root.errno == socket.EAI_AGAIN
     return isinstance(root, ConnectionError) or (isinstance(root, OSError) and root.errno in _UNREACHABLE)
@@ -291,12 +291,12 @@ _WORDS: tuple[tuple[type[BaseException], Callable[[Any], str]], ...] = (
     (IncompleteRead, lambda _: "the answer broke off"),
     (NotHttpError, lambda root: f"not an HTTP answer: {root}"),
     (HTTPException, lambda root: f"not an HTTP answer: {type(root).__name__}"),  # a proxy's, to CONNECT
-    (OSError, lambda root: root.strerror or "the proxy did not let the call through"),
+    (OSError, lambda root: root.strerror or "the proxy refused the call"),
 )
 
 
 def _in_words(root: BaseException, sent: Sent, timeout: float) -> str:
-    """What happened, in words of our own: nothing of what the other side sent."""
+    """Describe the error in our own words, without any text of the other side."""
     if isinstance(root, TimeoutError):
         return f"no whole answer within {timeout:g} s" if sent == "unknown" else f"not connected within {timeout:g} s"
     for kind, words in _WORDS:

@@ -1,4 +1,4 @@
-"""The connections under `requests`: guarded, ended by a deadline, and not reused when they have been idle for long."""
+"""Connections under `requests`: guarded, ended by a deadline, and not reused after a long idle time."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from relay.http.response import StrictResponse
 from relay.http.watchdog import RunningCall
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
-"""Its warnings show whole URLs, with what is secret in them, and what the other side sent."""
+"""Its warnings show whole URLs, including secrets in them, and text that the other side sent."""
 
 IDLE_SECONDS = 4.0
-"""A socket idle for longer is closed before it is reused: the other side may be closing it just now, and then nobody
-knows whether it acted on the request. Load balancers close after 60 s, uvicorn after 5 s, gunicorn after 2 s."""
+"""A socket idle for longer is closed, not reused: the other side may be closing it at that moment, and its effect on the
+request would be unknown. Load balancers close after 60 s, uvicorn after 5 s, gunicorn after 2 s."""
 _COALESCED = 64 * 1024
-"""A body up to so many bytes goes out in one write with the head, which saves the other side a wake-up."""
+"""Largest body in bytes that goes out in one write with the head, which saves the other side a wake-up."""
 
 
 class CallState:
-    """What the connections of one endpoint in one thread share: the call that runs now, and the rules."""
+    """The shared state of one endpoint's connections in one thread: the running call, and the address rules."""
 
-    __slots__ = ("exchange", "rules")
+    __slots__ = ("call", "rules")
 
-    def __init__(self, rules: guard.Rules) -> None:
+    def __init__(self, rules: guard.AddressRules) -> None:
         self.rules = rules
-        self.exchange = RunningCall(0, lambda: 0)
+        self.call = RunningCall(0, lambda: 0)
 
 
 class _Guarded(HTTPConnection):
-    def __init__(self, wire: CallState, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # urllib3's own
+    def __init__(self, state: CallState, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  # urllib3's own
         super().__init__(*arguments, **options)
-        self._wire = wire
+        self._state = state
         self._used_at = 0.0
         self._held_back: list[bytes] | None = None
         self._answer: StrictResponse | None = None
@@ -57,7 +57,7 @@ class _Guarded(HTTPConnection):
         return self._answer
 
     def _new_conn(self) -> socket.socket:
-        return guard.connect(self._dns_host, self.port or self.default_port, self._wire.exchange, self._wire.rules)
+        return guard.connect(self._dns_host, self.port or self.default_port, self._state.call, self._state.rules)
 
     @property
     def is_connected(self) -> bool:
@@ -73,15 +73,15 @@ class _Guarded(HTTPConnection):
         headers: Mapping[str, str] | None = None,
         **options: Any,  # noqa: ANN401  # urllib3's own
     ) -> None:
-        exchange = self._wire.exchange
+        running = self._state.call
         if self.sock is None:
             try:
                 self.connect()
             except (BrokenPipeError, ConnectionResetError) as error:
-                # As they are, urllib3 takes them for a request that was cut short, and goes on to read an answer.
+                # Unconverted, urllib3 takes them for a request that was cut short, and goes on to read an answer.
                 raise NewConnectionError(self, "") from error
-        exchange.hold(self.sock)
-        exchange.sent = True  # from here on the other side may act on it
+        running.attach(self.sock)
+        running.sent = True  # from here on the other side may act on it
         if body is not None and len(body) > _COALESCED:
             super().request(method, url, body, headers, **options)
             return
@@ -110,37 +110,37 @@ class _GuardedTLS(_Guarded, HTTPSConnection):
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
-        # While hands are shaken nobody outside of `ssl` has the socket: wrapping detaches ours before it begins.
+        # During the handshake only `ssl` has the socket: wrapping detaches ours before it begins.
         self._spare = sock.dup()
-        self._wire.exchange.hold(self._spare)
+        self._state.call.attach(self._spare)
         return sock
 
     def connect(self) -> None:
         try:
             super().connect()
         finally:
-            self._wire.exchange.let_go()
+            self._state.call.detach()
             if self._spare is not None:
                 self._spare.close()
                 self._spare = None
 
 
 class EndpointAdapter(HTTPAdapter):
-    """Sends to one origin over one kept-alive connection. It never retries, follows nothing, and keeps no cookie."""
+    """Sends to one origin over one kept-alive connection, without retries, redirects and cookies."""
 
-    def __init__(self, wire: CallState, context: ssl.SSLContext, proxies: dict[str, str]) -> None:
-        self._wire = wire
+    def __init__(self, state: CallState, context: ssl.SSLContext, proxies: dict[str, str]) -> None:
+        self._state = state
         self._context = context
         self._proxies = proxies
         self._pool: HTTPConnectionPool | None = None
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **options: Any) -> None:  # noqa: ANN401  # requests' own
-        """As documented by requests; the TLS context is the endpoint's, made once: loading CAs takes 20 ms."""
+        """Make the pool manager with the endpoint's TLS context, made once: loading CAs takes 20 ms."""
         super().init_poolmanager(connections, maxsize, block, ssl_context=self._context, **options)
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> ProxyManager:  # noqa: ANN401  # requests' own
-        """As documented by requests."""
+        """Make the proxy manager with the endpoint's TLS context."""
         options |= {"ssl_context": self._context, "proxy_ssl_context": self._context}
         return super().proxy_manager_for(proxy, **options)  # type: ignore[no-any-return]
 
@@ -151,19 +151,19 @@ class EndpointAdapter(HTTPAdapter):
         proxies: Mapping[str, str] | None = None,  # noqa: ARG002  # the endpoint's count
         cert: Any = None,  # noqa: ANN401  # requests' own
     ) -> HTTPConnectionPool:
-        """The one pool: looking it up by the URL's parts costs more than sending."""
+        """Return the one pool: looking it up by the URL's parts costs more than sending."""
         if self._pool is None:
             pool = cast(
                 "HTTPConnectionPool",
                 super().get_connection_with_tls_context(request, verify, proxies=self._proxies, cert=cert),
             )
             cls = _GuardedTLS if pool.scheme == "https" else _Guarded
-            pool.ConnectionCls = functools.partial(cls, self._wire)  # type: ignore[assignment]  # a class to urllib3, which only calls it
+            pool.ConnectionCls = functools.partial(cls, self._state)  # type: ignore[assignment]  # a class to urllib3, which only calls it
             self._pool = pool
         return self._pool
 
     def cert_verify(self, conn: Any, *_: object) -> None:  # noqa: ANN401  # requests' own
-        """Always, against the context's CAs."""
+        """Verify always, against the context's CAs."""
         conn.cert_reqs = "CERT_REQUIRED"
 
     def close(self) -> None:
@@ -174,7 +174,7 @@ class EndpointAdapter(HTTPAdapter):
         super().close()
 
     def build_response(self, req: PreparedRequest, resp: Any) -> Response:  # noqa: ANN401  # requests' own
-        """The status, the headers and the stream; no cookie is read."""
+        """Build a response from status, headers and stream; no cookie is read."""
         response = Response()
         response.status_code = resp.status
         response.headers = resp.headers
@@ -186,12 +186,12 @@ class EndpointAdapter(HTTPAdapter):
 def tls_context(
     ca_file: str | None, where: str, cert_file: str | None = None, key_file: str | None = None
 ) -> ssl.SSLContext:
-    """A context that verifies, from TLS 1.2 on, trusting `ca_file` alone or else those of `requests`.
+    """Make a context that verifies, from TLS 1.2 on, and trusts `ca_file` alone, or else the CAs of `requests`.
 
-    To a server that asks for it, it shows the certificate of `cert_file`, whose key is in `key_file` or there, too.
+    It presents the certificate of `cert_file` to a server that asks for one. Its key is in `key_file` or in the same file.
 
     Raises:
-        ConfigError: a file can't be read, or holds not what it should; `where` names the table.
+        ConfigError: a file can't be read, or has the wrong content; `where` names the table.
     """
     if ca_file is None and cert_file is None and key_file is None:
         return _default_context()
@@ -204,7 +204,7 @@ def tls_context(
             raise ConfigError(f"{where}: key_file needs a cert_file, the certificate that the key is of")
         return context
     try:
-        context.load_cert_chain(cert_file, key_file, password="")  # none is asked for: nobody is there to type it
+        context.load_cert_chain(cert_file, key_file, password="")  # prevents a prompt: nobody could answer it
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: can't use cert_file {cert_file} and key_file {key_file}: {error}") from None
     return context

@@ -1,4 +1,4 @@
-"""What a client knows of its endpoint: read from the configuration and checked once, before any call."""
+"""Endpoints of HTTP clients: read from the configuration, and checked once, before any call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOT_TO_BE_SET = re.compile(
     "|idempotency-key|webhook-.*|inbox-.*",
     re.IGNORECASE,
 )
-"""What frames the message, would bring an answer that can't be read here, or is the delivery's own."""
+"""Headers that frame the message, cause an answer that can't be read here, or belong to the delivery."""
 
 
 _HOST = re.compile(r"[a-z0-9._-]+")
@@ -37,16 +37,16 @@ class Target(msgspec.Struct, frozen=True):
     """An endpoint, ready to be called."""
 
     base: str
-    """Scheme, host and path, as configured; a call's own path is appended to it."""
+    """Scheme, host and path, as configured. A call's path is appended."""
     query: str
     shown: str
-    """What the log shows of `base`."""
+    """The part of `base` that the log shows."""
     headers: dict[str, str]
-    """The configured ones and the authentication; names in Title-Case, which decides when a call sets the same."""
+    """Configured headers and authentication. Names are in Title-Case, so that they replace a call's header of the same name."""
     timeout: float
     """Seconds, for one call."""
     proxies: dict[str, str]
-    rules: guard.Rules
+    rules: guard.AddressRules
     tls: ssl.SSLContext
     redactor: Redactor
 
@@ -60,15 +60,15 @@ def prepare(
     secrets: Iterable[str] = (),
     shown_path: str | None = None,
 ) -> Target:
-    """Read the endpoint's secrets, and check what can be checked before a call.
+    """Read the endpoint's secrets, and check all that can be checked before a call.
 
     Args:
         endpoint: its authentication, limits and rules.
         url: the URL that every path is below.
         where: the table of the configuration, named in errors.
-        outbound: the lists that hold for all endpoints.
-        secrets: what else an excerpt of an answer must not show.
-        shown_path: what the log shows in place of the URL's own path, which may be a secret itself.
+        outbound: the address lists for all endpoints.
+        secrets: further texts that an excerpt of an answer must not show.
+        shown_path: text that the log shows in place of the URL's path, which may be a secret.
 
     Raises:
         ConfigError: the URL, a header, `ca_file` or `proxy` can't be used, or a secret is not there.
@@ -104,7 +104,7 @@ def prepare(
 
 
 def header_value(text: str) -> str:
-    """`text` as it may stand in a header: printable ASCII and tabs as they are, anything else as percent-encoded UTF-8.
+    """Write `text` for a header: printable ASCII and tabs unchanged, any other text percent-encoded as UTF-8.
 
     `requests` refuses line breaks, but would send a NUL, and Latin-1. Encoded text has its `%` encoded too.
     """
@@ -116,7 +116,7 @@ def _title(name: str) -> str:
 
 
 def _checked_url(url: str, endpoint: Endpoint, where: str) -> str:
-    """The URL as requests normalises it (IDNA, percent-encoding); errors don't repeat it, for it may be a secret."""
+    """Return the URL as requests normalises it (IDNA, percent-encoding). Errors don't repeat it: it may be a secret."""
     request = requests.PreparedRequest()
     try:
         request.prepare_url(url, None)
@@ -136,7 +136,7 @@ def _checked_url(url: str, endpoint: Endpoint, where: str) -> str:
 
 
 def _authentication(auth: OutboundAuth | None) -> tuple[dict[str, str], list[str]]:
-    """The headers, and the secrets in them."""
+    """Return the headers, and the secrets in them."""
     if isinstance(auth, ApiBasic):
         user, password = auth.user.reveal(), auth.password.reveal()
         both = b64encode(f"{user}:{password}".encode()).decode()
@@ -163,17 +163,17 @@ def _proxies(proxy: str | None, where: str) -> dict[str, str]:
     return {"http": proxy, "https": proxy}
 
 
-def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.Rules:
+def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.AddressRules:
     given = [lists.allow_to for lists in (outbound, endpoint) if lists.allow_to is not None]
-    return guard.Rules(
+    return guard.AddressRules(
         allow_private=endpoint.allow_private,
         allow=tuple(tuple(map(ipaddress.ip_network, networks)) for networks in given),
         block=tuple(map(ipaddress.ip_network, (*outbound.block_to, *endpoint.block_to))),
     )
 
 
-def _check_behind_proxy(host: str, endpoint: Endpoint, rules: guard.Rules, where: str) -> None:
-    """Refuse what can be seen to be private: a proxy resolves names itself, and perhaps more spellings of addresses."""
+def _check_behind_proxy(host: str, endpoint: Endpoint, rules: guard.AddressRules, where: str) -> None:
+    """Refuse a recognisably private host: a proxy resolves names itself, and perhaps more spellings of addresses."""
     address = guard.literal(host)
     if address is not None:
         reason = guard.refusal(address, rules)

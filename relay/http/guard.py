@@ -1,7 +1,7 @@
-"""The outbound guard: a name is resolved, every address is checked, and the connection goes to one that was checked.
+"""The outbound guard: it resolves a name, checks every address, and connects to a checked one.
 
-Checking a URL's host and leaving the connection to resolve it again is how guards are bypassed (a second answer of the
-name server, `http://127.1`, IPv4 inside IPv6), so the check sits where the socket is opened, and once more on its peer.
+A guard that checks a URL's host and lets the connection resolve it again is bypassed by a second answer of the name
+server, `http://127.1`, or IPv4 inside IPv6. So the check is where the socket is opened, and once more on its peer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from inbox.errors import OutboundRefused
 from relay.http.watchdog import CutOffError, RunningCall
 
 _SLICE = 0.1
-"""Seconds between two looks at whether the call was cut while its name is being resolved."""
+"""Seconds between two checks for a cut call while its name is being resolved."""
 _RESOLVERS = 16
-"""A name server that hangs keeps at most so many threads."""
+"""Most threads that a hanging name server can occupy."""
 
 # The IANA special-purpose registries, and Svix's list (webhook_http_client.rs). `is_global` alone would let
 # 64:ff9b::a9fe:a9fe, 2002:7f00:1::1, 224.0.0.1, fec0::1 and 192.0.0.8 pass.
@@ -47,7 +47,7 @@ _FORBIDDEN_4 = tuple(
     )
 )
 _GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
-"""All that IANA has handed out as global unicast: loopback, unique-local, link-local, NAT64, multicast and segment
+"""The range that IANA assigned as global unicast. Loopback, unique-local, link-local, NAT64, multicast and segment
 routing lie outside of it."""
 _FORBIDDEN_6 = tuple(
     (ipaddress.IPv6Network(network), what)
@@ -60,7 +60,7 @@ _FORBIDDEN_6 = tuple(
 )
 
 
-# ::ffff:0:0/96 is read as IPv4 altogether; these hold an IPv4 address that a gateway on the way takes out again:
+# ::ffff:0:0/96 is read as IPv4 altogether. These embed an IPv4 address that a gateway on the way extracts:
 # RFC 4291 §2.5.5.1, RFC 6052 §2.1, RFC 8215.
 _HOLDS_IPV4 = tuple(ipaddress.IPv6Network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
 
@@ -68,26 +68,26 @@ Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-class Rules(msgspec.Struct, frozen=True):
+class AddressRules(msgspec.Struct, frozen=True):
     """The addresses that the calls of an endpoint may go to."""
 
     allow_private: bool = False
     allow: tuple[tuple[Net, ...], ...] = ()
-    """Lists: an address must be in each."""
+    """Allow lists: an address must be in each."""
     block: tuple[Net, ...] = ()
 
     @property
     def forbids_nothing(self) -> bool:
-        """No address is refused, so that none has to be looked at."""
+        """True when no address is refused, so that none needs a check."""
         return self.allow_private and not self.allow and not self.block
 
 
-PUBLIC = Rules()
-ANYWHERE = Rules(allow_private=True)
+PUBLIC = AddressRules()
+ANYWHERE = AddressRules(allow_private=True)
 
 
-def refusal(address: str, rules: Rules = PUBLIC) -> str | None:
-    """Why a call may not go to this IP address; None when it may."""
+def refusal(address: str, rules: AddressRules = PUBLIC) -> str | None:
+    """Return the reason why a call may not go to this IP address; None when it may."""
     given = ipaddress.ip_address(address)
     mapped = given.ipv4_mapped if isinstance(given, ipaddress.IPv6Address) else None
     ip = given if mapped is None else mapped
@@ -108,7 +108,7 @@ def _not_public(ip: Ip) -> str | None:
 
 
 def _readings(ip: Ip) -> Iterator[Ip]:
-    """The address, and those that it may come to behind a gateway."""
+    """Yield the address, and those that a gateway may turn it into."""
     yield ip
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.sixtofour is not None:
@@ -119,9 +119,9 @@ def _readings(ip: Ip) -> Iterator[Ip]:
 
 
 def literal(host: str) -> str | None:
-    """The address that a host in a URL is, in any spelling that some resolver takes; None for a name.
+    """Return the address that a host in a URL spells, in any form that some resolver accepts; None for a name.
 
-    Such as `127.1`, `2130706433`, `0x7f.1` and `017700000001`, which `inet_aton` reads, and any of them with a dot behind.
+    Examples are `127.1`, `2130706433`, `0x7f.1` and `017700000001`, which `inet_aton` reads, and any with a trailing dot.
     """
     bare = host.strip("[]").rstrip(".")
     try:
@@ -135,7 +135,7 @@ def literal(host: str) -> str | None:
 
 
 def is_canonical(host: str) -> bool:
-    """An address in a spelling that everybody reads alike: four decimal numbers, or IPv6."""
+    """Return True for an address in an unambiguous spelling: four decimal numbers, or IPv6."""
     try:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:
@@ -144,28 +144,28 @@ def is_canonical(host: str) -> bool:
 
 
 _PRIVATE_SUFFIXES = (".localhost", ".local", ".localdomain", ".internal", ".home.arpa")
-"""RFC 6761, 6762 and 8375, and what ICANN keeps for private use; providers name their metadata services so, too."""
+"""Suffixes of RFC 6761, 6762 and 8375, and ICANN's for private use. Cloud providers use them for metadata services, too."""
 _PRIVATE_NAMES = frozenset({"metadata.goog"})
 
 
 def is_private_name(host: str) -> bool:
-    """Tell by the name alone that it is of this machine or a private network, or is none: where nobody here resolves it.
+    """Return True when the name alone shows this machine, a private network, or no name. For names that a proxy resolves.
 
-    A public one ends with a label that begins with a letter (RFC 1123 §2.1); `127.0.0.256` is what some read as an address.
+    A public name ends with a label that begins with a letter (RFC 1123 §2.1); some resolvers read `127.0.0.256` as an address.
     """
     name = host.rstrip(".").lower()
     ends_as_a_name = name.rpartition(".")[2][:1].isalpha()
     return "." not in name or not ends_as_a_name or name.endswith(_PRIVATE_SUFFIXES) or name in _PRIVATE_NAMES
 
 
-def connect(host: str, port: int, exchange: RunningCall, rules: Rules) -> socket.socket:
-    """A socket connected to `host`, within the time of `exchange`, which holds it.
+def connect(host: str, port: int, running: RunningCall, rules: AddressRules) -> socket.socket:
+    """Connect to `host` within the time of `running`, and attach the socket to it.
 
     Raises:
         OutboundRefused: one of the host's addresses may not be called.
         OSError: not resolved, not connected, or out of time.
     """
-    addresses = _RESOLVER.resolve(host, port, exchange)
+    addresses = _RESOLVER.resolve(host, port, running)
     for _, address in addresses:
         _check(host, address[0], rules)
     failure = OSError(f"{host} has no address")
@@ -173,14 +173,14 @@ def connect(host: str, port: int, exchange: RunningCall, rules: Rules) -> socket
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.settimeout(exchange.remaining() / left)  # the next address gets its share of the time
-            exchange.hold(sock)
+            sock.settimeout(running.remaining() / left)  # the next address gets its share of the time
+            running.attach(sock)
             sock.connect(address)
             if not rules.forbids_nothing:
                 _check(host, sock.getpeername()[0], rules)
-            exchange.remaining()  # a socket that was shut while it was connecting may look connected
+            running.remaining()  # a socket that was shut down while connecting may look connected
         except (OSError, OutboundRefused) as error:
-            exchange.let_go()
+            running.detach()
             sock.close()
             if isinstance(error, OutboundRefused):
                 raise
@@ -190,7 +190,7 @@ def connect(host: str, port: int, exchange: RunningCall, rules: Rules) -> socket
     raise failure
 
 
-def _check(host: str, address: str, rules: Rules) -> None:
+def _check(host: str, address: str, rules: AddressRules) -> None:
     reason = None if rules.forbids_nothing else refusal(address, rules)
     if reason is not None:
         raise OutboundRefused(f"{host} is at {address}, which is {reason}")
@@ -208,8 +208,8 @@ class _Resolver:
         self._open = 0
         self._lock = threading.Lock()
 
-    def resolve(self, host: str, port: int, exchange: RunningCall) -> list[_Address]:
-        """The addresses of `host`.
+    def resolve(self, host: str, port: int, running: RunningCall) -> list[_Address]:
+        """Return the addresses of `host`.
 
         Raises:
             OSError: the name has none, or the time is over.
@@ -225,7 +225,7 @@ class _Resolver:
         self._asked.put((host, port, answer))
         while True:
             try:
-                return answer.result(timeout=min(_SLICE, exchange.remaining()))
+                return answer.result(timeout=min(_SLICE, running.remaining()))
             except CutOffError:
                 raise
             except TimeoutError:  # the wait's, or the lookup's own
@@ -240,7 +240,7 @@ class _Resolver:
                 answer.set_result([(family, address) for family, _, _, _, address in found])  # type: ignore[misc]  # no int addresses without AF_PACKET
             except UnicodeError:  # an empty label, or one of more than 63 characters
                 answer.set_exception(socket.gaierror(socket.EAI_NONAME, "not a host name"))
-            except Exception as error:  # noqa: BLE001  # it is the caller's, and no reason for this thread to end
+            except Exception as error:  # noqa: BLE001  # it goes to the caller, and this thread continues
                 answer.set_exception(error)
             with self._lock:
                 self._open -= 1

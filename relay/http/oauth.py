@@ -1,4 +1,4 @@
-"""Bearer tokens by client credentials (RFC 6749 §4.4): got when they are needed, kept, and renewed before they end."""
+"""Bearer tokens by client credentials (RFC 6749 §4.4): fetched on demand, cached, and renewed before they expire."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from relay.http.answer import Answer, Redactor
 from relay.http.client import HttpClient, Limits, Request
 
 RENEWED_BEFORE_SECONDS = 30.0
-"""So long before its end a token is not used any more: the call may take its time."""
+"""A token is renewed so long before it expires: a call with it may take some time."""
 TRUSTED_SECONDS = 300.0
-"""How long a token is kept whose answer does not say how long it lasts."""
+"""Lifetime of a token whose answer states none."""
 
 
-class Token(msgspec.Struct, frozen=True):
-    """One token; `until` is by the steady clock."""
+class BearerToken(msgspec.Struct, frozen=True):
+    """A bearer token; `until` is by the steady clock."""
 
     value: str
     until: float
     redactor: Redactor
-    """Masks it in what a call with it is answered."""
+    """Masks the token in the answers of calls with it."""
 
 
 class TokenClient:
-    """Calls an endpoint with a token, as `HttpClient` does without. Any thread may use it; one at a time gets a token."""
+    """Calls an endpoint with a token, as `HttpClient` does without. It is thread-safe; one thread at a time fetches a token."""
 
     def __init__(self, calls: HttpClient, tokens: HttpClient, auth: ApiOauth2, patience: float) -> None:
-        """`tokens` calls the token URL; who waits longer than `patience` seconds for another's token gets none."""
+        """Take the clients: `tokens` calls the token URL. A thread waits at most `patience` seconds for another's token."""
         self._patience = patience
         self._token_url = auth.token_url.partition("?")[0]
         self._calls = calls
@@ -46,12 +46,12 @@ class TokenClient:
         self._scope = auth.scope
         self._in_body = auth.credentials == "body"
         self._lock = threading.Lock()
-        self._token: Token | None = None
+        self._token: BearerToken | None = None
 
     def call(self, request: Request, limits: Limits) -> Answer:
-        """As `HttpClient.call`. What is wrong with the token URL is told as this call's own failure.
+        """Make the call, as `HttpClient.call`. An error of the token URL becomes this call's own failure.
 
-        A call that is answered 401 is made once more with a new token: the one at hand may have been revoked.
+        After a 401 the call is made once more with a new token: the cached one may have been revoked.
         """
         token = self._present(request, limits)
         if isinstance(token, Answer):
@@ -68,19 +68,19 @@ class TokenClient:
         self._calls.close()
         self._tokens.close()
 
-    def _call(self, request: Request, token: Token, limits: Limits) -> Answer:
+    def _call(self, request: Request, token: BearerToken, limits: Limits) -> Answer:
         authorised = {**request.headers, "Authorization": f"Bearer {token.value}"}
         answer = self._calls.call(msgspec.structs.replace(request, headers=authorised), limits)
         if answer.call.excerpt is None:
             return answer
-        masked = token.redactor.excerpt(answer.body)  # not of the excerpt, at whose end half of it may stand
+        masked = token.redactor.excerpt(answer.body)  # from the body: the excerpt may end with half a token
         return msgspec.structs.replace(answer, call=msgspec.structs.replace(answer.call, excerpt=masked))
 
-    def _present(self, request: Request, limits: Limits) -> Token | Answer:
+    def _present(self, request: Request, limits: Limits) -> BearerToken | Answer:
         began = steady()
         if not self._lock.acquire(timeout=self._patience):
             waited = round((steady() - began) * 1000, 2)
-            why = "no token: others have waited for one too long"
+            why = "no token: another call has waited too long for one"
             return Answer(
                 Call(request.step, "POST", self._token_url, "not_sent", waited, error=why), error_class="not_sent"
             )
@@ -94,13 +94,15 @@ class TokenClient:
         finally:
             self._lock.release()
 
-    def _forget(self, token: Token) -> None:
+    def _forget(self, token: BearerToken) -> None:
         with self._lock:
             if self._token is token:
                 self._token = None
 
-    def _ask(self, request: Request, limits: Limits) -> Token | Answer:
-        client = BackendApplicationClient(self._client_id)  # told no scope, it takes an answer with another one (§3.3)
+    def _ask(self, request: Request, limits: Limits) -> BearerToken | Answer:
+        client = BackendApplicationClient(
+            self._client_id
+        )  # without a scope it accepts an answer with another one (§3.3)
         secrets: dict[str, Any] = (
             {"include_client_id": True, "client_secret": self._client_secret} if self._in_body else {}
         )
@@ -117,24 +119,24 @@ class TokenClient:
         except UnusableAnswer as error:
             return msgspec.structs.replace(_failed(answer, str(error)), error_class="bad_answer")
         until = steady() + max(lasts - RENEWED_BEFORE_SECONDS, lasts / 2)
-        return Token(value, until, self._calls.redactor_besides(value))
+        return BearerToken(value, until, self._calls.redactor_besides(value))
 
 
 _UNAUTHORISED = 401
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
-"""Characters that RFC 6749 §A.12 lets a token have, but for the space, so it is the value of a header, too.
+"""Characters that RFC 6749 §A.12 allows in a token, without the space: such a token is a valid header value.
 
-RFC 6750 §2.1 lets bearer tokens have less than is issued as such: Salesforce's have a `!` in them, Meta's a `|`.
+RFC 6750 §2.1 allows fewer characters than services issue: Salesforce's tokens contain a `!`, Meta's a `|`.
 """
 _OF_THE_CLIENT: frozenset[ErrorClass] = frozenset({"rejected", "not_found", "gone", "conflict"})
-"""As a token URL's answer these say that the client gets no token (400 is RFC 6749 §5.2's own), and nothing of what is called."""
+"""Classes that mean, from a token URL, that the client gets no token (400 in RFC 6749 §5.2). They say nothing of the endpoint."""
 
 
 def read_token(body: bytes) -> tuple[str, float]:
-    """The token in the answer of a token endpoint (RFC 6749 §5.1), and how many seconds it lasts.
+    """Read the token and its lifetime in seconds from the answer of a token endpoint (RFC 6749 §5.1).
 
     Raises:
-        UnusableAnswer: there is none that can be used. The text says which member is wrong, and repeats no value.
+        UnusableAnswer: it has no usable token. The text names the wrong member, and repeats no value.
     """
     try:
         answer = strict_json.parse(body)
@@ -154,7 +156,7 @@ def read_token(body: bytes) -> tuple[str, float]:
 
 
 def _seconds(given: object) -> float:
-    """A number, or the digits of one in quotes, as some servers write it."""
+    """Read a number, or the digits of one in quotes, as some servers write it."""
     if given is None:
         return TRUSTED_SECONDS
     if isinstance(given, str) and _DIGITS.fullmatch(given):
@@ -166,13 +168,13 @@ def _seconds(given: object) -> float:
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _LONGEST_SECONDS = 10**9
-"""Some thirty years: what is longer is a mistake, and would be a number that a clock can't be added to."""
+"""About thirty years: a longer lifetime is a mistake, and can't be added to a clock."""
 
 
 def _failed(answer: Answer, why: str) -> Answer:
-    """The same, told so that it is seen that the token is meant; what was answered may hold a secret.
+    """Turn a failed token request into the call's failure, without its body, which may hold a secret.
 
-    A 404 of the token URL must not be taken for one of the entity, whose counterpart would be deleted.
+    A 404 of the token URL must not be read as that of the entity: its counterpart would be deleted.
     """
     error_class = "auth" if answer.error_class in _OF_THE_CLIENT else answer.error_class
     call = msgspec.structs.replace(answer.call, error=f"no token: {why}", excerpt=None)

@@ -1,8 +1,8 @@
 """Reads answers with llhttp, as strictly as the receiver reads requests (`inbox.http.protocol`).
 
 `http.client` reads a chunk's size by `int(line, 16)`, so that `-1` reads without an end and `-5` raises ValueError. It
-skips no interim answer but 100, and reads on behind header lines that are none. What two readers could understand
-differently is refused here: the call is `unknown` and its connection closed.
+skips no interim answer but 100, and reads on after invalid header lines. This module refuses an answer that two parsers
+could read differently: the call is `unknown` and its connection closed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 import httptools
 
 LARGEST_HEAD = 64 * 1024
-"""Bytes of the head with the interim answers before it; and of a trailer, or between two parts of a body."""
+"""Most bytes of a head with the interim answers before it, of a trailer, or between two parts of a body."""
 MOST_FIELDS = 100
-"""Header fields of one head, trailers included."""
+"""Most header fields of a head, trailers included."""
 MOST_INTERIM = 8
-"""Interim answers (1xx) that are read past; RFC 9110 §15.2 wants them parsed, and sets no limit."""
+"""Most interim answers (1xx) that are skipped. RFC 9110 §15.2 requires parsing them, and sets no limit."""
 _PIECE = 16 * 1024
 _FIRST_FINAL_STATUS = 200
 _FIRST_STATUS = 100
@@ -26,24 +26,24 @@ _VERSIONS = {"1.1": 11, "1.0": 10}
 
 
 class NotHttpError(HTTPException):
-    """The bytes are no answer that can be relied on. The text is ours or llhttp's, and has nothing of the other side's."""
+    """The bytes are no reliable HTTP answer. The text is ours or llhttp's, never the other side's."""
 
 
 class StrictResponse(HTTPResponse):
-    """An answer as `http.client` gives it, for `begin`, `read` with a bound, and `close`; for methods other than HEAD."""
+    """An answer with the interface of `http.client`: `begin`, `read` with a bound, and `close`. For methods other than HEAD."""
 
     def __init__(
         self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
     ) -> None:
         super().__init__(sock, debuglevel, method, url)
         self.has_leftover = False
-        """Something came behind the answer that nobody has asked for: the connection can't be used again."""
+        """True when unrequested bytes followed the answer: the connection can't be used again."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._fields: list[tuple[bytes, bytes]] = []
         self._count = 0
         self._interim = 0
         self._unused = 0
-        """Bytes that have come since any were of use."""
+        """Bytes received since the last useful ones."""
         self._in_body = False
         self._until_close = False
         self._whole = False
@@ -53,7 +53,7 @@ class StrictResponse(HTTPResponse):
         """Read the head of the final answer.
 
         Raises:
-            NotHttpError: it is none, or there are too many interim ones before it.
+            NotHttpError: it is no head, or too many interim answers precede it.
             RemoteDisconnected, IncompleteRead: the connection was closed before its end.
         """
         while not self._in_body:
@@ -64,10 +64,10 @@ class StrictResponse(HTTPResponse):
         self.headers = self.msg = message
 
     def read(self, amt: int | None = None) -> bytes:
-        """Up to `amt` bytes of the body, fewer only at its end. The rest stays unread.
+        """Read up to `amt` bytes of the body, fewer only at its end. The rest stays unread.
 
         Raises:
-            NotHttpError: what frames the body can't be relied on.
+            NotHttpError: the framing of the body is unreliable.
             IncompleteRead: the connection was closed before its end.
             ValueError: there is no bound.
         """
@@ -82,7 +82,7 @@ class StrictResponse(HTTPResponse):
         return data
 
     def close(self) -> None:
-        """Let go of the connection's stream, and of the parser, which refers to this."""
+        """Release the connection's stream, and the parser, which refers to this object."""
         self._parser = None
         super().close()
 
@@ -113,14 +113,14 @@ class StrictResponse(HTTPResponse):
         else:
             raise RemoteDisconnected("")
 
-    # What the parser calls:
+    # Callbacks of the parser:
 
     def on_message_begin(self) -> None:
-        """Another message begins."""
+        """Note the begin of another message."""
         self.has_leftover = self._whole
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a field of a head; those of a trailer say nothing that is used."""
+        """Keep a field of a head; those of a trailer are not used."""
         self._count += 1
         if self._count > MOST_FIELDS:
             raise NotHttpError(f"more than {MOST_FIELDS} header fields")
@@ -128,7 +128,7 @@ class StrictResponse(HTTPResponse):
             self._fields.append((name, value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Read past an interim answer, and check the framing of the final one."""
+        """Skip an interim answer, and check the framing of the final one."""
         parser = self._parser
         if self._whole or parser is None:
             return
@@ -169,6 +169,6 @@ class StrictResponse(HTTPResponse):
 
 
 def _words(error: Exception) -> str:
-    """The parser's own reason, a constant of llhttp; with a small letter, as in the middle of a sentence."""
+    """Return the parser's own reason, a constant of llhttp, with a small letter for the middle of a sentence."""
     reason = str(error)
     return reason[:1].lower() + reason[1:]

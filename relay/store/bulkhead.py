@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from inbox.db.dialect import blames_items, error_text, is_held_up
+from inbox.db.dialect import blames_items, error_text, is_wait_timeout
 from relay.store.database import Database, FailedAlone
 
 Item = TypeVar("Item")
@@ -46,7 +46,7 @@ def isolated(
     try:
         result = batch()
     except Exception as error:  # noqa: BLE001  # whatever one item raises, it must not stop the others
-        is_late = is_held_up(error)
+        is_late = is_wait_timeout(error)
         if not is_late:
             _raise_unless_at_fault(error)
     else:
@@ -79,7 +79,7 @@ def in_parts(
             with database.haste(in_haste):
                 result = part(some)
         except Exception as error:  # noqa: BLE001  # as above
-            is_late = is_held_up(error)
+            is_late = is_wait_timeout(error)
             if not is_late:
                 _raise_unless_at_fault(error)
             in_haste = in_haste or is_late

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.db.dialect import Sql, is_held_up, rows_param
+from inbox.db.dialect import Sql, is_wait_timeout, rows_param
 from inbox.db.schema import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
@@ -55,7 +55,7 @@ def claim(
     try:
         return _claim_of(database, relay_node, wanted, claim_filters=claim_filters, places=places, policies=policies)
     except DBAPIError as error:
-        if not is_held_up(error) or len(wanted) == 1:
+        if not is_wait_timeout(error) or len(wanted) == 1:
             raise
         claimed = _claim_each(
             database, relay_node, wanted, claim_filters=claim_filters, places=places, policies=policies

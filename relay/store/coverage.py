@@ -71,7 +71,7 @@ def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[
     for row in sorted(again, key=lambda row: row.late_seq):
         if (row.seq, row.route) not in taken:
             taken.add((row.seq, row.route))
-            told[row.late_seq, row.route] = facts.Superseded(by=row.seq, because="told")
+            told[row.late_seq, row.route] = facts.Superseded(by=row.seq, because="swept")
     return told
 
 
@@ -249,7 +249,7 @@ def _superseded_by_sweeps(sql: Sql) -> TextClause:
     return text(f"""
 SELECT CAST(l.detail ->> 'by' AS bigint) AS by_seq, l.route
 FROM {sql.looked_up(later, "delivery_log l", "l.seq = i.seq AND l.kind = 'superseded'")}
-WHERE l.detail ->> 'because' = 'told'
+WHERE l.detail ->> 'because' = 'swept'
 """)
 
 

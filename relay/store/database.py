@@ -70,7 +70,7 @@ class Database:
             self.failed_alone(item)
         if self.sql.pause_after_write:
             time.sleep(self.sql.pause_after_write)
-        if self._checkpoints is not None and self._checkpoints.due(_ROWS_OF_A_WRITE):
+        if self._checkpoints is not None and self._checkpoints.due(transaction.rows):
             self._checkpoints.made(complete=checkpoint(self.engine))
 
     @contextmanager
@@ -113,6 +113,8 @@ class Transaction:
         """Counts of the facts it adds, by route and kind."""
         self.left_out: list[FailedAlone] = []
         """The parts that were skipped because the database has rejected them."""
+        self.rows = _ROWS_OF_A_WRITE
+        """About how many rows it writes, which makes the next checkpoint due."""
         self._now = now
         self.in_haste = False
         """True when it waits for no row while it holds the order lock."""

@@ -107,7 +107,7 @@ def judge(database: Database, config: Config, policies: Policies, relay_node: st
         uncovered = _uncovered(transaction, policies, found)
         undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT}
         again = [
-            append(row, facts.Rearmed(repeat=newest[row.seq]), now)
+            append(row, facts.Rearmed(duplicate=newest[row.seq]), now)
             for row in uncovered
             if row.state in (State.DEAD, State.ENDED) and row.seq not in undecided
         ]

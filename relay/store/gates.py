@@ -14,7 +14,7 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
-from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, RateLimit, heard
+from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, RateLimit, after_result
 from relay.delivery.policy import Policies
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
@@ -89,7 +89,7 @@ def listen(
     before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}
     after = dict(before)
     for report in reports:
-        after[report.key] = heard(after[report.key], report.health, report.why, limits[report.key], now)
+        after[report.key] = after_result(after[report.key], report.health, report.why, limits[report.key], now)
     changed = {key: breaker for key, breaker in after.items() if breaker != before[key]}
     store(transaction, changed)
     note(transaction, changes(before, changed), now)

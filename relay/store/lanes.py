@@ -12,7 +12,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
 from relay.delivery.lifecycle import OpenDelivery, State
-from relay.delivery.ordering import Place, settle
+from relay.delivery.ordering import LanePosition, settle
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.database import ROW, Transaction, as_open_delivery
 
@@ -68,7 +68,7 @@ class _Waiting(NamedTuple):
     """The first waiting deliveries of a lane."""
 
     rows: list[OpenDelivery]
-    upto: Place | None = None
+    upto: LanePosition | None = None
     """The place of the last of them, when more wait behind it."""
 
 

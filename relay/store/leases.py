@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
+from inbox.events import states
 from relay.delivery.policy import Policies
 from relay.store.bulkhead import isolated
 from relay.store.database import Database, Transaction, key_text
 from relay.store.lanes import settle_lanes
 
-LEASE_SECONDS = 15
+LEASE_SECONDS = states.LEASE_SECONDS
 
 Claimed = tuple[int, str, int]
 """seq, route and the lease's token."""

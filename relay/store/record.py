@@ -16,7 +16,6 @@ from relay.delivery import facts
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import STOPPED, GateKey
-from relay.delivery.health import endpoint_of, heard_of
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import (
@@ -24,7 +23,9 @@ from relay.delivery.policy import (
     UNKNOWN_ROUTE,
     History,
     Policies,
+    breaker_reports,
     decide,
+    endpoint_of,
     history_of,
     needs_history,
 )
@@ -150,7 +151,7 @@ def _record(
             changed.append(append(row, fact, now))
             recorded.append(Recorded(delivery, fact))
         note(transaction, deaths(changed), now)
-        delivered = [row for row in changed if isinstance(row.facts[-1], facts.Delivered | facts.Unchanged)]
+        delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | facts.UnchangedFact)]
         healing = heal(transaction, delivered, policies, now)
         transaction.write_back(settle_lanes(transaction, [*changed, *healing.ended], policies, now), relay_node)
         done = [o for o in outcomes if (o[0].seq, o[0].route, o[0].lease_token) in leased]
@@ -201,7 +202,7 @@ def _reports(
         policy = policies.get(delivery.route, UNKNOWN_ROUTE)
         if (delivery.seq, delivery.route, delivery.lease_token) not in leased:
             continue
-        for endpoint, health, why in heard_of(outcome, policy):
+        for endpoint, health, why in breaker_reports(outcome, policy):
             if health != "well" or endpoint in watched:
                 yield Heard(endpoint, health, why)
 

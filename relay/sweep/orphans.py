@@ -7,42 +7,44 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.progress import MofNCompleteColumn, SpinnerColumn
-
-from inbox.cli.terminal import Doing, bar, fail
 from inbox.config.model import Config, Route
 from inbox.config.sync import Listing
 from inbox.errors import SweepFailed
+from relay.destinations.base import Clients, without_lease
+from relay.sweep.pages import Pages
 from relay.sync.cursor import EVERYTHING, Listed
 
-ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")
+OnListed = Callable[[str, int], None]
+"""Called with the name of the side that is listed, and a number of further entities."""
+
 _FINDINGS = (
     ("orphan: its entity is not at the source", "SELECT id FROM there EXCEPT SELECT id FROM here ORDER BY id"),
     ("missing: it has no counterpart", "SELECT id FROM here EXCEPT SELECT id FROM there ORDER BY id"),
 )
 
 
-def orphans(config: Config, source: str, number: int) -> Iterator[dict[str, Any]]:
-    """What one of the two sides lacks, of the sweep of this number, on each sync route of `source` that has a listing."""
-    from relay.destinations.base import Clients, without_lease  # noqa: PLC0415  # listings need not load what makes calls
-    from relay.sweep.pages import Pages  # noqa: PLC0415
+def orphans(config: Config, source: str, number: int, progress: OnListed) -> Iterator[dict[str, str]]:
+    """Find what either side lacks, for one sweep of `source`, on each of its sync routes with a listing.
 
+    Raises:
+        SweepFailed: a side can't be listed; the text names it.
+    """
     table = config.sources[source].sweeps[number]
     clients = Clients(config)
     context = without_lease()
     with contextlib.closing(sqlite3.connect("")) as ids:
         caller = clients.api(table.api)
         pages = Pages(table, f"sources.{source}.sweeps[{number}]", caller)
-        _keep(ids, "here", table.entity_type, pages.since(EVERYTHING, context))
+        _keep(ids, "here", table.entity_type, pages.since(EVERYTHING, context), progress)
         caller.close()
         for route, table_there in _routes(config, source, table.entity_type):
             destination: Any = config.destinations[route.destination]
             there = clients.destination(destination, destination.base_url)
             listing = Pages(table_there, f"routes.{route.name}.sync.listing", there)
-            _keep(ids, "there", route.destination, listing.since(EVERYTHING, context))
+            _keep(ids, "there", route.destination, listing.since(EVERYTHING, context), progress)
             there.close()
             for finding, statement in _FINDINGS:
                 for (entity_id,) in ids.execute(statement):
@@ -51,7 +53,7 @@ def orphans(config: Config, source: str, number: int) -> Iterator[dict[str, Any]
 
 
 def _routes(config: Config, source: str, entity_type: str) -> list[tuple[Route, Listing]]:
-    """Sync routes of this source that take such entities and say how their counterparts are listed."""
+    """List the sync routes of this source that take such entities and have a listing of their counterparts."""
     return [
         (route, route.sync.listing)
         for route in config.routes.values()
@@ -62,15 +64,12 @@ def _routes(config: Config, source: str, entity_type: str) -> list[tuple[Route, 
     ]
 
 
-def _keep(ids: sqlite3.Connection, name: str, shown: str, pages: Iterable[Sequence[Listed]]) -> None:
+def _keep(ids: sqlite3.Connection, name: str, side: str, pages: Iterable[Sequence[Listed]], progress: OnListed) -> None:
     ids.execute(f"DROP TABLE IF EXISTS {name}")
     ids.execute(f"CREATE TABLE {name} (id TEXT PRIMARY KEY) WITHOUT ROWID")
-    columns = (SpinnerColumn(), Doing("listing "), MofNCompleteColumn())
     try:
-        with bar(*columns) as progress:
-            task = progress.add_task(shown, total=None)
-            for page in pages:
-                ids.executemany(f"INSERT OR IGNORE INTO {name} VALUES (?)", [(each.id,) for each in page])
-                progress.advance(task, len(page))
+        for page in pages:
+            ids.executemany(f"INSERT OR IGNORE INTO {name} VALUES (?)", [(each.id,) for each in page])
+            progress(side, len(page))
     except SweepFailed as error:
-        fail(f"{shown}: {error}")
+        raise SweepFailed(f"{side}: {error}") from None

@@ -1,4 +1,4 @@
-"""What a service lists, page by page: ids, and times of the last change, with bounded memory."""
+"""Reads a service's listing page by page: ids, and times of the last change, with bounded memory."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from relay.sync.cursor import UNTOLD, Listed, OffsetCursor
 from relay.sync.expressions import Expression, decode
 
 MOST_BYTES = 32 * 1024 * 1024
-"""Of one page."""
+"""The largest page."""
 MOST_MARKS = 1_000_000
-"""Brackets, commas and colons of one page: parsed, so many took up to 133 MiB (fractions), and 32 MiB of small lists took 807."""
+"""The most brackets, commas and colons in a page: parsed, they took up to 133 MiB (fractions); 32 MiB of small lists took 807."""
 _ASKED = {"since", "start", "count"}
-_PASSING: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
-"""A GET may be made again after these."""
+_TRANSIENT: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
+"""Errors after which a GET is repeated."""
 TRIES = 3
 WAIT: wait_base = wait_exponential(multiplier=0.5, exp_base=4)
 LONGEST_RETRY_AFTER = 20.0
-"""Seconds that are waited where the source asks for them: no longer than a relay may leave its turn unsaid."""
+"""The longest wait that a source may ask for, in seconds: a relay has to renew its turn."""
 
 BEFORE_A_CALL: Sequence[Listed] = ()
-"""The page that comes before each call, so that who waits for pages can do something first."""
+"""The page that is yielded before each call, so that the caller can enforce a rate limit first."""
 
 
 class Pages:
-    """One way to ask a service for all that it has, or for what has changed."""
+    """A listing of all entities of a service, or of those that have changed."""
 
     def __init__(self, table: Sweep | Listing, where: str, caller: Caller) -> None:
         """Compile it.
@@ -56,13 +56,13 @@ class Pages:
         self._modified = None if modified is None else Expression(modified, f"{where}.modified", None)
 
     def since(self, since: datetime, context: Context) -> Iterator[Sequence[Listed]]:
-        """What was changed at or after `since` (of a listing: everything), a page at a time, in the order of the service.
+        """Yield what was changed at or after `since` (of a listing: everything), page by page, in the service's order.
 
-        What is changed meanwhile may come twice; what stays as it is, comes at least once. A page that can't be had is asked
-        for three times; BEFORE_A_CALL comes before each.
+        Entities that change meanwhile may come twice; those that don't come at least once. A page that can't be fetched is
+        tried three times; BEFORE_A_CALL comes before each try.
 
         Raises:
-            SweepFailed: a page can't be had or read, the pages come again and again, or move too fast to be followed.
+            SweepFailed: a page can't be fetched or read, the pages repeat, or move too fast to be followed.
         """
         place = OffsetCursor(self._table.first, self._table.count)
         while not place.is_at_end:
@@ -79,7 +79,7 @@ class Pages:
         request = Request("fetch", "GET", {"Accept": "application/json"}, path, query, most=MOST_BYTES)
         answer = self._caller.call(request, context)
         if answer.error_class is not None:
-            passes = answer.error_class in _PASSING
+            passes = answer.error_class in _TRANSIENT
             raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
         if not answer.whole:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; ask for less by count")
@@ -95,7 +95,7 @@ class Pages:
             raise SweepFailed("a page has no list where items says")
         return [self._listed(each) for each in found]
 
-    def _listed(self, item: Any) -> Listed:  # noqa: ANN401  # whatever the JSON holds
+    def _listed(self, item: Any) -> Listed:  # noqa: ANN401  # any JSON
         try:
             entity_id = self._id.value(item)
             if not isinstance(entity_id, str | int) or isinstance(entity_id, bool):
@@ -124,7 +124,7 @@ def _retrying(context: Context) -> tenacity.Retrying:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """As long as the source asks for, or else longer each time."""
+    """Wait as long as the source asks for, or else exponentially longer."""
     error = None if state.outcome is None else state.outcome.exception()
     asked = error.retry_after if isinstance(error, SweepFailed) else None
     return WAIT(state) if asked is None else min(asked, LONGEST_RETRY_AFTER)

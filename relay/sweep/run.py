@@ -1,4 +1,4 @@
-"""One sweep: asks a source what has changed, compares with the inbox, and adds an event for what no webhook has told.
+"""A sweep: asks a source for its changes, compares them with the inbox, and adds an event for each unreported one.
 
 `relay sweep` and the daemon run it alike. A sweep takes events in as the receiver does, by the same statement, so this is
 the one room of the relay that knows how the receiver stores them.
@@ -6,22 +6,16 @@ the one room of the relay that knows how the receiver stores them.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
-from time import sleep
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.config.model import Config
-from inbox.config.routing import matches
-from inbox.db import engine
+from inbox.config.routing import matches, routes_of
+from inbox.db import intake
 from inbox.db.dialect import error_text, storable
-from inbox.db.intake import STORES
 from inbox.errors import SweepFailed
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.timestamps import to_nanoseconds
@@ -40,11 +34,11 @@ Result = TypeVar("Result")
 MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
 WAITED_AT_A_TIME = 1.0
-"""Seconds; between two of them, who runs the sweep keeps its lease, or breaks it off."""
+"""Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """What a sweep has come to so far."""
+    """The progress of a sweep."""
 
     source: str
     entity_type: str
@@ -57,7 +51,7 @@ class Swept(msgspec.Struct, frozen=True):
 
     @property
     def found(self) -> sweeps.Found:
-        """What is kept of it when it has come to its end."""
+        """The result that is stored when the sweep has ended."""
         return sweeps.Found(self.source, self.entity_type, self.until, self.compared, self.missed, self.added)
 
 
@@ -73,16 +67,16 @@ class Sweeping:
         self.source = config.sources[source]
         self.table = self.source.sweeps[number]
         self.api = config.apis[self.table.api]
-        self._routes = [route for route in config.routes.values() if route.source == source]
-        told = (self.table.entity_type, self.table.event_type, self.table.action)
-        self._taken = [route.name for route in self._routes if matches(route.when, *told)]
+        self._routes = routes_of(source, config.routes.values())
+        change = (self.table.entity_type, self.table.event_type, self.table.action)
+        self._taken = [route.name for route in self._routes if matches(route.when, *change)]
         self._caller = Clients(config).api(self.table.api)
-        self._toll = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
+        self._rate = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
         self._pages = Pages(self.table, f"sources.{source}.sweeps[{number}]", self._caller)
 
     @property
     def subject(self) -> str:
-        """What it is about, in a few words."""
+        """The source and entity type, in words."""
         return f"{self.source.name} {self.table.entity_type}"
 
     def close(self) -> None:
@@ -90,46 +84,45 @@ class Sweeping:
         self._caller.close()
 
     def begins(self, database: Database) -> tuple[datetime, datetime | None]:
-        """Since when it compares, and the watermark; None: nothing was compared yet, so everything is."""
+        """Return the time from which to compare, and the watermark; None when nothing was compared yet."""
         before = sweeps.compared_until(database, self.source.name, self.table.entity_type)
         return (EVERYTHING if before is None else before - timedelta(seconds=self.table.overlap)), before
 
     def run(
         self, database: Database, context: Context, since: datetime, *, dry: bool = False
     ) -> Generator[Swept, None, None]:
-        """Compare page by page, and tell after each; no transaction is open while the api is asked.
+        """Compare page by page, and yield the progress after each; no transaction is open while the api is called.
 
-        Events are added as they are found. The watermark is the caller's to move, with `until` of the last, and only when
-        this has come to its end: pages need not come in the order of the changes. With `dry` nothing is added. What is
-        younger than `grace` is left.
+        Events are added as they are found. The caller moves the watermark to `until` of the last progress, and only after the
+        end: pages need not come in the order of the changes. With `dry` nothing is added. Changes younger than `grace` are
+        left for the next sweep.
 
-        An entity that can't be compared or added keeps no other from it; the sweep fails after its end.
+        An entity that can't be compared or added stops no other; the sweep fails after its end.
 
         Raises:
-            SweepFailed: the source could not be asked to the end, or an entity could not be taken in.
+            SweepFailed: the source's listing could not be read to its end, or an entity could not be taken in.
         """
         source, entity_type = self.source.name, self.table.entity_type
         now = context.now()
         young = now - timedelta(seconds=self.table.grace)
         swept = Swept(source, entity_type, since, since)
         failed: list[str] = []
-        with Additions(database) as additions:
+        yield swept
+        for page in self._pages.since(since, context):
+            if page is BEFORE_A_CALL:
+                for _ in self._acquire_rate(database, context):
+                    yield swept
+            old = [each for each in page if each.modified <= young]
+            lost = self._missing(database, old, failed)
+            added = 0 if dry else self._add(database, lost, now, failed)
+            swept = msgspec.structs.replace(
+                swept,
+                until=max([swept.until, *(each.modified for each in old)]),
+                compared=swept.compared + len(old),
+                missed=swept.missed + len(lost),
+                added=swept.added + added,
+            )
             yield swept
-            for page in self._pages.since(since, context):
-                if page is BEFORE_A_CALL:
-                    for _ in self._let_through(database, context):
-                        yield swept
-                old = [each for each in page if each.modified <= young]
-                lost = self._missing(database, old, failed)
-                added = 0 if dry else self._add(additions, database, lost, now, failed)
-                swept = msgspec.structs.replace(
-                    swept,
-                    until=max([swept.until, *(each.modified for each in old)]),
-                    compared=swept.compared + len(old),
-                    missed=swept.missed + len(lost),
-                    added=swept.added + added,
-                )
-                yield swept
         if failed:
             raise SweepFailed(f"{len(failed)} entities could not be taken in, the first: {failed[0]}")
 
@@ -142,17 +135,15 @@ class Sweeping:
         parts = in_parts(database, STEP, listed, part=part, alone=_noting(failed, []), name=_id_of)
         return [each for some in parts for each in some]
 
-    def _add(
-        self, additions: Additions, database: Database, lost: Sequence[Listed], now: datetime, failed: list[str]
-    ) -> int:
+    def _add(self, database: Database, lost: Sequence[Listed], now: datetime, failed: list[str]) -> int:
         def part(some: Sequence[Listed]) -> int:
-            return additions.add([self._event(each, now) for each in some])
+            return add_events(database, [self._event(each, now) for each in some])
 
         return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
 
-    def _let_through(self, database: Database, context: Context) -> Iterator[None]:
-        """Wait as long as the rate of the api is used up, a little at a time."""
-        while self._toll is not None and (seconds := pay(database, self._toll)) > 0:
+    def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
+        """Wait until the api's rate limit permits a call, a little at a time."""
+        while self._rate is not None and (seconds := pay(database, self._rate)) > 0:
             while seconds > 0:
                 context.stop.wait(min(seconds, WAITED_AT_A_TIME))
                 seconds -= WAITED_AT_A_TIME
@@ -181,7 +172,7 @@ def _id_of(listed: Listed) -> str:
 
 
 def _noting(failed: list[str], nothing: Result) -> Callable[[Listed, Exception], Result]:
-    """Put an entity aside: it is noted in `failed`, and `nothing` has come of it."""
+    """Return a handler that notes a failed entity in `failed`, and results in `nothing`."""
 
     def alone(listed: Listed, error: Exception) -> Result:
         failed.append(f"{_id_of(listed)}: {error_text(error)}")
@@ -190,39 +181,12 @@ def _noting(failed: list[str], nothing: Result) -> Callable[[Listed, Exception],
     return alone
 
 
-class Additions:
-    """Writes events as the receiver does, over one connection, which is made when there is something to write."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._url = engine.configured_url(database.engine)
-        self._store = STORES[database.engine.dialect.name]()
-        self._open = AsyncExitStack()
-        self._connection: AsyncConnection | None = None
-
-    def __enter__(self) -> Self:
-        self._runner = asyncio.Runner()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._connection is not None:
-            self._runner.run(self._open.aclose())
-        self._runner.close()
-
-    def add(self, events: Sequence[Event]) -> int:
-        """Store those that are not there already. Returns how many; the others count for nothing."""
-        added = 0
-        for begin in range(0, len(events), MOST_ADDED_AT_ONCE):
-            added += self._runner.run(self._append(events[begin : begin + MOST_ADDED_AT_ONCE]))
-            sleep(self._database.sql.pause_after_write)
-        return added
-
-    async def _append(self, events: Sequence[Event]) -> int:
-        if self._connection is None:
-            made = engine.connect_async(self._url, application="inbox-relay-sweep")
-            self._open.push_async_callback(made.dispose)
-            self._connection = await self._open.enter_async_context(made.connect())
-        seqs = await self._store.append(self._connection, events)
-        return sum(seq is not None for seq in seqs)
+def add_events(database: Database, events: Sequence[Event]) -> int:
+    """Store the events that are not there already, as the receiver does. Returns how many; duplicates are not noted."""
+    added = 0
+    for begin in range(0, len(events), MOST_ADDED_AT_ONCE):
+        batch = events[begin : begin + MOST_ADDED_AT_ONCE]
+        with database.write() as transaction:
+            transaction.rows = len(batch)
+            added += sum(seq is not None for seq in intake.append(transaction.connection, batch))
+    return added

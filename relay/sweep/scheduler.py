@@ -1,6 +1,6 @@
-"""Runs the sweeps that are due, in a thread of its own: a source that hangs delays no delivery.
+"""Runs due sweeps in a thread of its own, so that a source that hangs delays no delivery.
 
-Whose turn it is, the database decides (`relay.store.sweeps.take`), so that of all relay processes one is at each sweep.
+The database grants each turn (`relay.store.sweeps.take`), so that of all relay processes one runs each sweep.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from relay.sweep.run import Sweeping, Swept
 
 LOOK_EVERY_SECONDS = 1.0
 AGAIN_SECONDS = 300.0
-"""After one that failed, where `every` is not shorter."""
+"""The wait after a failed sweep, unless `every` is shorter."""
 RENEW_EVERY_SECONDS = 5.0
 
 
 def scheduled(config: Config) -> tuple[Sweeping, ...]:
-    """The sweeps that relays run by themselves.
+    """Compile the sweeps that relays schedule themselves.
 
     Raises:
         ConfigError: one of them can't be run as configured.
@@ -52,7 +52,7 @@ def _missed(sweeping: Sweeping, swept: Swept) -> Alert:
 
 
 class Sweeper:
-    """The thread. It ends soon after `stop` is set: a call that runs then is cut, and what was compared is not lost."""
+    """The sweeping thread. It ends soon after `stop` is set: a running call is cut; changes compared so far are kept."""
 
     def __init__(
         self,
@@ -73,42 +73,42 @@ class Sweeper:
         self._observer = observer
         self._steps = steps
         self._so_far: Swept | None = None
-        """Of the sweep that runs."""
+        """The progress of the running sweep."""
         self._thread = threading.Thread(target=self._work, name="sweeps", daemon=True)
 
     def start(self) -> None:
-        """Begin to look for what is due."""
+        """Start the thread."""
         self._thread.start()
 
-    def change_over(self, sweepings: Sequence[Sweeping]) -> None:
-        """Work by another configuration from the next sweep on; one that runs comes to its end by the old."""
+    def replace_sweeps(self, sweepings: Sequence[Sweeping]) -> None:
+        """Run other sweeps from the next round on; a running one ends by the old configuration."""
         self._sweepings = sweepings
 
     def join(self, seconds: float) -> None:
-        """Wait until it has ended, but no longer."""
+        """Wait for the thread's end, at most so long."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
 
     def _lease(self) -> float:
-        """Nobody waits for a sweep when the process is to end."""
+        """Return the deadline of calls: none, or the past once the process is to end."""
         return float("-inf") if self._stop.is_set() else float("inf")
 
-    def look(self) -> None:
-        """Run what is due, one after the other."""
+    def run_due(self) -> None:
+        """Run the due sweeps, one after the other."""
         for sweeping in self._sweepings:
             if self._stop.is_set():
                 return
             try:
                 self._steps.run("sweep", partial(self._take_turn, sweeping), None, subject=sweeping.subject)
-            except SQLAlchemyError as error:  # no connection was to be had, either
+            except SQLAlchemyError as error:  # there was no connection either
                 self._observer.database_trouble("sweeping", error)
 
     def _work(self) -> None:
         while not self._stop.wait(LOOK_EVERY_SECONDS):
             try:
-                self.look()
-            except Exception as error:  # noqa: BLE001  # nobody else would sweep, and nobody would hear of it
-                self._observer.thread_stumbled("sweeps", error)
+                self.run_due()
+            except Exception as error:  # noqa: BLE001  # without this thread nobody sweeps, and nobody notices
+                self._observer.bug_in_thread("sweeps", error)
 
     def _take_turn(self, sweeping: Sweeping) -> None:
         turn = self._turn(sweeping)
@@ -127,7 +127,7 @@ class Sweeper:
                 self._failed(sweeping, turn, str(error))
         except DBAPIError as error:
             self._observer.database_trouble("sweeping", error)
-            # Once more, as it may have been this one transaction; else it is as due as before when its lease has run out.
+            # Tried once more, as only this transaction may have failed; else the sweep is due again when its lease expires.
             self._failed(sweeping, turn, f"the database: {error_text(error)}")
         except Exception as error:
             self._failed(sweeping, turn, error_text(error))
@@ -136,7 +136,7 @@ class Sweeper:
             sweeping.close()
 
     def _sweep(self, sweeping: Sweeping, turn: sweeps.Turn) -> Swept | None:
-        """None: it was broken off, since the process is to end, or since another relay may be at it."""
+        """Run a sweep. Returns None when it was stopped: the process is to end, or another relay may have the turn."""
         since, _ = sweeping.begins(self._database)
         renew_at = steady() + RENEW_EVERY_SECONDS
         with closing(sweeping.run(self._database, self._context, since)) as running:
@@ -167,7 +167,7 @@ class Sweeper:
         self._observe_so_far(sweeping)
 
     def _found_so_far(self, sweeping: Sweeping) -> tuple[int, list[Alert]]:
-        """What one that was broken off has missed: it is added, so that the next one finds it told."""
+        """Return the changes missed by a stopped sweep: they are added already, so the next one doesn't find them."""
         swept = self._so_far
         return (swept.missed, [_missed(sweeping, swept)]) if swept is not None and swept.missed else (0, [])
 
@@ -184,6 +184,6 @@ class Sweeper:
         )
 
     def _is_held_back(self, sweeping: Sweeping) -> bool:
-        """By a person who has paused its source or its api, or by the api's breaker. Whether it is well again is seen here, too."""
+        """Return whether a pause of its source or api, or the api's breaker, holds it back. A half-open breaker is probed here."""
         through = [("source", sweeping.source.name), ("api", sweeping.table.api)]
         return read_gates(self._database).admit(through) == "none"

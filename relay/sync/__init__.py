@@ -1,1 +1,1 @@
-"""Fetch, find, map and patch: what each call holds and how its answer is read. Pure, but for importing your functions."""
+"""Sync routes: builds the calls of fetch, find, map and patch, and reads their answers. Pure, but for importing your functions."""

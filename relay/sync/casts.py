@@ -1,4 +1,4 @@
-"""What a value of a map is made into: text, numbers, true or false, dates. Strict: what doesn't fit is a ValueError. Pure."""
+"""Casts of mapped values to text, numbers, booleans and dates. Strict: a value that doesn't fit is a ValueError. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 from inbox.config.sync import MapField
-from inbox.events import timestamps
+from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 
 Cast = Callable[[object], object]
 
@@ -20,7 +20,7 @@ _BOOLS: dict[str, bool] = {"true": True, "false": False, "1": True, "0": False}
 
 
 def cast_of(field: MapField) -> Cast | None:
-    """The function that casts as `field` says. What it raises, a ValueError, goes on the words `the value`."""
+    """Return the cast that `field` names. The text of its ValueError continues the words `the value`."""
     match field.cast:
         case None:
             return None
@@ -32,13 +32,8 @@ def cast_of(field: MapField) -> Cast | None:
             return {"text": _text, "int": _int, "float": _float, "bool": _bool}[kind]
 
 
-def rfc3339(moment: datetime) -> str:
-    """A moment in UTC, with `Z`."""
-    return moment.isoformat().replace("+00:00", "Z")
-
-
 def key_of(value: object) -> str:
-    """The key under which a lookup table has `value`.
+    """Return the key of `value` in a lookup table.
 
     Raises:
         ValueError: it is neither text, a whole number, nor true or false.
@@ -105,7 +100,7 @@ def _moment(value: object, read: str | None) -> datetime:
     if not isinstance(value, str):
         raise ValueError(f"is {_kind(value)}, not the text of a date")  # noqa: TRY004  # every misfit is a ValueError
     if read is None:
-        return timestamps.to_datetime(timestamps.parse_rfc3339(value))
+        return to_datetime(parse_rfc3339(value))
     try:
         moment = datetime.strptime(value, read)  # noqa: DTZ007  # UTC, unless the text has an offset
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,4 +1,4 @@
-"""What an api says of an entity in a listing, and how a listing is gone through that moves meanwhile. Pure."""
+"""Listed entities, and a cursor through a listing that changes while it is read. Pure."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import msgspec
 from inbox.errors import SweepFailed
 
 EVERYTHING = datetime(1970, 1, 1, tzinfo=UTC)
-"""What was changed since: all there is."""
+"""A listing since then contains everything."""
 UNTOLD = datetime.min.replace(tzinfo=UTC)
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """An entity, and when it was changed last; UTC, and `UNTOLD` where a listing does not say."""
+    """An entity, and the UTC time of its last change; `UNTOLD` where the listing has none."""
 
     id: str
     modified: datetime
 
 
 MOST_SETBACKS = 10
-"""So often going back may have come to the beginning, or to nothing new."""
+"""Limit of returns to the beginning, or without anything new."""
 
 
 class OffsetCursor:
-    """Where a listing is that is asked for by offsets, page after page.
+    """The position in a listing that is read by offsets, page after page.
 
-    A listing in the order of changes moves while it is read: what is changed leaves its place for the end, all behind it
-    come one closer, and one of them would fall between two pages. So each page begins with the last entity of the one
-    before. One that has none of those as they were has moved on, and is asked for from further back, twice as far each
-    time: an entity that was changed since is no sign, as it has come here by way of the end.
+    A listing in the order of changes moves while it is read. A changed entity goes to the end, and all behind it move up
+    by one, so an entity could fall between two pages. So each page begins with the last entity of the one before. A page
+    that has no entity of the last page unchanged has moved too far. The cursor then goes back, twice as far each time. An
+    entity changed since proves nothing: it came here by way of the end.
 
-    It remembers two pages, whatever the listing's length: the last one, and one before it, which is renewed at pages 1,
-    2, 4, 8 and so on (Brent's way to find a cycle), so that pages which go round are noticed.
+    It remembers two pages, whatever the listing's length: the last one, and an earlier one, which is renewed at pages 1,
+    2, 4, 8 and so on (Brent's cycle detection). So it notices pages that repeat.
     """
 
     def __init__(self, first: int, count: int) -> None:
-        """`count` is what a page has that is not the last."""
+        """Begin at `first`; `count` is the length of every page but the last."""
         self.start = first
-        """Of the page to ask for."""
+        """Offset of the next page."""
         self.is_at_end = False
         self._first = first
         self._count = count
@@ -52,15 +52,15 @@ class OffsetCursor:
         self._remembered: Sequence[Listed] = ()
 
     def advance(self, page: Sequence[Listed]) -> list[Listed]:
-        """Take in the page at `start`: what is new in it. Then `start` is the next one's, if it is not the end.
+        """Return the new entities of the page at `start`, and move `start` to the next page, if there is one.
 
         Raises:
-            SweepFailed: the same pages come again and again, or the listing moves too fast to be followed.
+            SweepFailed: the same pages repeat, or the listing moves too fast to be followed.
         """
-        told = set(self._before)
-        if self._overlap and not any(each in told for each in page) and self._can_go_back():
+        known = set(self._before)
+        if self._overlap and not any(each in known for each in page) and self._can_go_back():
             return []
-        fresh = [each for each in page if each not in told]
+        fresh = [each for each in page if each not in known]
         if not fresh and self._ends_with(page):
             self.is_at_end = True
             return []
@@ -73,12 +73,12 @@ class OffsetCursor:
         return fresh
 
     def _ends_with(self, page: Sequence[Listed]) -> bool:
-        """Whether a page of nothing new is the last. SCIM takes a start of 0 for 1, and gives the only page twice."""
+        """Return True when a page without new entities is the last. SCIM reads start 0 as 1, and gives the only page twice."""
         is_only = self.start <= self._first + 1 and len(page) < self._count
         return not page or len(page) < len(self._before) or is_only
 
     def _can_go_back(self) -> bool:
-        """Ask from further back. At the beginning there is nothing before, and nothing is passed over from there on."""
+        """Go back. False at the beginning: nothing lies before it, so nothing is missed from there on."""
         if self.start == self._first:
             self._set_back()
             return False
@@ -89,7 +89,7 @@ class OffsetCursor:
     def _set_back(self) -> None:
         self._setbacks += 1
         if self._setbacks > MOST_SETBACKS:
-            raise SweepFailed("what is listed changes faster than it can be read: its pages don't connect")
+            raise SweepFailed("the listing changes faster than it can be read: its pages don't connect")
 
     def _notice_a_cycle(self, page: Sequence[Listed]) -> None:
         if page == self._remembered:

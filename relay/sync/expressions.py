@@ -1,4 +1,4 @@
-"""JMESPath expressions, and the JSON they look into. Pure."""
+"""JMESPath expressions, and the JSON that they read. Pure."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Scope = dict[str, Any]
 
 
 class Expression:
-    """A compiled JMESPath.
+    """A compiled JMESPath expression.
 
-    `where` names the route and the field in errors; `known` is what the scope will hold, and None for any JSON.
+    `where` names the route and the field in errors. `known` names the values of its scope; None allows any JSON.
     """
 
     def __init__(self, text: str, where: str, known: Collection[str] | None) -> None:
@@ -43,24 +43,24 @@ class Expression:
 
     @property
     def tree(self) -> object:
-        """Its parsed form, without spacing: equal for expressions that say the same."""
+        """The parsed form, without spacing: equal for equal expressions."""
         return self._compiled.parsed
 
     @property
     def glue(self) -> str | None:
-        """The texts that it puts beside what it finds, by `join`; None when it does not."""
+        """The literal texts that it joins to its values, by `join`; None without a join."""
         tree = self._compiled.parsed
         return "".join(_literals(tree)) if "join" in _functions(tree) else None
 
     def looks_into(self, name: str) -> bool:
-        """Whether it looks this name up in the scope itself."""
+        """Return True when it reads this name from the scope itself."""
         return name in _first_names(self._compiled.parsed)
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """What it finds; None when there is nothing.
+        """Evaluate it; None when it finds nothing.
 
         Raises:
-            MappingError: it can't be evaluated, such as when a function of it was given a value that it doesn't take.
+            MappingError: it can't be evaluated, such as when a function gets a value of the wrong type.
         """
         try:
             return self._compiled.search(scope)
@@ -69,11 +69,11 @@ class Expression:
 
 
 def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
-    """The JSON in `body`; a number that a float would change is a Decimal.
+    """Decode the JSON in `body`. A number that a float would change becomes a Decimal.
 
     Raises:
-        ValueError: it is not JSON, nested deeper than `DEEPEST`, or has a number that `inbox.events.numbers` refuses; the text
-            says which.
+        ValueError: it is not JSON, nested deeper than `DEEPEST`, or has a number that `inbox.events.numbers` refuses. The
+            text names the reason.
     """
     if is_too_deep(body):
         raise ValueError(f"nested deeper than {DEEPEST} levels, or its brackets do not match")
@@ -88,7 +88,7 @@ def decode(body: bytes) -> Any:  # noqa: ANN401  # whatever the JSON holds
 
 
 class _UnusableNumber(Exception):
-    """No ValueError, which msgspec would put into words of its own."""
+    """An unusable number. It is no ValueError, since msgspec replaces the text of one."""
 
 
 def _number(text: str) -> float | Decimal:
@@ -101,16 +101,16 @@ def _number(text: str) -> float | Decimal:
 _DECODER = msgspec.json.Decoder(float_hook=_number)
 _ENCODER = msgspec.json.Encoder(order="deterministic", decimal_format="number")
 encode = _ENCODER.encode
-"""A value as canonical JSON."""
+"""Encode a value as canonical JSON."""
 
 
 def digest(value: object) -> bytes:
-    """SHA-256 of `value` as canonical JSON: sorted keys, no spaces."""
+    """Return the SHA-256 of `value` as canonical JSON: sorted keys, no spaces."""
     return hashlib.sha256(encode(value)).digest()
 
 
 def _first_names(node: Mapping[str, Any]) -> Iterator[str]:
-    """The names an expression looks up in the scope itself: what is behind a dot or in a projection looks elsewhere."""
+    """Yield the names that an expression reads from the scope itself. Parts behind a dot or in a projection read elsewhere."""
     kind, children = node["type"], node.get("children", [])
     if kind == "field":
         yield node["value"]

@@ -1,58 +1,35 @@
 """The fields of a counterpart: compiled from a route's map at the start, evaluated for each event. Pure.
 
-What comes out is JSON. An absent value is left out, never sent as null, which would delete it downstream; only those of
-`clear_when_absent` are sent as null, to a counterpart that exists.
+The result is JSON. An absent value is left out: a null would delete it downstream. Only a field in `clear_when_absent` is
+sent as null, to a counterpart that exists.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from inbox.config.shape import Mistake
-from inbox.config.sync import MapField, Sync
-from inbox.errors import ConfigError, MappingError, collect_config_errors
+from inbox.config.sync import MapField, SyncRoute
+from inbox.errors import MappingError, collect_config_errors
 from inbox.events.strict_json import DEEPEST
-from inbox.loader.rules import is_reference, map_mistakes
-from relay.sync.casts import Cast, cast_of, key_of, rfc3339
+from inbox.events.timestamps import rfc3339
+from relay.sync.casts import Cast, cast_of, key_of
 from relay.sync.expressions import Expression, Scope
-from relay.sync.importing import function_of
-
-
-class Hook:
-    """A function that says what a map can't. It is given copies: what it does to them, nobody else sees."""
-
-    def __init__(self, reference: str, where: str, takes: Sequence[str]) -> None:
-        self.reference = reference
-        self.where = where
-        self._function = function_of(reference, where, takes)
-
-    def call(self, *arguments: object) -> Any:  # noqa: ANN401  # whatever it returns
-        """What it returns.
-
-        Raises:
-            MappingError: it raised. Of its error only the type is told: the text may hold anything.
-        """
-        try:
-            return self._function(*copy.deepcopy(arguments))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it does concerns this event alone
-            raise MappingError(f"{self.reference} raised {type(error).__name__}", field=self.where) from None
-
+from relay.sync.functions import Hook
 
 _KNOWN = ("event", "entity", "target")
 _MOST_BITS = 4096
-"""Of a whole number: Python refuses to write out one of more than 4,300 digits."""
+"""Limit of a whole number: Python refuses to write one of more than 4,300 digits."""
 
 
 class Field(msgspec.Struct, frozen=True):
-    """How one field gets its value: find it, cast it, look it up."""
+    """The rule of one field: find a value, cast it, look it up."""
 
     where: str
     find: Callable[[Scope], Any]
@@ -62,10 +39,10 @@ class Field(msgspec.Struct, frozen=True):
     required: bool = False
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # any JSON
-        """The value; None when it is absent.
+        """Return the value; None when it is absent.
 
         Raises:
-            MappingError: it is required and absent, or one that can't be sent.
+            MappingError: it is required and absent, or can't be sent.
         """
         found = as_json(self.find(scope), self.where)
         if found is None:
@@ -94,10 +71,10 @@ class Fields(msgspec.Struct, frozen=True):
     transform: Hook | None = None
 
     def of(self, scope: Scope, *, creating: bool) -> dict[str, Any]:
-        """The fields to send.
+        """Return the fields to send.
 
         Raises:
-            MappingError: one of them has no usable value, or all are absent. It names the field.
+            MappingError: a field has no usable value, or all are absent. It names the field.
         """
         clear: frozenset[str] = frozenset() if creating else self.clear_when_absent
         values = {name: field.value(scope) for name, field in self.fields.items()}
@@ -122,15 +99,16 @@ class Fields(msgspec.Struct, frozen=True):
         return {name: value for name, value in values.items() if value is not None or name in clear}
 
 
-def compile_fields(route: str, sync: Sync) -> Fields:
-    """The map of the route of that name; its functions are imported now.
+def compile_fields(route: str, sync: SyncRoute) -> Fields:
+    """Compile the map of the route of that name, which `inbox.loader.rules` has accepted; import its functions.
 
     Raises:
-        ConfigError: something in it can't be. The text has a line for each, with its place.
+        ConfigError: an expression is wrong, or a function can't be used. The text has a line for each, with its place.
     """
     where = f"routes.{route}.sync"
-    parts: dict[str, Callable[[], Any]] = {"mistakes": lambda: _refuse(map_mistakes(("routes", route, "sync"), sync))}
-    parts |= {f"map.{name}": partial(_field, f"{where}.map.{name}", given) for name, given in sync.map.items()}
+    parts: dict[str, Callable[[], Any]] = {
+        f"map.{name}": partial(_field, f"{where}.map.{name}", given) for name, given in sync.map.items()
+    }
     parts["transform"] = partial(_hook, sync.transform, f"{where}.transform", ("fields", *_KNOWN))
     made = collect_config_errors(parts)
     fields = {name: made[f"map.{name}"] for name in sync.map}
@@ -138,10 +116,10 @@ def compile_fields(route: str, sync: Sync) -> Fields:
 
 
 def as_json(value: object, where: str) -> Any:  # noqa: ANN401  # any JSON
-    """A copy of `value` without the keys of its objects that hold null, at any depth.
+    """Copy `value` without keys that hold null, at any depth.
 
     Raises:
-        MappingError: it is nested deeper than `DEEPEST`, or holds what JSON has not: NaN, half of a character, bytes, a set.
+        MappingError: it is nested deeper than `DEEPEST`, or holds what JSON lacks: NaN, half of a surrogate pair, bytes, a set.
     """
     try:
         return _plain(value, DEEPEST)
@@ -172,19 +150,13 @@ def _finder(where: str, given: MapField) -> Callable[[Scope], Any]:
 
 
 def _hook(reference: str | None, where: str, takes: Sequence[str]) -> Hook | None:
-    """The function; None without one, also when the text can't be the name of one, which is told elsewhere."""
-    return Hook(reference, where, takes) if reference is not None and is_reference(reference) else None
-
-
-def _refuse(mistakes: Iterable[Mistake]) -> None:
-    if lines := [f"{'.'.join(mistake.path)}: {mistake.text}" for mistake in mistakes]:
-        raise ConfigError("\n".join(lines))
+    return None if reference is None else Hook(reference, where, takes)
 
 
 def _constant(value: object) -> object:
-    """A constant of the file as JSON: its dates and times as text."""
+    """Convert a constant of the file to JSON: dates and times become text."""
     if isinstance(value, datetime) and value.tzinfo is not None:
-        return rfc3339(value.astimezone(UTC))
+        return rfc3339(value)
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, list):
@@ -195,11 +167,11 @@ def _constant(value: object) -> object:
 
 
 class _TooDeep(Exception):
-    """There are more levels than there may be; or no end of them, in a list that holds itself."""
+    """The value has too many levels, or endless ones: a list that holds itself."""
 
 
 def _plain(value: object, levels: int) -> object:
-    """A copy of `value`, which may have so many levels of lists and objects."""
+    """Copy `value`, which may have so many levels of lists and objects."""
     plain: object
     match value:
         case list() | tuple() | dict() if levels == 0:
@@ -208,7 +180,7 @@ def _plain(value: object, levels: int) -> object:
             plain = [_plain(inner, levels - 1) for inner in value]
         case dict():
             plain = {_key(key): _plain(inner, levels - 1) for key, inner in value.items() if inner is not None}
-        case str() if type(value) is str:  # one of another class, an Enum say, may write itself in any way
+        case str() if type(value) is str:  # another class, such as an Enum, may write itself in any way
             value.encode()
             plain = value
         case None | bool():

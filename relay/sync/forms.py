@@ -1,7 +1,7 @@
-"""The forms that a value takes in a query language, by the `:NAME` at the end of a placeholder. Pure.
+"""Forms of a value in a query language, named by the `:NAME` at the end of a placeholder. Pure.
 
-A value from outside that is put into a query as it came can end the text it stands in and go on as query. Each form
-writes one value so that it stays one, or refuses it.
+An outside value that is copied into a query unescaped can end its text and go on as query: an injection. Each form
+escapes a value so that it remains one value, or refuses it.
 
 Facts: RFC 7644 §3.4.2.2 (SCIM: a JSON string, RFC 8259 §7), RFC 4515 §3 (LDAP), `SQUOTE-in-string` of OData's ABNF (a quote is
 doubled), and "Quoted String Escape Sequences" of Salesforce's SOQL reference, which has a bell where others have a backspace.
@@ -26,24 +26,24 @@ _SOQL = str.maketrans({"\\": "\\\\", "'": "\\'", '"': '\\"', "\n": "\\n", "\r": 
 
 
 class Form(msgspec.Struct, frozen=True):
-    """One way to write a value."""
+    """A way to write a value."""
 
     write: Callable[[Any], str]
-    """The value as text. It raises ValueError for one that the form can't hold; the text goes on the words `the value`."""
+    """Writes the value as text. Raises ValueError for one that the form can't hold; its text continues `the value`."""
     quote: str | None
-    """It writes these around the value by itself, and must not stand between others."""
+    """The quotes that it writes around the value. It must not stand between others."""
     meaning: str
     example: str
-    """Both for its row in docs/reference/configuration.md."""
+    """Meaning and example are for its row in docs/reference/configuration.md."""
     escape: str = "\\"
-    """The character before a quote that does not end the text. Empty: the language doubles the quote."""
+    """The character that escapes a quote. Empty: the language doubles the quote."""
 
 
 def text_of(value: object) -> str:
-    """A single value as text.
+    """Write a single value as text.
 
     Raises:
-        ValueError: it is a list, an object, or a number that JSON has not; the text goes on the words `the value`.
+        ValueError: it is a list, an object, or a number that JSON lacks; the text continues `the value`.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -55,7 +55,7 @@ def text_of(value: object) -> str:
 
 
 def is_json(value: object) -> bool:
-    """True when JSON has all numbers in it: an expression may sum up to infinity, or read `nan` in a text."""
+    """Return True when JSON has all its numbers: an expression may sum up to infinity, or read `nan` from a text."""
     if isinstance(value, float | Decimal):
         return math.isfinite(value)
     if isinstance(value, list):
@@ -66,10 +66,10 @@ def is_json(value: object) -> bool:
 
 
 def percent_encoded(text: str) -> str:
-    """`text` with everything but letters, digits and `-._~` percent-encoded.
+    """Percent-encode everything but letters, digits and `-._~`.
 
     Raises:
-        ValueError: it holds half of a surrogate pair, which no encoding has; the text goes on the words `the value`.
+        ValueError: it holds half of a surrogate pair, which no encoding has; the text continues `the value`.
     """
     try:
         return quote(text, safe="")

@@ -1,7 +1,7 @@
-"""Checks that an answer holds what was asked for: an entity its id, a match the value that the find searched for. Pure.
+"""Verifies answers: a fetched entity has the id asked for, and a match the value searched for. Pure.
 
-A destination may take a filter otherwise than it is meant, or take no notice of it, and answer with somebody else's record.
-What is found is changed or deleted, so nothing is written to a match that carries another value, or none.
+A destination may misread a filter, or ignore it, and answer with another record. The relay changes or deletes the match.
+So it writes nothing to a match that carries another value, or none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LONGEST_SHOWN = 80
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """A value that was searched for, and the fields of a match that may carry it: one of them has to."""
+    """A value that was searched for, and the fields of a match of which one has to carry it."""
 
     searched: Expression
     fields: tuple[Expression, ...]
@@ -39,7 +39,7 @@ def compile_verify(
 ) -> tuple[Carried, ...]:
     """Compile `find.verify`.
 
-    Without a table, a field of the map whose expression is that of one of the find's `placeholders` has to carry its value.
+    Without a table, each field of the map that shares its expression with one of the find's `placeholders` has to carry its value.
 
     Raises:
         ConfigError: an expression is wrong, or a table names no field.
@@ -54,7 +54,7 @@ def compile_verify(
 
 
 def compile_named(verify: Mapping[str, str], where: str, known: Collection[str]) -> tuple[Carried, ...]:
-    """Compile a table: a JMESPath into what came = a JMESPath over `known`.
+    """Compile a table: a JMESPath into the answer = a JMESPath over `known`.
 
     Raises:
         ConfigError: an expression is wrong.
@@ -66,10 +66,10 @@ def compile_named(verify: Mapping[str, str], where: str, known: Collection[str])
 
 
 def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope: Scope) -> None:
-    """Refuse a fetched entity that does not carry what was asked for.
+    """Refuse a fetched entity that lacks the value asked for.
 
     Raises:
-        UnusableAnswer: the text says what was asked for, and what came.
+        UnusableAnswer: the text names the value asked for and the one received.
         MappingError: the event has no such value.
     """
     for each in carried:
@@ -86,11 +86,11 @@ def require_entity(carried: Iterable[Carried], entity: Mapping[str, Any], scope:
 
 
 def require_carried(carried: Iterable[Carried], match: Mapping[str, Any], scope: Scope, *, ignore_case: bool) -> None:
-    """Refuse a match that does not carry what was searched for.
+    """Refuse a match that lacks the value searched for.
 
     Raises:
-        UnusableAnswer: the text says what was searched for, what came, and what to write where it is right nevertheless.
-        MappingError: there is no value to compare with; or none but empty texts, which many destinations take for no filter.
+        UnusableAnswer: the text names both values, and the setting for a destination where the match is right nevertheless.
+        MappingError: there is no value to compare with, or only empty texts, which many destinations read as no filter.
     """
     empty, proving = None, False
     for each in carried:
@@ -117,7 +117,7 @@ def _by_map(placeholders: Iterable[Placeholder], mapped: Mapping[str, str | MapF
 
 
 def _source(given: str | MapField) -> Expression | None:
-    """The expression whose value a field gets as it is."""
+    """Return the expression whose value a field gets unchanged."""
     if isinstance(given, MapField):
         is_as_found = given.cast in {None, "text"} and given.lookup is None
         text = given.expression if is_as_found else None
@@ -125,7 +125,7 @@ def _source(given: str | MapField) -> Expression | None:
         text = given
     try:
         return None if text is None else Expression(text, "", None)
-    except ConfigError:  # told where the map is compiled
+    except ConfigError:  # reported where the map is compiled
         return None
 
 
@@ -134,7 +134,7 @@ def _named(field: str, searched: str, where: str, known: Collection[str]) -> Car
 
 
 def _values(field: Expression, match: Mapping[str, Any]) -> list[Any]:
-    """The single values that a match has at `field`; of a list any may be the one, as in a SCIM filter."""
+    """Return the single values of a match at `field`. Of a list any may be the one, as in a SCIM filter."""
     try:
         found = field.value(dict(match))
     except MappingError:

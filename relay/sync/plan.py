@@ -1,7 +1,7 @@
-"""Templates and expressions of a sync route: compiled at the start, evaluated for each event. Pure.
+"""The plan of a sync route: templates and expressions, compiled at the start and evaluated for each event. Pure.
 
-A template is text with JMESPath expressions in braces, `{event.entity_id}`; a map gives a JMESPath expression for each
-field of the counterpart. Both look into a scope of `event`, `entity` and `target`, as far as these are known by then.
+A template is text with JMESPath expressions in braces, `{event.entity_id}`. A map has a JMESPath expression for each field
+of the counterpart. Both read a scope of `event`, `entity` and `target`, as far as these are known at that step.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from inbox.config.sync import Deactivate, Fetch, Sync, Update, Write
-from inbox.errors import ConfigError, MappingError, collect_config_errors
-from inbox.events import timestamps
+from inbox.config.sync import Deactivate, Fetch, SyncRoute, Update, Write
+from inbox.errors import MappingError, collect_config_errors
+from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from relay.delivery.outcome import Delivery
-from relay.sync.calls import CallPlan, compile_call
-from relay.sync.casts import rfc3339
+from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
 from relay.sync.expressions import Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
-from relay.sync.patches import MEDIA_TYPES, Format
 from relay.sync.search import FindPlan, compile_find
 from relay.sync.templates import Path
 
@@ -32,14 +30,14 @@ class SyncPlan(msgspec.Struct, frozen=True):
 
     fetch: CallPlan
     modified: Expression
-    """Where the entity says when it was changed last."""
+    """Finds the time of the entity's last change."""
     fields: Fields
     find: FindPlan | None
     create: CallPlan | None
     update: CallPlan | None
     delete: CallPlan | None
     identity: tuple[Expression, ...]
-    """What the paths of update and delete need of a counterpart: without them it can't be addressed."""
+    """The values of a counterpart in the paths of update and delete: without them it can't be addressed."""
     missing: Literal["create", "skip", "retry", "dead"]
     many: Literal["dead", "first"]
     gone: Literal["delete", "deactivate", "skip"]
@@ -50,36 +48,34 @@ class SyncPlan(msgspec.Struct, frozen=True):
     tolerance: timedelta | None = None
     exempt: frozenset[str] = frozenset()
     carried: tuple[Carried, ...] = ()
-    """The values that a fetched entity has to have."""
+    """The values that a fetched entity must carry."""
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
-        """Whether an entity that was changed last at this time is older than the event says it has to be."""
+        """Return True when an entity last changed at this time is older than the event implies."""
         if self.tolerance is None or modified is None or delivery.event_type in self.exempt:
             return False
         return modified + self.tolerance < delivery.occurred_at
 
     def mapped(self, scope: Scope, *, creating: bool = False) -> dict[str, Any]:
-        """The counterpart's fields, as `relay.sync.fields` says.
+        """Map the scope to the counterpart's fields.
 
         Raises:
-            MappingError: one has no usable value, or none has any.
+            MappingError: a field has no usable value, or none has any.
         """
         return self.fields.of(scope, creating=creating)
 
 
-def compile_sync(route: str, sync: Sync) -> SyncPlan:
-    """The plan of the route of that name.
+def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
+    """Compile the sync table of the route of that name, which `inbox.loader.rules` has accepted.
 
     Raises:
-        ConfigError: an expression or template is wrong, or a policy needs a call that isn't there. The text has a line for
-            each mistake, with its place.
+        ConfigError: an expression or template is wrong. The text has a line for each mistake, with its place.
     """
     where = f"routes.{route}.sync"
     target = {"target"} if sync.find is not None else set()
     # Before a delete there is no entity to look into.
     findable = {"event", "entity"} if sync.gone == "skip" else {"event"}
     parts: dict[str, Callable[[], Any]] = {
-        "disagreements": lambda: _agree(where, sync),
         "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
         "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
         "carried": lambda: compile_named(sync.fetch.verify, f"{where}.fetch.verify", {"event"}),
@@ -87,12 +83,11 @@ def compile_sync(route: str, sync: Sync) -> SyncPlan:
         "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable, sync.map),
         "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}),
         "update": lambda: _update(sync.update, f"{where}.update", {"event", "entity"} | target),
-        "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match", target),
+        "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match"),
         "delete": lambda: _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target),
         "deactivate": lambda: _deactivate(sync.deactivate, f"{where}.deactivate", {"event"} | target),
     }
     made = collect_config_errors(parts)
-    del made["disagreements"]
     return SyncPlan(
         **made,
         identity=_identity(made["update"], made["delete"], made["deactivate"]),
@@ -107,7 +102,7 @@ def compile_sync(route: str, sync: Sync) -> SyncPlan:
 
 
 def event_scope(delivery: Delivery) -> Scope:
-    """What expressions see of the event.
+    """Return the part of the scope that describes the event.
 
     `body` is the webhook itself, parsed; None when it is neither JSON nor a form, or was erased.
     """
@@ -126,26 +121,12 @@ def event_scope(delivery: Delivery) -> Scope:
 
 
 def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | None:
-    """When the entity was changed last, where it says so readably (RFC 3339)."""
+    """Return the time of the entity's last change; None without a readable one (RFC 3339)."""
     try:
         text = where.value(dict(entity))
-        return timestamps.to_datetime(timestamps.parse_rfc3339(text)) if isinstance(text, str) else None
+        return to_datetime(parse_rfc3339(text)) if isinstance(text, str) else None
     except (ValueError, MappingError):
         return None
-
-
-def _agree(where: str, sync: Sync) -> None:
-    wrong = []
-    if sync.missing == "create" and sync.create is None:
-        wrong.append('missing = "create" needs a create table; write one, or another missing')
-    if sync.gone == "delete" and sync.delete is None:
-        wrong.append('gone = "delete" needs a delete table; write one, or gone = "skip"')
-    if sync.gone == "deactivate" and sync.deactivate is None:
-        wrong.append('gone = "deactivate" needs a deactivate table; write one, or gone = "skip"')
-    if sync.find is None and sync.update is None and sync.create is None:
-        wrong.append("nothing is done without a create or an update table")
-    if wrong:
-        raise ConfigError("\n".join(f"{where}: {text}" for text in wrong))
 
 
 def _fetch(fetch: Fetch, where: str) -> CallPlan:
@@ -168,11 +149,9 @@ def _deactivate(deactivate: Deactivate | None, where: str, known: Collection[str
     return compile_call(where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body)
 
 
-def _if_match(update: Update | None, where: str, target: Collection[str]) -> Expression | None:
+def _if_match(update: Update | None, where: str) -> Expression | None:
     if update is None or update.if_match is None:
         return None
-    if not target:
-        raise ConfigError(f"{where}: without a find table there is no version to match")
     return Expression(update.if_match, where, {"target", "etag"})
 
 

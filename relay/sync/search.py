@@ -1,4 +1,4 @@
-"""The search for a counterpart: what its answers say, page by page, and whether another page has to be asked for. Pure."""
+"""The search for a counterpart: reads its answers page by page, and decides about the next page. Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from relay.sync.match import Carried, compile_verify
 from relay.sync.templates import Asked
 
 NO_MAP: Mapping[str, str | MapField] = {}
-_IN_A_QUERY = "%!$&'()*+,;=:@/?-._~"
+_QUERY_SAFE = "%!$&'()*+,;=:@/?-._~"
 
 
 class PagesPlan(msgspec.Struct, frozen=True):
-    """How a find goes on after its first page."""
+    """The pages of a find after its first."""
 
     further: CallPlan
     """The call for each further page."""
@@ -31,28 +31,28 @@ class PagesPlan(msgspec.Struct, frozen=True):
     total: Expression | None
     next: Expression | None
     is_link: bool
-    """What `next` gives is a link, not a value for `further`."""
+    """The value of `next` is a link, not a value for `further`."""
 
 
 class FindPlan(msgspec.Struct, frozen=True):
     """A find table, compiled."""
 
     call: CallPlan
-    """For the first page."""
+    """The call for the first page."""
     pick: Expression | None
     pages: PagesPlan | None
     carried: tuple[Carried, ...] = ()
-    """The values that the match has to carry."""
+    """The values that a match must carry."""
     ignore_case: bool = False
 
 
 def compile_find(
     find: Find, where: str, known: Collection[str], mapped: Mapping[str, str | MapField] = NO_MAP
 ) -> FindPlan:
-    """The plan of a find table; `where` names it, `known` what its templates may look into, and `mapped` is the route's map.
+    """Compile a find table. `where` names it, `known` the values that its templates may use; `mapped` is the route's map.
 
     Raises:
-        ConfigError: a template or an expression is wrong, or no page would be another than the first.
+        ConfigError: a template or an expression is wrong, or every page would be the first.
     """
     parts: dict[str, Callable[[], Any]] = {
         "pages": lambda: None if find.pages is None else _pages(find, find.pages, where, known),
@@ -68,7 +68,7 @@ def compile_find(
     carried = compile_verify(find, f"{where}.verify", known, asked.placeholders, mapped)
     if pages is None:
         return FindPlan(**made, carried=carried, ignore_case=find.ignore_case)
-    # Nothing is known of a next page yet.
+    # The first call knows no next page yet.
     params = tuple((name, template) for name, template in pages.further.params if not template.looks_into("next"))
     first = msgspec.structs.replace(pages.further, params=params)
     return FindPlan(first, made["pick"], pages, carried, find.ignore_case)
@@ -102,14 +102,14 @@ def _further(find: Find, pages: FindPages, where: str, known: Collection[str]) -
 
 
 class Search:
-    """One search; `call`, `at` and `body` say how its next page is asked for."""
+    """A search in progress: `call`, `at` and `body` describe the request for its next page."""
 
     def __init__(self, plan: FindPlan, scope: Scope, *, enough: int) -> None:
-        """Nothing is asked for yet; `scope` is what the call's templates look into. After `enough` matches it ends."""
+        """Prepare the first request. The call's templates read `scope`. After `enough` matches the search ends."""
         self.matches: list[dict[str, Any]] = []
-        """Those that were found so far, each once."""
+        """The matches found so far, each once."""
         self.etag: str | None = None
-        """Of the answer that had the first of them."""
+        """The ETag of the answer with the first match."""
         self.call = plan.call
         self._scope = scope
         self._pick, self._pages = plan.pick, plan.pages
@@ -122,10 +122,10 @@ class Search:
             self._scope = {**scope, "start": plan.pages.first, "count": plan.pages.count}
 
     def end(self) -> None:
-        """There is no such page: none was found, or there are no more.
+        """End the search at a page that does not exist.
 
         Raises:
-            UnusableAnswer: the page before has led here, so it can't be that there is none.
+            UnusableAnswer: the page before leads here, so it must exist.
         """
         pages = self._pages
         if self._number > 1 and pages is not None and (pages.next is not None or pages.total is not None):
@@ -142,14 +142,14 @@ class Search:
 
     @property
     def body(self) -> bytes | None:
-        """Encoded; MappingError when a template has no value."""
+        """The body, encoded; MappingError when a template has no value."""
         return self.call.json(self._scope)
 
     def take(self, answer: object, etag: str | None) -> bool:
-        """Note what this page has; whether another one has to be asked for.
+        """Take the matches of this page. Return True when another page is needed.
 
         Raises:
-            UnusableAnswer: it can't be relied on; the text says why, and what may be done.
+            UnusableAnswer: the answer can't be relied on. The text names the reason and a remedy.
         """
         page, before = self._matches(answer), self._page
         if page and page == before:
@@ -171,7 +171,7 @@ class Search:
         return further
 
     def _matches(self, answer: object) -> list[dict[str, Any]]:
-        """A list, or one object, where pick says; without a pick, an object that lists under `items` too."""
+        """Return the matches in an answer: a list or an object at `pick`. Without `pick`, a list under `items` counts too."""
         found = answer
         if self._pick is not None:
             found = _evaluated(self._pick, answer)
@@ -194,7 +194,7 @@ class Search:
         return found
 
     def _turn(self, pages: PagesPlan, answer: object, length: int) -> bool:
-        """Make the next page the one that is asked for; False when there is none."""
+        """Turn to the next page; False when there is none."""
         if pages.next is not None:
             return self._follow(pages, pages.next, answer)
         start: int = self._scope["start"] + length
@@ -232,12 +232,12 @@ class Search:
 
 
 def can_be_named(value: object) -> bool:
-    """Whether a path can take it for what addresses a counterpart."""
+    """Return True when a path can address a counterpart by this value."""
     return isinstance(value, str | int | float | Decimal) and not isinstance(value, bool) and value != ""
 
 
 def _query_of(link: str, path: str) -> str:
-    """The query of a link to the next page. The call goes where the configuration says, whatever else the link does."""
+    """Return the query of a link to the next page. The rest of the URL comes from the configuration, whatever the link says."""
     try:
         parts = urlsplit(link)
     except ValueError:
@@ -246,7 +246,7 @@ def _query_of(link: str, path: str) -> str:
         raise UnusableAnswer(
             f"the link to the next page leads elsewhere: it has to be one to {path} with another query"
         )
-    return quote(parts.query, safe=_IN_A_QUERY)
+    return quote(parts.query, safe=_QUERY_SAFE)
 
 
 def _evaluated(expression: Expression, answer: Any) -> Any:  # noqa: ANN401  # whatever the JSON holds

@@ -1,4 +1,4 @@
-"""Text with JMESPath expressions in braces, `{event.entity_id}` or `{event.entity_id:scim}`, and where they lead. Pure."""
+"""Templates: text with JMESPath expressions in braces, `{event.entity_id}` or `{event.entity_id:scim}`. Pure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from relay.sync.forms import FORMS, is_json, percent_encoded, text_of
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FORM = re.compile(r":\s*([\w-]*)\s*\Z")
-"""No JMESPath ends like this: a slice ends with its bracket, and an object would need braces."""
+"""The form of a placeholder. A JMESPath never ends like this: a slice ends with a bracket, and an object needs braces."""
 _QUOTES: Mapping[str, str] = {'"': "scim", "'": "odata", "`": "json"}
-"""The form that most likely stands for what is between them."""
+"""The form that most likely replaces a value between these quotes."""
 _LITERAL_PATH = "/:@!$&'()*+,;=~%-._"
 _QUERY_IN_A_PATH = re.compile("[\"'`(]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -27,11 +27,11 @@ _LIKE_SLASHES = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}
 _BEHIND_A_NAME = re.compile("[;?#]")
 _LONGEST_SHOWN = 200
 _MOST_DECODINGS = 8
-"""Each proxy on the way may decode once; what is encoded more often than this is no id."""
+"""Each proxy on the way may decode once. A value encoded more often than this is no id."""
 
 
 class Placeholder(Expression):
-    """An expression in a template, and the form that its value takes there."""
+    """An expression in a template, and the form of its value."""
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         named = _FORM.search(text)
@@ -44,8 +44,8 @@ class Placeholder(Expression):
 class Template:
     """Text with expressions in it.
 
-    A placeholder that shares its text with anything else stands in a language of its own, a filter say, where a value
-    could end its text and go on as query. So it has to name its form.
+    A placeholder beside other text may stand in another language, such as a filter, where a value could end its text and
+    go on as query. So it has to name its form.
     """
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
@@ -67,29 +67,29 @@ class Template:
 
     @property
     def placeholders(self) -> list[Placeholder]:
-        """Its expressions, in order."""
+        """The expressions, in order."""
         return [part for part in self.parts if isinstance(part, Placeholder)]
 
     def looks_into(self, name: str) -> bool:
-        """True when one of its expressions looks this name up in the scope itself."""
+        """Return True when one of its expressions reads this name from the scope itself."""
         return any(placeholder.looks_into(name) for placeholder in self.placeholders)
 
     def expand(self, scope: Scope) -> str:
-        """The text.
+        """Return the text with its values.
 
         Raises:
-            MappingError: an expression finds nothing, or something that isn't a single value or that its form can't hold.
+            MappingError: an expression finds nothing, no single value, or one that its form can't hold.
         """
         return "".join(part if isinstance(part, str) else self._text(part, scope) for part in self.parts)
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """As `expand`, but a template that is one expression and nothing else keeps its value's type."""
+        """Expand it. A template that is a single expression keeps its value's type."""
         if len(self.parts) == 1 and isinstance(self.parts[0], Placeholder) and self.parts[0].form is None:
             return self._found(self.parts[0], scope)
         return self.expand(scope)
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:
-        """True when the text may be in a language of its own."""
+        """Return True when the text may be in a query language."""
         return any(around) or len(placeholders) > 1 or any(each.glue is not None for each in placeholders)
 
     def _found(self, placeholder: Placeholder, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
@@ -109,10 +109,10 @@ class Template:
 
 
 class Asked(Template):
-    """A text in the body of a search. A value may be a list there, but no object: `{"$ne": null}` would be a query of its own."""
+    """A text in the body of a search. A value may be a list, but no object: `{"$ne": null}` would be a query of its own."""
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
-        """As a template's; raises MappingError for an object."""
+        """Expand it as a template; MappingError for an object."""
         value = super().value(scope)
         if _has_object(value):
             shown = ", ".join(placeholder.text for placeholder in self.placeholders)
@@ -121,7 +121,7 @@ class Asked(Template):
 
 
 class Path(Template):
-    """A path below an endpoint's URL; what is put into it is percent-encoded, slashes too."""
+    """A path below an endpoint's URL. Values in it are percent-encoded, slashes too."""
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         if not text.startswith("/"):
@@ -135,10 +135,10 @@ class Path(Template):
         self.parts = [quote(part, safe=_LITERAL_PATH) if isinstance(part, str) else part for part in self.parts]
 
     def expand(self, scope: Scope) -> str:
-        """The path, percent-encoded.
+        """Return the path, percent-encoded.
 
         Raises:
-            MappingError: as a template's, or some proxy on the way could take it for a path to something else.
+            MappingError: a value is missing or unusable, or a proxy on the way could read the path as that of another resource.
         """
         path = super().expand(scope)
         if reason := _leads_elsewhere(path):
@@ -148,13 +148,13 @@ class Path(Template):
         return path
 
     def _is_query(self, around: Sequence[str], placeholders: Sequence[Placeholder]) -> bool:
-        """As OData's `/Contacts(ExternalId='…')`."""
+        """Return True for a query in a path, such as OData's `/Contacts(ExternalId='…')`."""
         glue = [each.glue or "" for each in placeholders]
         return _QUERY_IN_A_PATH.search("".join([*around, *glue])) is not None
 
     def _text(self, placeholder: Placeholder, scope: Scope) -> str:
         text = super()._text(placeholder, scope)
-        # The other side could take the path for the collection's, or for that of another name.
+        # The other side could read the path as the collection's, or as that of another name.
         names = _names(_decoded(text))
         if not (names[0] and names[-1]):
             problem = "is empty, or begins or ends with what separates names in a path"
@@ -163,11 +163,11 @@ class Path(Template):
 
 
 def _leads_elsewhere(path: str) -> str | None:
-    """Half a sentence on why the path could be taken for another; None when it can't.
+    """Return half a sentence on why the path could lead to another resource; None when it can't.
 
-    Servers and proxies resolve dot segments (RFC 3986 §5.2.4) of what they have decoded: nginx once, others again, Windows
-    with backslashes, Tomcat with `;parameters` cut off; Windows takes a fullwidth dot or slash, or the slash of fractions, for the
-    plain one where it turns text into its code page. Control characters end a path in some of them, or a line of the head.
+    Servers and proxies resolve dot segments (RFC 3986 §5.2.4) after decoding: nginx decodes once, others repeatedly, Windows
+    accepts backslashes, and Tomcat cuts off `;parameters`. Where Windows converts text to its code page, it reads a fullwidth
+    dot or slash, or the fraction slash, as the plain one. In some servers a control character ends a path, or a line of the head.
     """
     decoded = _decoded(path)
     if unquote(decoded) != decoded:
@@ -179,7 +179,7 @@ def _leads_elsewhere(path: str) -> str | None:
 
 
 def _decoded(text: str) -> str:
-    """`text` without percent-encoding, however often it is encoded; a few times at most, for each look costs its length."""
+    """Decode `text` repeatedly, up to a limit, since each pass costs its length."""
     for _ in range(_MOST_DECODINGS):
         encoded_text, text = text, unquote(text)
         if text == encoded_text:
@@ -188,7 +188,7 @@ def _decoded(text: str) -> str:
 
 
 def _names(path: str) -> list[str]:
-    """The names in a decoded path, as the strictest of servers would see them."""
+    """Split a decoded path into names, as the strictest server does."""
     return [_BEHIND_A_NAME.split(segment, maxsplit=1)[0].strip() for segment in _SEPARATOR.split(path)]
 
 
@@ -197,7 +197,7 @@ def _has_object(value: object) -> bool:
 
 
 def templated(value: object, where: str, known: Collection[str], kind: type[Template] = Template) -> object:
-    """`value` with each string in it, at any depth, made a template of this kind."""
+    """Compile each string in `value`, at any depth, to a template of this kind."""
     if isinstance(value, str):
         return kind(value, where, known)
     if isinstance(value, dict):
@@ -211,7 +211,7 @@ def templated(value: object, where: str, known: Collection[str], kind: type[Temp
 
 
 def templates_in(value: object) -> Iterator[Template]:
-    """The templates in a value that `templated` made."""
+    """Yield the templates in a value that `templated` made."""
     if isinstance(value, Template):
         yield value
     elif isinstance(value, dict | list):
@@ -220,7 +220,7 @@ def templates_in(value: object) -> Iterator[Template]:
 
 
 def expanded(value: object, scope: Scope) -> object:
-    """A value that `templated` made, with the values in place; raises MappingError when one is missing."""
+    """Expand a value that `templated` made; MappingError when a template has no value."""
     if isinstance(value, Template):
         return value.value(scope)
     if isinstance(value, dict):
@@ -231,7 +231,7 @@ def expanded(value: object, scope: Scope) -> object:
 
 
 def encoded(text: str, where: str) -> str:
-    """`text`, percent-encoded.
+    """Percent-encode `text`.
 
     Raises:
         MappingError: it holds half of a surrogate pair.
@@ -245,7 +245,7 @@ def encoded(text: str, where: str) -> str:
 def _mistakes(
     text: str, around: Sequence[str], placeholders: Sequence[Placeholder], *, is_query: bool
 ) -> Iterator[str]:
-    """The mistakes in the forms of placeholders, each with the text to write instead."""
+    """Yield the mistakes in the forms of placeholders, each with the text to write instead."""
     for at, placeholder in enumerate(placeholders):
         between = _quote_around(placeholder, "".join(around[: at + 1]), "".join(around[at + 1 :]))
         shown = f"{{{placeholder.text}}}"
@@ -256,7 +256,7 @@ def _mistakes(
 
 
 def _quote_around(placeholder: Placeholder, before: str, behind: str) -> str | None:
-    """The quote that is open where a placeholder stands: in its form's language, or in one that has all of them."""
+    """Return the quote that is open at a placeholder: in its form's language, or in one that has all quotes."""
     form = placeholder.form
     if form is not None and form.quote is not None and _quote_open_behind(before, form.quote, form.escape):
         return form.quote
@@ -265,7 +265,7 @@ def _quote_around(placeholder: Placeholder, before: str, behind: str) -> str | N
 
 
 def _formless(placeholder: Placeholder, between: str | None, text: str) -> str:
-    """Half a sentence on why a placeholder needs a form, and how it is written."""
+    """Return half a sentence on why a placeholder needs a form, and how to write it."""
     shown = placeholder.text
     if between is None:
         return (
@@ -282,7 +282,7 @@ def _valid() -> str:
 
 
 def _quote_open_behind(text: str, quotes: str, escape: str) -> str | None:
-    """The one of `quotes` that is open at the end of a text."""
+    """Return the one of `quotes` that is open at the end of a text."""
     opened: str | None = None
     escaped = False
     for character in text:

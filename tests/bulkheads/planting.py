@@ -87,7 +87,7 @@ class Plant:
 
 
 class Ground:
-    """Which step each thread is in, and whether it is setting an item aside: that has to work."""
+    """Tracks the step of each thread, and whether it is setting an item aside: that has to work."""
 
     def __init__(self) -> None:
         self.local = threading.local()

@@ -31,15 +31,15 @@ ONE = 58
 
 
 class Scene(msgspec.Struct):
-    """What there is before the relay runs, and what may be seen of it then."""
+    """Stored state before the relay runs, and the checks on it afterwards."""
 
     bad: dict[str, Any]
     """The item, as `Plant` takes it."""
     running: Callable[[], contextlib.AbstractContextManager[Relay]]
     done: Callable[[], int]
-    """How many items have gone on."""
+    """Counts the items that have gone on."""
     seen: Callable[[], object]
-    """Whether an operator sees the bad one."""
+    """Returns whether an operator sees the bad item."""
     calls: int
     """Deliveries that are called."""
 
@@ -264,7 +264,7 @@ PROVOKE: dict[Step, Callable[[Engine, Relay], None]] = dict.fromkeys(get_args(St
     "commands": _asks,
     "renew": _holds_a_lease,
 }
-"""What makes a step do something that would not by itself."""
+"""Actions that make a step do something that it would not do by itself."""
 
 SWEPT = """
 [apis.identity]
@@ -282,4 +282,4 @@ every = "1s"
 """
 POSTED = '[alerts]\nurl = "http://127.0.0.1:9/"\nallow_private = true\nallow_http = true\n'
 WITH: dict[Step, str] = {"sweep": SWEPT, "send_alerts": POSTED}
-"""What a step needs in the configuration."""
+"""Configuration that a step needs."""

@@ -1,4 +1,4 @@
-"""When a step is tried again, what is told of it, and when a relay gives up."""
+"""Retries of a step that failed, the alerts about it, and the point at which a relay gives up."""
 
 from __future__ import annotations
 

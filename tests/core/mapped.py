@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config.sync import Fetch, MapField, Sync, Update
+from inbox.config.sync import Fetch, MapField, SyncRoute, Update
 from relay.sync.fields import Fields, compile_fields
 
 WHERE = "routes.r.sync.map.x"
 
 
-def fields(**options: Any) -> Fields:  # noqa: ANN401  # keys of Sync
-    return compile_fields("r", Sync(fetch=Fetch(api="i", path="/u"), update=Update(path="/c"), **options))
+def fields(**options: Any) -> Fields:  # noqa: ANN401  # keys of SyncRoute
+    return compile_fields("r", SyncRoute(fetch=Fetch(api="i", path="/u"), update=Update(path="/c"), **options))
 
 
 def scope(entity: object = None, target: object = None) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def scope(entity: object = None, target: object = None) -> dict[str, Any]:
 
 
 def one(found: object, **keys: Any) -> Any:  # noqa: ANN401  # any JSON
-    """What a field with these keys sends when its expression finds this; `absent` when nothing."""
+    """Return the value that a field with these keys sends when its expression finds this; `absent` for none."""
     given = msgspec.convert({"from": "entity.x", **keys}, MapField)
     mapped = fields(map={"x": given, "id": "event.entity_id"}).of(scope({"x": found}), creating=False)
     return mapped.get("x", "absent")

@@ -17,7 +17,7 @@ NOW = datetime(2026, 1, 10, tzinfo=UTC)
 OLD, YOUNG = NOW - timedelta(days=8), NOW - timedelta(days=6)
 PRUNED_BEFORE = NOW - timedelta(days=7)
 FAILED = facts.AttemptFailed(error_class="server_error", error="503", due_at=NOW)
-DELIVERED = facts.Delivered(did="forwarded")
+DELIVERED = facts.DeliveredFact(did="forwarded")
 
 
 def logged(*history: tuple[facts.AnyFact | None, int], at: datetime = YOUNG) -> Iterable[Logged]:
@@ -33,12 +33,12 @@ def of(*history: tuple[facts.AnyFact | None, int], at: datetime = YOUNG) -> Acco
 def test_facts_that_the_relay_wrote_never_contradict_themselves(history: list[tuple[facts.AnyFact, int]]) -> None:
     told = of(*history)
     assert told.contradictions == ()
-    assert told.standing == fold(fact for fact, _ in history)
+    assert told.folded == fold(fact for fact, _ in history)
 
 
 def test_a_fact_that_cannot_follow_is_left_out_and_told() -> None:
     told = of((FAILED, 1), (DELIVERED, 2), (DELIVERED, 2))
-    assert told.standing.state is State.ENDED
+    assert told.folded.state is State.ENDED
     assert told.contradictions == ("fact 3: delivered can't happen to a delivery that is ended",)
 
 
@@ -64,7 +64,7 @@ def test_a_correction_stands_for_all_that_was_before_it() -> None:
     corrected = facts.Corrected(state="open", attempt=2, run=1, who="ann", why="twice delivered")
     told = of((DELIVERED, 1), (DELIVERED, 1), (corrected, 2), (FAILED, 3))
     assert told.contradictions == ()
-    assert told.standing == FoldedState(State.RECEIVED, 3, 1, 0, NOW)
+    assert told.folded == FoldedState(State.RECEIVED, 3, 1, 0, NOW)
     assert told.is_put_right
 
 

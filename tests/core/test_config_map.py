@@ -1,4 +1,4 @@
-"""Mistakes in the map of a sync route that the file's reader tells, to the receiver and the relay alike."""
+"""Mistakes in the map of a sync route, which the configuration's reader reports to both sides."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_a_text_and_a_table_are_both_a_field() -> None:
         ('x = { from = "entity.x", cast = "integer" }', "x.cast: 'integer' is not one of bool, date, datetime, float"),
         ('x = { from = "entity.x", required = "yes" }', "x.required: expected true or false, got text"),
         ('x = { from = "entity.x", required = true, default = 0 }', "x.required: has no meaning beside a default"),
-        ('x = { function = "package.module" }', "x.function: expected package.module:function, got 'package.module'"),
-        ('x = { function = "a:b:c" }', "x.function: expected package.module:function"),
-        ('x = { function = ".a:b" }', "x.function: expected package.module:function"),
+        ('x = { function = "package.module" }', "x.function: expected \"package.module:name\", got 'package.module'"),
+        ('x = { function = "a:b:c" }', 'x.function: expected "package.module:name"'),
+        ('x = { function = ".a:b" }', 'x.function: expected "package.module:name"'),
         ('x = { from = "entity.x", read = "%Y-%m-%d" }', 'x.read: is about dates; add cast = "date"'),
         ('x = { from = "entity.x", cast = "int", write = "%Y" }', 'x.write: is about dates; add cast = "date"'),
         ('x = { from = "entity.x", cast = "date", read = "%Q" }', "x.read: '%Q' has %Q; valid here: %% %A %B"),
@@ -89,7 +89,11 @@ def test_a_mistake_in_a_field_is_told_with_its_place(field: str, expected: str) 
     ("fields", "options", "expected"),
     [
         ("", "", "inbox.toml:18: [routes.users.sync.map]: at least one field must be mapped, or a transform given"),
-        ('x = "entity.x"', 'transform = "a"', "inbox.toml:17: [routes.users.sync] transform: expected package.module:"),
+        (
+            'x = "entity.x"',
+            'transform = "a"',
+            'inbox.toml:17: [routes.users.sync] transform: expected "package.module:',
+        ),
         (
             'phone = "entity.x"',
             'clear_when_absent = ["fone"]',

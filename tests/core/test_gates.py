@@ -1,4 +1,4 @@
-"""What holds deliveries back: breakers, rate limits and pauses."""
+"""Gates: breakers, rate limits and pauses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from relay.delivery.gates import (
     Gates,
     Health,
     RateLimit,
+    after_result,
     entity_key,
     entity_of,
-    heard,
     probe,
 )
 
@@ -32,7 +32,7 @@ CRM = ("destination", "crm")
 def after(*reports: Health, breaker: Breaker | None = None, at: datetime = NOW) -> Breaker:
     state = breaker or Breaker()
     for health in reports:
-        state = heard(state, health, "answered 503", LIMITS, at)
+        state = after_result(state, health, "answered 503", LIMITS, at)
     return state
 
 
@@ -100,7 +100,7 @@ def test_however_often_it_has_opened_it_opens_again_for_no_longer_than_the_longe
 ) -> None:
     limits = BreakerLimits(open_for=Duration(open_for), longest=Duration(longest))
     trying = Breaker(BreakerState.HALF_OPEN, NOW, "answered 503", open_count)
-    opened = heard(trying, "unwell", "answered 503", limits, NOW)
+    opened = after_result(trying, "unwell", "answered 503", limits, NOW)
     assert opened.until is not None
     assert min(open_for, longest) - 1e-6 <= (opened.until - NOW).total_seconds() <= longest + 1e-6
     assert opened.open_count <= 2**31 - 1, "the column holds no more"
@@ -110,7 +110,7 @@ def test_the_shortest_time_to_open_for_comes_to_the_longest_that_can_be_configur
     limits = BreakerLimits(open_for=Duration.parse("1ms"), longest=Duration.parse("366d"))
     breaker, began = after("refused"), NOW
     for _ in range(2000):
-        breaker = heard(probe(breaker, began, seconds(60)), "unwell", "answered 503", limits, began)
+        breaker = after_result(probe(breaker, began, seconds(60)), "unwell", "answered 503", limits, began)
     assert breaker.until == began + timedelta(days=366)
 
 

@@ -1,4 +1,4 @@
-"""How far ahead a time may lie: never less than the rules have set, never more than they allow."""
+"""Bounds of stored times: never less than the rules have set, never more than they allow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inbox.config.model import BreakerLimits, Duration, Rate, Retry
 from relay.delivery import facts
-from relay.delivery.gates import Breaker, BreakerState, RateLimit, heard, probe
+from relay.delivery.gates import Breaker, BreakerState, RateLimit, after_result, probe
 from relay.delivery.horizon import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
 from relay.delivery.outcome import Delivery, Failed
 from relay.delivery.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
@@ -44,7 +44,7 @@ retries = st.builds(
     retries,
     st.integers(1, 4),
     st.none() | st.floats(0, 1e9),
-    st.sampled_from(["server_error", "auth", "stale", "lease_lost", "put_off", "rejected"]),
+    st.sampled_from(["server_error", "auth", "stale", "lease_lost", "handler_retry", "rejected"]),
     spans,
 )
 def test_what_a_failed_attempt_has_asked_for_is_never_too_far_ahead_while_the_clock_goes_on(
@@ -89,7 +89,7 @@ def test_no_breaker_is_pulled_in_while_the_clock_goes_on(reports: list[str], pas
     for report in reports:
         now = max(now + timedelta(seconds=1), breaker.until or now)
         if report != "probe":
-            breaker = heard(breaker, report, "503", LIMITS, now)  # type: ignore[arg-type]  # a health, drawn
+            breaker = after_result(breaker, report, "503", LIMITS, now)  # type: ignore[arg-type]  # a health, drawn
         elif breaker.state is BreakerState.OPEN:
             breaker = probe(breaker, now, PROBE)
         assert breaker_within(breaker, LIMITS, PROBE, now + passed) == breaker

@@ -9,7 +9,7 @@ from inbox.http.limits import LEAST_BURST, MEMORY_FOR_BODY, SMALL_BODY, Bucket, 
 
 
 def taken(bucket: Bucket, now: float) -> int:
-    """How many it lets through at one moment."""
+    """Count the requests that pass at one moment."""
     number = 0
     while bucket.take(now) == 0:
         number += 1
@@ -79,7 +79,7 @@ def test_bodies_share_a_room_that_small_ones_take_nothing_of() -> None:
         other[0].grow(SMALL_BODY + 21)
     other[0].grow(SMALL_BODY + 20)
     for place in (*small, *one, *one):
-        place.leave()
+        place.release()
     with pytest.raises(Unavailable):
         one[0].grow(SMALL_BODY + 81)
     one[0].grow(SMALL_BODY + 80)

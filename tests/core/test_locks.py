@@ -1,4 +1,4 @@
-"""Production installs a part of the full lock: what the product needs to run, in the versions that the tests ran with."""
+"""The runtime lock is a part of the full lock: the product's own dependencies, in the versions that the tests use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FULL, RUNTIME = "requirements.lock", "requirements-runtime.lock"
 
 
 class Pin(NamedTuple):
-    """An entry of a lock. Its marker is left out: it may be wider where developers' packages want it on more systems."""
+    """An entry of a lock, without its marker, which may be wider where developers' packages need it on more systems."""
 
     name: str
     version: str
@@ -23,7 +23,7 @@ class Pin(NamedTuple):
 
 
 def read(lock: str) -> dict[Pin, frozenset[str]]:
-    """Every entry, and the packages that want it."""
+    """Read every entry, with the packages that depend on it."""
     found: dict[Pin, frozenset[str]] = {}
     for entry in re.split(r"^(?=\S)", (ROOT / lock).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         pinned = re.match(r"([a-z0-9-]+)==(\S+)", entry)
@@ -39,7 +39,7 @@ def names_of(requirements: list[str]) -> set[str]:
 
 
 def reached(lock: dict[Pin, frozenset[str]], roots: set[str]) -> set[Pin]:
-    """The entries of the roots, and what they want, and what that wants."""
+    """Collect the entries of the roots and of their dependencies."""
     names, before = set(roots), set[str]()
     while names != before:
         before = set(names)

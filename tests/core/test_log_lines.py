@@ -1,4 +1,4 @@
-"""A log has one line for each thing that happened, and no value can make another."""
+"""A log has one line for each event, and no value can make another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from inbox.logs.lines import escape, tell
+from inbox.logs.lines import escape_lines, write_stderr
 from tests.helpers.hostile import HOSTILE, MARK, harm_of
 
 
@@ -16,7 +16,7 @@ def logged(formatter: logging.Formatter | None, *, raising: bool = False) -> str
     output = io.StringIO()
     handler = logging.StreamHandler(output)
     handler.setFormatter(formatter)
-    escape([handler])
+    escape_lines([handler])
     bug = (RuntimeError, RuntimeError(HOSTILE), None) if raising else None
     text, values = ("a bug", ()) if raising else ("refused a request of %s: %s", (HOSTILE, HOSTILE))
     handler.handle(logging.LogRecord("inbox", logging.WARNING, "", 1, text, values, bug))
@@ -56,7 +56,7 @@ def test_a_formatter_of_another_kind_is_left_alone() -> None:
 
 
 def test_what_is_told_beside_the_log_is_escaped_as_well(capsys: pytest.CaptureFixture[str]) -> None:
-    tell(f"inbox: {HOSTILE}")
+    write_stderr(f"inbox: {HOSTILE}")
     shown = capsys.readouterr().err
     assert harm_of(shown) == []
     assert len(shown.splitlines()) == 2

@@ -1,4 +1,4 @@
-"""What the fields of a map come to: values, casts, lookups, dates; always JSON, never a null by accident."""
+"""Fields of a map: values, casts, lookups, dates; always JSON, never a null by accident."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a process counts to what is served: through a pipe, whoever else writes to it, and whether or not it is read."""
+"""Metrics from a process's counts to the served page: through a pipe, with other writers, read or unread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from inbox.telemetry.exporter import LONGEST_LINE, Totals, become
+from inbox.telemetry.exporter import LONGEST_LINE, Totals, drop_privileges
 from inbox.telemetry.metrics import (
     ATTEMPTS,
     BATCH_EVENTS,
@@ -28,7 +28,7 @@ from inbox.telemetry.metrics import (
     Meters,
     Metric,
 )
-from inbox.telemetry.recorder import PIPE, Recorder, counting, exporter_at
+from inbox.telemetry.recorder import PIPE, Recorder, exporter_at, make_recorder
 from tests.helpers.scraping import Samples, parsed, total
 from tests.helpers.waiting import until
 
@@ -48,7 +48,7 @@ STEPS = st.lists(
 
 
 class Pipe:
-    """A pipe, and what an exporter makes of what comes out of it."""
+    """A pipe, and the exporter's totals of its lines."""
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
@@ -59,7 +59,7 @@ class Pipe:
         return Recorder((*RECEIVER, *RELAY), os.dup(self.writing))
 
     def close(self) -> None:
-        """Close what is still open of it."""
+        """Close its open ends."""
         for end in {self.reading, self.writing} - self._closed:
             self.close_end(end)
 
@@ -69,7 +69,7 @@ class Pipe:
         os.close(end)
 
     def drain(self) -> None:
-        """Read until nobody can write any more."""
+        """Read until the last writer is gone."""
         self.close_end(self.writing)
         with os.fdopen(self.reading, "rb", closefd=False) as lines:
             for line in lines:
@@ -103,7 +103,7 @@ def tell(meters: Meters, steps: list[Step]) -> None:
 
 
 def as_the_library_says(steps: list[Step]) -> Samples:
-    """The same, counted by prometheus-client in one process."""
+    """The same counts by prometheus-client in one process."""
     registry = CollectorRegistry()
     kinds: Mapping[str, Callable[[Metric], Any]] = {
         "counter": lambda m: Counter(m.name, m.help, m.labels, registry=registry),
@@ -179,7 +179,7 @@ def test_the_newest_value_of_a_gauge_stands_in_whichever_order_processes_write(p
 def test_what_does_not_change_is_told_again_to_an_exporter_that_came_later(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inbox.telemetry.recorder.TOLD_AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("inbox.telemetry.recorder.REWRITE_EVERY_SECONDS", 0.3)
     recorder = pipe.recorder()
     recorder.put(BREAKER, 2, "destination", "crm")
     recorder.count(RECEIVED, "trivore", by=0)
@@ -228,7 +228,7 @@ def test_a_process_that_has_no_pipe_counts_nothing_and_says_so(
     monkeypatch.delenv(PIPE, raising=False)
     if given is not None:
         monkeypatch.setenv(PIPE, given)
-    assert counting(RELAY) is OFF
+    assert make_recorder(RELAY) is OFF
     assert "this process counts nothing" in caplog.text
 
 
@@ -252,5 +252,5 @@ def test_a_process_whose_readers_are_gone_for_good_goes_on(pipe: Pipe, caplog: p
 )
 def test_who_is_not_root_stays_who_he_is() -> None:
     before = os.getresuid(), os.getresgid(), os.getgroups()
-    become(0, 0)
+    drop_privileges(0, 0)
     assert (os.getresuid(), os.getresgid(), os.getgroups()) == before

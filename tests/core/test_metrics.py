@@ -1,4 +1,4 @@
-"""The tables of metrics are what Prometheus takes, and what counts nothing costs nothing."""
+"""Prometheus accepts the tables of metrics, and disabled metrics cost nothing."""
 
 from __future__ import annotations
 

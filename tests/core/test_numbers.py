@@ -1,4 +1,4 @@
-"""One rule for numbers: what the door takes in, the relay can read, write, compare and hash; what it refuses, both do."""
+"""One rule for numbers: the relay reads, writes, compares and hashes each number that the receiver accepts."""
 
 from __future__ import annotations
 
@@ -107,6 +107,6 @@ def test_what_an_expression_makes_of_a_text_and_json_has_not_is_put_into_no_quer
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 1e308, -1e308, 10**1000])
 def test_a_time_that_no_number_can_tell_is_refused_as_an_event(number: float) -> None:
-    """`to_number` of a custom source makes them of texts."""
+    """`to_number` of a custom source makes numbers of texts."""
     with pytest.raises(InvalidEvent, match="time must"):
         epoch_field({"time": number}, "time", AT)

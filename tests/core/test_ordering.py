@@ -29,7 +29,7 @@ def settled(ordering: Ordering, *rows: OpenDelivery) -> dict[int, OpenDelivery]:
 
 @st.composite
 def lanes(draw: st.DrawFn) -> list[OpenDelivery]:
-    """What can stand in one lane: at most one head, any number of others."""
+    """Rows of one lane: at most one head, any number of others."""
     seconds = draw(st.lists(st.integers(0, 5), max_size=6))
     states = [draw(st.sampled_from([State.RECEIVED, State.WAITING])) for _ in seconds]
     rows = [a_row(seq, state, second) for seq, (state, second) in enumerate(zip(states, seconds, strict=True), start=1)]

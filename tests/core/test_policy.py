@@ -1,4 +1,4 @@
-"""What an outcome means."""
+"""Policies, and the fact that an outcome leads to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inbox.config.model import Duration, Exponential, Retry
 from inbox.loader.load import parse_config
 from relay.delivery import facts
 from relay.delivery.gates import RateLimit
-from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped, Step
+from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped
 from relay.delivery.policy import (
     LONGEST_RETRY_AFTER,
     History,
@@ -123,13 +123,13 @@ def test_jitter_is_not_always_the_same() -> None:
 
 
 def test_a_delivery_is_delivered_and_says_so_when_it_is_late() -> None:
-    assert decide(a_delivery(late=True), Delivered((), "updated"), POLICY, NOW) == facts.Delivered(
+    assert decide(a_delivery(late=True), Delivered((), "updated"), POLICY, NOW) == facts.DeliveredFact(
         did="updated", late=True
     )
 
 
 def test_what_the_route_skips_is_skipped() -> None:
-    assert decide(a_delivery(), Skipped((), "no counterpart"), POLICY, NOW) == facts.Skipped(why="no counterpart")
+    assert decide(a_delivery(), Skipped((), "no counterpart"), POLICY, NOW) == facts.SkippedFact(why="no counterpart")
 
 
 @pytest.mark.parametrize("error_class", RETRYABLE)
@@ -248,11 +248,11 @@ def test_retry_after_is_honoured_between_our_own_delay_and_a_day(asked: float | 
 # --- cut by us
 
 
-def a_call(step: Step, sent: Sent) -> Call:
+def a_call(step: CallStep, sent: Sent) -> Call:
     return Call(step, "POST", "https://example.com/", sent, 1.0)
 
 
-def cut(*calls: tuple[Step, Sent]) -> Failed:
+def cut(*calls: tuple[CallStep, Sent]) -> Failed:
     return Failed(tuple(a_call(step, sent) for step, sent in calls), "lease_lost", "cut: the lease ended")
 
 
@@ -282,7 +282,7 @@ def test_what_was_cut_before_it_can_have_had_an_effect_is_given_back(outcome: Fa
 
 @pytest.mark.parametrize("step", ["forward", "create", "update", "delete"])
 @pytest.mark.parametrize("sent", ["unknown", "answered"])
-def test_what_the_other_side_may_have_acted_on_is_not_given_back(step: Step, sent: Sent) -> None:
+def test_what_the_other_side_may_have_acted_on_is_not_given_back(step: CallStep, sent: Sent) -> None:
     assert not can_be_given_back(cut(("fetch", "answered"), (step, sent), ("find", "not_sent")))
 
 

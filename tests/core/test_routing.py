@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from inbox.config import routing
 from inbox.config.model import Route, When
-from inbox.config.routing import ROUTE_LANE, enrol, matches
+from inbox.config.routing import ROUTE_LANE, enrol, matches, routes_of
 from inbox.events.event import Enrolment, Identity, dedup_key
 
 NAMES = st.text(alphabet="ab|\\*", min_size=1, max_size=5)
@@ -32,7 +32,8 @@ def test_an_event_takes_every_route_of_its_source_that_it_matches_in_the_order_o
         route("groups", when=When(entity_type=["GROUP"])),
         route("users", when=When(entity_type=["GROUP", "USER"], event_type=["UPDATE"], action=["update"])),
     ]
-    assert enrol("trivore", identity(), "key", routes) == (Enrolment("all", "USER|u1"), Enrolment("users", "USER|u1"))
+    own = routes_of("trivore", routes)
+    assert enrol(identity(), "key", own) == (Enrolment("all", "USER|u1"), Enrolment("users", "USER|u1"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from relay.sync.search import Search, compile_find
 
 SCOPE = {"event": {"entity_id": "u1"}}
 PAGES = st.lists(st.integers(0, 3), min_size=1, max_size=8)
-"""How many matches each page has."""
+"""Number of matches on each page."""
 
 
 def search(pages: FindPages, enough: int = 2) -> Search:
@@ -23,7 +23,7 @@ def search(pages: FindPages, enough: int = 2) -> Search:
 
 
 def run(made: Search, answers: list[dict[str, Any]]) -> int:
-    """How many answers were asked for."""
+    """Number of answers requested."""
     for number, answer in enumerate(answers, 1):
         if not made.take(answer, None):
             return number

@@ -1,4 +1,4 @@
-"""Texts that no database takes: written otherwise where that does no harm, refused where they must stay as they are."""
+"""Texts that no database takes: escaped where that is harmless, rejected where they must stay unchanged."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_half_of_a_pair_is_found_wherever_it_stands(pieces: list[str]) -> None:
 
 
 def test_keys_are_hashed_with_a_secret_of_the_process() -> None:
-    """Or a sender could choose thousands that collide: reading them would take the square of their number."""
+    """A sender could otherwise choose thousands of colliding keys, which take quadratic time to read."""
     program = "import inbox.events.strict_json as s; print(hash(next(iter(s.parse(b'{\"key\": 1}')))))"
     printed = {
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(2)

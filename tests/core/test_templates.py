@@ -190,7 +190,7 @@ STRINGS = {
     "odata": re.compile("'(?:[^']|'')*'"),
     "soql": re.compile(r"'(?:[^'\\]|\\.)*'", re.DOTALL),
 }
-"""How each language tells a text from what is around it."""
+"""Quoting rules of each language."""
 
 
 @pytest.mark.parametrize("form", STRINGS)

@@ -1,4 +1,4 @@
-"""What may reach a terminal, of any text."""
+"""Text that reaches a terminal: no part of it is invisible or controls anything."""
 
 from __future__ import annotations
 

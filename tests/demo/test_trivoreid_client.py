@@ -1,31 +1,115 @@
-"""The vendor's own client, PyPI trivoreid 2.0.10, works against the demo identity service."""
+"""The vendor's own client, PyPI trivoreid 2.0.10, works against the demo identity service.
+
+Its changes reach the commercial service by the real receiver and the real daemon, and `relay plan` says that both agree.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
-from relay.demo.identity import create_app
-from relay.demo.people import sample_user
-from relay.demo.server import serve
-from tests.demo.vendors_client import connected
+from inbox.config.model import Config
+from inbox.loader.load import parse_config
+from relay.demo.commercial import CONTACT, TEAM, CommercialService
+from relay.demo.identity import IdentityService
+from relay.demo.scenario import sample_user
+from relay.demo.web import served as serving
+from relay.demo.webhooks import WebhookSender
+from relay.demo.workspace import configuration
+from tests.helpers.evidence import open_states
+from tests.helpers.in_step import relaying
+from tests.helpers.reading import count
+from tests.helpers.receiver import served
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import HEADERS, TOKEN
 
 START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
+USERS, GROUPS = "users-to-contacts", "groups-to-teams"
+
+
+def connected(url: str) -> Any:  # noqa: ANN401  # the package has no types
+    """A client of the service at `url`. It heeds proxies: set NO_PROXY before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # trivoreid 2.0.10 compares numbers with `is`
+        from trivoreid.client import TrivoreID  # noqa: PLC0415 - the warnings come with the first import
+    return TrivoreID(path="/nowhere", server=url, client_id="demo", client_secret="demo")
 
 
 @pytest.fixture
 def vendors_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The vendor's own client, PyPI trivoreid, talking to the running service."""
+    """The client, talking to a running service alone."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     seconds = itertools.count()
-    service = create_app(now=lambda: START + timedelta(seconds=next(seconds)))
-    with closing(service), serve(service.app) as server:
-        yield connected(server.url)
+    with closing(WebhookSender()) as webhooks:
+        service = IdentityService(webhooks, now=lambda: START + timedelta(seconds=next(seconds)))
+        with serving(service.app) as url:
+            yield connected(url)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Everything but a relay: both demo services, a receiver, and the vendor's client."""
+
+    client: Any
+    identity: IdentityService
+    commercial: CommercialService
+    config: Config
+    engine: Engine
+    file: Path
+
+    def all_received(self, number: int) -> None:
+        """Wait until so many webhooks are stored."""
+        assert self.identity.webhooks.wait_until_sent(10)
+        assert count(self.engine, "inbox") == number
+
+    def all_delivered(self) -> None:
+        """Wait until the relay has nothing to do."""
+        until(lambda: not open_states(self.engine), "all is delivered", within=20)
+
+    def plan(self, route: str) -> subprocess.CompletedProcess[str]:
+        """`relay plan`."""
+        return subprocess.run(
+            [sys.executable, "-m", "relay", "plan", "--route", route, "--json"],
+            env={**os.environ, "INBOX_CONFIG": str(self.file)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def assert_in_sync(self, route: str) -> None:
+        """`relay plan` finds nothing to change."""
+        ended = self.plan(route)
+        assert (ended.returncode, json.loads(ended.stdout), ended.stderr) == (0, [], "")
+
+
+@pytest.fixture
+def site(database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ExitStack() as stack:
+        source = IdentityService(stack.enter_context(closing(WebhookSender(headers=HEADERS))))
+        target = CommercialService()
+        at_source, at_target = (stack.enter_context(serving(service.app)) for service in (source, target))
+        text = configuration(database_url=database_url, token=TOKEN, identity_url=at_source, commercial_url=at_target)
+        file = tmp_path / "inbox.toml"
+        file.write_text(text, encoding="utf-8")
+        config = parse_config(text)
+        port = stack.enter_context(served(database_url, config))
+        source.webhooks.url = f"http://127.0.0.1:{port}/webhooks/trivore"
+        yield Site(connected(at_source), source, target, config, engine, file)
 
 
 def test_the_vendors_client_manages_users(vendors_client: Any) -> None:  # noqa: ANN401
@@ -61,7 +145,7 @@ def test_the_vendors_client_manages_users(vendors_client: Any) -> None:  # noqa:
         users.get(created.id)
 
 
-def test_the_vendors_client_manages_groups_and_reads_namespaces(vendors_client: Any) -> None:  # noqa: ANN401
+def test_the_vendors_client_manages_groups(vendors_client: Any) -> None:  # noqa: ANN401
     from trivoreid.models.groups import Group  # noqa: PLC0415
 
     groups = vendors_client.group_service
@@ -72,5 +156,38 @@ def test_the_vendors_client_manages_groups_and_reads_namespaces(vendors_client: 
     assert [group.id for group in groups.get_all().resources] == [created.id]
     groups.delete(created.id)
     assert groups.get_all().totalResults == 0
-    assert [namespace.code for namespace in vendors_client.namespace_service.get_all().resources] == ["demo"]
-    assert vendors_client.namespace_service.get("demo").code == "demo"
+
+
+def test_a_user_and_a_group_of_the_vendors_client_are_kept_in_sync(site: Site) -> None:
+    from trivoreid.models.groups import Group  # noqa: PLC0415  # as above
+    from trivoreid.models.user import User  # noqa: PLC0415
+
+    users, groups = site.client.user_service, site.client.group_service
+    user = users.create(User(sample_user(0)))
+    site.all_received(1)
+    ended = site.plan(USERS)
+    assert ended.returncode == 1, ended.stderr
+    assert [(found["entity_id"], found["change"]) for found in json.loads(ended.stdout)] == [(user.id, "create")]
+
+    with relaying(site.engine, site.config):
+        group = groups.create(Group({"name": "Drivers", "nsCode": "demo"}))
+        site.all_received(2)
+        site.all_delivered()
+        user.name.familyName = "Virtanen"
+        user.mobiles = []
+        users.update(user)
+        group.name = "Pilots"
+        groups.update(group)
+        site.all_received(4)
+        site.all_delivered()
+        site.assert_in_sync(USERS)
+        site.assert_in_sync(GROUPS)
+        (contact,) = site.commercial.all(CONTACT)
+        assert (contact["external_id"], contact["last_name"], contact["phone"]) == (user.id, "Virtanen", None)
+        assert contact["email"] == user.emails[0].address
+        assert [team["name"] for team in site.commercial.all(TEAM)] == ["Pilots"]
+
+        users.delete(user.id)
+        site.all_received(5)
+        site.all_delivered()
+    assert site.commercial.all(CONTACT) == []

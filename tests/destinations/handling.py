@@ -51,12 +51,12 @@ class Handled:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._module = ModuleType(MODULE)
         monkeypatch.setitem(sys.modules, MODULE, self._module)
-        monkeypatch.setattr(python, "_PLACES", {})
+        monkeypatch.setattr(python, "_SLOTS", {})
 
     @property
-    def places(self) -> python.Places:
-        (places,) = python._PLACES.values()
-        return places
+    def slots(self) -> python.HandlerSlots:
+        (slots,) = python._SLOTS.values()
+        return slots
 
     def __call__(self, function: Act, *, extra: str = "", context: Context = CONTEXT, **changes: object) -> Outcome:
         vars(self._module)["on_event"] = function

@@ -30,7 +30,7 @@ class Seen:
 
 
 Act = Callable[["ScriptedServer", socket.socket], None]
-"""What is done once the request is read; raising OSError, or `Hangup`, ends the connection."""
+"""The action after the request is read; raising OSError, or `Hangup`, ends the connection."""
 
 
 class Hangup(Exception):

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay import destinations
-from relay.daemon.alert_sender import client_of
+from relay.daemon.alert_sender import alert_client
 from relay.http import guard
 from relay.http.answer import Answer
-from relay.http.guard import Rules
+from relay.http.guard import AddressRules
 from tests.destinations.calling import POST, limits
 from tests.destinations.scripted import ScriptedServer, answer, serving
 
@@ -52,12 +52,12 @@ url = "{url}/hook"
 
 
 def call_each(text: str) -> list[Answer]:
-    """What a call to the destination, to the api and of an alert comes to."""
+    """Call the destination, the api and the alert endpoint; return the results."""
     config = parse_config(text)
     clients = destinations.base.Clients(config)
     destination = config.destinations["d"]
     url = destination.url.reveal()  # type: ignore[union-attr]  # a forward destination
-    alerts = client_of(config)
+    alerts = alert_client(config)
     assert alerts is not None
     callers = (clients.destination(destination, url), clients.api("a"), alerts)
     try:
@@ -238,13 +238,13 @@ def test_a_call_goes_out_if_every_list_allows_it_and_none_blocks_it(
         and all(any(map(has, networks)) for networks in allow)
         and (private or guard.refusal(str(address)) is None)
     )
-    assert (guard.refusal(str(address), Rules(private, allow, block)) is None) == may
+    assert (guard.refusal(str(address), AddressRules(private, allow, block)) is None) == may
 
 
 @settings(max_examples=300, derandomize=True, database=None)
 @given(ADDRESSES_4)
 def test_a_blocked_address_is_blocked_inside_of_ipv6_too(address: ipaddress.IPv4Address) -> None:
-    number, rules = int(address), Rules(allow_private=True, block=(ipaddress.IPv4Network(address),))
+    number, rules = int(address), AddressRules(allow_private=True, block=(ipaddress.IPv4Network(address),))
     written = [
         number | 0xFFFF << 32,
         number,

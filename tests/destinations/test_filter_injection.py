@@ -1,6 +1,6 @@
 """An id that is a piece of a filter is searched for as an id: a real server with SCIM's filters deletes nobody for it.
 
-The server is `relay.demo.server`, the filter that of the demo's identity service: both take what a service would.
+The server and the filter are those of the demo's identity service: both take what a service would.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import falcon
+import falcon.asgi
 import msgspec
 import pytest
+from falcon.asgi import Request, Response
 
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay import destinations
 from relay.delivery.outcome import Delivered, Failed, Outcome
 from relay.demo.scim_filter import InvalidFilterError, parse_filter
-from relay.demo.server import serve
+from relay.demo.web import App, answer, read_object, served
 from relay.destinations import Context
 from tests.destinations.syncing import DELETE, NOW
 
@@ -66,12 +68,12 @@ class Directory:
         }
         self.source_knows = False
         self.filters: list[str] = []
-        self.app = falcon.App()
+        self.app: App = falcon.asgi.App()
         self.app.add_route("/Users", self, suffix="list")
         self.app.add_route("/Users/{key}", self, suffix="user")
         self.app.add_route("/source/user/{key}", self, suffix="source")
 
-    def on_get_list(self, req: falcon.Request, resp: falcon.Response) -> None:
+    async def on_get_list(self, req: Request, resp: Response) -> None:
         self.filters.append(req.get_param("filter", required=True))
         try:
             passes = parse_filter(self.filters[-1])
@@ -80,15 +82,15 @@ class Directory:
         found = [user for user in self.users.values() if passes(user)]
         resp.media = {"totalResults": len(found), "Resources": found}
 
-    def on_delete_user(self, _req: falcon.Request, resp: falcon.Response, key: str) -> None:
+    async def on_delete_user(self, _req: Request, resp: Response, key: str) -> None:
         del self.users[key]
         resp.status = falcon.HTTP_NO_CONTENT
 
-    def on_patch_user(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
-        self.users[key] |= msgspec.json.decode(req.bounded_stream.read())
-        resp.media = {}
+    async def on_patch_user(self, req: Request, resp: Response, key: str) -> None:
+        self.users[key] |= await read_object(req)
+        answer(resp, {})
 
-    def on_get_source(self, _req: falcon.Request, resp: falcon.Response, key: str) -> None:
+    async def on_get_source(self, _req: Request, resp: Response, key: str) -> None:
         if not self.source_knows:
             raise falcon.HTTPNotFound
         resp.media = {"id": key, "active": True}
@@ -97,8 +99,8 @@ class Directory:
 @contextmanager
 def running() -> Iterator[tuple[Directory, str]]:
     directory = Directory()
-    with serve(directory.app) as server:
-        yield directory, server.url
+    with served(directory.app) as url:
+        yield directory, url
 
 
 @pytest.fixture

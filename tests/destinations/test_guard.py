@@ -1,4 +1,4 @@
-"""Where the relay's calls may not go, whatever the URL looks like."""
+"""The outbound guard: forbidden addresses in every spelling of a URL."""
 
 from __future__ import annotations
 

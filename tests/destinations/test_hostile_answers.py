@@ -320,7 +320,7 @@ class Pair:
             self._has_ended.set()
 
     def calls(self, hostile: bytes, *, closes: bool = True) -> tuple[Answer, Answer]:
-        """What comes of two, of which the first is answered so."""
+        """Make two calls, of which the first gets this answer."""
         self._hostile, self._closes = hostile, closes
         self._has_ended.clear()
         first = self.call()

@@ -57,7 +57,7 @@ def test_a_server_that_hangs_or_drips_is_cut_at_the_deadline(stack: ExitStack, a
     assert result.error_class == "unknown"
     assert result.call.sent == "unknown"
     assert result.call.error == "no whole answer within 0.5 s"
-    assert not call.client._line()[1].exchange._socket
+    assert not call.client._connection()[1].call._socket
 
 
 def test_a_server_that_does_not_shake_hands_is_cut_at_the_deadline() -> None:

@@ -1,4 +1,4 @@
-"""What is read of an answer, and what of it may be written down."""
+"""Answers: the part that is read, and the part that may be logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent, and over which connection."""
+"""Requests of the client, and the connections that carry them."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_proxy_that_refuses_the_tunnel_leaves_the_call_unsent(stack: ExitStack
     call = Called(stack, answer(403))
     client = client_of("https://crm.example/api", proxy=f"http://127.0.0.1:{call.server.port}")
     result = client.call(GET, limits())
-    assert (result.error_class, result.call.error) == ("not_sent", "the proxy did not let the call through")
+    assert (result.error_class, result.call.error) == ("not_sent", "the proxy refused the call")
     assert call.server.seen[0].target == "crm.example:443"
 
 

@@ -1,4 +1,4 @@
-"""What tells a repeated call from a new one: stays for the event, the route and the run, and comes again for nothing else."""
+"""Idempotency keys: they stay for the event, the route and the run, and comes again for nothing else."""
 
 from __future__ import annotations
 

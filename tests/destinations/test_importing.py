@@ -1,4 +1,4 @@
-"""Which functions a python destination takes, and what is said of the others when the relay starts."""
+"""Functions that a python destination accepts, and the errors for others when the relay starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from inbox.errors import ConfigError
 from relay import destinations
 from relay.destinations import python
-from relay.sync.importing import function_of
+from relay.sync.functions import function_of
 from tests.destinations.handling import configured
 
 _numbers = count(1)
@@ -21,11 +21,11 @@ _numbers = count(1)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where inbox.toml is; what was imported from there is forgotten afterwards."""
+    """The folder of inbox.toml; modules imported from it are forgotten afterwards."""
     monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(python, "_PLACES", {})
+    monkeypatch.setattr(python, "_SLOTS", {})
     before = set(sys.modules)
     yield tmp_path
     for name in {name for name in sys.modules if name.startswith("module_of_a_test_")} - before:

@@ -10,7 +10,7 @@ from inbox.loader.load import parse_config
 from inbox.sources import preset_of
 from inbox.sources.credentials import verifier_of
 from relay import destinations
-from relay.daemon.alert_sender import client_of
+from relay.daemon.alert_sender import alert_client
 from tests.helpers.planting import Planted
 
 SECRET = Planted()
@@ -27,7 +27,7 @@ def start(text: str) -> None:
     for source in config.sources.values():
         verifier_of(source, preset_of(source))
     destinations.build(config)
-    client_of(config)
+    alert_client(config)
     engine.parse_url(config.database.url)
 
 

@@ -1,4 +1,4 @@
-"""What a function is given, and what becomes of what it does."""
+"""Python handlers: the event they get, and the outcome of what they do."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_skip_ends_it_and_the_log_says_why(handled: Handled) -> None:
     outcome = handled(raising(Skip("not one of ours")))
     assert isinstance(outcome, Skipped)
     assert outcome.why == "not one of ours"
-    assert isinstance(fact_of(outcome), facts.Skipped)
+    assert isinstance(fact_of(outcome), facts.SkippedFact)
 
 
 @pytest.mark.parametrize(("after", "delay"), [(None, 30), (600, 600), (1, 30), (Decimal(600), 600)])
@@ -136,7 +136,7 @@ def test_retry_is_tried_again_by_the_schedule_and_not_before_it_asked(
     delay: int,
 ) -> None:
     outcome = handled(raising(Retry("the CRM is closed", after=after)))
-    assert failure(outcome) == ("put_off", "handle: the CRM is closed", "answered")
+    assert failure(outcome) == ("handler_retry", "handle: the CRM is closed", "answered")
     fact = fact_of(outcome)
     assert isinstance(fact, facts.AttemptFailed)
     assert (fact.due_at, fact.counted) == (NOW + timedelta(seconds=delay), True)
@@ -144,10 +144,10 @@ def test_retry_is_tried_again_by_the_schedule_and_not_before_it_asked(
 
 def test_give_up_is_dead_at_once(handled: Handled) -> None:
     outcome = handled(raising(GiveUp("the customer has left")))
-    assert failure(outcome) == ("given_up", "handle: the customer has left", "answered")
+    assert failure(outcome) == ("handler_abort", "handle: the customer has left", "answered")
     fact = fact_of(outcome)
     assert isinstance(fact, facts.Dead)
-    assert fact.cause == "given_up"
+    assert fact.cause == "handler_abort"
 
 
 @pytest.mark.parametrize("error", [KeyError("s3cr3t"), SystemExit("s3cr3t"), KeyboardInterrupt("s3cr3t")])
@@ -186,9 +186,9 @@ def test_one_that_does_not_return_in_time_is_left_behind_and_what_it_did_is_unkn
 ) -> None:
     outcome = handled(held, extra='timeout = "10ms"')
     assert failure(outcome) == ("unknown", "handle: no return within 0.01 s", "unknown")
-    assert handled.places.left_behind == 1
+    assert handled.slots.left_behind == 1
     held.let_go()
-    until(lambda: handled.places.left_behind == 0, "it has returned after all")
+    until(lambda: handled.slots.left_behind == 0, "it has returned after all")
 
 
 def test_one_whose_lease_ends_is_left_behind_and_has_a_fact_that_says_so(handled: Handled, held: Held) -> None:
@@ -240,7 +240,7 @@ def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(
     assert time.monotonic() - began < 10, "it failed at once"
 
     held.let_go()
-    until(lambda: handled.places.left_behind == 0, "both have returned")
+    until(lambda: handled.slots.left_behind == 0, "both have returned")
     assert isinstance(handled(nothing, extra=short), Delivered)
 
 

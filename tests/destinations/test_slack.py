@@ -1,4 +1,4 @@
-"""What a slack destination gets, and what becomes of what Slack answers."""
+"""Slack destinations: their messages, and the outcome of each answer."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ import pytest
 from inbox import clock
 from inbox.config.model import Duration
 from relay.daemon.leases import TRUSTED_SECONDS, Leases, claim_of
-from relay.daemon.pool import Finished, WorkerPool
+from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.outcome import Delivered, Delivery, Outcome
+from relay.destinations.base import Context
 from tests.core.test_horizon import DELIVERY
 from tests.destinations.calling import Called, limits
 from tests.destinations.scripted import answer
@@ -99,18 +100,20 @@ def test_of_what_a_worker_has_in_hand_one_call_at_most_goes_out(machine: Machine
         def close(self) -> None:
             """Nothing is open."""
 
-    finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
-    crew = WorkerPool(
-        "audit", 1, {"r": Calling()}, leases=leases, stop=threading.Event(), now=lambda: DELIVERY.occurred_at,
-        finished=finished.put,
-    )  # fmt: skip
+    finished: queue.SimpleQueue[FinishedAttempt] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def context_of(delivery: Delivery) -> Context:
+        return Context(lambda: leases.trusted_until(claim_of(delivery)), stop, lambda: DELIVERY.occurred_at)
+
+    pool = WorkerPool("audit", 1, {"r": Calling()}, context_of=context_of, finished=finished.put)
     kept = [
         Delivery(**{n: getattr(DELIVERY, n) for n in DELIVERY.__struct_fields__} | {"seq": seq}) for seq in (1, 2, 3)
     ]
     leases.granted(map(claim_of, kept), leases.began_asking())
     for delivery in kept:
-        crew.hand_over(delivery)
+        pool.submit(delivery)
     for _ in kept:
         finished.get(timeout=10)
-    crew.end()
+    pool.close()
     assert made == [1]

@@ -1,4 +1,4 @@
-"""What a sync route makes of an event when both services do what they should."""
+"""Sync routes whose services both work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a counterpart is found: page by page where the destination answers so, and never "none" by an answer nobody expects."""
+"""Finding a counterpart: page by page where the destination pages, and never "none" after an unexpected answer."""
 
 from __future__ import annotations
 

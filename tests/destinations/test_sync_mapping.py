@@ -1,4 +1,4 @@
-"""What a map with casts, lookups, dates and functions sends, through both services of a sync route."""
+"""Maps with casts, lookups, dates and functions, through both services of a sync route."""
 
 from __future__ import annotations
 

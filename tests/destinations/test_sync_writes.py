@@ -1,4 +1,4 @@
-"""How a counterpart is changed: in which format, only if nobody else has changed it, and only if there is anything new."""
+"""Changing a counterpart: formats, versions that must match, and changes that are left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivered, Failed, Unchanged
-from relay.sync.patches import changes
+from relay.sync.calls import patch_body
 from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.destinations.syncing import DELIVERY, FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, World, changed
 
@@ -69,17 +69,17 @@ def test_a_form_holds_texts(world: World) -> None:
 
 
 def test_what_a_form_can_not_hold_is_a_mapping_error_that_names_the_field() -> None:
-    assert changes("form", {"a": True, "b": 1.5, "c": "ä &"}, None, "x") == b"a=true&b=1.5&c=%C3%A4+%26"
+    assert patch_body("form", {"a": True, "b": 1.5, "c": "ä &"}, None, "x") == b"a=true&b=1.5&c=%C3%A4+%26"
     with pytest.raises(MappingError) as caught:
-        changes("form", FIELDS, None, "routes.r.sync.update")
+        patch_body("form", FIELDS, None, "routes.r.sync.update")
     assert "tags" in str(caught.value)
 
 
 def test_names_in_a_json_patch_are_escaped_and_nothing_to_say_is_nothing_to_send() -> None:
-    body = changes("json-patch", FIELDS, {}, "x")
+    body = patch_body("json-patch", FIELDS, {}, "x")
     assert body is not None
     assert json.loads(body)[-1] == {"op": "add", "path": "/a~1b~0c", "value": 1}
-    assert changes("json-patch", {"phone": None}, {"id": "c1"}, "x") is None
+    assert patch_body("json-patch", {"phone": None}, {"id": "c1"}, "x") is None
 
 
 # --- only if nobody else has changed it
@@ -108,7 +108,7 @@ def test_when_somebody_else_was_faster_all_is_looked_at_again(world: World) -> N
 def test_without_a_find_there_is_no_version(world: World) -> None:
     sync = formatted('if_match = "etag"').replace("{target.id}", "{event.entity_id}")
     sync = "\n".join(line for line in sync.splitlines() if "find =" not in line)
-    with pytest.raises(ConfigError, match=r"update\.if_match: without a find table there is no version to match"):
+    with pytest.raises(ConfigError, match=r"update\.if_match: matches the version that find gives"):
         world.deliver(sync=sync)
 
 
@@ -153,7 +153,7 @@ def test_a_counterpart_can_be_marked_as_gone_instead_of_being_deleted(world: Wor
 
 
 def test_to_mark_it_the_route_has_to_say_how(world: World) -> None:
-    with pytest.raises(ConfigError, match='gone = "deactivate" needs a deactivate table'):
+    with pytest.raises(ConfigError, match='deactivate: is missing, and gone = "deactivate" needs it'):
         world.deliver(sync=f'gone = "deactivate"\n{SYNC}')
 
 

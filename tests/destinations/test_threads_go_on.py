@@ -20,11 +20,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from inbox.config.model import Duration
 from inbox.logs.traces import without_message
 from relay.daemon import process
-from relay.daemon.alert_sender import AlertSender, Done
-from relay.daemon.leases import Leases
-from relay.daemon.pool import Finished, WorkerPool
+from relay.daemon.alert_sender import AlertSender, PostResult
+from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.alerts import Alert, Posted
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.destinations.base import without_lease
 from relay.http.client import HttpClient
 from relay.http.watchdog import RunningCall, Watchdog
 from relay.observe import Observer
@@ -61,14 +61,13 @@ def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.Log
         def close(self) -> None:
             """Nothing is open."""
 
-    finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
-    crew = WorkerPool(
-        "audit", 1, {"r": Broken()}, leases=Leases(), stop=threading.Event(), now=lambda: NOW, finished=finished.put
-    )
+    finished: queue.SimpleQueue[FinishedAttempt] = queue.SimpleQueue()
+    context = without_lease()
+    pool = WorkerPool("audit", 1, {"r": Broken()}, context_of=lambda _: context, finished=finished.put)
     for _ in range(2):
-        crew.hand_over(DELIVERY)
+        pool.submit(DELIVERY)
     first, second = (finished.get(timeout=5).outcome for _ in range(2))
-    crew.end()
+    pool.close()
     assert isinstance(first, Failed)
     assert (first.error_class, isinstance(second, Delivered)) == ("crashed", True)
     assert len(caplog.records) == 1
@@ -86,12 +85,12 @@ def test_who_posts_alerts_goes_on_after_a_bug(bug: BaseException) -> None:
         def close(self) -> None:
             """Nothing is open."""
 
-    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
-    poster = AlertSender(cast("HttpClient", Broken()), "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
+    told: queue.SimpleQueue[PostResult] = queue.SimpleQueue()
+    sender = AlertSender(cast("HttpClient", Broken()), "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
     for number in (1, 2):
-        poster.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
+        sender.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
     found = [told.get(timeout=5) for _ in range(2)]
-    poster.end()
+    sender.close()
     assert [done.posted.id for done in found] == [1, 2]
     assert all(done.error is not None and type(bug).__name__ in done.error for done in found)
     assert SECRET not in repr([done.error for done in found])
@@ -101,13 +100,13 @@ def test_who_posts_alerts_goes_on_after_a_bug(bug: BaseException) -> None:
 def test_an_alert_that_is_answered_with_a_negative_chunk_is_followed_by_the_next(stack: ExitStack, size: bytes) -> None:
     hostile = then_close(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n"))
     called = Called(stack, hostile, answer())
-    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
-    poster = AlertSender(called.client, "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
+    told: queue.SimpleQueue[PostResult] = queue.SimpleQueue()
+    sender = AlertSender(called.client, "json", stop=threading.Event(), now=lambda: NOW, done=told.put)
     errors = []
     for number in (1, 2):
-        poster.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
+        sender.post(Posted(number, NOW, Alert("step_failed", "x", firing=True)))
         errors.append(told.get(timeout=5).error)
-    poster.end()
+    sender.close()
     assert errors == ["alert: not an HTTP answer: invalid character in chunk size", None]
 
 
@@ -189,7 +188,7 @@ def test_who_hears_the_parent_goes_on_after_what_is_no_order(monkeypatch: pytest
     reading, writing = os.pipe()
     monkeypatch.setattr(process, "_STANDARD_INPUT", reading)
     orders: process.Orders = queue.SimpleQueue()
-    process.hear_parent(orders, Observer())
+    process.read_parent_orders(orders, Observer())
     os.write(writing, b"?r")
     assert orders.get(timeout=5) is process.Order.RELOAD
     os.close(writing)
@@ -222,7 +221,7 @@ def test_a_failed_step_is_logged_with_all_its_frames_and_none_of_its_values(capl
     assert SECRET in str(error)
     Observer().step_failed("record", error, 1.0)
     Observer().gauges_broke(cast("Exception", error))
-    Observer().thread_stumbled("sweeps", error)
+    Observer().bug_in_thread("sweeps", error)
     assert caplog.text.count("in execute") == 6, "its own frames, and its cause's, each time"
     assert "IntegrityError" in caplog.text
     assert SECRET not in caplog.text

@@ -95,7 +95,7 @@ def test_who_waits_too_long_for_anothers_token_gets_none(server: ScriptedServer)
     # Who waits may get its turn in the last moment, and then has no more luck than the one before.
     assert {found.call.error for found in answers} <= {
         "no token: no whole answer within 0.5 s",
-        "no token: others have waited for one too long",
+        "no token: another call has waited too long for one",
     }
 
 

@@ -32,7 +32,7 @@ class Block(NamedTuple):
     text: str
     line: int
     after: str
-    """What stands between it and the block before it."""
+    """Text between this block and the one before it."""
 
 
 def blocks(text: str) -> list[Block]:
@@ -53,7 +53,7 @@ def expected_after(page: list[Block], position: int) -> str | None:
 
 
 def shows(expected: str, output: str) -> bool:
-    """Whether the output is the expected one; `…` stands for anything, and white space for any white space."""
+    """Return whether the output is the expected one; `…` matches anything, and white space any white space."""
     pattern = r"\s*".join(".*?".join(re.escape(part) for part in re.split(r"…", word)) for word in expected.split())
     return re.fullmatch(pattern, output.strip(), re.DOTALL) is not None
 

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type works, and shows what they say it shows."""
+"""Commands that the pages tell a reader to type work, and print the output that the pages show."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ KINDS = {"sh", "toml", "text", "sql", "mermaid", "python", "diff", "json", "ngin
 test_mapping_page, `python` of docs/how-to/write-a-handler.md by test_handlers, `nginx` and `caddyfile` by
 tests/process/test_behind_a_proxy.py, `ini` by tests/process/test_behind_a_pooler.py."""
 
+FIRST = {"README.md", "docs/tutorial/quickstart.md"}
+"""Pages whose commands are run each time; those of the others when there is time."""
+
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_every_block_is_of_a_kind_that_a_test_looks_at(page: str) -> None:
@@ -23,7 +26,12 @@ def test_every_block_is_of_a_kind_that_a_test_looks_at(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [name for name, path in sorted(PAGES.items()) if "```sh\n" in path.read_text(encoding="utf-8")]
+    "page",
+    [
+        pytest.param(name, marks=[] if name in FIRST else pytest.mark.long)
+        for name, path in sorted(PAGES.items())
+        if "```sh\n" in path.read_text(encoding="utf-8")
+    ],
 )
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:
     read = blocks(PAGES[page].read_text(encoding="utf-8"))

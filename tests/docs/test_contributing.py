@@ -18,6 +18,8 @@ from inbox.db.migrate import head
 from tests.destinations.scripted import answer, serving
 from tests.docs.pages import PAGES, ROOT, blocks
 
+pytestmark = pytest.mark.long
+
 COPIED = (
     "inbox",
     "relay",

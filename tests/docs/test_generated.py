@@ -1,4 +1,4 @@
-"""What the code knows better is written by `docs/generate.py`, and is what it would write now."""
+"""Blocks that `docs/generate.py` writes from the code equal its current output."""
 
 from __future__ import annotations
 

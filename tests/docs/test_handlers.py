@@ -69,7 +69,7 @@ def test_the_example_has_the_ten_lines_that_the_page_promises() -> None:
 def test_every_exception_and_error_class_of_the_page_exists() -> None:
     for name in handler.__all__:
         assert f"`{name}" in PAGE
-    assert {"put_off", "given_up", "crashed", "unknown", "not_sent"} <= RULES.keys()
+    assert {"handler_retry", "handler_abort", "crashed", "unknown", "not_sent"} <= RULES.keys()
 
 
 def test_every_field_of_an_event_is_on_the_page() -> None:

@@ -1,4 +1,4 @@
-"""What docs/reference/mapping.md says is sent is sent."""
+"""Values that a mapping sends are those that docs/reference/mapping.md states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from inbox.config.sync import Fetch, MapField, Sync
+from inbox.config.sync import Fetch, MapField, SyncRoute
 from inbox.errors import MappingError
 from inbox.loader.load import parse_config
 from relay.sync.expressions import encode
@@ -35,7 +35,7 @@ def rows() -> list[dict[str, str]]:
 def test_a_row_of_a_table_is_so(row: dict[str, str]) -> None:
     keys = {key: row[key] for key in ("cast", "read", "write") if row.get(key)}
     field = msgspec.convert({"from": "entity", **keys}, MapField)
-    made = compile_fields("r", Sync(fetch=Fetch(api="i", path="/"), map={"x": field}))
+    made = compile_fields("r", SyncRoute(fetch=Fetch(api="i", path="/"), map={"x": field}))
     scope = {"event": {}, "entity": json.loads(row["found"]), "target": None}
     if row["sent"] == "error":
         with pytest.raises(MappingError):

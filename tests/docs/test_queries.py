@@ -61,7 +61,7 @@ async def take_in(url: str) -> None:
         entities = ("IDNUMBER1234", "hopeless", "retried", "retried", "working")
         await store.append(connection, [event(number, entity) for number, entity in enumerate(entities)])
         await store.append(connection, [event(9, "unrouted", routed=False)])
-        await store.repeat(connection, [event(0, "IDNUMBER1234", body=b'{"again": true}')])
+        await store.note_duplicates(connection, [event(0, "IDNUMBER1234", body=b'{"again": true}')])
         await store.reject(connection, [REJECTED])
     await engine.dispose()
 

@@ -1,4 +1,4 @@
-"""What a page names exists: files, functions, tables, columns, links."""
+"""Everything that a page names exists: files, functions, tables, columns, links."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prose(page: str) -> str:
 
 @cache
 def names_in(path: Path) -> frozenset[str]:
-    """What a module defines: names, and `Class.name`."""
+    """Return the names that a module defines: functions, classes, variables, and `Class.name`."""
     found: set[str] = set()
 
     def collect(body: list[ast.stmt], prefix: str) -> None:

@@ -128,7 +128,7 @@ async def asked_for(database_url: str, seqs: list[int]) -> int:
     outcomes = await asyncio.gather(*waits, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {StillOpen}
     await waiting.close()
-    return waiting.asked
+    return waiting.polls
 
 
 async def test_however_many_wait_it_is_one_statement_for_all_of_them(database_url: str) -> None:
@@ -141,7 +141,7 @@ async def test_who_waits_when_the_receiver_stops_is_told(database_url: str) -> N
     seqs = await asyncio.to_thread(fill, database_url, [("u1", moment(1))])
     waiting = OutcomeWaiter(async_engine(database_url))
     wait = asyncio.create_task(waiting.delivered(seqs, within=60, at_most=1))
-    await until_async(lambda: waiting.asked, "it is waited for")
+    await until_async(lambda: waiting.polls, "it is waited for")
     await waiting.close()
     with pytest.raises(StillOpen, match="stopping"):
         await wait

@@ -1,4 +1,4 @@
-"""What many requests at once do to each other: nothing. Six receivers, overlapping keys, and rows the database refuses."""
+"""Isolation of concurrent requests: six receivers, overlapping keys, and rows that the database rejects."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ async def _overlap(
 
 
 def deadlocks(database_url: str) -> int:
-    """How many Postgres broke in this database. It counts them when the sessions that had them have ended."""
+    """Count the deadlocks that Postgres broke in this database. It counts those of a session when the session ends."""
     name = make_url(database_url).database
     with connect_postgres(database_url, "postgres") as server:
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy import Engine, text
 
 from inbox.db import engine as engines
+from relay.daemon.generation import PreparedConfig
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations import Context
 from tests.helpers.daemon import configured, kinds, running
@@ -49,7 +50,7 @@ class Exiting:
 def test_a_destination_that_would_end_its_thread_only_fails(database_url: str, engine: Engine, tmp_path: Path) -> None:
     with serving(tmp_path / "arrivals.jsonl") as downstream:
         with running(engine, downstream, concurrency=1) as relay:
-            relay.reload(configured(downstream.url, concurrency=1), {"everything": Exiting()})
+            relay.reload(PreparedConfig(configured(downstream.url, concurrency=1), {"everything": Exiting()}))
             fill(database_url, [("u1", moment(0))])
             until(lambda: kinds(engine) == ["attempt_failed", "delivered"], "its thread goes on")
         assert facts(engine)[0]["detail"]["error_class"] == "crashed"

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
+from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery.gates import Gate
-from relay.destinations import build
 from relay.store.database import Database
 from relay.store.operator import commands
 from tests.helpers.daemon import configured, kinds
@@ -47,7 +47,7 @@ def clock() -> SetClock:
 @contextlib.contextmanager
 def at_work(engine: Engine, clock: SetClock, downstream: Downstream, concurrency: int = 8) -> Iterator[Relay]:
     config = configured(downstream.url, concurrency)
-    relay = Relay(Database(engine, clock), config, build(config), grace_seconds=5)
+    relay = Relay(Database(engine, clock), prepare(config), grace_seconds=5)
     thread = threading.Thread(target=relay.run)
     thread.start()
     try:

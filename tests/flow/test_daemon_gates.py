@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery.gates import Gate
 from relay.delivery.policy import policies
-from relay.destinations import build
 from relay.store import alerts
 from relay.store.database import Database
 from relay.store.operator import commands
@@ -151,7 +151,7 @@ def test_a_pause_by_sql_is_kept_by_a_running_relay_until_it_is_lifted(
         database = Database(engine)
         gate = Gate(source="trivore", entity_type="USER", entity_id="u1")
         commands.ask(database, "pause", gate, who="kim", why="odd")
-        until(lambda: relay._claiming.gates.paused_entities, "the relay keeps to it")
+        until(lambda: relay._claimer.gates.paused_entities, "the relay keeps to it")
         seqs = fill(database_url, [("u1", moment(1)), ("u2", moment(2)), ("u1", moment(3)), ("u3", moment(4))])
         until(lambda: open_states(engine) == {"ready": 1, "waiting": 1}, "the others are delivered")
         commands.ask(database, "resume", gate, who="kim", why="fine")
@@ -177,17 +177,17 @@ def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: E
             database, "pause", Gate(source="trivore", entity_type="USER", entity_id="u1"), who="kim", why="odd"
         )
         commands.work_on(database, config, policies(config), number)
-        Relay(database, config, build(config)).run(drain=True)
+        Relay(database, prepare(config), grace_seconds=20).run(drain=True)
         assert open_states(engine) == {"ready": 1}
         number = commands.ask(database, "pause", Gate(route="everything"), who="kim", why="odd")
         commands.work_on(database, config, policies(config), number)
-        Relay(database, config, build(config)).run(drain=True)
+        Relay(database, prepare(config), grace_seconds=20).run(drain=True)
         assert open_states(engine) == {"ready": 1}
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What could not be posted is posted again soon."""
+    """Make the relay post failed alerts again after 200 ms."""
     monkeypatch.setattr(alerts, "POST_AGAIN_AFTER", timedelta(milliseconds=200))
 
 

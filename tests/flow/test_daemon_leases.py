@@ -1,23 +1,24 @@
-"""How a relay keeps its leases while others lock their rows."""
+"""Renewal of a relay's leases while other sessions lock their rows."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 from sqlalchemy import Engine, text
 
-from relay.daemon.leases import RENEW_EVERY_SECONDS
-from relay.daemon.loop import RENEW_AGAIN_SECONDS, Relay
-from relay.destinations import build
+from relay.daemon.leases import RENEW_AGAIN_SECONDS, RENEW_EVERY_SECONDS, LeaseRenewer, Leases
+from relay.observe import Observer
+from relay.steps import Steps as StepsOfARelay
 from relay.store.database import Database
 from relay.store.leases import Claimed
-from tests.helpers.daemon import configured
+from tests.helpers.kinds import ON_POSTGRES
 from tests.store.conftest import Steps, an_event, receive
 
 __all__ = ["receive"]
 
-on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 LOCK = text("SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE")
 
 
@@ -48,12 +49,16 @@ def keeping(engine: Engine, receive: Callable[..., list[int | None]], moments: M
     claimed: Sequence[Claimed] = [(d.seq, d.route, d.lease_token) for d in (steps.claim(), steps.claim())]
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'"))
-    config = configured("http://localhost:1/")
-    relay = Relay(Database(engine), config, build(config))
-    relay._leases.granted(claimed, relay._leases.began_asking())
-    relay._ended = moments  # type: ignore[assignment]  # all that the loop asks of it
-    relay._keep_leases()
-    relay._staff.end()
+    leases, observer = Leases(), Observer()
+    leases.granted(claimed, leases.began_asking())
+    LeaseRenewer(
+        steps.database,
+        leases,
+        heartbeat=nothing,
+        ended=cast(threading.Event, moments),  # all that the renewer asks of it
+        steps=StepsOfARelay(observer),
+        observer=observer,
+    ).run()
     return moments.waited
 
 
@@ -63,7 +68,7 @@ def renewed(engine: Engine) -> list[int]:
         return [row.seq for row in connection.execute(text(since))]
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(
     engine: Engine, receive: Callable[..., list[int | None]]
 ) -> None:
@@ -86,7 +91,7 @@ def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(
     assert waited == [RENEW_EVERY_SECONDS, again, again, RENEW_EVERY_SECONDS - 2 * again, RENEW_EVERY_SECONDS]
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_row_that_stays_locked_delays_neither_the_next_round_nor_the_sign_of_life(
     engine: Engine, receive: Callable[..., list[int | None]]
 ) -> None:

@@ -1,4 +1,7 @@
-"""The daemon itself, in a thread: what it does about claims while what has arrived can't be ordered."""
+"""The daemon itself, in a thread: what it does about claims while what has arrived can't be ordered.
+
+On SQLite who can't order can't claim either.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,10 @@ from relay.store.sequence import sequence
 from tests.helpers.daemon import running
 from tests.helpers.downstream import serving
 from tests.helpers.filling import fill
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE, moment
 from tests.store.conftest import POLICIES
-
-on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-"""On SQLite who can't order can't claim either."""
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def an_older_one_has_come(database_url: str, engine: Engine) -> None:
     fill(database_url, [("u1", moment(1))])
 
 
-@on_postgres
+@ON_POSTGRES
 @pytest.mark.usefixtures("an_older_one_has_come")
 def test_while_nothing_can_be_ordered_nothing_is_claimed_and_the_older_one_goes_first(
     engine: Engine, tmp_path: Path
@@ -58,7 +59,7 @@ def test_while_nothing_can_be_ordered_nothing_is_claimed_and_the_older_one_goes_
         assert [line["seq"] for line in downstream.arrivals.lines()] == [2, 1]
 
 
-@on_postgres
+@ON_POSTGRES
 @pytest.mark.usefixtures("an_older_one_has_come")
 def test_when_nothing_could_be_ordered_for_long_what_is_due_is_claimed_all_the_same(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import Engine
 
 from inbox.loader.load import parse_config
-from relay.destinations import build
+from relay.daemon.generation import prepare
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, serving
 from tests.helpers.evidence import open_states
@@ -20,8 +20,8 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
 
 
-def crew_threads() -> int:
-    """How many threads make calls to the destination of the tests."""
+def pool_threads() -> int:
+    """Count the threads that make calls to the destination of the tests."""
     return sum(thread.name.startswith("audit-") for thread in threading.enumerate())
 
 
@@ -35,14 +35,14 @@ def test_a_new_configuration_takes_what_nobody_has_begun_and_what_runs_ends_by_t
             until(lambda: count_rows(engine, "open_delivery WHERE state = 'in_flight'") == 3, "all are claimed")
             until(lambda: held.seqs, "one has begun")
             changed = configured(new.url, concurrency=2)
-            relay.reload(changed, build(changed))
+            relay.reload(prepare(changed))
             until(lambda: len(new.arrivals) == 2, "the others go to the new address")
-            assert crew_threads() == 1 + 2
+            assert pool_threads() == 1 + 2
             held.go.set()
             until(lambda: not open_states(engine), "all are delivered")
-            until(lambda: crew_threads() == 2, "the old crew is dismissed")
+            until(lambda: pool_threads() == 2, "the old pool is closed")
             seqs += fill(database_url, [("u9", moment(9))])
-            until(lambda: not open_states(engine), "the new crew still works")
+            until(lambda: not open_states(engine), "the new pool still works")
         calls = [sorted(line["seq"] for line in service.arrivals.lines()) for service in (old, new)]
 
     assert calls == [held.seqs, [seq for seq in seqs if seq not in held.seqs]]
@@ -59,7 +59,7 @@ def test_what_runs_on_a_route_that_a_new_configuration_has_no_more_is_recorded(
         until(lambda: held.seqs, "one has begun")
         other = config_text("sqlite:///unused.db", downstream.url).replace("routes.everything", "routes.another")
         changed = parse_config(other)
-        relay.reload(changed, build(changed))
+        relay.reload(prepare(changed))
         until(lambda: open_states(engine) == {"ready": 2, "in_flight": 1}, "the others are given back")
         held.go.set()
         until(lambda: kinds(engine) == ["delivered"], "the one is recorded")
@@ -77,7 +77,7 @@ def test_when_ordering_becomes_latest_a_lane_where_nothing_happens_is_folded_all
         config = configured(downstream.url)
         latest = {name: msgspec.structs.replace(route, ordering="latest") for name, route in config.routes.items()}
         config = msgspec.structs.replace(config, routes=latest)
-        relay.reload(config, build(config))
+        relay.reload(prepare(config))
         until(lambda: "delivered" in kinds(engine), "the newest has taken over, and is delivered", within=30)
         assert [line["seq"] for line in downstream.arrivals.lines()] == [seqs[-1]]
     assert kinds(engine).count("superseded") == 3

@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 
 from inbox.db import engine as engines
 from relay import steps
-from relay.daemon import loop
+from relay.daemon import leases
+from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
-from relay.destinations import build
 from relay.store import claim
 from relay.store.database import Database
 from tests.helpers.daemon import configured, kinds, running
@@ -48,7 +48,7 @@ def test_one_that_hangs_is_cut_when_the_grace_period_is_over(database_url: str, 
 def test_a_call_that_is_to_be_cut_is_cut_though_its_lease_is_renewed_all_the_time(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "RENEW_EVERY_SECONDS", 0.001)
+    monkeypatch.setattr(leases, "RENEW_EVERY_SECONDS", 0.001)
     fill(database_url, [("u1", moment(0))])
     with serving(tmp_path / "arrivals.jsonl", always_well, seconds=3.0) as downstream:
         with running(engine, downstream, grace_seconds=0.2):
@@ -67,7 +67,7 @@ def test_a_relay_that_can_claim_nothing_for_long_ends_what_runs_in_order_and_its
     fill(database_url, [(f"u{n}", moment(n)) for n in range(3)])
     with serving(tmp_path / "arrivals.jsonl", seconds=0.8) as downstream, ThreadPoolExecutor(1) as pool:
         config = configured(downstream.url, concurrency=1)
-        relay = Relay(Database(engine), config, build(config))
+        relay = Relay(Database(engine), prepare(config), grace_seconds=20)
         ends = pool.submit(relay.run)
         until(lambda: len(downstream.arrivals), "the call is under way")
         monkeypatch.setattr(claim, "claim", broken)
@@ -107,7 +107,7 @@ def test_what_was_cut_unsent_while_the_database_was_away_is_given_back_when_it_r
     fill(postgres_database_url, [("u1", moment(0))])
     with never_greeting() as (url, has_come):
         config = configured(url)
-        relay = Relay(Database(engine), config, build(config), grace_seconds=0.1)
+        relay = Relay(Database(engine), prepare(config), grace_seconds=0.1)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(relay.run)
             until(has_come, "the call is under way")

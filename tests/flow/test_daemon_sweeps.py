@@ -18,9 +18,9 @@ from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.errors import ConfigError
 from inbox.events.event import Event
+from relay.daemon.generation import prepare
 from relay.delivery.gates import Gate
 from relay.delivery.policy import policies
-from relay.destinations import build
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
@@ -131,7 +131,7 @@ def test_another_configuration_says_how_often(engine: Engine, directory: Directo
     with scripted(answer(204)) as audit, running(engine, audit, more=table) as relay:
         changed = configured(audit.url, more=table + OFTEN)
         assert directory.pages == 0, "without `every`, only by hand"
-        relay.reload(changed, build(changed))
+        relay.reload(prepare(changed))
         until(lambda: watermark(engine).get("swept_at"), "it has been swept")
 
 
@@ -141,7 +141,7 @@ def test_another_configuration_whose_sweep_can_not_be_run_is_refused(
     wrong = configured("http://127.0.0.1:9/", more=table.replace("{since}", "{sinse}") + OFTEN)
     with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN) as relay:
         with pytest.raises(ConfigError, match="sinse"):
-            relay.reload(wrong, build(wrong))
+            relay.reload(prepare(wrong))
         until(lambda: directory.pages > 2, "the old one is still worked by")
 
 
@@ -161,12 +161,12 @@ def test_who_pauses_the_api_or_the_source_pauses_its_sweep(engine: Engine, direc
         commands.work_on(
             database, config, policies(config), commands.ask(database, "pause", gate, who="me", why="seen")
         )
-        sweeps.look()
+        sweeps.run_due()
         assert directory.pages == 0
         commands.work_on(
             database, config, policies(config), commands.ask(database, "resume", gate, who="me", why="done")
         )
-    sweeps.look()
+    sweeps.run_due()
     assert directory.pages == 2
 
 
@@ -174,7 +174,7 @@ def test_a_bug_is_told_like_a_failure(
     engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("relay.sweep.run.Sweeping.run", lambda *_: 1 / 0)
-    a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN)).look()
+    a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN)).run_due()
     assert watermark(engine)["error"] == "ZeroDivisionError: division by zero"
     assert any(message.startswith("step_failed step=sweep") for message in caplog.messages)
 
@@ -189,7 +189,7 @@ def test_what_one_has_added_that_broke_off_is_told_though_the_next_one_finds_not
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
     directory.statuses = [200, 404]
     sweeps = watched(engine, table)
-    sweeps.look()
+    sweeps.run_due()
     assert (watermark(engine)["missed"], watermark(engine)["compared_until"]) == (2, None)
     assert {kind for kind, _, firing in alerted(engine) if firing} == {"webhooks_missed", "sweep_failed"}
     assert (sweeps._observer.counts["sweep_missed"], sweeps._observer.counts["sweeps"]) == (2, 0)
@@ -207,7 +207,7 @@ def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_
 
     monkeypatch.setattr(Sweeping, "_event", failing)
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
-    watched(engine, table).look()
+    watched(engine, table).run_due()
     assert [row["entity_id"] for row in rows(engine, "SELECT entity_id FROM inbox ORDER BY seq")] == ["u0", "u1", "u3"]
     left = watermark(engine)
     assert left["compared_until"] is None
@@ -219,7 +219,7 @@ def test_so_it_is_when_the_process_is_to_end(engine: Engine, directory: Director
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
     sweeps = watched(engine, table)
     directory.before_page = lambda page: sweeps._stop.set() if page == 2 else None
-    sweeps.look()
+    sweeps.run_due()
     left = watermark(engine)
     assert (left["missed"], left["error"]) == (count(engine, "inbox"), None)
     assert left["missed"] >= 2, "the first page, and the second, where it came before it was cut"
@@ -233,7 +233,7 @@ def test_an_error_of_the_database_is_told_like_a_failure(
         raise OperationalError("SELECT", {}, ValueError("gone"))
 
     monkeypatch.setattr("relay.store.sweeps.missing", refuse)
-    watched(engine, table).look()
+    watched(engine, table).run_due()
     left = watermark(engine)
     assert (left["error"], left["lease_until"]) == ("the database: ValueError: gone", None)
     assert alerted(engine) == [("sweep_failed", "trivore USER", True)]
@@ -243,5 +243,5 @@ def test_a_bug_outside_of_a_sweep_ends_no_other(
     engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("relay.store.sweeps.is_due", lambda *_: 1 / 0)
-    watched(engine, table).look()
+    watched(engine, table).run_due()
     assert any(message.startswith("step_failed step=sweep") for message in caplog.messages)

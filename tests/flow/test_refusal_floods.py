@@ -19,6 +19,7 @@ from inbox.events.event import Event, Receipt
 from inbox.loader.load import parse_config
 from inbox.receiver.app import create_app
 from inbox.receiver.rejections import MAX_BYTES, MAX_WAITING, PER_SECOND
+from inbox.receiver.resource import Services
 from inbox.receiver.writer import GroupCommit
 from tests.helpers.reading import count
 from tests.helpers.receiver import Receiver, async_engine
@@ -56,7 +57,7 @@ async def test_of_10000_refusals_a_few_hundred_are_kept_and_every_other_is_count
 
     kept = count(engine, "rejected_request")
     assert kept <= MAX_WAITING + PER_SECOND * (took + 1)
-    assert kept + writer.refusals.unkept == 10_000
+    assert kept + writer.rejections.unkept == 10_000
 
 
 async def test_refusals_that_wait_hold_no_more_memory_than_a_batch_may(sqlite_database_url: str) -> None:
@@ -64,15 +65,15 @@ async def test_refusals_that_wait_hold_no_more_memory_than_a_batch_may(sqlite_da
         large = bytes(1024 * 1024)
         for _ in range(50):
             writer.reject(refusal(large))
-        waiting = len(writer.refusals) * len(large)
+        waiting = len(writer.rejections) * len(large)
         assert waiting <= MAX_BYTES
-        assert writer.refusals.unkept == 50 - len(writer.refusals)
+        assert writer.rejections.unkept == 50 - len(writer.rejections)
 
 
 async def test_one_refusal_that_is_larger_than_that_is_kept_all_the_same(database_url: str, engine: Engine) -> None:
     async with writing(database_url) as writer:
         writer.reject(refusal(bytes(2 * MAX_BYTES)))
-        assert writer.refusals.unkept == 0
+        assert writer.rejections.unkept == 0
     assert count(engine, "rejected_request") == 1
 
 
@@ -124,7 +125,7 @@ async def test_whatever_is_not_proven_costs_the_same_work_and_no_look_into_the_d
 
     writer = NoDatabase()
     config = parse_config(config_text("sqlite:///not-there.db") + SIGNING)
-    async with ASGIConductor(create_app(config, lambda: writer, SystemClock())) as conductor:
+    async with ASGIConductor(create_app(config, lambda: Services(writer), SystemClock())) as conductor:
         receiver = Receiver(conductor)
         monkeypatch.setattr(hashlib, "sha256", counted(hashlib.sha256, 0))
         monkeypatch.setattr(hmac, "digest", counted(hmac.digest, 1))

@@ -20,6 +20,7 @@ from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from inbox.receiver import readmit
 from inbox.receiver.app import create_app
+from inbox.receiver.resource import Services
 from inbox.receiver.writer import GroupCommit
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
@@ -141,8 +142,8 @@ async def test_what_is_older_than_max_age_is_refused_whole_and_kept(
     assert (row["cause"], row["status"]) == ("too_old", 422)
     assert re.fullmatch(r"the event is 52\d{4} s old, and this source's max_age is 518400 s", row["reason"])
     assert bytes(row["body"]) == old
-    (page,) = readmit.read_again(engine, readmit.readers_of(config), readmit.Chosen())
-    assert [again.refused for again in page] == [None, None], "a person may take it in after all"
+    (page,) = readmit.read_again(engine, readmit.readers_of(config), readmit.RejectedFilter())
+    assert [again.rejected for again in page] == [None, None], "a person may take it in after all"
 
 
 class SetClock:
@@ -163,10 +164,10 @@ async def test_when_its_key_is_pruned_a_captured_request_is_refused_by_its_age_a
     ahead = clock.now() + DAY - timedelta(seconds=1)
     captured = {name: acme(ahead) for name in ("acme", "acme-of-the-week")}
 
-    def open_writer() -> GroupCommit:
-        return GroupCommit(engines.connect_async(config.database.url, application="tests"), clock)
+    def open_services() -> Services:
+        return Services(GroupCommit(engines.connect_async(config.database.url, application="tests"), clock))
 
-    async with ASGIConductor(create_app(config, open_writer, clock)) as conductor:
+    async with ASGIConductor(create_app(config, open_services, clock)) as conductor:
         for name, body in captured.items():
             assert (await send(Receiver(conductor), config, name, body))[0] == 200
     with engine.begin() as connection:

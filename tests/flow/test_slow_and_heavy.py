@@ -240,7 +240,7 @@ async def test_beyond_its_rate_a_source_is_told_when_to_come_again_and_strangers
 
 
 async def statuses(receiver: Receiver, number: int, token: str) -> list[int]:
-    """What so many webhooks, one after the other, are answered with."""
+    """Post `number` webhooks, one after the other; return the statuses of the answers."""
     found = []
     for n in range(number):
         answer = await receiver.post(

@@ -1,4 +1,4 @@
-"""What a receiver that stops still does."""
+"""Work that a receiver still does during its graceful shutdown."""
 
 from __future__ import annotations
 

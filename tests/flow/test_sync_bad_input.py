@@ -1,7 +1,7 @@
-"""What a sync route makes of bad input, from the webhook on: the documented result, and a lane that goes on afterwards.
+"""Results of bad input on a sync route, from the webhook on: the documented one, and a lane that goes on afterwards.
 
-docs/reference/sync.md has the result of each, docs/reference/delivery.md the retries. The steps are the relay's own, on
-both databases; both services answer over sockets.
+docs/reference/sync.md lists the results, docs/reference/delivery.md the times of retries. The steps are the relay's own, on both
+databases; both services answer over sockets.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
 from tests.helpers.evidence import decoded, facts, open_states
 from tests.helpers.in_step import Flow, SyncSteps, flowing, stepping, user
+from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
 
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 pytestmark = ON_SQLITE
-"""What either side answers has nothing to do with the database: the steps are tested on both elsewhere."""
+"""SQLite alone: answers of either side don't depend on the database, and other tests run the steps on both."""
 
 GoesOn = Callable[[Flow, SyncSteps], None]
 

@@ -12,10 +12,10 @@ from tests.destinations.scripted import answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE
 from tests.helpers.evidence import facts
 from tests.helpers.in_step import Flow, SyncSteps, flowing, in_seconds, stepping, user
+from tests.helpers.kinds import ON_SQLITE
 
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 pytestmark = ON_SQLITE
-"""What either side answers has nothing to do with the database: the steps are tested on both elsewhere."""
+"""SQLite alone: answers of either side don't depend on the database, and other tests run the steps on both."""
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_delete_that_is_delivered_when_it_is_there_again_keeps_it_in_step(flow
 def test_a_delete_that_comes_after_the_create_was_delivered_deletes_nothing(
     flow: Flow, steps: SyncSteps, engine: Engine, says_when: bool
 ) -> None:
-    """What was fetched for the create has the delete in it: by its own time, or because it was fetched long after."""
+    """Covers a delete that the state fetched for the create includes: by its own time, or as fetched long after."""
     deleted_at = steps.moment
     steps.advance(5 if says_when else 90)
     created_at = deleted_at + timedelta(seconds=3)

@@ -31,7 +31,7 @@ A_TOKEN = answer(200, {"access_token": "t0ken", "token_type": "Bearer"})
 
 @pytest.fixture
 def auth() -> str:
-    """How the api knows us."""
+    """Return the settings by which the api authenticates the relay."""
     return BASIC
 
 

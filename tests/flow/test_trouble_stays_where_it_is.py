@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
 from inbox.events.timestamps import as_time
+from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
-from relay.destinations import build
 from relay.store.database import Database
 from tests.helpers.daemon import configured, running
 from tests.helpers.downstream import Answer, Held, serving
@@ -108,7 +108,7 @@ class WrongClock:
         self._off = off
 
     def now(self) -> datetime:
-        """What it shows."""
+        """Return the time that this clock shows."""
         return SystemClock().now() + self._off
 
 
@@ -123,7 +123,7 @@ def test_a_relay_whose_own_clock_is_wrong_goes_by_the_databases(
     fill(database_url, [("u1", moment(0))])
     with serving(tmp_path / "arrivals.jsonl", lambda _seq, attempt: 503 if attempt == 1 else 200) as downstream:
         config = configured(downstream.url)
-        relay = Relay(Database(engine), config, build(config), clock=clock)
+        relay = Relay(Database(engine), prepare(config), grace_seconds=20, clock=clock)
         thread = threading.Thread(target=relay.run)
         thread.start()
         until(lambda: not open_states(engine), "it is delivered")

@@ -15,9 +15,9 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.events.timestamps import as_time
+from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery.outcome import Delivered
-from relay.destinations import build
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.destinations.scripted import Act, ScriptedServer, answer, hang, hundred_megabytes, raw, reset, then_close
@@ -36,7 +36,7 @@ def at_work(engine: Engine, *acts: Act) -> Iterator[ScriptedServer]:
     """A relay whose downstream does this, one call after the other; each call may take 300 ms."""
     with scripted(*acts) as server:
         config = configured(server.url, concurrency=1, destination='timeout = "300ms"')
-        relay = Relay(Database(engine), config, build(config))
+        relay = Relay(Database(engine), prepare(config), grace_seconds=20)
         thread = threading.Thread(target=relay.run)
         thread.start()
         try:
@@ -110,12 +110,12 @@ def test_what_can_not_be_read_is_ignored_with_a_warning(
 
 
 def failed_once(database_url: str, retry_after: str) -> tuple[datetime, datetime]:
-    """When the next attempt is due after an answer of 503 with this header, and when that was recorded."""
+    """Fail an attempt by 503 with this header; return the next attempt's due time and the time of the record."""
     fill(database_url, [("u1", moment(0))])
     engine = engines.connect(database_url, application="tests")
     with scripted(answer(503, b"", retry_after=retry_after), answer(204)) as server:
         config = configured(server.url)
-        Relay(Database(engine), config, build(config)).run(drain=True)
+        Relay(Database(engine), prepare(config), grace_seconds=20).run(drain=True)
     failed = facts(engine)[0]
     engine.dispose()
     assert failed["kind"] == "attempt_failed"

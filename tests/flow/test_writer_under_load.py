@@ -1,4 +1,4 @@
-"""What the writer owes to those who do not send events: a probe's answer while it is busy, and memory while a database hangs."""
+"""Duties of the writer besides events: a probe's answer while it is busy, and free memory while a database hangs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Scripted:
         await asyncio.sleep(0)
         return [1] * len(events)
 
-    async def repeat(self, _connection: Any, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
+    async def note_duplicates(self, _connection: Any, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
         return [1] * len(events)
 
     async def reject(self, _connection: Any, _rows: Sequence[Any]) -> None:  # noqa: ANN401

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 from sqlalchemy import Engine
 
@@ -11,7 +12,7 @@ from inbox.db.dialect import as_json, as_list
 from inbox.errors import IllegalTransition
 from inbox.events.timestamps import as_time
 from relay.delivery.facts import AnyFact, decode
-from relay.delivery.lifecycle import HEADS, State, fold
+from relay.delivery.lifecycle import HEADS, FoldedState, State, fold
 from tests.helpers.reading import Row, rows
 
 Key = tuple[int, str]
@@ -47,7 +48,9 @@ def disagreements(arrived: set[Key], facts: Iterable[Row], open_rows: Iterable[R
     present = {(row["seq"], row["route"]): row for row in open_rows}
     for key in sorted(history.keys() | present.keys()):
         yield from _disagrees(key, history[key], present.get(key))
-    yield from _lanes_without_their_head(present)
+    states = (((row["route"], row["lane"]), State(row["state"])) for row in present.values())
+    for lane, heads, waiting in lanes_without_their_head(states):
+        yield f"the lane {lane} has {heads} heads and {waiting} that wait"
 
 
 def _disagrees(key: Key, history: list[AnyFact], row: Row | None) -> Iterator[str]:
@@ -60,24 +63,29 @@ def _disagrees(key: Key, history: list[AnyFact], row: Row | None) -> Iterator[st
         if standing.state is not State.ENDED:
             yield f"{key} is lost"
         return
-    state = State(row["state"])
-    said = (
-        state if state in {State.BLOCKED, State.DEAD} else State.RECEIVED,
-        row["attempt"] - int(state is State.IN_FLIGHT),  # the attempt that runs is no fact yet
-        row["run"],
-        row["crashes"],
-    )
-    if said != (standing.state, standing.attempt, standing.run, standing.crashes):
-        yield f"the facts of {key} say {standing}, its row {said}"
-    if state is State.READY and standing.due_at is not None and as_time(row["due_at"]) < standing.due_at:
-        yield f"{key} is due at {row['due_at']}, by its facts not before {standing.due_at}"
+    state, due_at = State(row["state"]), as_time(row["due_at"]) if row["due_at"] is not None else None
+    if not follows(standing, state, attempt=row["attempt"], run=row["run"], crashes=row["crashes"], due_at=due_at):
+        yield f"the facts of {key} say {standing}, its row {dict(row)}"
 
 
-def _lanes_without_their_head(present: Mapping[Key, Row]) -> Iterator[str]:
-    lanes: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in present.values():
-        lanes[row["route"], row["lane"]].append(row["state"])
+def follows(
+    standing: FoldedState, state: State, *, attempt: int, run: int, crashes: int, due_at: datetime | None
+) -> bool:
+    """Tell whether a row says what the facts of its delivery fold to, and is due no earlier."""
+    used = attempt - int(state is State.IN_FLIGHT)  # the attempt that runs is no fact yet
+    said = (state if state in {State.BLOCKED, State.DEAD} else State.RECEIVED, used, run, crashes)
+    early = due_at is not None and standing.due_at is not None and due_at < standing.due_at
+    return said == (standing.state, standing.attempt, standing.run, standing.crashes) and not early
+
+
+def lanes_without_their_head(
+    rows: Iterable[tuple[tuple[str, str], State]],
+) -> Iterator[tuple[tuple[str, str], int, int]]:
+    """Yield each lane with more than one head, or with some that wait and none: its heads, and how many wait."""
+    lanes: dict[tuple[str, str], list[State]] = defaultdict(list)
+    for lane, state in rows:
+        lanes[lane].append(state)
     for lane, states in lanes.items():
-        heads = sum(state in HEADS for state in states)
-        if heads > 1 or (heads == 0 and State.WAITING in states):
-            yield f"the lane {lane} has {heads} heads and {states.count(State.WAITING)} that wait"
+        heads, waiting = sum(state in HEADS for state in states), states.count(State.WAITING)
+        if heads > 1 or (waiting and not heads):
+            yield lane, heads, waiting

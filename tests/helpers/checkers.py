@@ -86,7 +86,7 @@ def passed_over(
     One that was set aside as dead, before it was ever called, lets the later ones go on.
 
     An event may come late only if it was committed after a later one had been claimed. When that was is seen by the
-    call: it follows the claim within `slack` seconds, if it is the first attempt.
+    call: it follows the claim within `slack` seconds, if it is the first attempt and nothing stands still between the two.
     """
     dead = {fact["seq"] for fact in facts if fact["kind"] == "dead"}
     acknowledged: dict[int, float] = {}

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from collections.abc import Iterator
 
 from sqlalchemy import Engine
 
+from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
-from relay.daemon.alert_sender import client_of
+from relay.daemon.claimer import Claimer
+from relay.daemon.generation import Generations, PreparedConfig, prepare
+from relay.daemon.leases import Leases
 from relay.daemon.loop import Relay
-from relay.destinations import build
+from relay.daemon.maintenance import Maintenance
+from relay.observe import Observer
+from relay.steps import Steps
 from relay.store.database import Database
 from tests.destinations.scripted import ScriptedServer
 from tests.helpers.downstream import Downstream
@@ -42,8 +48,7 @@ def running(
 ) -> Iterator[Relay]:
     """A relay at work; it is stopped when the block ends. `more` is as `configured` takes it."""
     config = configured(downstream.url, concurrency, **more)
-    alerts = client_of(config)
-    relay = Relay(Database(engine), config, build(config), alerts=alerts, grace_seconds=grace_seconds)
+    relay = Relay(Database(engine), prepare(config), grace_seconds=grace_seconds)
     thread = threading.Thread(target=relay.run)
     thread.start()
     try:
@@ -57,3 +62,13 @@ def running(
 def kinds(engine: Engine) -> list[str]:
     """The kinds of all facts, in order."""
     return [fact["kind"] for fact in facts(engine)]
+
+
+def maintenance_of(database: Database, config: Config, observer: Observer, steps: Steps) -> Maintenance:
+    """The maintenance of a relay that makes no calls."""
+    leases = Leases()
+    generations = Generations(
+        PreparedConfig(config), leases=leases, stop=threading.Event(), now=SystemClock().now, events=queue.SimpleQueue()
+    )
+    claimer = Claimer(database, "r1", generations, leases=leases, observer=observer)
+    return Maintenance(database, "r1", generations, claimer=claimer, leases=leases, steps=steps, observer=observer)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from tests.helpers import checkers
 from tests.helpers.checkers import Call, Line, attempts_of
 
 LEASE_SECONDS = 15.0
@@ -119,6 +120,44 @@ def recorded_by_another(
         for call, fact in attempts_of(facts)
         if fact["kind"] in {"delivered", "attempt_failed"} and call in called and fact["relay_node"] not in called[call]
     ]
+
+
+def passed_over(
+    sends: Iterable[Line],
+    arrivals: Iterable[Line],
+    facts: Iterable[Line],
+    callers: Mapping[str, str],
+    *,
+    frozen: Iterable[Holding],
+    standstills: Iterable[Interval],
+) -> list[tuple[str, int, int]]:
+    """As `checkers.passed_over`, but for calls that came long after their claim because something stood still.
+
+    What a relay held when it was frozen had been claimed by then, and may be called as soon as it goes on. While the database
+    stands still, so does the clock: a claim that it was sent may be done, and answered, when it goes on.
+
+    Args:
+        sends: as there.
+        arrivals: as there.
+        facts: as there.
+        callers: as in `recorded_by_another`.
+        frozen: relays that were, and what they held.
+        standstills: when the database was, apart from each other.
+    """
+    claimed_by = {(holding.node, call): holding.at for holding in frozen for call in holding.calls}
+    stood_still = list(standstills)
+
+    def moved(line: Line, at: float) -> Line:
+        return {**line, "at": at - sum(_overlap(0.0, at, standstill) for standstill in stood_still)}
+
+    def known_claim(line: Line) -> float:
+        call = (line["seq"], line["run"], line["attempt"])
+        at: float = line["at"]
+        return min(at, claimed_by.get((callers[line["caller"]], call), at))
+
+    return checkers.passed_over(
+        [moved(line, line["at"]) for line in sends], [moved(line, known_claim(line)) for line in arrivals], facts
+    )
 
 
 def called_without_lease(arrivals: Iterable[Line], facts: Iterable[Line], slack: float = 0.05) -> list[Call]:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.loader.load import parse_config
+from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.daemon.pool import attempt
 from relay.delivery.outcome import Delivery, Outcome
@@ -177,7 +178,7 @@ def stepping(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
 @contextlib.contextmanager
 def relaying(engine: Engine, config: Config) -> Iterator[Relay]:
     """The daemon at work in a thread, by the machine's clock; it is stopped when the block ends."""
-    relay = Relay(Database(engine), config, build(config), grace_seconds=5)
+    relay = Relay(Database(engine), prepare(config), grace_seconds=5)
     thread = threading.Thread(target=relay.run)
     thread.start()
     try:

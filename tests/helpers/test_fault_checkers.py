@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tests.helpers import fault_checkers
@@ -79,6 +80,43 @@ def test_an_outcome_is_recorded_by_the_relay_that_called() -> None:
     by_itself = {**DELIVERED, "relay_node": "n2"}
     assert fault_checkers.recorded_by_another(arrivals, [ABANDONED, by_itself], {"7": "n2"}) == []
     assert fault_checkers.recorded_by_another(arrivals, [ABANDONED, by_itself], {"7": "n3"}) == [((1, 0, 2), "n2")]
+
+
+SEVENTH = {"7": "n7"}
+
+
+def passed(frozen: Sequence[Holding] = (), standstills: Sequence[Interval] = ()) -> list[tuple[str, int, int]]:
+    """Seq 1 is the older and was acknowledged at 100; seq 2 is called first, at 104, by the relay n7."""
+    older, later = {"entity": "a", "occurred_at": "t1"}, {"entity": "a", "occurred_at": "t2"}
+    sends = [{**older, "seq": 1, "at": 100.0, "outcome": "ok"}, {**later, "seq": 2, "at": 90.0, "outcome": "ok"}]
+    arrivals = [
+        {**came(2, 1, 104.0), **later, "n": 1, "caller": "7"},
+        {**came(1, 1, 105.0), **older, "n": 2, "caller": "7"},
+    ]
+    return fault_checkers.passed_over(sends, arrivals, [], SEVENTH, frozen=frozen, standstills=standstills)
+
+
+def test_what_a_frozen_relay_held_before_an_older_one_came_has_passed_nobody() -> None:
+    assert passed() == [("a", 1, 2)]
+    assert passed([Holding(99.0, "n7", ((2, 0, 1),))]) == []
+
+
+def test_what_another_relay_held_or_this_one_later_or_in_another_attempt_has_passed_it() -> None:
+    for holding in (
+        Holding(99.0, "n8", ((2, 0, 1),)),
+        Holding(103.0, "n7", ((2, 0, 1),)),
+        Holding(99.0, "n7", ((3, 0, 1), (2, 0, 2))),
+    ):
+        assert passed([holding]) == [("a", 1, 2)]
+
+
+def test_what_was_called_late_as_the_database_stood_still_has_passed_nobody() -> None:
+    assert passed(standstills=[Interval(100.1, 103.9)]) == []
+
+
+def test_what_was_called_late_before_or_after_the_database_stood_still_or_for_longer_has_passed_it() -> None:
+    for standstill in (Interval(96.0, 99.9), Interval(104.1, 108.0), Interval(100.1, 101.0)):
+        assert passed(standstills=[standstill]) == [("a", 1, 2)]
 
 
 def test_a_call_long_after_its_lease_was_taken_back_is_found() -> None:

@@ -11,8 +11,8 @@ def let_batches_fail_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every failure end its step. Else a missing safeguard, which the database notices, would only set items aside."""
     for module, name in (
         (bulkhead, "blames_items"),
-        (bulkhead, "is_held_up"),
+        (bulkhead, "is_wait_timeout"),
         (unreadable, "blames_items"),
-        (claim, "is_held_up"),
+        (claim, "is_wait_timeout"),
     ):
         monkeypatch.setattr(module, name, lambda _error: False)

@@ -18,13 +18,13 @@ _numbers = count(1)
 
 @pytest.fixture
 def sqlite_empty_url(tmp_path: Path) -> str:
-    """The URL of a SQLite file that is not there yet."""
+    """URL of a SQLite file that doesn't exist yet."""
     return f"sqlite:///{tmp_path / 'empty.db'}"
 
 
 @pytest.fixture
 def postgres_empty_url(postgres_url: str) -> Iterator[str]:
-    """The URL of a Postgres database without tables."""
+    """URL of a Postgres database without tables."""
     name = f"inbox_relay_empty_{os.getpid()}_{next(_numbers)}"
     yield _create_database(postgres_url, name)
     _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
@@ -32,7 +32,7 @@ def postgres_empty_url(postgres_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def empty_url(request: pytest.FixtureRequest, database_url: str) -> str:
-    """The URL of an empty database of the same kind as `database_url`."""
+    """URL of an empty database of the same kind as `database_url`."""
     kind = "sqlite" if database_url.startswith("sqlite") else "postgres"
     url: str = request.getfixturevalue(f"{kind}_empty_url")
     return url
@@ -40,7 +40,7 @@ def empty_url(request: pytest.FixtureRequest, database_url: str) -> str:
 
 @pytest.fixture
 def empty(empty_url: str) -> Iterator[Engine]:
-    """An engine on `empty_url`."""
+    """Engine on `empty_url`."""
     made = engines.connect(empty_url, application="tests")
     yield made
     made.dispose()

@@ -1,4 +1,4 @@
-"""A database's schema as text, as the database itself tells it: what alembic's comparison does not look at included."""
+"""Schema of a database as text, read from the database itself; it includes what alembic's comparison ignores."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _ALEMBIC = "alembic_version"
 
 
 def schema(connection: Connection) -> Schema:
-    """Every definition in the database but alembic's own."""
+    """Read every definition in the database except alembic's own."""
     if connection.dialect.name == POSTGRES:
         found: Schema = {
             (kind, name): definition
@@ -74,10 +74,10 @@ def schema(connection: Connection) -> Schema:
 
 
 def differences(one: Schema, other: Schema) -> list[tuple[str, str]]:
-    """Kind and name of whatever the two do not define alike."""
+    """List kind and name of the definitions that differ."""
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
 
 
 def _lines(sql: str) -> str:
-    """Without indentation and blank lines. Lines stay lines: a comment ends with its own."""
+    """Remove indentation and blank lines. Line breaks stay, as they end comments."""
     return "\n".join(line for line in (line.strip() for line in sql.splitlines()) if line)

@@ -1,4 +1,4 @@
-"""What a process does that migrates at the same moment as others."""
+"""Program of a process that migrates at the same moment as others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = tuple[str | None, str | None] | str
 
 
 def migrate_together(url: str, barrier: Barrier, results: SimpleQueue[Result]) -> None:
-    """Wait for the others, migrate, and put what it came to: revision before and after, or the error."""
+    """Wait for the others, migrate, and report the revision before and after, or the error."""
     barrier.wait(60)
     engine = engines.connect(url, application="tests")
     try:

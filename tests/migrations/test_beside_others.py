@@ -1,4 +1,4 @@
-"""Migrations beside whatever runs: short waits for locks, told with who holds them; and which versions may run beside which."""
+"""Migrations beside running programs: short lock waits, reported with their holders, and versions that may coexist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from inbox.cli.main import app
 from inbox.db import engine as engines
 from inbox.db import lock_waits, migrate
-from inbox.db.migrate import Migrated
+from inbox.db.migrate import MigrationResult
 from inbox.errors import ConfigError
 from tests.helpers.filling import fill
 from tests.helpers.later import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
@@ -34,7 +34,7 @@ READS = "SELECT count(*) FROM inbox WHERE entity_id = 'a-customer' AND seq > 7"
 
 @pytest.fixture
 def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Later:
-    """Makes this process one of a later version, with these migrations besides."""
+    """Turn this process into one of a later version, with further migrations."""
 
     def make(*made_up: MadeUp) -> None:
         folder = tmp_path / "-".join(["later", *(each.revision for each in made_up)])
@@ -45,12 +45,12 @@ def later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Later:
 
 
 FIRST = migrate.steps()
-"""This version's own."""
+"""Migrations of this version."""
 
 
 @pytest.fixture
 def older(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes this process one of the present version again."""
+    """Turn this process back into one of the current version."""
     scripts = migrate._SCRIPTS
     return lambda: monkeypatch.setattr(migrate, "_SCRIPTS", scripts)
 
@@ -62,7 +62,7 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 
 class Told:
-    """What a migration tells."""
+    """Collects the reports of a migration."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -80,7 +80,7 @@ def revision(engine: Engine) -> object:
 
 @contextlib.contextmanager
 def reader(url: str, isolation: psycopg.IsolationLevel | None = None) -> Iterator[psycopg.Connection]:
-    """A DBA's transaction, which stays open after it has read the inbox."""
+    """Open a DBA's transaction that stays open after reading the inbox."""
     with contextlib.closing(connect_postgres(url)) as dba:
         dba.execute("SET application_name = 'the-dbas-shell'")
         dba.isolation_level = isolation
@@ -91,7 +91,7 @@ def reader(url: str, isolation: psycopg.IsolationLevel | None = None) -> Iterato
 
 @contextlib.contextmanager
 def writer(url: str) -> Iterator[None]:
-    """Somebody's transaction that has the one lock of SQLite."""
+    """Open a transaction that holds SQLite's only lock."""
     with contextlib.closing(sqlite3.connect(make_url(url).database or "", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -100,13 +100,13 @@ def writer(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_the_way(url: str) -> Iterator[None]:
-    """What an ALTER of the inbox has to wait for."""
+    """Hold what an ALTER of the inbox waits for."""
     with reader(url) if is_postgres(url) else writer(url):
         yield
 
 
 def impatient(engine: Engine) -> None:
-    """SQLite waits 5 s for its lock otherwise."""
+    """Shorten SQLite's wait for its lock from 5 s."""
     if engine.dialect.name == "sqlite":
         event.listen(engine, "checkout", lambda connection, *_: connection.execute("PRAGMA busy_timeout = 100"))
 
@@ -118,10 +118,10 @@ def test_a_lock_that_somebody_holds_is_tried_for_again_until_it_is_there(
     impatient(engine)
     told = Told()
     with in_the_way(database_url):
-        migrating: Future[Migrated] = background.submit(migrate.upgrade, engine, told)
+        migrating: Future[MigrationResult] = background.submit(migrate.upgrade, engine, told)
         until(lambda: told.has(f"try 2 of {migrate.TRIES}: waits for a lock") or migrating.done(), "it tries again")
         assert not migrating.done()
-    assert migrating.result() == Migrated("0001", "0002", ())
+    assert migrating.result() == MigrationResult("0001", "0002", ())
     assert told.lines[0] == "0002  A region for each event."
     assert told.lines[-1].startswith("0002  done in ")
 
@@ -171,7 +171,7 @@ def test_what_is_done_is_not_done_again(
     assert revision(engine) == "0002"
 
     told = Told()
-    assert migrate.upgrade(engine, told) == Migrated("0002", "0003", ())
+    assert migrate.upgrade(engine, told) == MigrationResult("0002", "0003", ())
     assert not told.has("0002")
     engine.dispose()
 
@@ -208,14 +208,14 @@ def test_an_index_that_was_broken_off_is_made_again_and_one_that_is_there_stays(
     assert not broken["indisvalid"]
 
     later(ADDITIVE, INDEX)
-    assert migrate.upgrade(engine) == Migrated("0002", "0003", ())
+    assert migrate.upgrade(engine) == MigrationResult("0002", "0003", ())
     (whole,) = rows(engine, state)
     assert whole["indisvalid"]
     assert "(region, seq)" in rows(engine, "SELECT pg_get_indexdef(to_regclass('ix_inbox_region')) AS made")[0]["made"]
 
     with engine.begin() as connection:  # as when the process died between the index and the note of it
         connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
-    assert migrate.upgrade(engine) == Migrated("0002", "0003", ())
+    assert migrate.upgrade(engine) == MigrationResult("0002", "0003", ())
     assert rows(engine, state) == [whole]
     engine.dispose()
 
@@ -237,7 +237,7 @@ def test_an_index_waits_for_old_transactions_and_says_for_which_and_not_for_its_
             until(lambda: told.has("0003  waits for pid") or migrating.done(), "it waits for the DBA's transaction")
             pid = dba.info.backend_pid
             assert told.has(f"0003  waits for pid {pid} (the-dbas-shell), idle in transaction"), told.lines
-    assert migrating.result(60) == Migrated("0001", "0003", ())
+    assert migrating.result(60) == MigrationResult("0001", "0003", ())
     assert not told.has("(tests)")
     engine.dispose()
 
@@ -258,23 +258,23 @@ def test_one_that_migrates_already_is_waited_for_and_named(
     engine = engines.connect(postgres_database_url, application="tests")
     told = Told()
     with contextlib.ExitStack() as first:
-        first.enter_context(lock_waits.alone(engine, told))
+        first.enter_context(lock_waits.only_migrator(engine, told))
         migrating = background.submit(migrate.upgrade, engine, told)
         until(lambda: told.lines or migrating.done(), "the second waits")
         assert told.lines[0].startswith("waits for another process that migrates: pid ")
         assert revision(engine) == "0001"
-    assert migrating.result(30) == Migrated("0001", "0002", ())
+    assert migrating.result(30) == MigrationResult("0001", "0002", ())
     engine.dispose()
 
 
 def test_the_only_migrator_is_idle_for_longer_than_a_relays_transaction_may_be(postgres_database_url: str) -> None:
-    """Every connection but its own ends a transaction that is idle for 3 s: see inbox.db.engine."""
+    """Every other connection ends a transaction that is idle for 3 s: see inbox.db.engine."""
     engine = engines.connect(postgres_database_url, application="tests")
     idle = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND granted"
     with engine.connect() as connection:
         connection.execute(text("SET idle_in_transaction_session_timeout = 300"))  # and back into the pool
         connection.commit()
-    with lock_waits.alone(engine, Told()), engine.connect() as other:
+    with lock_waits.only_migrator(engine, Told()), engine.connect() as other:
         other.execute(text("SELECT pg_sleep(0.6)"))
         assert rows(engine, idle)[0]["n"] == 1
     engine.dispose()
@@ -288,7 +288,7 @@ def test_an_older_version_works_beside_what_a_later_one_has_only_added(
     older()
     migrate.require_current(engine)
     told = Told()
-    assert migrate.upgrade(engine, told) == Migrated("0003", "0003", ())
+    assert migrate.upgrade(engine, told) == MigrationResult("0003", "0003", ())
     assert told.lines == []
 
 
@@ -299,7 +299,7 @@ def test_a_version_that_takes_something_away_works_before_and_after_and_older_on
     with pytest.raises(ConfigError, match="run `inbox migrate`"):
         migrate.require_current(engine)
 
-    assert [str(step) for step in migrate.upgrade(engine).left] == ["1000  Nobody reads relay_node.host any more."]
+    assert [str(step) for step in migrate.upgrade(engine).remaining] == ["1000  Nobody reads relay_node.host any more."]
     assert revision(engine) == "0002"
     migrate.require_current(engine)
     older()
@@ -308,9 +308,9 @@ def test_a_version_that_takes_something_away_works_before_and_after_and_older_on
     later(ADDITIVE, CONTRACTING, MadeUp("1001", "And more.", postgres="SELECT 1"))
     with pytest.raises(ConfigError, match="needs 1001"):
         migrate.require_current(engine)
-    assert [step.revision for step in migrate.upgrade(engine).left] == ["1000", "1001"]
+    assert [step.revision for step in migrate.upgrade(engine).remaining] == ["1000", "1001"]
 
-    assert migrate.upgrade(engine, contract=True) == Migrated("0002", "1001", ())
+    assert migrate.upgrade(engine, contract=True) == MigrationResult("0002", "1001", ())
     migrate.require_current(engine)
     older()
     for refused in (migrate.require_current, migrate.upgrade, migrate.plan):
@@ -320,7 +320,7 @@ def test_a_version_that_takes_something_away_works_before_and_after_and_older_on
 
 def test_an_empty_database_gets_everything_at_once(empty: Engine, later: Later) -> None:
     later(ADDITIVE, CONTRACTING, MadeUp("1001", "And more.", postgres="SELECT 1"))
-    assert migrate.upgrade(empty) == Migrated(None, "1001", ())
+    assert migrate.upgrade(empty) == MigrationResult(None, "1001", ())
 
 
 def test_the_command_shows_what_it_would_do_what_it_does_and_what_is_left(

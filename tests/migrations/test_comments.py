@@ -1,4 +1,4 @@
-"""Every table, column and view says what it is for, where a DBA looks: on SQLite in the text of the table."""
+"""Every table, column and view has a comment that a DBA finds, on SQLite in the text of the table."""
 
 from __future__ import annotations
 

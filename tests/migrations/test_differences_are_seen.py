@@ -1,4 +1,4 @@
-"""The comparison by text can fail: it sees changes to a copy, those that alembic's own comparison passes over among them."""
+"""The comparison by text detects changes, including those that alembic's own comparison ignores."""
 
 from __future__ import annotations
 

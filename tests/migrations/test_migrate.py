@@ -1,4 +1,4 @@
-"""`inbox migrate`: once, twice, two at once, and what is said when it was forgotten."""
+"""`inbox migrate`: once, twice, two at once, and the message when it was forgotten."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROCESSES = 4
 
 
 def test_an_empty_database_is_brought_to_the_newest_revision(empty: Engine) -> None:
-    assert migrate.upgrade(empty) == migrate.Migrated(None, migrate.head(), ())
+    assert migrate.upgrade(empty) == migrate.MigrationResult(None, migrate.head(), ())
     migrate.require_current(empty)
 
 
@@ -26,7 +26,7 @@ def test_migrating_again_changes_nothing(engine: Engine) -> None:
     with engine.connect() as connection:
         before = schema(connection)
 
-    assert migrate.upgrade(engine) == migrate.Migrated(migrate.head(), migrate.head(), ())
+    assert migrate.upgrade(engine) == migrate.MigrationResult(migrate.head(), migrate.head(), ())
     with engine.connect() as connection:
         assert schema(connection) == before
 
@@ -57,7 +57,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Engine) -> None:
     assert inspect(empty).get_table_names() == ["write_probe"]
     with empty.begin() as connection:
         connection.execute(text("DROP TABLE write_probe"))
-    assert migrate.upgrade(empty) == migrate.Migrated(None, migrate.head(), ())
+    assert migrate.upgrade(empty) == migrate.MigrationResult(None, migrate.head(), ())
 
 
 def test_an_empty_database_is_refused_with_the_command_that_helps(empty: Engine) -> None:

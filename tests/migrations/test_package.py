@@ -1,4 +1,4 @@
-"""What is installed can migrate: the wheel holds the migrations and the statements they run."""
+"""An installed package can migrate: the wheel has the migrations and their statements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKED = ("inbox", "relay", "migrations", "pyproject.toml", "README.md", "LICENS
 
 
 def test_the_wheel_holds_every_file_of_both_sides_and_the_migrations_below_inbox(tmp_path: Path) -> None:
-    """Takes a second or two. Built from a copy: a `build` folder left in the checkout could hide that a file is missing."""
+    """Build the wheel from a copy, in a second or two: a `build` folder in the checkout could hide a missing file."""
     copy, out = tmp_path / "copy", tmp_path / "out"
     copy.mkdir()
     for name in PACKED:

@@ -1,4 +1,4 @@
-"""The migrations, run from empty, build what `inbox.db.schema` and `inbox.db.views` say: by alembic and by text."""
+"""Migrations from an empty database build `inbox.db.schema` and `inbox.db.views`, compared by alembic and by text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a sender may send that is no webhook, or just barely one: one line for each, with the status that answers it.
+"""Requests that are no webhook, or just barely one: one line for each, with the status of its answer.
 
-`0` is a connection that is closed without an answer. A tuple is what several requests on one connection are answered with.
+`0` is a connection that closes without an answer. A tuple holds the answers to several requests on one connection.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the receiver's logs show of a request, if somebody turns the access log on: nothing that could be a token."""
+"""Parts of a request that the receiver's logs show with the access log on: nothing that could be a token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.logs.access_log import Mask
+from inbox.logs.access_log import AccessLogMask
 from tests.helpers.hostile import harm_of
 from tests.helpers.processes import GUNICORN, Site, site
 from tests.helpers.webhooks import config_text
@@ -38,7 +38,7 @@ PATHS = (
     f"/webhooks/trivore;{TOKEN}",
     f"http://127.0.0.1/webhooks/x/y/{TOKEN}",
 )
-"""Where a token gets when somebody mistypes the URL, or takes another part of it for the token's place."""
+"""Paths with the token where a mistyped URL puts it, or in another part than the token's place."""
 METHODS = ("GET", "POST", "PUT", "OPTIONS", "CONNECT", "BREW")
 MALFORMED = (
     f"POST /webhooks/trivore/{TOKEN} HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n",
@@ -111,7 +111,7 @@ def test_text_in_place_of_an_address_reaches_no_listing(place: Site) -> None:
 def shown(path: str) -> str:
     args = ("127.0.0.1:1", "GET", path, "1.1", 404)
     record = logging.LogRecord("uvicorn.access", logging.INFO, "", 1, '%s - "%s %s HTTP/%s" %d', args, None)
-    assert Mask(lambda: {"trivore"})(record)
+    assert AccessLogMask(lambda: {"trivore"})(record)
     return record.getMessage()
 
 

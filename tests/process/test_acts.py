@@ -1,4 +1,4 @@
-"""What a person does about deliveries, as the command line has it: plans first, who and why, and an end in mid-work."""
+"""Operator commands for deliveries: plans first, the operator and the reason, and an interruption in mid-work."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_a_replay_shows_its_plan_and_does_it_when_it_is_told_to(
     die(database_url, engine, 7)
     plan = relay(folder, "replay", "--cause", "mapping", "--reason", "mended")
     assert plan.returncode == 0, plan.stderr
-    assert plan.stderr == "7 deliveries would be taken up again, 5 of them shown; --yes does it\n"
+    assert plan.stderr == "7 deliveries would be replayed, 5 of them shown; --yes does it\n"
     assert len(plan.stdout.splitlines()) == 1 + 5
     assert open_states(engine) == {"dead": 7}
     assert len(json.loads(relay(folder, "replay", "--reason", "mended", "--json").stdout)) == 7
 
     done = relay(folder, "replay", "--cause", "mapping", "--reason", "mended", "--yes")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.endswith("7 deliveries were taken up again\n")
+    assert done.stderr.endswith("7 deliveries were replayed\n")
     assert open_states(engine) == {"ready": 7}
     assert {(fact["detail"]["who"], fact["detail"]["why"]) for fact in facts(engine) if fact["kind"] == "replayed"} == {
         ("kim", "mended")
@@ -113,7 +113,7 @@ def test_nothing_to_do_is_said_and_is_no_fault(folder: Path) -> None:
         (("pause", "--route", "nobody", "--reason", "x"), "no route 'nobody' is configured; there are: everything"),
         (("pause", "--route", "everything"), "say why with --reason"),
         (("pause", "--entity", "USER/u1", "--reason", "x"), "name one of route, destination, api and source"),
-        (("resume",), "name what is to go on"),
+        (("resume",), "name what to resume"),
         (("resume", "--command", "9"), "no command 9 was interrupted"),
     ],
 )
@@ -142,6 +142,7 @@ def test_a_pause_is_listed_with_who_and_why_until_it_is_over(folder: Path, engin
     assert count(engine, "gate") == 0
 
 
+@pytest.mark.long
 def test_a_large_replay_can_be_interrupted_and_goes_on_later(
     folder: Path, database_url: str, engine: Engine, tmp_path: Path
 ) -> None:

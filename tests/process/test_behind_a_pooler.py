@@ -15,7 +15,7 @@ from inbox.db import guarantees, migrate
 from inbox.db.engine import PINNED
 from inbox.errors import ConfigError, UnfitDatabase
 from relay.store.database import Database
-from relay.sweep.run import Additions
+from relay.sweep.run import add_events
 from tests.helpers import checkers
 from tests.helpers.agreement import facts_agree
 from tests.helpers.downstream import serving
@@ -28,6 +28,8 @@ from tests.helpers.settings import HOSTILE, pinned, set_otherwise
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
 from tests.store.conftest import an_event
+
+pytestmark = pytest.mark.long
 
 EVENTS = 400
 ENTITIES = 40
@@ -57,7 +59,7 @@ def relays(through: str) -> Iterator[Engine]:
 
 
 def of_the_receiver(url: str, look: Callable[..., object]) -> object:
-    """What `look` finds in one transaction of a receiver's connection."""
+    """Return the result of `look` in one transaction of a receiver's connection."""
 
     async def _look() -> object:
         made = engines.connect_async(url, application="tests")
@@ -119,8 +121,7 @@ def test_a_snapshot_is_one_and_what_is_large_is_streamed(relays: Engine) -> None
 
 
 def test_a_sweep_adds_what_no_webhook_has_told(relays: Engine) -> None:
-    with Additions(Database(relays)) as additions:
-        assert additions.add([an_event(1), an_event(2)]) == 2
+    assert add_events(Database(relays), [an_event(1), an_event(2)]) == 2
     with relays.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM inbox")).scalar_one() == 2
 

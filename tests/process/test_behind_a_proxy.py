@@ -16,6 +16,8 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import TOKEN, body, config_text, moment
 from tests.helpers.wire import CLOSE, HOST, SECRET, Answer, answers, ask, chunk, chunked, request, webhook
 
+pytestmark = pytest.mark.long
+
 FORGED = b"X-Forwarded-For: 9.9.9.9"
 GUARDED = f"""
 [sources.guarded]

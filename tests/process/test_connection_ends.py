@@ -34,7 +34,7 @@ def port(tmp_path: Path, database_url: str) -> Iterator[int]:
 
 
 def all_of(connection: socket.socket) -> list[Answer]:
-    """What comes until the receiver closes; a reset raises."""
+    """Read all answers until the receiver closes; a reset raises."""
     received = b""
     while more := connection.recv(65536):
         received += more

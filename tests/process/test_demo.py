@@ -16,31 +16,31 @@ from pathlib import Path
 
 import pytest
 
-from relay.demo.ground import prepare_database
+from relay.demo.workspace import prepare_database
 from tests.helpers.filling import fill
 
 WAIT = 120.0
 SOON = 30.0
 
-FEW_CHANGES = "from relay.demo import once; once.CHANGES = 40; once.KILL_AFTER = once.RESTART_AFTER = 1_000"
-SHORT_BURST = "from relay.demo import live; live.BURST = 8"
+FEW_CHANGES = "from relay.demo import run; run.CHANGES = 40; run.KILL_AFTER = run.RESTART_AFTER = 1_000"
+SHORT_BURST = "from relay.demo import run; run.BURST = 8"
 WRONG_MAPPING = """\
-from relay.demo import ground
-ground._CONFIGURATION = ground._CONFIGURATION.replace("entity.mobiles[0].number", "entity.name.givenName")
+from relay.demo import workspace
+workspace._CONFIGURATION = workspace._CONFIGURATION.replace("entity.mobiles[0].number", "entity.name.givenName")
 """
 BLIND = """\
-from relay.demo.orders import Orders
-Orders.sweep = lambda self: 0
-Orders.orphans = lambda self, under_way: []
+from relay.demo.commands import RelayCommands
+RelayCommands.sweep = lambda self: 0
+RelayCommands.replay_orphans = lambda self, busy: 0
 """
 CREDULOUS = """\
-from relay.demo import ground, stack
+from relay.demo import stack, workspace
 stack.SLOW_SHARE = 1
-ground._CONFIGURATION = ground._CONFIGURATION.replace(', tolerance = "0s"', "")
+workspace._CONFIGURATION = workspace._CONFIGURATION.replace(', tolerance = "0s"', "")
 """
 BROKEN_FILE = """\
-from relay.demo import ground
-ground._CONFIGURATION = ground._CONFIGURATION.replace("preset =", "pre_set =")
+from relay.demo import workspace
+workspace._CONFIGURATION = workspace._CONFIGURATION.replace("preset =", "pre_set =")
 """
 
 
@@ -109,6 +109,7 @@ def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Pa
     assert (summary["still_open"], summary["dead"], summary["webhooks_unsent"]) == (0, 0, 0)
 
 
+@pytest.mark.long
 def test_once_exits_1_with_the_differences_when_the_services_do_not_agree(tmp_path: Path) -> None:
     """The negative controls: a mapping that puts the wrong thing into a field, and sweeps that find nothing."""
     ended = run("--once", "--seed", "1", "--folder", str(tmp_path), before=f"{FEW_CHANGES}\n{WRONG_MAPPING}\n{BLIND}")
@@ -126,6 +127,7 @@ def test_once_exits_1_with_the_differences_when_the_services_do_not_agree(tmp_pa
     assert "--seed 1" in ended.stdout
 
 
+@pytest.mark.long
 def test_without_a_tolerance_what_was_read_too_early_is_a_difference(tmp_path: Path) -> None:
     """The negative control of stale reads: each update is read before it is there."""
     ended = run("--once", "--json", "--seed", "3", "--folder", str(tmp_path), before=f"{FEW_CHANGES}\n{CREDULOUS}")
@@ -142,6 +144,7 @@ def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: P
     assert "pre_set" in ended.stderr
 
 
+@pytest.mark.long
 def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
     with running(tmp_path) as (process, said):
         children = pids(said)
@@ -149,7 +152,7 @@ def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
         assert process.stdout is not None
         said.extend(itertools.takewhile(lambda line: "groups-to-teams  " not in line, process.stdout))
         for expected in (
-            "no webhook tells",
+            "change +UPDATE .* no webhook: ",
             r"command sweep +USER .*2 missed, 2 added",
             "an orphan",
             r"users-to-contacts +in step",
@@ -166,6 +169,7 @@ def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent has died")
+@pytest.mark.long
 def test_even_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     with running(tmp_path) as (process, said):
         watched = [os.pidfd_open(pid) for pid in pids(said)]

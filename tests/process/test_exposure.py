@@ -1,4 +1,4 @@
-"""Who else on the machine may read what both sides keep: nobody, unless somebody has let them, and then it is said."""
+"""Access of other users to the files of both sides: none, unless somebody grants it, and then both sides warn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from inbox.db import engine as engines
-from inbox.exposure import exposures
+from inbox.exposure import exposure_warnings
 from inbox.loader.load import read_config
 from tests.helpers.processes import Site, site
 from tests.helpers.webhooks import config_text
@@ -78,7 +78,7 @@ def told(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
     path = folder / "inbox.toml"
     path.write_text(config, encoding="utf-8")
     path.chmod(mode)
-    return list(exposures(path, read_config(path, {}), {}))
+    return list(exposure_warnings(path, read_config(path, {}), {}))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_password_of_the_environments_url_does_not_stand_in_the_file(shared: P
     (shared / "inbox.toml").write_text("", encoding="utf-8")
     environment = {"INBOX_DATABASE_URL": "postgresql://me:s3cret@h/x"}
     config = read_config(shared / "inbox.toml", environment)
-    assert list(exposures(shared / "inbox.toml", config, environment)) == []
+    assert list(exposure_warnings(shared / "inbox.toml", config, environment)) == []
 
 
 @pytest.fixture

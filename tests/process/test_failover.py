@@ -76,7 +76,7 @@ def documented_url(*servers: KillablePostgres) -> str:
 def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
     """A primary with a standby, a receiver, a relay and a sender, which have all begun."""
     with contextlib.ExitStack() as stack:
-        # not below pytest's own folder: see tests/faults/rig.py
+        # not below pytest's own folder: see tests/proofs/faults/rig.py
         data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inbox-relay-pair-", dir="/tmp")))
         for name in ("primary", "standby"):
             (data / name).mkdir()
@@ -98,6 +98,7 @@ def at_work(folder: Path, *, synchronous: bool) -> Iterator[Pair]:
         yield pair
 
 
+@pytest.mark.long
 def test_behind_a_synchronous_standby_nothing_acknowledged_is_lost_and_everything_goes_on(tmp_path: Path) -> None:
     """Ten seconds."""
     with at_work(tmp_path, synchronous=True) as pair:
@@ -120,6 +121,7 @@ def test_behind_a_synchronous_standby_nothing_acknowledged_is_lost_and_everythin
     assert max(inbox.values()) == 1
 
 
+@pytest.mark.long
 def test_behind_an_asynchronous_one_that_was_late_the_same_test_sees_what_is_lost(tmp_path: Path) -> None:
     """Ten seconds."""
     with at_work(tmp_path, synchronous=False) as pair:

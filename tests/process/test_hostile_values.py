@@ -14,6 +14,7 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner, Result
 
 from inbox.cli.main import app as inbox_app
+from inbox.cli.terminal import Lazy
 from inbox.cli.terminal import run as run_app
 from inbox.db import engine as engines
 from relay.cli import status
@@ -98,6 +99,7 @@ WITHOUT_VALUES = {
 
 def commands_of(command: object, path: str) -> Iterator[str]:
     """Every command below `command`, by its path; a group that does something itself is one."""
+    command = command.load() if isinstance(command, Lazy) else command
     inner = getattr(command, "commands", {})
     if not inner or getattr(command, "invoke_without_command", False):
         yield path
@@ -329,7 +331,7 @@ def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypa
 
 
 def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
-    """What would be markup to rich, or would go by `inbox.logs.visible`, is found in the code."""
+    """Search the code for calls that could pass markup to rich, or bypass `inbox.logs.visible`."""
     paths = [path for side in ("inbox", "relay") for path in Path(side).rglob("*.py") if "demo" not in path.parts]
     calls = [
         (path, node) for path in paths for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
@@ -349,7 +351,7 @@ PLAIN = {
 
 
 def way_of(node: ast.Call) -> str | None:
-    """How a call would write to a terminal; None when it does not, or writes a text that stands in the code."""
+    """Name the function by which a call writes to a terminal; None when it doesn't, or writes a literal text."""
     called = ast.unparse(node.func)
     if called.endswith((".stdout.write", ".stderr.write")) or called in {"print", "typer.echo", "TextColumn"}:
         return called

@@ -81,6 +81,7 @@ KINDS = {
 }
 
 
+@pytest.mark.long
 def test_a_worker_grows_by_four_times_the_largest_body_at_most_whatever_is_in_it(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ async def turns(kind: str, database_url: str) -> None:
     assert max(gaps) < 3 * to_parse
 
 
+@pytest.mark.long
 def test_one_huge_body_leaves_room_for_every_small_one_and_another_huge_one_is_told_to_come_again(
     database_url: str, tmp_path: Path
 ) -> None:

@@ -81,7 +81,7 @@ def test_a_token_that_is_posted_to_in_place_of_a_source_is_kept_nowhere(door: Do
     sent = webhook(line=b"POST /webhooks/" + TOKEN.encode() + b" HTTP/1.1")
 
     def sources_after_another() -> set[str]:
-        """What is kept; of many refusals a second, not each is."""
+        """Send one more; return the stored sources. Of many rejections a second, the receiver doesn't store each."""
         assert said(answers(ask(door.port, sent))) == 401
         return {row["source"] for row in rows(module_engine, "SELECT source FROM rejected_request")}
 

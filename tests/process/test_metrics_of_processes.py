@@ -32,7 +32,7 @@ def exporter_of(program: Program) -> int:
 
 
 def counted(samples: Samples) -> dict[str, float]:
-    """How many facts there are of each kind."""
+    """Return the number of facts of each kind."""
     return {kind: number for (kind, _), number in samples.get("relay_facts_total", {}).items() if number}
 
 
@@ -51,19 +51,19 @@ def post(port: int, *sent: bytes, path: str = "trivore") -> Counter[int]:
 
 
 def agrees(engine: Engine, samples: Samples) -> bool:
-    """What was counted is what is stored, and each refusal has a row or is counted as one that has none."""
-    refused = total(samples, "inbox_refused_total")
+    """Return whether metrics equal stored rows; each rejection has a row, or counts as one without."""
+    refused = total(samples, "inbox_rejected_total")
     return (
         "inbox_received_total" in samples  # else nothing has been written yet
         and samples["inbox_received_total"]["trivore",] == count(engine, "inbox")
-        and samples["inbox_repeated_total"]["trivore",] == duplicates(engine)
-        and refused == count(engine, "rejected_request") + total(samples, "inbox_refusals_not_kept_total")
+        and samples["inbox_duplicates_total"]["trivore",] == duplicates(engine)
+        and refused == count(engine, "rejected_request") + total(samples, "inbox_rejections_not_kept_total")
         and total(samples, "inbox_batch_events_sum") == count(engine, "inbox") + duplicates(engine)
     )
 
 
 def agreed(engine: Engine, port: int, requests: int) -> Samples:
-    """What is served when it says the same as the database, and has so many requests at least: both take a moment."""
+    """Return the metrics once they agree with the database and count at least `requests` requests: both take a moment."""
     found: list[Samples] = []
 
     def look() -> bool:
@@ -87,9 +87,9 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_u
         assert post(webhooks, body(), body(), path="nobody") == {401: 2}
 
         first = agreed(engine, port, 56)
-        assert first["inbox_refused_total"]["invalid_event", "trivore"] == 3
-        assert first["inbox_refused_total"]["unreadable", "trivore"] == 1
-        assert first["inbox_refused_total"]["not_authenticated", "(unknown)"] == 2
+        assert first["inbox_rejected_total"]["invalid_event", "trivore"] == 3
+        assert first["inbox_rejected_total"]["unreadable", "trivore"] == 1
+        assert first["inbox_rejected_total"]["not_authenticated", "(unknown)"] == 2
         assert first["inbox_request_seconds_count"]["200",] == 50
         assert total(first, "inbox_request_seconds_count") == 56
         assert "nobody" not in str(first)

@@ -23,6 +23,8 @@ from tests.helpers.sender import Event, Sender
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
 
+pytestmark = pytest.mark.long
+
 EVENTS = 1_000_000
 LONGEST_WAIT = 1.5
 """Seconds that a migration may add to a request: a lock is tried for no longer than one."""

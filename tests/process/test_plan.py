@@ -86,7 +86,7 @@ def test_what_would_be_changed_is_shown_field_by_field_and_is_status_1(
         ["USER", "u2", "update", "phone", "+44"],
         ["USER", "u3", "delete"],
     ]
-    assert ended.stderr == "2 of 3 entities are not in step\n"
+    assert ended.stderr == "2 of 3 entities are not in sync\n"
     assert {seen.method for seen in server.seen} == {"GET"}, "nothing is written"
     assert count(engine, "delivery_log") == 0
 
@@ -102,7 +102,7 @@ def test_for_programs_it_is_an_array(folder: Path) -> None:
 
 def test_one_that_is_in_step_is_status_0(folder: Path) -> None:
     ended = plan(folder, "--route", "user-to-crm", "--entity", "USER/u1")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "in step: 1 entities\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "in sync: 1 entities\n")
 
 
 def test_a_missing_counterpart_would_be_created_and_what_can_not_be_told_is_a_finding(
@@ -127,7 +127,7 @@ def test_entities_of_types_that_the_route_does_not_take_are_not_asked_about(
     )
     path.write_text(text, encoding="utf-8")
     ended = plan(folder, "--route", "user-to-crm")
-    assert (ended.returncode, ended.stderr) == (0, "in step: 0 entities\n")
+    assert (ended.returncode, ended.stderr) == (0, "in sync: 0 entities\n")
     assert server.seen == []
 
 

@@ -22,6 +22,8 @@ from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
 from tests.helpers.wire import CLOSE, HOST, JSON, chunk, request
 
+pytestmark = pytest.mark.long
+
 PLANTED = b"pl4nted-s3cret"
 """In every place where a sender may show a secret."""
 SOURCES = f"""

@@ -1,4 +1,4 @@
-"""What was refused is listed, and taken in after all when the configuration has been mended: `inbox rejected`, `readmit`."""
+"""Listing of rejected requests, and readmission after a fix of the configuration: `inbox rejected`, `readmit`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Place:
         self._file.write_text(self._text.replace(PRESET, preset), encoding="utf-8")
 
     def receive(self, *sent: bytes, **headers: str) -> list[int]:
-        """What each is answered; all that is to be kept of them has been kept then."""
+        """Post each body; return the statuses once the receiver has stored everything that it keeps of them."""
 
         async def post() -> list[int]:
             async with receiving(read_config()) as receiver:
@@ -53,7 +53,7 @@ class Place:
         return result.exit_code, result.output
 
     def listed(self, *arguments: str) -> list[dict[str, Any]]:
-        """What the command lists with --json, whatever its exit status."""
+        """Return the items that the command lists with --json, whatever its exit status."""
         found: list[dict[str, Any]] = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
         return found
 
@@ -80,7 +80,7 @@ def test_what_was_refused_for_a_mistake_in_the_configuration_is_taken_in_when_it
     assert (status, count(place.engine, "inbox")) == (0, 0)
     assert "invalid_event" in plan
     assert "UPDATE USER/u2 → everything" in plan
-    assert "2 requests; --yes takes in those that can be read now" in plan
+    assert "2 requests; --yes readmits those that can be read now" in plan
 
     status, done = place.inbox("readmit", *REASON, "--yes")
     assert status == 0
@@ -138,9 +138,9 @@ def test_what_is_still_refused_is_told_with_its_reason_and_what_can_be_read_is_t
     place.configure(PRESET)
 
     status, plan = place.inbox("readmit", *REASON)
-    assert (status, "still refused: id is missing" in plan) == (1, True)
+    assert (status, "still rejected: id is missing" in plan) == (1, True)
     status, done = place.inbox("readmit", *REASON, "--yes")
-    assert (status, "still refused: id is missing" in done) == (1, True)
+    assert (status, "still rejected: id is missing" in done) == (1, True)
     assert [row["readmitted_seq"] is None for row in place.refusals()] == [False, True, False]
 
 
@@ -200,7 +200,7 @@ def test_one_refusal_is_shown_with_the_beginning_of_its_body(place: Place) -> No
     status, shown = place.inbox("rejected", "--id", str(refusal["id"]))
     assert (status, "the body must be one JSON object" in shown) == (0, True)
     assert 2_000 < shown.count("1,") < 2_100
-    assert place.inbox("rejected", "--id", "99") == (1, "there is no refusal 99\n")
+    assert place.inbox("rejected", "--id", "99") == (1, "there is no rejected request 99\n")
 
 
 def test_a_body_with_several_events_becomes_several_and_the_first_is_noted(place: Place) -> None:
@@ -212,7 +212,7 @@ def test_a_body_with_several_events_becomes_several_and_the_first_is_noted(place
     place.configure('preset = "cloudevents"\n')
     status, plan = place.inbox("readmit", *REASON)
     assert (status, "order.updated → everything, and 2 more" in plan) == (1, True)
-    assert "still refused: there is no event in it" in plan
+    assert "still rejected: there is no event in it" in plan
     (batch, empty) = place.listed("readmit", *REASON, "--yes")
     seqs = [event["seq"] for event in batch["events"]]
     assert seqs == [row["seq"] for row in rows(place.engine, "SELECT seq FROM inbox ORDER BY seq")]
@@ -221,7 +221,7 @@ def test_a_body_with_several_events_becomes_several_and_the_first_is_noted(place
 
 
 def test_the_limits_of_an_events_time_are_those_of_its_arrival(place: Place) -> None:
-    """What said that it would occur in two days is refused in three days, too."""
+    """Rejects an event dated two days ahead on readmission three days later, too."""
     place.configure(BROKEN)
     place.receive(body("u1"))
     (refusal,) = place.refusals()
@@ -229,5 +229,5 @@ def test_the_limits_of_an_events_time_are_those_of_its_arrival(place: Place) -> 
     place.receive(body("u2", timestamp=(arrived + timedelta(hours=23)).isoformat()))
     place.receive(body("u3", timestamp=(arrived + timedelta(hours=25)).isoformat()))
     place.configure(PRESET)
-    refused = [each["refused"] for each in place.listed("readmit", *REASON)]
+    refused = [each["rejected"] for each in place.listed("readmit", *REASON)]
     assert [reason is None for reason in refused] == [True, True, False]

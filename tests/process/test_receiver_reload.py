@@ -295,7 +295,7 @@ def test_a_bug_in_the_warnings_stops_no_receiver(
     def fail(*_: object) -> None:
         raise RuntimeError(SECRET)
 
-    monkeypatch.setattr(serve, "exposures", fail)
+    monkeypatch.setattr(serve, "exposure_warnings", fail)
     serve._warn_of_exposures(parse_config(""))
     assert SECRET not in caplog.text
     assert "RuntimeError" in caplog.text

@@ -24,6 +24,8 @@ from tests.helpers.scraping import exposition, metrics_at
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, moment
 
+pytestmark = pytest.mark.long
+
 ENTITY = "a-visible-entity"
 REASON = "a-visible-reason"
 WITHOUT_TEXT = {"order_lock", "write_probe", "alembic_version"}
@@ -130,12 +132,12 @@ map = {{ name = "entity.name" }}
 
 
 def token(value: str) -> str:
-    """What a token endpoint answers."""
+    """Return the answer of a token endpoint."""
     return json.dumps({"access_token": value, "token_type": "Bearer", "expires_in": 3600})
 
 
 def replies(secret: Planted) -> dict[str, Reply]:
-    """What each path of the service answers."""
+    """Map each path of the service to its answer."""
     password = secret.plain("password-by-key")
     return {
         "/hook": Reply(
@@ -252,14 +254,14 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("relay", f"cancel --seq 1 --reason {REASON}", ENTITY),
     ("relay", "verify", "agree"),
 )
-"""What an operator asks, and a visible word of the answer."""
+"""Commands of an operator, each with a visible word of the answer."""
 
 
 def ask_all(place: Site) -> dict[str, str]:
-    """What each command must have told, by the name of its log."""
+    """Run each command; return the word that its output must contain, by the name of its log."""
     expected = {}
     for package, command, word in COMMANDS:
-        arguments = ("-c", f"from {package}.cli import main; main()", *command.split())
+        arguments = ("-c", f"from {package}.cli.main import main; main()", *command.split())
         program = place.start(f"{package} {command.replace('/', ' ')}", *arguments, COLUMNS="4000")
         assert program.ends(within=20) == 0, program.output
         expected[program.log.name] = word
@@ -293,7 +295,7 @@ VISIBLE = {
     "backlog": "to-hook",
     "relay_health": socket.gethostname(),
 }
-"""What is no secret and must be found in each table and view by the same search."""
+"""Values that aren't secret, which the same search must find in each table and view."""
 
 
 def test_no_secret_is_left_in_the_database_in_a_log_in_the_metrics_or_in_what_commands_tell(

@@ -10,7 +10,7 @@ from tests.helpers.outage import connect_postgres
 from tests.helpers.processes import site
 from tests.helpers.webhooks import config_text, moment
 
-MAIN = "from {0}.cli import main; main()"
+MAIN = "from {}.cli.main import main; main()"
 
 
 def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_statement(

@@ -48,7 +48,7 @@ def test_where_all_agrees_it_says_what_it_has_seen(folder: Path) -> None:
     assert verified.stdout == f"agreed: {EVENTS} events, {EVENTS} deliveries, 0 facts\n"
     rebuilt = relay(folder, "rebuild")
     assert rebuilt.returncode == 0
-    assert rebuilt.stdout == f"nothing to mend: {EVENTS} events, {EVENTS} deliveries, 0 facts\n"
+    assert rebuilt.stdout == f"nothing to repair: {EVENTS} events, {EVENTS} deliveries, 0 facts\n"
 
 
 def test_an_empty_inbox_agrees(database_url: str, tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_each_difference_is_a_line_and_the_exit_status_1_until_it_is_mended(fold
         "missing seq=7 route=everything: open, but stored: no row",
     ]
     assert "2 differences in 40 events" in found.stderr
-    assert "relay rebuild mends them" in found.stderr
+    assert "`relay rebuild` repairs them" in found.stderr
 
-    mended = relay(folder, "rebuild")
-    assert mended.returncode == 0
-    assert mended.stdout.splitlines()[-1].startswith("mended 2 differences: ")
+    repaired = relay(folder, "rebuild")
+    assert repaired.returncode == 0
+    assert repaired.stdout.splitlines()[-1].startswith("repaired 2 differences: ")
     assert relay(folder, "verify").returncode == 0
     assert count(engine, "open_delivery") == EVENTS
 

@@ -49,5 +49,5 @@ def headers() -> st.SearchStrategy[dict[str, str]]:
 
 
 def media_types() -> st.SearchStrategy[str]:
-    """Those that some preset takes, and one that none does."""
+    """Draw one of the media types that some preset accepts, or one that none does."""
     return st.sampled_from(_TYPES)

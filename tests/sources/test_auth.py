@@ -12,7 +12,7 @@ from inbox.config.model import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, N
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.credentials import REFUSAL, SharedSecretProof, Verifier, even_out, verifier_of
+from inbox.sources.credentials import REJECTION, SharedSecretProof, Verifier, pad_work, verifier_of
 
 NOW = datetime(2027, 1, 15, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -48,7 +48,7 @@ def refused(verifier: Verifier, raw: RawRequest, now: datetime = NOW) -> bool:
     try:
         verifier.verify(raw, now)
     except NotAuthenticated as error:
-        return error.detail == REFUSAL
+        return error.detail == REJECTION
     return False
 
 
@@ -129,14 +129,14 @@ def test_another_user_with_the_right_password_is_refused() -> None:
     scheme=st.sampled_from(["", "Basic ", "Bearer "]),
 )
 def test_whatever_the_headers_hold_only_a_refusal_is_raised(kind: str, value: str, scheme: str) -> None:
-    asked = even_out(map(verifier, KINDS.values())) if kind == "unknown" else verifier(KINDS[kind])
+    asked = pad_work(map(verifier, KINDS.values())) if kind == "unknown" else verifier(KINDS[kind])
     raw = RawRequest("s", {"authorization": scheme + value, "x-webhook-token": value}, b"", NOW, url_token=value)
     assert refused(asked, raw)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_source_refuses_what_any_source_would_let_in(kind: str) -> None:
-    nobodys = even_out(map(verifier, KINDS.values()))
+    nobodys = pad_work(map(verifier, KINDS.values()))
     assert refused(nobodys, request(kind, "s3cret"))
     assert refused(nobodys, request(kind, ""))
 
@@ -144,7 +144,7 @@ def test_an_unknown_source_refuses_what_any_source_would_let_in(kind: str) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_secret_of_another_source_is_refused_although_it_is_tried(kind: str) -> None:
     verifiers = {name: verifier(auth) for name, auth in KINDS.items()}
-    even_out(verifiers.values())
+    pad_work(verifiers.values())
     for name, asked in verifiers.items():
         assert refused(asked, request(kind, "s3cret")) == (name != kind)
 

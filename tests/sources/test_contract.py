@@ -1,4 +1,4 @@
-"""What every preset of the registry has to hold, whatever it is for. A new one is tested here by being registered."""
+"""Contract of every preset in the registry, whatever its provider. Registering a new preset tests it here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inbox.config.model import Secret
 from inbox.errors import NotAuthenticated, RequestError
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
-from inbox.sources.credentials import REFUSAL, Verifier
+from inbox.sources.credentials import REJECTION, Verifier
 from inbox.sources.fields import LONGEST_ID, LONGEST_TYPE
 from tests.sources import anything
 from tests.sources.presenting import (
@@ -43,7 +43,7 @@ def why_refused(verifier: Verifier, raw: RawRequest) -> str | None:
     try:
         verifier.verify(raw, raw.received_at)
     except NotAuthenticated as error:
-        return error.why if error.detail == REFUSAL else f"told the sender: {error.detail}"
+        return error.why if error.detail == REJECTION else f"told the sender: {error.detail}"
     return None
 
 
@@ -238,7 +238,7 @@ def test_whatever_comes_is_events_that_can_be_stored_or_is_refused(
 ) -> None:
     raw = a_request(name, body, {**headers, "content-type": media})
     try:
-        PRESETS[name].greeting(raw)
+        PRESETS[name].handshake_response(raw)
         events = read(raw, a_source(name))
     except RequestError as error:
         error.detail.encode()

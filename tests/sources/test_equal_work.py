@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from inbox.errors import NotAuthenticated
 from inbox.loader.load import parse_config
-from inbox.receiver.app import inlets_of
+from inbox.receiver.app import endpoints_of
 from inbox.sources import PRESETS
-from inbox.sources.credentials import REFUSAL, Verifier, even_out
+from inbox.sources.credentials import REJECTION, Verifier, pad_work
 from tests.sources.presenting import ALL_VECTORS, NOW, SIGNING, a_request, a_secret
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -78,9 +78,9 @@ def all_presets() -> str:
 
 
 def verifiers() -> dict[str, Verifier]:
-    """Those of all sources, and of none."""
-    made = {name: inlet.verifier for name, inlet in inlets_of(parse_config(all_presets())).items()}
-    return {**made, "nobody": even_out(made.values())}
+    """Map each source to its verifier, and `nobody` to the one for unknown sources."""
+    made = {name: endpoint.verifier for name, endpoint in endpoints_of(parse_config(all_presets())).items()}
+    return {**made, "nobody": pad_work(made.values())}
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def test_every_refusal_is_the_same_work_for_each_preset_and_for_no_source(
     for name, verifier in verifiers().items():
         raw = a_request("anybody", body, headers, NOW)
         for _ in range(2):  # the second time everything that is made once has been made
-            with counting(monkeypatch) as counted, pytest.raises(NotAuthenticated, match=REFUSAL[:20]):
+            with counting(monkeypatch) as counted, pytest.raises(NotAuthenticated, match=REJECTION[:20]):
                 verifier.verify(raw, NOW)
         counted.pop("raises", None)
         found[name] = counted

@@ -15,9 +15,9 @@ from inbox.config.model import Secret
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
-from inbox.receiver.app import inlets_of
+from inbox.receiver.app import endpoints_of
 from inbox.sources import ed25519
-from inbox.sources.credentials import Verifier, even_out
+from inbox.sources.credentials import Verifier, pad_work
 from tests.sources.presenting import a_request, a_verifier
 
 # Svix's own server signs this in its test `test_asymmetric_key_signing` (server/svix-server/src/worker.rs).
@@ -211,7 +211,7 @@ content = "{{timestamp}}{{body}}"
 algorithm = "ed25519"
 key = "hex"
 """)
-    asked = inlets_of(config)["chat"].verifier
+    asked = endpoints_of(config)["chat"].verifier
     headers = {"X-Signature-Timestamp": SECONDS, "X-Signature-Ed25519": private.sign(SECONDS.encode() + BODY).hex()}
     assert let_in(asked, a_request("chat", BODY, headers, AT))
     assert not let_in(asked, a_request("chat", BODY + b" ", headers, AT))
@@ -234,8 +234,8 @@ def test_a_source_with_the_public_key_alone_works_beside_one_that_has_a_shared_s
         f'[sources.{name}]\npreset = "standard-webhooks"\nsecrets = {list(secrets)}\n'
         for name, secrets in (("alone", (PUBLIC,)), ("both", (PUBLIC, SHARED)))
     )
-    made = {name: inlet.verifier for name, inlet in inlets_of(parse_config(text)).items()}
-    nobody = even_out(made.values())
+    made = {name: endpoint.verifier for name, endpoint in endpoints_of(parse_config(text)).items()}
+    nobody = pad_work(made.values())
     for verifier in made.values():
         assert let_in(verifier, sent(SIGNATURE))
         assert not let_in(verifier, sent(v1a(Ed25519PrivateKey.generate())))

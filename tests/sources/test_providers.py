@@ -1,4 +1,4 @@
-"""What is read in requests as the providers' own documentation shows them."""
+"""Events that presets read in requests from the providers' own documentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inbox.config.model import Fields, NoAuth, Source
+from inbox.config.model import EventFields, NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity
 from inbox.events.timestamps import parse_rfc3339, to_nanoseconds
@@ -245,7 +245,7 @@ def test_a_batch_of_cloudevents_keeps_the_bytes_of_each() -> None:
     assert PRESETS["cloudevents"].read(empty, None) == ()
 
 
-FIELDS = Fields(
+FIELDS = EventFields(
     type='headers."x-acme-event"',
     id="body.event_id",
     entity_type="'ORDER'",
@@ -256,7 +256,7 @@ FIELDS = Fields(
 )
 
 
-def custom(fields: Fields, payload: object, **headers: str) -> tuple[Identity, ...]:
+def custom(fields: EventFields, payload: object, **headers: str) -> tuple[Identity, ...]:
     source = Source(name="acme", preset="custom", auth=NoAuth(), event=fields)
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     return preset_of(source).read(a_request("acme", json.dumps(payload).encode(), {**JSON, **given}), None)
@@ -284,23 +284,23 @@ def test_a_custom_source_reads_what_its_expressions_find() -> None:
 )
 def test_what_an_expression_does_not_find_is_named(payload: object, field: str) -> None:
     with pytest.raises(InvalidEvent) as raised:
-        custom(Fields(type="body.type", id="body.event_id", time="body.at", time_unit="ms"), payload)
+        custom(EventFields(type="body.type", id="body.event_id", time="body.at", time_unit="ms"), payload)
     assert raised.value.field == field
 
 
-def keys_of(fields: Fields, *payloads: object) -> list[tuple[str, ...]]:
+def keys_of(fields: EventFields, *payloads: object) -> list[tuple[str, ...]]:
     return [identity.key_parts for payload in payloads for identity in custom(fields, payload)]
 
 
 def test_items_of_a_custom_source_that_say_the_same_in_different_bodies_are_different_events() -> None:
-    fields = Fields(type="item.type", items="body.events", entity_type="'C'", entity_id="body.customer")
+    fields = EventFields(type="item.type", items="body.events", entity_type="'C'", entity_id="body.customer")
     one, other = ({"customer": number, "events": [{"type": "updated"}]} for number in (1, 2))
     assert len({*keys_of(fields, one, other)}) == 2
     assert keys_of(fields, one) == keys_of(fields, one), "but a repeat is one"
 
 
 def test_items_that_share_an_id_are_told_apart_and_a_repeat_of_the_request_is_one() -> None:
-    fields = Fields(type="item.type", items="body.events", id="body.delivery")
+    fields = EventFields(type="item.type", items="body.events", id="body.delivery")
     body = {"delivery": "d1", "events": [{"type": "a"}, {"type": "b"}, {"type": "a"}]}
     keys = keys_of(fields, body)
     assert len({*keys}) == 2
@@ -308,7 +308,7 @@ def test_items_that_share_an_id_are_told_apart_and_a_repeat_of_the_request_is_on
 
 
 def test_the_same_body_without_an_id_is_another_event_later() -> None:
-    fields = Fields(type="body.type")
+    fields = EventFields(type="body.type")
     source = Source(name="acme", preset="custom", auth=NoAuth(), event=fields)
     first, soon, later = (
         preset_of(source).read(a_request("acme", b'{"type": "t"}', JSON, NOW + timedelta(minutes=minutes)), None)
@@ -319,13 +319,13 @@ def test_the_same_body_without_an_id_is_another_event_later() -> None:
 
 
 def test_a_custom_source_keeps_the_headers_that_it_reads_and_no_secret() -> None:
-    fields = Fields(type='headers."x-acme-event"', id="join('-', [headers.\"x-id\", headers.authorization])")
+    fields = EventFields(type='headers."x-acme-event"', id="join('-', [headers.\"x-id\", headers.authorization])")
     source = Source(name="acme", preset="custom", auth=NoAuth(), event=fields)
     assert preset_of(source).kept_headers == {"x-acme-event", "x-id"}
 
 
 def test_a_custom_source_takes_several_events_and_an_expression_that_fails_is_refused() -> None:
-    fields = Fields(type="item.what", items="body.orders", entity_type="'ORDER'", entity_id="item.order")
+    fields = EventFields(type="item.what", items="body.orders", entity_type="'ORDER'", entity_id="item.order")
     first, second = custom(fields, {"orders": [{"what": "created", "order": 1}, {"what": "changed", "order": "b"}]})
     assert (told(first), told(second)) == (("ORDER", "1", "created", "other"), ("ORDER", "b", "changed", "other"))
     assert first.part == b'{"what":"created","order":1}'
@@ -335,6 +335,6 @@ def test_a_custom_source_takes_several_events_and_an_expression_that_fails_is_re
         with pytest.raises(InvalidEvent, match="items"):
             custom(fields, payload)
     with pytest.raises(InvalidEvent, match="can't be evaluated"):
-        custom(Fields(type="abs(body.x)"), {"x": "no number"})
+        custom(EventFields(type="abs(body.x)"), {"x": "no number"})
     with pytest.raises(InvalidEvent, match="can't be evaluated"):
-        custom(Fields(type="to_string(floor(to_number(body.n)))"), {"n": "1e999"})
+        custom(EventFields(type="to_string(floor(to_number(body.n)))"), {"n": "1e999"})

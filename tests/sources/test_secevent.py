@@ -184,10 +184,10 @@ def test_a_token_without_events_is_none_of_these() -> None:
 
 
 def test_it_is_refused_as_the_rfc_has_it() -> None:
-    assert PRESET.refusal is not None
-    status, body = PRESET.refusal(InvalidEvent("jti is missing", field="jti"))
+    assert PRESET.rejection is not None
+    status, body = PRESET.rejection(InvalidEvent("jti is missing", field="jti"))
     assert (status, json.loads(body)) == (400, {"err": "invalid_request", "description": "jti is missing"})
-    assert PRESET.refusal(TooLarge("too large"))[0] == 413
+    assert PRESET.rejection(TooLarge("too large"))[0] == 413
 
 
 @given(

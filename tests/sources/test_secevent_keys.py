@@ -1,4 +1,4 @@
-"""Which keys of a sender are used, and for what: attacks on tokens by way of their keys (RFC 8725), and documents without any."""
+"""Use of a sender's keys: attacks on tokens by way of their keys (RFC 8725), and documents without any key."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from inbox.config.types import Network
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
-from inbox.receiver.app import inlets_of
-from inbox.sources.credentials import REFUSAL
+from inbox.receiver.app import endpoints_of
+from inbox.sources.credentials import REJECTION
 from inbox.sources.sender import SentFrom
 from tests.sources.presenting import NOW
 
@@ -31,11 +31,11 @@ allow_from = {list(networks)}
 
 
 def why_refused(networks: tuple[str, ...], raw: RawRequest) -> str | None:
-    verifier = inlets_of(parse_config(config(*networks)))["acme"].verifier
+    verifier = endpoints_of(parse_config(config(*networks)))["acme"].verifier
     try:
         verifier.verify(raw, NOW)
     except NotAuthenticated as error:
-        return error.why if error.detail == REFUSAL else f"told the sender: {error.detail}"
+        return error.why if error.detail == REJECTION else f"told the sender: {error.detail}"
     return None
 
 

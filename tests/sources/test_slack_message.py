@@ -129,7 +129,7 @@ def test_a_message_without_a_match_is_an_event_without_an_entity_in_a_lane_of_it
         source = "chat"
         destination = "d"
     """)
-    (enrolment,) = enrol("chat", identity, "key", config.routes.values())
+    (enrolment,) = enrol(identity, "key", config.routes.values())
     assert enrolment.lane == "|key"
 
 

@@ -18,7 +18,7 @@ class Vector(msgspec.Struct, frozen=True):
     body: bytes
     at: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     source: str = ""
-    """Where it comes from."""
+    """Origin of the vector."""
 
     @property
     def lower(self) -> dict[str, str]:

@@ -140,7 +140,7 @@ class Steps:
         return [(row["seq"], row["kind"]) for row in self.rows("SELECT seq, kind FROM delivery_log ORDER BY id")]
 
     def facts_agree(self) -> None:
-        """What the facts fold to is what the work table holds, and every lane where some wait has one head."""
+        """Assert that the log folds to the work table, and that every lane with waiting deliveries has one head."""
         facts_agree(self.database.engine)
 
 

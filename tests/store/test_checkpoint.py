@@ -89,8 +89,8 @@ def test_while_the_log_is_copied_nobody_else_can_begin_to_write(
         connection.set_trace_callback(try_to_write)
         return connection
 
-    connected = checkpoints._connected
-    monkeypatch.setattr(checkpoints, "_connected", traced)
+    connected = checkpoints._connect
+    monkeypatch.setattr(checkpoints, "_connect", traced)
     write(Database(engine))
     assert checkpoint(engine)
     # SQLite tells of a statement before it runs it: nobody has the lock before the one, and one has it before the other.
@@ -116,8 +116,8 @@ def test_a_checkpoint_waits_for_who_has_yet_to_end_reading_an_older_state(
         connection.set_trace_callback(end_reading_at_the_second_try)
         return connection
 
-    connected = checkpoints._connected
-    monkeypatch.setattr(checkpoints, "_connected", traced)
+    connected = checkpoints._connect
+    monkeypatch.setattr(checkpoints, "_connect", traced)
     monkeypatch.setattr(checkpoints, "_WAIT_SECONDS", 60)
     engines.reading(reading).execute(text("SELECT * FROM write_probe"))
     write(database)

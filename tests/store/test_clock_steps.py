@@ -312,7 +312,7 @@ class Two:
         self._clock.advance(seconds)
 
     def reap(self, name: str, trusted: Sequence[tuple[int, str, int]] = ()) -> list[int]:
-        """What this one takes back."""
+        """Rescue deliveries with expired leases as this relay; return their seqs."""
         return [seq for seq, *_ in reap(self._steps.database, POLICIES, name, trusted, self.clocks[name])]
 
 

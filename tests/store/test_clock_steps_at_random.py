@@ -48,11 +48,11 @@ ACTS = st.lists(
     min_size=2,
     max_size=5,
 )
-"""What is done, by how much the clock is set after it, and whether time passes."""
+"""Actions, each with the step of the clock after it, and whether time passes."""
 
 
 class Relay:
-    """What one process knows."""
+    """State of one relay process."""
 
     def __init__(self, world: World, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""What a past success makes needless, what heals the dead, and what a duplicate request makes necessary again."""
+"""Deliveries that a past success covers, dead ones that are healed, and those that a duplicate makes necessary again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def repeat(database_url: str) -> Callable[[Event], None]:
         async def _append() -> None:
             engine = engines.connect_async(database_url, application="tests")
             async with engine.connect() as connection:
-                await STORES[engine.dialect.name]().repeat(connection, [event])
+                await STORES[engine.dialect.name]().note_duplicates(connection, [event])
             await engine.dispose()
 
         asyncio.run(_append())
@@ -157,7 +157,7 @@ def test_nothing_is_dropped_on_a_strict_route(steps: Steps) -> None:
 
 
 def swept(event: Event) -> Event:
-    """What a sweep adds for the change of this event, where its table has the event's type."""
+    """Return the event that a sweep adds for this event's change, if the sweep's table has the event's type."""
     key = swept_key(event.entity_type or "", event.entity_id or "", to_nanoseconds(event.occurred_at))
     return msgspec.structs.replace(event, dedup_key=key)
 
@@ -171,7 +171,7 @@ def test_the_late_webhook_of_a_change_that_a_sweep_has_told_is_not_delivered_aga
     steps.arrive(an_event(2, second=5))
     assert steps.states() == []
     (fact,) = steps.rows("SELECT seq, kind, detail FROM delivery_log WHERE seq = 2")
-    assert (fact["kind"], fact["detail"]) == ("superseded", {"by": 1, "because": "told"})
+    assert (fact["kind"], fact["detail"]) == ("superseded", {"by": 1, "because": "swept"})
     (shown,) = steps.rows("SELECT state, superseded_by FROM delivery WHERE seq = 2")
     assert shown == {"state": "superseded", "superseded_by": 1}
     assert agreed(steps)
@@ -186,7 +186,7 @@ def test_one_sweeps_event_stands_for_one_webhook_and_a_second_change_of_its_inst
     steps.arrive(an_event(4, second=5))
     assert steps.states() == [(4, "strict", "ready")]
     told = steps.rows("SELECT seq, detail FROM delivery_log WHERE kind = 'superseded'")
-    assert told == [{"seq": 2, "detail": {"by": 1, "because": "told"}}]
+    assert told == [{"seq": 2, "detail": {"by": 1, "because": "swept"}}]
     assert agreed(steps)
 
 

@@ -21,6 +21,7 @@ from relay.store.database import Database, FailedAlone
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.all_orders import all_orders
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.stepping import Stepper
 from tests.store.conftest import FakeClock, Steps, an_event
 
@@ -303,7 +304,7 @@ def test_neither_do_a_claim_and_one_that_tries_a_breaker(steps: Steps) -> None:
     in_all_orders(steps.database.engine, emptied(steps.database, GATES_THERE), operations)
 
 
-@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@ON_POSTGRES
 def test_who_locks_gates_one_after_the_other_is_noticed(steps: Steps) -> None:
     def one_by_one(*keys: GateKey) -> None:
         with steps.database.write() as transaction:

@@ -1,4 +1,4 @@
-"""What the receiver's SQL stores is what it was given, byte for byte and in the order of arrival."""
+"""The receiver's SQL stores its input byte for byte and in the order of arrival."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Intake:
         return self._run(lambda store, connection: store.append(connection, events))
 
     def repeat(self, *events: Event) -> list[int | None]:
-        return self._run(lambda store, connection: store.repeat(connection, events))
+        return self._run(lambda store, connection: store.note_duplicates(connection, events))
 
     def reject(self, *rows: Rejected) -> None:
         self._run(lambda store, connection: store.reject(connection, rows))
@@ -294,7 +294,7 @@ def test_receivers_that_repeat_the_same_events_in_different_orders_lose_no_count
         connecting = engines.connect_async(database_url, application="tests")
         async with connecting.connect() as connection:
             for _ in range(40):
-                await STORES[connecting.dialect.name]().repeat(connection, order)
+                await STORES[connecting.dialect.name]().note_duplicates(connection, order)
         await connecting.dispose()
 
     async def at_once() -> None:

@@ -30,7 +30,7 @@ NOW_LATEST = {**POLICIES, "strict": RoutePolicy("latest", blocks_on_death=False,
 
 @pytest.fixture
 def transactions(database: Database, monkeypatch: pytest.MonkeyPatch) -> Transactions:
-    """What each transaction does from now on."""
+    """Record the work of each transaction from now on."""
     seen = Transactions(monkeypatch)
     seen.watch(database)
     return seen

@@ -1,4 +1,4 @@
-"""What `inbox list` and `inbox show` read, on both databases."""
+"""Rows that `inbox list` and `inbox show` read, on both databases."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine
     assert ["strict"] == row["routes"]
     assert [("strict", "delivered")] == [(d["route"], d["state"]) for d in row["deliveries"]]
     assert [("delivered", {"did": "forwarded"})] == [(f["kind"], f["detail"]) for f in row["facts"]]
-    assert [] == row["repeats"]
+    assert [] == row["duplicates"]
 
 
 def test_there_may_be_no_event_of_that_number(engine: Engine) -> None:

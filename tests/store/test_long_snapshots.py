@@ -24,6 +24,8 @@ from relay.store.sequence import any_received, sequence
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import POLICIES
 
+pytestmark = pytest.mark.long
+
 ENDED = 50_000
 STILL_OPEN = 400
 
@@ -64,7 +66,7 @@ def reported(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
 
 
 def pages_read(engine: Engine, act: Callable[[], object], of: str) -> int:
-    """How many pages the statement of `act` that has `of` in it reads: of indexes and tables, in memory or not."""
+    """Count the pages that the statement of `act` with `of` in it reads: of indexes and tables, in memory or not."""
     sent: list[tuple[str, Any]] = []
 
     def listen(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:

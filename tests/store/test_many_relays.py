@@ -21,6 +21,7 @@ from relay.store.leases import give_back, renew
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
+from tests.helpers.kinds import ON_POSTGRES
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 
 EVENTS, ENTITIES, RELAYS = 600, 30, 3
@@ -91,7 +92,7 @@ def test_three_relays_and_a_receiver_at_once_lose_nothing_keep_order_and_leave_n
         assert sum(len(seqs) for seqs in delivered.values()) == EVENTS
 
 
-@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@ON_POSTGRES
 def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_is_ready(steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
     working = steps.claim()

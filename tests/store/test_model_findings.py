@@ -1,4 +1,4 @@
-"""What the model found, or was found while it was made: each as short as it can be."""
+"""Bugs that the model found, or that its construction revealed: each test is as short as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes the order lock does no more at a time when more is open: the cases of `benchmarks.order_lock`, counted."""
+"""Transactions under the order lock do no more work when more is open: counts the cases of `benchmarks.order_lock`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the guarantees rest on is set by us on every connection, whatever the server's owner, or the URL, has set."""
+"""Settings that the guarantees depend on: every connection pins them, whatever the server's owner or the URL has set."""
 
 from __future__ import annotations
 

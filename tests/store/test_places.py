@@ -1,4 +1,4 @@
-"""How far a process has looked: nothing is lost behind the place, and what is paused is in nobody's way."""
+"""Scan positions of a process: it loses nothing behind its place, and paused deliveries delay no others."""
 
 from __future__ import annotations
 

@@ -38,6 +38,8 @@ from relay.store.audit import examine, rebuild, verify
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
+pytestmark = pytest.mark.long
+
 EVENTS = 50_000
 BIG = {"inbox", "open_delivery", "delivery_log", "duplicate_request"}
 NOW = time_text(START)
@@ -335,7 +337,7 @@ def test_on_sqlite_it_reads_no_big_table_from_end_to_end(
 
 
 def _scans_a_table(step: str) -> bool:
-    """Whether a step of SQLite's plan is SCAN of something other than the rows handed in, a partial index, or a result."""
+    """Return whether a step of SQLite's plan scans anything but the rows handed in, a partial index, or a result."""
     if not step.startswith("SCAN ") or "VIRTUAL TABLE" in step or step.endswith("CONSTANT ROW"):
         return False
     if step.removeprefix("SCAN ") in RESULTS:
@@ -348,7 +350,7 @@ RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived"
 
 
 def _reads_facts_by_delivery_alone(nodes: list[dict[str, Any]]) -> bool:
-    """Whether each look into the log is one by seq and route, and none walks along another index."""
+    """Return whether each access to the log is by seq and route, and none walks along another index."""
     names = ("Relation Name", "Index Name")
     looks = [node for node in nodes if any("delivery_log" in node.get(name, "") for name in names)]
     conditions = [node["Index Cond"] if "Index Cond" in node else node.get("Recheck Cond", "") for node in looks]

@@ -1,4 +1,4 @@
-"""What the probe of the daemon calls stuck, and what it does not, on both databases."""
+"""Conditions that the daemon's probe reports as stuck, and those that it doesn't, on both databases."""
 
 from __future__ import annotations
 

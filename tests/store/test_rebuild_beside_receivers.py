@@ -14,6 +14,7 @@ from relay.store.audit import examine
 from relay.store.audit.rebuild import rebuild
 from relay.store.database import Database, Transaction
 from tests.helpers.agreement import facts_agree
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.reading import count, rows
 from tests.helpers.waiting import until
 from tests.store.conftest import FakeClock, Steps, an_event
@@ -28,8 +29,6 @@ A_STRAY_ROW = (
     " VALUES (1000000, 'strict', 'USER|u9', '2026-01-01 00:00:00.000000Z', 'dead')"
 )
 """A row of no event, with a number that no event of these tests has: the last span has something to mend."""
-
-on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 
 
 def a_stray_fact(seq: int) -> str:
@@ -148,7 +147,7 @@ def test_facts_of_no_event_stay_when_their_event_has_arrived_meanwhile(
     assert (14, "skipped") in lived_in.kinds()
 
 
-@on_postgres
+@ON_POSTGRES
 def test_facts_of_no_event_stay_when_their_event_arrives_while_they_are_being_deleted(
     lived_in: Steps, plant: Planter, receive: Receive
 ) -> None:

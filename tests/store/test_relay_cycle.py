@@ -155,7 +155,7 @@ def test_a_lease_that_ran_out_is_taken_over_and_the_late_result_discarded(
     (discarded,) = record(database, POLICIES, "r1", [(stale, DONE)])
     assert discarded.fact is None
     (kept,) = record(database, POLICIES, "r2", [(fresh, DONE)])
-    assert isinstance(kept.fact, facts.Delivered)
+    assert isinstance(kept.fact, facts.DeliveredFact)
     assert log(database) == [(1, "abandoned"), (1, "delivered")]
 
 
@@ -219,7 +219,7 @@ def test_an_event_that_arrives_after_a_later_one_was_delivered_is_late(database:
     (late,) = claim(database, "r1", [(["strict"], 1)])
     (recorded,) = record(database, POLICIES, "r1", [(late, DONE)])
 
-    assert isinstance(recorded.fact, facts.Delivered)
+    assert isinstance(recorded.fact, facts.DeliveredFact)
     assert recorded.fact.late
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, cast
 
@@ -15,10 +14,6 @@ from inbox.db import engine as engines
 from inbox.db.dialect import Sql
 from inbox.db.intake import STORES
 from inbox.events.event import Event
-from relay.daemon.alert_sender import AlertSender
-from relay.daemon.claimer import Claimer
-from relay.daemon.leases import Leases
-from relay.daemon.maintenance import Maintenance
 from relay.delivery.outcome import Delivered, Delivery
 from relay.delivery.policy import policies
 from relay.observe import Observer
@@ -29,6 +24,7 @@ from relay.store.database import Database
 from relay.store.duplicates import Judged, Rest, judge_duplicates
 from relay.store.record import record
 from relay.store.sequence import sequence
+from tests.helpers.daemon import maintenance_of
 from tests.helpers.stepping import COMMIT, Stepper
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_coverage import fetched
@@ -52,7 +48,7 @@ def repeat(database_url: str) -> Repeat:
                 store = STORES[engine.dialect.name]()
                 requests = [each for each in events for _ in range(times)]
                 for start in range(0, len(requests), 250):
-                    await store.repeat(connection, requests[start : start + 250])
+                    await store.note_duplicates(connection, requests[start : start + 250])
             await engine.dispose()
 
         asyncio.run(_append())
@@ -103,7 +99,7 @@ def waiting(steps: Steps) -> list[int]:
 
 
 def stored(steps: Steps) -> tuple[int, int]:
-    """How many rows there are, and how many requests they stand for."""
+    """Count the stored duplicate rows, and the requests that they stand for."""
     (row,) = steps.rows("SELECT count(*) AS number, CAST(sum(times) AS bigint) AS times FROM duplicate_request")
     return row["number"], row["times"]
 
@@ -188,7 +184,7 @@ def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps,
     judge(steps)
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
     (newest,) = steps.rows("SELECT max(id) AS id FROM duplicate_request")
-    assert fact["detail"] == {"repeat": newest["id"]}
+    assert fact["detail"] == {"duplicate": newest["id"]}
 
 
 # --- those that can't be judged yet
@@ -241,17 +237,14 @@ def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps, re
 
 
 def test_a_relay_looks_at_the_rest_at_once(steps: Steps, repeat: Repeat) -> None:
-    """And not once a second: each call of its upkeep is one round, and it says whether there is more to do."""
+    """And not once a second: each run of its maintenance is one round, and returns whether there is more to do."""
     events = some_events(range(401))
     delivered(steps, *events)
     repeat(*events)
     observer = Observer()
-    leases = Leases()
-    claiming = Claimer(steps.database, "r1", leases, observer)
-    upkeep = Maintenance(steps.database, "r1", claiming, observer, leases=leases, steps=StepsOfARelay(observer))
-    poster = AlertSender(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
 
-    more = [upkeep.do(CONFIG, POLICIES, poster) > 0 for _ in range(3)]
+    more = [maintenance.run() > 0 for _ in range(3)]
 
     assert more == [True, True, False]
     assert (waiting(steps), observer.counts["rearmed"]) == ([], 401)
@@ -269,9 +262,9 @@ class Meanwhile:
         self._url = url
         (self.event,) = some_events([1])
         delivered(self.steps, self.event)
-        self.receive("repeat", *[self.event] * repeated)
+        self.receive("note_duplicates", *[self.event] * repeated)
 
-    def receive(self, what: Literal["append", "repeat"], *events: Event) -> list[int | None]:
+    def receive(self, what: Literal["append", "note_duplicates"], *events: Event) -> list[int | None]:
         async def _receive() -> list[int | None]:
             engine = engines.connect_async(self._url, application="tests")
             async with engine.connect() as connection:
@@ -308,7 +301,7 @@ LATER = ["SELECT i.seq, i.routes", "INSERT INTO delivery_log", MARKS, COMMIT]
 
 @pytest.mark.parametrize("before", LATER)
 def test_a_repeat_that_commits_after_the_repeats_were_read_is_judged_later(meanwhile: Meanwhile, before: str) -> None:
-    first = meanwhile.judge(before, lambda: meanwhile.receive("repeat", meanwhile.event))
+    first = meanwhile.judge(before, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
     assert first.rearmed == 1
     assert waiting(meanwhile.steps) == [1]
     record_all(meanwhile.steps, claim_after_sequence(meanwhile.steps))
@@ -316,7 +309,7 @@ def test_a_repeat_that_commits_after_the_repeats_were_read_is_judged_later(meanw
 
 
 def test_one_that_commits_before_is_judged_with_them(meanwhile: Meanwhile) -> None:
-    meanwhile.judge(READS, lambda: meanwhile.receive("repeat", meanwhile.event))
+    meanwhile.judge(READS, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
     assert waiting(meanwhile.steps) == []
 
 
@@ -327,7 +320,7 @@ UPDATE duplicate_request SET handled_at = CAST(:at AS timestamptz)
 WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
 """
     monkeypatch.setattr(duplicates, "_handle", lambda _: text(by_event))
-    meanwhile.judge(MARKS, lambda: meanwhile.receive("repeat", meanwhile.event))
+    meanwhile.judge(MARKS, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
     assert waiting(meanwhile.steps) == []
 
 
@@ -340,7 +333,7 @@ def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None
                 " VALUES (1, '2026-01-01 00:00:00Z', decode('00', 'hex'))"
             )
         )
-        meanwhile.receive("repeat", *[meanwhile.event] * 25)
+        meanwhile.receive("note_duplicates", *[meanwhile.event] * 25)
         assert judge(meanwhile.steps).rearmed == 1
         connection.commit()
     assert waiting(meanwhile.steps) == [1]

@@ -25,7 +25,7 @@ Receive = Callable[..., list[int | None]]
 DONE = Delivered((), "forwarded")
 BROKEN = Failed((), "server_error", "forward answered 503")
 MAPPING = Failed((), "mapping", "email: no value")
-GIVEN_UP = Failed((), "given_up", "no such customer")
+GIVEN_UP = Failed((), "handler_abort", "no such customer")
 
 
 def route(name: str) -> Route:
@@ -100,7 +100,7 @@ def test_a_cause_picks_among_the_dead(steps: Steps) -> None:
     assert keys(plan(steps.database, Selection(cause="mapping"))) == [(1, "strict"), (3, "strict")]
     assert keys(plan(steps.database, Selection(cause="mapping", seq=3))) == [(3, "strict")]
 
-    assert replay_all(steps.database, Selection(cause="given_up")) == 1
+    assert replay_all(steps.database, Selection(cause="handler_abort")) == 1
     assert steps.states() == [(1, "strict", "dead"), (2, "strict", "ready"), (3, "strict", "dead")]
     steps.facts_agree()
 

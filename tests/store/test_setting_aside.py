@@ -1,8 +1,7 @@
-"""What is set aside, and what is not: an item that fails alone; none where the same would be said of every one."""
+"""Items that the relay sets aside: one that fails alone, but none where every item would fail the same way."""
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,10 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
-from relay.daemon.alert_sender import AlertSender
-from relay.daemon.claimer import Claimer
-from relay.daemon.leases import Leases, claim_of
-from relay.daemon.maintenance import Maintenance
+from relay.daemon.leases import claim_of
 from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.delivery.outcome import Delivered
 from relay.observe import Observer
@@ -28,14 +24,14 @@ from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import Recorded, record, record_each
 from relay.store.sequence import sequence
+from tests.helpers.daemon import maintenance_of
+from tests.helpers.kinds import ON_POSTGRES
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_commands import HOPELESS
 from tests.store.test_replay import CONFIG
 
 DONE = Delivered((), "forwarded")
 TEN = [an_event(number, f"u{number}") for number in range(1, 11)]
-
-on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 
 
 def by_hand(steps: Steps, *statements: str) -> None:
@@ -150,7 +146,7 @@ def test_behind_many_heads_that_can_not_be_loaded_the_next_are_claimed_at_once(s
     assert states(steps) == {"dead": 8, "in_flight": 2}
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_row_that_stays_locked_keeps_no_other_from_being_ordered(
     steps: Steps, receive: Callable[..., list[int | None]]
 ) -> None:
@@ -164,7 +160,7 @@ def test_a_row_that_stays_locked_keeps_no_other_from_being_ordered(
     assert sequence(steps.database, POLICIES, "r1") == 1
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_row_that_stays_locked_keeps_no_other_from_being_recorded(steps: Steps) -> None:
     steps.arrive(*TEN)
     outcomes = [(delivery, DONE) for delivery in claim(steps.database, "r1", [(["strict"], 10)])]
@@ -180,7 +176,7 @@ def test_a_row_that_stays_locked_keeps_no_other_from_being_recorded(steps: Steps
     assert steps.states() == []
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_locked_order_lock_is_waited_for_once(steps: Steps, receive: Callable[..., list[int | None]]) -> None:
     receive(*TEN)
     alone: list[FailedAlone] = []
@@ -194,7 +190,7 @@ def test_a_locked_order_lock_is_waited_for_once(steps: Steps, receive: Callable[
     assert alone == []
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lock(steps: Steps) -> None:
     steps.arrive(*TEN)
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
@@ -206,7 +202,7 @@ def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lo
     assert working.work(CONFIG, POLICIES) == 10
 
 
-@on_postgres
+@ON_POSTGRES
 def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(
     steps: Steps, receive: Callable[..., list[int | None]]
 ) -> None:
@@ -232,12 +228,10 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
 
     monkeypatch.setattr(commands.OpenCommands, "work", fails)
     monkeypatch.setattr("relay.daemon.maintenance.EVERY_SECONDS", 0.0)
-    observer, leases, now = Observer(), Leases(), [0.0]
+    observer, now = Observer(), [0.0]
     running = StepsOfARelay(observer, monotonic=lambda: now[0])
-    claiming = Claimer(steps.database, "r1", leases, observer)
-    upkeep = Maintenance(steps.database, "r1", claiming, observer, leases=leases, steps=running)
-    poster = AlertSender(None, "json", stop=threading.Event(), now=FakeClock(), done=lambda _: None)
+    maintenance = maintenance_of(steps.database, CONFIG, observer, running)
     for _ in range(3):
-        upkeep.do(CONFIG, POLICIES, poster)
+        maintenance.run()
         now[0] += 1
     assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]

@@ -1,4 +1,4 @@
-"""What is arranged on every SQLite connection, since SQLite and its driver would do otherwise."""
+"""Settings of every SQLite connection that differ from the defaults of SQLite and its driver."""
 
 from __future__ import annotations
 

@@ -17,11 +17,13 @@ from sqlalchemy import Connection, Engine, TextClause, text
 
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
-from inbox.db.duplicates import POSTGRES_REPEAT
+from inbox.db.duplicates import POSTGRES_NOTE
 from inbox.events.timestamps import time_text
 from relay.store import claim, conditions, coverage, duplicates, lanes, leftovers, passing
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
+
+pytestmark = pytest.mark.long
 
 ROWS = 20_000
 READ_AT_MOST = 200
@@ -157,8 +159,8 @@ ARRIVED = {
     "kept": 20,
 }
 OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
-    "repeat": (POSTGRES_REPEAT, ARRIVED),
-    "count another": (POSTGRES_REPEAT, {**ARRIVED, "kept": 1}),
+    "repeat": (POSTGRES_NOTE, ARRIVED),
+    "count another": (POSTGRES_NOTE, {**ARRIVED, "kept": 1}),
     "newest": (duplicates._NEWEST, {}),
     "page": (duplicates._PAGE, {"after": 100, "last": ROWS, "rows": 16}),
     "unhandled": (duplicates._unhandled(SQL), {"wanted": rows_param({"seq": n} for n in SOME), "rows": 16}),

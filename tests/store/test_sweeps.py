@@ -1,4 +1,4 @@
-"""Whose turn it is to sweep, what is compared, and how far a sweep has come."""
+"""Turns of relays at a sweep, the comparison that a sweep makes, and its progress."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OTHERS = sweeps.Turn("trivore", "USER", "r2", every=3600, again=300, lease=60)
 
 
 def take(database: Database, turn: sweeps.Turn) -> bool:
-    """What a look without a lock says is the same, where nobody else is."""
+    """Take the turn; assert that the look without a lock agrees, since no other relay competes."""
     looked = sweeps.is_due(database, turn)
     assert sweeps.take(database, turn) == looked
     return looked
@@ -160,7 +160,7 @@ def test_an_earlier_event_in_the_second_of_a_change_is_of_another_change_where_t
 def test_a_change_is_told_by_an_event_that_took_every_route_it_would_take(
     steps: Steps, newest: bool, taken: list[str], asked: list[str], lost: bool
 ) -> None:
-    """Whether it is the newest by arrival, or there is an older one after it."""
+    """Covers both orders of arrival: the event is the newest, or an older one arrives after it."""
     steps.arrive(an_event(9, routes=taken), *([] if newest else [an_event(1, routes=asked)]))
     assert is_missing(steps, Listed("u1", START + timedelta(seconds=5)), asked) == lost
 

@@ -1,4 +1,4 @@
-"""What a relay tells whoever counts: of its work, and of what is open."""
+"""Metrics that a relay reports: of its work, and of open deliveries."""
 
 from __future__ import annotations
 
@@ -62,10 +62,12 @@ def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_
     of_this: dict[facts.AnyFact, str] = {
         facts.AttemptFailed(error_class="server_error", error="503", due_at=START): "server_error",
         facts.Dead(cause="exhausted", error="503"): "exhausted",
-        facts.Delivered(did="forwarded"): "delivered",
+        facts.DeliveredFact(did="forwarded"): "delivered",
     }
     observer.recorded(Recorded(delivery, fact) for fact in of_this)
-    observer.recorded([Recorded(msgspec.structs.replace(delivery, run=1), facts.Unchanged()), Recorded(delivery, None)])
+    observer.recorded(
+        [Recorded(msgspec.structs.replace(delivery, run=1), facts.UnchangedFact()), Recorded(delivery, None)]
+    )
 
     assert of(told, metrics.ATTEMPTS) == {("strict", outcome): 1 for outcome in (*of_this.values(), "unchanged")}
     assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 30}
@@ -90,7 +92,7 @@ def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_
         logged[row["route"], row["kind"]] = logged.get((row["route"], row["kind"]), 0) + 1
     assert of(told, metrics.FACTS) == logged
     assert ("latest", "superseded") in logged
-    assert of(told, metrics.TAKEN_BACK) == {(): 1}
+    assert of(told, metrics.LEASES_EXPIRED) == {(): 1}
 
 
 def test_a_breaker_is_told_when_it_changes_and_when_its_row_is_gone() -> None:
@@ -114,7 +116,7 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     )
     backlog = Backlog(database, told, config)
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
-    backlog.look()
+    backlog.publish()
     open_now = of(told, metrics.OPEN)
     assert (open_now["strict", "ready"], open_now["strict", "waiting"], open_now["idle", "ready"]) == (2, 1, 0)
     oldest = of(told, metrics.OLDEST)
@@ -123,7 +125,7 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
 
     for _ in range(3):
         steps.attempt(Delivered((), "forwarded"))
-    backlog.look()
+    backlog.publish()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0
 
@@ -138,11 +140,11 @@ def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
             raise ZeroDivisionError
         again.set()
 
-    monkeypatch.setattr(gauges, "LOOK_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(Backlog, "look", look)
+    monkeypatch.setattr(gauges, "READ_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(Backlog, "publish", look)
     with gauges.publishing_gauges(database, a_config("sqlite:///unused.db"), Observer(Told()), None):
         assert again.wait(30)
-    assert "a look at the backlog ended by a bug" in caplog.messages
+    assert "a bug kept the backlog from being read" in caplog.messages
 
 
 def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
@@ -159,5 +161,5 @@ def test_a_delivery_of_before_its_arrival_took_no_time(steps: Steps) -> None:
     delivery: Delivery = steps.claim()
     early = FakeClock()
     early.moment = START - timedelta(seconds=3)
-    Observer(told, early).recorded([Recorded(delivery, facts.Delivered(did="forwarded"))])
+    Observer(told, early).recorded([Recorded(delivery, facts.DeliveredFact(did="forwarded"))])
     assert of(told, metrics.DELIVERY_SECONDS) == {("strict",): 0}

@@ -1,4 +1,4 @@
-"""What a worker is told of a delivery besides its event, and what it makes of it."""
+"""Facts that a claim gives a worker besides the event, and the worker's use of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def taken_up_again(steps: Steps, by: str) -> None:
         (dead,) = map(as_open_delivery, transaction.execute(text(f"SELECT {ROW} FROM open_delivery o")))
         begins: dict[str, facts.AnyFact] = {
             "replayed": facts.Replayed(who="kim", why="mended"),
-            "rearmed": facts.Rearmed(repeat=1),
+            "rearmed": facts.Rearmed(duplicate=1),
             "corrected": facts.Corrected(state="open", attempt=0, run=0, who="kim", why="contradicts itself"),
         }
         opened = append(dead, begins[by], transaction.lock_order())

@@ -143,7 +143,7 @@ def _has(one: Wrong, *findings: Finding) -> bool:
 
 
 def _plan(one: Wrong, event: Event, config: Config, who: str) -> Mend:
-    subject, standing = one.subject, one.subject.account.standing
+    subject, standing = one.subject, one.subject.account.folded
     row = subject.row
     reasons = [found.facts_say for found in one.differences if found.finding in {"contradiction", "superseded_by"}]
     if not subject.is_expected:

@@ -1,0 +1,69 @@
+"""The command lines: what `--help` and a listing must not import, and the line of each command in `--help`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inbox.cli.main import InboxCommands
+from inbox.cli.terminal import Lazy
+
+LOADED = """
+import sys
+from importlib import import_module
+name, unwanted, *sys.argv[1:] = sys.argv[1:]
+try:
+    import_module(f"{name}.cli.main").main()
+except SystemExit:
+    pass
+print("loaded:", *(module for module in unwanted.split() if module in sys.modules))
+"""
+
+CALLS = {
+    "requests",
+    "urllib3",
+    "jwt",
+    "cryptography",
+    "prometheus_client",
+    "relay.destinations",
+    "relay.http",
+    "relay.demo.run",
+    "relay.demo.web",
+}
+SERVES = {"falcon", "gunicorn", "httptools", "uvicorn", "inbox.receiver", "relay.daemon.loop", "relay.sweep"}
+STORES = {"alembic", "inbox.loader", "inbox.sources", "jmespath", "relay.store", "sqlalchemy.orm"}
+READS = {"alembic", "inbox.db", "inbox.loader", "inbox.sources", "jmespath", "msgspec", "relay.store", "sqlalchemy"}
+
+
+@pytest.mark.parametrize(
+    ("command", "unwanted"),
+    [
+        ("inbox --help", CALLS | SERVES | READS),
+        ("relay --help", CALLS | SERVES | STORES),
+        ("relay demo --help", CALLS | SERVES | STORES),
+        ("relay status", CALLS | SERVES),
+        ("relay dead", CALLS | SERVES),
+        ("relay pause", CALLS | SERVES),
+        ("inbox list", CALLS | SERVES),
+        ("inbox migrate --dry-run", CALLS | SERVES),
+    ],
+)
+def test_a_command_imports_no_more_than_it_needs(command: str, unwanted: set[str], tmp_path: Path) -> None:
+    (tmp_path / "inbox.toml").write_text('[database]\nurl = "sqlite:///inbox.db"\n')
+    name, *arguments = command.split()
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, name, " ".join(sorted(unwanted)), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+@pytest.mark.parametrize("command", InboxCommands.lazy, ids=lambda each: each.name)
+def test_help_says_of_a_command_what_its_own_help_begins_with(command: Lazy) -> None:
+    assert " ".join(command.load().help.split("\n\n")[0].split()) == command.help

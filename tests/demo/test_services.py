@@ -1,0 +1,344 @@
+"""The demo's two services: what their clients expect, and what they refuse."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import requests
+
+from relay.demo.commercial import CONTACT, TEAM, CallMade, CommercialService
+from relay.demo.identity import REPLICA_BEHIND, IdentityService, rfc3339_milliseconds
+from relay.demo.scenario import sample_user
+from relay.demo.web import App, served
+from relay.demo.webhooks import WebhookSender
+
+START = datetime(2018, 9, 21, 6, 29, 5, 708_000, tzinfo=UTC)
+WAIT = 10.0
+API = "/api/rest/v1/"
+AINO = {"external_id": "u1", "email": "aino@example.com", "first_name": "Aino", "phone": "+447700900001"}
+BEARER = "Bearer demo"
+JSON = {"Content-Type": "application/json"}
+BAD_JSON = (
+    b"",
+    b"{",
+    b"[1]",
+    b'{"username": "\xff"}',
+    b'{"x": NaN}',
+    b'{"x": ' + b"[" * 50_000,
+    b'{"x": ' + b"9" * 5000,
+)
+
+
+def ticking() -> Callable[[], datetime]:
+    """A clock that goes on by a second whenever it is read."""
+    seconds = itertools.count()
+    return lambda: START + timedelta(seconds=next(seconds))
+
+
+class Client:
+    """A client of a running service."""
+
+    def __init__(self, url: str, session: requests.Session) -> None:
+        self.url, self.session = url, session
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:  # noqa: ANN401 - requests' own
+        return self.session.request(method, f"{self.url}{path}", timeout=WAIT, **options)
+
+    def add(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        response = self.call("POST", path, json=body)
+        assert response.status_code == 201, response.text
+        made: dict[str, Any] = response.json()
+        return made
+
+    def ids(self, path: str, **params: Any) -> list[str]:  # noqa: ANN401 - requests' own
+        response = self.call("GET", path, params=params)
+        assert response.status_code == 200, response.text
+        return [item["id"] for item in next(value for value in response.json().values() if isinstance(value, list))]
+
+
+@contextmanager
+def client_of(app: App, url: str = "/") -> Iterator[Client]:
+    with served(app) as at, requests.Session() as session:
+        session.trust_env = False
+        yield Client(f"{at}{url}", session)
+
+
+@contextmanager
+def api_of(**options: Any) -> Iterator[Client]:  # noqa: ANN401  # of the service
+    service = IdentityService(WebhookSender(), **options)
+    try:
+        with client_of(service.app, API) as client:
+            client.session.auth = ("demo", "demo")
+            yield client
+    finally:
+        service.webhooks.close()
+
+
+@contextmanager
+def crm_of(service: CommercialService) -> Iterator[Client]:
+    with client_of(service.app) as client:
+        client.session.headers["Authorization"] = BEARER
+        yield client
+
+
+@pytest.fixture
+def api() -> Iterator[Client]:
+    with api_of(now=ticking()) as client:
+        yield client
+
+
+@pytest.fixture
+def service() -> CommercialService:
+    return CommercialService()
+
+
+@pytest.fixture
+def crm(service: CommercialService) -> Iterator[Client]:
+    with crm_of(service) as client:
+        yield client
+
+
+# --- identity
+
+
+def test_a_user_is_created_replaced_and_deleted(api: Client) -> None:
+    """Ids are 24 hex digits that sort by creation; a PUT keeps id and creation time; password, meta and id are ignored."""
+    user = api.add("user", {**sample_user(0), "nickName": "Ainsku", "phone": None, "password": "secret"})
+    assert re.fullmatch("[0-9a-f]{24}", user["id"])
+    created, meta = user["meta"]["created"], user.pop("meta")
+    assert user == {"id": user["id"], **sample_user(0), "nickName": "Ainsku"}
+    assert meta["lastModified"] == created
+    assert re.fullmatch(r"2018-09-21T06:29:\d\d\.708Z", created)
+    assert api.call("GET", meta["location"].removeprefix(api.url)).json() == {**user, "meta": meta}
+
+    body = {"id": "other", "username": "aino", "emails": [], "meta": {"created": "never"}}
+    changed = api.call("PUT", f"user/{user['id']}", json=body).json()
+    assert (changed["id"], changed["username"], changed["nsCode"]) == (user["id"], "aino", "demo")
+    assert "nickName" not in changed
+    assert changed["meta"]["created"] == created < changed["meta"]["lastModified"]
+
+    response = api.call("DELETE", f"user/{user['id']}")
+    assert (response.status_code, response.content) == (204, b"")
+    missing = api.call("GET", f"user/{user['id']}")
+    assert (missing.status_code, api.call("DELETE", f"user/{user['id']}").status_code) == (404, 404)
+    assert missing.json() == {"errorMessage": f"There is no user {user['id']}.", "statusCode": 404}
+
+
+def test_lists_come_in_pages_counted_from_zero_and_a_sweep_filters_them(api: Client) -> None:
+    """`meta.lastModified ge` compares instants, whatever their spelling."""
+    users = [api.add("user", sample_user(number)) for number in range(5)]
+    ids = [user["id"] for user in users]
+    assert ids == sorted(ids) == api.ids("user")
+    page = api.call("GET", "user", params={"startIndex": 3, "count": 3}).json()
+    assert [user["id"] for user in page.pop("resources")] == ids[3:]
+    assert page == {"totalResults": 5, "startIndex": 3, "itemsPerPage": 2}
+    assert api.ids("user", startIndex=5) == []
+    api.call("PUT", f"user/{ids[0]}", json={"username": "aino"})
+    since = users[4]["meta"]["lastModified"]
+    for spelling in (since, since.replace("T06:", "T09:").replace("Z", "+03:00")):
+        assert api.ids("user", filter=f'meta.lastModified ge "{spelling}"') == [ids[0], ids[4]]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        *({"count": 501}, {"count": 0}, {"count": "many"}, {"startIndex": -1}),
+        *({"filter": "id"}, {"filter": 'id co "x"'}, {"filter": "(" * 9000}),
+    ],
+)
+def test_a_list_that_cannot_be_given_is_refused(api: Client, params: dict[str, Any]) -> None:
+    refused = api.call("GET", "user", params=params)
+    assert (refused.status_code, refused.json()["statusCode"]) == (400, 400)
+    assert ("invalidFilter" in refused.json()["errorMessage"]) is ("filter" in params)
+
+
+def test_of_a_slow_update_whoever_reads_first_gets_the_older_document_unless_it_is_long_ago() -> None:
+    moment = START
+    with api_of(now=lambda: moment, is_slow=lambda: True) as api:
+        path = f"user/{api.add('user', {'username': 'Aino'})['id']}"
+
+        def read() -> str:
+            name: str = api.call("GET", path).json()["username"]
+            return name
+
+        api.call("PUT", path, json={"username": "Anna"})
+        assert [each["username"] for each in api.call("GET", "user").json()["resources"]] == ["Anna"]
+        assert [read(), read()] == ["Aino", "Anna"]
+        api.call("PUT", path, json={"username": "Asta"})
+        moment += REPLICA_BEHIND * 2
+        assert read() == "Asta"
+
+
+def test_no_two_changes_bear_the_same_millisecond_even_when_the_clock_stands_still() -> None:
+    with api_of(now=lambda: START) as api:
+        times = [api.add("user", {})["meta"]["created"] for _ in range(10)]
+    assert times == [rfc3339_milliseconds(START + timedelta(milliseconds=number)) for number in range(10)]
+
+
+# --- commercial
+
+
+def test_a_contact_is_created_found_patched_and_deleted(crm: Client, service: CommercialService) -> None:
+    """Every field is shown; one that was not given, or is patched to null, is null. A deleted external id is free again."""
+    contact = crm.add("contacts", AINO)
+    assert contact == {"id": "contact-1", "last_name": None, **AINO}
+    assert crm.call("GET", "contacts/contact-1").json() == contact
+    for content_type in ("application/merge-patch+json", "application/json; charset=utf-8"):
+        patch = '{"email": "new@example.com", "phone": null}'
+        patched = crm.call("PATCH", "contacts/contact-1", data=patch, headers={"Content-Type": content_type})
+        assert (patched.status_code, patched.json()) == (200, contact | {"email": "new@example.com", "phone": None})
+    crm.call("PATCH", "contacts/contact-1", json={"external_id": "u9"})
+    assert crm.ids("contacts", externalId="u1") == crm.ids("contacts", externalId="u") == []
+    assert crm.ids("contacts", externalId="u9") == ["contact-1"]
+    assert crm.add("contacts", AINO)["id"] == "contact-2"
+    assert crm.call("DELETE", "contacts/contact-1").status_code == 204
+    paths = [crm.call(method, "contacts/contact-1", json={}) for method in ("GET", "PATCH", "DELETE")]
+    assert [response.status_code for response in paths] == [404] * 3
+    assert crm.add("teams", {"external_id": "g1", "name": "Drivers"}) == service.all(TEAM)[0]
+    assert [each["id"] for each in service.all(CONTACT)] == ["contact-2"]
+
+
+def test_contacts_are_listed_page_by_page(crm: Client) -> None:
+    ids = [crm.add("contacts", {"external_id": f"u{n}"})["id"] for n in range(3)]
+    assert crm.ids("contacts") == crm.ids("contacts", offset=0, limit=500) == ids
+    assert crm.ids("contacts", offset=1, limit=1) == [ids[1]]
+    assert crm.ids("contacts", offset=3, limit=500) == []
+    assert crm.call("GET", "contacts", params={"offset": -1}).status_code == 400
+
+
+def test_an_external_id_exists_once(crm: Client) -> None:
+    crm.add("contacts", AINO)
+    other = crm.add("contacts", {"external_id": "u2"})
+    assert crm.call("POST", "contacts", json=AINO).status_code == 409
+    assert crm.call("PATCH", f"contacts/{other['id']}", json={"external_id": "u1"}).status_code == 409
+    assert crm.ids("contacts", externalId="u2") == [other["id"]]
+
+
+@pytest.mark.parametrize("fields", [{"email": 5}, {"email": {"a": "b"}}, {"nickname": "Ainsku"}, {"id": "contact-9"}])
+def test_a_field_that_a_contact_does_not_have_is_refused_and_changes_nothing(
+    crm: Client, service: CommercialService, fields: dict[str, Any]
+) -> None:
+    contact = crm.add("contacts", AINO)
+    for method, path in (("POST", "contacts"), ("PATCH", "contacts/contact-1")):
+        refused = crm.call(method, path, json=fields)
+        assert (refused.status_code, set(refused.json())) == (422, {"error"})
+    assert service.all(CONTACT) == [contact]
+
+
+def test_a_seeded_share_of_calls_fails_the_same_way_every_time_and_changes_nothing() -> None:
+    def statuses() -> list[int]:
+        service = CommercialService(fail_share=0.3, rng=random.Random(1))
+        with crm_of(service) as crm:
+            answers = [crm.call("POST", "contacts", json={}) for _ in range(100)]
+        assert {answer.headers.get("Retry-After") for answer in answers if not answer.ok} == {"0.2"}
+        assert len(service.all(CONTACT)) == len([answer for answer in answers if answer.ok])
+        return [answer.status_code for answer in answers]
+
+    first = statuses()
+    assert first == statuses()
+    assert set(first) == {201, 503}
+    assert 15 <= first.count(503) <= 45
+
+
+def test_the_screen_gets_every_call_and_its_effect(service: CommercialService) -> None:
+    calls: list[CallMade] = []
+    service = CommercialService(on_call=calls.append)
+    with crm_of(service) as crm:
+        crm.call("GET", "contacts", params={"externalId": "u1"})
+        crm.call("POST", "contacts", json=AINO)
+        crm.call("PATCH", "contacts/contact-1", json={**AINO, "last_name": "Aalto", "phone": None})
+        crm.call("PATCH", "contacts/contact-1", json={"last_name": "Aalto"})
+        crm.call("POST", "contacts", data="{")
+        crm.call("DELETE", "contacts/contact-1")
+        service.fail_share = 1.0
+        crm.call("GET", "teams")
+        service.fail_share = 0.0
+        crm.call("GET", "nowhere", headers={"Authorization": "Bearer wrong"})
+    fields = {name: value for name, value in AINO.items() if name != "external_id"}
+    assert calls == [
+        CallMade("GET", "/contacts?externalId=u1", 200),
+        CallMade("POST", "/contacts", 201, "u1", fields),
+        CallMade("PATCH", "/contacts/contact-1", 200, "u1", {"last_name": "Aalto", "phone": None}),
+        CallMade("PATCH", "/contacts/contact-1", 200, "u1"),
+        CallMade("POST", "/contacts", 415),
+        CallMade("DELETE", "/contacts/contact-1", 204, "u1"),
+        CallMade("GET", "/teams", 503),
+        CallMade("GET", "/nowhere", 401),
+    ]
+
+
+# --- both
+
+
+@pytest.mark.parametrize("body", BAD_JSON)
+def test_a_body_that_is_no_json_object_is_refused(api: Client, crm: Client, body: bytes) -> None:
+    for client, path in ((api, "user"), (crm, "contacts")):
+        assert client.call("POST", path, data=body, headers=JSON).status_code == 400
+        assert client.ids(path) == []
+
+
+def test_unknown_places_methods_and_types_are_refused(api: Client, crm: Client) -> None:
+    assert [crm.call("GET", path).status_code for path in ("contacts/contact-1", "orders")] == [404, 404]
+    assert [client.call("PUT", path, json={}).status_code for client, path in ((crm, "contacts"), (api, "user"))] == [
+        *(405, 405)
+    ]
+    assert crm.call("POST", "contacts", data="a=b", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert crm.call("POST", "contacts", data=b" " * 2**21, headers=JSON).status_code == 413
+
+
+def test_only_the_right_credentials_open(api: Client, crm: Client) -> None:
+    refused = api.call("GET", "user", auth=("demo", "wrong"))
+    assert refused.json() == {"errorMessage": "Authentication failed.", "statusCode": 401}
+    assert refused.headers["WWW-Authenticate"].startswith("Basic ")
+    assert crm.call("GET", "contacts", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert crm.call("GET", "contacts", headers={"Authorization": "bearer demo"}).status_code == 200
+
+
+def test_one_connection_carries_many_calls_and_closing_leaves_no_thread_behind() -> None:
+    """The relay keeps its connections open, also over answers that refuse; one that is open does not hold up the end."""
+    before = set(threading.enumerate())
+    with requests.Session() as session:
+        session.trust_env = False
+        with served(CommercialService().app) as url:
+            for token in ("demo", "wrong", "demo"):
+                session.get(f"{url}/contacts", headers={"Authorization": f"Bearer {token}"}, timeout=WAIT)
+            (pool,) = session.get_adapter(url).poolmanager.pools._container.values()  # type: ignore[attr-defined]
+            assert pool.num_connections == 1
+        with pytest.raises(requests.ConnectionError):
+            session.get(f"{url}/contacts", timeout=WAIT)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "path", "authorization", "found"),
+    [
+        (("identity", "--users", "3"), signal.SIGTERM, f"{API}user", "Basic ZGVtbzpkZW1v", '"totalResults":3'),
+        (("commercial", "--fail-share", "1"), signal.SIGINT, "/contacts", BEARER, "try again later"),
+    ],
+)
+def test_each_runs_alone_until_it_is_told_to_stop(
+    command: tuple[str, ...], number: signal.Signals, path: str, authorization: str, found: str
+) -> None:
+    arguments = [sys.executable, "-m", "relay", "demo", *command, "--port", "0"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
+        with requests.Session() as session:
+            session.trust_env = False
+            assert url is not None
+            assert found in session.get(f"{url[0]}{path}", headers={"Authorization": authorization}, timeout=WAIT).text
+            process.send_signal(number)
+            assert process.wait(WAIT) == 0
+        assert process.stderr.read() + process.stdout.read() == ""

@@ -1,0 +1,88 @@
+"""Docstrings begin with a noun phrase or a verb, and a product class shares its name with no other."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.docs.pages import ROOT
+
+UNFINISHED = {
+    "tests/faults": "its docstrings are still to be rewritten",
+    "tests/helpers": "its docstrings are still to be rewritten",
+    "tests/interleavings": "its docstrings are still to be rewritten",
+    "tests/model": "its docstrings are still to be rewritten",
+}
+"""Files and folders that this test passes over, each with the reason. It ends empty."""
+
+SHARED_NAMES = {
+    "Event": "relay.handler.Event is public: the part of an event that a handler of the operator's own gets",
+    "Retry": "relay.handler.Retry is public, and the table `retry` of inbox.toml has a class of its name",
+}
+"""Class names that two modules of the product may define, each with the reason."""
+
+CLAUSE_OPENERS = frozenset(["How", "If", "That", "Those", "What", "When", "Where", "Whether", "Which", "Who", "Whose"])
+FOLDERS = ("inbox", "relay", "migrations", "benchmarks", "docs", "tests")
+PRODUCT = ("inbox", "relay", "migrations")
+
+
+def sources(folders: tuple[str, ...]) -> Iterator[tuple[str, ast.Module]]:
+    """Yield path and syntax tree of each Python file below `folders` that is finished."""
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if not any(part.as_posix() in UNFINISHED for part in (Path(name), *Path(name).parents)):
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def docstrings(body: list[ast.stmt], owner: str) -> Iterator[tuple[int, str, str]]:
+    """Yield line, name and text of each docstring in `body` and below: its owner's, and those of attributes."""
+    name = owner
+    for node in body:
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield node.lineno, name, text
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield from docstrings(node.body, node.name)
+            case ast.Assign(targets=[target, *_]) | ast.AnnAssign(target=target):
+                name = ast.unparse(target)
+            case _:
+                pass
+
+
+def refused(folders: tuple[str, ...]) -> list[str]:
+    """List the docstrings below `folders` that open with a clause, as file:line:name."""
+    return [
+        f"{path}:{line}:{name}: {text.strip().splitlines()[0]}"
+        for path, tree in sources(folders)
+        for line, name, text in docstrings(tree.body, "module")
+        if text.split() and text.split()[0] in CLAUSE_OPENERS
+    ]
+
+
+def shared(folders: tuple[str, ...]) -> dict[str, list[str]]:
+    """Map each name of several classes to the files that define one."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path, tree in sources(folders):
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(path)
+    return {name: paths for name, paths in found.items() if len(paths) > 1 and name not in SHARED_NAMES}
+
+
+def test_no_docstring_opens_with_a_clause() -> None:
+    found = refused(FOLDERS)
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_no_two_product_classes_share_a_name() -> None:
+    assert not shared(PRODUCT)
+
+
+def test_every_kind_of_docstring_is_seen() -> None:
+    code = (
+        '"""What m."""\nx = 1\n"""What x."""\nclass C:\n    """What C."""\n    y: int\n    """What y."""\n'
+        '    async def f(self):\n        """What f."""\n        def g():\n            """What g."""\n'
+    )
+    assert [name for _, name, _ in docstrings(ast.parse(code).body, "module")] == ["module", "x", "C", "y", "f", "g"]

@@ -1,0 +1,8 @@
+"""Marks for tests that run on one kind of database."""
+
+from __future__ import annotations
+
+import pytest
+
+ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -1,0 +1,204 @@
+"""What is done to a rig: one function for each kind of fault. Each returns when the fault is over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
+
+from tests.helpers.killable_postgres import KillablePostgres
+from tests.helpers.outage import down
+from tests.helpers.proxy import Moment
+from tests.helpers.reading import rows
+from tests.helpers.waiting import until
+from tests.proofs.faults.plan import Fault, Kind, Streams
+from tests.proofs.faults.rig import Rig
+
+BREATH = 0.3
+"""At least so long between two faults of a stream, however late they are."""
+CUT_WITHIN = 6.0
+VERIFIED_WITHIN = 60.0
+FULL_AT_MOST = 20.0
+
+
+def do_all(rig: Rig, streams: Streams) -> list[str]:
+    """Do all that is planned, the streams beside each other.
+
+    Returns:
+        What could not be done, as when nothing works any more; then the rest is broken off.
+    """
+    failures: list[str] = []
+    began = time.monotonic()
+
+    def do(name: str) -> None:
+        try:
+            for fault in streams[name]:
+                if rig.stopping.wait(max(BREATH, began + fault.at * rig.slowness - time.monotonic())):
+                    return
+                DEEDS[fault.kind](rig, name, fault)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is told with all the evidence
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            failures.append(f"{name}: {error!r} ({where.name}, line {where.lineno})")
+            rig.stopping.set()
+
+    threads = [threading.Thread(target=do, args=(name,), name=name) for name in streams]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return failures
+
+
+def _kill_relay(rig: Rig, stream: str, _fault: Fault) -> None:
+    rig.relays[stream].kill()
+
+
+def _freeze_relay(rig: Rig, stream: str, fault: Fault) -> None:
+    rig.relays[stream].freeze(fault.seconds)
+
+
+def _replace_relay(rig: Rig, stream: str, _fault: Fault) -> None:
+    rig.relays[stream].replace()
+
+
+def _kill_workers(rig: Rig, _stream: str, fault: Fault) -> None:
+    workers = rig.receiver.children()
+    begin = time.monotonic()
+    for pid in workers[: None if fault.kind == "kill all workers" else 1]:
+        _send(pid, signal.SIGKILL)
+    until(lambda: set(rig.receiver.children()) - set(workers), "gunicorn started another worker")
+    rig.faults.append(kind=fault.kind, begin=begin, end=time.monotonic())
+
+
+def _freeze_worker(rig: Rig, _stream: str, fault: Fault) -> None:
+    workers = rig.receiver.children()
+    if not workers:
+        return
+    stops_everybody = rig.store.postgres is None  # it may hold the one write lock
+    with _noted(rig, fault.kind, outage=stops_everybody):
+        _send(workers[0], signal.SIGSTOP)
+        rig.stopping.wait(fault.seconds)
+        _send(workers[0], signal.SIGCONT)
+
+
+def _kill_postgres(rig: Rig, _stream: str, fault: Fault) -> None:
+    server = _postgres(rig)
+    with _noted(rig, fault.kind, outage=True):
+        server.kill()
+        rig.stopping.wait(fault.seconds)
+        server.start()
+
+
+def _stop_postgres(rig: Rig, _stream: str, fault: Fault) -> None:
+    server = _postgres(rig)
+    with _noted(rig, fault.kind, outage=True):
+        server.stop("immediate" if fault.kind == "stop Postgres at once" else "fast")
+        rig.stopping.wait(fault.seconds)
+        server.start()
+
+
+def _kill_backend(rig: Rig, _stream: str, fault: Fault) -> None:
+    server = _postgres(rig)
+    with _noted(rig, fault.kind, outage=True):
+        server.kill_backend()
+        server.wait()
+
+
+def _freeze_postgres(rig: Rig, _stream: str, fault: Fault) -> None:
+    with _noted(rig, fault.kind, outage=True), _postgres(rig).frozen():
+        rig.stopping.wait(fault.seconds)
+
+
+def _lock_sqlite(rig: Rig, _stream: str, fault: Fault) -> None:
+    """As a tool does that was left in a transaction."""
+    with _noted(rig, fault.kind, outage=True), down(rig.store.url):
+        rig.stopping.wait(fault.seconds)
+
+
+def _fill_disk(rig: Rig, _stream: str, fault: Fault) -> None:
+    """A Postgres that can't write its log ends itself; whoever makes room starts it again.
+
+    SQLite would go on for a while in the part of its log that it has copied back, so that is cut off before.
+    """
+    server = rig.store.postgres
+    assert rig.store.disk is not None
+    with _noted(rig, fault.kind, outage=True):
+        if server is None:
+            rows(rig.store.engine, "PRAGMA wal_checkpoint(TRUNCATE)")
+        with rig.store.disk.full():
+            refused = rig.sender.refused()
+            rig.stopping.wait(fault.seconds)
+            until(
+                lambda: rig.stopping.is_set() or rig.sender.refused() > refused,
+                "the receiver refuses what it can't store",
+                within=FULL_AT_MOST,
+            )
+        if server is not None:
+            if not server.runs:
+                server.start()
+            server.wait()
+
+
+def _cut_commit(rig: Rig, _stream: str, fault: Fault) -> None:
+    assert rig.store.proxy is not None
+    application, moment = fault.about.split()
+    order = rig.store.proxy.cut(application, cast("Moment", moment))
+    deadline = time.monotonic() + CUT_WITHIN
+    while not order.done.wait(0.1) and time.monotonic() < deadline and not rig.stopping.is_set():
+        pass
+    with contextlib.suppress(ValueError):
+        rig.store.proxy.orders.remove(order)
+
+
+def verify(rig: Rig) -> None:
+    """Have the product compare its state with its log, and note what it says."""
+    begin = time.monotonic()
+    program = rig.start("verify", "verify", "--json")
+    status = program.ends(VERIFIED_WITHIN)
+    told = {} if status == 0 else {"told": program.output}
+    rig.faults.append(kind="verify", begin=begin, end=time.monotonic(), status=status, **told)
+
+
+def _verify(rig: Rig, _stream: str, _fault: Fault) -> None:
+    verify(rig)
+
+
+DEEDS: Mapping[Kind, Callable[[Rig, str, Fault], None]] = {
+    "kill a relay": _kill_relay,
+    "freeze a relay": _freeze_relay,
+    "replace a relay": _replace_relay,
+    "kill a worker": _kill_workers,
+    "kill all workers": _kill_workers,
+    "freeze a worker": _freeze_worker,
+    "kill Postgres": _kill_postgres,
+    "stop Postgres at once": _stop_postgres,
+    "restart Postgres": _stop_postgres,
+    "kill a backend": _kill_backend,
+    "freeze Postgres": _freeze_postgres,
+    "lock SQLite": _lock_sqlite,
+    "fill the disk": _fill_disk,
+    "cut a commit": _cut_commit,
+    "verify": _verify,
+}
+
+
+@contextlib.contextmanager
+def _noted(rig: Rig, kind: Kind, *, outage: bool) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    rig.faults.append(kind=kind, begin=begin, end=time.monotonic(), outage=outage)
+
+
+def _postgres(rig: Rig) -> KillablePostgres:
+    assert rig.store.postgres is not None
+    return rig.store.postgres
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -1,0 +1,69 @@
+"""When what was broken: the ledger of faults as the checkers take it. Pure; all moments are monotonic seconds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from tests.helpers.checkers import Line
+from tests.helpers.fault_checkers import Holding, Interval
+
+RELAYS_BACK_OFF = 6.0
+"""After an outage a relay may wait so long before it tries again."""
+FOREVER = float("inf")
+
+
+def outages(faults: Iterable[Line]) -> list[Interval]:
+    """When there was no database, or relays had not noticed yet that there is one again."""
+    return merged(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
+
+
+def merged(intervals: Iterable[Interval]) -> list[Interval]:
+    """Apart from each other, so that no moment is counted twice."""
+    apart: list[Interval] = []
+    for interval in sorted(intervals, key=lambda interval: interval.begin):
+        if apart and interval.begin <= apart[-1].end:
+            apart[-1] = Interval(apart[-1].begin, max(interval.end, apart[-1].end))
+        else:
+            apart.append(interval)
+    return apart
+
+
+def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding]:
+    """What relays had in hand when they were killed, or what else was done to them."""
+    return [
+        Holding(line["begin"], line["node"], tuple((seq, run, attempt) for seq, run, attempt in line["held"]))
+        for line in faults
+        if line["kind"] == kind and line["held"]
+    ]
+
+
+def standstills(faults: Iterable[Line]) -> list[Interval]:
+    """When the database was there, and did nothing."""
+    return [Interval(line["begin"], line["end"]) for line in faults if line["kind"] == "freeze Postgres"]
+
+
+def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, int]) -> dict[str, list[Interval]]:
+    """When something was done to a relay node: to itself, to its connection, or to everybody's database.
+
+    `pids` are those of all nodes.
+    """
+    found: dict[str, list[Interval]] = defaultdict(list)
+    for line in faults:
+        if line["kind"] == "kill a relay":
+            found[line["node"]].append(Interval(line["begin"], FOREVER))
+        elif line["kind"] == "freeze a relay":
+            found[line["node"]].append(Interval(line["begin"], line["end"]))
+    for node, pid in pids.items():
+        found[node] += [Interval(cut["at"], cut["at"]) for cut in cuts if cut["pid"] == pid]
+        found[node] += outages(faults)
+    return found
+
+
+def could_tell(verification: Line, faults: Iterable[Line]) -> bool:
+    """Whether `relay verify` could do its work: while there is no database, it can't tell anything."""
+    away = any(
+        line.get("outage") and line["begin"] <= verification["end"] and verification["begin"] <= line["end"]
+        for line in faults
+    )
+    return not (away and verification["status"] == 2)

@@ -1,0 +1,97 @@
+"""Every order of the statements of two relays, and of three: whatever it is, every promise is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from itertools import combinations_with_replacement
+from math import factorial
+
+import pytest
+
+from tests.proofs.interleavings import scenes
+from tests.proofs.interleavings.invariants import kept, told
+from tests.proofs.interleavings.scenarios import SCENES, Scene
+from tests.proofs.interleavings.stage import Operation, Order, Stage
+
+Prepare = Callable[[Stage], scenes.Operations]
+SHORT_ON_POSTGRES = (scenes.arrivals, scenes.an_earlier_one, scenes.a_head_that_blocks)
+
+
+def each(scenes: Collection[Scene], *, short: Collection[Prepare] = ()) -> pytest.MarkDecorator:
+    """On SQLite, which has few orders, each of these; on Postgres those that are `short`, and the others at length."""
+    return pytest.mark.parametrize(
+        ("database_url", "scene"),
+        [
+            pytest.param(
+                kind,
+                scene,
+                marks=pytest.mark.long if kind == "postgres" and scene.prepare not in short else (),
+                id=f"{kind}-{scene.prepare.__name__}",
+            )
+            for kind in ("sqlite", "postgres")
+            for scene in scenes
+        ],
+        indirect=["database_url"],
+    )
+
+
+@each(SCENES, short=SHORT_ON_POSTGRES)
+def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
+    operations = scene.prepare(stage)
+    stage.keep()
+    seen: set[str] = set()
+
+    def check(order: Order) -> None:
+        kept(order)
+        seen.update(told(order))
+
+    steps = {name: steps_alone(stage, name, operation) for name, operation in operations.items()}
+    for one, other in combinations_with_replacement(operations, 2):
+        orders = stage.all_orders(two(operations, one, other), check)
+        assert orders >= fewest(stage, steps[one], steps[other]), (one, other)
+
+    assert scene.sometimes <= seen
+
+
+@each([scene for scene in SCENES if scene.triples])
+def test_in_every_order_of_three_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
+    operations = scene.prepare(stage)
+    stage.keep()
+    for names in scene.triples:
+        orders = stage.all_orders({name: operations[name] for name in names}, kept, coarse=True)
+        assert orders >= factorial(3), names
+
+
+def test_wherever_a_receiver_takes_in_during_a_rebuild_every_promise_is_kept(stage: Stage) -> None:
+    operations = scenes.a_row_of_no_event(stage)
+    stage.keep()
+    seen: set[str] = set()
+
+    def check(order: Order) -> None:
+        kept(order)
+        seen.update(told(order))
+
+    alone = steps_alone(stage, "ann rebuilds", operations["ann rebuilds"])
+    assert stage.all_orders(operations, check) >= (alone + 1 if stage.engine.dialect.name == "postgresql" else 2)
+    assert seen == {"ann rebuilds: no_event", "a receiver takes in: stored, stored"}
+
+
+def two(operations: Mapping[str, Operation], one: str, other: str) -> dict[str, Operation]:
+    """These two, or the same one twice."""
+    return {one: operations[one], other if other != one else f"{one} again": operations[other]}
+
+
+def steps_alone(stage: Stage, name: str, operation: Operation) -> int:
+    found: list[int] = []
+
+    def check(order: Order) -> None:
+        kept(order)
+        found.append(len(order.steps))
+
+    assert stage.all_orders({name: operation}, check) == 1
+    return found[0]
+
+
+def fewest(stage: Stage, one: int, other: int) -> int:
+    """Each may begin after any step of the other. On SQLite their transactions come one after the other."""
+    return one + other if stage.engine.dialect.name == "postgresql" else 2

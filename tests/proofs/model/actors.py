@@ -1,0 +1,184 @@
+"""The relays and the downstream service as the model plays them: what each relay believes, and every call that was made."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from inbox.events.event import Event
+from relay.daemon.leases import TRUSTED_SECONDS, claim_of
+from relay.delivery.audit import Difference
+from relay.delivery.gates import Gates
+from relay.delivery.outcome import Delivery, Outcome
+from relay.store.leases import Claimed
+from relay.store.operator.selection import Act, Selection
+from relay.store.record import Recorded
+from tests.proofs.model.history import Key, LaneKey
+from tests.proofs.model.outcomes import CUT, outcome_of
+
+TRUSTED = timedelta(seconds=TRUSTED_SECONDS)
+
+
+def is_swept(event: Event) -> bool:
+    """Whether it was added by a sweep."""
+    return "|sweep|" in event.dedup_key
+
+
+class Call(NamedTuple):
+    """One call that reached the downstream service."""
+
+    key: Key
+    run: int
+    attempt: int
+    node: str
+    step: int
+
+
+@dataclass(eq=False)
+class Held:
+    """A claimed delivery in a relay's hands."""
+
+    delivery: Delivery
+    trusted_until: datetime
+    begun_at: datetime | None = None
+    outcome: Outcome | None = None
+    is_handed_in: bool = False
+    """It may be recorded, whether or not the relay knows."""
+
+    def answered(self, name: str) -> None:
+        """Its call has ended like this, by `tests.proofs.model.outcomes`."""
+        assert self.begun_at is not None
+        self.outcome = outcome_of(name, self.delivery, self.begun_at)
+
+    @property
+    def key(self) -> Key:
+        return (self.delivery.seq, self.delivery.route)
+
+    @property
+    def lane(self) -> LaneKey:
+        return (self.delivery.route, self.delivery.lane)
+
+
+class Relay:
+    """One relay process after the other, under fresh ids; what the present one has in memory."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.starts = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Die, and begin again knowing nothing."""
+        self.starts += 1
+        self.node = f"{self.name}.{self.starts}"
+        self.paused = False
+        self.gates = Gates()
+        """As it has seen them last."""
+        self.held: dict[Claimed, Held] = {}
+        self.recorded: list[Held] = []
+        """What it handed in last and knows to be recorded, or refused."""
+
+    def was_granted(self, delivery: Delivery, asked_at: datetime) -> None:
+        self.held[claim_of(delivery)] = Held(delivery, asked_at + TRUSTED)
+
+    def was_renewed(self, claimed: Claimed, asked_at: datetime) -> None:
+        if claimed in self.held:
+            self.held[claimed].trusted_until = asked_at + TRUSTED
+
+    def forget(self, recorded: Iterable[Held]) -> None:
+        for held in recorded:
+            self.held.pop(claim_of(held.delivery), None)
+
+    def untouched(self) -> list[Held]:
+        """What nobody has begun; it may be begun while its lease is trusted."""
+        return [held for held in self.held.values() if held.begun_at is None]
+
+    def running(self) -> list[Held]:
+        """Calls whose answer is not there yet."""
+        return [held for held in self.held.values() if held.begun_at is not None and held.outcome is None]
+
+    def finished(self) -> list[Held]:
+        """What it has to record."""
+        return [held for held in self.held.values() if held.outcome is not None]
+
+    def cut(self, now: datetime) -> None:
+        """What a relay does when time has passed: no call goes on under a lease that is not trusted any more."""
+        for held in self.running():
+            if now >= held.trusted_until:
+                held.answered(CUT)
+
+
+@dataclass
+class Doing:
+    """What happened in one step of the model."""
+
+    claimed: list[Delivery] = field(default_factory=list)
+    probes: list[Delivery] = field(default_factory=list)
+    """Those of them that were claimed to try a breaker."""
+    handed_in: list[tuple[str, Delivery, Outcome]] = field(default_factory=list)
+    """Outcomes that were handed in to be recorded, by which node."""
+    results: list[Recorded] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    asked_to_claim: bool = False
+    asked: list[tuple[Act, Selection]] = field(default_factory=list)
+    """What persons had done to deliveries."""
+    resumed: int = 0
+    """How often a person let something through again."""
+    judged: int = 0
+    """How often repeats were judged."""
+    differences: list[Difference] = field(default_factory=list)
+    """What `verify` or `rebuild` found."""
+    operations: int = 0
+    arrivals: int = 0
+    """How often a receiver did something."""
+
+
+class Ledger:
+    """What really happened, which no relay knows all of."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.events: dict[int, Event] = {}
+        """Those that were acknowledged."""
+        self.lanes: dict[Key, LaneKey] = {}
+        """Every delivery there has to be."""
+        self.ordered: dict[Key, int] = {}
+        """In which step each was first seen in its lane."""
+        self.claimed: dict[Key, int] = {}
+        """In which step each was first claimed, before any replay."""
+        self.calls: dict[Key, list[Call]] = defaultdict(list)
+        self.arrived: dict[int, int] = {}
+        """In which step its request came last."""
+        self.repeats: Counter[int] = Counter()
+        """How often it came again."""
+        self.heartbeats: dict[str, datetime] = {}
+        self.strict_once: set[LaneKey] = set()
+        """Lanes that were settled before `ordering` became "latest", too."""
+
+    def acknowledge(self, seq: int, event: Event) -> None:
+        self.events[seq] = event
+        self.arrived[seq] = self.step
+        for enrolment in event.enrolments:
+            self.lanes[seq, enrolment.route] = (enrolment.route, enrolment.lane)
+
+    def repeated(self, seq: int) -> None:
+        self.arrived[seq] = self.step
+        self.repeats[seq] += 1
+
+    def order(self, key: Key) -> tuple[datetime, int]:
+        """A lane is worked in the order of this."""
+        return (self.events[key[0]].occurred_at, key[0])
+
+    def is_kept_in_place(self, lane: LaneKey, attempt: int) -> bool:
+        """Whether a first attempt with this number may go before older ones: it has taken over a retry.
+
+        In `strict` an older event that arrives waits behind a head that was worked on, and still does so when `ordering`
+        has become "latest".
+        """
+        return attempt > 1 and lane in self.strict_once
+
+    def call(self, call: Call) -> None:
+        self.calls[call.key].append(call)

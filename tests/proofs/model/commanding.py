@@ -1,0 +1,98 @@
+"""What persons do in the model."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition
+
+from relay.delivery.gates import Gate, GateKey, entity_of
+from relay.delivery.lifecycle import State
+from relay.store.operator.selection import Act, Selection
+from tests.proofs.model.choosing import Choosing
+from tests.proofs.model.snapshot import Violation
+from tests.proofs.model.stage import WHICH, one_of, step
+from tests.proofs.model.world import OPEN_GATE
+
+GATES = (
+    Gate(route="strict"),
+    Gate(route="latest"),
+    Gate(destination="audit"),
+    Gate(source="trivore"),
+    Gate(source="trivore", entity_type="USER", entity_id="a"),
+    Gate(source="trivore", entity_type="USER", entity_id="b"),
+)
+
+
+class Commanding(Choosing):
+    """The rules of persons: commands, and a hand that slips."""
+
+    def do(self, act: Act, selection: Selection) -> int:
+        """Look at the plan, and have it done.
+
+        Raises:
+            Violation: the plan has promised something else.
+        """
+        planned = self.make.plan(act, selection)
+        changed: int = self.perform(self.make.command(act, selection))
+        if changed != planned.count - planned.overtaken:
+            raise Violation("the plan said something else", (act, selection, planned, changed))
+        return changed
+
+    @precondition(lambda self: self.dead())
+    @step(trouble=True, which=WHICH, force=st.booleans())
+    def replay_the_dead(self, which: int, force: bool) -> None:
+        """All of a route."""
+        self.do("replay", Selection(route=one_of(self.dead(), which)[1], force=force))
+
+    @precondition(lambda self: self.closed())
+    @step(trouble=True, which=WHICH, force=st.booleans())
+    def replay_an_event(self, which: int, force: bool) -> None:
+        """On each of its routes where it has ended or is dead."""
+        self.do("replay", Selection(seq=one_of(self.closed(), which), force=force))
+
+    @precondition(lambda self: self.cancellable())
+    @step(trouble=True, which=WHICH, cause=st.sampled_from(["", "", "mapping", "exhausted", "rejected"]))
+    def cancel(self, which: int, cause: str) -> None:
+        """An event, on one route or on all of its; or all of a route that have died of the same."""
+        seq, route = one_of((self.dead() if cause else None) or self.cancellable(), which)
+        if cause:
+            self.do("cancel", Selection(route=route, cause=cause))
+        else:
+            self.do("cancel", Selection(seq=seq, route=route if which % 2 else None))
+
+    @precondition(lambda self: self.any_open(State.BLOCKED))
+    @step(which=WHICH)
+    def unblock(self, which: int) -> None:
+        seq, route = one_of([key for key, row in self.open.items() if row.state is State.BLOCKED], which)
+        self.do("unblock", Selection(seq=seq, route=route))
+
+    @precondition(lambda self: self.any_open(State.READY) and not self.paused_gates())
+    @step(trouble=True, gate=st.sampled_from(GATES))
+    def hold_back(self, gate: Gate) -> None:
+        self.perform(self.make.turn("pause", gate))
+        self.everything_holds()
+        if not self.stored.gates.get(gate.key, OPEN_GATE).is_paused:
+            raise Violation("a pause does not hold", gate)
+
+    @precondition(lambda self: self.paused_gates())
+    @step(which=WHICH)
+    def let_through(self, which: int) -> None:
+        self.perform(self.make.turn("resume", gate_of(one_of(self.paused_gates(), which))))
+
+    @precondition(lambda self: self.stopped_gates())
+    @step(trouble=True, which=WHICH)
+    def close_a_breaker(self, which: int) -> None:
+        self.perform(self.make.turn("resume", gate_of(one_of(self.stopped_gates(), which))))
+
+    @step(trouble=True, mend=st.booleans())
+    def verify(self, mend: bool) -> None:
+        self.perform(self.make.rebuild() if mend else self.make.verify())
+
+
+def gate_of(key: GateKey) -> Gate:
+    """How a person names this row of `gate`."""
+    kind, name = key
+    if kind == "entity" and (entity := entity_of(name)):
+        source, entity_type, entity_id = entity
+        return Gate(source=source, entity_type=entity_type, entity_id=entity_id)
+    return Gate(**{kind: name})

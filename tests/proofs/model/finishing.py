@@ -1,0 +1,151 @@
+"""The end of every run: relays that are well get everything done."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from relay.delivery import facts
+from relay.delivery.lifecycle import State
+from relay.delivery.ordering import LastDelivered, covers
+from relay.store.operator.selection import Selection
+from tests.proofs.model.actors import Relay
+from tests.proofs.model.checks_of_coverage import healable
+from tests.proofs.model.choosing import Choosing
+from tests.proofs.model.commanding import gate_of
+from tests.proofs.model.history import Entry, Key
+from tests.proofs.model.outcomes import FETCHED, SUCCEEDED
+from tests.proofs.model.snapshot import Violation
+from tests.proofs.model.world import POLICIES, ROUTES, SKEW
+
+_LONG_ENOUGH = 100
+"""Seconds: every lease has run out, every retry is due."""
+_ROUNDS = 100
+"""More than there are deliveries in a run, of which each round ends one at least."""
+
+
+def finish(stage: Choosing) -> None:
+    """Let a relay that begins now do all that is left.
+
+    Raises:
+        Violation: something is left for good, or ended in a way it must not.
+    """
+    relay = stage.relays[0]
+    for each in stage.relays:
+        each.restart()
+    stage.perform(stage.make.start(relay))
+    for gate in stage.paused_gates():
+        stage.perform(stage.make.turn("resume", gate_of(gate)))
+    stage.everything_holds()
+    for _ in range(_ROUNDS):
+        if not is_left(stage):
+            break
+        if not _go_round(stage, relay) and is_left(stage):
+            raise Violation("nobody can finish it", list(stage.open.values()))
+    else:
+        raise Violation("it takes for ever", list(stage.open.values()))
+    while stage.perform(stage.make.work_off(relay)):
+        stage.everything_holds()
+    stage.perform(stage.make.verify())
+    stage.everything_holds()
+    if evidence := left_dead(stage):
+        raise Violation("dead though a later one succeeded", evidence)
+    if evidence := [*ended_wrongly(stage), *lost_changes(stage)]:
+        raise Violation("it ended wrongly", evidence)
+
+
+def _go_round(stage: Choosing, relay: Relay) -> bool:
+    """All that a relay does in time, and what a person does about lanes that are blocked. Whether there was anything."""
+    stage.advance(_LONG_ENOUGH)
+    for kind in ("reap", "judge", "sequence all"):
+        stage.let(relay, kind)
+    stage.everything_holds()
+    stage.perform(stage.make.claim(relay, ROUTES, 500, answered=True))
+    for route in stage.suspects():
+        stage.perform(stage.make.claim_suspect(relay, [route]))
+    for route in ROUTES if stage.stopped_gates() else ():
+        stage.perform(stage.make.probe(relay, [route]))
+    if relay.held:
+        stage.everything_holds()
+    for held in relay.held.values():
+        stage.end(relay, held, FETCHED if held.delivery.seq % 2 else SUCCEEDED)
+    done = len(relay.held)
+    if done:
+        stage.perform(stage.make.record(relay, relay.finished(), answered=True))
+    else:
+        done += stage.perform(stage.make.command("replay", Selection(route="blocking")))
+        done += stage.perform(stage.make.command("unblock", Selection(route="blocking")))
+    stage.everything_holds()
+    return done > 0
+
+
+def is_left(stage: Choosing) -> bool:
+    """Whether there is more than what stands dead."""
+    is_open = any(row.state is not State.DEAD for row in stage.open.values())
+    return is_open or any(not repeat.is_handled for repeat in stage.stored.repeats.values())
+
+
+def left_dead(stage: Choosing) -> list[object]:
+    """On routes in `latest`: those that had died before the newest success of their lane."""
+    evidence: list[object] = []
+    for lane in {lane for lane in stage.ledger.lanes.values() if POLICIES[lane[0]].ordering == "latest"}:
+        successes = [success for success in stage.history.successes if stage.ledger.lanes[success.key] == lane]
+        if successes:
+            newest = max(successes, key=lambda success: (stage.ledger.order(success.key), success.number))
+            evidence += healable(stage.history, stage.ledger, stage.open, newest)
+    return evidence
+
+
+_ENDS = facts.DeliveredFact | facts.SkippedFact | facts.Superseded | facts.Cancelled | facts.Dead | facts.Unblocked
+
+
+def ended_wrongly(stage: Choosing) -> list[object]:
+    """Deliveries that did not end as they may."""
+    entries = stage.history.entries
+    return [(key, entries[key][-1]) for key in stage.ledger.lanes if not isinstance(entries[key][-1].fact, _ENDS)]
+
+
+def lost_changes(stage: Choosing) -> list[object]:
+    """On routes in `latest`: events whose change no success of their lane can be known to have in it.
+
+    A success has it whose fetch began after the request had come (again), or where the times prove it; one without a fetch
+    when it is of this event, or of a later one; of an event that was dropped for it, certainly later. What was given up,
+    cancelled or skipped stands for those folded into it.
+    """
+    history, ledger = stage.history, stage.ledger
+    evidence: list[object] = []
+    for key, lane in ledger.lanes.items():
+        if POLICIES[lane[0]].ordering == "latest" and not _is_given_up(stage, key):
+            successes = [success for success in history.successes if ledger.lanes[success.key] == lane]
+            if not any(_has(stage, success, key) for success in successes):
+                evidence.append((key, ledger.arrived[key[0]], successes))
+    return evidence
+
+
+def _is_given_up(stage: Choosing, key: Key) -> bool:
+    while isinstance(ended := stage.history.entries[key][-1].fact, facts.Superseded):
+        if ended.because == "covered":
+            return False
+        key = (ended.by, key[1])
+    return isinstance(ended, facts.Dead | facts.Cancelled | facts.SkippedFact)
+
+
+def _has(stage: Choosing, success: Entry, key: Key) -> bool:
+    ledger = stage.ledger
+    assert isinstance(success.fact, facts.DeliveredFact)
+    made = (success.run, success.attempt, success.relay_node)
+    (*_, call) = (call for call in ledger.calls[success.key] if (call.run, call.attempt, call.node) == made)
+    came_after = call.step >= ledger.arrived[key[0]]
+    if success.fact.fetch_began_at is None:
+        return _stands_for(stage, success.key, key) or (success.key == key and came_after)
+    last = LastDelivered(*ledger.order(success.key), success.fact.fetch_began_at, success.fact.last_modified)
+    return came_after or covers(last, ledger.order(key), SKEW)
+
+
+def _stands_for(stage: Choosing, newer: Key, key: Key) -> bool:
+    """Whether an event that was delivered without a fetch says all that another does, which may have been dropped for it."""
+    (at, seq), (newer_at, newer_seq) = stage.ledger.order(key), stage.ledger.order(newer)
+    ended = stage.history.entries[key][-1].fact
+    was_dropped = isinstance(ended, facts.Superseded) and ended.because == "covered"
+    resolution = timedelta(seconds=1) if at.microsecond == 0 else timedelta(milliseconds=1)
+    is_proven = newer_seq > seq or newer_at > at + resolution + SKEW
+    return (newer_at, newer_seq) > (at, seq) and (is_proven or not was_dropped)

@@ -1,0 +1,277 @@
+"""Relays, a receiver and a downstream service, doing what they may do in any order, on the real store functions.
+
+After every step the whole of `tests.proofs.model.invariants` must hold, and at the end of a run everything gets finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition
+
+from relay.daemon.leases import TRUSTED_SECONDS
+from relay.delivery.lifecycle import State
+from relay.store.audit.examine import _view
+from relay.store.leases import LEASE_SECONDS
+from tests.proofs.model.actors import Relay
+from tests.proofs.model.calling import Calling
+from tests.proofs.model.commanding import Commanding
+from tests.proofs.model.finishing import finish
+from tests.proofs.model.outcomes import CUT, FAILURES, HOPELESS, SUCCESSES
+from tests.proofs.model.receiving import ARRIVALS, ENTITIES, MOST, SECOND, Arrival
+from tests.proofs.model.snapshot import Violation
+from tests.proofs.model.stage import SOME, WHICH, one_of, step
+from tests.proofs.model.world import DAMAGES, ROUTES
+
+MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "work off"])
+OVERLAPPING = st.sampled_from(
+    ["sequence all", "claim", "record", "reap", "replay", "cancel", "probe", "give_back", "renew", "verify", "rebuild"]
+)
+ENDS = st.sampled_from([*SUCCESSES, *FAILURES, HOPELESS])
+OVERLAP: dict[str, Any] = {
+    "which": WHICH,
+    "number": WHICH,
+    "seconds": st.tuples(SECOND, SECOND),
+    "outcome": ENDS,
+    "turns": st.lists(st.integers(1, 7), max_size=5),
+    "dies": st.sampled_from([*[""] * 6, "a", "b"]),
+}
+LAPSE = LEASE_SECONDS + 1
+"""Seconds: more than a lease lasts."""
+
+
+class Machine(Calling, Commanding):
+    """One run. Its rules choose among what is possible at their point; the numbers that are drawn say which."""
+
+    # Relays and the database.
+
+    @precondition(lambda self: self.active())
+    @step(which=WHICH, number=WHICH, outcome=ENDS, until=st.integers(1, 4))
+    def go_round(self, which: int, number: int, outcome: str, until: int) -> None:
+        """What a relay does again and again, as far as it comes: sequence, claim, call and record."""
+        relay = one_of(self.active(), which)
+        self.let(relay, "sequence", number)
+        if until > 1:
+            self.everything_holds()
+            self.let(relay, "claim", number)
+            self.let(relay, "probe", number)
+        if until > 2:
+            for held in self.beginnable(relay):
+                self.end(relay, held, outcome)
+        if until > 3:
+            self.everything_holds()
+            self.let(relay, "record")
+
+    @precondition(lambda self: self.active() and self.any_open(State.RECEIVED))
+    @step(which=WHICH, number=WHICH)
+    def sequence(self, which: int, number: int) -> None:
+        self.let(one_of(self.active(), which), "sequence", number)
+
+    @precondition(lambda self: self.active())
+    @step(which=WHICH, entity=st.sampled_from(ENTITIES), seconds=st.lists(SECOND, min_size=3, max_size=6))
+    def ordering_becomes_latest(self, which: int, entity: str, seconds: list[int]) -> None:
+        """Many have come to wait in a lane, by the configuration before: in `strict`, where none is dropped that is not late."""
+        relay = one_of(self.active(), which)
+        if len(self.sent) < MOST:
+            self.arrive([(entity, second, ("latest",)) for second in seconds])
+        self.everything_holds()
+        if self.any_late():
+            self.let(relay, "sequence all")
+            return
+        arrived = {(row.route, row.lane) for row in self.open.values() if row.state is State.RECEIVED}
+        self.ledger.strict_once |= {lane for lane in arrived if lane[0] == "latest"}
+        self.let(relay, "sequence by the old")
+
+    @precondition(lambda self: self.active() and self.any_left())
+    @step(which=WHICH)
+    def work_off_what_is_left(self, which: int) -> None:
+        self.let(one_of(self.active(), which), "work off")
+
+    @precondition(lambda self: self.active() and self.any_open(State.READY))
+    @step(which=WHICH, number=WHICH, answered=st.booleans())
+    def claim(self, which: int, number: int, answered: bool) -> None:
+        self.let(one_of(self.active(), which), "claim", number, answered=answered)
+
+    @precondition(lambda self: self.active() and self.suspects())
+    @step(which=WHICH)
+    def claim_a_suspect(self, which: int) -> None:
+        self.perform(self.make.claim_suspect(one_of(self.active(), which), [one_of(self.suspects(), which)]))
+
+    @precondition(lambda self: self.active() and self.any_to_judge())
+    @step(which=WHICH)
+    def judge_duplicates(self, which: int) -> None:
+        self.perform(self.make.judge(one_of(self.active(), which)))
+
+    @precondition(lambda self: self.with_("record"))
+    @step(which=WHICH, some=SOME, answered=st.booleans())
+    def record(self, which: int, some: int, answered: bool) -> None:
+        self.let(one_of(self.with_("record"), which), "record", some, answered=answered)
+
+    @precondition(lambda self: any(relay.recorded for relay in self.active()))
+    @step(trouble=True, which=WHICH)
+    def record_the_same_again(self, which: int) -> None:
+        relay = one_of([relay for relay in self.active() if relay.recorded], which)
+        results = self.perform(self.make.record(relay, relay.recorded, answered=True))
+        if any(result.fact is not None for result in results):
+            raise Violation("recorded twice", results)
+
+    @precondition(lambda self: self.with_("renew"))
+    @step(which=WHICH, some=SOME, answered=st.booleans())
+    def renew(self, which: int, some: int, answered: bool) -> None:
+        relay = one_of(self.with_("renew"), which)
+        self.let(relay, "renew", some, answered=answered)
+        self.perform(self.make.heartbeat(relay))
+
+    @precondition(lambda self: self.with_("give_back"))
+    @step(trouble=True, which=WHICH, some=SOME)
+    def give_back(self, which: int, some: int) -> None:
+        self.let(one_of(self.with_("give_back"), which), "give_back", some)
+
+    @precondition(lambda self: self.active() and self.any_open(State.IN_FLIGHT))
+    @step(which=WHICH)
+    def reap(self, which: int) -> None:
+        self.let(one_of(self.active(), which), "reap")
+
+    @precondition(lambda self: self.active() and self.any_open(State.IN_FLIGHT))
+    @step(trouble=True, which=WHICH, number=WHICH)
+    def take_over(self, which: int, number: int) -> None:
+        """One relay finds out that the leases of others have run out, and goes on with their work."""
+        self.advance(LAPSE)
+        relay = one_of(self.active(), which)
+        self.let(relay, "reap")
+        self.everything_holds()
+        self.let(relay, "claim", number)
+
+    @precondition(lambda self: len(self.active()) > 1)
+    @step(kinds=st.tuples(OVERLAPPING, OVERLAPPING), **OVERLAP)
+    def overlap(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401  # as at_once has it
+        """Two relays at once, whatever they do."""
+        self.at_once(kinds, **drawn)
+
+    @precondition(lambda self: len(self.active()) > 1)
+    @step(kinds=st.tuples(MAKING_HEADS, MAKING_HEADS), **OVERLAP)
+    def race_for_the_order_lock(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401
+        """Two relays at once that end or make the heads of lanes."""
+        self.at_once(kinds, **drawn)
+
+    def at_once(
+        self,
+        kinds: tuple[str, str],
+        *,
+        which: int,
+        number: int,
+        seconds: tuple[int, int],
+        outcome: str,
+        turns: Sequence[int],
+        dies: str,
+    ) -> None:
+        """In turns of so many statements, each with something to do; a process may die half-way."""
+        self.give_work(kinds, which, seconds, outcome)
+        first = one_of(self.with_(kinds[0]) or self.active(), which)
+        others = [relay for relay in self.active() if relay is not first]
+        second = one_of([relay for relay in others if self.can(relay, kinds[1])] or others, which)
+        pairs = [(r, k if self.can(r, k) else "sequence all") for r, k in zip((first, second), kinds, strict=True)]
+        if dies and pairs["ab".index(dies)][1] in {"verify", "rebuild"}:
+            dies = ""  # these are a person's, and stop at an error that a person sees
+        self.interleave([self.operation(relay, kind, number) for relay, kind in pairs], turns, dies)
+        if dies:
+            self.restart(first if dies == "a" else second)
+
+    def give_work(self, kinds: Sequence[str], which: int, seconds: tuple[int, int], outcome: str) -> None:
+        """See to it that there is something for each of these operations, in the same lanes."""
+        relay = one_of(self.active(), which)
+        arrivals = [(entity, second, ROUTES) for entity, second in zip(ENTITIES, seconds, strict=True)]
+        if "claim" in kinds and not self.any_open(State.READY):
+            self.arrive(arrivals)
+            self.let(relay, "sequence all")
+        if kinds.count("record") > len(self.with_("record")) and not self.at_work():
+            self.let(relay, "claim", which)
+        if kinds.count("record") > len(self.with_("record")) and self.at_work():
+            self.answer(which, outcome)
+        if "reap" in kinds:
+            self.advance(LAPSE)
+        if "sequence all" in kinds and len(self.sent) < MOST:
+            self.arrive(arrivals)
+        self.everything_holds()
+
+    @precondition(lambda self: self.at_rest())
+    @step(
+        trouble=True,
+        which=WHICH,
+        damage=st.sampled_from(sorted(DAMAGES)),
+        arrivals=ARRIVALS,
+        further=st.one_of(st.just(0), st.integers(0, 20)),
+    )
+    def damage_and_rebuild(self, which: int, damage: str, arrivals: list[Arrival], further: int) -> None:
+        """A row that nobody works on is changed by hand; `rebuild` makes it again what it has to be.
+
+        A receiver takes in between the look that finds it and the lock under which it is mended, or somewhat later.
+        """
+
+        def meanwhile() -> None:
+            if len(self.sent) < MOST:
+                self.arrive(arrivals)
+
+        self.world.damage(one_of(self.at_rest(), which), damage)
+        looked = _view(self.world.database.sql)
+        self.interrupt(self.make.rebuild(), after=looked, further=further, act=meanwhile)
+        if not self.make.doing.differences:
+            raise Violation("rebuild found nothing", damage)
+        self.make.doing.differences.clear()
+
+    # What goes wrong, and time.
+
+    @precondition(lambda self: any(relay.held or relay.paused for relay in self.relays))
+    @step(trouble=True, which=WHICH)
+    def crash(self, which: int) -> None:
+        self.restart(one_of([relay for relay in self.relays if relay.held or relay.paused], which))
+
+    @precondition(lambda self: len(self.active()) > 1)
+    @step(trouble=True, which=WHICH)
+    def pause(self, which: int) -> None:
+        one_of([relay for relay in self.active() if relay.held] or self.active(), which).paused = True
+
+    @precondition(lambda self: len(self.active()) < len(self.relays))
+    @step(which=WHICH, answer=st.sampled_from([*SUCCESSES, CUT]))
+    def come_back(self, which: int, answer: str) -> None:
+        """What was running has been answered meanwhile, or is cut when its lease ran out."""
+        relay = one_of([relay for relay in self.relays if relay.paused], which)
+        relay.paused = False
+        if answer == CUT:
+            relay.cut(self.world.clock.now)
+        else:
+            for held in relay.running():
+                held.answered(answer)
+
+    @precondition(lambda self: self.any_open(State.IN_FLIGHT))
+    @step(trouble=True, seconds=st.sampled_from([LAPSE, LEASE_SECONDS, TRUSTED_SECONDS, 5]))
+    def let_time_pass(self, seconds: int) -> None:
+        self.advance(seconds)
+
+    @precondition(lambda self: self.next_due() > 0)
+    @step(kept=st.booleans())
+    def let_a_retry_fall_due(self, kept: bool) -> None:
+        """Leases are kept meanwhile, or not."""
+        seconds = self.next_due()
+        while kept and seconds > 5:
+            self.advance(5)
+            seconds -= 5
+            for relay in self.with_("renew"):
+                self.perform(self.make.renew(relay, list(relay.held.values()), answered=True))
+                self.perform(self.make.heartbeat(relay))
+        self.advance(seconds)
+
+    def restart(self, relay: Relay) -> None:
+        relay.restart()
+        self.perform(self.make.start(relay))
+
+    def teardown(self) -> None:
+        if self.broken:
+            for held in self.uncommitted:
+                self.world.receiver.roll_back(held)
+            return
+        while self.uncommitted:
+            self.commit_one(0)
+        finish(self)

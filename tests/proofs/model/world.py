@@ -1,0 +1,261 @@
+"""What the model works on: a real database that many runs use one after the other, and a clock that stands until it is moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Engine, text
+
+from inbox.config.model import (
+    BreakerLimits,
+    Config,
+    Duration,
+    ForwardDestination,
+    NoAuth,
+    Retry,
+    Route,
+    Secret,
+    Source,
+)
+from inbox.db.dialect import Sql, as_json
+from inbox.db.engine import reading
+from inbox.events.timestamps import as_time
+from relay.delivery.facts import decode
+from relay.delivery.gates import BreakerState, GateKey
+from relay.delivery.lifecycle import State
+from relay.delivery.ordering import LastDelivered
+from relay.delivery.policy import policies
+from relay.store.database import Database
+from tests.helpers.stepping import Stepper
+from tests.proofs.model.history import Entry, History, Key, LaneKey
+from tests.proofs.model.receiver import Receiver
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+"""Events of so long ago may be deleted when nothing of them is open: so a database is emptied by plain DELETEs."""
+
+ROUTES = ("strict", "blocking", "latest")
+SKEW = timedelta(seconds=2)
+OPEN_FOR = timedelta(seconds=30)
+SCHEDULE = (timedelta(seconds=5), timedelta(seconds=30))
+"""A third failure is the last."""
+
+
+def _route(name: str) -> Route:
+    return Route(
+        name=name,
+        source="trivore",
+        destination="mirror" if name == "latest" else "audit",
+        ordering="latest" if name == "latest" else "strict",
+        on_dead="block" if name == "blocking" else "continue",
+        retry=Retry(schedule=tuple(Duration(delay.total_seconds()) for delay in SCHEDULE), jitter=0),
+    )
+
+
+def _destination(name: str) -> ForwardDestination:
+    opens_for = Duration(OPEN_FOR.total_seconds())
+    limits = BreakerLimits(open_for=opens_for, longest=Duration(2 * opens_for))
+    return ForwardDestination(name=name, url=Secret(f"https://{name}.example.com/hook"), breaker=limits)
+
+
+CONFIG = Config(
+    sources={
+        "trivore": Source(name="trivore", preset="trivore", auth=NoAuth(), clock_skew=Duration(SKEW.total_seconds()))
+    },
+    destinations={name: _destination(name) for name in ("audit", "mirror")},
+    routes={name: _route(name) for name in ROUTES},
+)
+POLICIES = policies(CONFIG)
+BEFORE_THE_CHANGE = {
+    name: msgspec.structs.replace(policy, ordering="strict") if policy.ordering == "latest" else policy
+    for name, policy in POLICIES.items()
+}
+"""Of a relay that has not heard yet that `ordering` has become "latest"."""
+
+FEW = 2
+"""As many as one transaction may fold here, so that some is left."""
+
+
+class Row(NamedTuple):
+    """A row of `open_delivery`."""
+
+    seq: int
+    route: str
+    lane: str
+    occurred_at: datetime
+    state: State
+    attempt: int
+    run: int
+    crashes: int
+    due_at: datetime | None
+    lease_until: datetime | None
+    lease_token: int | None
+    relay_node: str | None
+
+    @property
+    def order(self) -> tuple[datetime, int]:
+        """A lane is worked in the order of this."""
+        return (self.occurred_at, self.seq)
+
+
+_OPEN = f"SELECT {', '.join(Row._fields)} FROM open_delivery ORDER BY seq, route"
+_TIMES = [Row._fields.index(name) for name in ("occurred_at", "due_at", "lease_until")]
+_STATE = Row._fields.index("state")
+_LOG = "SELECT id, at, seq, route, kind, attempt, relay_node, detail FROM delivery_log WHERE id > {last} ORDER BY id"
+_INBOX = "SELECT seq, dedup_key FROM inbox ORDER BY seq"
+_LANES = "SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, healing_seq FROM lane"
+_REPEATS = "SELECT id, seq, times, handled_at FROM duplicate_request ORDER BY id"
+_GATES = "SELECT kind, name, paused_at, breaker, breaker_until FROM gate"
+_TABLES = (
+    "gate",
+    "alert",
+    "relay_command",
+    "open_delivery",
+    "lane",
+    "duplicate_request",
+    "inbox",
+    "delivery_log",
+    "relay_node",
+)
+
+
+class GateRow(NamedTuple):
+    """What counts of a row of `gate`."""
+
+    is_paused: bool
+    breaker: BreakerState
+    until: datetime | None
+
+
+OPEN_GATE = GateRow(is_paused=False, breaker=BreakerState.CLOSED, until=None)
+
+
+class Repeat(NamedTuple):
+    """What counts of a row of `duplicate_request`."""
+
+    seq: int
+    times: int
+    is_handled: bool
+
+
+class Stored(NamedTuple):
+    """What the tables hold."""
+
+    open: dict[Key, Row]
+    new: list[Entry]
+    """Facts that were not there at the last look."""
+    inbox: list[tuple[int, str]]
+    """seq and key of every event."""
+    lanes: dict[LaneKey, LastDelivered]
+    """What was delivered last in each lane, by the table `lane`."""
+    repeats: dict[int, Repeat]
+    """By their ids."""
+    gates: dict[GateKey, GateRow]
+    healing: frozenset[LaneKey] = frozenset()
+    """Lanes where a success has left dead deliveries that it stands for."""
+
+
+NOTHING = Stored({}, [], [], {}, {}, {})
+
+
+DAMAGES = {
+    "it is gone": "DELETE FROM open_delivery",
+    "another attempt": "UPDATE open_delivery SET attempt = attempt + 1",
+    "another run": "UPDATE open_delivery SET run = run + 1",
+    "another crash": "UPDATE open_delivery SET crashes = crashes + 1",
+    "another lane": "UPDATE open_delivery SET lane = lane || '?'",
+    "dead or not": "UPDATE open_delivery SET due_at = NULL, state = CASE state WHEN 'dead' THEN 'waiting' ELSE 'dead' END",
+}
+"""What a careless hand may do to one row, by name."""
+
+
+class Clock:
+    """Stands until it is advanced."""
+
+    def __init__(self) -> None:
+        self.now = LONG_AGO
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class World:
+    """The database as the relays, the receiver and whoever checks them see it."""
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        self.clock = Clock()
+        self.database = Database(engine, lambda: self.clock.now)
+        self.database.sql.pause_after_write = 0.0  # nobody waits for the lock here
+        self.commits_out_of_order = Sql(engine.dialect.name).is_postgres
+        self.stepper = Stepper(engine)
+        self.receiver = Receiver(url)
+        self._connection = engine.connect()
+        if self.commits_out_of_order:
+            self._connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    def close(self) -> None:
+        self.receiver.close()
+        self.stepper.close()
+        self._connection.close()
+
+    def empty(self) -> None:
+        """Begin again, at the beginning of time."""
+        self.clock.now = LONG_AGO
+        with self.database.write() as transaction:
+            for table in _TABLES:
+                transaction.connection.execute(text(f"DELETE FROM {table}"))
+
+    def look(self, history: History) -> Stored:
+        """All that is stored now; facts that are new go into `history`."""
+        with reading(self._connection).begin():
+            log_since = _LOG.format(last=history.last_id)
+            open_delivery, log, inbox, lanes, repeats, gates = (
+                self._connection.exec_driver_sql(statement).all()
+                for statement in (_OPEN, log_since, _INBOX, _LANES, _REPEATS, _GATES)
+            )
+        return Stored(
+            open={(row.seq, row.route): row for row in map(_row, open_delivery)},
+            new=[
+                history.take_in(
+                    row.id,
+                    (row.seq, row.route),
+                    decode(row.kind, as_json(row.detail)),
+                    at=as_time(row.at),
+                    attempt=row.attempt,
+                    relay_node=row.relay_node,
+                )
+                for row in log
+            ],
+            inbox=[(seq, key) for seq, key in inbox],
+            lanes={
+                (route, lane): LastDelivered(as_time(occurred_at), seq, _time(began), _time(modified))
+                for route, lane, occurred_at, seq, began, modified, _ in lanes
+            },
+            repeats={number: Repeat(seq, times, handled_at is not None) for number, seq, times, handled_at in repeats},
+            gates={
+                (kind, name): GateRow(paused_at is not None, BreakerState(breaker), _time(until))
+                for kind, name, paused_at, breaker, until in gates
+            },
+            healing=frozenset((row.route, row.lane) for row in lanes if row.healing_seq is not None),
+        )
+
+    def damage(self, key: Key, damage: str) -> None:
+        """Do it to this row."""
+        with self.database.write() as transaction:
+            seq, route = key
+            transaction.execute(text(f"{DAMAGES[damage]} WHERE seq = :seq AND route = :route"), seq=seq, route=route)
+
+
+def _time(stored: Any) -> datetime | None:  # noqa: ANN401  # as the driver has it
+    return None if stored is None else as_time(stored)
+
+
+def _row(columns: Sequence[Any]) -> Row:
+    values = list(columns)
+    for index in _TIMES:
+        if values[index] is not None:
+            values[index] = as_time(values[index])
+    values[_STATE] = State(values[_STATE])
+    return Row._make(values)
