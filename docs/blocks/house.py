@@ -39,7 +39,8 @@ def packages() -> str:
         lines += [(name, sorted(below[name] - _reached(below, below[name]))) for name in free]
         for name in free:
             del below[name]
-    return "\n".join(["```text", *(f"{name:20} {'──► ' if to else ''}{', '.join(to)}" for name, to in lines), "```"])
+    drawn = (f"{name:20} {'──► ' if to else ''}{', '.join(to)}".rstrip() for name, to in lines)
+    return "\n".join(["```text", *drawn, "```"])
 
 
 def _imports_between_packages() -> dict[str, set[str]]:
