@@ -1,4 +1,4 @@
-"""Runs the statements of a migration from `NAME.postgresql.sql` or `NAME.sqlite.sql`, which a DBA can read."""
+"""Runs the statements of a migration from the SQL file beside it, which a DBA can read."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from inbox.db.intake import STORES, Rejected
 from inbox.events.event import Enrolment, Event
 from relay.delivery.gates import Gate
 from relay.delivery.outcome import Delivery, Failed, Outcome
-from relay.delivery.policy import RoutePolicy, Schedule, policies
+from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.nodes import start_node
@@ -94,7 +94,7 @@ def filled(engine: Engine, database_url: str) -> Engine:
     asyncio.run(take_in_one_more(database_url))
     number = ask(database, "pause", Gate(route="crm"), who="kim", why="odd")
     config = Config(routes={"crm": Route(name="crm", source="trivore", destination="crm")})
-    work_on(database, config, policies(config), number)
+    work_on(database, config, POLICIES, number)
     return engine
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateTable
 
 from docs.blocks.commands import relay_commands
 from docs.blocks.configuration import config_keys
+from inbox.db import views  # noqa: F401  # it attaches the views to the metadata
 from inbox.db.dialect import sqlite_functions
 from inbox.db.engine import PINNED
 from inbox.db.schema import metadata

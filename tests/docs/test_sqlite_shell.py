@@ -10,7 +10,7 @@ from tests.docs.pages import PAGES, blocks
 
 
 def copies_back(path: Path, before_it_writes: str) -> bool:
-    """Whether a program beside another one, which sets this and then writes a few megabytes, changes the file itself."""
+    """Return whether a program beside another one, which sets this and then writes a few megabytes, changes the file itself."""
     with closing(sqlite3.connect(path)) as other, closing(sqlite3.connect(path, isolation_level=None)) as shell:
         other.execute("PRAGMA journal_mode = WAL")
         shell.execute("CREATE TABLE t (x)")

@@ -1,4 +1,4 @@
-"""What must hold whenever nothing is half done: no delivery is lost, the log and the work table agree, lanes have heads."""
+"""Invariants whenever nothing is half done: no delivery is lost, the log and the work table agree, lanes have heads."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tests.helpers.stepping import Stepped, Stepper
 
 TRIES = 50
-"""How often the database may choose otherwise until it is believed that it does not choose so again."""
+"""Number of times the database may choose otherwise before the search assumes that it does not choose so again."""
 
 
 def all_orders(
@@ -83,7 +83,7 @@ class _Point:
     def __init__(self, choices: tuple[str, ...]) -> None:
         self.choices = choices
         self.after: dict[str, dict[tuple[str, ...], _Point]] = {name: {} for name in choices}
-        """What was seen to follow each choice, by who could move then."""
+        """Points that were seen to follow each choice, by the operations that could move then."""
         self.done = False
         self._in_vain = 0
 
@@ -91,7 +91,7 @@ class _Point:
         return next((name for name in self.choices if not self._is_done(name)), self.choices[0])
 
     def follow(self, name: str, movable: tuple[str, ...]) -> _Point:
-        """What this choice has led to now. What it led to before, and does not any more, is given up in the end."""
+        """Return the point that this choice has led to now. In the end, give up points that it led to before and no longer does."""
         seen = self.after[name]
         point = seen.setdefault(movable, _Point(movable))
         if point.done and not self._is_done(name):

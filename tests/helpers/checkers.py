@@ -1,4 +1,4 @@
-"""What must hold of a run, as pure functions over its ledgers. Each returns the evidence against it: an empty list is good.
+"""Invariants of a run, as pure functions over its ledgers. Each returns the evidence against it: an empty list is good.
 
 `sends` are lines of a sender's ledger, `arrivals` of a downstream's, `facts` rows of `delivery_log` (seq, kind, attempt,
 detail), of one route. What faults explain is in `tests.helpers.fault_checkers`.

@@ -1,4 +1,4 @@
-"""What an operator asks for, done to its end."""
+"""Commands of an operator, carried out to their end."""
 
 from __future__ import annotations
 

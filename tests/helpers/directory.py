@@ -31,7 +31,7 @@ class Directory:
     def __init__(self, users: dict[str, str] | None = None) -> None:
         self.users = users or {}
         self.statuses: list[int] = []
-        """What the next pages are answered with; 200 after these."""
+        """Statuses that the next pages are answered with; 200 after these."""
         self.let_go = threading.Event()
         """Pages are held until it is set."""
         self.let_go.set()

@@ -17,7 +17,7 @@ from tests.helpers.ledger import Ledger
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """How a request is answered."""
+    """Answer to a request."""
 
     status: int = 200
     seconds: float = 0.0

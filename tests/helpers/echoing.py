@@ -15,17 +15,17 @@ import msgspec
 
 HEADERS = ("Authorization", "Proxy-Authorization", "X-Api-Key")
 FIRST, LAST = "the-echo-begins", "the-echo-ends"
-"""What each echo begins and ends with, and is no secret."""
+"""Words that each echo begins and ends with; they are no secret."""
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """How calls below a path are answered."""
+    """Answer to calls below a path."""
 
     status: int = 500
     knows: tuple[str, ...] = ()
     """Secrets that it tells besides those which the call shows it."""
     password: str = ""
-    """What it tells under keys that say that it is one."""
+    """Password that it reveals under keys that say that it is one."""
     body: str | None = None
     """Instead of the echo."""
     retry_after: str | None = None

@@ -1,4 +1,4 @@
-"""What a run left behind in the database, as the checkers take it."""
+"""Rows that a run left behind in the database, as the checkers take them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def facts(engine: Engine) -> list[Row]:
 
 
 def open_states(engine: Engine) -> dict[str, int]:
-    """How many open deliveries are in each state."""
+    """Count the open deliveries in each state."""
     return {
         row["state"]: row["n"] for row in rows(engine, "SELECT state, count(*) AS n FROM open_delivery GROUP BY state")
     }
 
 
 def in_flight_of(engine: Engine, pid: int) -> list[Row]:
-    """What the relay of this pid works on, as far as the database knows: seq, run, attempt."""
+    """List what the relay of this pid works on, as far as the database knows: seq, run, attempt."""
     query = (
         "SELECT o.seq, o.run, o.attempt FROM open_delivery o JOIN relay_node r ON r.id = o.relay_node"
         " WHERE o.state = 'in_flight' AND r.pid = :pid AND r.stopped_at IS NULL"

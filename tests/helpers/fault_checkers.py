@@ -1,4 +1,4 @@
-"""What must hold of a run during which things were broken on purpose; as in `tests.helpers.checkers`, evidence is returned.
+"""Invariants of a run during which things were broken on purpose. As in `tests.helpers.checkers`, each returns evidence.
 
 All moments are monotonic seconds, those of facts too.
 """
@@ -26,16 +26,16 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Takeover(msgspec.Struct, frozen=True):
-    """How long a delivery waited for its next attempt after its relay's end, and for how much of it there was no database."""
+    """Wait of a delivery for its next attempt after its relay's end, and the part of it without a database."""
 
     seconds: float
     without_database: float
     crashes: int = 1
-    """How many attempts of it in a row had ended so; after some, it is suspected to be the cause."""
+    """Number of its attempts in a row that had ended so; after some, it is suspected to be the cause."""
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """What a relay had in hand when it was killed or frozen."""
+    """Calls that a relay had in hand when it was killed or frozen."""
 
     at: float
     node: str
@@ -74,7 +74,9 @@ def takeovers(
 def slow_takeovers(
     measured: Mapping[Call, Takeover], within: float = 20.0, suspects_within: float = 60.0, slowness: float = 1.0
 ) -> list[tuple[Call, float]]:
-    """Those that took longer, not counting the time without a database. What is beyond a lease may last `slowness` times as long.
+    """List those that took longer, not counting time without a database.
+
+    The part of a limit that is beyond a lease may last `slowness` times as long.
 
     A delivery whose relay has died twice in a row waits for its turn: a relay tries one such at a time.
     """
@@ -173,7 +175,7 @@ def called_without_lease(arrivals: Iterable[Line], facts: Iterable[Line], slack:
 
 
 def never_happened(counts: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:
-    """What the run was to show, and did not: a rig that breaks nothing finds nothing."""
+    """List what the run was to show, and did not: a rig that breaks nothing finds nothing."""
     return [name for name in wanted if not counts.get(name)]
 
 

@@ -83,7 +83,7 @@ _LONG = (
 
 
 class Exchange(NamedTuple):
-    """What was sent, and what came back; None: nothing ended it in time."""
+    """Bytes sent, and bytes received; None: nothing ended it in time."""
 
     sent: bytes
     received: bytes | None
@@ -174,7 +174,7 @@ def run(port: int, requests: Iterable[bytes]) -> list[Exchange]:
 
 
 def objections(exchange: Exchange, body_of: Callable[[int], bytes | None]) -> list[str]:
-    """What is wrong with what came back; `body_of` gives the body that is stored under a seq, if any is."""
+    """List what is wrong with what came back; `body_of` gives the body that is stored under a seq, if any is."""
     if exchange.received is None:
         return ["no end"]
     try:
@@ -205,11 +205,11 @@ def objections(exchange: Exchange, body_of: Callable[[int], bytes | None]) -> li
 
 
 def _is_in(stored: bytes, sent: bytes) -> bool:
-    """Whether all of it was sent in this order; between chunks there is something else."""
+    """Return whether all of it was sent in this order; between chunks there is something else."""
     rest = iter(sent)
     return all(byte in rest for byte in stored)
 
 
 def statuses(exchanges: Iterable[Exchange]) -> Counter[int]:
-    """How often each status came as the first answer; 0: none."""
+    """Count how often each status came as the first answer; 0: none."""
     return Counter(int((each.received or b"HTTP/1.1 0")[9:12] or 0) for each in exchanges)

@@ -36,7 +36,7 @@ WORDS: Mapping[str, Mapping[str, object]] = {
 """Columns that a check keeps to certain words, or whose value decides what a listing shows."""
 
 _COLOURS_AND_CURSOR = re.compile(r"\x1b\[(?:[\d;]*m|\?25[lh]|\d*[AKG])|\r")
-"""What rich itself writes to a terminal: colours, and where its bars are."""
+"""Sequences that rich itself writes to a terminal: colours, and the positions of its bars."""
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -91,7 +91,7 @@ def _value(column: Column[object]) -> object:
 
 
 def harm_of(output: str, *, terminal: bool = False) -> list[str]:
-    """What of `output` would do harm: characters that are not seen, as their escapes."""
+    """List what of `output` would do harm: characters that are not seen, as their escapes."""
     if terminal:
         output = _COLOURS_AND_CURSOR.sub("", output)
     return sorted({ascii(c) for c in output if unicodedata.category(c) in HIDDEN and c != "\n"})

@@ -76,7 +76,7 @@ class Flow:
         return told
 
     def script(self, **acts: Act | list[Act]) -> None:
-        """How fetch, find, create, update and remove are answered from now on; of a list, the last one again and again."""
+        """Set the answers to fetch, find, create, update and remove from now on; the last one of a list repeats."""
         names = {"fetch": FETCH, "find": FIND, "update": UPDATE, "create": CREATE, "remove": REMOVE}
         for name, act in acts.items():
             self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
@@ -121,7 +121,7 @@ class SyncSteps(Steps):
         return [fact["kind"] for fact in facts(self._engine)]
 
     def left(self) -> dict[str, int]:
-        """How many deliveries are open, by their states."""
+        """Count the open deliveries by their states."""
         return open_states(self._engine)
 
     def close(self) -> None:

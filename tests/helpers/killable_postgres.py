@@ -18,7 +18,7 @@ from tests.helpers.processes import children_of
 from tests.helpers.waiting import until
 
 Way = Literal["fast", "immediate"]
-"""How it is told to stop: "immediate" makes no checkpoint, so that the next start recovers as after a crash."""
+"""Mode of its shutdown: "immediate" makes no checkpoint, so that the next start recovers as after a crash."""
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -72,7 +72,7 @@ class KillablePostgres:
 
     @property
     def runs(self) -> bool:
-        """Whether its first process has not ended."""
+        """Return whether its first process has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def url(self, database: str, sockets: Path | None = None) -> str:
@@ -212,7 +212,7 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def _is_there(pid: int) -> bool:
-    """Whether it runs; one that has ended and that nobody waited for does not."""
+    """Return whether it runs; one that has ended and that nobody waited for does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Who waits for a lock: found out, never guessed from how long something takes."""
+"""Detection of operations that wait for a lock: found out, never guessed from how long something takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHERE a.backend_type = 'client backend'
 
 
 class LockWaits(Protocol):
-    """What a stepper asks of its database. An operation is known by its name."""
+    """Questions of a stepper to its database. An operation is known by its name."""
 
     def checked_out(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401  # the driver's
         """In the operation's thread: it uses this connection now. What `info` holds stays with the connection."""
@@ -33,10 +33,10 @@ class LockWaits(Protocol):
         """In the operation's thread: its transaction is over."""
 
     def would_wait(self, operation: str, statement: str) -> bool:
-        """Whether this statement would do nothing but wait."""
+        """Return whether this statement would do nothing but wait."""
 
     def held_up(self, moving: Collection[str]) -> set[str]:
-        """Which of those that move wait for one that stands still, or for one that does so in turn, or for a stranger."""
+        """Return those of `moving` that wait for one that stands still, for one that does so in turn, or for a stranger."""
 
     def cancel(self, moving: Collection[str]) -> None:
         """End the waiting of these, with an error."""

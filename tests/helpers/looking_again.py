@@ -12,7 +12,7 @@ from relay.store.audit import examine, rebuild
 from relay.store.database import Transaction
 
 WITHOUT_A_LOOK = ("AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)", "")
-"""What to replace in the statement that removes rows of no event."""
+"""Text to replace in the statement that removes rows of no event."""
 
 
 def look_again_by_the_events_of_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from inbox.db.dialect import POSTGRES
 
 
 def is_postgres(database_url: str) -> bool:
-    """Whether it is a Postgres database."""
+    """Return whether it is a Postgres database."""
     return make_url(database_url).get_backend_name() == POSTGRES
 
 

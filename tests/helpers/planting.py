@@ -11,7 +11,7 @@ from sqlalchemy import Engine, inspect
 from tests.helpers.reading import rows
 
 ODD = '/+="\\&%<'
-"""What JSON, URLs, HTML and base64 each write in another way."""
+"""Characters that JSON, URLs, HTML and base64 each write in another way."""
 
 
 class Planted:

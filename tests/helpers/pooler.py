@@ -66,7 +66,7 @@ def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator
 
 
 def _server(url: URL) -> str:
-    """Where the server is, as PgBouncer writes it."""
+    """Return the address of the server, as PgBouncer writes it."""
     host = url.query.get("host") or url.host
     parts = {"host": host, "port": url.port, "dbname": url.database, "user": url.username, "password": url.password}
     return " ".join(f"{name}={value}" for name, value in parts.items() if value)

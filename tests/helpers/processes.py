@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.helpers.waiting import until
 
 GUNICORN = ("-m", "gunicorn", "-c", "python:inbox.serve")
-"""What `python` runs when it is to serve the receiver."""
+"""Arguments with which `python` serves the receiver."""
 
 
 class Program:
@@ -37,12 +37,12 @@ class Program:
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended yet."""
+        """Return whether it has not ended yet."""
         return self._process.poll() is None
 
     @property
     def output(self) -> str:
-        """What it has written so far."""
+        """Return what it has written so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def send(self, number: signal.Signals) -> None:
@@ -146,7 +146,7 @@ def free_port() -> int:
 
 
 def is_ready(port: int) -> bool:
-    """Whether a receiver there can store webhooks."""
+    """Return whether a receiver there can store webhooks."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
             return bool(answer.status == 200)

@@ -176,7 +176,7 @@ class _Connection:
         self._to_server.write(head + body)
 
     def _watch(self, kind: bytes, body: bytes) -> None:
-        """Which statement is being run, so that an intake can be told from other autocommitted ones."""
+        """Note which statement is being run, to distinguish an intake from other autocommitted ones."""
         if kind == b"P":
             name, text, _ = body.split(b"\0", 2)
             self._statements[name] = text

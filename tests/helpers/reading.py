@@ -1,4 +1,4 @@
-"""What tests read of the tables: rows as dictionaries."""
+"""Queries of tests on the tables: rows as dictionaries."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def rows(engine: Engine, statement: str, **parameters: object) -> list[Row]:
 
 
 def count(engine: Engine, what: str, **parameters: object) -> int:
-    """How many rows `what` (a table, perhaps with a condition) has."""
+    """Count the rows of `what` (a table, perhaps with a condition)."""
     return int(rows(engine, f"SELECT count(*) AS n FROM {what}", **parameters)[0]["n"])
 
 
 def duplicates(engine: Engine) -> int:
-    """How many duplicate requests were noted: as rows, or as a count."""
+    """Count the duplicate requests that were noted: as rows, or as a count."""
     return int(rows(engine, "SELECT coalesce(sum(times), 0) AS n FROM duplicate_request")[0]["n"])

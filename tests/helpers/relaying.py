@@ -39,7 +39,7 @@ class Scripted:
 
 
 class Steps:
-    """What a relay does in one round, under the name of one node, for every route of the configuration."""
+    """Steps of one round of a relay, under the name of one node, for every route of the configuration."""
 
     def __init__(self, engine: Engine, config: Config, deliverer: Scripted | None = None) -> None:
         self.moment = datetime(2030, 1, 1, tzinfo=UTC)

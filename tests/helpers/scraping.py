@@ -19,7 +19,7 @@ def metrics_at(side: str) -> tuple[int, str]:
 
 
 def scrape(port: int, within: float = 10.0) -> Samples:
-    """What is served there.
+    """Return the samples that are served there.
 
     Raises:
         OSError: nobody serves, or not in time.
@@ -53,7 +53,7 @@ def parsed(text: str) -> Samples:
 
 
 def served(port: int) -> Samples | None:
-    """What is served there; None: nobody answers."""
+    """Return the samples that are served there; None: nobody answers."""
     try:
         return scrape(port)
     except OSError:

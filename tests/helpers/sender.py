@@ -58,15 +58,15 @@ class Sender:
 
     @property
     def is_done(self) -> bool:
-        """Whether every event was sent, or given up."""
+        """Return whether every event was sent, or given up."""
         return not any(thread.is_alive() for thread in self._threads)
 
     def acknowledged(self) -> int:
-        """How many requests were answered 200 so far."""
+        """Count the requests that were answered 200 so far."""
         return self._outcomes[OK]
 
     def refused(self) -> int:
-        """How many requests got another answer so far."""
+        """Count the requests that got another answer so far."""
         return self._outcomes[FAILED]
 
     def enough(self) -> None:

@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 60.0
 COMMIT = "COMMIT"
 
 _LOOK_AGAIN_SECONDS = 0.001
-"""How long to let a statement run before asking whether it waits for a lock. Right at any value."""
+"""Time to let a statement run before asking whether it waits for a lock. Right at any value."""
 
 
 Step = tuple[str, str]
@@ -58,7 +58,7 @@ class Stepped:
 
     @property
     def can_move(self) -> bool:
-        """Whether a step would do anything: on SQLite, while another one may write, a transaction that would can't begin."""
+        """Return whether a step would do anything: on SQLite, only one transaction that may write can begin at a time."""
         return self.before is not None and not self._stepper.waits.would_wait(self.name, self.before)
 
     def step(self) -> None:
@@ -269,7 +269,7 @@ class Stepper:
                 )
 
     def _at_rest(self) -> bool:
-        """Whether all are; those that move are given a moment, then the database is asked about them."""
+        """Return whether all are at rest. Give those that move a moment, then ask the database about them."""
         with self._rest:
             if self._rest.wait_for(lambda: all(stepped.blocked for stepped in self._moving()), _LOOK_AGAIN_SECONDS):
                 return True
@@ -282,6 +282,6 @@ class Stepper:
 
 
 def _only_reads(connection: Connection) -> bool:
-    """Whether `inbox.db.engine.reading` or `snapshot` made its transaction."""
+    """Return whether `inbox.db.engine.reading` or `snapshot` made its transaction."""
     options = connection.get_execution_options()
     return options.get("sqlite_begin") == "DEFERRED" or bool(options.get("postgresql_readonly"))

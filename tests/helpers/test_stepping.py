@@ -1,4 +1,4 @@
-"""What the stepper says of operations is so."""
+"""Tests that the stepper reports the state of operations correctly."""
 
 from __future__ import annotations
 

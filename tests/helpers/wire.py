@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 
     @property
     def seq(self) -> int:
-        """Which event it acknowledges; 0: none."""
+        """Return the seq of the event that it acknowledges; 0: none."""
         return int(json.loads(self.body).get("seq", 0)) if self.status == 200 and b'"seq"' in self.body else 0
 
 

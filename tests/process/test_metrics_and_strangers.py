@@ -99,12 +99,12 @@ def test_a_scrape_that_asks_for_an_odd_version_is_answered_too(sqlite_database_u
 
 COUNTS = """
 from inbox.config.types import Address
-from inbox.telemetry.recorder import counting, exporter_at
+from inbox.telemetry.recorder import exporter_at, make_recorder
 from inbox.telemetry.metrics import RECEIVED, RECEIVER
 watch()
 exporter = exporter_at(Address(sys.argv[1]))
 exporter.ensure()
-meters = counting(RECEIVER)
+meters = make_recorder(RECEIVER)
 meters.count(RECEIVED, "trivore")
 meters.close()
 input()

@@ -34,7 +34,7 @@ REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "2000"))
 MOST_GROWTH = 20 * 1024 * 1024
 EXAMPLES = [case.sent for case in (*malformed.TABLE, *malformed_events.TABLE) if len(case.sent) < 20_000]
 SEEN = {200, 400, 401, 404, 405, 413, 414, 415, 417, 422, 431}
-"""What 2,000 of them are answered with, or the requests do not go where they should."""
+"""Statuses that 2,000 of them are answered with, or the requests do not go where they should."""
 
 
 def stored_in(engine: Engine) -> Callable[[int], bytes | None]:

@@ -10,6 +10,6 @@ import pytest
 
 @pytest.fixture
 def seed() -> int:
-    """What this run does is drawn from it."""
+    """Return the seed from which this run draws what it does."""
     given = os.environ.get("FAULTS_SEED")
     return random.randrange(1_000_000) if given is None else int(given)

@@ -1,4 +1,4 @@
-"""What is done to a rig: one function for each kind of fault. Each returns when the fault is over."""
+"""Faults that are done to a rig: one function for each kind. Each returns when the fault is over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent while things break, and how the downstream service behaves."""
+"""Load that is sent while things break, and the behaviour of the downstream service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHUFFLED = 100
 """Events whose order of arrival is left to chance."""
 REMEMBERED = 500
 SENT_TWICE, SENT_AGAIN = 0.04, 0.03
-"""How many events are sent twice at the same time, and how many once more some time later."""
+"""Shares of events that are sent twice at the same time, and once more some time later."""
 SCHEDULE = ("200ms", "1s", "2s", "5s", "5s", "5s", "5s")
 TRIES_THAT_MAY_FAIL = 3
 REFUSED, DROPPED, SLOW = 0.04, 0.01, 0.02

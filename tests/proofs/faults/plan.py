@@ -40,9 +40,9 @@ class Fault(msgspec.Struct, frozen=True):
     at: float
     kind: Kind
     seconds: float = 0.0
-    """How long it lasts, where it lasts."""
+    """Duration of a fault that lasts."""
     about: str = ""
-    """Which application's commit is cut, and when."""
+    """Application whose commit is cut, and the moment of the cut."""
 
 
 Streams = Mapping[str, Sequence[Fault]]
@@ -50,7 +50,7 @@ Streams = Mapping[str, Sequence[Fault]]
 
 
 class Amounts(msgspec.Struct, frozen=True):
-    """How often each kind happens; they are spread over `seconds`."""
+    """Number of faults of each kind, spread over `seconds`."""
 
     seconds: float
     kills: int = 0

@@ -28,7 +28,7 @@ from tests.proofs.faults.verdict import Verdict, conclude, told
 PER_SECOND = 60.0
 MEGABYTES, MEGABYTES_A_MINUTE = 192, 30
 LINE_EVERY_SECONDS = 30.0
-"""Where nobody watches a bar."""
+"""Interval between progress lines, where nobody watches a bar."""
 
 TITLES = {
     "events": "\nreceived",
@@ -37,11 +37,11 @@ TITLES = {
     "commits cut": "\ndatabase",
     "faults": "\nbroken",
 }
-"""What a table that begins with this count is about."""
+"""Title of the table that begins with each count."""
 
 
 def amounts(kind: str, minutes: float) -> Amounts:
-    """How often each kind of fault happens in so many minutes."""
+    """Return how often each kind of fault happens in so many minutes."""
     times = max(1.0, minutes)
     only_postgres = int(kind == "postgres")
     return Amounts(

@@ -14,7 +14,7 @@ _IN_A_NAMESPACE = 'mount -t tmpfs -o "size=$1m,mode=0777" none "$2" && echo moun
 
 
 def can_be_made(kind: str) -> bool:
-    """Whether a small disk can be had here for a database of this kind.
+    """Return whether a small disk can be made here for a database of this kind.
 
     Without root it is reached through a link in /proc, which SQLite follows to where there is no such disk.
     """

@@ -1,4 +1,4 @@
-"""What the ledger of faults says about when nobody could have worked."""
+"""Tests of what the ledger of faults says about times when nobody could have worked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When what was broken: the ledger of faults as the checkers take it. Pure; all moments are monotonic seconds."""
+"""Times of each fault: the ledger of faults as the checkers take it. Pure; all moments are monotonic seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOREVER = float("inf")
 
 
 def outages(faults: Iterable[Line]) -> list[Interval]:
-    """When there was no database, or relays had not noticed yet that there is one again."""
+    """List the intervals without a database, each until relays have noticed that there is one again."""
     return merged(Interval(line["begin"], line["end"] + RELAYS_BACK_OFF) for line in faults if line.get("outage"))
 
 
@@ -30,7 +30,7 @@ def merged(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding]:
-    """What relays had in hand when they were killed, or what else was done to them."""
+    """List what relays held when they were killed, or when a fault of another `kind` hit them."""
     return [
         Holding(line["begin"], line["node"], tuple((seq, run, attempt) for seq, run, attempt in line["held"]))
         for line in faults
@@ -39,12 +39,12 @@ def holdings(faults: Iterable[Line], kind: str = "kill a relay") -> list[Holding
 
 
 def standstills(faults: Iterable[Line]) -> list[Interval]:
-    """When the database was there, and did nothing."""
+    """List the intervals in which the database was there and did nothing."""
     return [Interval(line["begin"], line["end"]) for line in faults if line["kind"] == "freeze Postgres"]
 
 
 def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, int]) -> dict[str, list[Interval]]:
-    """When something was done to a relay node: to itself, to its connection, or to everybody's database.
+    """List by relay node the intervals of its faults: its own, its connection's, or those of everybody's database.
 
     `pids` are those of all nodes.
     """
@@ -61,7 +61,7 @@ def troubles(faults: Sequence[Line], cuts: Sequence[Line], pids: Mapping[str, in
 
 
 def could_tell(verification: Line, faults: Iterable[Line]) -> bool:
-    """Whether `relay verify` could do its work: while there is no database, it can't tell anything."""
+    """Return whether `relay verify` could do its work: without a database it can't report anything."""
     away = any(
         line.get("outage") and line["begin"] <= verification["end"] and verification["begin"] <= line["end"]
         for line in faults

@@ -46,7 +46,7 @@ class Evidence(msgspec.Struct, frozen=True):
     pids: Mapping[str, int]
     """Of every relay node."""
     callers: Mapping[str, str]
-    """Which node the downstream service knows by which name."""
+    """Relay nodes by the names under which the downstream service knows them."""
     logs: Mapping[str, str]
     starts_of_postgres: int = 0
     slowness: float = 1.0
@@ -54,7 +54,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What was found, and what there was."""
+    """Findings and counts of a run."""
 
     findings: Mapping[str, Sequence[object]]
     counts: Mapping[str, Any]
@@ -230,7 +230,7 @@ def _monotonic(found: Sequence[Row], faults: Sequence[Line]) -> list[Row]:
 
 
 def _keep(rig: Rig, evidence: Evidence, verdict: Verdict) -> None:
-    """What was in the database goes with it; the ledgers are there already."""
+    """Save the verdict, and after findings the contents of the database. The ledgers are there already."""
     for name in ("inbox", "facts", "present") if verdict.findings else ():
         with (rig.folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, default=str) + "\n" for row in getattr(evidence, name))

@@ -1,4 +1,4 @@
-"""What must hold after any order. Each promise gives the evidence against it: nothing is good."""
+"""Invariants that hold after any order. Each promise yields the evidence against it: nothing is good."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def kept(order: Order) -> None:
 
 
 def told(order: Order) -> Iterator[str]:
-    """What each operation was told, in words."""
+    """Yield the result that each operation got, in words."""
     for name, result in order.results.items():
         yield f"{name}: {_WORDS[order.operations[name].kind](result)}"
 
@@ -66,7 +66,7 @@ def _needless_waits(order: Order) -> Iterator[object]:
 
 
 def _facts_nobody_was_told(order: Order) -> Iterator[object]:
-    """What operations say they recorded is in the log once, and nothing else is: a refused result changes nothing."""
+    """Require that the log holds each fact that operations report, once, and no other: a refused result changes nothing."""
     told = Counter(
         [(r.delivery.seq, r.delivery.route, facts.kind_of(r.fact)) for r in _recorded(order)]
         + [(seq, route, facts.kind_of(fact)) for _, _, reaped in _done(order, "reap") for seq, route, fact in reaped]
@@ -144,7 +144,7 @@ def _overtaken(order: Order) -> Iterator[object]:
 
 
 def _without_a_place(order: Order, step: int) -> set[Key]:
-    """What had arrived but was not sequenced before this step: it is taken in the order of arrival."""
+    """Return what had arrived but was not sequenced before this step. Sequencing follows the order of arrival."""
     placed = sum(result for name, _, result in _done(order, "sequence") if _last(order, name) < step)
     received = sorted(key for key, row in _by_key(order.before.open_delivery).items() if row["state"] == "received")
     return set(received[placed:])

@@ -1,4 +1,4 @@
-"""Which operations meet in which state, and what has to come of it."""
+"""Scenes: operations that meet in a state, and the results that they must have."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Scene(msgspec.Struct, frozen=True):
 
     prepare: Callable[[Stage], Operations]
     triples: tuple[tuple[str, str, str], ...]
-    """Those three at once whose meeting means something."""
+    """Three operations at once, where their meeting means something."""
     sometimes: frozenset[str]
-    """What operations are told in some order of two; without it the scene would show nothing."""
+    """Results that operations get in some order of two; without them the scene would show nothing."""
 
 
 SCENES = (

@@ -46,7 +46,7 @@ def a_head_in_flight(stage: Stage) -> Operations:
 
 
 def earlier_ones_behind_a_head_in_flight(stage: Stage) -> Operations:
-    """What is worked on has not been begun; an earlier one waits behind it, and the earliest has arrived."""
+    """Prepare a head in flight that is not begun; an earlier one waits behind it, and the earliest has arrived."""
     head = _in_flight(stage, "strict", 3)
     _place(stage, "strict", 2)
     stage.arrive(an_event(1))
@@ -139,7 +139,7 @@ def a_head_that_blocks(stage: Stage) -> Operations:
 
 
 def two_lanes_at_once(stage: Stage) -> Operations:
-    """What one relay holds in two lanes is handled together, and in any order of the two."""
+    """Prepare deliveries of two lanes that one relay holds and handles together, in any order of the two."""
     stage.routes = ("strict",)
     stage.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u1"), an_event(4, "u2"))
     sequence(stage.database, POLICIES, "r1")

@@ -34,14 +34,14 @@ from tests.store.conftest import POLICIES, FakeClock
 from tests.store.verifying import CONFIG
 
 _WRITTEN = {"open_delivery": "seq, route", "delivery_log": "id", "lane": "route, lane"}
-"""What relays write, and the order to read it in."""
+"""Tables that relays write, and the order in which to read each."""
 _PUT_BACK = ("inbox", *_WRITTEN)
 
 Receive = Callable[..., list[int | None]]
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What one relay does, in one thread of its own."""
+    """Action of one relay, in a thread of its own."""
 
     kind: Literal["sequence", "claim", "renew", "give back", "record", "reap", "rebuild", "receive"]
     act: Callable[[], Any]
@@ -50,7 +50,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 class Tables(msgspec.Struct, frozen=True):
-    """What the tables hold at one moment."""
+    """Contents of the tables at one moment."""
 
     open_delivery: list[Row]
     delivery_log: list[Row]
@@ -58,13 +58,13 @@ class Tables(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What came of one order."""
+    """Results of one order."""
 
     operations: Mapping[str, Operation]
     results: Mapping[str, Any]
     errors: Mapping[str, BaseException]
     steps: Sequence[str]
-    """Whose turn it was."""
+    """Names of the operations, in the order of their turns."""
     arrived: set[Key]
     before: Tables
     after: Tables
@@ -181,7 +181,7 @@ class Stage:
     # The state that every order begins with.
 
     def keep(self) -> None:
-        """What the tables hold now is what every order begins with."""
+        """Keep the present contents of the tables as the state that every order begins with."""
         with self.engine.begin() as connection:
             for table in _PUT_BACK:
                 connection.execute(text(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}"))

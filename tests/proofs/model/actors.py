@@ -23,7 +23,7 @@ TRUSTED = timedelta(seconds=TRUSTED_SECONDS)
 
 
 def is_swept(event: Event) -> bool:
-    """Whether it was added by a sweep."""
+    """Return whether a sweep added it."""
     return "|sweep|" in event.dedup_key
 
 
@@ -79,7 +79,7 @@ class Relay:
         """As it has seen them last."""
         self.held: dict[Claimed, Held] = {}
         self.recorded: list[Held] = []
-        """What it handed in last and knows to be recorded, or refused."""
+        """Deliveries that it handed in last and knows to be recorded, or refused."""
 
     def was_granted(self, delivery: Delivery, asked_at: datetime) -> None:
         self.held[claim_of(delivery)] = Held(delivery, asked_at + TRUSTED)
@@ -93,7 +93,7 @@ class Relay:
             self.held.pop(claim_of(held.delivery), None)
 
     def untouched(self) -> list[Held]:
-        """What nobody has begun; it may be begun while its lease is trusted."""
+        """List the deliveries that nobody has begun; each may be begun while its lease is trusted."""
         return [held for held in self.held.values() if held.begun_at is None]
 
     def running(self) -> list[Held]:
@@ -101,11 +101,11 @@ class Relay:
         return [held for held in self.held.values() if held.begun_at is not None and held.outcome is None]
 
     def finished(self) -> list[Held]:
-        """What it has to record."""
+        """List the deliveries whose outcome it has to record."""
         return [held for held in self.held.values() if held.outcome is not None]
 
     def cut(self, now: datetime) -> None:
-        """What a relay does when time has passed: no call goes on under a lease that is not trusted any more."""
+        """Cut each call whose lease is not trusted any more, as a relay does when time has passed."""
         for held in self.running():
             if now >= held.trusted_until:
                 held.answered(CUT)
@@ -113,36 +113,36 @@ class Relay:
 
 @dataclass
 class Doing:
-    """What happened in one step of the model."""
+    """Record of one step of the model."""
 
     claimed: list[Delivery] = field(default_factory=list)
     probes: list[Delivery] = field(default_factory=list)
-    """Those of them that were claimed to try a breaker."""
+    """Deliveries among them that were claimed to probe a breaker."""
     handed_in: list[tuple[str, Delivery, Outcome]] = field(default_factory=list)
     """Outcomes that were handed in to be recorded, by which node."""
     results: list[Recorded] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     asked_to_claim: bool = False
     asked: list[tuple[Act, Selection]] = field(default_factory=list)
-    """What persons had done to deliveries."""
+    """Commands of operators on deliveries."""
     resumed: int = 0
-    """How often a person let something through again."""
+    """Number of times that an operator resumed a gate."""
     judged: int = 0
-    """How often repeats were judged."""
+    """Number of times that duplicates were judged."""
     differences: list[Difference] = field(default_factory=list)
-    """What `verify` or `rebuild` found."""
+    """Differences that `verify` or `rebuild` found."""
     operations: int = 0
     arrivals: int = 0
-    """How often a receiver did something."""
+    """Number of times that a receiver did something."""
 
 
 class Ledger:
-    """What really happened, which no relay knows all of."""
+    """Record of what really happened; no relay knows all of it."""
 
     def __init__(self) -> None:
         self.step = 0
         self.events: dict[int, Event] = {}
-        """Those that were acknowledged."""
+        """Acknowledged events, by seq."""
         self.lanes: dict[Key, LaneKey] = {}
         """Every delivery there has to be."""
         self.ordered: dict[Key, int] = {}
@@ -153,7 +153,7 @@ class Ledger:
         self.arrived: dict[int, int] = {}
         """In which step its request came last."""
         self.repeats: Counter[int] = Counter()
-        """How often it came again."""
+        """Number of duplicates of each event, by seq."""
         self.heartbeats: dict[str, datetime] = {}
         self.strict_once: set[LaneKey] = set()
         """Lanes that were settled before `ordering` became "latest", too."""
@@ -173,7 +173,7 @@ class Ledger:
         return (self.events[key[0]].occurred_at, key[0])
 
     def is_kept_in_place(self, lane: LaneKey, attempt: int) -> bool:
-        """Whether a first attempt with this number may go before older ones: it has taken over a retry.
+        """Return whether a first attempt with this number may go before older ones: it has taken over a retry.
 
         In `strict` an older event that arrives waits behind a head that was worked on, and still does so when `ordering`
         has become "latest".

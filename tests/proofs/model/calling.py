@@ -1,4 +1,4 @@
-"""What relays do with the downstream service in the model, and how it answers."""
+"""Calls of relays to the downstream service in the model, and its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What persons ask for is done, and nothing else."""
+"""Checks that the commands of operators are carried out, and nothing else is."""
 
 from __future__ import annotations
 

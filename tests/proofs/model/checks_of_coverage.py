@@ -1,4 +1,4 @@
-"""What stands for what: events that are folded, dropped or healed, and those that a repeat makes needed again."""
+"""Checks of what stands for what: events folded, dropped or healed, and those that a duplicate makes needed again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def _stands_for(snapshot: Snapshot, entry: Entry, by: Key) -> bool:
 
 
 def what_a_sweep_has_told_is_not_told_again(snapshot: Snapshot) -> Sequence[object]:
-    """Whose sweep's event was delivered in `strict` before it got its place, and stands for no other, has ended without a call."""
+    """Require that an event has ended without a call if a sweep's event of the same change was delivered before.
+
+    It applies in `strict` if that delivery came before the event got its place, and the sweep's event stands for no other.
+    """
     delivered = {
         (each.key[1], event.entity_id, event.event_type, event.occurred_at)
         for each in snapshot.history.successes

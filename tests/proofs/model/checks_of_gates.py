@@ -1,7 +1,7 @@
-"""What pauses and breakers hold back, and what opens and closes them.
+"""Checks of what pauses and breakers hold back, and of what opens and closes them.
 
-Where two operations run at once, a gate may turn between one's look at it and its claim: what counts then is a gate that
-was the same before and after.
+Where two operations run at once, a gate may turn between one's look at it and its claim. Only a gate that was the same
+before and after counts then.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def a_stopped_endpoint_is_only_probed(snapshot: Snapshot) -> Sequence[object]:
 
 
 def one_probe_at_a_time(snapshot: Snapshot) -> Sequence[object]:
-    """When the breaker's time has come; and not before that one has ended, or is not waited for any longer."""
+    """Require that a probe begins once the breaker's time has come, and the previous one has ended or was given up."""
     probed = [(delivery, gate) for delivery in snapshot.doing.probes for gate in POLICIES[delivery.route].breakers]
     times = Counter(gate for _, gate in probed)
     evidence: list[object] = []

@@ -1,4 +1,4 @@
-"""Who works on a lane, and who is taken to have died."""
+"""Checks of the relays that work on a lane, and of those that are taken to have died."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.proofs.model.snapshot import Snapshot
 
 
 def one_trusted_lease_per_lane(snapshot: Snapshot) -> Sequence[object]:
-    """What a relay has to record only is no lease any more: nothing more is done under it."""
+    """Require one trusted lease per lane. One with only a result to record does not count: nothing more is done under it."""
     trusting: dict[LaneKey, list[tuple[str, Delivery]]] = defaultdict(list)
     for relay in snapshot.relays:
         for held in relay.held.values():
@@ -72,7 +72,7 @@ def crash_loops_are_of_the_dead(snapshot: Snapshot) -> Sequence[object]:
 
 
 def _abandoned_in_a_row(history: History, dead: Entry) -> list[tuple[str, datetime]]:
-    """Who abandoned it before, and when; what took over an older one's retry goes on from that one's attempts."""
+    """List who abandoned it before, and when. One that took over an older one's retry continues that one's attempts."""
     found: list[tuple[str, datetime]] = []
     key, number = dead.key, dead.number
     while True:

@@ -1,4 +1,4 @@
-"""What goes first in a lane, what is late, and what stands for what."""
+"""Checks of what goes first in a lane, what is late, and what stands for what."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def claims_are_due(snapshot: Snapshot) -> Sequence[object]:
 
 
 def first_calls_are_in_order(snapshot: Snapshot) -> Sequence[object]:
-    """Who is called after a later one of its lane came into the lane after that one was claimed."""
+    """Require that a delivery called after a later one of its lane came into the lane after that one was claimed."""
     ledger = snapshot.ledger
     return [
         (call, key)
@@ -59,7 +59,7 @@ def first_calls_are_in_order(snapshot: Snapshot) -> Sequence[object]:
 
 
 def late_is_marked(snapshot: Snapshot) -> Sequence[object]:
-    """Whether a later event of the lane has been delivered."""
+    """Require the mark `late` exactly where a later event of the lane has been delivered."""
     return [
         delivery
         for delivery in snapshot.doing.claimed

@@ -1,4 +1,4 @@
-"""What was called, and what is recorded of it."""
+"""Checks of what was called, and of what is recorded of it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _follows(snapshot: Snapshot, entry: Entry, delivery: Delivery, outcome: Outc
 
 
 class _Expected(NamedTuple):
-    """What a failure leads to: another attempt after a delay, or death of a cause."""
+    """Expected effect of a failure: another attempt after a delay, or death of a cause."""
 
     counted: bool = True
     delay: timedelta | None = None
@@ -87,7 +87,7 @@ class _Expected(NamedTuple):
 
 
 _AT_ONCE = _Expected(counted=False, delay=timedelta(0))
-"""Where a breaker is open it says when the next call may be."""
+"""Retry without a delay; an open breaker decides when the next call may be."""
 _CONFLICTS = 3
 """So many in a row are tried again at once."""
 _ANSWERS = frozenset({"rejected", "conflict"})
@@ -113,7 +113,7 @@ def _expected(snapshot: Snapshot, entry: Entry, delivery: Delivery, error_class:
 
 
 def _the_same_in_a_row(snapshot: Snapshot, entry: Entry, error_class: ErrorClass) -> int:
-    """How often its last attempts of this run failed in this class."""
+    """Count how many of its last attempts of this run failed in this class, in a row."""
     number = 0
     before = [each for each in snapshot.history.entries[entry.key] if each.number < entry.number]
     for each in before:

@@ -62,7 +62,7 @@ def every_repeat_is_stored(snapshot: Snapshot) -> Sequence[object]:
 
 
 def _times(repeats: Iterable[Repeat]) -> Counter[int]:
-    """How often each event was repeated."""
+    """Count the duplicates of each event."""
     times: Counter[int] = Counter()
     for repeat in repeats:
         times[repeat.seq] += repeat.times

@@ -1,4 +1,4 @@
-"""What is possible at a point of a run."""
+"""Choices that are possible at a point of a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ALL = 500
 
 
 class Choosing(Stage):
-    """What relays have in hand, and what they can do with it; the numbers say how much, or which."""
+    """Choices from what relays have in hand, and what they can do with it; the numbers say how much, or which."""
 
     def can(self, relay: Relay, kind: str) -> bool:
-        """Whether the relay has anything in hand for this operation."""
+        """Return whether the relay has anything in hand for this operation."""
         conditions: dict[str, Callable[[], object]] = {
             "record": relay.finished,
             "give_back": relay.untouched,
@@ -72,7 +72,7 @@ class Choosing(Stage):
             self.perform(self.make.look_at_gates(relay))
 
     def rows_of_events(self, most: int) -> int:
-        """How many deliveries of the first events that arrived: a batch that cut one in two might cut it anywhere."""
+        """Count the deliveries of the first events that arrived: a batch that cut one in two might cut it anywhere."""
         received = [row.seq for row in self.open.values() if row.state is State.RECEIVED]
         return sum(seq in sorted(set(received))[:most] for seq in received) or 1
 
@@ -110,11 +110,11 @@ class Choosing(Stage):
         return sorted(key for key, row in self.stored.gates.items() if row.is_paused)
 
     def stopped_gates(self) -> list[GateKey]:
-        """Those whose breaker is not closed."""
+        """List the gates whose breaker is not closed."""
         return sorted(key for key, row in self.stored.gates.items() if row.breaker is not BreakerState.CLOSED)
 
     def any_late(self) -> bool:
-        """Whether anything has arrived on the route in `latest` that is no newer than what was delivered last."""
+        """Return whether anything has arrived on the route in `latest` that is no newer than the last delivered."""
         return any(
             row.occurred_at <= self.stored.lanes[row.route, row.lane].occurred_at
             for row in self.open.values()
@@ -122,7 +122,7 @@ class Choosing(Stage):
         )
 
     def any_left(self) -> bool:
-        """Whether something is still to be folded, or to be healed."""
+        """Return whether something is still to be folded, or to be healed."""
         waiting = Counter(row.lane for row in self.open.values() if (row.route, row.state) == ("latest", State.WAITING))
         return bool(self.stored.healing) or any(number > 1 for number in waiting.values())
 

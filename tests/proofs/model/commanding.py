@@ -1,4 +1,4 @@
-"""What persons do in the model."""
+"""Actions of operators in the model."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Commanding(Choosing):
 
 
 def gate_of(key: GateKey) -> Gate:
-    """How a person names this row of `gate`."""
+    """Return the gate as an operator names this row of `gate`."""
     kind, name = key
     if kind == "entity" and (entity := entity_of(name)):
         source, entity_type, entity_id = entity

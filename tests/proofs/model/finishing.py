@@ -79,7 +79,7 @@ def _go_round(stage: Choosing, relay: Relay) -> bool:
 
 
 def is_left(stage: Choosing) -> bool:
-    """Whether there is more than what stands dead."""
+    """Return whether there is more than what stands dead."""
     is_open = any(row.state is not State.DEAD for row in stage.open.values())
     return is_open or any(not repeat.is_handled for repeat in stage.stored.repeats.values())
 
@@ -142,7 +142,7 @@ def _has(stage: Choosing, success: Entry, key: Key) -> bool:
 
 
 def _stands_for(stage: Choosing, newer: Key, key: Key) -> bool:
-    """Whether an event that was delivered without a fetch says all that another does, which may have been dropped for it."""
+    """Return whether `newer`, delivered without a fetch, says all that `key` does, which may have been dropped for it."""
     (at, seq), (newer_at, newer_seq) = stage.ledger.order(key), stage.ledger.order(newer)
     ended = stage.history.entries[key][-1].fact
     was_dropped = isinstance(ended, facts.Superseded) and ended.because == "covered"

@@ -36,7 +36,7 @@ class History:
         self.last_id = 0
         self.entries: dict[Key, list[Entry]] = defaultdict(list)
         self.successes: list[Entry] = []
-        """Those of them that say `delivered`."""
+        """Entries among them that say `delivered`."""
         self.told: dict[Key, list[Entry]] = defaultdict(list)
         """By deliveries of sweeps' events: those of them that say that an event was superseded by it."""
         self.standing: dict[Key, FoldedState] = {}

@@ -1,4 +1,4 @@
-"""What must hold after every step, by the name of what is wrong when it does not."""
+"""Invariants that hold after every step, by the name of what is wrong when one does not."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Machine(Calling, Commanding):
     @precondition(lambda self: self.active())
     @step(which=WHICH, number=WHICH, outcome=ENDS, until=st.integers(1, 4))
     def go_round(self, which: int, number: int, outcome: str, until: int) -> None:
-        """What a relay does again and again, as far as it comes: sequence, claim, call and record."""
+        """Run one round of a relay, as far as it comes: sequence, claim, call and record."""
         relay = one_of(self.active(), which)
         self.let(relay, "sequence", number)
         if until > 1:
@@ -236,7 +236,7 @@ class Machine(Calling, Commanding):
     @precondition(lambda self: len(self.active()) < len(self.relays))
     @step(which=WHICH, answer=st.sampled_from([*SUCCESSES, CUT]))
     def come_back(self, which: int, answer: str) -> None:
-        """What was running has been answered meanwhile, or is cut when its lease ran out."""
+        """Resume a relay: its running calls have been answered meanwhile, or are cut when their lease ran out."""
         relay = one_of([relay for relay in self.relays if relay.paused], which)
         relay.paused = False
         if answer == CUT:

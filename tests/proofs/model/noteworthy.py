@@ -1,4 +1,4 @@
-"""What is good to have happened at least sometimes."""
+"""Situations that should occur at least sometimes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.proofs.model.world import FEW, POLICIES
 
 
 def noteworthy(snapshot: Snapshot) -> Counter[str]:
-    """What of it has happened in a step, how often."""
+    """Count how often each of these situations occurred in a step."""
     seen = Counter(_name(snapshot, entry) for entry in snapshot.new)
     seen["not counted"] += sum(isinstance(e.fact, facts.AttemptFailed) and not e.fact.counted for e in snapshot.new)
     seen["fenced"] += sum(result.fact is None for result in snapshot.doing.results)

@@ -168,11 +168,11 @@ class Operations:
         )
 
     def plan(self, act: Act, selection: Selection) -> Plan:
-        """What a person looks at before."""
+        """Return the plan that an operator looks at before a command."""
         return commands.plan(self._database, Choice(act, selection, CONFIG), None)
 
     def command(self, act: Act, selection: Selection) -> Operation:
-        """What a person does to deliveries; how many were changed. It may be done though nobody lives to hear of it."""
+        """Make an operator's command; its result is how many deliveries changed. It may be done though nobody lives to know."""
         self.doing.asked.append((act, selection))
         return Operation(act, lambda: carry_out(self._database, CONFIG, act, selection, why="agreed"), lambda _: None)
 

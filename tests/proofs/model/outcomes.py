@@ -1,4 +1,4 @@
-"""How attempts end in the model."""
+"""Outcomes of attempts in the model."""
 
 from __future__ import annotations
 

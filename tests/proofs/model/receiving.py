@@ -1,4 +1,4 @@
-"""What senders and receivers do in the model."""
+"""Actions of senders and receivers in the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SECOND = st.integers(0, 5)
 ARRIVALS = st.lists(st.tuples(st.sampled_from(ENTITIES), SECOND, ROUTE_SETS), min_size=1, max_size=3)
 
 AGES = [timedelta(seconds=seconds) for seconds in (-20, -5, -3, -2.5, 0, 1)]
-"""How long ago an event of each second was: a fetch that begins now covers the first two and, by its fraction, the fourth."""
+"""Age of an event of each second: a fetch that begins now covers the first two and, by its fraction, the fourth."""
 
 BY_SWEEPS, LATE = {1}, {4, 5}
 """Of six events one after the other."""

@@ -1,4 +1,4 @@
-"""How the model is run."""
+"""Runner of the model."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is stored after a step, what was before, and what was done in it."""
+    """Stored state after a step and before it, and what was done in the step."""
 
     now: datetime
     earlier: Stored

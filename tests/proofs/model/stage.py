@@ -1,4 +1,4 @@
-"""What every rule of the model stands on: the run's state, how an operation is made, and what must hold after each step."""
+"""Base of every rule of the model: the run's state, the making of operations, and what must hold after each step."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def beginning_at(items: Sequence[T], number: int) -> list[T]:
 
 
 class Evidence:
-    """What all runs did, so that a test can see that they did it."""
+    """Record of what all runs did, so that a test can see that they did it."""
 
     def __init__(self) -> None:
         self.runs = 0

@@ -1,4 +1,4 @@
-"""What the model works on: a real database that many runs use one after the other, and a clock that stands until it is moved."""
+"""World of the model: a real database that many runs use in turn, and a clock that stands until it is moved."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ _TABLES = (
 
 
 class GateRow(NamedTuple):
-    """What counts of a row of `gate`."""
+    """Relevant columns of a row of `gate`."""
 
     is_paused: bool
     breaker: BreakerState
@@ -133,7 +133,7 @@ OPEN_GATE = GateRow(is_paused=False, breaker=BreakerState.CLOSED, until=None)
 
 
 class Repeat(NamedTuple):
-    """What counts of a row of `duplicate_request`."""
+    """Relevant columns of a row of `duplicate_request`."""
 
     seq: int
     times: int
@@ -141,7 +141,7 @@ class Repeat(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What the tables hold."""
+    """Contents of the tables."""
 
     open: dict[Key, Row]
     new: list[Entry]
@@ -149,7 +149,7 @@ class Stored(NamedTuple):
     inbox: list[tuple[int, str]]
     """seq and key of every event."""
     lanes: dict[LaneKey, LastDelivered]
-    """What was delivered last in each lane, by the table `lane`."""
+    """Last delivery of each lane, by the table `lane`."""
     repeats: dict[int, Repeat]
     """By their ids."""
     gates: dict[GateKey, GateRow]
@@ -168,7 +168,7 @@ DAMAGES = {
     "another lane": "UPDATE open_delivery SET lane = lane || '?'",
     "dead or not": "UPDATE open_delivery SET due_at = NULL, state = CASE state WHEN 'dead' THEN 'waiting' ELSE 'dead' END",
 }
-"""What a careless hand may do to one row, by name."""
+"""Damage that a careless hand may do to one row, by name."""
 
 
 class Clock:
