@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout
 from docs.blocks import commands, configuration, delivery, house, metrics, presets, schema, states
 from docs.blocks.common import ROOT
 
-PAGES = (*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+PAGES = (*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
 _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "rooms": house.rooms,
     "arrows": house.arrows,
+    "packages": house.packages,
     "states-diagram": states.states_diagram,
     "states": states.states,
     "scheduling-steps": states.scheduling_steps,

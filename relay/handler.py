@@ -6,7 +6,7 @@
 
     def on_event(event: Event) -> None: ...
 
-Returning is success. See `docs/handlers.md`.
+Returning is success. See `docs/how-to/write-a-handler.md`.
 """
 
 from __future__ import annotations

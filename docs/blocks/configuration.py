@@ -62,7 +62,9 @@ def _config_table(title: str, cls: type, elsewhere: Iterable[str]) -> Iterator[s
         if name in shared or (name == "name" and cls in {model.Source, model.Endpoint, model.Route}):
             continue
         if (name in own_docs) == (name in added):
-            raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/model.py, or a line in meanings.toml")
+            raise SystemExit(
+                f"{cls.__name__}.{name} needs a docstring in inbox/config/model.py, or a line in meanings.toml"
+            )
         meaning = own_docs.get(name) or added[name]
         rows.append((f"`{field.encode_name}`", _type_text(field.type), _default_text(field), meaning))
     yield f"### {title}\n"

@@ -24,6 +24,61 @@ def rooms() -> str:
     return table(("file", "", "what it is"), rows)
 
 
+def packages() -> str:
+    """Draw the packages and their arrows: each line imports only from lines below it.
+
+    Raises:
+        SystemExit: packages import each other in a circle.
+    """
+    below = _imports_between_packages()
+    lines = []
+    while below:
+        free = sorted(name for name in below if not any(name in others for others in below.values()))
+        if not free:
+            raise SystemExit(f"packages import each other: {', '.join(sorted(below))}")
+        lines += [(name, sorted(below[name] - _reached(below, below[name]))) for name in free]
+        for name in free:
+            del below[name]
+    drawn = (f"{name:20} {'──► ' if to else ''}{', '.join(to)}".rstrip() for name, to in lines)
+    return "\n".join(["```text", *drawn, "```"])
+
+
+def _imports_between_packages() -> dict[str, set[str]]:
+    """Return each package with those that it imports; a module beside the packages counts as one."""
+    found: dict[str, set[str]] = {}
+    for path in sorted(path for package in ("inbox", "relay") for path in (ROOT / package).rglob("*.py")):
+        name = _package(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        if name is None:
+            continue
+        imported = found.setdefault(name, set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
+            imported |= {other for each in modules if (other := _package(each)) and other != name}
+    return {name: others & found.keys() for name, others in found.items()}
+
+
+def _package(module: str) -> str | None:
+    """Return the place of a module in the picture: `inbox/db` of `inbox.db.engine`."""
+    top, _, rest = module.partition(".")
+    inner = rest.partition(".")[0]
+    return f"{top}/{inner}" if top in {"inbox", "relay"} and inner not in {"", "__init__", "__main__"} else None
+
+
+def _reached(below: dict[str, set[str]], start: set[str]) -> set[str]:
+    """Return the packages that are imported by any of `start`, however far down."""
+    found: set[str] = set()
+    waiting = list(start)
+    while waiting:
+        for name in below[waiting.pop()] - found:
+            found.add(name)
+            waiting.append(name)
+    return found
+
+
 def arrows() -> str:
     """The contracts between modules that `make check` holds."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

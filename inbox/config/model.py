@@ -153,7 +153,7 @@ class ApiHeader(Table, frozen=True, tag="header", tag_field="kind"):
 Answered = Literal[
     "throttled", "server_error", "rejected", "auth", "not_found", "gone", "conflict", "redirect", "bad_answer"
 ]
-"""Classes of answers; docs/delivery.md lists the statuses of each."""
+"""Classes of answers; docs/reference/delivery.md lists the statuses of each."""
 Consequence = Literal["retry", "confirm", "again", "dead"]
 
 
@@ -219,7 +219,7 @@ class Downstream(Endpoint, frozen=True):
     """Keys that destinations have in common."""
 
     outcomes: dict[Answered, Consequence] = {}
-    """Consequence of each class of answers, where it differs from the default in docs/delivery.md."""
+    """Consequence of each class of answers, where it differs from the default in docs/reference/delivery.md."""
 
 
 class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind", kw_only=True):
@@ -245,7 +245,7 @@ class SlackDestination(Downstream, frozen=True, tag="slack", tag_field="kind", k
 
 
 class PythonDestination(Downstream, frozen=True, tag="python", tag_field="kind", kw_only=True):
-    """Destination that calls a function of yours: docs/handlers.md. Shared keys: `timeout`, `concurrency`, `rate`, `breaker`."""
+    """Calls a function of yours: docs/how-to/write-a-handler.md. Shared keys: `timeout`, `concurrency`, `rate`, `breaker`."""
 
     function: str
     """`package.module:name`, imported when the relay starts; the folder of `inbox.toml` is searched last."""

@@ -178,7 +178,7 @@ class Deactivate(Table, frozen=True, kw_only=True):
 
 
 class MapField(Table, frozen=True):
-    """Rule for one field of the counterpart, where an expression alone is not enough; docs/mapping.md has examples."""
+    """Rule for one field of the counterpart, where an expression alone is not enough; docs/reference/mapping.md has examples."""
 
     expression: str | None = msgspec.field(default=None, name="from")
     """JMESPath over {event, entity, target}."""

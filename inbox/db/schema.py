@@ -248,7 +248,7 @@ delivery_log = Table(
     Column("at", UtcDateTime, nullable=False, comment="time of recording; database clock"),
     Column("seq", BigInteger, nullable=False, comment="the event: inbox.seq"),
     Column("route", Text, nullable=False, comment="the route"),
-    Column("kind", Text, nullable=False, comment="kind of fact; explained in docs/states.md"),
+    Column("kind", Text, nullable=False, comment="kind of fact; explained in docs/reference/states.md"),
     Column("attempt", Integer, nullable=False, comment="attempts used in this run at that time"),
     Column(
         "relay_node", Text, comment="relay_node.id of the process that recorded it; empty for an operator's command"

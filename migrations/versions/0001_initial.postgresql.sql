@@ -77,7 +77,7 @@ COMMENT ON COLUMN delivery_log.seq IS 'the event: inbox.seq';
 
 COMMENT ON COLUMN delivery_log.route IS 'the route';
 
-COMMENT ON COLUMN delivery_log.kind IS 'kind of fact; explained in docs/states.md';
+COMMENT ON COLUMN delivery_log.kind IS 'kind of fact; explained in docs/reference/states.md';
 
 COMMENT ON COLUMN delivery_log.attempt IS 'attempts used in this run at that time';
 

@@ -43,7 +43,7 @@ CREATE TABLE delivery_log ( -- Facts about deliveries, append-only. The state of
     seq BIGINT NOT NULL,
     -- the route
     route TEXT NOT NULL,
-    -- kind of fact; explained in docs/states.md
+    -- kind of fact; explained in docs/reference/states.md
     kind TEXT NOT NULL,
     -- attempts used in this run at that time
     attempt INTEGER NOT NULL,

@@ -34,7 +34,7 @@ class Form(msgspec.Struct, frozen=True):
     """The quotes that it writes around the value. It must not stand between others."""
     meaning: str
     example: str
-    """Meaning and example are for its row in docs/configuration.md."""
+    """Meaning and example are for its row in docs/reference/configuration.md."""
     escape: str = "\\"
     """The character that escapes a quote. Empty: the language doubles the quote."""
 

@@ -79,7 +79,7 @@ def test_a_default_stands_for_a_value_that_a_lookup_lacks_and_a_cast_comes_befor
     assert one("TRUE", cast="bool", lookup={"true": 1}) == 1
 
 
-# --- casts; docs/mapping.md has more, and tests/docs/test_mapping_page.py tries them
+# --- casts; docs/reference/mapping.md has more, and tests/docs/test_mapping_page.py tries them
 
 
 @pytest.mark.parametrize(

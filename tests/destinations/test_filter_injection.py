@@ -26,7 +26,7 @@ from relay.destinations import Context
 from tests.destinations.syncing import DELETE, NOW
 
 INJECTED = 'x" or userName eq "admin'
-"""As docs/sync.md had its filter, `externalId eq "{event.entity_id}"`, this found the admin, and the admin was deleted."""
+"""With the filter of an early documentation, `externalId eq "{event.entity_id}"`, this found and deleted the admin."""
 
 _CONFIG = """
 [sources.trivore]

@@ -12,10 +12,10 @@ from tests.docs.pages import PAGES, blocks, expected_after, shell, shows
 
 KINDS = {"sh", "toml", "text", "sql", "mermaid", "python", "diff", "json", "nginx", "caddyfile", "ini"}
 """`sql` is run by test_queries and test_sqlite_shell, `python` and `diff` by test_contributing, `python` and `json` by
-test_mapping_page, `python` of docs/handlers.md by test_handlers, `nginx` and `caddyfile` by
+test_mapping_page, `python` of docs/how-to/write-a-handler.md by test_handlers, `nginx` and `caddyfile` by
 tests/process/test_behind_a_proxy.py, `ini` by tests/process/test_behind_a_pooler.py."""
 
-FIRST = {"README.md", "docs/quickstart.md"}
+FIRST = {"README.md", "docs/tutorial/quickstart.md"}
 """Pages whose commands are run each time; those of the others when there is time."""
 
 

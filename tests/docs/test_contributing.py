@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING, done in a copy of the checkout as they stand there: they work."""
+"""The worked examples for contributors, applied to a copy of the checkout as their pages have them: they work."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from inbox.db.migrate import head
+from tests.destinations.scripted import answer, serving
 from tests.docs.pages import PAGES, ROOT, blocks
 
 pytestmark = pytest.mark.long
@@ -32,6 +33,43 @@ COPIED = (
 )
 
 
+EXAMPLES = (
+    "docs/how-to/add-a-preset.md",
+    "docs/how-to/add-a-destination-kind.md",
+    "docs/how-to/add-a-column.md",
+)
+NOTES = """
+[database]
+url = "sqlite:///DATABASE"
+[sources.trivore]
+preset = "trivore"
+auth = { kind = "none" }
+[destinations.board]
+kind = "note"
+url = "URL"
+allow_private = true
+allow_http = true
+outcomes = { server_error = "dead" }
+[routes.notes]
+source = "trivore"
+destination = "board"
+"""
+RECEIVE = """
+import asyncio
+from inbox.loader.load import read_config
+from tests.helpers.receiver import receiving
+from tests.helpers.webhooks import body
+
+async def receive():
+    async with receiving(read_config()) as receiver:
+        for entity in ("u1", "u2"):
+            answer = await receiver.post(body(entity))
+            assert answer.status_code == 200
+
+asyncio.run(receive())
+"""
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout with all examples done."""
@@ -41,17 +79,24 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, folder)
-    page = PAGES["CONTRIBUTING.md"].read_text(encoding="utf-8")
-    page = re.sub(r"0001|0002|1000", lambda number: _since(number[0]), page)
-    for block in blocks(page):
+    for page in EXAMPLES:
+        apply(page, folder)
+    return folder
+
+
+def apply(page: str, folder: Path) -> None:
+    """Do in `folder` what a page says."""
+    text = PAGES[page].read_text(encoding="utf-8")
+    if page.endswith("column.md"):
+        text = re.sub(r"0001|0002|1000", lambda number: _since(number[0]), text)
+    for block in blocks(text):
         if block.info in {"python", "sql"}:
-            path, text = _head(block.text)
-            assert not (folder / path).exists(), f"CONTRIBUTING.md:{block.line} makes {path}, which is there"
-            (folder / path).write_text(text, encoding="utf-8")
+            path, content = _head(block.text)
+            assert not (folder / path).exists(), f"{page}:{block.line} makes {path}, which is there"
+            (folder / path).write_text(content, encoding="utf-8")
         elif block.info == "diff":
             path, changes = _head(block.text)
             change(folder / path, changes)
-    return folder
 
 
 def _since(number: str) -> str:
@@ -120,6 +165,22 @@ def test_the_new_column_is_written(copy: Path, tmp_path: Path) -> None:
         assert connection.execute("SELECT python FROM relay_node").fetchall() == [(platform.python_version(),)]
 
 
+def test_a_relay_delivers_a_note_and_follows_the_outcomes_of_its_destination(copy: Path, tmp_path: Path) -> None:
+    config, database = tmp_path / "inbox.toml", tmp_path / "inbox.db"
+    with serving(answer(204), answer(500)) as server:
+        config.write_text(NOTES.replace("URL", server.url).replace("DATABASE", str(database)), encoding="utf-8")
+        (copy / "migrate.py").write_text("from inbox.cli.main import app\napp(['migrate'])\n", encoding="utf-8")
+        (copy / "receive.py").write_text(RECEIVE, encoding="utf-8")
+        for arguments in (["migrate"], ["receive"], ["relay", "run", "--drain"]):
+            run(copy, *arguments, INBOX_CONFIG=str(config))
+        assert sorted(request.body for request in server.seen) == [b"UPDATE USER/u1", b"UPDATE USER/u2"]
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT kind FROM delivery_log ORDER BY kind").fetchall() == [
+            ("dead",),
+            ("delivered",),
+        ]
+
+
 def test_the_old_version_starts_beside_what_was_added_and_not_beside_what_was_demanded(
     copy: Path, tmp_path: Path, postgres_database_url: str
 ) -> None:
@@ -147,7 +208,7 @@ def test_they_are_written_as_the_house_writes(copy: Path) -> None:
 
 def test_the_documentation_can_be_made_with_them(copy: Path) -> None:
     subprocess.run([sys.executable, "docs/generate.py"], cwd=copy, check=True, capture_output=True)
-    assert 'with `kind = "note"`' in (copy / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert "| `python` | text | not null | version of Python it runs on |" in (copy / "docs" / "schema.md").read_text(
-        "utf-8"
-    )
+    assert 'with `kind = "note"`' in (copy / "docs/reference/configuration.md").read_text(encoding="utf-8")
+    assert "| `python` | text | not null | version of Python it runs on |" in (
+        copy / "docs/reference/schema.md"
+    ).read_text("utf-8")

@@ -39,7 +39,7 @@ def test_every_block_is_on_a_page() -> None:
 
 
 def test_every_state_and_step_is_on_the_page_of_states() -> None:
-    page = PAGES["docs/states.md"].read_text(encoding="utf-8")
+    page = PAGES["docs/reference/states.md"].read_text(encoding="utf-8")
     assert [word for word in (*State, *Step) if word not in page] == []
 
 
@@ -47,14 +47,14 @@ def test_every_explanation_is_of_something() -> None:
     for name, explained in MEANINGS["config"].items():
         table = next(found for module in (model, sync) if (found := getattr(module, name, None)))
         assert explained.keys() <= set(table.__struct_fields__), name
-    page = PAGES["docs/configuration.md"].read_text(encoding="utf-8")
+    page = PAGES["docs/reference/configuration.md"].read_text(encoding="utf-8")
     unused = [text for some in MEANINGS["config"].values() for text in some.values() if text not in page]
     assert unused == []
 
 
 def test_the_page_of_the_schema_tells_how_long_events_stay() -> None:
     assert RETENTION_FLOOR_DAYS == 7
-    assert "older than seven days" in PAGES["docs/schema.md"].read_text(encoding="utf-8")
+    assert "older than seven days" in PAGES["docs/reference/schema.md"].read_text(encoding="utf-8")
 
 
 def keys_of(value: object) -> set[str]:
@@ -65,7 +65,7 @@ def keys_of(value: object) -> set[str]:
 
 def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = (
-        b.text for b in blocks(PAGES["docs/configuration.md"].read_text(encoding="utf-8")) if b.info == "toml"
+        b.text for b in blocks(PAGES["docs/reference/configuration.md"].read_text(encoding="utf-8")) if b.info == "toml"
     )
     documented = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
     tree = tomllib.loads(example)
@@ -86,7 +86,7 @@ def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: py
 def examples() -> list[tuple[str, list[str]]]:
     """The examples of every help text, as words."""
     found = []
-    for block in blocks(PAGES["docs/cli.md"].read_text(encoding="utf-8")):
+    for block in blocks(PAGES["docs/reference/cli.md"].read_text(encoding="utf-8")):
         for line in block.text.splitlines():
             words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
             found.append((line, words))

@@ -1,4 +1,4 @@
-"""The handler on docs/handlers.md, with the configuration beside it, in a real relay."""
+"""The handler on docs/how-to/write-a-handler.md, with the configuration beside it, in a real relay."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from tests.helpers.processes import site
 from tests.helpers.receiver import receiving
 from tests.helpers.webhooks import TOKEN, body
 
-PAGE = PAGES["docs/handlers.md"].read_text(encoding="utf-8")
+PAGE = PAGES["docs/how-to/write-a-handler.md"].read_text(encoding="utf-8")
+CHAT_PAGE = PAGES["docs/how-to/receive-chat-messages.md"].read_text(encoding="utf-8")
 (HANDLER,) = (block.text for block in blocks(PAGE) if block.info == "python")
-CONFIG, MESSAGES = (block.text for block in blocks(PAGE) if block.info == "toml")
+(CONFIG,) = (block.text for block in blocks(PAGE) if block.info == "toml")
+(MESSAGES,) = (block.text for block in blocks(CHAT_PAGE) if block.info == "toml")
 
 
 def receive(config: str, *payloads: bytes) -> None:

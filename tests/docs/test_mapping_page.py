@@ -1,4 +1,4 @@
-"""Values that a mapping sends are those that docs/mapping.md states."""
+"""Values that a mapping sends are those that docs/reference/mapping.md states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relay.sync.expressions import encode
 from relay.sync.fields import compile_fields
 from tests.docs.pages import PAGES, blocks
 
-PAGE = PAGES["docs/mapping.md"].read_text(encoding="utf-8")
+PAGE = PAGES["docs/reference/mapping.md"].read_text(encoding="utf-8")
 
 
 def rows() -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The rules for alerts that docs/metrics.md gives name metrics, labels and values that there are."""
+"""The rules for alerts that docs/reference/metrics.md gives name metrics, labels and values that there are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from inbox.telemetry.metrics import RECEIVER, RELAY, UNKNOWN
 from relay.delivery.facts import KINDS
 from tests.docs.pages import PAGES, blocks
 
-(RULES,) = (b.text for b in blocks(PAGES["docs/metrics.md"].read_text(encoding="utf-8")) if "alert:" in b.text)
+(RULES,) = (
+    b.text for b in blocks(PAGES["docs/reference/metrics.md"].read_text(encoding="utf-8")) if "alert:" in b.text
+)
 METRICS = {
     name: metric
     for metric in (*RECEIVER, *RELAY)

@@ -28,7 +28,7 @@ from tests.docs.pages import PAGES, blocks
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 POLICIES = {"crm": RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))}
-QUERIES = [b for b in blocks(PAGES["docs/schema.md"].read_text(encoding="utf-8")) if b.info == "sql"]
+QUERIES = [b for b in blocks(PAGES["docs/reference/schema.md"].read_text(encoding="utf-8")) if b.info == "sql"]
 
 
 def event(number: int, entity: str, *, routed: bool = True, body: bytes = b"{}") -> Event:
@@ -103,7 +103,7 @@ def test_every_query_runs_and_finds_something(filled: Engine) -> None:
     with filled.connect() as connection:
         for query in QUERIES:
             rows = connection.execute(text(query.text.strip().removesuffix(";"))).all()
-            assert rows, f"docs/schema.md:{query.line} finds nothing"
+            assert rows, f"docs/reference/schema.md:{query.line} finds nothing"
 
 
 def test_every_query_says_what_it_is_for() -> None:

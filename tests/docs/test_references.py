@@ -63,7 +63,7 @@ def names_in(path: Path) -> frozenset[str]:
 def test_every_file_and_function_that_is_named_exists(page: str) -> None:
     for code in _CODE.findall(prose(page)):
         place = _PLACE.fullmatch(code)
-        if place is None or place[1] == "inbox.toml":
+        if place is None or place[1] == "inbox.toml" or place[1].startswith("NAME."):
             continue
         path = ROOT / place[1]
         assert path.is_file(), f"{page} names {code}"
@@ -91,7 +91,10 @@ def words_of_the_schema() -> set[str]:
     return {*tables, *(column for some in tables.values() for column in some), *indexes, *constraints}
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/states.md", "docs/schema.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["docs/explanation/way-of-a-webhook.md", "docs/reference/states.md", "docs/reference/schema.md", "CHANGELOG.md"],
+)
 def test_every_table_and_column_that_is_named_exists(page: str) -> None:
     keys = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
     counted = {metric.name for metric in (*metrics.RECEIVER, *metrics.RELAY)}
@@ -144,13 +147,33 @@ def test_the_picture_needs_nothing_from_elsewhere() -> None:
     assert set(re.findall(r"\w+://[^\s\"')]+", picture)) == {"http://www.w3.org/2000/svg"}
 
 
-def test_the_readme_leads_to_every_page() -> None:
-    linked = {target.partition("#")[0] for target in _LINK.findall(prose("README.md"))}
-    assert {page for page in PAGE_NAMES if page != "README.md"} <= linked
+def test_the_index_leads_to_every_page_and_the_readme_to_the_index() -> None:
+    def linked(page: str) -> set[str]:
+        targets = (target.partition("#")[0] for target in _LINK.findall(prose(page)) if "://" not in target)
+        return {str((PAGES[page].parent / target).resolve().relative_to(ROOT)) for target in targets}
+
+    assert {page for page in PAGE_NAMES if page.startswith("docs/")} <= linked("docs/README.md") | {"docs/README.md"}
+    assert {"docs/README.md", *(page for page in PAGE_NAMES if "/" not in page and page != "README.md")} <= linked(
+        "README.md"
+    )
+
+
+def test_every_page_lies_below_its_kind_and_says_first_who_it_is_for() -> None:
+    kinds = {"tutorial", "how-to", "reference", "explanation", "decisions"}
+    for page in PAGE_NAMES:
+        if page.startswith("docs/"):
+            assert page == "docs/README.md" or page.split("/")[1] in kinds, page
+            assert PAGES[page].read_text(encoding="utf-8").split("\n\n")[1].startswith("For "), page
+
+
+def test_the_architecture_fits_on_a_screen() -> None:
+    assert len(PAGES["docs/explanation/architecture.md"].read_text(encoding="utf-8").splitlines()) <= 75
 
 
 def test_commands_that_pages_name_exist() -> None:
-    known = set(re.findall(r"^##+ `((?:inbox|relay)(?: [a-z]+)*)", PAGES["docs/cli.md"].read_text(), re.MULTILINE))
+    known = set(
+        re.findall(r"^##+ `((?:inbox|relay)(?: [a-z]+)*)", PAGES["docs/reference/cli.md"].read_text(), re.MULTILINE)
+    )
     assert "`relay run`" in relay_commands()
     for page in PAGE_NAMES:
         for code in _CODE.findall(prose(page)):

@@ -1,4 +1,4 @@
-"""docs/configuration.md names every setting that is read back, with the value that it has to have."""
+"""docs/reference/configuration.md names every setting that is read back, with the value that it has to have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from inbox.db.engine import PINNED
 from tests.docs.pages import PAGES
 
 SECTION = (
-    PAGES["docs/configuration.md"].read_text(encoding="utf-8").partition("## The database\n")[2].partition("\n## ")[0]
+    PAGES["docs/reference/configuration.md"]
+    .read_text(encoding="utf-8")
+    .partition("## The database\n")[2]
+    .partition("\n## ")[0]
 )
 
 

@@ -1,4 +1,4 @@
-"""The pragma of docs/operations.md keeps a `sqlite3` shell from making checkpoints beside other programs' commits."""
+"""The pragma of docs/how-to/repair-the-database.md keeps a `sqlite3` shell from making checkpoints beside others' commits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.docs.pages import PAGES, blocks
 
 
 def copies_back(path: Path, before_it_writes: str) -> bool:
-    """Return whether a shell beside another program, which sets this and then writes 16 MB, changes the file itself."""
+    """Return whether a program beside another one, which sets this and then writes a few megabytes, changes the file itself."""
     with closing(sqlite3.connect(path)) as other, closing(sqlite3.connect(path, isolation_level=None)) as shell:
         other.execute("PRAGMA journal_mode = WAL")
         shell.execute("CREATE TABLE t (x)")
@@ -21,7 +21,7 @@ def copies_back(path: Path, before_it_writes: str) -> bool:
 
 
 def test_the_pragma_of_the_page_ends_automatic_checkpoints(tmp_path: Path) -> None:
-    page = blocks(PAGES["docs/operations.md"].read_text(encoding="utf-8"))
+    page = blocks(PAGES["docs/how-to/repair-the-database.md"].read_text(encoding="utf-8"))
     (pragma,) = [block.text for block in page if block.info == "sql"]
     assert copies_back(tmp_path / "as-it-is.db", "")
     assert not copies_back(tmp_path / "as-told.db", pragma)

@@ -1,6 +1,6 @@
 """Results of bad input on a sync route, from the webhook on: the documented one, and a lane that goes on afterwards.
 
-docs/sync.md lists the results, docs/delivery.md the times of retries. The steps are the relay's own, on both
+docs/reference/sync.md lists the results, docs/reference/delivery.md the times of retries. The steps are the relay's own, on both
 databases; both services answer over sockets.
 """
 

@@ -41,7 +41,9 @@ def _unpacked(name: str) -> Path:
 
 
 def _download(folder: Path, *packages: str) -> None:
-    assert shutil.which("apt-get"), f"install {packages[0]}: docs/deploy.md has a configuration for it, which is run"
+    assert shutil.which("apt-get"), (
+        f"install {packages[0]}: docs/how-to/deploy.md has a configuration for it, which is run"
+    )
     download = ["apt-get", "download", *packages]
     for commands in (
         [download],

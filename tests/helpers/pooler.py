@@ -22,16 +22,18 @@ LIBRARIES = ("libevent-2.1-7t64", "libcares2")
 
 
 def page_settings() -> str:
-    """The block of docs/deploy.md that says how the pooler is set."""
+    """The block of docs/how-to/deploy.md that says how the pooler is set."""
     (text,) = (
-        block.text for block in blocks(PAGES["docs/deploy.md"].read_text(encoding="utf-8")) if block.info == "ini"
+        block.text
+        for block in blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8"))
+        if block.info == "ini"
     )
     return text
 
 
 @contextlib.contextmanager
 def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator[str]:
-    """A pooler as docs/deploy.md sets it, and `more`, as long as the block runs; gives the database's URL through it."""
+    """A pooler as docs/how-to/deploy.md sets it, and `more`, as long as the block runs; gives the database's URL through it."""
     url, port = make_url(database_url), free_port()
     folder = Path(tempfile.mkdtemp(prefix="inbox-relay-pooler-", dir="/tmp"))  # its user must be able to enter it
     user = _unprivileged()

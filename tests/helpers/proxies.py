@@ -1,4 +1,4 @@
-"""The proxies of docs/deploy.md, as programs: the page's own configuration, with this machine's ports and folders."""
+"""The proxies of docs/how-to/deploy.md, as programs: the page's own configuration, with this machine's ports and folders."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ NO_CHANGES: Mapping[str, str] = {}
 
 
 def page_block(info: str) -> str:
-    """The one block of this kind on docs/deploy.md."""
+    """The one block of this kind on docs/how-to/deploy.md."""
     (text,) = (
-        block.text for block in blocks(PAGES["docs/deploy.md"].read_text(encoding="utf-8")) if block.info == info
+        block.text for block in blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8")) if block.info == info
     )
     return text
 
@@ -36,7 +36,7 @@ def page_block(info: str) -> str:
 def replaced(text: str, changes: Mapping[str, str]) -> str:
     """The text with each of these replaced, all of which it must have."""
     for old, new in changes.items():
-        assert old in text, f"docs/deploy.md has no {old!r}"
+        assert old in text, f"docs/how-to/deploy.md has no {old!r}"
         text = text.replace(old, new)
     return text
 

@@ -1,4 +1,4 @@
-"""The receiver behind the proxies of docs/deploy.md, configured as the page says: nothing is lost, changed, or let through."""
+"""The receiver behind the proxies of docs/how-to/deploy.md, as configured there: nothing is lost, changed, or let through."""
 
 from __future__ import annotations
 

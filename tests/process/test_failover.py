@@ -62,8 +62,8 @@ def engine_of(server: KillablePostgres) -> Engine:
 
 
 def documented_url(*servers: KillablePostgres) -> str:
-    """The URL that docs/deploy.md gives, with the hosts and the user of this test."""
-    page = blocks(PAGES["docs/deploy.md"].read_text(encoding="utf-8"))
+    """The URL that docs/how-to/deploy.md gives, with the hosts and the user of this test."""
+    page = blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8"))
     (block,) = [block for block in page if block.info == "toml" and "target_session_attrs" in block.text]
     url: str = tomllib.loads(block.text)["database"]["url"]
     for host, server in zip(HOSTS, servers, strict=True):
@@ -137,7 +137,7 @@ def test_behind_an_asynchronous_one_that_was_late_the_same_test_sees_what_is_los
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_the_url_of_the_page_reaches_the_driver_with_every_host(name: str) -> None:
-    page = blocks(PAGES["docs/deploy.md"].read_text(encoding="utf-8"))
+    page = blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8"))
     (block,) = [block for block in page if block.info == "toml" and "target_session_attrs" in block.text]
     engine = connect(tomllib.loads(block.text)["database"]["url"], application="tests")
     _, options = engine.dialect.create_connect_args(engine.url)

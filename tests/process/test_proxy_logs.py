@@ -1,4 +1,4 @@
-"""The proxies of docs/deploy.md write no secret of a sender anywhere, and nobody gets a 2xx for what is not stored."""
+"""The proxies of docs/how-to/deploy.md write no secret of a sender anywhere, and nobody gets a 2xx for what is not stored."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ _ANSWERS = frozenset({"rejected", "conflict"})
 
 
 def _expected(snapshot: Snapshot, entry: Entry, delivery: Delivery, error_class: ErrorClass) -> list[_Expected]:
-    """As docs/delivery.md has it. Where others did something too, its breaker may have turned before it was recorded."""
+    """As docs/reference/delivery.md has it. Where others did something too, its breaker may have turned before it was recorded."""
     in_a_row = _the_same_in_a_row(snapshot, entry, error_class)
     if error_class == "lease_lost" or (error_class == "conflict" and in_a_row < _CONFLICTS):
         return [_AT_ONCE]
