@@ -1,4 +1,4 @@
-"""Differences of Postgres and SQLite. No other file asks which of the two it is.
+"""Differences of Postgres and SQLite in statements, errors and types. Others ask only where a feature exists on one alone.
 
 Statements of both sides have one text for both databases. The parts that must differ are fragments from here.
 """

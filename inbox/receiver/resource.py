@@ -47,7 +47,7 @@ request of the process. Hashing lets other threads run. Parsing seldom does, so 
 waits for a single one, and memory beyond `MEMORY_FOR_BODY` is taken once."""
 
 HASHED_AT_ONCE = 1024 * 1024
-"""Bytes, which take 1 to 3 ms. A rejection hashes the body with every key of all sources: beyond this a thread does."""
+"""Bytes, which take 1 to 3 ms. A rejection hashes the body with every key of all sources: larger work runs in a thread."""
 
 _HANDSHAKES = frozenset(
     (preset.handshake.method, preset.handshake.header)

@@ -165,8 +165,8 @@ def _gates(transaction: Transaction, policies: Policies, now: datetime, *, locke
     """Gates with a time too far ahead; gates that the configuration no longer has are left alone."""
     limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
     used: dict[GateKey, datetime] = {}
-    for toll in (toll for policy in policies.values() for toll in policy.rate_limits):
-        used[toll.key] = max(used.get(toll.key, now), toll.furthest(now))
+    for rate_limit in (rate_limit for policy in policies.values() for rate_limit in policy.rate_limits):
+        used[rate_limit.key] = max(used.get(rate_limit.key, now), rate_limit.furthest(now))
     found = []
     for row in transaction.execute(_gates_ahead(transaction.sql, locked=locked), later=time_text(now + SLACK)):
         key, breaker = (row.kind, row.name), as_breaker(row)

@@ -43,9 +43,8 @@ def claim(
 ) -> list[Delivery]:
     """Lease due heads: for each destination, of its routes in turn, as many as there is room for, the longest due first.
 
-    `claim_filters` says of each route what is passed over, and what an attempt uses of a rate limit; a route that is not
-    there has nothing to pass. `places` remember from one claim to the next where to look; without them it is looked
-    from the beginning, and of heads that are paused only some thousands are passed over.
+    `claim_filters` holds the pauses and rate limits of each route; a route without one has none. `places` keeps scan
+    positions between claims; without it each claim scans from the beginning, past some thousands of paused heads at most.
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
     makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, by the `policies` of the routes, and the
@@ -123,7 +122,7 @@ def _claim_all(
             left = room
             for route in routes:
                 if left > 0:
-                    rows = claiming.some(route, left, claim_filters.get(route, NO_FILTER))
+                    rows = claiming.claim_route(route, left, claim_filters.get(route, NO_FILTER))
                     claimed += rows
                     left -= len(rows)
         rates.note(transaction)
@@ -135,22 +134,25 @@ def claim_probe(
     relay_node: str,
     route: str,
     breakers: Collection[GateKey],
-    passage: ClaimFilter = NO_FILTER,
+    claim_filter: ClaimFilter = NO_FILTER,
     *,
     places: Places | None = None,
     policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
     """Lease one due head of a route whose breaker is to be probed, and record that this attempt is the probe.
 
-    Where nothing else is due it is one that `claim` leaves out: else a breaker behind which only those wait stays open.
-    Nothing, when another relay does so already or it has opened again. One that can't be loaded is dealt with as by `claim`.
+    If only suspected deliveries are due, it leases one of these: otherwise such a breaker would never close. It leases
+    nothing when another relay probes already, or the breaker has opened again. Unloadable heads are handled as by `claim`.
     """
     return claiming_what_can_be_loaded(
         database,
         lambda: _claim_probe(
-            database, relay_node, route, breakers=breakers, passage=passage, places=places or Places()
+            database, relay_node, route, breakers=breakers, claim_filter=claim_filter, places=places or Places()
         ),
-        lambda: _due_keys(database, [(route, 1, passage.paused)]) or _suspect_keys(database, [route], passage.paused),
+        lambda: (
+            _due_keys(database, [(route, 1, claim_filter.paused)])
+            or _suspect_keys(database, [route], claim_filter.paused)
+        ),
         policies,
         relay_node,
     )
@@ -162,19 +164,21 @@ def _claim_probe(
     route: str,
     *,
     breakers: Collection[GateKey],
-    passage: ClaimFilter,
+    claim_filter: ClaimFilter,
     places: Places,
 ) -> list[Delivery]:
     with database.write() as transaction:
         now = transaction.lock_order()
-        gates = lock_all(transaction, {*breakers, *(toll.key for toll in passage.rate_limits)})
+        gates = lock_all(transaction, {*breakers, *(rate_limit.key for rate_limit in claim_filter.rate_limits)})
         tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
         known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
         if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
             return []
         lease, rates = _Lease(relay_node, secrets.randbits(62)), _Rates(gates, now)
         claiming = _Claim(transaction, lease, rates, places)
-        claimed = claiming.some(route, 1, passage) or _lease_suspect(transaction, lease, route, passage)
+        claimed = claiming.claim_route(route, 1, claim_filter) or _lease_suspect(
+            transaction, lease, route, claim_filter
+        )
         if not claimed:
             return []
         rates.note(transaction)
@@ -198,20 +202,24 @@ class _Rates:
     @classmethod
     def locked(cls, transaction: Transaction, claim_filters: Iterable[ClaimFilter]) -> _Rates:
         """Lock the gates of all these filters. Two relays that claim at once wait for each other here, and nowhere else."""
-        gates = lock_all(transaction, {toll.key for passage in claim_filters for toll in passage.rate_limits})
+        gates = lock_all(
+            transaction, {rate_limit.key for claim_filter in claim_filters for rate_limit in claim_filter.rate_limits}
+        )
         return cls(gates, transaction.now())
 
     def afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
         """The number of attempts, up to `most`, that the limits allow; 0 where a gate is missing as it is just resumed."""
-        if any(toll.key not in self._used_until for toll in rate_limits):
+        if any(rate_limit.key not in self._used_until for rate_limit in rate_limits):
             return 0
-        return min([most, *(toll.affords(self._used_until[toll.key], self.now) for toll in rate_limits)])
+        return min(
+            [most, *(rate_limit.affords(self._used_until[rate_limit.key], self.now) for rate_limit in rate_limits)]
+        )
 
     def use(self, rate_limits: Sequence[RateLimit], attempts: int) -> None:
         """Use these rate limits for this many attempts."""
-        for toll in rate_limits:
-            used_until = toll.used(self._used_until[toll.key], self.now, attempts)
-            self._used_until[toll.key] = self._changed[toll.key] = used_until
+        for rate_limit in rate_limits:
+            used_until = rate_limit.used(self._used_until[rate_limit.key], self.now, attempts)
+            self._used_until[rate_limit.key] = self._changed[rate_limit.key] = used_until
 
     def note(self, transaction: Transaction) -> None:
         """Store the used rates."""
@@ -227,15 +235,15 @@ class _Claim(NamedTuple):
     rates: _Rates
     places: Places
 
-    def some(self, route: str, most: int, passage: ClaimFilter) -> list[Any]:
+    def claim_route(self, route: str, most: int, claim_filter: ClaimFilter) -> list[Any]:
         """Claim as many as the rate limits allow, and use them."""
-        affordable = self.rates.afford(passage.rate_limits, most)
+        affordable = self.rates.afford(claim_filter.rate_limits, most)
         if affordable <= 0:
             return []
-        beside = passage.paused
+        beside = claim_filter.paused
         claimed = self._not_paused(route, affordable, beside) if beside else self._first(route, affordable)
         if claimed:
-            self.rates.use(passage.rate_limits, len(claimed))
+            self.rates.use(claim_filter.rate_limits, len(claimed))
         return claimed
 
     def _first(self, route: str, most: int) -> list[Any]:
@@ -251,7 +259,7 @@ class _Claim(NamedTuple):
     def _not_paused(self, route: str, most: int, paused: tuple[Entity, ...]) -> list[Any]:
         """Claim the first that are due and not paused, from the place where the last look ended."""
         passing, enough = self.places.passing[route], _OFFERED * most
-        self.places.due[route].at = None  # once nothing is paused, what was may have been due for long
+        self.places.due[route].at = None  # after a resume, old due rows lie before the saved position
         looked: list[Cursor] = []
         free: list[int] = []
         for cursor, pages in passing.begin(paused, self.rates.now):
@@ -273,11 +281,11 @@ _OFFERED = 4
 """Candidates for each head that is wanted: other relays may have locked some."""
 
 
-def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, passage: ClaimFilter) -> list[Any]:
+def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, claim_filter: ClaimFilter) -> list[Any]:
     """Lease one suspected delivery, unless this relay has one in hand: never two."""
     if transaction.execute(_SUSPECT_IN_HAND, node=lease.node):
         return []
-    return _suspect(transaction, lease, [route], passage.paused)
+    return _suspect(transaction, lease, [route], claim_filter.paused)
 
 
 def claim_suspect(
@@ -416,7 +424,7 @@ def _claim_these(sql: Sql) -> TextClause:
 def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
     """Checks the state once more, so that it holds without the row lock, too; written so that no index answers it.
 
-    By the one on heads, Postgres would read every head there is when its statistics are of a time when there were none.
+    `state || ''` stops Postgres from scanning the whole index of heads when its statistics are old.
     """
     return text(f"""
 WITH due AS MATERIALIZED ({due}

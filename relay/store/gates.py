@@ -150,18 +150,18 @@ def use_rates(transaction: Transaction, used_until: Mapping[GateKey, datetime]) 
     transaction.execute(_use(transaction.sql), used=rows_param(rows))
 
 
-def pay(database: Database, toll: RateLimit) -> float:
+def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
     """Use an endpoint's rate limit for one call that no claim has counted.
 
     Returns:
         0; or in how many seconds to come again, and nothing was used.
     """
     with database.write() as transaction:
-        gate, now = lock_all(transaction, [toll.key]).get(toll.key), transaction.now()
+        gate, now = lock_all(transaction, [rate_limit.key]).get(rate_limit.key), transaction.now()
         used = None if gate is None else gate.rate_used_until
-        seconds = toll.opens_in(used, now)
+        seconds = rate_limit.opens_in(used, now)
         if seconds == 0:
-            use_rates(transaction, {toll.key: toll.used(used, now, 1)})
+            use_rates(transaction, {rate_limit.key: rate_limit.used(used, now, 1)})
         return seconds
 
 

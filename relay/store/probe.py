@@ -31,7 +31,8 @@ def stuck_routes(database: Database, policies: Policies) -> list[str]:
         moving = [
             {"route": route}
             for route, policy in policies.items()
-            if gates.admit(policy.gates) == "all" and not any(toll.key in limited for toll in policy.rate_limits)
+            if gates.admit(policy.gates) == "all"
+            and not any(rate_limit.key in limited for rate_limit in policy.rate_limits)
         ]
         paused = paused_param(gates.paused_entities)
         statement = _stuck(database.sql, passing_over=bool(paused))

@@ -25,7 +25,7 @@ from relay.destinations.base import Clients, Context
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
-from relay.store.gates import pay
+from relay.store.gates import acquire_rate
 from relay.sweep.pages import BEFORE_A_CALL, Pages
 from relay.sync.cursor import EVERYTHING, Listed
 
@@ -143,7 +143,7 @@ class Sweeping:
 
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
         """Wait until the api's rate limit permits a call, a little at a time."""
-        while self._rate is not None and (seconds := pay(database, self._rate)) > 0:
+        while self._rate is not None and (seconds := acquire_rate(database, self._rate)) > 0:
             while seconds > 0:
                 context.stop.wait(min(seconds, WAITED_AT_A_TIME))
                 seconds -= WAITED_AT_A_TIME

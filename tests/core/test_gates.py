@@ -139,33 +139,33 @@ def test_a_second_s_worth_of_calls_may_go_out_at_once_and_two_at_least(rate: flo
     wanted=st.integers(1, 20),
 )
 def test_never_more_than_the_rate_and_one_burst(rate: float, calls: int, waits: list[float], wanted: int) -> None:
-    toll, now, used, made = RateLimit(CRM, rate, calls), NOW, None, 0
-    burst = toll.affords(None, NOW)
+    rate_limit, now, used, made = RateLimit(CRM, rate, calls), NOW, None, 0
+    burst = rate_limit.affords(None, NOW)
     for wait in waits:
         now += seconds(wait)
-        attempts = min(toll.affords(used, now), wanted)
+        attempts = min(rate_limit.affords(used, now), wanted)
         if attempts > 0:
-            used, made = toll.used(used, now, attempts), made + attempts
+            used, made = rate_limit.used(used, now, attempts), made + attempts
         elapsed = (now - NOW).total_seconds()
         assert made * calls <= burst * calls + (elapsed * rate) + 1e-3 + calls
 
 
 @given(rate=st.floats(0.001, 1000), calls=st.integers(1, 3), ahead=st.floats(0, 10_000))
 def test_it_says_in_how_many_seconds_the_next_may_go_and_then_it_may(rate: float, calls: int, ahead: float) -> None:
-    toll, used = RateLimit(CRM, rate, calls), NOW + seconds(ahead)
-    wait = toll.opens_in(used, NOW)
-    assert (wait == 0) == (toll.affords(used, NOW) > 0)
-    assert toll.affords(used, NOW + seconds(wait + 2e-6)) > 0
-    assert wait == 0 or toll.affords(used, NOW + seconds(wait * 0.9 - 0.01)) < 1
+    rate_limit, used = RateLimit(CRM, rate, calls), NOW + seconds(ahead)
+    wait = rate_limit.opens_in(used, NOW)
+    assert (wait == 0) == (rate_limit.affords(used, NOW) > 0)
+    assert rate_limit.affords(used, NOW + seconds(wait + 2e-6)) > 0
+    assert wait == 0 or rate_limit.affords(used, NOW + seconds(wait * 0.9 - 0.01)) < 1
 
 
 def test_whoever_asks_twice_a_second_gets_the_whole_rate() -> None:
     for rate in (1.0, 2.0, 3.0, 10.0, 0.5):
-        toll, used, made = RateLimit(CRM, rate, 1), None, 0
+        rate_limit, used, made = RateLimit(CRM, rate, 1), None, 0
         for step in range(2000):
             now = NOW + seconds(step / 2)
-            attempts = max(toll.affords(used, now), 0)
-            used, made = toll.used(used, now, attempts), made + attempts
+            attempts = max(rate_limit.affords(used, now), 0)
+            used, made = rate_limit.used(used, now, attempts), made + attempts
         assert made >= rate * 1000 * 0.999
 
 

@@ -107,9 +107,9 @@ def test_after_a_step_back_a_breaker_is_open_for_as_long_as_it_was_to_be(back: t
 
 @given(st.integers(1, 1000), st.sampled_from(["s", "m", "h", "d"]), st.integers(1, 5), st.integers(0, 50))
 def test_no_rate_is_pulled_in_while_the_clock_goes_on(number: int, unit: str, calls: int, wanted: int) -> None:
-    toll = RateLimit(("api", "crm"), Rate.parse(f"{number}/{unit}"), calls)
-    used = toll.used(None, NOW, min(toll.affords(None, NOW), wanted))
-    assert within(used, toll.furthest(NOW)) == used
+    rate_limit = RateLimit(("api", "crm"), Rate.parse(f"{number}/{unit}"), calls)
+    used = rate_limit.used(None, NOW, min(rate_limit.affords(None, NOW), wanted))
+    assert within(used, rate_limit.furthest(NOW)) == used
 
 
 @pytest.mark.parametrize("seconds", [0, 4.9])

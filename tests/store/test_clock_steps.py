@@ -20,7 +20,7 @@ from relay.store import alerts, nodes
 from relay.store.ahead import BATCH, Ahead
 from relay.store.claim import claim, claim_probe
 from relay.store.clock import DatabaseClock
-from relay.store.gates import pay, read_gates
+from relay.store.gates import acquire_rate, read_gates
 from relay.store.horizon import MOST_BATCHES, Horizon
 from relay.store.leases import renew
 from relay.store.reap import reap
@@ -204,14 +204,14 @@ def test_a_breaker_and_the_probe_of_one_that_died_are_waited_for_no_longer_than_
 
 
 def test_a_rate_is_used_up_for_no_longer_than_a_burst_lasts(steps: Steps, clock: FakeClock) -> None:
-    (toll,) = ROUTED.rate_limits
+    (rate_limit,) = ROUTED.rate_limits
     clock.advance(HOUR)
-    assert [pay(steps.database, toll), pay(steps.database, toll)] == [0, 0]
+    assert [acquire_rate(steps.database, rate_limit), acquire_rate(steps.database, rate_limit)] == [0, 0]
     clock.advance(-HOUR)
-    assert pay(steps.database, toll) > HOUR
+    assert acquire_rate(steps.database, rate_limit) > HOUR
     assert [one.column for one in pull_in(steps, GATED)] == ["rate_used_until"]
     clock.advance(10)
-    assert pay(steps.database, toll) == 0
+    assert acquire_rate(steps.database, rate_limit) == 0
 
 
 def test_a_sweep_is_due_again_and_one_of_a_relay_that_died_is_waited_for_no_longer_than_its_lease(

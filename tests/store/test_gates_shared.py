@@ -203,9 +203,9 @@ def test_all_relays_together_claim_no_more_than_the_rate(steps: Steps, clock: Fa
 
 def test_the_lowest_rate_on_the_way_counts_and_an_attempt_pays_for_all_its_calls(steps: Steps) -> None:
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 31)))
-    passage = {"strict": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 2), RateLimit(IDENTITY, 100.0, 1)))}
-    assert len(claim(steps.database, "r1", [(["strict"], 100)], passage)) == 5
-    assert claim(steps.database, "r1", [(["strict"], 100)], passage) == []
+    claim_filter = {"strict": ClaimFilter(rate_limits=(RateLimit(CRM, 10.0, 2), RateLimit(IDENTITY, 100.0, 1)))}
+    assert len(claim(steps.database, "r1", [(["strict"], 100)], claim_filter)) == 5
+    assert claim(steps.database, "r1", [(["strict"], 100)], claim_filter) == []
 
 
 def test_a_claim_that_finds_nothing_uses_nothing_of_the_rate(steps: Steps) -> None:
@@ -296,10 +296,10 @@ def test_neither_do_a_claim_and_the_attempts_that_breakers_hear_of(steps: Steps,
 
 
 def test_neither_do_a_claim_and_one_that_tries_a_breaker(steps: Steps) -> None:
-    passage = ClaimFilter(rate_limits=(RateLimit(IDENTITY, 10.0, 1),))
+    claim_filter = ClaimFilter(rate_limits=(RateLimit(IDENTITY, 10.0, 1),))
     operations: dict[str, Callable[[], object]] = {
         "r1 claims": lambda: claim(steps.database, "r1", [(["latest", "strict"], 8)], RATED),
-        "r2 tries": lambda: claim_probe(steps.database, "r2", "strict", [CRM], passage),
+        "r2 tries": lambda: claim_probe(steps.database, "r2", "strict", [CRM], claim_filter),
     }
     in_all_orders(steps.database.engine, emptied(steps.database, GATES_THERE), operations)
 

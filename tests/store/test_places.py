@@ -98,8 +98,8 @@ def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: S
     assert behind + claimed(steps, remembered) == [3]
 
 
-def claimed(steps: Steps, remembered: Places, most: int = 8, passage: ClaimFilter | None = None) -> list[int]:
-    claim_filters = {} if passage is None else {"strict": passage}
+def claimed(steps: Steps, remembered: Places, most: int = 8, claim_filter: ClaimFilter | None = None) -> list[int]:
+    claim_filters = {} if claim_filter is None else {"strict": claim_filter}
     return [
         delivery.seq for delivery in claim(steps.database, "r1", [(["strict"], most)], claim_filters, places=remembered)
     ]
@@ -147,14 +147,14 @@ def test_a_claim_looks_at_some_pages_however_many_heads_are_paused(steps: Steps,
     remembered, looks, found = Places(), list[int](), list[int]()
     while not found:
         with counted_pages(steps.database.engine) as pages:
-            found = claimed(steps, remembered, passage=PAUSED)
+            found = claimed(steps, remembered, claim_filter=PAUSED)
         looks.append(len(pages))
     assert found == [101]
     assert len(looks) == 4, "34 pages, ten of them in each claim"
     assert max(looks) <= 11
     with counted_pages(steps.database.engine) as pages:
         for _ in range(20):
-            assert claimed(steps, remembered, passage=PAUSED) == []
+            assert claimed(steps, remembered, claim_filter=PAUSED) == []
     assert len(pages) <= 2 * 20 + 10
 
 
@@ -165,9 +165,9 @@ def test_what_becomes_due_is_claimed_at_once_although_much_that_is_paused_is_due
     heads(steps, *["paused"] * 60)
     clock.advance(3600)
     remembered = Places()
-    assert claimed(steps, remembered, passage=PAUSED) == []
+    assert claimed(steps, remembered, claim_filter=PAUSED) == []
     heads(steps, "b")
-    assert claimed(steps, remembered, passage=PAUSED) == [61]
+    assert claimed(steps, remembered, claim_filter=PAUSED) == [61]
 
 
 @pytest.mark.usefixtures("small_pages")
@@ -177,8 +177,8 @@ def test_what_was_paused_is_claimed_when_it_is_not_any_more(steps: Steps, clock:
     remembered = Places()
     others = ClaimFilter(paused=(("trivore", "USER", "paused"), ("trivore", "USER", "other")))
     for _ in range(5):
-        assert claimed(steps, remembered, passage=others) == []
-    assert claimed(steps, remembered, passage=PAUSED) == [1]
+        assert claimed(steps, remembered, claim_filter=others) == []
+    assert claimed(steps, remembered, claim_filter=PAUSED) == [1]
     assert claimed(steps, remembered, 30) == list(range(2, 22))
 
 

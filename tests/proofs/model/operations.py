@@ -66,7 +66,7 @@ class Operations:
         def send() -> tuple[Gates, list[Delivery]]:
             seen = gates.read_gates(self._database)
             wanted = [(_admitted(seen, routes, "all"), room)]
-            return seen, claim.claim(self._database, node, wanted, _passages(seen)) if wanted[0][0] else []
+            return seen, claim.claim(self._database, node, wanted, _claim_filters(seen)) if wanted[0][0] else []
 
         def learn(found: tuple[Gates, list[Delivery]]) -> None:
             relay.gates = found[0]
@@ -95,8 +95,8 @@ class Operations:
         def send() -> tuple[Gates, list[Delivery]]:
             seen = gates.read_gates(self._database)
             for route in _admitted(seen, routes, "probe"):
-                breakers, passage = list(POLICIES[route].breakers), _passages(seen)[route]
-                if claimed := claim.claim_probe(self._database, node, route, breakers, passage):
+                breakers, claim_filter = list(POLICIES[route].breakers), _claim_filters(seen)[route]
+                if claimed := claim.claim_probe(self._database, node, route, breakers, claim_filter):
                     return seen, claimed
             return seen, []
 
@@ -220,5 +220,5 @@ def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[
     return [route for route in routes if seen.admit(POLICIES[route].gates) == admission]
 
 
-def _passages(seen: Gates) -> dict[str, ClaimFilter]:
+def _claim_filters(seen: Gates) -> dict[str, ClaimFilter]:
     return {route: ClaimFilter(seen.paused_entities, policy.rate_limits) for route, policy in POLICIES.items()}
