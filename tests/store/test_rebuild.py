@@ -14,6 +14,7 @@ from relay.delivery import facts
 from relay.store.audit import examine, verify
 from relay.store.database import Database
 from relay.store.record import record
+from tests.helpers.waiting import until
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_many_relays import one_round
 from tests.store.verifying import DONE, ROUTES, Planter, differences, findings, lived_in, mend, plant
@@ -191,22 +192,24 @@ def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_no
                 return
             clock.advance(0.1)
 
-    def check() -> int:
-        rounds = 0
+    rounds: list[int] = []
+
+    def check() -> None:
         while not received_all.is_set():
             found.extend(differences(database))
             found.extend(mend(database))
-            rounds += 1
-        return rounds
+            rounds.append(len(found))
 
     with ThreadPoolExecutor(3) as pool:
         relays = [pool.submit(run_relay, name) for name in ("r1", "r2")]
         checking = pool.submit(check)
         for first in range(1, 161, 10):
             receive(*(an_event(n, f"u{n % 20}", routes=ROUTES) for n in range(first, first + 10)))
+            until(lambda: checking.done() or len(rounds) * 50 >= first - 10, "it is checked meanwhile", within=60)  # noqa: B023  # called at once
         received_all.set()
         for relay in relays:
             relay.result()
-        assert checking.result() >= 3
+        checking.result()
+        assert len(rounds) >= 3
     assert found == []
     assert differences(database) == []
