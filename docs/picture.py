@@ -60,7 +60,7 @@ def main() -> None:
     unreported = next(number for number, line in enumerate(plain) if " no webhook: " in line)
     starts = [number for number, line in enumerate(plain[: unreported - SHOWN]) if " change " in line]
     start = max(starts, key=lambda number: worth(plain[number : number + SHOWN]))
-    end = max(number for number, line in enumerate(plain) if "in step" in line)
+    end = max(number for number, line in enumerate(plain) if "in sync" in line)
     found = [
         line for line, text in zip(lines[unreported:end], plain[unreported:end], strict=True) if " GET " not in text
     ]
@@ -89,7 +89,7 @@ def recorded() -> list[str]:
         )
         os.close(writer)
         printed = b""
-        while not re.search(rb"groups-to-teams .*in step.*\n", printed):
+        while not re.search(rb"groups-to-teams .*in sync.*\n", printed):
             printed += os.read(reader, 65536)
         demo.send_signal(signal.SIGINT)
         try:

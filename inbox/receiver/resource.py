@@ -163,12 +163,12 @@ class Webhooks:
         if req.method != "POST" and _HANDSHAKES.isdisjoint((req.method, name) for name in headers):
             raise falcon.HTTPMethodNotAllowed(["POST"])
         endpoint = self._endpoints.get(source)
-        body, unreceived, reservation = b"", None, Reservation(self._memory)
+        body, read_error, reservation = b"", None, Reservation(self._memory)
         try:
             try:
                 body = await read(req, UNKNOWN_SOURCE_MAX_BODY if endpoint is None else endpoint.max_body, reservation)
             except RequestError as error:
-                unreceived = error
+                read_error = error
             raw = RawRequest(
                 source=unnamed(source) if endpoint is None else source,
                 headers=headers,
@@ -181,8 +181,8 @@ class Webhooks:
             )
             proven: SourceEndpoint | None = None
             try:
-                if unreceived is not None:
-                    raise unreceived
+                if read_error is not None:
+                    raise read_error
                 proven = await self._prove(endpoint, raw)
                 enforce_rate_limit(proven)
                 await self._accept(services, proven, raw, resp)
@@ -190,8 +190,11 @@ class Webhooks:
                 services.meters.count(metrics.REJECTED, metrics.UNKNOWN if endpoint is None else source, error.cause)
                 if not isinstance(error, Unavailable | NotDelivered):
                     services.writer.reject(await offload_if_large(body, _rejected, proven, raw, error))
-                _answer_as_provider(proven, error, resp)
+                # Raised here, not there: a frame that holds the error whose traceback holds it is a cycle, and keeps the body.
+                if not _answered_as_provider(proven, error, resp):
+                    raise
         finally:
+            read_error = None  # as above
             reservation.release()
 
     async def _prove(self, endpoint: SourceEndpoint | None, raw: RawRequest) -> SourceEndpoint:
@@ -281,12 +284,13 @@ def unnamed(source: str) -> str:
     return f"unknown ({len(source)} characters)"
 
 
-def _answer_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> None:
-    """Write an error in the form that the provider wants, or raise it: then it is answered as every other error."""
+def _answered_as_provider(proven: SourceEndpoint | None, error: RequestError, resp: Response) -> bool:
+    """Write an error in the form that the provider wants. False where it is answered as every other error."""
     if proven is None or proven.preset.rejection is None or isinstance(error, Unavailable | NotDelivered | TooMany):
-        raise error
+        return False
     resp.status, resp.data = proven.preset.rejection(error)
     resp.content_type = falcon.MEDIA_JSON
+    return True
 
 
 def _rejected(proven: SourceEndpoint | None, raw: RawRequest, error: RequestError) -> Rejected:

@@ -193,7 +193,7 @@ _ROWS = (
     ("dead", "dead", "given up"),
     ("missed webhooks", "swept", "found by `relay sweep`; no webhook reported {untold} changes"),
     ("orphans", "orphans", "left by an unreported deletion, found by `relay sweep --full`"),
-    ("in step", "in_step", "entities, by `relay plan`, and {not_in_step} not"),
+    ("in sync", "in_step", "entities, by `relay plan`, and {not_in_step} not"),
 )
 _FAULTS = (
     ("still_open", "deliveries still to be made"),

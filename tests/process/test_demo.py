@@ -155,7 +155,7 @@ def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
             "change +UPDATE .* no webhook: ",
             r"command sweep +USER .*2 missed, 2 added",
             "an orphan",
-            r"users-to-contacts +in step",
+            r"users-to-contacts +in sync",
         ):
             assert any(re.search(expected, line) for line in said), (expected, "".join(said))
         process.send_signal(signal.SIGTERM)

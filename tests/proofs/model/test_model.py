@@ -35,7 +35,7 @@ SOMETIMES = {
     "superseded: newer",
     "superseded: covered",
     "superseded: healed",
-    "superseded: told",
+    "superseded: swept",
     "took_over",
     "demoted",
     "more waits than is folded",
