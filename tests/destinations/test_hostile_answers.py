@@ -49,7 +49,7 @@ SIZES = [b"-1", b"-5", b"+5", b"0x5", b"5_0", b" 5", b"5 ", b"5\t", b"", b"g", b
 
 @pytest.mark.parametrize("size", SIZES, ids=repr)
 def test_a_chunk_whose_size_is_no_bare_hexadecimal_number_is_no_answer(stack: ExitStack, size: bytes) -> None:
-    call = Called(stack, raw(CHUNKED + size + b"\r\nhello\r\n0\r\n\r\n"), raw(OWN))
+    call = Called(stack, raw(CHUNKED + size + b"\r\nhello\r\n0\r\n\r\n"), raw(OWN), timeout=Duration(10))
     assert_unknown_and_forgotten(call, "not an HTTP answer: ")
 
 
