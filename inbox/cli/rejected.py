@@ -141,7 +141,7 @@ def _do(
             made = engine.connect_async(config.database.url, application="inbox-readmit")
             writer = GroupCommit(made, SystemClock())
             try:
-                await readmit.store(database, writer, pages, getpass.getuser(), reason, done)
+                await readmit.store(database, writer, pages, by=getpass.getuser(), reason=reason, done=done)
             finally:
                 await writer.close()
 

@@ -220,7 +220,7 @@ def _names_a_day(form: str) -> bool:
     if not has_year or not ("j" in letters or ("d" in letters and has_month)):
         return False
     try:
-        datetime.strptime(_SOME_DAY.strftime(form), form)  # noqa: DTZ007  # only whether it can be
+        datetime.strptime(_SOME_DAY.strftime(form), form)  # noqa: DTZ007  # tries the format; no time is kept
     except (ValueError, re.error):
         return False
     return True

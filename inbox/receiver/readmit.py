@@ -132,10 +132,11 @@ def _read(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
     return again
 
 
-async def store(  # noqa: PLR0917  # one after the other
+async def store(
     engine: Engine,
     writer: Stores,
     pages: Iterator[list[ReadmitResult]],
+    *,
     by: str,
     reason: str,
     done: Callable[[Sequence[ReadmitResult]], None],

@@ -65,7 +65,6 @@ class Generation:
         """Start the threads. `put` gets every finished attempt and every result of a post."""
         self.config = config = prepared.config
         self.policies = policies(config)
-        self.sweeps = prepared.sweeps
         self.alert_sender = AlertSender(prepared.alert_client, config.alerts.format, stop=stop, now=now, done=put)
         self._deliverers = prepared.deliverers
         self._pools: list[WorkerPool] = []

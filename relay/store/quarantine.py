@@ -34,8 +34,7 @@ def quarantine(
 ) -> facts.Dead | None:
     """Make a delivery dead that is in flight under the lease of `token`, or, without one, received or ready.
 
-    Its lane goes on, also where no alert can be noted. Where the lane itself can't be settled, the delivery alone is written:
-    the view `stuck` shows a lane without a head.
+    Its lane goes on, even without an alert. Where the lane can't be settled either, the view `stuck` shows it without a head.
 
     Args:
         database: of the delivery.
