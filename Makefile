@@ -37,7 +37,7 @@ prove: $(READY)  ## run the rest: proofs at length and at size, then the rigs on
 	$(TEST) -m "long and not alone"
 	$(BIN)/python -m pytest --verbose -m alone
 
-pythons: $(READY)  ## run the quick tests on each other Python from 3.11 to 3.14 that is installed
+pythons: $(READY)  ## run the tests of the core on each other Python from 3.11 to 3.14 that is installed
 	TESTERS=$(TESTERS) .ci/pythons
 
 faults: $(READY)  ## break everything at random for MINUTES=5 (SEED=, DATABASE=sqlite) and count what happened

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from inbox.config.model import Config
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table, with every column.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
+TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 Since = Annotated[
-    datetime | None, typer.Option("--since", help="Only since; UTC.", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+    datetime | None,
+    typer.Option("--since", help="Only received at or after this time; UTC.", formats=TIME_FORMATS),
 ]
 
 

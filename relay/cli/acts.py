@@ -11,8 +11,9 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
+from inbox.cli.options import AsJson, parse_entity, utc
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
-from relay.cli.options import AsJson, OfEntity, OfRoute, OfSource, Since, open_database, parse_entity, utc
+from relay.cli.options import OfEntity, OfRoute, OfSource, Since, open_database
 
 if TYPE_CHECKING:
     from inbox.config.model import Config

@@ -5,14 +5,16 @@ A command imports the daemon, the demo services and whatever makes calls only wh
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
+from inbox.cli.options import TIME_FORMATS, AsJson, utc
 from inbox.cli.terminal import Commands, exit_on_error, show
 from inbox.cli.terminal import run as run_app
 from relay.cli.acts import cancel, replay, unblock
-from relay.cli.options import AsJson, OfRoute, Since, open_database, utc
+from relay.cli.options import OfRoute, open_database
 from relay.cli.pause import pause, resume
 from relay.cli.plan import plan
 from relay.cli.status import status
@@ -76,7 +78,10 @@ def dead(
     *,
     route: OfRoute = None,
     cause: Annotated[str | None, typer.Option(help="Only of this cause, such as exhausted or mapping.")] = None,
-    since: Since = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(help="Only died at or after this time; UTC.", formats=TIME_FORMATS),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most rows.")] = 50,
     as_json: AsJson = False,
 ) -> None:

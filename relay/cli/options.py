@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.options import AsJson, Since, parse_entity, utc
+from inbox.cli.options import TIME_FORMATS
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.store.database import Database
 
-__all__ = [
-    "AsJson",
-    "OfEntity",
-    "OfRoute",
-    "OfSource",
-    "Since",
-    "database_of",
-    "load_config",
-    "open_database",
-    "parse_entity",
-    "utc",
-]
-
+Since = Annotated[datetime | None, typer.Option("--since", help="Only since this time; UTC.", formats=TIME_FORMATS)]
 OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.")]
 OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source.")]
 OfEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]

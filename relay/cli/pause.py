@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inbox.cli.options import AsJson, parse_entity
 from inbox.cli.terminal import exit_on_error, fail, say, show
 from relay.cli.acts import Reason, follow
-from relay.cli.options import AsJson, OfEntity, OfRoute, OfSource, open_database, parse_entity
+from relay.cli.options import OfEntity, OfSource, open_database
 
 if TYPE_CHECKING:
     from inbox.db.reads import Row
@@ -22,10 +23,13 @@ OfApi = Annotated[str | None, typer.Option("--api", help="All routes that ask th
 COLUMNS = ("kind", "name", "paused_at", "paused_by", "pause_reason", "breaker", "breaker_until", "breaker_cause")
 
 
+ThisRoute = Annotated[str | None, typer.Option("--route", help="This route.")]
+
+
 def pause(
     *,
     reason: Annotated[str | None, typer.Option(help="Why; it is listed beside the pause.")] = None,
-    route: OfRoute = None,
+    route: ThisRoute = None,
     destination: OfDestination = None,
     api: OfApi = None,
     source: OfSource = None,
@@ -57,7 +61,7 @@ def pause(
 def resume(
     *,
     reason: Reason = "",
-    route: OfRoute = None,
+    route: ThisRoute = None,
     destination: OfDestination = None,
     api: OfApi = None,
     source: OfSource = None,

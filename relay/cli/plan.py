@@ -10,8 +10,9 @@ import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn
 
+from inbox.cli.options import AsJson, parse_entity, utc
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
-from relay.cli.options import AsJson, OfEntity, Since, open_database, parse_entity, utc
+from relay.cli.options import OfEntity, Since, open_database
 
 if TYPE_CHECKING:
     from inbox.config.model import Config

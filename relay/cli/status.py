@@ -10,8 +10,9 @@ import msgspec
 import typer
 from sqlalchemy.exc import DBAPIError
 
+from inbox.cli.options import AsJson
 from inbox.cli.terminal import FINDING, exit_on_error, say, show
-from relay.cli.options import AsJson, database_of, load_config
+from relay.cli.options import database_of, load_config
 from relay.cli.pause import described
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
     found: list[Row] = []
     place = f" on {socket.gethostname()}" if here else ""
     if not any(not here or node["host"] == socket.gethostname() for node in _alive(database)):
-        why = f"no relay{place} has said for {GONE_SECONDS} s that it lives"
+        why = f"no relay{place} has sent a heartbeat for {GONE_SECONDS} s"
         found.append({"finding": "no_relay", "route": None, "why": why})
     first = probe.unordered(database)
     if first is not None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TaskID
 
+from inbox.cli.options import AsJson, utc
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from inbox.errors import SweepFailed
-from relay.cli.options import AsJson, Since, open_database, utc
+from relay.cli.options import Since, open_database
 
 if TYPE_CHECKING:
     from inbox.config.model import Config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from inbox.cli.terminal import FINDING, Doing, answer, console, exit_on_error, say
 from inbox.logs.visible import visible, visible_json
-from relay.cli.options import AsJson, open_database
+from relay.cli.options import open_database
 
 if TYPE_CHECKING:
     from relay.delivery.audit import Difference
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from relay.store.database import Database
 
 
-def verify(*, as_json: AsJson = False) -> None:
+AsArray = Annotated[bool, typer.Option("--json", help="An array of the differences instead of lines.")]
+
+
+def verify(*, as_json: AsArray = False) -> None:
     """Compare the state of every delivery with its facts. Changes nothing; exits 1 on any difference.
 
     Receivers and relays may run meanwhile; it reads some events at a time. It checks that every event is open or ended
@@ -48,7 +51,7 @@ def verify(*, as_json: AsJson = False) -> None:
         raise typer.Exit(FINDING)
 
 
-def rebuild(*, as_json: AsJson = False) -> None:
+def rebuild(*, as_json: AsArray = False) -> None:
     """Repair the findings of relay verify from the log. Receivers and relays may run meanwhile.
 
     A delivery that lost its row gets it back and is delivered, one that has ended loses it, and a lane without a head

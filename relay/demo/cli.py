@@ -123,6 +123,9 @@ def _serve(app: Any, port: int, name: str) -> None:  # noqa: ANN401  # a Falcon 
     from relay.demo.web import served  # noqa: PLC0415
 
     events = DemoEvents(lambda _: None)
-    with events.stopping(), served(app, port) as url, suppress(Stopped):
-        say(f"{name} answers at {url}; Ctrl-C ends it")
-        events.wait(threading.TIMEOUT_MAX)
+    try:
+        with events.stopping(), served(app, port) as url, suppress(Stopped):
+            say(f"{name} answers at {url}; Ctrl-C ends it")
+            events.wait(threading.TIMEOUT_MAX)
+    except OSError as error:
+        fail(f"{name} can't listen on 127.0.0.1:{port}: {error.strerror or error}; name another --port")

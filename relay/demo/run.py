@@ -46,8 +46,8 @@ _POLL_SECONDS = 0.2
 _UNAVAILABLE = 503
 _SUCCESSES = range(200, 300)
 _COUNTED = (
-    *("entities", "fields", "changes", "created", "updated", "deleted", "webhooks", "webhooks_refused", "calls"),
-    *("calls_failed_503", "in_flight_when_killed", "untold", "swept", "orphans", "in_step", "not_in_step"),
+    *("entities", "fields", "changes", "created", "updated", "deleted", "webhooks", "webhooks_rejected", "calls"),
+    *("calls_failed_503", "in_flight_when_killed", "unreported", "swept", "orphans", "in_sync", "not_in_sync"),
 )
 _LOGGED = ("duplicates", "delivered", "superseded", "rearmed", "replayed", "unchanged")
 _INTRODUCTION = """\
@@ -130,7 +130,7 @@ class DemoRun:
         self.until(stack.is_settled, patience)
         compared, differences = compare(stack.identity, stack.commercial, scenario.deleted)
         counts["entities"], counts["fields"] = len(compared), sum(map(len, compared))
-        counts["in_step"], counts["not_in_step"] = stack.commands.plan()
+        counts["in_sync"], counts["not_in_sync"] = stack.commands.plan()
         stack.commercial.fail_share = FAIL_SHARE
         return differences
 
@@ -156,7 +156,7 @@ class DemoRun:
         for change in changes:
             self.chosen.add(change.entity_id)
             self.counts.update(("changes", f"{change.action}d"))
-            self.counts["untold"] += not change.is_reported and change.action != "delete"
+            self.counts["unreported"] += not change.is_reported and change.action != "delete"
             self.view.show_change(change)
 
     def _on_event(self, event: DemoEvent) -> None:
@@ -166,7 +166,7 @@ class DemoRun:
                 self.counts["calls_failed_503"] += status == _UNAVAILABLE
             case WebhookSent(status=status):
                 self.counts["webhooks"] += 1
-                self.counts["webhooks_refused"] += status not in _SUCCESSES
+                self.counts["webhooks_rejected"] += status not in _SUCCESSES
         self.view.show(event)
 
 

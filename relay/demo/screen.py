@@ -178,7 +178,7 @@ class Bars:
 
 _ROWS = (
     ("changes", "changes", "{created} creates, {updated} edits, {deleted} deletes"),
-    ("webhooks sent", "webhooks", "{webhooks_refused} of them without a 2xx"),
+    ("webhooks sent", "webhooks", "{webhooks_rejected} of them without a 2xx"),
     ("events stored", "events", "one row of inbox each"),
     ("duplicates", "duplicates", "webhooks sent again after a lost answer, recognised"),
     ("calls", "calls", "to the commercial service"),
@@ -191,14 +191,14 @@ _ROWS = (
     ("superseded", "superseded", "a newer event of the same entity stood for them"),
     ("re-armed", "rearmed", "delivered again: a duplicate may stand for a second change that looks the same"),
     ("dead", "dead", "given up"),
-    ("missed webhooks", "swept", "found by `relay sweep`; no webhook reported {untold} changes"),
+    ("missed webhooks", "swept", "found by `relay sweep`; no webhook reported {unreported} changes"),
     ("orphans", "orphans", "left by an unreported deletion, found by `relay sweep --full`"),
-    ("in sync", "in_step", "entities, by `relay plan`, and {not_in_step} not"),
+    ("in sync", "in_sync", "entities, by `relay plan`, and {not_in_sync} not"),
 )
 _FAULTS = (
     ("still_open", "deliveries still to be made"),
     ("webhooks_unsent", "webhooks not accepted yet"),
-    ("not_in_step", "entities that `relay plan` would change"),
+    ("not_in_sync", "entities that `relay plan` would change"),
 )
 
 

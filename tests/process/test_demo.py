@@ -102,10 +102,10 @@ def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Pa
     assert summary["takeovers"] > 0
     assert summary["unchanged"] > 0
     assert summary["stale_reads"] > 0
-    assert summary["swept"] == summary["untold"] > 0
+    assert summary["swept"] == summary["unreported"] > 0
     assert summary["orphans"] == 1
     assert summary["changes"] == summary["events"] + summary["orphans"], "all but the deletion that none told of"
-    assert (summary["in_step"] > summary["entities"], summary["not_in_step"]) == (True, 0)
+    assert (summary["in_sync"] > summary["entities"], summary["not_in_sync"]) == (True, 0)
     assert (summary["still_open"], summary["dead"], summary["webhooks_unsent"]) == (0, 0, 0)
 
 
@@ -134,7 +134,7 @@ def test_without_a_tolerance_what_was_read_too_early_is_a_difference(tmp_path: P
     assert ended.returncode == 1, ended.stdout + ended.stderr
     summary = json.loads(ended.stdout)
     assert summary["stale_reads"] == 0
-    assert summary["not_in_step"] == len({each["external_id"] for each in summary["differences"]}) > 0
+    assert summary["not_in_sync"] == len({each["external_id"] for each in summary["differences"]}) > 0
 
 
 def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_it_is_0_while_a_relay_lives_and_1_when_none_does_or_something_is_stuck(
     with site(tmp_path, config_text(sqlite_database_url)) as place:
         nobody = checked(place)
         assert nobody.ends(within=20) == 1
-        assert "no relay has said for 15 s that it lives" in nobody.output
+        assert "no relay has sent a heartbeat for 15 s" in nobody.output
         relay = place.relay()
         until(lambda: "started node" in relay.output, "the relay runs", within=20)
         running = checked(place, "--here")
