@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import msgspec
 import tenacity
 
-from inbox.db.dialect import error_text, failure_of
+from inbox.db.dialect import error_text, failure_of, is_wait_timeout
 from relay.observe import Observer
 
 Step = Literal[
@@ -63,8 +63,8 @@ class Failing(msgspec.Struct, frozen=True):
     since: float
     again_at: float
     is_alerted: bool
-    is_fault: bool
-    """True when its items or the code are the cause, not the database."""
+    is_held_up: bool
+    """True when the database holds up the whole step. False for a fault, or a locked row: then other items are done."""
 
 
 class Steps:
@@ -94,9 +94,9 @@ class Steps:
         return {name: failing.error for name, failing in self._failing.copy().items()}
 
     def is_awaited(self, step: Step) -> bool:
-        """Return whether the database holds a step up, for less than `AWAITED_SECONDS` so far: others wait for it."""
+        """Return whether the database holds up a whole step, for less than `AWAITED_SECONDS` so far: others wait for it."""
         failing = self._failing.get(step)
-        return failing is not None and not failing.is_fault and self._monotonic() - failing.since < AWAITED_SECONDS
+        return failing is not None and failing.is_held_up and self._monotonic() - failing.since < AWAITED_SECONDS
 
     def run(self, step: Step, work: Callable[[], Result], otherwise: Result, *, subject: str = "") -> Result:
         """Run a step, unless it waits for its next retry.
@@ -138,11 +138,12 @@ class Steps:
         since = now if before is None else before.since
         has_lasted = now - since >= LASTS_SECONDS
         is_to_be_alerted = is_fault or has_lasted
-        is_awaited = step in AWAITED and not is_fault and now - since < AWAITED_SECONDS
+        is_held_up = not is_fault and not is_wait_timeout(error)
+        is_awaited = step in AWAITED and is_held_up and now - since < AWAITED_SECONDS
         longest = LONGEST_URGENT_WAIT_SECONDS if step in URGENT else LONGEST_WAIT_SECONDS
         longest = AWAITED_AGAIN_SECONDS if is_awaited else longest
         wait = min(FIRST_WAIT_SECONDS * 2 ** min(times - 1, _MOST_DOUBLINGS), longest)
-        self._failing[name] = Failing(error_text(error), times, since, now + wait, is_to_be_alerted, is_fault)
+        self._failing[name] = Failing(error_text(error), times, since, now + wait, is_to_be_alerted, is_held_up)
         if is_fault:
             self._observer.step_failed(step, error, wait)
         else:

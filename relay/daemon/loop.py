@@ -151,7 +151,9 @@ class Relay:
         done = run("give_back", self._give_back, 0) + run("record", self._record, 0)
         self._generations.close_drained()
         done += self._maintenance.run()
-        done += run("sequence", self._sequence, 0)
+        # Of a large backlog, a part is sequenced whenever claims run short or the loop is idle, so that deliveries go on.
+        if not self._is_behind or self._claimer.ran_short or self._is_idle:
+            done += run("sequence", self._sequence, 0)
         if not self._steps.is_awaited("sequence"):
             done += run("claim", self._claimer.claim, 0) + run("claim_suspect", self._claimer.claim_suspect, 0)
         return done > 0
@@ -228,13 +230,8 @@ class Relay:
             self._unrecorded[claim_of(finished.delivery)] = finished
 
     def _sequence(self) -> int:
-        """Sequence all that arrived before any of it is claimed.
-
-        Of a large backlog, sequence a part whenever claims run short or the loop is idle, so that deliveries go on.
-        """
+        """Sequence all that arrived before any of it is claimed; of a large backlog, a part."""
         done = 0
-        if self._is_behind and not (self._claimer.ran_short or self._is_idle):
-            return 0
         while sequence.any_received(self._database):
             batch = sequence.sequence(self._database, self._generations.active.policies, self.node)
             done += batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 import pytest
+from psycopg.errors import LockNotAvailable
 from sqlalchemy.exc import OperationalError
 
 from relay.observe import Observer
@@ -57,6 +58,7 @@ def of_sqlite(code: int) -> OperationalError:
 
 
 LOCKED = of_sqlite(sqlite3.SQLITE_BUSY)
+ROW_LOCKED = OperationalError("SELECT 1 FROM open_delivery", {}, LockNotAvailable("canceled"))
 GONE = of_sqlite(sqlite3.SQLITE_CANTOPEN)
 
 
@@ -130,8 +132,10 @@ def test_a_step_that_the_database_holds_up_is_awaited_no_longer_than_a_lease(wor
     assert not world.steps.is_awaited("sequence")
 
 
-def test_a_step_with_a_fault_of_its_own_is_not_awaited(world: World) -> None:
-    world.fail("sequence")
+@pytest.mark.parametrize("trouble", [None, ROW_LOCKED], ids=["a fault", "a locked row"])
+def test_a_step_whose_items_are_at_fault_is_not_awaited(world: World, trouble: Exception | None) -> None:
+    """The other items are done by then, so that only the lane of one item is in doubt."""
+    world.fail("sequence", trouble)
     assert not world.steps.is_awaited("sequence")
 
 

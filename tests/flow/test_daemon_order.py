@@ -6,6 +6,7 @@ On SQLite who can't order can't claim either.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from relay.daemon.loop import Relay
+from relay.steps import AWAITED_SECONDS, LASTS_SECONDS
 from relay.store.database import Database
 from relay.store.sequence import sequence
 from tests.helpers.daemon import running
@@ -72,3 +74,30 @@ def test_when_nothing_could_be_ordered_for_long_what_is_due_is_claimed_all_the_s
     ):
         until(lambda: could_not_order(relay), "it can't be ordered")
         until(lambda: downstream.events == {1}, "what was due is called")
+
+
+@ON_POSTGRES
+def test_a_row_that_a_person_has_locked_keeps_only_itself_waiting(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    fill(database_url, [(f"u{number}", moment(number)) for number in range(20)])
+    with serving(tmp_path / "arrivals.jsonl") as downstream, engine.connect() as connection:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        connection.execute(text("SELECT seq FROM open_delivery WHERE seq = 7 FOR UPDATE"))
+        with running(engine, downstream) as relay:
+            until(lambda: len(downstream.events) == 19, "all others are called", within=AWAITED_SECONDS - 1)
+            assert could_not_order(relay)
+        assert 7 not in downstream.events
+
+
+def test_a_round_without_a_look_for_what_has_arrived_does_not_make_a_failing_step_well(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Else claims would wait 15 s for it again and again, and its alert would never come."""
+    with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
+        pass
+    relay._steps.run("sequence", lambda: 1 // 0, 0)
+    relay._steps._monotonic = lambda: time.monotonic() + LASTS_SECONDS  # its next try is due
+    relay._is_behind, relay._is_idle, relay._claimer.ran_short = True, False, False
+    relay._cycle()
+    assert could_not_order(relay)
