@@ -72,10 +72,10 @@ def main(
         url, other = stack.enter_context(databases(database, 2))
         environment = stack.enter_context(configured(url))
         targets = []
-        for app in ("inbox.serve:receiver", "benchmarks.noop:get_app()"):
+        for app in ("inbox.gunicorn_settings:receiver", "benchmarks.noop:get_app()"):
             server = f"http://127.0.0.1:{free_port()}"
             bind = ("--bind", server.removeprefix("http://"), "--log-level", "warning")
-            arguments = ("-c", "python:inbox.serve", *bind, app)
+            arguments = ("-c", "python:inbox.gunicorn_settings", *bind, app)
             stack.enter_context(
                 running("gunicorn", *arguments, ready=f"{server}/health/ready", environment=environment)
             )

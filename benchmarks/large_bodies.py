@@ -164,7 +164,16 @@ def worker(environment: dict[str, str]) -> Iterator[tuple[int, int]]:
     ready = f"http://127.0.0.1:{port}/health/ready"
     with tempfile.TemporaryDirectory() as folder:
         pidfile = Path(folder, "gunicorn.pid")
-        arguments = ("-c", "python:inbox.serve", "--bind", f"127.0.0.1:{port}", "--workers", "1", "--pid", str(pidfile))
+        arguments = (
+            "-c",
+            "python:inbox.gunicorn_settings",
+            "--bind",
+            f"127.0.0.1:{port}",
+            "--workers",
+            "1",
+            "--pid",
+            str(pidfile),
+        )
         with running("gunicorn", *arguments, "--log-level", "warning", ready=ready, environment=environment):
             master = int(pidfile.read_text(encoding="ascii"))
             children = Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii").split()

@@ -110,7 +110,7 @@ def main(
         port = free_port()
         bind = ("--bind", f"127.0.0.1:{port}", "--workers", "1", "--log-level", "warning")
         ready = f"http://127.0.0.1:{port}/health/ready"
-        with running("gunicorn", "-c", "python:inbox.serve", *bind, ready=ready, environment=environment):
+        with running("gunicorn", "-c", "python:inbox.gunicorn_settings", *bind, ready=ready, environment=environment):
             for size, number in ((100, rounds), (250_000, max(rounds // 10, 20))):
                 body = b'{"x":"%b"}' % (b"x" * (size - 8))
                 figures[f"{size} bytes"] = {}

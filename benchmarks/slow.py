@@ -33,7 +33,14 @@ def main(
         (url,) = stack.enter_context(databases(database))
         environment = stack.enter_context(configured(url))
         server = f"http://127.0.0.1:{free_port()}"
-        arguments = ("-c", "python:inbox.serve", "--bind", server.removeprefix("http://"), "--log-level", "error")
+        arguments = (
+            "-c",
+            "python:inbox.gunicorn_settings",
+            "--bind",
+            server.removeprefix("http://"),
+            "--log-level",
+            "error",
+        )
         stack.enter_context(running("gunicorn", *arguments, ready=f"{server}/health/ready", environment=environment))
         target = f"{server}/webhooks/trivore"
         send(target, WARM_UP_SECONDS, connections)

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import msgspec
 from sqlalchemy import make_url
 
-from inbox.config.model import Config, ForwardDestination
+from inbox.config.endpoint import ForwardDestination
+from inbox.config.model import Config
 from inbox.config.types import Secret
 from inbox.db.dialect import SQLITE
 from inbox.db.engine import parse_url

@@ -15,9 +15,9 @@ from relay.delivery import facts
 from relay.delivery.alerts import Posted, sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.delivery.outcome import Delivery
-from relay.store.ahead import Ahead
 from relay.store.database import FailedAlone
 from relay.store.duplicates import Judged
+from relay.store.pull_in_times import Ahead
 from relay.store.record import Recorded
 from relay.store.sweeps import Found
 

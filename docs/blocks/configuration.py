@@ -1,4 +1,4 @@
-"""Every key of `inbox.toml`, from the classes of `inbox.config.model`."""
+"""Every key of `inbox.toml`, from the classes of `inbox.config`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import msgspec
 from msgspec import inspect
 
 from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
-from inbox.config import model
+from inbox.config.endpoint import Endpoint
+from inbox.config.model import Config, Route
+from inbox.config.source import Source
 from inbox.config.types import Address, Duration, Network, Rate, Secret
-from relay.sync.forms import FORMS
+from relay.sync.query_escaping import FORMS
 
 _CUSTOM = {
     Address: "a host and a port",
@@ -22,16 +24,16 @@ _CUSTOM = {
 
 
 def config_keys() -> str:
-    """Every table of inbox.toml, each class of `inbox.config.model` once."""
-    shared = _config_table("Apis and destinations alike", model.Endpoint, ())
-    return "\n".join([*_config_tables((), model.Config, {}), *shared])
+    """Every table of inbox.toml, each class of `inbox.config` once."""
+    shared = _config_table("Apis and destinations alike", Endpoint, ())
+    return "\n".join([*_config_tables((), Config, {}), *shared])
 
 
 def _config_tables(path: tuple[str, ...], cls: type, seen: dict[type, str]) -> Iterator[str]:
     kind = cls.__struct_config__.tag  # type: ignore[attr-defined]  # a msgspec class
     title = f"`[{'.'.join(path)}]`" if path else "The file"
     seen[cls] = title = f'{title} with `kind = "{kind}"`' if kind else title
-    yield from _config_table(title, cls, model.Endpoint.__struct_fields__ if cls is not model.Endpoint else ())
+    yield from _config_table(title, cls, Endpoint.__struct_fields__ if cls is not Endpoint else ())
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         for inner, name in _structs(field.type, field.encode_name):
             if inner not in seen:
@@ -54,17 +56,15 @@ def _structs(kind: inspect.Type, name: str) -> Iterator[tuple[type, tuple[str, .
 
 
 def _config_table(title: str, cls: type, elsewhere: Iterable[str]) -> Iterator[str]:
-    shared = set(elsewhere) if issubclass(cls, model.Endpoint) else set()
+    shared = set(elsewhere) if issubclass(cls, Endpoint) else set()
     own_docs, added = field_docstrings(cls), _added_meanings(cls)
     rows = []
     for field in inspect.type_info(cls).fields:  # type: ignore[attr-defined]  # a StructType
         name = field.name
-        if name in shared or (name == "name" and cls in {model.Source, model.Endpoint, model.Route}):
+        if name in shared or (name == "name" and cls in {Source, Endpoint, Route}):
             continue
         if (name in own_docs) == (name in added):
-            raise SystemExit(
-                f"{cls.__name__}.{name} needs a docstring in inbox/config/model.py, or a line in meanings.toml"
-            )
+            raise SystemExit(f"{cls.__name__}.{name} needs a docstring in inbox/config, or a line in meanings.toml")
         meaning = own_docs.get(name) or added[name]
         rows.append((f"`{field.encode_name}`", _type_text(field.type), _default_text(field), meaning))
     yield f"### {title}\n"

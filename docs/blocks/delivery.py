@@ -8,11 +8,12 @@ from datetime import timedelta
 from typing import get_args
 
 from docs.blocks.common import MEANINGS, table
-from inbox.config.model import Answered, Retry
+from inbox.config.endpoint import Answered
+from inbox.config.retry import Retry
 from relay.delivery import gates, outcome
 from relay.delivery.alerts import SENTENCES
+from relay.delivery.failure_rules import HEALTH, RULES
 from relay.delivery.policy import Schedule
-from relay.delivery.rules import HEALTH, RULES
 from relay.http import answer
 from relay.http.answer import class_of_status
 

@@ -72,7 +72,7 @@ def serve(
 
     with exit_on_error():
         read_config()
-    arguments = [sys.executable, "-m", "gunicorn", "--config", "python:inbox.serve", "--bind", bind]
+    arguments = [sys.executable, "-m", "gunicorn", "--config", "python:inbox.gunicorn_settings", "--bind", bind]
     if workers is not None:
         arguments += ["--workers", str(workers)]
     os.execv(sys.executable, arguments)  # noqa: S606  # gunicorn takes this process over, and its signals

@@ -17,8 +17,10 @@ import typer
 from inbox.cli.options import parse_entity, utc
 from inbox.cli.terminal import FINDING, answer, exit_on_error, fail
 from inbox.clock import SystemClock
-from inbox.config.model import BasicAuth, BearerAuth, Config, HeaderAuth, NoAuth, Secret, Source, UrlTokenAuth
-from inbox.config.shape import nearest
+from inbox.config.mistakes import nearest
+from inbox.config.model import Config
+from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Source, UrlTokenAuth
+from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from inbox.loader.load import read_config
 from inbox.sources import PRESETS

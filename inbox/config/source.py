@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from inbox.config.sync import Sweep
-from inbox.config.types import Duration, Network, Rate, Secret, Table
+from inbox.config.sweep import Sweep
+from inbox.config.types import Duration, Networks, Rate, Secret, Table
 from inbox.events.event import Action
 
 Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
@@ -116,7 +116,7 @@ class Source(Table, frozen=True, kw_only=True):
     """Secret that each request carries. A preset that signs takes `secrets` instead; with both, both are required."""
     secrets: Secrets | None = None
     """Keys for the provider's signature: shared secrets, or for `secevent` its public keys (JWKS or PEM)."""
-    allow_from: Annotated[list[Network], msgspec.Meta(min_length=1)] | None = None
+    allow_from: Networks | None = None
     """Addresses and networks that may send, besides the proof that `auth` or `secrets` ask for."""
     answer: Literal["stored", "delivered"] = "stored"
     answer_timeout: Duration = Duration(10)

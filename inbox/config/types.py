@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -235,3 +236,6 @@ def _instant(given: object) -> datetime | None:
     if isinstance(given, datetime) and given.tzinfo is not None:
         return given.astimezone(UTC)
     raise ValueError(f"expected a date and time with an offset, such as 2027-01-31T00:00:00Z, got {given}")
+
+
+Networks = Annotated[list[Network], msgspec.Meta(min_length=1)]

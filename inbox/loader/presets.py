@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from inbox.config.model import HeaderAuth, Source
-from inbox.config.shape import Mistake, nearest
-from inbox.config.source import WHOLE_BODY
+from inbox.config.mistakes import Mistake, nearest
+from inbox.config.source import WHOLE_BODY, HeaderAuth, Source
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 from inbox.sources.signing import mistakes

@@ -13,8 +13,9 @@ import falcon.asgi
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
-from inbox.config.model import Config, Source
+from inbox.config.model import Config
 from inbox.config.routing import routes_of
+from inbox.config.source import Source
 from inbox.db import engine
 from inbox.db.dialect import SQLITE
 from inbox.errors import CAUSES, RequestError, Unavailable, collect_config_errors

@@ -16,7 +16,8 @@ import msgspec
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock
-from inbox.config.model import Route, Source
+from inbox.config.model import Route
+from inbox.config.source import Source
 from inbox.db.intake import Rejected
 from inbox.errors import (
     NotAuthenticated,

@@ -24,7 +24,7 @@ from inbox.db.intake import STORES, IntakeStore, Rejected
 from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
 from inbox.logs.traces import without_message
-from inbox.receiver.alert import IntakeAlert
+from inbox.receiver.intake_alert import IntakeAlert
 from inbox.receiver.rejections import RejectionQueue
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters, Metric

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from inbox.config.model import Source
-from inbox.config.shape import nearest
+from inbox.config.mistakes import nearest
+from inbox.config.source import Source
 from inbox.errors import ConfigError
 from inbox.sources import (
     cloudevents,

@@ -15,7 +15,8 @@ from typing import Protocol
 
 import msgspec
 
-from inbox.config.model import Secret, Signature, Source
+from inbox.config.source import Signature, Source
+from inbox.config.types import Secret
 from inbox.errors import RequestError, UnsupportedType
 from inbox.events.event import Identity, RawRequest
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from urllib.parse import unquote_to_bytes
 
-from inbox.config.model import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
+from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Source, UrlTokenAuth
+from inbox.config.types import Secret
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.events.event import RawRequest
 from inbox.sources.base import MADE_UP, Preset, Proof, Revealed

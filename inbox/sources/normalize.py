@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from inbox.config.model import HeaderAuth, Route, Source
+from inbox.config.model import Route
 from inbox.config.routing import enrol
-from inbox.config.source import WHOLE_BODY
+from inbox.config.source import WHOLE_BODY, HeaderAuth, Source
 from inbox.errors import TooOld
 from inbox.events import timestamps
 from inbox.events.event import Event, Identity, RawRequest, dedup_key

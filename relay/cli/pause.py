@@ -9,7 +9,7 @@ import typer
 
 from inbox.cli.options import AsJson, parse_entity
 from inbox.cli.terminal import exit_on_error, fail, say, show
-from relay.cli.acts import Reason, follow
+from relay.cli.change_deliveries import Reason, follow
 from relay.cli.options import OfEntity, OfSource, open_database
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ def status(
 
 
 def _show(database: Database, *, as_json: bool) -> None:
-    from relay.store import gates, probe, reads
+    from relay.store import gates, reads, stuck_check
 
     alive = _alive(database)
     backlog = reads.backlog(database)
@@ -99,7 +99,7 @@ def _show(database: Database, *, as_json: bool) -> None:
         return
     running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
     say(f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"))
-    for trouble in (*probe.relays_in_trouble(database), *probe.waits_for_a_person(database)):
+    for trouble in (*stuck_check.relays_in_trouble(database), *stuck_check.waits_for_a_person(database)):
         say(f"trouble: {trouble.why}")
     for row in held_back:
         say(f"held back: {described(row)}")
@@ -132,20 +132,20 @@ def _checked(config: Config, *, here: bool) -> list[Row]:
 def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
     from inbox.db.views import GONE_SECONDS
     from relay.delivery.policy import policies
-    from relay.store import probe
+    from relay.store import stuck_check
 
     found: list[Row] = []
     place = f" on {socket.gethostname()}" if here else ""
     if not any(not here or node["host"] == socket.gethostname() for node in _alive(database)):
         why = f"no relay{place} has sent a heartbeat for {GONE_SECONDS} s"
         found.append({"finding": "no_relay", "route": None, "why": why})
-    first = probe.unordered(database)
+    first = stuck_check.unordered(database)
     if first is not None:
         found.append({"finding": "unordered", "route": None, "why": f"what has arrived is not ordered: event {first}"})
-    for route in probe.stuck_routes(database, policies(config)):
+    for route in stuck_check.stuck_routes(database, policies(config)):
         why = f"route {route}: due for a minute, and nothing moves"
         found.append({"finding": "stuck", "route": route, "why": why})
-    troubles = probe.relays_in_trouble(database)
+    troubles = stuck_check.relays_in_trouble(database)
     if not here:  # another relay on this host would help none of these
-        troubles += probe.waits_for_a_person(database)
+        troubles += stuck_check.waits_for_a_person(database)
     return found + [msgspec.structs.asdict(trouble) for trouble in troubles]

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 
 from relay.daemon.generation import Generations
-from relay.daemon.leases import Leases, claim_of
+from relay.daemon.lease_renewal import Leases, claim_of
 from relay.delivery.gates import Gates
 from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store import claim, gates
 from relay.store.database import Database
-from relay.store.places import Places
+from relay.store.scan_positions import Places
 
 SUSPECTS_EVERY_SECONDS = 1.0
 

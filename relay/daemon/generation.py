@@ -12,7 +12,7 @@ import msgspec
 
 from inbox.config.model import Config
 from relay.daemon.alert_sender import AlertSender, PostResult, alert_client
-from relay.daemon.leases import Leases, claim_of
+from relay.daemon.lease_renewal import Leases, claim_of
 from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.gates import Admission, ClaimFilter, GateKey, Gates
 from relay.delivery.outcome import Delivery

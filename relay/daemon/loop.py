@@ -21,7 +21,7 @@ from inbox.clock import Clock, SystemClock
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import Generations, LoopEvent, PreparedConfig
-from relay.daemon.leases import LeaseRenewer, Leases, claim_of
+from relay.daemon.lease_renewal import LeaseRenewer, Leases, claim_of
 from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import FinishedAttempt
 from relay.delivery.outcome import Failed

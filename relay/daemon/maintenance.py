@@ -8,16 +8,16 @@ from inbox.db.dialect import failure_of
 from relay.daemon.alert_sender import PostResult
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import Generation, Generations
-from relay.daemon.leases import Leases
+from relay.daemon.lease_renewal import Leases
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import alerts, duplicates, reap
+from relay.store.alert_conditions import Watch
 from relay.store.clock import DatabaseClock
-from relay.store.conditions import Watch
 from relay.store.database import Database
-from relay.store.horizon import Horizon
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands
+from relay.store.pull_in_deliveries import Horizon
 
 EVERY_SECONDS = 1.0
 WATCH_EVERY_SECONDS = 15.0

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from inbox.config.model import AlertFormat
-from relay.delivery import facts, slack_text
+from relay.delivery import facts, slack_escape
 from relay.delivery.gates import Breaker, BreakerState, GateKey
 from relay.delivery.lifecycle import OpenDelivery
 
@@ -89,7 +89,7 @@ def payload(posted: Posted, form: AlertFormat) -> dict[str, Any]:
     alert = posted.alert
     if form == "slack":
         sign = ":red_circle:" if alert.firing else ":large_green_circle:"
-        return {"text": f"{sign} {slack_text.escaped(sentence(alert))}"}
+        return {"text": f"{sign} {slack_escape.escaped(sentence(alert))}"}
     return {
         "id": posted.id,
         "at": posted.at.isoformat().replace("+00:00", "Z"),

@@ -23,7 +23,8 @@ from typing import Literal
 
 import msgspec
 
-from inbox.config.model import BreakerLimits, Config
+from inbox.config.model import Config
+from inbox.config.retry import BreakerLimits
 from inbox.events.event import escape, split
 
 GateKey = tuple[str, str]

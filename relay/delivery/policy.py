@@ -22,10 +22,13 @@ from tenacity import (
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from inbox.config.model import BreakerLimits, Config, Endpoint, Ordering, Retry, Route
+from inbox.config.endpoint import Endpoint
+from inbox.config.model import Config, Ordering, Route
+from inbox.config.retry import BreakerLimits, Retry
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
+from relay.delivery.failure_rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
 from relay.delivery.gates import GateKey, Health, RateLimit
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.outcome import (
@@ -39,7 +42,6 @@ from relay.delivery.outcome import (
     Skipped,
     Unchanged,
 )
-from relay.delivery.rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
 
 LONGEST_RETRY_AFTER = timedelta(hours=24)
 """Longest `Retry-After` that is honoured: a longer one is probably a mistake."""
@@ -99,7 +101,7 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     blocks_on_death: bool
     schedule: Schedule
     outcomes: Mapping[str, str] = {}
-    """Exceptions of its destination from `relay.delivery.rules.RULES`: error class → rule."""
+    """Exceptions of its destination from `relay.delivery.failure_rules.RULES`: error class → rule."""
     skew: timedelta = timedelta(seconds=5)
     """Largest difference between the source's clock and ours."""
     gates: tuple[GateKey, ...] = ()

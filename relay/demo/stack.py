@@ -108,7 +108,9 @@ class Stack:
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
             self.receiver_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             bind = ("--bind", f"fd://{listener.fileno()}")
-            self._start("receiver", ["-m", "gunicorn", "-c", "python:inbox.serve", *bind], listener.fileno())
+            self._start(
+                "receiver", ["-m", "gunicorn", "-c", "python:inbox.gunicorn_settings", *bind], listener.fileno()
+            )
         exits.callback(self.receiver.stop, _RECEIVER_GRACE_SECONDS)
         with requests.Session() as session:
             session.trust_env = False  # no proxy between parts of one host

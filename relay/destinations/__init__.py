@@ -6,15 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from inbox.config.model import (
-    Config,
-    Downstream,
-    ForwardDestination,
-    PythonDestination,
-    Route,
-    SlackDestination,
-    SyncDestination,
-)
+from inbox.config.endpoint import Downstream, ForwardDestination, PythonDestination, SlackDestination, SyncDestination
+from inbox.config.model import Config, Route
 from inbox.errors import collect_config_errors
 from relay.destinations import forward, python, slack, sync
 from relay.destinations.base import Clients, Context, Deliverer

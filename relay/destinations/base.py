@@ -1,6 +1,6 @@
 """The interface of a kind of destination.
 
-A kind has three parts: a table in `inbox.config.model` that derives from `Downstream`, a module with a `Deliverer` and a
+A kind has three parts: a table in `inbox.config.endpoint` that derives from `Downstream`, a module with a `Deliverer` and a
 `build` function, and its line in `relay.destinations.KINDS`.
 """
 
@@ -13,7 +13,8 @@ from typing import Protocol
 import msgspec
 
 from inbox.clock import SystemClock
-from inbox.config.model import ApiOauth2, Config, Endpoint
+from inbox.config.endpoint import ApiOauth2, Endpoint
+from inbox.config.model import Config
 from relay.delivery.outcome import Delivery, Outcome
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request

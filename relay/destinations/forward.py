@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from inbox.config.model import ForwardDestination, Route
+from inbox.config.endpoint import ForwardDestination
+from inbox.config.model import Route
 from inbox.errors import ConfigError
 from inbox.sources.signing import Message, signed_headers
 from inbox.sources.standard_webhooks import by_private_key, signature

@@ -8,8 +8,8 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from inbox.errors import MappingError
+from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
-from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Context
 from relay.destinations.sync import NO_HEADERS, Attempt, Ended, Sync
 from relay.sync.calls import CallPlan

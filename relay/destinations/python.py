@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable
 
 from inbox.clock import steady
-from inbox.config.model import PythonDestination, Route
+from inbox.config.endpoint import PythonDestination
+from inbox.config.model import Route
 from inbox.logs.traces import place_of
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
 from relay.destinations.base import Clients, Context
 from relay.handler import Event, GiveUp, Retry, Skip
+from relay.sync.compiled_route import event_scope
 from relay.sync.functions import Function, function_of
-from relay.sync.plan import event_scope
 
 _log = logging.getLogger(__name__)
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from inbox.config.model import Route, SlackDestination
+from inbox.config.endpoint import SlackDestination
+from inbox.config.model import Route
 from inbox.errors import MappingError
-from relay.delivery import slack_text
+from relay.delivery import slack_escape
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.client import Request
 from relay.http.endpoint import header_value
+from relay.sync.compiled_route import event_scope
 from relay.sync.expressions import Scope, encode
-from relay.sync.forms import FORMS
-from relay.sync.plan import event_scope
+from relay.sync.query_escaping import FORMS
 from relay.sync.templates import Placeholder, Template, encoded
 
 
@@ -42,14 +43,14 @@ class MessageTemplate(Template):
 
     def _placed(self, value: str, placeholder: Placeholder, before: str) -> str:
         if before.rfind("<") <= before.rfind(">"):
-            return slack_text.escaped(value)
+            return slack_escape.escaped(value)
         link = before.rpartition("<")[2]
         if "|" in link:
-            return slack_text.link_text(value)
+            return slack_escape.link_text(value)
         if link:
             return value if placeholder.form is FORMS["url"] else encoded(value, self.where)
         try:
-            return slack_text.link_url(value)
+            return slack_escape.link_url(value)
         except ValueError as error:  # a UnicodeEncodeError is one
             raise MappingError(f"{{{placeholder.text}}}: {error}", field=self.where) from None
 

@@ -7,18 +7,19 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-from inbox.config.model import Route, SyncDestination
+from inbox.config.endpoint import SyncDestination
+from inbox.config.model import Route
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
+from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
-from relay.delivery.rules import REFETCH_AFTER
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
 from relay.http.endpoint import header_value
 from relay.sync.calls import CallPlan, patch_body
+from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.expressions import Scope, decode, digest, encode
 from relay.sync.match import require_carried, require_entity
-from relay.sync.plan import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.search import FindPlan, Search, can_be_named
 
 _REPLICA_LAG = timedelta(seconds=5)

@@ -12,7 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 import requests
 
-from inbox.config.model import ApiBasic, ApiBearer, ApiHeader, Endpoint, Outbound, OutboundAuth
+from inbox.config.endpoint import ApiBasic, ApiBearer, ApiHeader, Endpoint, OutboundAuth
+from inbox.config.model import Outbound
 from inbox.errors import ConfigError
 from relay.http import guard
 from relay.http.answer import Redactor

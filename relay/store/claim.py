@@ -21,8 +21,8 @@ from relay.store.database import Database, Key, Transaction, read_keys
 from relay.store.events import with_events
 from relay.store.gates import Locked, lock_all, store, use_rates
 from relay.store.leases import LEASE_SECONDS
-from relay.store.passing import not_paused, paused_param, see
-from relay.store.places import LATE, START, Cursor, Places
+from relay.store.paused_entities import not_paused, paused_param, see
+from relay.store.scan_positions import LATE, START, Cursor, Places
 from relay.store.unreadable import claiming_what_can_be_loaded
 
 PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)

@@ -20,7 +20,7 @@ from inbox.db.engine import reading, snapshot
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
-from relay.store.places import Floor
+from relay.store.scan_positions import Floor
 
 SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""

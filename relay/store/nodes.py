@@ -12,7 +12,7 @@ from inbox.db.dialect import Sql, as_json, rows_param, storable
 from inbox.db.views import GONE_SECONDS
 from relay.delivery.gates import Entity
 from relay.store.database import Database, Transaction
-from relay.store.passing import not_paused, paused_param
+from relay.store.paused_entities import not_paused, paused_param
 
 NOTHING_FAILS: Mapping[str, str] = {}
 

@@ -10,7 +10,7 @@ import tenacity
 from tenacity import wait_exponential
 from tenacity.wait import wait_base
 
-from inbox.config.sync import Listing, Sweep
+from inbox.config.sweep import Listing, Sweep
 from inbox.errors import InvalidEvent, MappingError, SweepFailed
 from inbox.events.strict_json import has_more_marks
 from inbox.events.timestamps import parse_rfc3339, to_datetime

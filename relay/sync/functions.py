@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inbox.config.shape import nearest
+from inbox.config.mistakes import nearest
 from inbox.errors import ConfigError, MappingError
 from inbox.loader.load import config_path
 

@@ -17,7 +17,7 @@ import msgspec
 from inbox.config.sync import Find, MapField
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.expressions import Expression, Scope
-from relay.sync.forms import text_of
+from relay.sync.query_escaping import text_of
 from relay.sync.templates import Placeholder
 
 _LONGEST_SHOWN = 80

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
-from relay.sync.forms import FORMS, is_json, percent_encoded, text_of
+from relay.sync.query_escaping import FORMS, is_json, percent_encoded, text_of
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FORM = re.compile(r":\s*([\w-]*)\s*\Z")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from inbox.config.model import BearerAuth, Duration, Secret
+from inbox.config.source import BearerAuth
+from inbox.config.types import Duration, Secret
 from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 

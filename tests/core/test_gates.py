@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import BreakerLimits, Config, Duration, NoAuth, Source
+from inbox.config.model import Config
+from inbox.config.retry import BreakerLimits
+from inbox.config.source import NoAuth, Source
+from inbox.config.types import Duration
 from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence
 from relay.delivery.gates import (
     Breaker,

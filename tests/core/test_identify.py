@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import HeaderAuth, NoAuth, Route, Secret, Source
+from inbox.config.model import Route
+from inbox.config.source import HeaderAuth, NoAuth, Source
+from inbox.config.types import Secret
 from inbox.events.event import Enrolment, Identity, RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.normalize import KEPT_HEADERS, kept_headers, to_event, valid_traceparent

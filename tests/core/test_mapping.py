@@ -13,8 +13,8 @@ import pytest
 from inbox.config.sync import Deactivate, Fetch, Find, FindPages, SyncRoute, Update, Write
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery
+from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.expressions import Expression, decode, digest, encode
-from relay.sync.plan import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.templates import Path, Template, templated
 
 KNOWN = ("event", "entity", "target")

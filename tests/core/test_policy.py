@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import Duration, Exponential, Retry
+from inbox.config.retry import Exponential, Retry
+from inbox.config.types import Duration
 from inbox.loader.load import parse_config
 from relay.delivery import facts
+from relay.delivery.failure_rules import AGAIN_AT_MOST, RULES, Rule
 from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped
 from relay.delivery.policy import (
@@ -24,7 +26,6 @@ from relay.delivery.policy import (
     needs_history,
     policies,
 )
-from relay.delivery.rules import AGAIN_AT_MOST, RULES, Rule
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EXACT = Schedule(Retry(schedule=(Duration(5), Duration(30), Duration(300)), jitter=0))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from inbox.errors import ConfigError, MappingError
 from relay.demo.scim_filter import parse_filter
-from relay.sync.forms import FORMS
+from relay.sync.query_escaping import FORMS
 from relay.sync.templates import Path, Template
 
 KNOWN = ("event", "entity")

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
-from inbox.config.model import Duration, Endpoint
+from inbox.config.endpoint import Endpoint
+from inbox.config.types import Duration
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request
 from relay.http.endpoint import prepare

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config.model import Secret, Source
+from inbox.config.source import Source
+from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from inbox.clock import SystemClock
-from inbox.config.model import Duration, Endpoint
+from inbox.config.endpoint import Endpoint
+from inbox.config.types import Duration
 from relay.http import guard
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from inbox.clock import steady
-from inbox.config.model import Duration
+from inbox.config.types import Duration
 from relay.http import guard
 from tests.destinations.calling import POST, Called, client_of, limits
 from tests.destinations.scripted import (

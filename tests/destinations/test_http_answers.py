@@ -8,7 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from inbox.config.model import ApiBearer, Duration, Secret
+from inbox.config.endpoint import ApiBearer
+from inbox.config.types import Duration, Secret
 from relay.http.answer import Redactor, parse_retry_after
 from relay.http.client import MAX_ANSWER
 from tests.destinations.calling import NOW, Called

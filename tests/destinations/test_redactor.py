@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import ApiHeader, Endpoint, Secret
+from inbox.config.endpoint import ApiHeader, Endpoint
+from inbox.config.types import Secret
 from relay.http.answer import MASK, Redactor
 from relay.http.endpoint import header_value, prepare
 from tests.helpers.echoing import spelled

@@ -14,9 +14,9 @@ from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from relay import destinations
 from relay.delivery import facts
+from relay.delivery.failure_rules import RULES, Rule
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.delivery.policy import decide, policies
-from relay.delivery.rules import RULES, Rule
 from relay.destinations import Context, Deliverer
 from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 import pytest
 
 from inbox import clock
-from inbox.config.model import Duration
-from relay.daemon.leases import TRUSTED_SECONDS, Leases, claim_of
+from inbox.config.types import Duration
+from relay.daemon.lease_renewal import TRUSTED_SECONDS, Leases, claim_of
 from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations.base import Context
-from tests.core.test_horizon import DELIVERY
+from tests.core.test_time_bounds import DELIVERY
 from tests.destinations.calling import Called, limits
 from tests.destinations.scripted import answer
 

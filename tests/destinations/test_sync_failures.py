@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from inbox.config.model import ApiOauth2, Secret
+from inbox.config.endpoint import ApiOauth2
+from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from relay import destinations
 from relay.delivery.outcome import Delivered, Delivery, Failed, Skipped

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from inbox.config.model import Duration
+from inbox.config.types import Duration
 from inbox.logs.traces import without_message
 from relay.daemon import process
 from relay.daemon.alert_sender import AlertSender, PostResult
@@ -33,7 +33,7 @@ from relay.store.database import Database
 from relay.sweep import scheduler
 from relay.sweep.run import Sweeping
 from relay.sweep.scheduler import Sweeper
-from tests.core.test_horizon import DELIVERY
+from tests.core.test_time_bounds import DELIVERY
 from tests.destinations.calling import NOW, POST, Called, client_of, limits
 from tests.destinations.scripted import answer, hang, raw, then_close
 from tests.helpers.waiting import until

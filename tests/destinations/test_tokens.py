@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inbox.clock import steady
-from inbox.config.model import Api, ApiOauth2, Config, Duration, Secret
+from inbox.config.endpoint import Api, ApiOauth2
+from inbox.config.model import Config
+from inbox.config.types import Duration, Secret
 from inbox.errors import UnusableAnswer
 from relay.destinations.base import Caller, Clients
 from relay.http import oauth

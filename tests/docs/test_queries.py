@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.config.model import Config, Retry, Route
+from inbox.config.model import Config, Route
+from inbox.config.retry import Retry
 from inbox.db import engine as engines
 from inbox.db.intake import STORES, Rejected
 from inbox.events.event import Enrolment, Event

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config.model import Config, Duration
+from inbox.config.model import Config
+from inbox.config.types import Duration
 from inbox.errors import NotDelivered, StillOpen
 from inbox.receiver.outcome_waiter import OutcomeWaiter
 from inbox.receiver.resource import LONGEST_WAIT_SECONDS, wait_timeout

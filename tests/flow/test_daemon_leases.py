@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 from sqlalchemy import Engine, text
 
-from relay.daemon.leases import RENEW_AGAIN_SECONDS, RENEW_EVERY_SECONDS, LeaseRenewer, Leases
+from relay.daemon.lease_renewal import RENEW_AGAIN_SECONDS, RENEW_EVERY_SECONDS, LeaseRenewer, Leases
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store.database import Database

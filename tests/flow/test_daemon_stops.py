@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from inbox.db import engine as engines
 from relay import steps
-from relay.daemon import leases
+from relay.daemon import lease_renewal
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.store import claim
@@ -48,7 +48,7 @@ def test_one_that_hangs_is_cut_when_the_grace_period_is_over(database_url: str, 
 def test_a_call_that_is_to_be_cut_is_cut_though_its_lease_is_renewed_all_the_time(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "RENEW_EVERY_SECONDS", 0.001)
+    monkeypatch.setattr(lease_renewal, "RENEW_EVERY_SECONDS", 0.001)
     fill(database_url, [("u1", moment(0))])
     with serving(tmp_path / "arrivals.jsonl", always_well, seconds=3.0) as downstream:
         with running(engine, downstream, grace_seconds=0.2):

@@ -14,7 +14,7 @@ from inbox.config.model import Config
 from inbox.loader.load import parse_config
 from relay.daemon.claimer import Claimer
 from relay.daemon.generation import Generations, PreparedConfig, prepare
-from relay.daemon.leases import Leases
+from relay.daemon.lease_renewal import Leases
 from relay.daemon.loop import Relay
 from relay.daemon.maintenance import Maintenance
 from relay.observe import Observer

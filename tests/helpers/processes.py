@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.helpers.waiting import until
 
-GUNICORN = ("-m", "gunicorn", "-c", "python:inbox.serve")
+GUNICORN = ("-m", "gunicorn", "-c", "python:inbox.gunicorn_settings")
 """Arguments with which `python` serves the receiver."""
 
 

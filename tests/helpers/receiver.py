@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from inbox.config.model import Config
 from inbox.db import engine as engines
+from inbox.gunicorn_settings import Worker
 from inbox.receiver.app import app_of
-from inbox.serve import Worker
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import HEADERS, PATH, a_config, body
 

@@ -145,7 +145,7 @@ def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str
     with site(tmp_path, config_text(through)) as place:
         programs = [
             place.relay(),
-            place.start("receiver", "-m", "gunicorn", "-c", "python:inbox.serve", "--bind", "127.0.0.1:0"),
+            place.start("receiver", "-m", "gunicorn", "-c", "python:inbox.gunicorn_settings", "--bind", "127.0.0.1:0"),
             place.start("list", "-c", "from inbox.cli.main import main; main()", "list"),
         ]
         for program in programs:

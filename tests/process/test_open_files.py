@@ -11,8 +11,8 @@ import pytest
 SCRIPT = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))
-from inbox import serve
-serve._allow_files(1000)
+from inbox import gunicorn_settings
+gunicorn_settings._allow_files(1000)
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 

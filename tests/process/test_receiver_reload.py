@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import Engine
 
-from inbox import serve
+from inbox import gunicorn_settings
 from inbox.loader.load import parse_config
 from tests.helpers import checkers
 from tests.helpers.evidence import stored
@@ -31,7 +31,7 @@ REFUSED = "[ERROR] reload refused: "
 ENTITIES = 60
 SECRET = "s3cret"
 WAYS = {
-    "gunicorn -c python:inbox.serve": GUNICORN,
+    "gunicorn -c python:inbox.gunicorn_settings": GUNICORN,
     "gunicorn -c gunicorn.conf.py": ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
     "gunicorn --preload": (*GUNICORN, "--preload"),
     "inbox serve": ("-c", "from inbox.cli.main import main; main()", "serve"),
@@ -282,8 +282,8 @@ def test_a_bug_that_a_reload_meets_stops_nothing_and_its_message_is_not_told(
 
     log = logging.getLogger("none")
     server = SimpleNamespace(log=SimpleNamespace(error_log=log, access_log=log))
-    monkeypatch.setattr(serve, "read_config", fail)
-    serve.on_reload(server)
+    monkeypatch.setattr(gunicorn_settings, "read_config", fail)
+    gunicorn_settings.on_reload(server)
     assert "reload refused: the old configuration stays" in caplog.messages
     assert SECRET not in caplog.text
     assert "RuntimeError" in caplog.text
@@ -295,7 +295,7 @@ def test_a_bug_in_the_warnings_stops_no_receiver(
     def fail(*_: object) -> None:
         raise RuntimeError(SECRET)
 
-    monkeypatch.setattr(serve, "exposure_warnings", fail)
-    serve._warn_of_exposures(parse_config(""))
+    monkeypatch.setattr(gunicorn_settings, "exposure_warnings", fail)
+    gunicorn_settings._warn_of_exposures(parse_config(""))
     assert SECRET not in caplog.text
     assert "RuntimeError" in caplog.text

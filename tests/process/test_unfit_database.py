@@ -23,7 +23,9 @@ def test_neither_side_starts_on_a_sequence_behind_its_table_and_both_name_the_st
         site(tmp_path, config_text(postgres_database_url)) as place,
     ):
         owner.execute("SELECT setval('inbox_seq_seq', 1)")
-        receiver = place.start("receiver", "-m", "gunicorn", "-c", "python:inbox.serve", "--bind", "127.0.0.1:0")
+        receiver = place.start(
+            "receiver", "-m", "gunicorn", "-c", "python:inbox.gunicorn_settings", "--bind", "127.0.0.1:0"
+        )
         relay = place.relay("--processes", "2")
         listing = place.start("list", "-c", MAIN.format("inbox"), "list", "--json")
         for program in (receiver, relay):

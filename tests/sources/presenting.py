@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from inbox.config.model import NoAuth, Secret, Source
+from inbox.config.source import NoAuth, Source
+from inbox.config.types import Secret
 from inbox.events.event import Event, RawRequest
 from inbox.sources import PRESETS, preset_of
 from inbox.sources.base import Preset

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Secret, Source, UrlTokenAuth
+from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Source, UrlTokenAuth
+from inbox.config.types import Secret
 from inbox.errors import ConfigError, NotAuthenticated
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import Secret
+from inbox.config.types import Secret
 from inbox.errors import NotAuthenticated, RequestError
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS

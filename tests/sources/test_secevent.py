@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import Secret, Source
+from inbox.config.source import Source
+from inbox.config.types import Secret
 from inbox.errors import InvalidEvent, NotAuthenticated, TooLarge
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import Secret
+from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from tests.destinations.scripted import answer, serving
 from tests.sources.test_secevent import CLAIMS, EC, ED, RSA, STRANGE, a_token, jwks, segment, verifier, why_refused

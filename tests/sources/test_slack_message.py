@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import NoAuth, Source
 from inbox.config.routing import enrol
+from inbox.config.source import NoAuth, Source
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.loader.load import parse_config

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import NoAuth, Source
+from inbox.config.source import NoAuth, Source
 from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.sources import PRESETS, preset_of, trivore

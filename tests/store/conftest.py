@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.config.model import Retry
+from inbox.config.retry import Retry
 from inbox.db import engine as engines
 from inbox.db.intake import STORES
 from inbox.db.reads import Row, plain

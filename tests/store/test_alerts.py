@@ -7,12 +7,13 @@ from collections.abc import Callable
 import msgspec
 from sqlalchemy import text
 
-from inbox.config.model import Alerts, Duration
+from inbox.config.model import Alerts
+from inbox.config.types import Duration
 from relay.delivery.alerts import Alert
 from relay.delivery.outcome import Delivered, Failed
 from relay.store import alerts
+from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
-from relay.store.conditions import Watch
 from relay.store.database import FailedAlone
 from relay.store.operator.selection import Selection
 from relay.store.reap import reap

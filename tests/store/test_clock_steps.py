@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from inbox.clock import SystemClock
-from inbox.config.model import BreakerLimits, Duration
+from inbox.config.retry import BreakerLimits
+from inbox.config.types import Duration
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.alerts import Alert
@@ -17,12 +18,12 @@ from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, Delivered, Failed
 from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store import alerts, nodes
-from relay.store.ahead import BATCH, Ahead
 from relay.store.claim import claim, claim_probe
 from relay.store.clock import DatabaseClock
 from relay.store.gates import acquire_rate, read_gates
-from relay.store.horizon import MOST_BATCHES, Horizon
 from relay.store.leases import renew
+from relay.store.pull_in_deliveries import MOST_BATCHES, Horizon
+from relay.store.pull_in_times import BATCH, Ahead
 from relay.store.reap import reap
 from relay.store.record import record, record_each
 from relay.store.sequence import sequence

@@ -17,14 +17,14 @@ from sqlalchemy import Engine, event, text
 from inbox.db import engine as engines
 from inbox.db.intake import STORES
 from inbox.events.event import Event
-from relay.daemon.leases import Leases, claim_of
+from relay.daemon.lease_renewal import Leases, claim_of
 from relay.delivery.outcome import Delivery
 from relay.store.audit.verify import verify
 from relay.store.claim import claim
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
-from relay.store.horizon import Horizon
 from relay.store.leases import renew
+from relay.store.pull_in_deliveries import Horizon
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config.model import BreakerLimits, Duration, Retry
+from inbox.config.retry import BreakerLimits, Retry
+from inbox.config.types import Duration
 from relay.delivery.gates import Breaker, ClaimFilter, Gate, GateKey, RateLimit, entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
 from relay.delivery.policy import RoutePolicy, Schedule

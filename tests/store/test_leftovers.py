@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from inbox.config.model import Retry
+from inbox.config.retry import Retry
 from relay.delivery.outcome import Delivered, Failed
 from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store.audit.verify import verify

@@ -16,10 +16,10 @@ from sqlalchemy import Engine, event, text
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.events.timestamps import time_text
-from relay.store import passing
+from relay.store import paused_entities
 from relay.store.claim import claim
 from relay.store.database import Database
-from relay.store.places import START, Places
+from relay.store.scan_positions import START, Places
 from relay.store.sequence import any_received, sequence
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import POLICIES
@@ -136,7 +136,7 @@ FROM generate_series(1000001, 1020000) AS n
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 def test_who_looks_at_some_paused_heads_reads_not_all_events_of_their_entity(reported: Engine, mode: str) -> None:
-    statement = passing._page(Sql(POSTGRES))
+    statement = paused_entities._page(Sql(POSTGRES))
     with reported.connect() as connection, connection.begin() as transaction:
         for prepare in (*PAUSED_HEADS, f"SET LOCAL plan_cache_mode = {mode}"):
             connection.execute(text(prepare))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from inbox.config.model import BreakerLimits, Config, Duration, ForwardDestination, NoAuth, Retry, Route, Secret, Source
+from inbox.config.endpoint import ForwardDestination
+from inbox.config.model import Config, Route
+from inbox.config.retry import BreakerLimits, Retry
+from inbox.config.source import NoAuth, Source
+from inbox.config.types import Duration, Secret
 from relay.delivery.outcome import Call, Delivered, Failed
 from relay.delivery.policy import policies
 from relay.store import gates

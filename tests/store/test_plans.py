@@ -16,18 +16,18 @@ from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
 from inbox.events.timestamps import time_text
 from relay.store import (
-    ahead,
+    alert_conditions,
     claim,
-    conditions,
     coverage,
     database,
     duplicates,
     events,
-    horizon,
     lanes,
     leases,
     leftovers,
-    passing,
+    paused_entities,
+    pull_in_deliveries,
+    pull_in_times,
     reap,
     record,
     reopen,
@@ -178,7 +178,7 @@ DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "claim": claim._claim,
     "claim these": claim._claim_these,
-    "due heads, and whether they are paused": passing._page,
+    "due heads, and whether they are paused": paused_entities._page,
     "claim a suspect": claim._lease_of_suspect,
     "any suspect": claim._any_suspect,
     "abandoned before": reap._abandoned_before,
@@ -188,16 +188,16 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "give back": leases._give_back,
     "any expired": reap._any_expired,
     "reap": reap._expired,
-    "routes that are due later": horizon._routes_ahead,
-    "due later": horizon._due_later,
-    "due later, again": horizon._again,
-    "last facts": horizon._last_facts,
-    "leases that last too long": lambda sql: ahead._find(sql, ahead._TIMES[0]),
-    "leases that are shortened": lambda sql: ahead._pull(sql, ahead._TIMES[0]),
+    "routes that are due later": pull_in_deliveries._routes_ahead,
+    "due later": pull_in_deliveries._due_later,
+    "due later, again": pull_in_deliveries._again,
+    "last facts": pull_in_deliveries._last_facts,
+    "leases that last too long": lambda sql: pull_in_times._find(sql, pull_in_times._TIMES[0]),
+    "leases that are shortened": lambda sql: pull_in_times._pull(sql, pull_in_times._TIMES[0]),
     "received": sequence._received,
     "any received": lambda _: sequence._ANY_RECEIVED,
-    "any dead on a route": lambda _: conditions._ANY_DEAD,
-    "oldest of a route": lambda _: conditions._OLDEST,
+    "any dead on a route": lambda _: alert_conditions._ANY_DEAD,
+    "oldest of a route": lambda _: alert_conditions._OLDEST,
     "heads": lanes._heads,
     "first waiting": lanes._first_waiting,
     "leased": record._leased,
@@ -376,7 +376,7 @@ def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlit
         assert [_scans_a_table(str(row.detail)) for row in found] == [True]
 
 
-@pytest.mark.parametrize("look", [claim._claim, passing._page])
+@pytest.mark.parametrize("look", [claim._claim, paused_entities._page])
 def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(
     big_postgres: Engine, look: Callable[[Sql], TextClause]
 ) -> None:

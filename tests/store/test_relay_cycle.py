@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from relay.daemon.leases import claim_of
+from relay.daemon.lease_renewal import claim_of
 from relay.delivery import facts
 from relay.delivery.outcome import Delivered, Failed
 from relay.store.claim import claim

@@ -7,7 +7,11 @@ from datetime import timedelta
 
 import msgspec
 
-from inbox.config.model import Config, ForwardDestination, NoAuth, Retry, Route, Secret, Source, When
+from inbox.config.endpoint import ForwardDestination
+from inbox.config.model import Config, Route, When
+from inbox.config.retry import Retry
+from inbox.config.source import NoAuth, Source
+from inbox.config.types import Secret
 from inbox.db.reads import Row
 from relay.delivery import facts
 from relay.delivery.outcome import Delivered, Failed

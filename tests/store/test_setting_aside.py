@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
-from relay.daemon.leases import claim_of
+from relay.daemon.lease_renewal import claim_of
 from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.delivery.outcome import Delivered
 from relay.observe import Observer

@@ -19,7 +19,7 @@ from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.db.duplicates import POSTGRES_NOTE
 from inbox.events.timestamps import time_text
-from relay.store import claim, conditions, coverage, duplicates, lanes, leftovers, passing
+from relay.store import alert_conditions, claim, coverage, duplicates, lanes, leftovers, paused_entities
 from tests.conftest import _administer, _create_database
 from tests.store.conftest import START
 
@@ -57,7 +57,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
         },
     ),
     "due heads, and whether they are paused": (
-        passing._page(SQL),
+        paused_entities._page(SQL),
         f"state = 'ready', {DUE}",
         {
             "now": None,
@@ -69,7 +69,7 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
         },
     ),
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
-    "any dead on a route": (conditions._ANY_DEAD, "state = 'waiting'", {"route": "crm"}),
+    "any dead on a route": (alert_conditions._ANY_DEAD, "state = 'waiting'", {"route": "crm"}),
     "first waiting": (lanes._first_waiting(SQL), "state = 'waiting'", {"lanes": LANES, "most": 2}),
     "dead": (coverage._dead(SQL), "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),
     "dead before": (coverage._dead_before(SQL), "state = 'dead'", {"lanes": SUCCESSES, "most": 100}),

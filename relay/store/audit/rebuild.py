@@ -34,8 +34,8 @@ from relay.store.audit.examine import Event, Wrong, examine, lane_of_success, ne
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Transaction
-from relay.store.horizon import pull_in_all
 from relay.store.lanes import Lane, heads_of, settle_lanes
+from relay.store.pull_in_deliveries import pull_in_all
 from relay.store.record import remember_delivered
 
 

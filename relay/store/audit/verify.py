@@ -13,8 +13,8 @@ from relay.delivery.audit import Difference
 from relay.delivery.policy import policies
 from relay.store.audit.examine import examine, next_span
 from relay.store.database import Database
-from relay.store.horizon import find_all
 from relay.store.lanes import Lane
+from relay.store.pull_in_deliveries import find_all
 
 LANES_AT_A_TIME = 500
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from inbox.events.event import Event
-from relay.daemon.leases import TRUSTED_SECONDS, claim_of
+from relay.daemon.lease_renewal import TRUSTED_SECONDS, claim_of
 from relay.delivery.audit import Difference
 from relay.delivery.gates import Gates
 from relay.delivery.outcome import Delivery, Outcome

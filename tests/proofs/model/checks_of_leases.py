@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from relay.daemon.leases import SAFETY_SECONDS
+from relay.daemon.lease_renewal import SAFETY_SECONDS
 from relay.delivery import facts
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import CRASHES_ALLOWED

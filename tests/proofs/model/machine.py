@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
-from relay.daemon.leases import TRUSTED_SECONDS
+from relay.daemon.lease_renewal import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
 from relay.store.audit.examine import _view
 from relay.store.leases import LEASE_SECONDS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from relay.daemon.leases import claim_of
+from relay.daemon.lease_renewal import claim_of
 from relay.delivery.gates import Admission, ClaimFilter, Gate, Gates
 from relay.delivery.outcome import Delivery
 from relay.store import claim, duplicates, gates, leases, nodes, reap, record, sequence

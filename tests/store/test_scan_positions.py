@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from relay.delivery.gates import ClaimFilter
-from relay.store import places
+from relay.store import scan_positions
 from relay.store.claim import claim, claim_probe
-from relay.store.places import WHOLE_EVERY_SECONDS, Floor, Passing, Places
+from relay.store.scan_positions import WHOLE_EVERY_SECONDS, Floor, Passing, Places
 from relay.store.sequence import any_received, sequence
 from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 
@@ -113,8 +113,8 @@ PAUSED = ClaimFilter(paused=(("trivore", "USER", "paused"),))
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few heads are as many pages as a hundred thousand."""
-    monkeypatch.setattr("relay.store.places.PAGE", 3)
-    monkeypatch.setattr("relay.store.passing.PAGE", 3)
+    monkeypatch.setattr("relay.store.scan_positions.PAGE", 3)
+    monkeypatch.setattr("relay.store.paused_entities.PAGE", 3)
 
 
 def heads(steps: Steps, *entities: str) -> None:
@@ -220,8 +220,8 @@ def remembering(monotonic: Callable[[], float]) -> Places:
 
 
 def test_a_head_that_could_have_been_claimed_is_not_passed() -> None:
-    cursor = places.Cursor()
-    keys: Sequence[places.Key] = [(places.START[0], seq) for seq in (1, 2, 3, 4)]
-    cursor.saw([places.Seen(key, paused=key[1] == 1) for key in keys])
+    cursor = scan_positions.Cursor()
+    keys: Sequence[scan_positions.Key] = [(scan_positions.START[0], seq) for seq in (1, 2, 3, 4)]
+    cursor.saw([scan_positions.Seen(key, paused=key[1] == 1) for key in keys])
     assert not cursor.move(claimed={2, 4})
     assert cursor.at == keys[1]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from inbox.config.model import BreakerLimits
+from inbox.config.retry import BreakerLimits
 from relay.delivery.gates import GateKey, RateLimit, entity_key
 from relay.delivery.outcome import Delivered, Failed
 from relay.delivery.policy import RoutePolicy
@@ -18,7 +18,7 @@ from relay.store.database import Database
 from relay.store.leases import LEASE_SECONDS
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
-from relay.store.probe import (
+from relay.store.stuck_check import (
     STUCK_AFTER_SECONDS,
     relays_in_trouble,
     stuck_routes,
@@ -91,7 +91,7 @@ def test_what_a_person_holds_back_is_not_stuck(
 def test_beside_much_that_is_paused_what_is_stuck_is_found_at_either_end(
     steps: Steps, database: Database, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, entities: list[str]
 ) -> None:
-    monkeypatch.setattr("relay.store.probe.PAGE", 3)
+    monkeypatch.setattr("relay.store.stuck_check.PAGE", 3)
     with database.write() as transaction:
         gates.pause(transaction, gates_of("a"), who="kim", why="odd")
     for number, entity in enumerate(entities, 1):

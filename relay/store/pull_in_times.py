@@ -1,7 +1,7 @@
 """Pulls in times of leases, gates, sweeps and alerts that lie further ahead than any rule allows. There are few of them.
 
-How far a time may lie ahead is told by `relay.delivery.horizon`. All of them are found by an index or in a small table, and `BATCH`
-rows at most are changed at once.
+`relay.delivery.time_bounds` says how far a time may lie ahead. All of them are found by an index or in a small table, and
+`BATCH` rows at most are changed at once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.audit import Difference
 from relay.delivery.gates import GateKey
-from relay.delivery.horizon import SLACK, breaker_within, within
 from relay.delivery.policy import Policies
+from relay.delivery.time_bounds import SLACK, breaker_within, within
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
 from relay.store.database import Database, Transaction

@@ -13,8 +13,8 @@ from inbox.db.views import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 from relay.delivery.policy import Policies
 from relay.store.database import Database
 from relay.store.gates import read_gates
-from relay.store.passing import not_paused, paused_param
-from relay.store.places import PAGE
+from relay.store.paused_entities import not_paused, paused_param
+from relay.store.scan_positions import PAGE
 
 STUCK_AFTER_SECONDS = 60.0
 

@@ -1,7 +1,7 @@
 """Pulls in deliveries that are due further ahead than any rule allows, after the database's clock was set back.
 
-How far a time may lie ahead is told by `relay.delivery.horizon`. Here are the deliveries that are due later, of which there may be
-many: they are looked at in batches, by the index. The other times are in `relay.store.ahead`.
+`relay.delivery.time_bounds` says how far a time may lie ahead. Here are the deliveries that are due later, of which there
+may be many: they are looked at in batches, by the index. The other times are in `relay.store.pull_in_times`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
-from relay.delivery.horizon import SLACK, LastFact, furthest_due, is_beyond, last_fact
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.policy import Policies
-from relay.store.ahead import BATCH, Ahead, few_ahead, pull_in_few
+from relay.delivery.time_bounds import SLACK, LastFact, furthest_due, is_beyond, last_fact
 from relay.store.bulkhead import in_parts
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text
+from relay.store.pull_in_times import BATCH, Ahead, few_ahead, pull_in_few
 
 MOST_BATCHES = 4
 """Consecutive transactions that move deliveries, before other steps of the relay run."""

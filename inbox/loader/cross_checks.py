@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from inbox.config.model import Config, Destination, Endpoint, PythonDestination, Route, Source, SyncDestination
+from inbox.config.endpoint import Destination, Endpoint, PythonDestination, SyncDestination
+from inbox.config.mistakes import Mistake, nearest
+from inbox.config.model import Config, Route
 from inbox.config.routing import matches
-from inbox.config.shape import Mistake, nearest
-from inbox.config.sync import MapField, Sweep, SyncRoute
+from inbox.config.source import Source
+from inbox.config.sweep import Sweep
+from inbox.config.sync import MapField, SyncRoute
 from inbox.http.limits import memory_for
 from inbox.loader.presets import preset_mistakes
 from inbox.sources import PRESETS

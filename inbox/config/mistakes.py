@@ -1,4 +1,4 @@
-"""Compares a parsed `inbox.toml` with the classes of `inbox.config.model` and names the key of each mistake.
+"""Compares a parsed `inbox.toml` with the classes of `inbox.config` and names the key of each mistake.
 
 msgspec makes the same checks. But it names neither the table (`$.routes[...]`) nor a near match, and stops at the first
 mistake.
@@ -14,8 +14,10 @@ from typing import Any, Protocol, cast
 import msgspec
 from msgspec import inspect
 
-from inbox.config.model import Config, Duration, Endpoint, Rate, Route, Secret, Source
-from inbox.config.types import Address, Network
+from inbox.config.endpoint import Endpoint
+from inbox.config.model import Config, Route
+from inbox.config.source import Source
+from inbox.config.types import Address, Duration, Network, Rate, Secret
 
 Path = tuple[str, ...]
 """Keys from the top of the file down; an item of a list is `[0]`."""

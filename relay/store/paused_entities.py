@@ -12,7 +12,7 @@ from inbox.db.schema import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import Entity
 from relay.store.database import Transaction
-from relay.store.places import PAGE, Cursor, Seen
+from relay.store.scan_positions import PAGE, Cursor, Seen
 
 
 def paused_param(entities: Sequence[Entity]) -> dict[str, str]:

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.model import BreakerLimits, Duration, Rate, Retry
+from inbox.config.retry import BreakerLimits, Retry
+from inbox.config.types import Duration, Rate
 from relay.delivery import facts
 from relay.delivery.gates import Breaker, BreakerState, RateLimit, after_result, probe
-from relay.delivery.horizon import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
 from relay.delivery.outcome import Delivery, Failed
 from relay.delivery.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
+from relay.delivery.time_bounds import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = BreakerLimits(calls=1, failed=0.5, open_for=Duration(30), longest=Duration(600))

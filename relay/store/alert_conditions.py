@@ -11,14 +11,15 @@ from functools import partial
 import msgspec
 from sqlalchemy import text
 
-from inbox.config.model import Config, Source
+from inbox.config.model import Config
+from inbox.config.source import Source
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import Alert
 from relay.store.alerts import note
 from relay.store.bulkhead import in_parts
 from relay.store.database import SEQS_OUT_OF_ORDER, Database, Transaction
 from relay.store.nodes import failing_steps
-from relay.store.places import Floor
+from relay.store.scan_positions import Floor
 
 STEP = "look_at_conditions"
 

@@ -127,7 +127,9 @@ class ActiveApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's, handed through
         """The ASGI application."""
         if self._app is None:
-            raise RuntimeError("gunicorn's settings have to run inbox.serve.on_starting, which reads the configuration")
+            raise RuntimeError(
+                "gunicorn's settings have to run inbox.gunicorn_settings.on_starting, which reads the configuration"
+            )
         await self._app(scope, receive, send)
 
 
@@ -145,10 +147,10 @@ def _workers() -> int:
     return int(os.environ.get("WEB_CONCURRENCY") or os.cpu_count() or 1)
 
 
-wsgi_app = "inbox.serve:receiver"
+wsgi_app = "inbox.gunicorn_settings:receiver"
 bind = "127.0.0.1:8000"
 workers = _workers()
-worker_class = "inbox.serve.Worker"
+worker_class = "inbox.gunicorn_settings.Worker"
 keepalive = 30
 timeout = 30
 graceful_timeout = 15
