@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Any
 
 from inbox.config.endpoint import Endpoint
@@ -14,14 +11,10 @@ from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request
 from relay.http.endpoint import prepare
 from tests.destinations.scripted import Act, ScriptedServer, serving
+from tests.helpers.delivering import context
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POST = Request("forward", "POST", {"Content-Type": "application/json"}, body=b"{}")
 GET = Request("fetch", "GET", {}, path="/user/1")
-
-
-def limits(lease: Callable[[], float] = lambda: float("inf"), stop: threading.Event | None = None) -> Limits:
-    return Limits(lease, stop or threading.Event(), lambda: NOW)
 
 
 def client_of(url: str, **options: Any) -> HttpClient:  # noqa: ANN401  # an Endpoint's fields
@@ -38,4 +31,4 @@ class Called:
         stack.callback(self.client.close)
 
     def __call__(self, request: Request = POST, within: Limits | None = None) -> Answer:
-        return self.client.call(request, within or limits())
+        return self.client.call(request, within or context())

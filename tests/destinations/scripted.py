@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Literal
 
@@ -49,10 +50,15 @@ def raw(data: bytes) -> Act:
     return lambda _, connection: connection.sendall(data)
 
 
+def hang_up(_: ScriptedServer, connection: socket.socket) -> None:
+    del connection
+    raise Hangup
+
+
 def then_close(act: Act) -> Act:
     def closing(server: ScriptedServer, connection: socket.socket) -> None:
         act(server, connection)
-        raise Hangup
+        hang_up(server, connection)
 
     return closing
 
@@ -85,14 +91,22 @@ def reset(_: ScriptedServer, connection: socket.socket) -> None:
     raise Hangup
 
 
-def hundred_megabytes(_: ScriptedServer, connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n")
-    for _chunk in range(1600):
-        connection.sendall(b"x" * 65536)
+def hundred_megabytes(head: bytes) -> Act:
+    """Send `head`, and 100 MiB behind it."""
+
+    def sending(_: ScriptedServer, connection: socket.socket) -> None:
+        connection.sendall(head)
+        for _chunk in range(1600):
+            connection.sendall(b"x" * 65536)
+
+    return sending
 
 
 class ScriptedServer:
-    """Meets each request with the next act, the last one again and again; `routes` have their own, by "GET /path"."""
+    """Meets each request with the next act, the last one again and again; `routes` have their own, by "GET /path".
+
+    Services of another kind override `act_for`.
+    """
 
     def __init__(
         self, *acts: Act, tls: bool | Literal["mutual"] = False, routes: dict[str, list[Act]] | None = None
@@ -109,10 +123,24 @@ class ScriptedServer:
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"{'https://localhost' if tls else 'http://127.0.0.1'}:{self.port}"
         self._start(self._accept)
+
+    @property
+    def asked(self) -> list[str]:
+        """Every request's method and target, in order."""
+        return [f"{seen.method} {seen.target}" for seen in self.seen]
+
+    def act_for(self, seen: Seen) -> Act:
+        """Note the request; give the act that meets it."""
+        with self._lock:
+            self.seen.append(seen)
+            acts = self.routes.get(f"{seen.method} {seen.target}", self._acts)
+            act = acts.pop(0) if len(acts) > 1 else acts[0] if acts else answer(599, b"unexpected")
+        self.arrived.release()
+        return act
 
     def close(self) -> None:
         self.closing.set()
@@ -153,25 +181,24 @@ class ScriptedServer:
                 connection = stack.enter_context(self._tls.wrap_socket(connection, server_side=True))
             reader = stack.enter_context(connection.makefile("rb"))
             while seen := _request(reader, number):
-                with self._lock:
-                    self.seen.append(seen)
-                    acts = self.routes.get(f"{seen.method} {seen.target}", self._acts)
-                    act = acts.pop(0) if len(acts) > 1 else acts[0] if acts else answer(599, b"unexpected")
-                self.arrived.release()
-                act(self, connection)
+                self.act_for(seen)(self, connection)
 
 
-def _request(reader: Iterator[bytes], number: int) -> Seen | None:
-    line = reader.readline()  # type: ignore[attr-defined]  # a buffered reader
+def _request(reader: BufferedReader, number: int) -> Seen | None:
+    """Read one request; None when the caller ends before it is whole."""
+    line = reader.readline()
     if not line:
         return None
     method, target, _ = line.decode("latin-1").split(" ", 2)
     headers = {}
-    for header in iter(reader.readline, b"\r\n"):  # type: ignore[attr-defined]
+    while (header := reader.readline()) != b"\r\n":
+        if not header:
+            return None
         name, _, value = header.decode("latin-1").partition(":")
         headers[name.strip().lower()] = value.strip()
-    body = reader.read(int(headers.get("content-length", 0)))  # type: ignore[attr-defined]
-    return Seen(method, target, headers, body, number)
+    length = int(headers.get("content-length", 0))
+    body = reader.read(length)
+    return Seen(method, target, headers, body, number) if len(body) == length else None
 
 
 def _server_context(*, asks_for_a_certificate: bool) -> ssl.SSLContext:
@@ -187,11 +214,8 @@ def _server_context(*, asks_for_a_certificate: bool) -> ssl.SSLContext:
 def serving(
     *acts: Act, tls: bool | Literal["mutual"] = False, routes: dict[str, list[Act]] | None = None
 ) -> Iterator[ScriptedServer]:
-    server = ScriptedServer(*acts, tls=tls, routes=routes)
-    try:
+    with contextlib.closing(ScriptedServer(*acts, tls=tls, routes=routes)) as server:
         yield server
-    finally:
-        server.close()
 
 
 def closed_port() -> int:

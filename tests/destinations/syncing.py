@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
-import msgspec
-
+from inbox.config.model import Config
 from inbox.loader.load import parse_config
-from relay import destinations
 from relay.delivery.outcome import Delivery, Outcome
 from relay.destinations import Context
 from tests.destinations.scripted import Act, ScriptedServer, answer
+from tests.helpers.delivering import DELIVERY, LOCAL, NOW, a_delivery, config_text, deliver
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-DELIVERY = Delivery(
-    seq=7, route="user-to-crm", lane="USER|1", attempt=1, run=2, lease_token=1, source="trivore", entity_type="USER",
-    entity_id="u1", event_type="UPDATE", action="update", event_id=None, dedup_key="k1", occurred_at=NOW, received_at=NOW,
-    content_type="application/json", headers={}, body=b'{"id": "u1"}', traceparent="00-a-b-01",
-)  # fmt: skip
-SECOND = msgspec.structs.replace(DELIVERY, attempt=2, received_at=NOW - timedelta(seconds=6))
-DELETE = msgspec.structs.replace(DELIVERY, event_type="DELETE", action="delete")
+SECOND = a_delivery(attempt=2, received_at=NOW - timedelta(seconds=6))
+DELETE = a_delivery(event_type="DELETE", action="delete")
 
 USER = {"id": "u1", "name": "Ada", "meta": {"lastModified": "2025-12-31T23:59:58.5Z"}}
 FETCH, FIND, CREATE, UPDATE, REMOVE = (
@@ -54,7 +45,7 @@ class World:
         acts: dict[str, Act] | None = None,
         *,
         sync: str = SYNC,
-        context: Context | None = None,
+        within: Context | None = None,
         timeout: str = "2s",
         **more: Act | list[Act],
     ) -> Outcome:
@@ -68,39 +59,31 @@ class World:
         names = {"fetch": FETCH, "find": FIND, "update": UPDATE, "create": CREATE, "remove": REMOVE}
         for name, act in {**defaults, **(acts or {}), **more}.items():
             self.server.routes[names[name]] = list(act) if isinstance(act, list) else [act]
-        target = destinations.build(self.config(sync, timeout))["user-to-crm"]
-        try:
-            return target.deliver(delivery, context or Context(lambda: float("inf"), threading.Event(), lambda: NOW))
-        finally:
-            target.close()
+        return deliver(self.config(sync, timeout), delivery, within)
 
-    def config(self, sync: str, timeout: str = "2s") -> Any:  # noqa: ANN401
-        common = f'timeout = "{timeout}"\nallow_private = true\nallow_http = true'
-        return parse_config(f"""
-            [sources.trivore]
-            preset = "trivore"
-            auth = {{ kind = "none" }}
-            [apis.identity]
-            base_url = "{self.server.url}/api/"
-            auth = {{ kind = "basic", user = "me", password = "pass-word" }}
-            {common}
-            [destinations.crm]
-            kind = "sync"
-            base_url = "{self.server.url}"
-            auth = {{ kind = "bearer", token = "crm-token" }}
-            {common}
-            [routes.user-to-crm]
-            source = "trivore"
-            destination = "crm"
-            [routes.user-to-crm.sync]
-            {sync}
-        """)
+    def config(self, sync: str, timeout: str = "2s") -> Config:
+        common = f'timeout = "{timeout}"\n{LOCAL}'
+        return parse_config(
+            config_text(
+                "sync",
+                f'base_url = "{self.server.url}"\nauth = {{ kind = "bearer", token = "crm-token" }}\n{common}',
+                f"""
+                [routes.user-to-crm.sync]
+                {sync}
+                [apis.identity]
+                base_url = "{self.server.url}/api/"
+                auth = {{ kind = "basic", user = "me", password = "pass-word" }}
+                {common}
+                """,
+            )
+        )
 
     @property
     def asked(self) -> list[str]:
-        return [f"{seen.method} {seen.target}" for seen in self.server.seen]
+        return self.server.asked
 
 
 def changed(old: str, new: str) -> str:
+    """The table of the route with one thing in it written otherwise."""
     assert old in SYNC
     return SYNC.replace(old, new)

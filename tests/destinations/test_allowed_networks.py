@@ -18,8 +18,9 @@ from relay.daemon.alert_sender import alert_client
 from relay.http import guard
 from relay.http.answer import Answer
 from relay.http.guard import AddressRules
-from tests.destinations.calling import POST, limits
+from tests.destinations.calling import POST
 from tests.destinations.scripted import ScriptedServer, answer, serving
+from tests.helpers.delivering import context
 
 SOURCE = '[sources.s]\npreset = "trivore"\nauth = { kind = "none" }\n'
 ROUTE = '[routes.r]\nsource = "s"\ndestination = "d"\n'
@@ -61,7 +62,7 @@ def call_each(text: str) -> list[Answer]:
     assert alerts is not None
     callers = (clients.destination(destination, url), clients.api("a"), alerts)
     try:
-        return [caller.call(POST, limits()) for caller in callers]
+        return [caller.call(POST, context()) for caller in callers]
     finally:
         for caller in callers:
             caller.close()

@@ -18,7 +18,7 @@ from inbox.config.endpoint import ApiHeader
 from inbox.config.types import Duration, Secret
 from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER, Request
-from tests.destinations.calling import POST, Called, client_of, limits
+from tests.destinations.calling import POST, Called, client_of
 from tests.destinations.scripted import (
     CERTIFICATE,
     Act,
@@ -32,16 +32,11 @@ from tests.destinations.scripted import (
     serving,
     then_close,
 )
+from tests.helpers.delivering import context
 
 DEADLINE = 0.5
 SLACK = 0.5
 MEGABYTE = 1024 * 1024
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 @contextlib.contextmanager
@@ -113,7 +108,7 @@ def test_a_tls_handshake_that_does_not_end_well_ends_the_call_unsent(
     behave: Callable[[socket.socket, threading.Event], None],
 ) -> None:
     with accepting(behave) as address:
-        result = timed(lambda: client_of(f"https://{address}", timeout=Duration(DEADLINE)).call(POST, limits()))
+        result = timed(lambda: client_of(f"https://{address}", timeout=Duration(DEADLINE)).call(POST, context()))
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
 
 
@@ -132,7 +127,7 @@ def test_a_slow_lookup_is_part_of_the_deadline(stack: ExitStack, monkeypatch: py
     server = stack.enter_context(serving(drip(OK, b"X: 1\r\n")))
     client = client_of(f"http://slow.example:{server.port}", timeout=Duration(DEADLINE))
     stack.callback(client.close)
-    assert timed(lambda: client.call(POST, limits())).error_class == "unknown"
+    assert timed(lambda: client.call(POST, context())).error_class == "unknown"
     assert len(server.seen) == 1
 
 
@@ -147,7 +142,7 @@ def test_addresses_of_which_none_answers_share_one_deadline(stack: ExitStack, mo
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex((host, port))
-    result = timed(lambda: client_of(f"http://many.example:{port}", timeout=Duration(DEADLINE)).call(POST, limits()))
+    result = timed(lambda: client_of(f"http://many.example:{port}", timeout=Duration(DEADLINE)).call(POST, context()))
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
 
 
@@ -157,7 +152,7 @@ def test_addresses_of_which_none_answers_share_one_deadline(stack: ExitStack, mo
 def test_a_server_that_never_reads_is_cut_at_the_deadline() -> None:
     large = Request("forward", "POST", {}, body=bytes(16 * MEGABYTE))
     with accepting(say_nothing) as address:
-        result = timed(lambda: client_of(f"http://{address}", timeout=Duration(DEADLINE)).call(large, limits()))
+        result = timed(lambda: client_of(f"http://{address}", timeout=Duration(DEADLINE)).call(large, context()))
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
 
 
@@ -175,7 +170,7 @@ def test_a_reset_before_anything_was_read_is_unknown_too_and_not_repeated() -> N
         reset_unread(connection, over)
 
     with accepting(counting) as address:
-        result = timed(lambda: client_of(f"http://{address}", timeout=Duration(DEADLINE)).call(POST, limits()))
+        result = timed(lambda: client_of(f"http://{address}", timeout=Duration(DEADLINE)).call(POST, context()))
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
     assert len(resets) == 1
 

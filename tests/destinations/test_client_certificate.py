@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,12 +12,6 @@ from tests.destinations.calling import Called, client_of
 from tests.destinations.scripted import CERTIFICATE, answer
 
 CA = str(CERTIFICATE)
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 @pytest.fixture

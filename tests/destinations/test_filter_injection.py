@@ -5,10 +5,7 @@ The server and the filter are those of the demo's identity service: both take wh
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import falcon
 import falcon.asgi
@@ -17,40 +14,25 @@ import pytest
 from falcon.asgi import Request, Response
 
 from inbox.errors import ConfigError
-from inbox.loader.load import parse_config
-from relay import destinations
-from relay.delivery.outcome import Delivered, Failed, Outcome
+from relay.delivery.outcome import Outcome
 from relay.demo.scim_filter import InvalidFilterError, parse_filter
 from relay.demo.web import App, answer, read_object, served
-from relay.destinations import Context
-from tests.destinations.syncing import DELETE, NOW
+from tests.destinations.syncing import DELETE
+from tests.helpers.delivering import LOCAL, config_text, deliver, delivered, failed
 
 INJECTED = 'x" or userName eq "admin'
 """With the filter of an early documentation, `externalId eq "{event.entity_id}"`, this found and deleted the admin."""
 
-_CONFIG = """
-[sources.trivore]
-preset = "trivore"
-auth = { kind = "none" }
-[apis.identity]
-base_url = "URL/source"
-allow_private = true
-allow_http = true
-[destinations.scim]
-kind = "sync"
-base_url = "URL"
-allow_private = true
-allow_http = true
-[routes.users]
-source = "trivore"
-destination = "scim"
-[routes.users.sync]
+_ROUTE = """
+[routes.user-to-crm.sync]
 fetch = { api = "identity", path = "/user/{event.entity_id}" }
 find = { path = "/Users", params = { filter = FILTER }, pick = "Resources"MORE }
 update = { path = "/Users/{target.id}" }
 delete = { path = "/Users/{target.id}" }
 missing = "skip"
 map = { externalId = "event.entity_id", active = "entity.active" }
+[apis.identity]
+base_url = "URL/source"
 """
 BY_FORM = "'externalId eq {event.entity_id:scim}'"
 BY_TEXT = "'externalId eq \"{event.entity_id:text}\"'"
@@ -96,34 +78,22 @@ class Directory:
         resp.media = {"id": key, "active": True}
 
 
-@contextmanager
-def running() -> Iterator[tuple[Directory, str]]:
+@pytest.fixture
+def site() -> Iterator[tuple[Directory, str]]:
     directory = Directory()
     with served(directory.app) as url:
         yield directory, url
 
 
-@pytest.fixture
-def site() -> Iterator[tuple[Directory, str]]:
-    with running() as made:
-        yield made
-
-
-def deliver(url: str, entity_id: str, query: str, more: str = "", **changes: Any) -> Outcome:  # noqa: ANN401
-    text = _CONFIG.replace("URL", url).replace("FILTER", query).replace("MORE", more)
-    route = destinations.build(parse_config(text))["users"]
-    delivery = msgspec.structs.replace(DELETE, route="users", entity_id=entity_id, **changes)
-    try:
-        return route.deliver(delivery, Context(lambda: float("inf"), threading.Event(), lambda: NOW))
-    finally:
-        route.close()
+def find_and_write(url: str, entity_id: str, query: str, more: str = "", action: str = "delete") -> Outcome:
+    route = _ROUTE.replace("URL", url).replace("FILTER", query).replace("MORE", more) + LOCAL
+    delivery = msgspec.structs.replace(DELETE, entity_id=entity_id, action=action)
+    return deliver(config_text("sync", f'base_url = "{url}"\n{LOCAL}', route), delivery)
 
 
 def test_the_form_alone_keeps_an_id_from_becoming_a_filter(site: tuple[Directory, str]) -> None:
     directory, url = site
-    outcome = deliver(url, INJECTED, BY_FORM, VERIFY_OFF)
-    assert isinstance(outcome, Delivered), outcome
-    assert outcome.did == "nothing_to_delete"
+    assert delivered(find_and_write(url, INJECTED, BY_FORM, VERIFY_OFF)).did == "nothing_to_delete"
     assert directory.filters == [r'externalId eq "x\" or userName eq \"admin"']
     assert set(directory.users) == {"1", "2"}
 
@@ -135,8 +105,7 @@ def test_verify_alone_keeps_a_match_from_being_written_to_that_was_not_searched_
     directory, url = site
     directory.source_knows = action == "update"
     before = {key: dict(user) for key, user in directory.users.items()}
-    outcome = deliver(url, INJECTED, BY_TEXT, action=action)
-    assert isinstance(outcome, Failed), outcome
+    outcome = failed(find_and_write(url, INJECTED, BY_TEXT, action=action))
     assert outcome.error_class == "bad_answer"
     assert outcome.error == (
         "find: the match has 'boss' at externalId, and 'x\" or userName eq \"admin' was searched for: does the "
@@ -149,16 +118,13 @@ def test_verify_alone_keeps_a_match_from_being_written_to_that_was_not_searched_
 def test_with_neither_the_admin_is_lost(site: tuple[Directory, str]) -> None:
     """So that the two above are proven by what they do, and not by a server that takes no such filter."""
     directory, url = site
-    outcome = deliver(url, INJECTED, BY_TEXT, VERIFY_OFF)
-    assert isinstance(outcome, Delivered), outcome
+    delivered(find_and_write(url, INJECTED, BY_TEXT, VERIFY_OFF))
     assert set(directory.users) == {"1"}
 
 
 def test_an_id_that_is_only_an_id_is_found_and_deleted(site: tuple[Directory, str]) -> None:
     directory, url = site
-    outcome = deliver(url, "u1", BY_FORM)
-    assert isinstance(outcome, Delivered), outcome
-    assert outcome.did == "deleted"
+    assert delivered(find_and_write(url, "u1", BY_FORM)).did == "deleted"
     assert set(directory.users) == {"2"}
 
 
@@ -180,6 +146,6 @@ def test_a_placeholder_in_a_filter_without_its_form_is_a_mistake_that_says_what_
     query: str, instead: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        deliver("http://127.0.0.1:9", "u1", query)
-    assert "routes.users.sync.find.params.filter: " in str(caught.value)
+        find_and_write("http://127.0.0.1:9", "u1", query)
+    assert "routes.user-to-crm.sync.find.params.filter: " in str(caught.value)
     assert instead in str(caught.value)

@@ -27,12 +27,6 @@ MOST_KEPT = 1024 * 1024
 """Bytes that any answer may cost: 64 KiB of it are kept, and what the test's own server sends is counted too."""
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
-
-
 def assert_unknown_and_forgotten(call: Called, why: str) -> None:
     """The first call is unknown for this reason; the second gets its own answer, over another connection."""
     result = call()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from inbox.clock import steady
 from inbox.config.types import Duration
 from relay.http import guard
-from tests.destinations.calling import POST, Called, client_of, limits
+from tests.destinations.calling import POST, Called, client_of
 from tests.destinations.scripted import (
     CERTIFICATE,
     Act,
@@ -32,13 +31,7 @@ from tests.destinations.scripted import (
     serving,
     then_close,
 )
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
+from tests.helpers.delivering import context
 
 # --- a call ends
 
@@ -64,7 +57,7 @@ def test_a_server_that_does_not_shake_hands_is_cut_at_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = client_of(f"https://localhost:{listener.getsockname()[1]}", timeout=Duration(0.4))
         began = steady()
-        result = client.call(POST, limits())
+        result = client.call(POST, context())
     assert steady() - began < 0.9
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
 
@@ -78,8 +71,8 @@ def test_a_connection_that_is_not_accepted_is_given_up_at_the_deadline_and_with_
             waiting.connect_ex(listener.getsockname())
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         began = steady()
-        timed_out = client_of(url, timeout=Duration(0.4)).call(POST, limits())
-        lost = client_of(url, timeout=Duration(30)).call(POST, limits(lambda: began + 0.8))
+        timed_out = client_of(url, timeout=Duration(0.4)).call(POST, context())
+        lost = client_of(url, timeout=Duration(30)).call(POST, context(lambda: began + 0.8))
         assert steady() - began < 1.8
     assert (timed_out.error_class, timed_out.call.error) == ("not_sent", "not connected within 0.4 s")
     assert (lost.error_class, lost.call.error) == ("lease_lost", "not made: the lease ended")
@@ -94,7 +87,7 @@ def test_a_name_server_that_hangs_is_given_up_at_the_deadline(monkeypatch: pytes
 
     monkeypatch.setattr(socket, "getaddrinfo", hanging)
     began = steady()
-    result = client_of("http://nowhere.example", timeout=Duration(0.3)).call(POST, limits())
+    result = client_of("http://nowhere.example", timeout=Duration(0.3)).call(POST, context())
     over.set()
     assert steady() - began < 0.8
     assert (result.error_class, result.call.error) == ("not_sent", "not connected within 0.3 s")
@@ -104,7 +97,7 @@ def test_a_name_server_that_hangs_is_given_up_at_the_deadline(monkeypatch: pytes
 def test_a_running_call_is_cut_when_the_lease_ends(stack: ExitStack, act: Act) -> None:
     call = Called(stack, act, timeout=Duration(30))
     began = steady()
-    result = call(within=limits(lambda: began + 0.3))
+    result = call(within=context(lambda: began + 0.3))
     assert 0.2 < steady() - began < 0.8
     assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
 
@@ -119,7 +112,7 @@ def test_a_lease_that_is_renewed_while_the_call_runs_does_not_cut_it(stack: Exit
         renewed.set()
         answer(204)(server, sock)
 
-    result = Called(stack, answer_later, timeout=Duration(30))(within=limits(lambda: until[0]))
+    result = Called(stack, answer_later, timeout=Duration(30))(within=context(lambda: until[0]))
     assert renewed.is_set()
     assert result.error_class is None
 
@@ -127,7 +120,7 @@ def test_a_lease_that_is_renewed_while_the_call_runs_does_not_cut_it(stack: Exit
 def test_no_call_starts_after_the_lease(stack: ExitStack) -> None:
     call = Called(stack, answer())
     until = steady()
-    result = call(within=limits(lambda: until))
+    result = call(within=context(lambda: until))
     assert (result.error_class, result.call.sent) == ("lease_lost", "not_sent")
     assert call.server.seen == []
 
@@ -188,7 +181,7 @@ def test_a_refused_connection_was_not_sent_and_is_tried_three_times(monkeypatch:
         original(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", counting)
-    result = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(5)).call(POST, limits())
+    result = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(5)).call(POST, context())
     assert (result.error_class, result.call.sent, result.call.error) == ("not_sent", "not_sent", "Connection refused")
     assert len(connects) == 3
 
@@ -214,14 +207,14 @@ def test_the_process_ending_interrupts_the_wait_between_tries() -> None:
     stop.set()
     client = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(30))
     began = steady()
-    assert client.call(POST, limits(stop=stop)).error_class == "not_sent"
+    assert client.call(POST, context(stop=stop)).error_class == "not_sent"
     assert steady() - began < 0.1
 
 
 def test_tries_stay_within_the_deadline() -> None:
     client = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(0.05))
     began = steady()
-    assert client.call(POST, limits()).error_class == "not_sent"
+    assert client.call(POST, context()).error_class == "not_sent"
     assert steady() - began < 0.1
 
 
@@ -251,7 +244,7 @@ def test_a_name_that_does_not_exist_was_not_sent(monkeypatch: pytest.MonkeyPatch
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    result = client_of("http://nowhere.example").call(POST, limits())
+    result = client_of("http://nowhere.example").call(POST, context())
     assert result.error_class == "not_sent"
     assert result.call.error == "the host's name is not resolved: Name or service not known"
 
@@ -267,7 +260,7 @@ def test_a_certificate_nobody_vouches_for_was_not_sent(stack: ExitStack) -> None
 def test_a_certificate_for_another_name_was_not_sent(stack: ExitStack) -> None:
     server = stack.enter_context(serving(answer(), tls=True))
     client = client_of(f"https://127.0.0.1:{server.port}", ca_file=str(CERTIFICATE))
-    assert "IP address mismatch" in (client.call(POST, limits()).call.error or "")
+    assert "IP address mismatch" in (client.call(POST, context()).call.error or "")
 
 
 def test_a_certificate_of_the_ca_file_is_accepted(stack: ExitStack) -> None:

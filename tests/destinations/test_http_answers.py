@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -12,18 +11,13 @@ from inbox.config.endpoint import ApiBearer
 from inbox.config.types import Duration, Secret
 from relay.http.answer import Redactor, parse_retry_after
 from relay.http.client import MAX_ANSWER
-from tests.destinations.calling import NOW, Called
+from tests.destinations.calling import Called
 from tests.destinations.scripted import (
     answer,
     hundred_megabytes,
     serving,
 )
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
+from tests.helpers.delivering import NOW
 
 
 def test_a_huge_answer_is_read_up_to_64_kib(stack: ExitStack) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -18,20 +17,14 @@ from inbox.errors import ConfigError
 from relay.http import connection
 from relay.http.client import Request
 from relay.http.endpoint import header_value
-from tests.destinations.calling import GET, Called, client_of, limits
+from tests.destinations.calling import GET, Called, client_of
 from tests.destinations.scripted import (
     answer,
     closed_port,
     drip,
     then_close,
 )
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
+from tests.helpers.delivering import context
 
 # --- connections
 
@@ -112,7 +105,7 @@ def test_a_configured_proxy_is_used_with_its_credentials(stack: ExitStack) -> No
     call = Called(stack, answer(200, b"through"))
     client = client_of("http://crm.example:8080/api", proxy=f"http://me:pw@127.0.0.1:{call.server.port}")
     stack.callback(client.close)
-    assert client.call(GET, limits()).body == b"through"
+    assert client.call(GET, context()).body == b"through"
     seen = call.server.seen[0]
     assert seen.target == "http://crm.example:8080/api/user/1"
     assert seen.headers["proxy-authorization"] == "Basic bWU6cHc="
@@ -121,7 +114,7 @@ def test_a_configured_proxy_is_used_with_its_credentials(stack: ExitStack) -> No
 def test_a_proxy_that_refuses_the_tunnel_leaves_the_call_unsent(stack: ExitStack) -> None:
     call = Called(stack, answer(403))
     client = client_of("https://crm.example/api", proxy=f"http://127.0.0.1:{call.server.port}")
-    result = client.call(GET, limits())
+    result = client.call(GET, context())
     assert (result.error_class, result.call.error) == ("not_sent", "the proxy refused the call")
     assert call.server.seen[0].target == "crm.example:443"
 
@@ -187,5 +180,5 @@ def test_a_dripping_tunnel_is_cut_at_the_deadline(stack: ExitStack) -> None:
     call = Called(stack, drip(b"HTTP/1.1 200 OK\r\n", b"X-Drop: 1\r\n"))
     client = client_of("https://crm.example", proxy=f"http://127.0.0.1:{call.server.port}", timeout=Duration(0.4))
     began = time.monotonic()
-    assert client.call(GET, limits()).error_class == "not_sent"
+    assert client.call(GET, context()).error_class == "not_sent"
     assert time.monotonic() - began < 0.9

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -14,12 +13,6 @@ from tests.destinations.calling import Called
 from tests.destinations.scripted import CERTIFICATE, Act, ScriptedServer, answer, raw, reset, then_close
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.mark.parametrize("status", [401, 407, 408, 425, 429, 500, 502, 503, 504])

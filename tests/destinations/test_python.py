@@ -23,6 +23,7 @@ from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, deci
 from relay.destinations import Context
 from relay.handler import Event, GiveUp, Retry, Skip
 from tests.destinations.handling import DELIVERY, MODULE, NOW, Act, Handled, Held
+from tests.helpers.delivering import delivered, failed
 from tests.helpers.waiting import until
 
 POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(RetryTable(jitter=0)))
@@ -66,8 +67,7 @@ def fact_of(outcome: Outcome) -> facts.AnyFact:
 
 
 def test_a_function_that_returns_has_delivered_the_event(handled: Handled) -> None:
-    outcome = handled(lambda _: "whatever it returns")
-    assert isinstance(outcome, Delivered)
+    outcome = delivered(handled(lambda _: "whatever it returns"))
     assert outcome.did == "handled"
     (call,) = outcome.calls
     assert (call.step, call.method, call.url, call.sent) == ("handle", "CALL", f"{MODULE}:on_event", "answered")
@@ -172,8 +172,7 @@ def test_a_retry_after_no_number_of_seconds_is_a_bug(handled: Handled, after: fl
 
 
 def test_what_it_says_can_be_stored_whatever_it_says(handled: Handled) -> None:
-    outcome = handled(raising(GiveUp("\ud800" + "x" * 10_000)))
-    assert isinstance(outcome, Failed)
+    outcome = failed(handled(raising(GiveUp("\ud800" + "x" * 10_000))))
     assert len(outcome.error.encode()) < 600
     json.dumps(facts.detail_of(fact_of(outcome)), ensure_ascii=False).encode()
 
@@ -222,8 +221,7 @@ def test_a_lease_that_is_renewed_lets_it_run_on(handled: Handled) -> None:
             enough.set()
         return looks[-1] + 0.01
 
-    outcome = handled(lambda _: enough.wait(30), context=Context(lease, threading.Event(), lambda: NOW))
-    assert isinstance(outcome, Delivered)
+    delivered(handled(lambda _: enough.wait(30), context=Context(lease, threading.Event(), lambda: NOW)))
 
 
 def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(handled: Handled, held: Held) -> None:

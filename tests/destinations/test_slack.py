@@ -15,10 +15,11 @@ from inbox.loader.load import parse_config
 from relay import destinations
 from relay.delivery import facts
 from relay.delivery.failure_rules import RULES, Rule
-from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
+from relay.delivery.outcome import Delivery, Outcome, Skipped
 from relay.delivery.policy import decide, policies
 from relay.destinations import Context, Deliverer
 from tests.destinations.scripted import Act, ScriptedServer, answer, serving
+from tests.helpers.delivering import delivered, failed
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DELIVERY = Delivery(
@@ -68,9 +69,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def test_a_message_is_posted_as_json_to_the_hook(server: ScriptedServer) -> None:
-    outcome = deliver(server)
-    assert isinstance(outcome, Delivered)
-    assert outcome.did == "forwarded"
+    assert delivered(deliver(server)).did == "forwarded"
     (seen,) = server.seen
     assert (seen.method, seen.target) == ("POST", PATH)
     assert json.loads(seen.body) == {"text": "USER u1: UPDATE"}
@@ -99,8 +98,7 @@ def test_what_is_put_into_a_message_is_escaped_and_what_is_written_in_it_is_mark
 
 @pytest.mark.parametrize("text", ["{event.body.nobody}", "{event.body.n}", "{length(event.seq)}"])
 def test_a_message_that_can_not_be_written_is_dead_without_a_call(server: ScriptedServer, text: str) -> None:
-    outcome = deliver(server, text)
-    assert isinstance(outcome, Failed)
+    outcome = failed(deliver(server, text))
     assert (outcome.error_class, outcome.calls) == ("mapping", ())
     assert outcome.error.startswith("destinations.chat.text: ")
     assert server.seen == []
@@ -108,8 +106,7 @@ def test_a_message_that_can_not_be_written_is_dead_without_a_call(server: Script
 
 def said(server: ScriptedServer, text: str, value: str) -> str:
     """The message, of an event about an entity with this id."""
-    outcome = deliver(server, text, msgspec.structs.replace(DELIVERY, entity_id=value))
-    assert isinstance(outcome, Delivered), outcome
+    delivered(deliver(server, text, msgspec.structs.replace(DELIVERY, entity_id=value)))
     message: str = json.loads(server.seen[-1].body)["text"]
     return message
 
@@ -153,16 +150,14 @@ def test_a_value_in_a_link_stays_in_its_part_of_it(server: ScriptedServer, text:
     "value", ["!channel", "@U1", "#C1", "javascript:x", "mailto:a@b", "https://", "x", "https://x/\ud800"]
 )
 def test_what_is_no_url_can_not_be_a_link_and_is_dead_without_a_call(server: ScriptedServer, value: str) -> None:
-    outcome = deliver(server, "<{event.entity_id}|open>", msgspec.structs.replace(DELIVERY, entity_id=value))
-    assert isinstance(outcome, Failed)
+    outcome = failed(deliver(server, "<{event.entity_id}|open>", msgspec.structs.replace(DELIVERY, entity_id=value)))
     assert (outcome.error_class, server.seen) == ("mapping", [])
     assert outcome.error.startswith("destinations.chat.text: ")
 
 
 def test_half_a_character_can_not_stand_in_a_url(server: ScriptedServer) -> None:
     text = "<https://crm/{event.entity_id}>"
-    outcome = deliver(server, text, msgspec.structs.replace(DELIVERY, entity_id="\ud800"))
-    assert isinstance(outcome, Failed)
+    outcome = failed(deliver(server, text, msgspec.structs.replace(DELIVERY, entity_id="\ud800")))
     assert outcome.error_class == "mapping"
 
 
@@ -188,8 +183,7 @@ def test_what_slack_documents_is_of_the_usual_classes_and_its_word_is_in_the_log
     act: Act, error_class: str, rule: Rule
 ) -> None:
     with serving(act) as server:
-        outcome = deliver(server)
-    assert isinstance(outcome, Failed)
+        outcome = failed(deliver(server))
     assert outcome.error_class == error_class
     assert RULES[outcome.error_class] is rule
     assert "_" in (outcome.calls[0].excerpt or "")

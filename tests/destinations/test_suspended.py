@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -17,18 +16,13 @@ from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations.base import Context
 from tests.core.test_time_bounds import DELIVERY
-from tests.destinations.calling import Called, limits
+from tests.destinations.calling import Called
 from tests.destinations.scripted import answer
+from tests.helpers.delivering import context
 
 SUSPENDED = 20.0
 
 pytestmark = pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system's clocks all stand still then")
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 class Machine:
@@ -63,7 +57,7 @@ def test_no_call_is_begun_under_a_lease_that_ended_meanwhile(stack: ExitStack, m
     leases.granted([key], leases.began_asking())
     assert leases.trusted() == [key]
     machine.suspend()
-    result = call(within=limits(lambda: leases.trusted_until(key)))
+    result = call(within=context(lambda: leases.trusted_until(key)))
     assert (result.error_class, result.call.sent) == ("lease_lost", "not_sent")
     assert call.server.seen == []
     assert leases.trusted() == []
@@ -78,7 +72,7 @@ def test_a_call_that_runs_is_cut_afterwards(stack: ExitStack, machine: Machine) 
         machine.suspend()
         server.closing.wait(30)  # type: ignore[attr-defined]  # a ScriptedServer
 
-    result = Called(stack, sleep_in_mid_call, timeout=Duration(300))(within=limits(lambda: leases.trusted_until(key)))
+    result = Called(stack, sleep_in_mid_call, timeout=Duration(300))(within=context(lambda: leases.trusted_until(key)))
     assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
     assert SUSPENDED * 1000 < result.call.milliseconds < (SUSPENDED + TRUSTED_SECONDS) * 1000, (
         "at once, and not after 14 s"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -14,19 +12,16 @@ from inbox.config.endpoint import ApiOauth2
 from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from relay import destinations
-from relay.delivery.outcome import Delivered, Delivery, Failed, Skipped
-from relay.destinations import Context
-from tests.destinations.scripted import Act, answer, hang, reset, serving
+from relay.delivery.outcome import Delivery, Skipped
+from tests.destinations.scripted import Act, answer, hang, reset
 from tests.destinations.syncing import (
     CREATE,
     DELETE,
-    DELIVERY,
     FETCH,
     FETCHED,
     FIND,
     FOUND,
     NONE,
-    NOW,
     SECOND,
     SYNC,
     UPDATE,
@@ -34,63 +29,45 @@ from tests.destinations.syncing import (
     World,
     changed,
 )
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with serving(routes={}) as server:
-        yield World(server)
-
+from tests.helpers.delivering import DELIVERY, context, deliver, delivered, failed, failure
 
 # --- policies
 
 
 @pytest.mark.parametrize(
-    ("missing", "expected"), [("skip", Skipped), ("retry", "not_found"), ("dead", "no_target")]
+    ("missing", "expected"), [("skip", None), ("retry", "not_found"), ("dead", "no_target")]
 )  # fmt: skip
-def test_a_missing_counterpart_is_what_the_route_says(world: World, missing: str, expected: object) -> None:
+def test_a_missing_counterpart_is_what_the_route_says(world: World, missing: str, expected: str | None) -> None:
     outcome = world.deliver(sync=f'missing = "{missing}"\n{SYNC}', find=NONE)
     assert world.asked == [FETCH, FIND]
-    assert (
-        isinstance(outcome, Skipped)
-        if expected is Skipped
-        else isinstance(outcome, Failed) and outcome.error_class == expected
-    )
+    assert isinstance(outcome, Skipped) if expected is None else failed(outcome).error_class == expected
 
 
 def test_several_counterparts_are_ambiguous_unless_the_first_will_do(world: World) -> None:
     several = answer(200, {"items": [{"id": "c1", "external_id": "u1"}, {"id": "c2", "external_id": "u1"}]})
-    outcome = world.deliver(find=several)
-    assert isinstance(outcome, Failed)
-    assert (outcome.error_class, outcome.error) == ("ambiguous", "find: 2 counterparts")
-    assert isinstance(world.deliver(sync=f'many = "first"\n{SYNC}', find=several), Delivered)
+    assert failure(world.deliver(find=several)) == ("ambiguous", "find: 2 counterparts")
+    delivered(world.deliver(sync=f'many = "first"\n{SYNC}', find=several))
 
 
 def test_a_counterpart_that_is_gone_by_the_time_is_looked_for_once_more(world: World) -> None:
     world.server.routes["PATCH /contacts/c2"] = [answer()]
-    outcome = world.deliver(
-        find=[FOUND, answer(200, {"items": [{"id": "c2", "external_id": "u1"}]})], update=answer(404)
-    )
-    assert isinstance(outcome, Delivered)
+    another = answer(200, {"items": [{"id": "c2", "external_id": "u1"}]})
+    delivered(world.deliver(find=[FOUND, another], update=answer(404)))
     assert world.asked == [FETCH, FIND, UPDATE, FIND, "PATCH /contacts/c2"]
 
 
 def test_a_counterpart_that_is_gone_and_not_found_again_is_missing(world: World) -> None:
-    outcome = world.deliver(find=[FOUND, NONE], update=answer(410))
-    assert isinstance(outcome, Delivered)
+    outcome = delivered(world.deliver(find=[FOUND, NONE], update=answer(410)))
     assert (outcome.did, world.asked) == ("created", [FETCH, FIND, UPDATE, FIND, CREATE])
 
 
 def test_a_counterpart_that_is_found_and_gone_for_ever_is_a_failure(world: World) -> None:
-    outcome = world.deliver(update=answer(404))
-    assert isinstance(outcome, Failed)
+    outcome = failed(world.deliver(update=answer(404)))
     assert (outcome.error_class, len(outcome.calls)) == ("not_found", 5)
 
 
 def test_somebody_else_creating_it_first_is_a_conflict(world: World) -> None:
-    outcome = world.deliver(find=NONE, create=answer(409))
-    assert isinstance(outcome, Failed)
-    assert outcome.error_class == "conflict"
+    assert failed(world.deliver(find=NONE, create=answer(409))).error_class == "conflict"
 
 
 # --- what goes wrong
@@ -109,8 +86,7 @@ def test_somebody_else_creating_it_first_is_a_conflict(world: World) -> None:
     ],
 )
 def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, act: Act, error_class: str) -> None:
-    outcome = world.deliver(acts={step: act})
-    assert isinstance(outcome, Failed)
+    outcome = failed(world.deliver(acts={step: act}))
     assert outcome.error_class == error_class
     assert outcome.error.startswith(f"{step}: ")
     assert outcome.calls[-1].step == step
@@ -140,51 +116,39 @@ def test_a_failing_step_ends_the_attempt_and_is_named(world: World, step: str, a
     ],
 )
 def test_an_answer_that_is_not_what_the_step_needs_is_bad(world: World, acts: dict[str, Act], error: str) -> None:
-    outcome = world.deliver(acts=acts)
-    assert isinstance(outcome, Failed)
-    assert (outcome.error_class, outcome.error) == ("bad_answer", error)
+    assert failure(world.deliver(acts=acts)) == ("bad_answer", error)
 
 
 def test_a_pick_that_can_not_be_evaluated_is_a_bad_answer(world: World) -> None:
-    outcome = world.deliver(
-        sync=changed('pick = "items"', 'pick = "sort_by(items, &id)"'), find=answer(200, {"items": "x"})
-    )
-    assert isinstance(outcome, Failed)
-    assert outcome.error_class == "bad_answer"
+    sync = changed('pick = "items"', 'pick = "sort_by(items, &id)"')
+    assert failed(world.deliver(sync=sync, find=answer(200, {"items": "x"}))).error_class == "bad_answer"
 
 
 def test_an_event_that_has_no_value_for_a_template_is_a_mapping_failure(world: World) -> None:
-    outcome = world.deliver(sync=changed("/user/{event.entity_id}", "/user/{event.event_id}"))
-    assert isinstance(outcome, Failed)
-    assert outcome.error_class == "mapping"
-    assert outcome.error == "routes.user-to-crm.sync.fetch.path: {event.event_id} has no value"
+    outcome = failed(world.deliver(sync=changed("/user/{event.entity_id}", "/user/{event.event_id}")))
+    assert failure(outcome) == ("mapping", "routes.user-to-crm.sync.fetch.path: {event.event_id} has no value")
     assert outcome.calls == ()
 
 
 def test_a_mapping_failure_keeps_the_calls_made_before_it(world: World) -> None:
-    outcome = world.deliver(sync=changed('"entity.name"', "\"join(' ', entity.name)\""))
-    assert isinstance(outcome, Failed)
+    outcome = failed(world.deliver(sync=changed('"entity.name"', "\"join(' ', entity.name)\"")))
     assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", ["fetch", "find"])
 
 
 def test_an_erased_event_is_still_synchronised(world: World) -> None:
-    assert isinstance(world.deliver(msgspec.structs.replace(DELIVERY, body=None)), Delivered)
+    delivered(world.deliver(msgspec.structs.replace(DELIVERY, body=None)))
 
 
 def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:
     leases = iter([float("inf")])
-    context = Context(lambda: next(leases, 0.0), threading.Event(), lambda: NOW)
-    outcome = world.deliver(context=context)
-    assert isinstance(outcome, Failed)
-    assert outcome.error_class == "lease_lost"
+    assert failed(world.deliver(within=context(lambda: next(leases, 0.0)))).error_class == "lease_lost"
 
 
 def test_a_hanging_step_ends_at_its_deadline(world: World) -> None:
     began = time.monotonic()
     outcome = world.deliver(update=hang, timeout="300ms")
     assert time.monotonic() - began < 1
-    assert isinstance(outcome, Failed)
-    assert (outcome.error_class, outcome.error) == ("unknown", "update: no whole answer within 0.3 s")
+    assert failure(outcome) == ("unknown", "update: no whole answer within 0.3 s")
 
 
 def test_a_sync_route_without_its_table_is_refused_at_the_start(world: World) -> None:
@@ -211,11 +175,8 @@ def test_a_token_url_that_is_not_there_says_nothing_of_an_entity_or_its_counterp
     config = world.config(SYNC)
     auth = ApiOauth2(f"{world.server.url}/token", client_id=Secret("me"), client_secret=Secret("pass-word"))
     endpoints = {name: msgspec.structs.replace(each, auth=auth) for name, each in getattr(config, table).items()}
-    target = destinations.build(msgspec.structs.replace(config, **{table: endpoints}))["user-to-crm"]
-    outcome = target.deliver(delivery, Context(lambda: float("inf"), threading.Event(), lambda: NOW))
-    target.close()
-    assert isinstance(outcome, Failed)
-    assert outcome.error_class == "auth"
+    outcome = deliver(msgspec.structs.replace(config, **{table: endpoints}), delivery)
+    assert failed(outcome).error_class == "auth"
     assert set(world.asked) <= {FETCH, "POST /token"}
 
 
@@ -232,14 +193,11 @@ VERIFIED = SYNC.replace(
 def test_of_an_entity_that_is_not_the_one_that_was_asked_for_nothing_is_written(
     world: World, delivery: Delivery, entity: dict[str, Any], came: str
 ) -> None:
-    outcome = world.deliver(delivery, fetch=answer(200, entity), find=FOUND, sync=VERIFIED)
-    assert isinstance(outcome, Failed)
+    outcome = failed(world.deliver(delivery, fetch=answer(200, entity), find=FOUND, sync=VERIFIED))
     assert outcome.error_class == "bad_answer"
     assert outcome.error.startswith(f"fetch: the entity has {came} at id, and 'u1' was asked for")
     assert [call.step for call in outcome.calls] == ["fetch"]
 
 
 def test_an_entity_that_carries_what_was_asked_for_is_taken(world: World) -> None:
-    outcome = world.deliver(fetch=FETCHED, find=FOUND, update=answer(), sync=VERIFIED)
-    assert isinstance(outcome, Delivered)
-    assert outcome.did == "updated"
+    assert delivered(world.deliver(sync=VERIFIED)).did == "updated"

@@ -13,9 +13,9 @@ import pytest
 
 from inbox.errors import ConfigError
 from relay import destinations
-from relay.delivery.outcome import Delivered, Failed
 from tests.destinations.scripted import answer, serving
 from tests.destinations.syncing import FETCH, FIND, NONE, USER, World, changed
+from tests.helpers.delivering import delivered, failed
 
 MAP = 'map = { name = "entity.name", phone = "entity.phone", external_id = "event.entity_id" }'
 RICH = """map.name = "entity.name"
@@ -53,12 +53,12 @@ SENT = {
 
 
 def test_all_that_a_map_can_do_arrives_at_the_counterpart(world: World) -> None:
-    assert isinstance(world.deliver(sync=changed(MAP, RICH), fetch=answer(200, ENTITY)), Delivered)
+    delivered(world.deliver(sync=changed(MAP, RICH), fetch=answer(200, ENTITY)))
     assert json.loads(world.server.seen[-1].body) == {**SENT, "phone": None, "is_new": False}
 
 
 def test_and_at_one_that_is_created(world: World) -> None:
-    assert isinstance(world.deliver(sync=changed(MAP, RICH), fetch=answer(200, ENTITY), find=NONE), Delivered)
+    delivered(world.deliver(sync=changed(MAP, RICH), fetch=answer(200, ENTITY), find=NONE))
     assert json.loads(world.server.seen[-1].body) == {**SENT, "is_new": True}
 
 
@@ -74,11 +74,10 @@ def test_and_at_one_that_is_created(world: World) -> None:
 def test_a_mapping_error_kills_this_event_alone_and_names_the_field(
     entity: dict[str, Any], problem: str, world: World
 ) -> None:
-    outcome = world.deliver(sync=changed(MAP, RICH), fetch=answer(200, {**ENTITY, **entity}))
-    assert isinstance(outcome, Failed)
+    outcome = failed(world.deliver(sync=changed(MAP, RICH), fetch=answer(200, {**ENTITY, **entity})))
     assert (outcome.error_class, outcome.error) == ("mapping", f"routes.user-to-crm.sync.{problem}")
     assert world.asked == [FETCH, FIND], "nothing was written"
-    assert isinstance(world.deliver(sync=changed(MAP, RICH), fetch=answer(200, ENTITY)), Delivered)
+    delivered(world.deliver(sync=changed(MAP, RICH), fetch=answer(200, ENTITY)))
 
 
 def places(error: ConfigError) -> list[str]:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import msgspec
 import pytest
 
 from inbox.errors import ConfigError, MappingError
-from relay.delivery.outcome import Delivered, Failed, Unchanged
+from relay.delivery.outcome import Unchanged
 from relay.sync.calls import patch_body
-from tests.destinations.scripted import ScriptedServer, answer, serving
-from tests.destinations.syncing import DELIVERY, FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, World, changed
+from tests.destinations.scripted import ScriptedServer, answer
+from tests.destinations.syncing import FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, World, changed
+from tests.helpers.delivering import a_delivery, delivered, failed
 
 FIELDS = {"name": "Ada", "phone": None, "tags": ["a"], "a/b~c": 1}
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with serving() as server:
-        yield World(server)
 
 
 def sent(server: ScriptedServer) -> tuple[str, object]:
@@ -100,8 +94,7 @@ def test_the_etag_of_what_was_found_is_a_version_too(world: World) -> None:
 
 
 def test_when_somebody_else_was_faster_all_is_looked_at_again(world: World) -> None:
-    outcome = world.deliver(sync=formatted('if_match = "etag"'), update=answer(412))
-    assert isinstance(outcome, Failed)
+    outcome = failed(world.deliver(sync=formatted('if_match = "etag"'), update=answer(412)))
     assert outcome.error_class == "conflict", "tried again at once, from the fetch on"
 
 
@@ -116,26 +109,23 @@ def test_without_a_find_there_is_no_version(world: World) -> None:
 
 
 def test_what_was_sent_last_is_not_sent_again_where_the_route_says_so(world: World) -> None:
-    first = world.deliver(sync=f"skip_unchanged = true\n{SYNC}")
-    assert isinstance(first, Delivered)
-    again = msgspec.structs.replace(DELIVERY, run=0, applied_hash=first.applied_hash)
+    first = delivered(world.deliver(sync=f"skip_unchanged = true\n{SYNC}"))
+    again = a_delivery(applied_hash=first.applied_hash)
     before = len(world.server.seen)
     outcome = world.deliver(again, sync=f"skip_unchanged = true\n{SYNC}")
     assert isinstance(outcome, Unchanged)
     assert [call.step for call in outcome.calls] == ["fetch", "find"]
     assert len(world.server.seen) == before + 2
-    assert isinstance(world.deliver(again), Delivered), "other routes send it all the same"
+    delivered(world.deliver(again))  # other routes send it all the same
 
 
 def test_a_change_a_missing_counterpart_and_a_person_s_word_are_sent_all_the_same(world: World) -> None:
     sync = f"skip_unchanged = true\n{SYNC}"
-    first = world.deliver(sync=sync)
-    assert isinstance(first, Delivered)
-    again = msgspec.structs.replace(DELIVERY, run=0, applied_hash=first.applied_hash)
+    again = a_delivery(applied_hash=delivered(world.deliver(sync=sync)).applied_hash)
     changed_user = {"id": "u1", "name": "Grace"}
-    assert isinstance(world.deliver(again, sync=sync, fetch=answer(200, changed_user)), Delivered)
-    assert isinstance(world.deliver(again, sync=sync, find=NONE), Delivered)
-    assert isinstance(world.deliver(msgspec.structs.replace(again, run=1), sync=sync), Delivered)
+    delivered(world.deliver(again, sync=sync, fetch=answer(200, changed_user)))
+    delivered(world.deliver(again, sync=sync, find=NONE))
+    delivered(world.deliver(msgspec.structs.replace(again, run=1), sync=sync))
 
 
 # --- gone
@@ -144,9 +134,8 @@ def test_a_change_a_missing_counterpart_and_a_person_s_word_are_sent_all_the_sam
 def test_a_counterpart_can_be_marked_as_gone_instead_of_being_deleted(world: World) -> None:
     body = 'body = { active = false, who = "{event.entity_id}" }'
     sync = f'gone = "deactivate"\ndeactivate = {{ path = "/contacts/{{target.id}}", {body} }}\n{SYNC}'
-    outcome = world.deliver(SECOND, sync=sync, fetch=answer(404))
+    outcome = delivered(world.deliver(SECOND, sync=sync, fetch=answer(404)))
     assert world.asked == [FETCH, FIND, UPDATE]
-    assert isinstance(outcome, Delivered)
     assert outcome.did == "deactivated"
     assert sent(world.server) == ("application/json", {"active": False, "who": "u1"})
     assert REMOVE not in world.asked
@@ -170,16 +159,13 @@ STALE = answer(200, {"id": "u1", "name": "Ada", "meta": {"lastModified": "2025-1
 
 
 def test_an_entity_that_is_older_than_its_event_is_fetched_again_later(world: World) -> None:
-    outcome = world.deliver(sync=fresh(), fetch=STALE)
-    assert isinstance(outcome, Failed)
+    outcome = failed(world.deliver(sync=fresh(), fetch=STALE))
     assert (outcome.error_class, world.asked) == ("stale", [FETCH])
 
 
 def test_after_three_times_it_is_applied_all_the_same_and_marked(world: World) -> None:
-    waited = msgspec.structs.replace(DELIVERY, stale_before=3)
-    outcome = world.deliver(waited, sync=fresh(), fetch=STALE)
+    outcome = delivered(world.deliver(a_delivery(stale_before=3), sync=fresh(), fetch=STALE))
     assert world.asked == [FETCH, FIND, UPDATE]
-    assert isinstance(outcome, Delivered)
     assert outcome.stale_suspected
 
 
@@ -197,13 +183,10 @@ def test_after_three_times_it_is_applied_all_the_same_and_marked(world: World) -
 )
 def test_what_is_fresh_enough_or_does_not_say_is_applied_at_once(world: World, sync: str, modified: str) -> None:
     entity = {"id": "u1", "name": "Ada", "meta": {"lastModified": modified}}
-    outcome = world.deliver(sync=sync, fetch=answer(200, entity))
-    assert isinstance(outcome, Delivered)
-    assert not outcome.stale_suspected
+    assert not delivered(world.deliver(sync=sync, fetch=answer(200, entity))).stale_suspected
 
 
 def test_the_place_of_its_last_change_can_be_named(world: World) -> None:
     entity = {"id": "u1", "name": "Ada", "changed": {"at": "2020-01-01T00:00:00Z"}}
     outcome = world.deliver(sync=fresh(', modified = "changed.at"'), fetch=answer(200, entity))
-    assert isinstance(outcome, Failed)
-    assert outcome.error_class == "stale"
+    assert failed(outcome).error_class == "stale"

@@ -9,7 +9,6 @@ import queue
 import socket
 import threading
 import traceback
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -34,18 +33,13 @@ from relay.sweep import scheduler
 from relay.sweep.run import Sweeping
 from relay.sweep.scheduler import Sweeper
 from tests.core.test_time_bounds import DELIVERY
-from tests.destinations.calling import NOW, POST, Called, client_of, limits
+from tests.destinations.calling import POST, Called, client_of
 from tests.destinations.scripted import answer, hang, raw, then_close
+from tests.helpers.delivering import NOW, context
 from tests.helpers.waiting import until
 
 SECRET = "s3cr3t-of-somebody"  # it is planted
 BUGS = [ValueError(SECRET), SystemExit(SECRET), asyncio.CancelledError(SECRET), KeyboardInterrupt(SECRET)]
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
@@ -122,7 +116,7 @@ def test_who_cuts_calls_goes_on_after_a_lease_that_can_not_be_told(
         return float("inf")
 
     broken = Called(stack, hang, timeout=Duration(20))
-    result = broken(within=limits(lease))
+    result = broken(within=context(lease))
     assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
     assert Called(stack, hang, timeout=Duration(0.2))().error_class == "unknown", "calls are cut as before"
     assert SECRET not in caplog.text
@@ -153,7 +147,7 @@ def test_who_resolves_names_goes_on_after_a_bug(bug: Exception, monkeypatch: pyt
 
     monkeypatch.setattr(socket, "getaddrinfo", broken)
     client = client_of("http://odd.example", timeout=Duration(10))
-    results = [client.call(request, limits()) for request in [POST] * 20]
+    results = [client.call(request, context()) for request in [POST] * 20]
     client.close()
     assert {(result.error_class, result.call.sent) for result in results} == {("not_sent", "not_sent")}
     assert len(asked) == 20

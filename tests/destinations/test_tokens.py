@@ -22,7 +22,7 @@ from relay.http import oauth
 from relay.http.answer import EXCERPT_BYTES, Answer
 from relay.http.client import Limits, Request
 from tests.destinations.scripted import ScriptedServer, answer, closed_port, hang, serving
-from tests.destinations.syncing import NOW
+from tests.helpers.delivering import NOW
 
 ASKED = Request("fetch", "GET", {"Accept": "application/json"}, path="/user/1")
 TOKEN, USER = "POST /token", "GET /user/1"

@@ -71,7 +71,8 @@ def test_a_call_that_may_have_been_processed_is_repeated_and_can_be_recognised(
 
 def test_a_success_with_a_hundred_megabytes_is_a_success(database_url: str, engine: Engine) -> None:
     fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
-    with at_work(engine, hundred_megabytes, answer(204)) as server:
+    large = hundred_megabytes(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n")
+    with at_work(engine, large, answer(204)) as server:
         until(lambda: not open_states(engine), "both are delivered")
     assert kinds(engine) == ["delivered", "delivered"]
     assert [seen.connection for seen in server.seen] == [1, 2]

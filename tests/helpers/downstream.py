@@ -8,11 +8,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
 
+from tests.destinations.scripted import Act, ScriptedServer, Seen, answer, hang_up
 from tests.helpers.ledger import Ledger
 
 
@@ -48,7 +48,7 @@ class Held:
         return 200
 
 
-class Downstream:
+class Downstream(ScriptedServer):
     """Takes `seconds` for each request. `arrivals` has a line for each.
 
     Of a line: `seq`, `run`, `attempt`, `entity`, `occurred_at`, `body`, the `status` it comes to, and whether that was
@@ -61,81 +61,41 @@ class Downstream:
         self.events: set[int] = set()
         self.seconds = seconds
         self._script = script
-        self._server = _Server(("127.0.0.1", 0), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/hook"
+        super().__init__()
+        self.url += "/hook"
 
-    def close(self) -> None:
-        """Answer nobody any more."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-        self.arrivals.close()
-
-    def answer(self, caller: str, call: tuple[int, int, int], payload: bytes) -> Answer:
-        """Note the request; how to answer it."""
-        seq, run, attempt = call
+    def act_for(self, seen: Seen) -> Act:
+        """Note the request in the ledger, and not in `seen`: there may be very many."""
+        seq, attempt = int(seen.headers["inbox-seq"]), int(seen.headers["inbox-attempt"])
         told = self._script(seq, attempt)
-        answer = Answer(told) if isinstance(told, int) else told
-        event = json.loads(payload)
+        made = Answer(told) if isinstance(told, int) else told
+        event = json.loads(seen.body)
         self.events.add(seq)
         self.arrivals.append(
             seq=seq,
-            run=run,
+            run=int(seen.headers["idempotency-key"].rpartition("-")[2]),
             attempt=attempt,
             entity=event["id"],
             occurred_at=event["timestamp"],
-            body=payload.decode(),
-            status=answer.status,
-            caller=caller,
-            **({} if answer.sent else {"sent": False}),
+            body=seen.body.decode(),
+            status=made.status,
+            caller=seen.target.removeprefix("/hook").strip("/"),
+            **({} if made.sent else {"sent": False}),
         )
-        time.sleep(self.seconds + answer.seconds)
-        return answer
+        time.sleep(self.seconds + made.seconds)
+        return answer(made.status) if made.sent else hang_up
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        downstream = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-            wbufsize = -1
-
-            def do_POST(self) -> None:
-                payload = self.rfile.read(int(self.headers["Content-Length"]))
-                call = (
-                    int(self.headers["Inbox-Seq"]),
-                    int(self.headers["Idempotency-Key"].rpartition("-")[2]),
-                    int(self.headers["Inbox-Attempt"]),
-                )
-                answer = downstream.answer(self.path.removeprefix("/hook").strip("/"), call, payload)
-                if not answer.sent:
-                    self.close_connection = True
-                    return
-                self.send_response_only(answer.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-        return Handler
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A caller that was killed is no news."""
+    def close(self) -> None:
+        """Answer nobody any more."""
+        super().close()
+        self.arrivals.close()
 
 
 @contextlib.contextmanager
 def serving(path: Path, script: Script = always_well, seconds: float = 0.0) -> Iterator[Downstream]:
     """A downstream service as long as the block runs."""
-    downstream = Downstream(path, script, seconds)
-    try:
+    with contextlib.closing(Downstream(path, script, seconds)) as downstream:
         yield downstream
-    finally:
-        downstream.close()
 
 
 @contextlib.contextmanager

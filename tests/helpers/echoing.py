@@ -6,14 +6,14 @@ import base64
 import contextlib
 import html
 import json
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 import msgspec
 
-HEADERS = ("Authorization", "Proxy-Authorization", "X-Api-Key")
+from tests.destinations.scripted import Act, ScriptedServer, Seen, raw, then_close
+
+HEADERS = ("authorization", "proxy-authorization", "x-api-key")
 FIRST, LAST = "the-echo-begins", "the-echo-ends"
 """Words that each echo begins and ends with; they are no secret."""
 
@@ -52,65 +52,37 @@ def spelled(secret: str) -> list[str]:
     ]
 
 
-class Echo:
+class Echo(ScriptedServer):
     """Answers each path by the reply of the longest prefix it has. `calls` counts them by prefix."""
 
     def __init__(self, replies: Mapping[str, Reply]) -> None:
         self.calls: dict[str, int] = dict.fromkeys(replies, 0)
         self._replies = replies
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
-        self.port: int = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__()
 
-    def close(self) -> None:
-        """Answer nobody any more."""
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def reply(self, target: str, shown: Iterable[str | None]) -> bytes:
-        """The whole answer to a call of this target that shows these secrets in its headers."""
-        path = urlsplit(target).path
+    def act_for(self, seen: Seen) -> Act:
+        """Answer with all that the call has shown."""
+        path = urlsplit(seen.target).path
         prefix = max((known for known in self._replies if path.startswith(known)), key=len)
         self.calls[prefix] += 1
         reply = self._replies[prefix]
-        body = self._echo(target, reply, [*filter(None, shown), *reply.knows]) if reply.body is None else reply.body
+        shown = [seen.headers[name] for name in HEADERS if name in seen.headers]
+        body = self._echo(seen.target, reply, [*shown, *reply.knows]) if reply.body is None else reply.body
         head = [f"HTTP/1.1 {reply.status} Whatever", f"Content-Length: {len(body.encode())}", "Connection: close"]
         if reply.retry_after is not None:
             head.append(f"Retry-After: {reply.retry_after}")
         if reply.broken_head:
             head.append("this line has no colon")
-        return "\r\n".join([*head, "", body]).encode()
+        return then_close(raw("\r\n".join([*head, "", body]).encode()))
 
     def _echo(self, target: str, reply: Reply, secrets: list[str]) -> str:
         shown = [target, unquote(target), *(text for secret in secrets for text in spelled(secret))]
         told = json.dumps({"you_sent": secrets, "password": reply.password, "more": {"clientSecret": reply.password}})
         return "\n".join([FIRST, told, *shown, LAST])
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        echo = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"] or 0))
-                self.wfile.write(echo.reply(self.path, [self.headers[name] for name in HEADERS]))
-                self.close_connection = True
-
-            do_GET = do_POST = do_PATCH = answer  # noqa: N815  # http.server's names
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
-                """Say nothing."""
-
-        return Handler
-
 
 @contextlib.contextmanager
 def echoing(replies: Mapping[str, Reply]) -> Iterator[Echo]:
     """The service as long as the block runs."""
-    made = Echo(replies)
-    try:
+    with contextlib.closing(Echo(replies)) as made:
         yield made
-    finally:
-        made.close()

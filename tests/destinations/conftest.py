@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.destinations.scripted import serving
+from tests.destinations.syncing import World
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Ends what a test has started."""
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with serving() as server:
+        yield World(server)
