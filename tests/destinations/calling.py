@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import pytest
 
 from inbox.config.endpoint import Endpoint
 from inbox.config.types import Duration
@@ -20,6 +25,34 @@ GET = Request("fetch", "GET", {}, path="/user/1")
 def client_of(url: str, **options: Any) -> HttpClient:  # noqa: ANN401  # an Endpoint's fields
     options = {"timeout": Duration(1), "allow_private": True, "allow_http": True, **options}
     return HttpClient(prepare(Endpoint(**options), url, "destinations.crm"))
+
+
+def resolving_to(*addresses: str, after: float = 0) -> Callable[..., list[Any]]:
+    """In place of getaddrinfo: it takes so many seconds, and finds these."""
+
+    def resolve(_host: str, port: int, **_: object) -> list[Any]:
+        threading.Event().wait(after)
+        found: list[Any] = []
+        for address in addresses:
+            family, more = (socket.AF_INET6, (0, 0)) if ":" in address else (socket.AF_INET, ())
+            found.append((family, socket.SOCK_STREAM, 6, "", (address, port, *more)))
+        return found
+
+    return resolve
+
+
+@contextmanager
+def hanging_lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No name is resolved as long as the block runs."""
+    over = threading.Event()
+
+    def hanging(*_: object, **__: object) -> list[object]:
+        over.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    yield
+    over.set()
 
 
 class Called:

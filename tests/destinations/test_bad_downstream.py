@@ -9,16 +9,18 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from inbox.clock import steady
 from inbox.config.endpoint import ApiHeader
 from inbox.config.types import Duration, Secret
 from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER, Request
-from tests.destinations.calling import POST, Called, client_of
+from tests.destinations.calling import POST, Called, client_of, hanging_lookups, resolving_to
 from tests.destinations.scripted import (
     CERTIFICATE,
     Act,
@@ -26,8 +28,12 @@ from tests.destinations.scripted import (
     answer,
     drip,
     drip_body,
+    drip_body_until_close,
+    drip_chunks,
     drip_head,
+    drip_status_line,
     hang,
+    hundred_megabytes,
     raw,
     serving,
     then_close,
@@ -37,6 +43,7 @@ from tests.helpers.delivering import context
 DEADLINE = 0.5
 SLACK = 0.5
 MEGABYTE = 1024 * 1024
+CA = str(CERTIFICATE)
 
 
 @contextlib.contextmanager
@@ -59,12 +66,12 @@ def accepting(behave: Callable[[socket.socket, threading.Event], None]) -> Itera
     listener.close()
 
 
-def timed(call: Callable[[], Answer]) -> Answer:
+def timed(call: Callable[[], Answer], deadline: float = DEADLINE) -> Answer:
     """The answer to a call that has ended in time."""
     began = time.monotonic()
     result = call()
     took = time.monotonic() - began
-    assert took < DEADLINE + SLACK, f"it took {took:.2f} s"
+    assert took < deadline + SLACK, f"it took {took:.2f} s"
     return result
 
 
@@ -112,38 +119,48 @@ def test_a_tls_handshake_that_does_not_end_well_ends_the_call_unsent(
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
 
 
-def slow_lookup(seconds: float, *addresses: str) -> Callable[..., list[Any]]:
-    """In place of getaddrinfo: it takes its time and finds these."""
-
-    def resolve(_host: str, port: int, **_: object) -> list[Any]:
-        threading.Event().wait(seconds)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
-
-    return resolve
-
-
 def test_a_slow_lookup_is_part_of_the_deadline(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", slow_lookup(0.35, "127.0.0.1"))
-    server = stack.enter_context(serving(drip(OK, b"X: 1\r\n")))
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1", after=0.35))
+    server = stack.enter_context(serving(drip_head))
     client = client_of(f"http://slow.example:{server.port}", timeout=Duration(DEADLINE))
     stack.callback(client.close)
     assert timed(lambda: client.call(POST, context())).error_class == "unknown"
     assert len(server.seen) == 1
 
 
-def test_addresses_of_which_none_answers_share_one_deadline(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", slow_lookup(0, "127.0.0.1", "127.0.0.2", "127.0.0.3"))
-    first = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-    port = first.getsockname()[1]
-    for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
-        if host != "127.0.0.1":
-            stack.enter_context(socket.create_server((host, port), backlog=0))
+def test_a_name_server_that_hangs_is_given_up_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hanging_lookups(monkeypatch):
+        result = timed(lambda: client_of("http://nowhere.example", timeout=Duration(0.3)).call(POST, context()), 0.3)
+    assert (result.error_class, result.call.error) == ("not_sent", "not connected within 0.3 s")
+
+
+def accepting_nobody(stack: ExitStack, *hosts: str) -> int:
+    """The port at which none of these accepts connections."""
+    port = 0
+    for host in hosts:
+        listener = stack.enter_context(socket.create_server((host, port), backlog=0))
+        port = listener.getsockname()[1]
         for _ in range(4):  # more than the backlog: the kernel drops what follows
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex((host, port))
-    result = timed(lambda: client_of(f"http://many.example:{port}", timeout=Duration(DEADLINE)).call(POST, context()))
+    return port
+
+
+def test_a_connection_that_is_not_accepted_is_given_up_with_the_lease(stack: ExitStack) -> None:
+    client = client_of(f"http://127.0.0.1:{accepting_nobody(stack, '127.0.0.1')}", timeout=Duration(30))
+    began = steady()
+    result = timed(lambda: client.call(POST, context(lambda: began + DEADLINE)))
+    assert (result.error_class, result.call.error) == ("lease_lost", "not made: the lease ended")
+
+
+def test_addresses_of_which_none_answers_share_one_deadline(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to(*hosts))
+    url = f"http://many.example:{accepting_nobody(stack, *hosts)}"
+    result = timed(lambda: client_of(url, timeout=Duration(DEADLINE)).call(POST, context()))
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
+    assert result.call.error == "not connected within 0.5 s"
 
 
 # --- while it is on its way
@@ -177,31 +194,22 @@ def test_a_reset_before_anything_was_read_is_unknown_too_and_not_repeated() -> N
 
 # --- the answer
 
+FLOODS = {
+    "100s": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "100s with a head": endless(b"", b"HTTP/1.1 100 Continue\r\nX: 1\r\n\r\n"),
+    "102s": endless(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    "103s": endless(b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+    "no head": endless(b"", b"x"),
+    "status line": endless(b"HTTP/1.1 200 ", b"x"),
+    "head": endless(OK, b"X: 1\r\n"),
+    "one header": endless(OK + b"X: ", b"x"),
+    "size of a chunk": endless(CHUNKED, b"1"),
+    "chunk extension": endless(CHUNKED + b"1;", b"x"),
+    "trailer": endless(CHUNKED + b"1\r\nx\r\n0\r\n", b"X: 1\r\n"),
+}
 
-@pytest.mark.parametrize(
-    "act",
-    [
-        endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-        endless(b"", b"HTTP/1.1 100 Continue\r\nX: 1\r\n\r\n"),
-        drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-        endless(b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
-        endless(b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
-        endless(b"", b"x"),
-        endless(b"HTTP/1.1 200 ", b"x"),
-        endless(OK, b"X: 1\r\n"),
-        endless(OK + b"X: ", b"x"),
-        endless(CHUNKED, b"1"),
-        endless(CHUNKED + b"1;", b"x"),
-        drip(CHUNKED + b"1\r\nx\r\n0\r\n", b"X: 1\r\n"),
-        endless(CHUNKED + b"1\r\nx\r\n0\r\n", b"X: 1\r\n"),
-        drip(b"HTTP/1.1 500 No\r\nContent-Length: 1000000\r\n\r\n", b"x"),
-        drip(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 1000000\r\n\r\n", b"x"),
-    ],
-    ids=[
-        "100s", "100s with a head", "dripping 100s", "102s", "103s", "no head", "status line", "head", "one header",
-        "size of a chunk", "chunk extension", "dripping trailer", "trailer", "dripping 500", "dripping redirect",
-    ],
-)  # fmt: skip
+
+@pytest.mark.parametrize("act", FLOODS.values(), ids=FLOODS)
 def test_an_answer_without_an_end_ends_in_time_and_is_unknown(stack: ExitStack, act: Act) -> None:
     call = Called(stack, act, timeout=Duration(DEADLINE))
     result = timed(call)
@@ -209,42 +217,107 @@ def test_an_answer_without_an_end_ends_in_time_and_is_unknown(stack: ExitStack, 
     assert len(call.server.seen) == 1
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
-@pytest.mark.parametrize("act", [hang, drip_body, drip_head])
-def test_a_connection_that_was_kept_is_cut_in_time_too(stack: ExitStack, act: Act, tls: bool) -> None:
-    ca_file = str(CERTIFICATE) if tls else None
-    call = Called(stack, answer(), act, tls=tls, ca_file=ca_file, timeout=Duration(DEADLINE))
-    assert call().error_class is None
-    assert timed(call).error_class == "unknown"
-    assert [seen.connection for seen in call.server.seen] == [1, 1]
-
-
-LARGE = {
-    "announced": b"Content-Length: 104857600\r\n\r\n",
-    "until close": b"Connection: close\r\n\r\n",
-    "one chunk": b"Transfer-Encoding: chunked\r\n\r\n6400000\r\n",
-    "encoded": b"Content-Encoding: gzip\r\nContent-Length: 104857600\r\n\r\n",
+WAITS = {
+    "nothing": hang,
+    "status line": drip_status_line,
+    "head": drip_head,
+    "body": drip_body,
+    "body until close": drip_body_until_close,
+    "chunks": drip_chunks,
+    "100s": drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "trailer": drip(CHUNKED + b"1\r\nx\r\n0\r\n", b"X: 1\r\n"),
+    "body of a 500": drip(b"HTTP/1.1 500 No\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+    "body of a redirect": drip(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 1000000\r\n\r\n", b"x"),
+    "nothing after a 103": raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
 }
 
 
-@pytest.mark.parametrize("status", [200, 302, 500])
-@pytest.mark.parametrize("head", LARGE.values(), ids=LARGE.keys())
-def test_of_a_hundred_megabytes_no_more_than_64_kib_is_kept(stack: ExitStack, status: int, head: bytes) -> None:
-    def hundred_megabytes(_: ScriptedServer, connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 %d Whatever\r\n" % status + head)
-        for _chunk in range(1600):
-            connection.sendall(MEGABYTES)
+@pytest.mark.parametrize("is_kept", [False, True], ids=["a new connection", "one that was kept"])
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_servers_that_hang_or_drip_are_cut_at_the_deadline(stack: ExitStack, tls: bool, is_kept: bool) -> None:
+    """All at once, as each of them takes until its deadline."""
+    before = [answer()] if is_kept else []
+    options: dict[str, Any] = {"tls": tls, "ca_file": CA if tls else None, "timeout": Duration(1)}
+    calls = [Called(stack, *before, act, **options) for act in WAITS.values()]
 
-    call = Called(stack, hundred_megabytes, answer(), timeout=Duration(DEADLINE))
+    def cut(call: Called) -> tuple[str | None, str, str | None, bool, list[int]]:
+        assert [call().error_class for _ in before] == [None] * is_kept
+        result = timed(call, 1)
+        forgotten = not call.client._connection()[1].call._socket
+        connections = [seen.connection for seen in call.server.seen]
+        return result.error_class, result.call.sent, result.call.error, forgotten, connections
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        found = dict(zip(WAITS, pool.map(cut, calls), strict=True))
+    expected = ("unknown", "unknown", "no whole answer within 1 s", True, [1] * (1 + is_kept))
+    too_many = (*expected[:2], "not an HTTP answer: more than 8 interim answers", *expected[3:])
+    assert found == {name: too_many if name == "100s" else expected for name in WAITS}
+
+
+@pytest.mark.parametrize("act", [hang, drip_body])
+def test_a_running_call_is_cut_when_the_lease_ends(stack: ExitStack, act: Act) -> None:
+    call = Called(stack, act, timeout=Duration(30))
+    began = steady()
+    result = timed(lambda: call(within=context(lambda: began + 0.3)), 0.3)
+    assert steady() - began > 0.2
+    assert (result.error_class, result.call.sent) == ("lease_lost", "unknown")
+
+
+def test_a_lease_that_is_renewed_while_the_call_runs_does_not_cut_it(stack: ExitStack) -> None:
+    until = [steady() + 0.3]
+
+    def answer_later(server: ScriptedServer, sock: socket.socket) -> None:
+        until[0] += 60
+        server.closing.wait(0.6)  # beyond the first lease
+        answer(204)(server, sock)
+
+    result = Called(stack, answer_later, timeout=Duration(30))(within=context(lambda: until[0]))
+    assert result.error_class is None
+
+
+def test_no_call_starts_after_the_lease(stack: ExitStack) -> None:
+    call = Called(stack, answer())
+    until = steady()
+    result = call(within=context(lambda: until))
+    assert (result.error_class, result.call.sent) == ("lease_lost", "not_sent")
+    assert call.server.seen == []
+
+
+def test_a_cut_call_leaves_the_next_one_whole(stack: ExitStack) -> None:
+    call = Called(stack, drip_head, answer(200, b"whole"), timeout=Duration(0.3))
+    assert call().error_class == "unknown"
+    assert call().body == b"whole"
+
+
+# --- its size
+
+LARGE = [
+    (b"200 OK\r\nContent-Length: 104857600\r\n\r\n", None),
+    (b"302 Found\r\nContent-Length: 104857600\r\n\r\n", "redirect"),
+    (b"500 No\r\nContent-Length: 104857600\r\n\r\n", "server_error"),
+    (b"200 OK\r\nConnection: close\r\n\r\n", None),
+    (b"200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 104857600\r\n\r\n", None),
+    (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6400000\r\n", None),
+    (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFF\r\n", None),
+    (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7FFFFFFFFFFFFFFF\r\n", None),
+    (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", "unknown"),
+    (b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-100000000\r\n", "unknown"),
+]
+
+
+@pytest.mark.parametrize(("head", "error_class"), LARGE, ids=repr)
+def test_of_a_hundred_megabytes_no_more_than_64_kib_is_kept(
+    stack: ExitStack, head: bytes, error_class: str | None
+) -> None:
+    large = then_close(hundred_megabytes(b"HTTP/1.1 " + head))
+    call = Called(stack, large, answer(200, b"own"), timeout=Duration(DEADLINE))
     result, peak = measured(lambda: timed(call))
-    assert (result.call.status, result.whole, len(result.body)) == (status, False, MAX_ANSWER + 1)
+    kept = (True, 0) if error_class == "unknown" else (False, MAX_ANSWER + 1)
+    assert (result.error_class, result.whole, len(result.body)) == (error_class, *kept)
     assert len(result.call.excerpt or "") <= 4096
     assert peak < MEGABYTE
-    assert call().error_class is None
+    assert call().body == b"own"
     assert [seen.connection for seen in call.server.seen] == [1, 2], "what is left of it is not taken for an answer"
-
-
-MEGABYTES = b"x" * 65536
 
 
 def test_small_chunks_without_an_end_are_kept_up_to_64_kib(stack: ExitStack) -> None:

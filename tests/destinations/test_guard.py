@@ -5,19 +5,17 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from inbox.clock import SystemClock
-from inbox.config.endpoint import Endpoint
 from inbox.config.types import Duration
 from relay.http import guard
 from relay.http.answer import Answer
-from relay.http.client import HttpClient, Limits, Request
-from relay.http.endpoint import prepare
 from relay.http.watchdog import CutOffError, RunningCall
+from tests.destinations.calling import GET, client_of, hanging_lookups, resolving_to
 from tests.destinations.scripted import answer, serving
+from tests.helpers.delivering import context
 
 FORBIDDEN = [
     "0.0.0.0",  # noqa: S104  # nothing is bound to it
@@ -41,37 +39,17 @@ PUBLIC = [
 ]
 
 
-@pytest.mark.parametrize("address", FORBIDDEN)
-def test_an_address_that_is_not_public_is_refused(address: str) -> None:
-    assert guard.refusal(address) is not None
+def test_an_address_that_is_not_public_is_refused() -> None:
+    assert [address for address in FORBIDDEN if guard.refusal(address) is None] == []
+    assert [address for address in PUBLIC if guard.refusal(address) is not None] == []
 
 
-@pytest.mark.parametrize("address", PUBLIC)
-def test_a_public_address_is_not_refused(address: str) -> None:
-    assert guard.refusal(address) is None
-
-
-def call(url: str, **options: Any) -> Answer:  # noqa: ANN401  # an Endpoint's fields
-    endpoint = Endpoint(timeout=Duration(2), allow_http=True, **options)
-    client = HttpClient(prepare(endpoint, url, "destinations.crm"))
-    limits = Limits(lambda: float("inf"), threading.Event(), SystemClock().now)
+def call(url: str, *, allow_private: bool = False) -> Answer:
+    client = client_of(url, timeout=Duration(2), allow_private=allow_private)
     try:
-        return client.call(Request("fetch", "GET", {}), limits)
+        return client.call(GET, context())
     finally:
         client.close()
-
-
-def resolving_to(*addresses: str) -> Any:  # noqa: ANN401  # in place of getaddrinfo
-    def resolve(_host: str, port: int, **_: object) -> list[Any]:
-        found: list[Any] = []
-        for address in addresses:
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            found.append(
-                (family, socket.SOCK_STREAM, 6, "", (address, port, 0, 0) if ":" in address else (address, port))
-            )
-        return found
-
-    return resolve
 
 
 @pytest.mark.parametrize(
@@ -106,17 +84,10 @@ def test_the_peer_is_checked_once_more_when_connected(monkeypatch: pytest.Monkey
 
 def test_the_name_is_resolved_once_and_the_checked_address_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(answer()) as server:
-        asked = []
-        resolve = resolving_to("127.0.0.1")
-
-        def counting(host: str, port: int, **_: object) -> list[Any]:
-            asked.append(host)
-            found: list[Any] = resolve(host, port)
-            return found
-
-        monkeypatch.setattr(socket, "getaddrinfo", counting)
+        lookups = Mock(side_effect=resolving_to("127.0.0.1"))
+        monkeypatch.setattr(socket, "getaddrinfo", lookups)
         assert call(f"http://pinned.example:{server.port}", allow_private=True).error_class is None
-        assert asked == ["pinned.example"]
+        assert [made.args[0] for made in lookups.mock_calls] == ["pinned.example"]
         assert server.seen[0].headers["host"] == f"pinned.example:{server.port}"
 
 
@@ -127,23 +98,16 @@ def test_the_next_address_is_tried_when_the_first_does_not_answer(monkeypatch: p
 
 
 def test_lookups_that_hang_keep_a_bounded_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    over = threading.Event()
-
-    def hanging(*_: object, **__: object) -> list[Any]:
-        over.wait()
-        return []
-
-    monkeypatch.setattr(socket, "getaddrinfo", hanging)
-    resolver = guard._Resolver()
-    began = time.monotonic()
-    threads = [threading.Thread(target=_resolve, args=(resolver, began + 0.3)) for _ in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert time.monotonic() - began < 1
-    assert len(resolver._threads) == 16
-    over.set()
+    with hanging_lookups(monkeypatch):
+        resolver = guard._Resolver()
+        began = time.monotonic()
+        threads = [threading.Thread(target=_resolve, args=(resolver, began + 0.3)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - began < 1
+        assert len(resolver._threads) == 16
 
 
 def _resolve(resolver: guard._Resolver, deadline: float) -> None:
