@@ -44,13 +44,12 @@ def test_without_it_such_a_server_gets_no_request(stack: ExitStack) -> None:
         ({"cert_file": "/nowhere.pem"}, "can't use cert_file /nowhere.pem"),
         ({"key_file": CA}, "key_file needs a cert_file"),
         ({"cert_file": CA, "key_file": "/nowhere.key"}, "can't use cert_file"),
+        ({"cert_file": "without its key"}, "can't use cert_file"),
     ],
 )
-def test_what_can_not_be_used_is_a_mistake_in_the_configuration(files: dict[str, str], mistake: str) -> None:
+def test_what_can_not_be_used_is_a_mistake_in_the_configuration(
+    files: dict[str, str], mistake: str, parts: tuple[str, str]
+) -> None:
+    files = {name: parts[0] if file == "without its key" else file for name, file in files.items()}
     with pytest.raises(ConfigError, match=mistake):
         client_of("https://localhost", ca_file=CA, **files)
-
-
-def test_a_key_that_is_not_the_certificates_or_none_at_all_is_one(parts: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match="can't use cert_file"):
-        client_of("https://localhost", ca_file=CA, cert_file=parts[0])

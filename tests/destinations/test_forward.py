@@ -15,44 +15,26 @@ from inbox.config.source import Source
 from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from inbox.events.event import RawRequest
-from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.credentials import verifier_of
 from inbox.sources.signing import Message
-from relay import destinations
-from relay.delivery.outcome import Delivered, Delivery, Failed, Skipped
-from relay.destinations import Context, Deliverer
+from relay.delivery.outcome import Delivery
+from relay.destinations import Context
 from relay.destinations.forward import signer_of
 from tests.destinations.scripted import ScriptedServer, answer, reset, serving
+from tests.helpers.delivering import LOCAL, a_delivery, build, config_text, deliver, delivered, failed, failure
 
-NOW = datetime(2021, 2, 25, 14, 55, 30, tzinfo=UTC)
+AT = datetime(2021, 2, 25, 14, 55, 30, tzinfo=UTC)
 BODY = b'{"id": "IDNUMBER1234",  "entityType": "USER"}\n'
-DELIVERY = Delivery(
-    seq=7, route="everything", lane="USER|1", attempt=2, run=1, lease_token=1, source="trivore", entity_type="USER",
-    entity_id="ID €", event_type="UPDATE", action="update", event_id=None, dedup_key="k1", occurred_at=NOW, received_at=NOW,
-    content_type="application/json; charset=utf-8", headers={}, body=BODY,
-    traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+EVENT = a_delivery(
+    attempt=2, run=1, entity_id="ID €", occurred_at=AT, received_at=AT, body=BODY,
+    content_type="application/json; charset=utf-8",
 )  # fmt: skip
-CONTEXT = Context(lambda: float("inf"), threading.Event(), lambda: NOW)
+CONTEXT = Context(lambda: float("inf"), threading.Event(), lambda: AT)
 
 
-def deliverer(url: str, extra: str = "") -> Deliverer:
-    config = parse_config(f"""
-        [sources.trivore]
-        preset = "trivore"
-        auth = {{ kind = "none" }}
-        [destinations.audit]
-        kind = "forward"
-        url = "{url}"
-        allow_private = true
-        allow_http = true
-        timeout = "2s"
-        {extra}
-        [routes.everything]
-        source = "trivore"
-        destination = "audit"
-    """)
-    return destinations.build(config)["everything"]
+def config_of(url: str, extra: str = "") -> str:
+    return config_text("forward", f'url = "{url}"\ntimeout = "2s"\n{LOCAL}{extra}')
 
 
 @pytest.fixture
@@ -61,25 +43,22 @@ def server() -> Iterator[ScriptedServer]:
         yield server
 
 
-def delivered(server: ScriptedServer, delivery: Delivery = DELIVERY, extra: str = "") -> dict[str, str]:
+def forwarded(server: ScriptedServer, delivery: Delivery = EVENT, extra: str = "") -> dict[str, str]:
     """The headers that arrived."""
-    target = deliverer(f"{server.url}/hook", extra)
-    outcome = target.deliver(delivery, CONTEXT)
-    target.close()
-    assert isinstance(outcome, Delivered)
-    assert outcome.did == "forwarded"
+    outcome = deliver(config_of(f"{server.url}/hook", extra), delivery, CONTEXT)
+    assert delivered(outcome).did == "forwarded"
     return server.seen[-1].headers
 
 
 def test_the_body_arrives_byte_for_byte_with_its_content_type(server: ScriptedServer) -> None:
-    headers = delivered(server)
+    headers = forwarded(server)
     assert server.seen[0].body == BODY
     assert (server.seen[0].method, server.seen[0].target) == ("POST", "/hook")
     assert headers["content-type"] == "application/json; charset=utf-8"
 
 
 def test_headers_tell_what_the_event_is_about(server: ScriptedServer) -> None:
-    headers = delivered(server)
+    headers = forwarded(server)
     assert {name: headers[name] for name in headers if name.startswith(("inbox-", "idempotency", "trace"))} == {
         "inbox-source": "trivore",
         "inbox-entity-type": "USER",
@@ -87,19 +66,19 @@ def test_headers_tell_what_the_event_is_about(server: ScriptedServer) -> None:
         "inbox-event-type": "UPDATE",
         "inbox-seq": "7",
         "inbox-attempt": "2",
-        "idempotency-key": f"{DELIVERY.webhook_id}-1",
-        "traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        "idempotency-key": f"{EVENT.webhook_id}-1",
+        "traceparent": EVENT.traceparent,
     }
 
 
 def test_an_event_without_entity_content_type_or_trace_has_no_such_header(server: ScriptedServer) -> None:
-    bare = msgspec.structs.replace(DELIVERY, entity_type=None, entity_id=None, content_type="", traceparent=None)
-    headers = delivered(server, bare)
+    bare = msgspec.structs.replace(EVENT, entity_type=None, entity_id=None, content_type="", traceparent=None)
+    headers = forwarded(server, bare)
     assert not headers.keys() & {"inbox-entity-type", "inbox-entity-id", "content-type", "traceparent"}
 
 
 def test_an_empty_body_is_sent_as_one(server: ScriptedServer) -> None:
-    assert delivered(server, msgspec.structs.replace(DELIVERY, body=b""))["content-length"] == "0"
+    assert forwarded(server, msgspec.structs.replace(EVENT, body=b""))["content-length"] == "0"
 
 
 SHARED = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -126,7 +105,7 @@ def test_the_published_vectors_are_signed_as_published(secret: str, signature: s
 
 @pytest.mark.parametrize("secret", [SHARED, "any text", f"whsk_{PAIR}"])
 def test_a_signed_delivery_can_be_verified_by_what_arrived(server: ScriptedServer, secret: str) -> None:
-    headers = delivered(server, extra=f'signing_secret = "{secret}"')
+    headers = forwarded(server, extra=f'signing_secret = "{secret}"')
     assert headers["webhook-timestamp"] == "1614264930"
     message = Message(id=headers["webhook-id"].encode(), body=server.seen[0].body)
     signed = signer_of(secret, "here")(message, datetime.fromtimestamp(1614264930, UTC))
@@ -134,7 +113,7 @@ def test_a_signed_delivery_can_be_verified_by_what_arrived(server: ScriptedServe
 
 
 def test_what_is_signed_with_a_private_key_our_own_receiver_verifies(server: ScriptedServer) -> None:
-    headers = delivered(server, extra=f'signing_secret = "whsk_{PAIR}"')
+    headers = forwarded(server, extra=f'signing_secret = "whsk_{PAIR}"')
     at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
     source = Source(name="own", preset="standard-webhooks", secrets=[Secret(PUBLIC)])
     verifier_of(source, PRESETS["standard-webhooks"], {}).verify(
@@ -143,8 +122,8 @@ def test_what_is_signed_with_a_private_key_our_own_receiver_verifies(server: Scr
 
 
 def test_without_a_signing_secret_there_is_an_id_and_no_signature(server: ScriptedServer) -> None:
-    headers = delivered(server)
-    assert headers["webhook-id"] == DELIVERY.webhook_id
+    headers = forwarded(server)
+    assert headers["webhook-id"] == EVENT.webhook_id
     assert "webhook-signature" not in headers
 
 
@@ -162,8 +141,8 @@ def test_without_a_signing_secret_there_is_an_id_and_no_signature(server: Script
     ],
 )
 def test_a_signing_secret_that_is_no_key_is_refused_at_the_start(secret: str) -> None:
-    with pytest.raises(ConfigError, match=r"destinations.audit.signing_secret"):
-        deliverer("http://127.0.0.1", f'signing_secret = "{secret}"')
+    with pytest.raises(ConfigError, match=r"destinations.crm.signing_secret"):
+        build(config_of("http://127.0.0.1", f'signing_secret = "{secret}"'))
 
 
 @pytest.mark.parametrize(
@@ -177,30 +156,21 @@ def test_a_signing_secret_that_is_no_key_is_refused_at_the_start(secret: str) ->
 )
 def test_what_is_no_success_is_a_failure_that_names_the_step(act: Any, error_class: str, error: str) -> None:  # noqa: ANN401
     with serving(act) as server:
-        target = deliverer(server.url)
-        outcome = target.deliver(DELIVERY, CONTEXT)
-        target.close()
-    assert isinstance(outcome, Failed)
-    assert (outcome.error_class, outcome.error) == (error_class, error)
+        outcome = failed(deliver(config_of(server.url), EVENT))
+    assert failure(outcome) == (error_class, error)
     assert outcome.retry_after == (7.0 if error_class == "throttled" else None)
     assert [call.step for call in outcome.calls] == ["forward"]
-
-
-def test_an_erased_event_is_skipped_without_a_call(server: ScriptedServer) -> None:
-    outcome = deliverer(server.url).deliver(msgspec.structs.replace(DELIVERY, body=None), CONTEXT)
-    assert outcome == Skipped((), "the event's body was erased")
-    assert server.seen == []
 
 
 def test_a_url_kept_as_a_secret_is_not_logged(server: ScriptedServer, tmp_path: Path) -> None:
     place = tmp_path / "url"
     place.write_text(f"{server.url}/services/T0/s3cr3t?key=k3y\n")
-    outcome = deliverer(f"file:{place}").deliver(DELIVERY, CONTEXT)
+    outcome = deliver(config_of(f"file:{place}"))
     assert server.seen[0].target == "/services/T0/s3cr3t?key=k3y"
     assert outcome.calls[0].url == f"{server.url}/…?key=…"
 
 
 def test_a_plain_url_is_logged_without_query_values(server: ScriptedServer) -> None:
-    outcome = deliverer(f"{server.url}/hook/?key=k3y").deliver(DELIVERY, CONTEXT)
+    outcome = deliver(config_of(f"{server.url}/hook/?key=k3y"))
     assert server.seen[0].target == "/hook/?key=k3y"
     assert outcome.calls[0].url == f"{server.url}/hook/?key=…"

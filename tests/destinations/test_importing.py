@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from inbox.errors import ConfigError
-from relay import destinations
+from inbox.loader.load import parse_config
 from relay.destinations import python
 from relay.sync.functions import function_of
 from tests.destinations.handling import configured
+from tests.helpers.delivering import build
 
 _numbers = count(1)
 
@@ -46,7 +47,7 @@ def written(folder: Path) -> Callable[[str], str]:
 
 def refusal(function: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        destinations.build(configured(function))
+        build(configured(function))
     return str(caught.value)
 
 
@@ -87,7 +88,7 @@ def test_a_file_beside_inbox_toml_takes_nobodys_place(folder: Path) -> None:
 
 def test_a_missing_module_is_told_with_the_file_to_write(folder: Path) -> None:
     assert refusal("no_such.module:on_event") == (
-        "destinations.us.function: there is no module 'no_such.module'; "
+        "destinations.crm.function: there is no module 'no_such.module'; "
         f"write no_such/module.py in {folder}, or install the package that has it"
     )
 
@@ -118,7 +119,7 @@ def test_a_module_that_can_not_be_imported_is_told_without_what_it_says(
 def test_a_missing_name_is_told_with_the_nearest(written: Callable[[str], str], folder: Path) -> None:
     name = written("def on_event(event): ...")
     assert refusal(f"{name}:on_evnt") == (
-        f"destinations.us.function: {folder / name}.py has no 'on_evnt'; did you mean 'on_event'?"
+        f"destinations.crm.function: {folder / name}.py has no 'on_evnt'; did you mean 'on_event'?"
     )
 
 
@@ -145,8 +146,8 @@ def test_what_would_not_work_when_it_is_called_is_refused_before(
 
 @pytest.mark.parametrize("function", ["", "module", "module:", ":name", "a.b:c d", "a..b:c", "1a:b", "a:b()", "a/b:c"])
 def test_a_function_is_named_by_module_and_name(function: str) -> None:
-    with pytest.raises(ConfigError, match=r'\[destinations.us\] function: expected "package.module:name", got'):
-        configured(function)
+    with pytest.raises(ConfigError, match=r'\[destinations.crm\] function: expected "package.module:name", got'):
+        build(configured(function))
 
 
 @pytest.mark.parametrize(
@@ -164,10 +165,10 @@ def test_a_function_is_named_by_module_and_name(function: str) -> None:
     ],
 )
 def test_a_key_that_is_for_http_calls_is_a_mistake(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=rf"\[destinations.us\] {key}: says nothing to a function"):
-        configured("json:loads", f"{key} = {value}")
+    with pytest.raises(ConfigError, match=rf"\[destinations.crm\] {key}: says nothing to a function"):
+        build(configured("json:loads", f"{key} = {value}"))
 
 
 def test_what_bounds_a_call_can_be_configured() -> None:
     extra = 'timeout = "2s"\nconcurrency = 3\nrate = "5/s"\nbreaker = { calls = 3 }'
-    assert configured("json:loads", extra).destinations["us"].concurrency == 3
+    assert parse_config(configured("json:loads", extra)).destinations["crm"].concurrency == 3

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import get_args
 
+import msgspec
 import pytest
 
 from inbox.config.endpoint import Destination, Downstream
+from relay.delivery.outcome import Delivery, Skipped
 from relay.destinations import KINDS
+from relay.destinations.python import event_of
+from tests.destinations.scripted import ScriptedServer, answer, serving
+from tests.destinations.syncing import World
+from tests.helpers.delivering import LOCAL, a_delivery, config_text, deliver, delivered
 
 
 def test_every_table_of_a_destination_has_its_kind() -> None:
@@ -18,3 +24,64 @@ def test_every_table_of_a_destination_has_its_kind() -> None:
 def test_every_kind_has_the_settings_that_policies_and_clients_read(table: type) -> None:
     """A table that is a mere endpoint has no `outcomes`, and a relay with one would end when it makes its policies."""
     assert issubclass(table, Downstream)
+
+
+# --- idempotency keys
+
+EVENT = a_delivery(attempt=2)
+AGAIN = msgspec.structs.replace(EVENT, attempt=9, lease_token=8)
+SENT_AGAIN_AFTER_A_RESTORE = msgspec.structs.replace(EVENT, seq=8, received_at=EVENT.received_at.replace(year=2027))
+ANOTHER_WITH_ITS_SEQ = msgspec.structs.replace(EVENT, dedup_key="k2")
+REPLAYED = msgspec.structs.replace(EVENT, run=EVENT.run + 1)
+
+
+def config_of(kind: str, server: ScriptedServer) -> str:
+    more = 'text = "{event.event_type}"\n' if kind == "slack" else ""
+    return config_text(kind, f'url = "{server.url}"\n{more}{LOCAL}')
+
+
+def key_of_a_call(kind: str, delivery: Delivery) -> str:
+    if kind == "python":
+        return event_of(delivery).idempotency_key
+    with serving(answer(204)) as server:
+        if kind == "sync":
+            World(server).deliver(delivery)
+        else:
+            deliver(config_of(kind, server), delivery)
+        return next(seen for seen in server.seen if seen.method in {"POST", "PATCH"}).headers["idempotency-key"]
+
+
+@pytest.mark.parametrize("kind", ["forward", "slack", "python", "sync"])
+def test_an_event_has_one_key_a_run_whatever_its_number_is_and_no_other_event_has_it(kind: str) -> None:
+    key = key_of_a_call(kind, EVENT)
+    assert key_of_a_call(kind, AGAIN) == key
+    assert key_of_a_call(kind, SENT_AGAIN_AFTER_A_RESTORE) == key
+    assert len({key, key_of_a_call(kind, ANOTHER_WITH_ITS_SEQ), key_of_a_call(kind, REPLAYED)}) == 3
+
+
+def test_the_webhook_id_is_of_the_event_and_the_route_and_has_no_dot() -> None:
+    assert AGAIN.webhook_id == SENT_AGAIN_AFTER_A_RESTORE.webhook_id == REPLAYED.webhook_id == EVENT.webhook_id
+    others = [
+        ANOTHER_WITH_ITS_SEQ,
+        msgspec.structs.replace(EVENT, route="other"),
+        msgspec.structs.replace(EVENT, source="other"),
+        msgspec.structs.replace(EVENT, source="a", dedup_key="b|c", route="d"),
+        msgspec.structs.replace(EVENT, source="a|b", dedup_key="c", route="d"),
+    ]
+    assert len({each.webhook_id for each in [EVENT, *others]}) == 1 + len(others)
+    assert "." not in EVENT.webhook_id
+
+
+# --- erased events
+
+
+@pytest.mark.parametrize("kind", ["forward", "slack"])
+def test_an_erased_event_is_skipped_without_a_call(kind: str) -> None:
+    with serving(answer()) as server:
+        outcome = deliver(config_of(kind, server), a_delivery(body=None))
+        assert outcome == Skipped((), "the event's body was erased")
+        assert server.seen == []
+
+
+def test_an_erased_event_is_still_synchronised(world: World) -> None:
+    delivered(world.deliver(a_delivery(body=None)))

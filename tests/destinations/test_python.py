@@ -12,18 +12,16 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-import msgspec
 import pytest
 
 from inbox.clock import steady
 from inbox.config.retry import Retry as RetryTable
 from relay.delivery import facts
-from relay.delivery.outcome import Delivered, Failed, Outcome, Skipped
+from relay.delivery.outcome import Outcome, Skipped
 from relay.delivery.policy import RoutePolicy, Schedule, can_be_given_back, decide
-from relay.destinations import Context
 from relay.handler import Event, GiveUp, Retry, Skip
-from tests.destinations.handling import DELIVERY, MODULE, NOW, Act, Handled, Held
-from tests.helpers.delivering import delivered, failed
+from tests.destinations.handling import EVENT, MODULE, Act, Handled, Held
+from tests.helpers.delivering import NOW, delivered, failed
 from tests.helpers.waiting import until
 
 POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(RetryTable(jitter=0)))
@@ -54,13 +52,12 @@ def nothing(_: Event) -> None:
 
 def failure(outcome: Outcome) -> tuple[str, str, str]:
     """Its class, its error, and what is known of its one call."""
-    assert isinstance(outcome, Failed)
-    (call,) = outcome.calls
-    return outcome.error_class, outcome.error, call.sent
+    (call,) = failed(outcome).calls
+    return failed(outcome).error_class, failed(outcome).error, call.sent
 
 
 def fact_of(outcome: Outcome) -> facts.AnyFact:
-    return decide(DELIVERY, outcome, POLICY, NOW)
+    return decide(EVENT, outcome, POLICY, NOW)
 
 
 # --- what it is given
@@ -91,7 +88,7 @@ def test_it_is_given_all_that_is_known_of_the_event(handled: Handled) -> None:
             body={"id": "u1", "n": 1.1},
             raw=b'{"id": "u1", "n": 1.10}',
             attempt=2,
-            idempotency_key=f"{DELIVERY.webhook_id}-1",
+            idempotency_key=f"{EVENT.webhook_id}-1",
         )
     ]
     with pytest.raises(AttributeError):
@@ -200,13 +197,13 @@ def test_one_whose_lease_ends_is_left_behind_and_has_a_fact_that_says_so(handled
     def lease() -> float:
         return 0.0 if began.is_set() else float("inf")
 
-    outcome = handled(hanging, context=Context(lease, threading.Event(), lambda: NOW))
+    outcome = handled(hanging, lease=lease)
     assert failure(outcome) == ("lease_lost", "handle: left behind: the lease ended", "unknown")
     assert not can_be_given_back(outcome)
 
 
 def test_a_lease_that_ended_before_is_given_back_without_a_call(handled: Handled) -> None:
-    outcome = handled(raising(AssertionError()), context=Context(lambda: 0.0, threading.Event(), lambda: NOW))
+    outcome = handled(raising(AssertionError()), lease=lambda: 0.0)
     assert failure(outcome) == ("lease_lost", "handle: not called: the lease ended", "not_sent")
     assert can_be_given_back(outcome)
 
@@ -221,7 +218,7 @@ def test_a_lease_that_is_renewed_lets_it_run_on(handled: Handled) -> None:
             enough.set()
         return looks[-1] + 0.01
 
-    delivered(handled(lambda _: enough.wait(30), context=Context(lease, threading.Event(), lambda: NOW)))
+    delivered(handled(lambda _: enough.wait(30), lease=lease))
 
 
 def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(handled: Handled, held: Held) -> None:
@@ -239,13 +236,13 @@ def test_when_as_many_as_the_concurrency_are_left_behind_nothing_more_is_called(
 
     held.let_go()
     until(lambda: handled.slots.left_behind == 0, "both have returned")
-    assert isinstance(handled(nothing, extra=short), Delivered)
+    delivered(handled(nothing, extra=short))
 
 
 def test_one_that_is_left_behind_leaves_room_for_others(handled: Handled, held: Held) -> None:
     handled(held, extra='timeout = "10ms"\nconcurrency = 2')
     for _ in range(3):
-        assert isinstance(handled(nothing, extra="concurrency = 2"), Delivered)
+        delivered(handled(nothing, extra="concurrency = 2"))
 
 
 def test_a_call_waits_for_room_while_others_still_work(handled: Handled, held: Held) -> None:
@@ -254,8 +251,8 @@ def test_a_call_waits_for_room_while_others_still_work(handled: Handled, held: H
         held.began.acquire()
         second = pool.submit(handled, nothing, extra="concurrency = 1")
         held.let_go()
-        assert isinstance(first.result(), Delivered)
-        assert isinstance(second.result(), Delivered)
+        delivered(first.result())
+        delivered(second.result())
 
 
 def test_a_call_that_finds_no_room_in_its_time_was_not_made(handled: Handled, held: Held) -> None:
@@ -265,7 +262,7 @@ def test_a_call_that_finds_no_room_in_its_time_was_not_made(handled: Handled, he
         outcome = handled(raising(AssertionError()), extra='timeout = "20ms"\nconcurrency = 1')
         assert failure(outcome)[0] == "not_sent"
         held.let_go()
-        assert isinstance(first.result(), Delivered)
+        delivered(first.result())
 
 
 def test_a_system_without_threads_is_a_call_that_was_not_made(
@@ -277,13 +274,4 @@ def test_a_system_without_threads_is_a_call_that_was_not_made(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         assert failure(handled(nothing))[0] == "not_sent"
-    assert isinstance(handled(nothing, extra="concurrency = 1"), Delivered), "its place is free again"
-
-
-def test_the_key_is_the_same_for_every_attempt_and_another_when_it_is_replayed(handled: Handled) -> None:
-    seen: list[Event] = []
-    handled(seen.append)
-    handled(seen.append, attempt=3)
-    handled(seen.append, run=2)
-    assert [event.idempotency_key for event in seen] == [f"{DELIVERY.webhook_id}-{run}" for run in (1, 1, 2)]
-    assert msgspec.structs.asdict(seen[1]) | {"attempt": 2} == msgspec.structs.asdict(seen[0])
+    delivered(handled(nothing, extra="concurrency = 1"))  # its place is free again

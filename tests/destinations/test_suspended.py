@@ -15,10 +15,9 @@ from relay.daemon.lease_renewal import TRUSTED_SECONDS, Leases, claim_of
 from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations.base import Context
-from tests.core.test_time_bounds import DELIVERY
 from tests.destinations.calling import Called
 from tests.destinations.scripted import answer
-from tests.helpers.delivering import context
+from tests.helpers.delivering import DELIVERY, ROUTE, a_delivery, context
 
 SUSPENDED = 20.0
 
@@ -100,10 +99,8 @@ def test_of_what_a_worker_has_in_hand_one_call_at_most_goes_out(machine: Machine
     def context_of(delivery: Delivery) -> Context:
         return Context(lambda: leases.trusted_until(claim_of(delivery)), stop, lambda: DELIVERY.occurred_at)
 
-    pool = WorkerPool("audit", 1, {"r": Calling()}, context_of=context_of, finished=finished.put)
-    kept = [
-        Delivery(**{n: getattr(DELIVERY, n) for n in DELIVERY.__struct_fields__} | {"seq": seq}) for seq in (1, 2, 3)
-    ]
+    pool = WorkerPool("audit", 1, {ROUTE: Calling()}, context_of=context_of, finished=finished.put)
+    kept = [a_delivery(seq=seq) for seq in (1, 2, 3)]
     leases.granted(map(claim_of, kept), leases.began_asking())
     for delivery in kept:
         pool.submit(delivery)

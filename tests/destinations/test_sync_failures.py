@@ -135,10 +135,6 @@ def test_a_mapping_failure_keeps_the_calls_made_before_it(world: World) -> None:
     assert (outcome.error_class, [call.step for call in outcome.calls]) == ("mapping", ["fetch", "find"])
 
 
-def test_an_erased_event_is_still_synchronised(world: World) -> None:
-    delivered(world.deliver(msgspec.structs.replace(DELIVERY, body=None)))
-
-
 def test_no_further_step_starts_when_the_lease_has_ended(world: World) -> None:
     leases = iter([float("inf")])
     assert failed(world.deliver(within=context(lambda: next(leases, 0.0)))).error_class == "lease_lost"

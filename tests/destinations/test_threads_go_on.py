@@ -32,10 +32,9 @@ from relay.store.database import Database
 from relay.sweep import scheduler
 from relay.sweep.run import Sweeping
 from relay.sweep.scheduler import Sweeper
-from tests.core.test_time_bounds import DELIVERY
 from tests.destinations.calling import POST, Called, client_of
 from tests.destinations.scripted import answer, hang, raw, then_close
-from tests.helpers.delivering import NOW, context
+from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
 from tests.helpers.waiting import until
 
 SECRET = "s3cr3t-of-somebody"  # it is planted
@@ -57,7 +56,7 @@ def test_who_delivers_goes_on_after_a_bug(bug: BaseException, caplog: pytest.Log
 
     finished: queue.SimpleQueue[FinishedAttempt] = queue.SimpleQueue()
     context = without_lease()
-    pool = WorkerPool("audit", 1, {"r": Broken()}, context_of=lambda _: context, finished=finished.put)
+    pool = WorkerPool("audit", 1, {ROUTE: Broken()}, context_of=lambda _: context, finished=finished.put)
     for _ in range(2):
         pool.submit(DELIVERY)
     first, second = (finished.get(timeout=5).outcome for _ in range(2))
