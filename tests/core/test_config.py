@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from inbox.config.source import HeaderAuth
 from inbox.errors import ConfigError
 from inbox.loader.cross_checks import broken_links
 from inbox.loader.load import config_path, nearest, parse_config, read_config
+from tests.helpers.mistakes import mistake
 
 EXAMPLE = """\
 [database]
@@ -73,12 +73,6 @@ phone       = "entity.mobiles[0].number"
 def changed(old: str, new: str) -> str:
     assert EXAMPLE.count(old) == 1, old
     return EXAMPLE.replace(old, new)
-
-
-def mistake(text: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        parse_config(text)
-    return str(caught.value)
 
 
 def test_the_example_is_read_into_frozen_values() -> None:
@@ -248,12 +242,6 @@ def test_any_value_anywhere_is_either_valid_or_a_mistake_that_is_told(
     inner[key] = value
     if not list(mistakes(tree)):
         list(broken_links(build(tree)))  # what passes the one check does not break the other two
-
-
-@given(st.text(alphabet="[]{}=\"'.,#\n\\ ab1-"))
-def test_any_text_is_read_or_refused_with_a_config_error(text: str) -> None:
-    with contextlib.suppress(ConfigError):
-        parse_config(text)
 
 
 # --- the file

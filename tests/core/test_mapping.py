@@ -7,27 +7,22 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import msgspec
 import pytest
 
 from inbox.config.sync import Deactivate, Fetch, Find, FindPages, SyncRoute, Update, Write
 from inbox.errors import ConfigError, MappingError
-from relay.delivery.outcome import Delivery
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.expressions import Expression, decode, digest, encode
 from relay.sync.templates import Path, Template, templated
+from tests.helpers.delivering import a_delivery
 
 KNOWN = ("event", "entity", "target")
 AT = datetime(2019, 1, 1, 0, 0, 0, 500_000, tzinfo=UTC)
-DELIVERY = Delivery(
-    seq=7, route="user-to-crm", lane="USER|1", attempt=1, run=0, lease_token=1, source="trivore", entity_type="USER",
-    entity_id="ID/1", event_type="UPDATE", action="update", event_id=None, dedup_key="k1", occurred_at=AT, received_at=AT,
-    content_type="application/json", headers={}, body=b'{"id": "ID/1", "extra": {"n": 1}}',
-)  # fmt: skip
+EVENT = a_delivery(entity_id="ID/1", occurred_at=AT, received_at=AT, body=b'{"id": "ID/1", "extra": {"n": 1}}')
 
 
 def scope(**of: Any) -> dict[str, Any]:  # noqa: ANN401  # any JSON
-    return {"event": event_scope(DELIVERY), "entity": None, "target": None, **of}
+    return {"event": event_scope(EVENT), "entity": None, "target": None, **of}
 
 
 def plan(**changes: Any) -> SyncPlan:  # noqa: ANN401  # fields of SyncRoute
@@ -161,8 +156,7 @@ def test_an_event_with_a_fraction_of_a_second_is_seen_in_utc() -> None:
     ],
 )
 def test_the_body_of_an_event_is_parsed_when_it_can_be(content_type: str, body: bytes | None, seen: object) -> None:
-    delivery = msgspec.structs.replace(DELIVERY, content_type=content_type, body=body)
-    assert event_scope(delivery)["body"] == seen
+    assert event_scope(a_delivery(content_type=content_type, body=body))["body"] == seen
 
 
 # --- mistakes found at the start

@@ -14,7 +14,7 @@ from inbox.loader.load import parse_config
 from relay.delivery import facts
 from relay.delivery.failure_rules import AGAIN_AT_MOST, RULES, Rule
 from relay.delivery.gates import RateLimit
-from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, ErrorClass, Failed, Sent, Skipped
+from relay.delivery.outcome import Call, CallStep, Delivered, ErrorClass, Failed, Sent, Skipped
 from relay.delivery.policy import (
     LONGEST_RETRY_AFTER,
     History,
@@ -26,36 +26,13 @@ from relay.delivery.policy import (
     needs_history,
     policies,
 )
+from tests.helpers.delivering import a_delivery
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EXACT = Schedule(Retry(schedule=(Duration(5), Duration(30), Duration(300)), jitter=0))
 POLICY = RoutePolicy("strict", blocks_on_death=False, schedule=EXACT)
 RETRYABLE = sorted(name for name, rule in RULES.items() if rule is Rule.RETRY)
 HOPELESS = sorted(name for name, rule in RULES.items() if rule is Rule.DEAD)
-
-
-def a_delivery(attempt: int = 1, *, late: bool = False) -> Delivery:
-    return Delivery(
-        seq=1,
-        route="r",
-        lane="USER|u1",
-        attempt=attempt,
-        run=0,
-        lease_token=1,
-        source="trivore",
-        entity_type="USER",
-        entity_id="u1",
-        event_type="UPDATE",
-        action="update",
-        event_id=None,
-        dedup_key="k1",
-        occurred_at=NOW,
-        received_at=NOW,
-        content_type="application/json",
-        headers={},
-        body=b"{}",
-        late=late,
-    )
 
 
 @pytest.mark.parametrize(
@@ -136,34 +113,34 @@ def test_what_the_route_skips_is_skipped() -> None:
 @pytest.mark.parametrize("error_class", RETRYABLE)
 def test_a_failure_that_may_pass_is_retried_by_the_schedule_until_it_is_used_up(error_class: ErrorClass) -> None:
     failed = Failed((), error_class, "trouble")
-    first = decide(a_delivery(1), failed, POLICY, NOW)
+    first = decide(a_delivery(attempt=1), failed, POLICY, NOW)
     assert first == facts.AttemptFailed(error_class=error_class, error="trouble", due_at=NOW + timedelta(seconds=5))
-    last = decide(a_delivery(4), failed, POLICY, NOW)
+    last = decide(a_delivery(attempt=4), failed, POLICY, NOW)
     assert last == facts.Dead(cause="exhausted", error="trouble")
 
 
 @pytest.mark.parametrize("error_class", HOPELESS)
 def test_what_no_repetition_can_mend_is_dead_at_once_with_its_cause(error_class: ErrorClass) -> None:
-    assert decide(a_delivery(1), Failed((), error_class, "no"), POLICY, NOW) == facts.Dead(
+    assert decide(a_delivery(attempt=1), Failed((), error_class, "no"), POLICY, NOW) == facts.Dead(
         cause=error_class, error="no"
     )
 
 
 def test_what_is_refused_is_confirmed_once_and_then_dead() -> None:
     refused = Failed((), "rejected", "422")
-    first = decide(a_delivery(1), refused, POLICY, NOW)
+    first = decide(a_delivery(attempt=1), refused, POLICY, NOW)
     assert isinstance(first, facts.AttemptFailed)
     assert first.due_at == NOW + timedelta(seconds=5)
-    again = decide(a_delivery(2), refused, POLICY, NOW, History(same_in_a_row=1))
+    again = decide(a_delivery(attempt=2), refused, POLICY, NOW, History(same_in_a_row=1))
     assert again == facts.Dead(cause="rejected", error="422")
-    after_another_trouble = decide(a_delivery(2), refused, POLICY, NOW, History(same_in_a_row=0))
+    after_another_trouble = decide(a_delivery(attempt=2), refused, POLICY, NOW, History(same_in_a_row=0))
     assert isinstance(after_another_trouble, facts.AttemptFailed)
 
 
 def test_what_is_older_than_its_event_is_fetched_again_after_1_5_and_30_seconds_and_uses_no_attempt() -> None:
     stale = Failed((), "stale", "fetch: last changed before the event")
     for times, seconds in enumerate((1, 5, 30, 30)):
-        fact = decide(a_delivery(1), stale, POLICY, NOW, History(same_in_a_row=times))
+        fact = decide(a_delivery(attempt=1), stale, POLICY, NOW, History(same_in_a_row=times))
         due_at = NOW + timedelta(seconds=seconds)
         assert fact == facts.AttemptFailed(error_class="stale", error=stale.error, due_at=due_at, counted=False)
     assert needs_history(stale, POLICY)
@@ -172,9 +149,9 @@ def test_what_is_older_than_its_event_is_fetched_again_after_1_5_and_30_seconds_
 def test_a_conflict_is_looked_at_again_at_once_three_times_and_then_by_the_schedule() -> None:
     conflict = Failed((), "conflict", "412")
     for times in range(AGAIN_AT_MOST):
-        fact = decide(a_delivery(1), conflict, POLICY, NOW, History(same_in_a_row=times))
+        fact = decide(a_delivery(attempt=1), conflict, POLICY, NOW, History(same_in_a_row=times))
         assert fact == facts.AttemptFailed(error_class="conflict", error="412", due_at=NOW, counted=False)
-    fact = decide(a_delivery(1), conflict, POLICY, NOW, History(same_in_a_row=AGAIN_AT_MOST))
+    fact = decide(a_delivery(attempt=1), conflict, POLICY, NOW, History(same_in_a_row=AGAIN_AT_MOST))
     assert fact == facts.AttemptFailed(error_class="conflict", error="412", due_at=NOW + timedelta(seconds=5))
 
 
@@ -182,9 +159,9 @@ def test_a_destination_can_overrule_what_an_answer_leads_to() -> None:
     patient = RoutePolicy(
         "strict", blocks_on_death=False, schedule=EXACT, outcomes={"rejected": "retry", "not_found": "dead"}
     )
-    fact = decide(a_delivery(2), Failed((), "rejected", "422"), patient, NOW, History(same_in_a_row=1))
+    fact = decide(a_delivery(attempt=2), Failed((), "rejected", "422"), patient, NOW, History(same_in_a_row=1))
     assert isinstance(fact, facts.AttemptFailed)
-    assert decide(a_delivery(1), Failed((), "not_found", "404"), patient, NOW) == facts.Dead(
+    assert decide(a_delivery(attempt=1), Failed((), "not_found", "404"), patient, NOW) == facts.Dead(
         cause="not_found", error="404"
     )
 
@@ -196,7 +173,7 @@ def test_nothing_is_tried_beyond_the_window() -> None:
     assert schedule.delay_after(2, timedelta(seconds=31)) is None
     policy = RoutePolicy("strict", blocks_on_death=False, schedule=schedule)
     began = History(began_at=NOW - timedelta(seconds=31))
-    assert decide(a_delivery(2), Failed((), "unknown", "cut"), policy, NOW, began) == facts.Dead(
+    assert decide(a_delivery(attempt=2), Failed((), "unknown", "cut"), policy, NOW, began) == facts.Dead(
         cause="exhausted", error="cut"
     )
 
@@ -230,7 +207,7 @@ def test_what_came_before_counts_since_the_run_began_and_only_in_a_row() -> None
 
 def test_a_death_blocks_the_lane_when_the_route_says_so() -> None:
     blocking = RoutePolicy("strict", blocks_on_death=True, schedule=EXACT)
-    fact = decide(a_delivery(1), Failed((), "mapping", "no"), blocking, NOW)
+    fact = decide(a_delivery(attempt=1), Failed((), "mapping", "no"), blocking, NOW)
     assert isinstance(fact, facts.Dead)
     assert fact.blocks_lane
 
@@ -241,7 +218,7 @@ def test_a_death_blocks_the_lane_when_the_route_says_so() -> None:
     ids=["not asked", "sooner than our own delay", "later", "a century"],
 )
 def test_retry_after_is_honoured_between_our_own_delay_and_a_day(asked: float | None, waits: float) -> None:
-    fact = decide(a_delivery(1), Failed((), "throttled", "429", retry_after=asked), POLICY, NOW)
+    fact = decide(a_delivery(attempt=1), Failed((), "throttled", "429", retry_after=asked), POLICY, NOW)
     assert isinstance(fact, facts.AttemptFailed)
     assert fact.due_at == NOW + timedelta(seconds=waits)
 
@@ -260,7 +237,7 @@ def cut(*calls: tuple[CallStep, Sent]) -> Failed:
 @pytest.mark.parametrize("attempt", [1, 4], ids=["the first attempt", "the last of the schedule"])
 def test_an_attempt_that_we_cut_is_repeated_at_once_and_does_not_count(attempt: int) -> None:
     outcome = cut(("forward", "unknown"))
-    assert decide(a_delivery(attempt), outcome, POLICY, NOW) == facts.AttemptFailed(
+    assert decide(a_delivery(attempt=attempt), outcome, POLICY, NOW) == facts.AttemptFailed(
         error_class="lease_lost", error=outcome.error, due_at=NOW, calls=outcome.calls, counted=False
     )
 

@@ -12,18 +12,14 @@ from inbox.config.retry import BreakerLimits, Retry
 from inbox.config.types import Duration, Rate
 from relay.delivery import facts
 from relay.delivery.gates import Breaker, BreakerState, RateLimit, after_result, probe
-from relay.delivery.outcome import Delivery, Failed
+from relay.delivery.outcome import Failed
 from relay.delivery.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
 from relay.delivery.time_bounds import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
+from tests.helpers.delivering import a_delivery
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = BreakerLimits(calls=1, failed=0.5, open_for=Duration(30), longest=Duration(600))
 PROBE = timedelta(seconds=60)
-DELIVERY = Delivery(
-    seq=1, route="r", lane="USER|u1", attempt=1, run=0, lease_token=1, source="trivore", dedup_key="k", entity_type="USER",
-    entity_id="u1", event_type="UPDATE", action="update", event_id=None, occurred_at=NOW, received_at=NOW,
-    content_type="application/json", headers={}, body=b"{}",
-)  # fmt: skip
 
 spans = st.floats(0, 40 * 86400).map(lambda seconds: timedelta(seconds=seconds))
 steps_back = st.floats(0, 3000 * 86400).map(lambda seconds: timedelta(seconds=seconds))
@@ -52,7 +48,7 @@ def test_what_a_failed_attempt_has_asked_for_is_never_too_far_ahead_while_the_cl
     retry: Retry, attempt: int, retry_after: float | None, error_class: str, passed: timedelta
 ) -> None:
     policy = policy_of(retry)
-    delivery = Delivery(**{name: getattr(DELIVERY, name) for name in DELIVERY.__struct_fields__} | {"attempt": attempt})
+    delivery = a_delivery(attempt=attempt)
     fact = decide(delivery, Failed((), error_class, "503", retry_after), policy, NOW)  # type: ignore[arg-type]  # a class, drawn
     if isinstance(fact, facts.AttemptFailed):
         recorded_at = NOW + timedelta(milliseconds=3)

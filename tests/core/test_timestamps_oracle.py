@@ -59,20 +59,22 @@ KNOWN = (
     "2016-12-31T23:59:60Z",
     "2024-01-01T24:00:00Z",
     "0001-01-01T00:00:00.000000001+23:59",
+    "0001-01-01T00:00:00+23:59",
+    "9999-12-31T23:59:59-23:59",
 )
 
 
 def test_it_reads_the_same_instant_as_another_reading_of_the_standard_or_refuses_what_that_refuses() -> None:
     draw = Random(1)
     readable = 0
-    for text in (*KNOWN, *(nearly_valid(draw) for _ in range(20_000))):
+    for text in (*KNOWN, *(nearly_valid(draw) for _ in range(8_000))):
         try:
             parsed: int | None = timestamps.parse_rfc3339(text)
         except ValueError:
             parsed = None
         assert oracle(text) == parsed, text
         readable += parsed is not None
-    assert 1_000 < readable < 19_000, "as much that is read as is refused"
+    assert 400 < readable < 7_600, "as much that is read as is refused"
 
 
 def test_the_other_reading_knows_the_calendar() -> None:

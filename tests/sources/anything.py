@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
+import json
+from datetime import datetime
+
 from hypothesis import strategies as st
 
 _MEMBERS = st.sampled_from(
@@ -10,6 +12,7 @@ _MEMBERS = st.sampled_from(
         *("id", "type", "data", "object", "events", "created", "event", "event_id", "event_time", "user", "channel"),
         *("action", "object_kind", "object_attributes", "project_id", "specversion", "source", "subject", "time"),
         *("uuid", "published", "eventType", "target", "timestamp", "entityType", "text", "payload", "challenge"),
+        *("attachments", "blocks", "fields", "elements", "value"),
         *("related_object", "issue", "repository", "subtype", "item", "actor", "outcome", "result", "name"),
     ]
 )
@@ -36,10 +39,23 @@ _JSON = st.recursive(
 )
 
 
-def bodies() -> st.SearchStrategy[bytes]:
-    """JSON, forms with JSON in them, and plain bytes."""
-    written = _JSON.map(lambda value: msgspec.json.encode(str(value) if isinstance(value, int) else value))
-    return written | written.map(lambda body: b"payload=" + body) | st.binary(max_size=60)
+_TIMES = st.datetimes(timezones=st.timezones() | st.none()).map(datetime.isoformat)
+
+
+def bodies(sample: bytes) -> st.SearchStrategy[bytes]:
+    """JSON, the sample with some of its members changed, forms with JSON in them, and plain bytes."""
+    known = json.loads(sample)
+    changes = st.dictionaries(st.sampled_from(sorted(known) or ["id"]) | _MEMBERS, _JSON | _TIMES, max_size=4)
+    written = (_JSON | changes.map(lambda drawn: {**known, **drawn})).map(
+        lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    )
+    spoilt = st.binary(max_size=9).map(lambda noise: sample[:-1] + noise + b"}")
+    return written | written.map(lambda body: b"payload=" + body) | spoilt | st.binary(max_size=60)
+
+
+def dedups() -> st.SearchStrategy[list[str] | None]:
+    """Fields that a source may have as its key, or none."""
+    return st.none() | st.lists(_MEMBERS, min_size=1, max_size=4)
 
 
 def headers() -> st.SearchStrategy[dict[str, str]]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inbox.config.source import Source
 from inbox.config.types import Secret
 from inbox.errors import NotAuthenticated, RequestError
 from inbox.events.event import RawRequest
@@ -231,15 +232,25 @@ def test_another_event_of_the_same_entity_has_another_key(name: str) -> None:
     assert len(keys) >= 2
 
 
-@pytest.mark.parametrize("name", PRESETS)
-@given(body=anything.bodies(), headers=anything.headers(), media=anything.media_types())
+SOURCES = [
+    *map(a_source, PRESETS),
+    msgspec.structs.replace(a_source("slack-message"), pattern=r"(?P<id>.)(?P<type>.)"),
+    msgspec.structs.replace(a_source("slack-message"), pattern=r"(?s)(?P<type>.*?)(?P<id>\w+)(?P<event_type>.*)"),
+]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+@given(data=st.data(), headers=anything.headers(), media=anything.media_types(), dedup=anything.dedups())
 def test_whatever_comes_is_events_that_can_be_stored_or_is_refused(
-    name: str, body: bytes, headers: dict[str, str], media: str
+    source: Source, data: st.DataObject, headers: dict[str, str], media: str, dedup: list[str] | None
 ) -> None:
+    name = source.name
+    sample = signed_sample(name, a_secret(PRESETS[name])).body if name in WITH_SAMPLE else b"{}"
+    body = data.draw(anything.bodies(sample))
     raw = a_request(name, body, {**headers, "content-type": media})
     try:
         PRESETS[name].handshake_response(raw)
-        events = read(raw, a_source(name))
+        events = read(raw, msgspec.structs.replace(source, dedup=dedup))
     except RequestError as error:
         error.detail.encode()
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hmac
 import json
 from collections.abc import Iterator
@@ -18,8 +17,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 from inbox.config.types import Secret
 from inbox.errors import ConfigError
@@ -208,15 +205,3 @@ def test_a_critical_header_that_is_not_known_is_refused(critical: object) -> Non
     """RFC 7515 §4.1.11, also of the right sender."""
     token = jwt.encode(CLAIMS, EC, "ES256", headers={"kid": "k", "crit": critical, "acme": 1}).encode()
     assert why_refused(verifier(document(jwk(EC))), token) is not None
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from(["kty", "crv", "alg", "use", "key_ops", "kid", "n", "e", "x", "y", "d", "k"]),
-        st.none() | st.integers() | st.text(max_size=20) | st.lists(st.text(max_size=5), max_size=2)
-        | st.sampled_from(["RSA", "EC", "OKP", "oct", "P-256", "Ed25519", "RS256", "sig", "AQAB"]),
-    )
-)  # fmt: skip
-def test_whatever_a_key_says_it_is_used_or_told(members: dict[str, object]) -> None:
-    with contextlib.suppress(ConfigError):
-        verifier(document({**jwk(RSA), **members}))

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.types import Network
-from inbox.errors import ConfigError, NotAuthenticated
+from inbox.errors import NotAuthenticated
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.receiver.app import endpoints_of
 from inbox.sources.credentials import REJECTION
 from inbox.sources.sender import SentFrom
+from tests.helpers.mistakes import mistake
 from tests.sources.presenting import NOW
 
 RIGHT = RawRequest("acme", {"authorization": "Bearer s3cret"}, b"{}", NOW)
@@ -94,14 +95,13 @@ def test_the_right_address_alone_is_not_enough() -> None:
     ],
 )
 def test_what_is_no_network_is_a_mistake(given: str, told: str) -> None:
-    with pytest.raises(ConfigError, match="allow_from") as caught:
-        parse_config(config(given))
-    assert told in str(caught.value)
+    found = mistake(config(given))
+    assert "allow_from" in found
+    assert told in found
 
 
 def test_an_empty_list_is_a_mistake() -> None:
-    with pytest.raises(ConfigError, match="must not be empty"):
-        parse_config(config())
+    assert "must not be empty" in mistake(config())
 
 
 @given(st.sampled_from([ipaddress.IPv4Address, ipaddress.IPv6Address]), st.data())

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from inbox.config.source import NoAuth, Source
-from inbox.errors import ConfigError, InvalidEvent, RequestError, Unreadable, UnsupportedType
+from inbox.errors import ConfigError, InvalidEvent, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
 from inbox.sources import PRESETS, preset_of, trivore
-from inbox.sources.normalize import to_event
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 CLASSIC = {"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "timestamp": "2019-01-01T00:00:00Z"}
@@ -178,43 +175,6 @@ def test_a_field_that_the_key_needs_must_be_a_text_or_a_whole_number(value: obje
 def test_equal_times_of_different_entities_do_not_share_a_key_whatever_their_ids() -> None:
     one, other = CLASSIC | {"id": "a|USER", "entityType": "X"}, CLASSIC | {"id": "a", "entityType": "USER|X"}
     assert dedup_key(read(one)) != dedup_key(read(other))
-
-
-# --- nothing but a refusal, whatever comes
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-TIMES = st.datetimes(timezones=st.timezones() | st.none()).map(datetime.isoformat)
-FIELDS = st.sampled_from(["id", "entityType", "eventType", "timestamp", "type", "time", "extra"])
-DEDUPS = st.none() | st.lists(FIELDS, min_size=1, max_size=4)
-
-
-@given(st.sampled_from([CLASSIC, TYPED, {}]), st.dictionaries(FIELDS, VALUES | TIMES), DEDUPS)
-def test_any_payload_is_an_event_that_can_be_stored_or_is_refused(
-    payload: dict[str, object], changes: dict[str, object], dedup: list[str] | None
-) -> None:
-    raw = RawRequest("trivore", {}, json.dumps({**payload, **changes}).encode(), NOW)
-    try:
-        (identity,) = trivore.PRESET.read(raw, dedup)
-    except RequestError as error:
-        error.detail.encode()
-    else:
-        event = to_event(Source(name="trivore", preset="trivore", auth=NoAuth()), raw, identity, [])
-        stored = f"{event.dedup_key}{event.entity_type}{event.entity_id}{event.event_type}"
-        assert "\x00" not in stored
-        stored.encode()
-
-
-@given(st.binary() | st.binary().map(lambda noise: json.dumps(CLASSIC).encode()[:-1] + noise + b"}"))
-def test_any_bytes_are_an_event_or_refused(body: bytes) -> None:
-    try:
-        read_bytes(body)
-    except RequestError as error:
-        error.detail.encode()
 
 
 def test_a_body_that_is_no_json_is_unreadable() -> None:
