@@ -45,7 +45,7 @@ def test_a_text_of_ours_has_no_hidden_character_and_each_further_line_is_indente
     assert len(others) == text.count("\n")
 
 
-@given(st.recursive(TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)))
+@given(st.recursive(TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=8))
 def test_json_keeps_its_values_and_has_no_hidden_character_but_its_line_breaks(value: object) -> None:
     shown = visible_json(json.dumps(value, ensure_ascii=False, indent=2))
     assert harmless(shown.replace("\n", ""))

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 
 from inbox.config.source import NoAuth, Source
 from inbox.config.types import Secret
+from inbox.errors import NotAuthenticated
 from inbox.events.event import Event, RawRequest
 from inbox.sources import PRESETS, preset_of
 from inbox.sources.base import Preset
-from inbox.sources.credentials import Verifier, verifier_of
+from inbox.sources.credentials import REJECTION, Verifier, verifier_of
 from inbox.sources.normalize import events_of
 from inbox.sources.signing import Message, sign
 from tests.sources.vectors import VECTORS, Vector
@@ -37,6 +38,15 @@ def a_request(
 ) -> RawRequest:
     """As the receiver makes it: names of headers in lower case."""
     return RawRequest(name, {key.lower(): value for key, value in headers.items()}, body, at, method=method)
+
+
+def why_refused(verifier: Verifier, raw: RawRequest, now: datetime | None = None) -> str | None:
+    """The reason an operator is told; None when it is let in. A sender is told the same, whatever it is."""
+    try:
+        verifier.verify(raw, now or raw.received_at)
+    except NotAuthenticated as error:
+        return error.why if error.detail == REJECTION else f"told the sender: {error.detail}"
+    return None
 
 
 def of_vector(name: str, vector: Vector) -> RawRequest:

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 
 from inbox.config.source import Source
 from inbox.config.types import Secret
-from inbox.errors import NotAuthenticated, RequestError
-from inbox.events.event import RawRequest
+from inbox.errors import RequestError
 from inbox.sources import PRESETS
-from inbox.sources.credentials import REJECTION, Verifier
 from inbox.sources.fields import LONGEST_ID, LONGEST_TYPE
 from tests.sources import anything
 from tests.sources.presenting import (
@@ -31,21 +29,13 @@ from tests.sources.presenting import (
     of_vector,
     read,
     signed_sample,
+    why_refused,
 )
 from tests.sources.vectors import VECTORS, Vector
 
 TIMED = [name for name in SIGNING if "{timestamp}" in PRESETS[name].signatures[0].content]
 SECOND = timedelta(seconds=1)
 vectors = pytest.mark.parametrize(("name", "vector"), ALL_VECTORS, ids=[name for name, _ in ALL_VECTORS])
-
-
-def why_refused(verifier: Verifier, raw: RawRequest) -> str | None:
-    """The reason an operator is told; None when it is let in. A sender is told the same, whatever it is."""
-    try:
-        verifier.verify(raw, raw.received_at)
-    except NotAuthenticated as error:
-        return error.why if error.detail == REJECTION else f"told the sender: {error.detail}"
-    return None
 
 
 # --- the registry

@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from inbox.config.source import Source
 from inbox.config.types import Secret
-from inbox.errors import InvalidEvent, NotAuthenticated, TooLarge
+from inbox.errors import InvalidEvent, TooLarge
 from inbox.events.event import RawRequest
 from inbox.sources import PRESETS
 from inbox.sources.credentials import Verifier, verifier_of
+from tests.sources import presenting
 from tests.sources.presenting import NOW, a_request
 
 PRESET = PRESETS["secevent"]
@@ -75,11 +76,7 @@ def raw(body: bytes) -> RawRequest:
 
 
 def why_refused(asked: Verifier, body: bytes) -> str | None:
-    try:
-        asked.verify(raw(body), NOW)
-    except NotAuthenticated as error:
-        return error.why
-    return None
+    return presenting.why_refused(asked, raw(body))
 
 
 ALL = Secret(jwks(r=RSA, e=EC, d=ED))

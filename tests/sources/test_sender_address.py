@@ -10,14 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.types import Network
-from inbox.errors import NotAuthenticated
 from inbox.events.event import RawRequest
 from inbox.loader.load import parse_config
 from inbox.receiver.app import endpoints_of
-from inbox.sources.credentials import REJECTION
 from inbox.sources.sender import SentFrom
 from tests.helpers.mistakes import mistake
-from tests.sources.presenting import NOW
+from tests.sources.presenting import NOW, why_refused
 
 RIGHT = RawRequest("acme", {"authorization": "Bearer s3cret"}, b"{}", NOW)
 
@@ -31,17 +29,12 @@ allow_from = {list(networks)}
 """
 
 
-def why_refused(networks: tuple[str, ...], raw: RawRequest) -> str | None:
-    verifier = endpoints_of(parse_config(config(*networks)))["acme"].verifier
-    try:
-        verifier.verify(raw, NOW)
-    except NotAuthenticated as error:
-        return error.why if error.detail == REJECTION else f"told the sender: {error.detail}"
-    return None
+def refusal(networks: tuple[str, ...], raw: RawRequest) -> str | None:
+    return why_refused(endpoints_of(parse_config(config(*networks)))["acme"].verifier, raw)
 
 
 def let_in(networks: tuple[str, ...], address: str | None) -> bool:
-    return why_refused(networks, msgspec.structs.replace(RIGHT, remote_address=address)) is None
+    return refusal(networks, msgspec.structs.replace(RIGHT, remote_address=address)) is None
 
 
 @pytest.mark.parametrize(
@@ -72,13 +65,13 @@ def test_what_is_no_address_is_let_in_nowhere(nothing: str | None) -> None:
 
 def test_the_operator_is_told_the_address_and_the_sender_is_not() -> None:
     elsewhere = msgspec.structs.replace(RIGHT, remote_address="203.0.113.9")
-    assert why_refused(("192.0.2.0/24",), elsewhere) == "it comes from 203.0.113.9, which allow_from does not have"
-    assert "an address that is not known" in (why_refused(("192.0.2.0/24",), RIGHT) or "")
+    assert refusal(("192.0.2.0/24",), elsewhere) == "it comes from 203.0.113.9, which allow_from does not have"
+    assert "an address that is not known" in (refusal(("192.0.2.0/24",), RIGHT) or "")
 
 
 def test_the_right_address_alone_is_not_enough() -> None:
     stranger = msgspec.structs.replace(RIGHT, remote_address="192.0.2.1", headers={})
-    assert why_refused(("192.0.2.0/24",), stranger) == "it shows no secret"
+    assert refusal(("192.0.2.0/24",), stranger) == "it shows no secret"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from inbox.config.source import NoAuth, Source
 from inbox.errors import ConfigError, InvalidEvent, Unreadable, UnsupportedType
 from inbox.events.event import Identity, RawRequest, dedup_key
-from inbox.sources import PRESETS, preset_of, trivore
+from inbox.sources import preset_of, trivore
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 CLASSIC = {"id": "IDNUMBER1234", "entityType": "USER", "eventType": "UPDATE", "timestamp": "2019-01-01T00:00:00Z"}
@@ -108,9 +108,10 @@ def test_a_missing_field_is_named(payload: dict[str, str], field: str) -> None:
 
 
 @pytest.mark.parametrize(("payload", "field"), [(p, f) for p in (CLASSIC, TYPED) for f in p])
-@pytest.mark.parametrize("value", [None, 1, True, 1.5, {}, [], ["x"], "", "x\x00y", "x" * 256])
-def test_a_field_of_another_type_or_length_is_named(payload: dict[str, str], field: str, value: object) -> None:
-    assert wrong_field(payload | {field: value}) == field
+def test_a_field_of_another_type_or_length_is_named(payload: dict[str, str], field: str) -> None:
+    values: list[object] = [None, 1, True, 1.5, {}, [], ["x"], "", "x\x00y", "x" * 256]
+    for value in values:
+        assert wrong_field(payload | {field: value}) == field, value
 
 
 def test_the_longest_values_are_taken() -> None:
@@ -217,10 +218,6 @@ def test_json_in_utf_8_is_taken_however_its_type_is_written(content_type: str) -
 def test_other_types_charsets_and_encodings_are_not_taken(headers: dict[str, str]) -> None:
     with pytest.raises(UnsupportedType):
         trivore.PRESET.check_type(RawRequest("s", headers, b"", NOW))
-
-
-def test_every_preset_is_registered_under_its_own_name() -> None:
-    assert all(preset.name == name for name, preset in PRESETS.items())
 
 
 def test_an_unknown_preset_is_told_with_the_nearest_name() -> None:
