@@ -105,18 +105,6 @@ def test_a_template_in_a_key_is_left_alone() -> None:
 # --- mapped fields
 
 
-def test_an_absent_value_is_left_out_and_a_listed_one_is_cleared() -> None:
-    assert plan().mapped(scope(entity={"emails": [{"address": "a@b.example"}]})) == {
-        "email": "a@b.example",
-        "phone": None,
-    }
-
-
-def test_nothing_is_cleared_in_what_is_created() -> None:
-    entity = {"emails": [{"address": "a@b.example"}]}
-    assert plan().mapped(scope(entity=entity), creating=True) == {"email": "a@b.example"}
-
-
 def test_nulls_inside_a_value_are_left_out() -> None:
     entity = {"address": {"city": "Oulu", "street": None, "rows": [{"a": None, "b": 1}, None]}}
     assert plan(clear_when_absent=[]).mapped(scope(entity=entity)) == {
@@ -132,12 +120,6 @@ def test_false_zero_and_the_empty_string_are_values() -> None:
 def test_a_map_without_any_value_is_a_mapping_error() -> None:
     with pytest.raises(MappingError, match=r"routes\.user-to-crm\.sync\.map: no field has a value"):
         plan(clear_when_absent=[]).mapped(scope(entity={}))
-
-
-def test_an_expression_that_can_not_be_evaluated_is_a_mapping_error_that_names_the_field() -> None:
-    with pytest.raises(MappingError, match="join") as caught:
-        plan(map={"name": "join(' ', [entity.a, entity.b])"}, clear_when_absent=[]).mapped(scope(entity={"a": "x"}))
-    assert caught.value.field == "routes.user-to-crm.sync.map.name"
 
 
 def test_an_event_with_a_fraction_of_a_second_is_seen_in_utc() -> None:

@@ -74,15 +74,8 @@ def test_an_attempt_pays_for_as_many_calls_as_it_may_make(find: str, calls: int)
 
 
 def test_the_schedule_is_followed_delay_by_delay_and_then_it_is_over() -> None:
-    assert [EXACT.delay_after(attempt) for attempt in (1, 2, 3, 4)] == [
-        timedelta(seconds=5),
-        timedelta(seconds=30),
-        timedelta(seconds=300),
-        None,
-    ]
-
-
-def test_without_a_schedule_there_is_one_attempt() -> None:
+    delays = [EXACT.delay_after(attempt) for attempt in (1, 2, 3, 4)]
+    assert delays == [*(timedelta(seconds=seconds) for seconds in (5, 30, 300)), None]
     assert Schedule(Retry(schedule=())).delay_after(1) is None
 
 
@@ -272,15 +265,15 @@ def test_what_ended_by_itself_is_not_given_back(outcome: Delivered | Skipped | F
     assert not can_be_given_back(outcome)
 
 
-@pytest.mark.parametrize("error_class", ["auth", "gone"])
-def test_what_a_breaker_holds_back_is_due_when_the_breaker_lets_it_go(error_class: ErrorClass) -> None:
+@pytest.mark.parametrize(
+    ("error_class", "is_stopped"),
+    [("auth", False), ("gone", False), ("server_error", True)],
+    ids=["auth", "gone", "probe"],
+)
+def test_what_a_breaker_holds_back_is_due_when_the_breaker_lets_it_go(
+    error_class: ErrorClass, is_stopped: bool
+) -> None:
     """The schedule's delay for the attempt, which did not count, would come on top of the breaker's."""
-    fact = decide(a_delivery(attempt=3), Failed((), error_class, "no"), POLICY, NOW)
-    assert isinstance(fact, facts.AttemptFailed)
-    assert (fact.counted, fact.due_at) == (False, NOW)
-
-
-def test_a_probe_that_found_the_destination_unwell_is_due_when_the_breaker_lets_it_go() -> None:
-    fact = decide(a_delivery(attempt=3), Failed((), "server_error", "503"), POLICY, NOW, is_stopped=True)
+    fact = decide(a_delivery(attempt=3), Failed((), error_class, "no"), POLICY, NOW, is_stopped=is_stopped)
     assert isinstance(fact, facts.AttemptFailed)
     assert (fact.counted, fact.due_at) == (False, NOW)

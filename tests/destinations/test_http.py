@@ -14,16 +14,7 @@ from inbox.clock import steady
 from inbox.config.types import Duration
 from relay.http import guard
 from tests.destinations.calling import POST, Called, client_of
-from tests.destinations.scripted import (
-    CERTIFICATE,
-    Act,
-    answer,
-    closed_port,
-    raw,
-    reset,
-    serving,
-    then_close,
-)
+from tests.destinations.scripted import CERTIFICATE, Act, answer, closed_port, raw, reset, serving, then_close
 from tests.helpers.delivering import context
 
 
@@ -74,40 +65,23 @@ def test_a_refused_connection_was_not_sent_and_is_tried_three_times(monkeypatch:
     assert len(connects) == 3
 
 
-def test_a_try_that_succeeds_after_a_refused_one_is_the_answer(
-    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    call = Called(stack, answer())
-    original = socket.socket.connect
-    refusals = iter([ConnectionRefusedError(111, "Connection refused")])
-
-    def refusing_once(self: socket.socket, address: tuple[str, int]) -> None:
-        for refusal in refusals:
-            raise refusal
-        original(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", refusing_once)
-    assert call().error_class is None
-
-
-def test_the_process_ending_interrupts_the_wait_between_tries() -> None:
+@pytest.mark.parametrize(
+    ("timeout", "stops"), [(30, True), (0.05, False)], ids=["the end of the process", "the deadline"]
+)
+def test_what_interrupts_the_wait_between_tries(timeout: float, stops: bool) -> None:
     stop = threading.Event()
-    stop.set()
-    client = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(30))
+    if stops:
+        stop.set()
+    client = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(timeout))
     began = steady()
     assert client.call(POST, context(stop=stop)).error_class == "not_sent"
     assert steady() - began < 0.1
 
 
-def test_tries_stay_within_the_deadline() -> None:
-    client = client_of(f"http://127.0.0.1:{closed_port()}", timeout=Duration(0.05))
-    began = steady()
-    assert client.call(POST, context()).error_class == "not_sent"
-    assert steady() - began < 0.1
-
-
-@pytest.mark.parametrize(("number", "tls"), [(errno.ECONNRESET, True), (errno.EPIPE, False)], ids=["https", "http"])
-def test_a_connection_that_is_reset_while_it_is_made_was_not_sent_and_is_tried_again(
+@pytest.mark.parametrize(
+    ("number", "tls"), [(errno.ECONNRESET, True), (errno.EPIPE, False), (errno.ECONNREFUSED, False)]
+)
+def test_a_connection_that_breaks_while_it_is_made_was_not_sent_and_is_tried_again(
     stack: ExitStack, monkeypatch: pytest.MonkeyPatch, number: int, tls: bool
 ) -> None:
     call = Called(stack, answer(), tls=tls, timeout=Duration(30), ca_file=str(CERTIFICATE) if tls else None)

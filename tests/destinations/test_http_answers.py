@@ -11,9 +11,7 @@ from inbox.config.types import Secret
 from relay.http.answer import parse_retry_after
 from relay.http.client import MAX_ANSWER
 from tests.destinations.calling import Called
-from tests.destinations.scripted import (
-    answer,
-)
+from tests.destinations.scripted import answer
 from tests.helpers.delivering import NOW
 
 

@@ -9,18 +9,7 @@ import pytest
 from inbox.errors import ConfigError
 from relay.delivery.outcome import Delivery, Skipped
 from tests.destinations.scripted import Act, answer
-from tests.destinations.syncing import (
-    CREATE,
-    DELETE,
-    FETCH,
-    FETCHED,
-    FIND,
-    SECOND,
-    SYNC,
-    UPDATE,
-    World,
-    changed,
-)
+from tests.destinations.syncing import CREATE, DELETE, FETCH, FETCHED, FIND, FOUND, SECOND, SYNC, UPDATE, World, changed
 from tests.helpers.delivering import delivered, failed, failure
 
 # --- an answer that nobody expects creates nothing
@@ -31,46 +20,31 @@ NOTHING_AT_ITEMS = (
 NO_LIST_AT_ITEMS = "find: what the answer has at items is neither a list nor an object"
 
 
+NOTHING: list[object] = [
+    {}, {"contacts": []}, {"error": "down for maintenance"}, {"items": None}, None, [], "items",
+]  # fmt: skip
+NO_COLLECTION = "find: the answer is neither a list nor an object"
+NO_ID = "find: the match lacks one of: target.id"
+WITHOUT_A_PICK = changed(', pick = "items"', "")
+
+
 @pytest.mark.parametrize(
-    ("found", "error"),
+    ("sync", "found", "error"),
     [
-        ({}, NOTHING_AT_ITEMS),
-        ({"contacts": []}, NOTHING_AT_ITEMS),
-        ({"error": "down for maintenance"}, NOTHING_AT_ITEMS),
-        ({"items": None}, NOTHING_AT_ITEMS),
-        (None, NOTHING_AT_ITEMS),
-        ([], NOTHING_AT_ITEMS),
-        ("items", NOTHING_AT_ITEMS),
-        ({"items": ""}, NO_LIST_AT_ITEMS),
-        ({"items": "none"}, NO_LIST_AT_ITEMS),
-        ({"items": False}, NO_LIST_AT_ITEMS),
-        ({"items": 0}, NO_LIST_AT_ITEMS),
-        ({"items": {}}, "find: the match lacks one of: target.id"),
-        ({"items": [None]}, "find: a match is not an object"),
-        ({"items": [[]]}, "find: a match is not an object"),
+        *((SYNC, answer(200, found), NOTHING_AT_ITEMS) for found in NOTHING),
+        *((SYNC, answer(200, {"items": items}), NO_LIST_AT_ITEMS) for items in ("", "none", False, 0)),
+        (SYNC, answer(200, {"items": {}}), NO_ID),
+        (SYNC, answer(200, {"items": [None]}), "find: a match is not an object"),
+        (SYNC, answer(200, {"items": [[]]}), "find: a match is not an object"),
+        *((WITHOUT_A_PICK, answer(200, b), NO_COLLECTION) for b in (b"", b"null", b'"none"', b"0", b"false")),
+        (WITHOUT_A_PICK, answer(200, {}), NO_ID),
+        (WITHOUT_A_PICK, answer(200, {"items": None}), NO_ID),
     ],
 )
-def test_where_pick_finds_no_list_the_answer_is_bad_and_nothing_is_written(
-    world: World, found: object, error: str
+def test_where_no_list_or_object_is_found_the_answer_is_bad_and_nothing_is_written(
+    world: World, sync: str, found: Act, error: str
 ) -> None:
-    assert failure(world.deliver(find=answer(200, found))) == ("bad_answer", error)
-    assert world.asked == [FETCH, FIND]
-
-
-@pytest.mark.parametrize(
-    ("found", "error"),
-    [
-        (answer(200, b""), "find: the answer is neither a list nor an object"),
-        (answer(200, b"null"), "find: the answer is neither a list nor an object"),
-        (answer(200, b'"none"'), "find: the answer is neither a list nor an object"),
-        (answer(200, b"0"), "find: the answer is neither a list nor an object"),
-        (answer(200, b"false"), "find: the answer is neither a list nor an object"),
-        (answer(200, {}), "find: the match lacks one of: target.id"),
-        (answer(200, {"items": None}), "find: the match lacks one of: target.id"),
-    ],
-)
-def test_without_a_pick_what_is_neither_an_object_nor_a_list_is_bad(world: World, found: Act, error: str) -> None:
-    assert failure(world.deliver(sync=changed(', pick = "items"', ""), find=found)) == ("bad_answer", error)
+    assert failure(world.deliver(sync=sync, find=found)) == ("bad_answer", error)
     assert world.asked == [FETCH, FIND]
 
 
@@ -98,28 +72,53 @@ def page(*matches: object, **more: object) -> Act:
     return answer(200, {"items": matches, **more})
 
 
+NO_NEXT: list[dict[str, object]] = [{}, {"next": None}, {"next": ""}, {"next": False}]
+
+
 def at(start: int, count: int = 10) -> str:
     return f"{FIND}&startIndex={start}&count={count}"
 
 
-def test_by_start_a_page_is_asked_for_until_one_is_empty(world: World) -> None:
-    world.server.routes |= {at(0): [page(C1)], at(1): [page()]}
-    outcome = world.deliver(sync=paged("{}"))
-    assert delivered(outcome).did == "updated"
-    assert world.asked == [FETCH, at(0), at(1), UPDATE]
-    assert [call.step for call in outcome.calls] == ["fetch", "find", "find", "update"], "each is in the log"
+CURSOR = '{ next = "next", params = { after = "{next}", limit = "{count}" } }'
+START, TOTAL, LINK = "{}", '{ total = "total" }', '{ next = "next" }'
+FIRST = f"{FIND}&limit=10"
 
 
-def test_a_first_page_without_a_match_is_the_end_by_start(world: World) -> None:
-    world.server.routes |= {at(0): [page()]}
-    assert delivered(world.deliver(sync=paged("{}"))).did == "created"
-    assert world.asked == [FETCH, at(0), CREATE]
+def after(place: str) -> str:
+    return f"{FIND}&after={place}&limit=10"
 
 
-def test_a_second_match_on_the_second_page_is_seen(world: World) -> None:
-    world.server.routes |= {at(1, 1): [page(C1)], at(2, 1): [page(C2)]}
-    outcome = world.deliver(sync=paged("{ count = 1, first = 1 }"))
-    assert failure(outcome) == ("ambiguous", "find: 2 counterparts")
+def numbered(number: int) -> str:
+    return f"GET /contacts?page={number}"
+
+
+Pages = dict[str, Act]
+SEARCHES: dict[str, tuple[str, Pages, str]] = {
+    "by start until a page is empty": (START, {at(0): page(C1), at(1): page()}, "updated"),
+    "a first page without a match is the end by start": (START, {at(0): page()}, "created"),
+    "a total saves the page that would be empty": (TOTAL, {at(0): page(C1, total=1)}, "updated"),
+    "a total of none needs no list, as SCIM has it": (TOTAL, {at(0): answer(200, {"total": 0})}, "created"),
+    "a later page that is not there is the end": (START, {at(0): page(C1), at(1): answer(404)}, "updated"),
+    # some services look through so many records for each page, and say where they have come to
+    "none on the first page is not none": (
+        CURSOR,
+        {FIRST: page(next="a/b"), after("a%2Fb"): page(C1, next=3), after("3"): page(next=None)},
+        "updated",
+    ),
+    **{f"{last} names no next page": (CURSOR, {FIRST: page(**last)}, "created") for last in NO_NEXT},
+}
+
+
+@pytest.mark.parametrize(("pages", "answers", "did"), SEARCHES.values(), ids=SEARCHES)
+def test_pages_are_asked_for_one_after_the_other_until_the_end(
+    world: World, pages: str, answers: Pages, did: str
+) -> None:
+    world.server.routes |= {page: [act] for page, act in answers.items()}
+    outcome = delivered(world.deliver(sync=paged(pages)))
+    assert outcome.did == did
+    assert world.asked == [FETCH, *answers, UPDATE if did == "updated" else CREATE]
+    steps = ["fetch", *["find" for _ in answers], "update" if did == "updated" else "create"]
+    assert [call.step for call in outcome.calls] == steps, "each is in the log"
 
 
 def test_where_the_first_will_do_the_first_match_ends_the_search(world: World) -> None:
@@ -128,63 +127,70 @@ def test_where_the_first_will_do_the_first_match_ends_the_search(world: World) -
     assert world.asked == [FETCH, at(0), UPDATE]
 
 
-def test_a_total_saves_the_page_that_would_be_empty(world: World) -> None:
-    world.server.routes |= {at(0): [page(C1, total=1)]}
-    assert delivered(world.deliver(sync=paged('{ total = "total" }'))).did == "updated"
-    assert world.asked == [FETCH, at(0), UPDATE]
-
-
-def test_a_total_of_none_needs_no_list_as_scim_has_it(world: World) -> None:
-    world.server.routes |= {at(0): [answer(200, {"total": 0})]}
-    assert delivered(world.deliver(sync=paged('{ total = "total" }'))).did == "created"
-
-
-@pytest.mark.parametrize(
-    ("first", "error"),
-    [
-        (answer(200, {"total": 1}), NOTHING_AT_ITEMS),
-        (answer(200, {"total": False}), NOTHING_AT_ITEMS),
-        (page(total=3), "find: page 1 is empty, and 3 matches are said to be left"),
-        (page(C1), "find: the answer has no number at total"),
-        (page(C1, total="1"), "find: the answer has no number at total"),
-    ],
+NO_END = (
+    "find: no end after 3 pages, so that it is not known what there is; "
+    "narrow the find down by its params, or raise pages.most"
 )
-def test_a_total_that_can_not_be_is_a_bad_answer(world: World, first: Act, error: str) -> None:
-    world.server.routes |= {at(0): [first]}
-    assert failure(world.deliver(sync=paged('{ total = "total" }'))) == ("bad_answer", error)
-    assert world.asked == [FETCH, at(0)]
+NO_TOTAL = "find: the answer has no number at total"
+BAD: dict[str, tuple[str, Pages, str]] = {
+    "a total and nothing": (TOTAL, {at(0): answer(200, {"total": 1})}, NOTHING_AT_ITEMS),
+    "a total that is none": (TOTAL, {at(0): answer(200, {"total": False})}, NOTHING_AT_ITEMS),
+    "an empty page too early": (
+        TOTAL, {at(0): page(total=3)}, "find: page 1 is empty, and 3 matches are said to be left",
+    ),
+    "no total": (TOTAL, {at(0): page(C1)}, NO_TOTAL),
+    "a total that is a text": (TOTAL, {at(0): page(C1, total="1")}, NO_TOTAL),
+    "a page that comes again whatever is asked for": (
+        START,
+        {at(0): page(C1), at(1): page(C1)},
+        "find: page 2 is the one before it: does /contacts take what pages says?",
+    ),
+    "a page that names itself as the next": (
+        LINK,
+        {FIND: page(next="?page=1"), numbered(1): page(next="?page=1")},
+        "find: page 2 names one as the next that was asked for already: it has no end",
+    ),
+    "pages without end": (
+        '{ next = "next", most = 3 }',
+        {FIND: page(next="?page=1"), **{numbered(n): page(next=f"?page={n + 1}") for n in (1, 2)}},
+        NO_END,
+    ),
+    **{
+        f"{following!r} as the next page": (
+            CURSOR,
+            {FIRST: page(next=following)},
+            "find: what the answer has at next is neither a text nor a number",
+        )
+        for following in (True, 1.5, ["x"], {"page": 2})
+    },
+    **{
+        f"a {gone} for a page that another leads to": (
+            CURSOR,
+            {FIRST: page(next=2), after("2"): answer(gone)},
+            "find: page 2 is not there, though the one before leads to it",
+        )
+        for gone in (404, 410, 204)
+    },
+    "a later page that is no JSON": (START, {at(0): page(C1), at(1): answer(200, b"{")}, "find: the answer is not JSON"),
+    "a later page with no objects": (START, {at(0): page(C1), at(1): page("x")}, "find: a match is not an object"),
+}  # fmt: skip
 
 
-def test_a_page_that_comes_again_whatever_is_asked_for_is_a_bad_answer(world: World) -> None:
-    world.server.routes |= {at(0): [page(C1)], at(1): [page(C1)]}
-    error = "find: page 2 is the one before it: does /contacts take what pages says?"
-    assert failure(world.deliver(sync=paged("{}"))) == ("bad_answer", error)
-    assert world.asked == [FETCH, at(0), at(1)]
+@pytest.mark.parametrize(("pages", "answers", "error"), BAD.values(), ids=BAD)
+def test_pages_that_can_not_be_are_a_bad_answer_and_nothing_is_written(
+    world: World, pages: str, answers: Pages, error: str
+) -> None:
+    world.server.routes |= {page: [act] for page, act in answers.items()}
+    outcome = world.deliver(sync=paged(pages), find=answers.get(FIND, FOUND))
+    assert failure(outcome) == ("bad_answer", error)
+    assert world.asked == [FETCH, *answers]
 
 
-CURSOR = '{ next = "next", params = { after = "{next}", limit = "{count}" } }'
-
-
-def test_none_on_the_first_page_is_not_none(world: World) -> None:
-    """Some services look through so many records for each page, and say where they have come to."""
-    first = f"{FIND}&limit=10"
-    second, third = f"{FIND}&after=a%2Fb&limit=10", f"{FIND}&after=3&limit=10"
-    world.server.routes |= {first: [page(next="a/b")], second: [page(C1, next=3)], third: [page(next=None)]}
-    assert delivered(world.deliver(sync=paged(CURSOR))).did == "updated"
-    assert world.asked == [FETCH, first, second, third, UPDATE]
-
-
-@pytest.mark.parametrize("last", [{}, {"next": None}, {"next": ""}, {"next": False}])
-def test_a_last_page_names_no_next_one(world: World, last: dict[str, object]) -> None:
-    world.server.routes |= {f"{FIND}&limit=10": [page(**last)]}
-    assert delivered(world.deliver(sync=paged(CURSOR))).did == "created"
-
-
-@pytest.mark.parametrize("following", [True, 1.5, ["x"], {"page": 2}])
-def test_a_next_page_that_can_not_be_asked_for_is_a_bad_answer(world: World, following: object) -> None:
-    world.server.routes |= {f"{FIND}&limit=10": [page(next=following)]}
-    error = "find: what the answer has at next is neither a text nor a number"
-    assert failure(world.deliver(sync=paged(CURSOR))) == ("bad_answer", error)
+@pytest.mark.parametrize(("second", "error_class"), [(answer(503), "server_error"), (page(C2), "ambiguous")])
+def test_a_second_match_and_a_failure_on_the_second_page_are_seen(world: World, second: Act, error_class: str) -> None:
+    world.server.routes |= {at(1, 1): [page(C1)], at(2, 1): [second]}
+    assert failure(world.deliver(sync=paged("{ count = 1, first = 1 }")))[0] == error_class
+    assert world.asked == [FETCH, at(1, 1), at(2, 1)]
 
 
 @pytest.mark.parametrize(
@@ -217,53 +223,6 @@ def test_what_a_link_holds_can_not_break_the_request(world: World) -> None:
     link = "/contacts?page=2 HTTP/1.1\r\nX-Evil: ä"
     failed(world.deliver(sync=paged('{ next = "next" }'), find=page(C1, next=link)))
     assert world.asked[2:] == ["GET /contacts?page=2%20HTTP/1.1X-Evil:%20%C3%A4"]
-
-
-def test_a_page_that_names_itself_as_the_next_is_a_bad_answer(world: World) -> None:
-    again = "GET /contacts?page=1"
-    world.server.routes[again] = [page(next="?page=1")]
-    error = "find: page 2 names one as the next that was asked for already: it has no end"
-    outcome = world.deliver(sync=paged('{ next = "next" }'), find=page(next="?page=1"))
-    assert failure(outcome) == ("bad_answer", error)
-    assert world.asked == [FETCH, FIND, again]
-
-
-def test_pages_without_end_are_a_bad_answer_that_says_what_to_do(world: World) -> None:
-    for number in range(1, 4):
-        world.server.routes[f"GET /contacts?page={number}"] = [page(next=f"?page={number + 1}")]
-    error = (
-        "find: no end after 3 pages, so that it is not known what there is; "
-        "narrow the find down by its params, or raise pages.most"
-    )
-    outcome = world.deliver(sync=paged('{ next = "next", most = 3 }'), find=page(next="?page=1"))
-    assert failure(outcome) == ("bad_answer", error)
-    assert len(world.asked) == 4
-
-
-def test_a_later_page_that_is_not_there_is_the_end(world: World) -> None:
-    world.server.routes |= {at(0): [page(C1)], at(1): [answer(404)]}
-    assert delivered(world.deliver(sync=paged("{}"))).did == "updated"
-
-
-@pytest.mark.parametrize("gone", [404, 410, 204])
-def test_a_page_that_another_leads_to_and_is_not_there_is_never_taken_for_none(world: World, gone: int) -> None:
-    first, second = f"{FIND}&limit=10", f"{FIND}&after=2&limit=10"
-    world.server.routes |= {first: [page(next=2)], second: [answer(gone)]}
-    error = "find: page 2 is not there, though the one before leads to it"
-    assert failure(world.deliver(sync=paged(CURSOR))) == ("bad_answer", error)
-    assert world.asked == [FETCH, first, second]
-
-
-@pytest.mark.parametrize(
-    ("act", "error_class"),
-    [(answer(503), "server_error"), (answer(200, b"{"), "bad_answer"), (page("x"), "bad_answer")],
-)
-def test_a_later_page_that_fails_ends_the_attempt_and_nothing_is_written(
-    world: World, act: Act, error_class: str
-) -> None:
-    world.server.routes |= {at(0): [page(C1)], at(1): [act]}
-    assert failure(world.deliver(sync=paged("{}")))[0] == error_class
-    assert world.asked == [FETCH, at(0), at(1)]
 
 
 def test_the_version_is_that_of_the_answer_that_had_the_match(world: World) -> None:

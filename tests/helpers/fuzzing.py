@@ -31,18 +31,8 @@ _FIELDS = (
     b"Trailer: X-Webhook-Token", b"TE: trailers", b"\r\n".join(b"X-%d: a" % n for n in range(99)), b"X-Forwarded-For: ,,a:b:c",
 )  # fmt: skip
 _VALUES = (
-    b"null",
-    b"1e999",
-    b"NaN",
-    b'"\\ud800"',
-    b'"\\u0000"',
-    b"[" * 70,
-    b"7" * 2000,
-    b'""',
-    b'"\xff"',
-    b"{}",
-    b'"2026"',
-)
+    b"null", b"1e999", b"NaN", b'"\\ud800"', b'"\\u0000"', b"[" * 70, b"7" * 2000, b'""', b'"\xff"', b"{}", b'"2026"',
+)  # fmt: skip
 
 
 _NUMBERS = (
@@ -55,30 +45,14 @@ _IDS = (
     "%2e%2e%2fadmin", "%252e%252e%255cadmin", "a\\..\\b", "a/b", "x|y>", "a\r\nX: y", "a\x7f\x85b", "\\", '"', "' or ''='",
 )  # fmt: skip
 _DENSE = (
-    b"[],",
-    b"{},",
-    b"1,",
-    b'"",',
-    b'{"":0},',
-    b"[" * 50 + b"]" * 50 + b",",
-    b"1e9,",
-    b"null,",
-    b'"\\"\\ud83d\\ude00",',
-    b"[,",
-)
+    b"[],", b"{},", b"1,", b'"",', b'{"":0},', b"[" * 50 + b"]" * 50 + b",", b"1e9,", b"null,",
+    b'"\\"\\ud83d\\ude00",', b"[,",
+)  # fmt: skip
 """Units of which a body may have very many."""
 _LONG = (
-    b"x",
-    b"\\n",
-    b'\\"',
-    b"\\\\",
-    b"\\u20ac",
-    b"\\ud83d\\ude00",
-    b"\\ud83d",
-    "\N{GRINNING FACE}".encode(),
-    b"[{,:",
+    b"x", b"\\n", b'\\"', b"\\\\", b"\\u20ac", b"\\ud83d\\ude00", b"\\ud83d", "\N{GRINNING FACE}".encode(), b"[{,:",
     b"\xff",
-)
+)  # fmt: skip
 """Units of which a text may have very many."""
 
 
