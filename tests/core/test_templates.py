@@ -240,11 +240,37 @@ ELSEWHERE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", ELSEWHERE)
-def test_what_a_proxy_could_take_for_another_path_is_refused(value: str) -> None:
-    with pytest.raises(
-        MappingError, match=r"^here: .* (has a segment \. or \.\.|has a control character|begins or ends)"
-    ):
+# Proxies make one slash of two, and servers take no notice of one at the end.
+COLLECTION_OR_ANOTHER = [
+    "",
+    "/",
+    "//",
+    "\\",
+    " ",
+    "admin/",
+    "/admin",
+    "admin\\",
+    "%2fadmin",
+    "admin%2f",
+    ";x",
+    "a/;x",
+    "?x",
+    "#",
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        *((value, r".* (has a segment \. or \.\.|has a control character|begins or ends)") for value in ELSEWHERE),
+        *(
+            (value, r"\{event\.id\} is empty, or begins or ends with what separates names")
+            for value in COLLECTION_OR_ANOTHER
+        ),
+    ],
+)
+def test_what_could_be_taken_for_another_path_is_refused(value: str, why: str) -> None:
+    with pytest.raises(MappingError, match=f"^here: {why}"):
         expanded("/user/{event.id}", value, Path)
 
 
@@ -268,17 +294,6 @@ def test_what_a_proxy_could_take_for_another_path_is_refused(value: str) -> None
 )
 def test_any_other_id_can_stand_in_a_path(value: str, text: str) -> None:
     assert expanded("/user/{event.id}/profile", value, Path) == f"/user/{text}/profile"
-
-
-@pytest.mark.parametrize(
-    "value", ["", "/", "//", "\\", " ", "admin/", "/admin", "admin\\", "%2fadmin", "admin%2f", ";x", "a/;x", "?x", "#"]
-)
-def test_what_could_be_taken_for_the_collection_or_for_another_name_is_refused(value: str) -> None:
-    """Proxies make one slash of two, and servers take no notice of one at the end."""
-    with pytest.raises(
-        MappingError, match=r"^here: \{event\.id\} is empty, or begins or ends with what separates names"
-    ):
-        expanded("/user/{event.id}", value, Path)
 
 
 @pytest.mark.parametrize(

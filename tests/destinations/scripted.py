@@ -109,7 +109,11 @@ class ScriptedServer:
     """
 
     def __init__(
-        self, *acts: Act, tls: bool | Literal["mutual"] = False, routes: dict[str, list[Act]] | None = None
+        self,
+        *acts: Act,
+        tls: bool | Literal["mutual"] = False,
+        routes: dict[str, list[Act]] | None = None,
+        reads: bool = True,
     ) -> None:
         self.seen: list[Seen] = []
         self.closing = threading.Event()
@@ -118,6 +122,7 @@ class ScriptedServer:
         self.ended = threading.Semaphore(0)
         """Released once for each connection that was closed."""
         self._acts = list(acts)
+        self._reads = reads
         self.routes = routes or {}
         self._tls = _server_context(asks_for_a_certificate=tls == "mutual") if tls else None
         self._lock = threading.Lock()
@@ -179,6 +184,9 @@ class ScriptedServer:
             stack.enter_context(connection)
             if self._tls is not None:
                 connection = stack.enter_context(self._tls.wrap_socket(connection, server_side=True))
+            if not self._reads:
+                self._acts[0](self, connection)
+                return
             reader = stack.enter_context(connection.makefile("rb"))
             while seen := _request(reader, number):
                 self.act_for(seen)(self, connection)
@@ -212,9 +220,13 @@ def _server_context(*, asks_for_a_certificate: bool) -> ssl.SSLContext:
 
 @contextmanager
 def serving(
-    *acts: Act, tls: bool | Literal["mutual"] = False, routes: dict[str, list[Act]] | None = None
+    *acts: Act,
+    tls: bool | Literal["mutual"] = False,
+    routes: dict[str, list[Act]] | None = None,
+    reads: bool = True,
 ) -> Iterator[ScriptedServer]:
-    with contextlib.closing(ScriptedServer(*acts, tls=tls, routes=routes)) as server:
+    """A server as long as the block runs; one that does not read meets each connection at once with the first act."""
+    with contextlib.closing(ScriptedServer(*acts, tls=tls, routes=routes, reads=reads)) as server:
         yield server
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import struct
-import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -35,6 +32,7 @@ from tests.destinations.scripted import (
     hang,
     hundred_megabytes,
     raw,
+    reset,
     serving,
     then_close,
 )
@@ -44,26 +42,6 @@ DEADLINE = 0.5
 SLACK = 0.5
 MEGABYTE = 1024 * 1024
 CA = str(CERTIFICATE)
-
-
-@contextlib.contextmanager
-def accepting(behave: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
-    """The address of a server that does this with each connection at once, before it has read anything."""
-    over = threading.Event()
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def accept() -> None:
-        while not over.is_set():
-            with contextlib.suppress(OSError), listener.accept()[0] as connection:
-                behave(connection, over)
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    yield f"localhost:{listener.getsockname()[1]}"
-    over.set()
-    listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
-    listener.close()
 
 
 def timed(call: Callable[[], Answer], deadline: float = DEADLINE) -> Answer:
@@ -94,28 +72,20 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 # --- before the request has left
 
 
-def drip_greeting(connection: socket.socket, over: threading.Event) -> None:
-    """A TLS record that announces 16 KiB and never gets there."""
-    connection.sendall(b"\x16\x03\x03\x40\x00")
-    while not over.wait(0.05):
-        connection.sendall(b"\x02")
-
-
-def say_nothing(_: socket.socket, over: threading.Event) -> None:
-    over.wait()
-
-
-def speak_plainly(connection: socket.socket, over: threading.Event) -> None:
+def speak_plainly(server: ScriptedServer, connection: socket.socket) -> None:
     connection.sendall(OK + b"\r\n")
-    over.wait()
+    hang(server, connection)
 
 
-@pytest.mark.parametrize("behave", [drip_greeting, say_nothing, speak_plainly])
-def test_a_tls_handshake_that_does_not_end_well_ends_the_call_unsent(
-    behave: Callable[[socket.socket, threading.Event], None],
-) -> None:
-    with accepting(behave) as address:
-        result = timed(lambda: client_of(f"https://{address}", timeout=Duration(DEADLINE)).call(POST, context()))
+HALF_A_RECORD = b"\x16\x03\x03\x40\x00"
+"""A TLS record that announces 16 KiB and never gets there."""
+
+
+@pytest.mark.parametrize("act", [drip(HALF_A_RECORD, b"\x02"), hang, speak_plainly], ids=["drips", "hangs", "plain"])
+def test_a_tls_handshake_that_does_not_end_well_ends_the_call_unsent(act: Act) -> None:
+    with serving(act, reads=False) as server:
+        client = client_of(f"https://localhost:{server.port}", timeout=Duration(DEADLINE))
+        result = timed(lambda: client.call(POST, context()))
     assert (result.error_class, result.call.sent) == ("not_sent", "not_sent")
 
 
@@ -168,26 +138,22 @@ def test_addresses_of_which_none_answers_share_one_deadline(stack: ExitStack, mo
 
 def test_a_server_that_never_reads_is_cut_at_the_deadline() -> None:
     large = Request("forward", "POST", {}, body=bytes(16 * MEGABYTE))
-    with accepting(say_nothing) as address:
-        result = timed(lambda: client_of(f"http://{address}", timeout=Duration(DEADLINE)).call(large, context()))
+    with serving(hang, reads=False) as server:
+        result = timed(lambda: client_of(server.url, timeout=Duration(DEADLINE)).call(large, context()))
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
-
-
-def reset_unread(connection: socket.socket, _: threading.Event) -> None:
-    connection.recv(1, socket.MSG_PEEK)  # it has come
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def test_a_reset_before_anything_was_read_is_unknown_too_and_not_repeated() -> None:
     """The kernel may have taken the request: nobody but the other side knows how far it came."""
     resets = []
 
-    def counting(connection: socket.socket, over: threading.Event) -> None:
+    def reset_unread(server: ScriptedServer, connection: socket.socket) -> None:
+        connection.recv(1, socket.MSG_PEEK)  # it has come
         resets.append(1)
-        reset_unread(connection, over)
+        reset(server, connection)
 
-    with accepting(counting) as address:
-        result = timed(lambda: client_of(f"http://{address}", timeout=Duration(DEADLINE)).call(POST, context()))
+    with serving(reset_unread, reads=False) as server:
+        result = timed(lambda: client_of(server.url, timeout=Duration(DEADLINE)).call(POST, context()))
     assert (result.error_class, result.call.sent) == ("unknown", "unknown")
     assert len(resets) == 1
 
