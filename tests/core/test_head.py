@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.errors import ExpectationFailed, HeadTooLarge, TargetTooLong, Unreadable
+from inbox.errors import ExpectationFailed, HeadTooLarge, RequestError, TargetTooLong, Unreadable
 from inbox.http import head
 
 HOST = (b"host", b"example.com")
@@ -51,6 +51,16 @@ def test_an_expectation_is_met_or_refused() -> None:
     head.check("1.1", b"/", [HOST, (b"expect", b"100-Continue")])
     with pytest.raises(ExpectationFailed):
         head.check("1.1", b"/", [HOST, (b"expect", b"101-continue")])
+
+
+FIELDS = [HOST, (b"content-type", b"a"), (b"transfer-encoding", b"chunked"), (b"expect", b"100-continue")]
+
+
+@pytest.mark.parametrize("twice", FIELDS, ids=lambda field: field[0])
+def test_a_field_that_may_come_once_is_refused_twice(twice: tuple[bytes, bytes]) -> None:
+    head.check("1.1", b"/", FIELDS)
+    with pytest.raises(RequestError):
+        head.check("1.1", b"/", [*FIELDS, twice])
 
 
 def test_a_target_may_be_as_long_as_the_limit() -> None:
