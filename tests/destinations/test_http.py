@@ -1,4 +1,4 @@
-"""Knowledge of a call that has ended: its class, whether it was sent, and the error."""
+"""A call, from what is known of it when it has ended to what is read of its answer; nothing repeats it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,24 @@ from typing import Any
 import pytest
 
 from inbox.clock import steady
-from inbox.config.types import Duration
+from inbox.config.endpoint import ApiBearer
+from inbox.config.types import Duration, Secret
 from relay.http import guard
+from relay.http.answer import parse_retry_after
+from relay.http.client import MAX_ANSWER, Request
 from tests.destinations.calling import POST, Called, client_of
-from tests.destinations.scripted import CERTIFICATE, Act, answer, closed_port, raw, reset, serving, then_close
-from tests.helpers.delivering import context
+from tests.destinations.scripted import (
+    CERTIFICATE,
+    Act,
+    ScriptedServer,
+    answer,
+    closed_port,
+    raw,
+    reset,
+    serving,
+    then_close,
+)
+from tests.helpers.delivering import NOW, context
 
 
 @pytest.mark.parametrize(
@@ -128,3 +141,114 @@ def test_a_certificate_of_the_ca_file_is_accepted(stack: ExitStack) -> None:
     call = Called(stack, answer(200, b"over TLS"), tls=True, ca_file=str(CERTIFICATE))
     assert [call().body, call().body] == [b"over TLS", b"over TLS"]
     assert {seen.connection for seen in call.server.seen} == {1}
+
+
+# --- the part of an answer that is read, and the part that may be logged
+
+
+def test_an_answer_of_exactly_64_kib_is_whole(stack: ExitStack) -> None:
+    result = Called(stack, answer(200, b"x" * MAX_ANSWER))()
+    assert (result.whole, len(result.body)) == (True, MAX_ANSWER)
+
+
+def test_an_encoded_answer_is_not_decoded(stack: ExitStack) -> None:
+    bomb = b"\x1f\x8b\x08not really gzip"
+    call = Called(stack, answer(200, bomb, content_encoding="gzip"))
+    assert call().body == bomb
+    assert call.server.seen[0].headers["accept-encoding"] == "identity"
+
+
+def test_cookies_are_not_kept(stack: ExitStack) -> None:
+    call = Called(stack, answer(200, b"", set_cookie="session=1; Path=/"))
+    call()
+    call()
+    assert "cookie" not in call.server.seen[1].headers
+
+
+def test_an_excerpt_shows_no_secret_and_nothing_that_steers_a_terminal(stack: ExitStack) -> None:
+    body = b'{"error": "bad key s3cr3t-key", "access_token": "abc\\"d", "n": 1}\x00\x1b[2J'
+    auth = ApiBearer(Secret("s3cr3t-key"))
+    excerpt = Called(stack, answer(400, body), auth=auth)().call.excerpt or ""
+    assert excerpt == '{"error": "bad key ***", "access_token": ***, "n": 1}\ufffd\ufffd[2J'
+
+
+def test_an_excerpt_is_at_most_4_kib_and_never_of_a_success(stack: ExitStack) -> None:
+    call = Called(stack, answer(500, "é".encode() * 9000), answer(200, b"fine"))
+    excerpt = call().call.excerpt or ""
+    assert len(excerpt.encode()) <= 4096
+    assert set(excerpt) == {"é"}
+    assert call().call.excerpt is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120", 120.0), ("1.5", 1.5), ("0", 0.0), (" 7 ", 7.0), ("Thu, 01 Jan 2026 00:01:30 GMT", 90.0),
+        ("Thu, 01 Jan 2026 00:01:30 -0000", 90.0), ("Wed, 31 Dec 2025 23:59:59 GMT", None),
+        ("-5", None), ("soon", None),
+        ("", None), ("١٢", None), ("1e9", None), ("99999999999999999999", None), ("nan", None), (None, None),
+        ("Thu, 99 Foo 2026 00:01:30 GMT", None),
+    ],
+)  # fmt: skip
+def test_retry_after_is_seconds_or_a_date_and_rubbish_is_ignored(value: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+def test_retry_after_is_read_from_a_failure(stack: ExitStack) -> None:
+    assert Called(stack, answer(503, b"", retry_after="2.5"))().retry_after == 2.5
+
+
+# --- one call is one call: nothing below the schedule repeats it, and the environment does not change where or how
+
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+@pytest.mark.parametrize("status", [401, 407, 408, 425, 429, 500, 502, 503, 504])
+def test_an_answer_that_asks_to_come_again_is_left_to_the_schedule(stack: ExitStack, status: int) -> None:
+    call = Called(stack, answer(status, b"", retry_after="0"), answer())
+    assert call().call.status == status
+    assert len(call.server.seen) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("broken", [then_close(raw(b"")), reset], ids=["closed", "reset"])
+def test_a_kept_connection_that_breaks_after_the_request_was_read_is_unknown_and_not_used_twice(
+    stack: ExitStack, method: str, broken: Act
+) -> None:
+    call = Called(stack, answer(), broken, answer())
+    request = Request("update", method, {}, path="/contacts/1", body=None if method in {"GET", "DELETE"} else b"{}")
+    assert call(request).error_class is None
+    result = call(request)
+    assert (result.error_class, result.call.sent) == ("unknown", "unknown")
+    assert [seen.connection for seen in call.server.seen] == [1, 1]
+    assert call(request).error_class is None
+    assert [seen.connection for seen in call.server.seen] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "after the first was read"])
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_calls(stack: ExitStack, later: bool) -> None:
+    one = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n"
+    was_read, sent = threading.Event(), threading.Event()
+
+    def two_answers(_: ScriptedServer, connection: socket.socket) -> None:
+        connection.sendall(one + b"1" + (b"" if later else one + b"2"))
+        if later and was_read.wait(5):
+            connection.sendall(one + b"2")
+        sent.set()
+
+    call = Called(stack, two_answers, answer(200, b"3"))
+    assert call().body == b"1"
+    was_read.set()
+    assert sent.wait(5)
+    assert call().body == b"3"
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_the_environment_makes_no_certificate_good(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, str(CERTIFICATE))
+    call = Called(stack, answer(), tls=True)
+    assert (call().call.error or "").startswith("the certificate is not accepted")
+    assert call.server.seen == []

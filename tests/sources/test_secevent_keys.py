@@ -11,12 +11,12 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from tests.destinations.scripted import answer, serving
-from tests.sources.test_secevent import CLAIMS, EC, ED, RSA, STRANGE, a_token, jwks, segment, verifier, why_refused
+from tests.sources.test_secevent import CLAIMS, EC, ED, RSA, STRANGE, a_token, jwks, pem, segment, verifier, why_refused
 
 WEAK = rsa.generate_private_key(65537, 1024)  # noqa: S505  # weak on purpose
 P384 = ec.generate_private_key(ec.SECP384R1())
@@ -37,10 +37,6 @@ def mistake(*secrets: Secret) -> str:
     with pytest.raises(ConfigError) as caught:
         verifier(*secrets)
     return str(caught.value)
-
-
-def pem(key: Any) -> str:  # noqa: ANN401  # likewise
-    return str(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
 
 
 # --- what a key is for
