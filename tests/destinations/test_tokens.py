@@ -23,14 +23,19 @@ ASKED = Request("fetch", "GET", {"Accept": "application/json"}, path="/user/1")
 TOKEN, USER = "POST /token", "GET /user/1"
 
 
-def token(value: str, **more: object) -> bytes:
-    return json.dumps({"access_token": value, "token_type": "Bearer", **more}).encode()
+PLANTED = "t0ken-of-somebody"
+
+
+def told(**members: object) -> bytes:
+    """A token's answer with other members; one that is None is left out."""
+    answered = {"access_token": PLANTED, "token_type": "Bearer", "note": PLANTED, **members}
+    return json.dumps({name: value for name, value in answered.items() if value is not None}).encode()
 
 
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     routes = {
-        TOKEN: [answer(200, token(f"t0ken-{number}", expires_in=3600)) for number in (1, 2, 3)],
+        TOKEN: [answer(200, told(access_token=f"t0ken-{number}", expires_in=3600)) for number in (1, 2, 3)],
         USER: [answer(200, {"id": "1"})],
     }
     with serving(routes=routes) as made:
@@ -147,16 +152,9 @@ def test_a_token_url_that_is_down_is_not_sent(server: ScriptedServer) -> None:
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
-PLANTED = "t0ken-of-somebody"
 
 
 _ODD_TIMES: tuple[object, ...] = ("soon", -1, "-1", "1e3", True, False, [], {}, 1e300, "", " 1", "9" * 30)
-
-
-def told(**members: object) -> bytes:
-    """A token's answer with other members; one that is None is left out."""
-    answered = {"access_token": PLANTED, "token_type": "Bearer", "note": PLANTED, **members}
-    return json.dumps({name: value for name, value in answered.items() if value is not None}).encode()
 
 
 @pytest.mark.parametrize(
@@ -245,7 +243,7 @@ def test_a_token_that_is_echoed_is_not_in_the_log(server: ScriptedServer) -> Non
 @pytest.mark.parametrize("shown", [5, 20, 39])
 def test_no_half_of_an_echoed_token_is_left_at_the_edge_of_an_excerpt(server: ScriptedServer, shown: int) -> None:
     value = "A" * 20 + "b" * 20
-    server.routes[TOKEN] = [answer(200, token(value, expires_in=3600))]
+    server.routes[TOKEN] = [answer(200, told(access_token=value, expires_in=3600))]
     server.routes[USER] = [answer(500, b"x" * (EXCERPT_BYTES - shown) + value.encode())]
     excerpt = call(client(server)).call.excerpt
     assert excerpt is not None
