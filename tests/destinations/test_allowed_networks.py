@@ -170,9 +170,8 @@ SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 01770
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
-def test_what_can_be_seen_to_be_private_is_not_given_to_a_proxy_unless_private_addresses_may_be_called(
-    host: str,
-) -> None:
+def test_what_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str) -> None:
+    """Unless private addresses may be called."""
     with pytest.raises(ConfigError, match=r"apis\.a: "):
         behind_a_proxy(host)
     if host.isascii() and "%" not in host:
