@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 
 from inbox.clock import Clock, SystemClock
@@ -66,7 +67,7 @@ class Relay:
         self._unrecorded: dict[leases.Claimed, FinishedAttempt] = {}
         self._unrecordable: list[tuple[float, FinishedAttempt]] = []
         """Outcomes that could neither be recorded nor become dead, and when to try again (monotonic seconds)."""
-        self._unused: list[leases.Claimed] = []
+        self._to_give_back: list[leases.Claimed] = []
         """Claims to release: never started, or cut before anything was sent."""
         self._poll = BUSY_POLL_SECONDS
         self._is_behind = False
@@ -169,29 +170,29 @@ class Relay:
         match event:
             case FinishedAttempt(delivery=delivery, outcome=outcome, pool=pool) if can_be_given_back(outcome):
                 pool.release(delivery)
-                self._unused.append(claim_of(delivery))
+                self._to_give_back.append(claim_of(delivery))
             case FinishedAttempt():
                 self._unrecorded[claim_of(event.delivery)] = event
             case PostResult():
                 self._maintenance.posted(event)
             case PreparedConfig() if not self._stop.is_set():
-                self._unused += map(claim_of, self._generations.activate(event))
+                self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._observer.reloaded(self.node, self._generations.active.routes)
             case _:
                 pass  # a stop: the loop sees it by itself
 
-    def _take_back(self) -> None:
-        self._unused += map(claim_of, self._generations.active.take_back())
-
-    def _give_back(self) -> int:
+    def _give_back(self, *, unsettled: bool = False) -> int:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""
-        if not self._unused:
+        if not self._to_give_back:
             return 0
-        policies = self._generations.active.policies
-        returned = leases.give_back(self._database, policies, self.node, self._unused)
-        self._leases.forget(self._unused)
-        self._unused = []
+        if unsettled:
+            returned = leases.give_back_unsettled(self._database, self._to_give_back)
+        else:
+            policies = self._generations.active.policies
+            returned = leases.give_back(self._database, policies, self.node, self._to_give_back)
+        self._leases.forget(self._to_give_back)
+        self._to_give_back = []
         self._observer.given_back(returned)
         return returned
 
@@ -202,15 +203,17 @@ class Relay:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
         active = self._generations.active
-        watched = active.troubled(self._claimer.gates)
+        recently_failing = active.recently_failing(self._claimer.gates)
         number = 0
-        parts = record.record_each(self._database, active.policies, self.node, outcomes, watched, host_now=self._now)
+        parts = record.record_each(
+            self._database, active.policies, self.node, outcomes, recently_failing, host_now=self._now
+        )
         for results in parts:
             for result in results:
                 self._recorded(result)
             number += len(results)
             self._observer.recorded(result for result in results if result.error is None)
-        if watched or any(isinstance(outcome, Failed) for _, outcome in outcomes):
+        if recently_failing or any(isinstance(outcome, Failed) for _, outcome in outcomes):
             self._claimer.read_gates()
         return number
 
@@ -261,7 +264,7 @@ class Relay:
     def _shut_down(self) -> None:
         """Release unstarted deliveries; let running calls finish within the grace period, and cut them after it."""
         self._stop.set()
-        self._take_back()
+        self._to_give_back += map(claim_of, self._generations.active.withdraw_unstarted())
         self._tried("giving back", self._give_back)
         self._observer.stopping(self.node, self._generations.in_hand)
         self._finish_within(self._grace, unless=self._cut.is_set)
@@ -269,13 +272,15 @@ class Relay:
             self._leases.revoke()
             self._observer.cut(self.node, self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
+        # Somebody has had the order lock all the while. The next settle of their lanes comes with what happens there.
+        self._tried("giving back unsettled", partial(self._give_back, unsettled=True))
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Record and release until nothing is in hand. Waits for no outcome long: the database may have recovered."""
         deadline = time.monotonic() + seconds
-        while (self._generations.in_hand or self._unused) and not unless() and time.monotonic() < deadline:
+        while (self._generations.in_hand or self._to_give_back) and not unless() and time.monotonic() < deadline:
             self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
             self._collect()
             self._tried("giving back", self._give_back)

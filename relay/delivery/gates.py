@@ -226,7 +226,7 @@ class Gates(msgspec.Struct, frozen=True):
         answers = {self.breakers[key].lets_claim(self.at) for key in keys if key in self.breakers}
         return "none" if "none" in answers else "probe" if "probe" in answers else "all"
 
-    def troubled(self, limits: Mapping[GateKey, BreakerLimits]) -> frozenset[GateKey]:
+    def recently_failing(self, limits: Mapping[GateKey, BreakerLimits]) -> frozenset[GateKey]:
         """Return the endpoints whose breakers need reports of successes, too: not closed, or with a failure in this window."""
         return frozenset(
             key

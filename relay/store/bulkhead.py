@@ -46,13 +46,12 @@ def isolated(
     try:
         result = batch()
     except Exception as error:  # noqa: BLE001  # whatever one item raises, it must not stop the others
-        is_late = is_wait_timeout(error)
-        if not is_late:
+        if not is_wait_timeout(error):
             _raise_unless_at_fault(error)
     else:
         yield result
         return
-    yield from in_parts(database, step, items(), part=part, alone=alone, name=name, in_haste=is_late)
+    yield from in_parts(database, step, items(), part=part, alone=alone, name=name)
 
 
 def in_parts(
@@ -63,12 +62,11 @@ def in_parts(
     part: Callable[[Sequence[Item]], Result],
     alone: Callable[[Item, Exception], Result],
     name: Callable[[Item], str] = str,
-    in_haste: bool = False,
 ) -> Iterator[Result]:
     """As `isolated`, for a batch that has failed already.
 
     An item that somebody has locked all the while, such as a person in a transaction that stays open, is left as it is, too.
-    `in_haste`: somebody has.
+    After one wait for it the others are not kept waiting: see `relay.store.database.HASTE_SECONDS`.
     """
     todo, left = [items], None
     while todo:
@@ -76,13 +74,11 @@ def in_parts(
         if not some:
             continue
         try:
-            with database.haste(in_haste):
-                result = part(some)
+            result = part(some)
         except Exception as error:  # noqa: BLE001  # as above
             is_late = is_wait_timeout(error)
             if not is_late:
                 _raise_unless_at_fault(error)
-            in_haste = in_haste or is_late
             if len(some) > 1:
                 half = len(some) // 2
                 todo += [some[half:], some[:half]]

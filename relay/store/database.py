@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy.exc import DBAPIError
 
 from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import Sql, failure_of, is_storable, rows_param, storable
+from inbox.db.dialect import Sql, failure_of, is_storable, is_wait_timeout, rows_param, storable
 from inbox.db.engine import reading, snapshot
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
@@ -24,6 +25,8 @@ from relay.store.scan_positions import Floor
 
 SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
+HASTE_SECONDS = 120.0
+"""A thread whose wait for a locked row has timed out waits for no other for so long: longer than any step's backoff."""
 _ROWS_OF_A_WRITE = 4
 """The usual number of rows: a transaction of the relay touches a few, or hundreds."""
 
@@ -54,16 +57,21 @@ class Database:
         self.arrivals: Floor[int] = Floor()
         """The place where looks for arrived deliveries begin."""
         self._clock = clock
-        self._mood = threading.local()
+        self._thread = threading.local()
         self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """One short transaction, committed when the block ends without an exception."""
-        with self.engine.begin() as connection:
-            transaction = Transaction(connection, self.sql, self._now())
-            transaction.in_haste = getattr(self._mood, "in_haste", False)
-            yield transaction
+        is_hasty = time.monotonic() < getattr(self._thread, "hasty_until", 0.0)
+        try:
+            with self.engine.begin() as connection:
+                transaction = Transaction(connection, self.sql, self._now(), is_hasty=is_hasty)
+                yield transaction
+        except DBAPIError as error:
+            if is_wait_timeout(error):
+                self._thread.hasty_until = time.monotonic() + HASTE_SECONDS
+            raise
         if self.on_facts is not None and transaction.appended:
             self.on_facts(transaction.appended)
         for item in transaction.left_out:
@@ -85,15 +93,6 @@ class Database:
         with self.engine.connect() as connection, snapshot(connection).begin():
             yield Transaction(connection, self.sql, self._now())
 
-    @contextmanager
-    def haste(self, in_haste: bool) -> Iterator[None]:  # a state, which is put back
-        """While `in_haste`, let this thread's transactions wait for no row while they hold the order lock."""
-        self._mood.in_haste = in_haste
-        try:
-            yield
-        finally:
-            self._mood.in_haste = False
-
     def failed_alone(self, item: FailedAlone) -> None:
         """Report an item to `on_failed_alone`."""
         if self.on_failed_alone is not None:
@@ -106,7 +105,7 @@ class Database:
 class Transaction:
     """A connection inside one transaction, with the fragments of its dialect."""
 
-    def __init__(self, connection: Connection, sql: Sql, now: str | None) -> None:
+    def __init__(self, connection: Connection, sql: Sql, now: str | None, *, is_hasty: bool = False) -> None:
         self.connection = connection
         self.sql = sql
         self.appended: Counter[tuple[str, str]] = Counter()
@@ -116,8 +115,7 @@ class Transaction:
         self.rows = _ROWS_OF_A_WRITE
         """About how many rows it writes, which makes the next checkpoint due."""
         self._now = now
-        self.in_haste = False
-        """True when it waits for no row while it holds the order lock."""
+        self._is_hasty = is_hasty
 
     def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
         """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
@@ -155,9 +153,13 @@ class Transaction:
         """
         if self.sql.is_postgres:
             self.connection.execute(_LOCK)
-            if self.in_haste:
-                self.connection.execute(_IN_HASTE)
+        self.hurry()
         return self.now()
+
+    def hurry(self) -> None:
+        """Wait for locked rows no longer than 50 ms from now on, if this thread has waited for one in vain lately."""
+        if self._is_hasty and self.sql.is_postgres:
+            self.connection.execute(_HURRY)
 
     def now(self) -> datetime:
         """The database's clock, UTC."""
@@ -216,7 +218,7 @@ def key_text(key: Key) -> str:
 
 
 _LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
-_IN_HASTE = text("SET LOCAL lock_timeout = '50ms'")
+_HURRY = text("SET LOCAL lock_timeout = '50ms'")
 
 ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"
 """The columns that `as_open_delivery` reads."""

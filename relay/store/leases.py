@@ -11,7 +11,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql, rows_param
 from inbox.events import states
 from relay.delivery.policy import Policies
-from relay.store.bulkhead import isolated
+from relay.store.bulkhead import in_parts, isolated
 from relay.store.database import Database, Transaction, key_text
 from relay.store.lanes import settle_lanes
 
@@ -84,7 +84,7 @@ def give_back(database: Database, policies: Policies, relay_node: str, claimed: 
             batch=lambda: _give_back_in_order(database, policies, relay_node, claimed),
             items=lambda: claimed,
             part=lambda some: _give_back_in_order(database, policies, relay_node, some),
-            alone=lambda one, _: _give_back_alone(database, one),
+            alone=lambda one, _: _give_back_unsettled(database, [one]),
             name=lambda one: key_text(one[:2]),
         )
     )
@@ -99,9 +99,24 @@ def _give_back_in_order(database: Database, policies: Policies, relay_node: str,
     return len(returned)
 
 
-def _give_back_alone(database: Database, claimed: Claimed) -> int:
+def give_back_unsettled(database: Database, claimed: Sequence[Claimed]) -> int:
+    """Return leases as `give_back` does, but without the order lock: no older event goes first."""
+    return sum(
+        in_parts(
+            database,
+            "give_back",
+            claimed,
+            part=lambda some: _give_back_unsettled(database, some),
+            alone=lambda _one, _error: 0,
+            name=lambda one: key_text(one[:2]),
+        )
+    )
+
+
+def _give_back_unsettled(database: Database, claimed: Sequence[Claimed]) -> int:
     with database.write() as transaction:
-        return len(_returned(transaction, [claimed]))
+        transaction.hurry()
+        return len(_returned(transaction, claimed))
 
 
 def _returned(transaction: Transaction, claimed: Sequence[Claimed]) -> list[Any]:

@@ -52,13 +52,17 @@ def record(
     policies: Policies,
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
-    watched: Collection[GateKey] = (),
+    recently_failing: Collection[GateKey] = (),
 ) -> list[Recorded]:
     """Record the outcomes of attempts whose lease is still the present one; others are discarded.
 
     All are recorded when this returns, or none of those that `record_each` has not yielded when it raises.
     """
-    return [recorded for part in record_each(database, policies, relay_node, outcomes, watched) for recorded in part]
+    return [
+        recorded
+        for part in record_each(database, policies, relay_node, outcomes, recently_failing)
+        for recorded in part
+    ]
 
 
 def record_each(
@@ -66,7 +70,7 @@ def record_each(
     policies: Policies,
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
-    watched: Collection[GateKey] = (),
+    recently_failing: Collection[GateKey] = (),
     *,
     host_now: Callable[[], datetime] | None = None,
 ) -> Iterator[list[Recorded]]:
@@ -79,7 +83,7 @@ def record_each(
         policies: by route.
         relay_node: who has made the attempts.
         outcomes: of attempts.
-        watched: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
+        recently_failing: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
         host_now: the clock by which fetches were timed; None: the database's own.
 
     Yields:
@@ -89,7 +93,7 @@ def record_each(
         return
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
-        return _record(database, policies, relay_node, some, watched=watched, host_now=host_now)
+        return _record(database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now)
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
         delivery = one[0]
@@ -126,7 +130,7 @@ def _record(
     relay_node: str,
     handed_in: Sequence[tuple[Delivery, Outcome]],
     *,
-    watched: Collection[GateKey],
+    recently_failing: Collection[GateKey],
     host_now: Callable[[], datetime] | None,
 ) -> list[Recorded]:
     with database.write() as transaction:
@@ -135,7 +139,7 @@ def _record(
         outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
         histories = _histories(transaction, outcomes, policies)
-        breakers = listen(transaction, _reports(outcomes, leased, policies, watched), policies, now)
+        breakers = listen(transaction, _reports(outcomes, leased, policies, recently_failing), policies, now)
         changed: list[OpenDelivery] = []
         recorded: list[Recorded] = []
         for delivery, outcome in outcomes:
@@ -195,7 +199,7 @@ def _reports(
     outcomes: Iterable[tuple[Delivery, Outcome]],
     leased: Collection[tuple[int, str, int]],
     policies: Policies,
-    watched: Collection[GateKey],
+    recently_failing: Collection[GateKey],
 ) -> Iterator[Heard]:
     """The reports for the breakers: every failure, and successes where there were failures lately."""
     for delivery, outcome in outcomes:
@@ -203,7 +207,7 @@ def _reports(
         if (delivery.seq, delivery.route, delivery.lease_token) not in leased:
             continue
         for endpoint, health, why in breaker_reports(outcome, policy):
-            if health != "well" or endpoint in watched:
+            if health != "well" or endpoint in recently_failing:
                 yield Heard(endpoint, health, why)
 
 

@@ -188,5 +188,6 @@ def add_events(database: Database, events: Sequence[Event]) -> int:
         batch = events[begin : begin + MOST_ADDED_AT_ONCE]
         with database.write() as transaction:
             transaction.rows = len(batch)
+            transaction.hurry()  # another receiver's or sweep's transaction may hold a key
             added += sum(seq is not None for seq in intake.append(transaction.connection, batch))
     return added
