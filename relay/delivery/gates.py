@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -48,6 +48,14 @@ STOPPED = frozenset({BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.RET
 
 Health = Literal["well", "unwell", "refused", "retired"]
 """Health of an endpoint after an attempt: it works, it fails, it refuses our credentials, or it is gone."""
+
+
+class Report(NamedTuple):
+    """One attempt's report on one endpoint, to its breaker."""
+
+    key: GateKey
+    health: Health
+    why: str
 
 
 class Breaker(msgspec.Struct, frozen=True):

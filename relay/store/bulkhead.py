@@ -45,9 +45,9 @@ def isolated(
     """
     try:
         result = batch()
-    except Exception as error:  # noqa: BLE001  # whatever one item raises, it must not stop the others
-        if not is_wait_timeout(error):
-            _raise_unless_at_fault(error)
+    except Exception as error:  # whatever one item raises, it must not stop the others
+        if not is_wait_timeout(error) and not blames_items(error):
+            raise
     else:
         yield result
         return
@@ -75,10 +75,10 @@ def in_parts(
             continue
         try:
             result = part(some)
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # as above
             is_late = is_wait_timeout(error)
-            if not is_late:
-                _raise_unless_at_fault(error)
+            if not is_late and not blames_items(error):
+                raise
             if len(some) > 1:
                 half = len(some) // 2
                 todo += [some[half:], some[:half]]
@@ -88,16 +88,12 @@ def in_parts(
                 continue
             try:
                 result = alone(some[0], error)
-            except Exception as second:  # noqa: BLE001  # it stays as it is, and the others go on
-                _raise_unless_at_fault(second)
+            except Exception as second:  # it stays as it is, and the others go on
+                if not blames_items(second):
+                    raise
                 left = second
                 continue
             database.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
         yield result
     if left is not None:
         raise left
-
-
-def _raise_unless_at_fault(error: Exception) -> None:
-    if not blames_items(error):
-        raise error

@@ -19,7 +19,7 @@ from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.database import ROW, SEQS_OUT_OF_ORDER, Transaction, as_open_delivery
-from relay.store.lanes import Lane
+from relay.store.lanes import Lane, lanes_param
 
 
 def supersede_covered(
@@ -148,12 +148,12 @@ def lanes_to_heal(transaction: Transaction) -> list[Lane]:
 
 def stop_healing(transaction: Transaction, lane: Lane) -> None:
     """Leave the dead deliveries of a lane to an operator."""
-    transaction.execute(_healed(transaction.sql), lanes=_param([lane]))
+    transaction.execute(_healed(transaction.sql), lanes=lanes_param([lane]))
 
 
 def heal_more(transaction: Transaction, policies: Policies, now: datetime, lanes: Iterable[Lane]) -> list[OpenDelivery]:
     """End more dead deliveries that successes have left in these lanes: only those that had died before."""
-    rows = transaction.execute(_successes(transaction.sql), lanes=_param(lanes))
+    rows = transaction.execute(_successes(transaction.sql), lanes=lanes_param(lanes))
     newest = {
         (row.route, row.lane): (as_time(row.occurred_at), row.seq)
         for row in rows
@@ -162,7 +162,7 @@ def heal_more(transaction: Transaction, policies: Policies, now: datetime, lanes
     healing = _heal(transaction, _dead_before(transaction.sql), newest, now)
     finished = {(row.route, row.lane) for row in rows} - healing.unfinished.keys()
     if finished:
-        transaction.execute(_healed(transaction.sql), lanes=_param(finished))
+        transaction.execute(_healed(transaction.sql), lanes=lanes_param(finished))
     return healing.ended
 
 
@@ -183,7 +183,7 @@ def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane
     wanted = list(lanes)
     if not wanted:
         return {}
-    rows = transaction.execute(_last_delivered(transaction.sql), lanes=_param(wanted))
+    rows = transaction.execute(_last_delivered(transaction.sql), lanes=lanes_param(wanted))
     return {(row.route, row.lane): _last(row) for row in rows}
 
 
@@ -196,10 +196,6 @@ def _last(row: Any) -> LastDelivered:  # noqa: ANN401  # a result row
         None if modified is None else as_time(modified),
         None if received is None else as_time(received),
     )
-
-
-def _param(lanes: Iterable[Lane]) -> str:
-    return rows_param({"route": route, "lane": lane} for route, lane in lanes)
 
 
 @cache

@@ -175,7 +175,14 @@ class Transaction:
         if not rows:
             return
         history = [
-            _fact_row(row, fact, attempt, relay_node)
+            {
+                "seq": row.seq,
+                "route": row.route,
+                "kind": facts.kind_of(fact),
+                "attempt": attempt,
+                "relay_node": relay_node,
+                "detail": facts.detail_of(fact),
+            }
             for row in rows
             for fact, attempt in zip(row.facts, row.counts, strict=True)
         ]
@@ -184,12 +191,10 @@ class Transaction:
             self.appended.update((str(fact["route"]), str(fact["kind"])) for fact in history)
         self.remove(row for row in rows if row.state is State.ENDED)
         stay = [row for row in rows if row.state is not State.ENDED]
-        for group in (
-            [row for row in stay if row.state not in HEADS],
-            [row for row in stay if row.state in HEADS],
-        ):
+        for are_heads in (False, True):
+            group = [{name: getattr(row, name) for name in _MOVED} for row in stay if (row.state in HEADS) is are_heads]
             if group:
-                self.execute(_move(self.sql), moved=rows_param(_moved_row(row) for row in group))
+                self.execute(_move(self.sql), moved=rows_param(group))
 
     def remove(self, deliveries: Iterable[OpenDelivery]) -> None:
         """Take the rows of these deliveries out of `open_delivery`."""
@@ -239,29 +244,6 @@ def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
     )
 
 
-def _fact_row(row: OpenDelivery, fact: facts.AnyFact, attempt: int, relay_node: str | None) -> dict[str, object]:
-    return {
-        "seq": row.seq,
-        "route": row.route,
-        "kind": facts.kind_of(fact),
-        "attempt": attempt,
-        "relay_node": relay_node,
-        "detail": facts.detail_of(fact),
-    }
-
-
-def _moved_row(row: OpenDelivery) -> dict[str, object]:
-    return {
-        "seq": row.seq,
-        "route": row.route,
-        "state": row.state.value,
-        "attempt": row.attempt,
-        "run": row.run,
-        "crashes": row.crashes,
-        "due_at": row.due_at,
-    }
-
-
 @cache
 def _now(sql: Sql) -> TextClause:
     return text(f"SELECT {sql.now} AS now")
@@ -285,15 +267,17 @@ WHERE (seq, route) IN (SELECT seq, route FROM {sql.rows("ended", seq="bigint", r
 """)
 
 
+_MOVED = {
+    "seq": "bigint", "route": "text", "state": "text", "attempt": "int", "run": "int", "crashes": "int", "due_at": "time"
+}  # fmt: skip
+
+
 @cache
 def _move(sql: Sql) -> TextClause:
-    rows = sql.rows(
-        "moved", seq="bigint", route="text", state="text", attempt="int", run="int", crashes="int", due_at="time"
-    )
     return text(f"""
 UPDATE open_delivery AS o
 SET state = moved.state, attempt = moved.attempt, run = moved.run, crashes = moved.crashes, due_at = moved.due_at,
     lease_until = NULL, lease_token = NULL, relay_node = NULL
-FROM {rows}
+FROM {sql.rows("moved", **_MOVED)}
 WHERE o.seq = moved.seq AND o.route = moved.route
 """)

@@ -18,6 +18,8 @@ from relay.store.database import Transaction
 
 def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
     """Add their events to the rows of a claim, in the order of seq."""
+    if not claimed:
+        return []
     keys = rows_param({"seq": row.seq, "route": row.route, "lane": row.lane} for row in claimed)
     events = {(row.seq, row.route): row for row in transaction.execute(_events(transaction.sql), claimed=keys)}
     return [_delivery(row, events[row.seq, row.route]) for row in sorted(claimed, key=lambda row: row.seq)]

@@ -14,7 +14,7 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
-from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, RateLimit, after_result
+from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, RateLimit, Report, after_result
 from relay.delivery.policy import Policies
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
@@ -64,23 +64,15 @@ def _read_names(database: Database) -> list[GateKey]:
         return [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
 
-class Heard(msgspec.Struct, frozen=True):
-    """One attempt's report on one endpoint."""
-
-    key: GateKey
-    health: Health
-    why: str
-
-
 def listen(
-    transaction: Transaction, all_heard: Iterable[Heard], policies: Policies, now: datetime
+    transaction: Transaction, heard: Iterable[Report], policies: Policies, now: datetime
 ) -> dict[GateKey, Breaker]:
     """Report attempts to the breakers, under the order lock; stores an `alert` for each breaker that opens or closes.
 
     Returns:
         Those breakers as they were before.
     """
-    reports = list(all_heard)
+    reports = list(heard)
     if not reports:
         return {}
     limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
@@ -128,17 +120,7 @@ def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None
     """Write these breakers."""
     if breakers:
         rows = [
-            {
-                "kind": kind,
-                "name": name,
-                "breaker": breaker.state.value,
-                "breaker_until": breaker.until,
-                "breaker_cause": breaker.cause,
-                "open_count": breaker.open_count,
-                "failures": breaker.failures,
-                "calls": breaker.calls,
-                "window_began_at": breaker.window_began_at,
-            }
+            {"kind": kind, "name": name, **dict(zip(_BREAKER, msgspec.structs.astuple(breaker), strict=True))}
             for (kind, name), breaker in sorted(breakers.items())
         ]
         transaction.execute(_store(transaction.sql), breakers=rows_param(rows))
@@ -209,10 +191,14 @@ def _keys(keys: Iterable[GateKey]) -> str:
     return rows_param({"kind": kind, "name": name} for kind, name in sorted(keys))
 
 
-_COLUMNS = (
-    "g.kind, g.name, g.breaker, g.breaker_until, g.breaker_cause, g.open_count, g.failures, g.calls, g.window_began_at"
-)
-_GATES = text(f"SELECT {_COLUMNS}, g.paused_at IS NOT NULL AS is_paused FROM gate g")
+_BREAKER = {
+    "breaker": "text", "breaker_until": "time", "breaker_cause": "text", "open_count": "int", "failures": "int",
+    "calls": "int", "window_began_at": "time",
+}  # fmt: skip
+"""The columns of a breaker, and their types; in the order of the fields of `Breaker`."""
+GATE_COLUMNS = f"g.kind, g.name, {', '.join(f'g.{column}' for column in _BREAKER)}"
+"""The columns that `as_breaker` reads."""
+_GATES = text(f"SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused FROM gate g")
 _GATE_KEYS = text("SELECT g.kind, g.name FROM gate g")
 
 
@@ -220,7 +206,7 @@ _GATE_KEYS = text("SELECT g.kind, g.name FROM gate g")
 def _gates_of(sql: Sql) -> TextClause:
     keys = sql.rows("gates", kind="text", name="text")
     return text(f"""
-SELECT {_COLUMNS}, g.paused_at IS NOT NULL AS is_paused
+SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused
 FROM {keys} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 """)
 
@@ -228,7 +214,7 @@ FROM {keys} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 @cache
 def _some(sql: Sql) -> TextClause:
     return text(f"""
-SELECT {_COLUMNS}, g.rate_used_until
+SELECT {GATE_COLUMNS}, g.rate_used_until
 FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 ORDER BY g.kind, g.name
 {sql.for_update and "FOR UPDATE OF g"}
@@ -237,20 +223,9 @@ ORDER BY g.kind, g.name
 
 @cache
 def _store(sql: Sql) -> TextClause:
-    columns = "breaker, breaker_until, breaker_cause, open_count, failures, calls, window_began_at"
-    rows = sql.rows(
-        "breakers",
-        kind="text",
-        name="text",
-        breaker="text",
-        breaker_until="time",
-        breaker_cause="text",
-        open_count="int",
-        failures="int",
-        calls="int",
-        window_began_at="time",
-    )
-    changes = ", ".join(f"{column} = excluded.{column}" for column in columns.split(", "))
+    columns = ", ".join(_BREAKER)
+    rows = sql.rows("breakers", kind="text", name="text", **_BREAKER)
+    changes = ", ".join(f"{column} = excluded.{column}" for column in _BREAKER)
     return text(f"""
 INSERT INTO gate (kind, name, {columns})
 SELECT kind, name, {columns} FROM {rows}

@@ -15,7 +15,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
-from relay.delivery.gates import STOPPED, GateKey
+from relay.delivery.gates import STOPPED, GateKey, Report
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import (
@@ -33,7 +33,7 @@ from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.coverage import go_on_healing, heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
-from relay.store.gates import Heard, listen
+from relay.store.gates import listen
 from relay.store.lanes import settle_lanes
 from relay.store.quarantine import quarantine
 
@@ -200,15 +200,15 @@ def _reports(
     leased: Collection[tuple[int, str, int]],
     policies: Policies,
     recently_failing: Collection[GateKey],
-) -> Iterator[Heard]:
+) -> Iterator[Report]:
     """The reports for the breakers: every failure, and successes where there were failures lately."""
     for delivery, outcome in outcomes:
         policy = policies.get(delivery.route, UNKNOWN_ROUTE)
         if (delivery.seq, delivery.route, delivery.lease_token) not in leased:
             continue
-        for endpoint, health, why in breaker_reports(outcome, policy):
-            if health != "well" or endpoint in recently_failing:
-                yield Heard(endpoint, health, why)
+        for report in breaker_reports(outcome, policy):
+            if report.health != "well" or report.key in recently_failing:
+                yield report
 
 
 def _histories(

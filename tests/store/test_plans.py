@@ -180,7 +180,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "claim these": claim._claim_these,
     "due heads, and whether they are paused": paused_entities._page,
     "claim a suspect": claim._lease_of_suspect,
-    "any suspect": claim._any_suspect,
+    "suspects": claim._keys_of_suspects,
     "abandoned before": reap._abandoned_before,
     "events of claimed": events._events,
     "renew": leases._renew,

@@ -20,6 +20,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.audit import Account, Difference, Logged, Subject, account, compare, shown
 from relay.delivery.lifecycle import OpenDelivery
+from relay.store.coverage import last_delivered
 from relay.store.database import ROW, Transaction, as_open_delivery
 
 SPAN_SEQS = 500
@@ -202,16 +203,11 @@ def _compare_last_delivered(
         for subject in subjects
         if subject.is_expected and subject.route in config.routes and (lane := lane_of_success(subject)) is not None
     ]
-    lanes = sorted({(subject.route, lane) for subject, lane in delivered})
-    asked = rows_param({"route": route, "lane": lane} for route, lane in lanes)
-    known = {
-        (row.route, row.lane): (as_time(row.occurred_at), row.seq)
-        for row in transaction.execute(_last_delivered(transaction.sql), lanes=asked)
-    }
+    known = last_delivered(transaction, {(subject.route, lane) for subject, lane in delivered})
     for subject, lane in delivered:
         newest = known.get((subject.route, lane))
-        if newest is None or newest < (subject.occurred_at, subject.seq):
-            told = "nothing was delivered" if newest is None else f"seq {newest[1]} was the newest delivered"
+        if newest is None or newest.key < (subject.occurred_at, subject.seq):
+            told = "nothing was delivered" if newest is None else f"seq {newest.seq} was the newest delivered"
             yield Difference("last_delivered", subject.seq, subject.route, lane, "delivered", told)
 
 
@@ -279,12 +275,4 @@ def _events(sql: Sql) -> TextClause:
     return text(f"""
 SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.routes
 FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
-""")
-
-
-@cache
-def _last_delivered(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT l.route, l.lane, l.occurred_at, l.seq
-FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
 """)

@@ -34,7 +34,7 @@ from relay.store.audit.examine import Event, Wrong, examine, lane_of_success, ne
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Transaction
-from relay.store.lanes import Lane, heads_of, settle_lanes
+from relay.store.lanes import Lane, heads_of, lanes_param, settle_lanes
 from relay.store.pull_in_deliveries import pull_in_all
 from relay.store.record import remember_delivered
 
@@ -75,7 +75,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     for lanes in unlogged_successes(database):
         with database.write() as transaction:
             transaction.lock_order()
-            forgotten = transaction.execute(_forget(database.sql), lanes=_of(lanes))
+            forgotten = transaction.execute(_forget(database.sql), lanes=lanes_param(lanes))
         yield Checked(0, differences=for_lanes(((row.route, row.lane) for row in forgotten), PHANTOM))
     for lanes in headless(database):
         with database.write() as transaction:
@@ -250,10 +250,6 @@ def _new_row(row: OpenDelivery) -> dict[str, object]:
 
 def _numbers(row: OpenDelivery) -> dict[str, object]:
     return {"seq": row.seq, "route": row.route, "attempt": row.attempt, "run": row.run, "crashes": row.crashes}
-
-
-def _of(lanes: Iterable[Lane]) -> str:
-    return rows_param({"route": route, "lane": lane} for route, lane in lanes)
 
 
 @cache
