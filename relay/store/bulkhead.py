@@ -60,10 +60,10 @@ def in_parts(
     items: Sequence[Item],
     *,
     part: Callable[[Sequence[Item]], Result],
-    alone: Callable[[Item, Exception], Result],
+    alone: Callable[[Item, Exception], Result] | None = None,
     name: Callable[[Item], str] = str,
 ) -> Iterator[Result]:
-    """As `isolated`, for a batch that has failed already.
+    """As `isolated`, for a batch that has failed already. Without `alone`, an item that fails alone stays as it is.
 
     An item that somebody has locked all the while, such as a person in a transaction that stays open, is left as it is, too.
     After one wait for it the others are not kept waiting: see `relay.store.database.HASTE_SECONDS`.
@@ -87,13 +87,15 @@ def in_parts(
                 left = error
                 continue
             try:
-                result = alone(some[0], error)
+                aside = [] if alone is None else [alone(some[0], error)]
             except Exception as second:  # it stays as it is, and the others go on
                 if not blames_items(second):
                     raise
                 left = second
                 continue
             database.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
+            yield from aside
+            continue
         yield result
     if left is not None:
         raise left

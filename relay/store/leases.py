@@ -107,7 +107,6 @@ def give_back_unsettled(database: Database, claimed: Sequence[Claimed]) -> int:
             "give_back",
             claimed,
             part=lambda some: _give_back_unsettled(database, some),
-            alone=lambda _one, _error: 0,
             name=lambda one: key_text(one[:2]),
         )
     )

@@ -93,7 +93,6 @@ def _due_too_late(database: Database, policies: Policies, place: Place) -> tuple
         "pull_in",
         rows,
         part=part,
-        alone=lambda _row, _error: [],
         name=lambda row: key_text((row.seq, row.route)),
     )
     return [one for some in parts for one in some], next_place
@@ -124,7 +123,6 @@ def _reschedule_each(database: Database, policies: Policies, node: str | None, f
         "pull_in",
         found,
         part=lambda some: _reschedule(database, policies, node, some),
-        alone=lambda _one, _error: [],
         name=lambda one: key_text((one.seq or 0, one.route or "")),
     )
     return [one for some in parts for one in some]

@@ -96,7 +96,6 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
             "rebuild",
             wrong,
             part=lambda some: _mend(database, config, known, some, who),
-            alone=lambda _seq, _error: (),
             name=lambda seq: f"seq={seq}",
         )
         mended = tuple(found for part in parts for found in part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import MAXYEAR, MINYEAR, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Literal
 
 import msgspec
@@ -14,7 +14,12 @@ from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import time_text
-from relay.store.database import Database, Key, Transaction
+from relay.store.bulkhead import in_parts
+from relay.store.database import Database, Key, Transaction, key_text
+from relay.store.operator.replay import overtaken
+from relay.store.reopen import find
+
+_READ_AT_ONCE = 200
 
 Act = Literal["replay", "cancel", "unblock"]
 _Which = Literal["dead", "ended or dead", "everything", "not begun", "blocked"]
@@ -129,6 +134,31 @@ def count(database: Database, choice: Choice) -> int:
     """The number of selected deliveries."""
     with database.read() as transaction:
         return int(transaction.execute(_counted(database.sql, choice.which), **choice.parameters)[0].count)
+
+
+def preview(database: Database, choice: Choice, sample: int | None) -> Plan:
+    """Preview a command, with this many of its deliveries as a sample (None: all). Changes nothing."""
+    number = count(database, choice)
+    with database.read() as transaction:
+        rows = page(transaction, choice, after=0, most=number if sample is None else sample)
+    left = _overtaken(database, choice) if choice.act == "replay" and not choice.selection.force else 0
+    return Plan(number, tuple(rows if sample is None else rows[:sample]), left)
+
+
+def _overtaken(database: Database, choice: Choice) -> int:
+    def part(some: Sequence[Key]) -> int:
+        with database.write() as transaction:  # a write, for `find` locks; nothing is changed
+            too = partial(among, transaction, choice)
+            return len(overtaken(transaction, find(transaction, choice.config, some), too))
+
+    number, after = 0, 0
+    while True:
+        with database.read() as transaction:
+            keys = keys_of(page(transaction, choice, after=after, most=_READ_AT_ONCE))
+        if not keys:
+            return number
+        number += sum(in_parts(database, "commands", keys, part=part, name=key_text))
+        after = keys[-1][0]
 
 
 def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Row]:
