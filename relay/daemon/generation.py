@@ -16,7 +16,7 @@ from relay.daemon.lease_renewal import Leases, claim_of
 from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.gates import Admission, ClaimFilter, GateKey, Gates
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import policies
+from relay.delivery.policy import breaker_limits, policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.sweep.run import Sweeping
@@ -97,9 +97,7 @@ class Generation:
 
     def recently_failing(self, gates: Gates) -> frozenset[GateKey]:
         """The endpoints of its routes that have failed lately, as far as `gates` show."""
-        return gates.recently_failing(
-            {key: limit for policy in self.policies.values() for key, limit in policy.breakers.items()}
-        )
+        return gates.recently_failing(breaker_limits(self.policies))
 
     def admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
         """Return the routes among these to which `gates` give one of the admissions."""

@@ -136,6 +136,11 @@ def policies(config: Config) -> dict[str, RoutePolicy]:
     return {name: _policy(config, route) for name, route in config.routes.items()}
 
 
+def breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
+    """Return the limits of every breaker on the way of these routes."""
+    return {key: limits for policy in policies.values() for key, limits in policy.breakers.items()}
+
+
 def _policy(config: Config, route: Route) -> RoutePolicy:
     endpoints: dict[GateKey, Endpoint] = {("destination", route.destination): config.destinations[route.destination]}
     calls = {"destination": 1}

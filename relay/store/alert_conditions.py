@@ -132,7 +132,7 @@ def _recovered_steps(firing: Firing, transaction: Transaction) -> Iterator[Alert
     """Steps that no relay fails any more: they work again, or the relay is gone. Each relay itself alerts a failing step."""
     fired = {subject for kind, subject in firing if kind == "step_failed"}
     if fired:
-        for step in sorted(fired - failing_steps(transaction)):
+        for step in sorted(fired - {failing.step for failing in failing_steps(transaction)}):
             yield Alert("step_failed", step, firing=False)
 
 

@@ -1,6 +1,7 @@
 """Bulkheads: an item that its step can't process fails alone, and the others of its batch go on.
 
-Every step that works on many items in one transaction is run by `isolated`. `tests/bulkheads` plants failures into each.
+Every step that works on many items in one transaction is run by `in_parts`, or by `isolated` where the items of a batch
+are known only from within. `tests/bulkheads` plants failures into each.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def in_parts(
     alone: Callable[[Item, Exception], Result] | None = None,
     name: Callable[[Item], str] = str,
 ) -> Iterator[Result]:
-    """As `isolated`, for a batch that has failed already. Without `alone`, an item that fails alone stays as it is.
+    """Process items together, and in ever smaller parts when one is at fault: `isolated` has the arguments.
+
+    Without `alone`, an item that fails alone stays as it is.
 
     An item that somebody has locked all the while, such as a person in a transaction that stays open, is left as it is, too.
     After one wait for it the others are not kept waiting: see `relay.store.database.HASTE_SECONDS`.

@@ -159,7 +159,7 @@ def heal_more(transaction: Transaction, policies: Policies, now: datetime, lanes
         for row in rows
         if row.occurred_at is not None and policies.get(row.route, UNKNOWN_ROUTE).ordering == "latest"
     }
-    healing = _heal(transaction, _dead_before(transaction.sql), newest, now)
+    healing = _heal(transaction, _dead(transaction.sql, died_before=True), newest, now)
     finished = {(row.route, row.lane) for row in rows} - healing.unfinished.keys()
     if finished:
         transaction.execute(_healed(transaction.sql), lanes=lanes_param(finished))
@@ -266,38 +266,29 @@ LEFT JOIN inbox i ON i.seq = l.healing_seq
 
 
 @cache
-def _dead(sql: Sql) -> TextClause:
-    return text(_dead_older_than(sql, "true"))
+def _dead(sql: Sql, *, died_before: bool = False) -> TextClause:
+    """Some of the dead before the place that is given for each lane, locked in their order.
 
-
-@cache
-def _dead_before(sql: Sql) -> TextClause:
-    """Leaves out what died after the success: it may have been tried later, too, and carry a change that was not fetched."""
-    return text(
-        _dead_older_than(
-            sql,
-            """(
+    With `died_before` only those that died before the success: one that died after it may have been tried later, too, and
+    carry a change that was not fetched.
+    """
+    lanes = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
+    older = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"
+    before = """(
         SELECT max(l.id) FROM delivery_log l WHERE l.seq = o.seq AND l.route = o.route
     ) < (
         SELECT max(l.id) FROM delivery_log l
-        WHERE l.seq = lanes.seq AND l.route = lanes.route AND l.kind IN ('delivered', 'unchanged'))""",
-        )
-    )
-
-
-def _dead_older_than(sql: Sql, condition: str) -> str:
-    """Some of the dead before the place that is given for each lane, locked in their order."""
-    lanes = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
-    older = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"
-    return f"""
+        WHERE l.seq = lanes.seq AND l.route = lanes.route AND l.kind IN ('delivered', 'unchanged'))"""
+    found = sql.looked_up(lanes, "open_delivery o", f"{older} AND {before if died_before else 'true'}")
+    return text(f"""
 WITH found AS MATERIALIZED (
-    SELECT o.seq, o.route FROM {sql.looked_up(lanes, "open_delivery o", f"{older} AND {condition}")} LIMIT :most
+    SELECT o.seq, o.route FROM {found} LIMIT :most
 )
 SELECT {ROW}
 FROM found JOIN open_delivery o ON o.seq = found.seq AND o.route = found.route
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
-"""
+""")
 
 
 @cache

@@ -192,14 +192,13 @@ class Transaction:
         self.remove(row for row in rows if row.state is State.ENDED)
         stay = [row for row in rows if row.state is not State.ENDED]
         for are_heads in (False, True):
-            group = [{name: getattr(row, name) for name in _MOVED} for row in stay if (row.state in HEADS) is are_heads]
-            if group:
-                self.execute(_move(self.sql), moved=rows_param(group))
+            if group := [row for row in stay if (row.state in HEADS) is are_heads]:
+                self.execute(_move(self.sql), moved=fields_param(group, _MOVED))
 
     def remove(self, deliveries: Iterable[OpenDelivery]) -> None:
         """Take the rows of these deliveries out of `open_delivery`."""
-        if ended := [{"seq": row.seq, "route": row.route} for row in deliveries]:
-            self.execute(_end(self.sql), ended=rows_param(ended))
+        if ended := [(row.seq, row.route) for row in deliveries]:
+            self.execute(_end(self.sql), ended=keys_param(ended))
 
 
 Key = tuple[int, str]
@@ -215,6 +214,12 @@ def read_keys(database: Database, statement: TextClause, **parameters: object) -
 def keys_param(keys: Iterable[Key]) -> str:
     """The keys as rows of a bound parameter."""
     return rows_param({"seq": seq, "route": route} for seq, route in keys)
+
+
+def fields_param(rows: Iterable[object], fields: Iterable[str]) -> str:
+    """These fields of each of the rows, as rows of a bound parameter."""
+    names = list(fields)
+    return rows_param({name: getattr(row, name) for name in names} for row in rows)
 
 
 def key_text(key: Key) -> str:

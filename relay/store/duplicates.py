@@ -15,7 +15,7 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, State, append
 from relay.delivery.ordering import covers
 from relay.delivery.policy import Policies
-from relay.store.bulkhead import isolated
+from relay.store.bulkhead import in_parts
 from relay.store.coverage import last_delivered
 from relay.store.database import Database, Key, Transaction
 from relay.store.reopen import find, take_up
@@ -61,11 +61,10 @@ def judge_duplicates(
     seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
     if not seqs:
         return Judged(0, 0)
-    parts = isolated(
+    parts = in_parts(
         database,
         "judge_duplicates",
-        batch=lambda: judge(database, config, policies, relay_node, seqs),
-        items=lambda: seqs,
+        seqs,
         part=lambda some: judge(database, config, policies, relay_node, some),
         alone=lambda seq, error: _set_aside(database, seq, error),
         name=lambda seq: f"seq={seq}",

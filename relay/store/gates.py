@@ -15,7 +15,7 @@ from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
 from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, RateLimit, Report, after_result
-from relay.delivery.policy import Policies
+from relay.delivery.policy import Policies, breaker_limits
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.database import Database, Transaction
@@ -75,7 +75,7 @@ def listen(
     reports = list(heard)
     if not reports:
         return {}
-    limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
+    limits = breaker_limits(policies)
     keys = {report.key for report in reports}
     locked = lock_all(transaction, keys)
     before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}

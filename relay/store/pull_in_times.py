@@ -18,7 +18,7 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.audit import Difference
 from relay.delivery.gates import GateKey
-from relay.delivery.policy import Policies
+from relay.delivery.policy import Policies, breaker_limits
 from relay.delivery.time_bounds import SLACK, breaker_within, within
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
@@ -147,7 +147,7 @@ def _gates(
     transaction: Transaction, policies: Policies, now: datetime, *, locked: bool = False
 ) -> list[tuple[Ahead, dict[str, object]]]:
     """The first time too far ahead of each gate, and its corrected row; gates without configuration are left alone."""
-    limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
+    limits = breaker_limits(policies)
     used: dict[GateKey, datetime] = {}
     for rate_limit in (rate_limit for policy in policies.values() for rate_limit in policy.rate_limits):
         used[rate_limit.key] = max(used.get(rate_limit.key, now), rate_limit.furthest(now))

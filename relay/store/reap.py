@@ -19,7 +19,7 @@ from relay.store.bulkhead import isolated
 from relay.store.clock import DatabaseClock
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text, keys_param
 from relay.store.lanes import settle_lanes
-from relay.store.leases import LEASE_SECONDS, Claimed
+from relay.store.leases import LEASE_SECONDS, Claimed, claims_param
 from relay.store.quarantine import quarantine
 
 BATCH = 200
@@ -42,7 +42,7 @@ def reap(
         seq, route and what was recorded of each.
     """
     clock = clock or DatabaseClock()
-    held = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in trusted)
+    held = claims_param(trusted)
     with database.read() as transaction:
         expired_at = time_text(clock.look(transaction))
         if not clock.is_settled() or not transaction.execute(_any_expired(database.sql), at=expired_at, trusted=held):

@@ -30,7 +30,7 @@ from relay.delivery.policy import (
     needs_history,
 )
 from relay.store.alerts import note
-from relay.store.bulkhead import isolated
+from relay.store.bulkhead import in_parts
 from relay.store.coverage import go_on_healing, heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.gates import listen
@@ -89,8 +89,6 @@ def record_each(
     Yields:
         What is recorded, after each commit.
     """
-    if not outcomes:
-        return
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
         return _record(database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now)
@@ -113,11 +111,10 @@ def record_each(
             return [Recorded(delivery, None, second)]
         return [Recorded(delivery, fact)]
 
-    yield from isolated(
+    yield from in_parts(
         database,
         "record",
-        batch=lambda: part(outcomes),
-        items=lambda: outcomes,
+        outcomes,
         part=part,
         alone=alone,
         name=lambda one: f"route={one[0].route} seq={one[0].seq}",
@@ -158,8 +155,14 @@ def _record(
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | facts.UnchangedFact)]
         healing = heal(transaction, delivered, policies, now)
         transaction.write_back(settle_lanes(transaction, [*changed, *healing.ended], policies, now), relay_node)
-        done = [o for o in outcomes if (o[0].seq, o[0].route, o[0].lease_token) in leased]
-        remember_delivered(transaction, [row for outcome in done for row in _last_delivered(*outcome)])
+        remember_delivered(
+            transaction,
+            [
+                success_row(delivery.route, delivery.lane, (delivery.occurred_at, delivery.seq), outcome)
+                for delivery, outcome in outcomes
+                if isinstance(outcome, Delivered) and (delivery.seq, delivery.route, delivery.lease_token) in leased
+            ],
+        )
         go_on_healing(transaction, healing.unfinished)
     return recorded
 
@@ -239,17 +242,19 @@ ORDER BY l.id
 """)
 
 
-def _last_delivered(delivery: Delivery, outcome: Outcome) -> Iterator[dict[str, object]]:
-    if isinstance(outcome, Delivered):
-        yield {
-            "route": delivery.route,
-            "lane": delivery.lane,
-            "occurred_at": delivery.occurred_at,
-            "seq": delivery.seq,
-            "fetch_began_at": outcome.fetch_began_at,
-            "last_modified": outcome.last_modified,
-            "applied_hash": outcome.applied_hash,
-        }
+def success_row(
+    route: str, lane: str, key: tuple[datetime, int], success: Delivered | facts.DeliveredFact
+) -> dict[str, object]:
+    """The row of `lane` that remembers a success."""
+    return {
+        "route": route,
+        "lane": lane,
+        "occurred_at": key[0],
+        "seq": key[1],
+        "fetch_began_at": success.fetch_began_at,
+        "last_modified": success.last_modified,
+        "applied_hash": success.applied_hash,
+    }
 
 
 def remember_delivered(transaction: Transaction, rows: Iterable[Mapping[str, object]]) -> None:

@@ -18,7 +18,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, State, fold
 from relay.delivery.policy import Policies
-from relay.store.database import ROW, Key, Transaction, as_open_delivery, keys_param
+from relay.store.database import ROW, Key, Transaction, as_open_delivery, fields_param, keys_param
 from relay.store.lanes import settle_lanes
 
 
@@ -57,8 +57,13 @@ def take_up(
     ended = {(row.seq, row.route) for row in found if row.state is State.ENDED}
     reopened = [row for row in again if (row.seq, row.route) in ended]
     if reopened:
-        transaction.execute(_reopen(transaction.sql), reopened=rows_param(_reopened(row) for row in reopened))
+        insert(transaction, reopened)
     transaction.write_back(settle_lanes(transaction, again, policies, transaction.now()), relay_node)
+
+
+def insert(transaction: Transaction, deliveries: Iterable[OpenDelivery]) -> None:
+    """Insert rows of these deliveries, as received; settling their lanes gives them their state."""
+    transaction.execute(_insert(transaction.sql), new=fields_param(deliveries, _NEW))
 
 
 def _readable(history: Sequence[Any]) -> list[facts.AnyFact]:
@@ -90,10 +95,6 @@ def _from_facts(event: Any, history: Sequence[facts.AnyFact], config: Config) ->
         attempt=standing.attempt,
         run=standing.run,
     )
-
-
-def _reopened(row: OpenDelivery) -> dict[str, object]:
-    return {"seq": row.seq, "route": row.route, "lane": row.lane, "occurred_at": row.occurred_at, "run": row.run}
 
 
 def _wanted(sql: Sql) -> str:
@@ -128,10 +129,12 @@ ORDER BY i.seq, wanted.route
 """)
 
 
+_NEW = {"seq": "bigint", "route": "text", "lane": "text", "occurred_at": "time", "run": "int"}
+
+
 @cache
-def _reopen(sql: Sql) -> TextClause:
-    rows = sql.rows("reopened", seq="bigint", route="text", lane="text", occurred_at="time", run="int")
+def _insert(sql: Sql) -> TextClause:
     return text(f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, run)
-SELECT seq, route, lane, occurred_at, 'received', run FROM {rows}
+SELECT seq, route, lane, occurred_at, 'received', run FROM {sql.rows("new", **_NEW)}
 """)

@@ -212,7 +212,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "repeats that are handled": duplicates._handle,
     "routes of repeated": duplicates._routes,
     "dead of a lane": coverage._dead,
-    "dead of a lane before a success": coverage._dead_before,
+    "dead of a lane before a success": lambda sql: coverage._dead(sql, died_before=True),
     "left to be healed": lambda _: coverage._TO_HEAL,
     "left to be folded": leftovers._waiting_from,
     "last delivered of lanes": coverage._last_delivered,
