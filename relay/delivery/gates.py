@@ -44,7 +44,7 @@ class BreakerState(StrEnum):
 
 
 STOPPED = frozenset({BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.RETIRED})
-"""A failure in one of these says nothing about its event: the attempt began before, or was a probe."""
+"""In these states a failed attempt says nothing about its event: it began before the breaker opened, or was the probe."""
 
 Health = Literal["well", "unwell", "refused", "retired"]
 """Health of an endpoint after an attempt: it works, it fails, it refuses our credentials, or it is gone."""
@@ -176,7 +176,10 @@ NO_FILTER = ClaimFilter()
 
 
 class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The gate that an operator names: one of the first four, or an entity of a source. JSON in `relay_command.selection`."""
+    """The gate that an operator names: a route, destination, api, source, or entity of a source.
+
+    It is the JSON of `relay_command.selection`.
+    """
 
     route: str | None = None
     destination: str | None = None

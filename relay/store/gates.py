@@ -22,7 +22,7 @@ from relay.store.database import Database, Transaction
 
 
 def read_gates(database: Database) -> Gates:
-    """Every gate that is not simply open. An unreadable one counts as paused, so it holds back only its own deliveries."""
+    """Read the paused gates, and the breakers. An unreadable gate counts as paused, so it holds back only its deliveries."""
     with database.read() as transaction:
         now = transaction.now()
 
@@ -98,9 +98,9 @@ class Locked(msgspec.Struct, frozen=True):
 def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, Locked]:
     """Lock these gates in one statement, in key order; missing rows are inserted before.
 
-    A transaction calls this once, with every gate that it needs. Two that lock some of the same gates in two goes wait
-    for each other: route by route, claims deadlocked once a second. Nor does it make a row when it holds others. Without
-    the order lock, one that a person resumes at this moment may be missing.
+    A transaction calls this once, with every gate that it needs. Two transactions that lock some of the same gates in two
+    calls may deadlock: route by route, claims did once a second. Inserting a row while others are locked may, too.
+    Without the order lock, a gate that an operator resumes at this moment may be missing from the result.
     """
     if not keys:
         return {}
