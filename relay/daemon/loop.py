@@ -28,7 +28,7 @@ from relay.daemon.pool import FinishedAttempt
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import can_be_given_back
 from relay.observe import Observer
-from relay.steps import Result, Steps, retry_until_done, try_times
+from relay.steps import Steps
 from relay.store import alerts, leases, nodes, record, sequence
 from relay.store.database import Database
 from relay.sweep.scheduler import Sweeper
@@ -117,7 +117,7 @@ class Relay:
         A bug in the loop, or in the lease renewer, ends it too: as gracefully as possible, then it is raised. The node is
         not marked as stopped then, so that others see a relay that died.
         """
-        self._retried("starting", self._start)
+        self._steps.retry_until_done("starting", self._start, unless=self._stop)
         with ThreadPoolExecutor(1, "leases") as threads, ExitStack() as leaving:
             renewing = threads.submit(self._renewer.run)
             leaving.callback(self._ended.set)
@@ -128,7 +128,7 @@ class Relay:
                 self._sweeper.start()
             self._work(drain=drain)
         renewing.result()
-        self._tried("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
+        self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
         self._observer.stopped(self.node)
 
     def _start(self) -> None:
@@ -136,8 +136,9 @@ class Relay:
 
     def _work(self, *, drain: bool) -> None:
         while not self._stop.is_set():
-            more = self._retried("working", self._cycle)
-            if drain and not more and not self._generations.in_hand and self._retried("working", self._is_drained):
+            more = self._steps.retry_until_done("working", self._cycle, unless=self._stop)
+            is_at_rest = drain and not more and not self._generations.in_hand
+            if is_at_rest and self._steps.retry_until_done("working", self._is_drained, unless=self._stop):
                 break
             self._wait(busy=bool(more))
 
@@ -265,7 +266,7 @@ class Relay:
         """Release unstarted deliveries; let running calls finish within the grace period, and cut them after it."""
         self._stop.set()
         self._to_give_back += map(claim_of, self._generations.active.withdraw_unstarted())
-        self._tried("giving back", self._give_back)
+        self._steps.attempt("giving back", self._give_back)
         self._observer.stopping(self.node, self._generations.in_hand)
         self._finish_within(self._grace, unless=self._cut.is_set)
         if self._generations.in_hand:
@@ -273,7 +274,7 @@ class Relay:
             self._observer.cut(self.node, self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
         # Somebody has had the order lock all the while. The next settle of their lanes comes with what happens there.
-        self._tried("giving back unsettled", partial(self._give_back, unsettled=True))
+        self._steps.attempt("giving back unsettled", partial(self._give_back, unsettled=True))
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
 
@@ -283,8 +284,8 @@ class Relay:
         while (self._generations.in_hand or self._to_give_back) and not unless() and time.monotonic() < deadline:
             self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
             self._collect()
-            self._tried("giving back", self._give_back)
-            self._tried("recording", self._record)
+            self._steps.attempt("giving back", self._give_back)
+            self._steps.attempt("recording", self._record)
 
     def _heartbeat(self) -> None:
         nodes.heartbeat(self._database, self.node, self._steps.failing)
@@ -304,11 +305,3 @@ class Relay:
             self._observer.database_trouble("checking whether it takes writes", error)
             return False
         return True
-
-    def _retried(self, what: str, step: Callable[[], Result]) -> Result | None:
-        """Run a step until the database takes it, or a stop."""
-        return retry_until_done(what, step, unless=self._stop, observer=self._observer)
-
-    def _tried(self, what: str, step: Callable[[], object], times: int = 1) -> None:
-        """Run a step of the shutdown; a failed one is repeated while there is time, or left until its leases expire."""
-        try_times(what, step, times=times, observer=self._observer)

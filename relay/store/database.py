@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import Sql, failure_of, is_storable, is_wait_timeout, rows_param, storable
 from inbox.db.engine import reading, snapshot
+from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
@@ -126,6 +127,11 @@ class Transaction:
                 parameters[name] = storable(value)
         result = self.connection.execute(statement, parameters)
         return list(result.all()) if result.returns_rows else []
+
+    def rows_of(self, statement: TextClause, **parameters: object) -> list[Row]:
+        """Run a statement; its rows as plain values, for a listing."""
+        found = self.execute(statement, **parameters)
+        return [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
 
     def attempt(self, statement: TextClause, **parameters: object) -> Exception | None:
         """Run a statement that must not end the transaction. Returns the error when the statement itself is at fault."""

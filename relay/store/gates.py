@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.db.reads import Row, plain
+from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
 from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, RateLimit, Report, after_result
@@ -171,7 +171,7 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
 def held_back(database: Database) -> list[Row]:
     """The gates that are paused, or whose breaker is not closed."""
     with database.read() as transaction:
-        return [plain(row._mapping) for row in transaction.execute(_HELD_BACK)]  # noqa: SLF001  # SQLAlchemy's public name
+        return transaction.rows_of(_HELD_BACK)
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row

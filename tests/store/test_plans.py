@@ -194,7 +194,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "last facts": pull_in_deliveries._last_facts,
     "leases that last too long": lambda sql: pull_in_times._find(sql, pull_in_times._TIMES[0]),
     "leases that are shortened": lambda sql: pull_in_times._pull(sql, pull_in_times._TIMES[0]),
-    "received": sequence._received,
+    "received": lambda _: sequence._RECEIVED,
     "any received": lambda _: sequence._ANY_RECEIVED,
     "any dead on a route": lambda _: alert_conditions._ANY_DEAD,
     "oldest of a route": lambda _: alert_conditions._OLDEST,

@@ -12,7 +12,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
-from inbox.db.reads import Row, plain
+from inbox.db.reads import Row
 from inbox.events.timestamps import time_text
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Key, Transaction, key_text
@@ -164,8 +164,7 @@ def _overtaken(database: Database, choice: Choice) -> int:
 def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Row]:
     """The deliveries of the first events beyond the seq `after`: about `most`, whole events only."""
     statement = _page(transaction.sql, choice.which)
-    found = transaction.execute(statement, **choice.parameters, after=after, most=most + 1)
-    rows = [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
+    rows = transaction.rows_of(statement, **choice.parameters, after=after, most=most + 1)
     if len(rows) <= most:
         return rows
     whole = [row for row in rows if row["seq"] != rows[-1]["seq"]]
