@@ -199,7 +199,7 @@ def test_a_row_that_stays_locked_keeps_no_other_waiting_and_is_itself_waited_for
     meanwhile: dict[str, int],
     then: dict[str, int],
 ) -> None:
-    """Who waits has the order lock: all other relays would wait as long, each time that the step is tried again."""
+    """The waiting transaction has the order lock: all other relays would wait as long at each retry of the step."""
     work = step(steps, receive)
     took = []
     with locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
