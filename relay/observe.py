@@ -14,7 +14,6 @@ from inbox.telemetry.metrics import OFF, Meters
 from relay.delivery import facts
 from relay.delivery.alerts import Posted, sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
-from relay.delivery.outcome import Delivery
 from relay.store.database import FailedAlone
 from relay.store.duplicates import Judged
 from relay.store.pull_in_times import Ahead
@@ -49,31 +48,23 @@ class Observer:
                 self.meters.count(metrics.DISCARDED)
                 _log.warning("discarded a late result: another claim holds the lease %s", where)
                 continue
-            kind = facts.kind_of(fact)
+            kind = outcome = facts.kind_of(fact)
             self.counts[kind] += 1
-            self._measure(delivery, fact)
             match fact:
                 case facts.AttemptFailed():
+                    outcome = fact.error_class
                     _log.warning("attempt_failed %s due_at=%s error=%a", where, fact.due_at.isoformat(), fact.error)
                 case facts.Dead():
+                    outcome = fact.cause
                     _log.error("dead %s cause=%s error=%a", where, fact.cause, fact.error)
                 case facts.DeliveredFact():
                     _log.info("delivered %s did=%s%s", where, fact.did, " late=true" if fact.late else "")
                 case _:
                     _log.info("%s %s", kind, where)
-
-    def _measure(self, delivery: Delivery, fact: facts.AnyFact) -> None:
-        match fact:
-            case facts.AttemptFailed():
-                outcome: str = fact.error_class
-            case facts.Dead():
-                outcome = fact.cause
-            case _:
-                outcome = facts.kind_of(fact)
-        self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
-        if isinstance(fact, facts.DeliveredFact | facts.UnchangedFact) and delivery.run == 0:
-            took = (self._now() - delivery.received_at).total_seconds()
-            self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
+            self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
+            if isinstance(fact, facts.DeliveredFact | facts.UnchangedFact) and delivery.run == 0:
+                took = (self._now() - delivery.received_at).total_seconds()
+                self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
 
     def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
         """Count facts that were added to the log, by route and kind."""

@@ -112,7 +112,7 @@ def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKe
 def _locked(transaction: Transaction, gates: str) -> dict[GateKey, Locked]:
     return {
         (row.kind, row.name): Locked(as_breaker(row), row.rate_used_until and as_time(row.rate_used_until))
-        for row in transaction.execute(_some(transaction.sql), gates=gates)
+        for row in transaction.execute(_gates_of(transaction.sql, locked=True), gates=gates)
     }
 
 
@@ -203,21 +203,12 @@ _GATE_KEYS = text("SELECT g.kind, g.name FROM gate g")
 
 
 @cache
-def _gates_of(sql: Sql) -> TextClause:
-    keys = sql.rows("gates", kind="text", name="text")
+def _gates_of(sql: Sql, *, locked: bool = False) -> TextClause:
     return text(f"""
-SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused
-FROM {keys} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
-""")
-
-
-@cache
-def _some(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT {GATE_COLUMNS}, g.rate_used_until
+SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.rate_used_until
 FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 ORDER BY g.kind, g.name
-{sql.for_update and "FOR UPDATE OF g"}
+{sql.for_update and "FOR UPDATE OF g" if locked else ""}
 """)
 
 

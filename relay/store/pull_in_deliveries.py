@@ -153,7 +153,7 @@ def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies,
         fact, asked = last.get((row.seq, row.route)), timedelta(0)
         try:
             if fact is not None:
-                asked = asked_delay(facts.decode_text(fact.kind, fact.detail), as_time(fact.at))
+                asked = asked_delay(facts.decode(fact.kind, fact.detail), as_time(fact.at))
         except (msgspec.MsgspecError, TypeError):  # another version's fact, or a hand's: `relay verify` tells of it
             continue
         due_at, furthest = as_time(row.due_at), furthest_due(asked, policies[row.route], now)

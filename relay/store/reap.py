@@ -53,7 +53,7 @@ def reap(
         "reap",
         batch=lambda: take_back(_expired(database.sql), batch=BATCH),
         items=lambda: _expired_leases(database, at=expired_at, trusted=held),
-        part=lambda leases: take_back(_expired_of(database.sql), keys=_keys(leases)),
+        part=lambda leases: take_back(_expired_of(database.sql), keys=keys_param(lease[:2] for lease in leases)),
         alone=lambda lease, error: _set_aside(database, policies, relay_node, lease, error),
         name=lambda lease: key_text(lease[:2]),
     )
@@ -105,10 +105,6 @@ def _expired_leases(database: Database, *, at: str, trusted: str) -> list[Claime
     with database.read() as transaction:
         rows = transaction.execute(_expired_tokens(database.sql), batch=BATCH, at=at, trusted=trusted)
     return [(row.seq, row.route, row.lease_token) for row in rows]
-
-
-def _keys(leases: Iterable[Claimed]) -> str:
-    return keys_param((seq, route) for seq, route, _ in leases)
 
 
 @cache

@@ -12,7 +12,7 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.routing import lane_of
-from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.errors import UnreadableLog
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
@@ -74,8 +74,8 @@ def _readable(history: Sequence[Any]) -> list[facts.AnyFact]:
 
 def _decoded(row: Any) -> facts.AnyFact:  # noqa: ANN401  # a result row
     try:
-        return facts.decode(row.kind, as_json(row.detail))
-    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+        return facts.decode(row.kind, row.detail)
+    except (msgspec.MsgspecError, RecursionError) as error:
         if row.kind not in facts.KINDS:
             raise UnreadableLog(f"fact {row.id}, a {row.kind}, is of a newer version: let that do it") from error
         raise UnreadableLog(f"fact {row.id}, a {row.kind}, can't be read: relay rebuild puts that right") from error
@@ -114,7 +114,7 @@ ORDER BY o.seq, o.route
 @cache
 def _history(sql: Sql) -> TextClause:
     return text(f"""
-SELECT l.seq, l.route, l.id, l.kind, l.detail
+SELECT l.seq, l.route, l.id, l.kind, CAST(l.detail AS text) AS detail
 FROM {_wanted(sql)} JOIN delivery_log l ON l.seq = wanted.seq AND l.route = wanted.route
 ORDER BY l.id
 """)

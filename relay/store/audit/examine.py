@@ -129,7 +129,7 @@ def _event(row: Any) -> Event:  # noqa: ANN401  # a result row
 def _logged(row: Any) -> Logged:  # noqa: ANN401  # a result row
     fact: facts.AnyFact | None
     try:
-        fact = facts.decode_text(row.kind, row.detail)
+        fact = facts.decode(row.kind, row.detail)
     except msgspec.MsgspecError:
         fact = None
     return Logged(row.id, row.kind, row.attempt, fact, partial(as_time, row.at))
