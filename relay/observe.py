@@ -18,7 +18,7 @@ from relay.store.database import FailedAlone
 from relay.store.duplicates import Judged
 from relay.store.pull_in_times import Ahead
 from relay.store.record import Recorded
-from relay.store.sweeps import Found
+from relay.store.sweeps import Swept
 
 _log = logging.getLogger("relay")
 _node_log = logging.getLogger("relay.node")
@@ -129,22 +129,22 @@ class Observer:
         """Log an alert that could not be posted; it is posted again in a minute."""
         _log.warning("alert %d not posted, trying again: %s", posted.id, error)
 
-    def swept(self, subject: str, found: Found) -> None:
+    def swept(self, subject: str, swept: Swept) -> None:
         """Log and count a sweep that has ended."""
         self.counts["sweeps"] += 1
-        self._count_sweep("swept", subject, found)
+        self._count_sweep("swept", subject, swept)
 
-    def swept_in_part(self, subject: str, found: Found) -> None:
+    def swept_in_part(self, subject: str, swept: Swept) -> None:
         """Log and count what a stopped sweep has added: the next sweep doesn't find it again."""
-        self._count_sweep("swept in part", subject, found)
+        self._count_sweep("swept in part", subject, swept)
 
-    def _count_sweep(self, what: str, subject: str, found: Found) -> None:
+    def _count_sweep(self, what: str, subject: str, swept: Swept) -> None:
         for name in ("compared", "missed", "added"):
-            self.counts[f"sweep_{name}"] += getattr(found, name)
-        self.meters.count(metrics.SWEEP_COMPARED, found.source, found.entity_type, by=found.compared)
-        self.meters.count(metrics.SWEEP_MISSED, found.source, found.entity_type, by=found.missed)
-        level = logging.WARNING if found.missed else logging.INFO
-        figures = (found.compared, found.missed, found.added)
+            self.counts[f"sweep_{name}"] += getattr(swept, name)
+        self.meters.count(metrics.SWEEP_COMPARED, swept.source, swept.entity_type, by=swept.compared)
+        self.meters.count(metrics.SWEEP_MISSED, swept.source, swept.entity_type, by=swept.missed)
+        level = logging.WARNING if swept.missed else logging.INFO
+        figures = (swept.compared, swept.missed, swept.added)
         _log.log(level, "%s %s compared=%d missed=%d added=%d", what, subject, *figures)
 
     def sweep_failed(self, subject: str, error: str) -> None:

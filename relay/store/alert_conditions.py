@@ -64,7 +64,7 @@ class Watch:
             "failing steps": partial(_recovered_steps, firing),
             **{
                 f"dead letters of {name}": partial(_dead_again, name)
-                for kind, name in firing
+                for kind, name in sorted(firing)
                 if kind == "delivery_dead"
             },
             **{f"backlog of {route}": partial(self._backlog, moment, route) for route in config.routes},

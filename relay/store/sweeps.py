@@ -132,24 +132,25 @@ def missing(
     return [each for each in listed if each.id in ids]
 
 
-class Found(msgspec.Struct, frozen=True):
-    """The result of a complete sweep."""
+class Swept(msgspec.Struct, frozen=True):
+    """The progress of a sweep."""
 
     source: str
     entity_type: str
+    since: datetime
     until: datetime
-    """Every change up to here has been compared."""
-    compared: int
-    missed: int
-    added: int
+    """The latest change that was compared."""
+    compared: int = 0
+    missed: int = 0
+    added: int = 0
 
 
-def finish(database: Database, found: Found, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
-    """Record what was found; `node` gives its turn back. A watermark never goes back."""
+def finish(database: Database, swept: Swept, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
+    """Record a complete sweep; `node` gives its turn back. A watermark never goes back."""
     with database.write() as transaction:
         now = transaction.lock_order()
-        values = {**msgspec.structs.asdict(found), "until": time_text(found.until), "node": node}
-        transaction.execute(_finish(database.sql), **values)
+        figures = {name: getattr(swept, name) for name in ("source", "entity_type", "compared", "missed", "added")}
+        transaction.execute(_finish(database.sql), until=time_text(swept.until), node=node, **figures)
         note(transaction, alerts, now)
 
 

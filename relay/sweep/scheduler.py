@@ -24,7 +24,8 @@ from relay.steps import Steps
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.gates import read_gates
-from relay.sweep.run import Sweeping, Swept
+from relay.store.sweeps import Swept
+from relay.sweep.run import Sweeping
 
 LOOK_EVERY_SECONDS = 1.0
 AGAIN_SECONDS = 300.0
@@ -152,8 +153,8 @@ class Sweeper:
 
     def _ended(self, sweeping: Sweeping, turn: sweeps.Turn, swept: Swept) -> None:
         alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
-        sweeps.finish(self._database, swept.found, turn.node, alerts)
-        self._observer.swept(sweeping.subject, swept.found)
+        sweeps.finish(self._database, swept, turn.node, alerts)
+        self._observer.swept(sweeping.subject, swept)
 
     def _broke_off(self, sweeping: Sweeping, turn: sweeps.Turn, error: str | None) -> None:
         """Record a sweep that failed, or was stopped, with what it has added: the next one doesn't find that again."""
@@ -166,7 +167,7 @@ class Sweeper:
             sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
             self._observer.sweep_failed(sweeping.subject, error)
         if found is not None:
-            self._observer.swept_in_part(sweeping.subject, found.found)
+            self._observer.swept_in_part(sweeping.subject, found)
 
     def _turn(self, sweeping: Sweeping) -> sweeps.Turn:
         table = sweeping.table

@@ -22,8 +22,9 @@ from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store import sweeps
 from relay.store.database import Database
+from relay.store.sweeps import Swept
 from relay.sweep import pages
-from relay.sweep.run import Sweeping, Swept
+from relay.sweep.run import Sweeping
 from relay.sync.cursor import Listed
 from tests.destinations.scripted import serving
 from tests.helpers.directory import TABLE, Directory
@@ -45,7 +46,7 @@ def take(database: Database, turn: sweeps.Turn) -> bool:
 
 def ended(database: Database, turn: sweeps.Turn, until_second: float = 0, missed: int = 0) -> None:
     until = START + timedelta(seconds=until_second)
-    sweeps.finish(database, sweeps.Found("trivore", "USER", until, 10, missed, missed), turn.node)
+    sweeps.finish(database, sweeps.Swept("trivore", "USER", START, until, 10, missed, missed), turn.node)
 
 
 def test_one_relay_is_at_a_sweep_and_the_next_is_due_after_every(database: Database, clock: FakeClock) -> None:
