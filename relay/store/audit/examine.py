@@ -21,7 +21,7 @@ from relay.delivery import facts
 from relay.delivery.audit import Account, Difference, Logged, Subject, account, compare, shown
 from relay.delivery.lifecycle import OpenDelivery
 from relay.store.coverage import last_delivered
-from relay.store.database import ROW, Transaction, as_open_delivery
+from relay.store.database import ROW, Database, Transaction, as_open_delivery
 
 SPAN_SEQS = 500
 """Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""
@@ -43,21 +43,6 @@ class Event(msgspec.Struct, frozen=True):
     routes: tuple[str, ...]
 
 
-class Span(msgspec.Struct, frozen=True):
-    """Consecutive seqs of which anything is stored: an event, or a row or fact of a delivery."""
-
-    seqs: tuple[int, ...]
-
-    @property
-    def is_last(self) -> bool:
-        """True when nothing comes after it."""
-        return len(self.seqs) < SPAN_SEQS
-
-    def upto(self, before: int) -> int:
-        """The last of them; `before` where there is none."""
-        return self.seqs[-1] if self.seqs else before
-
-
 class Wrong(msgspec.Struct, frozen=True):
     """A delivery that is stored otherwise than its facts have it."""
 
@@ -75,9 +60,19 @@ class Examined(msgspec.Struct, frozen=True):
     wrong: tuple[Wrong, ...]
 
 
-def next_span(transaction: Transaction, after: int) -> Span:
-    """The next seqs after `after`, also those without an event."""
-    return Span(tuple(row.seq for row in transaction.execute(_NEXT_SEQS, after=after, most=SPAN_SEQS)))
+def examine_all(database: Database, config: Config) -> Iterator[tuple[int, Examined]]:
+    """Compare everything that is stored, some seqs at a time, also those without an event; each in a snapshot of its own.
+
+    Yields:
+        The seq up to which everything has been compared, and what was found.
+    """
+    upto, is_last = 0, False
+    while not is_last:
+        with database.snapshot() as transaction:
+            seqs = [row.seq for row in transaction.execute(_NEXT_SEQS, after=upto, most=SPAN_SEQS)]
+            examined = examine(transaction, seqs, config)
+        upto, is_last = seqs[-1] if seqs else upto, len(seqs) < SPAN_SEQS
+        yield upto, examined
 
 
 def examine(transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False) -> Examined:

@@ -30,7 +30,7 @@ from relay.delivery.lifecycle import (
     schedule,
 )
 from relay.delivery.policy import Policies, policies
-from relay.store.audit.examine import Event, Wrong, examine, lane_of_success, next_span, present_lane
+from relay.store.audit.examine import Event, Wrong, examine, examine_all, lane_of_success, present_lane
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Transaction, fields_param
@@ -86,11 +86,8 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         yield Checked(
             0, differences=for_lanes(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD)
         )
-    upto, is_last = 0, False
-    while not is_last:
-        with database.snapshot() as transaction:
-            span = next_span(transaction, upto)
-            examined = examine(transaction, span.seqs, config)
+    upto = 0
+    for upto, examined in examine_all(database, config):
         wrong = sorted({one.subject.seq for one in examined.wrong if _is_mended(one)})
         parts = in_parts(
             database,
@@ -100,7 +97,6 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
             name=lambda seq: f"seq={seq}",
         )
         mended = tuple(found for part in parts for found in part)
-        upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, mended)
     for ahead in pull_in_all(database, config, known):
         yield Checked(upto, differences=tuple(one.difference for one in ahead))
