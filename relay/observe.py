@@ -14,12 +14,11 @@ from inbox.telemetry.metrics import OFF, Meters
 from relay.delivery import facts
 from relay.delivery.alerts import Posted, sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
-from relay.delivery.outcome import Delivery
 from relay.store.database import FailedAlone
 from relay.store.duplicates import Judged
 from relay.store.pull_in_times import Ahead
 from relay.store.record import Recorded
-from relay.store.sweeps import Found
+from relay.store.sweeps import Swept
 
 _log = logging.getLogger("relay")
 _node_log = logging.getLogger("relay.node")
@@ -49,31 +48,23 @@ class Observer:
                 self.meters.count(metrics.DISCARDED)
                 _log.warning("discarded a late result: another claim holds the lease %s", where)
                 continue
-            kind = facts.kind_of(fact)
+            kind = outcome = facts.kind_of(fact)
             self.counts[kind] += 1
-            self._measure(delivery, fact)
             match fact:
                 case facts.AttemptFailed():
+                    outcome = fact.error_class
                     _log.warning("attempt_failed %s due_at=%s error=%a", where, fact.due_at.isoformat(), fact.error)
                 case facts.Dead():
+                    outcome = fact.cause
                     _log.error("dead %s cause=%s error=%a", where, fact.cause, fact.error)
                 case facts.DeliveredFact():
                     _log.info("delivered %s did=%s%s", where, fact.did, " late=true" if fact.late else "")
                 case _:
                     _log.info("%s %s", kind, where)
-
-    def _measure(self, delivery: Delivery, fact: facts.AnyFact) -> None:
-        match fact:
-            case facts.AttemptFailed():
-                outcome: str = fact.error_class
-            case facts.Dead():
-                outcome = fact.cause
-            case _:
-                outcome = facts.kind_of(fact)
-        self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
-        if isinstance(fact, facts.DeliveredFact | facts.UnchangedFact) and delivery.run == 0:
-            took = (self._now() - delivery.received_at).total_seconds()
-            self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
+            self.meters.count(metrics.ATTEMPTS, delivery.route, outcome)
+            if isinstance(fact, facts.DeliveredFact | facts.UnchangedFact) and delivery.run == 0:
+                took = (self._now() - delivery.received_at).total_seconds()
+                self.meters.observe(metrics.DELIVERY_SECONDS, max(took, 0), delivery.route)
 
     def appended(self, facts_of: Mapping[tuple[str, str], int]) -> None:
         """Count facts that were added to the log, by route and kind."""
@@ -138,22 +129,22 @@ class Observer:
         """Log an alert that could not be posted; it is posted again in a minute."""
         _log.warning("alert %d not posted, trying again: %s", posted.id, error)
 
-    def swept(self, subject: str, found: Found) -> None:
+    def swept(self, subject: str, swept: Swept) -> None:
         """Log and count a sweep that has ended."""
         self.counts["sweeps"] += 1
-        self._count_sweep("swept", subject, found)
+        self._count_sweep("swept", subject, swept)
 
-    def swept_in_part(self, subject: str, found: Found) -> None:
+    def swept_in_part(self, subject: str, swept: Swept) -> None:
         """Log and count what a stopped sweep has added: the next sweep doesn't find it again."""
-        self._count_sweep("swept in part", subject, found)
+        self._count_sweep("swept in part", subject, swept)
 
-    def _count_sweep(self, what: str, subject: str, found: Found) -> None:
+    def _count_sweep(self, what: str, subject: str, swept: Swept) -> None:
         for name in ("compared", "missed", "added"):
-            self.counts[f"sweep_{name}"] += getattr(found, name)
-        self.meters.count(metrics.SWEEP_COMPARED, found.source, found.entity_type, by=found.compared)
-        self.meters.count(metrics.SWEEP_MISSED, found.source, found.entity_type, by=found.missed)
-        level = logging.WARNING if found.missed else logging.INFO
-        figures = (found.compared, found.missed, found.added)
+            self.counts[f"sweep_{name}"] += getattr(swept, name)
+        self.meters.count(metrics.SWEEP_COMPARED, swept.source, swept.entity_type, by=swept.compared)
+        self.meters.count(metrics.SWEEP_MISSED, swept.source, swept.entity_type, by=swept.missed)
+        level = logging.WARNING if swept.missed else logging.INFO
+        figures = (swept.compared, swept.missed, swept.added)
         _log.log(level, "%s %s compared=%d missed=%d added=%d", what, subject, *figures)
 
     def sweep_failed(self, subject: str, error: str) -> None:

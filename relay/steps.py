@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, TypeVar
 
 import msgspec
@@ -153,33 +154,28 @@ class Steps:
         if step in CRITICAL and is_fault and has_lasted and self._is_healthy():
             raise error
 
+    def retry_until_done(self, what: str, work: Callable[[], Result], *, unless: threading.Event) -> Result | None:
+        """Do this until the database takes it. Returns None once `unless` is set. Raises a fault of the work itself."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: failure_of(error) != "fault"),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+            stop=tenacity.stop_when_event_set(unless),
+            sleep=tenacity.sleep_using_event(unless),
+            before_sleep=partial(self._log_trouble, what),
+            retry_error_callback=partial(self._log_trouble, what),
+        )
+        return retrying(work)
 
-def retry_until_done(
-    what: str, step: Callable[[], Result], *, unless: threading.Event, observer: Observer
-) -> Result | None:
-    """Run a step until the database takes it. Returns None once `unless` is set. Raises a fault of the step itself."""
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: failure_of(error) != "fault"),
-        wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
-        stop=tenacity.stop_when_event_set(unless),
-        sleep=tenacity.sleep_using_event(unless),
-        before_sleep=lambda state: observer.database_trouble(what, _exception_of(state)),
-        retry_error_callback=lambda state: observer.database_trouble(what, _exception_of(state)),
-    )
-    return retrying(step)
+    def attempt(self, what: str, work: Callable[[], object], *, times: int = 1) -> None:
+        """Do this at most so many times; a failure of the last is logged, and not raised."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Exception),
+            wait=tenacity.wait_fixed(0.2),
+            stop=tenacity.stop_after_attempt(times),
+            retry_error_callback=partial(self._log_trouble, what),
+        )
+        retrying(work)
 
-
-def try_times(what: str, step: Callable[[], object], *, times: int, observer: Observer) -> None:
-    """Run a step at most so many times; a failure of the last is logged, and not raised."""
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(Exception),
-        wait=tenacity.wait_fixed(0.2),
-        stop=tenacity.stop_after_attempt(times),
-        retry_error_callback=lambda state: observer.database_trouble(what, _exception_of(state)),
-    )
-    retrying(step)
-
-
-def _exception_of(state: tenacity.RetryCallState) -> BaseException:
-    exception = None if state.outcome is None else state.outcome.exception()
-    return exception or RuntimeError("no outcome")
+    def _log_trouble(self, what: str, state: tenacity.RetryCallState) -> None:
+        exception = None if state.outcome is None else state.outcome.exception()
+        self._observer.database_trouble(what, exception or RuntimeError("no outcome"))

@@ -126,14 +126,14 @@ class _Texts(msgspec.Struct, frozen=True):
 def _carry_out(act: Act, texts: _Texts, chosen: Selection, reason: str, *, yes: bool, as_json: bool) -> None:
     """Show the plan; with `yes` carry it out, with a progress bar."""
     from relay.store.operator import commands
-    from relay.store.operator.selection import Choice
+    from relay.store.operator.selection import Choice, preview
 
     with exit_on_error():
         config, database = open_database()
         choice = Choice(act, chosen, config)
         if choice.mistake is not None:
             fail(choice.mistake)
-        planned = commands.plan(database, choice, None if as_json else _SAMPLE)
+        planned = preview(database, choice, None if as_json else _SAMPLE)
     columns = ("seq", "route", "entity_type", "entity_id", "event_type", "state", "attempts")
     show(planned.sample, as_json=as_json, columns=columns, empty=texts.nothing)
     if not planned.count:

@@ -16,7 +16,7 @@ from relay.cli.options import Since, open_database
 if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.store.database import Database
-    from relay.sweep.run import Swept
+    from relay.store.sweeps import Swept
 
 ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")
 COLUMNS = ("source", "entity_type", "since", "compared", "missed", "added")
@@ -108,5 +108,5 @@ def _one(config: Config, database: Database, source: str, number: int, begin: da
         sweeping.close()
     # A watermark says that all before it was compared: a sweep that began later doesn't move it.
     if not dry and (begin is None or (before is not None and begin <= before)):
-        sweeps.finish(database, swept.found)
+        sweeps.finish(database, swept)
     return swept

@@ -16,7 +16,7 @@ from relay.daemon.lease_renewal import Leases, claim_of
 from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.gates import Admission, ClaimFilter, GateKey, Gates
 from relay.delivery.outcome import Delivery
-from relay.delivery.policy import policies
+from relay.delivery.policy import breaker_limits, policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
 from relay.sweep.run import Sweeping
@@ -95,11 +95,9 @@ class Generation:
         """For each pool that wants more: its routes in turn, and its free capacity."""
         return [(pool.take_turn(), pool.capacity) for pool in self._pools if pool.wants_more]
 
-    def troubled(self, gates: Gates) -> frozenset[GateKey]:
+    def recently_failing(self, gates: Gates) -> frozenset[GateKey]:
         """The endpoints of its routes that have failed lately, as far as `gates` show."""
-        return gates.troubled(
-            {key: limit for policy in self.policies.values() for key, limit in policy.breakers.items()}
-        )
+        return gates.recently_failing(breaker_limits(self.policies))
 
     def admitted(self, gates: Gates, routes: Sequence[str], *admissions: Admission) -> list[str]:
         """Return the routes among these to which `gates` give one of the admissions."""
@@ -115,9 +113,9 @@ class Generation:
         """Queue a delivery in the pool of its route."""
         self._pool_of[delivery.route].submit(delivery)
 
-    def take_back(self) -> list[Delivery]:
+    def withdraw_unstarted(self) -> list[Delivery]:
         """Take unstarted deliveries out of every pool, and return them."""
-        return [delivery for pool in self._pools for delivery in pool.take_back()]
+        return [delivery for pool in self._pools for delivery in pool.withdraw_unstarted()]
 
     def close(self) -> None:
         """Let the threads end, and close the connections. Pools may share those, so all of them should be idle."""
@@ -149,7 +147,7 @@ class Generations:
     def activate(self, new: PreparedConfig) -> list[Delivery]:
         """Start another generation; the one before finishes what it has started. Returns what nobody has started."""
         old = self.active
-        unstarted = old.take_back()
+        unstarted = old.withdraw_unstarted()
         old.alert_sender.close()
         self._draining.append(old)
         self.active = self._start(new)

@@ -47,18 +47,14 @@ class Leases:
 
     def granted(self, claimed: Iterable[Claimed], began_asking: float) -> None:
         """Trust leases that were claimed by a statement sent after `began_asking`."""
-        until = began_asking + TRUSTED_SECONDS
         with self._lock:
-            for key in claimed:
-                self._trusted_until[key] = until
+            self._trusted_until |= dict.fromkeys(claimed, began_asking + TRUSTED_SECONDS)
 
-    def renewed(self, claimed: Iterable[Claimed], began_asking: float) -> None:
+    def renewed(self, claimed: Collection[Claimed], began_asking: float) -> None:
         """Extend, as `granted` does, the leases that are still held: one that was recorded meanwhile stays forgotten."""
-        until = began_asking + TRUSTED_SECONDS
         with self._lock:
-            for key in claimed:
-                if key in self._trusted_until:
-                    self._trusted_until[key] = until
+            held = self._trusted_until.keys() & claimed
+            self._trusted_until |= dict.fromkeys(held, began_asking + TRUSTED_SECONDS)
 
     def forget(self, claimed: Iterable[Claimed]) -> None:
         """Drop leases of deliveries that are recorded or released."""

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 
 from inbox.clock import Clock, SystemClock
@@ -27,7 +28,7 @@ from relay.daemon.pool import FinishedAttempt
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import can_be_given_back
 from relay.observe import Observer
-from relay.steps import Result, Steps, retry_until_done, try_times
+from relay.steps import Steps
 from relay.store import alerts, leases, nodes, record, sequence
 from relay.store.database import Database
 from relay.sweep.scheduler import Sweeper
@@ -66,7 +67,7 @@ class Relay:
         self._unrecorded: dict[leases.Claimed, FinishedAttempt] = {}
         self._unrecordable: list[tuple[float, FinishedAttempt]] = []
         """Outcomes that could neither be recorded nor become dead, and when to try again (monotonic seconds)."""
-        self._unused: list[leases.Claimed] = []
+        self._to_give_back: list[leases.Claimed] = []
         """Claims to release: never started, or cut before anything was sent."""
         self._poll = BUSY_POLL_SECONDS
         self._is_behind = False
@@ -116,7 +117,7 @@ class Relay:
         A bug in the loop, or in the lease renewer, ends it too: as gracefully as possible, then it is raised. The node is
         not marked as stopped then, so that others see a relay that died.
         """
-        self._retried("starting", self._start)
+        self._steps.retry_until_done("starting", self._start, unless=self._stop)
         with ThreadPoolExecutor(1, "leases") as threads, ExitStack() as leaving:
             renewing = threads.submit(self._renewer.run)
             leaving.callback(self._ended.set)
@@ -127,7 +128,7 @@ class Relay:
                 self._sweeper.start()
             self._work(drain=drain)
         renewing.result()
-        self._tried("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
+        self._steps.attempt("stopping", lambda: nodes.stop_node(self._database, self.node), times=3)
         self._observer.stopped(self.node)
 
     def _start(self) -> None:
@@ -135,8 +136,9 @@ class Relay:
 
     def _work(self, *, drain: bool) -> None:
         while not self._stop.is_set():
-            more = self._retried("working", self._cycle)
-            if drain and not more and not self._generations.in_hand and self._retried("working", self._is_drained):
+            more = self._steps.retry_until_done("working", self._cycle, unless=self._stop)
+            is_at_rest = drain and not more and not self._generations.in_hand
+            if is_at_rest and self._steps.retry_until_done("working", self._is_drained, unless=self._stop):
                 break
             self._wait(busy=bool(more))
 
@@ -169,29 +171,29 @@ class Relay:
         match event:
             case FinishedAttempt(delivery=delivery, outcome=outcome, pool=pool) if can_be_given_back(outcome):
                 pool.release(delivery)
-                self._unused.append(claim_of(delivery))
+                self._to_give_back.append(claim_of(delivery))
             case FinishedAttempt():
                 self._unrecorded[claim_of(event.delivery)] = event
             case PostResult():
                 self._maintenance.posted(event)
             case PreparedConfig() if not self._stop.is_set():
-                self._unused += map(claim_of, self._generations.activate(event))
+                self._to_give_back += map(claim_of, self._generations.activate(event))
                 self._sweeper.replace_sweeps(event.sweeps)
                 self._observer.reloaded(self.node, self._generations.active.routes)
             case _:
                 pass  # a stop: the loop sees it by itself
 
-    def _take_back(self) -> None:
-        self._unused += map(claim_of, self._generations.active.take_back())
-
-    def _give_back(self) -> int:
+    def _give_back(self, *, unsettled: bool = False) -> int:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""
-        if not self._unused:
+        if not self._to_give_back:
             return 0
-        policies = self._generations.active.policies
-        returned = leases.give_back(self._database, policies, self.node, self._unused)
-        self._leases.forget(self._unused)
-        self._unused = []
+        if unsettled:
+            returned = leases.give_back_unsettled(self._database, self._to_give_back)
+        else:
+            policies = self._generations.active.policies
+            returned = leases.give_back(self._database, policies, self.node, self._to_give_back)
+        self._leases.forget(self._to_give_back)
+        self._to_give_back = []
         self._observer.given_back(returned)
         return returned
 
@@ -202,15 +204,17 @@ class Relay:
             return 0
         outcomes = [(finished.delivery, finished.outcome) for finished in self._unrecorded.values()]
         active = self._generations.active
-        watched = active.troubled(self._claimer.gates)
+        recently_failing = active.recently_failing(self._claimer.gates)
         number = 0
-        parts = record.record_each(self._database, active.policies, self.node, outcomes, watched, host_now=self._now)
+        parts = record.record_each(
+            self._database, active.policies, self.node, outcomes, recently_failing, host_now=self._now
+        )
         for results in parts:
             for result in results:
                 self._recorded(result)
             number += len(results)
             self._observer.recorded(result for result in results if result.error is None)
-        if watched or any(isinstance(outcome, Failed) for _, outcome in outcomes):
+        if recently_failing or any(isinstance(outcome, Failed) for _, outcome in outcomes):
             self._claimer.read_gates()
         return number
 
@@ -261,25 +265,27 @@ class Relay:
     def _shut_down(self) -> None:
         """Release unstarted deliveries; let running calls finish within the grace period, and cut them after it."""
         self._stop.set()
-        self._take_back()
-        self._tried("giving back", self._give_back)
+        self._to_give_back += map(claim_of, self._generations.active.withdraw_unstarted())
+        self._steps.attempt("giving back", self._give_back)
         self._observer.stopping(self.node, self._generations.in_hand)
         self._finish_within(self._grace, unless=self._cut.is_set)
         if self._generations.in_hand:
             self._leases.revoke()
             self._observer.cut(self.node, self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
+        # Somebody has had the order lock all the while. The next settle of their lanes comes with what happens there.
+        self._steps.attempt("giving back unsettled", partial(self._give_back, unsettled=True))
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
 
     def _finish_within(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Record and release until nothing is in hand. Waits for no outcome long: the database may have recovered."""
         deadline = time.monotonic() + seconds
-        while (self._generations.in_hand or self._unused) and not unless() and time.monotonic() < deadline:
+        while (self._generations.in_hand or self._to_give_back) and not unless() and time.monotonic() < deadline:
             self._accept_within(max(min(deadline - time.monotonic(), IDLE_POLL_SECONDS), 0))
             self._collect()
-            self._tried("giving back", self._give_back)
-            self._tried("recording", self._record)
+            self._steps.attempt("giving back", self._give_back)
+            self._steps.attempt("recording", self._record)
 
     def _heartbeat(self) -> None:
         nodes.heartbeat(self._database, self.node, self._steps.failing)
@@ -299,11 +305,3 @@ class Relay:
             self._observer.database_trouble("checking whether it takes writes", error)
             return False
         return True
-
-    def _retried(self, what: str, step: Callable[[], Result]) -> Result | None:
-        """Run a step until the database takes it, or a stop."""
-        return retry_until_done(what, step, unless=self._stop, observer=self._observer)
-
-    def _tried(self, what: str, step: Callable[[], object], times: int = 1) -> None:
-        """Run a step of the shutdown; a failed one is repeated while there is time, or left until its leases expire."""
-        try_times(what, step, times=times, observer=self._observer)

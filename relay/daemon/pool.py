@@ -94,7 +94,7 @@ class WorkerPool:
         self.in_hand -= 1
         self.suspects -= delivery.is_suspect
 
-    def take_back(self) -> list[Delivery]:
+    def withdraw_unstarted(self) -> list[Delivery]:
         """Take unstarted deliveries out of the queue, and return them."""
         unstarted: list[Delivery] = []
         while True:

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -44,10 +44,18 @@ class BreakerState(StrEnum):
 
 
 STOPPED = frozenset({BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.RETIRED})
-"""A failure in one of these says nothing about its event: the attempt began before, or was a probe."""
+"""In these states a failed attempt says nothing about its event: it began before the breaker opened, or was the probe."""
 
 Health = Literal["well", "unwell", "refused", "retired"]
 """Health of an endpoint after an attempt: it works, it fails, it refuses our credentials, or it is gone."""
+
+
+class Report(NamedTuple):
+    """One attempt's report on one endpoint, to its breaker."""
+
+    key: GateKey
+    health: Health
+    why: str
 
 
 class Breaker(msgspec.Struct, frozen=True):
@@ -168,7 +176,10 @@ NO_FILTER = ClaimFilter()
 
 
 class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The gate that an operator names: one of the first four, or an entity of a source. JSON in `relay_command.selection`."""
+    """The gate that an operator names: a route, destination, api, source, or entity of a source.
+
+    It is the JSON of `relay_command.selection`.
+    """
 
     route: str | None = None
     destination: str | None = None
@@ -226,7 +237,7 @@ class Gates(msgspec.Struct, frozen=True):
         answers = {self.breakers[key].lets_claim(self.at) for key in keys if key in self.breakers}
         return "none" if "none" in answers else "probe" if "probe" in answers else "all"
 
-    def troubled(self, limits: Mapping[GateKey, BreakerLimits]) -> frozenset[GateKey]:
+    def recently_failing(self, limits: Mapping[GateKey, BreakerLimits]) -> frozenset[GateKey]:
         """Return the endpoints whose breakers need reports of successes, too: not closed, or with a failure in this window."""
         return frozenset(
             key

@@ -29,7 +29,7 @@ from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 from relay.delivery.failure_rules import AGAIN_AT_MOST, CONFIRMED_AFTER, HEALTH, REFETCH_AFTER, RULES, Rule, rule_for
-from relay.delivery.gates import GateKey, Health, RateLimit
+from relay.delivery.gates import GateKey, Health, RateLimit, Report
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.outcome import (
     Call,
@@ -134,6 +134,11 @@ UNKNOWN_ROUTE = RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(R
 def policies(config: Config) -> dict[str, RoutePolicy]:
     """Make the policy of every route. Call it once for each configuration, and pass the result on."""
     return {name: _policy(config, route) for name, route in config.routes.items()}
+
+
+def breaker_limits(policies: Policies) -> dict[GateKey, BreakerLimits]:
+    """Return the limits of every breaker on the way of these routes."""
+    return {key: limits for policy in policies.values() for key, limits in policy.breakers.items()}
 
 
 def _policy(config: Config, route: Route) -> RoutePolicy:
@@ -301,8 +306,8 @@ def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     return _endpoint(outcome.calls[-1], policy)
 
 
-def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[tuple[GateKey, Health, str]]:
-    """Turn an attempt's outcome into circuit-breaker reports: endpoint, health and reason.
+def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
+    """Turn an attempt's outcome into circuit-breaker reports.
 
     Each endpoint before the last one is well: the attempt would not have gone on from it otherwise.
     """
@@ -311,8 +316,8 @@ def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[tuple[Gat
         return
     for earlier in {_endpoint(call, policy) for call in outcome.calls} - {last, None}:
         if earlier is not None:
-            yield earlier, "well", ""
-    yield last, *health_of(outcome, policy)
+            yield Report(earlier, "well", "")
+    yield Report(last, *health_of(outcome, policy))
 
 
 def health_of(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:

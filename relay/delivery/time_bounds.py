@@ -20,30 +20,18 @@ SLACK = timedelta(seconds=5)
 """Tolerance: a smaller excess passes by itself."""
 
 
-class LastFact(msgspec.Struct, frozen=True):
-    """The last fact of a delivery, reduced to its times."""
+def asked_delay(fact: AnyFact, at: datetime) -> timedelta:
+    """Return the delay that a delivery's last fact asked for when it was recorded `at`, which is past unless a clock was wrong.
 
-    at: datetime
-    """Time of the record, by the database's clock at that time."""
-    due_at: datetime | None = None
-
-
-def last_fact(fact: AnyFact, at: datetime) -> LastFact:
-    """Reduce a fact to its times."""
-    if isinstance(fact, facts.AttemptFailed | facts.TookOver | facts.Rescheduled):
-        return LastFact(at, fact.due_at)
-    return LastFact(at)
-
-
-def furthest_due(last: LastFact | None, policy: RoutePolicy, now: datetime) -> datetime:
-    """Return the latest time at which a ready delivery may be due.
-
-    A fact that sets a due time asks for a delay from the time of its record, which is past unless a clock was wrong.
-    Without such a fact the delivery was due at once when it became the head of its lane.
+    After any other fact the delivery was due at once when it became the head of its lane.
     """
-    if last is None or last.due_at is None:
-        return now
-    asked = max(last.due_at - last.at, timedelta(0))
+    if isinstance(fact, facts.AttemptFailed | facts.TookOver | facts.Rescheduled):
+        return max(fact.due_at - at, timedelta(0))
+    return timedelta(0)
+
+
+def furthest_due(asked: timedelta, policy: RoutePolicy, now: datetime) -> datetime:
+    """Return the latest time at which a ready delivery may be due, whose last fact asked for this delay."""
     return now + min(asked, max(policy.schedule.longest_delay, LONGEST_RETRY_AFTER))
 
 

@@ -27,13 +27,6 @@ Firing = frozenset[tuple[str, str]]
 """Kind and subject of each alert that has not recovered."""
 
 
-class _Check(msgspec.Struct, frozen=True):
-    """One check of one thing; `name` is for the log."""
-
-    name: str
-    look: Callable[[Transaction], Iterator[Alert]]
-
-
 WHOLE_EVERY_SECONDS = 60.0
 """Between two looks at everything that is open, at least."""
 
@@ -67,36 +60,34 @@ class Watch:
             firing = frozenset((row.kind, row.subject) for row in transaction.execute(_FIRING))
             highest = transaction.execute(_HIGHEST)[0].seq or 0
         moment = _Moment(config, now, highest, firing)
-        checks = [
-            *(
-                _Check(f"dead letters of {subject}", partial(_dead_again, subject))
-                for kind, subject in sorted(firing)
+        checks: dict[str, Callable[[Transaction], Iterator[Alert]]] = {
+            "failing steps": partial(_recovered_steps, firing),
+            **{
+                f"dead letters of {name}": partial(_dead_again, name)
+                for kind, name in sorted(firing)
                 if kind == "delivery_dead"
-            ),
-            *(_Check(f"backlog of {route}", partial(self._backlog, moment, route)) for route in config.routes),
-            *(
-                _Check(f"silence of {name}", partial(self._silence, source, now))
+            },
+            **{f"backlog of {route}": partial(self._backlog, moment, route) for route in config.routes},
+            **{
+                f"silence of {name}": partial(self._silence, source, now)
                 for name, source in config.sources.items()
                 if source.silent_after is not None
-            ),
-            _Check("failing steps", partial(_recovered_steps, firing)),
-        ]
+            },
+        }
 
-        def part(some: Sequence[_Check]) -> list[Alert]:
+        def part(some: Sequence[str]) -> list[Alert]:
             with database.read() as transaction:
-                return [alert for check in some for alert in check.look(transaction)]
+                return [alert for name in some for alert in checks[name](transaction)]
 
         def keep(some: Sequence[Alert]) -> None:
             with database.write() as transaction:
                 note(transaction, some, transaction.lock_order())
 
-        looks = in_parts(
-            database, STEP, checks, part=part, alone=lambda _check, _error: [], name=lambda check: check.name
-        )
+        looks = in_parts(database, STEP, list(checks), part=part)
         changed = [
             alert for alerts in looks for alert in alerts if alert.firing != ((alert.kind, alert.subject) in firing)
         ]
-        for _ in in_parts(database, STEP, changed, part=keep, alone=lambda _alert, _error: None, name=_named):
+        for _ in in_parts(database, STEP, changed, part=keep, name=lambda one: f"alert {one.kind} of {one.subject}"):
             pass
         self._looked_to = highest
 
@@ -131,10 +122,6 @@ class Watch:
         yield Alert("source_silent", name, is_silent, detail)
 
 
-def _named(alert: Alert) -> str:
-    return f"alert {alert.kind} of {alert.subject}"
-
-
 def _dead_again(route: str, transaction: Transaction) -> Iterator[Alert]:
     """The end of a route's dead letters: the last one was replayed or cancelled. A death is alerted when it happens."""
     if not transaction.execute(_ANY_DEAD, route=route):
@@ -145,7 +132,7 @@ def _recovered_steps(firing: Firing, transaction: Transaction) -> Iterator[Alert
     """Steps that no relay fails any more: they work again, or the relay is gone. Each relay itself alerts a failing step."""
     fired = {subject for kind, subject in firing if kind == "step_failed"}
     if fired:
-        for step in sorted(fired - failing_steps(transaction)):
+        for step in sorted(fired - {failing.step for failing in failing_steps(transaction)}):
             yield Alert("step_failed", step, firing=False)
 
 

@@ -1,6 +1,7 @@
 """Bulkheads: an item that its step can't process fails alone, and the others of its batch go on.
 
-Every step that works on many items in one transaction is run by `isolated`. `tests/bulkheads` plants failures into each.
+Every step that works on many items in one transaction is run by `in_parts`, or by `isolated` where the items of a batch
+are known only from within. `tests/bulkheads` plants failures into each.
 """
 
 from __future__ import annotations
@@ -45,14 +46,13 @@ def isolated(
     """
     try:
         result = batch()
-    except Exception as error:  # noqa: BLE001  # whatever one item raises, it must not stop the others
-        is_late = is_wait_timeout(error)
-        if not is_late:
-            _raise_unless_at_fault(error)
+    except Exception as error:  # whatever one item raises, it must not stop the others
+        if not is_wait_timeout(error) and not blames_items(error):
+            raise
     else:
         yield result
         return
-    yield from in_parts(database, step, items(), part=part, alone=alone, name=name, in_haste=is_late)
+    yield from in_parts(database, step, items(), part=part, alone=alone, name=name)
 
 
 def in_parts(
@@ -61,14 +61,15 @@ def in_parts(
     items: Sequence[Item],
     *,
     part: Callable[[Sequence[Item]], Result],
-    alone: Callable[[Item, Exception], Result],
+    alone: Callable[[Item, Exception], Result] | None = None,
     name: Callable[[Item], str] = str,
-    in_haste: bool = False,
 ) -> Iterator[Result]:
-    """As `isolated`, for a batch that has failed already.
+    """Process items together, and in ever smaller parts when one is at fault: `isolated` has the arguments.
+
+    Without `alone`, an item that fails alone stays as it is.
 
     An item that somebody has locked all the while, such as a person in a transaction that stays open, is left as it is, too.
-    `in_haste`: somebody has.
+    After one wait for it the others are not kept waiting: see `relay.store.database.HASTE_SECONDS`.
     """
     todo, left = [items], None
     while todo:
@@ -76,13 +77,11 @@ def in_parts(
         if not some:
             continue
         try:
-            with database.haste(in_haste):
-                result = part(some)
-        except Exception as error:  # noqa: BLE001  # as above
+            result = part(some)
+        except Exception as error:  # as above
             is_late = is_wait_timeout(error)
-            if not is_late:
-                _raise_unless_at_fault(error)
-            in_haste = in_haste or is_late
+            if not is_late and not blames_items(error):
+                raise
             if len(some) > 1:
                 half = len(some) // 2
                 todo += [some[half:], some[:half]]
@@ -91,17 +90,15 @@ def in_parts(
                 left = error
                 continue
             try:
-                result = alone(some[0], error)
-            except Exception as second:  # noqa: BLE001  # it stays as it is, and the others go on
-                _raise_unless_at_fault(second)
+                aside = [] if alone is None else [alone(some[0], error)]
+            except Exception as second:  # it stays as it is, and the others go on
+                if not blames_items(second):
+                    raise
                 left = second
                 continue
             database.failed_alone(FailedAlone(step, name(some[0]), error_text(error)))
+            yield from aside
+            continue
         yield result
     if left is not None:
         raise left
-
-
-def _raise_unless_at_fault(error: Exception) -> None:
-    if not blames_items(error):
-        raise error

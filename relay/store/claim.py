@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
@@ -31,11 +32,14 @@ PROBE_GIVEN_UP_AFTER = timedelta(seconds=60)
 _NOTHING_TO_PASS: Mapping[str, ClaimFilter] = {}
 _NO_POLICIES: Policies = {}
 
+Wanted = Sequence[tuple[Sequence[str], int]]
+"""For each destination its routes in turn, and the number of deliveries that it has room for."""
+
 
 def claim(
     database: Database,
     relay_node: str,
-    wanted: Sequence[tuple[Sequence[str], int]],
+    wanted: Wanted,
     claim_filters: Mapping[str, ClaimFilter] = _NOTHING_TO_PASS,
     *,
     places: Places | None = None,
@@ -48,85 +52,49 @@ def claim(
 
     Any relay may claim any head. Order does not rest on row locks but on there being one head for each lane, which
     makes SKIP LOCKED a mere optimisation. A head that can't be loaded becomes dead, by the `policies` of the routes, and the
-    others are claimed.
+    others are claimed. When the gate of a destination stays locked, only that one goes without.
     """
     places = places or Places()
+    heads = [(route, room, claim_filters.get(route, NO_FILTER).paused) for routes, room in wanted for route in routes]
     try:
-        return _claim_of(database, relay_node, wanted, claim_filters=claim_filters, places=places, policies=policies)
+        return claiming_what_can_be_loaded(
+            database,
+            lambda: _claim_wanted(database, relay_node, wanted, claim_filters, places),
+            lambda: _due_keys(database, heads),
+            policies,
+            relay_node,
+        )
     except DBAPIError as error:
         if not is_wait_timeout(error) or len(wanted) == 1:
             raise
-        claimed = _claim_each(
-            database, relay_node, wanted, claim_filters=claim_filters, places=places, policies=policies
-        )
+        claimed: list[Delivery] = []
+        for some in wanted:
+            with suppress(Exception):  # what is claimed is not to be lost; the next claim meets it again
+                claimed += claim(database, relay_node, [some], claim_filters, places=places, policies=policies)
         if not claimed:
             raise
         return claimed
 
 
-def _claim_each(
-    database: Database,
-    relay_node: str,
-    wanted: Sequence[tuple[Sequence[str], int]],
-    *,
-    claim_filters: Mapping[str, ClaimFilter],
-    places: Places,
-    policies: Policies,
-) -> list[Delivery]:
-    """Claim for each destination alone, when the gate of one of them stays locked: only that one goes without."""
-    claimed: list[Delivery] = []
-    for some in wanted:
-        try:
-            claimed += _claim_of(
-                database, relay_node, [some], claim_filters=claim_filters, places=places, policies=policies
-            )
-        except Exception:  # noqa: BLE001, S112  # what is claimed is not to be lost; the next claim meets it again
-            continue
-    return claimed
-
-
-def _claim_of(
-    database: Database,
-    relay_node: str,
-    wanted: Sequence[tuple[Sequence[str], int]],
-    *,
-    claim_filters: Mapping[str, ClaimFilter],
-    places: Places,
-    policies: Policies,
-) -> list[Delivery]:
-    heads = [(route, room, claim_filters.get(route, NO_FILTER).paused) for routes, room in wanted for route in routes]
-    return claiming_what_can_be_loaded(
-        database,
-        lambda: _claim_all(database, relay_node, wanted, claim_filters, places),
-        lambda: _due_keys(database, heads),
-        policies,
-        relay_node,
-    )
-
-
-def _claim_all(
-    database: Database,
-    relay_node: str,
-    wanted: Sequence[tuple[Sequence[str], int]],
-    claim_filters: Mapping[str, ClaimFilter],
-    places: Places,
+def _claim_wanted(
+    database: Database, relay_node: str, wanted: Wanted, claim_filters: Mapping[str, ClaimFilter], places: Places
 ) -> list[Delivery]:
     with database.write() as transaction:
-        asked = [
-            claim_filters[route] for routes, room in wanted if room > 0 for route in routes if route in claim_filters
-        ]
-        rates = _Rates.locked(transaction, asked)
-        claiming = _Claim(transaction, _Lease(relay_node, secrets.randbits(62)), rates, places)
+        transaction.hurry()
+        asked = [route for routes, room in wanted if room > 0 for route in routes if route in claim_filters]
+        # Two relays that claim at once wait for each other here, and nowhere else.
+        gates = lock_all(transaction, {limit.key for route in asked for limit in claim_filters[route].rate_limits})
+        rates = _Rates(gates, transaction.now())
+        claiming = _Claim(transaction, _lease_of(relay_node), rates, places)
         claimed: list[Any] = []
         for routes, room in wanted:
             left = room
             for route in routes:
-                if left > 0:
-                    rows = claiming.claim_route(route, left, claim_filters.get(route, NO_FILTER))
-                    claimed += rows
-                    left -= len(rows)
+                rows = claiming.claim_route(route, left, claim_filters.get(route, NO_FILTER))
+                claimed += rows
+                left -= len(rows)
         rates.note(transaction)
-        return with_events(transaction, claimed) if claimed else []
+        return with_events(transaction, claimed)
 
 
 def claim_probe(
@@ -144,51 +112,56 @@ def claim_probe(
     If only suspected deliveries are due, it leases one of these: otherwise such a breaker would never close. It leases
     nothing when another relay probes already, or the breaker has opened again. Unloadable heads are handled as by `claim`.
     """
-    return claiming_what_can_be_loaded(
-        database,
-        lambda: _claim_probe(
-            database, relay_node, route, breakers=breakers, claim_filter=claim_filter, places=places or Places()
-        ),
-        lambda: (
-            _due_keys(database, [(route, 1, claim_filter.paused)])
-            or _suspect_keys(database, [route], claim_filter.paused)
-        ),
-        policies,
-        relay_node,
-    )
+
+    def claimed() -> list[Delivery]:
+        with database.write() as transaction:
+            now = transaction.lock_order()
+            gates = lock_all(transaction, {*breakers, *(limit.key for limit in claim_filter.rate_limits)})
+            tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
+            known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
+            if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
+                return []
+            rates, lease = _Rates(gates, now), _lease_of(relay_node)
+            rows = _Claim(transaction, lease, rates, places or Places()).claim_route(route, 1, claim_filter)
+            if not rows and not transaction.execute(_SUSPECT_IN_HAND, node=relay_node):
+                rows = _lease_suspect(transaction, lease, [route], claim_filter.paused)
+            if rows:
+                rates.note(transaction)
+                store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
+            return with_events(transaction, rows)
+
+    def candidates() -> list[Key]:
+        due = _due_keys(database, [(route, 1, claim_filter.paused)])
+        return due or _suspect_keys(database, [route], claim_filter.paused)
+
+    return claiming_what_can_be_loaded(database, claimed, candidates, policies, relay_node)
 
 
-def _claim_probe(
+def claim_suspect(
     database: Database,
     relay_node: str,
-    route: str,
-    *,
-    breakers: Collection[GateKey],
-    claim_filter: ClaimFilter,
-    places: Places,
+    routes: Sequence[str],
+    paused: Sequence[Entity] = (),
+    policies: Policies = _NO_POLICIES,
 ) -> list[Delivery]:
-    with database.write() as transaction:
-        now = transaction.lock_order()
-        gates = lock_all(transaction, {*breakers, *(rate_limit.key for rate_limit in claim_filter.rate_limits)})
-        tried = {key: gate.breaker for key, gate in gates.items() if key in breakers}
-        known = {key: breaker for key, breaker in tried.items() if breaker.state is not BreakerState.CLOSED}
-        if any(breaker.lets_claim(now) != "probe" for breaker in known.values()):
-            return []
-        lease, rates = _Lease(relay_node, secrets.randbits(62)), _Rates(gates, now)
-        claiming = _Claim(transaction, lease, rates, places)
-        claimed = claiming.claim_route(route, 1, claim_filter) or _lease_suspect(
-            transaction, lease, route, claim_filter
-        )
-        if not claimed:
-            return []
-        rates.note(transaction)
-        store(transaction, {key: probe(breaker, now, PROBE_GIVEN_UP_AFTER) for key, breaker in known.items()})
-        return with_events(transaction, claimed)
+    """Lease at most one due head whose lease ran out several times in a row: it may have killed the process.
 
+    `claim` leaves these out. A relay that has only one of them in hand finds out which it is: those that were merely
+    in hand with it come through alone. Deliveries of entities that are `paused` are passed over. One that can't be loaded is
+    dealt with as by `claim`.
+    """
 
-class _Lease(NamedTuple):
-    node: str
-    token: int
+    def claimed() -> list[Delivery]:
+        if not candidates():  # a look without a write
+            return []
+        with database.write() as transaction:
+            rows = _lease_suspect(transaction, _lease_of(relay_node), routes, paused)
+            return with_events(transaction, rows)
+
+    def candidates() -> list[Key]:
+        return _suspect_keys(database, routes, paused)
+
+    return claiming_what_can_be_loaded(database, claimed, candidates, policies, relay_node)
 
 
 class _Rates:
@@ -199,27 +172,17 @@ class _Rates:
         self.now = now
         self._changed: dict[GateKey, datetime] = {}
 
-    @classmethod
-    def locked(cls, transaction: Transaction, claim_filters: Iterable[ClaimFilter]) -> _Rates:
-        """Lock the gates of all these filters. Two relays that claim at once wait for each other here, and nowhere else."""
-        gates = lock_all(
-            transaction, {rate_limit.key for claim_filter in claim_filters for rate_limit in claim_filter.rate_limits}
-        )
-        return cls(gates, transaction.now())
-
     def afford(self, rate_limits: Sequence[RateLimit], most: int) -> int:
         """The number of attempts, up to `most`, that the limits allow; 0 where a gate is missing as it is just resumed."""
-        if any(rate_limit.key not in self._used_until for rate_limit in rate_limits):
+        if any(limit.key not in self._used_until for limit in rate_limits):
             return 0
-        return min(
-            [most, *(rate_limit.affords(self._used_until[rate_limit.key], self.now) for rate_limit in rate_limits)]
-        )
+        return min([most, *(limit.affords(self._used_until[limit.key], self.now) for limit in rate_limits)])
 
     def use(self, rate_limits: Sequence[RateLimit], attempts: int) -> None:
         """Use these rate limits for this many attempts."""
-        for rate_limit in rate_limits:
-            used_until = rate_limit.used(self._used_until[rate_limit.key], self.now, attempts)
-            self._used_until[rate_limit.key] = self._changed[rate_limit.key] = used_until
+        for limit in rate_limits:
+            used_until = limit.used(self._used_until[limit.key], self.now, attempts)
+            self._used_until[limit.key] = self._changed[limit.key] = used_until
 
     def note(self, transaction: Transaction) -> None:
         """Store the used rates."""
@@ -227,11 +190,16 @@ class _Rates:
             use_rates(transaction, self._changed)
 
 
+def _lease_of(relay_node: str) -> dict[str, object]:
+    """The parameters of a new lease."""
+    return {"token": secrets.randbits(62), "node": relay_node, "lease": LEASE_SECONDS}
+
+
 class _Claim(NamedTuple):
     """One claim, of several routes, in one transaction."""
 
     transaction: Transaction
-    lease: _Lease
+    lease: Mapping[str, object]
     rates: _Rates
     places: Places
 
@@ -240,8 +208,8 @@ class _Claim(NamedTuple):
         affordable = self.rates.afford(claim_filter.rate_limits, most)
         if affordable <= 0:
             return []
-        beside = claim_filter.paused
-        claimed = self._not_paused(route, affordable, beside) if beside else self._first(route, affordable)
+        paused = claim_filter.paused
+        claimed = self._not_paused(route, affordable, paused) if paused else self._first(route, affordable)
         if claimed:
             self.rates.use(claim_filter.rate_limits, len(claimed))
         return claimed
@@ -273,64 +241,18 @@ class _Claim(NamedTuple):
         return claimed
 
     def _execute(self, statement: Callable[[Sql], TextClause], **parameters: object) -> list[Any]:
-        given = {"token": self.lease.token, "node": self.lease.node, "lease": LEASE_SECONDS, **parameters}
-        return self.transaction.execute(statement(self.transaction.sql), **given)
+        return self.transaction.execute(statement(self.transaction.sql), **self.lease, **parameters)
 
 
 _OFFERED = 4
 """Candidates for each head that is wanted: other relays may have locked some."""
 
 
-def _lease_suspect(transaction: Transaction, lease: _Lease, route: str, claim_filter: ClaimFilter) -> list[Any]:
-    """Lease one suspected delivery, unless this relay has one in hand: never two."""
-    if transaction.execute(_SUSPECT_IN_HAND, node=lease.node):
-        return []
-    return _suspect(transaction, lease, [route], claim_filter.paused)
-
-
-def claim_suspect(
-    database: Database,
-    relay_node: str,
-    routes: Sequence[str],
-    paused: Sequence[Entity] = (),
-    policies: Policies = _NO_POLICIES,
-) -> list[Delivery]:
-    """Lease at most one due head whose lease ran out several times in a row: it may have killed the process.
-
-    `claim` leaves these out. A relay that has only one of them in hand finds out which it is: those that were merely
-    in hand with it come through alone. Deliveries of entities that are `paused` are passed over. One that can't be loaded is
-    dealt with as by `claim`.
-    """
-    return claiming_what_can_be_loaded(
-        database,
-        lambda: _claim_suspect(database, relay_node, routes, paused),
-        lambda: _suspect_keys(database, routes, paused),
-        policies,
-        relay_node,
-    )
-
-
-def _claim_suspect(
-    database: Database, relay_node: str, routes: Sequence[str], paused: Sequence[Entity]
-) -> list[Delivery]:
-    given = {"routes": rows_param({"route": route} for route in routes), **paused_param(paused)}
-    with database.read() as transaction:
-        if not transaction.execute(_any_suspect(database.sql, passing_over=bool(paused)), **given):
-            return []
-    with database.write() as transaction:
-        claimed = _suspect(transaction, _Lease(relay_node, secrets.randbits(62)), routes, paused)
-        return with_events(transaction, claimed) if claimed else []
-
-
-def _suspect(transaction: Transaction, lease: _Lease, routes: Sequence[str], paused: Sequence[Entity]) -> list[Any]:
-    return transaction.execute(
-        _lease_of_suspect(transaction.sql, passing_over=bool(paused)),
-        token=lease.token,
-        node=lease.node,
-        lease=LEASE_SECONDS,
-        routes=rows_param({"route": route} for route in routes),
-        **paused_param(paused),
-    )
+def _lease_suspect(
+    transaction: Transaction, lease: Mapping[str, object], routes: Sequence[str], paused: Sequence[Entity]
+) -> list[Any]:
+    statement = _lease_of_suspect(transaction.sql, passing_over=bool(paused))
+    return transaction.execute(statement, **lease, **_suspect_params(routes, paused))
 
 
 def _due_keys(database: Database, heads: Sequence[tuple[str, int, Sequence[Entity]]]) -> list[Key]:
@@ -345,8 +267,12 @@ def _due_keys(database: Database, heads: Sequence[tuple[str, int, Sequence[Entit
 
 
 def _suspect_keys(database: Database, routes: Sequence[str], paused: Sequence[Entity]) -> list[Key]:
-    given = {"routes": rows_param({"route": route} for route in routes), **paused_param(paused)}
-    return read_keys(database, _keys_of_suspects(database.sql, passing_over=bool(paused)), **given)
+    statement = _keys_of_suspects(database.sql, passing_over=bool(paused))
+    return read_keys(database, statement, **_suspect_params(routes, paused))
+
+
+def _suspect_params(routes: Sequence[str], paused: Sequence[Entity]) -> dict[str, str]:
+    return {"routes": rows_param({"route": route} for route in routes), **paused_param(paused)}
 
 
 @cache
@@ -361,18 +287,13 @@ LIMIT :most
 
 
 @cache
-def _keys_of_suspects(sql: Sql, *, passing_over: bool) -> TextClause:
+def _keys_of_suspects(sql: Sql, *, passing_over: bool = False) -> TextClause:
     return text(f"SELECT o.seq, o.route {_due_suspect(sql, passing_over=passing_over)}")
 
 
 _SUSPECT_IN_HAND = text(f"""
 SELECT 1 FROM open_delivery WHERE state = 'in_flight' AND crashes >= {SUSPECT_CRASHES} AND relay_node = :node LIMIT 1
 """)
-
-
-@cache
-def _any_suspect(sql: Sql, *, passing_over: bool = False) -> TextClause:
-    return text(f"SELECT 1 {_due_suspect(sql, passing_over=passing_over)}")
 
 
 @cache
@@ -421,6 +342,10 @@ def _claim_these(sql: Sql) -> TextClause:
     )
 
 
+_LARGEST = 2**31 - 1
+"""The column's largest value: one head edited by hand must not keep the statement from claiming others."""
+
+
 def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
     """Checks the state once more, so that it holds without the row lock, too; written so that no index answers it.
 
@@ -430,18 +355,11 @@ def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
 WITH due AS MATERIALIZED ({due}
 )
 UPDATE open_delivery
-SET state = 'in_flight', attempt = {_one_more("open_delivery.attempt")}, due_at = NULL,
+SET state = 'in_flight', due_at = NULL,
+    attempt = CASE WHEN open_delivery.attempt < {_LARGEST} THEN open_delivery.attempt + 1 ELSE open_delivery.attempt END,
     lease_until = {sql.plus_seconds(f"(SELECT {sql.now})", ":lease")}, lease_token = :token, relay_node = :node
 FROM due
 WHERE open_delivery.seq = due.seq AND open_delivery.route = due.route AND open_delivery.state || '' = 'ready'
 RETURNING open_delivery.seq, open_delivery.route, open_delivery.lane, open_delivery.attempt, open_delivery.run,
     open_delivery.lease_token, open_delivery.crashes{besides and f", {besides}"}
 """)
-
-
-def _one_more(column: str) -> str:
-    """Stops at the column's largest value: one head edited by hand must not keep the statement from claiming others."""
-    return f"CASE WHEN {column} < {_LARGEST} THEN {column} + 1 ELSE {column} END"
-
-
-_LARGEST = 2**31 - 1

@@ -1,4 +1,4 @@
-"""Ends deliveries that past successes cover, and those that a sweep's event repeats. Call under the order lock."""
+"""Ends deliveries that past successes cover, and webhooks that duplicate a sweep's event. Call under the order lock."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.ordering import ChangeId, LastDelivered, covers, duplicates_swept_event
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
-from relay.store.database import ROW, SEQS_OUT_OF_ORDER, Transaction, as_open_delivery
-from relay.store.lanes import Lane
+from relay.store.database import ROW, SEQS_OUT_OF_ORDER, Key, Transaction, as_open_delivery
+from relay.store.lanes import Lane, lanes_param
 
 
 def supersede_covered(
@@ -27,33 +27,34 @@ def supersede_covered(
 ) -> list[OpenDelivery]:
     """End deliveries that past successes of their lanes cover, by the route's ordering.
 
-    In `latest`: what the last success certainly has in it. In `strict`: what a sweep's event has told there already. What a
-    person asked for again, or a repeat re-armed, is left alone.
+    In `latest` these are changes that the last success certainly includes. In `strict` they are webhooks of changes for
+    which a sweep's event was delivered. Deliveries that were replayed or re-armed are left alone.
     """
     new = [row for row in received if row.run == 0 and row.route in policies and not row.lane.startswith(OWN_LANE)]
     lasts = last_delivered(transaction, {(row.route, row.lane) for row in new})
-    needless: dict[tuple[int, str], facts.Superseded] = {}
+    superseded: dict[Key, facts.Superseded] = {}
     late = []
     for row in new:
         last, policy = lasts.get((row.route, row.lane)), policies[row.route]
         if last is None:
             continue
         if policy.ordering == "strict":
-            # Nothing of its instant was delivered when all that was is older: so it is with nearly every event.
+            # When the last delivered event is older, as nearly always, no sweep's event of this instant was delivered.
             late += [row] if row.occurred_at <= last.occurred_at else []
         elif covers(last, row.key, policy.skew):
-            needless[row.seq, row.route] = facts.Superseded(by=last.seq, because="covered")
-    needless.update(_told(transaction, late))
+            superseded[row.seq, row.route] = facts.Superseded(by=last.seq, because="covered")
+    superseded |= _duplicates_of_swept(transaction, late)
     return [
-        append(row, needless[row.seq, row.route], now) if (row.seq, row.route) in needless else row for row in received
+        append(row, superseded[row.seq, row.route], now) if (row.seq, row.route) in superseded else row
+        for row in received
     ]
 
 
-def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[int, str], facts.Superseded]:
-    """Deliveries that repeat a sweep's event on their route; that event covers one webhook, the first that comes.
+def _duplicates_of_swept(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[Key, facts.Superseded]:
+    """Find webhooks among `late` whose change a sweep's event has delivered on their route.
 
-    Such an event is found by its key, which follows from entity and instant: one entry of an index, however many events an
-    entity has.
+    Each sweep's event supersedes one webhook, the first that comes. It is found by its key, which follows from entity and
+    instant: one entry of an index, however many events an entity has.
     """
     if not late:
         return {}
@@ -65,18 +66,18 @@ def _told(transaction: Transaction, late: Sequence[OpenDelivery]) -> dict[tuple[
         if (event := events.get(row.seq)) and event.entity_type is not None and event.entity_id is not None
     ]
     found = transaction.execute(_swept(transaction.sql), asked=rows_param(asked)) if asked else []
-    again = [row for row in found if duplicates_swept_event(_as_told(events[row.late_seq]), _as_told(row))]
-    taken = _standing_for_others(transaction, again) if again else set()
-    told = {}
-    for row in sorted(again, key=lambda row: row.late_seq):
-        if (row.seq, row.route) not in taken:
-            taken.add((row.seq, row.route))
-            told[row.late_seq, row.route] = facts.Superseded(by=row.seq, because="swept")
-    return told
+    swept = [row for row in found if duplicates_swept_event(_change_id(events[row.late_seq]), _change_id(row))]
+    used = _used_already(transaction, swept) if swept else set()
+    superseded = {}
+    for row in sorted(swept, key=lambda row: row.late_seq):
+        if (row.seq, row.route) not in used:
+            used.add((row.seq, row.route))
+            superseded[row.late_seq, row.route] = facts.Superseded(by=row.seq, because="swept")
+    return superseded
 
 
-def _standing_for_others(transaction: Transaction, swept: Sequence[Any]) -> set[tuple[int, str]]:
-    """The keys of these sweeps' events that have already superseded a webhook."""
+def _used_already(transaction: Transaction, swept: Sequence[Any]) -> set[Key]:
+    """The keys of these sweeps' events that have superseded a webhook before."""
     of_entities = defaultdict(list)
     for row in swept:
         of_entities[row.source, row.entity_type, row.entity_id].append(row)
@@ -99,7 +100,7 @@ def _swept_key(event: Any) -> str:  # noqa: ANN401  # a result row
     return swept_key(event.entity_type, event.entity_id, to_nanoseconds(as_time(event.occurred_at)))
 
 
-def _as_told(event: Any) -> ChangeId:  # noqa: ANN401  # a result row
+def _change_id(event: Any) -> ChangeId:  # noqa: ANN401  # a result row
     entity = (event.source, event.entity_type, event.entity_id)
     return ChangeId(entity, event.event_type, as_time(event.occurred_at), event.dedup_key == _swept_key(event))
 
@@ -148,21 +149,21 @@ def lanes_to_heal(transaction: Transaction) -> list[Lane]:
 
 def stop_healing(transaction: Transaction, lane: Lane) -> None:
     """Leave the dead deliveries of a lane to an operator."""
-    transaction.execute(_healed(transaction.sql), lanes=_param([lane]))
+    transaction.execute(_healed(transaction.sql), lanes=lanes_param([lane]))
 
 
 def heal_more(transaction: Transaction, policies: Policies, now: datetime, lanes: Iterable[Lane]) -> list[OpenDelivery]:
     """End more dead deliveries that successes have left in these lanes: only those that had died before."""
-    rows = transaction.execute(_successes(transaction.sql), lanes=_param(lanes))
+    rows = transaction.execute(_successes(transaction.sql), lanes=lanes_param(lanes))
     newest = {
         (row.route, row.lane): (as_time(row.occurred_at), row.seq)
         for row in rows
         if row.occurred_at is not None and policies.get(row.route, UNKNOWN_ROUTE).ordering == "latest"
     }
-    healing = _heal(transaction, _dead_before(transaction.sql), newest, now)
+    healing = _heal(transaction, _dead(transaction.sql, died_before=True), newest, now)
     finished = {(row.route, row.lane) for row in rows} - healing.unfinished.keys()
     if finished:
-        transaction.execute(_healed(transaction.sql), lanes=_param(finished))
+        transaction.execute(_healed(transaction.sql), lanes=lanes_param(finished))
     return healing.ended
 
 
@@ -183,7 +184,7 @@ def last_delivered(transaction: Transaction, lanes: Iterable[Lane]) -> dict[Lane
     wanted = list(lanes)
     if not wanted:
         return {}
-    rows = transaction.execute(_last_delivered(transaction.sql), lanes=_param(wanted))
+    rows = transaction.execute(_last_delivered(transaction.sql), lanes=lanes_param(wanted))
     return {(row.route, row.lane): _last(row) for row in rows}
 
 
@@ -198,10 +199,6 @@ def _last(row: Any) -> LastDelivered:  # noqa: ANN401  # a result row
     )
 
 
-def _param(lanes: Iterable[Lane]) -> str:
-    return rows_param({"route": route, "lane": lane} for route, lane in lanes)
-
-
 @cache
 def _last_delivered(sql: Sql) -> TextClause:
     return text(f"""
@@ -211,12 +208,12 @@ LEFT JOIN inbox i ON i.seq = l.seq AND l.fetch_began_at IS NULL
 """)
 
 
-_TOLD = "i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.occurred_at"
+_CHANGE = "i.seq, i.source, i.dedup_key, i.entity_type, i.entity_id, i.event_type, i.occurred_at"
 
 
 @cache
 def _of_late(sql: Sql) -> TextClause:
-    return text(f"SELECT {_TOLD} FROM {sql.rows('late', seq='bigint')} JOIN inbox i ON i.seq = late.seq")
+    return text(f"SELECT {_CHANGE} FROM {sql.rows('late', seq='bigint')} JOIN inbox i ON i.seq = late.seq")
 
 
 @cache
@@ -225,7 +222,7 @@ def _swept(sql: Sql) -> TextClause:
     asked = sql.rows("asked", seq="bigint", route="text", source="text", key="text")
     found = sql.looked_up(asked, "inbox i", "i.source = asked.source AND i.dedup_key = asked.key")
     return text(f"""
-SELECT asked.seq AS late_seq, asked.route, {_TOLD}
+SELECT asked.seq AS late_seq, asked.route, {_CHANGE}
 FROM {found}
 WHERE (
     SELECT l.id FROM delivery_log l
@@ -270,38 +267,29 @@ LEFT JOIN inbox i ON i.seq = l.healing_seq
 
 
 @cache
-def _dead(sql: Sql) -> TextClause:
-    return text(_dead_older_than(sql, "true"))
+def _dead(sql: Sql, *, died_before: bool = False) -> TextClause:
+    """Some of the dead before the place that is given for each lane, locked in their order.
 
-
-@cache
-def _dead_before(sql: Sql) -> TextClause:
-    """Leaves out what died after the success: it may have been tried later, too, and carry a change that was not fetched."""
-    return text(
-        _dead_older_than(
-            sql,
-            """(
+    With `died_before` only those that died before the success: one that died after it may have been tried later, too, and
+    carry a change that was not fetched.
+    """
+    lanes = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
+    older = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"
+    before = """(
         SELECT max(l.id) FROM delivery_log l WHERE l.seq = o.seq AND l.route = o.route
     ) < (
         SELECT max(l.id) FROM delivery_log l
-        WHERE l.seq = lanes.seq AND l.route = lanes.route AND l.kind IN ('delivered', 'unchanged'))""",
-        )
-    )
-
-
-def _dead_older_than(sql: Sql, condition: str) -> str:
-    """Some of the dead before the place that is given for each lane, locked in their order."""
-    lanes = sql.rows("lanes", route="text", lane="text", at="time", seq="bigint")
-    older = "o.state = 'dead' AND o.route = lanes.route AND o.lane = lanes.lane AND (o.occurred_at, o.seq) < (lanes.at, lanes.seq)"
-    return f"""
+        WHERE l.seq = lanes.seq AND l.route = lanes.route AND l.kind IN ('delivered', 'unchanged'))"""
+    found = sql.looked_up(lanes, "open_delivery o", f"{older} AND {before if died_before else 'true'}")
+    return text(f"""
 WITH found AS MATERIALIZED (
-    SELECT o.seq, o.route FROM {sql.looked_up(lanes, "open_delivery o", f"{older} AND {condition}")} LIMIT :most
+    SELECT o.seq, o.route FROM {found} LIMIT :most
 )
 SELECT {ROW}
 FROM found JOIN open_delivery o ON o.seq = found.seq AND o.route = found.route
 ORDER BY o.seq, o.route
 {sql.for_update and "FOR UPDATE OF o"}
-"""
+""")
 
 
 @cache

@@ -13,10 +13,12 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy.exc import DBAPIError
 
 from inbox.db.checkpoint import Checkpoints, checkpoint
-from inbox.db.dialect import Sql, failure_of, is_storable, rows_param, storable
+from inbox.db.dialect import Sql, failure_of, is_storable, is_wait_timeout, rows_param, storable
 from inbox.db.engine import reading, snapshot
+from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.lifecycle import HEADS, OpenDelivery, State
@@ -24,6 +26,8 @@ from relay.store.scan_positions import Floor
 
 SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
+HASTE_SECONDS = 120.0
+"""A thread whose wait for a locked row has timed out waits for no other for so long: longer than any step's backoff."""
 _ROWS_OF_A_WRITE = 4
 """The usual number of rows: a transaction of the relay touches a few, or hundreds."""
 
@@ -54,16 +58,21 @@ class Database:
         self.arrivals: Floor[int] = Floor()
         """The place where looks for arrived deliveries begin."""
         self._clock = clock
-        self._mood = threading.local()
+        self._thread = threading.local()
         self._checkpoints = Checkpoints() if self.sql.needs_checkpoints else None
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """One short transaction, committed when the block ends without an exception."""
-        with self.engine.begin() as connection:
-            transaction = Transaction(connection, self.sql, self._now())
-            transaction.in_haste = getattr(self._mood, "in_haste", False)
-            yield transaction
+        is_hasty = time.monotonic() < getattr(self._thread, "hasty_until", 0.0)
+        try:
+            with self.engine.begin() as connection:
+                transaction = Transaction(connection, self.sql, self._now(), is_hasty=is_hasty)
+                yield transaction
+        except DBAPIError as error:
+            if is_wait_timeout(error):
+                self._thread.hasty_until = time.monotonic() + HASTE_SECONDS
+            raise
         if self.on_facts is not None and transaction.appended:
             self.on_facts(transaction.appended)
         for item in transaction.left_out:
@@ -85,15 +94,6 @@ class Database:
         with self.engine.connect() as connection, snapshot(connection).begin():
             yield Transaction(connection, self.sql, self._now())
 
-    @contextmanager
-    def haste(self, in_haste: bool) -> Iterator[None]:  # a state, which is put back
-        """While `in_haste`, let this thread's transactions wait for no row while they hold the order lock."""
-        self._mood.in_haste = in_haste
-        try:
-            yield
-        finally:
-            self._mood.in_haste = False
-
     def failed_alone(self, item: FailedAlone) -> None:
         """Report an item to `on_failed_alone`."""
         if self.on_failed_alone is not None:
@@ -106,7 +106,7 @@ class Database:
 class Transaction:
     """A connection inside one transaction, with the fragments of its dialect."""
 
-    def __init__(self, connection: Connection, sql: Sql, now: str | None) -> None:
+    def __init__(self, connection: Connection, sql: Sql, now: str | None, *, is_hasty: bool = False) -> None:
         self.connection = connection
         self.sql = sql
         self.appended: Counter[tuple[str, str]] = Counter()
@@ -116,8 +116,7 @@ class Transaction:
         self.rows = _ROWS_OF_A_WRITE
         """About how many rows it writes, which makes the next checkpoint due."""
         self._now = now
-        self.in_haste = False
-        """True when it waits for no row while it holds the order lock."""
+        self._is_hasty = is_hasty
 
     def execute(self, statement: TextClause, **parameters: object) -> list[Any]:
         """Run a statement; its rows, if it has any. Texts become `storable`, and `:now` is bound for it."""
@@ -128,6 +127,11 @@ class Transaction:
                 parameters[name] = storable(value)
         result = self.connection.execute(statement, parameters)
         return list(result.all()) if result.returns_rows else []
+
+    def rows_of(self, statement: TextClause, **parameters: object) -> list[Row]:
+        """Run a statement; its rows as plain values, for a listing."""
+        found = self.execute(statement, **parameters)
+        return [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
 
     def attempt(self, statement: TextClause, **parameters: object) -> Exception | None:
         """Run a statement that must not end the transaction. Returns the error when the statement itself is at fault."""
@@ -155,9 +159,13 @@ class Transaction:
         """
         if self.sql.is_postgres:
             self.connection.execute(_LOCK)
-            if self.in_haste:
-                self.connection.execute(_IN_HASTE)
+        self.hurry()
         return self.now()
+
+    def hurry(self) -> None:
+        """Wait for locked rows no longer than 50 ms from now on, if this thread has waited for one in vain lately."""
+        if self._is_hasty and self.sql.is_postgres:
+            self.connection.execute(_HURRY)
 
     def now(self) -> datetime:
         """The database's clock, UTC."""
@@ -173,7 +181,14 @@ class Transaction:
         if not rows:
             return
         history = [
-            _fact_row(row, fact, attempt, relay_node)
+            {
+                "seq": row.seq,
+                "route": row.route,
+                "kind": facts.kind_of(fact),
+                "attempt": attempt,
+                "relay_node": relay_node,
+                "detail": facts.detail_of(fact),
+            }
             for row in rows
             for fact, attempt in zip(row.facts, row.counts, strict=True)
         ]
@@ -182,17 +197,14 @@ class Transaction:
             self.appended.update((str(fact["route"]), str(fact["kind"])) for fact in history)
         self.remove(row for row in rows if row.state is State.ENDED)
         stay = [row for row in rows if row.state is not State.ENDED]
-        for group in (
-            [row for row in stay if row.state not in HEADS],
-            [row for row in stay if row.state in HEADS],
-        ):
-            if group:
-                self.execute(_move(self.sql), moved=rows_param(_moved_row(row) for row in group))
+        for are_heads in (False, True):
+            if group := [row for row in stay if (row.state in HEADS) is are_heads]:
+                self.execute(_move(self.sql), moved=fields_param(group, _MOVED))
 
     def remove(self, deliveries: Iterable[OpenDelivery]) -> None:
         """Take the rows of these deliveries out of `open_delivery`."""
-        if ended := [{"seq": row.seq, "route": row.route} for row in deliveries]:
-            self.execute(_end(self.sql), ended=rows_param(ended))
+        if ended := [(row.seq, row.route) for row in deliveries]:
+            self.execute(_end(self.sql), ended=keys_param(ended))
 
 
 Key = tuple[int, str]
@@ -210,13 +222,19 @@ def keys_param(keys: Iterable[Key]) -> str:
     return rows_param({"seq": seq, "route": route} for seq, route in keys)
 
 
+def fields_param(rows: Iterable[object], fields: Iterable[str]) -> str:
+    """These fields of each of the rows, as rows of a bound parameter."""
+    names = list(fields)
+    return rows_param({name: getattr(row, name) for name in names} for row in rows)
+
+
 def key_text(key: Key) -> str:
     """A delivery in words, for a log."""
     return f"route={key[1]} seq={key[0]}"
 
 
 _LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
-_IN_HASTE = text("SET LOCAL lock_timeout = '50ms'")
+_HURRY = text("SET LOCAL lock_timeout = '50ms'")
 
 ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"
 """The columns that `as_open_delivery` reads."""
@@ -235,29 +253,6 @@ def as_open_delivery(row: Any) -> OpenDelivery:  # noqa: ANN401  # a result row
         crashes=row.crashes,
         due_at=None if row.due_at is None else as_time(row.due_at),
     )
-
-
-def _fact_row(row: OpenDelivery, fact: facts.AnyFact, attempt: int, relay_node: str | None) -> dict[str, object]:
-    return {
-        "seq": row.seq,
-        "route": row.route,
-        "kind": facts.kind_of(fact),
-        "attempt": attempt,
-        "relay_node": relay_node,
-        "detail": facts.detail_of(fact),
-    }
-
-
-def _moved_row(row: OpenDelivery) -> dict[str, object]:
-    return {
-        "seq": row.seq,
-        "route": row.route,
-        "state": row.state.value,
-        "attempt": row.attempt,
-        "run": row.run,
-        "crashes": row.crashes,
-        "due_at": row.due_at,
-    }
 
 
 @cache
@@ -283,15 +278,17 @@ WHERE (seq, route) IN (SELECT seq, route FROM {sql.rows("ended", seq="bigint", r
 """)
 
 
+_MOVED = {
+    "seq": "bigint", "route": "text", "state": "text", "attempt": "int", "run": "int", "crashes": "int", "due_at": "time"
+}  # fmt: skip
+
+
 @cache
 def _move(sql: Sql) -> TextClause:
-    rows = sql.rows(
-        "moved", seq="bigint", route="text", state="text", attempt="int", run="int", crashes="int", due_at="time"
-    )
     return text(f"""
 UPDATE open_delivery AS o
 SET state = moved.state, attempt = moved.attempt, run = moved.run, crashes = moved.crashes, due_at = moved.due_at,
     lease_until = NULL, lease_token = NULL, relay_node = NULL
-FROM {rows}
+FROM {sql.rows("moved", **_MOVED)}
 WHERE o.seq = moved.seq AND o.route = moved.route
 """)

@@ -12,10 +12,10 @@ from inbox.config.model import Config
 from inbox.db.dialect import Sql, as_list, error_text, rows_param
 from inbox.events.timestamps import time_text
 from relay.delivery import facts
-from relay.delivery.lifecycle import OpenDelivery, State, append
+from relay.delivery.lifecycle import State, append
 from relay.delivery.ordering import covers
 from relay.delivery.policy import Policies
-from relay.store.bulkhead import isolated
+from relay.store.bulkhead import in_parts
 from relay.store.coverage import last_delivered
 from relay.store.database import Database, Key, Transaction
 from relay.store.reopen import find, take_up
@@ -61,11 +61,10 @@ def judge_duplicates(
     seqs = (found[:-1] or found if is_cut else found)[:EVENTS_OF_A_ROUND]
     if not seqs:
         return Judged(0, 0)
-    parts = isolated(
+    parts = in_parts(
         database,
         "judge_duplicates",
-        batch=lambda: judge(database, config, policies, relay_node, seqs),
-        items=lambda: seqs,
+        seqs,
         part=lambda some: judge(database, config, policies, relay_node, some),
         alone=lambda seq, error: _set_aside(database, seq, error),
         name=lambda seq: f"seq={seq}",
@@ -104,7 +103,12 @@ def judge(database: Database, config: Config, policies: Policies, relay_node: st
         for repeat in repeats:
             newest[repeat.seq] = max(repeat.id, newest.get(repeat.seq, 0))
         found = find(transaction, config, _routes_in_latest(transaction, policies, set(newest)))
-        uncovered = _uncovered(transaction, policies, found)
+        lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
+        uncovered = [
+            row
+            for row in found
+            if (last := lasts.get((row.route, row.lane))) is None or not covers(last, row.key, policies[row.route].skew)
+        ]
         undecided = {row.seq for row in uncovered if row.state is State.IN_FLIGHT}
         again = [
             append(row, facts.Rearmed(duplicate=newest[row.seq]), now)
@@ -131,17 +135,6 @@ def _routes_in_latest(transaction: Transaction, policies: Policies, seqs: set[in
         for name in as_list(row.routes)
         if name in policies and policies[name].ordering == "latest"
     ]
-
-
-def _uncovered(transaction: Transaction, policies: Policies, found: list[OpenDelivery]) -> list[OpenDelivery]:
-    """Deliveries whose change the last success of their lane may not contain."""
-    lasts = last_delivered(transaction, {(row.route, row.lane) for row in found})
-    uncovered = []
-    for row in found:
-        last = lasts.get((row.route, row.lane))
-        if last is None or not covers(last, row.key, policies[row.route].skew):
-            uncovered.append(row)
-    return uncovered
 
 
 _WAITS = "handled_at IS NULL AND error IS NULL"

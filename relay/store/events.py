@@ -18,6 +18,8 @@ from relay.store.database import Transaction
 
 def with_events(transaction: Transaction, claimed: Sequence[Any]) -> list[Delivery]:
     """Add their events to the rows of a claim, in the order of seq."""
+    if not claimed:
+        return []
     keys = rows_param({"seq": row.seq, "route": row.route, "lane": row.lane} for row in claimed)
     events = {(row.seq, row.route): row for row in transaction.execute(_events(transaction.sql), claimed=keys)}
     return [_delivery(row, events[row.seq, row.route]) for row in sorted(claimed, key=lambda row: row.seq)]
@@ -43,27 +45,20 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
     )
 
 
-EVENT = """i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.event_id, i.dedup_key, i.occurred_at,
-       i.received_at, i.content_type, i.headers, i.body, i.traceparent"""
+_FIELDS = (
+    "source", "entity_type", "entity_id", "event_type", "action", "event_id", "dedup_key", "occurred_at", "received_at",
+    "content_type", "headers", "body", "traceparent",
+)  # fmt: skip
+EVENT = ", ".join(f"i.{name}" for name in _FIELDS)
 """The columns of the inbox that `of_event` reads."""
 
 
 def of_event(event: Any) -> dict[str, Any]:  # noqa: ANN401  # a result row
     """The fields of a `Delivery` that come from its event."""
-    return {
-        "source": event.source,
-        "entity_type": event.entity_type,
-        "entity_id": event.entity_id,
-        "event_type": event.event_type,
-        "action": event.action,
-        "event_id": event.event_id,
-        "dedup_key": event.dedup_key,
+    return {name: getattr(event, name) for name in _FIELDS} | {
         "occurred_at": as_time(event.occurred_at),
         "received_at": as_time(event.received_at),
-        "content_type": event.content_type,
         "headers": as_json(event.headers) or {},
-        "body": event.body,
-        "traceparent": event.traceparent,
     }
 
 

@@ -11,18 +11,18 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.db.reads import Row, plain
+from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
-from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Health, RateLimit, after_result
-from relay.delivery.policy import Policies
+from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, RateLimit, Report, after_result
+from relay.delivery.policy import Policies, breaker_limits
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.database import Database, Transaction
 
 
 def read_gates(database: Database) -> Gates:
-    """Every gate that is not simply open. An unreadable one counts as paused, so it holds back only its own deliveries."""
+    """Read the paused gates, and the breakers. An unreadable gate counts as paused, so it holds back only its deliveries."""
     with database.read() as transaction:
         now = transaction.now()
 
@@ -64,26 +64,18 @@ def _read_names(database: Database) -> list[GateKey]:
         return [(row.kind, row.name) for row in transaction.execute(_GATE_KEYS)]
 
 
-class Heard(msgspec.Struct, frozen=True):
-    """One attempt's report on one endpoint."""
-
-    key: GateKey
-    health: Health
-    why: str
-
-
 def listen(
-    transaction: Transaction, all_heard: Iterable[Heard], policies: Policies, now: datetime
+    transaction: Transaction, heard: Iterable[Report], policies: Policies, now: datetime
 ) -> dict[GateKey, Breaker]:
     """Report attempts to the breakers, under the order lock; stores an `alert` for each breaker that opens or closes.
 
     Returns:
         Those breakers as they were before.
     """
-    reports = list(all_heard)
+    reports = list(heard)
     if not reports:
         return {}
-    limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
+    limits = breaker_limits(policies)
     keys = {report.key for report in reports}
     locked = lock_all(transaction, keys)
     before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}
@@ -106,9 +98,9 @@ class Locked(msgspec.Struct, frozen=True):
 def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, Locked]:
     """Lock these gates in one statement, in key order; missing rows are inserted before.
 
-    A transaction calls this once, with every gate that it needs. Two that lock some of the same gates in two goes wait
-    for each other: route by route, claims deadlocked once a second. Nor does it make a row when it holds others. Without
-    the order lock, one that a person resumes at this moment may be missing.
+    A transaction calls this once, with every gate that it needs. Two transactions that lock some of the same gates in two
+    calls may deadlock: route by route, claims did once a second. Inserting a row while others are locked may, too.
+    Without the order lock, a gate that an operator resumes at this moment may be missing from the result.
     """
     if not keys:
         return {}
@@ -120,7 +112,7 @@ def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKe
 def _locked(transaction: Transaction, gates: str) -> dict[GateKey, Locked]:
     return {
         (row.kind, row.name): Locked(as_breaker(row), row.rate_used_until and as_time(row.rate_used_until))
-        for row in transaction.execute(_some(transaction.sql), gates=gates)
+        for row in transaction.execute(_gates_of(transaction.sql, locked=True), gates=gates)
     }
 
 
@@ -128,17 +120,7 @@ def store(transaction: Transaction, breakers: Mapping[GateKey, Breaker]) -> None
     """Write these breakers."""
     if breakers:
         rows = [
-            {
-                "kind": kind,
-                "name": name,
-                "breaker": breaker.state.value,
-                "breaker_until": breaker.until,
-                "breaker_cause": breaker.cause,
-                "open_count": breaker.open_count,
-                "failures": breaker.failures,
-                "calls": breaker.calls,
-                "window_began_at": breaker.window_began_at,
-            }
+            {"kind": kind, "name": name, **dict(zip(_BREAKER, msgspec.structs.astuple(breaker), strict=True))}
             for (kind, name), breaker in sorted(breakers.items())
         ]
         transaction.execute(_store(transaction.sql), breakers=rows_param(rows))
@@ -189,7 +171,7 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
 def held_back(database: Database) -> list[Row]:
     """The gates that are paused, or whose breaker is not closed."""
     with database.read() as transaction:
-        return [plain(row._mapping) for row in transaction.execute(_HELD_BACK)]  # noqa: SLF001  # SQLAlchemy's public name
+        return transaction.rows_of(_HELD_BACK)
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
@@ -209,48 +191,32 @@ def _keys(keys: Iterable[GateKey]) -> str:
     return rows_param({"kind": kind, "name": name} for kind, name in sorted(keys))
 
 
-_COLUMNS = (
-    "g.kind, g.name, g.breaker, g.breaker_until, g.breaker_cause, g.open_count, g.failures, g.calls, g.window_began_at"
-)
-_GATES = text(f"SELECT {_COLUMNS}, g.paused_at IS NOT NULL AS is_paused FROM gate g")
+_BREAKER = {
+    "breaker": "text", "breaker_until": "time", "breaker_cause": "text", "open_count": "int", "failures": "int",
+    "calls": "int", "window_began_at": "time",
+}  # fmt: skip
+"""The columns of a breaker, and their types; in the order of the fields of `Breaker`."""
+GATE_COLUMNS = f"g.kind, g.name, {', '.join(f'g.{column}' for column in _BREAKER)}"
+"""The columns that `as_breaker` reads."""
+_GATES = text(f"SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused FROM gate g")
 _GATE_KEYS = text("SELECT g.kind, g.name FROM gate g")
 
 
 @cache
-def _gates_of(sql: Sql) -> TextClause:
-    keys = sql.rows("gates", kind="text", name="text")
+def _gates_of(sql: Sql, *, locked: bool = False) -> TextClause:
     return text(f"""
-SELECT {_COLUMNS}, g.paused_at IS NOT NULL AS is_paused
-FROM {keys} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
-""")
-
-
-@cache
-def _some(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT {_COLUMNS}, g.rate_used_until
+SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.rate_used_until
 FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 ORDER BY g.kind, g.name
-{sql.for_update and "FOR UPDATE OF g"}
+{sql.for_update and "FOR UPDATE OF g" if locked else ""}
 """)
 
 
 @cache
 def _store(sql: Sql) -> TextClause:
-    columns = "breaker, breaker_until, breaker_cause, open_count, failures, calls, window_began_at"
-    rows = sql.rows(
-        "breakers",
-        kind="text",
-        name="text",
-        breaker="text",
-        breaker_until="time",
-        breaker_cause="text",
-        open_count="int",
-        failures="int",
-        calls="int",
-        window_began_at="time",
-    )
-    changes = ", ".join(f"{column} = excluded.{column}" for column in columns.split(", "))
+    columns = ", ".join(_BREAKER)
+    rows = sql.rows("breakers", kind="text", name="text", **_BREAKER)
+    changes = ", ".join(f"{column} = excluded.{column}" for column in _BREAKER)
     return text(f"""
 INSERT INTO gate (kind, name, {columns})
 SELECT kind, name, {columns} FROM {rows}

@@ -109,8 +109,7 @@ def _first_waiting_of(
 def _read_waiting(transaction: Transaction, wanted: Sequence[Lane], most: int) -> dict[Lane, list[OpenDelivery]]:
     found: dict[Lane, list[OpenDelivery]] = {lane: [] for lane in wanted}
     if wanted:
-        parameter = rows_param({"route": route, "lane": lane} for route, lane in wanted)
-        rows = transaction.execute(_first_waiting(transaction.sql), lanes=parameter, most=most)
+        rows = transaction.execute(_first_waiting(transaction.sql), lanes=lanes_param(wanted), most=most)
         for row in map(as_open_delivery, rows):
             found[row.route, row.lane].append(row)
     return {lane: sorted(rows, key=lambda row: row.key) for lane, rows in found.items()}
@@ -118,8 +117,12 @@ def _read_waiting(transaction: Transaction, wanted: Sequence[Lane], most: int) -
 
 def heads_of(transaction: Transaction, lanes: Iterable[Lane]) -> list[OpenDelivery]:
     """The heads of these lanes; those that are ready are locked."""
-    wanted = rows_param({"route": route, "lane": lane} for route, lane in lanes)
-    return [as_open_delivery(row) for row in transaction.execute(_heads(transaction.sql), lanes=wanted)]
+    return [as_open_delivery(row) for row in transaction.execute(_heads(transaction.sql), lanes=lanes_param(lanes))]
+
+
+def lanes_param(lanes: Iterable[Lane]) -> str:
+    """The lanes as rows of a bound parameter."""
+    return rows_param({"route": route, "lane": lane} for route, lane in lanes)
 
 
 def _lanes(sql: Sql) -> str:
@@ -145,23 +148,6 @@ WITH found AS MATERIALIZED (
     {sql.for_update and "FOR UPDATE OF o"}
 )
 SELECT * FROM ready UNION ALL SELECT * FROM found WHERE state <> 'ready'
-""")
-
-
-def locked_of_lanes(sql: Sql, condition: str) -> TextClause:
-    """The deliveries in the lanes of the parameter `lanes` of which `condition` is true, locked in their order.
-
-    The condition must be one that nothing changes without the order lock.
-    """
-    of_lane = f"o.route = lanes.route AND o.lane = lanes.lane AND {condition}"
-    return text(f"""
-WITH found AS MATERIALIZED (
-    SELECT o.seq, o.route FROM {sql.looked_up(_lanes(sql), "open_delivery o", of_lane)}
-)
-SELECT {ROW}
-FROM found JOIN open_delivery o ON o.seq = found.seq AND o.route = found.route
-ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o"}
 """)
 
 

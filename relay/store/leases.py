@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql, rows_param
 from inbox.events import states
 from relay.delivery.policy import Policies
-from relay.store.bulkhead import isolated
+from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Transaction, key_text
 from relay.store.lanes import settle_lanes
 
@@ -26,9 +26,8 @@ def renew(database: Database, held: Collection[Claimed]) -> set[Claimed]:
 
     Only what is held is renewed: a claim whose commit was never confirmed to us has to run out.
     """
-    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
     with database.write() as transaction:
-        renewed = transaction.execute(_renew(database.sql), held=rows, lease=LEASE_SECONDS)
+        renewed = transaction.execute(_renew(database.sql), held=claims_param(held), lease=LEASE_SECONDS)
         return {(row.seq, row.route, row.lease_token) for row in renewed}
 
 
@@ -36,9 +35,14 @@ def passed_over(database: Database, held: Collection[Claimed]) -> set[Claimed]:
     """Leases that were not renewed and are not lost: somebody had their rows locked at that moment."""
     if not held:
         return set()
-    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in held)
     with database.read() as transaction:
-        return {(row.seq, row.route, row.lease_token) for row in transaction.execute(_ours(database.sql), held=rows)}
+        found = transaction.execute(_ours(database.sql), held=claims_param(held))
+    return {(row.seq, row.route, row.lease_token) for row in found}
+
+
+def claims_param(claims: Iterable[Claimed]) -> str:
+    """The claims as rows of a bound parameter."""
+    return rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in claims)
 
 
 def _held(sql: Sql) -> str:
@@ -75,16 +79,13 @@ def give_back(database: Database, policies: Policies, relay_node: str, claimed: 
     Their lanes are settled again: an older event that came meanwhile goes first. A delivery whose lane can't be settled is
     returned all the same.
     """
-    if not claimed:
-        return 0
     return sum(
-        isolated(
+        in_parts(
             database,
             "give_back",
-            batch=lambda: _give_back_in_order(database, policies, relay_node, claimed),
-            items=lambda: claimed,
+            claimed,
             part=lambda some: _give_back_in_order(database, policies, relay_node, some),
-            alone=lambda one, _: _give_back_alone(database, one),
+            alone=lambda one, _: _give_back_unsettled(database, [one]),
             name=lambda one: key_text(one[:2]),
         )
     )
@@ -99,14 +100,27 @@ def _give_back_in_order(database: Database, policies: Policies, relay_node: str,
     return len(returned)
 
 
-def _give_back_alone(database: Database, claimed: Claimed) -> int:
+def give_back_unsettled(database: Database, claimed: Sequence[Claimed]) -> int:
+    """Return leases as `give_back` does, but without the order lock: no older event goes first."""
+    return sum(
+        in_parts(
+            database,
+            "give_back",
+            claimed,
+            part=lambda some: _give_back_unsettled(database, some),
+            name=lambda one: key_text(one[:2]),
+        )
+    )
+
+
+def _give_back_unsettled(database: Database, claimed: Sequence[Claimed]) -> int:
     with database.write() as transaction:
-        return len(_returned(transaction, [claimed]))
+        transaction.hurry()
+        return len(_returned(transaction, claimed))
 
 
 def _returned(transaction: Transaction, claimed: Sequence[Claimed]) -> list[Any]:
-    rows = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in claimed)
-    return transaction.execute(_give_back(transaction.sql), returned=rows)
+    return transaction.execute(_give_back(transaction.sql), returned=claims_param(claimed))
 
 
 @cache

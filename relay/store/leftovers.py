@@ -43,8 +43,6 @@ class Leftovers:
     def _fold(self, database: Database, policies: Policies, relay_node: str) -> int:
         """Settle the next unfolded lanes in `latest`: two wait, or one waits behind a head that is not in flight."""
         crowded = self._look(database, [name for name, policy in policies.items() if policy.ordering == "latest"])
-        if not crowded:
-            return 0
 
         def part(lanes: Sequence[Lane]) -> int:
             with database.write() as transaction:

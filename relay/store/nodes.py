@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import NamedTuple
 
 from sqlalchemy import TextClause, text
 
@@ -30,10 +31,19 @@ def heartbeat(database: Database, node: str, failing: Mapping[str, str] = NOTHIN
         transaction.execute(_heartbeat(database.sql), node=node, failing=told)
 
 
-def failing_steps(transaction: Transaction) -> frozenset[str]:
-    """Names of the steps that fail in any living relay."""
+class FailingStep(NamedTuple):
+    """A step that fails in a living relay."""
+
+    host: str
+    pid: int
+    step: str
+    error: str
+
+
+def failing_steps(transaction: Transaction) -> list[FailingStep]:
+    """The steps that fail in any living relay."""
     found = transaction.execute(_failing(transaction.sql), since=-float(GONE_SECONDS))
-    return frozenset(name for row in found for name in as_json(row.failing))
+    return [FailingStep(row.host, row.pid, *one) for row in found for one in as_json(row.failing).items()]
 
 
 def stop_node(database: Database, node: str) -> None:
@@ -60,9 +70,10 @@ def _heartbeat(sql: Sql) -> TextClause:
 @cache
 def _failing(sql: Sql) -> TextClause:
     return text(f"""
-SELECT n.failing FROM relay_node n
+SELECT n.host, n.pid, n.failing FROM relay_node n
 WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL
   AND n.heartbeat_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+ORDER BY n.host, n.pid
 """)
 
 

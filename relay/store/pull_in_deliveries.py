@@ -7,7 +7,7 @@ may be many: they are looked at in batches, by the index. The other times are in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,9 +18,9 @@ from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
-from relay.delivery.lifecycle import OpenDelivery, append
+from relay.delivery.lifecycle import append
 from relay.delivery.policy import Policies
-from relay.delivery.time_bounds import SLACK, LastFact, furthest_due, is_beyond, last_fact
+from relay.delivery.time_bounds import SLACK, asked_delay, furthest_due, is_beyond
 from relay.store.bulkhead import in_parts
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text
 from relay.store.pull_in_times import BATCH, Ahead, few_ahead, pull_in_few
@@ -50,7 +50,7 @@ class Horizon:
         """Check the few other times, and the next deliveries that are due later. Returns what was pulled in."""
         pulled = pull_in_few(database, config, policies)
         for _ in range(MOST_BATCHES):
-            found, self._place = due_later(database, policies, self._place)
+            found, self._place = _due_too_late(database, policies, self._place)
             moved = _reschedule_each(database, policies, node, found)
             pulled += moved
             if not moved:
@@ -62,24 +62,25 @@ def find_all(database: Database, config: Config, policies: Policies) -> Iterator
     """Find everything that lies too far ahead, batch by batch; changes nothing."""
     with database.read() as transaction:
         yield few_ahead(transaction, config, policies)
-    place, begun = START, False
-    while place != START or not begun:
-        found, place = due_later(database, policies, place)
-        begun = True
-        yield found
+    yield from _all_due_later(database, policies)
 
 
 def pull_in_all(database: Database, config: Config, policies: Policies) -> Iterator[list[Ahead]]:
     """Do as `find_all`, and pull in what is found."""
     yield pull_in_few(database, config, policies)
-    place, begun = START, False
-    while place != START or not begun:
-        found, place = due_later(database, policies, place)
-        begun = True
+    for found in _all_due_later(database, policies):
         yield _reschedule_each(database, policies, None, found)
 
 
-def due_later(database: Database, policies: Policies, place: Place) -> tuple[list[Ahead], Place]:
+def _all_due_later(database: Database, policies: Policies) -> Iterator[list[Ahead]]:
+    found, place = _due_too_late(database, policies, START)
+    yield found
+    while place != START:
+        found, place = _due_too_late(database, policies, place)
+        yield found
+
+
+def _due_too_late(database: Database, policies: Policies, place: Place) -> tuple[list[Ahead], Place]:
     """The deliveries after `place` that are due too far ahead, and the next place."""
     rows, next_place = _next_due_later(database, policies, place)
 
@@ -92,7 +93,6 @@ def due_later(database: Database, policies: Policies, place: Place) -> tuple[lis
         "pull_in",
         rows,
         part=part,
-        alone=lambda _row, _error: [],
         name=lambda row: key_text((row.seq, row.route)),
     )
     return [one for some in parts for one in some], next_place
@@ -118,14 +118,13 @@ def _next_due_later(database: Database, policies: Policies, place: Place) -> tup
 
 def _reschedule_each(database: Database, policies: Policies, node: str | None, found: Sequence[Ahead]) -> list[Ahead]:
     """Make them due sooner; one that can't be changed is left as it is, and `relay verify` reports it."""
-
-    def part(some: Sequence[Ahead]) -> list[Ahead]:
-        return _reschedule(database, policies, node, some)
-
-    def name(one: Ahead) -> str:
-        return key_text((one.seq or 0, one.route or ""))
-
-    parts = in_parts(database, "pull_in", found, part=part, alone=lambda _one, _error: [], name=name)
+    parts = in_parts(
+        database,
+        "pull_in",
+        found,
+        part=lambda some: _reschedule(database, policies, node, some),
+        name=lambda one: key_text((one.seq or 0, one.route or "")),
+    )
     return [one for some in parts for one in some]
 
 
@@ -137,13 +136,12 @@ def _reschedule(database: Database, policies: Policies, node: str | None, found:
         rows = transaction.execute(_again(transaction.sql), wanted=wanted)
         late = _too_late(transaction, rows, policies, now)
         known = {(row.seq, row.route): as_open_delivery(row) for row in rows}
-        moved = [_sooner(known[one.seq or 0, one.route or ""], one, now) for one in late]
+        moved = []
+        for one in late:
+            sooner = facts.Rescheduled(due_at=one.furthest, was_due_at=one.stored)
+            moved.append(append(known[one.seq or 0, one.route or ""], sooner, now))
         transaction.write_back(moved, node)
     return late
-
-
-def _sooner(row: OpenDelivery, ahead: Ahead, now: datetime) -> OpenDelivery:
-    return append(row, facts.Rescheduled(due_at=ahead.furthest, was_due_at=ahead.stored), now)
 
 
 def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies, now: datetime) -> list[Ahead]:
@@ -152,18 +150,16 @@ def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies,
     last = {(fact.seq, fact.route): fact for fact in transaction.execute(_last_facts(transaction.sql), wanted=wanted)}
     found = []
     for row in rows:
+        fact, asked = last.get((row.seq, row.route)), timedelta(0)
         try:
-            furthest = furthest_due(_as_last_fact(last.get((row.seq, row.route))), policies[row.route], now)
+            if fact is not None:
+                asked = asked_delay(facts.decode(fact.kind, fact.detail), as_time(fact.at))
         except (msgspec.MsgspecError, TypeError):  # another version's fact, or a hand's: `relay verify` tells of it
             continue
-        due_at = as_time(row.due_at)
+        due_at, furthest = as_time(row.due_at), furthest_due(asked, policies[row.route], now)
         if is_beyond(due_at, furthest):
             found.append(Ahead("due_at", "the delivery", due_at, furthest, row.seq, row.route))
     return found
-
-
-def _as_last_fact(row: Any) -> LastFact | None:  # noqa: ANN401  # a result row, or None
-    return None if row is None else last_fact(facts.decode_text(row.kind, row.detail), as_time(row.at))
 
 
 @cache

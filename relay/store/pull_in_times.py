@@ -18,12 +18,12 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.audit import Difference
 from relay.delivery.gates import GateKey
-from relay.delivery.policy import Policies
+from relay.delivery.policy import Policies, breaker_limits
 from relay.delivery.time_bounds import SLACK, breaker_within, within
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
 from relay.store.database import Database, Transaction
-from relay.store.gates import as_breaker
+from relay.store.gates import GATE_COLUMNS, as_breaker
 from relay.store.leases import LEASE_SECONDS
 from relay.store.sweeps import lease_seconds
 
@@ -50,7 +50,7 @@ class Ahead(msgspec.Struct, frozen=True):
 def few_ahead(transaction: Transaction, config: Config, policies: Policies) -> list[Ahead]:
     """Leases, alerts, heartbeats, sweeps and gates that lie too far ahead."""
     now = transaction.now()
-    return [*_few(transaction, config, now), *map(_Gate.ahead, _gates(transaction, policies, now))]
+    return [*_few(transaction, config, now), *(ahead for ahead, _ in _gates(transaction, policies, now))]
 
 
 def pull_in_few(database: Database, config: Config, policies: Policies) -> list[Ahead]:
@@ -69,8 +69,8 @@ def pull_in_few(database: Database, config: Config, policies: Policies) -> list[
     if gates:
         with database.write() as transaction:
             held = _gates(transaction, policies, transaction.now(), locked=True)
-            transaction.execute(_set_gates(transaction.sql), gates=rows_param(map(_Gate.as_row, held)))
-        pulled += map(_Gate.ahead, held)
+            transaction.execute(_set_gates(transaction.sql), gates=rows_param(row for _, row in held))
+        pulled += [ahead for ahead, _ in held]
     return pulled
 
 
@@ -140,30 +140,14 @@ WHERE ({time.key}) IN (SELECT {time.key} {_beyond(sql, time)} {sql.skip_locked})
 """)
 
 
-class _Gate(NamedTuple):
-    """A gate with corrected times, and the first time that was too far ahead."""
-
-    key: GateKey
-    breaker_until: datetime | None
-    window_began_at: datetime | None
-    rate_used_until: datetime | None
-    column: str
-    stored: datetime
-    furthest: datetime
-
-    def ahead(self) -> Ahead:
-        return Ahead(self.column, " ".join(self.key), self.stored, self.furthest)
-
-    def as_row(self) -> dict[str, object]:
-        return {"kind": self.key[0], "name": self.key[1], **{name: getattr(self, name) for name in _GATE_TIMES}}
-
-
 _GATE_TIMES = ("breaker_until", "window_began_at", "rate_used_until")
 
 
-def _gates(transaction: Transaction, policies: Policies, now: datetime, *, locked: bool = False) -> list[_Gate]:
-    """Gates with a time too far ahead; gates that the configuration no longer has are left alone."""
-    limits = {key: limit for policy in policies.values() for key, limit in policy.breakers.items()}
+def _gates(
+    transaction: Transaction, policies: Policies, now: datetime, *, locked: bool = False
+) -> list[tuple[Ahead, dict[str, object]]]:
+    """The first time too far ahead of each gate, and its corrected row; gates without configuration are left alone."""
+    limits = breaker_limits(policies)
     used: dict[GateKey, datetime] = {}
     for rate_limit in (rate_limit for policy in policies.values() for rate_limit in policy.rate_limits):
         used[rate_limit.key] = max(used.get(rate_limit.key, now), rate_limit.furthest(now))
@@ -179,7 +163,8 @@ def _gates(transaction: Transaction, policies: Policies, now: datetime, *, locke
         before = (breaker.until, breaker.window_began_at, rate)
         for column, was, to in zip(_GATE_TIMES, before, times, strict=True):
             if was is not None and to is not None and was != to:
-                found.append(_Gate(key, *times, column, was, to))
+                corrected = {"kind": row.kind, "name": row.name, **dict(zip(_GATE_TIMES, times, strict=True))}
+                found.append((Ahead(column, " ".join(key), was, to), corrected))
                 break
     return found
 
@@ -188,8 +173,7 @@ def _gates(transaction: Transaction, policies: Policies, now: datetime, *, locke
 def _gates_ahead(sql: Sql, *, locked: bool) -> TextClause:
     later = " OR ".join(f"g.{column} > {sql.time(':later')}" for column in _GATE_TIMES)
     return text(f"""
-SELECT g.kind, g.name, g.breaker, g.breaker_until, g.breaker_cause, g.open_count, g.failures, g.calls, g.window_began_at,
-    g.rate_used_until
+SELECT {GATE_COLUMNS}, g.rate_used_until
 FROM gate g
 WHERE {later}
 ORDER BY g.kind, g.name

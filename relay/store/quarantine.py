@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from typing import Literal
@@ -56,32 +55,26 @@ def quarantine(
     blocks = is_leased and policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
     fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
 
-    def make_dead(write: Callable[[Transaction, OpenDelivery, datetime], None]) -> facts.Dead | None:
+    def make_dead(*, alerts: bool, settles: bool) -> facts.Dead | None:
         with database.write() as transaction:
             now = transaction.lock_order()
             row = _find(transaction, key, token, now)
             if row is None:
                 return None
-            write(transaction, append(row, fact, now), now)
+            dead = append(row, fact, now)
+            if alerts:
+                note(transaction, deaths([dead]), now)
+            changed = settle_lanes(transaction, [dead], policies, now) if settles else [dead]
+            transaction.write_back(changed, relay_node)
         return fact
 
-    def with_its_alert(transaction: Transaction, dead: OpenDelivery, now: datetime) -> None:
-        note(transaction, deaths([dead]), now)
-        with_its_lane(transaction, dead, now)
-
-    def with_its_lane(transaction: Transaction, dead: OpenDelivery, now: datetime) -> None:
-        transaction.write_back(settle_lanes(transaction, [dead], policies, now), relay_node)
-
-    def by_itself(transaction: Transaction, dead: OpenDelivery, _now: datetime) -> None:
-        transaction.write_back([dead], relay_node)
-
-    for write in (with_its_alert, with_its_lane):
+    for alerts in (True, False):
         try:
-            return make_dead(write)
+            return make_dead(alerts=alerts, settles=True)
         except Exception as second:  # less of it may do
             if not blames_items(second):
                 raise
-    return make_dead(by_itself)
+    return make_dead(alerts=False, settles=False)
 
 
 def _find(transaction: Transaction, key: Key, token: int | None, now: datetime) -> OpenDelivery | None:

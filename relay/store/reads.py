@@ -8,21 +8,21 @@ from functools import cache
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql
-from inbox.db.reads import Row, plain
+from inbox.db.reads import Row
 from inbox.events.timestamps import time_text
-from relay.store.database import Database, Transaction
+from relay.store.database import Database
 
 
 def backlog(database: Database) -> list[Row]:
     """The view `backlog`: open deliveries of each route by state."""
     with database.read() as transaction:
-        return _rows(transaction, text("SELECT * FROM backlog ORDER BY route"))
+        return transaction.rows_of(text("SELECT * FROM backlog ORDER BY route"))
 
 
 def relay_nodes(database: Database) -> list[Row]:
     """Relay processes that have not stopped in order, and the age of each heartbeat."""
     with database.read() as transaction:
-        return _rows(transaction, _nodes(database.sql))
+        return transaction.rows_of(_nodes(database.sql))
 
 
 @cache
@@ -39,7 +39,7 @@ ORDER BY started_at
 def sweeps(database: Database) -> list[Row]:
     """The table `sweep_watermark`: the place of each sweep, and what the last one found."""
     with database.read() as transaction:
-        return _rows(transaction, text("SELECT * FROM sweep_watermark ORDER BY source, entity_type"))
+        return transaction.rows_of(text("SELECT * FROM sweep_watermark ORDER BY source, entity_type"))
 
 
 def dead_letters(
@@ -48,7 +48,7 @@ def dead_letters(
     """Rows of the view `dead_letter`, the newest death first."""
     with database.read() as transaction:
         since_text = None if since is None else time_text(since)
-        return _rows(transaction, _dead(database.sql), route=route, cause=cause, since=since_text, limit=limit)
+        return transaction.rows_of(_dead(database.sql), route=route, cause=cause, since=since_text, limit=limit)
 
 
 @cache
@@ -60,7 +60,3 @@ WHERE {sql.optional("route", "text")} AND {sql.optional("cause", "text")}
 ORDER BY died_at DESC, seq DESC
 LIMIT :limit
 """)
-
-
-def _rows(transaction: Transaction, statement: TextClause, **parameters: object) -> list[Row]:
-    return [plain(row._mapping) for row in transaction.execute(statement, **parameters)]  # noqa: SLF001  # SQLAlchemy's public name

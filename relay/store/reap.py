@@ -19,7 +19,7 @@ from relay.store.bulkhead import isolated
 from relay.store.clock import DatabaseClock
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text, keys_param
 from relay.store.lanes import settle_lanes
-from relay.store.leases import LEASE_SECONDS, Claimed
+from relay.store.leases import LEASE_SECONDS, Claimed, claims_param
 from relay.store.quarantine import quarantine
 
 BATCH = 200
@@ -42,7 +42,7 @@ def reap(
         seq, route and what was recorded of each.
     """
     clock = clock or DatabaseClock()
-    held = rows_param({"seq": seq, "route": route, "token": token} for seq, route, token in trusted)
+    held = claims_param(trusted)
     with database.read() as transaction:
         expired_at = time_text(clock.look(transaction))
         if not clock.is_settled() or not transaction.execute(_any_expired(database.sql), at=expired_at, trusted=held):
@@ -53,7 +53,7 @@ def reap(
         "reap",
         batch=lambda: take_back(_expired(database.sql), batch=BATCH),
         items=lambda: _expired_leases(database, at=expired_at, trusted=held),
-        part=lambda leases: take_back(_expired_of(database.sql), keys=_keys(leases)),
+        part=lambda leases: take_back(_expired_of(database.sql), keys=keys_param(lease[:2] for lease in leases)),
         alone=lambda lease, error: _set_aside(database, policies, relay_node, lease, error),
         name=lambda lease: key_text(lease[:2]),
     )
@@ -105,10 +105,6 @@ def _expired_leases(database: Database, *, at: str, trusted: str) -> list[Claime
     with database.read() as transaction:
         rows = transaction.execute(_expired_tokens(database.sql), batch=BATCH, at=at, trusted=trusted)
     return [(row.seq, row.route, row.lease_token) for row in rows]
-
-
-def _keys(leases: Iterable[Claimed]) -> str:
-    return keys_param((seq, route) for seq, route, _ in leases)
 
 
 @cache

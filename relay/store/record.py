@@ -15,7 +15,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.alerts import deaths
 from relay.delivery.facts import AnyFact
-from relay.delivery.gates import STOPPED, GateKey
+from relay.delivery.gates import STOPPED, GateKey, Report
 from relay.delivery.lifecycle import OpenDelivery, append
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
 from relay.delivery.policy import (
@@ -30,10 +30,10 @@ from relay.delivery.policy import (
     needs_history,
 )
 from relay.store.alerts import note
-from relay.store.bulkhead import isolated
+from relay.store.bulkhead import in_parts
 from relay.store.coverage import go_on_healing, heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
-from relay.store.gates import Heard, listen
+from relay.store.gates import listen
 from relay.store.lanes import settle_lanes
 from relay.store.quarantine import quarantine
 
@@ -52,13 +52,17 @@ def record(
     policies: Policies,
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
-    watched: Collection[GateKey] = (),
+    recently_failing: Collection[GateKey] = (),
 ) -> list[Recorded]:
     """Record the outcomes of attempts whose lease is still the present one; others are discarded.
 
     All are recorded when this returns, or none of those that `record_each` has not yielded when it raises.
     """
-    return [recorded for part in record_each(database, policies, relay_node, outcomes, watched) for recorded in part]
+    return [
+        recorded
+        for part in record_each(database, policies, relay_node, outcomes, recently_failing)
+        for recorded in part
+    ]
 
 
 def record_each(
@@ -66,7 +70,7 @@ def record_each(
     policies: Policies,
     relay_node: str,
     outcomes: Sequence[tuple[Delivery, Outcome]],
-    watched: Collection[GateKey] = (),
+    recently_failing: Collection[GateKey] = (),
     *,
     host_now: Callable[[], datetime] | None = None,
 ) -> Iterator[list[Recorded]]:
@@ -79,17 +83,15 @@ def record_each(
         policies: by route.
         relay_node: who has made the attempts.
         outcomes: of attempts.
-        watched: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
+        recently_failing: endpoints whose breakers have heard of trouble lately, so that they hear of successes, too.
         host_now: the clock by which fetches were timed; None: the database's own.
 
     Yields:
         What is recorded, after each commit.
     """
-    if not outcomes:
-        return
 
     def part(some: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
-        return _record(database, policies, relay_node, some, watched=watched, host_now=host_now)
+        return _record(database, policies, relay_node, some, recently_failing=recently_failing, host_now=host_now)
 
     def alone(one: tuple[Delivery, Outcome], error: Exception) -> list[Recorded]:
         delivery = one[0]
@@ -109,11 +111,10 @@ def record_each(
             return [Recorded(delivery, None, second)]
         return [Recorded(delivery, fact)]
 
-    yield from isolated(
+    yield from in_parts(
         database,
         "record",
-        batch=lambda: part(outcomes),
-        items=lambda: outcomes,
+        outcomes,
         part=part,
         alone=alone,
         name=lambda one: f"route={one[0].route} seq={one[0].seq}",
@@ -126,7 +127,7 @@ def _record(
     relay_node: str,
     handed_in: Sequence[tuple[Delivery, Outcome]],
     *,
-    watched: Collection[GateKey],
+    recently_failing: Collection[GateKey],
     host_now: Callable[[], datetime] | None,
 ) -> list[Recorded]:
     with database.write() as transaction:
@@ -135,7 +136,7 @@ def _record(
         outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
         histories = _histories(transaction, outcomes, policies)
-        breakers = listen(transaction, _reports(outcomes, leased, policies, watched), policies, now)
+        breakers = listen(transaction, _reports(outcomes, leased, policies, recently_failing), policies, now)
         changed: list[OpenDelivery] = []
         recorded: list[Recorded] = []
         for delivery, outcome in outcomes:
@@ -154,8 +155,14 @@ def _record(
         delivered = [row for row in changed if isinstance(row.facts[-1], facts.DeliveredFact | facts.UnchangedFact)]
         healing = heal(transaction, delivered, policies, now)
         transaction.write_back(settle_lanes(transaction, [*changed, *healing.ended], policies, now), relay_node)
-        done = [o for o in outcomes if (o[0].seq, o[0].route, o[0].lease_token) in leased]
-        remember_delivered(transaction, [row for outcome in done for row in _last_delivered(*outcome)])
+        remember_delivered(
+            transaction,
+            [
+                success_row(delivery.route, delivery.lane, (delivery.occurred_at, delivery.seq), outcome)
+                for delivery, outcome in outcomes
+                if isinstance(outcome, Delivered) and (delivery.seq, delivery.route, delivery.lease_token) in leased
+            ],
+        )
         go_on_healing(transaction, healing.unfinished)
     return recorded
 
@@ -195,16 +202,16 @@ def _reports(
     outcomes: Iterable[tuple[Delivery, Outcome]],
     leased: Collection[tuple[int, str, int]],
     policies: Policies,
-    watched: Collection[GateKey],
-) -> Iterator[Heard]:
+    recently_failing: Collection[GateKey],
+) -> Iterator[Report]:
     """The reports for the breakers: every failure, and successes where there were failures lately."""
     for delivery, outcome in outcomes:
         policy = policies.get(delivery.route, UNKNOWN_ROUTE)
         if (delivery.seq, delivery.route, delivery.lease_token) not in leased:
             continue
-        for endpoint, health, why in breaker_reports(outcome, policy):
-            if health != "well" or endpoint in watched:
-                yield Heard(endpoint, health, why)
+        for report in breaker_reports(outcome, policy):
+            if report.health != "well" or report.key in recently_failing:
+                yield report
 
 
 def _histories(
@@ -235,17 +242,19 @@ ORDER BY l.id
 """)
 
 
-def _last_delivered(delivery: Delivery, outcome: Outcome) -> Iterator[dict[str, object]]:
-    if isinstance(outcome, Delivered):
-        yield {
-            "route": delivery.route,
-            "lane": delivery.lane,
-            "occurred_at": delivery.occurred_at,
-            "seq": delivery.seq,
-            "fetch_began_at": outcome.fetch_began_at,
-            "last_modified": outcome.last_modified,
-            "applied_hash": outcome.applied_hash,
-        }
+def success_row(
+    route: str, lane: str, key: tuple[datetime, int], success: Delivered | facts.DeliveredFact
+) -> dict[str, object]:
+    """The row of `lane` that remembers a success."""
+    return {
+        "route": route,
+        "lane": lane,
+        "occurred_at": key[0],
+        "seq": key[1],
+        "fetch_began_at": success.fetch_began_at,
+        "last_modified": success.last_modified,
+        "applied_hash": success.applied_hash,
+    }
 
 
 def remember_delivered(transaction: Transaction, rows: Iterable[Mapping[str, object]]) -> None:

@@ -12,13 +12,13 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.config.routing import lane_of
-from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.errors import UnreadableLog
 from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.lifecycle import OpenDelivery, State, fold
 from relay.delivery.policy import Policies
-from relay.store.database import ROW, Key, Transaction, as_open_delivery, keys_param
+from relay.store.database import ROW, Key, Transaction, as_open_delivery, fields_param, keys_param
 from relay.store.lanes import settle_lanes
 
 
@@ -57,8 +57,13 @@ def take_up(
     ended = {(row.seq, row.route) for row in found if row.state is State.ENDED}
     reopened = [row for row in again if (row.seq, row.route) in ended]
     if reopened:
-        transaction.execute(_reopen(transaction.sql), reopened=rows_param(_reopened(row) for row in reopened))
+        insert(transaction, reopened)
     transaction.write_back(settle_lanes(transaction, again, policies, transaction.now()), relay_node)
+
+
+def insert(transaction: Transaction, deliveries: Iterable[OpenDelivery]) -> None:
+    """Insert rows of these deliveries, as received; settling their lanes gives them their state."""
+    transaction.execute(_insert(transaction.sql), new=fields_param(deliveries, _NEW))
 
 
 def _readable(history: Sequence[Any]) -> list[facts.AnyFact]:
@@ -69,8 +74,8 @@ def _readable(history: Sequence[Any]) -> list[facts.AnyFact]:
 
 def _decoded(row: Any) -> facts.AnyFact:  # noqa: ANN401  # a result row
     try:
-        return facts.decode(row.kind, as_json(row.detail))
-    except (msgspec.ValidationError, ValueError, TypeError, RecursionError) as error:
+        return facts.decode(row.kind, row.detail)
+    except (msgspec.MsgspecError, RecursionError) as error:
         if row.kind not in facts.KINDS:
             raise UnreadableLog(f"fact {row.id}, a {row.kind}, is of a newer version: let that do it") from error
         raise UnreadableLog(f"fact {row.id}, a {row.kind}, can't be read: relay rebuild puts that right") from error
@@ -92,10 +97,6 @@ def _from_facts(event: Any, history: Sequence[facts.AnyFact], config: Config) ->
     )
 
 
-def _reopened(row: OpenDelivery) -> dict[str, object]:
-    return {"seq": row.seq, "route": row.route, "lane": row.lane, "occurred_at": row.occurred_at, "run": row.run}
-
-
 def _wanted(sql: Sql) -> str:
     return sql.rows("wanted", seq="bigint", route="text")
 
@@ -113,7 +114,7 @@ ORDER BY o.seq, o.route
 @cache
 def _history(sql: Sql) -> TextClause:
     return text(f"""
-SELECT l.seq, l.route, l.id, l.kind, l.detail
+SELECT l.seq, l.route, l.id, l.kind, CAST(l.detail AS text) AS detail
 FROM {_wanted(sql)} JOIN delivery_log l ON l.seq = wanted.seq AND l.route = wanted.route
 ORDER BY l.id
 """)
@@ -128,10 +129,12 @@ ORDER BY i.seq, wanted.route
 """)
 
 
+_NEW = {"seq": "bigint", "route": "text", "lane": "text", "occurred_at": "time", "run": "int"}
+
+
 @cache
-def _reopen(sql: Sql) -> TextClause:
-    rows = sql.rows("reopened", seq="bigint", route="text", lane="text", occurred_at="time", run="int")
+def _insert(sql: Sql) -> TextClause:
     return text(f"""
 INSERT INTO open_delivery (seq, route, lane, occurred_at, state, run)
-SELECT seq, route, lane, occurred_at, 'received', run FROM {rows}
+SELECT seq, route, lane, occurred_at, 'received', run FROM {sql.rows("new", **_NEW)}
 """)

@@ -53,8 +53,7 @@ def sequence(database: Database, policies: Policies, relay_node: str, batch: int
 
 def _sequence_next(database: Database, policies: Policies, relay_node: str, batch: int) -> int:
     with database.arrivals.look() as begin:
-        statement = _received(database.sql)
-        return _sequence(database, policies, relay_node, statement, batch=batch, begin_seq=begin or 0)
+        return _sequence(database, policies, relay_node, _RECEIVED, batch=batch, begin_seq=begin or 0)
 
 
 def _sequence(
@@ -85,9 +84,7 @@ def _look_from(database: Database, seq: int) -> None:
         database.arrivals.at = seq - SEQS_OUT_OF_ORDER
 
 
-@cache
-def _received(sql: Sql) -> TextClause:  # noqa: ARG001  # the same on both, like its neighbours in form
-    return text(f"""
+_RECEIVED = text(f"""
 SELECT {ROW} FROM open_delivery o WHERE o.state = 'received' AND o.seq >= :begin_seq ORDER BY o.seq LIMIT :batch
 """)
 

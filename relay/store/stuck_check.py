@@ -8,11 +8,12 @@ from typing import Literal
 import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, as_json, rows_param
+from inbox.db.dialect import Sql, rows_param
 from inbox.db.views import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
 from relay.delivery.policy import Policies
 from relay.store.database import Database
 from relay.store.gates import read_gates
+from relay.store.nodes import failing_steps
 from relay.store.paused_entities import not_paused, paused_param
 from relay.store.scan_positions import PAGE
 
@@ -62,15 +63,14 @@ class Trouble(msgspec.Struct, frozen=True):
 def relays_in_trouble(database: Database) -> list[Trouble]:
     """Relays that run and whose steps fail, and hosts whose relays die soon after they start."""
     with database.read() as transaction:
-        failing = transaction.execute(_failing(database.sql), ago=-float(GONE_SECONDS))
+        failing = failing_steps(transaction)
         loops = transaction.execute(
             _loops(database.sql), ago=-float(GONE_SECONDS), within=-float(CRASH_LOOP_SECONDS), deaths=CRASH_LOOP_DEATHS
         )
     return [
         *(
-            Trouble("failing", None, f"relay {row.host} pid {row.pid}: step {step} fails: {error}")
-            for row in failing
-            for step, error in as_json(row.failing).items()
+            Trouble("failing", None, f"relay {host} pid {pid}: step {step} fails: {error}")
+            for host, pid, step, error in failing
         ),
         *(
             Trouble("crash_loop", None, f"host {row.host}: {row.deaths} relays died soon after they had started")
@@ -108,16 +108,6 @@ _BLOCKED = text("""
 SELECT b.route, count(*) AS lanes FROM (SELECT route FROM open_delivery WHERE state = 'blocked' LIMIT :most) b
 GROUP BY b.route
 ORDER BY b.route
-""")
-
-
-@cache
-def _failing(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT n.host, n.pid, n.failing FROM relay_node n
-WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL
-  AND n.heartbeat_at >= {sql.plus_seconds(f"(SELECT {sql.now})", ":ago")}
-ORDER BY n.host, n.pid
 """)
 
 

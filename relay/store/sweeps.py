@@ -107,8 +107,8 @@ def missing(
 ) -> list[Listed]:
     """Entities of which the inbox has no event of their last change, or a later one, on all of these routes.
 
-    An event that took others says nothing where the change was to be told. What a sweep has added for this very change is
-    there, whatever routes it took: it can't be added again.
+    An event that took other routes reports nothing to these. An event that a sweep has added for this very change counts
+    on whatever routes it took: it can't be added again.
     """
     rows = [
         {
@@ -132,24 +132,25 @@ def missing(
     return [each for each in listed if each.id in ids]
 
 
-class Found(msgspec.Struct, frozen=True):
-    """The result of a complete sweep."""
+class Swept(msgspec.Struct, frozen=True):
+    """The progress of a sweep."""
 
     source: str
     entity_type: str
+    since: datetime
     until: datetime
-    """Every change up to here has been compared."""
-    compared: int
-    missed: int
-    added: int
+    """The latest change that was compared."""
+    compared: int = 0
+    missed: int = 0
+    added: int = 0
 
 
-def finish(database: Database, found: Found, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
-    """Record what was found; `node` gives its turn back. A watermark never goes back."""
+def finish(database: Database, swept: Swept, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
+    """Record a complete sweep; `node` gives its turn back. A watermark never goes back."""
     with database.write() as transaction:
         now = transaction.lock_order()
-        values = {**msgspec.structs.asdict(found), "until": time_text(found.until), "node": node}
-        transaction.execute(_finish(database.sql), **values)
+        figures = {name: getattr(swept, name) for name in ("source", "entity_type", "compared", "missed", "added")}
+        transaction.execute(_finish(database.sql), until=time_text(swept.until), node=node, **figures)
         note(transaction, alerts, now)
 
 
@@ -166,15 +167,15 @@ def _missing(sql: Sql) -> TextClause:
     not cut to the second, so that an earlier one in the second of the change is of another change.
     """
     late = "(i.occurred_at >= listed.modified OR i.occurred_at IN (listed.milliseconds, listed.seconds))"
-    told = f"({late} AND {sql.has_all('i.routes', 'routes')})"
+    reported = f"({late} AND {sql.has_all('i.routes', 'routes')})"
     of_entity = "i.source = :source AND i.entity_type = :entity_type AND i.entity_id = listed.id"
     columns = {"id": "text", "modified": "time", "milliseconds": "time", "seconds": "time", "key": "text"}
     return text(f"""
 SELECT listed.id
 FROM {sql.rows("listed", **columns)}
 WHERE CASE
-    WHEN (SELECT {told} FROM inbox i WHERE {of_entity} ORDER BY i.seq DESC LIMIT 1) THEN false
-    WHEN EXISTS (SELECT 1 FROM inbox i WHERE {of_entity} AND {told}) THEN false
+    WHEN (SELECT {reported} FROM inbox i WHERE {of_entity} ORDER BY i.seq DESC LIMIT 1) THEN false
+    WHEN EXISTS (SELECT 1 FROM inbox i WHERE {of_entity} AND {reported}) THEN false
     ELSE (SELECT i.seq FROM inbox i WHERE i.source = :source AND i.dedup_key = listed.key LIMIT 1) IS NULL END
 """)
 

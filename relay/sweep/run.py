@@ -26,6 +26,7 @@ from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.gates import acquire_rate
+from relay.store.sweeps import Swept
 from relay.sweep.pages import BEFORE_A_CALL, Pages
 from relay.sync.cursor import EVERYTHING, Listed
 
@@ -35,24 +36,6 @@ MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
 WAITED_AT_A_TIME = 1.0
 """Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
-
-
-class Swept(msgspec.Struct, frozen=True):
-    """The progress of a sweep."""
-
-    source: str
-    entity_type: str
-    since: datetime
-    until: datetime
-    """The latest change that was compared."""
-    compared: int = 0
-    missed: int = 0
-    added: int = 0
-
-    @property
-    def found(self) -> sweeps.Found:
-        """The result that is stored when the sweep has ended."""
-        return sweeps.Found(self.source, self.entity_type, self.until, self.compared, self.missed, self.added)
 
 
 class Sweeping:
@@ -188,5 +171,6 @@ def add_events(database: Database, events: Sequence[Event]) -> int:
         batch = events[begin : begin + MOST_ADDED_AT_ONCE]
         with database.write() as transaction:
             transaction.rows = len(batch)
+            transaction.hurry()  # another receiver's or sweep's transaction may hold a key
             added += sum(seq is not None for seq in intake.append(transaction.connection, batch))
     return added

@@ -24,7 +24,8 @@ from relay.steps import Steps
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.gates import read_gates
-from relay.sweep.run import Sweeping, Swept
+from relay.store.sweeps import Swept
+from relay.sweep.run import Sweeping
 
 LOOK_EVERY_SECONDS = 1.0
 AGAIN_SECONDS = 300.0
@@ -119,18 +120,18 @@ class Sweeper:
         self._so_far = None
         try:
             swept = self._sweep(sweeping, turn)
-            self._ended(sweeping, turn, swept)
-        except SweepFailed as error:
-            if self._stop.is_set():
-                self._ended(sweeping, turn, None)
+            if swept is None:
+                self._broke_off(sweeping, turn, None)
             else:
-                self._failed(sweeping, turn, str(error))
+                self._ended(sweeping, turn, swept)
+        except SweepFailed as error:
+            self._broke_off(sweeping, turn, None if self._stop.is_set() else str(error))
         except DBAPIError as error:
             self._observer.database_trouble("sweeping", error)
             # Tried once more, as only this transaction may have failed; else the sweep is due again when its lease expires.
-            self._failed(sweeping, turn, f"the database: {error_text(error)}")
+            self._broke_off(sweeping, turn, f"the database: {error_text(error)}")
         except Exception as error:
-            self._failed(sweeping, turn, error_text(error))
+            self._broke_off(sweeping, turn, error_text(error))
             raise
         finally:
             sweeping.close()
@@ -150,30 +151,23 @@ class Sweeper:
                     renew_at = steady() + RENEW_EVERY_SECONDS
         return swept
 
-    def _ended(self, sweeping: Sweeping, turn: sweeps.Turn, swept: Swept | None) -> None:
-        if swept is None:
-            sweeps.give_back(self._database, turn, *self._found_so_far(sweeping))
-            self._observe_so_far(sweeping)
-            return
+    def _ended(self, sweeping: Sweeping, turn: sweeps.Turn, swept: Swept) -> None:
         alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
-        sweeps.finish(self._database, swept.found, turn.node, alerts)
-        self._observer.swept(sweeping.subject, swept.found)
+        sweeps.finish(self._database, swept, turn.node, alerts)
+        self._observer.swept(sweeping.subject, swept)
 
-    def _failed(self, sweeping: Sweeping, turn: sweeps.Turn, error: str) -> None:
-        alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
-        missed, alerts = self._found_so_far(sweeping)
-        sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
-        self._observer.sweep_failed(sweeping.subject, error)
-        self._observe_so_far(sweeping)
-
-    def _found_so_far(self, sweeping: Sweeping) -> tuple[int, list[Alert]]:
-        """Return the changes missed by a stopped sweep: they are added already, so the next one doesn't find them."""
-        swept = self._so_far
-        return (swept.missed, [_missed(sweeping, swept)]) if swept is not None and swept.missed else (0, [])
-
-    def _observe_so_far(self, sweeping: Sweeping) -> None:
-        if self._so_far is not None and self._so_far.missed:
-            self._observer.swept_in_part(sweeping.subject, self._so_far.found)
+    def _broke_off(self, sweeping: Sweeping, turn: sweeps.Turn, error: str | None) -> None:
+        """Record a sweep that failed, or was stopped, with what it has added: the next one doesn't find that again."""
+        found = self._so_far if self._so_far is not None and self._so_far.missed else None
+        missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
+        if error is None:
+            sweeps.give_back(self._database, turn, missed, alerts)
+        else:
+            alert = Alert("sweep_failed", sweeping.subject, firing=True, detail={"error": error})
+            sweeps.fail(self._database, turn, error, [alert, *alerts], missed)
+            self._observer.sweep_failed(sweeping.subject, error)
+        if found is not None:
+            self._observer.swept_in_part(sweeping.subject, found)
 
     def _turn(self, sweeping: Sweeping) -> sweeps.Turn:
         table = sweeping.table

@@ -244,7 +244,7 @@ ITEM_SCENES: dict[Step, Callable[[str, Engine, Downstream], Scene]] = {
 
 
 def _has_something_unused(_engine: Engine, relay: Relay) -> None:
-    relay._unused.append((1, ROUTE, 1))
+    relay._to_give_back.append((1, ROUTE, 1))
 
 
 def _asks(engine: Engine, _relay: Relay) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-import msgspec
 from hypothesis import given
 
 from relay.delivery import facts
 from relay.delivery.audit import Account, Logged, account
 from relay.delivery.lifecycle import FoldedState, State, fold
-from tests.core.test_lifecycle import EXAMPLES, histories
+from tests.core.test_lifecycle import histories
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 OLD, YOUNG = NOW - timedelta(days=8), NOW - timedelta(days=6)
@@ -72,9 +71,3 @@ def test_what_was_delivered_and_what_stands_for_it_are_told() -> None:
     assert of((DELIVERED, 1), (facts.Replayed(who="ann", why="again"), 0)).delivered == DELIVERED
     assert of((facts.Superseded(by=7), 0)).superseded_by == 7
     assert of((facts.Superseded(by=7), 0), (facts.Replayed(who="ann", why="again"), 0)).superseded_by is None
-
-
-def test_every_kind_of_fact_can_be_read_back_from_its_text() -> None:
-    for fact in EXAMPLES.values():
-        text = msgspec.json.encode(facts.detail_of(fact)).decode()
-        assert facts.decode_text(facts.kind_of(fact), text) == fact

@@ -120,10 +120,10 @@ def test_the_shortest_time_to_open_for_comes_to_the_longest_that_can_be_configur
 def test_successes_are_of_interest_while_there_was_trouble_lately() -> None:
     limits = {CRM: LIMITS}
     failed = {CRM: after("unwell")}
-    assert Gates(NOW, breakers=failed).troubled(limits) == {CRM}
-    assert Gates(NOW + seconds(60), breakers=failed).troubled(limits) == frozenset()
-    assert Gates(NOW + seconds(60), breakers={CRM: after("refused")}).troubled(limits) == {CRM}
-    assert Gates(NOW, breakers={CRM: Breaker()}).troubled(limits) == frozenset()
+    assert Gates(NOW, breakers=failed).recently_failing(limits) == {CRM}
+    assert Gates(NOW + seconds(60), breakers=failed).recently_failing(limits) == frozenset()
+    assert Gates(NOW + seconds(60), breakers={CRM: after("refused")}).recently_failing(limits) == {CRM}
+    assert Gates(NOW, breakers={CRM: Breaker()}).recently_failing(limits) == frozenset()
 
 
 # --- rates

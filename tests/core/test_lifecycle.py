@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,7 +120,8 @@ def test_crashes_are_counted_in_a_row() -> None:
 
 @pytest.mark.parametrize("fact", EXAMPLES.values(), ids=[step.value for step in EXAMPLES])
 def test_a_fact_survives_the_log(fact: facts.AnyFact) -> None:
-    assert facts.decode(facts.kind_of(fact), facts.detail_of(fact)) == fact
+    logged = msgspec.json.encode(facts.detail_of(fact)).decode()
+    assert facts.decode(facts.kind_of(fact), logged) == fact
 
 
 def walk(choices: list[int]) -> Iterator[OpenDelivery]:

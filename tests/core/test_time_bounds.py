@@ -14,7 +14,7 @@ from relay.delivery import facts
 from relay.delivery.gates import Breaker, BreakerState, RateLimit, after_result, probe
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import LONGEST_RETRY_AFTER, RoutePolicy, Schedule, decide
-from relay.delivery.time_bounds import SLACK, LastFact, breaker_within, furthest_due, is_beyond, last_fact, within
+from relay.delivery.time_bounds import SLACK, asked_delay, breaker_within, furthest_due, is_beyond, within
 from tests.helpers.delivering import a_delivery
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,29 +52,27 @@ def test_what_a_failed_attempt_has_asked_for_is_never_too_far_ahead_while_the_cl
     fact = decide(delivery, Failed((), error_class, "503", retry_after), policy, NOW)  # type: ignore[arg-type]  # a class, drawn
     if isinstance(fact, facts.AttemptFailed):
         recorded_at = NOW + timedelta(milliseconds=3)
-        assert not is_beyond(fact.due_at, furthest_due(last_fact(fact, recorded_at), policy, recorded_at + passed))
+        assert not is_beyond(fact.due_at, furthest_due(asked_delay(fact, recorded_at), policy, recorded_at + passed))
 
 
 @given(spans, steps_back, st.floats(0, 30 * 86400))
 def test_after_a_step_back_it_is_due_after_the_delay_it_had_asked_for(
     asked: timedelta, back: timedelta, later: float
 ) -> None:
-    told = LastFact(NOW, NOW + asked)
     now = NOW - back + timedelta(seconds=later)
-    furthest = furthest_due(told, POLICY, now)
+    furthest = furthest_due(asked, POLICY, now)
     assert now <= furthest <= now + min(asked, LONGEST_RETRY_AFTER)
-    again = LastFact(now, furthest)  # the fact that this becomes
-    assert furthest_due(again, POLICY, now) == furthest, "and once is enough"
+    again = facts.Rescheduled(due_at=furthest, was_due_at=NOW + asked)
+    assert furthest_due(asked_delay(again, now), POLICY, now) == furthest, "and once is enough"
 
 
 @given(steps_back)
 def test_what_was_never_attempted_may_be_due_no_later_than_now(ahead: timedelta) -> None:
-    assert furthest_due(None, POLICY, NOW) == NOW
-    assert furthest_due(last_fact(facts.Abandoned(relay_node="r1"), NOW + ahead), POLICY, NOW) == NOW
+    assert furthest_due(asked_delay(facts.Abandoned(relay_node="r1"), NOW + ahead), POLICY, NOW) == NOW
 
 
 def test_a_fact_that_asks_for_more_than_the_schedule_and_any_answer_may_gets_no_more() -> None:
-    by_hand = LastFact(NOW, NOW + timedelta(days=400))
+    by_hand = timedelta(days=400)
     assert furthest_due(by_hand, POLICY, NOW) == NOW + LONGEST_RETRY_AFTER
     slow = policy_of(Retry(schedule=(Duration(30 * 86400),), jitter=0.5))
     assert furthest_due(by_hand, slow, NOW) == NOW + timedelta(days=45)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -16,10 +17,12 @@ from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.store import claim
 from relay.store.database import Database
+from tests.flow.test_daemon_order import nobody_can_order
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, always_well, never_greeting, serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import down
 from tests.helpers.reading import count as count_rows
 from tests.helpers.reading import rows
@@ -98,6 +101,22 @@ def test_what_can_not_be_given_back_at_once_is_given_back_when_the_database_is_w
         assert kinds(engine) == ["delivered"]
     assert open_states(engine) == {"ready": 2}
     assert count_rows(engine, "open_delivery WHERE attempt > 0") == 0
+
+
+@ON_POSTGRES
+def test_what_is_unstarted_is_given_back_though_another_has_the_order_lock_all_the_while(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    fill(database_url, [(f"u{n}", moment(n)) for n in range(3)])
+    held = Held()
+    with serving(tmp_path / "arrivals.jsonl", held) as downstream, contextlib.ExitStack() as trouble:
+        with running(engine, downstream, grace_seconds=0.0, concurrency=1):
+            until(lambda: held.seqs, "one has begun")
+            until(lambda: open_states(engine) == {"in_flight": 3}, "all are claimed")
+            trouble.enter_context(nobody_can_order(engine))
+        held.go.set()
+    assert open_states(engine) == {"ready": 2, "in_flight": 1}
+    assert count_rows(engine, "open_delivery WHERE state = 'ready' AND attempt > 0") == 0
 
 
 def test_what_was_cut_unsent_while_the_database_was_away_is_given_back_when_it_returns(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -44,7 +45,7 @@ def disagreements(arrived: set[Key], facts: Iterable[Row], open_rows: Iterable[R
     """Everything that is wrong, given what has arrived, `delivery_log` by id, and `open_delivery`."""
     history: dict[Key, list[AnyFact]] = defaultdict(list, {key: [] for key in arrived})
     for row in facts:
-        history[row["seq"], row["route"]].append(decode(row["kind"], as_json(row["detail"])))
+        history[row["seq"], row["route"]].append(decode(row["kind"], json.dumps(as_json(row["detail"]))))
     present = {(row["seq"], row["route"]): row for row in open_rows}
     for key in sorted(history.keys() | present.keys()):
         yield from _disagrees(key, history[key], present.get(key))

@@ -33,4 +33,5 @@ def look_again_by_the_events_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(examine, "_events", events)
         return found
 
-    monkeypatch.setattr(rebuild, "examine", look_at_all)
+    for module in (examine, rebuild):
+        monkeypatch.setattr(module, "examine", look_at_all)

@@ -19,9 +19,9 @@ class Transactions:
         self.facts: list[int] = []
         execute, begin = Transaction.execute, Transaction.__init__
 
-        def begun(transaction: Transaction, *arguments: Any) -> None:  # noqa: ANN401  # passed through
+        def begun(transaction: Transaction, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # passed through
             self.rows.append(0)
-            begin(transaction, *arguments)
+            begin(transaction, *arguments, **named)
 
         def executed(transaction: Transaction, statement: TextClause, **parameters: object) -> list[Any]:
             rows = execute(transaction, statement, **parameters)

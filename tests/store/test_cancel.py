@@ -7,8 +7,7 @@ import msgspec
 from inbox.events.event import Enrolment
 from relay.delivery.outcome import Delivered, Failed
 from relay.store.audit.verify import verify
-from relay.store.operator import commands
-from relay.store.operator.selection import Choice, Selection
+from relay.store.operator.selection import Choice, Selection, preview
 from relay.store.record import record
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, Steps, an_event
@@ -101,7 +100,7 @@ def test_a_replay_does_not_undo_what_was_delivered_later_unless_it_is_forced(ste
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    assert commands.plan(steps.database, Choice("replay", Selection(seq=1), CONFIG), None).overtaken == 1
+    assert preview(steps.database, Choice("replay", Selection(seq=1), CONFIG), None).overtaken == 1
     assert replay_all(steps.database, Selection(seq=1)) == 0
     assert steps.states() == [(1, "strict", "dead")]
     assert replay_all(steps.database, Selection(seq=1), force=True) == 1

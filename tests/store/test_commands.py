@@ -15,7 +15,7 @@ from relay.store import gates
 from relay.store.claim import claim
 from relay.store.operator import commands
 from relay.store.operator.commands import MOST_OPEN
-from relay.store.operator.selection import Choice, Selection
+from relay.store.operator.selection import Choice, Selection, preview
 from relay.store.record import record
 from tests.store.conftest import POLICIES, Steps, an_event
 from tests.store.test_replay import CONFIG
@@ -269,9 +269,9 @@ def test_what_a_plan_shows_is_a_sample_a_count_and_what_is_left_out(steps: Steps
     for _ in range(7):
         steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    planned = commands.plan(steps.database, Choice("replay", Selection(), CONFIG), 5)
+    planned = preview(steps.database, Choice("replay", Selection(), CONFIG), 5)
     assert (planned.count, len(planned.sample), planned.overtaken) == (7, 5, 7)
-    forced = commands.plan(steps.database, Choice("replay", Selection(force=True), CONFIG), None)
+    forced = preview(steps.database, Choice("replay", Selection(force=True), CONFIG), None)
     assert (forced.count, len(forced.sample), forced.overtaken) == (7, 7, 0)
 
 

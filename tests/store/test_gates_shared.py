@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from inbox.config.retry import BreakerLimits, Retry
 from inbox.config.types import Duration
-from relay.delivery.gates import Breaker, ClaimFilter, Gate, GateKey, RateLimit, entity_key
+from relay.delivery.gates import Breaker, ClaimFilter, Gate, GateKey, RateLimit, Report, entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
 from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store import gates
@@ -286,7 +286,7 @@ def test_neither_do_a_claim_and_the_attempts_that_breakers_hear_of(steps: Steps,
     def hear() -> None:
         with steps.database.write() as transaction:
             now = transaction.lock_order()
-            reports = [gates.Heard(CRM, "unwell", "503"), gates.Heard(IDENTITY, "unwell", "503")]
+            reports = [Report(CRM, "unwell", "503"), Report(IDENTITY, "unwell", "503")]
             gates.listen(transaction, reports, limits, now)
 
     operations: dict[str, Callable[[], object]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def test_a_contradiction_is_put_right_by_a_fact_that_says_who_and_why(lived_in: 
     mend(lived_in.database)
 
     (row,) = lived_in.rows("SELECT detail FROM delivery_log WHERE seq = 1 ORDER BY id DESC LIMIT 1")
-    corrected = facts.decode("corrected", row["detail"])
+    corrected = facts.decode("corrected", json.dumps(row["detail"]))
     assert isinstance(corrected, facts.Corrected)
     assert (corrected.state, corrected.attempt, corrected.who) == ("ended", 1, "ann")
     assert "delivered can't happen to a delivery that is ended" in corrected.why

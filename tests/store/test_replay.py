@@ -20,7 +20,7 @@ from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.replay import replay
-from relay.store.operator.selection import Choice, Plan, Selection
+from relay.store.operator.selection import Choice, Plan, Selection, preview
 from relay.store.record import record
 from tests.helpers.commanding import carry_out
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
@@ -57,7 +57,7 @@ def replay_all(database: Database, selection: Selection, config: Config = CONFIG
 
 
 def plan(database: Database, selection: Selection) -> Plan:
-    return commands.plan(database, Choice("replay", selection, CONFIG), None)
+    return preview(database, Choice("replay", selection, CONFIG), None)
 
 
 def keys(planned: Plan) -> list[tuple[int, str]]:
@@ -339,7 +339,7 @@ def test_what_the_route_would_not_take_is_not_meant_by_everything(steps: Steps) 
         picky = msgspec.structs.replace(CONFIG.routes["strict"], when=when)
         config = msgspec.structs.replace(CONFIG, routes={"strict": picky})
         choice = Choice("replay", Selection(route="strict", everything=True), config)
-        assert commands.plan(steps.database, choice, None).count == meant
+        assert preview(steps.database, choice, None).count == meant
     since = Selection(route="strict", everything=True, since=START + timedelta(seconds=1))
     assert plan(steps.database, since).count == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.config.model import Config
+from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.delivery.outcome import Delivered
@@ -22,7 +24,7 @@ from relay.store.leases import give_back
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
 from relay.store.reap import reap
-from relay.store.record import Recorded, record, record_each
+from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
@@ -146,34 +148,70 @@ def test_behind_many_heads_that_can_not_be_loaded_the_next_are_claimed_at_once(s
     assert states(steps) == {"dead": 8, "in_flight": 2}
 
 
-@ON_POSTGRES
-def test_a_row_that_stays_locked_keeps_no_other_from_being_ordered(
-    steps: Steps, receive: Callable[..., list[int | None]]
-) -> None:
+Work = Callable[[], object]
+
+
+def ordering(steps: Steps, receive: Callable[..., list[int | None]]) -> Work:
     receive(*TEN)
-    with (
-        locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"),
-        pytest.raises(DBAPIError, match="lock timeout"),
-    ):
-        sequence(steps.database, POLICIES, "r1")
-    assert states(steps) == {"ready": 9, "received": 1}
-    assert sequence(steps.database, POLICIES, "r1") == 1
+    return lambda: sequence(steps.database, POLICIES, "r1")
 
 
-@ON_POSTGRES
-def test_a_row_that_stays_locked_keeps_no_other_from_being_recorded(steps: Steps) -> None:
+def recording(steps: Steps, _receive: Callable[..., list[int | None]]) -> Work:
     steps.arrive(*TEN)
     outcomes = [(delivery, DONE) for delivery in claim(steps.database, "r1", [(["strict"], 10)])]
-    recorded: list[Recorded] = []
-    parts = record_each(steps.database, POLICIES, "r1", outcomes)
-    with (
-        locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"),
-        pytest.raises(DBAPIError, match="lock timeout"),
-    ):
-        recorded.extend(one for part in parts for one in part)
-    assert (len(recorded), steps.states()) == (9, [(3, "strict", "in_flight")])
-    record(steps.database, POLICIES, "r1", outcomes)
-    assert steps.states() == []
+    return lambda: record(steps.database, POLICIES, "r1", outcomes)
+
+
+def giving_back(steps: Steps, _receive: Callable[..., list[int | None]]) -> Work:
+    steps.arrive(*TEN)
+    claimed = list(map(claim_of, claim(steps.database, "r1", [(["strict"], 10)])))
+    return lambda: give_back(steps.database, POLICIES, "r1", claimed)
+
+
+def cancelling(steps: Steps, _receive: Callable[..., list[int | None]]) -> Work:
+    steps.arrive(*TEN)
+    for seq in (2, 3, 4):
+        commands.ask(steps.database, "cancel", Selection(seq=seq), who="kim", why="no")
+    working = commands.OpenCommands(steps.database)
+
+    def work() -> None:
+        working.work(CONFIG, POLICIES)
+        for _, error in working.busy:
+            raise error
+
+    return work
+
+
+@ON_POSTGRES
+@pytest.mark.parametrize(
+    ("step", "meanwhile", "then"),
+    [
+        (ordering, {"ready": 9, "received": 1}, {"ready": 10}),
+        (recording, {"in_flight": 1}, {}),
+        (giving_back, {"ready": 9, "in_flight": 1}, {"ready": 10}),
+        (cancelling, {"ready": 8}, {"ready": 7}),
+    ],
+)
+def test_a_row_that_stays_locked_keeps_no_other_waiting_and_is_itself_waited_for_once(
+    steps: Steps,
+    receive: Callable[..., list[int | None]],
+    step: Callable[[Steps, Callable[..., list[int | None]]], Work],
+    meanwhile: dict[str, int],
+    then: dict[str, int],
+) -> None:
+    """The waiting transaction has the order lock: all other relays would wait as long at each retry of the step."""
+    work = step(steps, receive)
+    took = []
+    with locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
+        for _ in range(3):
+            began = time.monotonic()
+            with pytest.raises(DBAPIError, match="lock timeout"):
+                work()
+            took.append(time.monotonic() - began)
+        assert states(steps) == meanwhile
+    work()
+    assert states(steps) == then
+    assert min(took[1:]) < LOCK_TIMEOUT_SECONDS <= took[0]
 
 
 @ON_POSTGRES

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from inbox.config.retry import BreakerLimits
-from relay.delivery.gates import GateKey, RateLimit, entity_key
+from relay.delivery.gates import GateKey, RateLimit, Report, entity_key
 from relay.delivery.outcome import Delivered, Failed
 from relay.delivery.policy import RoutePolicy
 from relay.store import gates, nodes
@@ -120,7 +120,7 @@ def test_what_a_breaker_or_a_rate_holds_back_is_not_stuck(steps: Steps, database
     assert stuck(database) == []
     assert stuck(database, msgspec.structs.replace(POLICY, rate_limits=())) == ["strict"]
     with database.write() as transaction:
-        gates.listen(transaction, [gates.Heard(CRM, "refused", "401")], {"strict": POLICY}, transaction.lock_order())
+        gates.listen(transaction, [Report(CRM, "refused", "401")], {"strict": POLICY}, transaction.lock_order())
     assert stuck(database, msgspec.structs.replace(POLICY, rate_limits=())) == []
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import msgspec
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 from tenacity import wait_none
 
+from inbox.db import intake
+from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from inbox.errors import SweepFailed
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
@@ -18,11 +22,13 @@ from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store import sweeps
 from relay.store.database import Database
+from relay.store.sweeps import Swept
 from relay.sweep import pages
-from relay.sweep.run import Sweeping, Swept
+from relay.sweep.run import Sweeping
 from relay.sync.cursor import Listed
 from tests.destinations.scripted import serving
 from tests.helpers.directory import TABLE, Directory
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.reading import count
 from tests.helpers.webhooks import config_text
 from tests.store.conftest import START, FakeClock, Steps, an_event
@@ -40,7 +46,7 @@ def take(database: Database, turn: sweeps.Turn) -> bool:
 
 def ended(database: Database, turn: sweeps.Turn, until_second: float = 0, missed: int = 0) -> None:
     until = START + timedelta(seconds=until_second)
-    sweeps.finish(database, sweeps.Found("trivore", "USER", until, 10, missed, missed), turn.node)
+    sweeps.finish(database, sweeps.Swept("trivore", "USER", START, until, 10, missed, missed), turn.node)
 
 
 def test_one_relay_is_at_a_sweep_and_the_next_is_due_after_every(database: Database, clock: FakeClock) -> None:
@@ -181,8 +187,8 @@ def directory() -> Directory:
 def sweeping(directory: Directory, database_url: str) -> Iterator[Sweeping]:
     """Three a page."""
     with serving(directory) as server:
-        text = config_text(database_url) + TABLE.format(url=server.url, count=3)
-        made = Sweeping(parse_config(text), "trivore", 0)
+        config = config_text(database_url) + TABLE.format(url=server.url, count=3)
+        made = Sweeping(parse_config(config), "trivore", 0)
         yield made
         made.close()
 
@@ -190,6 +196,20 @@ def sweeping(directory: Directory, database_url: str) -> Iterator[Sweeping]:
 def run(sweeping: Sweeping, engine: Engine) -> Swept:
     *_, last = sweeping.run(Database(engine), without_lease(), START)
     return last
+
+
+@ON_POSTGRES
+def test_a_key_that_another_has_not_committed_yet_is_waited_for_once(sweeping: Sweeping, database: Database) -> None:
+    listed = [Listed(f"u{n}", START) for n in range(100)]
+    uncommitted = sweeping._event(listed[40], START)
+    began = time.monotonic()
+    with database.engine.connect() as another:
+        another.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        intake.append(another, [uncommitted])
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            sweeping._add(database, listed, START, [])
+    assert count(database.engine, "inbox") == 99
+    assert time.monotonic() - began < 3 * LOCK_TIMEOUT_SECONDS
 
 
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(

@@ -21,7 +21,7 @@ from relay.observe import Observer
 from relay.store.database import Database
 from relay.store.reap import reap
 from relay.store.record import Recorded
-from relay.store.sweeps import Found
+from relay.store.sweeps import Swept
 from tests.helpers.webhooks import a_config
 from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 
@@ -149,7 +149,7 @@ def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
 
 def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
     told = Told()
-    Observer(told).swept("trivore USER", Found("trivore", "USER", START, compared=100, missed=2, added=2))
+    Observer(told).swept("trivore USER", Swept("trivore", "USER", START, START, compared=100, missed=2, added=2))
     assert of(told, metrics.SWEEP_COMPARED) == {("trivore", "USER"): 100}
     assert of(told, metrics.SWEEP_MISSED) == {("trivore", "USER"): 2}
 

@@ -20,7 +20,8 @@ from inbox.events.timestamps import as_time
 from relay.delivery import facts
 from relay.delivery.audit import Account, Difference, Logged, Subject, account, compare, shown
 from relay.delivery.lifecycle import OpenDelivery
-from relay.store.database import ROW, Transaction, as_open_delivery
+from relay.store.coverage import last_delivered
+from relay.store.database import ROW, Database, Transaction, as_open_delivery
 
 SPAN_SEQS = 500
 """Seqs at a time: what is held in memory, locked at once, and on SQLite what a reader keeps from being copied back."""
@@ -42,21 +43,6 @@ class Event(msgspec.Struct, frozen=True):
     routes: tuple[str, ...]
 
 
-class Span(msgspec.Struct, frozen=True):
-    """Consecutive seqs of which anything is stored: an event, or a row or fact of a delivery."""
-
-    seqs: tuple[int, ...]
-
-    @property
-    def is_last(self) -> bool:
-        """True when nothing comes after it."""
-        return len(self.seqs) < SPAN_SEQS
-
-    def upto(self, before: int) -> int:
-        """The last of them; `before` where there is none."""
-        return self.seqs[-1] if self.seqs else before
-
-
 class Wrong(msgspec.Struct, frozen=True):
     """A delivery that is stored otherwise than its facts have it."""
 
@@ -74,9 +60,19 @@ class Examined(msgspec.Struct, frozen=True):
     wrong: tuple[Wrong, ...]
 
 
-def next_span(transaction: Transaction, after: int) -> Span:
-    """The next seqs after `after`, also those without an event."""
-    return Span(tuple(row.seq for row in transaction.execute(_NEXT_SEQS, after=after, most=SPAN_SEQS)))
+def examine_all(database: Database, config: Config) -> Iterator[tuple[int, Examined]]:
+    """Compare everything that is stored, some seqs at a time, also those without an event; each in a snapshot of its own.
+
+    Yields:
+        The seq up to which everything has been compared, and what was found.
+    """
+    upto, is_last = 0, False
+    while not is_last:
+        with database.snapshot() as transaction:
+            seqs = [row.seq for row in transaction.execute(_NEXT_SEQS, after=upto, most=SPAN_SEQS)]
+            examined = examine(transaction, seqs, config)
+        upto, is_last = seqs[-1] if seqs else upto, len(seqs) < SPAN_SEQS
+        yield upto, examined
 
 
 def examine(transaction: Transaction, seqs: Sequence[int], config: Config, *, locked: bool = False) -> Examined:
@@ -128,7 +124,7 @@ def _event(row: Any) -> Event:  # noqa: ANN401  # a result row
 def _logged(row: Any) -> Logged:  # noqa: ANN401  # a result row
     fact: facts.AnyFact | None
     try:
-        fact = facts.decode_text(row.kind, row.detail)
+        fact = facts.decode(row.kind, row.detail)
     except msgspec.MsgspecError:
         fact = None
     return Logged(row.id, row.kind, row.attempt, fact, partial(as_time, row.at))
@@ -202,16 +198,11 @@ def _compare_last_delivered(
         for subject in subjects
         if subject.is_expected and subject.route in config.routes and (lane := lane_of_success(subject)) is not None
     ]
-    lanes = sorted({(subject.route, lane) for subject, lane in delivered})
-    asked = rows_param({"route": route, "lane": lane} for route, lane in lanes)
-    known = {
-        (row.route, row.lane): (as_time(row.occurred_at), row.seq)
-        for row in transaction.execute(_last_delivered(transaction.sql), lanes=asked)
-    }
+    known = last_delivered(transaction, {(subject.route, lane) for subject, lane in delivered})
     for subject, lane in delivered:
         newest = known.get((subject.route, lane))
-        if newest is None or newest < (subject.occurred_at, subject.seq):
-            told = "nothing was delivered" if newest is None else f"seq {newest[1]} was the newest delivered"
+        if newest is None or newest.key < (subject.occurred_at, subject.seq):
+            told = "nothing was delivered" if newest is None else f"seq {newest.seq} was the newest delivered"
             yield Difference("last_delivered", subject.seq, subject.route, lane, "delivered", told)
 
 
@@ -279,12 +270,4 @@ def _events(sql: Sql) -> TextClause:
     return text(f"""
 SELECT i.seq, i.entity_type, i.entity_id, i.dedup_key, i.occurred_at, i.routes
 FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i.seq = wanted.seq
-""")
-
-
-@cache
-def _last_delivered(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT l.route, l.lane, l.occurred_at, l.seq
-FROM {sql.rows("lanes", route="text", lane="text")} JOIN lane l ON l.route = lanes.route AND l.lane = lanes.lane
 """)

@@ -30,13 +30,14 @@ from relay.delivery.lifecycle import (
     schedule,
 )
 from relay.delivery.policy import Policies, policies
-from relay.store.audit.examine import Event, Wrong, examine, lane_of_success, next_span, present_lane
+from relay.store.audit.examine import Event, Wrong, examine, examine_all, lane_of_success, present_lane
 from relay.store.audit.verify import NO_HEAD, PHANTOM, WAS_DELIVERED, Checked, for_lanes, headless, unlogged_successes
 from relay.store.bulkhead import in_parts
-from relay.store.database import Database, Transaction
-from relay.store.lanes import Lane, heads_of, settle_lanes
+from relay.store.database import Database, Transaction, fields_param
+from relay.store.lanes import Lane, heads_of, lanes_param, settle_lanes
 from relay.store.pull_in_deliveries import pull_in_all
-from relay.store.record import remember_delivered
+from relay.store.record import remember_delivered, success_row
+from relay.store.reopen import insert
 
 
 class Mend(msgspec.Struct, frozen=True):
@@ -75,7 +76,7 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
     for lanes in unlogged_successes(database):
         with database.write() as transaction:
             transaction.lock_order()
-            forgotten = transaction.execute(_forget(database.sql), lanes=_of(lanes))
+            forgotten = transaction.execute(_forget(database.sql), lanes=lanes_param(lanes))
         yield Checked(0, differences=for_lanes(((row.route, row.lane) for row in forgotten), PHANTOM))
     for lanes in headless(database):
         with database.write() as transaction:
@@ -85,22 +86,17 @@ def rebuild(database: Database, config: Config, *, who: str) -> Iterator[Checked
         yield Checked(
             0, differences=for_lanes(((row.route, row.lane) for row in settled if row.state in HEADS), NO_HEAD)
         )
-    upto, is_last = 0, False
-    while not is_last:
-        with database.snapshot() as transaction:
-            span = next_span(transaction, upto)
-            examined = examine(transaction, span.seqs, config)
+    upto = 0
+    for upto, examined in examine_all(database, config):
         wrong = sorted({one.subject.seq for one in examined.wrong if _is_mended(one)})
         parts = in_parts(
             database,
             "rebuild",
             wrong,
             part=lambda some: _mend(database, config, known, some, who),
-            alone=lambda _seq, _error: (),
             name=lambda seq: f"seq={seq}",
         )
         mended = tuple(found for part in parts for found in part)
-        upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, mended)
     for ahead in pull_in_all(database, config, known):
         yield Checked(upto, differences=tuple(one.difference for one in ahead))
@@ -201,10 +197,10 @@ def _write(transaction: Transaction, mends: Sequence[Mend]) -> list[OpenDelivery
     replaced = [mend.row for mend in mends if mend.is_new and mend.row is not None]
     transaction.remove(replaced)
     if new:
-        transaction.execute(_insert(transaction.sql), new=rows_param(_new_row(row) for row in new))
+        insert(transaction, new)
     at_work = [mend.delivery for mend in mends if mend.delivery.state is State.IN_FLIGHT]
     if at_work:
-        transaction.execute(_recount(transaction.sql), counted=rows_param(_numbers(row) for row in at_work))
+        transaction.execute(_recount(transaction.sql), counted=fields_param(at_work, _COUNTED))
     return [mend.delivery for mend in mends if mend.delivery.state is not State.IN_FLIGHT]
 
 
@@ -232,28 +228,9 @@ def _last_delivered(late: Iterable[Wrong]) -> Iterable[dict[str, object]]:
     for event, subject in sorted(known, key=lambda pair: (pair[0].occurred_at, pair[0].seq)):
         delivered, lane = subject.account.delivered, lane_of_success(subject)
         if delivered is not None and lane is not None:
-            newest[subject.route, lane] = {
-                "route": subject.route,
-                "lane": lane,
-                "occurred_at": event.occurred_at,
-                "seq": event.seq,
-                "fetch_began_at": delivered.fetch_began_at,
-                "last_modified": delivered.last_modified,
-                "applied_hash": delivered.applied_hash,
-            }
+            place = (event.occurred_at, event.seq)
+            newest[subject.route, lane] = success_row(subject.route, lane, place, delivered)
     return newest.values()
-
-
-def _new_row(row: OpenDelivery) -> dict[str, object]:
-    return {"seq": row.seq, "route": row.route, "lane": row.lane, "occurred_at": row.occurred_at}
-
-
-def _numbers(row: OpenDelivery) -> dict[str, object]:
-    return {"seq": row.seq, "route": row.route, "attempt": row.attempt, "run": row.run, "crashes": row.crashes}
-
-
-def _of(lanes: Iterable[Lane]) -> str:
-    return rows_param({"route": route, "lane": lane} for route, lane in lanes)
 
 
 @cache
@@ -280,22 +257,15 @@ RETURNING seq, route
 """)
 
 
-@cache
-def _insert(sql: Sql) -> TextClause:
-    rows = sql.rows("new", seq="bigint", route="text", lane="text", occurred_at="time")
-    return text(f"""
-INSERT INTO open_delivery (seq, route, lane, occurred_at, state)
-SELECT seq, route, lane, occurred_at, 'received' FROM {rows}
-""")
+_COUNTED = {"seq": "bigint", "route": "text", "attempt": "int", "run": "int", "crashes": "int"}
 
 
 @cache
 def _recount(sql: Sql) -> TextClause:
     """Corrects only the counters of deliveries in flight: their leases stay."""
-    rows = sql.rows("counted", seq="bigint", route="text", attempt="int", run="int", crashes="int")
     return text(f"""
 UPDATE open_delivery AS o
 SET attempt = counted.attempt, run = counted.run, crashes = counted.crashes
-FROM {rows}
+FROM {sql.rows("counted", **_COUNTED)}
 WHERE o.seq = counted.seq AND o.route = counted.route
 """)

@@ -11,7 +11,7 @@ from sqlalchemy import TextClause, text
 from inbox.config.model import Config
 from relay.delivery.audit import Difference
 from relay.delivery.policy import policies
-from relay.store.audit.examine import examine, next_span
+from relay.store.audit.examine import examine_all
 from relay.store.database import Database
 from relay.store.lanes import Lane
 from relay.store.pull_in_deliveries import find_all
@@ -36,13 +36,9 @@ def verify(database: Database, config: Config) -> Iterator[Checked]:
     Each chunk is looked at in a snapshot of its own, so nothing that runs is disturbed. What arrives behind a chunk
     that was looked at is left to the next time.
     """
-    upto, is_last = 0, False
-    while not is_last:
-        with database.snapshot() as transaction:
-            span = next_span(transaction, upto)
-            examined = examine(transaction, span.seqs, config)
+    upto = 0
+    for upto, examined in examine_all(database, config):
         differences = tuple(difference for wrong in examined.wrong for difference in wrong.differences)
-        upto, is_last = span.upto(upto), span.is_last
         yield Checked(upto, examined.events, examined.deliveries, examined.facts, differences)
     for lanes in headless(database):
         yield Checked(upto, differences=for_lanes(lanes, NO_HEAD))

@@ -26,9 +26,8 @@ from relay.store import gates
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
 from relay.store.operator import selection
-from relay.store.operator.replay import GIVEN_UP, end_or_unblock, overtaken, replay
-from relay.store.operator.selection import Act, Choice, Plan, Selection, keys_of
-from relay.store.reopen import find
+from relay.store.operator.replay import GIVEN_UP, end_or_unblock, replay
+from relay.store.operator.selection import Act, Choice, Selection, keys_of
 
 BATCH = 200
 """Deliveries in one transaction."""
@@ -57,31 +56,6 @@ class Progress(msgspec.Struct, frozen=True):
     def has_ended(self) -> bool:
         """True when nothing more happens."""
         return self.state not in {"asked", "running"}
-
-
-def plan(database: Database, choice: Choice, sample: int | None) -> Plan:
-    """Preview a command, with this many of its deliveries as a sample (None: all). Changes nothing."""
-    number = selection.count(database, choice)
-    with database.read() as transaction:
-        rows = selection.page(transaction, choice, after=0, most=number if sample is None else sample)
-    left = _overtaken(database, choice) if choice.act == "replay" and not choice.selection.force else 0
-    return Plan(number, tuple(rows if sample is None else rows[:sample]), left)
-
-
-def _overtaken(database: Database, choice: Choice) -> int:
-    def part(some: Sequence[Key]) -> int:
-        with database.write() as transaction:  # a write, for `find` locks; nothing is changed
-            too = partial(selection.among, transaction, choice)
-            return len(overtaken(transaction, find(transaction, choice.config, some), too))
-
-    number, after = 0, 0
-    while True:
-        with database.read() as transaction:
-            keys = keys_of(selection.page(transaction, choice, after=after, most=BATCH))
-        if not keys:
-            return number
-        number += sum(in_parts(database, "commands", keys, part=part, alone=lambda _key, _error: 0, name=key_text))
-        after = keys[-1][0]
 
 
 def ask(database: Database, kind: Act | GateAct, chosen: msgspec.Struct, *, who: str, why: str) -> int:
@@ -188,17 +162,18 @@ def _look(database: Database, config: Config, number: int) -> _Batch | None:
 
 def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
     """Do a batch in one transaction, unless another process has done it meanwhile."""
-    number = batch.command.id
     with database.write() as transaction:
         now = transaction.lock_order()
-        if not _is_as_it_was(transaction, number, _standing(batch.command)):
+        if not _is_as_it_was(transaction, batch.command.id, _standing(batch.command)):
             return 0
         step = (
             _turn_gate(transaction, config, batch.command, now)
             if batch.choice is None
             else _next(transaction, batch, batch.choice, policies, now)
         )
-        transaction.execute(_advance(database.sql), id=number, at=time_text(now), **msgspec.structs.asdict(step))
+        finished_at = None if step.state == "running" else time_text(now)
+        values = {"id": batch.command.id, "finished_at": finished_at, **msgspec.structs.asdict(step)}
+        transaction.execute(_advance(database.sql), **values)
     return step.changed
 
 
@@ -209,11 +184,14 @@ def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Cho
     """
     number, standing = batch.command.id, _standing(batch.command)
 
-    def note(transaction: Transaction, statement: TextClause, last: Key, **values: object) -> None:
+    def note(
+        transaction: Transaction, last: Key, *, changed: int = 0, failed: int = 0, error: str | None = None
+    ) -> None:
         nonlocal standing
         following = batch.keys[batch.keys.index(last) + 1 :][:1]
         upto = last[0] - int(bool(following) and following[0][0] == last[0])  # more of its event is to come
-        standing = _standing(transaction.execute(statement, id=number, progress=upto, **values)[0])
+        values = {"id": number, "progress": upto, "changed": changed, "failed": failed, "error": error}
+        standing = _standing(transaction.execute(_count(database.sql), **values)[0])
 
     def part(some: Sequence[Key]) -> int:
         with database.write() as transaction:
@@ -221,14 +199,14 @@ def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Cho
             if not _is_as_it_was(transaction, number, standing):
                 return 0
             changed = _change(transaction, choice, batch.command, some, now, policies=policies)
-            note(transaction, _COUNT, some[-1], changed=changed)
+            note(transaction, some[-1], changed=changed)
         return changed
 
     def alone(key: Key, error: Exception) -> int:
         with database.write() as transaction:
             transaction.lock_order()
             if _is_as_it_was(transaction, number, standing):
-                note(transaction, _COUNT_FAILED, key, error=f"{key_text(key)}: {error_text(error)}")
+                note(transaction, key, failed=1, error=f"{key_text(key)}: {error_text(error)}")
         return 0
 
     return sum(in_parts(database, "commands", batch.keys, part=part, alone=alone, name=key_text))
@@ -243,9 +221,9 @@ class _Step(msgspec.Struct, frozen=True):
     answer: str | None = None
 
 
-def _read(transaction: Transaction, number: int) -> Any:  # noqa: ANN401  # a result row
+def _read(transaction: Transaction, number: int, *, locked: bool = False) -> Any:  # noqa: ANN401  # a result row
     """The command; None when it has ended."""
-    found = transaction.execute(_COMMAND, id=number)
+    found = transaction.execute(_command(transaction.sql, locked=locked), id=number)
     return found[0] if found and found[0].state in {"asked", "running"} else None
 
 
@@ -256,8 +234,7 @@ def _standing(command: Any) -> tuple[int | None, int, int]:  # noqa: ANN401  # a
 
 def _is_as_it_was(transaction: Transaction, number: int, standing: tuple[int | None, int, int]) -> bool:
     """Lock the command; true when nobody has gone on with it or stopped it since it was read."""
-    transaction.execute(_lock(transaction.sql), id=number)
-    now = _read(transaction, number)
+    now = _read(transaction, number, locked=True)
     return now is not None and _standing(now) == standing
 
 
@@ -342,10 +319,7 @@ def progress(database: Database, number: int) -> Progress | None:
     """The progress of a command; None when there is none of this id."""
     with database.read() as transaction:
         found = transaction.execute(_PROGRESS, id=number)
-    if not found:
-        return None
-    row = found[0]
-    return Progress(row.state, row.affected, row.answer, row.failed, row.error)
+    return Progress(*found[0]) if found else None
 
 
 def stop(database: Database, number: int) -> None:
@@ -367,16 +341,6 @@ _IS_KNOWN = "kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')"
 _ANY_OPEN = text(f"SELECT 1 FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} LIMIT 1")
 _OPEN = text(f"SELECT id FROM relay_command WHERE {_IS_OPEN} AND {_IS_KNOWN} AND id > :after ORDER BY id LIMIT :most")
 _UNKNOWN = text(f"SELECT id, kind FROM relay_command WHERE {_IS_OPEN} AND NOT {_IS_KNOWN} ORDER BY id LIMIT 10")
-_COUNT = text("""
-UPDATE relay_command SET state = 'running', affected = affected + :changed, progress_seq = :progress
-WHERE id = :id
-RETURNING progress_seq, affected, failed
-""")
-_COUNT_FAILED = text("""
-UPDATE relay_command SET state = 'running', failed = failed + 1, error = :error, progress_seq = :progress
-WHERE id = :id
-RETURNING progress_seq, affected, failed
-""")
 _PROGRESS = text("SELECT state, affected, answer, failed, error FROM relay_command WHERE id = :id")
 _GO_ON = text("""
 UPDATE relay_command SET state = 'running', finished_at = NULL, answer = NULL
@@ -395,23 +359,32 @@ RETURNING id
 """)
 
 
-_COMMAND = text("""
-SELECT id, kind, selection, reason, asked_by, state, progress_seq, affected, failed FROM relay_command WHERE id = :id
+@cache
+def _command(sql: Sql, *, locked: bool) -> TextClause:
+    return text(f"""
+SELECT id, kind, selection, reason, asked_by, state, progress_seq, affected, failed FROM relay_command
+WHERE id = :id {sql.for_update_now if locked else ""}
 """)
 
 
 @cache
-def _lock(sql: Sql) -> TextClause:
-    return text(f"SELECT 1 FROM relay_command WHERE id = :id {sql.for_update_now}")
+def _count(sql: Sql) -> TextClause:
+    error = "CAST(:error AS text)" if sql.is_postgres else ":error"
+    return text(f"""
+UPDATE relay_command
+SET state = 'running', affected = affected + :changed, failed = failed + :failed, progress_seq = :progress,
+    error = coalesce({error}, error)
+WHERE id = :id
+RETURNING progress_seq, affected, failed
+""")
 
 
 @cache
 def _advance(sql: Sql) -> TextClause:
-    ended = ":state IN ('done', 'failed')" if not sql.is_postgres else "CAST(:state AS text) IN ('done', 'failed')"
     return text(f"""
 UPDATE relay_command
 SET state = :state, affected = affected + :changed, progress_seq = :progress, answer = :answer,
-    finished_at = CASE WHEN {ended} THEN {sql.time(":at")} END
+    finished_at = {sql.time(":finished_at")}
 WHERE id = :id
 """)
 
@@ -428,7 +401,7 @@ WHERE id = :id AND {_IS_OPEN}
 def _stop(sql: Sql) -> TextClause:
     return text(f"""
 UPDATE relay_command SET state = 'cancelled', finished_at = {sql.now}, answer = 'stopped by who had asked for it'
-WHERE id = :id AND state IN ('asked', 'running')
+WHERE id = :id AND {_IS_OPEN}
 """)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import MAXYEAR, MINYEAR, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,9 +12,14 @@ from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
-from inbox.db.reads import Row, plain
+from inbox.db.reads import Row
 from inbox.events.timestamps import time_text
-from relay.store.database import Database, Key, Transaction
+from relay.store.bulkhead import in_parts
+from relay.store.database import Database, Key, Transaction, key_text
+from relay.store.operator.replay import overtaken
+from relay.store.reopen import find
+
+_READ_AT_ONCE = 200
 
 Act = Literal["replay", "cancel", "unblock"]
 _Which = Literal["dead", "ended or dead", "everything", "not begun", "blocked"]
@@ -131,11 +136,35 @@ def count(database: Database, choice: Choice) -> int:
         return int(transaction.execute(_counted(database.sql, choice.which), **choice.parameters)[0].count)
 
 
+def preview(database: Database, choice: Choice, sample: int | None) -> Plan:
+    """Preview a command, with this many of its deliveries as a sample (None: all). Changes nothing."""
+    number = count(database, choice)
+    with database.read() as transaction:
+        rows = page(transaction, choice, after=0, most=number if sample is None else sample)
+    left = _overtaken(database, choice) if choice.act == "replay" and not choice.selection.force else 0
+    return Plan(number, tuple(rows if sample is None else rows[:sample]), left)
+
+
+def _overtaken(database: Database, choice: Choice) -> int:
+    def part(some: Sequence[Key]) -> int:
+        with database.write() as transaction:  # a write, for `find` locks; nothing is changed
+            too = partial(among, transaction, choice)
+            return len(overtaken(transaction, find(transaction, choice.config, some), too))
+
+    number, after = 0, 0
+    while True:
+        with database.read() as transaction:
+            keys = keys_of(page(transaction, choice, after=after, most=_READ_AT_ONCE))
+        if not keys:
+            return number
+        number += sum(in_parts(database, "commands", keys, part=part, name=key_text))
+        after = keys[-1][0]
+
+
 def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Row]:
     """The deliveries of the first events beyond the seq `after`: about `most`, whole events only."""
     statement = _page(transaction.sql, choice.which)
-    found = transaction.execute(statement, **choice.parameters, after=after, most=most + 1)
-    rows = [plain(row._mapping) for row in found]  # noqa: SLF001  # SQLAlchemy's public name
+    rows = transaction.rows_of(statement, **choice.parameters, after=after, most=most + 1)
     if len(rows) <= most:
         return rows
     whole = [row for row in rows if row["seq"] != rows[-1]["seq"]]
@@ -150,29 +179,22 @@ def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[
 
 
 def _meant(sql: Sql, which: _Which) -> str:
+    columns = {name: name for name in ("route", "source", "entity_type", "entity_id", "seq")}
     if which == "ended or dead":
         return f"""SELECT * FROM delivery
-WHERE {_conditions(sql, "received_at")} AND route IS NOT NULL
+WHERE {_given(sql, "received_at", **columns)} AND route IS NOT NULL
   AND state NOT IN ('received', 'waiting', 'ready', 'in_flight')"""
     if which == "everything":
         return _everything(sql)
     if which == "dead":
-        return f"SELECT * FROM dead_letter WHERE {_conditions(sql, 'died_at')} AND {sql.optional('cause', 'text')}"
+        return f"SELECT * FROM dead_letter WHERE {_given(sql, 'died_at', **columns, cause='cause')}"
     return _open(sql, ("received", "waiting", "ready", "blocked", "dead") if which == "not begun" else ("blocked",))
 
 
 def _everything(sql: Sql) -> str:
     """Deliveries that the route has ended, and events that it would take now."""
     route = "CAST(:route AS text)" if sql.is_postgres else ":route"
-    optional = " AND ".join(
-        sql.optional(f"i.{column}", kind, parameter=parameter, operator=operator)
-        for column, kind, parameter, operator in (
-            ("seq", "bigint", "seq", "="),
-            ("entity_type", "text", "entity_type", "="),
-            ("entity_id", "text", "entity_id", "="),
-            ("received_at", "time", "since", ">="),
-        )
-    )
+    given = _given(sql, "i.received_at", seq="i.seq", entity_type="i.entity_type", entity_id="i.entity_id")
     matching = " AND ".join(
         f"(NOT EXISTS (SELECT 1 FROM {sql.rows(wanted, value='text')})"
         f" OR i.{column} IN (SELECT {wanted}.value FROM {sql.rows(wanted, value='text')}))"
@@ -183,20 +205,22 @@ def _everything(sql: Sql) -> str:
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = :route
 LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = :route)
-WHERE i.source = :of_source AND (o.seq IS NULL OR o.state IN ('dead', 'blocked')) AND {optional}
+WHERE i.source = :of_source AND (o.seq IS NULL OR o.state IN ('dead', 'blocked')) AND {given}
   AND (l.id IS NOT NULL OR ({matching}))"""
 
 
-def _conditions(sql: Sql, since: str) -> str:
-    texts = " AND ".join(sql.optional(column, "text") for column in ("route", "source", "entity_type", "entity_id"))
-    return f"{texts} AND {sql.optional('seq', 'bigint')} AND {sql.optional(since, 'time', parameter='since', operator='>=')}"
+def _given(sql: Sql, arrived: str, **columns: str) -> str:
+    """A condition for each parameter that may be given: its column has that value, and `arrived` is not before `since`."""
+    values = [
+        sql.optional(column, "bigint" if name == "seq" else "text", parameter=name) for name, column in columns.items()
+    ]
+    return " AND ".join([*values, sql.optional(arrived, "time", parameter="since", operator=">=")])
 
 
 def _open(sql: Sql, states: Sequence[str]) -> str:
     listed = ", ".join(f"'{state}'" for state in states)
-    texts = " AND ".join(
-        sql.optional(f"i.{column}", "text", parameter=column) for column in ("source", "entity_type", "entity_id")
-    )
+    columns = {name: f"i.{name}" for name in ("source", "entity_type", "entity_id")}
+    columns |= {"route": "o.route", "seq": "o.seq", "cause": "l.detail ->> 'cause'"}
     return f"""SELECT o.seq, o.route, o.lane, o.state, o.attempt AS attempts, i.source, i.entity_type, i.entity_id, i.event_type,
        i.received_at, l.detail ->> 'cause' AS cause
 FROM open_delivery o
@@ -204,10 +228,7 @@ JOIN inbox i ON i.seq = o.seq
 LEFT JOIN delivery_log l ON l.id = (
     SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
     AND o.state IN ('blocked', 'dead')
-WHERE o.state IN ({listed}) AND {texts}
-  AND {sql.optional("o.route", "text", parameter="route")} AND {sql.optional("o.seq", "bigint", parameter="seq")}
-  AND {sql.optional("l.detail ->> 'cause'", "text", parameter="cause")}
-  AND {sql.optional("i.received_at", "time", parameter="since", operator=">=")}"""
+WHERE o.state IN ({listed}) AND {_given(sql, "i.received_at", **columns)}"""
 
 
 @cache

@@ -16,7 +16,7 @@ from relay.store.audit.verify import Checked, verify
 from relay.store.leases import Claimed
 from relay.store.leftovers import Leftovers
 from relay.store.operator import commands
-from relay.store.operator.selection import Act, Choice, Plan, Selection
+from relay.store.operator.selection import Act, Choice, Plan, Selection, preview
 from tests.helpers.commanding import carry_out
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
@@ -169,7 +169,7 @@ class Operations:
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """Return the plan that an operator looks at before a command."""
-        return commands.plan(self._database, Choice(act, selection, CONFIG), None)
+        return preview(self._database, Choice(act, selection, CONFIG), None)
 
     def command(self, act: Act, selection: Selection) -> Operation:
         """Make an operator's command; its result is how many deliveries changed. It may be done though nobody lives to know."""

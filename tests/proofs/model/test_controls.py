@@ -200,7 +200,7 @@ def test_without_a_look_for_what_a_sweep_has_told_it_is_told_again(
 def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coverage, "_standing_for_others", lambda *_: set())
+    monkeypatch.setattr(coverage, "_used_already", lambda *_: set())
     finds(world, "superseded without a stand-in")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -215,7 +216,7 @@ class World:
                 history.take_in(
                     row.id,
                     (row.seq, row.route),
-                    decode(row.kind, as_json(row.detail)),
+                    decode(row.kind, json.dumps(as_json(row.detail))),
                     at=as_time(row.at),
                     attempt=row.attempt,
                     relay_node=row.relay_node,
