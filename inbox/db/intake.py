@@ -13,12 +13,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, CursorResult, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.checkpoint import Checkpoints, checkpoint_async
 from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, verbatim_param
@@ -37,6 +36,9 @@ from inbox.db.duplicates import (
 from inbox.db.engine import one_transaction
 from inbox.events.event import Event
 from inbox.events.timestamps import time_text
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 Made = TypeVar("Made")
 Statements = Generator[tuple[TextClause, Mapping[str, Any]], Sequence[Any], Made]

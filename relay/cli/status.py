@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from sqlalchemy.exc import DBAPIError
 
 from inbox.cli.options import AsJson
 from inbox.cli.terminal import FINDING, exit_on_error, say, show
@@ -117,6 +116,8 @@ def _alive(database: Database) -> list[Row]:
 
 def _checked(config: Config, *, here: bool) -> list[Row]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
+    from sqlalchemy.exc import DBAPIError
+
     try:
         database = database_of(config)
         found = _findings(database, config, here=here)
