@@ -62,26 +62,21 @@ class RequestError(InboxRelayError):
     retry_after_seconds: int | None = None
     """Seconds for the header `Retry-After`."""
 
+    def __init_subclass__(cls, *, status: int, cause: str, title: str) -> None:
+        cls.status, cls.cause, cls.title = status, cause, title
+
     def __init__(self, detail: str, *, field: str | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.field = field
 
 
-class Unreadable(RequestError):
+class Unreadable(RequestError, status=400, cause="unreadable", title="The request can't be read"):
     """The body is not valid JSON, or has another length than announced."""
 
-    status = 400
-    title = "The request can't be read"
-    cause = "unreadable"
 
-
-class NotAuthenticated(RequestError):
+class NotAuthenticated(RequestError, status=401, cause="not_authenticated", title="Not authenticated"):
     """The source is unknown, or the sender failed to authenticate; the answer doesn't say which."""
-
-    status = 401
-    title = "Not authenticated"
-    cause = "not_authenticated"
 
     def __init__(self, detail: str, *, why: str | None = None) -> None:
         super().__init__(detail)
@@ -89,104 +84,58 @@ class NotAuthenticated(RequestError):
         """Reason, for the operator only."""
 
 
-class TooSlow(RequestError):
+class TooSlow(RequestError, status=408, cause="too_slow", title="The request took too long to arrive"):
     """The request took longer to arrive than allowed."""
 
-    status = 408
-    title = "The request took too long to arrive"
-    cause = "too_slow"
 
-
-class TooLarge(RequestError):
+class TooLarge(RequestError, status=413, cause="too_large", title="The body is too large"):
     """The body is larger than this source may send."""
 
-    status = 413
-    title = "The body is too large"
-    cause = "too_large"
 
-
-class TargetTooLong(RequestError):
+class TargetTooLong(RequestError, status=414, cause="target_too_long", title="The URL is too long"):
     """The path and query are longer than any valid URL."""
 
-    status = 414
-    title = "The URL is too long"
-    cause = "target_too_long"
 
-
-class UnsupportedType(RequestError):
+class UnsupportedType(RequestError, status=415, cause="unsupported_type", title="Unsupported content type"):
     """The source's preset doesn't read this Content-Type or Content-Encoding."""
 
-    status = 415
-    title = "Unsupported content type"
-    cause = "unsupported_type"
 
-
-class ExpectationFailed(RequestError):
+class ExpectationFailed(RequestError, status=417, cause="expectation_failed", title="The expectation can't be met"):
     """The request has an `Expect` header that is not supported."""
 
-    status = 417
-    title = "The expectation can't be met"
-    cause = "expectation_failed"
 
-
-class InvalidEvent(RequestError):
+class InvalidEvent(RequestError, status=422, cause="invalid_event", title="Not a valid event"):
     """The body is readable, but a required field of an event is missing or wrong; `field` names it."""
 
-    status = 422
-    title = "Not a valid event"
-    cause = "invalid_event"
 
-
-class TooOld(RequestError):
+class TooOld(RequestError, status=422, cause="too_old", title="The event is too old"):
     """The event's own time is older than the source's `max_age`."""
 
-    status = 422
-    title = "The event is too old"
-    cause = "too_old"
 
-
-class TooMany(RequestError):
+class TooMany(RequestError, status=429, cause="too_many", title="Too many requests"):
     """The source exceeds its `rate`; after `retry_after_seconds` one more request is allowed."""
-
-    status = 429
-    title = "Too many requests"
-    cause = "too_many"
 
     def __init__(self, detail: str, *, retry_after_seconds: int) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
 
 
-class HeadTooLarge(RequestError):
+class HeadTooLarge(RequestError, status=431, cause="head_too_large", title="The header fields are too large"):
     """The request has more or longer header fields than allowed."""
 
-    status = 431
-    title = "The header fields are too large"
-    cause = "head_too_large"
 
-
-class Unavailable(RequestError):
+class Unavailable(RequestError, status=503, cause="unavailable", title="Not stored, send it again"):
     """The event is not certainly stored; the sender must send it again."""
 
-    status = 503
-    title = "Not stored, send it again"
-    cause = "unavailable"
     retry_after_seconds = 2
 
 
-class StillOpen(Unavailable):
+class StillOpen(Unavailable, status=503, cause="still_open", title="Stored, not delivered yet"):
     """The event is stored, and its outcome is not known yet; the sender's retry waits for the same event."""
 
-    title = "Stored, not delivered yet"
-    cause = "still_open"
 
-
-class NotDelivered(RequestError):
+class NotDelivered(RequestError, status=502, cause="not_delivered", title="Stored, not delivered"):
     """The event is stored, and its delivery was given up; an operator can replay it."""
-
-    status = 502
-    title = "Stored, not delivered"
-    cause = "not_delivered"
 
 
 CAUSES = frozenset(

@@ -1,6 +1,7 @@
-"""Differences of Postgres and SQLite in statements, errors and types. Others ask only where a feature exists on one alone.
+"""Differences of Postgres and SQLite in statements and errors. Others ask only where a feature exists on one alone.
 
 Statements of both sides have one text for both databases. The parts that must differ are fragments from here.
+`inbox.db.columns` has those of columns.
 """
 
 from __future__ import annotations
@@ -12,47 +13,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ARRAY, JSON, BigInteger, DateTime, Integer, Text
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateColumn, CreateTable
-from sqlalchemy.sql.compiler import DDLCompiler
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import time_text
 
 POSTGRES, SQLITE = "postgresql", "sqlite"
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime: `timestamptz` on Postgres; on SQLite text of fixed width, so that its order is the order of time."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Choose text on SQLite, `timestamptz` on Postgres."""
-        return dialect.type_descriptor(Text() if dialect.name == SQLITE else DateTime(timezone=True))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401  # what the driver takes
-        """Convert an instant to the dialect's form."""
-        if value is None or dialect.name != SQLITE:
-            return value
-        return time_text(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002  # as the driver gives it
-        """Convert a stored value to an aware instant in UTC."""
-        return None if value is None else as_time(value)
-
-
-BigId = BigInteger().with_variant(Integer(), SQLITE)
-"""Type that counts up by itself; on SQLite only an INTEGER primary key does."""
-
-JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLITE)
-TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
 
 
 def as_json(value: Any) -> Any:  # noqa: ANN401  # any JSON value
@@ -438,20 +404,3 @@ def is_lock_wait(error: DBAPIError) -> bool:
     sqlstate = getattr(error.orig, "sqlstate", None)
     primary_code = getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE
     return sqlstate in _LOCK_WAITS or primary_code == sqlite3.SQLITE_BUSY
-
-
-# SQLite has no COMMENT ON. A DBA finds the comments in the table's text: `.schema inbox`.
-
-
-@compiles(CreateColumn, SQLITE)
-def _column_with_comment(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str | None:  # noqa: ANN401  # passed through
-    text: str | None = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
-    comment = element.element.comment
-    return f"-- {comment}\n\t{text}" if text and comment else text
-
-
-@compiles(CreateTable, SQLITE)
-def _table_with_comment(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:  # noqa: ANN401  # passed through
-    text: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
-    comment = element.element.comment
-    return text.replace("(", f"( -- {comment}", 1) if comment else text

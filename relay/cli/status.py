@@ -108,7 +108,7 @@ def _show(database: Database, *, as_json: bool) -> None:
 
 
 def _alive(database: Database) -> list[Row]:
-    from inbox.db.views import GONE_SECONDS
+    from inbox.events.states import GONE_SECONDS
     from relay.store import reads
 
     return [node for node in reads.relay_nodes(database) if node["silent_seconds"] <= GONE_SECONDS]
@@ -131,7 +131,7 @@ def _checked(config: Config, *, here: bool) -> list[Row]:
 
 
 def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
-    from inbox.db.views import GONE_SECONDS
+    from inbox.events.states import GONE_SECONDS
     from relay.delivery.policy import policies
     from relay.store import stuck_check
 

@@ -1,4 +1,4 @@
-"""The command lines: what `--help` and a listing must not import."""
+"""The command lines: what `--help` and a listing must not import, and how wide a table is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from inbox.cli.terminal import answer, show
 
 LOADED = """
 import sys
@@ -59,3 +61,15 @@ def test_a_command_imports_no_more_than_it_needs(command: str, unwanted: set[str
         check=True,
     )
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("", 203), ("80", 80)])
+def test_a_table_in_a_pipe_is_as_wide_as_columns_says(
+    columns: str, widest: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    show([{"words": "word " * 40, "n": 1}], as_json=False, columns=("words", "n"), empty="")
+    answer("w" * 200)
+    *table, sentence = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) == widest
+    assert len(sentence) == 200
