@@ -138,12 +138,7 @@ class NotDelivered(RequestError, status=502, cause="not_delivered", title="Store
     """The event is stored, and its delivery was given up; an operator can replay it."""
 
 
-CAUSES = frozenset(
-    {
-        *(error.cause for error in RequestError.__subclasses__()),
-        *(error.cause for error in Unavailable.__subclasses__()),
-    }
-)
+CAUSES = frozenset(error.cause for error in (*RequestError.__subclasses__(), *Unavailable.__subclasses__()))
 """Every value of `rejected_request.cause` and of the metrics' label."""
 
 

@@ -209,24 +209,9 @@ class PostgresIntake(IntakeStore):
 
 
 _SQL = Sql(SQLITE)
-_EVENT_ROWS = _SQL.rows(
+_EVENT_ROWS = _SQL.rows(  # SQLite's have no types
     "events",
-    source="text",
-    dedup_key="text",
-    entity_type="text",
-    entity_id="text",
-    event_type="text",
-    action="text",
-    event_id="text",
-    occurred_at="time",
-    received_at="time",
-    routes="json",
-    headers="json",
-    content_type="text",
-    body_at="bigint",
-    body_size="bigint",
-    body_sha256="bytes",
-    traceparent="text",
+    **dict.fromkeys(_EVENT_COLUMNS.replace("seq, ", "").replace(" body,", " body_at, body_size,").split(", "), "any"),
 )
 
 _SQLITE_APPEND = text(f"""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ast
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +77,8 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
     Raises:
         ConfigError: a lock was not available, or the database belongs to a newer version; the message has a remedy.
     """
-    with only_migrator(engine, report) if engine.dialect.name == POSTGRES else _without_lock():
+    # on SQLite each migration checks again under the write lock (`_apply_under_the_write_lock`)
+    with only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
         before = _revision_of(engine)
         lacking = pending(before)
         ready = lacking if contract or before is None else lacking[: _additive(lacking)]
@@ -215,12 +216,6 @@ def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> 
             return False
         _apply(connection, step)
         return True
-
-
-@contextmanager
-def _without_lock() -> Iterator[None]:
-    """Take no lock: on SQLite each migration checks again under the write lock (`_apply_under_the_write_lock`)."""
-    yield
 
 
 def _revision_of(engine: Engine) -> str | None:

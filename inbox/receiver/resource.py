@@ -125,17 +125,6 @@ class Webhooks:
 
     async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
         """Answer 200, or the status that the provider wants, once every event of the body is committed."""
-        await self._answer(req, resp, source, token)
-
-    async def on_get(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
-        """Answer a handshake; 405 to everything else."""
-        await self._answer(req, resp, source, token)
-
-    async def on_options(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
-        """Answer a handshake; 405 to everything else."""
-        await self._answer(req, resp, source, token)
-
-    async def _answer(self, req: Request, resp: Response, source: str, token: str | None) -> None:
         services = self._services()
         began, status = time.perf_counter(), "500"
         try:
@@ -146,6 +135,9 @@ class Webhooks:
             raise
         finally:
             services.meters.observe(metrics.REQUEST_SECONDS, time.perf_counter() - began, status)
+
+    on_get = on_options = on_post
+    """A handshake is answered; everything else gets 405."""
 
     async def _handle(self, services: Services, req: Request, resp: Response, source: str, token: str | None) -> None:
         headers = req.headers_lower

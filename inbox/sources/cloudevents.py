@@ -89,7 +89,6 @@ def _event(raw: RawRequest, attributes: object, dedup: Sequence[str] | None, par
         action=action_of(word),
         occurred_ns=time_field(attributes, "time", raw.received_at) if timed else arrival(raw),
         key_parts=key_of(attributes, dedup, source, event_id),
-        key_has_time=False,
         event_id=event_id,
         part=part,
         part_type=STRUCTURED if part is not None else None,

@@ -88,7 +88,6 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             action=action_of(word),
             occurred_ns=arrival(raw),
             key_parts=key_of(payload, dedup, delivery),
-            key_has_time=False,
             event_id=delivery,
         ),
     )

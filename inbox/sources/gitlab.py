@@ -69,7 +69,6 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             action=_ACTIONS.get(last, action_of(last)),
             occurred_ns=arrival(raw),
             key_parts=key_of(payload, dedup, *((delivery,) if delivery else content_key(raw, raw.body))),
-            key_has_time=False,
             event_id=delivery,
         ),
     )

@@ -27,11 +27,11 @@ from inbox.sources.base import Preset, PresetDocs, Revealed
 from inbox.sources.fields import (
     LONGEST_ID,
     LONGEST_TYPE,
-    dedup_part,
     entity_id,
     entity_type,
     epoch_field,
     json_object,
+    key_of,
     member,
     text_field,
 )
@@ -160,8 +160,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             event_type=event_type,
             action=_action(event_type, event),
             occurred_ns=epoch_field(claims, "iat" if claims.get("toe") is None else "toe", raw.received_at),
-            key_parts=(issuer, jti) if dedup is None else tuple(dedup_part(claims, field) for field in dedup),
-            key_has_time=False,
+            key_parts=key_of(claims, dedup, issuer, jti),
             event_id=jti,
         ),
     )
@@ -202,9 +201,8 @@ def _subject(claims: Mapping[str, object], event: object) -> str | None:
 
 def rejection(error: RequestError) -> tuple[int, bytes]:
     """Return the error answer of RFC 8935 §2.3."""
-    if isinstance(error, TooLarge):
-        return error.status, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
-    return 400, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
+    status = error.status if isinstance(error, TooLarge) else 400
+    return status, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
 
 
 PRESET = Preset(

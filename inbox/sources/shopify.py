@@ -65,7 +65,6 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             if triggered in raw.headers
             else arrival(raw),
             key_parts=key_of(payload, dedup, webhook),
-            key_has_time=False,
             event_id=webhook,
         ),
     )

@@ -80,7 +80,6 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             action=action_of(whole.rpartition("_")[2]),
             occurred_ns=epoch_field(payload, "event_time", raw.received_at),
             key_parts=key_of(payload, dedup, event_id),
-            key_has_time=False,
             event_id=event_id,
         ),
     )
@@ -140,7 +139,6 @@ def _identity(raw: RawRequest, event_type: str, event_id: str | None, key_parts:
         action="other",
         occurred_ns=arrival(raw),
         key_parts=key_parts,
-        key_has_time=False,
         event_id=event_id,
     )
 

@@ -37,9 +37,9 @@ from inbox.sources.fields import (
     action_of,
     arrival,
     content_key,
-    dedup_part,
     form_payload,
     json_object,
+    key_of,
 )
 
 NAME = "slack-message"
@@ -116,8 +116,7 @@ def reader(source: Source) -> Read:
                 event_type=event_type,
                 action=action_of(event_type),
                 occurred_ns=arrival(raw),
-                key_parts=_key(raw) if dedup is None else tuple(dedup_part(message, field) for field in dedup),
-                key_has_time=False,
+                key_parts=key_of(message, dedup, *_key(raw)),
             ),
         )
 

@@ -83,7 +83,6 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             action=action_of(word),
             occurred_ns=time_field(payload, "timestamp", raw.received_at) if timed else arrival(raw),
             key_parts=key_of(payload, dedup, message),
-            key_has_time=False,
             event_id=message,
         ),
     )

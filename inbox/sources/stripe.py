@@ -57,7 +57,6 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             action=action_of(event_type.rpartition(".")[2]),
             occurred_ns=(time_field if thin else epoch_field)(payload, "created", raw.received_at),
             key_parts=key_of(payload, dedup, event_id),
-            key_has_time=False,
             event_id=event_id,
         ),
     )
