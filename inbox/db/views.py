@@ -12,13 +12,7 @@ from sqlalchemy import Connection, event, text
 
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import inbox, metadata
-from inbox.events.states import (
-    CRASH_LOOP_DEATHS,
-    CRASH_LOOP_SECONDS,
-    GONE_SECONDS,
-    OPEN_STATES,
-    RETENTION_FLOOR_DAYS,
-)
+from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS, OPEN_STATES, RETENTION_FLOOR_DAYS
 
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,

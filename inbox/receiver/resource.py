@@ -19,14 +19,7 @@ from inbox.clock import Clock
 from inbox.config.model import Route
 from inbox.config.source import Source
 from inbox.db.intake import Rejected
-from inbox.errors import (
-    NotAuthenticated,
-    NotDelivered,
-    RequestError,
-    StillOpen,
-    TooMany,
-    Unavailable,
-)
+from inbox.errors import NotAuthenticated, NotDelivered, RequestError, StillOpen, TooMany, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read
 from inbox.http.limits import Bucket, MemoryBudget, Reservation
