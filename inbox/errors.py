@@ -1,34 +1,6 @@
 """Errors of both sides, and their meaning for the caller.
 
-::
-
-    InboxRelayError
-    ├── ConfigError            the configuration can't be used: the process exits (status 2), or keeps the old one
-    │   └── UnfitDatabase      the database can't keep a guarantee: a process does not start, a receiver answers 503
-    ├── RequestError           an answer other than 200; each has a `status` and a `cause`
-    │   ├── Unreadable         400  not valid JSON, or another length than announced
-    │   ├── NotAuthenticated   401  unknown source, or failed authentication: deliberately the same answer
-    │   ├── TooSlow            408  did not arrive in time
-    │   ├── TooLarge           413
-    │   ├── TargetTooLong      414
-    │   ├── UnsupportedType    415
-    │   ├── ExpectationFailed  417
-    │   ├── InvalidEvent       422  readable, but not an event; names the field
-    │   ├── TooOld             422  older than the source's `max_age`
-    │   ├── TooMany            429  more than the source's `rate`: send it again later
-    │   ├── HeadTooLarge       431
-    │   ├── Unavailable        503  not stored: send it again later
-    │   │   └── StillOpen      503  stored, and not delivered yet: the retry waits for the same event
-    │   └── NotDelivered       502  stored, and given up
-    ├── IllegalTransition      a fact or step without a row in the state machine: a bug, never data
-    ├── MappingError           a sync route's template or expression has no value for this event
-    ├── UnusableAnswer         an answer lacks reliable information about matches or further pages
-    ├── UnusableCommand        an operator's command is invalid or contradictory: it ends `failed`
-    ├── UnreadableLog          a delivery's facts can't be read: it alone stays unchanged
-    ├── OutboundRefused        the outbound guard rejects a call
-    └── SweepFailed            a sweep could not read all changes of a source
-
-Beside the tree there are `relay.handler`'s public Skip, Retry and GiveUp, which a handler raises, the `TimeoutError` of
+Beside these there are `relay.handler`'s public Skip, Retry and GiveUp, which a handler raises, the `TimeoutError` of
 `relay.http.watchdog`, and exceptions that never leave their module.
 """
 
@@ -45,15 +17,21 @@ class InboxRelayError(Exception):
 
 
 class ConfigError(InboxRelayError):
-    """The configuration can't be used. The message names the key, its place and the valid values."""
+    """The configuration can't be used: the process exits with status 2, or keeps the old one.
+
+    The message names the key, its place and the valid values.
+    """
 
 
 class UnfitDatabase(ConfigError):
-    """The database can't keep a guarantee. The message has a line with a remedy for each reason."""
+    """The database can't keep a guarantee: a process does not start, a receiver answers 503.
+
+    The message has a line with a remedy for each reason.
+    """
 
 
 class RequestError(InboxRelayError):
-    """A webhook request that isn't answered with 200."""
+    """An answer other than 200 to a webhook request."""
 
     status: ClassVar[int]
     title: ClassVar[str]
@@ -143,7 +121,7 @@ CAUSES = frozenset(error.cause for error in (*RequestError.__subclasses__(), *Un
 
 
 class IllegalTransition(InboxRelayError):
-    """The table of transitions has no row for a step or fact. The delivery stays unchanged."""
+    """The table of transitions has no row for a step or fact: a bug, never data. The delivery stays unchanged."""
 
 
 class MappingError(InboxRelayError):
@@ -159,11 +137,11 @@ class UnusableAnswer(InboxRelayError):
 
 
 class UnusableCommand(InboxRelayError):
-    """A row of `relay_command` is invalid or contradictory. The message becomes its answer."""
+    """A row of `relay_command` is invalid or contradictory: it ends `failed`. The message becomes its answer."""
 
 
 class UnreadableLog(InboxRelayError):
-    """This version can't read a fact of one delivery; the message names the fact and a remedy."""
+    """This version can't read a fact of one delivery, which alone stays unchanged. The message names the fact and a remedy."""
 
 
 class SweepFailed(InboxRelayError):

@@ -72,11 +72,7 @@ PRESET = Preset(
     sample=sample,
     signatures=(
         Signature(
-            header="Stripe-Signature",
-            prefix="v1=",
-            separator=",",
-            timestamp_prefix="t=",
-            content="{timestamp}.{body}",
+            header="Stripe-Signature", prefix="v1=", separator=",", timestamp_prefix="t=", content="{timestamp}.{body}"
         ),
     ),
     max_body=1024 * 1024,  # none is documented
