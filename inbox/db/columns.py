@@ -13,7 +13,7 @@ from sqlalchemy.schema import CreateColumn, CreateTable
 from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from inbox.db.dialect import SQLITE
+from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.events.timestamps import as_time, time_text
 
 
@@ -45,40 +45,28 @@ JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLIT
 TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
 
 
-def _readable_time(column: str) -> dict[str, str]:
-    """Make each dialect's condition that a time is readable or null. An unreadable one would crash its readers."""
-    first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
-    day = f"substr({column}, 1, 10)"
-    return {
-        "postgresql": f"{column} BETWEEN '{first}' AND '{last}'",  # not 'infinity', nor a year outside datetime's range
-        "sqlite": f"date({day}) IS {day} AND {column} >= '{first}'"
-        f" AND (length({column}) = 10 OR substr({column}, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')",
-    }
-
-
-def _readable_object(column: str) -> dict[str, str]:
-    """Make each dialect's condition that JSON is an object."""
-    return {
-        "postgresql": f"jsonb_typeof({column}) = 'object'",
-        "sqlite": f"{column} IS NULL OR CASE WHEN json_valid({column}) THEN json_type({column}) = 'object' ELSE 0 END",
-    }
-
-
-def _readable_list(column: str) -> dict[str, str]:
-    """Make each dialect's condition that a value is a list without nulls."""
-    return {
-        "postgresql": f"array_position({column}, NULL) IS NULL",  # an error for a list of lists
-        "sqlite": f"CASE WHEN json_valid({column}) THEN json_type({column}) = 'array' ELSE 0 END",
-    }
-
-
 def readable(column: Column[Any]) -> dict[str, str]:
-    """Make each dialect's condition that a value of a column can be read."""
+    """Make each dialect's condition that a value can be read, or is null. An unreadable one would crash its readers."""
+    name = column.name
     if isinstance(column.type, UtcDateTime):
-        return _readable_time(column.name)
+        first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
+        day = f"substr({name}, 1, 10)"
+        return {
+            POSTGRES: f"{name} BETWEEN '{first}' AND '{last}'",  # not 'infinity', nor a year outside datetime's range
+            SQLITE: f"date({day}) IS {day} AND {name} >= '{first}'"
+            f" AND (length({name}) = 10 OR substr({name}, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')",
+        }
     if column.type is JsonValue:
-        return _readable_object(column.name)
-    return _readable_list(column.name) if column.type is TextList else {}
+        return {
+            POSTGRES: f"jsonb_typeof({name}) = 'object'",
+            SQLITE: f"{name} IS NULL OR CASE WHEN json_valid({name}) THEN json_type({name}) = 'object' ELSE 0 END",
+        }
+    if column.type is TextList:  # without nulls
+        return {
+            POSTGRES: f"array_position({name}, NULL) IS NULL",  # an error for a list of lists
+            SQLITE: f"CASE WHEN json_valid({name}) THEN json_type({name}) = 'array' ELSE 0 END",
+        }
+    return {}
 
 
 # SQLite has no COMMENT ON. A DBA finds the comments in the table's text: `.schema inbox`.

@@ -257,6 +257,10 @@ _UNIQUE_VIOLATIONS_OF_SQLITE = frozenset(
 _DEADLOCK = "40P01"
 
 
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
+
+
 def is_data_error(error: DBAPIError) -> bool:
     """Return whether the rows themselves are at fault (SQLSTATE classes 22, 23, 54), so that other rows may be stored.
 
@@ -264,9 +268,8 @@ def is_data_error(error: DBAPIError) -> bool:
     """
     if is_unique_violation(error):
         return False
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return str(sqlstate)[:2] in _DATA_ERROR_CLASSES
+    if (sqlstate := _sqlstate(error)) is not None:
+        return sqlstate[:2] in _DATA_ERROR_CLASSES
     return isinstance(error, DataError | IntegrityError)  # SQLite's, or of a driver that can't send the value
 
 
@@ -275,9 +278,8 @@ def is_unique_violation(error: DBAPIError) -> bool:
 
     Intake skips known keys (ON CONFLICT), so it can only be a number, which the database itself gives.
     """
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return str(sqlstate) == _UNIQUE_VIOLATION
+    if (sqlstate := _sqlstate(error)) is not None:
+        return sqlstate == _UNIQUE_VIOLATION
     return getattr(error.orig, "sqlite_errorcode", None) in _UNIQUE_VIOLATIONS_OF_SQLITE
 
 
@@ -290,7 +292,7 @@ def constraint_of(error: DBAPIError) -> str:
 
 def is_deadlock(error: DBAPIError) -> bool:
     """Return whether the database ended this transaction because of a deadlock."""
-    return getattr(error.orig, "sqlstate", None) == _DEADLOCK
+    return _sqlstate(error) == _DEADLOCK
 
 
 Failure = Literal["unreachable", "busy", "fault"]
@@ -322,26 +324,19 @@ _PRIMARY_CODE = 0xFF
 
 def failure_of(error: BaseException) -> Failure:
     """Classify an exception that ended a step which uses the database."""
-    if isinstance(error, PoolTimeoutError):
+    if isinstance(error, PoolTimeoutError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return "unreachable"
     if not isinstance(error, DBAPIError):
         return "fault"
-    if error.connection_invalidated:
-        return "unreachable"
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return _failure_of_state(str(sqlstate))
+    if (sqlstate := _sqlstate(error)) is not None:
+        if sqlstate in _BUSY_STATES or sqlstate[:2] == _BUSY_CLASS:
+            return "busy"
+        return "unreachable" if sqlstate == _READ_ONLY or sqlstate[:2] in _UNREACHABLE_CLASSES else "fault"
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
         primary = code & _PRIMARY_CODE
         return "busy" if primary in _BUSY_CODES else "fault" if primary in _FAULT_CODES else "unreachable"
     return "unreachable" if isinstance(error, OperationalError | InterfaceError) else "fault"
-
-
-def _failure_of_state(sqlstate: str) -> Failure:
-    if sqlstate in _BUSY_STATES or sqlstate[:2] == _BUSY_CLASS:
-        return "busy"
-    return "unreachable" if sqlstate == _READ_ONLY or sqlstate[:2] in _UNREACHABLE_CLASSES else "fault"
 
 
 # Feature not supported (such as a cached plan whose result has changed), transaction state, statement name, schema name,
@@ -361,9 +356,8 @@ def blames_items(error: BaseException) -> bool:
         return False
     if not isinstance(error, DBAPIError):
         return True
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return str(sqlstate)[:2] not in _STATEMENT_CLASSES
+    if (sqlstate := _sqlstate(error)) is not None:
+        return sqlstate[:2] not in _STATEMENT_CLASSES
     return _STATEMENT_ERROR_OF_SQLITE.match(str(error.orig)) is None
 
 
@@ -376,9 +370,7 @@ def is_wait_timeout(error: BaseException) -> bool:
     A wait for the order lock doesn't count, as all take it in turn.
     """
     return (
-        isinstance(error, DBAPIError)
-        and getattr(error.orig, "sqlstate", None) in _HELD_UP
-        and "order_lock" not in (error.statement or "")
+        isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP and "order_lock" not in (error.statement or "")
     )
 
 
@@ -401,6 +393,5 @@ _LOCK_WAITS = frozenset({"55P03", _DEADLOCK})
 
 def is_lock_wait(error: DBAPIError) -> bool:
     """Return whether a lock wait timed out or ended in a deadlock, so that a retry may succeed."""
-    sqlstate = getattr(error.orig, "sqlstate", None)
     primary_code = getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE
-    return sqlstate in _LOCK_WAITS or primary_code == sqlite3.SQLITE_BUSY
+    return _sqlstate(error) in _LOCK_WAITS or primary_code == sqlite3.SQLITE_BUSY
