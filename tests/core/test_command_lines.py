@@ -46,6 +46,7 @@ READS = MIGRATES | {"inbox.db", "inbox.loader", "inbox.sources", "jmespath", "re
         ("relay status", CALLS | SERVES | MIGRATES),
         ("relay dead", CALLS | SERVES | MIGRATES),
         ("relay pause", CALLS | SERVES | MIGRATES),
+        ("relay run --drain", MIGRATES | {"falcon", "gunicorn", "inbox.receiver", "uvicorn"}),
         ("inbox list", CALLS | SERVES | MIGRATES),
         ("inbox migrate --dry-run", CALLS | SERVES | MIGRATES),
     ],
