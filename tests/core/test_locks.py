@@ -67,7 +67,8 @@ def test_every_package_of_a_lock_has_hashes_and_no_lock_names_a_registry(lock: s
 
 def test_production_is_installed_by_the_runtime_lock() -> None:
     page = (ROOT / "docs" / "how-to" / "deploy.md").read_text(encoding="utf-8")
-    installs = re.findall(r"^\S+ -m pip install (.+)$", page, re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", "", page)  # the page breaks a long command
+    installs = re.findall(r"^\S+ -m pip install (.+)$", lines, re.MULTILINE)
     assert installs == [
         f"--require-hashes --only-binary :all: --requirement {RUNTIME}",
         "--no-deps dist/inbox_relay-*.whl",
