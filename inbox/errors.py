@@ -1,34 +1,6 @@
 """Errors of both sides, and their meaning for the caller.
 
-::
-
-    InboxRelayError
-    ├── ConfigError            the configuration can't be used: the process exits (status 2), or keeps the old one
-    │   └── UnfitDatabase      the database can't keep a guarantee: a process does not start, a receiver answers 503
-    ├── RequestError           an answer other than 200; each has a `status` and a `cause`
-    │   ├── Unreadable         400  not valid JSON, or another length than announced
-    │   ├── NotAuthenticated   401  unknown source, or failed authentication: deliberately the same answer
-    │   ├── TooSlow            408  did not arrive in time
-    │   ├── TooLarge           413
-    │   ├── TargetTooLong      414
-    │   ├── UnsupportedType    415
-    │   ├── ExpectationFailed  417
-    │   ├── InvalidEvent       422  readable, but not an event; names the field
-    │   ├── TooOld             422  older than the source's `max_age`
-    │   ├── TooMany            429  more than the source's `rate`: send it again later
-    │   ├── HeadTooLarge       431
-    │   ├── Unavailable        503  not stored: send it again later
-    │   │   └── StillOpen      503  stored, and not delivered yet: the retry waits for the same event
-    │   └── NotDelivered       502  stored, and given up
-    ├── IllegalTransition      a fact or step without a row in the state machine: a bug, never data
-    ├── MappingError           a sync route's template or expression has no value for this event
-    ├── UnusableAnswer         an answer lacks reliable information about matches or further pages
-    ├── UnusableCommand        an operator's command is invalid or contradictory: it ends `failed`
-    ├── UnreadableLog          a delivery's facts can't be read: it alone stays unchanged
-    ├── OutboundRefused        the outbound guard rejects a call
-    └── SweepFailed            a sweep could not read all changes of a source
-
-Beside the tree there are `relay.handler`'s public Skip, Retry and GiveUp, which a handler raises, the `TimeoutError` of
+Beside these there are `relay.handler`'s public Skip, Retry and GiveUp, which a handler raises, the `TimeoutError` of
 `relay.http.watchdog`, and exceptions that never leave their module.
 """
 
@@ -45,15 +17,21 @@ class InboxRelayError(Exception):
 
 
 class ConfigError(InboxRelayError):
-    """The configuration can't be used. The message names the key, its place and the valid values."""
+    """The configuration can't be used: the process exits with status 2, or keeps the old one.
+
+    The message names the key, its place and the valid values.
+    """
 
 
 class UnfitDatabase(ConfigError):
-    """The database can't keep a guarantee. The message has a line with a remedy for each reason."""
+    """The database can't keep a guarantee: a process does not start, a receiver answers 503.
+
+    The message has a line with a remedy for each reason.
+    """
 
 
 class RequestError(InboxRelayError):
-    """A webhook request that isn't answered with 200."""
+    """An answer other than 200 to a webhook request."""
 
     status: ClassVar[int]
     title: ClassVar[str]
@@ -62,26 +40,21 @@ class RequestError(InboxRelayError):
     retry_after_seconds: int | None = None
     """Seconds for the header `Retry-After`."""
 
+    def __init_subclass__(cls, *, status: int, cause: str, title: str) -> None:
+        cls.status, cls.cause, cls.title = status, cause, title
+
     def __init__(self, detail: str, *, field: str | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.field = field
 
 
-class Unreadable(RequestError):
+class Unreadable(RequestError, status=400, cause="unreadable", title="The request can't be read"):
     """The body is not valid JSON, or has another length than announced."""
 
-    status = 400
-    title = "The request can't be read"
-    cause = "unreadable"
 
-
-class NotAuthenticated(RequestError):
+class NotAuthenticated(RequestError, status=401, cause="not_authenticated", title="Not authenticated"):
     """The source is unknown, or the sender failed to authenticate; the answer doesn't say which."""
-
-    status = 401
-    title = "Not authenticated"
-    cause = "not_authenticated"
 
     def __init__(self, detail: str, *, why: str | None = None) -> None:
         super().__init__(detail)
@@ -89,117 +62,66 @@ class NotAuthenticated(RequestError):
         """Reason, for the operator only."""
 
 
-class TooSlow(RequestError):
+class TooSlow(RequestError, status=408, cause="too_slow", title="The request took too long to arrive"):
     """The request took longer to arrive than allowed."""
 
-    status = 408
-    title = "The request took too long to arrive"
-    cause = "too_slow"
 
-
-class TooLarge(RequestError):
+class TooLarge(RequestError, status=413, cause="too_large", title="The body is too large"):
     """The body is larger than this source may send."""
 
-    status = 413
-    title = "The body is too large"
-    cause = "too_large"
 
-
-class TargetTooLong(RequestError):
+class TargetTooLong(RequestError, status=414, cause="target_too_long", title="The URL is too long"):
     """The path and query are longer than any valid URL."""
 
-    status = 414
-    title = "The URL is too long"
-    cause = "target_too_long"
 
-
-class UnsupportedType(RequestError):
+class UnsupportedType(RequestError, status=415, cause="unsupported_type", title="Unsupported content type"):
     """The source's preset doesn't read this Content-Type or Content-Encoding."""
 
-    status = 415
-    title = "Unsupported content type"
-    cause = "unsupported_type"
 
-
-class ExpectationFailed(RequestError):
+class ExpectationFailed(RequestError, status=417, cause="expectation_failed", title="The expectation can't be met"):
     """The request has an `Expect` header that is not supported."""
 
-    status = 417
-    title = "The expectation can't be met"
-    cause = "expectation_failed"
 
-
-class InvalidEvent(RequestError):
+class InvalidEvent(RequestError, status=422, cause="invalid_event", title="Not a valid event"):
     """The body is readable, but a required field of an event is missing or wrong; `field` names it."""
 
-    status = 422
-    title = "Not a valid event"
-    cause = "invalid_event"
 
-
-class TooOld(RequestError):
+class TooOld(RequestError, status=422, cause="too_old", title="The event is too old"):
     """The event's own time is older than the source's `max_age`."""
 
-    status = 422
-    title = "The event is too old"
-    cause = "too_old"
 
-
-class TooMany(RequestError):
+class TooMany(RequestError, status=429, cause="too_many", title="Too many requests"):
     """The source exceeds its `rate`; after `retry_after_seconds` one more request is allowed."""
-
-    status = 429
-    title = "Too many requests"
-    cause = "too_many"
 
     def __init__(self, detail: str, *, retry_after_seconds: int) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
 
 
-class HeadTooLarge(RequestError):
+class HeadTooLarge(RequestError, status=431, cause="head_too_large", title="The header fields are too large"):
     """The request has more or longer header fields than allowed."""
 
-    status = 431
-    title = "The header fields are too large"
-    cause = "head_too_large"
 
-
-class Unavailable(RequestError):
+class Unavailable(RequestError, status=503, cause="unavailable", title="Not stored, send it again"):
     """The event is not certainly stored; the sender must send it again."""
 
-    status = 503
-    title = "Not stored, send it again"
-    cause = "unavailable"
     retry_after_seconds = 2
 
 
-class StillOpen(Unavailable):
+class StillOpen(Unavailable, status=503, cause="still_open", title="Stored, not delivered yet"):
     """The event is stored, and its outcome is not known yet; the sender's retry waits for the same event."""
 
-    title = "Stored, not delivered yet"
-    cause = "still_open"
 
-
-class NotDelivered(RequestError):
+class NotDelivered(RequestError, status=502, cause="not_delivered", title="Stored, not delivered"):
     """The event is stored, and its delivery was given up; an operator can replay it."""
 
-    status = 502
-    title = "Stored, not delivered"
-    cause = "not_delivered"
 
-
-CAUSES = frozenset(
-    {
-        *(error.cause for error in RequestError.__subclasses__()),
-        *(error.cause for error in Unavailable.__subclasses__()),
-    }
-)
+CAUSES = frozenset(error.cause for error in (*RequestError.__subclasses__(), *Unavailable.__subclasses__()))
 """Every value of `rejected_request.cause` and of the metrics' label."""
 
 
 class IllegalTransition(InboxRelayError):
-    """The table of transitions has no row for a step or fact. The delivery stays unchanged."""
+    """The table of transitions has no row for a step or fact: a bug, never data. The delivery stays unchanged."""
 
 
 class MappingError(InboxRelayError):
@@ -215,11 +137,11 @@ class UnusableAnswer(InboxRelayError):
 
 
 class UnusableCommand(InboxRelayError):
-    """A row of `relay_command` is invalid or contradictory. The message becomes its answer."""
+    """A row of `relay_command` is invalid or contradictory: it ends `failed`. The message becomes its answer."""
 
 
 class UnreadableLog(InboxRelayError):
-    """This version can't read a fact of one delivery; the message names the fact and a remedy."""
+    """This version can't read a fact of one delivery, which alone stays unchanged. The message names the fact and a remedy."""
 
 
 class SweepFailed(InboxRelayError):

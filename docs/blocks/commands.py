@@ -9,7 +9,6 @@ import typer
 
 from docs.blocks.common import table
 from inbox.cli.main import app as inbox_app
-from inbox.cli.terminal import Lazy
 from relay.cli.main import app as relay_app
 
 
@@ -45,7 +44,7 @@ def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # type
     if examples:
         yield "```text\n" + "\n".join(line.strip() for line in examples.strip().splitlines()) + "\n```\n"
     for name, inner in below.items():
-        yield from _commands(f"{path} {name}", inner.load() if isinstance(inner, Lazy) else inner)
+        yield from _commands(f"{path} {name}", inner)
 
 
 def _default_of(parameter: Any) -> str:  # noqa: ANN401  # likewise

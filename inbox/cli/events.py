@@ -8,7 +8,6 @@ import typer
 
 from inbox.cli.options import AsJson, Since, open_database, parse_entity, utc
 from inbox.cli.terminal import FINDING, answer, exit_on_error, say, show, show_fields
-from inbox.db import reads
 
 
 def list_command(
@@ -27,6 +26,8 @@ def list_command(
       inbox list --entity USER/IDNUMBER1234
       inbox list --state dead --json
     """
+    from inbox.db import reads
+
     entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
     with exit_on_error(), open_database() as database:
         rows = reads.events(
@@ -63,6 +64,8 @@ def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")]
       inbox show 42
       inbox show 42 --json
     """
+    from inbox.db import reads
+
     with exit_on_error(), open_database() as database:
         row = reads.event(database, seq)
     if row is None:

@@ -1,4 +1,7 @@
-"""`inbox`: the command line of the receiver."""
+"""`inbox`: the command line of the receiver.
+
+A command imports the database and the receiver only when it runs: `inbox --help` loads neither.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,13 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.terminal import Commands, Lazy, answer, exit_on_error, run, say
-
-
-class InboxCommands(Commands):
-    """The commands of `inbox`."""
-
-    lazy = (
-        Lazy(
-            "send",
-            "inbox.cli.send:send_command",
-            "Send a webhook as the source's provider would, signed with the source's secret, and show the answer.",
-        ),
-        Lazy(
-            "list",
-            "inbox.cli.events:list_command",
-            "List events, the newest first: one line for each route an event takes.",
-        ),
-        Lazy(
-            "show",
-            "inbox.cli.events:show_command",
-            "Show one event: what came, where it stands on each route, and everything that happened to it.",
-        ),
-        Lazy(
-            "rejected",
-            "inbox.cli.rejected:rejected",
-            "List rejected requests, the newest first, and whether they can be readmitted.",
-        ),
-        Lazy(
-            "readmit",
-            "inbox.cli.rejected:readmit_command",
-            "Readmit rejected requests, read by the present configuration. Shows the plan; --yes does it.",
-        ),
-    )
-
+from inbox.cli.events import list_command, show_command
+from inbox.cli.rejected import readmit_command, rejected
+from inbox.cli.send import send_command
+from inbox.cli.terminal import Commands, answer, exit_on_error, run, say
 
 app = typer.Typer(
-    cls=InboxCommands,
+    cls=Commands,
     help="Receive webhooks without ever losing one. Reads inbox.toml in this folder, or the file that INBOX_CONFIG names.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -121,3 +94,10 @@ def migrate_command(
             f"{', '.join(step.revision for step in done.remaining)} to follow with `inbox migrate --contract`, when every receiver"
             " and relay of an older version has ended"
         )
+
+
+app.command("send")(send_command)
+app.command("list")(list_command)
+app.command("show")(show_command)
+app.command("rejected")(rejected)
+app.command("readmit")(readmit_command)

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
 TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 Since = Annotated[
-    datetime | None,
-    typer.Option("--since", help="Only received at or after this time; UTC.", formats=TIME_FORMATS),
+    datetime | None, typer.Option("--since", help="Only received at or after this time; UTC.", formats=TIME_FORMATS)
 ]
 
 

@@ -6,22 +6,21 @@ import asyncio
 import getpass
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from sqlalchemy import Engine
 
 from inbox.cli.options import AsJson, Since, open_database, utc
 from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, say, show, show_fields
-from inbox.clock import SystemClock
-from inbox.config.model import Config
-from inbox.db import engine, reads
 from inbox.errors import Unavailable
-from inbox.loader.load import read_config
-from inbox.receiver import readmit
-from inbox.receiver.readmit import ReadmitResult, RejectedFilter
-from inbox.receiver.writer import GroupCommit
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from inbox.config.model import Config
+    from inbox.db.reads import Row
+    from inbox.receiver.readmit import ReadmitResult
 
 OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source, as the URL named it.")]
 OfCause = Annotated[str | None, typer.Option("--cause", help="Only of this cause, such as invalid_event.")]
@@ -49,6 +48,8 @@ def rejected(
       inbox rejected --id 7
       inbox rejected --since 2026-01-01 --json
     """
+    from inbox.db import reads
+
     if number is not None:
         _show_one(number, as_json=as_json)
         return
@@ -62,6 +63,8 @@ def rejected(
 
 
 def _show_one(number: int, *, as_json: bool) -> None:
+    from inbox.db import reads
+
     with exit_on_error(), open_database() as database:
         row = reads.rejected_request(database, number)
     if row is None:
@@ -72,7 +75,7 @@ def _show_one(number: int, *, as_json: bool) -> None:
     show_fields(row, as_json=as_json)
 
 
-def _readmission(row: reads.Row) -> str:
+def _readmission(row: Row) -> str:
     """Say whether it can be readmitted, or which event it became."""
     if row["readmitted_seq"] is not None:
         return f"is seq {row['readmitted_seq']}"
@@ -99,7 +102,10 @@ def readmit_command(
       inbox readmit --cause invalid_event --since 2026-01-01 --reason "the preset is fixed" --yes
       inbox readmit --id 7 --reason "tried by hand" --yes --json
     """
-    selected = RejectedFilter(id=number, source=source, cause=cause, since=utc(since))
+    from inbox.loader.load import read_config
+    from inbox.receiver import readmit
+
+    selected = readmit.RejectedFilter(id=number, source=source, cause=cause, since=utc(since))
     with exit_on_error():
         config = read_config()
         readers = readmit.readers_of(config)
@@ -115,8 +121,8 @@ def readmit_command(
         raise typer.Exit(FINDING)
 
 
-def _look(pages: Iterator[list[ReadmitResult]], total: int) -> list[reads.Row]:
-    lines: list[reads.Row] = []
+def _look(pages: Iterator[list[ReadmitResult]], total: int) -> list[Row]:
+    lines: list[Row] = []
     with _bar() as progress:
         task = progress.add_task("reading", total=total)
         for page in pages:
@@ -125,11 +131,14 @@ def _look(pages: Iterator[list[ReadmitResult]], total: int) -> list[reads.Row]:
     return lines
 
 
-def _do(
-    config: Config, database: Engine, pages: Iterator[list[ReadmitResult]], total: int, reason: str
-) -> list[reads.Row]:
+def _do(config: Config, database: Engine, pages: Iterator[list[ReadmitResult]], total: int, reason: str) -> list[Row]:
     """Readmit them, with a bar. After an interrupt or a database failure, a second call does the rest."""
-    lines: list[reads.Row] = []
+    from inbox.clock import SystemClock
+    from inbox.db import engine
+    from inbox.receiver import readmit
+    from inbox.receiver.writer import GroupCommit
+
+    lines: list[Row] = []
     with _bar() as progress:
         task = progress.add_task("readmitting", total=total)
 
@@ -156,9 +165,9 @@ def _do(
     raise typer.Exit(FINDING)
 
 
-def _line(again: ReadmitResult) -> reads.Row:
+def _line(again: ReadmitResult) -> Row:
     """Return the line of a request without its body, so that any number of lines fits into memory."""
-    events: list[reads.Row] = [
+    events: list[Row] = [
         {
             "entity_type": event.entity_type,
             "entity_id": event.entity_id,
@@ -180,7 +189,7 @@ def _line(again: ReadmitResult) -> reads.Row:
     }
 
 
-def _report(lines: Sequence[reads.Row], *, yes: bool) -> None:
+def _report(lines: Sequence[Row], *, yes: bool) -> None:
     """Show the counts of each source and cause, and some requests of both kinds."""
     if not lines:
         say("nothing to readmit")
@@ -202,7 +211,7 @@ def _report(lines: Sequence[reads.Row], *, yes: bool) -> None:
         say(f"{len(lines)} requests{more}; --yes readmits those that can be read now")
 
 
-def _becomes(line: reads.Row) -> str:
+def _becomes(line: Row) -> str:
     if line["rejected"] is not None:
         return f"still rejected: {line['rejected']}"
     first, more = line["events"][0], len(line["events"]) - 1

@@ -7,21 +7,21 @@ so values are given as `rich.text.Text`.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
-from importlib import import_module
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from inbox.errors import ConfigError
 from inbox.events.timestamps import time_text
@@ -34,9 +34,12 @@ Row = Mapping[str, Any]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console: as wide as the terminal, or with lines of any length when the output goes elsewhere."""
+    """Return a console as wide as the terminal. Elsewhere lines have any length, and tables that of COLUMNS, if it is set."""
     made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=10_000, soft_wrap=True)
+    if made.is_terminal:
+        return made
+    width = None if os.environ.get("COLUMNS", "").isdecimal() else 10_000
+    return Console(stderr=stderr, highlight=False, width=width, soft_wrap=True)
 
 
 def bar(*columns: ProgressColumn) -> Progress:
@@ -136,40 +139,8 @@ def exit_on_error() -> Iterator[None]:
         fail(f"the database: {str(error.orig).strip()}")
 
 
-class Lazy(TyperCommand):
-    """A command whose module is imported when it is called: `--help` and other commands don't load it."""
-
-    def __init__(self, name: str, target: str, summary: str) -> None:
-        """Name the command as `module:function`, or `module:app` for a group; `summary` is its docstring's first line."""
-        super().__init__(name, help=summary)
-        self._target = target
-
-    def load(self) -> Any:  # noqa: ANN401  # click's command, which typer has moved since the oldest that is allowed
-        """Import the command."""
-        module, _, attribute = self._target.partition(":")
-        found = getattr(import_module(module), attribute)
-        if not isinstance(found, typer.Typer):
-            made = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            made.command(self.name)(found)
-            found = made
-        command = typer.main.get_command(found)
-        command.name = self.name
-        return command
-
-    def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # typer's own, handed through
-        """Read the arguments of the command itself, which the context then calls."""
-        return self.load().make_context(*given, **more)
-
-
 class Commands(TyperGroup):
     """The commands of a command line. Errors of wrong use repeat what was given, so they are escaped as everything is."""
-
-    lazy: ClassVar[tuple[Lazy, ...]] = ()
-
-    def __init__(self, *given: Any, **more: Any) -> None:  # noqa: ANN401  # typer's own, handed through
-        super().__init__(*given, **more)
-        for command in self.lazy:
-            self.add_command(command)
 
     def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # typer's own, handed through
         """Read the arguments before the command's name."""

@@ -22,9 +22,12 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sqlalchemy import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Engine
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 EVERY_ROWS = 1000
 LONGEST_EVERY_ROWS = 64_000
@@ -53,24 +56,22 @@ class Checkpoints:
 
 
 def checkpoint(engine: Engine) -> bool:
-    """Copy the log back into the file, outside any transaction of the caller. Returns whether all of it was copied."""
-    return _copy_back(engine.url)
+    """Copy the log back into the file, outside any transaction of the caller. Returns whether all of it was copied.
 
-
-async def checkpoint_async(connection: AsyncConnection) -> bool:
-    """Run `checkpoint` for the database of this connection, which must not be in a transaction."""
-    return await asyncio.to_thread(_copy_back, connection.engine.url)
-
-
-def _copy_back(url: URL) -> bool:
-    """Copy the log back. Earlier commits are safe whatever happens here; at worst the log stays longer."""
-    path = Path(url.database or "").absolute()
+    Earlier commits are safe whatever happens here; at worst the log stays longer.
+    """
+    path = Path(engine.url.database or "").absolute()
     try:
         with closing(_connect(path)) as holder, closing(_connect(path)) as copier:
             holder.execute("BEGIN IMMEDIATE")
             return _copy_all(copier, time.monotonic() + _WAIT_SECONDS)
     except sqlite3.Error:
         return False
+
+
+async def checkpoint_async(connection: AsyncConnection) -> bool:
+    """Run `checkpoint` for the database of this connection, which must not be in a transaction."""
+    return await asyncio.to_thread(checkpoint, connection.sync_engine)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -1,6 +1,7 @@
-"""Differences of Postgres and SQLite in statements, errors and types. Others ask only where a feature exists on one alone.
+"""Differences of Postgres and SQLite in statements and errors. Others ask only where a feature exists on one alone.
 
 Statements of both sides have one text for both databases. The parts that must differ are fragments from here.
+`inbox.db.columns` has those of columns.
 """
 
 from __future__ import annotations
@@ -12,47 +13,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ARRAY, JSON, BigInteger, DateTime, Integer, Text
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import CreateColumn, CreateTable
-from sqlalchemy.sql.compiler import DDLCompiler
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from inbox.events.timestamps import as_time, time_text
+from inbox.events.timestamps import time_text
 
 POSTGRES, SQLITE = "postgresql", "sqlite"
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime: `timestamptz` on Postgres; on SQLite text of fixed width, so that its order is the order of time."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Choose text on SQLite, `timestamptz` on Postgres."""
-        return dialect.type_descriptor(Text() if dialect.name == SQLITE else DateTime(timezone=True))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401  # what the driver takes
-        """Convert an instant to the dialect's form."""
-        if value is None or dialect.name != SQLITE:
-            return value
-        return time_text(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002  # as the driver gives it
-        """Convert a stored value to an aware instant in UTC."""
-        return None if value is None else as_time(value)
-
-
-BigId = BigInteger().with_variant(Integer(), SQLITE)
-"""Type that counts up by itself; on SQLite only an INTEGER primary key does."""
-
-JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLITE)
-TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
 
 
 def as_json(value: Any) -> Any:  # noqa: ANN401  # any JSON value
@@ -291,6 +257,10 @@ _UNIQUE_VIOLATIONS_OF_SQLITE = frozenset(
 _DEADLOCK = "40P01"
 
 
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
+
+
 def is_data_error(error: DBAPIError) -> bool:
     """Return whether the rows themselves are at fault (SQLSTATE classes 22, 23, 54), so that other rows may be stored.
 
@@ -298,9 +268,8 @@ def is_data_error(error: DBAPIError) -> bool:
     """
     if is_unique_violation(error):
         return False
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return str(sqlstate)[:2] in _DATA_ERROR_CLASSES
+    if (sqlstate := _sqlstate(error)) is not None:
+        return sqlstate[:2] in _DATA_ERROR_CLASSES
     return isinstance(error, DataError | IntegrityError)  # SQLite's, or of a driver that can't send the value
 
 
@@ -309,9 +278,8 @@ def is_unique_violation(error: DBAPIError) -> bool:
 
     Intake skips known keys (ON CONFLICT), so it can only be a number, which the database itself gives.
     """
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return str(sqlstate) == _UNIQUE_VIOLATION
+    if (sqlstate := _sqlstate(error)) is not None:
+        return sqlstate == _UNIQUE_VIOLATION
     return getattr(error.orig, "sqlite_errorcode", None) in _UNIQUE_VIOLATIONS_OF_SQLITE
 
 
@@ -324,7 +292,7 @@ def constraint_of(error: DBAPIError) -> str:
 
 def is_deadlock(error: DBAPIError) -> bool:
     """Return whether the database ended this transaction because of a deadlock."""
-    return getattr(error.orig, "sqlstate", None) == _DEADLOCK
+    return _sqlstate(error) == _DEADLOCK
 
 
 Failure = Literal["unreachable", "busy", "fault"]
@@ -356,26 +324,19 @@ _PRIMARY_CODE = 0xFF
 
 def failure_of(error: BaseException) -> Failure:
     """Classify an exception that ended a step which uses the database."""
-    if isinstance(error, PoolTimeoutError):
+    if isinstance(error, PoolTimeoutError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
         return "unreachable"
     if not isinstance(error, DBAPIError):
         return "fault"
-    if error.connection_invalidated:
-        return "unreachable"
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return _failure_of_state(str(sqlstate))
+    if (sqlstate := _sqlstate(error)) is not None:
+        if sqlstate in _BUSY_STATES or sqlstate[:2] == _BUSY_CLASS:
+            return "busy"
+        return "unreachable" if sqlstate == _READ_ONLY or sqlstate[:2] in _UNREACHABLE_CLASSES else "fault"
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
         primary = code & _PRIMARY_CODE
         return "busy" if primary in _BUSY_CODES else "fault" if primary in _FAULT_CODES else "unreachable"
     return "unreachable" if isinstance(error, OperationalError | InterfaceError) else "fault"
-
-
-def _failure_of_state(sqlstate: str) -> Failure:
-    if sqlstate in _BUSY_STATES or sqlstate[:2] == _BUSY_CLASS:
-        return "busy"
-    return "unreachable" if sqlstate == _READ_ONLY or sqlstate[:2] in _UNREACHABLE_CLASSES else "fault"
 
 
 # Feature not supported (such as a cached plan whose result has changed), transaction state, statement name, schema name,
@@ -395,9 +356,8 @@ def blames_items(error: BaseException) -> bool:
         return False
     if not isinstance(error, DBAPIError):
         return True
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate is not None:
-        return str(sqlstate)[:2] not in _STATEMENT_CLASSES
+    if (sqlstate := _sqlstate(error)) is not None:
+        return sqlstate[:2] not in _STATEMENT_CLASSES
     return _STATEMENT_ERROR_OF_SQLITE.match(str(error.orig)) is None
 
 
@@ -410,9 +370,7 @@ def is_wait_timeout(error: BaseException) -> bool:
     A wait for the order lock doesn't count, as all take it in turn.
     """
     return (
-        isinstance(error, DBAPIError)
-        and getattr(error.orig, "sqlstate", None) in _HELD_UP
-        and "order_lock" not in (error.statement or "")
+        isinstance(error, DBAPIError) and _sqlstate(error) in _HELD_UP and "order_lock" not in (error.statement or "")
     )
 
 
@@ -435,23 +393,5 @@ _LOCK_WAITS = frozenset({"55P03", _DEADLOCK})
 
 def is_lock_wait(error: DBAPIError) -> bool:
     """Return whether a lock wait timed out or ended in a deadlock, so that a retry may succeed."""
-    sqlstate = getattr(error.orig, "sqlstate", None)
     primary_code = getattr(error.orig, "sqlite_errorcode", 0) & _PRIMARY_CODE
-    return sqlstate in _LOCK_WAITS or primary_code == sqlite3.SQLITE_BUSY
-
-
-# SQLite has no COMMENT ON. A DBA finds the comments in the table's text: `.schema inbox`.
-
-
-@compiles(CreateColumn, SQLITE)
-def _column_with_comment(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str | None:  # noqa: ANN401  # passed through
-    text: str | None = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
-    comment = element.element.comment
-    return f"-- {comment}\n\t{text}" if text and comment else text
-
-
-@compiles(CreateTable, SQLITE)
-def _table_with_comment(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:  # noqa: ANN401  # passed through
-    text: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
-    comment = element.element.comment
-    return text.replace("(", f"( -- {comment}", 1) if comment else text
+    return _sqlstate(error) in _LOCK_WAITS or primary_code == sqlite3.SQLITE_BUSY

@@ -73,7 +73,7 @@ SELECT n, seq FROM known
 
 
 def postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
-    """Make the parameters of `POSTGRES_NOTE`, except `kept`."""
+    """Make the columns of events that both statements of intake have: the parameters of `POSTGRES_NOTE`, except `kept`."""
     bodies = Blobs()
     places = [bodies.place(event.body) for event in events]
     return {
@@ -141,11 +141,6 @@ def noted_param(rows: Sequence[Mapping[str, Any]]) -> dict[str, str | bytes]:
         at, size = bodies.place(row["body"])
         made.append({**row, "body": None, "body_at": at, "body_size": size})
     return {"noted": rows_param(made), "bodies": bodies.joined()}
-
-
-def counted_param(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Make the parameter of `SQLITE_COUNT`."""
-    return {"counted": rows_param(rows)}
 
 
 def noted_and_counted(

@@ -9,16 +9,18 @@ import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from inbox.db.dialect import POSTGRES, SQLITE, sqlite_functions
 from inbox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 LOCK_TIMEOUT_SECONDS = 2
 """Longest wait for a lock. After it the statement fails: the receiver answers 503, the relay retries."""
@@ -98,6 +100,8 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
     Raises:
         ConfigError: as `parse_url`.
     """
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415  # it loads sqlalchemy.orm, which no command needs
+
     parsed = parse_url(url)
     if parsed.get_backend_name() == SQLITE:
         _check_sqlite(parsed)

@@ -13,22 +13,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, CursorResult, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db.checkpoint import Checkpoints, checkpoint_async
-from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, verbatim_param
+from inbox.db.dialect import POSTGRES, SQLITE, Blobs, Sql, rows_param, verbatim_param
 from inbox.db.duplicates import (
     KEPT_DUPLICATES,
     POSTGRES_NOTE,
     SQLITE_COUNT,
     SQLITE_KNOWN,
     SQLITE_NOTE,
-    counted_param,
     known_param,
     noted_and_counted,
     noted_param,
@@ -37,6 +35,9 @@ from inbox.db.duplicates import (
 from inbox.db.engine import one_transaction
 from inbox.events.event import Event
 from inbox.events.timestamps import time_text
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 Made = TypeVar("Made")
 Statements = Generator[tuple[TextClause, Mapping[str, Any]], Sequence[Any], Made]
@@ -59,8 +60,11 @@ class Rejected(msgspec.Struct, frozen=True):
     body: bytes | None
 
 
-class IntakeStore(Protocol):
-    """Calls that the writer makes on a database. Each commits before it returns."""
+class IntakeStore(ABC):
+    """Calls that the writer makes on a database. Each commits before it returns. A dialect gives the statements."""
+
+    def __init__(self, kept_duplicates: int = KEPT_DUPLICATES) -> None:
+        self._kept = kept_duplicates
 
     async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """Store the events, and their deliveries, that are not there yet.
@@ -68,7 +72,7 @@ class IntakeStore(Protocol):
         Returns:
             For each event its new `seq`, in arrival order; None where its key is in the inbox already.
         """
-        ...
+        return await _run(connection, self.appending(events))
 
     async def note_duplicates(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
         """Note duplicates of stored events: the first of each event as rows, further ones as a count.
@@ -76,15 +80,28 @@ class IntakeStore(Protocol):
         Returns:
             For each the `seq` of its first arrival; None where there is none after all.
         """
-        ...
+        return await _run(connection, self._noting(events))
 
     async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
         """Store rejected requests."""
-        ...
+        await _run(connection, self._rejecting(rows))
 
     async def probe(self, connection: AsyncConnection, now: datetime) -> None:
         """Write one row, to see that the database can be written."""
-        ...
+        await _run(connection, self._probing(now))
+
+    @abstractmethod
+    def appending(self, events: Sequence[Event]) -> Statements[list[int | None]]:
+        """Give the statements of `append`."""
+
+    @abstractmethod
+    def _noting(self, events: Sequence[Event]) -> Statements[list[int | None]]: ...
+
+    @abstractmethod
+    def _rejecting(self, rows: Sequence[Rejected]) -> Statements[None]: ...
+
+    @abstractmethod
+    def _probing(self, now: datetime) -> Statements[None]: ...
 
 
 def append(connection: Connection, events: Sequence[Event]) -> list[int | None]:
@@ -115,45 +132,20 @@ def _rows(result: CursorResult[Any]) -> Sequence[Any]:
     return result.all() if result.returns_rows else ()
 
 
-class _Intake(ABC):
-    """An `IntakeStore` whose statements a dialect gives."""
-
-    def __init__(self, kept_duplicates: int = KEPT_DUPLICATES) -> None:
-        self._kept = kept_duplicates
-
-    async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
-        """See IntakeStore."""
-        return await _run(connection, self.appending(events))
-
-    async def note_duplicates(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:
-        """See IntakeStore."""
-        return await _run(connection, self._noting(events))
-
-    async def reject(self, connection: AsyncConnection, rows: Sequence[Rejected]) -> None:
-        """See IntakeStore."""
-        await _run(connection, self._rejecting(rows))
-
-    async def probe(self, connection: AsyncConnection, now: datetime) -> None:
-        """See IntakeStore."""
-        await _run(connection, self._probing(now))
-
-    @abstractmethod
-    def appending(self, events: Sequence[Event]) -> Statements[list[int | None]]:
-        """Give the statements of `IntakeStore.append`."""
-
-    @abstractmethod
-    def _noting(self, events: Sequence[Event]) -> Statements[list[int | None]]: ...
-
-    @abstractmethod
-    def _rejecting(self, rows: Sequence[Rejected]) -> Statements[None]: ...
-
-    @abstractmethod
-    def _probing(self, now: datetime) -> Statements[None]: ...
-
-
 _EVENT_COLUMNS = (
     "seq, source, dedup_key, entity_type, entity_id, event_type, action, event_id, occurred_at, received_at, routes, headers,"
     " content_type, body, body_sha256, traceparent"
+)
+
+_TAKEN_OVER = (
+    "entity_type",
+    "entity_id",
+    "event_type",
+    "action",
+    "event_id",
+    "occurred_at",
+    "content_type",
+    "traceparent",
 )
 
 _PG = Sql(POSTGRES)
@@ -198,11 +190,11 @@ _SQLITE_REJECT = text(_REJECT)
 _PROBE = text("UPDATE write_probe SET probed_at = :now WHERE id = 1")
 
 
-class PostgresIntake(_Intake):
+class PostgresIntake(IntakeStore):
     """Runs one statement for each transaction: on a connection in autocommit it costs one round trip."""
 
     def appending(self, events: Sequence[Event]) -> Statements[list[int | None]]:
-        """See _Intake."""
+        """See IntakeStore."""
         return _by_position(len(events), (yield _POSTGRES_APPEND, _postgres_columns(events)))
 
     def _noting(self, events: Sequence[Event]) -> Statements[list[int | None]]:
@@ -217,24 +209,9 @@ class PostgresIntake(_Intake):
 
 
 _SQL = Sql(SQLITE)
-_EVENT_ROWS = _SQL.rows(
+_EVENT_ROWS = _SQL.rows(  # SQLite's have no types
     "events",
-    source="text",
-    dedup_key="text",
-    entity_type="text",
-    entity_id="text",
-    event_type="text",
-    action="text",
-    event_id="text",
-    occurred_at="time",
-    received_at="time",
-    routes="json",
-    headers="json",
-    content_type="text",
-    body_at="bigint",
-    body_size="bigint",
-    body_sha256="bytes",
-    traceparent="text",
+    **dict.fromkeys(_EVENT_COLUMNS.replace("seq, ", "").replace(" body,", " body_at, body_size,").split(", "), "any"),
 )
 
 _SQLITE_APPEND = text(f"""
@@ -256,7 +233,7 @@ FROM {_SQL.rows("deliveries", seq="bigint", route="text", lane="text", occurred_
 """)
 
 
-class SqliteIntake(_Intake):
+class SqliteIntake(IntakeStore):
     """Runs one BEGIN IMMEDIATE for each call; a batch is two parameters: its rows and its bodies."""
 
     def __init__(self, kept_duplicates: int = KEPT_DUPLICATES) -> None:
@@ -271,7 +248,7 @@ class SqliteIntake(_Intake):
         return seqs
 
     def appending(self, events: Sequence[Event]) -> Statements[list[int | None]]:
-        """See _Intake."""
+        """See IntakeStore."""
         first: dict[tuple[str, str], int] = {}
         for n, event in enumerate(events):
             first.setdefault((event.source, event.dedup_key), n)
@@ -296,7 +273,7 @@ class SqliteIntake(_Intake):
         if noted:
             yield SQLITE_NOTE, noted_param(noted)
         if counted:
-            yield SQLITE_COUNT, counted_param(counted)
+            yield SQLITE_COUNT, {"counted": rows_param(counted)}
         return _by_position(len(events), [(row.n, row.seq) for row in known])
 
     def _rejecting(self, rows: Sequence[Rejected]) -> Statements[None]:
@@ -321,29 +298,13 @@ def _by_position(length: int, rows: Sequence[Any]) -> list[int | None]:
 
 
 def _postgres_columns(events: Sequence[Event]) -> dict[str, Any]:
-    bodies = Blobs()
-    places = [bodies.place(event.body) for event in events]
     enrolled = [(n, enrolment) for n, event in enumerate(events) for enrolment in event.enrolments]
     return {
-        "n": list(range(len(events))),
-        "source": [e.source for e in events],
-        "dedup_key": [e.dedup_key for e in events],
-        "entity_type": [e.entity_type for e in events],
-        "entity_id": [e.entity_id for e in events],
-        "event_type": [e.event_type for e in events],
-        "action": [e.action for e in events],
-        "event_id": [e.event_id for e in events],
-        "occurred_at": [e.occurred_at for e in events],
-        "received_at": [e.received_at for e in events],
+        **postgres_columns(events),
+        **{name: [getattr(e, name) for e in events] for name in _TAKEN_OVER},
         # an array of arrays would be flattened; names of routes need no quoting: [A-Za-z0-9_-]
         "routes": ["{" + ",".join(enrolment.route for enrolment in e.enrolments) + "}" for e in events],
         "headers": [msgspec.json.encode(e.headers).decode() for e in events],
-        "content_type": [e.content_type for e in events],
-        "body_at": [at for at, _ in places],
-        "body_size": [size for _, size in places],
-        "bodies": bodies.joined(),
-        "body_sha256": [e.body_sha256 for e in events],
-        "traceparent": [e.traceparent for e in events],
         "delivery_n": [n for n, _ in enrolled],
         "route": [enrolment.route for _, enrolment in enrolled],
         "lane": [enrolment.lane for _, enrolment in enrolled],

@@ -1,29 +1,32 @@
 """Migrates a database to the current schema, and checks its revision. Alembic's files are part of the package.
 
+Only a migration loads Alembic: every command checks the revision, and Alembic takes as long to load as all that they need.
+
 Each migration is one transaction. Its number says which programs may run beside it: 0002 only adds to 0001, so that
 programs of both versions work with both. The next round thousand, 1000, removes what programs of 0xxx use.
 """
 
 from __future__ import annotations
 
+import ast
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import tenacity
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import POSTGRES, is_lock_wait
 from inbox.db.engine import reading
 from inbox.db.lock_waits import HARMLESS_SECONDS, LockWatch, describe, only_migrator, watching_lock_waits
 from inbox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from alembic.config import Config as AlembicConfig
 
 TRIES = 20
 """Tries of a migration; with the pauses between them about four minutes."""
@@ -33,7 +36,7 @@ _PAUSE = tenacity.wait_exponential_jitter(initial=1, max=15, jitter=1)
 _GENERATION = 1000
 _PACKAGE = Path(__file__).parents[1]
 _BELOW, _BESIDE = _PACKAGE / "migrations", _PACKAGE.parent / "migrations"
-_SCRIPTS = str(_BELOW if _BELOW.is_dir() else _BESIDE)
+_SCRIPTS = _BELOW if _BELOW.is_dir() else _BESIDE
 """Folder of the migrations: a wheel has it below `inbox`, a checkout beside it."""
 
 Report = Callable[[str], None]
@@ -74,7 +77,8 @@ def upgrade(engine: Engine, report: Report = lambda _: None, *, contract: bool =
     Raises:
         ConfigError: a lock was not available, or the database belongs to a newer version; the message has a remedy.
     """
-    with only_migrator(engine, report) if engine.dialect.name == POSTGRES else _without_lock():
+    # on SQLite each migration checks again under the write lock (`_apply_under_the_write_lock`)
+    with only_migrator(engine, report) if engine.dialect.name == POSTGRES else nullcontext():
         before = _revision_of(engine)
         lacking = pending(before)
         ready = lacking if contract or before is None else lacking[: _additive(lacking)]
@@ -134,11 +138,15 @@ def head() -> str:
 
 def steps() -> list[MigrationStep]:
     """List the migrations of this version, in order."""
-    found = ScriptDirectory.from_config(_alembic()).walk_revisions()
-    known = [MigrationStep(script.revision, script.doc.splitlines()[0]) for script in found]
-    if not known:
+    files = sorted((_SCRIPTS / "versions").glob("[0-9]*.py"))
+    if not files:
         raise ConfigError("the installed package has no migrations: install it again")
-    return known[::-1]
+    return [MigrationStep(file.name.partition("_")[0], _summary_of(file)) for file in files]
+
+
+def _summary_of(file: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    return (docstring or "").partition("\n")[0]
 
 
 def _additive(lacking: Sequence[MigrationStep]) -> int:
@@ -194,6 +202,8 @@ def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
 
 
 def _apply(connection: Connection, step: MigrationStep) -> None:
+    from alembic import command  # noqa: PLC0415  # see above
+
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, step.revision)
@@ -202,24 +212,27 @@ def _apply(connection: Connection, step: MigrationStep) -> None:
 def _apply_under_the_write_lock(connection: Connection, step: MigrationStep) -> bool:
     """Run a migration under SQLite's only lock. Returns False when another migrator was faster."""
     with connection.begin():
-        if step not in pending(MigrationContext.configure(connection).get_current_revision()):
+        if step not in pending(_read_revision(connection)):
             return False
         _apply(connection, step)
         return True
 
 
-@contextmanager
-def _without_lock() -> Iterator[None]:
-    """Take no lock: on SQLite each migration checks again under the write lock (`_apply_under_the_write_lock`)."""
-    yield
-
-
 def _revision_of(engine: Engine) -> str | None:
     with engine.connect() as connection:
-        return MigrationContext.configure(reading(connection)).get_current_revision()
+        return _read_revision(reading(connection))
+
+
+def _read_revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
 
 
 def _alembic() -> AlembicConfig:
+    from alembic.config import Config as AlembicConfig  # noqa: PLC0415  # see above
+
     config = AlembicConfig()
-    config.set_main_option("script_location", _SCRIPTS)
+    config.set_main_option("script_location", str(_SCRIPTS))
     return config

@@ -14,23 +14,6 @@ from inbox.events.timestamps import as_time, time_text
 
 Row = dict[str, Any]
 
-_TIMES = frozenset(
-    {
-        "at",
-        "died_at",
-        "due_at",
-        "handled_at",
-        "heartbeat_at",
-        "last_fact_at",
-        "last_received_at",
-        "occurred_at",
-        "oldest_received_at",
-        "readmitted_at",
-        "received_at",
-        "started_at",
-    }
-)
-
 
 def events(
     engine: Engine,
@@ -156,7 +139,7 @@ def plain(mapping: Any) -> Row:  # noqa: ANN401  # a result row's mapping
     """Convert a row of a public table or view to Python values: aware times, decoded JSON."""
     row = dict(mapping)
     for name, value in row.items():
-        if name in _TIMES and value is not None:
+        if value is not None and (name == "at" or name.endswith(("_at", "_until"))):
             row[name] = as_time(value)
         elif name in {"headers", "detail"}:
             row[name] = as_json(value)

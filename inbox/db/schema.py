@@ -24,9 +24,12 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.types import TypeEngine
 
-from inbox.db.dialect import BigId, JsonValue, TextList, UtcDateTime
-from inbox.events.states import HEADS, OPEN_STATES
+from inbox.db.columns import BigId, JsonValue, TextList, UtcDateTime, readable
+from inbox.events.states import HEADS, OPEN_STATES, SUSPECT_CRASHES
+
+_Type = type[TypeEngine[Any]] | TypeEngine[Any]
 
 metadata = MetaData(
     naming_convention={
@@ -40,40 +43,53 @@ metadata = MetaData(
 HOT = {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_cost_delay": 0}
 """Storage of rows that change often: room on the page for the next version, and early vacuum."""
 
+
+def _number(name: str, comment: str) -> Column[int]:
+    """Make a primary key that counts up by itself."""
+    return Column(name, BigId, primary_key=True, autoincrement=True, comment=comment)
+
+
+def _required(name: str, kind: _Type, comment: str, *, default: str | None = None) -> Column[Any]:
+    """Make a column that is never empty; `default` is an SQL expression."""
+    given = None if default is None else text(default)
+    return Column(name, kind, nullable=False, server_default=given, comment=comment)
+
+
+def _optional(name: str, kind: _Type, comment: str) -> Column[Any]:
+    return Column(name, kind, comment=comment)
+
+
+def _count(name: str, kind: _Type, comment: str) -> Column[Any]:
+    return _required(name, kind, comment, default="0")
+
+
+def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
+
+
+def _one_of(states: Iterable[str]) -> str:
+    return ", ".join(f"'{state}'" for state in states)
+
+
 inbox = Table(
     "inbox",
     metadata,
-    Column(
-        "seq",
-        BigId,
-        primary_key=True,
-        autoincrement=True,
-        comment="number of the event in arrival order; gaps mean nothing",
-    ),
-    Column("source", Text, nullable=False, comment="sender: a name of [sources] in inbox.toml"),
-    Column(
-        "dedup_key",
-        Text,
-        nullable=False,
-        comment="key of the event: a request of the source with the same key is a duplicate",
-    ),
-    Column(
-        "entity_type", Text, comment="type of the entity that changed, such as USER; empty when the event has no entity"
-    ),
-    Column("entity_id", Text, comment="id of the entity that changed, as the source gives it"),
-    Column("event_type", Text, nullable=False, comment="event type, verbatim from the sender"),
-    Column("action", Text, nullable=False, comment="effect on the entity: create, update, delete or other"),
-    Column("event_id", Text, comment="the sender's own id of the event, if any"),
-    Column("occurred_at", UtcDateTime, nullable=False, comment="the event's own time, to the microsecond"),
-    Column("received_at", UtcDateTime, nullable=False, comment="time at which the receiver had read the request"),
-    Column(
-        "routes", TextList, nullable=False, comment="names of the routes that matched when it arrived; empty: unrouted"
-    ),
-    Column("headers", JsonValue, comment="allow-listed request headers; empty after erasure or retention"),
-    Column("content_type", Text, nullable=False, comment="Content-Type of the body"),
-    Column("body", LargeBinary, comment="body of the request, byte for byte; empty after erasure or retention"),
-    Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of the body; stays after erasure"),
-    Column("traceparent", Text, comment="W3C trace context of the request"),
+    _number("seq", "number of the event in arrival order; gaps mean nothing"),
+    _required("source", Text, "sender: a name of [sources] in inbox.toml"),
+    _required("dedup_key", Text, "key of the event: a request of the source with the same key is a duplicate"),
+    _optional("entity_type", Text, "type of the entity that changed, such as USER; empty when the event has no entity"),
+    _optional("entity_id", Text, "id of the entity that changed, as the source gives it"),
+    _required("event_type", Text, "event type, verbatim from the sender"),
+    _required("action", Text, "effect on the entity: create, update, delete or other"),
+    _optional("event_id", Text, "the sender's own id of the event, if any"),
+    _required("occurred_at", UtcDateTime, "the event's own time, to the microsecond"),
+    _required("received_at", UtcDateTime, "time at which the receiver had read the request"),
+    _required("routes", TextList, "names of the routes that matched when it arrived; empty: unrouted"),
+    _optional("headers", JsonValue, "allow-listed request headers; empty after erasure or retention"),
+    _required("content_type", Text, "Content-Type of the body"),
+    _optional("body", LargeBinary, "body of the request, byte for byte; empty after erasure or retention"),
+    _required("body_sha256", LargeBinary, "SHA-256 of the body; stays after erasure"),
+    _optional("traceparent", Text, "W3C trace context of the request"),
     UniqueConstraint("source", "dedup_key"),
     Index("ix_inbox_entity", "source", "entity_type", "entity_id", "seq"),
     CheckConstraint("action IN ('create', 'update', 'delete', 'other')", name="action"),
@@ -84,28 +100,22 @@ inbox = Table(
 duplicate_request = Table(
     "duplicate_request",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the duplicate"),
-    Column("seq", BigInteger, nullable=False, comment="the event that it duplicates: inbox.seq"),
-    Column("received_at", UtcDateTime, nullable=False, comment="time of its arrival"),
-    Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of its body"),
-    Column("body", LargeBinary, comment="its body, only when it differs from the event's"),
-    Column("handled_at", UtcDateTime, comment="time at which a relay judged it; empty: not judged yet"),
-    Column(
+    _number("id", "number of the duplicate"),
+    _required("seq", BigInteger, "the event that it duplicates: inbox.seq"),
+    _required("received_at", UtcDateTime, "time of its arrival"),
+    _required("body_sha256", LargeBinary, "SHA-256 of its body"),
+    _optional("body", LargeBinary, "its body, only when it differs from the event's"),
+    _optional("handled_at", UtcDateTime, "time at which a relay judged it; empty: not judged yet"),
+    _required(
         "times",
         BigInteger,
-        nullable=False,
-        server_default=text("1"),
-        comment="number of requests in this row: after the first 20 of an event, further ones are only counted",
+        "number of requests in this row: after the first 20 of an event, further ones are only counted",
+        default="1",
     ),
-    Column("last_received_at", UtcDateTime, comment="if times is more than 1: time of the last arrival"),
-    Column("error", Text, comment="reason why it could not be judged; clear it to have it judged again"),
+    _optional("last_received_at", UtcDateTime, "if times is more than 1: time of the last arrival"),
+    _optional("error", Text, "reason why it could not be judged; clear it to have it judged again"),
     Index("ix_duplicate_request_seq", "seq"),
-    Index(
-        "ix_duplicate_request_open",
-        "seq",
-        postgresql_where=text("handled_at IS NULL"),
-        sqlite_where=text("handled_at IS NULL"),
-    ),
+    _partial_index("ix_duplicate_request_open", "seq", where="handled_at IS NULL"),
     comment="A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.",
     sqlite_autoincrement=True,
 )
@@ -113,74 +123,48 @@ duplicate_request = Table(
 rejected_request = Table(
     "rejected_request",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the rejected request"),
-    Column("received_at", UtcDateTime, nullable=False, comment="time of its arrival"),
-    Column("source", Text, nullable=False, comment="source in the URL, known or unknown"),
-    Column("status", Integer, nullable=False, comment="HTTP status of the answer"),
-    Column("cause", Text, nullable=False, comment="cause in one word, as in the metrics"),
-    Column("reason", Text, nullable=False, comment="reason in one sentence"),
-    Column("field", Text, comment="invalid field, if any"),
-    Column("remote_address", Text, comment="address of the client"),
-    Column("headers", JsonValue, comment="allow-listed request headers, only of an authenticated sender"),
-    Column("body_sha256", LargeBinary, nullable=False, comment="SHA-256 of the body"),
-    Column("body", LargeBinary, comment="the body, only of an authenticated sender, so that it can be readmitted"),
-    Column("readmitted_at", UtcDateTime, comment="time at which an operator readmitted it; empty: not readmitted"),
-    Column(
+    _number("id", "number of the rejected request"),
+    _required("received_at", UtcDateTime, "time of its arrival"),
+    _required("source", Text, "source in the URL, known or unknown"),
+    _required("status", Integer, "HTTP status of the answer"),
+    _required("cause", Text, "cause in one word, as in the metrics"),
+    _required("reason", Text, "reason in one sentence"),
+    _optional("field", Text, "invalid field, if any"),
+    _optional("remote_address", Text, "address of the client"),
+    _optional("headers", JsonValue, "allow-listed request headers, only of an authenticated sender"),
+    _required("body_sha256", LargeBinary, "SHA-256 of the body"),
+    _optional("body", LargeBinary, "the body, only of an authenticated sender, so that it can be readmitted"),
+    _optional("readmitted_at", UtcDateTime, "time at which an operator readmitted it; empty: not readmitted"),
+    _optional(
         "readmitted_seq",
         BigInteger,
-        comment="the event that it became or duplicates: inbox.seq; the first, when its body has several",
+        "the event that it became or duplicates: inbox.seq; the first, when its body has several",
     ),
-    Column("readmitted_by", Text, comment="operator who readmitted it"),
-    Column("readmit_reason", Text, comment="reason for readmitting it"),
+    _optional("readmitted_by", Text, "operator who readmitted it"),
+    _optional("readmit_reason", Text, "reason for readmitting it"),
     comment="A rejected request. Each receiver process stores at most 10 a second; beyond that only metrics count them.",
     sqlite_autoincrement=True,
 )
-
-SUSPECT_CRASHES = 2
-"""Expired leases in a row after which a delivery is suspected of killing its relay. A relay works on one at a time."""
-
-
-def _one_of(states: Iterable[str]) -> str:
-    return ", ".join(f"'{state}'" for state in states)
-
 
 FIRST_DUE, LAST_DUE = "1970-01-01 00:00:00.000000Z", "9000-01-01 00:00:00.000000Z"
 
 open_delivery = Table(
     "open_delivery",
     metadata,
-    Column("seq", BigInteger, nullable=False, comment="the event: inbox.seq"),
-    Column("route", Text, nullable=False, comment="the route it takes: a name of [routes] in inbox.toml"),
-    Column(
-        "lane",
-        Text,
-        nullable=False,
-        comment="the unit of order on the route: TYPE|ID of the entity, * or the event itself",
+    _required("seq", BigInteger, "the event: inbox.seq"),
+    _required("route", Text, "the route it takes: a name of [routes] in inbox.toml"),
+    _required("lane", Text, "the unit of order on the route: TYPE|ID of the entity, * or the event itself"),
+    _required("occurred_at", UtcDateTime, "copy of inbox.occurred_at: order in the lane, before seq"),
+    _required("state", Text, "received, waiting (behind its head), ready, in_flight, blocked or dead"),
+    _count("attempt", Integer, "attempts used in this run"),
+    _count("run", Integer, "number of times it was replayed or re-armed"),
+    _count("crashes", Integer, "attempts in a row whose lease expired"),
+    _optional("due_at", UtcDateTime, "if ready: time of the next attempt; database clock"),
+    _optional("lease_until", UtcDateTime, "if in_flight: end of the lease; database clock"),
+    _optional(
+        "lease_token", BigInteger, "if in_flight: fencing token of the claim; a result with another token is discarded"
     ),
-    Column(
-        "occurred_at",
-        UtcDateTime,
-        nullable=False,
-        comment="copy of inbox.occurred_at: order in the lane, before seq",
-    ),
-    Column(
-        "state", Text, nullable=False, comment="received, waiting (behind its head), ready, in_flight, blocked or dead"
-    ),
-    Column("attempt", Integer, nullable=False, server_default=text("0"), comment="attempts used in this run"),
-    Column(
-        "run", Integer, nullable=False, server_default=text("0"), comment="number of times it was replayed or re-armed"
-    ),
-    Column(
-        "crashes", Integer, nullable=False, server_default=text("0"), comment="attempts in a row whose lease expired"
-    ),
-    Column("due_at", UtcDateTime, comment="if ready: time of the next attempt; database clock"),
-    Column("lease_until", UtcDateTime, comment="if in_flight: end of the lease; database clock"),
-    Column(
-        "lease_token",
-        BigInteger,
-        comment="if in_flight: fencing token of the claim; a result with another token is discarded",
-    ),
-    Column("relay_node", Text, comment="if in_flight: relay_node.id of the process that delivers it"),
+    _optional("relay_node", Text, "if in_flight: relay_node.id of the process that delivers it"),
     PrimaryKeyConstraint("seq", "route"),
     CheckConstraint(f"state IN ({_one_of(OPEN_STATES)})", name="state"),
     CheckConstraint("(state = 'ready') = (due_at IS NOT NULL)", name="due_when_ready"),
@@ -190,75 +174,57 @@ open_delivery = Table(
         "(state = 'in_flight') = (lease_until IS NOT NULL AND lease_token IS NOT NULL AND relay_node IS NOT NULL)",
         name="leased_when_in_flight",
     ),
+    # The database itself keeps the invariant of order: one head per lane.
+    _partial_index("ux_open_delivery_head", "route", "lane", where=f"state IN ({_one_of(HEADS)})", unique=True),
+    _partial_index("ix_open_delivery_received", "seq", where="state = 'received'"),
+    _partial_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'"),
+    _partial_index(
+        "ix_open_delivery_suspect", "due_at", "seq", where=f"state = 'ready' AND crashes >= {SUSPECT_CRASHES}"
+    ),
+    _partial_index("ix_open_delivery_waiting", "route", "lane", "occurred_at", "seq", where="state = 'waiting'"),
+    _partial_index("ix_open_delivery_in_flight", "seq", "route", where="state = 'in_flight'"),
+    _partial_index("ix_open_delivery_dead", "route", "lane", "occurred_at", "seq", where="state = 'dead'"),
+    _partial_index(
+        "ix_open_delivery_replayed", "route", where="run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight')"
+    ),
+    _partial_index("ix_open_delivery_blocked", "route", "lane", where="state = 'blocked'"),
     comment="Every open delivery. A projection of delivery_log: relay verify compares the two, relay rebuild repairs it.",
     postgresql_with=HOT,
 )
 
 
-def _open_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
-    return Index(
-        name,
-        *(open_delivery.c[column] for column in columns),
-        unique=unique,
-        postgresql_where=text(where),
-        sqlite_where=text(where),
-    )
-
-
-# The database itself keeps the invariant of order: one head per lane.
-_open_index("ux_open_delivery_head", "route", "lane", where=f"state IN ({_one_of(HEADS)})", unique=True)
-_open_index("ix_open_delivery_received", "seq", where="state = 'received'")
-_open_index("ix_open_delivery_ready", "route", "due_at", "seq", where="state = 'ready'")
-_open_index("ix_open_delivery_suspect", "due_at", "seq", where=f"state = 'ready' AND crashes >= {SUSPECT_CRASHES}")
-_open_index("ix_open_delivery_waiting", "route", "lane", "occurred_at", "seq", where="state = 'waiting'")
-_open_index("ix_open_delivery_in_flight", "seq", "route", where="state = 'in_flight'")
-_open_index("ix_open_delivery_dead", "route", "lane", "occurred_at", "seq", where="state = 'dead'")
-_open_index(
-    "ix_open_delivery_replayed", "route", where="run > 0 AND state IN ('received', 'waiting', 'ready', 'in_flight')"
-)
-_open_index("ix_open_delivery_blocked", "route", "lane", where="state = 'blocked'")
-
 lane = Table(
     "lane",
     metadata,
-    Column("route", Text, nullable=False, comment="the route"),
-    Column("lane", Text, nullable=False, comment="the lane, as in open_delivery"),
-    Column("occurred_at", UtcDateTime, nullable=False, comment="time of the newest event delivered in this lane"),
-    Column("seq", BigInteger, nullable=False, comment="seq of the newest event delivered in this lane"),
-    Column("fetch_began_at", UtcDateTime, comment="time at which that delivery fetched the entity; sync routes only"),
-    Column("last_modified", UtcDateTime, comment="the source's own time of the applied state"),
-    Column("applied_hash", LargeBinary, comment="SHA-256 of the data sent downstream"),
-    Column(
+    _required("route", Text, "the route"),
+    _required("lane", Text, "the lane, as in open_delivery"),
+    _required("occurred_at", UtcDateTime, "time of the newest event delivered in this lane"),
+    _required("seq", BigInteger, "seq of the newest event delivered in this lane"),
+    _optional("fetch_began_at", UtcDateTime, "time at which that delivery fetched the entity; sync routes only"),
+    _optional("last_modified", UtcDateTime, "the source's own time of the applied state"),
+    _optional("applied_hash", LargeBinary, "SHA-256 of the data sent downstream"),
+    _optional(
         "healing_seq",
         BigInteger,
-        comment="while older dead deliveries of the lane are ended in batches: seq of the success that replaces them",
+        "while older dead deliveries of the lane are ended in batches: seq of the success that replaces them",
     ),
     PrimaryKeyConstraint("route", "lane"),
+    _partial_index("ix_lane_healing", "route", "lane", where="healing_seq IS NOT NULL"),
     comment="Last delivery of each lane. One row per route and lane that ever succeeded; an event's own lane has none.",
     postgresql_with=HOT,
 )
 
-_HEALING = text("healing_seq IS NOT NULL")
-Index("ix_lane_healing", lane.c.route, lane.c.lane, postgresql_where=_HEALING, sqlite_where=_HEALING)
-
 delivery_log = Table(
     "delivery_log",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the fact"),
-    Column("at", UtcDateTime, nullable=False, comment="time of recording; database clock"),
-    Column("seq", BigInteger, nullable=False, comment="the event: inbox.seq"),
-    Column("route", Text, nullable=False, comment="the route"),
-    Column("kind", Text, nullable=False, comment="kind of fact; explained in docs/reference/states.md"),
-    Column("attempt", Integer, nullable=False, comment="attempts used in this run at that time"),
-    Column(
-        "relay_node", Text, comment="relay_node.id of the process that recorded it; empty for an operator's command"
-    ),
-    Column(
-        "detail",
-        JsonValue,
-        nullable=False,
-        comment="calls, statuses, durations, error, next due time, operator and reason",
-    ),
+    _number("id", "number of the fact"),
+    _required("at", UtcDateTime, "time of recording; database clock"),
+    _required("seq", BigInteger, "the event: inbox.seq"),
+    _required("route", Text, "the route"),
+    _required("kind", Text, "kind of fact; explained in docs/reference/states.md"),
+    _required("attempt", Integer, "attempts used in this run at that time"),
+    _optional("relay_node", Text, "relay_node.id of the process that recorded it; empty for an operator's command"),
+    _required("detail", JsonValue, "calls, statuses, durations, error, next due time, operator and reason"),
     CheckConstraint(
         "kind IN ('delivered', 'unchanged', 'superseded', 'skipped', 'cancelled', 'attempt_failed', 'abandoned', 'took_over',"
         " 'rescheduled', 'dead', 'replayed', 'rearmed', 'unblocked', 'corrected')",
@@ -274,13 +240,13 @@ relay_node = Table(
     "relay_node",
     metadata,
     Column("id", Text, primary_key=True, comment="new at every start of a relay process"),
-    Column("host", Text, nullable=False, comment="machine that it runs on"),
-    Column("pid", Integer, nullable=False, comment="process id on that machine"),
-    Column("version", Text, nullable=False, comment="version of Inbox Relay"),
-    Column("started_at", UtcDateTime, nullable=False, comment="time of its start; database clock"),
-    Column("heartbeat_at", UtcDateTime, nullable=False, comment="time of its last heartbeat; database clock"),
-    Column("stopped_at", UtcDateTime, comment="time of a graceful stop; empty while it runs or if it died"),
-    Column("failing", JsonValue, comment="steps that fail now, with the errors; empty: none"),
+    _required("host", Text, "machine that it runs on"),
+    _required("pid", Integer, "process id on that machine"),
+    _required("version", Text, "version of Inbox Relay"),
+    _required("started_at", UtcDateTime, "time of its start; database clock"),
+    _required("heartbeat_at", UtcDateTime, "time of its last heartbeat; database clock"),
+    _optional("stopped_at", UtcDateTime, "time of a graceful stop; empty while it runs or if it died"),
+    _optional("failing", JsonValue, "steps that fail now, with the errors; empty: none"),
     comment="One row per run of a relay process.",
     postgresql_with=HOT,
 )
@@ -288,30 +254,22 @@ relay_node = Table(
 gate = Table(
     "gate",
     metadata,
-    Column("kind", Text, nullable=False, comment="source, route, destination, api or entity"),
-    Column("name", Text, nullable=False, comment="its name in inbox.toml; SOURCE|TYPE|ID for an entity"),
-    Column("paused_at", UtcDateTime, comment="time at which an operator paused it; empty: not paused"),
-    Column("paused_by", Text, comment="operator who paused it"),
-    Column("pause_reason", Text, comment="reason for the pause"),
-    Column(
-        "breaker", Text, nullable=False, server_default=text("'closed'"), comment="closed, open, half_open or retired"
-    ),
-    Column("breaker_until", UtcDateTime, comment="if open: time of the next probe; database clock"),
-    Column("breaker_cause", Text, comment="cause of its opening"),
-    Column(
-        "open_count",
-        Integer,
-        nullable=False,
-        server_default=text("0"),
-        comment="number of times it opened in a row; each doubles the open time",
-    ),
-    Column("failures", Integer, nullable=False, server_default=text("0"), comment="failed calls in the present window"),
-    Column("calls", Integer, nullable=False, server_default=text("0"), comment="calls in the present window"),
-    Column("window_began_at", UtcDateTime, comment="start of the present window"),
-    Column(
+    _required("kind", Text, "source, route, destination, api or entity"),
+    _required("name", Text, "its name in inbox.toml; SOURCE|TYPE|ID for an entity"),
+    _optional("paused_at", UtcDateTime, "time at which an operator paused it; empty: not paused"),
+    _optional("paused_by", Text, "operator who paused it"),
+    _optional("pause_reason", Text, "reason for the pause"),
+    _required("breaker", Text, "closed, open, half_open or retired", default="'closed'"),
+    _optional("breaker_until", UtcDateTime, "if open: time of the next probe; database clock"),
+    _optional("breaker_cause", Text, "cause of its opening"),
+    _count("open_count", Integer, "number of times it opened in a row; each doubles the open time"),
+    _count("failures", Integer, "failed calls in the present window"),
+    _count("calls", Integer, "calls in the present window"),
+    _optional("window_began_at", UtcDateTime, "start of the present window"),
+    _optional(
         "rate_used_until",
         UtcDateTime,
-        comment="rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead",
+        "rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead",
     ),
     PrimaryKeyConstraint("kind", "name"),
     CheckConstraint("kind IN ('source', 'route', 'destination', 'api', 'entity')", name="kind"),
@@ -323,40 +281,26 @@ gate = Table(
 relay_command = Table(
     "relay_command",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the command"),
-    Column("kind", Text, nullable=False, comment="replay, cancel, unblock, pause or resume"),
-    Column(
+    _number("id", "number of the command"),
+    _required("kind", Text, "replay, cancel, unblock, pause or resume"),
+    _required(
         "selection",
         JsonValue,
-        nullable=False,
-        comment="deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api",
+        "deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api",
     ),
-    Column("reason", Text, nullable=False, comment="reason given by the operator"),
-    Column("asked_by", Text, nullable=False, comment="operator"),
-    Column("asked_at", UtcDateTime, nullable=False, comment="time of the request"),
-    Column(
-        "state",
-        Text,
-        nullable=False,
-        server_default=text("'asked'"),
-        comment="asked, running, done, failed or cancelled",
-    ),
-    Column("progress_seq", BigInteger, comment="progress: everything up to this seq is done"),
-    Column("affected", BigInteger, nullable=False, server_default=text("0"), comment="deliveries changed so far"),
-    Column("finished_at", UtcDateTime, comment="time of its end"),
-    Column("answer", Text, comment="answer of the daemon"),
-    Column(
-        "failed", BigInteger, nullable=False, server_default=text("0"), comment="deliveries that could not be changed"
-    ),
-    Column("error", Text, comment="last delivery that could not be changed, with its error"),
+    _required("reason", Text, "reason given by the operator"),
+    _required("asked_by", Text, "operator"),
+    _required("asked_at", UtcDateTime, "time of the request"),
+    _required("state", Text, "asked, running, done, failed or cancelled", default="'asked'"),
+    _optional("progress_seq", BigInteger, "progress: everything up to this seq is done"),
+    _count("affected", BigInteger, "deliveries changed so far"),
+    _optional("finished_at", UtcDateTime, "time of its end"),
+    _optional("answer", Text, "answer of the daemon"),
+    _count("failed", BigInteger, "deliveries that could not be changed"),
+    _optional("error", Text, "last delivery that could not be changed, with its error"),
     CheckConstraint("kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')", name="kind"),
     CheckConstraint("state IN ('asked', 'running', 'done', 'failed', 'cancelled')", name="state"),
-    Index(
-        "ix_relay_command_open",
-        "id",
-        postgresql_where=text("state IN ('asked', 'running')"),
-        sqlite_where=text("state IN ('asked', 'running')"),
-    ),
+    _partial_index("ix_relay_command_open", "id", where="state IN ('asked', 'running')"),
     comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",
     sqlite_autoincrement=True,
 )
@@ -364,36 +308,27 @@ relay_command = Table(
 alert = Table(
     "alert",
     metadata,
-    Column("id", BigId, primary_key=True, autoincrement=True, comment="number of the alert"),
-    Column("at", UtcDateTime, nullable=False, comment="time of the change"),
-    Column(
+    _number("id", "number of the alert"),
+    _required("at", UtcDateTime, "time of the change"),
+    _required(
         "kind",
         Text,
-        nullable=False,
-        comment="delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or"
+        "delivery_dead, breaker_open, retired, backlog_old, source_silent, webhooks_missed, sweep_failed, step_failed or"
         " intake_stopped",
     ),
-    Column("subject", Text, nullable=False, comment="subject, such as a destination's name"),
-    Column("firing", Boolean, nullable=False, comment="true: it began; false: it recovered"),
-    Column("detail", JsonValue, nullable=False, comment="figures and causes"),
-    Column("told_at", UtcDateTime, comment="time at which a relay wrote it to its log"),
-    Column(
-        "post_after",
-        UtcDateTime,
-        comment="earliest time of the next post, while another relay posts it or after a failure",
+    _required("subject", Text, "subject, such as a destination's name"),
+    _required("firing", Boolean, "true: it began; false: it recovered"),
+    _required("detail", JsonValue, "figures and causes"),
+    _optional("told_at", UtcDateTime, "time at which a relay wrote it to its log"),
+    _optional(
+        "post_after", UtcDateTime, "earliest time of the next post, while another relay posts it or after a failure"
     ),
-    Column("sent_at", UtcDateTime, comment="time of posting to the alerts url; empty when none is configured"),
-    Column(
-        "is_unsendable",
-        Boolean,
-        nullable=False,
-        server_default=text("false"),
-        comment="true: it can't be posted, and is not tried again",
-    ),
-    Column("error", Text, comment="error of the last post"),
+    _optional("sent_at", UtcDateTime, "time of posting to the alerts url; empty when none is configured"),
+    _required("is_unsendable", Boolean, "true: it can't be posted, and is not tried again", default="false"),
+    _optional("error", Text, "error of the last post"),
     Index("ix_alert_subject", "kind", "subject", "id"),
-    Index("ix_alert_untold", "id", postgresql_where=text("told_at IS NULL"), sqlite_where=text("told_at IS NULL")),
-    Index("ix_alert_unsent", "at", postgresql_where=text("sent_at IS NULL"), sqlite_where=text("sent_at IS NULL")),
+    _partial_index("ix_alert_untold", "id", where="told_at IS NULL"),
+    _partial_index("ix_alert_unsent", "at", where="sent_at IS NULL"),
     comment="One row when a problem begins and one when it ends, never a second while it lasts.",
     sqlite_autoincrement=True,
 )
@@ -409,21 +344,21 @@ order_lock = Table(
 sweep_watermark = Table(
     "sweep_watermark",
     metadata,
-    Column("source", Text, nullable=False, comment="the source that was swept"),
-    Column("entity_type", Text, nullable=False, comment="kind of entity"),
-    Column(
+    _required("source", Text, "the source that was swept"),
+    _required("entity_type", Text, "kind of entity"),
+    _optional(
         "compared_until",
         UtcDateTime,
-        comment="every change up to here has been compared with the inbox; empty: no sweep has finished yet",
+        "every change up to here has been compared with the inbox; empty: no sweep has finished yet",
     ),
-    Column("swept_at", UtcDateTime, comment="time at which the last sweep ended or failed; database clock"),
-    Column("missed", BigInteger, nullable=False, server_default=text("0"), comment="missing webhooks found in all"),
-    Column("last_compared", BigInteger, comment="entities compared by the last sweep that finished"),
-    Column("last_missed", BigInteger, comment="changes among them that no webhook reported"),
-    Column("last_added", BigInteger, comment="events that it added for these"),
-    Column("error", Text, comment="error of the last sweep; empty: it finished"),
-    Column("lease_until", UtcDateTime, comment="while a relay sweeps: end of its lease; database clock"),
-    Column("relay_node", Text, comment="while a relay sweeps: relay_node.id of the process"),
+    _optional("swept_at", UtcDateTime, "time at which the last sweep ended or failed; database clock"),
+    _count("missed", BigInteger, "missing webhooks found in all"),
+    _optional("last_compared", BigInteger, "entities compared by the last sweep that finished"),
+    _optional("last_missed", BigInteger, "changes among them that no webhook reported"),
+    _optional("last_added", BigInteger, "events that it added for these"),
+    _optional("error", Text, "error of the last sweep; empty: it finished"),
+    _optional("lease_until", UtcDateTime, "while a relay sweeps: end of its lease; database clock"),
+    _optional("relay_node", Text, "while a relay sweeps: relay_node.id of the process"),
     PrimaryKeyConstraint("source", "entity_type"),
     comment="Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.",
 )
@@ -432,50 +367,15 @@ write_probe = Table(
     "write_probe",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False, comment="always 1"),
-    Column("probed_at", UtcDateTime, nullable=False, comment="time of the last health check"),
+    _required("probed_at", UtcDateTime, "time of the last health check"),
     CheckConstraint("id = 1", name="one_row"),
     comment="One row, written by health checks: a database that can be read but not written is not ready.",
 )
 
 
-def _readable_time(column: str) -> dict[str, str]:
-    """Make each dialect's condition that a time is readable or null. An unreadable one would crash its readers."""
-    first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
-    day = f"substr({column}, 1, 10)"
-    return {
-        "postgresql": f"{column} BETWEEN '{first}' AND '{last}'",  # not 'infinity', nor a year outside datetime's range
-        "sqlite": f"date({day}) IS {day} AND {column} >= '{first}'"
-        f" AND (length({column}) = 10 OR substr({column}, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')",
-    }
-
-
-def _readable_object(column: str) -> dict[str, str]:
-    """Make each dialect's condition that JSON is an object."""
-    return {
-        "postgresql": f"jsonb_typeof({column}) = 'object'",
-        "sqlite": f"{column} IS NULL OR CASE WHEN json_valid({column}) THEN json_type({column}) = 'object' ELSE 0 END",
-    }
-
-
-def _readable_list(column: str) -> dict[str, str]:
-    """Make each dialect's condition that a value is a list without nulls."""
-    return {
-        "postgresql": f"array_position({column}, NULL) IS NULL",  # an error for a list of lists
-        "sqlite": f"CASE WHEN json_valid({column}) THEN json_type({column}) = 'array' ELSE 0 END",
-    }
-
-
-def _readable(column: Column[Any]) -> dict[str, str]:
-    if isinstance(column.type, UtcDateTime):
-        return _readable_time(column.name)
-    if column.type is JsonValue:
-        return _readable_object(column.name)
-    return _readable_list(column.name) if column.type is TextList else {}
-
-
 for _table in metadata.sorted_tables:
     for _column in list(_table.columns):
-        for _dialect, _condition in _readable(_column).items():
+        for _dialect, _condition in readable(_column).items():
             _table.append_constraint(
                 CheckConstraint(_condition, name=f"{_column.name}_is_readable").ddl_if(dialect=_dialect)
             )

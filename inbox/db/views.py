@@ -12,19 +12,7 @@ from sqlalchemy import Connection, event, text
 
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import inbox, metadata
-from inbox.events.states import LEASE_SECONDS, OPEN_STATES
-
-RETENTION_FLOOR_DAYS = 7
-"""Least age of an inbox row, or of an attempt, that may be deleted. The row's key recognises late duplicates, and
-`relay verify` takes a gap in younger attempts for a loss.
-"""
-
-CRASH_LOOP_SECONDS = 600
-CRASH_LOOP_DEATHS = 3
-"""Number of relays of one host, started within `CRASH_LOOP_SECONDS` and gone, that make a crash loop."""
-
-GONE_SECONDS = LEASE_SECONDS
-"""Silence after which a relay is gone: it has lost all of its leases."""
+from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS, OPEN_STATES, RETENTION_FLOOR_DAYS
 
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,

@@ -51,7 +51,7 @@ class Identity(msgspec.Struct, frozen=True):
     """The event's own time, in nanoseconds since 1970-01-01T00:00:00Z."""
     key_parts: tuple[str, ...]
     """Parts of the dedup key, besides the source; the time is put in front when `key_has_time`."""
-    key_has_time: bool = True
+    key_has_time: bool = False
     event_id: str | None = None
     """The provider's own id of the event, where it has one."""
     part: bytes | None = None

@@ -1,4 +1,4 @@
-"""States of a delivery and the length of its lease: the schema and its views share them with the relay."""
+"""States of a delivery, and figures of its life: the schema and its views share them with the relay."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from enum import StrEnum
 
 LEASE_SECONDS = 15
 """A claim holds a delivery for so long. A relay that was silent for longer has lost all of its leases."""
+
+GONE_SECONDS = LEASE_SECONDS
+"""Silence after which a relay is gone: it has lost all of its leases."""
+
+CRASH_LOOP_SECONDS = 600
+CRASH_LOOP_DEATHS = 3
+"""Number of relays of one host, started within `CRASH_LOOP_SECONDS` and gone, that make a crash loop."""
+
+SUSPECT_CRASHES = 2
+"""Expired leases in a row after which a delivery is suspected of killing its relay. A relay works on one at a time."""
+
+RETENTION_FLOOR_DAYS = 7
+"""Least age of an inbox row, or of an attempt, that may be deleted. The row's key recognises late duplicates, and
+`relay verify` takes a gap in younger attempts for a loss.
+"""
 
 
 class State(StrEnum):

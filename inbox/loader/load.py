@@ -10,12 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from inbox.config.mistakes import Mistake, build, mistakes, nearest
+from inbox.config.mistakes import Mistake, build, mistakes
 from inbox.config.model import Config, DatabaseSettings
 from inbox.errors import ConfigError
 from inbox.loader.cross_checks import broken_links
-
-__all__ = ["DEFAULT_FILE", "config_path", "nearest", "parse_config", "read_config"]
 
 DEFAULT_FILE = "inbox.toml"
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from sqlalchemy import Engine, TextClause, text
@@ -24,6 +24,7 @@ from inbox.db.reads import Row, plain
 from inbox.errors import RequestError, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.events.timestamps import time_text
+from inbox.receiver.writer import GroupCommit
 from inbox.sources import preset_of
 from inbox.sources.normalize import events_of
 
@@ -56,14 +57,6 @@ class ReadmitResult(msgspec.Struct):
     """Reason why it is still rejected."""
     receipts: Sequence[Receipt] = ()
     """Receipts of its events, once they are stored."""
-
-
-class Stores(Protocol):
-    """Stores events; the product's is `inbox.receiver.writer.GroupCommit`."""
-
-    async def append(self, events: Sequence[Event]) -> list[Receipt]:
-        """Store the events of one request, all or none; return after the commit."""
-        ...
 
 
 Read = Callable[[RawRequest], Sequence[Event]]
@@ -134,7 +127,7 @@ def _read(readers: Mapping[str, Read], row: Row) -> ReadmitResult:
 
 async def store(
     engine: Engine,
-    writer: Stores,
+    writer: GroupCommit,
     pages: Iterator[list[ReadmitResult]],
     *,
     by: str,
@@ -160,7 +153,7 @@ async def store(
         done(page)
 
 
-async def _store(writer: Stores, again: ReadmitResult) -> None:
+async def _store(writer: GroupCommit, again: ReadmitResult) -> None:
     try:
         again.receipts = await writer.append(again.events)
     except Unavailable:

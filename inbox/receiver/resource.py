@@ -19,17 +19,11 @@ from inbox.clock import Clock
 from inbox.config.model import Route
 from inbox.config.source import Source
 from inbox.db.intake import Rejected
-from inbox.errors import (
-    NotAuthenticated,
-    NotDelivered,
-    RequestError,
-    StillOpen,
-    TooMany,
-    Unavailable,
-)
+from inbox.errors import NotAuthenticated, NotDelivered, RequestError, StillOpen, TooMany, Unavailable
 from inbox.events.event import Event, RawRequest, Receipt
 from inbox.http.body import read
 from inbox.http.limits import Bucket, MemoryBudget, Reservation
+from inbox.receiver.outcome_waiter import OutcomeWaiter
 from inbox.sources import PRESETS
 from inbox.sources.base import Preset
 from inbox.sources.credentials import Verifier
@@ -42,12 +36,12 @@ UNKNOWN_SOURCE_MAX_BODY = 256 * 1024
 """Bytes: the limit of most presets. A larger request can tell a source with another limit from one that does not exist;
 reading all for everybody would let strangers send as much as the largest source may."""
 
-AT_ONCE = 64 * 1024
+OFFLOADED_BYTES = 64 * 1024
 """Bytes. A larger body is hashed and parsed in a thread: 25 MiB take a good part of a second, and would block every other
 request of the process. Hashing lets other threads run. Parsing seldom does, so one body is parsed at a time: the event loop
 waits for a single one, and memory beyond `MEMORY_FOR_BODY` is taken once."""
 
-HASHED_AT_ONCE = 1024 * 1024
+OFFLOADED_HASHING = 1024 * 1024
 """Bytes, which take 1 to 3 ms. A rejection hashes the body with every key of all sources: larger work runs in a thread."""
 
 _HANDSHAKES = frozenset(
@@ -80,24 +74,12 @@ class Writer(Protocol):
         ...
 
 
-class Outcomes(Protocol):
-    """Waits for the outcomes of deliveries; the product's is `inbox.receiver.outcome_waiter.OutcomeWaiter`."""
-
-    async def delivered(self, seqs: Sequence[int], *, within: float, at_most: int) -> None:
-        """Return when all of these events have succeeded on every route."""
-        ...
-
-    async def close(self) -> None:
-        """End every wait."""
-        ...
-
-
 class Services(msgspec.Struct, frozen=True):
     """The writer, the meters and the outcome waiter of one worker, opened when it starts."""
 
     writer: Writer
     meters: Meters = OFF
-    outcomes: Outcomes | None = None
+    outcomes: OutcomeWaiter | None = None
 
 
 class SourceEndpoint(msgspec.Struct, frozen=True):
@@ -136,17 +118,6 @@ class Webhooks:
 
     async def on_post(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
         """Answer 200, or the status that the provider wants, once every event of the body is committed."""
-        await self._answer(req, resp, source, token)
-
-    async def on_get(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
-        """Answer a handshake; 405 to everything else."""
-        await self._answer(req, resp, source, token)
-
-    async def on_options(self, req: Request, resp: Response, source: str, token: str | None = None) -> None:
-        """Answer a handshake; 405 to everything else."""
-        await self._answer(req, resp, source, token)
-
-    async def _answer(self, req: Request, resp: Response, source: str, token: str | None) -> None:
         services = self._services()
         began, status = time.perf_counter(), "500"
         try:
@@ -157,6 +128,9 @@ class Webhooks:
             raise
         finally:
             services.meters.observe(metrics.REQUEST_SECONDS, time.perf_counter() - began, status)
+
+    on_get = on_options = on_post
+    """A handshake is answered; everything else gets 405."""
 
     async def _handle(self, services: Services, req: Request, resp: Response, source: str, token: str | None) -> None:
         headers = req.headers_lower
@@ -171,7 +145,7 @@ class Webhooks:
             except RequestError as error:
                 read_error = error
             raw = RawRequest(
-                source=unnamed(source) if endpoint is None else source,
+                source=hide_name(source) if endpoint is None else source,
                 headers=headers,
                 body=body,
                 received_at=self._clock.now(),
@@ -205,7 +179,7 @@ class Webhooks:
             NotAuthenticated: it is not proven, or there is no such source.
         """
         verifier = self._decoy if endpoint is None else endpoint.verifier
-        if len(raw.body) * verifier.passes > HASHED_AT_ONCE:
+        if len(raw.body) * verifier.passes > OFFLOADED_HASHING:
             await asyncio.to_thread(verifier.verify, raw, raw.received_at)
         else:
             await offload_if_large(raw.body, verifier.verify, raw, raw.received_at)
@@ -224,7 +198,7 @@ class Webhooks:
             return
         if raw.method != "POST":
             raise falcon.HTTPMethodNotAllowed(["POST"])
-        async with self._parsing if len(raw.body) > AT_ONCE else nullcontext():
+        async with self._parsing if len(raw.body) > OFFLOADED_BYTES else nullcontext():
             events = await offload_if_large(raw.body, events_of, endpoint.source, preset, raw, endpoint.routes)
         reject_old(endpoint.source, events)
         receipts = await services.writer.append(events) if events else []
@@ -254,7 +228,7 @@ def sender_of(req: Request) -> str | None:
 
 async def offload_if_large(body: bytes, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
     """Call a function that goes through `body`: in a thread if the body is large, so that other requests get on."""
-    if len(body) > AT_ONCE:
+    if len(body) > OFFLOADED_BYTES:
         return await asyncio.to_thread(function, *arguments, **named)
     return function(*arguments, **named)
 
@@ -280,8 +254,8 @@ def enforce_rate_limit(endpoint: SourceEndpoint) -> None:
         raise TooMany("this source sends more than its rate; send it again later", retry_after_seconds=math.ceil(wait))
 
 
-def unnamed(source: str) -> str:
-    """Return what is stored for an unknown source: its name may be a token whose sender has forgotten the source."""
+def hide_name(source: str) -> str:
+    """Return a text to store for an unknown source: its name may be a token whose sender has forgotten the source."""
     return f"unknown ({len(source)} characters)"
 
 

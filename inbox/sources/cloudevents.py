@@ -24,21 +24,8 @@ from inbox.errors import InvalidEvent, UnsupportedType
 from inbox.events import strict_json
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
+from inbox.sources import fields
 from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
-from inbox.sources.fields import (
-    LONGEST_ID,
-    LONGEST_TYPE,
-    MOST_EVENTS,
-    action_of,
-    arrival,
-    elements,
-    entity_id,
-    entity_type,
-    json_object,
-    key_of,
-    text_field,
-    time_field,
-)
 
 STRUCTURED, BATCHED = "application/cloudevents+json", "application/cloudevents-batch+json"
 _ORIGIN, _RATE = "webhook-request-origin", "webhook-request-rate"
@@ -57,12 +44,14 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         UnsupportedType: none of the three modes.
     """
     if raw.content_type == STRUCTURED:
-        return (_event(raw, json_object(raw.body), dedup, None),)
+        return (_event(raw, fields.json_object(raw.body), dedup, None),)
     if raw.content_type == BATCHED:
         batch = strict_json.parse(raw.body)
-        if not isinstance(batch, list) or len(batch) > MOST_EVENTS:
-            raise InvalidEvent(f"a batch must be a list of at most {MOST_EVENTS} events", field="body")
-        return tuple(_event(raw, each, dedup, part) for each, part in zip(batch, elements(raw.body), strict=True))
+        if not isinstance(batch, list) or len(batch) > fields.MOST_EVENTS:
+            raise InvalidEvent(f"a batch must be a list of at most {fields.MOST_EVENTS} events", field="body")
+        return tuple(
+            _event(raw, each, dedup, part) for each, part in zip(batch, fields.elements(raw.body), strict=True)
+        )
     if "ce-specversion" not in raw.headers:
         raise UnsupportedType(
             f"send the body as {STRUCTURED} or {BATCHED}, or the attributes in ce-… headers", field="content-type"
@@ -76,20 +65,19 @@ def _event(raw: RawRequest, attributes: object, dedup: Sequence[str] | None, par
         raise InvalidEvent("an event of the batch is no object", field="body")
     if attributes.get("specversion") != "1.0":
         raise InvalidEvent('specversion must be "1.0"', field="specversion")
-    event_id = text_field(attributes, "id", LONGEST_ID)
-    source = text_field(attributes, "source", _LONGEST_SOURCE)
-    event_type = text_field(attributes, "type", LONGEST_TYPE)
+    event_id = fields.text_field(attributes, "id", fields.LONGEST_ID)
+    source = fields.text_field(attributes, "source", _LONGEST_SOURCE)
+    event_type = fields.text_field(attributes, "type", fields.LONGEST_TYPE)
     things, _, word = event_type.rpartition(".")
-    kind, identifier = entity_type(things), entity_id(attributes.get("subject"))
+    kind, identifier = fields.entity_type(things), fields.entity_id(attributes.get("subject"))
     timed = attributes.get("time") is not None
     return Identity(
         entity_type=kind if identifier else None,
         entity_id=identifier if kind else None,
         event_type=event_type,
-        action=action_of(word),
-        occurred_ns=time_field(attributes, "time", raw.received_at) if timed else arrival(raw),
-        key_parts=key_of(attributes, dedup, source, event_id),
-        key_has_time=False,
+        action=fields.action_of(word),
+        occurred_ns=fields.time_field(attributes, "time", raw.received_at) if timed else fields.arrival(raw),
+        key_parts=fields.key_of(attributes, dedup, source, event_id),
         event_id=event_id,
         part=part,
         part_type=STRUCTURED if part is not None else None,

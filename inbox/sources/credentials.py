@@ -14,11 +14,12 @@ import hmac
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, InboundAuth, NoAuth, Source, UrlTokenAuth
 from inbox.config.types import Secret
-from inbox.errors import ConfigError, NotAuthenticated
+from inbox.errors import ConfigError, NotAuthenticated, collect_config_errors
 from inbox.events.event import RawRequest
 from inbox.sources.base import MADE_UP, Preset, Proof, Revealed
 from inbox.sources.sender import SentFrom
@@ -167,15 +168,8 @@ def revealed(secrets: Sequence[Secret], environment: Mapping[str, str]) -> Revea
     Raises:
         ConfigError: a variable or file that a secret is kept in is not there, or is empty. The text has a line for each.
     """
-    found, mistakes = [], []
-    for secret in secrets:
-        try:
-            found.append((secret, secret.reveal(environment)))
-        except ConfigError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return found
+    texts = collect_config_errors({str(n): partial(secret.reveal, environment) for n, secret in enumerate(secrets)})
+    return list(zip(secrets, texts.values(), strict=True))
 
 
 def _digest(secret: str) -> bytes:

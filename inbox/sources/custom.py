@@ -89,7 +89,6 @@ class _Reader:
             action=self._fields.actions.get(event_type, "other"),
             occurred_ns=_time(self._fields, found, raw),
             key_parts=key_parts,
-            key_has_time=False,
             event_id=event_id,
             part=part,
         )

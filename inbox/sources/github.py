@@ -22,19 +22,8 @@ import msgspec
 
 from inbox.config.source import Signature
 from inbox.events.event import Identity, RawRequest
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
-from inbox.sources.fields import (
-    FORM,
-    LONGEST_ID,
-    action_of,
-    arrival,
-    entity_id,
-    form_payload,
-    header_field,
-    json_object,
-    key_of,
-    member,
-)
 
 _EVENT, _DELIVERY = "x-github-event", "x-github-delivery"
 _LONGEST_NAME = 50
@@ -74,9 +63,9 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Unreadable: the body is not strict JSON.
         InvalidEvent: a header is missing.
     """
-    payload = json_object(form_payload(raw.body) if raw.content_type == FORM else raw.body)
-    event = header_field(raw, _EVENT, _LONGEST_NAME)
-    delivery = header_field(raw, _DELIVERY, LONGEST_ID)
+    payload = fields.json_object(fields.form_payload(raw.body) if raw.content_type == fields.FORM else raw.body)
+    event = fields.header_field(raw, _EVENT, _LONGEST_NAME)
+    delivery = fields.header_field(raw, _DELIVERY, fields.LONGEST_ID)
     word = payload.get("action")
     word = word if isinstance(word, str) and word and len(word) <= _LONGEST_NAME and word.isascii() else ""
     kind, identifier = _entity(event, payload)
@@ -85,10 +74,9 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             entity_type=kind,
             entity_id=identifier,
             event_type=f"{event}.{word}" if word else event,
-            action=action_of(word),
-            occurred_ns=arrival(raw),
-            key_parts=key_of(payload, dedup, delivery),
-            key_has_time=False,
+            action=fields.action_of(word),
+            occurred_ns=fields.arrival(raw),
+            key_parts=fields.key_of(payload, dedup, delivery),
             event_id=delivery,
         ),
     )
@@ -97,7 +85,7 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 def _entity(event: str, payload: Mapping[str, object]) -> tuple[str | None, str | None]:
     kind, place = _ENTITIES.get(event, (event, event))
     for name, where in ((kind, place), *((each, each) for each in _ROUND_ABOUT)):
-        identifier = entity_id(member(payload, where, "id"))
+        identifier = fields.entity_id(fields.member(payload, where, "id"))
         if identifier is not None:
             return name, identifier
     return None, None
@@ -117,7 +105,7 @@ PRESET = Preset(
     read=read,
     sample=sample,
     signatures=(Signature(header="X-Hub-Signature-256", prefix="sha256="),),
-    media_types=frozenset({"application/json", FORM}),
+    media_types=frozenset({"application/json", fields.FORM}),
     max_body=25 * 1024 * 1024,
     kept_headers=frozenset({_EVENT, _DELIVERY}),
     docs=PresetDocs(

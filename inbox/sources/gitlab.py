@@ -16,21 +16,8 @@ from datetime import datetime
 import msgspec
 
 from inbox.events.event import Action, Identity, RawRequest
-from inbox.sources import standard_webhooks
+from inbox.sources import fields, standard_webhooks
 from inbox.sources.base import Preset, PresetDocs, Sample
-from inbox.sources.fields import (
-    LONGEST_ID,
-    LONGEST_TYPE,
-    action_of,
-    arrival,
-    content_key,
-    entity_id,
-    header_field,
-    json_object,
-    key_of,
-    member,
-    text_field,
-)
 
 _KEY, _MESSAGE, _EVENT = "idempotency-key", "webhook-id", "x-gitlab-event"
 _ACTIONS: Mapping[str, Action] = {
@@ -53,12 +40,12 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Unreadable: the body is not strict JSON.
         InvalidEvent: the kind of the event is missing, or an id is wrong.
     """
-    payload = json_object(raw.body)
+    payload = fields.json_object(raw.body)
     id_header = next((name for name in (_MESSAGE, _KEY) if name in raw.headers), None)  # the first one is signed
-    delivery = header_field(raw, id_header, LONGEST_ID) if id_header else None
-    name = text_field(payload, "object_kind" if "object_kind" in payload else "event_name", LONGEST_TYPE)
-    word = member(payload, "object_attributes", "action") or payload.get("action")
-    event_type = f"{name}.{word}" if isinstance(word, str) and len(f"{name}.{word}") <= LONGEST_TYPE else name
+    delivery = fields.header_field(raw, id_header, fields.LONGEST_ID) if id_header else None
+    name = fields.text_field(payload, "object_kind" if "object_kind" in payload else "event_name", fields.LONGEST_TYPE)
+    word = fields.member(payload, "object_attributes", "action") or payload.get("action")
+    event_type = f"{name}.{word}" if isinstance(word, str) and len(f"{name}.{word}") <= fields.LONGEST_TYPE else name
     kind, identifier = _entity(name, payload)
     last = event_type.replace("_", ".").rpartition(".")[2]
     return (
@@ -66,10 +53,9 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             entity_type=kind,
             entity_id=identifier,
             event_type=event_type,
-            action=_ACTIONS.get(last, action_of(last)),
-            occurred_ns=arrival(raw),
-            key_parts=key_of(payload, dedup, *((delivery,) if delivery else content_key(raw, raw.body))),
-            key_has_time=False,
+            action=_ACTIONS.get(last, fields.action_of(last)),
+            occurred_ns=fields.arrival(raw),
+            key_parts=fields.key_of(payload, dedup, *((delivery,) if delivery else fields.content_key(raw, raw.body))),
             event_id=delivery,
         ),
     )
@@ -79,14 +65,14 @@ def _entity(name: str, payload: Mapping[str, object]) -> tuple[str | None, str |
     """Return the object of the event; of a system hook such as `user_create` the user; else the project."""
     thing = name.partition("_")[0]
     for kind, value in (
-        (name, member(payload, "object_attributes", "id")),
+        (name, fields.member(payload, "object_attributes", "id")),
         (name if "object_kind" in payload else thing, payload.get("id")),
         (thing, payload.get(f"{thing}_id")),
         ("project", payload.get("project_id")),
-        ("project", member(payload, "project", "id")),
+        ("project", fields.member(payload, "project", "id")),
         ("group", payload.get("group_id")),
     ):
-        identifier = entity_id(value)
+        identifier = fields.entity_id(value)
         if identifier is not None:
             return kind, identifier
     return None, None

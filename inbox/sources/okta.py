@@ -18,21 +18,8 @@ import msgspec
 from inbox.errors import InvalidEvent
 from inbox.events.event import Action, Identity, RawRequest
 from inbox.events.timestamps import rfc3339
+from inbox.sources import fields
 from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
-from inbox.sources.fields import (
-    LONGEST_ID,
-    LONGEST_TYPE,
-    MOST_EVENTS,
-    alone,
-    dedup_part,
-    entity_id,
-    entity_type,
-    header_field,
-    json_object,
-    member,
-    text_field,
-    time_field,
-)
 
 _CHALLENGE = "x-okta-verification-challenge"
 _LONGEST_CHALLENGE = 1000
@@ -67,30 +54,30 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Unreadable: the body is not strict JSON.
         InvalidEvent: there is no event, or one of them is none.
     """
-    events = member(json_object(raw.body), "data", "events")
+    events = fields.member(fields.json_object(raw.body), "data", "events")
     if not isinstance(events, list) or not events:
         raise InvalidEvent("data.events must be a list of events", field="data.events")
-    if len(events) > MOST_EVENTS:
-        raise InvalidEvent(f"data.events may have at most {MOST_EVENTS} events", field="data.events")
-    parts = alone(raw.body, "data", "events") if len(events) > 1 else [None]
+    if len(events) > fields.MOST_EVENTS:
+        raise InvalidEvent(f"data.events may have at most {fields.MOST_EVENTS} events", field="data.events")
+    parts = fields.alone(raw.body, "data", "events") if len(events) > 1 else [None]
     return tuple(_event(raw, each, part, dedup) for each, part in zip(events, parts, strict=True))
 
 
 def _event(raw: RawRequest, event: object, part: bytes | None, dedup: Sequence[str] | None) -> Identity:
     if not isinstance(event, Mapping):
         raise InvalidEvent("data.events must be a list of objects", field="data.events")
-    uuid = text_field(event, "uuid", LONGEST_ID)
-    event_type = text_field(event, "eventType", LONGEST_TYPE)
+    uuid = fields.text_field(event, "uuid", fields.LONGEST_ID)
+    event_type = fields.text_field(event, "eventType", fields.LONGEST_TYPE)
     target = _target(event, event_type)
-    kind, identifier = entity_type(member(target, "type")), entity_id(member(target, "id"))
-    succeeded = member(event, "outcome", "result") in {None, "SUCCESS"}
+    kind, identifier = fields.entity_type(fields.member(target, "type")), fields.entity_id(fields.member(target, "id"))
+    succeeded = fields.member(event, "outcome", "result") in {None, "SUCCESS"}
     return Identity(
         entity_type=kind if identifier else None,
         entity_id=identifier if kind else None,
         event_type=event_type,
         action=_ACTIONS.get(event_type, "other") if succeeded else "other",
-        occurred_ns=time_field(event, "published", raw.received_at),
-        key_parts=(uuid,) if dedup is None else tuple(dedup_part(event, field) for field in dedup),
+        occurred_ns=fields.time_field(event, "published", raw.received_at),
+        key_parts=fields.key_of(event, dedup, uuid),
         key_has_time=dedup is None,
         event_id=uuid,
         part=part,
@@ -103,12 +90,12 @@ def _target(event: Mapping[str, object], event_type: str) -> object:
     if not isinstance(targets, list) or not targets:
         return event.get("actor")
     wanted = _TARGETS.get(event_type.partition(".")[0])
-    return next((target for target in targets if member(target, "type") == wanted), targets[0])
+    return next((target for target in targets if fields.member(target, "type") == wanted), targets[0])
 
 
 def greet(raw: RawRequest) -> HandshakeResponse:
     """Return the value of the challenge."""
-    challenge = header_field(raw, _CHALLENGE, _LONGEST_CHALLENGE)
+    challenge = fields.header_field(raw, _CHALLENGE, _LONGEST_CHALLENGE)
     return HandshakeResponse(200, body=msgspec.json.encode({"verification": challenge}))
 
 

@@ -23,18 +23,8 @@ from inbox.config.source import Source
 from inbox.config.types import Secret
 from inbox.errors import ConfigError, InvalidEvent, RequestError, TooLarge, Unreadable
 from inbox.events.event import Action, Identity, RawRequest
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Revealed
-from inbox.sources.fields import (
-    LONGEST_ID,
-    LONGEST_TYPE,
-    dedup_part,
-    entity_id,
-    entity_type,
-    epoch_field,
-    json_object,
-    member,
-    text_field,
-)
 
 if TYPE_CHECKING:
     from inbox.sources.jwk import PublicKey
@@ -147,11 +137,11 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
     if not isinstance(events, Mapping) or not events:
         raise InvalidEvent("events must name at least one event", field="events")
     name, event = next(iter(events.items()))
-    event_type = entity_type(name) or entity_type(str(name).rpartition("/")[2][:LONGEST_TYPE])
+    event_type = fields.entity_type(name) or fields.entity_type(str(name).rpartition("/")[2][: fields.LONGEST_TYPE])
     if event_type is None:
         raise InvalidEvent("the name of the event can't be stored", field="events")
-    jti = text_field(claims, "jti", LONGEST_ID)
-    issuer = text_field(claims, "iss", _LONGEST_ISSUER)
+    jti = fields.text_field(claims, "jti", fields.LONGEST_ID)
+    issuer = fields.text_field(claims, "iss", _LONGEST_ISSUER)
     identifier = _subject(claims, event)
     return (
         Identity(
@@ -159,16 +149,15 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
             entity_id=identifier,
             event_type=event_type,
             action=_action(event_type, event),
-            occurred_ns=epoch_field(claims, "iat" if claims.get("toe") is None else "toe", raw.received_at),
-            key_parts=(issuer, jti) if dedup is None else tuple(dedup_part(claims, field) for field in dedup),
-            key_has_time=False,
+            occurred_ns=fields.epoch_field(claims, "iat" if claims.get("toe") is None else "toe", raw.received_at),
+            key_parts=fields.key_of(claims, dedup, issuer, jti),
             event_id=jti,
         ),
     )
 
 
 def _action(event_type: str, event: object) -> Action:
-    change = member(event, "change_type")
+    change = fields.member(event, "change_type")
     word = change if isinstance(change, str) else event_type.rpartition("/")[2]
     return _ACTIONS.get(word, "other")
 
@@ -186,15 +175,15 @@ def _segment(token: bytes, number: int) -> dict[str, object]:
         text = base64.b64decode(parts[number] + b"=" * (-len(parts[number]) % 4), altchars=b"-_", validate=True)
     except ValueError:
         raise Unreadable("the body is no JWT", field="body") from None
-    return json_object(text)
+    return fields.json_object(text)
 
 
 def _subject(claims: Mapping[str, object], event: object) -> str | None:
     """Return the subject of the token, or of the event where older drafts have it; of a complex one the user."""
-    for subject in (claims.get("sub_id"), member(event, "subject"), claims):
-        inner = member(subject, "user") or subject
+    for subject in (claims.get("sub_id"), fields.member(event, "subject"), claims):
+        inner = fields.member(subject, "user") or subject
         for name in _IDS if subject is not claims else ("sub",):
-            identifier = entity_id(member(inner, name))
+            identifier = fields.entity_id(fields.member(inner, name))
             if identifier is not None:
                 return identifier
     return None
@@ -202,9 +191,8 @@ def _subject(claims: Mapping[str, object], event: object) -> str | None:
 
 def rejection(error: RequestError) -> tuple[int, bytes]:
     """Return the error answer of RFC 8935 §2.3."""
-    if isinstance(error, TooLarge):
-        return error.status, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
-    return 400, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
+    status = error.status if isinstance(error, TooLarge) else 400
+    return status, msgspec.json.encode({"err": "invalid_request", "description": error.detail})
 
 
 PRESET = Preset(

@@ -23,17 +23,8 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
-from inbox.sources.fields import (
-    LONGEST_ID,
-    action_of,
-    arrival,
-    entity_id,
-    header_field,
-    json_object,
-    key_of,
-    time_field,
-)
 
 _LONGEST_TOPIC = 49
 _NAMES = ("topic", "webhook-id", "triggered-at", "event-id", "shop-domain", "action")
@@ -46,26 +37,25 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Unreadable: the body is not strict JSON.
         InvalidEvent: a header is missing or wrong.
     """
-    payload = json_object(raw.body)
+    payload = fields.json_object(raw.body)
     prefix = "x-shopify-" if "x-shopify-topic" in raw.headers else "shopify-"
-    topic = header_field(raw, f"{prefix}topic", _LONGEST_TOPIC)
+    topic = fields.header_field(raw, f"{prefix}topic", _LONGEST_TOPIC)
     if f"{prefix}action" in raw.headers:
-        topic = f"{topic}/{header_field(raw, f'{prefix}action', _LONGEST_TOPIC)}"
-    webhook = header_field(raw, f"{prefix}webhook-id", LONGEST_ID)
+        topic = f"{topic}/{fields.header_field(raw, f'{prefix}action', _LONGEST_TOPIC)}"
+    webhook = fields.header_field(raw, f"{prefix}webhook-id", fields.LONGEST_ID)
     triggered = f"{prefix}triggered-at"
     things, _, word = topic.rpartition("/")
-    identifier = entity_id(payload.get("id"))
+    identifier = fields.entity_id(payload.get("id"))
     return (
         Identity(
             entity_type=things if identifier and things else None,
             entity_id=identifier if things else None,
             event_type=topic,
-            action=action_of(word),
-            occurred_ns=time_field(raw.headers, triggered, raw.received_at)
+            action=fields.action_of(word),
+            occurred_ns=fields.time_field(raw.headers, triggered, raw.received_at)
             if triggered in raw.headers
-            else arrival(raw),
-            key_parts=key_of(payload, dedup, webhook),
-            key_has_time=False,
+            else fields.arrival(raw),
+            key_parts=fields.key_of(payload, dedup, webhook),
             event_id=webhook,
         ),
     )

@@ -16,23 +16,8 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
+from inbox.sources import fields
 from inbox.sources.base import Handshake, HandshakeResponse, Preset, PresetDocs, Sample
-from inbox.sources.fields import (
-    FORM,
-    LONGEST_ID,
-    LONGEST_TYPE,
-    action_of,
-    arrival,
-    content_key,
-    entity_id,
-    entity_type,
-    epoch_field,
-    form_fields,
-    json_object,
-    key_of,
-    member,
-    text_field,
-)
 
 _USER, _CHANNEL, _FILE, _TEAM, _GROUP = (
     ("user", "user"),
@@ -60,15 +45,15 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Unreadable: neither strict JSON nor a form.
         InvalidEvent: what makes it an event is missing or wrong.
     """
-    if raw.content_type == FORM:
+    if raw.content_type == fields.FORM:
         return (_of_a_person(raw, dedup),)
-    payload = json_object(raw.body)
+    payload = fields.json_object(raw.body)
     event = payload.get("event")
     if not isinstance(event, Mapping):  # such as app_rate_limited, which has no id
-        outer = text_field(payload, "type", LONGEST_TYPE)
-        return (_identity(raw, outer, None, key_of(payload, dedup, outer, *content_key(raw, raw.body))),)
-    event_id = text_field(payload, "event_id", LONGEST_ID)
-    event_type = text_field(event, "type", LONGEST_TYPE)
+        outer = fields.text_field(payload, "type", fields.LONGEST_TYPE)
+        return (_identity(raw, outer, None, fields.key_of(payload, dedup, outer, *fields.content_key(raw, raw.body))),)
+    event_id = fields.text_field(payload, "event_id", fields.LONGEST_ID)
+    event_type = fields.text_field(event, "type", fields.LONGEST_TYPE)
     kind, identifier = _entity(payload, event, event_type)
     subtype = event.get("subtype")
     whole = f"{event_type}.{subtype}" if isinstance(subtype, str) else event_type
@@ -76,11 +61,10 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Identity(
             entity_type=kind,
             entity_id=identifier,
-            event_type=entity_type(whole) or event_type,
-            action=action_of(whole.rpartition("_")[2]),
-            occurred_ns=epoch_field(payload, "event_time", raw.received_at),
-            key_parts=key_of(payload, dedup, event_id),
-            key_has_time=False,
+            event_type=fields.entity_type(whole) or event_type,
+            action=fields.action_of(whole.rpartition("_")[2]),
+            occurred_ns=fields.epoch_field(payload, "event_time", raw.received_at),
+            key_parts=fields.key_of(payload, dedup, event_id),
             event_id=event_id,
         ),
     )
@@ -88,9 +72,9 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
 
 def greet(raw: RawRequest) -> HandshakeResponse | None:
     """Return the echo that Slack expects when the URL is configured."""
-    if b"url_verification" not in raw.body or raw.content_type == FORM:
+    if b"url_verification" not in raw.body or raw.content_type == fields.FORM:
         return None
-    payload = json_object(raw.body)
+    payload = fields.json_object(raw.body)
     if payload.get("type") != "url_verification":
         return None
     challenge = payload.get("challenge")
@@ -109,26 +93,26 @@ def _entity(
     if kind == "team":
         value = payload.get("team_id")
     if value is None and event_type.startswith("reaction_"):
-        value = member(event, "item", "channel")
-    identifier = entity_id(member(value, "id") if isinstance(value, Mapping) else value)
+        value = fields.member(event, "item", "channel")
+    identifier = fields.entity_id(fields.member(value, "id") if isinstance(value, Mapping) else value)
     return (kind, identifier) if identifier else (None, None)
 
 
 def _of_a_person(raw: RawRequest, dedup: Sequence[str] | None) -> Identity:
-    fields = dict(form_fields(raw.body))
-    payload: Mapping[str, object] = fields
+    form = dict(fields.form_fields(raw.body))
+    payload: Mapping[str, object] = form
     event_type = "slash_command"
-    if "payload" in fields:
-        payload = json_object(fields["payload"].encode())
-        event_type = text_field(payload, "type", LONGEST_TYPE)
-    elif "command" not in fields:
+    if "payload" in form:
+        payload = fields.json_object(form["payload"].encode())
+        event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE)
+    elif "command" not in form:
         raise InvalidEvent("neither payload nor command is there", field="payload")
-    trigger = entity_id(payload.get("trigger_id"))
+    trigger = fields.entity_id(payload.get("trigger_id"))
     return _identity(
         raw,
         event_type,
         trigger,
-        key_of(payload, dedup, *((event_type, trigger) if trigger else content_key(raw, raw.body))),
+        fields.key_of(payload, dedup, *((event_type, trigger) if trigger else fields.content_key(raw, raw.body))),
     )
 
 
@@ -138,9 +122,8 @@ def _identity(raw: RawRequest, event_type: str, event_id: str | None, key_parts:
         entity_id=None,
         event_type=event_type,
         action="other",
-        occurred_ns=arrival(raw),
+        occurred_ns=fields.arrival(raw),
         key_parts=key_parts,
-        key_has_time=False,
         event_id=event_id,
     )
 
@@ -173,7 +156,7 @@ PRESET = Preset(
             content="v0:{timestamp}:{body}",
         ),
     ),
-    media_types=frozenset({"application/json", FORM}),
+    media_types=frozenset({"application/json", fields.FORM}),
     handshake=Handshake(
         method="POST",
         header=None,

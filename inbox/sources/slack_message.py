@@ -29,18 +29,8 @@ import re2
 from inbox.config.source import NoAuth, Source
 from inbox.errors import InvalidEvent
 from inbox.events.event import Identity, RawRequest
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Read, Sample
-from inbox.sources.fields import (
-    FORM,
-    LONGEST_ID,
-    LONGEST_TYPE,
-    action_of,
-    arrival,
-    content_key,
-    dedup_part,
-    form_payload,
-    json_object,
-)
 
 NAME = "slack-message"
 SEARCHED = 256 * 1024
@@ -114,10 +104,9 @@ def reader(source: Source) -> Read:
                 entity_type=entity_type,
                 entity_id=entity_id,
                 event_type=event_type,
-                action=action_of(event_type),
-                occurred_ns=arrival(raw),
-                key_parts=_key(raw) if dedup is None else tuple(dedup_part(message, field) for field in dedup),
-                key_has_time=False,
+                action=fields.action_of(event_type),
+                occurred_ns=fields.arrival(raw),
+                key_parts=fields.key_of(message, dedup, *_key(raw)),
             ),
         )
 
@@ -174,16 +163,16 @@ def _entity(
     event_type = found.get("event_type") or WITHOUT_ENTITY
     if not kind or not identifier or _NUL in f"{kind}{identifier}{event_type}":
         return None
-    if len(identifier) > LONGEST_ID or len(kind) > LONGEST_TYPE or len(event_type) > LONGEST_TYPE:
+    if len(identifier) > fields.LONGEST_ID or len(kind) > fields.LONGEST_TYPE or len(event_type) > fields.LONGEST_TYPE:
         return None
     return kind, identifier, event_type
 
 
 def _message(raw: RawRequest) -> dict[str, object]:
     body = raw.body
-    if raw.content_type == FORM:
-        body = form_payload(body)
-    message = json_object(body)
+    if raw.content_type == fields.FORM:
+        body = fields.form_payload(body)
+    message = fields.json_object(body)
     if not any(name in message for name in _CONTENT):
         raise InvalidEvent("text is missing, and so are attachments and blocks", field="text")
     return message
@@ -194,7 +183,7 @@ def _key(raw: RawRequest) -> tuple[str, ...]:
     for name in _KEY_HEADERS:
         if given := raw.headers.get(name):
             return (name, hashlib.sha256(given.encode("utf-8", "surrogatepass")).hexdigest())
-    return content_key(raw, raw.body)
+    return fields.content_key(raw, raw.body)
 
 
 def sample(kind: str, identifier: str, event_type: str, _at: datetime) -> Sample:
@@ -209,7 +198,7 @@ PRESET = Preset(
     reads_by="pattern",
     sample=sample,
     own_keys=frozenset({"pattern", "entity_type"}),
-    media_types=frozenset({"application/json", FORM}),
+    media_types=frozenset({"application/json", fields.FORM}),
     kept_headers=frozenset(_KEY_HEADERS),
     docs=PresetDocs(
         title="Slack-compatible messages",

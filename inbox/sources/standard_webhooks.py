@@ -19,21 +19,8 @@ import msgspec
 from inbox.config.source import Signature
 from inbox.events.event import Identity, RawRequest
 from inbox.events.timestamps import rfc3339
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
-from inbox.sources.fields import (
-    LONGEST_ID,
-    LONGEST_TYPE,
-    action_of,
-    arrival,
-    entity_id,
-    entity_type,
-    header_field,
-    json_object,
-    key_of,
-    member,
-    text_field,
-    time_field,
-)
 
 _PREFIXES = ("webhook", "svix")
 WITHOUT_TYPE = "message"
@@ -67,23 +54,27 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Unreadable: the body is not strict JSON.
         InvalidEvent: the id is missing; `type` or `timestamp` is there and wrong.
     """
-    payload = json_object(raw.body)
-    message = header_field(raw, _id_header(raw), LONGEST_ID)
-    event_type = text_field(payload, "type", LONGEST_TYPE) if "type" in payload else WITHOUT_TYPE
+    payload = fields.json_object(raw.body)
+    message = fields.header_field(raw, _id_header(raw), fields.LONGEST_ID)
+    event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE) if "type" in payload else WITHOUT_TYPE
     kind, _, word = event_type.rpartition(".")
     data = payload.get("data")
-    kind = entity_type(member(data, "object")) or entity_type(member(data, "type")) or entity_type(kind) or ""
-    identifier = entity_id(member(data, "id"))
+    kind = (
+        fields.entity_type(fields.member(data, "object"))
+        or fields.entity_type(fields.member(data, "type"))
+        or fields.entity_type(kind)
+        or ""
+    )
+    identifier = fields.entity_id(fields.member(data, "id"))
     timed = isinstance(payload.get("timestamp"), str)
     return (
         Identity(
             entity_type=kind if identifier and kind else None,
             entity_id=identifier if kind else None,
             event_type=event_type,
-            action=action_of(word),
-            occurred_ns=time_field(payload, "timestamp", raw.received_at) if timed else arrival(raw),
-            key_parts=key_of(payload, dedup, message),
-            key_has_time=False,
+            action=fields.action_of(word),
+            occurred_ns=fields.time_field(payload, "timestamp", raw.received_at) if timed else fields.arrival(raw),
+            key_parts=fields.key_of(payload, dedup, message),
             event_id=message,
         ),
     )

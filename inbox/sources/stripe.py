@@ -15,20 +15,8 @@ import msgspec
 
 from inbox.config.source import Signature
 from inbox.events.event import Identity, RawRequest
+from inbox.sources import fields
 from inbox.sources.base import Preset, PresetDocs, Sample
-from inbox.sources.fields import (
-    LONGEST_ID,
-    LONGEST_TYPE,
-    action_of,
-    entity_id,
-    entity_type,
-    epoch_field,
-    json_object,
-    key_of,
-    member,
-    text_field,
-    time_field,
-)
 
 
 def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
@@ -38,26 +26,25 @@ def read(raw: RawRequest, dedup: Sequence[str] | None) -> tuple[Identity, ...]:
         Unreadable: the body is not strict JSON.
         InvalidEvent: `id`, `type` or `created` is missing or wrong.
     """
-    payload = json_object(raw.body)
-    event_id = text_field(payload, "id", LONGEST_ID)
-    event_type = text_field(payload, "type", LONGEST_TYPE)
+    payload = fields.json_object(raw.body)
+    event_id = fields.text_field(payload, "id", fields.LONGEST_ID)
+    event_type = fields.text_field(payload, "type", fields.LONGEST_TYPE)
     thin = isinstance(payload.get("created"), str)
-    snapshot = member(payload, "data", "object")
+    snapshot = fields.member(payload, "data", "object")
     related = payload.get("related_object")
-    kind = entity_type(member(related, "type") if thin else member(snapshot, "object"))
-    identifier = entity_id(member(related, "id") if thin else member(snapshot, "id"))
-    account = entity_id(payload.get("account"))
+    kind = fields.entity_type(fields.member(related, "type") if thin else fields.member(snapshot, "object"))
+    identifier = fields.entity_id(fields.member(related, "id") if thin else fields.member(snapshot, "id"))
+    account = fields.entity_id(payload.get("account"))
     if account and identifier:  # of Connect: merchants choose ids of coupons and products, so two may have the same
-        identifier = entity_id(f"{account}/{identifier}")
+        identifier = fields.entity_id(f"{account}/{identifier}")
     return (
         Identity(
             entity_type=kind if identifier else None,
             entity_id=identifier if kind else None,
             event_type=event_type,
-            action=action_of(event_type.rpartition(".")[2]),
-            occurred_ns=(time_field if thin else epoch_field)(payload, "created", raw.received_at),
-            key_parts=key_of(payload, dedup, event_id),
-            key_has_time=False,
+            action=fields.action_of(event_type.rpartition(".")[2]),
+            occurred_ns=(fields.time_field if thin else fields.epoch_field)(payload, "created", raw.received_at),
+            key_parts=fields.key_of(payload, dedup, event_id),
             event_id=event_id,
         ),
     )
@@ -85,11 +72,7 @@ PRESET = Preset(
     sample=sample,
     signatures=(
         Signature(
-            header="Stripe-Signature",
-            prefix="v1=",
-            separator=",",
-            timestamp_prefix="t=",
-            content="{timestamp}.{body}",
+            header="Stripe-Signature", prefix="v1=", separator=",", timestamp_prefix="t=", content="{timestamp}.{body}"
         ),
     ),
     max_body=1024 * 1024,  # none is documented

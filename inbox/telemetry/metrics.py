@@ -37,12 +37,7 @@ _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300
 # --- the receiver
 
 RECEIVED = Metric("inbox_received_total", "counter", "Events that were stored.", ("source",))
-DUPLICATES = Metric(
-    "inbox_duplicates_total",
-    "counter",
-    "Duplicates of stored events, answered with 200.",
-    ("source",),
-)
+DUPLICATES = Metric("inbox_duplicates_total", "counter", "Duplicates of stored events, answered with 200.", ("source",))
 REJECTED = Metric(
     "inbox_rejected_total",
     "counter",

@@ -199,11 +199,5 @@ def _selection(
 
     entity_type, entity_id = parse_entity(entity)
     return Selection(
-        route=route,
-        seq=seq,
-        source=source,
-        entity_type=entity_type,
-        entity_id=entity_id,
-        cause=cause,
-        since=utc(since),
+        route=route, seq=seq, source=source, entity_type=entity_type, entity_id=entity_id, cause=cause, since=utc(since)
     )

@@ -17,8 +17,7 @@ def dead(
     route: OfRoute = None,
     cause: Annotated[str | None, typer.Option(help="Only of this cause, such as exhausted or mapping.")] = None,
     since: Annotated[
-        datetime | None,
-        typer.Option(help="Only died at or after this time; UTC.", formats=TIME_FORMATS),
+        datetime | None, typer.Option(help="Only died at or after this time; UTC.", formats=TIME_FORMATS)
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most rows.")] = 50,
     as_json: AsJson = False,

@@ -49,8 +49,7 @@ def run(
         int, typer.Option(min=1, max=256, help="The number of relay processes; one that dies is replaced.")
     ] = 1,
     grace: Annotated[
-        float,
-        typer.Option(min=0, help="Seconds that running calls have to finish after a stop, before they are cut."),
+        float, typer.Option(min=0, help="Seconds that running calls have to finish after a stop, before they are cut.")
     ] = GRACE_SECONDS,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every delivery, not only failures.")] = False,
     supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,

@@ -9,6 +9,7 @@ import typer
 
 from inbox.cli.options import AsJson, parse_entity
 from inbox.cli.terminal import exit_on_error, fail, say, show
+from inbox.events.timestamps import time_text
 from relay.cli.change_deliveries import Reason, follow
 from relay.cli.options import OfEntity, OfSource, open_database
 
@@ -94,7 +95,7 @@ def described(row: Row) -> str:
     name = f"{row['kind']} {row['name']}"
     if row["paused_at"] is not None:
         return f"{name} is paused by {row['paused_by']}: {row['pause_reason']}"
-    until = f" until {row['breaker_until']}" if row["breaker_until"] else ""
+    until = f" until {time_text(row['breaker_until'])}" if row["breaker_until"] else ""
     return f"{name}: breaker {row['breaker']}{until}: {row['breaker_cause']}"
 
 

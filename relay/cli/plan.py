@@ -99,10 +99,7 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
     columns = (SpinnerColumn(), Doing(), MofNCompleteColumn())
     after, types = entities.FIRST, config.routes[chosen.route].when.entity_type
-    with (
-        ThreadPoolExecutor(at_once) as pool,
-        bar(*columns) as progress,
-    ):
+    with ThreadPoolExecutor(at_once) as pool, bar(*columns) as progress:
         task = progress.add_task("comparing", total=None)
         while page := entities.page(database, chosen, after, _PAGE):
             concerned = [each for each in page if not types or each.entity_type in types]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from sqlalchemy.exc import DBAPIError
 
 from inbox.cli.options import AsJson
 from inbox.cli.terminal import FINDING, exit_on_error, say, show
@@ -109,7 +108,7 @@ def _show(database: Database, *, as_json: bool) -> None:
 
 
 def _alive(database: Database) -> list[Row]:
-    from inbox.db.views import GONE_SECONDS
+    from inbox.events.states import GONE_SECONDS
     from relay.store import reads
 
     return [node for node in reads.relay_nodes(database) if node["silent_seconds"] <= GONE_SECONDS]
@@ -117,6 +116,8 @@ def _alive(database: Database) -> list[Row]:
 
 def _checked(config: Config, *, here: bool) -> list[Row]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
+    from sqlalchemy.exc import DBAPIError
+
     try:
         database = database_of(config)
         found = _findings(database, config, here=here)
@@ -130,7 +131,7 @@ def _checked(config: Config, *, here: bool) -> list[Row]:
 
 
 def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
-    from inbox.db.views import GONE_SECONDS
+    from inbox.events.states import GONE_SECONDS
     from relay.delivery.policy import policies
     from relay.store import stuck_check
 

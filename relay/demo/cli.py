@@ -14,7 +14,8 @@ import typer
 from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, say
 
 app = typer.Typer(
-    help="Run the whole product with demo services, and watch webhooks become PATCHes.", add_completion=False
+    help="Run the whole product with demo services, and watch webhooks become calls of another system.",
+    add_completion=False,
 )
 
 _SEEDS = 10_000
@@ -38,7 +39,7 @@ def demo(
     seed: Annotated[int | None, typer.Option(help="Make the changes that this number stands for.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: the summary as JSON.")] = False,
 ) -> None:
-    """Run the whole product with demo services, and watch webhooks become PATCHes.
+    """Run the whole product with demo services, and watch webhooks become calls of another system.
 
     Starts an identity service, the receiver, the relay and a commercial service, changes some users, and shows what
     follows, until Ctrl-C. With --once it makes many changes, has calls fail and the relay killed, compares both

@@ -71,10 +71,7 @@ class Slack:
             body = encode({"text": text})
         except MappingError as error:
             return Failed((), "mapping", str(error))
-        headers = {
-            "Content-Type": "application/json",
-            "Idempotency-Key": delivery.idempotency_key,
-        }
+        headers = {"Content-Type": "application/json", "Idempotency-Key": delivery.idempotency_key}
         if delivery.traceparent is not None:
             headers["Traceparent"] = header_value(delivery.traceparent)
         answer = self._client.call(Request("forward", "POST", headers, body=body), context)

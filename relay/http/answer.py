@@ -65,11 +65,10 @@ class Answer(msgspec.Struct, frozen=True):
     retry_after: float | None = None
     etag: str | None = None
 
-    def failed(self, calls: tuple[Call, ...], error_class: ErrorClass | None = None) -> Failed:
+    def failed(self, calls: tuple[Call, ...]) -> Failed:
         """Return the failure of the attempt whose `calls` end with this one."""
         why = self.call.error or f"answered {self.call.status}{_phrase(self.call.status)}"
-        kind = error_class or self.error_class or "bad_answer"
-        return Failed(calls, kind, f"{self.call.step}: {why}", self.retry_after)
+        return Failed(calls, self.error_class or "bad_answer", f"{self.call.step}: {why}", self.retry_after)
 
 
 def _phrase(status: int | None) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 
 from inbox.db.dialect import Sql, is_wait_timeout, rows_param
-from inbox.db.schema import SUSPECT_CRASHES
+from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery.gates import NO_FILTER, BreakerState, ClaimFilter, Entity, GateKey, RateLimit, probe
 from relay.delivery.outcome import Delivery

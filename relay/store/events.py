@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, rows_param
-from inbox.db.schema import SUSPECT_CRASHES
+from inbox.events.states import SUSPECT_CRASHES
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Delivery
 from relay.delivery.policy import NEW_RUN

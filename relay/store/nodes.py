@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, as_json, rows_param, storable
-from inbox.db.views import GONE_SECONDS
+from inbox.events.states import GONE_SECONDS
 from relay.delivery.gates import Entity
 from relay.store.database import Database, Transaction
 from relay.store.paused_entities import not_paused, paused_param

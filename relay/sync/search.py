@@ -59,9 +59,7 @@ def compile_find(
         "pick": lambda: None if find.pick is None else Expression(find.pick, f"{where}.pick", None),
     }
     if find.pages is None:
-        parts["call"] = lambda: compile_call(
-            where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
-        )
+        parts["call"] = lambda: _call(find, where, known)
     made = collect_config_errors(parts)
     pages: PagesPlan | None = made["pages"]
     asked = made["call"] if pages is None else pages.further
@@ -72,6 +70,12 @@ def compile_find(
     params = tuple((name, template) for name, template in pages.further.params if not template.looks_into("next"))
     first = msgspec.structs.replace(pages.further, params=params)
     return FindPlan(first, made["pick"], pages, carried, find.ignore_case)
+
+
+def _call(find: Find, where: str, known: Collection[str]) -> CallPlan:
+    return compile_call(
+        where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
+    )
 
 
 def _pages(find: Find, pages: FindPages, where: str, known: Collection[str]) -> PagesPlan:
@@ -93,9 +97,7 @@ def _pages(find: Find, pages: FindPages, where: str, known: Collection[str]) -> 
 
 def _further(find: Find, pages: FindPages, where: str, known: Collection[str]) -> CallPlan:
     known = {*known, "start", "count"}
-    call = compile_call(
-        where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
-    )
+    call = _call(find, where, known)
     more = {*known, "next"} if pages.next is not None else known
     asked = compile_call(f"{where}.pages", more, method=find.method, path=find.path, params=pages.query)
     return msgspec.structs.replace(call, params=call.params + asked.params)

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbox.config.endpoint import ApiBasic, ForwardDestination, SyncDestination
-from inbox.config.mistakes import build, mistakes
+from inbox.config.mistakes import build, mistakes, nearest
 from inbox.config.model import Config, Route
 from inbox.config.source import HeaderAuth
 from inbox.errors import ConfigError
 from inbox.loader.cross_checks import broken_links
-from inbox.loader.load import config_path, nearest, parse_config, read_config
+from inbox.loader.load import config_path, parse_config, read_config
 from tests.helpers.mistakes import mistake
 
 EXAMPLE = """\

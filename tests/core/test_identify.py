@@ -23,7 +23,7 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 def test_an_event_has_all_that_the_request_and_its_identity_tell() -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8", "traceparent": TRACE}
     raw = RawRequest("trivore", headers, b'{"id": 1}', NOW)
-    identity = Identity("USER", "u1", "UPDATE", "update", 1_546_300_800_000_000_123, ("u1", "USER"))
+    identity = Identity("USER", "u1", "UPDATE", "update", 1_546_300_800_000_000_123, ("u1", "USER"), key_has_time=True)
     routes = [Route(name="r", source="trivore", destination="d")]
     event = to_event(OPEN, raw, identity, routes, {"content-type": "kept"})
     assert event.dedup_key == "2019-01-01T00:00:00.000000123Z|u1|USER"

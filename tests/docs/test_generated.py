@@ -19,7 +19,7 @@ from docs.blocks.common import MEANINGS
 from docs.blocks.configuration import config_keys
 from inbox.cli.main import app as inbox_app
 from inbox.config import endpoint, model, retry, source, sweep, sync
-from inbox.db.views import RETENTION_FLOOR_DAYS
+from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.loader.load import parse_config
 from relay import destinations
 from relay.cli.main import app as relay_app

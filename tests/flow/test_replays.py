@@ -15,8 +15,8 @@ from sqlalchemy import Engine, text
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.db import engine as engines
-from inbox.db.views import RETENTION_FLOOR_DAYS
 from inbox.errors import ConfigError
+from inbox.events.states import RETENTION_FLOOR_DAYS
 from inbox.loader.load import parse_config
 from inbox.receiver import readmit
 from inbox.receiver.app import create_app

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inbox.cli import send
+from inbox.cli import provider
 from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.errors import ConfigError
@@ -56,8 +56,8 @@ def url(config: Config) -> Iterator[str]:
 @pytest.mark.parametrize("name", WITH_SAMPLE)
 def test_a_sample_is_accepted_and_the_same_again_is_a_duplicate(config: Config, url: str, name: str) -> None:
     at = SystemClock().now()
-    sample = send.sample_of(config, name, entity_type="issue", entity_id="1", event_type="issue.updated", at=at)
-    first, second = (send.send(config, name, url, sample, at) for _ in range(2))
+    sample = provider.sample_of(config, name, entity_type="issue", entity_id="1", event_type="issue.updated", at=at)
+    first, second = (provider.send(config, name, url, sample, at) for _ in range(2))
     assert first.accepted, first
     assert second.accepted, second
     assert first.status == PRESETS[name].status
@@ -68,15 +68,15 @@ def test_a_sample_is_accepted_and_the_same_again_is_a_duplicate(config: Config, 
 def test_a_custom_source_is_sent_a_body_of_ones_own(config: Config, url: str) -> None:
     at = SystemClock().now()
     sample = Sample(b'{"type": "t", "id": "1"}')
-    assert send.send(config, "custom", url, sample, at).status == 200
-    assert send.send(config, "custom", url, sample, at - timedelta(minutes=6)).status == 401
+    assert provider.send(config, "custom", url, sample, at).status == 200
+    assert provider.send(config, "custom", url, sample, at - timedelta(minutes=6)).status == 401
     with pytest.raises(ConfigError, match="give a body of your own with --body"):
-        send.sample_of(config, "custom", entity_type="a", entity_id="1", event_type="t", at=at)
+        provider.sample_of(config, "custom", entity_type="a", entity_id="1", event_type="t", at=at)
 
 
 def test_what_only_its_sender_can_sign_is_told_so(config: Config, url: str) -> None:
     with pytest.raises(ConfigError, match="only its sender can sign"):
-        send.send(config, "secevent", url, Sample(b"a.b.c"), SystemClock().now())
+        provider.send(config, "secevent", url, Sample(b"a.b.c"), SystemClock().now())
 
 
 def test_no_redirect_and_no_proxy_of_the_environment_gets_the_secret(
@@ -84,6 +84,6 @@ def test_no_redirect_and_no_proxy_of_the_environment_gets_the_secret(
 ) -> None:
     with serving(answer(200)) as elsewhere, serving(answer(302, Location=elsewhere.url)) as receiver:
         monkeypatch.setenv("http_proxy", elsewhere.url)
-        sent = send.send(config, "custom", receiver.url, Sample(b'{"type": "t", "id": "1"}'), SystemClock().now())
+        sent = provider.send(config, "custom", receiver.url, Sample(b'{"type": "t", "id": "1"}'), SystemClock().now())
         assert sent.status == 302
         assert elsewhere.seen == []

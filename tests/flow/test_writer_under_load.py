@@ -9,8 +9,10 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.clock import SystemClock
+from inbox.db.intake import SqliteIntake
 from inbox.errors import Unavailable
 from inbox.events.event import Event
 from inbox.receiver.writer import GroupCommit
@@ -18,25 +20,20 @@ from tests.helpers.receiver import async_engine
 from tests.store.conftest import an_event
 
 
-class Scripted:
+class Scripted(SqliteIntake):
     """A store that says how long a batch takes."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.goes_on = asyncio.Event()
         self.probes = 0
 
-    async def append(self, _connection: Any, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
+    async def append(self, connection: AsyncConnection, events: Sequence[Event]) -> list[int | None]:  # noqa: ARG002
         await self.goes_on.wait()
         await asyncio.sleep(0)
         return [1] * len(events)
 
-    async def note_duplicates(self, _connection: Any, events: Sequence[Event]) -> list[int | None]:  # noqa: ANN401
-        return [1] * len(events)
-
-    async def reject(self, _connection: Any, _rows: Sequence[Any]) -> None:  # noqa: ANN401
-        return
-
-    async def probe(self, _connection: Any, _now: datetime) -> None:  # noqa: ANN401
+    async def probe(self, connection: AsyncConnection, now: datetime) -> None:  # noqa: ARG002
         self.probes += 1
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from sqlalchemy import ARRAY, JSON, Boolean, Column, Engine, Integer, LargeBinary, Table, Text, insert
 
 from inbox.clock import SystemClock
-from inbox.db.dialect import UtcDateTime
+from inbox.db.columns import UtcDateTime
 from inbox.db.schema import metadata
 
 MARK = "Qz-hostile-Zq"

@@ -54,8 +54,8 @@ CONTRACTING = MadeUp(
 )
 
 
-def write_migrations(package: Path, made_up: Sequence[MadeUp], *, after: str) -> str:
-    """Copy the migrations there and add to them; gives the folder as alembic takes it."""
+def write_migrations(package: Path, made_up: Sequence[MadeUp], *, after: str) -> Path:
+    """Copy the migrations there and add to them; gives the folder."""
     shutil.copytree(ROOT / "migrations", package, ignore=shutil.ignore_patterns("__pycache__"))
     for each in made_up:
         file = package / "versions" / f"{each.revision}_made_up.py"
@@ -63,7 +63,7 @@ def write_migrations(package: Path, made_up: Sequence[MadeUp], *, after: str) ->
         file.with_suffix(".postgresql.sql").write_text(each.postgres, encoding="utf-8")
         file.with_suffix(".sqlite.sql").write_text(each.sqlite, encoding="utf-8")
         after = each.revision
-    return str(package)
+    return package
 
 
 def write_version(folder: Path, made_up: Sequence[MadeUp], *, after: str) -> Path:

@@ -14,7 +14,6 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner, Result
 
 from inbox.cli.main import app as inbox_app
-from inbox.cli.terminal import Lazy
 from inbox.cli.terminal import run as run_app
 from inbox.db import engine as engines
 from relay.cli import status
@@ -99,7 +98,6 @@ WITHOUT_VALUES = {
 
 def commands_of(command: object, path: str) -> Iterator[str]:
     """Every command below `command`, by its path; a group that does something itself is one."""
-    command = command.load() if isinstance(command, Lazy) else command
     inner = getattr(command, "commands", {})
     if not inner or getattr(command, "invoke_without_command", False):
         yield path

@@ -41,6 +41,7 @@ def test_the_example_of_the_archived_page_is_read() -> None:
         action="update",
         occurred_ns=1_546_300_800_000_000_000,
         key_parts=("IDNUMBER1234", "USER", "UPDATE"),
+        key_has_time=True,
     )
 
 

@@ -15,8 +15,7 @@ from inbox.clock import SystemClock
 from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES
 from inbox.db.schema import delivery_log, inbox, open_delivery
-from inbox.db.views import RETENTION_FLOOR_DAYS
-from inbox.events.states import OPEN_STATES
+from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
 from relay.delivery.lifecycle import SCHEDULING, Step
 from tests.store.conftest import START, an_event
 

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import ARRAY, JSON, Engine, insert, inspect, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from inbox.db.dialect import POSTGRES, UtcDateTime
+from inbox.db.columns import UtcDateTime
+from inbox.db.dialect import POSTGRES
 from inbox.db.schema import delivery_log, gate, inbox, metadata, open_delivery, order_lock, write_probe
 from inbox.events.states import OPEN_STATES
 from relay.delivery import facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from inbox.db.schema import SUSPECT_CRASHES
+from inbox.events.states import SUSPECT_CRASHES
 from relay.delivery.gates import BreakerState, GateKey
 from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Failed

@@ -1,0 +1,133 @@
+"""Sends one webhook as a source's provider would, signed with that source's own secret."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from datetime import datetime
+
+import msgspec
+
+from inbox.config.mistakes import nearest
+from inbox.config.model import Config
+from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Source, UrlTokenAuth
+from inbox.config.types import Secret
+from inbox.errors import ConfigError
+from inbox.sources import PRESETS
+from inbox.sources.base import Preset, Sample
+from inbox.sources.signing import Message, sign, sorted_params
+
+_TIMEOUT_SECONDS = 10
+_JSON = "application/json"
+
+
+class SendResult(msgspec.Struct, frozen=True):
+    """The receiver's answer."""
+
+    status: int
+    body: str
+
+    @property
+    def accepted(self) -> bool:
+        """True when the webhook is stored."""
+        return self.status in {200, 202}
+
+
+def sample_of(config: Config, name: str, *, entity_type: str, entity_id: str, event_type: str, at: datetime) -> Sample:
+    """Make a webhook about an entity, as the source's provider would write it.
+
+    Raises:
+        ConfigError: there is no such source, or its preset has none.
+    """
+    preset = PRESETS[_source(config, name).preset]
+    if preset.sample is None:
+        raise ConfigError(f"there is no sample of preset {preset.name!r}; give a body of your own with --body")
+    return preset.sample(entity_type, entity_id, event_type, at)
+
+
+def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> SendResult:
+    """Send `sample` to the receiver at `url`, with what proves that it comes from the source.
+
+    Raises:
+        ConfigError: there is no such source, none of its secrets is valid at `at`, its sender alone can sign, or nobody
+            listens at `url`.
+    """
+    source = _source(config, name)
+    path, secret_headers = _shared_secret(source, at)
+    headers = {"Content-Type": _JSON, **sample.headers}
+    signed = _signed(source, PRESETS[source.preset], sample, headers, at)
+    try:
+        request = urllib.request.Request(  # noqa: S310  # the operator names the URL
+            f"{url.rstrip('/')}/webhooks/{name}{path}",
+            data=sample.body,
+            headers={**headers, **secret_headers, **signed},
+            method="POST",
+        )
+        with _STRAIGHT.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+            return SendResult(answer.status, answer.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            return SendResult(error.code, error.read().decode("utf-8", "replace"))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # what is said of a URL that can't be used repeats it, and the source's token may stand in it
+        why = error if isinstance(error, OSError) else type(error).__name__
+        raise ConfigError(
+            f"nobody answers at {url} ({why}); start the receiver with `inbox serve`, or give --url"
+        ) from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: object, **__: object) -> None:
+        """Follow no redirect: it would take the secret elsewhere. The 3xx is the answer."""
+
+
+_STRAIGHT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+"""An opener that ignores proxies of the environment, which would see the secret."""
+
+
+def _source(config: Config, name: str) -> Source:
+    source = config.sources.get(name)
+    if source is None:
+        raise ConfigError(f"there is no [sources.{name}]; {nearest(name, config.sources)}")
+    return source
+
+
+def _shared_secret(source: Source, at: datetime) -> tuple[str, dict[str, str]]:
+    """Return the end of the URL's path, and the headers that carry a shared secret."""
+    match source.auth:
+        case BasicAuth(user=user, secrets=secrets):
+            credentials = base64.b64encode(f"{user}:{_valid(secrets, source, at)}".encode()).decode()
+            return "", {"Authorization": f"Basic {credentials}"}
+        case BearerAuth(secrets=secrets):
+            return "", {"Authorization": f"Bearer {_valid(secrets, source, at)}"}
+        case HeaderAuth(name=header, secrets=secrets):
+            return "", {header: _valid(secrets, source, at)}
+        case UrlTokenAuth(secrets=secrets):
+            return f"/{_valid(secrets, source, at)}", {}
+        case NoAuth() | None:
+            return "", {}
+
+
+def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str, str], at: datetime) -> dict[str, str]:
+    if source.secrets is None:
+        return {}
+    if preset.prover is not None:
+        raise ConfigError(f"[sources.{source.name}] has public keys: only its sender can sign")
+    signature = source.signature or preset.signatures[0]
+    message = Message(
+        id=sample.message_id.encode(),
+        url=(source.public_url or "").encode(),
+        body=sample.body,
+        sorted_params=sorted_params(headers["Content-Type"], sample.body),
+    )
+    return sign(signature, _valid(source.secrets, source, at), message, at)
+
+
+def _valid(secrets: list[Secret], source: Source, at: datetime) -> str:
+    for secret in secrets:
+        if secret.valid_at(at):
+            return secret.reveal()
+    raise ConfigError(f"[sources.{source.name}] none of its secrets is valid at {at.isoformat()}")

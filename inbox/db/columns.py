@@ -1,0 +1,86 @@
+"""Types, conditions and comments of columns on Postgres and on SQLite."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ARRAY, JSON, BigInteger, Column, DateTime, Integer, Text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateColumn, CreateTable
+from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from inbox.db.dialect import POSTGRES, SQLITE
+from inbox.events.timestamps import as_time, time_text
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime: `timestamptz` on Postgres; on SQLite text of fixed width, so that its order is the order of time."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose text on SQLite, `timestamptz` on Postgres."""
+        return dialect.type_descriptor(Text() if dialect.name == SQLITE else DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ANN401  # what the driver takes
+        """Convert an instant to the dialect's form."""
+        if value is None or dialect.name != SQLITE:
+            return value
+        return time_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ANN401, ARG002  # as the driver gives it
+        """Convert a stored value to an aware instant in UTC."""
+        return None if value is None else as_time(value)
+
+
+BigId = BigInteger().with_variant(Integer(), SQLITE)
+"""Type that counts up by itself; on SQLite only an INTEGER primary key does."""
+
+JsonValue = JSONB(none_as_null=True).with_variant(JSON(none_as_null=True), SQLITE)
+TextList = ARRAY(Text).with_variant(JSON(), SQLITE)
+
+
+def readable(column: Column[Any]) -> dict[str, str]:
+    """Make each dialect's condition that a value can be read, or is null. An unreadable one would crash its readers."""
+    name = column.name
+    if isinstance(column.type, UtcDateTime):
+        first, last = "0001-01-01 00:00:00.000000Z", "9999-12-31 23:59:59.999999Z"
+        day = f"substr({name}, 1, 10)"
+        return {
+            POSTGRES: f"{name} BETWEEN '{first}' AND '{last}'",  # not 'infinity', nor a year outside datetime's range
+            SQLITE: f"date({day}) IS {day} AND {name} >= '{first}'"
+            f" AND (length({name}) = 10 OR substr({name}, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')",
+        }
+    if column.type is JsonValue:
+        return {
+            POSTGRES: f"jsonb_typeof({name}) = 'object'",
+            SQLITE: f"{name} IS NULL OR CASE WHEN json_valid({name}) THEN json_type({name}) = 'object' ELSE 0 END",
+        }
+    if column.type is TextList:  # without nulls
+        return {
+            POSTGRES: f"array_position({name}, NULL) IS NULL",  # an error for a list of lists
+            SQLITE: f"CASE WHEN json_valid({name}) THEN json_type({name}) = 'array' ELSE 0 END",
+        }
+    return {}
+
+
+# SQLite has no COMMENT ON. A DBA finds the comments in the table's text: `.schema inbox`.
+
+
+@compiles(CreateColumn, SQLITE)
+def _column_with_comment(element: CreateColumn, compiler: DDLCompiler, **kw: Any) -> str | None:  # noqa: ANN401  # passed through
+    text: str | None = compiler.visit_create_column(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
+    comment = element.element.comment
+    return f"-- {comment}\n\t{text}" if text and comment else text
+
+
+@compiles(CreateTable, SQLITE)
+def _table_with_comment(element: CreateTable, compiler: DDLCompiler, **kw: Any) -> str:  # noqa: ANN401  # passed through
+    text: str = compiler.visit_create_table(element, **kw)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
+    comment = element.element.comment
+    return text.replace("(", f"( -- {comment}", 1) if comment else text
