@@ -23,6 +23,7 @@ from tests.helpers.processes import invoke
 WAIT = 120.0
 SOON = 30.0
 
+FEWER_CHANGES = "from relay.demo import run; run.CHANGES = 120; run.KILL_AFTER, run.RESTART_AFTER = 40, 60"
 FEW_CHANGES = "from relay.demo import run; run.CHANGES = 40; run.KILL_AFTER = run.RESTART_AFTER = 1_000"
 SHORT_BURST = "from relay.demo import run; run.BURST = 8"
 WRONG_MAPPING = """\
@@ -84,14 +85,25 @@ def pids(said: list[str]) -> list[int]:
     return found
 
 
-def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Path) -> None:
-    """Some 240 changes, one call in ten failing, answers lost, the relay killed over its work: nothing is missing."""
-    ended = run("--once", "--json", "--seed", "11", "--folder", str(tmp_path / "demo"), "--database", database_url)
+@pytest.mark.parametrize(
+    ("database_url", "before", "changes"),
+    [
+        ("sqlite", FEWER_CHANGES, 120),
+        pytest.param("sqlite", "", 240, marks=pytest.mark.long),
+        pytest.param("postgres", "", 240, marks=pytest.mark.long),
+    ],
+    indirect=["database_url"],
+    ids=["fewer changes", "sqlite", "postgres"],
+)
+def test_once_ends_well_when_both_services_agree(database_url: str, before: str, changes: int, tmp_path: Path) -> None:
+    """One call in ten failing, answers lost, the relay killed over its work: nothing is missing."""
+    options = ("--once", "--json", "--seed", "11", "--folder", str(tmp_path / "demo"), "--database", database_url)
+    ended = run(*options, before=before)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     summary = json.loads(ended.stdout)
     assert summary["agree"]
     assert summary["differences"] == []
-    assert summary["changes"] >= 200
+    assert summary["changes"] >= changes
     assert summary["changes"] == summary["created"] + summary["updated"] + summary["deleted"]
     assert summary["events"] + summary["rearmed"] + summary["replayed"] == (
         summary["delivered"] + summary["superseded"] + summary["unchanged"]
