@@ -22,7 +22,7 @@ from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts, open_states, stored
 from tests.helpers.outage import connect_postgres
 from tests.helpers.pooler import pooled
-from tests.helpers.processes import site
+from tests.helpers.processes import INBOX, site
 from tests.helpers.sender import Sender
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
 from tests.helpers.waiting import until
@@ -87,8 +87,8 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(hostile: str,
         finally:
             sender.stop()
         until(lambda: len(downstream.arrivals) >= EVENTS and not open_states(engine), "all is delivered", within=30)
-        verify = place.start("verify", "-c", "from relay.cli.main import main; main()", "verify")
-        assert verify.ends(within=20) == 0, verify.output
+        verified = place.run("relay", "verify")
+        assert verified.status == 0, verified.stderr
         assert relays.runs
         arrivals, sends, logs = downstream.arrivals.lines(), sender.sends.lines(), place.logs()
 
@@ -145,8 +145,8 @@ def test_without_the_word_in_the_url_every_program_says_what_to_add(through: str
     with site(tmp_path, config_text(through)) as place:
         programs = [
             place.relay(),
-            place.start("receiver", "-m", "gunicorn", "-c", "python:inbox.gunicorn_settings", "--bind", "127.0.0.1:0"),
-            place.start("list", "-c", "from inbox.cli.main import main; main()", "list"),
+            place.refused_receiver(),
+            place.start("list", *INBOX, "list"),
         ]
         for program in programs:
             assert program.ends(within=20) == 2, program.output

@@ -17,7 +17,7 @@ from inbox.db.migrate import head
 from tests.helpers.later import ADDITIVE, INDEX, MadeUp, write_version
 from tests.helpers.ledger import Line
 from tests.helpers.outage import connect_postgres
-from tests.helpers.processes import Program, site
+from tests.helpers.processes import INBOX, Program, site
 from tests.helpers.reading import rows
 from tests.helpers.sender import Event, Sender
 from tests.helpers.waiting import until
@@ -120,8 +120,7 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
     with site(tmp_path, config_text(url)) as at:
 
         def migrate(version: Path) -> Program:
-            script = "from inbox.cli.main import main; main()"
-            return at.start(f"migrate-{version.name}", "-P", "-c", script, "migrate", PYTHONPATH=str(version))
+            return at.start(f"migrate-{version.name}", "-P", *INBOX, "migrate", PYTHONPATH=str(version))
 
         _, port = at.receiver(workers=1)
         sender = Sender(tmp_path / "sends.jsonl", port, endless(), per_second=100)
