@@ -16,19 +16,12 @@ from tests.helpers import checkers
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts
 from tests.helpers.filling import fill
-from tests.helpers.processes import Program, site
+from tests.helpers.processes import Site, site
 from tests.helpers.reading import count, duplicates
 from tests.helpers.receiver import exchange, raw_post, status_of
-from tests.helpers.scraping import Samples, metrics_at, scrape, served, total
+from tests.helpers.scraping import Samples, exporter_of, metrics_at, scrape, served, total
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
-
-
-def exporter_of(program: Program) -> int:
-    """The pid of what serves its metrics."""
-    return next(
-        pid for pid in program.children() if b"inbox.telemetry.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
 
 
 def counted(samples: Samples) -> dict[str, float]:
@@ -154,37 +147,29 @@ def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
         until(lambda: has_ended(exporter), "it goes with the last process", within=20)
 
 
-def test_relays_that_were_killed_leave_nothing(sqlite_database_url: str, tmp_path: Path) -> None:
-    port, more = metrics_at("relay")
-    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
-        parent = place.relay("--processes", "2")
-        until(lambda: served(port), "metrics are served", within=20)
-        exporter, relays = exporter_of(parent), parent.children()
-        for pid in (parent.pid, *relays):
-            if pid != exporter:
-                os.kill(pid, signal.SIGKILL)
-        until(lambda: has_ended(exporter), "it goes with the last process", within=20)
-
-
-def test_one_that_takes_the_place_of_another_serves_at_its_address_as_soon_as_that_has_ended(
-    postgres_database_url: str, tmp_path: Path
+def test_one_that_takes_the_place_of_another_serves_at_its_address_and_leaves_nothing_when_it_is_killed(
+    sqlite_database_url: str, tmp_path: Path
 ) -> None:
     port, more = metrics_at("relay")
-    with site(tmp_path, config_text(postgres_database_url) + more) as place:
+    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
         old = place.relay()
         until(lambda: served(port), "metrics are served", within=20)
-        new = place.relay()
+        new = place.relay("--processes", "2")
         until(lambda: f"can't listen on 127.0.0.1:{port}, trying again" in new.output, "the port is taken", within=20)
         old.send(signal.SIGTERM)
         assert old.ends(within=20) == 0
         until(lambda: served(port), "the new one has it", within=20)
 
+        exporter = exporter_of(new)
+        for pid in {new.pid, *new.children()} - {exporter}:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: has_ended(exporter), "it goes with the last process", within=20)
 
-def test_nothing_is_counted_or_served_unless_it_is_asked_for(sqlite_database_url: str, tmp_path: Path) -> None:
-    with site(tmp_path, config_text(sqlite_database_url)) as place:
-        receiver, webhooks = place.receiver(workers=1)
-        assert post(webhooks, body()) == {200: 1}
-        assert len(receiver.children()) == 1, "no exporter runs"
+
+def test_nothing_is_counted_or_served_unless_it_is_asked_for(sqlite_place: Site) -> None:
+    receiver, webhooks = sqlite_place.receiver(workers=1)
+    assert post(webhooks, body()) == {200: 1}
+    assert len(receiver.children()) == 1, "no exporter runs"
 
 
 @pytest.mark.parametrize(("database_url", "processes"), [("sqlite", 1), ("postgres", 2)], indirect=["database_url"])
@@ -221,15 +206,3 @@ def test_what_relays_count_is_what_the_log_says(
             assert relay.ends(within=30) == 0
             assert has_ended(exporter)
             assert checkers.complaints(place.logs()) == []
-
-
-@pytest.mark.parametrize("side", ["receiver", "relay"])
-def test_another_address_needs_a_restart(side: str, sqlite_database_url: str, tmp_path: Path) -> None:
-    (_, more), (_, other) = metrics_at(side), metrics_at(side)
-    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
-        program = place.receiver(workers=1, besides=1)[0] if side == "receiver" else place.relay()
-        until(lambda: "tarted" in program.output, "it has started", within=20)
-        place.configure(config_text(sqlite_database_url) + other)
-        program.send(signal.SIGHUP)
-        said = f"[metrics] {side}: another address needs a restart"
-        until(lambda: said in program.output, "it says so", within=20)

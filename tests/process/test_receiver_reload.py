@@ -156,6 +156,7 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
             "[sources.added] auth: can't read the secret in /not/there",
         ],
         elsewhere + source("added", TOKEN): [needs_a_restart],
+        f"{good}[metrics]\nreceiver = '127.0.0.1:1'": ["[metrics] receiver: another address needs a restart"],
         elsewhere + source("added", "env:NOT_THERE"): [needs_a_restart, "[sources.added] auth: "],
     }
     with site(tmp_path, good) as place:

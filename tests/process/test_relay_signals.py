@@ -138,6 +138,11 @@ SPOILED = (
         "[database]\nurl = 'sqlite:///elsewhere.db' # ",
         ["[database] url: another database needs a restart"],
     ),
+    (
+        "[database]",
+        "[metrics]\nrelay = '127.0.0.1:1'\n[database]",
+        ["[metrics] relay: another address needs a restart"],
+    ),
 )
 """A part of a good file, what stands there instead, and what is told of it."""
 
