@@ -11,21 +11,11 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import the_block
 from tests.helpers import debian
 from tests.helpers.processes import free_port, listening
 
 LIBRARIES = ("libevent-2.1-7t64", "libcares2")
-
-
-def page_settings() -> str:
-    """The block of docs/how-to/deploy.md that says how the pooler is set."""
-    (text,) = (
-        block.text
-        for block in blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8"))
-        if block.info == "ini"
-    )
-    return text
 
 
 @contextlib.contextmanager
@@ -43,8 +33,9 @@ def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator
     }
     settings = "".join(f"{name} = {value}\n" for name, value in ours.items())
     theirs = "inbox = host=db.example.com port=5432"
-    assert theirs in page_settings()
-    text = page_settings().replace(theirs, f"{url.database} = {_server(url)}") + settings
+    page = the_block("docs/how-to/deploy.md", "ini")
+    assert theirs in page
+    text = page.replace(theirs, f"{url.database} = {_server(url)}") + settings
     (folder / "pgbouncer.ini").write_text(text, encoding="utf-8")
     folder.chmod(0o755)
     command = [debian.program("pgbouncer", *LIBRARIES), folder / "pgbouncer.ini"]

@@ -87,7 +87,17 @@ class Program:
         """Send it a signal."""
         self._process.send_signal(number)
 
-    def ends(self, within: float) -> int:
+    def writes(self, text: str, times: int = 1, within: float = 20.0) -> None:
+        """Wait until it has written `text` so many times."""
+        until(lambda: self.output.count(text) >= times or not self.runs, f"it writes {text!r}", within=within)
+        assert self.output.count(text) >= times, self.output
+
+    def stop(self, within: float = 20.0) -> int:
+        """SIGTERM, and its exit status. Raises as `ends`."""
+        self.send(signal.SIGTERM)
+        return self.ends(within)
+
+    def ends(self, within: float = 20.0) -> int:
         """Its exit status.
 
         Raises:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.destinations.scripted import CERTIFICATE
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import the_block
 from tests.helpers import debian
 from tests.helpers.processes import Program, Site, free_port, listening, site
 from tests.helpers.wire import Answer, answers
@@ -21,14 +21,6 @@ from tests.helpers.wire import Answer, answers
 PATIENCE = "1s"
 """In place of the page's ten seconds for a head and for a body."""
 NO_CHANGES: Mapping[str, str] = {}
-
-
-def page_block(info: str) -> str:
-    """The one block of this kind on docs/how-to/deploy.md."""
-    (text,) = (
-        block.text for block in blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8")) if block.info == info
-    )
-    return text
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:
@@ -52,7 +44,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     text = replaced(
-        page_block("nginx"),
+        the_block("docs/how-to/deploy.md", "nginx"),
         {
             "http {": f"http {{ {places}",
             "listen 443": f"listen 127.0.0.1:{ports.tls}",
@@ -73,7 +65,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
 def _caddy_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:
     here = f"admin off\n    default_bind 127.0.0.1\n    https_port {ports.tls}\n    http_port {ports.plain}"
     text = replaced(
-        page_block("caddyfile"),
+        the_block("docs/how-to/deploy.md", "caddyfile"),
         {
             "{\n    log {": f"{{\n    {here}\n    log {{",
             "hooks.example.com {": f"localhost {{\n    tls {CERTIFICATE} {CERTIFICATE}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import socket
 from typing import NamedTuple
 
@@ -84,8 +83,7 @@ def written(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) 
             for method in METHODS
         )
         statuses = {ask(port, request)[9:] for request in (*heads, *MALFORMED)}
-        receiver.send(signal.SIGTERM)
-        assert receiver.ends(within=20) == 0
+        assert receiver.stop() == 0
         listing = place.invoke("inbox", "rejected", "--limit", "1000", COLUMNS="400")
         assert listing.status == 0
         return Written(statuses, receiver.output, listing.stdout)

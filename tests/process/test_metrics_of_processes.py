@@ -101,8 +101,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_u
         assert last["inbox_received_total"]["trivore",] == 42
         assert exporter_of(receiver) == exporter
 
-        receiver.send(signal.SIGTERM)
-        assert receiver.ends(within=20) == 0
+        assert receiver.stop() == 0
         assert has_ended(exporter)
         assert (
             checkers.complaints({"receiver": receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")})
@@ -155,9 +154,8 @@ def test_one_that_takes_the_place_of_another_serves_at_its_address_and_leaves_no
         old = place.relay()
         until(lambda: served(port), "metrics are served", within=20)
         new = place.relay("--processes", "2")
-        until(lambda: f"can't listen on 127.0.0.1:{port}, trying again" in new.output, "the port is taken", within=20)
-        old.send(signal.SIGTERM)
-        assert old.ends(within=20) == 0
+        new.writes(f"can't listen on 127.0.0.1:{port}, trying again")
+        assert old.stop() == 0
         until(lambda: served(port), "the new one has it", within=20)
 
         exporter = exporter_of(new)
@@ -202,7 +200,6 @@ def test_what_relays_count_is_what_the_log_says(
             assert found["relay_backlog_read_timestamp_seconds"][()] > 0
             assert set(found["relay_open_deliveries"]) >= {("everything", "ready"), ("everything", "dead")}
             exporter = exporter_of(relay)
-            relay.send(signal.SIGTERM)
-            assert relay.ends(within=30) == 0
+            assert relay.stop(within=30) == 0
             assert has_ended(exporter)
             assert checkers.complaints(place.logs()) == []

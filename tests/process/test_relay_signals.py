@@ -45,7 +45,7 @@ def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
         until(lambda: len(downstream.arrivals) == relays, "each makes a call", within=20)
         relay.send(signal.SIGTERM)
         if twice:  # signals of one kind that wait for a process are one
-            until(lambda: relay.output.count("stopping node=") == relays, "all have heard the first")
+            relay.writes("stopping node=", relays)
             assert relay.runs
             relay.send(signal.SIGTERM)
         assert relay.ends(within=AT_ONCE_SECONDS) == 0
@@ -59,7 +59,7 @@ def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
         assert count_rows(engine, "open_delivery WHERE attempt > 0") == 0
 
         downstream.seconds = 0
-        assert place.relay("--drain").ends(within=20) == 0
+        assert place.relay("--drain").ends() == 0
         calls = [(line["seq"], line["attempt"]) for line in downstream.arrivals.lines()]
         assert checkers.complaints(place.logs()) == []
 
@@ -75,8 +75,7 @@ def test_a_call_whose_connection_is_not_set_up_is_cut_without_a_trace(
     with never_greeting() as (url, has_come), site(tmp_path, config_text(database_url, url)) as place:
         relay = place.relay("--grace", "0.3")
         until(has_come, "the call is under way", within=20)
-        relay.send(signal.SIGTERM)
-        assert relay.ends(within=AT_ONCE_SECONDS) == 0
+        assert relay.stop(within=AT_ONCE_SECONDS) == 0
         assert "cutting" in relay.output
         assert "running=1" in relay.output
         assert checkers.complaints(place.logs()) == []
@@ -100,13 +99,12 @@ def test_another_configuration_takes_effect_while_a_running_call_ends_at_the_old
         until(lambda: held.seqs, "a call is under way", within=20)
         place.configure(config_text(database_url, new.url, concurrency=1))
         relay.send(signal.SIGHUP)
-        until(lambda: "reloaded node=" in relay.output, "the relay has read it")
+        relay.writes("reloaded node=")
         seqs += fill(database_url, [("u3", moment(3))])
         until(lambda: len(new.arrivals) == 2, "what was not begun, and what came later, goes to the new address")
         held.go.set()
         until(lambda: not open_states(engine), "everything is delivered")
-        relay.send(signal.SIGTERM)
-        assert relay.ends(within=20) == 0
+        assert relay.stop() == 0
         assert checkers.complaints(place.logs()) == []
         there = [sorted(line["seq"] for line in service.arrivals.lines()) for service in (old, new)]
 
@@ -117,7 +115,7 @@ def test_another_configuration_takes_effect_while_a_running_call_ends_at_the_old
 @pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
 def test_signals_that_come_while_it_ends_change_nothing(sqlite_place: Site, options: tuple[str, ...]) -> None:
     relay = sqlite_place.relay(*options)
-    until(lambda: "started node=" in relay.output, "the relay works", within=20)
+    relay.writes("started node=")
 
     def has_ended() -> bool:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -154,7 +152,7 @@ def test_a_configuration_that_can_not_be_used_is_refused_and_the_old_one_stays(
         config = config_text(sqlite_database_url, downstream.url)
         with site(tmp_path, config) as place:
             relay = place.relay()
-            until(lambda: "started node=" in relay.output, "the relay works", within=20)
+            relay.writes("started node=")
             for number, (good, bad, mistakes) in enumerate(SPOILED, 1):
                 written = len(relay.output)
                 assert good in config
@@ -168,9 +166,8 @@ def test_a_configuration_that_can_not_be_used_is_refused_and_the_old_one_stays(
                 until(lambda: len(downstream.arrivals) == number, "it still works")  # noqa: B023
             place.configure(config)
             relay.send(signal.SIGHUP)
-            until(lambda: "reloaded node=" in relay.output, "a good one is taken afterwards")
-            relay.send(signal.SIGTERM)
-            assert relay.ends(within=20) == 0
+            relay.writes("reloaded node=")
+            assert relay.stop() == 0
             assert checkers.complaints(place.logs()) == []
 
 
@@ -188,13 +185,11 @@ def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_w
             new = place.relay()
             until(lambda: in_flight_of(engine, new.pid), "the new one works, too", within=20)  # noqa: B023
             assert in_flight_of(engine, old.pid)
-            old.send(signal.SIGTERM)
-            assert old.ends(within=20) == 0
+            assert old.stop() == 0
             old = new
         downstream.seconds = 0.02
         until(lambda: not open_states(engine), "everything is delivered", within=60)
-        old.send(signal.SIGTERM)
-        assert old.ends(within=20) == 0
+        assert old.stop() == 0
         arrivals, logs = downstream.arrivals.lines(), place.logs()
 
     assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]

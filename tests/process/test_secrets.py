@@ -6,7 +6,6 @@ The bodies of webhooks are the exception: they are kept as they came, so nothing
 from __future__ import annotations
 
 import json
-import signal
 import socket
 from base64 import b64encode
 from pathlib import Path
@@ -225,11 +224,10 @@ def relay_all(place: Site, engine: Engine, metrics: int) -> tuple[dict[str, str]
     kinds = {row["kind"] for row in rows(engine, "SELECT kind FROM delivery_log")}
     assert {"delivered", "dead", "attempt_failed"} <= kinds
     relay = place.relay("--verbose")
-    until(lambda: "started node=" in relay.output, "it works", within=20)
+    relay.writes("started node=")
     until(lambda: "not posted" in drain.output + relay.output, "an alert was not taken", within=20)
     served = until(lambda: exposition(metrics), "its metrics are served", within=20) or ""
-    relay.send(signal.SIGTERM)
-    assert relay.ends(within=20) == 0
+    assert relay.stop() == 0
     return {drain.log.name: f"USER|{ENTITY}", relay.log.name: "stopped node="}, served
 
 
@@ -273,7 +271,7 @@ def mistaken(place: Site, text: str, secret: Planted) -> dict[str, str]:
     place.configure(text + more + f"auth = {json.dumps(bad)}\n")
     relay = place.relay()
     receiver = place.refused_receiver()
-    assert [relay.ends(within=20), receiver.ends(within=20)] == [2, 2]
+    assert [relay.ends(), receiver.ends()] == [2, 2]
     return {relay.log.name: "pasword", receiver.log.name: "pasword"}
 
 
@@ -308,8 +306,7 @@ def test_no_secret_is_left_in_the_database_in_a_log_in_the_metrics_or_in_what_co
             post_all(secret, port)
             expected, served = relay_all(place, engine, metrics)
             told, words = ask_all(place)
-            receiver.send(signal.SIGTERM)
-            assert receiver.ends(within=20) == 0
+            assert receiver.stop() == 0
             expected |= words | mistaken(place, text, secret) | {receiver.log.name: "POST /webhooks/by-header"}
             logs = place.logs()
     assert min(echo.calls.values()) > 0, echo.calls

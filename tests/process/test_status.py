@@ -15,7 +15,6 @@ from relay.store import nodes
 from relay.store.database import Database
 from tests.helpers.filling import fill
 from tests.helpers.processes import Ended, Site
-from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
 
 CHECK = ("relay", "status", "--check")
@@ -48,7 +47,7 @@ def test_it_is_0_while_a_relay_lives_and_1_when_none_does_or_something_is_stuck(
 ) -> None:
     place, engine = sqlite_place, sqlite_engine
     relay = place.relay()  # it takes less than what a finding has to last
-    until(lambda: "started node" in relay.output, "the relay runs", within=20)
+    relay.writes("started node")
     assert place.run(*CHECK, "--here") == (0, "", "")
 
     monkeypatch.setattr(status, "_LOOK_AGAIN_SECONDS", 0)

@@ -92,9 +92,8 @@ def test_a_drain_ends_by_itself_and_leaves_what_is_not_due_yet(
 def test_a_receiver_that_replaces_its_workers_and_stops_has_nothing_to_complain_of(sqlite_place: Site) -> None:
     receiver, _ = sqlite_place.receiver(workers=1)
     receiver.send(signal.SIGHUP)
-    until(lambda: receiver.output.count("Finished server process") == 1, "the first worker has ended", within=20)
-    receiver.send(signal.SIGTERM)
-    assert receiver.ends(within=20) == 0
+    receiver.writes("Finished server process")
+    assert receiver.stop() == 0
     lines = receiver.output.splitlines()
     assert sum("Finished server process" in line for line in lines) == 2
     assert [line for line in lines if "[INFO]" not in line or "rror" in line] == []
@@ -109,8 +108,7 @@ def test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored(
         sender = Sender(tmp_path / "sends.jsonl", port, endless, connections=8, tries=1)
         try:
             until(lambda: sender.acknowledged() >= 300, "the receiver is under load", within=20)
-            receiver.send(signal.SIGTERM)
-            assert receiver.ends(within=20) == 0
+            assert receiver.stop() == 0
         finally:
             sender.stop()
         sends, logs = sender.sends.lines(), place.logs()
