@@ -113,7 +113,7 @@ def test_a_signal_that_reaches_parent_and_children_alike_is_one_signal_and_not_t
 
 def test_a_configuration_that_can_not_be_used_is_told_once_before_any_child_starts(sqlite_place: Site) -> None:
     sqlite_place.configure(config_text("sqlite:///inbox.db").replace("concurrency", "concurency"))
-    ended = sqlite_place.invoke("relay", "run", "--processes", "3")
+    ended = sqlite_place.run("relay", "run", "--processes", "3")
     assert (ended.status, ended.stderr.count("concurency"), "child" in ended.stderr) == (2, 1, False)
 
 
