@@ -31,6 +31,13 @@ def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(postgres_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
 def place(database_url: str, tmp_path: Path) -> Iterator[Site]:
     """A site with the usual configuration, and nobody at the other end."""
     with site(tmp_path, config_text(database_url)) as made:

@@ -71,8 +71,10 @@ def of_the_receiver(url: str, look: Callable[..., object]) -> object:
     return asyncio.run(_look())
 
 
-def test_webhooks_become_deliveries_through_it_with_several_relays(hostile: str, tmp_path: Path) -> None:
-    engine = engines.connect(hostile, application="tests")
+def test_webhooks_become_deliveries_through_it_with_several_relays(
+    hostile: str, postgres_engine: Engine, tmp_path: Path
+) -> None:
+    engine = postgres_engine
     with (
         pooled(hostile) as url,
         serving(tmp_path / "arrivals.jsonl", seconds=0.01) as downstream,
@@ -98,7 +100,6 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(hostile: str,
     assert checkers.complaints(logs, ("Traceback", "CRITICAL", "ERROR")) == []
     assert len({fact["relay_node"] for fact in facts(engine)}) > 1
     facts_agree(engine)
-    engine.dispose()
 
 
 def test_each_transaction_has_the_pinned_settings_and_leaves_none_behind(through: str, relays: Engine) -> None:

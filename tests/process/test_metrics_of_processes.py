@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from inbox.db import engine as engines
 from tests.helpers import checkers
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts
@@ -67,8 +66,9 @@ def agreed(engine: Engine, port: int, requests: int) -> Samples:
     return found[-1]
 
 
-def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_url: str, tmp_path: Path) -> None:
-    engine = engines.connect(postgres_database_url, application="tests")
+def test_a_scrape_sees_all_workers_and_those_that_have_ended(
+    postgres_database_url: str, postgres_engine: Engine, tmp_path: Path
+) -> None:
     port, more = metrics_at("receiver")
     with site(tmp_path, config_text(postgres_database_url) + more) as place:
         receiver, webhooks = place.receiver(workers=2, besides=1)
@@ -79,7 +79,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_u
         assert post(webhooks, *[b"{}"] * 3, b"<xml/>") == {422: 3, 400: 1}
         assert post(webhooks, body(), body(), path="nobody") == {401: 2}
 
-        first = agreed(engine, port, 56)
+        first = agreed(postgres_engine, port, 56)
         assert first["inbox_rejected_total"]["invalid_event", "trivore"] == 3
         assert first["inbox_rejected_total"]["unreadable", "trivore"] == 1
         assert first["inbox_rejected_total"]["not_authenticated", "(unknown)"] == 2
@@ -97,17 +97,14 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_u
         until(lambda: len(receiver.children()) == 3 and not before & set(receiver.children()), "and others", within=20)
         assert post(webhooks, body("after a reload")) == {200: 1}
 
-        last = agreed(engine, port, 58)
+        last = agreed(postgres_engine, port, 58)
         assert last["inbox_received_total"]["trivore",] == 42
         assert exporter_of(receiver) == exporter
 
         assert receiver.stop() == 0
         assert has_ended(exporter)
-        assert (
-            checkers.complaints({"receiver": receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")})
-            == []
-        )
-    engine.dispose()
+        written = receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")
+        assert checkers.complaints({"receiver": written}) == []
 
 
 def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db import engine as engines
 from inbox.db import views
 from inbox.db.dialect import POSTGRES
 from inbox.db.migrate import head
@@ -58,13 +57,6 @@ SELECT 'trivore', 'filled-' || n, 'UPDATE', 'update', 'USER', 'f' || n % 100000,
        'application/json', '{{}}', '\\x00'
 FROM generate_series(1, {EVENTS}) AS n
 """
-
-
-@pytest.fixture
-def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(postgres_database_url, application="tests")
-    yield made
-    made.dispose()
 
 
 def endless() -> Iterator[Event]:
