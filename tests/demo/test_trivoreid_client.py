@@ -148,6 +148,7 @@ def test_the_vendors_client_manages_groups(vendors_client: Any) -> None:  # noqa
     assert groups.get_all().totalResults == 0
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 def test_a_user_and_a_group_of_the_vendors_client_are_kept_in_sync(site: Site) -> None:
     from trivoreid.models.groups import Group  # noqa: PLC0415  # as above
     from trivoreid.models.user import User  # noqa: PLC0415

@@ -23,16 +23,15 @@ from tests.helpers.evidence import facts, open_states, stored
 from tests.helpers.outage import connect_postgres
 from tests.helpers.pooler import pooled
 from tests.helpers.processes import INBOX, site
-from tests.helpers.sender import Sender
+from tests.helpers.sender import Sender, events
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.webhooks import config_text
 from tests.store.conftest import an_event
 
 pytestmark = pytest.mark.long
 
 EVENTS = 400
-ENTITIES = 40
 RELAYS = 3
 IN_TRANSACTIONS = "?pooler=transaction"
 
@@ -82,8 +81,7 @@ def test_webhooks_become_deliveries_through_it_with_several_relays(
     ):
         _, port = place.receiver(workers=2)
         relays = place.relay("--processes", str(RELAYS))
-        events = ((f"u{n % ENTITIES}", moment(n)) for n in range(EVENTS))
-        sender = Sender(tmp_path / "sends.jsonl", port, events, connections=8)
+        sender = Sender(tmp_path / "sends.jsonl", port, events(EVENTS), connections=8)
         try:
             until(lambda: sender.is_done, "all is acknowledged", within=30)
         finally:

@@ -7,7 +7,6 @@ import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -22,9 +21,9 @@ from tests.helpers.downstream import Downstream, serving
 from tests.helpers.evidence import stored
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.processes import Program, site
-from tests.helpers.sender import Event, Sender
+from tests.helpers.sender import Event, Sender, endless
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.webhooks import config_text
 
 DATABASE = "inbox"
 SOME = 100
@@ -51,10 +50,6 @@ class Pair(msgspec.Struct):
     def in_the_inbox(self) -> list[Event]:
         engine = engine_of(self.standby)
         return [(event["entity"], event["occurred_at"]) for event in stored(engine)]
-
-
-def endless() -> Iterator[Event]:
-    return ((f"u{n % 50}", moment(n)) for n in count())
 
 
 def engine_of(server: KillablePostgres) -> Engine:

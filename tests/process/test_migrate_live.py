@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ from tests.helpers.ledger import Line
 from tests.helpers.outage import connect_postgres
 from tests.helpers.processes import INBOX, Program, site
 from tests.helpers.reading import rows
-from tests.helpers.sender import Event, Sender
+from tests.helpers.sender import Event, Sender, endless
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.webhooks import config_text
 
 pytestmark = pytest.mark.long
 
@@ -57,10 +56,6 @@ SELECT 'trivore', 'filled-' || n, 'UPDATE', 'update', 'USER', 'f' || n % 100000,
        'application/json', '{{}}', '\\x00'
 FROM generate_series(1, {EVENTS}) AS n
 """
-
-
-def endless() -> Iterator[Event]:
-    return ((f"u{n % 50}", moment(n)) for n in count())
 
 
 def longest_wait(lines: list[Line]) -> float:

@@ -16,15 +16,9 @@ from tests.helpers.filling import fill
 from tests.helpers.processes import Program, Site, site
 from tests.helpers.reading import count as count_rows
 from tests.helpers.reading import rows
-from tests.helpers.sender import Event
+from tests.helpers.sender import events
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
-
-ENTITIES = 60
-
-
-def events(number: int) -> list[Event]:
-    return [(f"u{n % ENTITIES}", moment(n)) for n in range(number)]
+from tests.helpers.webhooks import config_text
 
 
 def living(engine: Engine) -> set[int]:

@@ -6,8 +6,7 @@ import http.client
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,13 +20,12 @@ from tests.helpers.evidence import stored
 from tests.helpers.outage import is_postgres
 from tests.helpers.processes import GUNICORN, INBOX, Program, Site, free_port, is_ready, site
 from tests.helpers.receiver import posted
-from tests.helpers.sender import Event, Sender
+from tests.helpers.sender import Sender, endless
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, moment
+from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFUSED = "[ERROR] reload refused: "
-ENTITIES = 60
 SECRET = "s3cret"
 WAYS = {
     "gunicorn -c python:inbox.gunicorn_settings": GUNICORN,
@@ -81,10 +79,6 @@ def refusals(output: str) -> list[str]:
     said = [line.partition(REFUSED)[2] for line in output.splitlines() if REFUSED in line]
     assert not said or said.pop() == "the old configuration stays"
     return said
-
-
-def endless() -> Iterator[Event]:
-    return ((f"u{n % ENTITIES}", moment(n)) for n in count())
 
 
 def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(

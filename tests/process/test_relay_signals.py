@@ -14,17 +14,13 @@ from tests.helpers.evidence import facts, in_flight_of, open_states, stored
 from tests.helpers.filling import fill
 from tests.helpers.processes import Site, site
 from tests.helpers.reading import count as count_rows
-from tests.helpers.sender import Event
+from tests.helpers.sender import events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
 
 HANGS_SECONDS = 30.0
 AT_ONCE_SECONDS = 8.0
 """Far less than the grace period and the hanging call; what it takes on a busy machine is mostly the end of Python."""
-
-
-def events(number: int, entities: int = 1) -> list[Event]:
-    return [(f"u{n % entities}", moment(n)) for n in range(number)]
 
 
 @pytest.mark.parametrize("relays", [1, 2], ids=["alone", "a parent"])
@@ -142,7 +138,7 @@ def test_a_configuration_that_can_not_be_used_is_refused_and_the_old_one_stays(
 def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_without_a_trace(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    fill(database_url, events(400, entities=60))
+    fill(database_url, events(400))
     with (
         serving(tmp_path / "arrivals.jsonl", seconds=0.3) as downstream,
         site(tmp_path, config_text(database_url, downstream.url)) as place,

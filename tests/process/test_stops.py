@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,17 +17,12 @@ from tests.helpers.outage import is_postgres
 from tests.helpers.processes import Site, site
 from tests.helpers.reading import count as count_rows
 from tests.helpers.reading import rows
-from tests.helpers.sender import Event, Sender
+from tests.helpers.sender import Sender, endless, events
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.webhooks import config_text
 
 GRACE_SECONDS = 20
 EVENTS = 300
-ENTITIES = 60
-
-
-def events(number: int = EVENTS) -> list[Event]:
-    return [(f"u{n % ENTITIES}", moment(n)) for n in range(number)]
 
 
 @pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
@@ -36,7 +30,7 @@ def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_a
     database_url: str, engine: Engine, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     """By a service manager that signals all processes of a service."""
-    fill(database_url, events())
+    fill(database_url, events(EVENTS))
     with (
         serving(tmp_path / "arrivals.jsonl", seconds=0.1) as downstream,
         site(tmp_path, config_text(database_url, downstream.url)) as place,
@@ -102,10 +96,9 @@ def test_a_receiver_that_replaces_its_workers_and_stops_has_nothing_to_complain_
 def test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    endless = ((f"u{n % ENTITIES}", moment(n)) for n in count())
     with site(tmp_path, config_text(database_url)) as place:
         receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
-        sender = Sender(tmp_path / "sends.jsonl", port, endless, connections=8, tries=1)
+        sender = Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1)
         try:
             until(lambda: sender.acknowledged() >= 300, "the receiver is under load", within=20)
             assert receiver.stop() == 0
