@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from tests.helpers.processes import free_port, listens
+from tests.helpers.waiting import until
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = {str(path.relative_to(ROOT)): path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]}
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+}
+"""Text of each page, by its path."""
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PORT = re.compile(r"\b(8000|8301|8302)\b")
@@ -41,6 +47,12 @@ def blocks(text: str) -> list[Block]:
         line = text.count("\n", 0, match.start()) + 1
         found.append(Block(match[1].strip(), match[2], line, text[end : match.start()]))
         end = match.end()
+    return found
+
+
+def the_block(page: str, info: str, holding: str = "") -> str:
+    """Text of the only block of this kind on a page that has `holding` in it."""
+    (found,) = (block.text for block in blocks(PAGES[page]) if block.info == info and holding in block.text)
     return found
 
 
@@ -73,7 +85,7 @@ class Shell:
 
     def of_this_machine(self, text: str) -> str:
         """The text with ports that are free here in place of the page's."""
-        return _PORT.sub(lambda match: self._ports.setdefault(match[1], str(_free_port())), text)
+        return _PORT.sub(lambda match: self._ports.setdefault(match[1], str(free_port())), text)
 
     def run(self, block: Block, expected: str | None) -> None:
         """Run a block; afterwards what it started is listening, and it has shown what it should."""
@@ -84,7 +96,7 @@ class Shell:
         script = re.sub(r" &$", f" >>{self._log} 2>&1 &", script, flags=re.MULTILINE)
         output = self._tell(script)
         for port in re.findall(r"(?:--bind 127.0.0.1:|--port )(\d+).* &$", script, re.MULTILINE):
-            _wait_for(int(port))
+            until(lambda: listens(int(port)), f"something listens on {port}", within=_PATIENCE_SECONDS)  # noqa: B023
         if expected is None:
             return
         wanted = self.of_this_machine(expected)
@@ -188,21 +200,3 @@ except urllib.error.HTTPError as error:
     answer = error
 print(answer.read().decode(), end="")
 """
-
-
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            assert time.monotonic() < deadline, f"nothing listens on {port}"
-            time.sleep(0.05)
-        else:
-            return

@@ -15,26 +15,26 @@ KINDS = {"sh", "toml", "text", "sql", "mermaid", "python", "diff", "json", "ngin
 test_mapping_page, `python` of docs/how-to/write-a-handler.md by test_handlers, `nginx` and `caddyfile` by
 tests/process/test_behind_a_proxy.py, `ini` by tests/process/test_behind_a_pooler.py."""
 
-FIRST = {"README.md", "docs/tutorial/quickstart.md"}
-"""Pages whose commands are run each time; those of the others when there is time."""
+FIRST = "docs/tutorial/quickstart.md"
+"""The page whose commands are run each time; those of the others when there is time."""
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_every_block_is_of_a_kind_that_a_test_looks_at(page: str) -> None:
-    for block in blocks(PAGES[page].read_text(encoding="utf-8")):
+    for block in blocks(PAGES[page]):
         assert block.info in KINDS, f"{page}:{block.line}: nothing tests a block of {block.info!r}"
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(name, marks=[] if name in FIRST else pytest.mark.long)
-        for name, path in sorted(PAGES.items())
-        if "```sh\n" in path.read_text(encoding="utf-8")
+        pytest.param(name, marks=[] if name == FIRST else pytest.mark.long)
+        for name, text in sorted(PAGES.items())
+        if "```sh\n" in text
     ],
 )
 def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Path) -> None:
-    read = blocks(PAGES[page].read_text(encoding="utf-8"))
+    read = blocks(PAGES[page])
     with shell(tmp_path) as terminal:
         for position, block in enumerate(read):
             if block.info == "toml":
@@ -45,7 +45,7 @@ def test_the_commands_of_a_page_work_one_after_the_other(page: str, tmp_path: Pa
 
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_every_toml_block_is_a_whole_configuration(page: str) -> None:
-    for block in blocks(PAGES[page].read_text(encoding="utf-8")):
+    for block in blocks(PAGES[page]):
         if block.info == "toml":
             parse_config(block.text, f"{page}:{block.line}")
             assert tomllib.loads(block.text)["sources"], "so that it is worth reading"

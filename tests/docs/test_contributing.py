@@ -86,7 +86,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def apply(page: str, folder: Path) -> None:
     """Do in `folder` what a page says."""
-    text = PAGES[page].read_text(encoding="utf-8")
+    text = PAGES[page]
     if page.endswith("column.md"):
         text = re.sub(r"0001|0002|1000", lambda number: _since(number[0]), text)
     for block in blocks(text):

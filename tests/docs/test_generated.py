@@ -24,7 +24,7 @@ from inbox.loader.load import parse_config
 from relay import destinations
 from relay.cli.main import app as relay_app
 from relay.delivery.lifecycle import State, Step
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import PAGES, blocks, the_block
 
 
 @pytest.mark.parametrize("page", generate.PAGES, ids=lambda page: page.name)
@@ -39,7 +39,7 @@ def test_every_block_is_on_a_page() -> None:
 
 
 def test_every_state_and_step_is_on_the_page_of_states() -> None:
-    page = PAGES["docs/reference/states.md"].read_text(encoding="utf-8")
+    page = PAGES["docs/reference/states.md"]
     assert [word for word in (*State, *Step) if word not in page] == []
 
 
@@ -49,14 +49,14 @@ def test_every_explanation_is_of_something() -> None:
             found for module in (model, endpoint, retry, source, sweep, sync) if (found := getattr(module, name, None))
         )
         assert explained.keys() <= set(table.__struct_fields__), name
-    page = PAGES["docs/reference/configuration.md"].read_text(encoding="utf-8")
+    page = PAGES["docs/reference/configuration.md"]
     unused = [text for some in MEANINGS["config"].values() for text in some.values() if text not in page]
     assert unused == []
 
 
 def test_the_page_of_the_schema_tells_how_long_events_stay() -> None:
     assert RETENTION_FLOOR_DAYS == 7
-    assert "older than seven days" in PAGES["docs/reference/schema.md"].read_text(encoding="utf-8")
+    assert "older than seven days" in PAGES["docs/reference/schema.md"]
 
 
 def keys_of(value: object) -> set[str]:
@@ -66,9 +66,7 @@ def keys_of(value: object) -> set[str]:
 
 
 def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = (
-        b.text for b in blocks(PAGES["docs/reference/configuration.md"].read_text(encoding="utf-8")) if b.info == "toml"
-    )
+    example = the_block("docs/reference/configuration.md", "toml")
     documented = set(re.findall(r"^\| `(\w+)` \|", config_keys(), re.MULTILINE))
     tree = tomllib.loads(example)
     missing = documented - keys_of(tree)
@@ -88,7 +86,7 @@ def test_the_complete_example_uses_every_key_and_could_be_served(monkeypatch: py
 def examples() -> list[tuple[str, list[str]]]:
     """The examples of every help text, as words."""
     found = []
-    for block in blocks(PAGES["docs/reference/cli.md"].read_text(encoding="utf-8")):
+    for block in blocks(PAGES["docs/reference/cli.md"]):
         for line in block.text.splitlines():
             words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
             found.append((line, words))

@@ -13,17 +13,15 @@ from inbox.db import engine as engines
 from inbox.loader.load import parse_config
 from relay import destinations, handler
 from relay.delivery.failure_rules import RULES
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import PAGES, the_block
 from tests.helpers.evidence import facts
 from tests.helpers.processes import site
 from tests.helpers.receiver import receiving
 from tests.helpers.webhooks import TOKEN, body
 
-PAGE = PAGES["docs/how-to/write-a-handler.md"].read_text(encoding="utf-8")
-CHAT_PAGE = PAGES["docs/how-to/receive-chat-messages.md"].read_text(encoding="utf-8")
-(HANDLER,) = (block.text for block in blocks(PAGE) if block.info == "python")
-(CONFIG,) = (block.text for block in blocks(PAGE) if block.info == "toml")
-(MESSAGES,) = (block.text for block in blocks(CHAT_PAGE) if block.info == "toml")
+PAGE = PAGES["docs/how-to/write-a-handler.md"]
+HANDLER, CONFIG = (the_block("docs/how-to/write-a-handler.md", info) for info in ("python", "toml"))
+MESSAGES = the_block("docs/how-to/receive-chat-messages.md", "toml")
 
 
 def receive(config: str, *payloads: bytes) -> None:

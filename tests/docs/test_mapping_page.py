@@ -15,9 +15,9 @@ from inbox.errors import MappingError
 from inbox.loader.load import parse_config
 from relay.sync.expressions import encode
 from relay.sync.fields import compile_fields
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import PAGES, blocks, the_block
 
-PAGE = PAGES["docs/reference/mapping.md"].read_text(encoding="utf-8")
+PAGE = PAGES["docs/reference/mapping.md"]
 
 
 def rows() -> list[dict[str, str]]:
@@ -65,5 +65,5 @@ def test_the_example_sends_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_example_uses_every_key_of_a_field() -> None:
-    (example,) = (block.text for block in blocks(PAGE) if block.info == "toml")
+    example = the_block("docs/reference/mapping.md", "toml")
     assert [key for key in MapField.__struct_encode_fields__ if not re.search(rf"\b{key} = ", example)] == []

@@ -9,9 +9,7 @@ from inbox.telemetry.metrics import RECEIVER, RELAY, UNKNOWN
 from relay.delivery.facts import KINDS
 from tests.docs.pages import PAGES, blocks
 
-(RULES,) = (
-    b.text for b in blocks(PAGES["docs/reference/metrics.md"].read_text(encoding="utf-8")) if "alert:" in b.text
-)
+(RULES,) = (block.text for block in blocks(PAGES["docs/reference/metrics.md"]) if "alert:" in block.text)
 METRICS = {
     name: metric
     for metric in (*RECEIVER, *RELAY)

@@ -29,7 +29,7 @@ from tests.docs.pages import PAGES, blocks
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 POLICIES = {"crm": RoutePolicy("strict", blocks_on_death=False, schedule=Schedule(Retry()))}
-QUERIES = [b for b in blocks(PAGES["docs/reference/schema.md"].read_text(encoding="utf-8")) if b.info == "sql"]
+QUERIES = [b for b in blocks(PAGES["docs/reference/schema.md"]) if b.info == "sql"]
 
 
 def event(number: int, entity: str, *, routed: bool = True, body: bytes = b"{}") -> Event:

@@ -32,7 +32,7 @@ PAGE_NAMES = sorted(PAGES)
 
 def prose(page: str) -> str:
     """The page without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", PAGES[page].read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
 
 
 @cache
@@ -131,13 +131,13 @@ def test_every_link_leads_somewhere(page: str) -> None:
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
-        file = (PAGES[page].parent / path) if path else PAGES[page]
+        file = (ROOT / page).parent / path if path else ROOT / page
         assert file.exists(), f"{page} links to {target}"
         assert not anchor or anchor in anchors(file), f"{page} links to {target}"
 
 
 def test_the_readme_tells_how_to_run_and_test_in_a_block_of_its_own() -> None:
-    first = next(block for block in blocks(PAGES["README.md"].read_text(encoding="utf-8")) if block.info == "sh")
+    first = next(block for block in blocks(PAGES["README.md"]) if block.info == "sh")
     assert first.text == "make run\nmake test\n"
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
@@ -150,7 +150,7 @@ def test_the_picture_needs_nothing_from_elsewhere() -> None:
 def test_the_index_leads_to_every_page_and_the_readme_to_the_index() -> None:
     def linked(page: str) -> set[str]:
         targets = (target.partition("#")[0] for target in _LINK.findall(prose(page)) if "://" not in target)
-        return {str((PAGES[page].parent / target).resolve().relative_to(ROOT)) for target in targets}
+        return {str(((ROOT / page).parent / target).resolve().relative_to(ROOT)) for target in targets}
 
     assert {page for page in PAGE_NAMES if page.startswith("docs/")} <= linked("docs/README.md") | {"docs/README.md"}
     assert {"docs/README.md", *(page for page in PAGE_NAMES if "/" not in page and page != "README.md")} <= linked(
@@ -163,17 +163,15 @@ def test_every_page_lies_below_its_kind_and_says_first_who_it_is_for() -> None:
     for page in PAGE_NAMES:
         if page.startswith("docs/"):
             assert page == "docs/README.md" or page.split("/")[1] in kinds, page
-            assert PAGES[page].read_text(encoding="utf-8").split("\n\n")[1].startswith("For "), page
+            assert PAGES[page].split("\n\n")[1].startswith("For "), page
 
 
 def test_the_architecture_fits_on_a_screen() -> None:
-    assert len(PAGES["docs/explanation/architecture.md"].read_text(encoding="utf-8").splitlines()) <= 75
+    assert len(PAGES["docs/explanation/architecture.md"].splitlines()) <= 75
 
 
 def test_commands_that_pages_name_exist() -> None:
-    known = set(
-        re.findall(r"^##+ `((?:inbox|relay)(?: [a-z]+)*)", PAGES["docs/reference/cli.md"].read_text(), re.MULTILINE)
-    )
+    known = set(re.findall(r"^##+ `((?:inbox|relay)(?: [a-z]+)*)", PAGES["docs/reference/cli.md"], re.MULTILINE))
     assert "`relay run`" in relay_commands()
     for page in PAGE_NAMES:
         for code in _CODE.findall(prose(page)):

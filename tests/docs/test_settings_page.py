@@ -6,12 +6,7 @@ from inbox.db import guarantees
 from inbox.db.engine import PINNED
 from tests.docs.pages import PAGES
 
-SECTION = (
-    PAGES["docs/reference/configuration.md"]
-    .read_text(encoding="utf-8")
-    .partition("## The database\n")[2]
-    .partition("\n## ")[0]
-)
+SECTION = PAGES["docs/reference/configuration.md"].partition("## The database\n")[2].partition("\n## ")[0]
 
 
 def test_each_setting_that_is_refused_has_its_row() -> None:

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import the_block
 
 
 def copies_back(path: Path, before_it_writes: str) -> bool:
@@ -21,7 +21,6 @@ def copies_back(path: Path, before_it_writes: str) -> bool:
 
 
 def test_the_pragma_of_the_page_ends_automatic_checkpoints(tmp_path: Path) -> None:
-    page = blocks(PAGES["docs/how-to/repair-the-database.md"].read_text(encoding="utf-8"))
-    (pragma,) = [block.text for block in page if block.info == "sql"]
+    pragma = the_block("docs/how-to/repair-the-database.md", "sql")
     assert copies_back(tmp_path / "as-it-is.db", "")
     assert not copies_back(tmp_path / "as-told.db", pragma)

@@ -1,10 +1,16 @@
-"""An inbox filled through the real receiver, before a relay starts."""
+"""An inbox filled through the real receiver, before a relay starts, or after one has given up."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 
+from sqlalchemy import Engine
+
+from relay.delivery.outcome import Failed
+from relay.delivery.policy import policies
+from relay.store import claim, record, sequence
+from relay.store.database import Database
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.sender import Event
 from tests.helpers.webhooks import a_config, body
@@ -20,6 +26,17 @@ def fill(database_url: str, events: Iterable[Event]) -> list[int]:
             return list(await asyncio.gather(*(_acknowledged(receiver, body(*event)) for event in events)))
 
     return asyncio.run(send())
+
+
+def give_up(engine: Engine, database_url: str, events: Iterable[Event], reason: str = "email: no value") -> list[int]:
+    """Send these events, and have a relay give each up, as a mistake in a mapping makes it; gives their seqs."""
+    seqs = fill(database_url, events)
+    database, known, hopeless = Database(engine), policies(a_config(database_url)), Failed((), "mapping", reason)
+    while sequence.sequence(database, known, "r1"):
+        pass
+    while claimed := claim.claim(database, "r1", [(["everything"], 500)]):
+        record.record(database, known, "r1", [(delivery, hopeless) for delivery in claimed])
+    return seqs
 
 
 async def _acknowledged(receiver: Receiver, payload: bytes) -> int:

@@ -28,8 +28,7 @@ def connect_postgres(database_url: str, database: str | None = None) -> psycopg.
 @contextlib.contextmanager
 def down(database_url: str) -> Iterator[None]:
     """The database can't be written to at all: Postgres takes no connections, SQLite is locked by somebody else."""
-    name = make_url(database_url).database
-    assert name is not None
+    name = _name(database_url)
     if not is_postgres(database_url):
         with _locked_file(name):
             yield
@@ -46,8 +45,7 @@ def down(database_url: str) -> Iterator[None]:
 @contextlib.contextmanager
 def read_only(database_url: str) -> Iterator[None]:
     """The database answers but takes no writes, as a replica does."""
-    name = make_url(database_url).database
-    assert name is not None
+    name = _name(database_url)
     with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
         server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
         _disconnect(server, name)
@@ -72,10 +70,14 @@ def locked(database_url: str) -> Iterator[None]:
 
 def disconnect(database_url: str) -> None:
     """Break every connection to a Postgres database."""
+    with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
+        _disconnect(server, _name(database_url))
+
+
+def _name(database_url: str) -> str:
     name = make_url(database_url).database
     assert name is not None
-    with contextlib.closing(connect_postgres(database_url, "postgres")) as server:
-        _disconnect(server, name)
+    return name
 
 
 def _disconnect(server: psycopg.Connection, name: str) -> None:

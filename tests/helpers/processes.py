@@ -1,4 +1,4 @@
-"""Programs under test, as processes of their own: started, stopped and killed by pid, their output kept, always cleaned up."""
+"""Programs under test, started, stopped and killed by pid, their output kept, always cleaned up; and commands, run to their end."""
 
 from __future__ import annotations
 
@@ -12,25 +12,63 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
+from sqlalchemy import Engine
+from typer.testing import CliRunner
+
+from inbox.cli.main import app as inbox_app
+from inbox.db import engine as engines
+from relay.cli.main import app as relay_app
 from tests.helpers.waiting import until
 
 GUNICORN = ("-m", "gunicorn", "-c", "python:inbox.gunicorn_settings")
 """Arguments with which `python` serves the receiver."""
+RELAY = ("-m", "relay")
+INBOX = ("-c", "from inbox.cli.main import main; main()")
+APPS = {"inbox": inbox_app, "relay": relay_app}
+
+
+class Ended(NamedTuple):
+    """Exit status and output of a command that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def invoke(side: str, *arguments: str, **environment: str) -> Ended:
+    """Run a command of `inbox` or `relay` in this process. What it leaves to the end of its process is closed."""
+    opened: list[Engine] = []
+    connect = engines.connect
+
+    def remembered(url: str, *, application: str) -> Engine:
+        opened.append(connect(url, application=application))
+        return opened[-1]
+
+    with mock.patch.object(engines, "connect", remembered):
+        ran = CliRunner().invoke(APPS[side], arguments, env=environment, catch_exceptions=False)
+    for engine in opened:
+        engine.dispose()
+    return Ended(ran.exit_code, ran.stdout, ran.stderr)
 
 
 class Program:
     """One process, in a session of its own so that its children end with it."""
 
-    def __init__(self, arguments: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], user: str | None = None
+    ) -> None:
         self.log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, *arguments],
+                command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **environment},
+                user=user,
                 start_new_session=True,
             )
         self.pid = self._process.pid
@@ -49,7 +87,17 @@ class Program:
         """Send it a signal."""
         self._process.send_signal(number)
 
-    def ends(self, within: float) -> int:
+    def writes(self, text: str, times: int = 1, within: float = 20.0) -> None:
+        """Wait until it has written `text` so many times."""
+        until(lambda: self.output.count(text) >= times or not self.runs, f"it writes {text!r}", within=within)
+        assert self.output.count(text) >= times, self.output
+
+    def stop(self, within: float = 20.0) -> int:
+        """SIGTERM, and its exit status. Raises as `ends`."""
+        self.send(signal.SIGTERM)
+        return self.ends(within)
+
+    def ends(self, within: float = 20.0) -> int:
         """Its exit status.
 
         Raises:
@@ -76,12 +124,29 @@ class Program:
         self._process.wait()
 
 
+@contextlib.contextmanager
+def listening(
+    command: Sequence[str | Path], port: int, *, log: Path, environment: Mapping[str, str], user: str | None = None
+) -> Iterator[None]:
+    """A program that isn't ours, from when it listens on `port` to the end of the block."""
+    program = Program(command, log=log, environment=environment, user=user)
+    try:
+        until(lambda: not program.runs or listens(port), f"{command[0]} listens", within=20)
+        assert program.runs, program.output
+        yield
+        program.send(signal.SIGTERM)
+        program.ends(within=10)
+    finally:
+        program.clean_up()
+
+
 class Site:
     """A folder with an inbox.toml, and the programs that run there."""
 
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         self._programs: list[Program] = []
+        self._environment = {"INBOX_CONFIG": str(folder / "inbox.toml")}
         self.configure(config)
 
     def configure(self, config: str) -> None:
@@ -91,25 +156,46 @@ class Site:
     def start(self, name: str, *arguments: str, **environment: str) -> Program:
         """Start `python …` here; its output goes to a log of its own."""
         program = Program(
-            arguments,
+            [sys.executable, *arguments],
             log=self.folder / f"{len(self._programs):02d}-{name}.log",
-            environment={"INBOX_CONFIG": str(self.folder / "inbox.toml"), **environment},
+            environment=self._environment | environment,
         )
         self._programs.append(program)
         return program
 
+    def run(self, side: str, *arguments: str, **environment: str) -> Ended:
+        """Run a command of `inbox` or `relay` here, as a process of its own."""
+        done = subprocess.run(
+            [sys.executable, *(RELAY if side == "relay" else INBOX), *arguments],
+            env=os.environ | self._environment | {"COLUMNS": "200"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    def invoke(self, side: str, *arguments: str, **environment: str) -> Ended:
+        """Run a command of `inbox` or `relay` here, in this process."""
+        return invoke(side, *arguments, **(self._environment | {"COLUMNS": "200"} | environment))
+
     def relay(self, *options: str) -> Program:
         """Start a relay."""
-        return self.start("relay", "-c", "from relay.cli.main import main; main()", "run", *options)
+        return self.start("relay", *RELAY, "run", *options)
 
-    def receiver(self, workers: int, way: Sequence[str] = GUNICORN, *, besides: int = 0) -> tuple[Program, int]:
+    def refused_receiver(self, **environment: str) -> Program:
+        """Start gunicorn on any port: it has to end by itself."""
+        return self.start("receiver", *GUNICORN, "--bind", "127.0.0.1:0", **environment)
+
+    def receiver(
+        self, workers: int, way: Sequence[str] = GUNICORN, *, besides: int = 0, port: int | None = None
+    ) -> tuple[Program, int]:
         """Start gunicorn and wait until it serves, with every worker; gives it and its port.
 
         `besides` is how many other children it has.
         """
-        port = free_port()
-        options = ("--bind", f"127.0.0.1:{port}", "--workers", str(workers))
-        program = self.start("receiver", *way, *options)
+        port = port or free_port()
+        program = self.start("receiver", *way, "--bind", f"127.0.0.1:{port}", "--workers", str(workers))
         until(
             lambda: not program.runs or (is_ready(port) and len(program.children()) == workers + besides),
             "the receiver is ready",
@@ -143,6 +229,15 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody takes connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def is_ready(port: int) -> bool:

@@ -7,30 +7,20 @@ import os
 import re
 import socket
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.destinations.scripted import CERTIFICATE
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import the_block
 from tests.helpers import debian
-from tests.helpers.processes import GUNICORN, Program, Site, free_port, is_ready, site
-from tests.helpers.waiting import until
+from tests.helpers.processes import Program, Site, free_port, listening, site
 from tests.helpers.wire import Answer, answers
 
 PATIENCE = "1s"
 """In place of the page's ten seconds for a head and for a body."""
 NO_CHANGES: Mapping[str, str] = {}
-
-
-def page_block(info: str) -> str:
-    """The one block of this kind on docs/how-to/deploy.md."""
-    (text,) = (
-        block.text for block in blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8")) if block.info == info
-    )
-    return text
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:
@@ -54,7 +44,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     text = replaced(
-        page_block("nginx"),
+        the_block("docs/how-to/deploy.md", "nginx"),
         {
             "http {": f"http {{ {places}",
             "listen 443": f"listen 127.0.0.1:{ports.tls}",
@@ -75,7 +65,7 @@ def _nginx_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> li
 def _caddy_command(folder: Path, ports: Ports, changes: Mapping[str, str]) -> list[str]:
     here = f"admin off\n    default_bind 127.0.0.1\n    https_port {ports.tls}\n    http_port {ports.plain}"
     text = replaced(
-        page_block("caddyfile"),
+        the_block("docs/how-to/deploy.md", "caddyfile"),
         {
             "{\n    log {": f"{{\n    {here}\n    log {{",
             "hooks.example.com {": f"localhost {{\n    tls {CERTIFICATE} {CERTIFICATE}",
@@ -98,31 +88,10 @@ PROXIES: dict[str, Callable[[Path, Ports, Mapping[str, str]], list[str]]] = {
 @contextlib.contextmanager
 def proxy(name: str, folder: Path, ports: Ports, changes: Mapping[str, str] = NO_CHANGES) -> Iterator[None]:
     """A proxy before a receiver, for as long as the block runs; its configuration is the page's with these changes."""
-    log = folder / f"{name}.log"
-    environment = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
-    with log.open("wb") as output:
-        program = subprocess.Popen(
-            PROXIES[name](folder, ports, changes),
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-    try:
-        until(lambda: program.poll() is not None or _listens(ports.tls), f"{name} listens", within=20)
-        assert program.poll() is None, log.read_text(encoding="utf-8", errors="replace")
+    environment = dict.fromkeys(("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(folder))
+    command = PROXIES[name](folder, ports, changes)
+    with listening(command, ports.tls, log=folder / f"{name}.log", environment=environment):
         yield
-    finally:
-        program.terminate()
-        program.wait(10)
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 class Deployment(NamedTuple):
@@ -133,12 +102,7 @@ class Deployment(NamedTuple):
 
     def start(self) -> Program:
         """Start the receiver and wait until it serves."""
-        program = self.place.start(
-            "receiver", *GUNICORN, "--bind", f"127.0.0.1:{self.ports.receiver}", "--workers", "1"
-        )
-        until(lambda: is_ready(self.ports.receiver) or not program.runs, "the receiver is ready", within=20)
-        assert program.runs, program.output
-        return program
+        return self.place.receiver(workers=1, port=self.ports.receiver)[0]
 
     @contextlib.contextmanager
     def connected(self, address: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:

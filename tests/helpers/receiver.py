@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import uvicorn
@@ -111,6 +112,14 @@ def raw_post(payload: bytes, *more: str, length: int | None = None) -> bytes:
         *more,
     ]
     return "\r\n".join([*lines, "", ""]).encode() + payload
+
+
+def posted(port: int, path: str, payload: bytes, headers: Mapping[str, str]) -> int:
+    """POST a body as JSON, unless the headers say otherwise; return the status of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("POST", path, payload, {"Content-Type": "application/json", **headers})
+        return connection.getresponse().status
 
 
 def status_of(answer: bytes) -> int:

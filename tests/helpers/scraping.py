@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import urllib.request
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.helpers.processes import free_port
+from tests.helpers.processes import Program, free_port
 
 Samples = dict[str, dict[tuple[str, ...], float]]
 """By name, and by the values of the labels in the order of their names."""
@@ -16,6 +17,13 @@ def metrics_at(side: str) -> tuple[int, str]:
     """A free port, and the lines of an inbox.toml that have one side serve its metrics there."""
     port = free_port()
     return port, f'\n[metrics]\n{side} = "127.0.0.1:{port}"\n'
+
+
+def exporter_of(program: Program) -> int:
+    """The pid of the child that serves its metrics."""
+    return next(
+        pid for pid in program.children() if b"inbox.telemetry.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
 
 
 def scrape(port: int, within: float = 10.0) -> Samples:

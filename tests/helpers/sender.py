@@ -7,16 +7,28 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice
 from pathlib import Path
 
 from tests.helpers.ledger import Ledger
-from tests.helpers.webhooks import HEADERS, PATH, body
+from tests.helpers.webhooks import HEADERS, PATH, body, moment
 
 OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
 SLOWLY = 1.0
 Event = tuple[str, str]
 """The entity's id, and when it changed."""
+ENTITIES = 60
+
+
+def endless(entities: int = ENTITIES) -> Iterator[Event]:
+    """Changes of so many entities in turn, a millisecond after each other."""
+    return ((f"u{n % entities}", moment(n)) for n in count())
+
+
+def events(number: int, entities: int = ENTITIES) -> list[Event]:
+    """The first so many of them."""
+    return list(islice(endless(entities), number))
 
 
 class Sender:

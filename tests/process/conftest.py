@@ -6,10 +6,46 @@ or `postgres_database_url` run their processes on Postgres each time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+from sqlalchemy import Engine
+
+from inbox.db import engine as engines
+from tests.helpers.processes import Site, site
+from tests.helpers.webhooks import config_text
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def database_url(request: pytest.FixtureRequest) -> str:
     url: str = request.getfixturevalue(f"{request.param}_database_url")
     return url
+
+
+@pytest.fixture
+def sqlite_engine(sqlite_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(sqlite_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(postgres_database_url, application="tests")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def place(database_url: str, tmp_path: Path) -> Iterator[Site]:
+    """A site with the usual configuration, and nobody at the other end."""
+    with site(tmp_path, config_text(database_url)) as made:
+        yield made
+
+
+@pytest.fixture
+def sqlite_place(sqlite_database_url: str, tmp_path: Path) -> Iterator[Site]:
+    """The same, on SQLite each time."""
+    with site(tmp_path, config_text(sqlite_database_url)) as made:
+        yield made

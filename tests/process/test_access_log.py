@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 from inbox.logs.access_log import AccessLogMask
 from tests.helpers.hostile import harm_of
-from tests.helpers.processes import GUNICORN, Site, site
+from tests.helpers.processes import GUNICORN, site
 from tests.helpers.webhooks import config_text
 
 TOKEN = "QzTokenZq"
@@ -51,6 +49,8 @@ MALFORMED = (
     f"POST /webhooks/trivore?{TOKEN}\xff HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n",
     f"POST /webhooks/trivore/{TOKEN} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n",
 )
+FORGED_LINE = "1.2.3.4\x9b31m\t[2026] [INFO] all is well"
+FORGED_LINK = r"\[/] \[link=https://evil.example]x"
 
 
 def ask(port: int, request: str) -> bytes:
@@ -61,51 +61,49 @@ def ask(port: int, request: str) -> bytes:
         return connection.recv(12)
 
 
-@pytest.fixture
-def place(sqlite_database_url: str, tmp_path: Path) -> Iterator[Site]:
-    with site(tmp_path, config_text(sqlite_database_url)) as made:
-        yield made
+class Written(NamedTuple):
+    """Statuses of all requests, what the receiver wrote of them, and the listing of those that it rejected."""
+
+    statuses: set[bytes]
+    log: str
+    listing: str
 
 
-def test_no_log_of_the_receiver_shows_a_token_wherever_it_stands_in_a_request(place: Site) -> None:
-    receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-", "--log-level", "debug"))
-    statuses = set()
-    for path in PATHS:
-        for method in METHODS:
-            head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            statuses.add(ask(port, head)[9:])
-    for request in MALFORMED:
-        statuses.add(ask(port, request)[9:])
-    receiver.send(signal.SIGTERM)
-    assert receiver.ends(within=20) == 0
-    assert statuses >= {b"200", b"400", b"401", b"404", b"405", b"414", b"431"}
-    assert TOKEN.casefold() not in receiver.output.casefold()
+@pytest.fixture(scope="module")
+def written(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    with site(tmp_path_factory.mktemp("logs"), config_text(module_database_url)) as place:
+        receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-", "--log-level", "debug"))
+        head = "GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        ask(port, f"{head}X-Forwarded-For: {FORGED_LINE}\r\n\r\n")
+        head = "POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n"
+        assert ask(port, f"{head}X-Forwarded-For: {FORGED_LINK}\r\n\r\n")[9:] == b"401"
+        heads = (
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            for path in PATHS
+            for method in METHODS
+        )
+        statuses = {ask(port, request)[9:] for request in (*heads, *MALFORMED)}
+        assert receiver.stop() == 0
+        listing = place.invoke("inbox", "rejected", "--limit", "1000", COLUMNS="400")
+        assert listing.status == 0
+        return Written(statuses, receiver.output, listing.stdout)
+
+
+def test_no_log_of_the_receiver_shows_a_token_wherever_it_stands_in_a_request(written: Written) -> None:
+    assert written.statuses >= {b"200", b"400", b"401", b"404", b"405", b"414", b"431"}
+    assert TOKEN.casefold() not in written.log.casefold()
     for seen in ('"POST /… HTTP/1.1" 404', '"POST /webhooks/… HTTP/1.1" 401', '"GET /webhooks/trivore HTTP/1.1" 405'):
-        assert seen in receiver.output
+        assert seen in written.log
 
 
-def test_no_header_forges_a_line_of_the_access_log_or_colours_it(place: Site) -> None:
-    receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-"))
-    forged = "1.2.3.4\x9b31m\t[2026] [INFO] all is well"
-    head = f"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX-Forwarded-For: {forged}\r\n\r\n"
-    ask(port, head)
-    receiver.send(signal.SIGTERM)
-    assert receiver.ends(within=20) == 0
-    assert harm_of(receiver.output) == []
-    assert r"1.2.3.4\x9b31m" in receiver.output
+def test_no_header_forges_a_line_of_the_access_log_or_colours_it(written: Written) -> None:
+    assert harm_of(written.log) == []
+    assert r"1.2.3.4\x9b31m" in written.log
 
 
-def test_text_in_place_of_an_address_reaches_no_listing(place: Site) -> None:
-    receiver, port = place.receiver(1)
-    forged = r"\[/] \[link=https://evil.example]x"
-    head = "POST /webhooks/trivore HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 0\r\n"
-    assert ask(port, f"{head}X-Forwarded-For: {forged}\r\n\r\n")[9:] == b"401"
-    receiver.send(signal.SIGTERM)
-    assert receiver.ends(within=20) == 0
-    listing = place.start("rejected", "-c", "from inbox.cli.main import main; main()", "rejected", COLUMNS="400")
-    assert listing.ends(within=20) == 0, listing.output
-    assert "it shows no secret" in listing.output
-    assert "evil.example" not in listing.output
+def test_text_in_place_of_an_address_reaches_no_listing(written: Written) -> None:
+    assert "it shows no secret" in written.listing
+    assert "evil.example" not in written.listing
 
 
 def shown(path: str) -> str:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from relay.demo.workspace import prepare_database
 from tests.helpers.filling import fill
+from tests.helpers.processes import Program, invoke
 
 WAIT = 120.0
 SOON = 30.0
 
+FEWER_CHANGES = "from relay.demo import run; run.CHANGES = 120; run.KILL_AFTER, run.RESTART_AFTER = 40, 60"
 FEW_CHANGES = "from relay.demo import run; run.CHANGES = 40; run.KILL_AFTER = run.RESTART_AFTER = 1_000"
 SHORT_BURST = "from relay.demo import run; run.BURST = 8"
 WRONG_MAPPING = """\
@@ -55,42 +54,43 @@ def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments, before=before), capture_output=True, text=True, timeout=WAIT, check=False)
 
 
-@contextmanager
-def running(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A `relay demo` that has said what runs where, and every line of what it said."""
-    with subprocess.Popen(
-        command("--folder", str(folder), before=SHORT_BURST),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        said: list[str] = []
-        try:
-            for line in process.stdout:
-                said.append(line.rstrip())
-                if line.startswith("end it"):
-                    break
-            yield process, said
-        finally:
-            process.kill()
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Program]:
+    """A `relay demo` that has said what runs where."""
+    program = Program(command("--folder", str(tmp_path), before=SHORT_BURST), log=tmp_path / "demo.log", environment={})
+    try:
+        program.writes("\nend it", within=WAIT)
+        yield program
+    finally:
+        program.clean_up()
 
 
-def pids(said: list[str]) -> list[int]:
+def pids(demo: Program) -> list[int]:
     """The receiver's and the relay's."""
-    found = [int(number) for line in said for number in re.findall(r"\bpid (\d+)", line)]
-    assert len(found) == 2, "\n".join(said)
+    found = [int(number) for number in re.findall(r"\bpid (\d+)", demo.output.partition("\nend it")[0])]
+    assert len(found) == 2, demo.output
     return found
 
 
-def test_once_ends_well_when_both_services_agree(database_url: str, tmp_path: Path) -> None:
-    """Some 240 changes, one call in ten failing, answers lost, the relay killed over its work: nothing is missing."""
-    ended = run("--once", "--json", "--seed", "11", "--folder", str(tmp_path / "demo"), "--database", database_url)
+@pytest.mark.parametrize(
+    ("database_url", "before", "changes"),
+    [
+        ("sqlite", FEWER_CHANGES, 120),
+        pytest.param("sqlite", "", 240, marks=pytest.mark.long),
+        pytest.param("postgres", "", 240, marks=pytest.mark.long),
+    ],
+    indirect=["database_url"],
+    ids=["fewer changes", "sqlite", "postgres"],
+)
+def test_once_ends_well_when_both_services_agree(database_url: str, before: str, changes: int, tmp_path: Path) -> None:
+    """One call in ten failing, answers lost, the relay killed over its work: nothing is missing."""
+    options = ("--once", "--json", "--seed", "11", "--folder", str(tmp_path / "demo"), "--database", database_url)
+    ended = run(*options, before=before)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     summary = json.loads(ended.stdout)
     assert summary["agree"]
     assert summary["differences"] == []
-    assert summary["changes"] >= 200
+    assert summary["changes"] >= changes
     assert summary["changes"] == summary["created"] + summary["updated"] + summary["deleted"]
     assert summary["events"] + summary["rearmed"] + summary["replayed"] == (
         summary["delivered"] + summary["superseded"] + summary["unchanged"]
@@ -145,55 +145,49 @@ def test_a_part_that_does_not_start_is_named_with_the_end_of_its_log(tmp_path: P
 
 
 @pytest.mark.long
-def test_a_signal_ends_everything_in_order(tmp_path: Path) -> None:
-    with running(tmp_path) as (process, said):
-        children = pids(said)
-        assert any(re.match(r"\S+ call +POST +201 /contacts", line) for line in said), "\n".join(said)
-        assert process.stdout is not None
-        said.extend(itertools.takewhile(lambda line: "groups-to-teams  " not in line, process.stdout))
-        for expected in (
-            "change +UPDATE .* no webhook: ",
-            r"command sweep +USER .*2 missed, 2 added",
-            "an orphan",
-            r"users-to-contacts +in sync",
-        ):
-            assert any(re.search(expected, line) for line in said), (expected, "".join(said))
-        process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=SOON)
-        assert process.returncode == 0, rest
-        assert "stopped in order after SIGTERM" in rest
-        for pid in children:
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)
+def test_a_signal_ends_everything_in_order(demo: Program, tmp_path: Path) -> None:
+    children = pids(demo)
+    assert re.search(r"^\S+ call +POST +201 /contacts", demo.output, re.MULTILINE), demo.output
+    demo.writes("groups-to-teams  ", within=WAIT)
+    for expected in (
+        "change +UPDATE .* no webhook: ",
+        r"command sweep +USER .*2 missed, 2 added",
+        "an orphan",
+        r"users-to-contacts +in sync",
+    ):
+        assert re.search(expected, demo.output), (expected, demo.output)
+    assert demo.stop(within=SOON) == 0, demo.output
+    assert "stopped in order after SIGTERM" in demo.output
+    for pid in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
     assert " stopped node=" in (tmp_path / "relay.log").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent has died")
 @pytest.mark.long
-def test_even_a_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
-    with running(tmp_path) as (process, said):
-        watched = [os.pidfd_open(pid) for pid in pids(said)]
-        process.kill()
-        try:
-            for descriptor in watched:
-                assert select.select([descriptor], [], [], SOON)[0], "it still runs"
-        finally:
-            for descriptor in watched:
-                os.close(descriptor)
+def test_even_a_killed_demo_leaves_no_process_behind(demo: Program) -> None:
+    watched = [os.pidfd_open(pid) for pid in pids(demo)]
+    demo.kill()
+    try:
+        for descriptor in watched:
+            assert select.select([descriptor], [], [], SOON)[0], "it still runs"
+    finally:
+        for descriptor in watched:
+            os.close(descriptor)
 
 
 def test_a_used_database_is_refused_before_anything_starts(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'inbox.db'}"
     prepare_database(url).dispose()
     fill(url, [("u1", "2026-01-01T00:00:00Z")])
-    ended = run("--once", "--folder", str(tmp_path))
-    assert ended.returncode == 2
+    ended = invoke("relay", "demo", "--once", "--folder", str(tmp_path))
+    assert ended.status == 2
     assert "has events already" in ended.stderr
     assert "name an empty database with --database" in ended.stderr
     assert "starting the relay" not in ended.stdout
 
 
 def test_json_without_once_is_wrong_use() -> None:
-    ended = run("--json")
-    assert ended.returncode == 2
-    assert "add --once" in ended.stderr
+    ended = invoke("relay", "demo", "--json")
+    assert (ended.status, "add --once" in ended.stderr) == (2, True)

@@ -74,7 +74,7 @@ def test_a_mode_that_somebody_has_chosen_stays_and_holds_for_what_is_beside_the_
     engine.dispose()
 
 
-def told(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
+def warnings(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
     path = folder / "inbox.toml"
     path.write_text(config, encoding="utf-8")
     path.chmod(mode)
@@ -96,11 +96,11 @@ def told(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
     ],
 )
 def test_a_configuration_with_secrets_that_others_may_read_is_told_of(shared: Path, config: str, key: str) -> None:
-    (said,) = told(shared, config)
+    (said,) = warnings(shared, config)
     assert f"{shared}/inbox.toml holds secrets ({key})" in said
     assert f"`chmod o= {shared}/inbox.toml`" in said
     assert "s3cret" not in said.casefold()
-    assert told(shared, config, mode=0o640) == []
+    assert warnings(shared, config, mode=0o640) == []
 
 
 @pytest.mark.parametrize(
@@ -113,18 +113,18 @@ def test_a_configuration_with_secrets_that_others_may_read_is_told_of(shared: Pa
     ],
 )
 def test_one_without_secrets_may_be_read_by_everybody(shared: Path, config: str) -> None:
-    assert told(shared, config) == []
+    assert warnings(shared, config) == []
 
 
 def test_nor_is_a_file_told_of_that_nobody_gets_to(shared: Path) -> None:
     shared.chmod(0o700)
-    assert told(shared, SOURCE.format('"s3cret"')) == []
+    assert warnings(shared, SOURCE.format('"s3cret"')) == []
 
 
 @pytest.mark.parametrize("name", ["a\\u0000b", "loop"])
 def test_nor_is_a_name_that_no_file_can_have(shared: Path, name: str) -> None:
     (shared / "loop").symlink_to("loop")
-    assert told(shared, f'[database]\nurl = "sqlite:///{shared}/{name}"\n') == []
+    assert warnings(shared, f'[database]\nurl = "sqlite:///{shared}/{name}"\n') == []
 
 
 def test_a_password_of_the_environments_url_does_not_stand_in_the_file(shared: Path) -> None:
@@ -143,13 +143,12 @@ def place(shared: Path) -> Iterator[Site]:
 
 
 def test_both_sides_and_the_migration_say_so_when_they_start(place: Site) -> None:
-    migration = place.start("migrate", "-c", "from inbox.cli.main import main; main()", "migrate")
-    assert migration.ends(within=20) == 0
-    receiver, _ = place.receiver(1)
+    migration = place.run("inbox", "migrate")
+    assert migration.status == 0
     relay = place.relay("--drain")
-    assert relay.ends(within=20) == 0
+    receiver, _ = place.receiver(1)
     receiver.send(signal.SIGTERM)
-    assert receiver.ends(within=20) == 0
-    for program in (migration, receiver, relay):
-        assert program.output.count("inbox.toml holds secrets (sources.trivore.auth.secrets[0] and 1 more)") == 1
-        assert program.output.count("inbox.db holds what webhooks say, and every user of this machine may read it") == 1
+    assert (relay.ends(), receiver.ends()) == (0, 0)
+    for told in (migration.stderr, receiver.output, relay.output):
+        assert told.count("inbox.toml holds secrets (sources.trivore.auth.secrets[0] and 1 more)") == 1
+        assert told.count("inbox.db holds what webhooks say, and every user of this machine may read it") == 1

@@ -7,7 +7,6 @@ import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -17,14 +16,14 @@ from sqlalchemy.pool import NullPool
 
 from inbox.db import migrate
 from inbox.db.engine import connect
-from tests.docs.pages import PAGES, blocks
+from tests.docs.pages import the_block
 from tests.helpers.downstream import Downstream, serving
 from tests.helpers.evidence import stored
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.processes import Program, site
-from tests.helpers.sender import Event, Sender
+from tests.helpers.sender import Event, Sender, endless
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.webhooks import config_text
 
 DATABASE = "inbox"
 SOME = 100
@@ -53,19 +52,19 @@ class Pair(msgspec.Struct):
         return [(event["entity"], event["occurred_at"]) for event in stored(engine)]
 
 
-def endless() -> Iterator[Event]:
-    return ((f"u{n % 50}", moment(n)) for n in count())
-
-
 def engine_of(server: KillablePostgres) -> Engine:
     return create_engine(server.url(DATABASE), poolclass=NullPool)
 
 
+def page_url() -> str:
+    """The URL that docs/how-to/deploy.md gives."""
+    url: str = tomllib.loads(the_block("docs/how-to/deploy.md", "toml", "target_session_attrs"))["database"]["url"]
+    return url
+
+
 def documented_url(*servers: KillablePostgres) -> str:
-    """The URL that docs/how-to/deploy.md gives, with the hosts and the user of this test."""
-    page = blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8"))
-    (block,) = [block for block in page if block.info == "toml" and "target_session_attrs" in block.text]
-    url: str = tomllib.loads(block.text)["database"]["url"]
+    """The page's URL, with the hosts and the user of this test."""
+    url = page_url()
     for host, server in zip(HOSTS, servers, strict=True):
         assert url.count(host) == 1
         url = url.replace(host, str(server.sockets))
@@ -137,9 +136,7 @@ def test_behind_an_asynchronous_one_that_was_late_the_same_test_sees_what_is_los
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_the_url_of_the_page_reaches_the_driver_with_every_host(name: str) -> None:
-    page = blocks(PAGES["docs/how-to/deploy.md"].read_text(encoding="utf-8"))
-    (block,) = [block for block in page if block.info == "toml" and "target_session_attrs" in block.text]
-    engine = connect(tomllib.loads(block.text)["database"]["url"], application="tests")
+    engine = connect(page_url(), application="tests")
     _, options = engine.dialect.create_connect_args(engine.url)
     host, port = name.split(":")
     assert host in options["host"].split(",")

@@ -10,26 +10,17 @@ from pathlib import Path
 
 import pytest
 import typer
-from sqlalchemy import Engine, text
-from typer.testing import CliRunner, Result
+from sqlalchemy import text
 
-from inbox.cli.main import app as inbox_app
 from inbox.cli.terminal import run as run_app
 from inbox.db import engine as engines
 from relay.cli import status
-from relay.cli.main import app as relay_app
-from relay.delivery.outcome import Failed
-from relay.delivery.policy import policies
-from relay.store import claim, record, sequence
-from relay.store.database import Database
 from tests.destinations.scripted import ScriptedServer, answer, serving
-from tests.helpers.filling import fill
+from tests.helpers.filling import give_up
 from tests.helpers.hostile import HOSTILE, MARK, harm_of, plant, text_columns
-from tests.helpers.processes import site
+from tests.helpers.processes import APPS, Ended, invoke, site
 from tests.helpers.reading import rows
-from tests.helpers.webhooks import a_config, body, config_text, moment
-
-APPS = {"inbox": inbox_app, "relay": relay_app}
+from tests.helpers.webhooks import body, config_text, moment
 
 CONFIG = """
 [apis.identity]
@@ -113,21 +104,6 @@ def test_every_command_of_both_sides_has_its_case_here() -> None:
 # --- a database with the value in every column
 
 
-HOPELESS = Failed((), "mapping", HOSTILE)
-
-
-def fill_by_operations(database_url: str, engine: Engine) -> None:
-    """Events about such an entity, taken in by a receiver, and given up by a relay for such a reason."""
-    fill(database_url, [(HOSTILE, moment(n)) for n in range(2)])
-    database, known = Database(engine), policies(a_config(database_url))
-    while sequence.sequence(database, known, "r1"):
-        pass
-    while claimed := claim.claim(database, "r1", [(["everything"], 500)]):
-        record.record(database, known, "r1", [(delivery, HOPELESS) for delivery in claimed])
-    with engine.begin() as connection:  # the second blocks its lane
-        connection.exec_driver_sql("UPDATE open_delivery SET state = 'blocked' WHERE seq = 2")
-
-
 READMITTABLE = text(
     "INSERT INTO rejected_request (received_at, source, status, cause, reason, headers, body_sha256, body)"
     " SELECT received_at, 'trivore', 422, cause, reason, '{}', body_sha256, :body FROM rejected_request"
@@ -137,7 +113,9 @@ READMITTABLE = text(
 
 def prepared(database_url: str) -> None:
     engine = engines.connect(database_url, application="tests")
-    fill_by_operations(database_url, engine)
+    give_up(engine, database_url, [(HOSTILE, moment(n)) for n in range(2)], reason=HOSTILE)
+    with engine.begin() as connection:  # the second blocks its lane
+        connection.exec_driver_sql("UPDATE open_delivery SET state = 'blocked' WHERE seq = 2")
     assert plant(engine) >= text_columns()
     with engine.begin() as connection:
         connection.execute(READMITTABLE, {"body": body(HOSTILE, moment(9), eventType=HOSTILE[:90])})
@@ -175,17 +153,15 @@ def copied(planted: Path, tmp_path: Path, server: ScriptedServer, monkeypatch: p
     return f"sqlite:///{tmp_path}/inbox.db"
 
 
-def run(command: str, options: str) -> Result:
-    name, *inner = command.split()
+def run(command: str, options: str) -> Ended:
     pasted = options.replace("--entity HOSTILE", "--entity USER/HOSTILE")
-    return CliRunner().invoke(APPS[name], [*inner, *(word.replace("HOSTILE", HOSTILE) for word in pasted.split())])
+    return invoke(*command.split(), *(word.replace("HOSTILE", HOSTILE) for word in pasted.split()))
 
 
-def check(command: str, options: str, *, terminal: bool) -> Result:
-    """Nothing raised, and no harm in what was written."""
+def check(command: str, options: str, *, terminal: bool) -> Ended:
+    """No harm in what was written."""
     ran = run(command, options)
     what = f"{command} {options}"
-    assert ran.exception is None or isinstance(ran.exception, SystemExit), (what, ran.exception)
     assert harm_of(ran.stdout, terminal=terminal) == [], (what, ran.stdout)
     assert harm_of(ran.stderr, terminal=terminal) == [], (what, ran.stderr)
     if "--json" in options and ran.stdout:
@@ -218,7 +194,7 @@ def test_no_line_of_a_relays_log_can_be_broken_coloured_or_forged(
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alert SET told_at = NULL")
         connection.exec_driver_sql("UPDATE relay_command SET state = 'asked'")
-    assert run("relay replay", "--cause mapping --reason x --yes").exit_code == 0
+    assert run("relay replay", "--cause mapping --reason x --yes").status == 0
     with site(tmp_path, config_text(copied, f"{server.url}/{{") + CONFIG.format(url=server.url)) as place:
         relay = place.relay("--drain", "--verbose")
         assert relay.ends(within=30) == 0, relay.output
@@ -241,22 +217,6 @@ def values(found: object) -> set[str]:
             return set()
 
 
-@pytest.fixture
-def closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close what commands leave to the end of their process."""
-    opened, connect = [], engines.connect
-
-    def remembered(url: str, *, application: str) -> Engine:
-        opened.append(connect(url, application=application))
-        return opened[-1]
-
-    monkeypatch.setattr(engines, "connect", remembered)
-    yield
-    for engine in opened:
-        engine.dispose()
-
-
-@pytest.mark.usefixtures("closing")
 def test_on_postgres_as_well(
     postgres_database_url: str, tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +229,7 @@ def test_on_postgres_as_well(
 
 def test_a_replay_of_such_entities_is_done(copied: str) -> None:
     engine = engines.connect(copied, application="tests")
-    assert run("relay replay", "--entity HOSTILE --reason HOSTILE --yes").exit_code == 0
+    assert run("relay replay", "--entity HOSTILE --reason HOSTILE --yes").status == 0
     (command,) = rows(engine, "SELECT kind, state, reason, affected FROM relay_command WHERE id > 1")
     assert command == {"kind": "replay", "state": "done", "reason": HOSTILE, "affected": 2}
     engine.dispose()
@@ -292,9 +252,9 @@ def test_a_url_that_is_none_is_told_without_the_sources_token(
     (tmp_path / "inbox.toml").write_text(text + shown_in_url, encoding="utf-8")
     monkeypatch.setenv("INBOX_CONFIG", str(tmp_path / "inbox.toml"))
     for url in ("nowhere", "http://a b", "http://127.0.0.1:99999"):
-        ran = CliRunner().invoke(APPS["inbox"], ["send", "by-url", "--url", url])
-        assert (ran.exit_code, "give --url" in ran.stderr) == (2, True)
-        assert "s3cret" not in ran.output
+        ran = invoke("inbox", "send", "by-url", "--url", url)
+        assert (ran.status, "give --url" in ran.stderr) == (2, True)
+        assert "s3cret" not in ran.stdout + ran.stderr
 
 
 def test_the_text_of_a_bugs_exception_is_escaped_too(
@@ -322,10 +282,7 @@ def test_the_text_of_a_bugs_exception_is_escaped_too(
 def test_wrong_use_is_told_without_harm(arguments: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20000")
     monkeypatch.setenv(*(("FORCE_COLOR", "1") if terminal else ("NO_COLOR", "1")))
-    given = [word.replace("HOSTILE", HOSTILE) for word in arguments.split()]
-    ran = CliRunner().invoke(APPS["inbox"], given)
-    assert ran.exit_code == 2
-    assert harm_of(ran.output, terminal=terminal) == []
+    assert check("inbox", arguments, terminal=terminal).status == 2
 
 
 def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import GUNICORN, Program, free_port, site
+from tests.helpers.processes import GUNICORN, free_port, site
 from tests.helpers.receiver import exchange, raw_post, status_of
-from tests.helpers.scraping import metrics_at, scrape, served, total
+from tests.helpers.scraping import exporter_of, metrics_at, scrape, served, total
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text
 
@@ -33,12 +33,6 @@ TOUCHES = (
 """The events of Python's audit hooks (PEP 578) that tell of a file or a folder."""
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user takes part")
-
-
-def exporter_of(program: Program) -> int:
-    return next(
-        pid for pid in program.children() if b"inbox.telemetry.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
 
 
 def identity(pid: int) -> dict[str, list[int]]:
@@ -71,29 +65,21 @@ def trickling(port: int, number: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("number", [50, 200])
 def test_a_scrape_is_answered_beside_connections_that_say_nothing_or_drip(
-    number: int, sqlite_database_url: str, tmp_path: Path
+    sqlite_database_url: str, tmp_path: Path
 ) -> None:
-    port, more = metrics_at("relay")
-    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
-        place.relay()
-        until(lambda: served(port), "metrics are served", within=20)
-        with trickling(port, number):
-            for _ in range(3):
-                assert "relay_facts_total" in scrape(port)
-
-
-def test_a_scrape_that_asks_for_an_odd_version_is_answered_too(sqlite_database_url: str, tmp_path: Path) -> None:
+    """And one that asks for an odd version is, too."""
     port, more = metrics_at("relay")
     with site(tmp_path, config_text(sqlite_database_url) + more) as place:
         relay = place.relay()
         until(lambda: served(port), "metrics are served", within=20)
-        for version in ("abc", "1.x", ""):
-            accept = f"application/openmetrics-text; version={version}"
-            asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
-            with urllib.request.urlopen(asked, timeout=10) as answer:
-                assert b"relay_facts_total" in answer.read()
+        with trickling(port, 200):
+            for version in ("abc", "1.x", ""):
+                assert "relay_facts_total" in scrape(port)
+                accept = f"application/openmetrics-text; version={version}"
+                asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+                with urllib.request.urlopen(asked, timeout=10) as answer:
+                    assert b"relay_facts_total" in answer.read()
         assert "a scrape failed" not in relay.output
 
 

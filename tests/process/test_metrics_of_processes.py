@@ -11,24 +11,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from inbox.db import engine as engines
 from tests.helpers import checkers
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts
 from tests.helpers.filling import fill
-from tests.helpers.processes import Program, site
+from tests.helpers.processes import Site, site
 from tests.helpers.reading import count, duplicates
 from tests.helpers.receiver import exchange, raw_post, status_of
-from tests.helpers.scraping import Samples, metrics_at, scrape, served, total
+from tests.helpers.scraping import Samples, exporter_of, metrics_at, scrape, served, total
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, config_text, moment
-
-
-def exporter_of(program: Program) -> int:
-    """The pid of what serves its metrics."""
-    return next(
-        pid for pid in program.children() if b"inbox.telemetry.exporter" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
 
 
 def counted(samples: Samples) -> dict[str, float]:
@@ -74,8 +66,9 @@ def agreed(engine: Engine, port: int, requests: int) -> Samples:
     return found[-1]
 
 
-def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_url: str, tmp_path: Path) -> None:
-    engine = engines.connect(postgres_database_url, application="tests")
+def test_a_scrape_sees_all_workers_and_those_that_have_ended(
+    postgres_database_url: str, postgres_engine: Engine, tmp_path: Path
+) -> None:
     port, more = metrics_at("receiver")
     with site(tmp_path, config_text(postgres_database_url) + more) as place:
         receiver, webhooks = place.receiver(workers=2, besides=1)
@@ -86,7 +79,7 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_u
         assert post(webhooks, *[b"{}"] * 3, b"<xml/>") == {422: 3, 400: 1}
         assert post(webhooks, body(), body(), path="nobody") == {401: 2}
 
-        first = agreed(engine, port, 56)
+        first = agreed(postgres_engine, port, 56)
         assert first["inbox_rejected_total"]["invalid_event", "trivore"] == 3
         assert first["inbox_rejected_total"]["unreadable", "trivore"] == 1
         assert first["inbox_rejected_total"]["not_authenticated", "(unknown)"] == 2
@@ -104,18 +97,14 @@ def test_a_scrape_sees_all_workers_and_those_that_have_ended(postgres_database_u
         until(lambda: len(receiver.children()) == 3 and not before & set(receiver.children()), "and others", within=20)
         assert post(webhooks, body("after a reload")) == {200: 1}
 
-        last = agreed(engine, port, 58)
+        last = agreed(postgres_engine, port, 58)
         assert last["inbox_received_total"]["trivore",] == 42
         assert exporter_of(receiver) == exporter
 
-        receiver.send(signal.SIGTERM)
-        assert receiver.ends(within=20) == 0
+        assert receiver.stop() == 0
         assert has_ended(exporter)
-        assert (
-            checkers.complaints({"receiver": receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")})
-            == []
-        )
-    engine.dispose()
+        written = receiver.output.replace("was sent SIGKILL! Perhaps out of memory?", "")
+        assert checkers.complaints({"receiver": written}) == []
 
 
 def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
@@ -154,37 +143,28 @@ def test_whatever_is_done_to_the_port_of_the_metrics_webhooks_are_taken_in(
         until(lambda: has_ended(exporter), "it goes with the last process", within=20)
 
 
-def test_relays_that_were_killed_leave_nothing(sqlite_database_url: str, tmp_path: Path) -> None:
+def test_one_that_takes_the_place_of_another_serves_at_its_address_and_leaves_nothing_when_it_is_killed(
+    sqlite_database_url: str, tmp_path: Path
+) -> None:
     port, more = metrics_at("relay")
     with site(tmp_path, config_text(sqlite_database_url) + more) as place:
-        parent = place.relay("--processes", "2")
+        old = place.relay()
         until(lambda: served(port), "metrics are served", within=20)
-        exporter, relays = exporter_of(parent), parent.children()
-        for pid in (parent.pid, *relays):
-            if pid != exporter:
-                os.kill(pid, signal.SIGKILL)
+        new = place.relay("--processes", "2")
+        new.writes(f"can't listen on 127.0.0.1:{port}, trying again")
+        assert old.stop() == 0
+        until(lambda: served(port), "the new one has it", within=20)
+
+        exporter = exporter_of(new)
+        for pid in {new.pid, *new.children()} - {exporter}:
+            os.kill(pid, signal.SIGKILL)
         until(lambda: has_ended(exporter), "it goes with the last process", within=20)
 
 
-def test_one_that_takes_the_place_of_another_serves_at_its_address_as_soon_as_that_has_ended(
-    postgres_database_url: str, tmp_path: Path
-) -> None:
-    port, more = metrics_at("relay")
-    with site(tmp_path, config_text(postgres_database_url) + more) as place:
-        old = place.relay()
-        until(lambda: served(port), "metrics are served", within=20)
-        new = place.relay()
-        until(lambda: f"can't listen on 127.0.0.1:{port}, trying again" in new.output, "the port is taken", within=20)
-        old.send(signal.SIGTERM)
-        assert old.ends(within=20) == 0
-        until(lambda: served(port), "the new one has it", within=20)
-
-
-def test_nothing_is_counted_or_served_unless_it_is_asked_for(sqlite_database_url: str, tmp_path: Path) -> None:
-    with site(tmp_path, config_text(sqlite_database_url)) as place:
-        receiver, webhooks = place.receiver(workers=1)
-        assert post(webhooks, body()) == {200: 1}
-        assert len(receiver.children()) == 1, "no exporter runs"
+def test_nothing_is_counted_or_served_unless_it_is_asked_for(sqlite_place: Site) -> None:
+    receiver, webhooks = sqlite_place.receiver(workers=1)
+    assert post(webhooks, body()) == {200: 1}
+    assert len(receiver.children()) == 1, "no exporter runs"
 
 
 @pytest.mark.parametrize(("database_url", "processes"), [("sqlite", 1), ("postgres", 2)], indirect=["database_url"])
@@ -217,19 +197,6 @@ def test_what_relays_count_is_what_the_log_says(
             assert found["relay_backlog_read_timestamp_seconds"][()] > 0
             assert set(found["relay_open_deliveries"]) >= {("everything", "ready"), ("everything", "dead")}
             exporter = exporter_of(relay)
-            relay.send(signal.SIGTERM)
-            assert relay.ends(within=30) == 0
+            assert relay.stop(within=30) == 0
             assert has_ended(exporter)
             assert checkers.complaints(place.logs()) == []
-
-
-@pytest.mark.parametrize("side", ["receiver", "relay"])
-def test_another_address_needs_a_restart(side: str, sqlite_database_url: str, tmp_path: Path) -> None:
-    (_, more), (_, other) = metrics_at(side), metrics_at(side)
-    with site(tmp_path, config_text(sqlite_database_url) + more) as place:
-        program = place.receiver(workers=1, besides=1)[0] if side == "receiver" else place.relay()
-        until(lambda: "tarted" in program.output, "it has started", within=20)
-        place.configure(config_text(sqlite_database_url) + other)
-        program.send(signal.SIGHUP)
-        said = f"[metrics] {side}: another address needs a restart"
-        until(lambda: said in program.output, "it says so", within=20)

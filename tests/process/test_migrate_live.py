@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db import engine as engines
 from inbox.db import views
 from inbox.db.dialect import POSTGRES
 from inbox.db.migrate import head
 from tests.helpers.later import ADDITIVE, INDEX, MadeUp, write_version
 from tests.helpers.ledger import Line
 from tests.helpers.outage import connect_postgres
-from tests.helpers.processes import Program, site
+from tests.helpers.processes import INBOX, Program, site
 from tests.helpers.reading import rows
-from tests.helpers.sender import Event, Sender
+from tests.helpers.sender import Event, Sender, endless
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.webhooks import config_text
 
 pytestmark = pytest.mark.long
 
@@ -58,17 +56,6 @@ SELECT 'trivore', 'filled-' || n, 'UPDATE', 'update', 'USER', 'f' || n % 100000,
        'application/json', '{{}}', '\\x00'
 FROM generate_series(1, {EVENTS}) AS n
 """
-
-
-@pytest.fixture
-def postgres_engine(postgres_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(postgres_database_url, application="tests")
-    yield made
-    made.dispose()
-
-
-def endless() -> Iterator[Event]:
-    return ((f"u{n % 50}", moment(n)) for n in count())
 
 
 def longest_wait(lines: list[Line]) -> float:
@@ -120,8 +107,7 @@ def test_on_a_million_events_no_request_waits_long_and_none_is_lost(
     with site(tmp_path, config_text(url)) as at:
 
         def migrate(version: Path) -> Program:
-            script = "from inbox.cli.main import main; main()"
-            return at.start(f"migrate-{version.name}", "-P", "-c", script, "migrate", PYTHONPATH=str(version))
+            return at.start(f"migrate-{version.name}", "-P", *INBOX, "migrate", PYTHONPATH=str(version))
 
         _, port = at.receiver(workers=1)
         sender = Sender(tmp_path / "sends.jsonl", port, endless(), per_second=100)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.helpers.filling import fill
+from tests.helpers.processes import Site
 from tests.helpers.reading import count
 from tests.helpers.webhooks import config_text, moment
 
@@ -57,30 +54,21 @@ def server() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture
-def folder(server: ScriptedServer, database_url: str, tmp_path: Path) -> Path:
-    """A folder with a configuration; three users are known, each by two events."""
-    config = config_text(database_url) + CONFIG.format(url=server.url)
-    (tmp_path / "inbox.toml").write_text(config, encoding="utf-8")
+def place(place: Site, server: ScriptedServer, database_url: str) -> Site:
+    """A site where three users are known, each by two events."""
+    place.configure(config_text(database_url) + CONFIG.format(url=server.url))
     fill(database_url, [(f"u{n % 3 + 1}", moment(n)) for n in range(6)])
-    return tmp_path
+    return place
 
 
-def plan(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "relay", "plan", *arguments],
-        env={**os.environ, "INBOX_CONFIG": str(folder / "inbox.toml"), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+PLAN = ("relay", "plan", "--route", "user-to-crm")
 
 
 def test_what_would_be_changed_is_shown_field_by_field_and_is_status_1(
-    folder: Path, server: ScriptedServer, engine: Engine
+    place: Site, server: ScriptedServer, engine: Engine
 ) -> None:
-    ended = plan(folder, "--route", "user-to-crm")
-    assert ended.returncode == 1, ended.stderr
+    ended = place.run(*PLAN)
+    assert ended.status == 1, ended.stderr
     assert [line.split() for line in ended.stdout.splitlines()[1:]] == [
         ["USER", "u2", "update", "name", "Grcae", "Grace"],
         ["USER", "u2", "update", "phone", "+44"],
@@ -91,8 +79,8 @@ def test_what_would_be_changed_is_shown_field_by_field_and_is_status_1(
     assert count(engine, "delivery_log") == 0
 
 
-def test_for_programs_it_is_an_array(folder: Path) -> None:
-    found = json.loads(plan(folder, "--route", "user-to-crm", "--json").stdout)
+def test_for_programs_it_is_an_array(place: Site) -> None:
+    found = json.loads(place.invoke(*PLAN, "--json").stdout)
     assert [(entity["entity_id"], entity["change"]) for entity in found] == [("u2", "update"), ("u3", "delete")]
     assert found[0]["fields"] == [
         {"field": "name", "before": "Grcae", "after": "Grace"},
@@ -100,18 +88,18 @@ def test_for_programs_it_is_an_array(folder: Path) -> None:
     ]
 
 
-def test_one_that_is_in_step_is_status_0(folder: Path) -> None:
-    ended = plan(folder, "--route", "user-to-crm", "--entity", "USER/u1")
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "in sync: 1 entities\n")
+def test_one_that_is_in_step_is_status_0(place: Site) -> None:
+    ended = place.invoke(*PLAN, "--entity", "USER/u1")
+    assert ended == (0, "", "in sync: 1 entities\n")
 
 
 def test_a_missing_counterpart_would_be_created_and_what_can_not_be_told_is_a_finding(
-    folder: Path, server: ScriptedServer, database_url: str
+    place: Site, server: ScriptedServer, database_url: str
 ) -> None:
     server.routes["GET /api/user/u4"] = [answer(200, {"name": "Edsger"})]
     fill(database_url, [("u4", moment(9)), ("u5", moment(10))])
     server.routes["GET /api/user/u5"] = [answer(503)]
-    found = json.loads(plan(folder, "--route", "user-to-crm", "--json").stdout)
+    found = json.loads(place.invoke(*PLAN, "--json").stdout)
     assert [(entity["entity_id"], entity["change"], entity["why"]) for entity in found[2:]] == [
         ("u4", "create", None),
         ("u5", "failed", "fetch: answered 503 Service Unavailable"),
@@ -119,15 +107,13 @@ def test_a_missing_counterpart_would_be_created_and_what_can_not_be_told_is_a_fi
 
 
 def test_entities_of_types_that_the_route_does_not_take_are_not_asked_about(
-    folder: Path, server: ScriptedServer
+    place: Site, server: ScriptedServer, database_url: str
 ) -> None:
-    path = folder / "inbox.toml"
-    text = path.read_text(encoding="utf-8").replace(
-        'destination = "crm"\n', 'destination = "crm"\nwhen = { entity_type = ["GROUP"] }\n', 1
-    )
-    path.write_text(text, encoding="utf-8")
-    ended = plan(folder, "--route", "user-to-crm")
-    assert (ended.returncode, ended.stderr) == (0, "in sync: 0 entities\n")
+    goes = 'destination = "crm"\n'
+    config = CONFIG.format(url=server.url).replace(goes, goes + 'when = { entity_type = ["GROUP"] }\n', 1)
+    place.configure(config_text(database_url) + config)
+    ended = place.invoke(*PLAN)
+    assert (ended.status, ended.stderr) == (0, "in sync: 0 entities\n")
     assert server.seen == []
 
 
@@ -139,7 +125,6 @@ def test_entities_of_types_that_the_route_does_not_take_are_not_asked_about(
         (("--route", "user-to-crm", "--entity", "u1"), "--entity must be TYPE/ID"),
     ],
 )
-def test_wrong_use_is_status_2(folder: Path, arguments: tuple[str, ...], said: str) -> None:
-    ended = plan(folder, *arguments)
-    assert ended.returncode == 2
-    assert said in ended.stderr
+def test_wrong_use_is_status_2(place: Site, arguments: tuple[str, ...], said: str) -> None:
+    ended = place.invoke("relay", "plan", *arguments)
+    assert (ended.status, said in ended.stderr) == (2, True)

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
-from typer.testing import CliRunner
 
-from inbox.cli.main import app
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
+from tests.helpers.processes import invoke
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import Receiver, receiving
 from tests.helpers.webhooks import TOKEN, body, config_text
@@ -49,12 +48,12 @@ class Place:
 
     def inbox(self, *arguments: str) -> tuple[int, str]:
         """Exit status and output of the command."""
-        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
-        return result.exit_code, result.output
+        ran = invoke("inbox", *arguments, COLUMNS="300")
+        return ran.status, ran.stdout + ran.stderr
 
     def listed(self, *arguments: str) -> list[dict[str, Any]]:
         """Return the items that the command lists with --json, whatever its exit status."""
-        found: list[dict[str, Any]] = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+        found: list[dict[str, Any]] = json.loads(invoke("inbox", *arguments, "--json").stdout)
         return found
 
     def refusals(self) -> list[Row]:

@@ -6,10 +6,7 @@ import http.client
 import logging
 import os
 import signal
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,20 +18,20 @@ from inbox.loader.load import parse_config
 from tests.helpers import checkers
 from tests.helpers.evidence import stored
 from tests.helpers.outage import is_postgres
-from tests.helpers.processes import GUNICORN, Program, free_port, is_ready, site
-from tests.helpers.sender import Sender
+from tests.helpers.processes import GUNICORN, INBOX, Program, Site, free_port, is_ready, site
+from tests.helpers.receiver import posted
+from tests.helpers.sender import Sender, endless
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text, moment
+from tests.helpers.webhooks import HEADERS, PATH, TOKEN, body, config_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REFUSED = "[ERROR] reload refused: "
-ENTITIES = 60
 SECRET = "s3cret"
 WAYS = {
     "gunicorn -c python:inbox.gunicorn_settings": GUNICORN,
     "gunicorn -c gunicorn.conf.py": ("-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")),
     "gunicorn --preload": (*GUNICORN, "--preload"),
-    "inbox serve": ("-c", "from inbox.cli.main import main; main()", "serve"),
+    "inbox serve": (*INBOX, "serve"),
 }
 
 
@@ -48,14 +45,7 @@ auth = {{ kind = "header", name = "X-Webhook-Token", secrets = {list(secrets)} }
 
 def post(port: int, name: str, token: str = TOKEN) -> int:
     """The status that a webhook of this source is answered with."""
-    headers = {**HEADERS, "X-Webhook-Token": token}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/webhooks/{name}", body(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
+    return posted(port, f"/webhooks/{name}", body(), {"X-Webhook-Token": token})
 
 
 def replaced(receiver: Program, do: Callable[[], None]) -> str:
@@ -92,76 +82,63 @@ def refusals(output: str) -> list[str]:
 
 
 def test_a_new_source_is_served_after_sighup_and_no_request_fails_meanwhile(
-    database_url: str, engine: Engine, tmp_path: Path
+    database_url: str, engine: Engine, place: Site, tmp_path: Path
 ) -> None:
     config = config_text(database_url)
-    endless = ((f"u{n % ENTITIES}", moment(n)) for n in count())
-    with site(tmp_path, config) as place:
-        receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
-        assert post(port, "added-1") == 401
-        sender = Sender(tmp_path / "sends.jsonl", port, endless)
-        try:
-            for number in (1, 2, 3):
-                acknowledged = sender.acknowledged()
-                until(lambda: sender.acknowledged() >= acknowledged + 100, "the sender is at work", within=20)  # noqa: B023
-                config += source(f"added-{number}", TOKEN)
-                place.configure(config)
-                assert "[INFO] reloaded sources=trivore,unrouted,added-1" in reload(receiver)
-                assert post(port, f"added-{number}") == 200
-        finally:
-            sender.stop()
-        sends, logs = sender.sends.lines(), place.logs()
+    receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
+    assert post(port, "added-1") == 401
+    sender = Sender(tmp_path / "sends.jsonl", port, endless())
+    try:
+        for number, send in enumerate((os.kill, os.kill, os.killpg), 1):  # the last to its workers, too
+            acknowledged = sender.acknowledged()
+            until(lambda: sender.acknowledged() >= acknowledged + 100, "the sender is at work", within=20)  # noqa: B023
+            config += source(f"added-{number}", TOKEN)
+            place.configure(config)
+            written = replaced(receiver, lambda: send(receiver.pid, signal.SIGHUP))  # noqa: B023
+            assert "[INFO] reloaded sources=trivore,unrouted,added-1" in written
+            assert post(port, f"added-{number}") == 200
+    finally:
+        sender.stop()
+    sends = sender.sends.lines()
 
     assert {line["outcome"] for line in sends} == {None, "ok"}
     assert len(sends) >= 600
     assert checkers.unstored(sends, stored(engine)) == []
-    assert checkers.complaints(logs) == []
-
-
-def test_sighup_to_the_whole_process_group_costs_no_request(sqlite_database_url: str, tmp_path: Path) -> None:
-    with site(tmp_path, config_text(sqlite_database_url)) as place:
-        receiver, port = place.receiver(workers=1)
-        sender = Sender(tmp_path / "sends.jsonl", port, ((f"u{n % ENTITIES}", moment(n)) for n in count()))
-        try:
-            until(lambda: sender.acknowledged() >= 100, "the sender is at work", within=20)
-            replaced(receiver, lambda: os.killpg(receiver.pid, signal.SIGHUP))
-        finally:
-            sender.stop()
-        assert {line["outcome"] for line in sender.sends.lines()} == {None, "ok"}
-        assert checkers.complaints(place.logs()) == []
+    assert checkers.complaints(place.logs()) == []
 
 
 def test_a_worker_that_leaves_answers_what_comes_on_an_open_connection(
-    sqlite_database_url: str, tmp_path: Path
+    sqlite_place: Site,
 ) -> None:
-    with site(tmp_path, config_text(sqlite_database_url)) as place:
-        receiver, port = place.receiver(workers=1)
-        asking, silent = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(2))
+    receiver, port = sqlite_place.receiver(workers=1)
+    asking, silent = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for _ in range(2))
 
-        def ask(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-            connection.request("POST", PATH, body(), dict(HEADERS))
-            answer = connection.getresponse()
-            answer.read()
-            assert answer.status == 200
-            return answer
+    def ask(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+        connection.request("POST", PATH, body(), dict(HEADERS))
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200
+        return answer
 
-        def reload_and_ask() -> None:
-            receiver.send(signal.SIGHUP)
-            until(lambda: "Shutting down" in receiver.output, "the old worker leaves")
-            assert ask(asking).getheader("connection") == "close"
+    def reload_and_ask() -> None:
+        receiver.send(signal.SIGHUP)
+        receiver.writes("Shutting down")
+        assert ask(asking).getheader("connection") == "close"
 
-        for connection in (asking, silent):
-            assert ask(connection).getheader("connection") is None
-        replaced(receiver, reload_and_ask)
-        assert silent.sock is not None
-        assert silent.sock.recv(1) == b""
-        silent.close()
+    for connection in (asking, silent):
+        assert ask(connection).getheader("connection") is None
+    replaced(receiver, reload_and_ask)
+    assert silent.sock is not None
+    assert silent.sock.recv(1) == b""
+    silent.close()
 
 
 def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force(
     sqlite_database_url: str, tmp_path: Path
 ) -> None:
     good = config_text(sqlite_database_url)
+    elsewhere = config_text("postgresql+psycopg://relay:hush@db.invalid/inbox")
+    needs_a_restart = "[database] url: another database needs a restart"
     bad_files: dict[str, list[str]] = {
         f"{good}\n[sources.cut": ["inbox.toml is not TOML: "],
         good.replace("preset", "presett"): 2 * ["presett: unknown key; did you mean 'preset'?", "preset: is missing"],
@@ -172,10 +149,13 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
             "[sources.added] auth: the environment variable NOT_THERE is not set",
             "[sources.added] auth: can't read the secret in /not/there",
         ],
+        elsewhere + source("added", TOKEN): [needs_a_restart],
+        f"{good}[metrics]\nreceiver = '127.0.0.1:1'": ["[metrics] receiver: another address needs a restart"],
+        elsewhere + source("added", "env:NOT_THERE"): [needs_a_restart, "[sources.added] auth: "],
     }
     with site(tmp_path, good) as place:
         receiver, port = place.receiver(workers=1)
-        sender = Sender(tmp_path / "sends.jsonl", port, ((f"u{n % ENTITIES}", moment(n)) for n in count()))
+        sender = Sender(tmp_path / "sends.jsonl", port, endless())
         try:
             for text, expected in bad_files.items():
                 place.configure(text)
@@ -190,6 +170,7 @@ def test_a_bad_file_is_refused_mistake_by_mistake_and_the_old_one_stays_in_force
             assert post(port, "added") == 200
         finally:
             sender.stop()
+        assert "hush" not in receiver.output
         assert {line["outcome"] for line in sender.sends.lines()} == {None, "ok"}
         assert checkers.complaints(place.logs()) == []
 
@@ -245,28 +226,12 @@ def test_a_rotated_secret_file_is_taken_up_on_sighup_and_not_before(sqlite_datab
         assert [post(port, "rotating", token) for token in ("first", "second")] == [401, 200]
 
 
-def test_another_database_is_refused_while_the_receiver_runs(sqlite_database_url: str, tmp_path: Path) -> None:
-    elsewhere = config_text("postgresql+psycopg://relay:hush@db.invalid/inbox")
-    needs_a_restart = "[database] url: another database needs a restart"
-    with site(tmp_path, config_text(sqlite_database_url)) as place:
-        receiver, port = place.receiver(workers=1)
-        place.configure(elsewhere + source("added", TOKEN))
-        assert refusals(reload(receiver)) == [needs_a_restart]
-        assert [post(port, name) for name in ("trivore", "added")] == [200, 401]
-
-        place.configure(elsewhere + source("added", "env:NOT_THERE"))
-        database, secret = refusals(reload(receiver))
-        assert database == needs_a_restart
-        assert secret.startswith("[sources.added] auth: ")
-        assert "hush" not in receiver.output
-
-
 def test_a_receiver_whose_file_is_bad_says_each_mistake_and_does_not_start(
     sqlite_database_url: str, tmp_path: Path
 ) -> None:
     with site(tmp_path, config_text(sqlite_database_url) + source("added", "env:NO", "env:NO_2")) as place:
-        receiver = place.start("receiver", *GUNICORN, "--bind", f"127.0.0.1:{free_port()}")
-        assert receiver.ends(within=20) == 2
+        receiver = place.refused_receiver()
+        assert receiver.ends() == 2
         for variable in ("NO", "NO_2"):
             assert f"\ninbox: [sources.added] auth: the environment variable {variable} is not set" in receiver.output
         assert checkers.complaints(place.logs()) == []

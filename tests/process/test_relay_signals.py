@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from tests.helpers import checkers
-from tests.helpers.downstream import Held, never_greeting, serving
+from tests.helpers.downstream import never_greeting, serving
 from tests.helpers.evidence import facts, in_flight_of, open_states, stored
 from tests.helpers.filling import fill
-from tests.helpers.processes import Program, site
+from tests.helpers.processes import Site, site
 from tests.helpers.reading import count as count_rows
-from tests.helpers.sender import Event
+from tests.helpers.sender import events
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text, moment
 
@@ -24,59 +23,48 @@ AT_ONCE_SECONDS = 8.0
 """Far less than the grace period and the hanging call; what it takes on a busy machine is mostly the end of Python."""
 
 
-def stop(relay: Program, *, twice: bool = False) -> None:
-    """Signals of one kind that wait for a process are one: the second is sent when the first was heard."""
-    relay.send(signal.SIGTERM)
-    if twice:
-        until(lambda: "stopping node=" in relay.output, "the relay has heard the first")
-        assert relay.runs
-        relay.send(signal.SIGTERM)
-
-
-@pytest.mark.parametrize(
-    ("options", "twice"), [((), True), (("--grace", "0.3"), False)], ids=["a second signal", "the grace period is over"]
-)
+@pytest.mark.parametrize("relays", [1, 2], ids=["alone", "a parent"])
 def test_a_call_that_hangs_is_cut_and_repeated_without_using_an_attempt(
-    database_url: str, engine: Engine, tmp_path: Path, options: tuple[str, ...], twice: bool
+    database_url: str, engine: Engine, tmp_path: Path, relays: int
 ) -> None:
-    seqs = fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
+    seqs = fill(database_url, events(24, entities=12))
     with (
         serving(tmp_path / "arrivals.jsonl", seconds=HANGS_SECONDS) as downstream,
-        site(tmp_path, config_text(database_url, downstream.url)) as place,
+        site(tmp_path, config_text(database_url, downstream.url, concurrency=1)) as place,
     ):
-        relay = place.relay(*options)
-        until(lambda: len(downstream.arrivals), "the call is under way", within=20)
-        stop(relay, twice=twice)
-        assert relay.ends(within=AT_ONCE_SECONDS) == 0
+        relay = place.relay("--processes", str(relays))
+        until(lambda: len(downstream.arrivals) == relays, "each makes a call", within=20)
+        relay.send(signal.SIGTERM)
+        relay.writes("stopping node=", relays)  # signals of one kind that wait for a process are one
+        assert relay.runs
+        assert relay.stop(within=AT_ONCE_SECONDS) == 0
 
-        (cut,) = facts(engine)
-        assert (cut["seq"], cut["kind"], cut["detail"]["error_class"]) == (seqs[0], "attempt_failed", "lease_lost")
-        assert cut["detail"]["counted"] is False
-        assert cut["detail"]["error"] == "forward: cut: the lease ended"
-        assert open_states(engine) == {"ready": 1, "waiting": 1}
+        cut = facts(engine)
+        assert sorted(fact["seq"] for fact in cut) == sorted(line["seq"] for line in downstream.arrivals.lines())
+        for fact in cut:
+            assert (fact["kind"], fact["detail"]["error_class"]) == ("attempt_failed", "lease_lost")
+            assert (fact["detail"]["counted"], fact["detail"]["error"]) == (False, "forward: cut: the lease ended")
+        assert open_states(engine) == {"ready": 12, "waiting": 12}
         assert count_rows(engine, "open_delivery WHERE attempt > 0") == 0
 
         downstream.seconds = 0
-        assert place.relay("--drain").ends(within=20) == 0
+        assert place.relay("--drain").ends() == 0
         calls = [(line["seq"], line["attempt"]) for line in downstream.arrivals.lines()]
         assert checkers.complaints(place.logs()) == []
 
-    assert calls == [(seqs[0], 1), (seqs[0], 1), (seqs[1], 1)]
-    assert [fact["kind"] for fact in facts(engine)] == ["attempt_failed", "delivered", "delivered"]
+    assert calls[0] == (seqs[0], 1)
+    assert sorted(calls) == sorted((seq, 1) for seq in [fact["seq"] for fact in cut] + seqs)
+    assert [fact["kind"] for fact in facts(engine)] == ["attempt_failed"] * relays + ["delivered"] * 24
 
 
-@pytest.mark.parametrize(
-    ("options", "twice"), [((), True), (("--grace", "0.3"), False)], ids=["a second signal", "the grace period is over"]
-)
 def test_a_call_whose_connection_is_not_set_up_is_cut_without_a_trace(
-    database_url: str, engine: Engine, tmp_path: Path, options: tuple[str, ...], twice: bool
+    database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    fill(database_url, [("u1", moment(0))])
+    fill(database_url, events(1))
     with never_greeting() as (url, has_come), site(tmp_path, config_text(database_url, url)) as place:
-        relay = place.relay(*options)
+        relay = place.relay("--grace", "0.3")
         until(has_come, "the call is under way", within=20)
-        stop(relay, twice=twice)
-        assert relay.ends(within=AT_ONCE_SECONDS) == 0
+        assert relay.stop(within=AT_ONCE_SECONDS) == 0
         assert "cutting" in relay.output
         assert "running=1" in relay.output
         assert checkers.complaints(place.logs()) == []
@@ -86,111 +74,71 @@ def test_a_call_whose_connection_is_not_set_up_is_cut_without_a_trace(
     assert count_rows(engine, "open_delivery WHERE attempt > 0 OR lease_token IS NOT NULL") == 0
 
 
-def test_another_configuration_takes_effect_while_a_running_call_ends_at_the_old_address(
-    database_url: str, engine: Engine, tmp_path: Path
-) -> None:
-    held = Held()
-    seqs = fill(database_url, [("u1", moment(0)), ("u1", moment(1)), ("u2", moment(2))])
-    with (
-        serving(tmp_path / "old.jsonl", held) as old,
-        serving(tmp_path / "new.jsonl") as new,
-        site(tmp_path, config_text(database_url, old.url, concurrency=1)) as place,
-    ):
-        relay = place.relay()
-        until(lambda: held.seqs, "a call is under way", within=20)
-        place.configure(config_text(database_url, new.url, concurrency=1))
-        relay.send(signal.SIGHUP)
-        until(lambda: "reloaded node=" in relay.output, "the relay has read it")
-        seqs += fill(database_url, [("u3", moment(3))])
-        until(lambda: len(new.arrivals) == 2, "what was not begun, and what came later, goes to the new address")
-        held.go.set()
-        until(lambda: not open_states(engine), "everything is delivered")
-        relay.send(signal.SIGTERM)
-        assert relay.ends(within=20) == 0
-        assert checkers.complaints(place.logs()) == []
-        there = [sorted(line["seq"] for line in service.arrivals.lines()) for service in (old, new)]
-
-    assert there == [seqs[:1], seqs[1:]]
-    assert [fact["kind"] for fact in facts(engine)] == ["delivered"] * 4
-
-
 @pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
-def test_signals_that_come_while_it_ends_change_nothing(
-    sqlite_database_url: str, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    with site(tmp_path, config_text(sqlite_database_url)) as place:
-        relay = place.relay(*options)
-        until(lambda: "started node=" in relay.output, "the relay works", within=20)
+def test_signals_that_come_while_it_ends_change_nothing(sqlite_place: Site, options: tuple[str, ...]) -> None:
+    relay = sqlite_place.relay(*options)
+    relay.writes("started node=")
 
-        def has_ended() -> bool:
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                relay.send(number)
-            return not relay.runs
+    def has_ended() -> bool:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            relay.send(number)
+        return not relay.runs
 
-        until(has_ended, "the relay ends", within=20, poll=0.001)
-        assert relay.ends(within=0) == 0
-        assert checkers.complaints(place.logs()) == []
+    until(has_ended, "the relay ends", within=20, poll=0.001)
+    assert relay.ends(within=0) == 0
+    assert checkers.complaints(sqlite_place.logs()) == []
 
 
-def nonsense(config: str) -> str:
-    return config + "\nthis is not TOML\n"
-
-
-def two_mistakes(config: str) -> str:
-    return config.replace("concurrency = 8", 'concurency = 8\ntimeout = "long"')
-
-
-def no_secret(config: str) -> str:
-    return config.replace("concurrency = 8", 'signing_secret = "env:NOWHERE_TO_BE_FOUND"')
-
-
-def another_database(config: str) -> str:
-    return config.replace("[database]\nurl = ", "[database]\nurl = 'sqlite:///elsewhere.db' # ")
-
-
-@pytest.mark.parametrize(
-    ("spoiled", "mistakes"),
-    [
-        (nonsense, ["inbox.toml is not TOML"]),
-        (two_mistakes, ["concurency", "timeout"]),
-        (no_secret, ["NOWHERE_TO_BE_FOUND"]),
-        (another_database, ["[database] url: another database needs a restart"]),
-    ],
+SPOILED = (
+    ("[database]", "this is not TOML", ["inbox.toml is not TOML"]),
+    ("concurrency = 8", 'concurency = 8\ntimeout = "long"', ["concurency", "timeout"]),
+    ("concurrency = 8", 'signing_secret = "env:NOWHERE_TO_BE_FOUND"', ["NOWHERE_TO_BE_FOUND"]),
+    (
+        "[database]\nurl = ",
+        "[database]\nurl = 'sqlite:///elsewhere.db' # ",
+        ["[database] url: another database needs a restart"],
+    ),
+    (
+        "[database]",
+        "[metrics]\nrelay = '127.0.0.1:1'\n[database]",
+        ["[metrics] relay: another address needs a restart"],
+    ),
 )
+"""A part of a good file, what stands there instead, and what is told of it."""
+
+
 def test_a_configuration_that_can_not_be_used_is_refused_and_the_old_one_stays(
-    sqlite_database_url: str, tmp_path: Path, spoiled: Callable[[str], str], mistakes: list[str]
+    sqlite_database_url: str, tmp_path: Path
 ) -> None:
-    with serving(tmp_path / "arrivals.jsonl") as downstream:
-        config = config_text(sqlite_database_url, downstream.url)
+    with serving(tmp_path / "old.jsonl") as old, serving(tmp_path / "new.jsonl") as new:
+        config = config_text(sqlite_database_url, old.url)
         with site(tmp_path, config) as place:
             relay = place.relay()
-            until(lambda: "started node=" in relay.output, "the relay works", within=20)
-            assert spoiled(config) != config
-            place.configure(spoiled(config))
+            relay.writes("started node=")
+            for number, (good, bad, mistakes) in enumerate(SPOILED, 1):
+                written = len(relay.output)
+                assert good in config
+                place.configure(config.replace(good, bad))
+                relay.send(signal.SIGHUP)
+                relay.writes("the old configuration stays", number)
+                told = [line for line in relay.output[written:].splitlines() if " ERROR " in line]
+                assert len(told) == len(mistakes) + 1
+                assert all(mistake in line for mistake, line in zip(mistakes, told, strict=False))
+                fill(sqlite_database_url, [("u1", moment(number))])
+                until(lambda: len(old.arrivals) == number, "it still works")  # noqa: B023
+            place.configure(config_text(sqlite_database_url, new.url))
             relay.send(signal.SIGHUP)
-            until(lambda: "the old configuration stays" in relay.output, "the relay has refused it")
-            told = [line for line in relay.output.splitlines() if " ERROR " in line]
-            assert len(told) == len(mistakes) + 1
-            assert all(mistake in line for mistake, line in zip(mistakes, told, strict=False))
-
-            fill(sqlite_database_url, [("u1", moment(0))])
-            until(lambda: len(downstream.arrivals), "it still works")
-            place.configure(config)
-            relay.send(signal.SIGHUP)
-            until(lambda: "reloaded node=" in relay.output, "a good one is taken afterwards")
-            relay.send(signal.SIGTERM)
-            assert relay.ends(within=20) == 0
+            relay.writes("reloaded node=")
+            fill(sqlite_database_url, [("u1", moment(9))])
+            until(lambda: len(new.arrivals) == 1, "a good one takes effect afterwards")
+            assert relay.stop() == 0
             assert checkers.complaints(place.logs()) == []
-
-
-def events(number: int, entities: int) -> list[Event]:
-    return [(f"u{n % entities}", moment(n)) for n in range(number)]
 
 
 def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_without_a_trace(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    fill(database_url, events(600, entities=60))
+    fill(database_url, events(400))
     with (
         serving(tmp_path / "arrivals.jsonl", seconds=0.3) as downstream,
         site(tmp_path, config_text(database_url, downstream.url)) as place,
@@ -201,13 +149,11 @@ def test_a_new_relay_that_starts_before_the_old_one_is_told_to_stop_takes_over_w
             new = place.relay()
             until(lambda: in_flight_of(engine, new.pid), "the new one works, too", within=20)  # noqa: B023
             assert in_flight_of(engine, old.pid)
-            old.send(signal.SIGTERM)
-            assert old.ends(within=20) == 0
+            assert old.stop() == 0
             old = new
         downstream.seconds = 0.02
         until(lambda: not open_states(engine), "everything is delivered", within=60)
-        old.send(signal.SIGTERM)
-        assert old.ends(within=20) == 0
+        assert old.stop() == 0
         arrivals, logs = downstream.arrivals.lines(), place.logs()
 
     assert sorted(line["seq"] for line in arrivals) == [line["seq"] for line in stored(engine)]

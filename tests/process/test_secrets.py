@@ -5,9 +5,7 @@ The bodies of webhooks are the exception: they are kept as they came, so nothing
 
 from __future__ import annotations
 
-import http.client
 import json
-import signal
 import socket
 from base64 import b64encode
 from pathlib import Path
@@ -20,6 +18,7 @@ from tests.helpers.echoing import LAST, Echo, Reply, echoing
 from tests.helpers.planting import Planted, all_text
 from tests.helpers.processes import GUNICORN, Site, site
 from tests.helpers.reading import rows
+from tests.helpers.receiver import posted
 from tests.helpers.scraping import exposition, metrics_at
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import body, moment
@@ -212,10 +211,7 @@ def post_all(secret: Planted, port: int) -> None:
         (401, "/webhooks/nobody", body(ENTITY), right | more),
     ]
     for expected, path, payload, headers in sent:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("POST", path, body=payload, headers=headers)
-        assert connection.getresponse().status == expected, path
-        connection.close()
+        assert posted(port, path, payload, headers) == expected, path
 
 
 def relay_all(place: Site, engine: Engine, metrics: int) -> tuple[dict[str, str], str]:
@@ -228,11 +224,10 @@ def relay_all(place: Site, engine: Engine, metrics: int) -> tuple[dict[str, str]
     kinds = {row["kind"] for row in rows(engine, "SELECT kind FROM delivery_log")}
     assert {"delivered", "dead", "attempt_failed"} <= kinds
     relay = place.relay("--verbose")
-    until(lambda: "started node=" in relay.output, "it works", within=20)
+    relay.writes("started node=")
     until(lambda: "not posted" in drain.output + relay.output, "an alert was not taken", within=20)
     served = until(lambda: exposition(metrics), "its metrics are served", within=20) or ""
-    relay.send(signal.SIGTERM)
-    assert relay.ends(within=20) == 0
+    assert relay.stop() == 0
     return {drain.log.name: f"USER|{ENTITY}", relay.log.name: "stopped node="}, served
 
 
@@ -257,15 +252,16 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
 """Commands of an operator, each with a visible word of the answer."""
 
 
-def ask_all(place: Site) -> dict[str, str]:
-    """Run each command; return the word that its output must contain, by the name of its log."""
-    expected = {}
+def ask_all(place: Site) -> tuple[dict[str, str], dict[str, str]]:
+    """Run each command; return its output and the word that this must contain, by the command."""
+    found, expected = {}, {}
     for package, command, word in COMMANDS:
-        arguments = ("-c", f"from {package}.cli.main import main; main()", *command.split())
-        program = place.start(f"{package} {command.replace('/', ' ')}", *arguments, COLUMNS="4000")
-        assert program.ends(within=20) == 0, program.output
-        expected[program.log.name] = word
-    return expected
+        name = f"{package} {command}"
+        ended = place.run(package, *command.split(), COLUMNS="4000")
+        assert ended.status == 0, ended.stderr
+        found[name] = ended.stdout + ended.stderr
+        expected[name] = word
+    return found, expected
 
 
 def mistaken(place: Site, text: str, secret: Planted) -> dict[str, str]:
@@ -274,8 +270,8 @@ def mistaken(place: Site, text: str, secret: Planted) -> dict[str, str]:
     more = f'[destinations.odd]\nkind = "forward"\nurl = {json.dumps(bad)}\npasword = {json.dumps(bad)}\n'
     place.configure(text + more + f"auth = {json.dumps(bad)}\n")
     relay = place.relay()
-    receiver = place.start("receiver", *GUNICORN, "--bind", "127.0.0.1:0")
-    assert [relay.ends(within=20), receiver.ends(within=20)] == [2, 2]
+    receiver = place.refused_receiver()
+    assert [relay.ends(), receiver.ends()] == [2, 2]
     return {relay.log.name: "pasword", receiver.log.name: "pasword"}
 
 
@@ -309,15 +305,14 @@ def test_no_secret_is_left_in_the_database_in_a_log_in_the_metrics_or_in_what_co
             receiver, port = place.receiver(1, (*GUNICORN, "--access-logfile", "-"))
             post_all(secret, port)
             expected, served = relay_all(place, engine, metrics)
-            expected |= ask_all(place)
-            receiver.send(signal.SIGTERM)
-            assert receiver.ends(within=20) == 0
-            expected |= mistaken(place, text, secret) | {receiver.log.name: "POST /webhooks/by-header"}
+            told, words = ask_all(place)
+            assert receiver.stop() == 0
+            expected |= words | mistaken(place, text, secret) | {receiver.log.name: "POST /webhooks/by-header"}
             logs = place.logs()
     assert min(echo.calls.values()) > 0, echo.calls
     tables = all_text(engine)
     visible = expected | VISIBLE | {"metrics": "to-hook"}
-    places = logs | tables | {"metrics": served}
+    places = logs | told | tables | {"metrics": served}
 
     assert secret.leaks(places) == []
     blind = [name for name, found in places.items() if name not in WITHOUT_TEXT and visible.get(name, "?") not in found]

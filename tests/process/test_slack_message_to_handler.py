@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import urlencode
 
+import pytest
 from sqlalchemy import Engine
 
 from tests.helpers.evidence import facts
-from tests.helpers.processes import Site, site
+from tests.helpers.processes import Site
 from tests.helpers.reading import count
 
 CONFIG = """
@@ -26,7 +25,7 @@ pattern = '(?P<type>[a-z]+) (?P<id>\\d+) was (?P<event_type>\\w+)'
 [destinations.ours]
 kind = "python"
 function = "ours.handlers:on_event"
-timeout = {timeout}
+timeout = "15s"
 
 [routes.chat-to-ours]
 source = "chat"
@@ -56,12 +55,13 @@ def on_event(event: Event) -> None:
 """
 
 
-def a_site(folder: Path, database_url: str, run: Callable[[Site], None], timeout: str = "15s") -> None:
-    (folder / "ours").mkdir()
-    (folder / "ours" / "handlers.py").write_text(HANDLER, encoding="utf-8")
-    config = CONFIG.format(database=json.dumps(database_url), timeout=json.dumps(timeout))
-    with site(folder, config) as place:
-        run(place)
+@pytest.fixture
+def place(place: Site, database_url: str) -> Site:
+    ours = place.folder / "ours"
+    ours.mkdir()
+    (ours / "handlers.py").write_text(HANDLER, encoding="utf-8")
+    place.configure(CONFIG.format(database=json.dumps(database_url)))
+    return place
 
 
 def send(port: int, body: bytes, content_type: str = "application/json") -> dict[str, object]:
@@ -84,43 +84,30 @@ def drained(place: Site) -> str:
     return relay.output
 
 
-def test_messages_become_calls_of_the_function_in_inbox_tomls_folder(
-    database_url: str, engine: Engine, tmp_path: Path
-) -> None:
-    def run(place: Site) -> None:
-        _, port = place.receiver(workers=1)
-        blocks = {"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "*user 1 was created*"}}]}
-        created = send(port, json.dumps(blocks).encode())
-        form = urlencode({"payload": json.dumps({"text": "user 2 was deleted"})}).encode()
-        deleted = send(port, form, "application/x-www-form-urlencoded")
-        talk = send(port, b'{"text": "Lunch?"}')
-        assert send(port, b'{"text": "Lunch?"}') in (
-            {"status": "duplicate", "seq": talk["seq"]},
-            {"status": "accepted", "seq": 4},  # five minutes began between the two
-        )
-        drained(place)
+def test_messages_become_calls_of_the_function_in_inbox_tomls_folder(place: Site, engine: Engine) -> None:
+    _, port = place.receiver(workers=1)
+    blocks = {"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": "*user 1 was created*"}}]}
+    created = send(port, json.dumps(blocks).encode())
+    form = urlencode({"payload": json.dumps({"text": "user 2 was deleted"})}).encode()
+    deleted = send(port, form, "application/x-www-form-urlencoded")
+    talk = send(port, b'{"text": "Lunch?"}')
+    assert send(port, b'{"text": "Lunch?"}') in (
+        {"status": "duplicate", "seq": talk["seq"]},
+        {"status": "accepted", "seq": 4},  # five minutes began between the two
+    )
+    drained(place)
 
-        assert kinds(engine, created["seq"]) == ["attempt_failed", "delivered"]
-        assert kinds(engine, deleted["seq"]) == ["dead"]
-        assert kinds(engine, talk["seq"]) == ["skipped"]
-
-    a_site(tmp_path, database_url, run)
-    calls = [json.loads(line) for line in (tmp_path / "ours" / "handled.jsonl").read_text().splitlines()]
+    assert kinds(engine, created["seq"]) == ["attempt_failed", "delivered"]
+    assert kinds(engine, deleted["seq"]) == ["dead"]
+    assert kinds(engine, talk["seq"]) == ["skipped"]
+    calls = [json.loads(line) for line in (place.folder / "ours" / "handled.jsonl").read_text().splitlines()]
     assert [call[3] for call in calls if call[:3] == ["user", "1", "created"]] == [1, 2]
     assert [call[4] for call in calls if call[1] == "2"] == [{"payload": '{"text": "user 2 was deleted"}'}]
     assert [fact["detail"].get("did") for fact in facts(engine) if fact["kind"] == "delivered"] == ["handled"]
     assert count(engine, "open_delivery WHERE state <> 'dead'") == 0
 
-
-def test_a_function_that_never_returns_does_not_keep_the_relay_from_ending(
-    database_url: str, engine: Engine, tmp_path: Path
-) -> None:
-    def run(place: Site) -> None:
-        _, port = place.receiver(workers=1)
-        hanged = send(port, b'{"text": "user 1 was hanged"}')
-        output = drained(place)
-        assert kinds(engine, hanged["seq"]) == ["attempt_failed", "dead"]
-        assert "handler ours.handlers:on_event left behind" in output
-
-    a_site(tmp_path, database_url, run, timeout="200ms")
-    assert facts(engine)[0]["detail"]["error_class"] == "unknown"
+    place.configure((place.folder / "inbox.toml").read_text().replace('"15s"', '"200ms"'))
+    hanged = send(port, b'{"text": "user 3 was hanged"}')
+    assert "handler ours.handlers:on_event left behind" in drained(place), "it does not keep the relay from ending"
+    assert kinds(engine, hanged["seq"]) == ["attempt_failed", "dead"]
+    assert facts(engine)[-2]["detail"]["error_class"] == "unknown"

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from itertools import count
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Engine
 
 from tests.helpers import checkers
 from tests.helpers.downstream import serving
-from tests.helpers.evidence import facts, open_states, stored
+from tests.helpers.evidence import facts, in_flight_of, open_states, stored
 from tests.helpers.filling import fill
 from tests.helpers.outage import is_postgres
-from tests.helpers.processes import site
+from tests.helpers.processes import Site, site
 from tests.helpers.reading import count as count_rows
 from tests.helpers.reading import rows
-from tests.helpers.sender import Event, Sender
+from tests.helpers.sender import Sender, endless, events
 from tests.helpers.waiting import until
-from tests.helpers.webhooks import config_text, moment
+from tests.helpers.webhooks import config_text
 
 GRACE_SECONDS = 20
 EVENTS = 300
-ENTITIES = 60
 
 
-def events(number: int = EVENTS) -> list[Event]:
-    return [(f"u{n % ENTITIES}", moment(n)) for n in range(number)]
-
-
+@pytest.mark.parametrize("options", [(), ("--processes", "2")], ids=["alone", "a parent"])
 def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_attempt(
-    database_url: str, engine: Engine, tmp_path: Path
+    database_url: str, engine: Engine, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    fill(database_url, events())
+    """By a service manager that signals all processes of a service."""
+    fill(database_url, events(EVENTS))
     with (
         serving(tmp_path / "arrivals.jsonl", seconds=0.1) as downstream,
         site(tmp_path, config_text(database_url, downstream.url)) as place,
     ):
-        relay = place.relay()
-        until(lambda: len(downstream.arrivals) >= 40, "the drain is under way", within=20)
-        relay.send(signal.SIGTERM)
+        relay = place.relay(*options)
+
+        def all_work() -> bool:
+            relays = relay.children() or [relay.pid]
+            return len(downstream.arrivals) >= 40 and all(in_flight_of(engine, pid) for pid in relays)
+
+        until(all_work, "the drain is under way", within=20)
+        os.killpg(relay.pid, signal.SIGTERM)
         assert relay.ends(within=GRACE_SECONDS) == 0
 
         called = len(downstream.arrivals)
@@ -49,7 +52,8 @@ def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_a
         assert count_rows(engine, "open_delivery WHERE attempt > 0 OR state = 'in_flight'") == 0
         assert count_rows(engine, "open_delivery") == EVENTS - called
 
-        assert place.relay("--drain").ends(within=60) == 0
+        downstream.seconds = 0.01
+        assert place.relay("--drain", *options).ends(within=60) == 0
         arrivals, logs = downstream.arrivals.lines(), place.logs()
 
     assert sorted(line["seq"] for line in arrivals) == sorted(line["seq"] for line in stored(engine))
@@ -58,6 +62,7 @@ def test_a_relay_that_is_told_to_stop_in_mid_drain_repeats_no_call_and_uses_no_a
     assert checkers.out_of_order(arrivals, facts(engine)) == []
     assert checkers.complaints(logs) == []
     assert count_rows(engine, "relay_node WHERE stopped_at IS NULL") == 0
+    assert count_rows(engine, "relay_node") == (4 if options else 2)
 
 
 def test_a_drain_ends_by_itself_and_leaves_what_is_not_due_yet(
@@ -78,17 +83,12 @@ def test_a_drain_ends_by_itself_and_leaves_what_is_not_due_yet(
     assert rows(engine, "SELECT seq, attempt FROM open_delivery") == [{"seq": 20, "attempt": 1}]
 
 
-def test_a_receiver_that_replaces_its_workers_and_stops_has_nothing_to_complain_of(
-    sqlite_database_url: str, tmp_path: Path
-) -> None:
-    with site(tmp_path, config_text(sqlite_database_url)) as place:
-        receiver, _ = place.receiver(workers=1)
-        receiver.send(signal.SIGHUP)
-        until(lambda: receiver.output.count("Finished server process") == 1, "the first worker has ended", within=20)
-        receiver.send(signal.SIGTERM)
-        assert receiver.ends(within=20) == 0
-        lines = receiver.output.splitlines()
-
+def test_a_receiver_that_replaces_its_workers_and_stops_has_nothing_to_complain_of(sqlite_place: Site) -> None:
+    receiver, _ = sqlite_place.receiver(workers=1)
+    receiver.send(signal.SIGHUP)
+    receiver.writes("Finished server process")
+    assert receiver.stop() == 0
+    lines = receiver.output.splitlines()
     assert sum("Finished server process" in line for line in lines) == 2
     assert [line for line in lines if "[INFO]" not in line or "rror" in line] == []
 
@@ -96,14 +96,12 @@ def test_a_receiver_that_replaces_its_workers_and_stops_has_nothing_to_complain_
 def test_what_a_receiver_acknowledged_before_it_was_told_to_stop_is_stored(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    endless = ((f"u{n % ENTITIES}", moment(n)) for n in count())
     with site(tmp_path, config_text(database_url)) as place:
         receiver, port = place.receiver(workers=2 if is_postgres(database_url) else 1)
-        sender = Sender(tmp_path / "sends.jsonl", port, endless, connections=8, tries=1)
+        sender = Sender(tmp_path / "sends.jsonl", port, endless(), connections=8, tries=1)
         try:
             until(lambda: sender.acknowledged() >= 300, "the receiver is under load", within=20)
-            receiver.send(signal.SIGTERM)
-            assert receiver.ends(within=20) == 0
+            assert receiver.stop() == 0
         finally:
             sender.stop()
         sends, logs = sender.sends.lines(), place.logs()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +12,7 @@ from sqlalchemy import Engine
 from inbox.events.timestamps import as_time
 from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.filling import fill
+from tests.helpers.processes import Ended, Site
 from tests.helpers.reading import count, rows
 from tests.helpers.webhooks import config_text
 
@@ -52,25 +49,17 @@ def server() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture
-def folder(server: ScriptedServer, database_url: str, tmp_path: Path) -> Path:
-    """Three webhooks have arrived: two of u1, one of u2."""
-    (tmp_path / "inbox.toml").write_text(config_text(database_url) + CONFIG.format(url=server.url), encoding="utf-8")
+def place(place: Site, server: ScriptedServer, database_url: str) -> Site:
+    """A site where three webhooks have arrived: two of u1, one of u2."""
+    place.configure(config_text(database_url) + CONFIG.format(url=server.url))
     fill(database_url, [("u1", "2026-01-01T00:00:00Z"), ("u1", "2026-01-02T00:00:00Z"), ("u2", "2026-01-01T00:00:00Z")])
-    return tmp_path
+    return place
 
 
-def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "relay", "sweep", "--source", "trivore", *arguments],
-        env={**os.environ, "INBOX_CONFIG": str(folder / "inbox.toml"), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+SWEEP = ("relay", "sweep", "--source", "trivore")
 
 
-def told(ended: subprocess.CompletedProcess[str]) -> list[int]:
+def told(ended: Ended) -> list[int]:
     (only,) = json.loads(ended.stdout)
     return [only["compared"], only["missed"], only["added"]]
 
@@ -83,11 +72,11 @@ LOST = (
 
 
 def test_a_change_that_no_webhook_has_told_becomes_an_event(
-    folder: Path, server: ScriptedServer, engine: Engine
+    place: Site, server: ScriptedServer, engine: Engine
 ) -> None:
     listed(server, *LOST)
-    ended = sweep(folder, "--json")
-    assert (ended.returncode, told(ended)) == (1, [3, 2, 2]), ended.stderr
+    ended = place.run(*SWEEP, "--json")
+    assert (ended.status, told(ended)) == (1, [3, 2, 2]), ended.stderr
     added = rows(
         engine, "SELECT entity_id, event_type, action, occurred_at FROM inbox WHERE seq > 3 ORDER BY entity_id"
     )
@@ -103,34 +92,34 @@ def test_a_change_that_no_webhook_has_told_becomes_an_event(
 
 
 def test_the_next_sweep_begins_a_little_before_the_last_one_ended_and_finds_nothing(
-    folder: Path, server: ScriptedServer
+    place: Site, server: ScriptedServer
 ) -> None:
     listed(server, *LOST)
-    sweep(folder)
+    place.invoke(*SWEEP)
     listed(server, LOST[1], since="2026-01-02T23%3A55%3A00Z")
-    ended = sweep(folder)
-    assert (ended.returncode, ended.stderr) == (0, "nothing was missing\n")
+    ended = place.invoke(*SWEEP)
+    assert (ended.status, ended.stderr) == (0, "nothing was missing\n")
 
 
 def test_a_sweep_that_begins_later_than_the_last_one_ended_does_not_move_the_watermark(
-    folder: Path, server: ScriptedServer, engine: Engine
+    place: Site, server: ScriptedServer, engine: Engine
 ) -> None:
     listed(server, LOST[1], since="2026-01-03T00%3A00%3A00Z")
-    assert sweep(folder, "--since", "2026-01-03").returncode == 1
+    assert place.invoke(*SWEEP, "--since", "2026-01-03").status == 1
     assert count(engine, "sweep_watermark") == 0, "nothing before was compared"
 
 
-def test_a_dry_run_only_tells(folder: Path, server: ScriptedServer, engine: Engine) -> None:
+def test_a_dry_run_only_tells(place: Site, server: ScriptedServer, engine: Engine) -> None:
     listed(server, *LOST)
-    ended = sweep(folder, "--dry-run", "--json")
-    assert (ended.returncode, told(ended)) == (1, [3, 2, 0])
+    ended = place.invoke(*SWEEP, "--dry-run", "--json")
+    assert (ended.status, told(ended)) == (1, [3, 2, 0])
     assert (count(engine, "inbox"), count(engine, "sweep_watermark")) == (3, 0)
 
 
-def test_a_change_of_this_minute_is_left_to_the_next_sweep(folder: Path, server: ScriptedServer) -> None:
+def test_a_change_of_this_minute_is_left_to_the_next_sweep(place: Site, server: ScriptedServer) -> None:
     listed(server, user("u1", "2026-01-02T00:00:00Z"), user("u9", "2126-01-01T00:00:00Z"))
-    ended = sweep(folder, "--json")
-    assert (ended.returncode, told(ended)) == (0, [1, 0, 0])
+    ended = place.invoke(*SWEEP, "--json")
+    assert (ended.status, told(ended)) == (0, [1, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +137,7 @@ def test_a_change_of_this_minute_is_left_to_the_next_sweep(folder: Path, server:
     ],
 )
 def test_what_can_not_be_compared_is_said_and_the_watermark_stays(
-    folder: Path,
+    place: Site,
     server: ScriptedServer,
     engine: Engine,
     page: Act,
@@ -156,8 +145,8 @@ def test_what_can_not_be_compared_is_said_and_the_watermark_stays(
 ) -> None:
     listed(server, *LOST)
     server.routes[f"GET /user?since={EPOCH}&start=1&count=2"] = [page]
-    ended = sweep(folder)
-    assert ended.returncode == 2
+    ended = place.invoke(*SWEEP)
+    assert ended.status == 2
     assert why in ended.stderr
     assert "2 were compared, 1 added, and the next sweep begins again" in " ".join(ended.stderr.split())
     (left,) = rows(engine, "SELECT compared_until, missed FROM sweep_watermark")
@@ -165,11 +154,11 @@ def test_what_can_not_be_compared_is_said_and_the_watermark_stays(
     assert count(engine, "inbox") == 4, "what was found before is kept"
 
 
-def test_an_api_that_gives_the_same_page_for_ever_is_noticed(folder: Path, server: ScriptedServer) -> None:
+def test_an_api_that_gives_the_same_page_for_ever_is_noticed(place: Site, server: ScriptedServer) -> None:
     for start in (0, 1):
         server.routes[f"GET /user?since={EPOCH}&start={start}&count=2"] = [answer(200, {"resources": list(LOST[:2])})]
-    ended = sweep(folder)
-    assert ended.returncode == 2
+    ended = place.invoke(*SWEEP)
+    assert ended.status == 2
     assert "the page at 1 came before" in ended.stderr
 
 
@@ -193,10 +182,9 @@ listing = {{ path = "/contacts", params = {{ offset = "{{start}}" }}, id = "exte
 
 
 @pytest.fixture
-def both(folder: Path, server: ScriptedServer) -> Path:
+def both(place: Site, server: ScriptedServer, database_url: str) -> Site:
     """A destination that has a counterpart of u1, and one of somebody who is gone."""
-    config = (folder / "inbox.toml").read_text() + FULL.format(url=server.url)
-    (folder / "inbox.toml").write_text(config, encoding="utf-8")
+    place.configure(config_text(database_url) + (CONFIG + FULL).format(url=server.url))
     contacts = [
         {"id": "c1", "external_id": "u1"},
         {"id": "c2", "external_id": "gone"},
@@ -204,15 +192,15 @@ def both(folder: Path, server: ScriptedServer) -> Path:
     ]
     server.routes["GET /contacts?offset=0"] = [answer(200, {"items": contacts})]
     server.routes["GET /contacts?offset=2"] = [answer(200, {"items": contacts[2:]})]
-    return folder
+    return place
 
 
 def test_in_full_the_ids_of_both_sides_are_compared_and_nothing_is_changed(
-    both: Path, server: ScriptedServer, engine: Engine
+    both: Site, server: ScriptedServer, engine: Engine
 ) -> None:
     listed(server, *LOST)
-    ended = sweep(both, "--full", "--json")
-    assert ended.returncode == 1, ended.stderr
+    ended = both.invoke(*SWEEP, "--full", "--json")
+    assert ended.status == 1, ended.stderr
     assert [(row["entity_id"], row["finding"]) for row in json.loads(ended.stdout)] == [
         ("gone", "orphan: its entity is not at the source"),
         ("u3", "missing: it has no counterpart"),
@@ -221,22 +209,22 @@ def test_in_full_the_ids_of_both_sides_are_compared_and_nothing_is_changed(
     assert {seen.method for seen in server.seen} == {"GET"}
 
 
-def test_in_full_two_sides_that_have_the_same_are_status_0(both: Path, server: ScriptedServer) -> None:
+def test_in_full_two_sides_that_have_the_same_are_status_0(both: Site, server: ScriptedServer) -> None:
     listed(
         server,
         user("u1", "2026-01-01T00:00:00Z"),
         user("u2", "2026-01-01T00:00:00Z"),
         user("gone", "2026-01-01T00:00:00Z"),
     )
-    ended = sweep(both, "--full")
-    assert (ended.returncode, ended.stderr) == (0, "both sides have the same\n")
+    ended = both.invoke(*SWEEP, "--full")
+    assert (ended.status, ended.stderr) == (0, "both sides have the same\n")
 
 
-def test_in_full_a_destination_that_can_not_be_listed_is_said(both: Path, server: ScriptedServer) -> None:
+def test_in_full_a_destination_that_can_not_be_listed_is_said(both: Site, server: ScriptedServer) -> None:
     listed(server, *LOST)
     server.routes["GET /contacts?offset=2"] = [answer(200, {"items": [{"id": "c9"}]})]
-    ended = sweep(both, "--full")
-    assert ended.returncode == 2
+    ended = both.invoke(*SWEEP, "--full")
+    assert ended.status == 2
     assert "crm: an entity in a page has no id where it is said to be" in ended.stderr
 
 
@@ -244,7 +232,6 @@ def test_in_full_a_destination_that_can_not_be_listed_is_said(both: Path, server
     ("source", "said"),
     [("nobody", "no source 'nobody' is configured"), ("unrouted", "source unrouted has no sweeps")],
 )
-def test_wrong_use_is_status_2(folder: Path, source: str, said: str) -> None:
-    ended = sweep(folder, "--source", source)
-    assert ended.returncode == 2
-    assert said in ended.stderr
+def test_wrong_use_is_status_2(place: Site, source: str, said: str) -> None:
+    ended = place.invoke("relay", "sweep", "--source", source)
+    assert (ended.status, said in ended.stderr) == (2, True)
