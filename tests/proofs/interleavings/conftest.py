@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from sqlalchemy import Engine
 
 from tests.helpers.undivided import let_batches_fail_whole
-from tests.proofs.interleavings.stage import Receive, Stage
-from tests.store.conftest import receive
-
-__all__ = ["receive", "stage"]
+from tests.proofs.interleavings.stage import Stage
+from tests.proofs.model.receiver import in_haste
+from tests.proofs.model.world import World
 
 
 @pytest.fixture
-def stage(engine: Engine, receive: Receive) -> Stage:  # a fixture is asked for by its name
-    return Stage(engine, receive)
-
-
-@pytest.fixture(autouse=True)
-def _batches_fail_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def stage(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """Nothing in it has to survive a power cut, so nobody waits for a disk."""
     let_batches_fail_whole(monkeypatch)
+    in_haste(engine)
+    world = World(engine, database_url)
+    yield Stage(world)
+    world.close()

@@ -44,7 +44,7 @@ class Calling(Receiving, Choosing):
             if key not in self.open or self.open[key].state is not State.READY:
                 break
             self.advance(self.next_due())
-            self.perform(self.make.claim(relay, [key[1]], 2, answered=True))
+            self.perform(self.make.claim(relay, [key[1]], 2))
             self.everything_holds()
             again = [each for each in relay.untouched() if each.key == key]
             if not again:

@@ -45,12 +45,14 @@ _WORK = facts.DeliveredFact | facts.SkippedFact | facts.AttemptFailed | facts.De
 
 
 def results_were_made(snapshot: Snapshot) -> Sequence[object]:
-    """Every result in the log is of an attempt that this relay made, and what it was told agrees."""
+    """Every result in the log is of an attempt that this relay made, and what relays were told of them and of leases agrees."""
     evidence: list[object] = []
     written: Counter[Key] = Counter()
     for entry in snapshot.new:
-        if isinstance(entry.fact, _WORK) and not is_abandoned(entry.fact):
-            written[entry.key] += 1
+        if not isinstance(entry.fact, _WORK | facts.Abandoned):
+            continue
+        written[entry.key] += 1
+        if not is_abandoned(entry.fact):
             attempt = entry.attempt + int(_is_uncounted(entry.fact))
             made = [
                 (delivery, outcome)
@@ -61,6 +63,7 @@ def results_were_made(snapshot: Snapshot) -> Sequence[object]:
             if not any(_follows(snapshot, entry, *each) for each in made):
                 evidence.append((entry, made))
     told = Counter((r.delivery.seq, r.delivery.route) for r in snapshot.doing.results if r.fact is not None)
+    told.update((seq, route) for seq, route, _ in snapshot.doing.reaped)
     return evidence or ([] if told == written else [(told, written)])
 
 

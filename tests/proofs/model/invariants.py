@@ -49,16 +49,20 @@ CHECKS: dict[str, Check] = {
 }
 
 
+def broken(snapshot: Snapshot) -> dict[str, list[object]]:
+    """Make every check, and give the evidence of those that find something."""
+    return {kind: list(evidence) for kind, check in CHECKS.items() if (evidence := check(snapshot))}
+
+
 def hold(snapshot: Snapshot) -> None:
     """Make every check.
 
     Raises:
         Violation: of the first that finds something.
     """
-    for kind, check in CHECKS.items():
-        if evidence := check(snapshot):
-            violation = Violation(kind, list(evidence))
-            violation.add_note("\n".join(map(str, ["open:", *snapshot.after.values(), "new:", *snapshot.new])))
-            violation.add_note("\n".join(f"{k}: {[str(e) for e in v]}" for k, v in snapshot.history.entries.items()))
-            violation.add_note(str(snapshot.doing))
-            raise violation
+    for kind, evidence in broken(snapshot).items():
+        violation = Violation(kind, evidence)
+        violation.add_note("\n".join(map(str, ["open:", *snapshot.after.values(), "new:", *snapshot.new])))
+        violation.add_note("\n".join(f"{k}: {[str(e) for e in v]}" for k, v in snapshot.history.entries.items()))
+        violation.add_note(str(snapshot.doing))
+        raise violation

@@ -113,7 +113,7 @@ class Machine(Calling, Commanding):
     @step(trouble=True, which=WHICH)
     def record_the_same_again(self, which: int) -> None:
         relay = one_of([relay for relay in self.active() if relay.recorded], which)
-        results = self.perform(self.make.record(relay, relay.recorded, answered=True))
+        results = self.perform(self.make.record(relay, relay.recorded))
         if any(result.fact is not None for result in results):
             raise Violation("recorded twice", results)
 
@@ -259,7 +259,7 @@ class Machine(Calling, Commanding):
             self.advance(5)
             seconds -= 5
             for relay in self.with_("renew"):
-                self.perform(self.make.renew(relay, list(relay.held.values()), answered=True))
+                self.perform(self.make.renew(relay, list(relay.held.values())))
                 self.perform(self.make.heartbeat(relay))
         self.advance(seconds)
 

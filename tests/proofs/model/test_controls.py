@@ -30,10 +30,10 @@ from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 from relay.store.operator import replay
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
-from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.proofs.model.running import RUNS, SEED, run
 from tests.proofs.model.snapshot import Violation
 from tests.proofs.model.world import World
+from tests.proofs.planting import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 
 SOON = "1"
 """A seed whose runs show each of these faults early; with another one some take minutes."""
