@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from hypothesis.strategies._internal.featureflags import FeatureFlags
 from sqlalchemy import TextClause
 from sqlalchemy.exc import SQLAlchemyError
@@ -78,8 +78,13 @@ class Evidence:
 _rule: Any = rule  # its types know no arguments by the dictionary
 
 
-def step(*, trouble: bool = False, **arguments: Any) -> Callable[[Rule], Rule]:  # noqa: ANN401  # strategies, by name
-    """A rule that is counted."""
+def step(
+    when: Callable[[Any], Any] | None = None,
+    *,
+    trouble: bool = False,
+    **arguments: Any,  # noqa: ANN401  # strategies, by name
+) -> Callable[[Rule], Rule]:
+    """A rule that is counted, and possible `when` something is so."""
 
     def decorate(function: Rule) -> Rule:
         RULES.add(function.__name__)
@@ -93,7 +98,7 @@ def step(*, trouble: bool = False, **arguments: Any) -> Callable[[Rule], Rule]: 
                 function(self, **drawn)
 
         made: Rule = _rule(**arguments)(counted)
-        return made
+        return made if when is None else precondition(when)(made)
 
     return decorate
 
