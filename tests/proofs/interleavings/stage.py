@@ -141,18 +141,18 @@ class Stage:
         coarse = coarse or not self.world.commits_out_of_order
         operations: dict[str, Operation] = {}
 
-        def start() -> Stepper:
+        def start() -> Mapping[str, Callable[[], Any]]:
             self._put_back()
             operations.update({name: self.operation(name) for name in names})
-            for name, operation in operations.items():
-                stepper.begin(name, operation.send)
-            return stepper
+            return {name: operation.send for name, operation in operations.items()}
 
-        def look(stepper: Stepper) -> None:
-            check(self._order(operations, stepper))
-
-        with Stepper(self.engine, passing=_neither_locks_nor_writes if coarse else _is_nothing_to_others) as stepper:
-            return all_orders(start, look, _would_wait_for_the_order_lock if coarse else _never)
+        return all_orders(
+            self.engine,
+            start,
+            lambda stepper: check(self._order(operations, stepper)),
+            passing=_neither_locks_nor_writes if coarse else _is_nothing_to_others,
+            pointless=_would_wait_for_the_order_lock if coarse else _never,
+        )
 
     def _order(self, operations: Mapping[str, Operation], stepper: Stepper) -> Order:
         ended = stepper.operations.items()
