@@ -227,8 +227,8 @@ _ORDER_LOCK = str(_LOCK)
 
 
 def _is_nothing_to_others(statement: str) -> bool:
-    """Reading the clock is; and appending facts: who reads any reads those of rows that it has locked."""
-    return statement.startswith(("SELECT coalesce(", "\nINSERT INTO delivery_log"))
+    """Reading the clock is; and appending facts: who reads any, as for a failure, reads those of rows that it has locked."""
+    return statement.startswith(("SELECT coalesce(", "\nINSERT INTO delivery_log", "\nSELECT l.seq, l.route, l.kind"))
 
 
 def _neither_locks_nor_writes(statement: str) -> bool:
