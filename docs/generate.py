@@ -43,7 +43,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "preset-answers": presets.preset_answers,
     "schema-tables": schema.schema_tables,
     "schema-views": schema.schema_views,
-    "unused-tables": schema.unused_tables,
 }
 
 

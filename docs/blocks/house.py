@@ -39,7 +39,8 @@ def packages() -> str:
         lines += [(name, sorted(below[name] - _reached(below, below[name]))) for name in free]
         for name in free:
             del below[name]
-    drawn = (f"{name:20} {'──► ' if to else ''}{', '.join(to)}".rstrip() for name, to in lines)
+    width = max(len(name) for name, _ in lines)
+    drawn = (f"{name:{width}} {'──► ' if to else ''}{', '.join(to)}".rstrip() for name, to in lines)
     return "\n".join(["```text", *drawn, "```"])
 
 

@@ -6,7 +6,7 @@ import re
 
 from sqlalchemy import create_engine, text
 
-from docs.blocks.common import MEANINGS, ROOT, table
+from docs.blocks.common import MEANINGS, table
 from inbox.db.dialect import POSTGRES, sqlite_functions
 from inbox.db.schema import metadata
 from inbox.db.views import statements
@@ -43,15 +43,3 @@ def schema_views() -> str:
             rows = ((f"`{column}`", MEANINGS["views"][view].get(column) or known[column]) for column in columns)
             parts.append(f"### `{view}`\n\n{comment}\n\n{table(('column', 'meaning'), rows)}")
     return "\n".join(parts)
-
-
-def unused_tables() -> str:
-    """The tables that no statement of either side names yet."""
-    code = "\n".join(
-        path.read_text(encoding="utf-8")
-        for package in ("inbox", "relay")
-        for path in (ROOT / package).rglob("*.py")
-        if path.parent.name != "db"
-    )
-    unused = [name for name in metadata.tables if not re.search(rf"\b(INTO|UPDATE|FROM|JOIN) {name}\b", code)]
-    return f"This version makes these tables and does not use them yet: {', '.join(f'`{name}`' for name in unused)}."
