@@ -38,7 +38,8 @@ def an_earlier_one(stage: Stage) -> None:
 
 def a_newer_one(stage: Stage) -> None:
     """In `latest`: one is worked on, one waits, and a newer one has arrived that stands for it."""
-    _in_flight(stage, "latest", 1, 2)
+    _in_flight(stage, "latest", 1)
+    _place(stage, 2)
     stage.arrive(an_event(3, routes=["latest"]))
 
 
