@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from inbox.db.dialect import as_json
 from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
-from tests.helpers.evidence import decoded, facts, open_states
+from tests.helpers.evidence import facts, open_states
 from tests.helpers.in_step import Flow, SyncSteps, flowing, stepping, user
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
@@ -128,7 +129,7 @@ def test_a_second_counterpart_on_the_second_page_is_dead_at_once(flow: Flow, ste
     (dead,) = details(engine, "dead")
     assert (dead["cause"], dead["error"]) == ("ambiguous", "find: 2 counterparts")
     (logged,) = rows(engine, "SELECT detail FROM delivery_log")
-    assert [call["url"].partition("?")[2] for call in decoded(logged["detail"])["calls"][1:]] == [
+    assert [call["url"].partition("?")[2] for call in as_json(logged["detail"])["calls"][1:]] == [
         "externalId=…&startIndex=…&count=…"
     ] * 2, "every call is in the log, without what was looked for"
 

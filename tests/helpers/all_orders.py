@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import Engine
 
 from tests.helpers.stepping import Stepped, Stepper
 
@@ -11,8 +14,11 @@ TRIES = 50
 
 
 def all_orders(
-    start: Callable[[], Stepper],
+    engine: Engine,
+    start: Callable[[], Mapping[str, Callable[[], Any]]],
     check: Callable[[Stepper], None],
+    *,
+    passing: Callable[[str], bool] = lambda _: False,
     pointless: Callable[[Stepper, Stepped], bool] = lambda _stepper, _stepped: False,
 ) -> int:
     """Run operations in every order: depth first, at each point each of those that can move.
@@ -21,9 +27,10 @@ def all_orders(
     unless the database does not make it again.
 
     Args:
-        start: prepares the state and begins the operations; called for each order, and alike every time. It may return
-            the same stepper each time.
+        engine: as the operations use it.
+        start: prepares the state and gives the operations by name; called for each order, and alike every time.
         check: called after each order, when all operations are finished.
+        passing: as of a Stepper.
         pointless: whether a step may be left out at this point, since it comes to the same when made later.
 
     Returns:
@@ -33,10 +40,21 @@ def all_orders(
         AssertionError: of `check`, with the order as a note.
         RuntimeError: the beginning was another one, or somebody else holds a lock.
     """
+    with Stepper(engine, passing) as stepper:
+        return _search(stepper, start, check, pointless)
+
+
+def _search(
+    stepper: Stepper,
+    start: Callable[[], Mapping[str, Callable[[], Any]]],
+    check: Callable[[Stepper], None],
+    pointless: Callable[[Stepper, Stepped], bool],
+) -> int:
     root: _Point | None = None
     orders = 0
     while root is None or not root.done:
-        stepper = start()
+        for name, operation in start().items():
+            stepper.begin(name, operation)
         stepper.taken.clear()
         movable = _movable(stepper, pointless)
         new = root is None

@@ -1,19 +1,48 @@
 """Invariants of a run, as pure functions over its ledgers. Each returns the evidence against it: an empty list is good.
 
 `sends` are lines of a sender's ledger, `arrivals` of a downstream's, `facts` rows of `delivery_log` (seq, kind, attempt,
-detail), of one route. What faults explain is in `tests.helpers.fault_checkers`.
+detail), of one route. All moments are monotonic seconds; those of facts too, where things were broken on purpose.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
+
+import msgspec
+
+LEASE_SECONDS = 15.0
 
 Line = Mapping[str, Any]
 Event = tuple[str, str]
 Call = tuple[int, int, int]
 """seq, run, attempt."""
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """A stretch of time."""
+
+    begin: float
+    end: float
+
+
+class Takeover(msgspec.Struct, frozen=True):
+    """Wait of a delivery for its next attempt after its relay's end, and the part of it without a database."""
+
+    seconds: float
+    without_database: float
+    crashes: int = 1
+    """Number of its attempts in a row that had ended so; after some, it is suspected to be the cause."""
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """Calls that a relay had in hand when it was killed or frozen."""
+
+    at: float
+    node: str
+    calls: tuple[Call, ...] = ()
 
 
 def lost(sends: Iterable[Line], arrivals: Iterable[Line]) -> list[Event]:
@@ -79,7 +108,14 @@ def out_of_order(arrivals: Iterable[Line], facts: Iterable[Line]) -> list[tuple[
 
 
 def passed_over(
-    sends: Iterable[Line], arrivals: Iterable[Line], facts: Iterable[Line] = (), slack: float = 2.0
+    sends: Iterable[Line],
+    arrivals: Iterable[Line],
+    facts: Iterable[Line] = (),
+    callers: Mapping[str, str] = {},
+    *,
+    frozen: Iterable[Holding] = (),
+    standstills: Sequence[Interval] = (),
+    slack: float = 2.0,
 ) -> list[tuple[str, int, int]]:
     """(entity, seq, later seq) where a later event went first though the earlier one had been acknowledged long before.
 
@@ -87,12 +123,25 @@ def passed_over(
 
     An event may come late only if it was committed after a later one had been claimed. When that was is seen by the
     call: it follows the claim within `slack` seconds, if it is the first attempt and nothing stands still between the two.
+    What a relay held when it was `frozen` had been claimed by then, and may be called as soon as it goes on. While the
+    database stands still, so does the clock: a claim that it was sent may be done, and answered, when it goes on.
+
+    `callers` is as in `recorded_by_another`; `standstills` of the database are apart from each other.
     """
+    claimed_by = {(holding.node, call): holding.at for holding in frozen for call in holding.calls}
+
+    def moved(at: float) -> float:
+        return at - sum(_overlap(0.0, at, standstill) for standstill in standstills)
+
+    def claimed_at(line: Line) -> float:
+        at: float = line["at"]
+        return moved(min(at, claimed_by.get((callers.get(line.get("caller", ""), ""), _call(line)), at)))
+
     dead = {fact["seq"] for fact in facts if fact["kind"] == "dead"}
     acknowledged: dict[int, float] = {}
     for line in sends:
         if line["outcome"] == "ok":
-            acknowledged.setdefault(line["seq"], line["at"])
+            acknowledged.setdefault(line["seq"], moved(line["at"]))
     first_calls: dict[int, Line] = {}
     for line in sorted(arrivals, key=lambda line: line["n"]):
         first_calls.setdefault(line["seq"], line)
@@ -102,7 +151,7 @@ def passed_over(
         for earlier in by_entity[call["entity"]]:
             known = float("inf") if call["seq"] in dead else acknowledged.get(call["seq"], float("inf"))
             later = (earlier["occurred_at"], earlier["seq"]) > (call["occurred_at"], call["seq"])
-            if later and earlier["attempt"] == 1 and known + slack < earlier["at"]:
+            if later and earlier["attempt"] == 1 and known + slack < claimed_at(earlier):
                 evidence.append((call["entity"], call["seq"], earlier["seq"]))
         by_entity[call["entity"]].append(call)
     return evidence
@@ -183,9 +232,117 @@ def complaints(logs: Mapping[str, str], words: Sequence[str] = ("Traceback", "CR
     ]
 
 
+def takeovers(
+    holdings: Iterable[Holding], arrivals: Iterable[Line], facts: Sequence[Line], outages: Iterable[Interval]
+) -> dict[Call, Takeover]:
+    """Of each attempt that ended with its process: after how long the next was under way.
+
+    The next attempt is seen by its call; or, when that one came to nothing either, by the end of its lease, which it
+    must have got before.
+    """
+    recorded = {call for call, fact in attempts_of(facts) if fact["kind"] != "abandoned"}
+    lost_again: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
+    for (seq, run, attempt), fact in attempts_of(facts):
+        if fact["kind"] in {"abandoned", "dead"}:
+            lost_again[seq, run].append((attempt, fact["at"] - LEASE_SECONDS))
+    called: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
+    for line in arrivals:
+        called[line["seq"], line["run"]].append((line["attempt"], line["at"]))
+    abandoned = {call for call, fact in attempts_of(facts) if fact["kind"] in {"abandoned", "dead"}}
+    closed = list(outages)
+    measured: dict[Call, Takeover] = {}
+    for holding in holdings:
+        for call in set(holding.calls) - recorded:
+            seq, run, attempt = call
+            begun = [at for number, at in called[seq, run] + lost_again[seq, run] if number > attempt]
+            until = min(begun, default=float("inf"))
+            without = sum(_overlap(holding.at, until, outage) for outage in closed)
+            measured[call] = Takeover(until - holding.at, without, _in_a_row(call, abandoned))
+    return measured
+
+
+def slow_takeovers(
+    measured: Mapping[Call, Takeover], within: float = 20.0, suspects_within: float = 60.0, slowness: float = 1.0
+) -> list[tuple[Call, float]]:
+    """List those that took longer, not counting time without a database.
+
+    The part of a limit that is beyond a lease may last `slowness` times as long.
+
+    A delivery whose relay has died twice in a row waits for its turn: a relay tries one such at a time.
+    """
+
+    def allowed(takeover: Takeover) -> float:
+        return LEASE_SECONDS + slowness * ((within if takeover.crashes < 2 else suspects_within) - LEASE_SECONDS)
+
+    return sorted(
+        (call, round(takeover.seconds, 1))
+        for call, takeover in measured.items()
+        if takeover.seconds - takeover.without_database > allowed(takeover)
+    )
+
+
+def abandoned_without_cause(facts: Iterable[Line], troubles: Mapping[str, Sequence[Interval]]) -> list[tuple[int, str]]:
+    """(seq, relay node) of leases that ran out although nothing had happened to their holder at the time.
+
+    `troubles` tells of each node when something was done to it; a lease that runs out then, or until a lease's time
+    and a little later, is explained.
+    """
+    evidence = []
+    for fact in facts:
+        if fact["kind"] == "abandoned":
+            node = fact["detail"]["relay_node"]
+            when = (Interval(trouble.begin, trouble.end + LEASE_SECONDS + 7) for trouble in troubles.get(node, ()))
+            if not any(trouble.begin <= fact["at"] <= trouble.end for trouble in when):
+                evidence.append((fact["seq"], node))
+    return evidence
+
+
+def recorded_by_another(
+    arrivals: Iterable[Line], facts: Iterable[Line], callers: Mapping[str, str]
+) -> list[tuple[Call, str]]:
+    """Attempts whose outcome was recorded by another relay than the one that made the call.
+
+    `callers` tells which relay node each `caller` of an arrival was.
+    """
+    called: dict[Call, set[str]] = defaultdict(set)
+    for line in arrivals:
+        called[_call(line)].add(callers[line["caller"]])
+    return [
+        (call, fact["relay_node"])
+        for call, fact in attempts_of(facts)
+        if fact["kind"] in {"delivered", "attempt_failed"} and call in called and fact["relay_node"] not in called[call]
+    ]
+
+
+def called_without_lease(arrivals: Iterable[Line], facts: Iterable[Line], slack: float = 0.05) -> list[Call]:
+    """Calls of attempts that had been abandoned `slack` seconds before.
+
+    A thread that is frozen between looking at its lease and sending can't help making one.
+    """
+    abandoned: dict[Call, float] = {
+        call: fact["at"] for call, fact in attempts_of(facts) if fact["kind"] == "abandoned"
+    }
+    calls = ((_call(line), line["at"]) for line in arrivals)
+    return sorted(call for call, at in calls if call in abandoned and at > abandoned[call] + slack)
+
+
+def never_happened(counts: Mapping[str, Any], wanted: Iterable[str]) -> list[str]:
+    """List what the run was to show, and did not: a rig that breaks nothing finds nothing."""
+    return [name for name in wanted if not counts.get(name)]
+
+
 def _event(line: Line) -> Event:
     return (line["entity"], line["occurred_at"])
 
 
 def _call(line: Line) -> Call:
     return (line["seq"], line["run"], line["attempt"])
+
+
+def _in_a_row(call: Call, abandoned: set[Call]) -> int:
+    seq, run, attempt = call
+    return next(n for n in count(1) if (seq, run, attempt - n) not in abandoned)
+
+
+def _overlap(begin: float, end: float, other: Interval) -> float:
+    return max(0.0, min(end, other.end) - max(begin, other.begin))

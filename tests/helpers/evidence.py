@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from sqlalchemy import Engine
 
+from inbox.db.dialect import as_json
 from inbox.events.timestamps import as_time
 from tests.helpers.reading import Row, rows
 
@@ -21,7 +21,10 @@ def stored(engine: Engine) -> list[Row]:
 def facts(engine: Engine) -> list[Row]:
     """The log: seq, route, kind, attempt, relay_node, at, and detail without its calls, which are most of it."""
     found = rows(engine, "SELECT seq, route, kind, attempt, relay_node, at, detail FROM delivery_log ORDER BY id")
-    return [{**row, "at": as_time(row["at"]), "detail": _without_calls(row["detail"])} for row in found]
+    for row in found:
+        row["at"], row["detail"] = as_time(row["at"]), as_json(row["detail"])
+        row["detail"].pop("calls", None)
+    return found
 
 
 def open_states(engine: Engine) -> dict[str, int]:
@@ -49,16 +52,3 @@ def in_flight_elsewhere(engine: Engine, node: str) -> set[int]:
 def nodes(engine: Engine) -> dict[str, int]:
     """The pid of every relay node that ever ran."""
     return {row["id"]: row["pid"] for row in rows(engine, "SELECT id, pid FROM relay_node")}
-
-
-def decoded(detail: object) -> dict[str, Any]:
-    """A fact's detail, whichever way the database gives JSON."""
-    found = json.loads(detail) if isinstance(detail, str) else detail
-    assert isinstance(found, dict)
-    return found
-
-
-def _without_calls(detail: object) -> object:
-    found = decoded(detail)
-    found.pop("calls", None)
-    return found

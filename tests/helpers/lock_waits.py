@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
@@ -20,7 +20,7 @@ WHERE a.backend_type = 'client backend'
 """)
 
 
-class LockWaits(Protocol):
+class LockWaits:
     """Questions of a stepper to its database. An operation is known by its name."""
 
     def checked_out(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401  # the driver's
@@ -32,20 +32,25 @@ class LockWaits(Protocol):
     def released(self, operation: str) -> None:
         """In the operation's thread: its transaction is over."""
 
-    def would_wait(self, operation: str, statement: str) -> bool:
-        """Return whether this statement would do nothing but wait."""
+    def would_wait(self, operation: str, statement: str) -> bool:  # noqa: ARG002
+        """Return whether this statement would do nothing but wait, and it does not matter when that begins.
+
+        On Postgres it matters: a statement that waits has its snapshot by then.
+        """
+        return False
 
     def held_up(self, moving: Collection[str]) -> set[str]:
         """Return those of `moving` that wait for one that stands still, for one that does so in turn, or for a stranger."""
+        raise NotImplementedError
 
     def cancel(self, moving: Collection[str]) -> None:
-        """End the waiting of these, with an error."""
+        """End the waiting of these, with an error. On SQLite they stop waiting when whoever is before them ends."""
 
     def close(self) -> None:
         """Give back what was used to find out."""
 
 
-class PostgresWaits:
+class PostgresWaits(LockWaits):
     """Postgres knows who waits for whom; it is asked through a connection of our own."""
 
     def __init__(self, engine: Engine) -> None:
@@ -61,16 +66,9 @@ class PostgresWaits:
             connection.commit()
             info["patient"] = True
 
-    def begins(self, operation: str, statement: str) -> None:
-        """See LockWaits."""
-
     def released(self, operation: str) -> None:
         """See LockWaits."""
         self._pids.pop(operation, None)
-
-    def would_wait(self, operation: str, statement: str) -> bool:  # noqa: ARG002
-        """See LockWaits. When a statement begins to wait matters here: it has its snapshot by then."""
-        return False
 
     def held_up(self, moving: Collection[str]) -> set[str]:
         """See LockWaits. Those that wait for each other in a circle are not among them: Postgres is about to end one."""
@@ -98,16 +96,13 @@ class PostgresWaits:
         return self._monitor
 
 
-class SqliteWaits:
+class SqliteWaits(LockWaits):
     """SQLite has one lock, which a writing transaction takes when it begins: operations queue for it here, in order."""
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self._queue: deque[str] = deque()
         """The first has the lock."""
-
-    def checked_out(self, operation: str, connection: Any, info: dict[Any, Any]) -> None:  # noqa: ANN401
-        """See LockWaits."""
 
     def begins(self, operation: str, statement: str) -> None:
         """See LockWaits: where it waits."""
@@ -135,12 +130,6 @@ class SqliteWaits:
             if not self._queue or self._queue[0] in moving:
                 return set()
             return {name for name in moving if name in self._queue}
-
-    def cancel(self, moving: Collection[str]) -> None:
-        """See LockWaits: whoever is before them lets go when it ends."""
-
-    def close(self) -> None:
-        """See LockWaits."""
 
 
 def _writes(statement: str) -> bool:

@@ -21,14 +21,8 @@ def test_all_orders_of_operations_that_do_not_block_each_other_are_their_interle
         assert all(stepped.finished and stepped.error is None for stepped in stepper.operations.values())
 
     def orders_of(*times: int) -> int:
-        with Stepper(counters) as stepper:
-
-            def start() -> Stepper:
-                for name, looks in zip("abc", times, strict=False):
-                    stepper.begin(name, looking(counters, looks))
-                return stepper
-
-            return all_orders(start, check)
+        looks = {name: looking(counters, number) for name, number in zip("abc", times, strict=False)}
+        return all_orders(counters, lambda: looks, check)
 
     assert orders_of(3) == 1
     assert orders_of(3, 2) == 10  # 5 over 2
@@ -48,19 +42,22 @@ def reading_and_writing(engine: Engine) -> Callable[[], None]:
     return _add
 
 
+def reset(engine: Engine, *operations: Callable[[], object]) -> Callable[[], dict[str, Callable[[], object]]]:
+    """Return a start with the counters at 0 and these operations, from "a" on."""
+
+    def start() -> dict[str, Callable[[], object]]:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE counter SET n = 0"))
+        return dict(zip("abc", operations, strict=False))
+
+    return start
+
+
 def test_the_search_finds_every_end_there_is(counters: Engine) -> None:
     is_postgres = counters.dialect.name == "postgresql"
     ends: list[int] = []
-    with Stepper(counters) as stepper:
-
-        def start() -> Stepper:
-            with counters.begin() as connection:
-                connection.execute(text("UPDATE counter SET n = 0"))
-            for name in "ab":
-                stepper.begin(name, reading_and_writing(counters))
-            return stepper
-
-        orders = all_orders(start, lambda _: ends.append(counted(counters)["a"]))
+    start = reset(counters, *[reading_and_writing(counters)] * 2)
+    orders = all_orders(counters, start, lambda _: ends.append(counted(counters)["a"]))
 
     # On SQLite one transaction comes after the other. On Postgres, with R, W and C for the steps: an addition is lost
     # whenever both have read before one has committed.
@@ -72,17 +69,8 @@ def test_an_order_that_fails_is_told_step_by_step(postgres_counters: Engine) -> 
     def check(_: Stepper) -> None:
         assert counted(postgres_counters)["a"] == 2
 
-    with Stepper(postgres_counters) as stepper:
-
-        def start() -> Stepper:
-            with postgres_counters.begin() as connection:
-                connection.execute(text("UPDATE counter SET n = 0"))
-            for name in "ab":
-                stepper.begin(name, reading_and_writing(postgres_counters))
-            return stepper
-
-        with pytest.raises(AssertionError) as failed:
-            all_orders(start, check)
+    with pytest.raises(AssertionError) as failed:
+        all_orders(postgres_counters, reset(postgres_counters, *[reading_and_writing(postgres_counters)] * 2), check)
 
     (note,) = failed.value.__notes__
     assert "a: UPDATE counter SET n = " in note
@@ -91,15 +79,12 @@ def test_an_order_that_fails_is_told_step_by_step(postgres_counters: Engine) -> 
 
 def test_a_search_that_does_not_begin_alike_says_so(counters: Engine) -> None:
     calls = count()
-    with Stepper(counters) as stepper:
 
-        def start() -> Stepper:
-            stepper.begin("a", looking(counters, 1))
-            stepper.begin("b" if next(calls) % 2 else "c", looking(counters, 1))
-            return stepper
+    def start() -> dict[str, Callable[[], object]]:
+        return dict.fromkeys(("a", "b" if next(calls) % 2 else "c"), looking(counters, 1))
 
-        with pytest.raises(RuntimeError, match=r"at first .*could move, now"):
-            all_orders(start, lambda _: None)
+    with pytest.raises(RuntimeError, match=r"at first .*could move, now"):
+        all_orders(counters, start, lambda _: None)
 
 
 def test_the_search_goes_on_when_the_database_chooses_who_gets_a_lock(counters: Engine) -> None:
@@ -110,32 +95,16 @@ def test_the_search_goes_on_when_the_database_chooses_who_gets_a_lock(counters: 
         assert counted(counters)["a"] == 3
         taken.add(tuple(name for name, _ in stepper.taken))
 
-    with Stepper(counters) as stepper:
-
-        def start() -> Stepper:
-            with counters.begin() as connection:
-                connection.execute(text("UPDATE counter SET n = 0"))
-            for name in "abc":
-                stepper.begin(name, counting(counters, "a"))
-            return stepper
-
-        assert all_orders(start, check) == len(taken)
-
+    assert all_orders(counters, reset(counters, *[counting(counters, "a")] * 3), check) == len(taken)
     assert {order[0] for order in taken} == set("abc")
     if counters.dialect.name == "postgresql":
         assert {("a", "b", "c", "a", "b", "c"), ("a", "b", "c", "a", "c", "b")} & taken
 
 
 def test_steps_that_are_pointless_at_a_point_are_made_later(postgres_counters: Engine) -> None:
-    with Stepper(postgres_counters) as stepper:
+    def other_has_begun(stepper: Stepper, stepped: Stepped) -> bool:
+        begun = {name for name, _ in stepper.taken}
+        return any(name in begun - {stepped.name} and not stepper[name].finished for name in stepper.operations)
 
-        def start() -> Stepper:
-            for name in "ab":
-                stepper.begin(name, reading_and_writing(postgres_counters))
-            return stepper
-
-        def other_has_begun(stepper: Stepper, stepped: Stepped) -> bool:
-            begun = {name for name, _ in stepper.taken}
-            return any(name in begun - {stepped.name} and not stepper[name].finished for name in stepper.operations)
-
-        assert all_orders(start, lambda _: None, other_has_begun) == 2
+    start = reset(postgres_counters, *[reading_and_writing(postgres_counters)] * 2)
+    assert all_orders(postgres_counters, start, lambda _: None, pointless=other_has_begun) == 2

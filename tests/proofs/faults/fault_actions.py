@@ -54,18 +54,6 @@ def do_all(rig: Rig, streams: Streams) -> list[str]:
     return failures
 
 
-def _kill_relay(rig: Rig, stream: str, _fault: Fault) -> None:
-    rig.relays[stream].kill()
-
-
-def _freeze_relay(rig: Rig, stream: str, fault: Fault) -> None:
-    rig.relays[stream].freeze(fault.seconds)
-
-
-def _replace_relay(rig: Rig, stream: str, _fault: Fault) -> None:
-    rig.relays[stream].replace()
-
-
 def _kill_workers(rig: Rig, _stream: str, fault: Fault) -> None:
     workers = rig.receiver.children()
     begin = time.monotonic()
@@ -86,18 +74,13 @@ def _freeze_worker(rig: Rig, _stream: str, fault: Fault) -> None:
         _send(workers[0], signal.SIGCONT)
 
 
-def _kill_postgres(rig: Rig, _stream: str, fault: Fault) -> None:
+def _take_postgres_away(rig: Rig, _stream: str, fault: Fault) -> None:
     server = _postgres(rig)
     with _noted(rig, fault.kind, outage=True):
-        server.kill()
-        rig.stopping.wait(fault.seconds)
-        server.start()
-
-
-def _stop_postgres(rig: Rig, _stream: str, fault: Fault) -> None:
-    server = _postgres(rig)
-    with _noted(rig, fault.kind, outage=True):
-        server.stop("immediate" if fault.kind == "stop Postgres at once" else "fast")
+        if fault.kind == "kill Postgres":
+            server.kill()
+        else:
+            server.stop("immediate" if fault.kind == "stop Postgres at once" else "fast")
         rig.stopping.wait(fault.seconds)
         server.start()
 
@@ -109,14 +92,10 @@ def _kill_backend(rig: Rig, _stream: str, fault: Fault) -> None:
         server.wait()
 
 
-def _freeze_postgres(rig: Rig, _stream: str, fault: Fault) -> None:
-    with _noted(rig, fault.kind, outage=True), _postgres(rig).frozen():
-        rig.stopping.wait(fault.seconds)
-
-
-def _lock_sqlite(rig: Rig, _stream: str, fault: Fault) -> None:
-    """As a tool does that was left in a transaction."""
-    with _noted(rig, fault.kind, outage=True), down(rig.store.url):
+def _hold_up_database(rig: Rig, _stream: str, fault: Fault) -> None:
+    """Freeze Postgres, or lock SQLite as a tool does that was left in a transaction."""
+    held_up = down(rig.store.url) if fault.kind == "lock SQLite" else _postgres(rig).frozen()
+    with _noted(rig, fault.kind, outage=True), held_up:
         rig.stopping.wait(fault.seconds)
 
 
@@ -164,26 +143,22 @@ def verify(rig: Rig) -> None:
     rig.faults.append(kind="verify", begin=begin, end=time.monotonic(), status=status, **told)
 
 
-def _verify(rig: Rig, _stream: str, _fault: Fault) -> None:
-    verify(rig)
-
-
 DEEDS: Mapping[Kind, Callable[[Rig, str, Fault], None]] = {
-    "kill a relay": _kill_relay,
-    "freeze a relay": _freeze_relay,
-    "replace a relay": _replace_relay,
+    "kill a relay": lambda rig, stream, _: rig.relays[stream].kill(),
+    "freeze a relay": lambda rig, stream, fault: rig.relays[stream].freeze(fault.seconds),
+    "replace a relay": lambda rig, stream, _: rig.relays[stream].replace(),
     "kill a worker": _kill_workers,
     "kill all workers": _kill_workers,
     "freeze a worker": _freeze_worker,
-    "kill Postgres": _kill_postgres,
-    "stop Postgres at once": _stop_postgres,
-    "restart Postgres": _stop_postgres,
+    "kill Postgres": _take_postgres_away,
+    "stop Postgres at once": _take_postgres_away,
+    "restart Postgres": _take_postgres_away,
     "kill a backend": _kill_backend,
-    "freeze Postgres": _freeze_postgres,
-    "lock SQLite": _lock_sqlite,
+    "freeze Postgres": _hold_up_database,
+    "lock SQLite": _hold_up_database,
     "fill the disk": _fill_disk,
     "cut a commit": _cut_commit,
-    "verify": _verify,
+    "verify": lambda rig, *_: verify(rig),
 }
 
 

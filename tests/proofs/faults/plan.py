@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -76,40 +77,32 @@ RELAYS = ("relay 1", "relay 2", "relay 3")
 
 def draw(seed: int, amounts: Amounts) -> Streams:
     """The schedule of this seed."""
-    chance = random.Random(seed)
-    a = amounts
+    chance, a = random.Random(seed), amounts
+    spread, lasting = partial(_spread, chance, a.seconds), partial(_fault, chance)
     streams: dict[str, Sequence[Fault]] = {}
     for number, relay in enumerate(RELAYS):
         frozen = len(range(number, a.freezes, len(RELAYS)))
-        streams[relay] = _spread(
-            chance,
-            a.seconds,
-            [_fault(chance, "freeze a relay", LONGER_THAN_A_LEASE) for _ in range(frozen)]
+        streams[relay] = spread(
+            [lasting("freeze a relay", LONGER_THAN_A_LEASE) for _ in range(frozen)]
             + [Fault(0, "kill a relay")] * a.kills
             + [Fault(0, "replace a relay")] * a.replacements,
             each_costs=BACK_TO_WORK,
         )
-    streams["workers"] = _spread(
-        chance,
-        a.seconds,
+    streams["workers"] = spread(
         [Fault(0, ("kill a worker", "kill all workers")[number % 2]) for number in range(a.worker_kills)]
-        + [_fault(chance, "freeze a worker", (3, 6)) for _ in range(a.worker_freezes)],
+        + [lasting("freeze a worker", (3, 6)) for _ in range(a.worker_freezes)]
     )
-    streams["database"] = _spread(
-        chance,
-        a.seconds,
-        [_fault(chance, "kill Postgres", (0.5, PATIENCE)) for _ in range(a.postgres_kills)]
-        + [_fault(chance, "freeze Postgres", (1, PATIENCE + 1)) for _ in range(a.postgres_freezes)]
-        + [
-            _fault(chance, ("stop Postgres at once", "restart Postgres")[number % 2], (0, 1))
-            for number in range(a.postgres_stops)
-        ]
+    stops: tuple[Kind, Kind] = ("stop Postgres at once", "restart Postgres")
+    streams["database"] = spread(
+        [lasting("kill Postgres", (0.5, PATIENCE)) for _ in range(a.postgres_kills)]
+        + [lasting("freeze Postgres", (1, PATIENCE + 1)) for _ in range(a.postgres_freezes)]
+        + [lasting(stops[number % 2], (0, 1)) for number in range(a.postgres_stops)]
         + [Fault(0, "kill a backend")] * a.backend_kills
-        + [_fault(chance, "lock SQLite", (PATIENCE, PATIENCE + 1)) for _ in range(a.sqlite_locks)]
-        + [_fault(chance, "fill the disk", (PATIENCE, PATIENCE + 2)) for _ in range(a.full_disks)],
+        + [lasting("lock SQLite", (PATIENCE, PATIENCE + 1)) for _ in range(a.sqlite_locks)]
+        + [lasting("fill the disk", (PATIENCE, PATIENCE + 2)) for _ in range(a.full_disks)]
     )
-    streams["commits"] = _spread(chance, a.seconds, [_cut(chance, number) for number in range(a.cuts)])
-    streams["verify"] = _spread(chance, a.seconds, [Fault(0, "verify")] * a.verifications)
+    streams["commits"] = spread([_cut(chance, number) for number in range(a.cuts)])
+    streams["verify"] = spread([Fault(0, "verify")] * a.verifications)
     return {name: faults for name, faults in streams.items() if faults}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.helpers import fault_checkers
+from tests.helpers import checkers
 from tests.proofs.faults.fault_actions import do_all
 from tests.proofs.faults.load import unwell_now_and_then
 from tests.proofs.faults.plan import RELAYS, Amounts, draw
@@ -72,7 +72,7 @@ def run(folder: Path, kind: str, seed: int, amounts: Amounts, shown: Sequence[st
     with rig(folder, kind, seed, streams=streams, script=script, per_second=per_second, megabytes=192) as made:
         verdict = conclude(made, do_all(made, streams))
         assert not verdict.findings, told(made, verdict)
-        assert fault_checkers.never_happened(verdict.counts, shown) == [], told(made, verdict)
+        assert checkers.never_happened(verdict.counts, shown) == [], told(made, verdict)
     return verdict
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helpers.fault_checkers import Holding, Interval
+from tests.helpers.checkers import Holding, Interval
 from tests.proofs.faults import timeline
 
 Line = dict[str, Any]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from tests.helpers.checkers import Line
-from tests.helpers.fault_checkers import Holding, Interval
+from tests.helpers.checkers import Holding, Interval, Line
 
 RELAYS_BACK_OFF = 6.0
 """After an outage a relay may wait so long before it tries again."""

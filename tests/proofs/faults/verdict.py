@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 
 from inbox.events.timestamps import as_time
-from tests.helpers import checkers, fault_checkers
+from tests.helpers import checkers
 from tests.helpers.agreement import disagreements, enrolled
-from tests.helpers.checkers import Call, Line
+from tests.helpers.checkers import Call, Interval, Line, Takeover
 from tests.helpers.evidence import facts, nodes, open_states, stored
-from tests.helpers.fault_checkers import Interval, Takeover
 from tests.helpers.reading import Row, rows
 from tests.helpers.waiting import until
 from tests.proofs.faults import timeline
@@ -114,9 +113,9 @@ def gather(rig: Rig) -> Evidence:
 def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdict:
     """Run every checker."""
     e = evidence
-    measured = fault_checkers.takeovers(timeline.holdings(e.faults), e.arrivals, e.facts, timeline.outages(e.faults))
+    measured = checkers.takeovers(timeline.holdings(e.faults), e.arrivals, e.facts, timeline.outages(e.faults))
     verifications = [line for line in e.faults if line["kind"] == "verify" and timeline.could_tell(line, e.faults)]
-    without_lease = fault_checkers.called_without_lease(e.arrivals, e.facts)
+    without_lease = checkers.called_without_lease(e.arrivals, e.facts)
     findings: dict[str, Sequence[object]] = {
         **trouble,
         "lost": checkers.lost(e.sends, e.arrivals),
@@ -127,7 +126,7 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
         "improper refusals": checkers.improper_refusals(e.sends),
         "unfinished": checkers.unfinished(e.inbox, e.facts),
         "out of order": checkers.out_of_order(e.arrivals, e.facts),
-        "passed over": fault_checkers.passed_over(
+        "passed over": checkers.passed_over(
             e.sends,
             e.arrivals,
             e.facts,
@@ -137,13 +136,13 @@ def judge(evidence: Evidence, trouble: Mapping[str, Sequence[object]]) -> Verdic
         ),
         "unexplained repeats": checkers.unexplained_repeats(e.arrivals, e.facts),
         "attempts called twice": checkers.attempts_called_twice(e.arrivals, e.facts),
-        "abandoned without cause": fault_checkers.abandoned_without_cause(
+        "abandoned without cause": checkers.abandoned_without_cause(
             e.facts, timeline.troubles(e.faults, e.cuts, e.pids)
         ),
-        "recorded by another": fault_checkers.recorded_by_another(e.arrivals, e.facts, e.callers),
+        "recorded by another": checkers.recorded_by_another(e.arrivals, e.facts, e.callers),
         "called without a lease": without_lease if len(without_lease) > _allowed_without_lease(e.faults) else [],
         "log and state disagree": list(disagreements(enrolled(e.inbox), e.facts, e.present)),
-        "slow takeovers": fault_checkers.slow_takeovers(measured, slowness=e.slowness),
+        "slow takeovers": checkers.slow_takeovers(measured, slowness=e.slowness),
         "verify": [line["told"] for line in verifications if line["status"]],
         "replaced relays that did not end well": [
             line for line in e.faults if line["kind"] == "replace a relay" and line["node"] and line["status"]
@@ -186,7 +185,7 @@ def _counts(e: Evidence, measured: Mapping[Call, Takeover], verifications: int) 
         "calls": len(e.arrivals),
         "calls refused downstream": sum(line["status"] >= 300 for line in e.arrivals),
         "answers lost downstream": sum(not line.get("sent", True) for line in e.arrivals),
-        "called without a lease": len(fault_checkers.called_without_lease(e.arrivals, e.facts)),
+        "called without a lease": len(checkers.called_without_lease(e.arrivals, e.facts)),
         "repeated calls": len(checkers.repeats(e.arrivals)),
         "delivered late": sum(bool(fact["detail"].get("late")) for fact in e.facts),
         "abandoned": kinds["abandoned"],

@@ -1,228 +1,223 @@
-"""States in which relays meet. Each prepares its tables and gives the operations that may happen in them at once."""
+"""Scenes: a state in which relays meet, the operations that may happen in it at once, and the results they must have."""
 
 from __future__ import annotations
 
-from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
-from relay.store.claim import claim, claim_suspect
-from relay.store.leases import LEASE_SECONDS
-from relay.store.reap import reap
-from relay.store.record import record
-from relay.store.sequence import sequence
-from tests.proofs.interleavings.stage import Operation, Stage
-from tests.store.conftest import POLICIES, an_event
+from collections.abc import Callable
 
-DONE = Delivered((), "forwarded")
-BROKEN = Failed((), "server_error", "forward answered 503")
-HOPELESS = Failed((), "mapping", "email: no value")
+import msgspec
 
-Operations = dict[str, Operation]
+from tests.proofs.interleavings.stage import Stage
+from tests.store.conftest import an_event
 
 
-def arrivals(stage: Stage) -> Operations:
+def arrivals(stage: Stage) -> None:
     """Two lanes in which nothing has its place yet."""
     stage.routes = ("strict",)
     stage.arrive(an_event(2), an_event(1), an_event(3, "u2"))
-    return {
-        "r1 sequences": stage.sequences("r1"),
-        "r1 sequences one": stage.sequences("r1", batch=1),
-        "r1 claims": stage.claims("r1"),
-        "r2 claims": stage.claims("r2", room=2),
-    }
 
 
-def a_head_in_flight(stage: Stage) -> Operations:
+def a_head_in_flight(stage: Stage) -> None:
     """One is worked on, one waits, and one that goes between them has arrived."""
-    first = _in_flight(stage, "strict", 1, 3)
+    _in_flight(stage, "strict", 1, 3)
     stage.arrive(an_event(2))
-    return {
-        "r1 records its success": stage.records("r1", DONE, first),
-        "r1 records its failure": stage.records("r1", BROKEN, first),
-        "r1 renews": stage.renews(first),
-        "r1 gives back": stage.gives_back(first),
-        "r2 sequences": stage.sequences("r2"),
-        "r2 claims": stage.claims("r2"),
-        "r2 reaps": stage.reaps("r2"),
-    }
 
 
-def earlier_ones_behind_a_head_in_flight(stage: Stage) -> Operations:
+def earlier_ones_behind_a_head_in_flight(stage: Stage) -> None:
     """Prepare a head in flight that is not begun; an earlier one waits behind it, and the earliest has arrived."""
-    head = _in_flight(stage, "strict", 3)
-    _place(stage, "strict", 2)
+    _in_flight(stage, "strict", 3)
+    _place(stage, 2)
     stage.arrive(an_event(1))
-    return {
-        "r1 gives back": stage.gives_back(head),
-        "r2 sequences": stage.sequences("r2"),
-        "r2 claims": stage.claims("r2"),
-    }
 
 
-def an_earlier_one(stage: Stage) -> Operations:
+def an_earlier_one(stage: Stage) -> None:
     """A head is due, and an earlier one has arrived in time."""
     stage.routes = ("strict",)
-    _place(stage, "strict", 2)
+    _place(stage, 2)
     stage.arrive(an_event(1))
-    return {
-        "r1 sequences": stage.sequences("r1"),
-        "r1 claims": stage.claims("r1"),
-        "r2 claims": stage.claims("r2", room=2),
-    }
 
 
-def a_newer_one(stage: Stage) -> Operations:
+def a_newer_one(stage: Stage) -> None:
     """In `latest`: one is worked on, one waits, and a newer one has arrived that stands for it."""
-    first = _in_flight(stage, "latest", 1, 2)
+    _in_flight(stage, "latest", 1)
+    _place(stage, 2)
     stage.arrive(an_event(3, routes=["latest"]))
-    return {
-        "r1 records its success": stage.records("r1", DONE, first),
-        "r1 records its failure": stage.records("r1", BROKEN, first),
-        "r1 gives back": stage.gives_back(first),
-        "r2 sequences": stage.sequences("r2"),
-        "r2 claims": stage.claims("r2"),
-    }
 
 
-def a_newer_one_takes_over(stage: Stage) -> Operations:
+def a_newer_one_takes_over(stage: Stage) -> None:
     """In `latest`: a failed one is due again, and a newer one has arrived that goes on from its attempts."""
-    _attempted(stage, _in_flight(stage, "latest", 1), BROKEN)
-    stage.clock.advance(5)
+    _in_flight(stage, "latest", 1)
+    stage.do("r1 records its failure")
+    stage.world.clock.advance(5)
     stage.arrive(an_event(2, routes=["latest"]), an_event(3, routes=["latest"]))
-    return {
-        "r1 sequences": stage.sequences("r1"),
-        "r2 sequences one": stage.sequences("r2", batch=1),
-        "r1 claims": stage.claims("r1"),
-    }
 
 
-def a_lease_that_ran_out(stage: Stage) -> Operations:
+def a_lease_that_ran_out(stage: Stage) -> None:
     """The relay that was frozen comes back while others take its place; one waits, one has arrived."""
-    stale = _in_flight(stage, "strict", 1, 3)
-    stage.arrive(an_event(2))
-    stage.clock.advance(LEASE_SECONDS + 1)
-    return {
-        "r1 records its success": stage.records("r1", DONE, stale),
-        "r1 renews": stage.renews(stale),
-        "r1 gives back": stage.gives_back(stale),
-        "r2 reaps": stage.reaps("r2"),
-        "r2 claims": stage.claims("r2"),
-        "r3 sequences": stage.sequences("r3"),
-    }
+    a_head_in_flight(stage)
+    stage.lapse()
 
 
-def a_lease_taken_over(stage: Stage) -> Operations:
+def a_lease_taken_over(stage: Stage) -> None:
     """The same, when another relay has claimed it since."""
-    stale = _in_flight(stage, "strict", 1, 3)
-    stage.arrive(an_event(2))
-    stage.clock.advance(LEASE_SECONDS + 1)
-    reap(stage.database, POLICIES, "r2")
-    (fresh,) = claim(stage.database, "r2", [(["strict"], 1)])
-    return {
-        "r1 records its success": stage.records("r1", DONE, stale),
-        "r1 renews": stage.renews(stale),
-        "r1 gives back": stage.gives_back(stale),
-        "r2 records its failure": stage.records("r2", BROKEN, fresh),
-        "r2 renews": stage.renews(fresh),
-        "r3 sequences": stage.sequences("r3"),
-    }
+    a_lease_that_ran_out(stage)
+    stage.do("r2 reaps", "r2 claims")
 
 
-def a_head_that_blocks(stage: Stage) -> Operations:
+def a_head_that_blocks(stage: Stage) -> None:
     """A lane that a dead head blocks."""
-    first = _in_flight(stage, "blocking", 1, 2)
+    _in_flight(stage, "blocking", 1, 2)
     stage.arrive(an_event(3, routes=["blocking"]))
-    return {
-        "r1 records its death": stage.records("r1", HOPELESS, first),
-        "r1 renews": stage.renews(first),
-        "r2 sequences": stage.sequences("r2"),
-        "r2 claims": stage.claims("r2"),
-    }
 
 
-def two_lanes_at_once(stage: Stage) -> Operations:
+def two_lanes_at_once(stage: Stage) -> None:
     """Prepare deliveries of two lanes that one relay holds and handles together, in any order of the two."""
     stage.routes = ("strict",)
     stage.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u1"), an_event(4, "u2"))
-    sequence(stage.database, POLICIES, "r1")
-    first, second = claim(stage.database, "r1", [(stage.routes, 2)])
+    stage.do("r1 sequences", "r1 claims two")
     stage.arrive(an_event(5, "u2"), an_event(6, "u1"))
-    return {
-        "r1 records": stage.records("r1", DONE, second, first),
-        "r1 renews": stage.renews(second, first),
-        "r1 renews the first": stage.renews(first),
-        "r1 gives back": stage.gives_back(second, first),
-        "r2 sequences": stage.sequences("r2"),
-        "r2 claims": stage.claims("r2", room=2),
-    }
 
 
-def a_lease_that_ran_out_once_too_often(stage: Stage) -> Operations:
+def a_lease_that_ran_out_once_too_often(stage: Stage) -> None:
     """The process died each time: the delivery is set aside."""
-    stage.routes = ("strict",)
-    _place(stage, "strict", 1, 2)
-    stale = _claim_one(stage, "r1")
-    for relay in ("r2", "r3"):
-        stage.clock.advance(LEASE_SECONDS + 1)
-        reap(stage.database, POLICIES, relay)
-        stale = _claim_one(stage, relay)
-    stage.clock.advance(LEASE_SECONDS + 1)
-    return {
-        "r3 records its success": stage.records("r3", DONE, stale),
-        "r3 renews": stage.renews(stale),
-        "r4 reaps": stage.reaps("r4"),
-        "r4 claims": stage.claims("r4"),
-        "r5 claims suspects": stage.claims_suspect("r5"),
-    }
+    _in_flight(stage, "strict", 1, 2)
+    stage.lapse()
+    stage.do("r2 reaps", "r2 claims")
+    stage.lapse()
+    stage.do("r3 reaps", "r3 claims suspects")
+    stage.lapse()
 
 
-def suspects(stage: Stage) -> Operations:
+def suspects(stage: Stage) -> None:
     """Two that may be what kills the process, and in `latest` a newer one that takes over from one of them."""
     stage.routes = ("latest",)
     stage.arrive(an_event(1, "u1", routes=["latest"]), an_event(2, "u2", routes=["latest"]))
-    sequence(stage.database, POLICIES, "r1")
-    claim(stage.database, "r1", [(stage.routes, 2)])
-    stage.clock.advance(LEASE_SECONDS + 1)
-    reap(stage.database, POLICIES, "r2")
-    claim(stage.database, "r2", [(stage.routes, 2)])
-    stage.clock.advance(LEASE_SECONDS + 1)
-    reap(stage.database, POLICIES, "r3")
+    stage.do("r1 sequences", "r1 claims two")
+    stage.lapse()
+    stage.do("r2 reaps", "r2 claims two")
+    stage.lapse()
+    stage.do("r3 reaps")
     stage.arrive(an_event(3, "u1", routes=["latest"]))
-    return {
-        "r3 claims suspects": stage.claims_suspect("r3"),
-        "r4 claims": stage.claims("r4"),
-        "r5 sequences": stage.sequences("r5"),
-    }
 
 
-def a_row_of_no_event(stage: Stage) -> Operations:
+def a_row_of_no_event(stage: Stage) -> None:
     """A rebuild has something to remove, in the last of its chunks."""
     stage.routes = ("strict",)
-    _place(stage, "strict", 1)
+    _place(stage, 1)
     stage.put(
         "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
         " VALUES (1000000, 'strict', 'USER|u9', '2026-01-01 00:00:00.000000Z', 'dead')"
     )
-    return {"ann rebuilds": stage.rebuilds(), "a receiver takes in": stage.receives(an_event(2), an_event(3, "u2"))}
+    stage.later = (an_event(2), an_event(3, "u2"))
 
 
-def _place(stage: Stage, route: str, *numbers: int) -> None:
+def _place(stage: Stage, *numbers: int) -> None:
     """Events of one lane, in their places."""
-    stage.arrive(*(an_event(number, routes=[route]) for number in numbers))
-    sequence(stage.database, POLICIES, "r1")
+    stage.arrive(*(an_event(number, routes=stage.routes) for number in numbers))
+    stage.do("r1 sequences")
 
 
-def _claim_one(stage: Stage, relay: str) -> Delivery:
-    (delivery,) = claim(stage.database, relay, [(stage.routes, 1)]) or claim_suspect(
-        stage.database, relay, stage.routes
-    )
-    return delivery
-
-
-def _in_flight(stage: Stage, route: str, *numbers: int) -> Delivery:
+def _in_flight(stage: Stage, route: str, *numbers: int) -> None:
     """Events of one lane, the first in flight at r1."""
     stage.routes = (route,)
-    _place(stage, route, *numbers)
-    return _claim_one(stage, "r1")
+    _place(stage, *numbers)
+    stage.do("r1 claims")
 
 
-def _attempted(stage: Stage, delivery: Delivery, outcome: Outcome) -> None:
-    record(stage.database, POLICIES, "r1", [(delivery, outcome)])
+class Scene(msgspec.Struct, frozen=True):
+    """A state, and what has to happen in it."""
+
+    prepare: Callable[[Stage], None]
+    operations: tuple[str, ...]
+    triples: tuple[tuple[str, str, str], ...]
+    """Three operations at once, where their meeting means something."""
+    sometimes: frozenset[str]
+    """Results that operations get in some order of two; without them the scene would show nothing."""
+
+
+_SUCCESS, _FAILURE = "r1 records its success", "r1 records its failure"
+
+SCENES = (
+    Scene(
+        arrivals,
+        ("r1 sequences", "r1 sequences one", "r1 claims", "r2 claims two"),
+        (("r1 sequences", "r1 sequences one", "r2 claims two"),),
+        frozenset({"r1 sequences: 2", "r1 sequences: 3", "r1 claims: 1", "r2 claims two: 2, 3"}),
+    ),
+    Scene(
+        a_head_in_flight,
+        (_SUCCESS, _FAILURE, "r1 renews", "r1 gives back", "r2 sequences", "r2 claims", "r2 reaps"),
+        (
+            (_SUCCESS, "r2 sequences", "r2 claims"),
+            (_SUCCESS, "r1 renews", "r2 reaps"),
+            ("r1 gives back", "r2 sequences", "r2 claims"),
+        ),
+        frozenset({"r1 renews: 1", "r1 renews: nothing", "r2 claims: 1", "r2 claims: 2", "r1 gives back: 0"}),
+    ),
+    Scene(
+        earlier_ones_behind_a_head_in_flight,
+        ("r1 gives back", "r2 sequences", "r2 claims"),
+        (("r1 gives back", "r2 sequences", "r2 claims"),),
+        frozenset({"r1 gives back: 1", "r2 claims: 2", "r2 claims: nothing"}),
+    ),
+    Scene(
+        an_earlier_one,
+        ("r1 sequences", "r1 claims", "r2 claims two"),
+        (("r1 sequences", "r1 claims", "r2 claims two"),),
+        frozenset({"r1 claims: 1", "r1 claims: 2", "r1 claims: nothing"}),
+    ),
+    Scene(
+        a_newer_one,
+        (_SUCCESS, _FAILURE, "r1 gives back", "r2 sequences", "r2 claims"),
+        ((_SUCCESS, "r2 sequences", "r2 claims"), ("r1 gives back", "r2 sequences", "r2 claims")),
+        frozenset({"r2 claims: 2", f"{_FAILURE}: attempt_failed", "r1 gives back: 1"}),
+    ),
+    Scene(
+        a_newer_one_takes_over,
+        ("r1 sequences", "r2 sequences one", "r1 claims"),
+        (("r1 sequences", "r2 sequences one", "r1 claims"),),
+        frozenset({"r1 claims: 1", "r1 claims: 2", "r1 claims: 3", "r1 claims: nothing"}),
+    ),
+    Scene(
+        a_lease_that_ran_out,
+        (_SUCCESS, "r1 renews", "r1 gives back", "r2 reaps", "r2 claims", "r3 sequences"),
+        (
+            (_SUCCESS, "r2 reaps", "r2 claims"),
+            (_SUCCESS, "r2 reaps", "r3 sequences"),
+            ("r1 renews", "r2 reaps", "r3 sequences"),
+        ),
+        frozenset({f"{_SUCCESS}: delivered", f"{_SUCCESS}: refused", "r1 renews: 1", "r1 renews: nothing"})
+        | {"r2 reaps: abandoned", "r2 reaps: nothing", "r2 claims: 1", "r2 claims: 2"},
+    ),
+    Scene(
+        a_lease_taken_over,
+        (_SUCCESS, "r1 renews", "r1 gives back", "r2 records its failure", "r2 renews", "r3 sequences"),
+        ((_SUCCESS, "r2 records its failure", "r2 renews"), ("r1 gives back", "r2 renews", "r3 sequences")),
+        frozenset({f"{_SUCCESS}: refused", "r1 renews: nothing", "r1 gives back: 0"})
+        | {"r2 records its failure: attempt_failed", "r2 renews: 1"},
+    ),
+    Scene(
+        a_head_that_blocks,
+        ("r1 records its death", "r1 renews", "r2 sequences", "r2 claims"),
+        (("r1 records its death", "r2 sequences", "r2 claims"),),
+        frozenset({"r1 records its death: dead", "r2 claims: nothing"}),
+    ),
+    Scene(
+        two_lanes_at_once,
+        ("r1 records", "r1 renews", "r1 renews the first", "r1 gives back", "r2 sequences", "r2 claims two"),
+        (("r1 renews the first", "r1 gives back", "r2 sequences"), ("r1 records", "r2 sequences", "r2 claims two")),
+        frozenset({"r1 records: delivered, delivered", "r1 records: refused, refused", "r2 claims two: 3, 4"}),
+    ),
+    Scene(
+        a_lease_that_ran_out_once_too_often,
+        ("r3 records its success", "r3 renews", "r4 reaps", "r4 claims", "r5 claims suspects"),
+        (),
+        frozenset({"r4 reaps: dead", "r3 records its success: delivered", "r3 renews: 1", "r4 claims: 2"}),
+    ),
+    Scene(
+        suspects,
+        ("r3 claims suspects", "r4 claims", "r5 sequences"),
+        (),
+        frozenset({"r3 claims suspects: 1", "r3 claims suspects: 2", "r3 claims suspects again: 2"})
+        | {"r4 claims: nothing"},
+    ),
+)

@@ -3,58 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
-from typing import Any, Literal, cast
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import msgspec
-from sqlalchemy import Connection, CursorResult, Engine, TextClause, text
+from sqlalchemy import Connection, CursorResult, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from inbox.db.dialect import as_json
-from inbox.db.engine import reading
 from inbox.db.intake import STORES
 from inbox.events.event import Event
-from inbox.events.timestamps import as_time
-from relay.delivery.outcome import Delivery, Outcome
-from relay.store.audit.rebuild import rebuild
-from relay.store.claim import claim, claim_suspect
-from relay.store.database import _LOCK, Database
-from relay.store.leases import Claimed, give_back, renew
-from relay.store.reap import reap
-from relay.store.record import record
-from relay.store.sequence import sequence
-from tests.helpers.agreement import Key, enrolled
+from relay.delivery.gates import Gates
+from relay.store.database import _LOCK
+from relay.store.leases import LEASE_SECONDS
 from tests.helpers.all_orders import all_orders
-from tests.helpers.reading import Row, rows
 from tests.helpers.stepping import COMMIT, Stepped, Stepper
-from tests.proofs.model.receiver import in_haste
-from tests.store.conftest import POLICIES, FakeClock
-from tests.store.verifying import CONFIG
+from tests.proofs.model.actors import Ledger, Relay
+from tests.proofs.model.history import History
+from tests.proofs.model.operations import Operation, Operations
+from tests.proofs.model.outcomes import HOPELESS, REJECTED, SUCCEEDED
+from tests.proofs.model.snapshot import Snapshot
+from tests.proofs.model.world import NOTHING, World
+from tests.store.conftest import START
 
-_WRITTEN = {"open_delivery": "seq, route", "delivery_log": "id", "lane": "route, lane"}
-"""Tables that relays write, and the order in which to read each."""
-_PUT_BACK = ("inbox", *_WRITTEN)
-
-Receive = Callable[..., list[int | None]]
-
-
-class Operation(msgspec.Struct, frozen=True):
-    """Action of one relay, in a thread of its own."""
-
-    kind: Literal["sequence", "claim", "renew", "give back", "record", "reap", "rebuild", "receive"]
-    act: Callable[[], Any]
-    deliveries: tuple[Delivery, ...] = ()
-    """The claims with which it acts."""
+_PUT_BACK = ("inbox", "open_delivery", "delivery_log", "lane")
+"""Tables that are written in an order."""
+_ALL = 500
+_OUTCOMES = {"": SUCCEEDED, "its success": SUCCEEDED, "its failure": REJECTED, "its death": HOPELESS}
+"""No breaker hears of any of them."""
 
 
-class Tables(msgspec.Struct, frozen=True):
-    """Contents of the tables at one moment."""
+@dataclass
+class Known:
+    """Knowledge beside the tables: what relays have in hand, what was acknowledged, and the facts that were read."""
 
-    open_delivery: list[Row]
-    delivery_log: list[Row]
-    lane: list[Row]
+    relays: dict[str, Relay] = field(default_factory=lambda: {f"r{n}": Relay(f"r{n}") for n in range(1, 6)})
+    ledger: Ledger = field(default_factory=Ledger)
+    history: History = field(default_factory=History)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -65,148 +52,158 @@ class Order(msgspec.Struct, frozen=True):
     errors: Mapping[str, BaseException]
     steps: Sequence[str]
     """Names of the operations, in the order of their turns."""
-    arrived: set[Key]
-    before: Tables
-    after: Tables
-    now: datetime
+    snapshot: Snapshot
 
 
 class Stage:
-    """The database of one test. Nothing in it has to survive a power cut, so nobody waits for a disk."""
+    """The database of one test, and who works on it."""
 
-    def __init__(self, engine: Engine, receive: Receive) -> None:
-        in_haste(engine)
-        self.engine = engine
-        self.clock = FakeClock()
-        self.database = Database(engine, self.clock)
-        self.database.sql.pause_after_write = 0.0  # there is no receiver to starve
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.engine = world.database.engine
         self.routes: Sequence[str] = ()
-        self._receive = receive
-        self._before: Tables | None = None
+        self.later: Sequence[Event] = ()
+        """Events that a receiver takes in while others work."""
+        world.clock.now = START
+        self._know(Known())
+        self._kept, self._before = self._known, NOTHING
+        for relay in self._known.relays.values():
+            self._do(self._make.start(relay))
+
+    # How a state is prepared.
 
     def arrive(self, *events: Event) -> None:
         """Receive these events; they are not sequenced yet."""
-        self._receive(*events)
+        self._acknowledge(events, self.world.receiver.append(*events))
+
+    def do(self, *names: str) -> None:
+        """Have these operations done, one after the other."""
+        for name in names:
+            self._do(self.operation(name))
+
+    def lapse(self) -> None:
+        """Let more time pass than a lease lasts."""
+        self.world.clock.advance(LEASE_SECONDS + 1)
 
     def put(self, statement: str) -> None:
         """Change a table as nothing but a slip of a hand does."""
         with self.engine.begin() as connection:
             connection.exec_driver_sql(statement)
 
-    def all_orders(
-        self,
-        operations: Mapping[str, Operation],
-        check: Callable[[Order], None],
-        *,
-        coarse: bool = False,
-    ) -> int:
+    def keep(self) -> None:
+        """Keep the present state as the one that every order begins with."""
+        for table in _PUT_BACK:
+            self.put(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
+        for statement in _MAY_BE_EMPTIED[self.engine.dialect.name]:
+            self.put(statement)
+        self._before = self.world.look(self._known.history)
+        self._known.ledger.step += 1
+        self._kept = self._known
+
+    # What is done in it.
+
+    def operation(self, name: str) -> Operation:
+        """Make the operation that the name says: who does what, and how."""
+        if name == "ann rebuilds":
+            return Operation(
+                "rebuild", self._make.rebuild().send
+            )  # it has something to find, unlike those of the model
+        if name == "a receiver takes in":
+            return Operation("receive", self._receive, lambda seqs: self._acknowledge(self.later, seqs))
+        who, does, *how = name.removesuffix(" again").split()
+        return self._of_relay(self._known.relays[who], does, " ".join(how))
+
+    def _of_relay(self, relay: Relay, does: str, how: str) -> Operation:
+        make = self._make
+        held = list(reversed(relay.held.values()))  # not in the order in which they were claimed
+        if does == "records":
+            for each in held:
+                each.begun_at = self.world.clock.now
+                each.answered(_OUTCOMES[how])
+        made: dict[str, Callable[[], Operation]] = {
+            "sequences": lambda: make.sequence(relay, 1 if how == "one" else _ALL),
+            "claims": lambda: make.claim(relay, self.routes, 2 if how == "two" else 1, seen=Gates()),
+            "claims suspects": lambda: make.claim_suspect(relay, self.routes, seen=Gates()),
+            "renews": lambda: make.renew(relay, held[-1:] if how == "the first" else held),
+            "gives back": lambda: make.give_back(relay, held),
+            "records": lambda: make.record(relay, held),
+            "reaps": lambda: make.reap(relay),
+        }
+        return (made.get(f"{does} {how}") or made[does])()
+
+    def all_orders(self, names: Sequence[str], check: Callable[[Order], None], *, coarse: bool = False) -> int:
         """Do these at once, in every order, each time from the state that was kept. Returns how many there were.
 
         `coarse`, for more than two, lets reads that lock nothing go with the statement before them, and begins to wait
         for the order lock only when it is free: what its holders know they read when they have it. So it always is on
         SQLite, where a transaction sees one state, and one writes at a time: only where it begins and ends matters.
         """
-        coarse = coarse or not self.database.sql.is_postgres
-        before = self._before
-        assert before is not None
+        coarse = coarse or not self.world.commits_out_of_order
+        operations: dict[str, Operation] = {}
 
-        def start() -> Stepper:
+        def start() -> Mapping[str, Callable[[], Any]]:
             self._put_back()
-            for name, operation in operations.items():
-                stepper.begin(name, operation.act)
-            return stepper
+            operations.update({name: self.operation(name) for name in names})
+            return {name: operation.send for name, operation in operations.items()}
 
-        def look(stepper: Stepper) -> None:
-            ended = stepper.operations.items()
-            check(
-                Order(
-                    operations=operations,
-                    results={name: stepped.result for name, stepped in ended if stepped.error is None},
-                    errors={name: stepped.error for name, stepped in ended if stepped.error is not None},
-                    steps=[name for name, _ in stepper.taken],
-                    arrived=enrolled(rows(self.engine, "SELECT seq, routes FROM inbox")),
-                    before=before,
-                    after=self._look(),
-                    now=self.clock.now(),
-                )
-            )
-
-        with Stepper(self.engine, passing=_neither_locks_nor_writes if coarse else _is_nothing_to_others) as stepper:
-            return all_orders(start, look, _would_wait_for_the_order_lock if coarse else _never)
-
-    # What relays do.
-
-    def sequences(self, relay: str, batch: int = 500) -> Operation:
-        return Operation("sequence", lambda: sequence(self.database, POLICIES, relay, batch))
-
-    def claims(self, relay: str, room: int = 1) -> Operation:
-        return Operation("claim", lambda: claim(self.database, relay, [(self.routes, room)]))
-
-    def claims_suspect(self, relay: str) -> Operation:
-        return Operation("claim", lambda: claim_suspect(self.database, relay, self.routes))
-
-    def renews(self, *deliveries: Delivery) -> Operation:
-        return Operation("renew", lambda: renew(self.database, leases(deliveries)), deliveries)
-
-    def gives_back(self, *deliveries: Delivery) -> Operation:
-        held = leases(deliveries)
-        return Operation("give back", lambda: give_back(self.database, POLICIES, "r1", held), deliveries)
-
-    def records(self, relay: str, outcome: Outcome, *deliveries: Delivery) -> Operation:
-        outcomes = [(delivery, outcome) for delivery in deliveries]
-        return Operation("record", lambda: record(self.database, POLICIES, relay, outcomes), deliveries)
-
-    def reaps(self, relay: str) -> Operation:
-        return Operation("reap", lambda: reap(self.database, POLICIES, relay))
-
-    # What a person and a receiver do.
-
-    def rebuilds(self) -> Operation:
-        return Operation(
-            "rebuild",
-            lambda: [found for done in rebuild(self.database, CONFIG, who="ann") for found in done.differences],
+        return all_orders(
+            self.engine,
+            start,
+            lambda stepper: check(self._order(operations, stepper)),
+            passing=_neither_locks_nor_writes if coarse else _is_nothing_to_others,
+            pointless=_would_wait_for_the_order_lock if coarse else _never,
         )
 
-    def receives(self, *events: Event) -> Operation:
-        return Operation("receive", lambda: asyncio.run(self._append(events)))
+    def _order(self, operations: Mapping[str, Operation], stepper: Stepper) -> Order:
+        ended = stepper.operations.items()
+        results = {name: stepped.result for name, stepped in ended if stepped.error is None}
+        for name, result in results.items():
+            operations[name].learn(result)
+        doing, known = self._make.doing, self._known
+        doing.operations = len(operations)
+        after, relays = self.world.look(known.history), list(known.relays.values())
+        return Order(
+            operations=operations,
+            results=results,
+            errors={name: stepped.error for name, stepped in ended if stepped.error is not None},
+            steps=[name for name, _ in stepper.taken],
+            snapshot=Snapshot(self.world.clock.now, self._before, after, known.history, known.ledger, relays, doing),
+        )
 
-    async def _append(self, events: Sequence[Event]) -> list[int | None]:
+    def _know(self, known: Known) -> None:
+        self._known = known
+        self._make = Operations(self.world, known.ledger)
+
+    def _do(self, operation: Operation) -> None:
+        operation.learn(operation.send())
+
+    def _acknowledge(self, events: Sequence[Event], seqs: Sequence[int | None]) -> None:
+        for event, seq in zip(events, seqs, strict=True):
+            assert seq is not None
+            self._known.ledger.acknowledge(seq, event)
+
+    def _receive(self) -> list[int | None]:
         """By the receiver's own statements, on the engine whose statements are stepped."""
-        with self.engine.connect() as connection:
-            if self.database.sql.is_postgres:
-                connection.execution_options(isolation_level="AUTOCOMMIT")
-            waiting = cast("AsyncConnection", _Awaitable(connection))
-            return await STORES[self.engine.dialect.name]().append(waiting, events)
 
-    # The state that every order begins with.
+        async def append() -> list[int | None]:
+            with self.engine.connect() as connection:
+                if self.world.commits_out_of_order:
+                    connection.execution_options(isolation_level="AUTOCOMMIT")
+                waiting = cast("AsyncConnection", _Awaitable(connection))
+                return await STORES[self.engine.dialect.name]().append(waiting, self.later)
 
-    def keep(self) -> None:
-        """Keep the present contents of the tables as the state that every order begins with."""
-        with self.engine.begin() as connection:
-            for table in _PUT_BACK:
-                connection.execute(text(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}"))
-            for statement in _MAY_BE_EMPTIED[self.engine.dialect.name]:
-                connection.execute(text(statement))
-        self._before = self._look()
+        return asyncio.run(append())
 
     def _put_back(self) -> None:
+        self._know(deepcopy(self._kept))
         statements = [
             statement
             for table in _PUT_BACK
             for statement in (f"DELETE FROM {table}", f"INSERT INTO {table} SELECT * FROM kept_{table}")
         ]
         with self.engine.begin() as connection:
-            for statement in ["; ".join(statements)] if self.database.sql.is_postgres else statements:
+            for statement in ["; ".join(statements)] if self.world.commits_out_of_order else statements:
                 connection.exec_driver_sql(statement)
-
-    def _look(self) -> Tables:
-        with self.engine.connect() as connection, reading(connection).begin():
-            return Tables(
-                **{
-                    table: [_plain(dict(row)) for row in connection.execute(statement).mappings()]
-                    for table, statement in _LOOK.items()
-                }
-            )
 
 
 class _Awaitable:
@@ -226,25 +223,12 @@ class _Awaitable:
         return self._connection.execute(statement, parameters)
 
 
-def _plain(row: Row) -> Row:
-    """With times and JSON as Python values on both databases."""
-    times = {name: as_time(row[name]) for name in _TIMES & row.keys() if row[name] is not None}
-    return {**row, **times, **({"detail": as_json(row["detail"])} if "detail" in row else {})}
-
-
-_TIMES = {"occurred_at", "due_at", "lease_until"}
-
-
-def leases(deliveries: Iterable[Delivery]) -> tuple[Claimed, ...]:
-    return tuple((delivery.seq, delivery.route, delivery.lease_token) for delivery in deliveries)
-
-
 _ORDER_LOCK = str(_LOCK)
 
 
 def _is_nothing_to_others(statement: str) -> bool:
-    """Reading the clock is; and appending facts: who reads any reads those of rows that it has locked."""
-    return statement.startswith(("SELECT coalesce(", "\nINSERT INTO delivery_log"))
+    """Reading the clock is; and appending facts: who reads any, as for a failure, reads those of rows that it has locked."""
+    return statement.startswith(("SELECT coalesce(", "\nINSERT INTO delivery_log", "\nSELECT l.seq, l.route, l.kind"))
 
 
 def _neither_locks_nor_writes(statement: str) -> bool:
@@ -266,8 +250,6 @@ def _holds_the_order_lock(stepper: Stepper, stepped: Stepped) -> bool:
     taken = [statement for name, statement in stepper.taken if name == stepped.name]
     return _ORDER_LOCK in taken and COMMIT not in taken[taken.index(_ORDER_LOCK) :]
 
-
-_LOOK = {table: text(f"SELECT * FROM {table} ORDER BY {key}") for table, key in _WRITTEN.items()}
 
 _MAY_BE_EMPTIED = {
     "postgresql": [f"ALTER TABLE {table} DISABLE TRIGGER USER" for table in ("inbox", "delivery_log")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from itertools import combinations_with_replacement
 from math import factorial
 
@@ -10,14 +10,13 @@ import pytest
 
 from tests.proofs.interleavings import scenes
 from tests.proofs.interleavings.invariants import kept, told
-from tests.proofs.interleavings.scenarios import SCENES, Scene
-from tests.proofs.interleavings.stage import Operation, Order, Stage
+from tests.proofs.interleavings.scenes import SCENES, Scene
+from tests.proofs.interleavings.stage import Order, Stage
 
-Prepare = Callable[[Stage], scenes.Operations]
 SHORT_ON_POSTGRES = (scenes.arrivals, scenes.an_earlier_one, scenes.a_head_that_blocks)
 
 
-def each(scenes: Collection[Scene], *, short: Collection[Prepare] = ()) -> pytest.MarkDecorator:
+def each(scenes: Collection[Scene], *, short: Collection[Callable[[Stage], None]] = ()) -> pytest.MarkDecorator:
     """On SQLite, which has few orders, each of these; on Postgres those that are `short`, and the others at length."""
     return pytest.mark.parametrize(
         ("database_url", "scene"),
@@ -37,7 +36,7 @@ def each(scenes: Collection[Scene], *, short: Collection[Prepare] = ()) -> pytes
 
 @each(SCENES, short=SHORT_ON_POSTGRES)
 def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
-    operations = scene.prepare(stage)
+    scene.prepare(stage)
     stage.keep()
     seen: set[str] = set()
 
@@ -45,9 +44,9 @@ def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene)
         kept(order)
         seen.update(told(order))
 
-    steps = {name: steps_alone(stage, name, operation) for name, operation in operations.items()}
-    for one, other in combinations_with_replacement(operations, 2):
-        orders = stage.all_orders(two(operations, one, other), check)
+    steps = {name: steps_alone(stage, name) for name in scene.operations}
+    for one, other in combinations_with_replacement(scene.operations, 2):
+        orders = stage.all_orders([one, other if other != one else f"{one} again"], check)
         assert orders >= fewest(stage, steps[one], steps[other]), (one, other)
 
     assert scene.sometimes <= seen
@@ -55,15 +54,15 @@ def test_in_every_order_of_two_every_promise_is_kept(stage: Stage, scene: Scene)
 
 @each([scene for scene in SCENES if scene.triples])
 def test_in_every_order_of_three_every_promise_is_kept(stage: Stage, scene: Scene) -> None:
-    operations = scene.prepare(stage)
+    scene.prepare(stage)
     stage.keep()
     for names in scene.triples:
-        orders = stage.all_orders({name: operations[name] for name in names}, kept, coarse=True)
+        orders = stage.all_orders(names, kept, coarse=True)
         assert orders >= factorial(3), names
 
 
 def test_wherever_a_receiver_takes_in_during_a_rebuild_every_promise_is_kept(stage: Stage) -> None:
-    operations = scenes.a_row_of_no_event(stage)
+    scenes.a_row_of_no_event(stage)
     stage.keep()
     seen: set[str] = set()
 
@@ -71,24 +70,20 @@ def test_wherever_a_receiver_takes_in_during_a_rebuild_every_promise_is_kept(sta
         kept(order)
         seen.update(told(order))
 
-    alone = steps_alone(stage, "ann rebuilds", operations["ann rebuilds"])
-    assert stage.all_orders(operations, check) >= (alone + 1 if stage.engine.dialect.name == "postgresql" else 2)
+    alone = steps_alone(stage, "ann rebuilds")
+    orders = stage.all_orders(["ann rebuilds", "a receiver takes in"], check)
+    assert orders >= (alone + 1 if stage.engine.dialect.name == "postgresql" else 2)
     assert seen == {"ann rebuilds: no_event", "a receiver takes in: stored, stored"}
 
 
-def two(operations: Mapping[str, Operation], one: str, other: str) -> dict[str, Operation]:
-    """These two, or the same one twice."""
-    return {one: operations[one], other if other != one else f"{one} again": operations[other]}
-
-
-def steps_alone(stage: Stage, name: str, operation: Operation) -> int:
+def steps_alone(stage: Stage, name: str) -> int:
     found: list[int] = []
 
     def check(order: Order) -> None:
         kept(order)
         found.append(len(order.steps))
 
-    assert stage.all_orders({name: operation}, check) == 1
+    assert stage.all_orders([name], check) == 1
     return found[0]
 
 

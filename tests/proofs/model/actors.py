@@ -11,6 +11,7 @@ from typing import NamedTuple
 from inbox.events.event import Event
 from relay.daemon.lease_renewal import TRUSTED_SECONDS, claim_of
 from relay.delivery.audit import Difference
+from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Gates
 from relay.delivery.outcome import Delivery, Outcome
 from relay.store.leases import Claimed
@@ -127,6 +128,8 @@ class Doing:
     """Commands of operators on deliveries."""
     resumed: int = 0
     """Number of times that an operator resumed a gate."""
+    reaped: list[tuple[int, str, AnyFact]] = field(default_factory=list)
+    """Facts of the deliveries whose expired leases were taken back."""
     judged: int = 0
     """Number of times that duplicates were judged."""
     differences: list[Difference] = field(default_factory=list)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition
 
 from relay.delivery.lifecycle import State
 from tests.proofs.model.choosing import Choosing
@@ -16,23 +15,19 @@ from tests.proofs.model.world import ROUTES, SCHEDULE
 class Calling(Receiving, Choosing):
     """The rules of calls."""
 
-    @precondition(lambda self: self.untouched())
-    @step(which=WHICH)
+    @step(lambda self: self.untouched(), which=WHICH)
     def call(self, which: int) -> None:
         self.begin(*one_of(self.untouched(), which))
 
-    @precondition(lambda self: self.at_work())
-    @step(which=WHICH, outcome=st.sampled_from(SUCCESSES))
+    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(SUCCESSES))
     def succeed(self, which: int, outcome: str) -> None:
         self.answer(which, outcome)
 
-    @precondition(lambda self: self.at_work())
-    @step(which=WHICH, outcome=st.sampled_from(FAILURES))
+    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(FAILURES))
     def fail(self, which: int, outcome: str) -> None:
         self.answer(which, outcome)
 
-    @precondition(lambda self: self.at_work())
-    @step(which=WHICH, outcome=st.sampled_from(FAILURES))
+    @step(lambda self: self.at_work(), which=WHICH, outcome=st.sampled_from(FAILURES))
     def fail_again_and_again(self, which: int, outcome: str) -> None:
         """Always the same, until it dies of it or something else comes between."""
         relay, held = one_of(self.at_work(), which)
@@ -44,28 +39,30 @@ class Calling(Receiving, Choosing):
             if key not in self.open or self.open[key].state is not State.READY:
                 break
             self.advance(self.next_due())
-            self.perform(self.make.claim(relay, [key[1]], 2, answered=True))
+            self.perform(self.make.claim(relay, [key[1]], 2))
             self.everything_holds()
             again = [each for each in relay.untouched() if each.key == key]
             if not again:
                 break
             held = again[-1]
 
-    @precondition(lambda self: self.at_work())
-    @step(which=WHICH)
+    @step(lambda self: self.at_work(), which=WHICH)
     def fail_hopelessly(self, which: int) -> None:
         self.answer(which, HOPELESS)
 
-    @precondition(lambda self: self.at_work() and not self.stopped_gates())
-    @step(which=WHICH)
+    @step(lambda self: self.at_work() and not self.stopped_gates(), which=WHICH)
     def refuse_credentials(self, which: int) -> None:
         """It is recorded at once: all relays stop."""
         self.answer(which, REFUSED)
         for relay in self.with_("record"):
             self.let(relay, "record")
 
-    @precondition(lambda self: self.active() and self.stopped_gates())
-    @step(which=WHICH, number=WHICH, outcome=st.sampled_from([*SUCCESSES, FAILED, REFUSED]))
+    @step(
+        lambda self: self.active() and self.stopped_gates(),
+        which=WHICH,
+        number=WHICH,
+        outcome=st.sampled_from([*SUCCESSES, FAILED, REFUSED]),
+    )
     def try_a_breaker(self, which: int, number: int, outcome: str) -> None:
         """Mostly when its time has come."""
         relay = one_of(self.active(), which)
@@ -78,13 +75,17 @@ class Calling(Receiving, Choosing):
                 self.end(relay, held, outcome)
             self.let(relay, "record")
 
-    @precondition(lambda self: self.at_work())
-    @step(trouble=True, which=WHICH)
+    @step(lambda self: self.at_work(), trouble=True, which=WHICH)
     def skip(self, which: int) -> None:
         self.answer(which, SKIPPED)
 
-    @precondition(lambda self: self.active() and self.lanes_in_latest() and len(self.sent) < MOST)
-    @step(which=WHICH, number=WHICH, outcome=st.sampled_from(SUCCESSES), second=SECOND)
+    @step(
+        lambda self: self.active() and self.lanes_in_latest() and len(self.sent) < MOST,
+        which=WHICH,
+        number=WHICH,
+        outcome=st.sampled_from(SUCCESSES),
+        second=SECOND,
+    )
     def follow_up(self, which: int, number: int, outcome: str, second: int) -> None:
         """Another event of a lane where one has succeeded or died comes, new or late, and is delivered if need be."""
         relay = one_of(self.active(), which)

@@ -1,4 +1,8 @@
-"""Checks of what was called, and of what is recorded of it."""
+"""Checks of what was called and recorded, held back by gates, or commanded by operators.
+
+Where two operations run at once, a gate may turn between one's look at it and its claim. Only a gate that was the same
+before and after counts then.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,17 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from relay.delivery import facts
-from relay.delivery.gates import BreakerState
+from relay.delivery.gates import BreakerState, GateKey, entity_key
+from relay.delivery.lifecycle import State
 from relay.delivery.outcome import Delivered, Delivery, ErrorClass, Failed, Outcome, Skipped
-from tests.proofs.model.checks_of_gates import breaker
-from tests.proofs.model.checks_of_leases import is_abandoned
+from relay.delivery.policy import endpoint_of, health_of
+from relay.store.claim import PROBE_GIVEN_UP_AFTER
+from relay.store.operator.selection import Act, Selection
+from tests.proofs.model.actors import Ledger
+from tests.proofs.model.checks_of_state import is_abandoned
 from tests.proofs.model.history import Entry, Key
 from tests.proofs.model.snapshot import Snapshot
-from tests.proofs.model.world import POLICIES, SCHEDULE
+from tests.proofs.model.world import OPEN_GATE, POLICIES, SCHEDULE, Stored
 
 
 def repeats_are_explained(snapshot: Snapshot) -> Sequence[object]:
@@ -45,12 +53,14 @@ _WORK = facts.DeliveredFact | facts.SkippedFact | facts.AttemptFailed | facts.De
 
 
 def results_were_made(snapshot: Snapshot) -> Sequence[object]:
-    """Every result in the log is of an attempt that this relay made, and what it was told agrees."""
+    """Every result in the log is of an attempt that this relay made, and what relays were told of them and of leases agrees."""
     evidence: list[object] = []
     written: Counter[Key] = Counter()
     for entry in snapshot.new:
-        if isinstance(entry.fact, _WORK) and not is_abandoned(entry.fact):
-            written[entry.key] += 1
+        if not isinstance(entry.fact, _WORK | facts.Abandoned):
+            continue
+        written[entry.key] += 1
+        if not is_abandoned(entry.fact):
             attempt = entry.attempt + int(_is_uncounted(entry.fact))
             made = [
                 (delivery, outcome)
@@ -61,6 +71,7 @@ def results_were_made(snapshot: Snapshot) -> Sequence[object]:
             if not any(_follows(snapshot, entry, *each) for each in made):
                 evidence.append((entry, made))
     told = Counter((r.delivery.seq, r.delivery.route) for r in snapshot.doing.results if r.fact is not None)
+    told.update((seq, route) for seq, route, _ in snapshot.doing.reaped)
     return evidence or ([] if told == written else [(told, written)])
 
 
@@ -127,3 +138,134 @@ def refused_results_change_nothing(snapshot: Snapshot) -> Sequence[object]:
     if snapshot.doing.operations != 1 or not results or any(result.fact is not None for result in results):
         return []
     return [] if snapshot.before == snapshot.after and not snapshot.new else [(results, snapshot.new)]
+
+
+def breaker(stored: Stored, gate: GateKey) -> BreakerState:
+    return stored.gates.get(gate, OPEN_GATE).breaker
+
+
+def is_paused(stored: Stored, ledger: Ledger, key: Key) -> bool:
+    event = ledger.events[key[0]]
+    entity = entity_key(event.source, event.entity_type or "", event.entity_id or "")
+    return any(stored.gates.get(gate, OPEN_GATE).is_paused for gate in (*POLICIES[key[1]].gates, entity))
+
+
+def the_paused_is_not_claimed(snapshot: Snapshot) -> Sequence[object]:
+    return [
+        delivery
+        for delivery in snapshot.doing.claimed
+        if all(
+            is_paused(s, snapshot.ledger, (delivery.seq, delivery.route)) for s in (snapshot.earlier, snapshot.stored)
+        )
+    ]
+
+
+def a_stopped_endpoint_is_only_probed(snapshot: Snapshot) -> Sequence[object]:
+    probes = {delivery.lease_token for delivery in snapshot.doing.probes}
+    return [
+        (delivery, gate)
+        for delivery in snapshot.doing.claimed
+        if delivery.lease_token not in probes
+        for gate in POLICIES[delivery.route].breakers
+        if BreakerState.CLOSED not in {breaker(snapshot.earlier, gate), breaker(snapshot.stored, gate)}
+    ]
+
+
+def one_probe_at_a_time(snapshot: Snapshot) -> Sequence[object]:
+    """Require that a probe begins once the breaker's time has come, and the previous one has ended or was given up."""
+    probed = [(delivery, gate) for delivery in snapshot.doing.probes for gate in POLICIES[delivery.route].breakers]
+    times = Counter(gate for _, gate in probed)
+    evidence: list[object] = []
+    for delivery, gate in probed:
+        before, after = (stored.gates.get(gate, OPEN_GATE) for stored in (snapshot.earlier, snapshot.stored))
+        if before.breaker is BreakerState.CLOSED:
+            continue  # it was opened meanwhile
+        is_due = before.until is not None and before.until <= snapshot.now
+        is_noted = after.breaker is BreakerState.HALF_OPEN and after.until == snapshot.now + PROBE_GIVEN_UP_AFTER
+        if not is_due or (snapshot.doing.operations == 1 and (not is_noted or times[gate] > 1)):
+            evidence.append((delivery, before, after))
+    return evidence
+
+
+def breakers_have_reasons(snapshot: Snapshot) -> Sequence[object]:
+    """They open at trouble; they close at a success while one is tried, or at the word of a person."""
+    evidence: list[object] = []
+    for gate in {gate for policy in POLICIES.values() for gate in policy.breakers}:
+        before, after = breaker(snapshot.earlier, gate), breaker(snapshot.stored, gate)
+        healths = {
+            health_of(outcome, POLICIES[delivery.route])[0]
+            for _, delivery, outcome in snapshot.doing.handed_in
+            if endpoint_of(outcome, POLICIES[delivery.route]) == gate
+        }
+        is_tried = before is BreakerState.HALF_OPEN or bool(snapshot.doing.probes)
+        reasons = {
+            BreakerState.CLOSED: snapshot.doing.resumed or (is_tried and "well" in healths),
+            BreakerState.OPEN: healths & {"unwell", "refused"},
+            BreakerState.HALF_OPEN: snapshot.doing.probes,
+        }
+        if before is not after and not reasons.get(after):
+            evidence.append((gate, before, after, healths))
+        is_left = healths == {"refused"} and after is BreakerState.CLOSED and not snapshot.doing.resumed
+        if is_left and all(result.fact is not None for result in snapshot.doing.results):
+            evidence.append((gate, "credentials were refused, and it is closed"))
+    return evidence
+
+
+_ACTS: dict[type[facts.Fact], Act] = {
+    facts.Replayed: "replay",
+    facts.Cancelled: "cancel",
+    facts.Unblocked: "unblock",
+}
+
+
+def only_what_was_asked_for(snapshot: Snapshot) -> Sequence[object]:
+    evidence: list[object] = []
+    for entry in snapshot.new:
+        if act := _ACTS.get(type(entry.fact)):
+            before = [each for each in snapshot.history.entries[entry.key] if each.number < entry.number]
+            if not any(
+                act == done and _is_meant(act, chosen, entry.key, before) for done, chosen in snapshot.doing.asked
+            ):
+                evidence.append((entry, snapshot.doing.asked))
+    return evidence
+
+
+def _is_meant(act: Act, chosen: Selection, key: Key, before: Sequence[Entry]) -> bool:
+    """By a selection of a seq, a route or a cause. Where a cause is named, the dead; where only a route is replayed, too."""
+    died = [entry.fact for entry in before if isinstance(entry.fact, facts.Dead)]
+    is_dead = bool(before) and isinstance(before[-1].fact, facts.Dead | facts.Unblocked)
+    only_dead = chosen.cause is not None or (act == "replay" and chosen.dead_only)
+    return (
+        chosen.seq in {None, key[0]}
+        and chosen.route in {None, key[1]}
+        and (is_dead or not only_dead)
+        and (chosen.cause is None or died[-1].cause == chosen.cause)
+    )
+
+
+def all_that_was_asked_for(snapshot: Snapshot) -> Sequence[object]:
+    """A cancel leaves nothing but what is in flight, an unblock nothing blocked."""
+    if snapshot.doing.operations != 1:
+        return []
+    return [
+        (act, row)
+        for act, chosen in snapshot.doing.asked
+        for key, row in snapshot.after.items()
+        if act != "replay" and _is_meant(act, chosen, key, snapshot.history.entries.get(key, ()))
+        if (row.state is State.BLOCKED if act == "unblock" else row.state is not State.IN_FLIGHT)
+    ]
+
+
+def nothing_older_is_replayed_unasked(snapshot: Snapshot) -> Sequence[object]:
+    """Not in the place of what was delivered last, when nothing is fetched: unless that is replayed too, or it is forced."""
+    if any(chosen.force for _, chosen in snapshot.doing.asked):
+        return []
+    replayed = [entry for entry in snapshot.new if isinstance(entry.fact, facts.Replayed)]
+    return [
+        (entry, last)
+        for entry in replayed
+        if (last := snapshot.last_before(entry))
+        and last.fetch_began_at is None
+        and snapshot.ledger.order(entry.key) < last.key
+        and (last.seq, entry.key[1]) not in {each.key for each in replayed}
+    ]

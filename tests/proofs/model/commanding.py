@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition
 
 from relay.delivery.gates import Gate, GateKey, entity_of
 from relay.delivery.lifecycle import State
@@ -38,20 +37,22 @@ class Commanding(Choosing):
             raise Violation("the plan said something else", (act, selection, planned, changed))
         return changed
 
-    @precondition(lambda self: self.dead())
-    @step(trouble=True, which=WHICH, force=st.booleans())
+    @step(lambda self: self.dead(), trouble=True, which=WHICH, force=st.booleans())
     def replay_the_dead(self, which: int, force: bool) -> None:
         """All of a route."""
         self.do("replay", Selection(route=one_of(self.dead(), which)[1], force=force))
 
-    @precondition(lambda self: self.closed())
-    @step(trouble=True, which=WHICH, force=st.booleans())
+    @step(lambda self: self.closed(), trouble=True, which=WHICH, force=st.booleans())
     def replay_an_event(self, which: int, force: bool) -> None:
         """On each of its routes where it has ended or is dead."""
         self.do("replay", Selection(seq=one_of(self.closed(), which), force=force))
 
-    @precondition(lambda self: self.cancellable())
-    @step(trouble=True, which=WHICH, cause=st.sampled_from(["", "", "mapping", "exhausted", "rejected"]))
+    @step(
+        lambda self: self.cancellable(),
+        trouble=True,
+        which=WHICH,
+        cause=st.sampled_from(["", "", "mapping", "exhausted", "rejected"]),
+    )
     def cancel(self, which: int, cause: str) -> None:
         """An event, on one route or on all of its; or all of a route that have died of the same."""
         seq, route = one_of((self.dead() if cause else None) or self.cancellable(), which)
@@ -60,27 +61,25 @@ class Commanding(Choosing):
         else:
             self.do("cancel", Selection(seq=seq, route=route if which % 2 else None))
 
-    @precondition(lambda self: self.any_open(State.BLOCKED))
-    @step(which=WHICH)
+    @step(lambda self: self.any_open(State.BLOCKED), which=WHICH)
     def unblock(self, which: int) -> None:
         seq, route = one_of([key for key, row in self.open.items() if row.state is State.BLOCKED], which)
         self.do("unblock", Selection(seq=seq, route=route))
 
-    @precondition(lambda self: self.any_open(State.READY) and not self.paused_gates())
-    @step(trouble=True, gate=st.sampled_from(GATES))
+    @step(
+        lambda self: self.any_open(State.READY) and not self.paused_gates(), trouble=True, gate=st.sampled_from(GATES)
+    )
     def hold_back(self, gate: Gate) -> None:
         self.perform(self.make.turn("pause", gate))
         self.everything_holds()
         if not self.stored.gates.get(gate.key, OPEN_GATE).is_paused:
             raise Violation("a pause does not hold", gate)
 
-    @precondition(lambda self: self.paused_gates())
-    @step(which=WHICH)
+    @step(lambda self: self.paused_gates(), which=WHICH)
     def let_through(self, which: int) -> None:
         self.perform(self.make.turn("resume", gate_of(one_of(self.paused_gates(), which))))
 
-    @precondition(lambda self: self.stopped_gates())
-    @step(trouble=True, which=WHICH)
+    @step(lambda self: self.stopped_gates(), trouble=True, which=WHICH)
     def close_a_breaker(self, which: int) -> None:
         self.perform(self.make.turn("resume", gate_of(one_of(self.stopped_gates(), which))))
 

@@ -1,4 +1,4 @@
-"""The model's database."""
+"""The model's world, where transactions leave some of their work to the next."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ from collections.abc import Iterator
 import pytest
 from hypothesis.internal.conjecture.providers import CONSTANTS_CACHE, HypothesisProvider
 from hypothesis.internal.constants_ast import Constants
-from sqlalchemy import Engine
 
 from relay.store import coverage, lanes
-from tests.helpers.undivided import let_batches_fail_whole
-from tests.proofs.model.receiver import in_haste
 from tests.proofs.model.world import FEW, World
 
 
 @pytest.fixture
-def world(engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    in_haste(engine)
+def world(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(lanes, "MOST_FOLDED", FEW)
     monkeypatch.setattr(coverage, "MOST_HEALED", 1)
-    made = World(engine, database_url)
-    yield made
-    made.close()
+    return world
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +26,3 @@ def _the_same_runs_whatever_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterat
     CONSTANTS_CACHE.cache.clear()
     yield
     CONSTANTS_CACHE.cache.clear()
-
-
-@pytest.fixture(autouse=True)
-def _batches_fail_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_batches_fail_whole(monkeypatch)

@@ -59,7 +59,7 @@ def _go_round(stage: Choosing, relay: Relay) -> bool:
     for kind in ("reap", "judge", "sequence all"):
         stage.let(relay, kind)
     stage.everything_holds()
-    stage.perform(stage.make.claim(relay, ROUTES, 500, answered=True))
+    stage.perform(stage.make.claim(relay, ROUTES, 500))
     for route in stage.suspects():
         stage.perform(stage.make.claim_suspect(relay, [route]))
     for route in ROUTES if stage.stopped_gates() else ():
@@ -70,7 +70,7 @@ def _go_round(stage: Choosing, relay: Relay) -> bool:
         stage.end(relay, held, FETCHED if held.delivery.seq % 2 else SUCCEEDED)
     done = len(relay.held)
     if done:
-        stage.perform(stage.make.record(relay, relay.finished(), answered=True))
+        stage.perform(stage.make.record(relay, relay.finished()))
     else:
         done += stage.perform(stage.make.command("replay", Selection(route="blocking")))
         done += stage.perform(stage.make.command("unblock", Selection(route="blocking")))

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition
 
 from relay.daemon.lease_renewal import TRUSTED_SECONDS
 from relay.delivery.lifecycle import State
@@ -47,8 +46,7 @@ class Machine(Calling, Commanding):
 
     # Relays and the database.
 
-    @precondition(lambda self: self.active())
-    @step(which=WHICH, number=WHICH, outcome=ENDS, until=st.integers(1, 4))
+    @step(lambda self: self.active(), which=WHICH, number=WHICH, outcome=ENDS, until=st.integers(1, 4))
     def go_round(self, which: int, number: int, outcome: str, until: int) -> None:
         """Run one round of a relay, as far as it comes: sequence, claim, call and record."""
         relay = one_of(self.active(), which)
@@ -64,13 +62,16 @@ class Machine(Calling, Commanding):
             self.everything_holds()
             self.let(relay, "record")
 
-    @precondition(lambda self: self.active() and self.any_open(State.RECEIVED))
-    @step(which=WHICH, number=WHICH)
+    @step(lambda self: self.active() and self.any_open(State.RECEIVED), which=WHICH, number=WHICH)
     def sequence(self, which: int, number: int) -> None:
         self.let(one_of(self.active(), which), "sequence", number)
 
-    @precondition(lambda self: self.active())
-    @step(which=WHICH, entity=st.sampled_from(ENTITIES), seconds=st.lists(SECOND, min_size=3, max_size=6))
+    @step(
+        lambda self: self.active(),
+        which=WHICH,
+        entity=st.sampled_from(ENTITIES),
+        seconds=st.lists(SECOND, min_size=3, max_size=6),
+    )
     def ordering_becomes_latest(self, which: int, entity: str, seconds: list[int]) -> None:
         """Many have come to wait in a lane, by the configuration before: in `strict`, where none is dropped that is not late."""
         relay = one_of(self.active(), which)
@@ -84,58 +85,48 @@ class Machine(Calling, Commanding):
         self.ledger.strict_once |= {lane for lane in arrived if lane[0] == "latest"}
         self.let(relay, "sequence by the old")
 
-    @precondition(lambda self: self.active() and self.any_left())
-    @step(which=WHICH)
+    @step(lambda self: self.active() and self.any_left(), which=WHICH)
     def work_off_what_is_left(self, which: int) -> None:
         self.let(one_of(self.active(), which), "work off")
 
-    @precondition(lambda self: self.active() and self.any_open(State.READY))
-    @step(which=WHICH, number=WHICH, answered=st.booleans())
+    @step(lambda self: self.active() and self.any_open(State.READY), which=WHICH, number=WHICH, answered=st.booleans())
     def claim(self, which: int, number: int, answered: bool) -> None:
         self.let(one_of(self.active(), which), "claim", number, answered=answered)
 
-    @precondition(lambda self: self.active() and self.suspects())
-    @step(which=WHICH)
+    @step(lambda self: self.active() and self.suspects(), which=WHICH)
     def claim_a_suspect(self, which: int) -> None:
         self.perform(self.make.claim_suspect(one_of(self.active(), which), [one_of(self.suspects(), which)]))
 
-    @precondition(lambda self: self.active() and self.any_to_judge())
-    @step(which=WHICH)
+    @step(lambda self: self.active() and self.any_to_judge(), which=WHICH)
     def judge_duplicates(self, which: int) -> None:
         self.perform(self.make.judge(one_of(self.active(), which)))
 
-    @precondition(lambda self: self.with_("record"))
-    @step(which=WHICH, some=SOME, answered=st.booleans())
+    @step(lambda self: self.with_("record"), which=WHICH, some=SOME, answered=st.booleans())
     def record(self, which: int, some: int, answered: bool) -> None:
         self.let(one_of(self.with_("record"), which), "record", some, answered=answered)
 
-    @precondition(lambda self: any(relay.recorded for relay in self.active()))
-    @step(trouble=True, which=WHICH)
+    @step(lambda self: any(relay.recorded for relay in self.active()), trouble=True, which=WHICH)
     def record_the_same_again(self, which: int) -> None:
         relay = one_of([relay for relay in self.active() if relay.recorded], which)
-        results = self.perform(self.make.record(relay, relay.recorded, answered=True))
+        results = self.perform(self.make.record(relay, relay.recorded))
         if any(result.fact is not None for result in results):
             raise Violation("recorded twice", results)
 
-    @precondition(lambda self: self.with_("renew"))
-    @step(which=WHICH, some=SOME, answered=st.booleans())
+    @step(lambda self: self.with_("renew"), which=WHICH, some=SOME, answered=st.booleans())
     def renew(self, which: int, some: int, answered: bool) -> None:
         relay = one_of(self.with_("renew"), which)
         self.let(relay, "renew", some, answered=answered)
         self.perform(self.make.heartbeat(relay))
 
-    @precondition(lambda self: self.with_("give_back"))
-    @step(trouble=True, which=WHICH, some=SOME)
+    @step(lambda self: self.with_("give_back"), trouble=True, which=WHICH, some=SOME)
     def give_back(self, which: int, some: int) -> None:
         self.let(one_of(self.with_("give_back"), which), "give_back", some)
 
-    @precondition(lambda self: self.active() and self.any_open(State.IN_FLIGHT))
-    @step(which=WHICH)
+    @step(lambda self: self.active() and self.any_open(State.IN_FLIGHT), which=WHICH)
     def reap(self, which: int) -> None:
         self.let(one_of(self.active(), which), "reap")
 
-    @precondition(lambda self: self.active() and self.any_open(State.IN_FLIGHT))
-    @step(trouble=True, which=WHICH, number=WHICH)
+    @step(lambda self: self.active() and self.any_open(State.IN_FLIGHT), trouble=True, which=WHICH, number=WHICH)
     def take_over(self, which: int, number: int) -> None:
         """One relay finds out that the leases of others have run out, and goes on with their work."""
         self.advance(LAPSE)
@@ -144,14 +135,12 @@ class Machine(Calling, Commanding):
         self.everything_holds()
         self.let(relay, "claim", number)
 
-    @precondition(lambda self: len(self.active()) > 1)
-    @step(kinds=st.tuples(OVERLAPPING, OVERLAPPING), **OVERLAP)
+    @step(lambda self: len(self.active()) > 1, kinds=st.tuples(OVERLAPPING, OVERLAPPING), **OVERLAP)
     def overlap(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401  # as at_once has it
         """Two relays at once, whatever they do."""
         self.at_once(kinds, **drawn)
 
-    @precondition(lambda self: len(self.active()) > 1)
-    @step(kinds=st.tuples(MAKING_HEADS, MAKING_HEADS), **OVERLAP)
+    @step(lambda self: len(self.active()) > 1, kinds=st.tuples(MAKING_HEADS, MAKING_HEADS), **OVERLAP)
     def race_for_the_order_lock(self, kinds: tuple[str, str], **drawn: Any) -> None:  # noqa: ANN401
         """Two relays at once that end or make the heads of lanes."""
         self.at_once(kinds, **drawn)
@@ -196,8 +185,8 @@ class Machine(Calling, Commanding):
             self.arrive(arrivals)
         self.everything_holds()
 
-    @precondition(lambda self: self.at_rest())
     @step(
+        lambda self: self.at_rest(),
         trouble=True,
         which=WHICH,
         damage=st.sampled_from(sorted(DAMAGES)),
@@ -223,18 +212,15 @@ class Machine(Calling, Commanding):
 
     # What goes wrong, and time.
 
-    @precondition(lambda self: any(relay.held or relay.paused for relay in self.relays))
-    @step(trouble=True, which=WHICH)
+    @step(lambda self: any(relay.held or relay.paused for relay in self.relays), trouble=True, which=WHICH)
     def crash(self, which: int) -> None:
         self.restart(one_of([relay for relay in self.relays if relay.held or relay.paused], which))
 
-    @precondition(lambda self: len(self.active()) > 1)
-    @step(trouble=True, which=WHICH)
+    @step(lambda self: len(self.active()) > 1, trouble=True, which=WHICH)
     def pause(self, which: int) -> None:
         one_of([relay for relay in self.active() if relay.held] or self.active(), which).paused = True
 
-    @precondition(lambda self: len(self.active()) < len(self.relays))
-    @step(which=WHICH, answer=st.sampled_from([*SUCCESSES, CUT]))
+    @step(lambda self: len(self.active()) < len(self.relays), which=WHICH, answer=st.sampled_from([*SUCCESSES, CUT]))
     def come_back(self, which: int, answer: str) -> None:
         """Resume a relay: its running calls have been answered meanwhile, or are cut when their lease ran out."""
         relay = one_of([relay for relay in self.relays if relay.paused], which)
@@ -245,13 +231,15 @@ class Machine(Calling, Commanding):
             for held in relay.running():
                 held.answered(answer)
 
-    @precondition(lambda self: self.any_open(State.IN_FLIGHT))
-    @step(trouble=True, seconds=st.sampled_from([LAPSE, LEASE_SECONDS, TRUSTED_SECONDS, 5]))
+    @step(
+        lambda self: self.any_open(State.IN_FLIGHT),
+        trouble=True,
+        seconds=st.sampled_from([LAPSE, LEASE_SECONDS, TRUSTED_SECONDS, 5]),
+    )
     def let_time_pass(self, seconds: int) -> None:
         self.advance(seconds)
 
-    @precondition(lambda self: self.next_due() > 0)
-    @step(kept=st.booleans())
+    @step(lambda self: self.next_due() > 0, kept=st.booleans())
     def let_a_retry_fall_due(self, kept: bool) -> None:
         """Leases are kept meanwhile, or not."""
         seconds = self.next_due()
@@ -259,7 +247,7 @@ class Machine(Calling, Commanding):
             self.advance(5)
             seconds -= 5
             for relay in self.with_("renew"):
-                self.perform(self.make.renew(relay, list(relay.held.values()), answered=True))
+                self.perform(self.make.renew(relay, list(relay.held.values())))
                 self.perform(self.make.heartbeat(relay))
         self.advance(seconds)
 

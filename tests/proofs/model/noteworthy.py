@@ -7,7 +7,7 @@ from collections import Counter
 from relay.delivery import facts
 from relay.delivery.gates import BreakerState
 from relay.delivery.lifecycle import State
-from tests.proofs.model.checks_of_gates import breaker, is_paused
+from tests.proofs.model.checks_of_results import breaker, is_paused
 from tests.proofs.model.history import Entry
 from tests.proofs.model.snapshot import Snapshot
 from tests.proofs.model.world import FEW, POLICIES

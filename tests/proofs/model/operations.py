@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from relay.daemon.lease_renewal import claim_of
+from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Admission, ClaimFilter, Gate, Gates
 from relay.delivery.outcome import Delivery
 from relay.store import claim, duplicates, gates, leases, nodes, reap, record, sequence
@@ -29,7 +29,7 @@ class Operation:
     name: str
     send: Callable[[], Any]
     """Talks to the database and to nothing else: it may run in any thread."""
-    learn: Callable[[Any], None]
+    learn: Callable[[Any], None] = lambda _: None
     """Takes in what it returned."""
 
 
@@ -43,80 +43,76 @@ class Operations:
         self.doing = Doing()
 
     def sequence(self, relay: Relay, batch: int) -> Operation:
-        return Operation(
-            "sequence", lambda: sequence.sequence(self._database, POLICIES, relay.node, batch), lambda _: None
-        )
+        return Operation("sequence", lambda: sequence.sequence(self._database, POLICIES, relay.node, batch))
 
     def sequence_by_the_old(self, relay: Relay) -> Operation:
         """As before `ordering` became "latest"."""
-        return Operation(
-            "sequence by the old",
-            lambda: sequence.sequence(self._database, BEFORE_THE_CHANGE, relay.node),
-            lambda _: None,
-        )
+        return Operation("sequence", lambda: sequence.sequence(self._database, BEFORE_THE_CHANGE, relay.node))
 
     def work_off(self, relay: Relay) -> Operation:
         """A batch of what a settle or a success has left."""
-        return Operation("work off", lambda: Leftovers().work_off(self._database, POLICIES, relay.node), lambda _: None)
+        return Operation("work off", lambda: Leftovers().work_off(self._database, POLICIES, relay.node))
 
-    def claim(self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool) -> Operation:
+    def claim(
+        self, relay: Relay, routes: Sequence[str], room: int, *, answered: bool = True, seen: Gates | None = None
+    ) -> Operation:
         """Of what the gates let through."""
-        asked_at, node = self._world.clock.now, relay.node
 
-        def send() -> tuple[Gates, list[Delivery]]:
-            seen = gates.read_gates(self._database)
+        def claimed(seen: Gates) -> list[Delivery]:
             wanted = [(_admitted(seen, routes, "all"), room)]
-            return seen, claim.claim(self._database, node, wanted, _claim_filters(seen)) if wanted[0][0] else []
+            return claim.claim(self._database, relay.node, wanted, _claim_filters(seen)) if wanted[0][0] else []
 
-        def learn(found: tuple[Gates, list[Delivery]]) -> None:
-            relay.gates = found[0]
-            self._claimed(relay, found[1], asked_at, answered=answered)
+        return self._claiming("claim", relay, claimed, answered=answered, seen=seen)
 
-        return Operation("claim", send, learn)
-
-    def claim_suspect(self, relay: Relay, routes: Sequence[str]) -> Operation:
-        asked_at, node = self._world.clock.now, relay.node
-
-        def send() -> tuple[Gates, list[Delivery]]:
-            seen = gates.read_gates(self._database)
+    def claim_suspect(self, relay: Relay, routes: Sequence[str], *, seen: Gates | None = None) -> Operation:
+        def claimed(seen: Gates) -> list[Delivery]:
             admitted = _admitted(seen, routes, "all")
-            return seen, claim.claim_suspect(self._database, node, admitted, seen.paused_entities) if admitted else []
+            return claim.claim_suspect(self._database, relay.node, admitted, seen.paused_entities) if admitted else []
 
-        def learn(found: tuple[Gates, list[Delivery]]) -> None:
-            relay.gates = found[0]
-            self._claimed(relay, found[1], asked_at, answered=True)
-
-        return Operation("claim_suspect", send, learn)
+        return self._claiming("claim_suspect", relay, claimed, seen=seen)
 
     def probe(self, relay: Relay, routes: Sequence[str]) -> Operation:
         """One delivery, of the first of these routes whose breaker is to be tried and that has one."""
-        asked_at, node = self._world.clock.now, relay.node
 
-        def send() -> tuple[Gates, list[Delivery]]:
-            seen = gates.read_gates(self._database)
+        def claimed(seen: Gates) -> list[Delivery]:
             for route in _admitted(seen, routes, "probe"):
                 breakers, claim_filter = list(POLICIES[route].breakers), _claim_filters(seen)[route]
-                if claimed := claim.claim_probe(self._database, node, route, breakers, claim_filter):
-                    return seen, claimed
-            return seen, []
+                if found := claim.claim_probe(self._database, relay.node, route, breakers, claim_filter):
+                    return found
+            return []
+
+        return self._claiming("probe", relay, claimed)
+
+    def _claiming(
+        self,
+        name: str,
+        relay: Relay,
+        claimed: Callable[[Gates], list[Delivery]],
+        *,
+        answered: bool = True,
+        seen: Gates | None = None,
+    ) -> Operation:
+        """By the gates as they are `seen`; unless that is given, it is read before."""
+        asked_at = self._world.clock.now
+
+        def send() -> tuple[Gates, list[Delivery]]:
+            gates_now = gates.read_gates(self._database) if seen is None else seen
+            return gates_now, claimed(gates_now)
 
         def learn(found: tuple[Gates, list[Delivery]]) -> None:
-            relay.gates = found[0]
-            self.doing.probes += found[1]
-            self._claimed(relay, found[1], asked_at, answered=True)
+            relay.gates, deliveries = found
+            self.doing.asked_to_claim = True
+            self.doing.claimed += deliveries
+            self.doing.probes += deliveries if name == "probe" else []
+            for delivery in deliveries:
+                if delivery.run == 0:
+                    self._ledger.claimed.setdefault((delivery.seq, delivery.route), self._ledger.step)
+                if answered:
+                    relay.was_granted(delivery, asked_at)
 
-        return Operation("probe", send, learn)
+        return Operation(name, send, learn)
 
-    def _claimed(self, relay: Relay, claimed: Sequence[Delivery], asked_at: datetime, *, answered: bool) -> None:
-        self.doing.asked_to_claim = True
-        for delivery in claimed:
-            self.doing.claimed.append(delivery)
-            if delivery.run == 0:
-                self._ledger.claimed.setdefault((delivery.seq, delivery.route), self._ledger.step)
-            if answered:
-                relay.was_granted(delivery, asked_at)
-
-    def renew(self, relay: Relay, held: Sequence[Held], *, answered: bool) -> Operation:
+    def renew(self, relay: Relay, held: Sequence[Held], *, answered: bool = True) -> Operation:
         asked_at, keys = self._world.clock.now, [claim_of(each.delivery) for each in held]
 
         def learn(renewed: set[Claimed]) -> None:
@@ -134,7 +130,7 @@ class Operations:
             lambda _: relay.forget(held),
         )
 
-    def record(self, relay: Relay, held: Sequence[Held], *, answered: bool) -> Operation:
+    def record(self, relay: Relay, held: Sequence[Held], *, answered: bool = True) -> Operation:
         """Breakers hear of success where the relay has seen trouble."""
         outcomes = [(each.delivery, each.outcome) for each in held if each.outcome is not None]
         node, watched = relay.node, list(relay.gates.breakers)
@@ -157,7 +153,10 @@ class Operations:
         return Operation("look_at_gates", lambda: gates.read_gates(self._database), learn)
 
     def reap(self, relay: Relay) -> Operation:
-        return Operation("reap", lambda: reap.reap(self._database, POLICIES, relay.node), lambda _: None)
+        def learn(reaped: list[tuple[int, str, AnyFact]]) -> None:
+            self.doing.reaped += reaped
+
+        return Operation("reap", lambda: reap.reap(self._database, POLICIES, relay.node), learn)
 
     def judge(self, relay: Relay) -> Operation:
         def learn(_: object) -> None:
@@ -174,7 +173,7 @@ class Operations:
     def command(self, act: Act, selection: Selection) -> Operation:
         """Make an operator's command; its result is how many deliveries changed. It may be done though nobody lives to know."""
         self.doing.asked.append((act, selection))
-        return Operation(act, lambda: carry_out(self._database, CONFIG, act, selection, why="agreed"), lambda _: None)
+        return Operation(act, lambda: carry_out(self._database, CONFIG, act, selection, why="agreed"))
 
     def turn(self, kind: commands.GateAct, gate: Gate) -> Operation:
         """Pause what goes through this gate, or resume it."""
@@ -200,20 +199,14 @@ class Operations:
         self.doing.differences += [difference for chunk in checked for difference in chunk.differences]
 
     def heartbeat(self, relay: Relay) -> Operation:
-        now, node = self._world.clock.now, relay.node
-        return Operation(
-            "heartbeat",
-            lambda: nodes.heartbeat(self._database, node),
-            lambda _: self._ledger.heartbeats.update({node: now}),
-        )
+        return self._heard_of(relay, lambda: nodes.heartbeat(self._database, relay.node))
 
     def start(self, relay: Relay) -> Operation:
+        return self._heard_of(relay, lambda: nodes.start_node(self._database, relay.node, "host", 1, "0"))
+
+    def _heard_of(self, relay: Relay, send: Callable[[], object]) -> Operation:
         now, node = self._world.clock.now, relay.node
-        return Operation(
-            "start",
-            lambda: nodes.start_node(self._database, node, "host", 1, "0"),
-            lambda _: self._ledger.heartbeats.update({node: now}),
-        )
+        return Operation("heartbeat", send, lambda _: self._ledger.heartbeats.update({node: now}))
 
 
 def _admitted(seen: Gates, routes: Sequence[str], admission: Admission) -> list[str]:

@@ -81,5 +81,9 @@ class Receiver:
         else:
             connection = await self._engine.connect()
             await connection.execution_options(isolation_level="READ COMMITTED")
+            await connection.exec_driver_sql(
+                "SET idle_in_transaction_session_timeout = 0"
+            )  # held as long as a run likes
+            await connection.commit()
         transaction = await connection.begin()
         return Uncommitted(events, await self._store.append(connection, events), connection, transaction)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition
+from hypothesis.stateful import initialize
 
 from inbox.events.event import Enrolment, Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
@@ -46,8 +46,7 @@ class Receiving(Stage):
             self.perform(self.make.start(relay))
         self.receive(arrivals=arrivals)
 
-    @precondition(lambda self: len(self.sent) < ENOUGH)
-    @step(arrivals=ARRIVALS)
+    @step(lambda self: len(self.sent) < ENOUGH, arrivals=ARRIVALS)
     def receive(self, arrivals: list[Arrival]) -> None:
         self.arrive(arrivals)
 
@@ -56,8 +55,7 @@ class Receiving(Stage):
         self.make.doing.arrivals += 1
         self.acknowledge(events, self.world.receiver.append(*events))
 
-    @precondition(lambda self: self.sent)
-    @step(trouble=True, which=WHICH)
+    @step(lambda self: self.sent, trouble=True, which=WHICH)
     def repeat(self, which: int) -> None:
         event = one_of(self.sent, which)
         if any(event in held.events for held in self.uncommitted):
@@ -74,14 +72,12 @@ class Receiving(Stage):
             self.evidence.sometimes["repeat refused"] += 1
             self.evidence.sometimes["repeat only counted"] += self.ledger.repeats[known[0]] > KEPT_REPEATS
 
-    @precondition(lambda self: self.world.commits_out_of_order and len(self.sent) < ENOUGH)
-    @step(arrivals=ARRIVALS)
+    @step(lambda self: self.world.commits_out_of_order and len(self.sent) < ENOUGH, arrivals=ARRIVALS)
     def receive_and_commit_later(self, arrivals: list[Arrival]) -> None:
         self.make.doing.arrivals += 1
         self.uncommitted.append(self.world.receiver.hold(*self.events_of(arrivals)))
 
-    @precondition(lambda self: self.uncommitted)
-    @step(which=WHICH)
+    @step(lambda self: self.uncommitted, which=WHICH)
     def commit(self, which: int) -> None:
         self.commit_one(which % len(self.uncommitted))
 
@@ -93,8 +89,7 @@ class Receiving(Stage):
         self.evidence.sometimes["committed out of order"] += min(seqs) < max(self.ledger.events, default=0)
         self.acknowledge(held.events, held.seqs)
 
-    @precondition(lambda self: self.uncommitted)
-    @step(trouble=True, which=WHICH)
+    @step(lambda self: self.uncommitted, trouble=True, which=WHICH)
     def die_before_the_commit(self, which: int) -> None:
         self.make.doing.arrivals += 1
         self.world.receiver.roll_back(self.uncommitted.pop(which % len(self.uncommitted)))

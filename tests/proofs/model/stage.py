@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from hypothesis.strategies._internal.featureflags import FeatureFlags
 from sqlalchemy import TextClause
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,7 +18,7 @@ from inbox.errors import InboxRelayError
 from inbox.events.event import Event
 from relay.delivery.lifecycle import State
 from relay.store.database import _LOCK
-from tests.helpers.stepping import Crashed
+from tests.helpers.stepping import Crashed, Stepped
 from tests.helpers.waiting import until
 from tests.proofs.model.actors import Call, Doing, Held, Ledger, Relay
 from tests.proofs.model.history import History, Key
@@ -78,8 +78,13 @@ class Evidence:
 _rule: Any = rule  # its types know no arguments by the dictionary
 
 
-def step(*, trouble: bool = False, **arguments: Any) -> Callable[[Rule], Rule]:  # noqa: ANN401  # strategies, by name
-    """A rule that is counted."""
+def step(
+    when: Callable[[Any], Any] | None = None,
+    *,
+    trouble: bool = False,
+    **arguments: Any,  # noqa: ANN401  # strategies, by name
+) -> Callable[[Rule], Rule]:
+    """A rule that is counted, and possible `when` something is so."""
 
     def decorate(function: Rule) -> Rule:
         RULES.add(function.__name__)
@@ -93,7 +98,7 @@ def step(*, trouble: bool = False, **arguments: Any) -> Callable[[Rule], Rule]: 
                 function(self, **drawn)
 
         made: Rule = _rule(**arguments)(counted)
-        return made
+        return made if when is None else precondition(when)(made)
 
     return decorate
 
@@ -169,12 +174,8 @@ class Stage(RuleBasedStateMachine):
                 break
         stepper.run([])
         self.evidence.sometimes["waited for a lock"] += waited
-        self.make.doing.operations += len(operations)
         for operation, done in zip(operations, running.values(), strict=True):
-            if done.error is None:
-                operation.learn(done.result)
-            elif not isinstance(done.error, Crashed):
-                raise Violation("an operation failed", f"{operation.name}: {done.error!r}") from done.error
+            self._learn(operation, done)
 
     def interrupt(self, operation: Operation, *, after: TextClause, further: int, act: Callable[[], object]) -> None:
         """Do it, and act when it has sent this statement and would lock next, or so many statements later.
@@ -193,10 +194,14 @@ class Stage(RuleBasedStateMachine):
             further = max(0, further - 1)
         act()
         stepper.run([])
+        self._learn(operation, running)
+
+    def _learn(self, operation: Operation, done: Stepped) -> None:
         self.make.doing.operations += 1
-        if running.error is not None:
-            raise Violation("an operation failed", f"{operation.name}: {running.error!r}") from running.error
-        operation.learn(running.result)
+        if done.error is None:
+            operation.learn(done.result)
+        elif not isinstance(done.error, Crashed):
+            raise Violation("an operation failed", f"{operation.name}: {done.error!r}") from done.error
 
     @contextmanager
     def breaking(self) -> Iterator[None]:

@@ -6,23 +6,20 @@ one writer at a time: nothing to order by a lock, and nothing commits out of ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from types import ModuleType
+from typing import NamedTuple
 
-import msgspec
 import pytest
 from hypothesis.errors import FlakyFailure
-from sqlalchemy import Engine, TextClause, text
+from sqlalchemy import Engine, text
 
 from inbox.config.model import Ordering
 from inbox.db import duplicates as duplicates_at_intake
 from inbox.db import intake
-from inbox.db.dialect import Sql
-from relay.delivery.gates import GateKey, Gates
+from relay.delivery.gates import Gates
 from relay.delivery.lifecycle import OpenDelivery
 from relay.delivery.ordering import LastDelivered, covers, settle
-from relay.delivery.outcome import Delivery, Outcome
 from relay.delivery.policy import RoutePolicy
 from relay.store import claim, coverage, duplicates, lanes, leases, reap, record, sequence
 from relay.store.audit import rebuild
@@ -30,29 +27,21 @@ from relay.store.database import ROW, Database, Transaction, as_open_delivery
 from relay.store.lanes import settle_lanes
 from relay.store.operator import replay
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
-from tests.helpers.looking_again import WITHOUT_A_LOOK, look_again_by_the_events_of_before
 from tests.proofs.model.running import RUNS, SEED, run
 from tests.proofs.model.snapshot import Violation
 from tests.proofs.model.world import World
+from tests.proofs.planting import WITHOUT_A_LOOK, Plant, changed, look_again_by_the_events_of_before, replaced
 
 SOON = "1"
 """A seed whose runs show each of these faults early; with another one some take minutes."""
 
-Finished = tuple[Delivery, Outcome]
-Statement = Callable[..., TextClause]
 
+class Control(NamedTuple):
+    """A planted fault, and the violations as which the model may find it."""
 
-def without(statement: Statement, *parts: tuple[str, str]) -> Statement:
-    """The statement with each of these parts replaced."""
-
-    def changed(sql: Sql, *arguments: str, **options: bool) -> TextClause:
-        words = statement(sql, *arguments, **options).text
-        for part, instead in parts:
-            assert part in words
-            words = words.replace(part, instead)
-        return text(words)
-
-    return changed
+    plants: tuple[Plant, ...]
+    kinds: tuple[str, ...]
+    soon: str = SOON
 
 
 def finds(world: World, *kinds: str, soon: str = SOON) -> None:
@@ -67,30 +56,96 @@ def finds(world: World, *kinds: str, soon: str = SOON) -> None:
     assert found.kind in kinds
 
 
+def hopes(last: LastDelivered, key: tuple[datetime, int], _skew: timedelta) -> bool:
+    return key < last.key if last.fetch_began_at is None else last.fetch_began_at >= key[0]
+
+
+def believes_every_clock(last: LastDelivered, key: tuple[datetime, int], skew: timedelta) -> bool:
+    return key < last.key if last.fetch_began_at is None else covers(last, key, skew)
+
+
+def settle_and_forget_the_rest(
+    ordering: Ordering, lane: Iterable[OpenDelivery], now: datetime, first_delay: timedelta, *_: object
+) -> list[OpenDelivery]:
+    return settle(ordering, lane, now, first_delay)
+
+
+def leave_unsettled(_: Transaction, deliveries: Iterable[OpenDelivery], *__: object) -> list[OpenDelivery]:
+    return list(deliveries)
+
+
+def count_and_judge_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = duplicates_at_intake.SQLITE_COUNT.text.replace("handled_at = NULL, ", "")
+    assert counting != duplicates_at_intake.SQLITE_COUNT.text
+    monkeypatch.setattr(intake, "SQLITE_COUNT", text(counting))
+
+
+NO_STAND_IN = ("superseded without a stand-in",)
+STILL_DEAD = ("dead though a later one succeeded",)
+NO_HEAD = ("a lane without its one head",)
+
+CONTROLS = {
+    "a result that is not fenced": Control(
+        (changed(record, "_leased", (" AND o.lease_token = done.token", "")),),
+        ("a result nobody made", "recorded twice", "the facts say something else"),
+    ),
+    "giving back without the attempt": Control(
+        (changed(leases, "_give_back", ("attempt = open_delivery.attempt - 1, ", "")),),
+        ("the facts say something else", "verify finds a difference"),
+    ),
+    "reaping without waiting for the lease": Control(
+        tuple(
+            changed(reap, name, ("o.lease_until <", "'2000-01-01 00:00:00Z' <"))
+            for name in ("_any_expired", "_expired")
+        ),
+        ("a trusted lease is not in force",),
+    ),
+    "coverage without skew and resolution": Control((replaced(coverage, "covers", hopes),), NO_STAND_IN),
+    "no look for what a sweep has told": Control(
+        (replaced(coverage, "duplicates_swept_event", lambda *_: False),), ("told again after a sweep",)
+    ),
+    "no healing": Control((replaced(record, "heal", lambda *_: coverage.Healing([], {})),), STILL_DEAD),
+    "a lane that is not settled after a replay": Control((replaced(replay, "settle_lanes", leave_unsettled),), NO_HEAD),
+    "a lane that is not settled after a result": Control((replaced(record, "settle_lanes", leave_unsettled),), NO_HEAD),
+    "a pause of an entity, which is no matter of routes, that claim does not look at": Control(
+        (replaced(Gates, "paused_entities", ()),), ("claimed while it is paused",)
+    ),
+    "a breaker that nobody hears of": Control(
+        (replaced(record, "listen", lambda *_: {}),), ("a breaker turned without a reason",)
+    ),
+    "probes that are not noted": Control((replaced(claim, "store", lambda *_: None),), ("two try one breaker",)),
+}
+LATE_CONTROLS = {
+    "coverage without a fetch that takes every clock for right": Control(
+        (replaced(coverage, "covers", believes_every_clock),), NO_STAND_IN
+    ),
+    "a sweep's event that stands for any number of webhooks": Control(
+        (replaced(coverage, "_used_already", lambda *_: set()),), NO_STAND_IN
+    ),
+    "a success in the lane taken as proof for a repeat": Control(
+        (replaced(duplicates, "covers", lambda last, key, _skew: last.key >= key),),
+        ("a repeat is judged wrongly", "re-armed without need", "it ended wrongly"),
+        soon="2",
+    ),
+    "a repeat that is counted and not judged": Control((count_and_judge_nothing,), ("a repeat is lost",)),
+    "dead ones that a success leaves and nobody notes": Control(
+        (replaced(record, "go_on_healing", lambda *_: None),), STILL_DEAD
+    ),
+    "the newest before what is still to be folded": Control(
+        (replaced(lanes, "settle", settle_and_forget_the_rest),),
+        ("claimed before an earlier one", "called after a later one"),
+    ),
+}
+"""They take their time to show."""
+
+
 @ON_SQLITE
-def test_without_fencing_a_stale_result_is_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    fenced = record.record
-
-    def unfenced(
-        database: Database,
-        policies: Mapping[str, RoutePolicy],
-        relay_node: str,
-        outcomes: Sequence[Finished],
-        watched: Collection[GateKey],
-    ) -> list[record.Recorded]:
-        with database.read() as transaction:
-            rows = transaction.execute(
-                text("SELECT seq, route, lease_token FROM open_delivery WHERE state = 'in_flight'")
-            )
-        tokens = {(row.seq, row.route): row.lease_token for row in rows}
-        passed = [
-            (msgspec.structs.replace(delivery, lease_token=tokens.get((delivery.seq, delivery.route), 0)), outcome)
-            for delivery, outcome in outcomes
-        ]
-        return fenced(database, policies, relay_node, passed, watched)
-
-    monkeypatch.setattr(record, "record", unfenced)
-    finds(world, "a result nobody made", "recorded twice", "the facts say something else")
+@pytest.mark.parametrize("name", [*CONTROLS, *(pytest.param(name, marks=pytest.mark.long) for name in LATE_CONTROLS)])
+def test_the_model_finds(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    control = (CONTROLS | LATE_CONTROLS)[name]
+    for plant in control.plants:
+        plant(monkeypatch)
+    finds(world, *control.kinds, soon=control.soon)
 
 
 @ON_POSTGRES
@@ -104,17 +159,15 @@ def test_skip_locked_alone_keeps_no_order(world: World, engine: Engine, monkeypa
     with engine.begin() as connection:
         connection.execute(text("DROP INDEX ux_open_delivery_head"))
     anything = "IN ('received', 'waiting', 'ready')"
-    monkeypatch.setattr(
+    plant = changed(
         claim,
         "_claim",
-        without(
-            claim._claim,
-            ("state = 'ready'", f"state {anything}"),
-            ("state || '' = 'ready'", f"state {anything}"),
-            ("due_at <=", "coalesce(due_at, '2020-01-01 00:00:00Z') <="),
-            ("due_at >=", "coalesce(due_at, '2020-01-01 00:00:00Z') >="),
-        ),
+        ("state = 'ready'", f"state {anything}"),
+        ("state || '' = 'ready'", f"state {anything}"),
+        ("due_at <=", "coalesce(due_at, '2020-01-01 00:00:00Z') <="),
+        ("due_at >=", "coalesce(due_at, '2020-01-01 00:00:00Z') >="),
     )
+    plant(monkeypatch)
     finds(
         world,
         "a lane without its one head",
@@ -151,136 +204,9 @@ def test_a_cursor_loses_what_commits_late(world: World, monkeypatch: pytest.Monk
     finds(world, "nobody can finish it")
 
 
-@ON_SQLITE
-def test_giving_back_without_the_attempt_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_give_back", without(leases._give_back, ("attempt = open_delivery.attempt - 1, ", "")))
-    finds(world, "the facts say something else", "verify finds a difference")
-
-
-@ON_SQLITE
-def test_reaping_without_waiting_for_the_lease_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_any_expired", "_expired"):
-        monkeypatch.setattr(reap, name, without(getattr(reap, name), ("o.lease_until <", "'2000-01-01 00:00:00Z' <")))
-    finds(world, "a trusted lease is not in force")
-
-
-@ON_SQLITE
-def test_coverage_without_skew_and_resolution_drops_what_is_not_proven(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hopes(last: LastDelivered, key: tuple[datetime, int], _skew: timedelta) -> bool:
-        return key < last.key if last.fetch_began_at is None else last.fetch_began_at >= key[0]
-
-    monkeypatch.setattr(coverage, "covers", hopes)
-    finds(world, "superseded without a stand-in")
-
-
-@ON_SQLITE
-@pytest.mark.long
-def test_coverage_without_a_fetch_that_takes_every_clock_for_right_drops_what_is_not_proven(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def believes(last: LastDelivered, key: tuple[datetime, int], skew: timedelta) -> bool:
-        return key < last.key if last.fetch_began_at is None else covers(last, key, skew)
-
-    monkeypatch.setattr(coverage, "covers", believes)
-    finds(world, "superseded without a stand-in")
-
-
-@ON_SQLITE
-def test_without_a_look_for_what_a_sweep_has_told_it_is_told_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(coverage, "duplicates_swept_event", lambda *_: False)
-    finds(world, "told again after a sweep")
-
-
-@ON_SQLITE
-@pytest.mark.long
-def test_a_sweeps_event_that_stands_for_any_number_of_webhooks_drops_changes(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(coverage, "_used_already", lambda *_: set())
-    finds(world, "superseded without a stand-in")
-
-
-@ON_SQLITE
-@pytest.mark.long
-def test_a_success_in_the_lane_is_no_proof_for_a_repeat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "covers", lambda last, key, _skew: last.key >= key)
-    finds(world, "a repeat is judged wrongly", "re-armed without need", "it ended wrongly", soon="2")
-
-
-@ON_SQLITE
-@pytest.mark.long
-def test_a_repeat_that_is_counted_and_not_judged_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    counting = duplicates_at_intake.SQLITE_COUNT.text.replace("handled_at = NULL, ", "")
-    assert counting != duplicates_at_intake.SQLITE_COUNT.text
-    monkeypatch.setattr(intake, "SQLITE_COUNT", text(counting))
-    finds(world, "a repeat is lost")
-
-
-@ON_SQLITE
-def test_without_healing_the_dead_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "heal", lambda *_: coverage.Healing([], {}))
-    finds(world, "dead though a later one succeeded")
-
-
-@ON_SQLITE
-@pytest.mark.long
-def test_dead_ones_that_a_success_leaves_and_nobody_notes_stay(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "go_on_healing", lambda *_: None)
-    finds(world, "dead though a later one succeeded")
-
-
-@ON_SQLITE
-@pytest.mark.long
-def test_the_newest_before_what_is_still_to_be_folded_is_followed_by_older_ones(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forgetting_the_rest(
-        ordering: Ordering, lane: Iterable[OpenDelivery], now: datetime, first_delay: timedelta, *_: object
-    ) -> list[OpenDelivery]:
-        return settle(ordering, lane, now, first_delay)
-
-    monkeypatch.setattr(lanes, "settle", forgetting_the_rest)
-    finds(world, "claimed before an earlier one", "called after a later one")
-
-
-@ON_SQLITE
-@pytest.mark.parametrize("forgetful", [replay, record])
-def test_a_lane_that_is_not_settled_afterwards_stands_still(
-    world: World, monkeypatch: pytest.MonkeyPatch, forgetful: ModuleType
-) -> None:
-    def unsettled(_: Transaction, changed: Iterable[OpenDelivery], *__: object) -> list[OpenDelivery]:
-        return list(changed)
-
-    monkeypatch.setattr(forgetful, "settle_lanes", unsettled)
-    finds(world, "a lane without its one head")
-
-
 def test_a_rebuild_that_looks_again_by_the_events_of_before_loses_what_arrives(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look_again_by_the_events_of_before(monkeypatch)
-    monkeypatch.setattr(rebuild, "_remove", without(rebuild._remove, WITHOUT_A_LOOK))
+    changed(rebuild, "_remove", WITHOUT_A_LOOK)(monkeypatch)
     finds(world, "a delivery is lost")
-
-
-@ON_SQLITE
-def test_a_pause_that_claim_does_not_look_at_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an entity, so that it is no matter of the routes that are asked for."""
-    monkeypatch.setattr(Gates, "paused_entities", ())
-    finds(world, "claimed while it is paused")
-
-
-@ON_SQLITE
-def test_a_breaker_that_nobody_hears_of_is_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "listen", lambda *_: {})
-    finds(world, "a breaker turned without a reason")
-
-
-@ON_SQLITE
-def test_probes_that_are_not_noted_go_out_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "store", lambda *_: None)
-    finds(world, "two try one breaker")

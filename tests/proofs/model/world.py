@@ -26,7 +26,7 @@ from relay.delivery.policy import policies
 from relay.store.database import Database
 from tests.helpers.stepping import Stepper
 from tests.proofs.model.history import Entry, History, Key, LaneKey
-from tests.proofs.model.receiver import Receiver
+from tests.proofs.model.receiver import Receiver, in_haste
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 """Events of so long ago may be deleted when nothing of them is open: so a database is emptied by plain DELETEs."""
@@ -180,6 +180,7 @@ class World:
     """The database as the relays, the receiver and whoever checks them see it."""
 
     def __init__(self, engine: Engine, url: str) -> None:
+        in_haste(engine)
         self.clock = Clock()
         self.database = Database(engine, lambda: self.clock.now)
         self.database.sql.pause_after_write = 0.0  # nobody waits for the lock here

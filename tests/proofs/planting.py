@@ -1,22 +1,47 @@
-"""A fault of `rebuild` that was there once, for tests which have to find it."""
+"""Faults that are planted in the product, for proofs which have to find them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
 from relay.store.audit import examine, rebuild
 from relay.store.database import Transaction
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def replaced(where: object, name: str, instead: object) -> Plant:
+    return lambda monkeypatch: monkeypatch.setattr(where, name, instead)
+
+
+def changed(module: ModuleType, statement: str, *parts: tuple[str, str]) -> Plant:
+    """Replace each of these parts of a statement of the store's."""
+    original = getattr(module, statement)
+
+    def words(*arguments: object, **options: bool) -> TextClause:
+        found: str = original(*arguments, **options).text
+        for part, instead in parts:
+            assert part in found
+            found = found.replace(part, instead)
+        return text(found)
+
+    return replaced(module, statement, words)
+
 
 WITHOUT_A_LOOK = ("AND NOT EXISTS (SELECT 1 FROM inbox i WHERE i.seq = open_delivery.seq)", "")
 """Text to replace in the statement that removes rows of no event."""
 
 
 def look_again_by_the_events_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under the lock it looks at everything that is there by then, and takes events for missing that it didn't see before."""
+    """Plant a fault that was there once.
+
+    Under the lock `rebuild` looks at everything that is there by then, and takes events for missing that it didn't see before.
+    """
     events, look = examine._events, examine.examine
     seen = 0
 
