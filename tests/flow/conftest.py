@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Engine
 
 from inbox.config.model import Config
+from relay.delivery.policy import policies
 from tests.helpers.receiver import Receiver, receiving
-from tests.helpers.relaying import Steps
+from tests.helpers.relaying import FakeClock, Steps
 from tests.helpers.webhooks import a_config
 
 
@@ -26,4 +28,4 @@ async def receiver(config: Config) -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 def steps(engine: Engine, config: Config) -> Steps:
-    return Steps(engine, config)
+    return Steps(engine, policies(config), FakeClock(datetime(2030, 1, 1, tzinfo=UTC)))

@@ -22,8 +22,8 @@ from inbox.receiver.writer import GroupCommit
 from tests.helpers.outage import connect_postgres
 from tests.helpers.reading import count, duplicates, rows
 from tests.helpers.receiver import async_engine
+from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
-from tests.store.conftest import an_event
 
 RECEIVERS = 6
 SECONDS = 10.0

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
+from tests.helpers.daemon import kinds
 from tests.helpers.evidence import decoded, facts, open_states
 from tests.helpers.in_step import Flow, SyncSteps, flowing, stepping, user
 from tests.helpers.kinds import ON_SQLITE
@@ -91,7 +92,7 @@ def test_an_update_of_what_stays_not_found_means_that_it_is_gone(
     steps.tell()
     steps.later()
     assert flow.asked == [FETCH, FETCH, FIND, REMOVE]
-    assert steps.kinds() == ["attempt_failed", "delivered"]
+    assert kinds(engine) == ["attempt_failed", "delivered"]
     assert details(engine, "delivered")[0]["did"] == "deleted"
     assert open_states(engine) == {}
     goes_on(flow, steps)
@@ -150,7 +151,7 @@ def test_a_page_that_repeats_for_ever_is_tried_again_and_then_given_up_and_the_l
     steps.tell()
     steps.later()
     steps.later()
-    assert steps.kinds() == ["attempt_failed", "attempt_failed", "dead"]
+    assert kinds(engine) == ["attempt_failed", "attempt_failed", "dead"]
     (dead,) = details(engine, "dead")
     assert (dead["cause"], dead["error"]) == ("exhausted", error)
     assert flow.sent() == []
@@ -209,7 +210,7 @@ def test_malformed_json_that_stays_is_given_up_when_the_schedule_has_run_out(
     steps.tell()
     steps.later()
     steps.later()
-    assert steps.kinds() == ["attempt_failed", "attempt_failed", "dead"]
+    assert kinds(engine) == ["attempt_failed", "attempt_failed", "dead"]
     (dead,) = details(engine, "dead")
     assert (dead["cause"], dead["error"]) == ("exhausted", f"{step}: the answer is not JSON")
     goes_on(flow, steps)
@@ -221,7 +222,7 @@ def test_what_is_answered_to_a_change_need_not_be_json(
 ) -> None:
     flow.script(find=find, update=answer(200, b"<html>"), create=answer(201, b"{"))
     steps.tell()
-    assert steps.kinds() == ["delivered"]
+    assert kinds(engine) == ["delivered"]
     assert open_states(engine) == {}
     goes_on(flow, steps)
 

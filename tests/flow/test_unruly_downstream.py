@@ -18,6 +18,7 @@ from inbox.events.timestamps import as_time
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery.outcome import Delivered
+from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.destinations.scripted import Act, ScriptedServer, answer, hang, hundred_megabytes, raw, reset, then_close
@@ -127,13 +128,13 @@ def test_a_result_that_comes_after_the_lease_was_taken_over_is_discarded_counted
 ) -> None:
     held = Held()
     (seq,) = fill(database_url, [("u1", moment(0))])
-    other = Steps(engine, configured("http://127.0.0.1:9/"))
+    other = Steps(engine, policies(configured("http://127.0.0.1:9/")))
     other.node = "another"
     with serving(tmp_path / "arrivals.jsonl", held) as downstream, running(engine, downstream) as relay:
         until(lambda: held.seqs, "the call is under way")
-        other.moment = SystemClock().now() + timedelta(minutes=1)
-        assert other.reap() == 1
-        (taken,) = other.claim()
+        other.clock.moment = SystemClock().now() + timedelta(minutes=1)
+        assert len(other.reap()) == 1
+        (taken,) = other.claim_due()
         held.go.set()
         observer: Observer = relay._observer
         until(lambda: observer.counts["fenced"], "the late result was looked at")

@@ -4,58 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
 
 import msgspec
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inbox.db import engine as engines
 from inbox.db.dialect import is_data_error
-from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.db.intake import STORES, Rejected
 from inbox.db.reads import Row, plain
 from inbox.events.event import Enrolment, Event
-from tests.store.conftest import START, an_event
-
-T = TypeVar("T")
-Call = Callable[[IntakeStore, AsyncConnection], Awaitable[T]]
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.storing import START, Intake, an_event
 
 ODD_BYTES = b"\x00\xff\xfe{'\"\\}\r\n\t\x00" + bytes(range(256))
 ODD_TEXT = "Ünï \N{SNOWMAN} 'quoted\" \\back|slash {brace},comma \N{PILE OF POO}"
-
-
-class Intake:
-    """The receiver's store on the test's database, one call at a time."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def append(self, *events: Event) -> list[int | None]:
-        return self._run(lambda store, connection: store.append(connection, events))
-
-    def repeat(self, *events: Event) -> list[int | None]:
-        return self._run(lambda store, connection: store.note_duplicates(connection, events))
-
-    def reject(self, *rows: Rejected) -> None:
-        self._run(lambda store, connection: store.reject(connection, rows))
-
-    def probe(self, seconds: int) -> None:
-        self._run(lambda store, connection: store.probe(connection, START + timedelta(seconds=seconds)))
-
-    def _run(self, call: Call[T]) -> T:
-        async def _call() -> T:
-            engine = engines.connect_async(self._url, application="tests")
-            try:
-                async with engine.connect() as connection:
-                    return await call(STORES[engine.dialect.name](), connection)
-            finally:
-                await engine.dispose()
-
-        return asyncio.run(_call())
 
 
 @pytest.fixture
@@ -151,10 +117,8 @@ def test_each_route_gets_its_delivery_and_lane(intake: Intake, engine: Engine) -
     assert {row["occurred_at"] for row in deliveries if row["seq"] == 1} == {START + timedelta(seconds=5)}
     assert {(row["state"], row["attempt"], row["run"]) for row in deliveries} == {("received", 0, 0)}
 
-
-def test_a_batch_without_any_route_is_stored(intake: Intake, engine: Engine) -> None:
-    assert intake.append(an_event(1, routes=[]), an_event(2, routes=[])) == [1, 2]
-    assert rows(engine, "SELECT * FROM open_delivery") == []
+    assert intake.append(an_event(6, routes=[]), an_event(7, routes=[])) == [4, 5]
+    assert rows(engine, "SELECT * FROM open_delivery WHERE seq > 3") == [], "a batch may take no route at all"
 
 
 def test_of_equal_keys_in_one_batch_the_first_is_stored(intake: Intake, engine: Engine) -> None:
@@ -308,20 +272,16 @@ def test_receivers_that_repeat_the_same_events_in_different_orders_lose_no_count
     assert len(kept(engine)) < 8 * 30
 
 
-def test_a_receiver_that_has_not_committed_yet_holds_no_other_up(
-    postgres_database_url: str,
-) -> None:
+@ON_POSTGRES
+def test_a_receiver_that_has_not_committed_yet_holds_no_other_up(intake: Intake, engine: Engine) -> None:
     """It may be frozen, or wait for a standby. On SQLite one writes at a time."""
-    intake = Intake(postgres_database_url)
     intake.append(an_event(1))
     intake.repeat(*[an_event(1)] * 20)
-    engine = engines.connect(postgres_database_url, application="tests")
     with engine.connect() as connection:
         connection.execute(text("UPDATE duplicate_request SET times = times + 1, handled_at = NULL"))
         assert intake.repeat(an_event(1), an_event(1)) == [1, 1]
         connection.commit()
     assert kept(engine) == [(1, 2)] * 21
-    engine.dispose()
 
 
 # --- reject and probe
@@ -358,6 +318,6 @@ def test_refusals_are_kept_as_they_are(intake: Intake, engine: Engine) -> None:
 
 def test_a_probe_writes(intake: Intake, engine: Engine) -> None:
     for seconds in (1, 2):
-        intake.probe(seconds)
+        intake.probe(START + timedelta(seconds=seconds))
         (row,) = rows(engine, "SELECT id, probed_at AS at FROM write_probe")
         assert row == {"id": 1, "at": START + timedelta(seconds=seconds)}

@@ -6,15 +6,12 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.helpers.undivided import let_batches_fail_whole
-from tests.proofs.interleavings.stage import Receive, Stage
-from tests.store.conftest import receive
-
-__all__ = ["receive", "stage"]
+from tests.proofs.interleavings.stage import Stage
 
 
 @pytest.fixture
-def stage(engine: Engine, receive: Receive) -> Stage:  # a fixture is asked for by its name
-    return Stage(engine, receive)
+def stage(engine: Engine) -> Stage:
+    return Stage(engine)
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from relay.delivery import facts
 from relay.store.leases import Claimed
 from tests.helpers.agreement import Key, disagreements
 from tests.helpers.reading import Row
+from tests.helpers.relaying import POLICIES
 from tests.proofs.interleavings.stage import Operation, Order, leases
-from tests.store.conftest import POLICIES
 
 Lane = tuple[str, str]
 

@@ -8,8 +8,9 @@ from relay.store.leases import LEASE_SECONDS
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
+from tests.helpers.relaying import POLICIES
+from tests.helpers.storing import an_event
 from tests.proofs.interleavings.stage import Operation, Stage
-from tests.store.conftest import POLICIES, an_event
 
 DONE = Delivered((), "forwarded")
 BROKEN = Failed((), "server_error", "forward answered 503")

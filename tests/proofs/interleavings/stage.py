@@ -28,16 +28,14 @@ from relay.store.sequence import sequence
 from tests.helpers.agreement import Key, enrolled
 from tests.helpers.all_orders import all_orders
 from tests.helpers.reading import Row, rows
+from tests.helpers.relaying import CONFIG, POLICIES, FakeClock
 from tests.helpers.stepping import COMMIT, Stepped, Stepper
+from tests.helpers.storing import Intake
 from tests.proofs.model.receiver import in_haste
-from tests.store.conftest import POLICIES, FakeClock
-from tests.store.verifying import CONFIG
 
 _WRITTEN = {"open_delivery": "seq, route", "delivery_log": "id", "lane": "route, lane"}
 """Tables that relays write, and the order in which to read each."""
 _PUT_BACK = ("inbox", *_WRITTEN)
-
-Receive = Callable[..., list[int | None]]
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -74,19 +72,19 @@ class Order(msgspec.Struct, frozen=True):
 class Stage:
     """The database of one test. Nothing in it has to survive a power cut, so nobody waits for a disk."""
 
-    def __init__(self, engine: Engine, receive: Receive) -> None:
+    def __init__(self, engine: Engine) -> None:
         in_haste(engine)
         self.engine = engine
         self.clock = FakeClock()
         self.database = Database(engine, self.clock)
         self.database.sql.pause_after_write = 0.0  # there is no receiver to starve
         self.routes: Sequence[str] = ()
-        self._receive = receive
+        self._intake = Intake(engine.url.render_as_string(hide_password=False))
         self._before: Tables | None = None
 
     def arrive(self, *events: Event) -> None:
         """Receive these events; they are not sequenced yet."""
-        self._receive(*events)
+        self._intake.append(*events)
 
     def put(self, statement: str) -> None:
         """Change a table as nothing but a slip of a hand does."""
