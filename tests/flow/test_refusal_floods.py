@@ -77,6 +77,15 @@ async def test_one_refusal_that_is_larger_than_that_is_kept_all_the_same(databas
     assert count(engine, "rejected_request") == 1
 
 
+async def test_those_that_wait_for_their_turn_are_kept_when_the_receiver_stops(
+    database_url: str, engine: Engine
+) -> None:
+    async with writing(database_url) as writer:
+        for _ in range(3 * PER_SECOND):
+            writer.reject(refusal())
+    assert count(engine, "rejected_request") == 3 * PER_SECOND
+
+
 class NoDatabase:
     """A writer that nobody may ask to store anything."""
 

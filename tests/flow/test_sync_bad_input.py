@@ -6,7 +6,7 @@ databases; both services answer over sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
 from tests.helpers.daemon import kinds
 from tests.helpers.evidence import decoded, facts, open_states
-from tests.helpers.in_step import Flow, SyncSteps, flowing, stepping, user
+from tests.helpers.in_step import Flow, SyncSteps, user
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
 
@@ -30,21 +30,8 @@ LIST_OF_NAMES = changed('name = "entity.name"', "name = \"join(' ', entity.names
 
 
 @pytest.fixture
-def sync() -> str:
-    """The route's table."""
-    return SYNC
-
-
-@pytest.fixture
-def flow(database_url: str, sync: str) -> Iterator[Flow]:
-    with flowing(database_url, sync=sync) as made:
-        yield made
-
-
-@pytest.fixture
-def steps(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
-    with stepping(engine, flow) as made:
-        yield made
+def steps(sync_steps: SyncSteps) -> SyncSteps:
+    return sync_steps
 
 
 @pytest.fixture

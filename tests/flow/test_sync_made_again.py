@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -11,7 +10,7 @@ from sqlalchemy import Engine
 from tests.destinations.scripted import answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE
 from tests.helpers.evidence import facts
-from tests.helpers.in_step import Flow, SyncSteps, flowing, in_seconds, stepping, user
+from tests.helpers.in_step import Flow, SyncSteps, in_seconds, user
 from tests.helpers.kinds import ON_SQLITE
 
 pytestmark = ON_SQLITE
@@ -19,15 +18,8 @@ pytestmark = ON_SQLITE
 
 
 @pytest.fixture
-def flow(database_url: str) -> Iterator[Flow]:
-    with flowing(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def steps(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
-    with stepping(engine, flow) as made:
-        yield made
+def steps(sync_steps: SyncSteps) -> SyncSteps:
+    return sync_steps
 
 
 def goes_on(flow: Flow, steps: SyncSteps) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -33,19 +32,10 @@ from tests.helpers.webhooks import moment
 
 
 @contextlib.contextmanager
-def at_work(engine: Engine, *acts: Act) -> Iterator[ScriptedServer]:
+def calling(engine: Engine, *acts: Act) -> Iterator[ScriptedServer]:
     """A relay whose downstream does this, one call after the other; each call may take 300 ms."""
-    with scripted(*acts) as server:
-        config = configured(server.url, concurrency=1, destination='timeout = "300ms"')
-        relay = Relay(Database(engine), prepare(config), grace_seconds=20)
-        thread = threading.Thread(target=relay.run)
-        thread.start()
-        try:
-            yield server
-        finally:
-            relay.stop()
-            thread.join(30)
-    assert not thread.is_alive()
+    with scripted(*acts) as server, running(engine, server, 20, concurrency=1, destination='timeout = "300ms"'):
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -57,7 +47,7 @@ def test_a_call_that_may_have_been_processed_is_repeated_and_can_be_recognised(
     database_url: str, engine: Engine, broken: Act
 ) -> None:
     fill(database_url, [("u1", moment(0))])
-    with at_work(engine, broken, answer(204)) as server:
+    with calling(engine, broken, answer(204)) as server:
         until(lambda: not open_states(engine), "it is delivered")
     first, second = server.seen
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"] == first.headers["webhook-id"] + "-0"
@@ -72,7 +62,7 @@ def test_a_call_that_may_have_been_processed_is_repeated_and_can_be_recognised(
 
 def test_a_success_with_a_hundred_megabytes_is_a_success(database_url: str, engine: Engine) -> None:
     fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
-    with at_work(engine, hundred_megabytes, answer(204)) as server:
+    with calling(engine, hundred_megabytes, answer(204)) as server:
         until(lambda: not open_states(engine), "both are delivered")
     assert kinds(engine) == ["delivered", "delivered"]
     assert [seen.connection for seen in server.seen] == [1, 2]

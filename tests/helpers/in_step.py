@@ -27,7 +27,7 @@ from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
 from tests.helpers.evidence import open_states
 from tests.helpers.receiver import exchange, raw_post, served, status_of
-from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.relaying import FakeClock, Steps, at_work
 from tests.helpers.webhooks import TOKEN, body
 
 ROUTE = "users-to-crm"
@@ -161,25 +161,6 @@ def flowing(
             yield flow
 
 
-@contextlib.contextmanager
-def stepping(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
-    """The relay's steps for it."""
-    steps = SyncSteps(engine, flow)
-    try:
-        yield steps
-    finally:
-        steps.close()
-
-
-@contextlib.contextmanager
-def relaying(engine: Engine, config: Config) -> Iterator[Relay]:
-    """The daemon at work in a thread, by the machine's clock; it is stopped when the block ends."""
-    relay = Relay(Database(engine), prepare(config), grace_seconds=5)
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    try:
-        yield relay
-    finally:
-        relay.stop()
-        thread.join(30)
-        assert not thread.is_alive()
+def relaying(engine: Engine, config: Config) -> contextlib.AbstractContextManager[Relay]:
+    """The daemon at work, by the machine's clock; it is stopped when the block ends."""
+    return at_work(Relay(Database(engine), prepare(config), grace_seconds=5))

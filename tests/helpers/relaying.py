@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Engine, text
@@ -12,6 +13,7 @@ from inbox.clock import SystemClock
 from inbox.db.reads import Row, plain
 from inbox.events.event import Event
 from inbox.loader.load import parse_config
+from relay.daemon.loop import Relay
 from relay.daemon.pool import attempt
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import GateKey
@@ -60,6 +62,19 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self.moment += timedelta(seconds=seconds)
+
+
+@contextlib.contextmanager
+def at_work(relay: Relay) -> Iterator[Relay]:
+    """The daemon at work in a thread; it is stopped when the block ends."""
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        yield relay
+    finally:
+        relay.stop()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 class Scripted:

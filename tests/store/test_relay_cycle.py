@@ -59,9 +59,8 @@ def given_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> None:
     assert give_back(steps.database, POLICIES, "r1", [held]) == 1
 
 
-def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back_which_has_used_no_attempt(
-    steps: Steps,
-) -> None:
+def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(steps: Steps) -> None:
+    """What is given back has used no attempt."""
     given_back(steps, 2, 1, "strict")
     assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready")]
     assert steps.kinds() == []
