@@ -103,13 +103,13 @@ def test_a_fresh_database_is_fit(engine: Engine) -> None:
 
 
 @ON_POSTGRES
-@pytest.mark.parametrize("setting", [name for name in PINNED if name != "default_transaction_isolation"])
-def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(setting: str, engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(f"SET LOCAL {setting} = '{HOSTILE[setting]}'"))
-        (line,) = guarantees.differences(connection)
-    assert f"= {HOSTILE[setting]} (set in the session), not {PINNED[setting]}: " in line
-    assert "pooler=transaction" in line
+def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(engine: Engine) -> None:
+    for setting in PINNED.keys() - {"default_transaction_isolation"}:
+        with engine.begin() as connection:
+            connection.execute(text(f"SET LOCAL {setting} = '{HOSTILE[setting]}'"))
+            (line,) = guarantees.differences(connection)
+        assert f"= {HOSTILE[setting]} (set in the session), not {PINNED[setting]}: " in line
+        assert "pooler=transaction" in line
 
 
 @ON_POSTGRES

@@ -165,15 +165,6 @@ def test_a_dead_letter_tells_cause_error_and_when_it_died(steps: Steps, route: s
     assert (shown["state"], shown["last_fact"], shown["last_error"]) == (state, "dead", "email: no value")
 
 
-def test_a_delivery_whose_attempts_are_exhausted_says_so(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    for _ in range(11):
-        steps.attempt(UNWELL)
-        steps.advance(100_000)
-    (row,) = steps.rows("SELECT * FROM dead_letter")
-    assert (row["cause"], row["error"], row["attempts"]) == ("exhausted", "forward answered 503", 11)
-
-
 def test_what_is_open_or_ended_is_no_dead_letter(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, routes=[]))
     steps.attempt(DONE)
