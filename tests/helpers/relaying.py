@@ -64,6 +64,16 @@ class FakeClock:
         self.moment += timedelta(seconds=seconds)
 
 
+class Monotonic:
+    """A process's own clock, which stands until it is moved."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 @contextlib.contextmanager
 def at_work(relay: Relay) -> Iterator[Relay]:
     """The daemon at work in a thread; it is stopped when the block ends."""

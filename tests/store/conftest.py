@@ -34,22 +34,17 @@ def lived_in(steps: Steps) -> Steps:
     (5) with one behind it (6), u4 in flight (7) with one behind it (8). blocking: u1 blocked (9), one behind it (10).
     latest: u1 delivered (11), of u2 one was folded (12) into another that was delivered (13).
     """
-    steps.arrive(an_event(1, "u1"), an_event(2, "u1"))
-    for _ in range(2):
-        steps.attempt(DONE)
-    steps.arrive(an_event(3, "u2"), an_event(4, "u2"))
-    steps.attempt(HOPELESS)
-    steps.attempt(DONE)
-    steps.arrive(an_event(5, "u3"), an_event(6, "u3"))
-    steps.attempt(UNWELL)
-    steps.arrive(an_event(7, "u4"), an_event(8, "u4"))
+    steps.arrive(
+        *(an_event(n, f"u{(n + 1) // 2}") for n in range(1, 9)),
+        *(an_event(n, "u1", routes=["blocking"]) for n in (9, 10)),
+        *(an_event(n, entity, routes=["latest"]) for n, entity in ((11, "u1"), (12, "u2"), (13, "u2"))),
+    )
+    for outcome in (DONE, DONE, HOPELESS, DONE, UNWELL):
+        steps.attempt(outcome)
     steps.claim()
-    steps.arrive(*(an_event(n, "u1", routes=["blocking"]) for n in (9, 10)))
     steps.attempt(HOPELESS, "blocking")
-    steps.arrive(an_event(11, "u1", routes=["latest"]), an_event(12, "u2", routes=["latest"]))
-    steps.arrive(an_event(13, "u2", routes=["latest"]))
-    steps.attempt(DONE, "latest")
-    steps.attempt(DONE, "latest")
+    for _ in range(2):
+        steps.attempt(DONE, "latest")
     assert steps.states() == [
         (3, "strict", "dead"),
         (5, "strict", "ready"),

@@ -29,7 +29,7 @@ from relay.store.pull_in_times import BATCH, Ahead
 from relay.store.reap import reap
 from relay.store.record import record, record_each
 from relay.store.sweeps import Turn, fail, is_due, take
-from tests.helpers.relaying import CONFIG, DONE, POLICIES, UNWELL, FakeClock, Steps
+from tests.helpers.relaying import CONFIG, DONE, POLICIES, UNWELL, FakeClock, Monotonic, Steps
 from tests.helpers.storing import START, a_fact, an_event
 from tests.store.verifying import differences, mend
 
@@ -265,21 +265,11 @@ def test_the_view_of_what_is_stuck_tells_of_it(steps: Steps, clock: FakeClock) -
 # --- it jumps forward
 
 
-class Own:
-    """A process's own clock."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
 class Two:
     """Two relays that look for leases that ran out, each second."""
 
     def __init__(self, steps: Steps, clock: FakeClock) -> None:
-        self.own = Own()
+        self.own = Monotonic()
         self.told: list[float] = []
         self.clocks = {name: DatabaseClock(self.own, self.told.append) for name in ("r1", "r2")}
         self._steps, self._clock = steps, clock

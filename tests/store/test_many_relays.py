@@ -23,7 +23,7 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps
 from tests.helpers.storing import an_event
 
-EVENTS, ENTITIES, RELAYS = 600, 30, 3
+EVENTS, ENTITIES, RELAYS = 300, 30, 3
 
 ENDED = """
 SELECT l.seq, l.kind, i.entity_id FROM delivery_log l JOIN inbox i ON i.seq = l.seq

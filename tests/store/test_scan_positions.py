@@ -14,18 +14,8 @@ from relay.store import scan_positions
 from relay.store.claim import claim, claim_probe
 from relay.store.scan_positions import WHOLE_EVERY_SECONDS, Floor, Passing, Places
 from relay.store.sequence import any_received
-from tests.helpers.relaying import Steps
+from tests.helpers.relaying import Monotonic, Steps
 from tests.helpers.storing import a_row, an_event
-
-
-class Monotonic:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 def begins(floor: Floor[int], takes: float = 0.0, monotonic: Monotonic | None = None) -> int | None:
