@@ -57,14 +57,6 @@ def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
     assert steps.kinds() == [(2, "cancelled"), (1, "delivered")]
 
 
-def test_dead_letters_of_a_cause_can_be_cancelled_together(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
-    steps.attempt(HOPELESS)
-    steps.attempt(HOPELESS)
-    assert cancel_all(steps, Selection(cause="mapping")) == 2
-    assert steps.states() == [(3, "strict", "ready")]
-
-
 def test_what_was_cancelled_can_be_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1))
     cancel_all(steps, Selection(seq=1))

@@ -92,12 +92,14 @@ def test_what_was_called_last_is_what_is_not_well(steps: Steps, step: str, key: 
 
 
 def test_refused_credentials_use_no_attempt_and_the_delivery_goes_out_when_they_are_mended(steps: Steps) -> None:
+    """Nor does an attempt that finds the endpoint unwell in another way then, however often."""
     steps.arrive(an_event(1))
-    for _ in range(3):
+    for number in range(20):
+        error_class: ErrorClass = "auth" if number < 3 else "server_error"
         steps.advance(10_000)
         (delivery,) = probe(steps)
         assert delivery.attempt == 1
-        steps.record([(delivery, failing("auth"))])
+        steps.record([(delivery, failing(error_class))])
         assert admitted(steps) == "none"
     steps.advance(10_000)
     (delivery,) = probe(steps)
@@ -123,18 +125,6 @@ def test_where_only_one_is_due_that_may_kill_the_process_it_is_the_one_that_trie
     steps.advance(30)
     (delivery,) = probe(steps)
     assert delivery.is_suspect
-
-
-def test_an_attempt_that_finds_the_endpoint_still_unwell_is_not_counted_however_often(steps: Steps) -> None:
-    steps.arrive(an_event(1))
-    attempt(steps, failing("auth"))
-    for _ in range(20):
-        steps.advance(10_000)
-        (delivery,) = probe(steps)
-        assert delivery.attempt == 1
-        steps.record([(delivery, failing("server_error"))])
-    assert steps.states() == [(1, "strict", "ready")]
-    steps.facts_agree()
 
 
 def test_one_of_all_relays_makes_the_one_attempt_that_tries_it(steps: Steps) -> None:

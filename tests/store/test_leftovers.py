@@ -247,25 +247,22 @@ def test_what_died_after_the_success_is_not_healed_by_it(steps: Steps) -> None:
     assert differences(steps.database) == []
 
 
-def test_a_later_success_stands_for_what_an_earlier_one_has_left(steps: Steps) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "healing"),
+    [((171, 172), 172), ((180, 179), 171)],
+    ids=["the later one is newer", "the later one came late"],
+)
+def test_the_newest_success_stands_for_what_an_earlier_one_has_left(
+    steps: Steps, seconds: tuple[int, int], healing: int
+) -> None:
     die(steps, 170)
-    for number in (171, 172):
-        steps.arrive(an_event(number, "u0"))
+    for number, second in enumerate(seconds, 171):
+        steps.arrive(an_event(number, "u0", second=second))
         attempt(steps)
-    assert steps.rows("SELECT healing_seq FROM lane") == [{"healing_seq": 172}]
+    assert steps.rows("SELECT healing_seq FROM lane") == [{"healing_seq": healing}]
     work_off(steps)
     assert steps.states() == []
     assert steps.rows("SELECT healing_seq FROM lane") == [{"healing_seq": None}]
-
-
-def test_a_late_success_does_not_stand_in_for_a_newer_one_that_is_healing(steps: Steps) -> None:
-    die(steps, 170)
-    for number, second in ((171, 180), (172, 179)):
-        steps.arrive(an_event(number, "u0", second=second))
-        attempt(steps)
-    assert steps.rows("SELECT healing_seq FROM lane") == [{"healing_seq": 171}]
-    work_off(steps)
-    assert steps.states() == []
 
 
 def test_on_a_route_that_is_strict_again_the_dead_are_left(steps: Steps) -> None:

@@ -98,10 +98,6 @@ def test_a_pooler_of_another_kind_is_refused() -> None:
         engines.connect("postgresql+psycopg://localhost/inbox?pooler=session", application="tests")
 
 
-def test_a_fresh_database_is_fit(engine: Engine) -> None:
-    guarantees.require(engine)
-
-
 @ON_POSTGRES
 def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(engine: Engine) -> None:
     for setting in PINNED.keys() - {"default_transaction_isolation"}:
