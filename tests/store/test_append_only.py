@@ -96,7 +96,7 @@ def in_each_state(engine: Engine) -> Iterator[None]:
 
 
 def floor() -> datetime:
-    """What is older than this may be deleted."""
+    """The time before which events and facts may be deleted."""
     return SystemClock().now() - timedelta(days=RETENTION_FLOOR_DAYS)
 
 

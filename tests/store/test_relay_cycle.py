@@ -60,7 +60,7 @@ def given_back(steps: Steps, arrived: int, meanwhile: int, route: str) -> None:
 
 
 def test_an_older_event_that_came_meanwhile_goes_before_one_that_is_given_back(steps: Steps) -> None:
-    """What is given back has used no attempt."""
+    """Giving back uses no attempt."""
     given_back(steps, 2, 1, "strict")
     assert steps.states() == [(1, "strict", "waiting"), (2, "strict", "ready")]
     assert steps.kinds() == []

@@ -1,4 +1,4 @@
-"""What `verify` and `rebuild` say of a database, and a way to spoil it."""
+"""Findings of `verify` and `rebuild`, and a way to spoil a database."""
 
 from __future__ import annotations
 
