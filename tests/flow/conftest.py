@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Engine
 
 from inbox.config.model import Config
+from relay.delivery.policy import policies
+from tests.destinations.syncing import SYNC
+from tests.helpers.in_step import Flow, SyncSteps, flowing
 from tests.helpers.receiver import Receiver, receiving
-from tests.helpers.relaying import Steps
+from tests.helpers.relaying import FakeClock, Steps
 from tests.helpers.webhooks import a_config
 
 
@@ -26,4 +30,30 @@ async def receiver(config: Config) -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 def steps(engine: Engine, config: Config) -> Steps:
-    return Steps(engine, config)
+    return Steps(engine, policies(config), FakeClock(datetime(2030, 1, 1, tzinfo=UTC)))
+
+
+@pytest.fixture
+def uncached_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every question is asked of the database."""
+    monkeypatch.setattr("inbox.receiver.app.READY_CACHED_SECONDS", 0.0)
+
+
+@pytest.fixture
+def sync() -> str:
+    """The table of the sync route."""
+    return SYNC
+
+
+@pytest.fixture
+def flow(database_url: str, sync: str) -> Iterator[Flow]:
+    with flowing(database_url, sync=sync) as made:
+        yield made
+
+
+@pytest.fixture
+def sync_steps(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
+    """The relay's steps for it."""
+    made = SyncSteps(engine, flow)
+    yield made
+    made.close()

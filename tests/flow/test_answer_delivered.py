@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from inbox.config.types import Duration
-from inbox.errors import NotDelivered, StillOpen
+from inbox.errors import StillOpen
 from inbox.receiver.outcome_waiter import OutcomeWaiter
 from inbox.receiver.resource import LONGEST_WAIT_SECONDS, wait_timeout
 from relay.delivery.outcome import Failed
@@ -146,7 +146,3 @@ async def test_who_waits_when_the_receiver_stops_is_told(database_url: str) -> N
     await waiting.close()
     with pytest.raises(StillOpen, match="stopping"):
         await wait
-
-
-def test_the_errors_have_their_statuses() -> None:
-    assert (NotDelivered.status, StillOpen.status) == (502, 503)

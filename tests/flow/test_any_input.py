@@ -77,7 +77,7 @@ BODIES = st.binary(max_size=300) | MUTATED | cut_and_pasted(body())
 
 
 @given(sent=BODIES, headers=st.dictionaries(HEADER_NAMES, HEADER_VALUES, max_size=3), trusted=st.booleans())
-@settings(max_examples=300, deadline=None, suppress_health_check=ONCE_PER_TEST)
+@settings(max_examples=150, deadline=None, suppress_health_check=ONCE_PER_TEST)
 def test_any_body_and_headers_get_an_answer_that_is_meant(
     receiver: Receiver, loop: Runner, sent: bytes, headers: dict[str, str], trusted: bool
 ) -> None:
@@ -92,7 +92,7 @@ def test_any_body_and_headers_get_an_answer_that_is_meant(
 
 
 @given(sent=MUTATED)
-@settings(max_examples=200, deadline=None, suppress_health_check=ONCE_PER_TEST)
+@settings(max_examples=100, deadline=None, suppress_health_check=ONCE_PER_TEST)
 def test_a_refusal_of_a_readable_body_names_a_field_of_the_payload(
     receiver: Receiver, loop: Runner, sent: bytes
 ) -> None:
@@ -118,7 +118,7 @@ def test_any_bytes_on_the_wire_are_answered_or_hung_up_on(database_url: str) -> 
     with served(database_url) as port:
 
         @given(sent=cut_and_pasted(good) | st.binary(max_size=100))
-        @settings(max_examples=200, deadline=None)
+        @settings(max_examples=100, deadline=None)
         def ask(sent: bytes) -> None:
             answer = exchange(port, sent, half_close=True)
             assert status_of(answer) in MEANT | {0}

@@ -15,6 +15,7 @@ from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import disconnect, down
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
@@ -83,18 +84,19 @@ def test_a_database_that_goes_away_is_waited_for(database_url: str, engine: Engi
         until(lambda: kinds(engine) == ["delivered"] * 2, "the relay goes on", within=15)
 
 
-def test_broken_connections_cost_no_delivery_and_no_second_call(postgres_database_url: str, tmp_path: Path) -> None:
-    engine = engines.connect(postgres_database_url, application="tests")
-    seqs = fill(postgres_database_url, [(f"u{n % 20}", moment(n)) for n in range(200)])
+@ON_POSTGRES
+def test_broken_connections_cost_no_delivery_and_no_second_call(
+    database_url: str, engine: Engine, tmp_path: Path
+) -> None:
+    seqs = fill(database_url, [(f"u{n % 20}", moment(n)) for n in range(200)])
     with serving(tmp_path / "arrivals.jsonl", seconds=0.01) as downstream:
         with running(engine, downstream):
             for part in (40, 80, 120):
                 until(lambda: len(downstream.arrivals) >= part, "the drain goes on")  # noqa: B023
-                disconnect(postgres_database_url)
-            watching = engines.connect(postgres_database_url, application="tests")
+                disconnect(database_url)
+            watching = engines.connect(database_url, application="tests")
             until(lambda: not open_states(watching), "everything is delivered", within=30)
         calls = [line["seq"] for line in downstream.arrivals.lines()]
     assert kinds(watching).count("delivered") == 200
     assert sorted(calls) == sorted(seqs)
-    engine.dispose()
     watching.dispose()

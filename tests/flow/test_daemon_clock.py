@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from tests.helpers.downstream import Downstream, Held, serving
 from tests.helpers.evidence import open_states
 from tests.helpers.filling import fill
 from tests.helpers.reading import rows
+from tests.helpers.relaying import at_work
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 
@@ -44,25 +43,18 @@ def clock() -> SetClock:
     return SetClock()
 
 
-@contextlib.contextmanager
-def at_work(engine: Engine, clock: SetClock, downstream: Downstream, concurrency: int = 8) -> Iterator[Relay]:
+def relay_of(
+    engine: Engine, clock: SetClock, downstream: Downstream, concurrency: int = 8
+) -> contextlib.AbstractContextManager[Relay]:
     config = configured(downstream.url, concurrency)
-    relay = Relay(Database(engine, clock), prepare(config), grace_seconds=5)
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    try:
-        yield relay
-    finally:
-        relay.stop()
-        thread.join(30)
-        assert not thread.is_alive()
+    return at_work(Relay(Database(engine, clock), prepare(config), grace_seconds=5))
 
 
 def a_round_of_maintenance(engine: Engine, clock: SetClock) -> None:
     """A command is done after the leases have been looked at in the same round."""
     database = Database(engine, clock)
-    commands.ask(database, "pause", Gate(route="everything"), who="kim", why="to see a round")
-    commands.ask(database, "resume", Gate(route="everything"), who="kim", why="to see a round")
+    for act in ("pause", "resume"):
+        commands.ask(database, act, Gate(route="everything"), who="kim", why="to see a round")
     until(lambda: not commands.any_open(database), "both commands are done")
 
 
@@ -71,7 +63,7 @@ def test_when_it_ran_ahead_by_an_hour_and_is_put_right_deliveries_go_on(
 ) -> None:
     clock.set_by(3600)
     held = Held()
-    with serving(tmp_path / "arrivals.jsonl", held) as downstream, at_work(engine, clock, downstream, concurrency=1):
+    with serving(tmp_path / "arrivals.jsonl", held) as downstream, relay_of(engine, clock, downstream, concurrency=1):
         seqs = fill(database_url, [(f"u{n}", moment(n)) for n in range(6)])
         until(lambda: held.seqs, "one is called")
         until(lambda: "received" not in open_states(engine), "all have their place")
@@ -86,7 +78,7 @@ def test_when_it_jumps_forward_what_runs_is_not_called_again_by_its_own_relay(
     database_url: str, engine: Engine, tmp_path: Path, clock: SetClock
 ) -> None:
     held = Held()
-    with serving(tmp_path / "arrivals.jsonl", held) as downstream, at_work(engine, clock, downstream):
+    with serving(tmp_path / "arrivals.jsonl", held) as downstream, relay_of(engine, clock, downstream):
         seqs = fill(database_url, [(f"u{n}", moment(n)) for n in range(4)])
         until(lambda: len(held.seqs) == 4, "all are called")
         clock.set_by(20)
@@ -103,11 +95,11 @@ def test_when_it_jumps_forward_no_relay_takes_anything_from_another_that_lives(
     held = Held()
     with (
         serving(tmp_path / "arrivals.jsonl", held) as downstream,
-        at_work(engine, clock, downstream, concurrency=2) as one,
+        relay_of(engine, clock, downstream, concurrency=2) as one,
     ):
         seqs = fill(database_url, [(f"u{n}", moment(n)) for n in range(4)])
         until(lambda: len(held.seqs) == 2, "some are called")
-        with at_work(engine, clock, downstream) as other:
+        with relay_of(engine, clock, downstream) as other:
             until(
                 lambda: rows(engine, "SELECT id FROM relay_node WHERE id = :id", id=other.node), "the other has begun"
             )

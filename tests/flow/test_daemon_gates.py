@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import threading
@@ -22,8 +21,8 @@ from relay.store import alerts
 from relay.store.database import Database
 from relay.store.operator import commands
 from tests.helpers.daemon import configured, kinds, running
-from tests.helpers.downstream import Downstream, serving
-from tests.helpers.evidence import facts, open_states
+from tests.helpers.downstream import serving
+from tests.helpers.evidence import open_states
 from tests.helpers.filling import fill
 from tests.helpers.reading import rows
 from tests.helpers.waiting import until
@@ -81,12 +80,6 @@ class Unwell:
         return self.status
 
 
-@contextlib.contextmanager
-def at_work(engine: Engine, downstream: Downstream, *, destination: str = "", more: str = "") -> Iterator[Relay]:
-    with running(engine, downstream, concurrency=2, destination=destination, more=more) as relay:
-        yield relay
-
-
 def test_a_destination_that_is_down_is_left_alone_and_everything_arrives_when_it_is_well_again(
     database_url: str, engine: Engine, tmp_path: Path, chat: Chat
 ) -> None:
@@ -94,7 +87,7 @@ def test_a_destination_that_is_down_is_left_alone_and_everything_arrives_when_it
     script = Unwell()
     with (
         serving(tmp_path / "arrivals.jsonl", script) as downstream,
-        at_work(engine, downstream, destination=BREAKER, more=chat.config()),
+        running(engine, downstream, concurrency=2, destination=BREAKER, more=chat.config()),
     ):
         until(lambda: len(chat.posts) == 1, "somebody was told")
         assert script.calls < 40, "not each delivery had to find out for itself"
@@ -110,25 +103,13 @@ def test_a_destination_that_is_down_is_left_alone_and_everything_arrives_when_it
     assert "dead" not in kinds(engine)
 
 
-def test_refused_credentials_use_no_attempt_however_long_they_are_refused(
-    database_url: str, engine: Engine, tmp_path: Path
-) -> None:
-    fill(database_url, [(f"u{n}", moment(n)) for n in range(5)])
-    script = Unwell(401)
-    shorter = BREAKER.replace("300ms", "20ms")
-    with serving(tmp_path / "arrivals.jsonl", script) as downstream, at_work(engine, downstream, destination=shorter):
-        until(lambda: script.calls >= 6, "it has tried more often than the schedule has attempts")
-        script.status = 200
-        until(lambda: not open_states(engine), "all are delivered")
-    failed = [fact for fact in facts(engine) if fact["kind"] == "attempt_failed"]
-    assert {fact["detail"]["counted"] for fact in failed} == {False}
-    assert {fact["attempt"] for fact in facts(engine) if fact["kind"] == "delivered"} == {1}
-
-
 def test_a_410_stops_everything_until_a_person_resumes_it(database_url: str, engine: Engine, tmp_path: Path) -> None:
     fill(database_url, [(f"u{n}", moment(n)) for n in range(20)])
     script = Unwell(410)
-    with serving(tmp_path / "arrivals.jsonl", script) as downstream, at_work(engine, downstream, destination=BREAKER):
+    with (
+        serving(tmp_path / "arrivals.jsonl", script) as downstream,
+        running(engine, downstream, concurrency=2, destination=BREAKER),
+    ):
         until(lambda: rows(engine, "SELECT 1 FROM gate WHERE breaker = 'retired'"), "it is retired")
         until(lambda: open_states(engine).keys() == {"ready"}, "what had been claimed has come back")
         called = script.calls
@@ -147,7 +128,7 @@ def test_a_410_stops_everything_until_a_person_resumes_it(database_url: str, eng
 def test_a_pause_by_sql_is_kept_by_a_running_relay_until_it_is_lifted(
     database_url: str, engine: Engine, tmp_path: Path
 ) -> None:
-    with serving(tmp_path / "arrivals.jsonl") as downstream, at_work(engine, downstream) as relay:
+    with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream, concurrency=2) as relay:
         database = Database(engine)
         gate = Gate(source="trivore", entity_type="USER", entity_id="u1")
         commands.ask(database, "pause", gate, who="kim", why="odd")
@@ -162,27 +143,24 @@ def test_a_pause_by_sql_is_kept_by_a_running_relay_until_it_is_lifted(
 
 def test_a_rate_is_kept(database_url: str, engine: Engine, tmp_path: Path) -> None:
     fill(database_url, [(f"u{n}", moment(n)) for n in range(30)])
-    with serving(tmp_path / "arrivals.jsonl") as downstream, at_work(engine, downstream, destination='rate = "20/s"'):
+    with (
+        serving(tmp_path / "arrivals.jsonl") as downstream,
+        running(engine, downstream, concurrency=2, destination='rate = "20/s"'),
+    ):
         until(lambda: not open_states(engine), "all are delivered")
         at = [line["at"] for line in downstream.arrivals.lines()]
-    assert at[-1] - at[0] >= (30 - 20) / 20 * 0.9
+    assert at[-1] - at[0] >= (30 - 20) / 20 * 0.7, "on a busy machine the first call may come late"
 
 
 def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: Engine, tmp_path: Path) -> None:
     fill(database_url, [("u1", moment(1)), ("u2", moment(2))])
     with serving(tmp_path / "arrivals.jsonl") as downstream:
-        config = configured(downstream.url)
-        database = Database(engine)
-        number = commands.ask(
-            database, "pause", Gate(source="trivore", entity_type="USER", entity_id="u1"), who="kim", why="odd"
-        )
-        commands.work_on(database, config, policies(config), number)
-        Relay(database, prepare(config), grace_seconds=20).run(drain=True)
-        assert open_states(engine) == {"ready": 1}
-        number = commands.ask(database, "pause", Gate(route="everything"), who="kim", why="odd")
-        commands.work_on(database, config, policies(config), number)
-        Relay(database, prepare(config), grace_seconds=20).run(drain=True)
-        assert open_states(engine) == {"ready": 1}
+        config, database = configured(downstream.url), Database(engine)
+        for gate in (Gate(source="trivore", entity_type="USER", entity_id="u1"), Gate(route="everything")):
+            number = commands.ask(database, "pause", gate, who="kim", why="odd")
+            commands.work_on(database, config, policies(config), number)
+            Relay(database, prepare(config), grace_seconds=20).run(drain=True)
+            assert open_states(engine) == {"ready": 1}
 
 
 @pytest.fixture
@@ -199,7 +177,7 @@ def test_slack_gets_a_message_and_what_it_did_not_take_is_posted_again(
     chat.status = 500
     with (
         serving(tmp_path / "arrivals.jsonl", Unwell(401)) as downstream,
-        at_work(engine, downstream, destination=BREAKER, more=chat.config("slack")),
+        running(engine, downstream, concurrency=2, destination=BREAKER, more=chat.config("slack")),
     ):
         until(lambda: len(chat.posts) >= 2, "it is posted again")
         chat.status = 200
@@ -218,7 +196,7 @@ def test_an_alert_is_one_line_in_the_log_that_does_not_show_where_it_is_posted(
     with (
         caplog.at_level(logging.WARNING),
         serving(tmp_path / "arrivals.jsonl", Unwell(401)) as downstream,
-        at_work(engine, downstream, destination=BREAKER, more=chat.config()),
+        running(engine, downstream, concurrency=2, destination=BREAKER, more=chat.config()),
     ):
         until(lambda: "not posted" in caplog.text, "that it was not taken is told")
         until(lambda: len(downstream.arrivals) >= 3, "the breaker opens again and again")

@@ -9,15 +9,15 @@ from typing import cast
 import pytest
 from sqlalchemy import Engine, text
 
-from relay.daemon.lease_renewal import RENEW_AGAIN_SECONDS, RENEW_EVERY_SECONDS, LeaseRenewer, Leases
+from inbox.clock import SystemClock
+from relay.daemon.lease_renewal import RENEW_AGAIN_SECONDS, RENEW_EVERY_SECONDS, LeaseRenewer, Leases, claim_of
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store.database import Database
 from relay.store.leases import Claimed
 from tests.helpers.kinds import ON_POSTGRES
-from tests.store.conftest import Steps, an_event, receive
-
-__all__ = ["receive"]
+from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.storing import an_event
 
 LOCK = text("SELECT 1 FROM open_delivery WHERE seq = 1 FOR UPDATE")
 
@@ -42,17 +42,17 @@ def nothing() -> None:
     """Time passes."""
 
 
-def keeping(engine: Engine, receive: Callable[..., list[int | None]], moments: Moments) -> list[float]:
+def keeping(engine: Engine, moments: Moments) -> list[float]:
     """Hold two leases while this happens. Returns how long was waited each time."""
-    steps = Steps(Database(engine), receive)
+    steps = Steps(engine, clock=FakeClock(SystemClock().now()))
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
-    claimed: Sequence[Claimed] = [(d.seq, d.route, d.lease_token) for d in (steps.claim(), steps.claim())]
+    claimed: Sequence[Claimed] = [claim_of(steps.claim()) for _ in range(2)]
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET lease_until = '2026-01-01 00:00:00.000000Z'"))
     leases, observer = Leases(), Observer()
     leases.granted(claimed, leases.began_asking())
     LeaseRenewer(
-        steps.database,
+        Database(engine),
         leases,
         heartbeat=nothing,
         ended=cast(threading.Event, moments),  # all that the renewer asks of it
@@ -69,9 +69,7 @@ def renewed(engine: Engine) -> list[int]:
 
 
 @ON_POSTGRES
-def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(
-    engine: Engine, receive: Callable[..., list[int | None]]
-) -> None:
+def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(engine: Engine) -> None:
     seen: list[list[int]] = []
     with engine.connect() as other:
 
@@ -85,29 +83,25 @@ def test_a_lease_whose_row_is_locked_is_asked_for_again_within_the_same_round(
             let_go,
             lambda: seen.append(renewed(engine)),
         )
-        waited = keeping(engine, receive, moments)
+        waited = keeping(engine, moments)
     assert seen == [[2], [2], [1, 2]]
     again = RENEW_AGAIN_SECONDS
     assert waited == [RENEW_EVERY_SECONDS, again, again, RENEW_EVERY_SECONDS - 2 * again, RENEW_EVERY_SECONDS]
 
 
 @ON_POSTGRES
-def test_a_row_that_stays_locked_delays_neither_the_next_round_nor_the_sign_of_life(
-    engine: Engine, receive: Callable[..., list[int | None]]
-) -> None:
+def test_a_row_that_stays_locked_delays_neither_the_next_round_nor_the_sign_of_life(engine: Engine) -> None:
     with engine.connect() as other:
-        waited = keeping(engine, receive, Moments(lambda: other.execute(LOCK), *[nothing] * 24, nothing))
+        waited = keeping(engine, Moments(lambda: other.execute(LOCK), *[nothing] * 24, nothing))
     assert waited[:25] == [RENEW_EVERY_SECONDS] + [RENEW_AGAIN_SECONDS] * 24
     assert waited[25] == pytest.approx(RENEW_AGAIN_SECONDS), "then the next round begins, as if nothing had been locked"
     assert sum(waited[1:26]) == pytest.approx(RENEW_EVERY_SECONDS)
 
 
-def test_a_lease_that_is_lost_is_not_asked_for_again_before_the_next_round(
-    engine: Engine, receive: Callable[..., list[int | None]]
-) -> None:
+def test_a_lease_that_is_lost_is_not_asked_for_again_before_the_next_round(engine: Engine) -> None:
     def lose() -> None:
         with engine.begin() as connection:
             connection.execute(text("UPDATE open_delivery SET lease_token = 7 WHERE seq = 1"))
 
-    assert keeping(engine, receive, Moments(lose)) == [RENEW_EVERY_SECONDS, RENEW_EVERY_SECONDS]
+    assert keeping(engine, Moments(lose)) == [RENEW_EVERY_SECONDS, RENEW_EVERY_SECONDS]
     assert renewed(engine) == [2]

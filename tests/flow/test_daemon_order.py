@@ -21,9 +21,9 @@ from tests.helpers.daemon import running
 from tests.helpers.downstream import serving
 from tests.helpers.filling import fill
 from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.relaying import POLICIES
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import ROUTE, moment
-from tests.store.conftest import POLICIES
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from inbox.db import engine as engines
 from relay import steps
 from relay.daemon import lease_renewal
 from relay.daemon.generation import prepare
@@ -26,6 +25,7 @@ from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import down
 from tests.helpers.reading import count as count_rows
 from tests.helpers.reading import rows
+from tests.helpers.relaying import at_work
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 
@@ -120,19 +120,16 @@ def test_what_is_unstarted_is_given_back_though_another_has_the_order_lock_all_t
 
 
 def test_what_was_cut_unsent_while_the_database_was_away_is_given_back_when_it_returns(
-    postgres_database_url: str, caplog: pytest.LogCaptureFixture
+    database_url: str, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = engines.connect(postgres_database_url, application="tests")
-    fill(postgres_database_url, [("u1", moment(0))])
-    with never_greeting() as (url, has_come):
-        config = configured(url)
-        relay = Relay(Database(engine), prepare(config), grace_seconds=0.1)
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(relay.run)
-            until(has_come, "the call is under way")
-            with down(postgres_database_url):
-                relay.stop()
-                until(lambda: "trouble while giving back" in caplog.text, "the relay has tried")
+    fill(database_url, [("u1", moment(0))])
+    with (
+        never_greeting() as (url, has_come),
+        at_work(Relay(Database(engine), prepare(configured(url)), grace_seconds=0.1)) as relay,
+    ):
+        until(has_come, "the call is under way")
+        with down(database_url):
+            relay.stop()
+            until(lambda: "trouble while giving back" in caplog.text, "the relay has tried")
     assert rows(engine, "SELECT state, attempt FROM open_delivery") == [{"state": "ready", "attempt": 0}]
     assert facts(engine) == []
-    engine.dispose()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import Engine
@@ -15,7 +15,6 @@ from sqlalchemy.exc import OperationalError
 from tenacity import wait_none
 
 from inbox.clock import SystemClock
-from inbox.config.model import Config
 from inbox.errors import ConfigError
 from inbox.events.event import Event
 from relay.daemon.generation import prepare
@@ -145,58 +144,77 @@ def test_another_configuration_whose_sweep_can_not_be_run_is_refused(
         until(lambda: directory.pages > 2, "the old one is still worked by")
 
 
-def a_sweeper(engine: Engine, config: Config) -> Sweeper:
+@pytest.fixture
+def sweeper(engine: Engine, table: str) -> Sweeper:
     """One that looks when it is told."""
-    stop, now = threading.Event(), SystemClock().now
-    observer = Observer()
-    return Sweeper(
-        Database(engine), "r1", scheduled(config), stop=stop, now=now, observer=observer, steps=Steps(observer)
-    )
+    stop, now, observer = threading.Event(), SystemClock().now, Observer()
+    turns = scheduled(configured("http://127.0.0.1:9/", more=table + OFTEN))
+    return Sweeper(Database(engine), "r1", turns, stop=stop, now=now, observer=observer, steps=Steps(observer))
 
 
-def test_who_pauses_the_api_or_the_source_pauses_its_sweep(engine: Engine, directory: Directory, table: str) -> None:
+def test_who_pauses_the_api_or_the_source_pauses_its_sweep(
+    engine: Engine, directory: Directory, table: str, sweeper: Sweeper
+) -> None:
     config, database = configured("http://127.0.0.1:9/", more=table + OFTEN), Database(engine)
-    sweeps = a_sweeper(engine, config)
+
+    def work(act: Literal["pause", "resume"], gate: Gate) -> None:
+        number = commands.ask(database, act, gate, who="me", why="seen")
+        commands.work_on(database, config, policies(config), number)
+
     for gate in (Gate(api="identity"), Gate(source="trivore")):
-        commands.work_on(
-            database, config, policies(config), commands.ask(database, "pause", gate, who="me", why="seen")
-        )
-        sweeps.run_due()
+        work("pause", gate)
+        sweeper.run_due()
         assert directory.pages == 0
-        commands.work_on(
-            database, config, policies(config), commands.ask(database, "resume", gate, who="me", why="done")
-        )
-    sweeps.run_due()
+        work("resume", gate)
+    sweeper.run_due()
     assert directory.pages == 2
 
 
-def test_a_bug_is_told_like_a_failure(
-    engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def broken(*_: object) -> None:
+    raise OperationalError("SELECT", {}, ValueError("gone"))
+
+
+@pytest.mark.parametrize(
+    ("where", "bug", "error"),
+    [
+        ("relay.sweep.run.Sweeping.run", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        ("relay.store.sweeps.missing", broken, "the database: ValueError: gone"),
+        ("relay.store.sweeps.is_due", lambda *_: 1 / 0, None),
+    ],
+    ids=["a bug", "the database", "a bug outside of a sweep"],
+)
+def test_what_ends_a_sweep_or_keeps_it_from_beginning_is_told(  # noqa: PLR0917  # fixtures
+    engine: Engine,
+    sweeper: Sweeper,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+    bug: Callable[..., object],
+    error: str | None,
 ) -> None:
-    monkeypatch.setattr("relay.sweep.run.Sweeping.run", lambda *_: 1 / 0)
-    a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN)).run_due()
-    assert watermark(engine)["error"] == "ZeroDivisionError: division by zero"
-    assert any(message.startswith("step_failed step=sweep") for message in caplog.messages)
-
-
-def watched(engine: Engine, table: str) -> Sweeper:
-    return a_sweeper(engine, configured("http://127.0.0.1:9/", more=table + OFTEN))
+    monkeypatch.setattr(where, bug)
+    sweeper.run_due()
+    left = watermark(engine)
+    assert (left.get("error"), left.get("lease_until")) == (error, None)
+    if bug is broken:
+        assert alerted(engine) == [("sweep_failed", "trivore USER", True)]
+    else:
+        assert any(message.startswith("step_failed step=sweep") for message in caplog.messages)
 
 
 def test_what_one_has_added_that_broke_off_is_told_though_the_next_one_finds_nothing(
-    engine: Engine, directory: Directory, table: str
+    engine: Engine, directory: Directory, sweeper: Sweeper
 ) -> None:
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
     directory.statuses = [200, 404]
-    sweeps = watched(engine, table)
-    sweeps.run_due()
+    sweeper.run_due()
     assert (watermark(engine)["missed"], watermark(engine)["compared_until"]) == (2, None)
     assert {kind for kind, _, firing in alerted(engine) if firing} == {"webhooks_missed", "sweep_failed"}
-    assert (sweeps._observer.counts["sweep_missed"], sweeps._observer.counts["sweeps"]) == (2, 0)
+    assert (sweeper._observer.counts["sweep_missed"], sweeper._observer.counts["sweeps"]) == (2, 0)
 
 
 def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_sweep_begins_there_again(
-    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, directory: Directory, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event_of = Sweeping._event
 
@@ -207,7 +225,7 @@ def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_
 
     monkeypatch.setattr(Sweeping, "_event", failing)
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
-    watched(engine, table).run_due()
+    sweeper.run_due()
     assert [row["entity_id"] for row in rows(engine, "SELECT entity_id FROM inbox ORDER BY seq")] == ["u0", "u1", "u3"]
     left = watermark(engine)
     assert left["compared_until"] is None
@@ -215,33 +233,11 @@ def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_
     assert ("sweep_failed", "trivore USER", True) in alerted(engine)
 
 
-def test_so_it_is_when_the_process_is_to_end(engine: Engine, directory: Directory, table: str) -> None:
+def test_so_it_is_when_the_process_is_to_end(engine: Engine, directory: Directory, sweeper: Sweeper) -> None:
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
-    sweeps = watched(engine, table)
-    directory.before_page = lambda page: sweeps._stop.set() if page == 2 else None
-    sweeps.run_due()
+    directory.before_page = lambda page: sweeper._stop.set() if page == 2 else None
+    sweeper.run_due()
     left = watermark(engine)
     assert (left["missed"], left["error"]) == (count(engine, "inbox"), None)
     assert left["missed"] >= 2, "the first page, and the second, where it came before it was cut"
     assert alerted(engine) == [("webhooks_missed", "trivore USER", True)]
-
-
-def test_an_error_of_the_database_is_told_like_a_failure(
-    engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OperationalError("SELECT", {}, ValueError("gone"))
-
-    monkeypatch.setattr("relay.store.sweeps.missing", refuse)
-    watched(engine, table).run_due()
-    left = watermark(engine)
-    assert (left["error"], left["lease_until"]) == ("the database: ValueError: gone", None)
-    assert alerted(engine) == [("sweep_failed", "trivore USER", True)]
-
-
-def test_a_bug_outside_of_a_sweep_ends_no_other(
-    engine: Engine, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("relay.store.sweeps.is_due", lambda *_: 1 / 0)
-    watched(engine, table).run_due()
-    assert any(message.startswith("step_failed step=sweep") for message in caplog.messages)

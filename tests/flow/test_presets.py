@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import Engine
@@ -14,7 +13,7 @@ from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
 from tests.helpers.reading import count, rows
-from tests.helpers.receiver import Receiver, receiving
+from tests.helpers.receiver import Receiver
 from tests.helpers.webhooks import config_text
 
 SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
@@ -43,12 +42,6 @@ BEARER = {"Authorization": f"Bearer {SECRET}"}
 @pytest.fixture
 def config(database_url: str) -> Config:
     return parse_config(config_text(database_url) + SOURCES)
-
-
-@pytest.fixture
-async def receiver(config: Config) -> AsyncIterator[Receiver]:
-    async with receiving(config) as made:
-        yield made
 
 
 def okta(*uuids: str) -> str:

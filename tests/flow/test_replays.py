@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -25,7 +24,7 @@ from inbox.receiver.writer import GroupCommit
 from inbox.sources import PRESETS
 from inbox.sources.signing import Message, sign
 from tests.helpers.reading import count, rows
-from tests.helpers.receiver import Receiver, receiving
+from tests.helpers.receiver import Receiver
 from tests.helpers.waiting import until_async
 from tests.helpers.webhooks import config_text
 
@@ -64,12 +63,6 @@ DAY = timedelta(days=1)
 @pytest.fixture
 def config(database_url: str) -> Config:
     return parse_config(config_text(database_url) + SOURCES)
-
-
-@pytest.fixture
-async def receiver(config: Config) -> AsyncIterator[Receiver]:
-    async with receiving(config) as made:
-        yield made
 
 
 async def send(receiver: Receiver, config: Config, name: str, body: bytes, **headers: str) -> tuple[int, str]:

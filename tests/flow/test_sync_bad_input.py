@@ -6,7 +6,7 @@ databases; both services answer over sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,8 +15,9 @@ from sqlalchemy import Engine
 from inbox.db.dialect import as_json
 from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
+from tests.helpers.daemon import kinds
 from tests.helpers.evidence import facts, open_states
-from tests.helpers.in_step import Flow, SyncSteps, flowing, stepping, user
+from tests.helpers.in_step import Flow, SyncSteps, user
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
 
@@ -30,21 +31,8 @@ LIST_OF_NAMES = changed('name = "entity.name"', "name = \"join(' ', entity.names
 
 
 @pytest.fixture
-def sync() -> str:
-    """The route's table."""
-    return SYNC
-
-
-@pytest.fixture
-def flow(database_url: str, sync: str) -> Iterator[Flow]:
-    with flowing(database_url, sync=sync) as made:
-        yield made
-
-
-@pytest.fixture
-def steps(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
-    with stepping(engine, flow) as made:
-        yield made
+def steps(sync_steps: SyncSteps) -> SyncSteps:
+    return sync_steps
 
 
 @pytest.fixture
@@ -92,7 +80,7 @@ def test_an_update_of_what_stays_not_found_means_that_it_is_gone(
     steps.tell()
     steps.later()
     assert flow.asked == [FETCH, FETCH, FIND, REMOVE]
-    assert steps.kinds() == ["attempt_failed", "delivered"]
+    assert kinds(engine) == ["attempt_failed", "delivered"]
     assert details(engine, "delivered")[0]["did"] == "deleted"
     assert open_states(engine) == {}
     goes_on(flow, steps)
@@ -151,7 +139,7 @@ def test_a_page_that_repeats_for_ever_is_tried_again_and_then_given_up_and_the_l
     steps.tell()
     steps.later()
     steps.later()
-    assert steps.kinds() == ["attempt_failed", "attempt_failed", "dead"]
+    assert kinds(engine) == ["attempt_failed", "attempt_failed", "dead"]
     (dead,) = details(engine, "dead")
     assert (dead["cause"], dead["error"]) == ("exhausted", error)
     assert flow.sent() == []
@@ -210,7 +198,7 @@ def test_malformed_json_that_stays_is_given_up_when_the_schedule_has_run_out(
     steps.tell()
     steps.later()
     steps.later()
-    assert steps.kinds() == ["attempt_failed", "attempt_failed", "dead"]
+    assert kinds(engine) == ["attempt_failed", "attempt_failed", "dead"]
     (dead,) = details(engine, "dead")
     assert (dead["cause"], dead["error"]) == ("exhausted", f"{step}: the answer is not JSON")
     goes_on(flow, steps)
@@ -222,7 +210,7 @@ def test_what_is_answered_to_a_change_need_not_be_json(
 ) -> None:
     flow.script(find=find, update=answer(200, b"<html>"), create=answer(201, b"{"))
     steps.tell()
-    assert steps.kinds() == ["delivered"]
+    assert kinds(engine) == ["delivered"]
     assert open_states(engine) == {}
     goes_on(flow, steps)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -11,7 +10,7 @@ from sqlalchemy import Engine
 from tests.destinations.scripted import answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE
 from tests.helpers.evidence import facts
-from tests.helpers.in_step import Flow, SyncSteps, flowing, in_seconds, stepping, user
+from tests.helpers.in_step import Flow, SyncSteps, in_seconds, user
 from tests.helpers.kinds import ON_SQLITE
 
 pytestmark = ON_SQLITE
@@ -19,15 +18,8 @@ pytestmark = ON_SQLITE
 
 
 @pytest.fixture
-def flow(database_url: str) -> Iterator[Flow]:
-    with flowing(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def steps(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
-    with stepping(engine, flow) as made:
-        yield made
+def steps(sync_steps: SyncSteps) -> SyncSteps:
+    return sync_steps
 
 
 def goes_on(flow: Flow, steps: SyncSteps) -> None:
@@ -48,7 +40,7 @@ def test_a_delete_that_comes_in_time_deletes_and_the_create_creates(flow: Flow, 
     flow.script(fetch=answer(404))
     steps.tell("DELETE")
     steps.advance(2)
-    flow.script(fetch=user("Ada", in_seconds(steps.moment)), find=NONE)
+    flow.script(fetch=user("Ada", in_seconds(steps.clock.moment)), find=NONE)
     steps.tell("CREATE")
     assert written(flow) == [REMOVE, CREATE]
     goes_on(flow, steps)
@@ -56,7 +48,7 @@ def test_a_delete_that_comes_in_time_deletes_and_the_create_creates(flow: Flow, 
 
 def test_a_delete_that_is_delivered_when_it_is_there_again_keeps_it_in_step(flow: Flow, steps: SyncSteps) -> None:
     """Its webhook was slow; the one of the create is slower still."""
-    deleted_at = steps.moment
+    deleted_at = steps.clock.moment
     steps.advance(2)
     flow.script(fetch=user("Ada", in_seconds(deleted_at + timedelta(seconds=1))))
     steps.tell("DELETE", at=deleted_at)
@@ -71,7 +63,7 @@ def test_a_delete_that_comes_after_the_create_was_delivered_deletes_nothing(
     flow: Flow, steps: SyncSteps, engine: Engine, says_when: bool
 ) -> None:
     """Covers a delete that the state fetched for the create includes: by its own time, or as fetched long after."""
-    deleted_at = steps.moment
+    deleted_at = steps.clock.moment
     steps.advance(5 if says_when else 90)
     created_at = deleted_at + timedelta(seconds=3)
     flow.script(fetch=user("Ada", in_seconds(created_at) if says_when else None), find=NONE)
@@ -88,7 +80,7 @@ def test_a_delete_that_comes_after_the_create_was_delivered_deletes_nothing(
 
 
 def second_of(steps: SyncSteps) -> datetime:
-    return steps.moment.replace(microsecond=0)
+    return steps.clock.moment.replace(microsecond=0)
 
 
 @pytest.mark.parametrize("order", [("DELETE", "CREATE"), ("CREATE", "DELETE")])

@@ -14,11 +14,11 @@ from inbox.events.timestamps import as_time
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.store.database import Database
-from tests.helpers.daemon import configured, running
+from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Answer, Held, serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill
-from tests.helpers.reading import count
+from tests.helpers.relaying import at_work
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 
@@ -38,16 +38,12 @@ def test_an_entity_that_always_fails_and_one_that_hangs_delay_no_other(
     breaker = "breaker = { calls = 1000 }"
     with serving(tmp_path / "arrivals.jsonl", script) as downstream:
         with running(engine, downstream, concurrency=2, destination=breaker):
-            until(lambda: delivered(engine) == 90, "all others are delivered")
+            until(lambda: kinds(engine).count("delivered") == 90, "all others are delivered")
             assert held.is_set() is False
             held.set()
             until(lambda: open_states(engine) == {"dead": 5}, "the one that hung goes on, the other is given up")
         lines = downstream.arrivals.lines()
     assert {line["seq"] for line in lines if line["attempt"] > 1} == failing
-
-
-def delivered(engine: Engine) -> int:
-    return count(engine, "delivery_log WHERE kind = 'delivered'")
 
 
 MORE = """
@@ -122,13 +118,9 @@ def test_a_relay_whose_own_clock_is_wrong_goes_by_the_databases(
 ) -> None:
     fill(database_url, [("u1", moment(0))])
     with serving(tmp_path / "arrivals.jsonl", lambda _seq, attempt: 503 if attempt == 1 else 200) as downstream:
-        config = configured(downstream.url)
-        relay = Relay(Database(engine), prepare(config), grace_seconds=20, clock=clock)
-        thread = threading.Thread(target=relay.run)
-        thread.start()
-        until(lambda: not open_states(engine), "it is delivered")
-        relay.stop()
-        thread.join(30)
+        relay = Relay(Database(engine), prepare(configured(downstream.url)), grace_seconds=20, clock=clock)
+        with at_work(relay):
+            until(lambda: not open_states(engine), "it is delivered")
     failed, done = facts(engine)
     due = as_time(failed["detail"]["due_at"])
     assert timedelta(0) <= due - failed["at"] <= timedelta(milliseconds=150)

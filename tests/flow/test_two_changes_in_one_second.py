@@ -19,15 +19,9 @@ from tests.destinations.scripted import Act, ScriptedServer, answer
 from tests.destinations.syncing import FETCH, FIND, UPDATE
 from tests.helpers.daemon import kinds
 from tests.helpers.evidence import facts, open_states
-from tests.helpers.in_step import Flow, flowing, in_seconds, relaying, user
+from tests.helpers.in_step import Flow, in_seconds, relaying, user
 from tests.helpers.reading import count
 from tests.helpers.waiting import until
-
-
-@pytest.fixture
-def flow(database_url: str) -> Iterator[Flow]:
-    with flowing(database_url) as made:
-        yield made
 
 
 @pytest.fixture

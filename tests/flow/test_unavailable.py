@@ -12,10 +12,11 @@ from sqlalchemy import Engine
 
 from inbox.config.model import Config
 from inbox.receiver import app
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.outage import disconnect, down, locked, read_only
 from tests.helpers.reading import count
 from tests.helpers.receiver import PROBLEM, Receiver, receiving
-from tests.helpers.webhooks import a_config, body, moment
+from tests.helpers.webhooks import body, moment
 
 ANSWERED_WITHIN = 3.0
 """2.5 s, and half a second for a busy machine."""
@@ -26,12 +27,6 @@ def assert_unavailable(answer: Result) -> None:
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.headers["content-type"] == PROBLEM
     assert answer.json["status"] == 503
-
-
-@pytest.fixture
-def uncached_health(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every question is asked of the database."""
-    monkeypatch.setattr(app, "READY_CACHED_SECONDS", 0.0)
 
 
 async def test_without_a_database_it_is_503_in_time_and_well_again_without_a_restart(
@@ -59,14 +54,12 @@ async def test_a_lock_that_is_not_given_free_is_503_in_time(receiver: Receiver, 
     assert (await receiver.post()).json["status"] == "accepted"
 
 
-async def test_a_broken_connection_costs_at_most_one_answer(
-    postgres_database_url: str,
-) -> None:
-    async with receiving(a_config(postgres_database_url)) as receiver:
-        assert (await receiver.post(body("u1"))).status_code == 200
-        disconnect(postgres_database_url)
-        assert_unavailable(await receiver.post(body("u2")))
-        assert (await receiver.post(body("u2"))).json["status"] == "accepted"
+@ON_POSTGRES
+async def test_a_broken_connection_costs_at_most_one_answer(receiver: Receiver, database_url: str) -> None:
+    assert (await receiver.post(body("u1"))).status_code == 200
+    disconnect(database_url)
+    assert_unavailable(await receiver.post(body("u2")))
+    assert (await receiver.post(body("u2"))).json["status"] == "accepted"
 
 
 async def test_it_starts_without_a_database_and_serves_when_there_is_one(config: Config, database_url: str) -> None:
@@ -89,17 +82,15 @@ async def test_ready_follows_the_database_and_live_does_not(receiver: Receiver, 
     assert (await receiver.get("/health/ready")).status_code == 200
 
 
+@ON_POSTGRES
 @pytest.mark.usefixtures("uncached_health")
-async def test_a_database_that_can_be_read_but_not_written_is_not_ready(
-    postgres_database_url: str,
-) -> None:
-    async with receiving(a_config(postgres_database_url)) as receiver:
-        with read_only(postgres_database_url):
-            assert_unavailable(await receiver.post())
-            assert_unavailable(await receiver.get("/health/ready"))
-        await receiver.get("/health/ready")  # its connection was broken once more
-        assert (await receiver.get("/health/ready")).status_code == 200
-        assert (await receiver.post()).json["status"] == "accepted"
+async def test_a_database_that_can_be_read_but_not_written_is_not_ready(receiver: Receiver, database_url: str) -> None:
+    with read_only(database_url):
+        assert_unavailable(await receiver.post())
+        assert_unavailable(await receiver.get("/health/ready"))
+    await receiver.get("/health/ready")  # its connection was broken once more
+    assert (await receiver.get("/health/ready")).status_code == 200
+    assert (await receiver.post()).json["status"] == "accepted"
 
 
 async def test_many_who_ask_for_health_share_one_question(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +17,7 @@ from inbox.events.timestamps import as_time
 from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.delivery.outcome import Delivered
+from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.store.database import Database
 from tests.destinations.scripted import Act, ScriptedServer, answer, hang, hundred_megabytes, raw, reset, then_close
@@ -32,19 +32,10 @@ from tests.helpers.webhooks import moment
 
 
 @contextlib.contextmanager
-def at_work(engine: Engine, *acts: Act) -> Iterator[ScriptedServer]:
+def calling(engine: Engine, *acts: Act) -> Iterator[ScriptedServer]:
     """A relay whose downstream does this, one call after the other; each call may take 300 ms."""
-    with scripted(*acts) as server:
-        config = configured(server.url, concurrency=1, destination='timeout = "300ms"')
-        relay = Relay(Database(engine), prepare(config), grace_seconds=20)
-        thread = threading.Thread(target=relay.run)
-        thread.start()
-        try:
-            yield server
-        finally:
-            relay.stop()
-            thread.join(30)
-    assert not thread.is_alive()
+    with scripted(*acts) as server, running(engine, server, 20, concurrency=1, destination='timeout = "300ms"'):
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -56,7 +47,7 @@ def test_a_call_that_may_have_been_processed_is_repeated_and_can_be_recognised(
     database_url: str, engine: Engine, broken: Act
 ) -> None:
     fill(database_url, [("u1", moment(0))])
-    with at_work(engine, broken, answer(204)) as server:
+    with calling(engine, broken, answer(204)) as server:
         until(lambda: not open_states(engine), "it is delivered")
     first, second = server.seen
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"] == first.headers["webhook-id"] + "-0"
@@ -72,7 +63,7 @@ def test_a_call_that_may_have_been_processed_is_repeated_and_can_be_recognised(
 def test_a_success_with_a_hundred_megabytes_is_a_success(database_url: str, engine: Engine) -> None:
     fill(database_url, [("u1", moment(0)), ("u1", moment(1))])
     large = hundred_megabytes(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n")
-    with at_work(engine, large, answer(204)) as server:
+    with calling(engine, large, answer(204)) as server:
         until(lambda: not open_states(engine), "both are delivered")
     assert kinds(engine) == ["delivered", "delivered"]
     assert [seen.connection for seen in server.seen] == [1, 2]
@@ -128,13 +119,13 @@ def test_a_result_that_comes_after_the_lease_was_taken_over_is_discarded_counted
 ) -> None:
     held = Held()
     (seq,) = fill(database_url, [("u1", moment(0))])
-    other = Steps(engine, configured("http://127.0.0.1:9/"))
+    other = Steps(engine, policies(configured("http://127.0.0.1:9/")))
     other.node = "another"
     with serving(tmp_path / "arrivals.jsonl", held) as downstream, running(engine, downstream) as relay:
         until(lambda: held.seqs, "the call is under way")
-        other.moment = SystemClock().now() + timedelta(minutes=1)
-        assert other.reap() == 1
-        (taken,) = other.claim()
+        other.clock.moment = SystemClock().now() + timedelta(minutes=1)
+        assert len(other.reap()) == 1
+        (taken,) = other.claim_due()
         held.go.set()
         observer: Observer = relay._observer
         until(lambda: observer.counts["fenced"], "the late result was looked at")

@@ -17,7 +17,7 @@ from inbox.errors import Unavailable
 from inbox.events.event import Event
 from inbox.receiver.writer import GroupCommit
 from tests.helpers.receiver import async_engine
-from tests.store.conftest import an_event
+from tests.helpers.storing import an_event
 
 
 class Scripted(SqliteIntake):

@@ -19,14 +19,15 @@ from relay.daemon.generation import prepare
 from relay.daemon.loop import Relay
 from relay.daemon.pool import attempt
 from relay.delivery.outcome import Delivery, Outcome
+from relay.delivery.policy import policies
 from relay.destinations import Deliverer, build
 from relay.http.client import Limits
 from relay.store.database import Database
 from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
-from tests.helpers.evidence import facts, open_states
+from tests.helpers.evidence import open_states
 from tests.helpers.receiver import exchange, raw_post, served, status_of
-from tests.helpers.relaying import Steps
+from tests.helpers.relaying import FakeClock, Steps, at_work
 from tests.helpers.webhooks import TOKEN, body
 
 ROUTE = "users-to-crm"
@@ -95,30 +96,25 @@ class SyncSteps(Steps):
     """The relay's steps with the real deliverer of the route, by one clock that starts now and then stands still."""
 
     def __init__(self, engine: Engine, flow: Flow) -> None:
-        super().__init__(engine, flow.config)
-        self.moment = SystemClock().now()
+        super().__init__(engine, policies(flow.config), FakeClock(SystemClock().now()))
         self._flow = flow
         self._engine = engine
         self._sync: Deliverer = build(flow.config)[ROUTE]
 
     def deliver(self, claimed: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
         """Make the attempts."""
-        context = Limits(lambda: float("inf"), threading.Event(), lambda: self.moment)
+        context = Limits(lambda: float("inf"), threading.Event(), self.clock.now)
         return [(delivery, attempt(delivery, self._sync, context)) for delivery in claimed]
 
     def tell(self, event_type: str = "UPDATE", *, at: datetime | None = None) -> None:
         """Send a webhook of something that happens now, and do all that is due."""
-        self._flow.tell(at or self.moment, event_type)
+        self._flow.tell(at or self.clock.moment, event_type)
         self.until_nothing_is_due()
 
     def later(self, seconds: float = 120) -> None:
         """Let so much time pass that whatever waits is due, and do it."""
         self.advance(seconds)
         self.until_nothing_is_due()
-
-    def kinds(self) -> list[str]:
-        """The kinds of all facts, in order."""
-        return [fact["kind"] for fact in facts(self._engine)]
 
     def left(self) -> dict[str, int]:
         """Count the open deliveries by their states."""
@@ -165,25 +161,6 @@ def flowing(
             yield flow
 
 
-@contextlib.contextmanager
-def stepping(engine: Engine, flow: Flow) -> Iterator[SyncSteps]:
-    """The relay's steps for it."""
-    steps = SyncSteps(engine, flow)
-    try:
-        yield steps
-    finally:
-        steps.close()
-
-
-@contextlib.contextmanager
-def relaying(engine: Engine, config: Config) -> Iterator[Relay]:
-    """The daemon at work in a thread, by the machine's clock; it is stopped when the block ends."""
-    relay = Relay(Database(engine), prepare(config), grace_seconds=5)
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    try:
-        yield relay
-    finally:
-        relay.stop()
-        thread.join(30)
-        assert not thread.is_alive()
+def relaying(engine: Engine, config: Config) -> contextlib.AbstractContextManager[Relay]:
+    """The daemon at work, by the machine's clock; it is stopped when the block ends."""
+    return at_work(Relay(Database(engine), prepare(config), grace_seconds=5))

@@ -2,24 +2,89 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timedelta
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
-from inbox.config.model import Config
+from inbox.db.reads import Row, plain
+from inbox.events.event import Event
+from inbox.loader.load import parse_config
+from relay.daemon.loop import Relay
 from relay.daemon.pool import attempt
+from relay.delivery.facts import AnyFact
+from relay.delivery.gates import GateKey
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
-from relay.delivery.policy import policies
+from relay.delivery.policy import Policies, policies
 from relay.http.client import Limits
 from relay.store import claim, reap, record, sequence
 from relay.store.database import Database
 from relay.store.record import Recorded
+from tests.helpers.agreement import facts_agree
+from tests.helpers.storing import START, Intake
 
 DONE = Delivered((), "forwarded")
 UNWELL = Failed((), "server_error", "forward answered 503")
+HOPELESS = Failed((), "mapping", "email: no value")
+
+_ROUTE = """
+[routes.{name}]
+source = "trivore"
+destination = "audit"
+ordering = "{ordering}"
+on_dead = "{on_dead}"
+retry = {{ jitter = 0 }}
+"""
+CONFIG = parse_config(
+    '[sources.trivore]\npreset = "trivore"\nauth = { kind = "none" }\n'
+    '[destinations.audit]\nkind = "forward"\nurl = "https://audit.example.com"\n'
+    + _ROUTE.format(name="strict", ordering="strict", on_dead="continue")
+    + _ROUTE.format(name="blocking", ordering="strict", on_dead="block")
+    + _ROUTE.format(name="latest", ordering="latest", on_dead="continue")
+)
+POLICIES = policies(CONFIG)
+
+
+class FakeClock:
+    """Stands until it is advanced."""
+
+    def __init__(self, moment: datetime = START) -> None:
+        self.moment = moment
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def advance(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+
+
+class Monotonic:
+    """A process's own clock, which stands until it is moved."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@contextlib.contextmanager
+def at_work(relay: Relay) -> Iterator[Relay]:
+    """The daemon at work in a thread; it is stopped when the block ends."""
+    thread = threading.Thread(target=relay.run)
+    thread.start()
+    try:
+        yield relay
+    finally:
+        relay.stop()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 class Scripted:
@@ -39,48 +104,98 @@ class Scripted:
 
 
 class Steps:
-    """Steps of one round of a relay, under the name of one node, for every route of the configuration."""
+    """Steps of one round of a relay, under the name of one node, and what the database says then."""
 
-    def __init__(self, engine: Engine, config: Config, deliverer: Scripted | None = None) -> None:
-        self.moment = datetime(2030, 1, 1, tzinfo=UTC)
-        self.deliverer = deliverer or Scripted()
-        self.node = "first"
-        self._database = Database(engine, lambda: self.moment)
-        self._policies = policies(config)
-        self._routes = list(config.routes)
+    def __init__(self, engine: Engine, known: Policies = POLICIES, clock: FakeClock | None = None) -> None:
+        self.clock = clock or FakeClock()
+        self.database = Database(engine, self.clock)
+        self.database.sql.pause_after_write = 0.0  # no receiver waits for the lock here
+        self.intake = Intake(engine.url.render_as_string(hide_password=False))
+        self.deliverer = Scripted()
+        self.node = "r1"
+        self.policies = known
 
     def advance(self, seconds: float) -> None:
         """Let time pass for the database's clock, as the relay sees it."""
-        self.moment += timedelta(seconds=seconds)
+        self.clock.advance(seconds)
 
-    def sequence(self) -> int:
+    def receive(self, *events: Event) -> list[int | None]:
+        """Store events as the receiver does; gives their seqs, None for a key that was there."""
+        return self.intake.append(*events)
+
+    def arrive(self, *events: Event) -> None:
+        """Receive these events and give each its place in its lanes."""
+        self.receive(*events)
+        self.sequence()
+
+    def sequence(self, batch: int = sequence.BATCH) -> int:
         """Order what arrived."""
-        return sequence.sequence(self._database, self._policies, self.node)
+        return sequence.sequence(self.database, self.policies, self.node, batch)
 
-    def claim(self, most: int = 100) -> list[Delivery]:
-        """Lease what is due."""
-        return claim.claim(self._database, self.node, [(self._routes, most)])
+    def claim(self, route: str = "strict") -> Delivery:
+        """Claim the delivery of the route that has been due longest."""
+        (delivery,) = self.claim_due(1, route)
+        return delivery
+
+    def claim_due(self, most: int = 100, *routes: str) -> list[Delivery]:
+        """Lease what is due, of every route unless some are named."""
+        return claim.claim(self.database, self.node, [(routes or list(self.policies), most)])
 
     def deliver(self, claimed: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
         """Make the attempts."""
         context = Limits(lambda: float("inf"), threading.Event(), SystemClock().now)
         return [(delivery, attempt(delivery, self.deliverer, context)) for delivery in claimed]
 
-    def record(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> list[Recorded]:
+    def record(self, outcomes: Sequence[tuple[Delivery, Outcome]], watched: Collection[GateKey] = ()) -> list[Recorded]:
         """Write down what they came to."""
-        return record.record(self._database, self._policies, self.node, outcomes)
+        return record.record(self.database, self.policies, self.node, outcomes, watched)
 
-    def reap(self) -> int:
+    def record_all(self, claimed: Sequence[Delivery], outcome: Outcome = DONE) -> list[Recorded]:
+        """Write down that all of them came to this."""
+        return self.record([(delivery, outcome) for delivery in claimed])
+
+    def attempt(self, outcome: Outcome, route: str = "strict") -> Delivery:
+        """Make the next attempt of the route, with this outcome."""
+        delivery = self.claim(route)
+        self.record([(delivery, outcome)])
+        return delivery
+
+    def reap(self, node: str | None = None) -> list[tuple[int, str, AnyFact]]:
         """Take back leases that ran out."""
-        return len(reap.reap(self._database, self._policies, self.node))
+        return reap.reap(self.database, self.policies, node or self.node)
 
     def round(self) -> int:
         """All of it; how many attempts were made."""
         self.reap()
         self.sequence()
-        return len(self.record(self.deliver(self.claim())))
+        return len(self.record(self.deliver(self.claim_due())))
 
     def until_nothing_is_due(self) -> None:
         """Rounds until one has nothing to do."""
         while self.round():
             pass
+
+    def do(self, *statements: str) -> None:
+        """Change tables as only a hand does, in one transaction."""
+        with self.database.engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement.replace(":", "\\:")))
+
+    def rows(self, statement: str, **parameters: object) -> list[Row]:
+        """Rows of a table or view as Python values."""
+        with self.database.read() as transaction:
+            found = transaction.connection.execute(text(statement), parameters)
+            return [plain(row) for row in found.mappings()]
+
+    def states(self) -> list[tuple[int, str, str]]:
+        """seq, route and state of all that is open."""
+        found = self.rows("SELECT seq, route, state FROM open_delivery ORDER BY seq, route")
+        return [(row["seq"], row["route"], row["state"]) for row in found]
+
+    def kinds(self) -> list[tuple[int, str]]:
+        """The seq and kind of every fact, in the order of their ids."""
+        return [(row["seq"], row["kind"]) for row in self.rows("SELECT seq, kind FROM delivery_log ORDER BY id")]
+
+    def facts_agree(self) -> None:
+        """Assert that the log folds to the work table, and that every lane with waiting deliveries has one head."""
+        facts_agree(self.database.engine)

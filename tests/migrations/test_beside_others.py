@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -16,11 +17,11 @@ from sqlalchemy import Engine, event, make_url, text
 from typer.testing import CliRunner
 
 from inbox.cli.main import app
-from inbox.db import engine as engines
 from inbox.db import lock_waits, migrate
 from inbox.db.migrate import MigrationResult
 from inbox.errors import ConfigError
 from tests.helpers.filling import fill
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.later import ADDITIVE, CONTRACTING, INDEX, MadeUp, write_migrations
 from tests.helpers.outage import connect_postgres, is_postgres
 from tests.helpers.reading import rows
@@ -51,8 +52,7 @@ FIRST = migrate.steps()
 @pytest.fixture
 def older(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Turn this process back into one of the current version."""
-    scripts = migrate._SCRIPTS
-    return lambda: monkeypatch.setattr(migrate, "_SCRIPTS", scripts)
+    return partial(monkeypatch.setattr, migrate, "_SCRIPTS", migrate._SCRIPTS)
 
 
 @pytest.fixture
@@ -61,17 +61,14 @@ def background() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-class Told:
+class Told(list[str]):
     """Collects the reports of a migration."""
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
     def __call__(self, line: str) -> None:
-        self.lines.append(line)
+        self.append(line)
 
     def has(self, part: str) -> bool:
-        return any(part in line for line in self.lines)
+        return any(part in line for line in self)
 
 
 def revision(engine: Engine) -> object:
@@ -122,8 +119,8 @@ def test_a_lock_that_somebody_holds_is_tried_for_again_until_it_is_there(
         until(lambda: told.has(f"try 2 of {migrate.TRIES}: waits for a lock") or migrating.done(), "it tries again")
         assert not migrating.done()
     assert migrating.result() == MigrationResult("0001", "0002", ())
-    assert told.lines[0] == "0002  A region for each event."
-    assert told.lines[-1].startswith("0002  done in ")
+    assert told[0] == "0002  A region for each event."
+    assert told[-1].startswith("0002  done in ")
 
 
 def test_a_lock_that_is_never_there_ends_it_with_who_holds_it_and_nothing_is_changed(
@@ -142,42 +139,40 @@ def test_a_lock_that_is_never_there_ends_it_with_who_holds_it_and_nothing_is_cha
     assert "run `inbox migrate` again" in str(ended.value)
 
 
+@ON_POSTGRES
 def test_who_holds_a_lock_is_told_without_the_values_of_what_he_asked(
-    postgres_database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later(ADDITIVE)
     monkeypatch.setattr(migrate, "TRIES", 1)
-    engine = engines.connect(postgres_database_url, application="tests")
-    with reader(postgres_database_url) as dba:
+    with reader(database_url) as dba:
         pid = dba.info.backend_pid
         with pytest.raises(ConfigError) as ended:
             migrate.upgrade(engine)
-    engine.dispose()
     assert f"pid {pid} (the-dbas-shell), idle in transaction, in its transaction for " in str(ended.value)
     assert "SELECT count(*) FROM inbox WHERE entity_id = …" in str(ended.value)
     assert "a-customer" not in str(ended.value)
     assert f"SELECT pg_terminate_backend({pid})" in str(ended.value)
 
 
+@ON_POSTGRES
 def test_what_is_done_is_not_done_again(
-    postgres_database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, database_url: str, later: Later, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = MadeUp("0002", "Another table.", postgres="ALTER TABLE relay_node ADD COLUMN python text")
     later(first, MadeUp("0003", ADDITIVE.says, postgres=ADDITIVE.postgres))
     monkeypatch.setattr(migrate, "TRIES", 1)
-    engine = engines.connect(postgres_database_url, application="tests")
-    with reader(postgres_database_url), pytest.raises(ConfigError, match="0003 could not get a lock"):
+    with reader(database_url), pytest.raises(ConfigError, match="0003 could not get a lock"):
         migrate.upgrade(engine)
     assert revision(engine) == "0002"
 
     told = Told()
     assert migrate.upgrade(engine, told) == MigrationResult("0002", "0003", ())
     assert not told.has("0002")
-    engine.dispose()
 
 
-def test_the_locks_of_a_transaction_are_waited_for_as_long_together_as_one_alone(postgres_database_url: str) -> None:
-    engine = engines.connect(postgres_database_url, application="tests")
+@ON_POSTGRES
+def test_the_locks_of_a_transaction_are_waited_for_as_long_together_as_one_alone(engine: Engine) -> None:
     setting = text("SELECT CAST(setting AS int) FROM pg_settings WHERE name = 'lock_timeout'")
     with engine.connect() as connection:
         lock_waits.LockWaits(connection)
@@ -191,17 +186,16 @@ def test_the_locks_of_a_transaction_are_waited_for_as_long_together_as_one_alone
             assert 100 <= second <= 500
             assert third == 100
             connection.commit()
-    engine.dispose()
 
 
+@ON_POSTGRES
 def test_an_index_that_was_broken_off_is_made_again_and_one_that_is_there_stays(
-    postgres_database_url: str, later: Later
+    engine: Engine, database_url: str, later: Later
 ) -> None:
-    engine = engines.connect(postgres_database_url, application="tests")
-    fill(postgres_database_url, [("u1", "2026-01-01T00:00:00Z"), ("u2", "2026-01-01T00:00:00Z")])
+    fill(database_url, [("u1", "2026-01-01T00:00:00Z"), ("u2", "2026-01-01T00:00:00Z")])
     later(ADDITIVE)
     migrate.upgrade(engine)
-    with contextlib.closing(connect_postgres(postgres_database_url)) as dba, pytest.raises(psycopg.IntegrityError):
+    with contextlib.closing(connect_postgres(database_url)) as dba, pytest.raises(psycopg.IntegrityError):
         dba.execute("CREATE UNIQUE INDEX CONCURRENTLY ix_inbox_region ON inbox (source)")
     state = "SELECT indexrelid, indisvalid FROM pg_index WHERE indexrelid = to_regclass('ix_inbox_region')"
     (broken,) = rows(engine, state)
@@ -217,18 +211,17 @@ def test_an_index_that_was_broken_off_is_made_again_and_one_that_is_there_stays(
         connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
     assert migrate.upgrade(engine) == MigrationResult("0002", "0003", ())
     assert rows(engine, state) == [whole]
-    engine.dispose()
 
 
+@ON_POSTGRES
 def test_an_index_waits_for_old_transactions_and_says_for_which_and_not_for_its_own(
-    postgres_database_url: str, later: Later, background: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, database_url: str, later: Later, background: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later(ADDITIVE, INDEX)
     monkeypatch.setattr(lock_waits, "_TOLD_AFTER_SECONDS", 0.1)
     monkeypatch.setattr(lock_waits, "HARMLESS_SECONDS", 20.0)  # if it waited for its own, it would for ever
-    engine = engines.connect(postgres_database_url, application="tests")
     told = Told()
-    with contextlib.closing(connect_postgres(postgres_database_url)) as dba:
+    with contextlib.closing(connect_postgres(database_url)) as dba:
         dba.execute("SET application_name = 'the-dbas-shell'")
         dba.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with dba.transaction():
@@ -236,40 +229,38 @@ def test_an_index_waits_for_old_transactions_and_says_for_which_and_not_for_its_
             migrating = background.submit(migrate.upgrade, engine, told)
             until(lambda: told.has("0003  waits for pid") or migrating.done(), "it waits for the DBA's transaction")
             pid = dba.info.backend_pid
-            assert told.has(f"0003  waits for pid {pid} (the-dbas-shell), idle in transaction"), told.lines
+            assert told.has(f"0003  waits for pid {pid} (the-dbas-shell), idle in transaction"), told
     assert migrating.result(60) == MigrationResult("0001", "0003", ())
+    assert not [thread for thread in threading.enumerate() if thread.name == "lock-waits"], "nobody watches any more"
     assert not told.has("(tests)")
-    engine.dispose()
 
 
-def test_what_is_made_concurrently_stands_alone(postgres_database_url: str, later: Later) -> None:
+@ON_POSTGRES
+def test_what_is_made_concurrently_stands_alone(engine: Engine, later: Later) -> None:
     later(MIXED)
-    engine = engines.connect(postgres_database_url, application="tests")
     with pytest.raises(ValueError, match="in a migration of its own"):
         migrate.upgrade(engine)
     assert revision(engine) == "0001"
-    engine.dispose()
 
 
+@ON_POSTGRES
 def test_one_that_migrates_already_is_waited_for_and_named(
-    postgres_database_url: str, later: Later, background: ThreadPoolExecutor
+    engine: Engine, later: Later, background: ThreadPoolExecutor
 ) -> None:
     later(ADDITIVE)
-    engine = engines.connect(postgres_database_url, application="tests")
     told = Told()
     with contextlib.ExitStack() as first:
         first.enter_context(lock_waits.only_migrator(engine, told))
         migrating = background.submit(migrate.upgrade, engine, told)
-        until(lambda: told.lines or migrating.done(), "the second waits")
-        assert told.lines[0].startswith("waits for another process that migrates: pid ")
+        until(lambda: told or migrating.done(), "the second waits")
+        assert told[0].startswith("waits for another process that migrates: pid ")
         assert revision(engine) == "0001"
     assert migrating.result(30) == MigrationResult("0001", "0002", ())
-    engine.dispose()
 
 
-def test_the_only_migrator_is_idle_for_longer_than_a_relays_transaction_may_be(postgres_database_url: str) -> None:
+@ON_POSTGRES
+def test_the_only_migrator_is_idle_for_longer_than_a_relays_transaction_may_be(engine: Engine) -> None:
     """Every other connection ends a transaction that is idle for 3 s: see inbox.db.engine."""
-    engine = engines.connect(postgres_database_url, application="tests")
     idle = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND granted"
     with engine.connect() as connection:
         connection.execute(text("SET idle_in_transaction_session_timeout = 300"))  # and back into the pool
@@ -277,7 +268,6 @@ def test_the_only_migrator_is_idle_for_longer_than_a_relays_transaction_may_be(p
     with lock_waits.only_migrator(engine, Told()), engine.connect() as other:
         other.execute(text("SELECT pg_sleep(0.6)"))
         assert rows(engine, idle)[0]["n"] == 1
-    engine.dispose()
 
 
 def test_an_older_version_works_beside_what_a_later_one_has_only_added(
@@ -289,7 +279,7 @@ def test_an_older_version_works_beside_what_a_later_one_has_only_added(
     migrate.require_current(engine)
     told = Told()
     assert migrate.upgrade(engine, told) == MigrationResult("0003", "0003", ())
-    assert told.lines == []
+    assert told == []
 
 
 def test_a_version_that_takes_something_away_works_before_and_after_and_older_ones_only_before(
@@ -355,11 +345,3 @@ def test_the_command_shows_what_it_would_do_what_it_does_and_what_is_left(
         ["1000  Nobody reads relay_node.host any more.", "1000  done"],
     )
     assert run("--dry-run") == ([], [])
-
-
-def test_a_thread_that_watches_ends_with_what_it_watched(postgres_database_url: str, later: Later) -> None:
-    later(ADDITIVE)
-    engine = engines.connect(postgres_database_url, application="tests")
-    migrate.upgrade(engine)
-    assert not [thread for thread in threading.enumerate() if thread.name == "lock-waits"]
-    engine.dispose()

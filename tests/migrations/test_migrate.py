@@ -14,7 +14,7 @@ from inbox.errors import ConfigError
 from tests.migrations.ddl import schema
 from tests.migrations.migrating import Result, migrate_together
 
-PROCESSES = 4
+PROCESSES = 2
 
 
 def test_an_empty_database_is_brought_to_the_newest_revision(empty: Engine) -> None:

@@ -25,9 +25,9 @@ from tests.helpers.pooler import pooled
 from tests.helpers.processes import INBOX, site
 from tests.helpers.sender import Sender, events
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
+from tests.helpers.storing import an_event
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
-from tests.store.conftest import an_event
 
 pytestmark = pytest.mark.long
 

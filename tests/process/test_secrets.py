@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.helpers.echoing import LAST, Echo, Reply, echoing
-from tests.helpers.planting import Planted, all_text
+from tests.helpers.planted_secrets import Planted, all_text
 from tests.helpers.processes import GUNICORN, Site, site
 from tests.helpers.reading import rows
 from tests.helpers.receiver import posted

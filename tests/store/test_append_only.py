@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,14 +12,13 @@ from sqlalchemy import Delete, Engine, Executable, Update, delete, insert, null,
 from sqlalchemy.exc import DBAPIError
 
 from inbox.clock import SystemClock
-from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES
 from inbox.db.schema import delivery_log, inbox, open_delivery
 from inbox.events.states import OPEN_STATES, RETENTION_FLOOR_DAYS
 from relay.delivery.lifecycle import SCHEDULING, Step
-from tests.store.conftest import START, an_event
-
-Receive = Callable[..., list[int | None]]
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.relaying import Steps
+from tests.helpers.storing import START, an_event
 
 OTHER: dict[str, Any] = {
     "seq": 99,
@@ -77,31 +76,36 @@ def contents(engine: Engine) -> list[Any]:
         return [connection.execute(select(table).order_by(*table.primary_key)).all() for table in (inbox, delivery_log)]
 
 
-def a_fact(engine: Engine, kind: str, seq: int = 1, at: datetime = START) -> None:
+def a_fact(engine: Engine, kind: str, at: datetime = START) -> None:
     run(
         engine,
-        insert(delivery_log).values(at=at, seq=seq, route="strict", kind=kind, attempt=1, detail={"error": "503"}),
+        insert(delivery_log).values(at=at, seq=1, route="strict", kind=kind, attempt=1, detail={"error": "503"}),
     )
 
 
-def end(engine: Engine, seq: int = 1) -> None:
-    run(engine, delete(open_delivery).where(open_delivery.c.seq == seq))
+def end(engine: Engine) -> None:
+    run(engine, delete(open_delivery))
+
+
+def in_each_state(engine: Engine) -> Iterator[None]:
+    """Let the open delivery be in each state in turn."""
+    for state in OPEN_STATES:
+        run(engine, update(open_delivery).values({**UNSCHEDULED, "state": state, **SCHEDULED.get(state, {})}))
+        yield
+
+
+def floor() -> datetime:
+    """The time before which events and facts may be deleted."""
+    return SystemClock().now() - timedelta(days=RETENTION_FLOOR_DAYS)
+
+
+MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
-def old(engine: Engine, receive: Receive) -> Engine:
+def old(engine: Engine, steps: Steps) -> Engine:
     """A database with one event that arrived long ago and is open."""
-    arrived = SystemClock().now() - timedelta(days=RETENTION_FLOOR_DAYS, minutes=1)
-    assert receive(msgspec.structs.replace(an_event(1), received_at=arrived)) == [1]
-    return engine
-
-
-@pytest.fixture
-def young(engine: Engine, receive: Receive) -> Engine:
-    """A database with one event that arrived less than the retention floor ago; nothing of it is open."""
-    arrived = SystemClock().now() - timedelta(days=RETENTION_FLOOR_DAYS) + timedelta(minutes=1)
-    receive(msgspec.structs.replace(an_event(1), received_at=arrived))
-    end(engine)
+    assert steps.receive(msgspec.structs.replace(an_event(1), received_at=floor() - MINUTE)) == [1]
     return engine
 
 
@@ -116,25 +120,22 @@ def test_clearing_the_body_lets_no_other_change_through(old: Engine) -> None:
             refused(old, update(inbox).values({column: OTHER[column.name], inbox.c.body: None}))
 
 
-def test_body_and_headers_can_be_cleared_and_never_come_back(old: Engine) -> None:
-    run(old, update(inbox).values(body=None, headers=null()))
-    with old.connect() as connection:
-        assert connection.execute(select(inbox.c.body, inbox.c.headers)).one() == (None, None)
-
-    refused(old, update(inbox).values(body=b"other"))
-    refused(old, update(inbox).values(headers={}))
-    run(old, update(inbox).values(body=None, headers=null()))
-
-
-def test_each_of_body_and_headers_can_be_cleared_alone(old: Engine) -> None:
+def test_headers_and_body_can_be_cleared_one_after_the_other_and_never_come_back(old: Engine) -> None:
     run(old, update(inbox).values(headers=null()))
     with old.connect() as connection:
         assert connection.scalar(select(inbox.c.body)) == an_event(1).body
-    run(old, update(inbox).values(body=None))
+    for _ in range(2):
+        run(old, update(inbox).values(body=None, headers=null()))
+        with old.connect() as connection:
+            assert connection.execute(select(inbox.c.body, inbox.c.headers)).one() == (None, None)
+        refused(old, update(inbox).values(body=b"other"))
+        refused(old, update(inbox).values(headers={}))
 
 
-def test_an_event_can_not_be_deleted_before_the_retention_floor(young: Engine) -> None:
-    refused(young, delete(inbox))
+def test_an_event_can_not_be_deleted_before_the_retention_floor(engine: Engine, steps: Steps) -> None:
+    steps.receive(msgspec.structs.replace(an_event(1), received_at=floor() + MINUTE))
+    end(engine)
+    refused(engine, delete(inbox))
 
 
 def test_an_old_event_with_nothing_open_can_be_deleted_and_then_its_facts(old: Engine) -> None:
@@ -146,21 +147,19 @@ def test_an_old_event_with_nothing_open_can_be_deleted_and_then_its_facts(old: E
 
 
 def test_an_old_event_can_not_be_deleted_while_something_of_it_is_open(old: Engine) -> None:
-    for state in OPEN_STATES:
-        run(old, update(open_delivery).values({**UNSCHEDULED, "state": state, **SCHEDULED.get(state, {})}))
+    for _ in in_each_state(old):
         refused(old, delete(inbox))
 
 
-def test_one_open_route_keeps_an_event(engine: Engine, receive: Receive) -> None:
-    receive(an_event(1, routes=["strict", "latest"]))
+def test_one_open_route_keeps_an_event(engine: Engine, steps: Steps) -> None:
+    steps.receive(an_event(1, routes=["strict", "latest"]))
     run(engine, delete(open_delivery).where(open_delivery.c.route == "strict"))
     refused(engine, delete(inbox))
 
 
-def test_deleting_everything_stops_at_the_first_event_that_has_to_stay(old: Engine, receive: Receive) -> None:
-    receive(msgspec.structs.replace(an_event(2), received_at=SystemClock().now()))
-    end(old, 1)
-    end(old, 2)
+def test_deleting_everything_stops_at_the_first_event_that_has_to_stay(old: Engine, steps: Steps) -> None:
+    steps.receive(msgspec.structs.replace(an_event(2), received_at=SystemClock().now()))
+    end(old)
     refused(old, text("DELETE FROM inbox"))
 
 
@@ -190,24 +189,22 @@ def test_attempts_of_an_ended_delivery_can_be_pruned(old: Engine) -> None:
 def test_attempts_can_not_be_pruned_before_the_retention_floor(old: Engine) -> None:
     end(old)
     for kind in ATTEMPTS:
-        a_fact(old, kind, at=SystemClock().now() - timedelta(days=RETENTION_FLOOR_DAYS) + timedelta(minutes=1))
+        a_fact(old, kind, at=floor() + MINUTE)
         refused(old, delete(delivery_log).where(delivery_log.c.kind == kind))
 
 
 def test_attempts_of_an_open_delivery_can_not_be_pruned(old: Engine) -> None:
     for kind in ATTEMPTS:
         a_fact(old, kind)
-    for state in OPEN_STATES:
-        run(old, update(open_delivery).values({**UNSCHEDULED, "state": state, **SCHEDULED.get(state, {})}))
+    for _ in in_each_state(old):
         for kind in ATTEMPTS:
             refused(old, delete(delivery_log).where(delivery_log.c.kind == kind))
 
 
-def test_on_postgres_they_can_not_be_truncated(postgres_database_url: str) -> None:
-    engine = engines.connect(postgres_database_url, application="tests")
+@ON_POSTGRES
+def test_on_postgres_they_can_not_be_truncated(engine: Engine) -> None:
     for tables in ("inbox", "delivery_log", "inbox, delivery_log", "inbox CASCADE"):
         refused(engine, text(f"TRUNCATE {tables}"))
-    engine.dispose()
 
 
 def test_a_refusal_counts_as_an_error_of_the_data(old: Engine) -> None:

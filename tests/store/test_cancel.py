@@ -5,16 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from inbox.events.event import Enrolment
-from relay.delivery.outcome import Delivered, Failed
-from relay.store.audit.verify import verify
 from relay.store.operator.selection import Choice, Selection, preview
-from relay.store.record import record
 from tests.helpers.commanding import carry_out
-from tests.store.conftest import POLICIES, Steps, an_event
-from tests.store.test_replay import CONFIG, replay_all
-
-DONE = Delivered((), "forwarded")
-HOPELESS = Failed((), "mapping", "email: no value")
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
+from tests.helpers.storing import an_event
+from tests.store.test_replay import replay_all
+from tests.store.verifying import differences
 
 
 def cancel_all(steps: Steps, selection: Selection) -> int:
@@ -25,17 +21,13 @@ def unblock_all(steps: Steps, selection: Selection) -> int:
     return carry_out(steps.database, CONFIG, "unblock", selection, who="ann", why="mended by hand")
 
 
-def agreed(steps: Steps) -> bool:
-    return not [found for checked in verify(steps.database, CONFIG) for found in checked.differences]
-
-
 def test_what_is_cancelled_has_ended_and_the_next_of_its_lane_goes_on(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
     assert cancel_all(steps, Selection(seq=1)) == 1
     assert steps.states() == [(2, "strict", "ready"), (3, "strict", "ready")]
     (fact,) = steps.rows("SELECT kind, relay_node, detail FROM delivery_log")
     assert fact == {"kind": "cancelled", "relay_node": None, "detail": {"who": "ann", "why": "a test account"}}
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 def test_one_that_waits_can_be_cancelled_too(steps: Steps) -> None:
@@ -43,7 +35,7 @@ def test_one_that_waits_can_be_cancelled_too(steps: Steps) -> None:
     assert cancel_all(steps, Selection(seq=2)) == 1
     assert steps.attempt(DONE).seq == 1
     assert steps.attempt(DONE).seq == 3
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 def test_a_lane_whose_head_and_next_are_cancelled_together_goes_on_with_what_is_left(steps: Steps) -> None:
@@ -59,23 +51,15 @@ def test_what_a_relay_works_on_is_left_as_it_is(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2))
     working = steps.claim()
     assert cancel_all(steps, Selection(entity_type="USER", entity_id="u1")) == 1
-    (recorded,) = record(steps.database, POLICIES, "r1", [(working, DONE)])
+    (recorded,) = steps.record([(working, DONE)])
     assert recorded.fact is not None
     assert steps.kinds() == [(2, "cancelled"), (1, "delivered")]
-
-
-def test_dead_letters_of_a_cause_can_be_cancelled_together(steps: Steps) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in (1, 2, 3)))
-    steps.attempt(HOPELESS)
-    steps.attempt(HOPELESS)
-    assert cancel_all(steps, Selection(cause="mapping")) == 2
-    assert steps.states() == [(3, "strict", "ready")]
 
 
 def test_what_was_cancelled_can_be_replayed(steps: Steps) -> None:
     steps.arrive(an_event(1))
     cancel_all(steps, Selection(seq=1))
-    assert replay_all(steps.database, Selection(seq=1)) == 1
+    assert replay_all(steps, Selection(seq=1)) == 1
     assert steps.states() == [(1, "strict", "ready")]
 
 
@@ -86,7 +70,7 @@ def test_a_blocked_lane_goes_on_past_its_head_which_stays_dead(steps: Steps) -> 
     assert unblock_all(steps, Selection(route="blocking")) == 1
     assert steps.states() == [(1, "blocking", "dead"), (2, "blocking", "ready")]
     assert unblock_all(steps, Selection()) == 0
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 def test_a_blocked_head_can_be_cancelled(steps: Steps) -> None:
@@ -101,7 +85,7 @@ def test_a_replay_does_not_undo_what_was_delivered_later_unless_it_is_forced(ste
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
     assert preview(steps.database, Choice("replay", Selection(seq=1), CONFIG), None).overtaken == 1
-    assert replay_all(steps.database, Selection(seq=1)) == 0
+    assert replay_all(steps, Selection(seq=1)) == 0
     assert steps.states() == [(1, "strict", "dead")]
-    assert replay_all(steps.database, Selection(seq=1), force=True) == 1
+    assert replay_all(steps, Selection(seq=1), force=True) == 1
     assert steps.states() == [(1, "strict", "ready")]

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from inbox.db import checkpoint as checkpoints
 from inbox.db import engine as engines
 from inbox.db.checkpoint import EVERY_ROWS, LONGEST_EVERY_ROWS, Checkpoints, checkpoint, checkpoint_async
 from inbox.db.intake import SqliteIntake
 from relay.store.database import Database
-from tests.store.conftest import an_event
+from tests.helpers.storing import an_event
+
+
+@pytest.fixture
+def engine(sqlite_database_url: str) -> Iterator[Engine]:
+    made = engines.connect(sqlite_database_url, application="tests")
+    yield made
+    made.dispose()
 
 
 def size_of(path: Path) -> int:
@@ -41,8 +48,7 @@ def write(database: Database, second: int = 0) -> None:
         transaction.execute(text(f"UPDATE write_probe SET probed_at = '2026-01-01 00:00:{second:02}.000000Z'"))
 
 
-def test_nothing_is_copied_while_another_connection_may_commit(sqlite_database_url: str) -> None:
-    engine = engines.connect(sqlite_database_url, application="tests")
+def test_nothing_is_copied_while_another_connection_may_commit(engine: Engine) -> None:
     path = Path(engine.url.database or "")
     write(Database(engine))
     before = contents(path)
@@ -51,7 +57,6 @@ def test_nothing_is_copied_while_another_connection_may_commit(sqlite_database_u
         assert contents(path) == before
     assert checkpoint(engine)
     assert contents(path) != before
-    engine.dispose()
 
 
 async def test_nor_does_a_receiver_copy_anything_then(sqlite_database_url: str) -> None:
@@ -68,10 +73,21 @@ async def test_nor_does_a_receiver_copy_anything_then(sqlite_database_url: str) 
     await engine.dispose()
 
 
+def trace(monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> None:
+    """Have each statement of a checkpoint told before it runs."""
+    connected = checkpoints._connect
+
+    def traced(of: Path) -> sqlite3.Connection:
+        connection = connected(of)
+        connection.set_trace_callback(tell)
+        return connection
+
+    monkeypatch.setattr(checkpoints, "_connect", traced)
+
+
 def test_while_the_log_is_copied_nobody_else_can_begin_to_write(
-    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engines.connect(sqlite_database_url, application="tests")
     path = Path(engine.url.database or "")
     attempts: dict[str, bool] = {}
 
@@ -84,24 +100,16 @@ def test_while_the_log_is_copied_nobody_else_can_begin_to_write(
             else:
                 attempts[statement] = True
 
-    def traced(of: Path) -> sqlite3.Connection:
-        connection = connected(of)
-        connection.set_trace_callback(try_to_write)
-        return connection
-
-    connected = checkpoints._connect
-    monkeypatch.setattr(checkpoints, "_connect", traced)
+    trace(monkeypatch, try_to_write)
     write(Database(engine))
     assert checkpoint(engine)
     # SQLite tells of a statement before it runs it: nobody has the lock before the one, and one has it before the other.
     assert attempts == {"BEGIN IMMEDIATE": True, "PRAGMA wal_checkpoint(PASSIVE)": False}
-    engine.dispose()
 
 
 def test_a_checkpoint_waits_for_who_has_yet_to_end_reading_an_older_state(
-    sqlite_database_url: str, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engines.connect(sqlite_database_url, application="tests")
     database = Database(engine)
     reading = engine.connect()
     tries: list[str] = []
@@ -111,24 +119,16 @@ def test_a_checkpoint_waits_for_who_has_yet_to_end_reading_an_older_state(
         if len(tries) == 2:
             reading.rollback()
 
-    def traced(of: Path) -> sqlite3.Connection:
-        connection = connected(of)
-        connection.set_trace_callback(end_reading_at_the_second_try)
-        return connection
-
-    connected = checkpoints._connect
-    monkeypatch.setattr(checkpoints, "_connect", traced)
+    trace(monkeypatch, end_reading_at_the_second_try)
     monkeypatch.setattr(checkpoints, "_WAIT_SECONDS", 60)
     engines.reading(reading).execute(text("SELECT * FROM write_probe"))
     write(database)
     assert checkpoint(engine)
     assert len(tries) == 2
     reading.close()
-    engine.dispose()
 
 
-def test_the_next_write_begins_the_log_anew_after_a_whole_checkpoint(sqlite_database_url: str) -> None:
-    engine = engines.connect(sqlite_database_url, application="tests")
+def test_the_next_write_begins_the_log_anew_after_a_whole_checkpoint(engine: Engine) -> None:
     log = Path(f"{engine.url.database}-wal")
     database = Database(engine)
     for second in range(20):
@@ -138,44 +138,35 @@ def test_the_next_write_begins_the_log_anew_after_a_whole_checkpoint(sqlite_data
         assert checkpoint(engine)
         write(database, second)
     assert size_of(log) == length
-    engine.dispose()
 
 
-def test_no_connection_checkpoints_by_itself(sqlite_database_url: str) -> None:
-    engine = engines.connect(sqlite_database_url, application="tests")
+def test_no_connection_checkpoints_by_itself(engine: Engine) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("PRAGMA wal_autocheckpoint")).scalar() == 0
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
-    engine.dispose()
 
 
-def test_a_checkpoint_copies_the_whole_log_unless_somebody_reads_an_older_state(sqlite_database_url: str) -> None:
-    engine = engines.connect(sqlite_database_url, application="tests")
+def test_a_checkpoint_copies_the_whole_log_unless_somebody_reads_an_older_state(engine: Engine) -> None:
     database = Database(engine)
-    with database.write() as transaction:
-        transaction.execute(text("UPDATE write_probe SET probed_at = '2026-01-01 00:00:00.000000Z'"))
+    write(database)
     assert checkpoint(engine)
-
     with database.read() as reading:
         reading.execute(text("SELECT * FROM write_probe"))
-        with database.write() as transaction:
-            transaction.execute(text("UPDATE write_probe SET probed_at = '2026-01-02 00:00:00.000000Z'"))
+        write(database, 1)
         assert not checkpoint(engine)
     assert checkpoint(engine)
-    engine.dispose()
 
 
-def test_the_log_stays_small_while_a_relay_writes(sqlite_database_url: str) -> None:
-    engine = engines.connect(sqlite_database_url, application="tests")
+def test_the_log_stays_small_while_a_relay_writes(engine: Engine) -> None:
     database = Database(engine)
     path = Path(f"{engine.url.database}-wal")
     sizes = []
+    database.sql.pause_after_write = 0.0
     for n in range(1000):
         with database.write() as transaction:
             transaction.execute(text("UPDATE relay_node SET pid = :n"), n=n)
             transaction.execute(text(f"UPDATE write_probe SET probed_at = '2026-01-01 00:00:{n % 60:02}.000000Z'"))
-        sizes.append(path.stat().st_size)
-    engine.dispose()
+        sizes.append(size_of(path))
 
     assert max(sizes[500:]) <= max(sizes[:500])
 

@@ -5,7 +5,6 @@ On SQLite alone: what is tried are the rules of clocks, which are the same on bo
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -15,11 +14,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 
 from inbox.db import engine as engines
-from inbox.db.intake import STORES
-from inbox.events.event import Event
 from relay.daemon.lease_renewal import Leases, claim_of
 from relay.delivery.outcome import Delivery
-from relay.store.audit.verify import verify
 from relay.store.claim import claim
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
@@ -28,8 +24,9 @@ from relay.store.pull_in_deliveries import Horizon
 from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
-from tests.store.conftest import POLICIES, FakeClock, an_event
-from tests.store.verifying import CONFIG, DONE, UNWELL
+from tests.helpers.relaying import CONFIG, DONE, POLICIES, UNWELL, FakeClock
+from tests.helpers.storing import Intake, an_event
+from tests.store.verifying import differences
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 """Events of so long ago may be deleted, so that one database does for all runs."""
@@ -90,12 +87,11 @@ class World:
     """A database, its clock, and two relays."""
 
     def __init__(self, engine: Engine, url: str) -> None:
-        self.clock = FakeClock()
-        self.clock.moment = LONG_AGO
+        self.clock = FakeClock(LONG_AGO)
         self.seconds = 0.0
         self.database = Database(engine, self.clock)
         self.database.sql.pause_after_write = 0.0
-        self._url = url
+        self._intake = Intake(url)
         self._sent = 0
         with engine.begin() as connection:
             for table in ("open_delivery", "lane", "inbox", "delivery_log", "gate", "alert"):
@@ -121,7 +117,7 @@ class World:
 
     def arrive(self) -> None:
         self._sent += 1
-        asyncio.run(_store(self._url, an_event(self._sent, f"u{self._sent % 3}")))
+        self._intake.append(an_event(self._sent, f"u{self._sent % 3}"))
 
     def tick(self) -> None:
         self.seconds += TICK
@@ -162,14 +158,7 @@ class World:
             delivered = transaction.execute(text("SELECT DISTINCT seq FROM delivery_log WHERE kind = 'delivered'"))
         assert left == [], "it waits for a time that nobody meant"
         assert len(delivered) == self._sent
-        assert [found for checked in verify(self.database, CONFIG) for found in checked.differences] == []
-
-
-async def _store(url: str, arrived: Event) -> None:
-    engine = engines.connect_async(url, application="tests")
-    async with engine.connect() as connection:
-        await STORES["sqlite"]().append(connection, [arrived])
-    await engine.dispose()
+        assert differences(self.database) == []
 
 
 @pytest.fixture

@@ -10,36 +10,30 @@ from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError
 
 from relay.delivery.gates import Gate
-from relay.delivery.outcome import Delivered, Failed
 from relay.store import gates
-from relay.store.claim import claim
 from relay.store.operator import commands
-from relay.store.operator.commands import MOST_OPEN
 from relay.store.operator.selection import Choice, Selection, preview
-from relay.store.record import record
-from tests.store.conftest import POLICIES, Steps, an_event
-from tests.store.test_replay import CONFIG
-
-DONE = Delivered((), "forwarded")
-HOPELESS = Failed((), "mapping", "email: no value")
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
+from tests.helpers.storing import a_fact, an_event, drop_checks
 
 
 def fill_with_dead(steps: Steps, number: int) -> None:
-    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, min(number, 500) + 1)))
-    for start in range(501, number + 1, 500):
-        steps.arrive(*(an_event(n, f"u{n}") for n in range(start, min(start + 500, number + 1))))
-    while claimed := claim(steps.database, "r1", [(["strict"], 500)]):
-        record(steps.database, POLICIES, "r1", [(delivery, HOPELESS) for delivery in claimed])
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, number + 1)))
+    steps.record_all(steps.claim_due(number), HOPELESS)
 
 
 def by_sql(steps: Steps, kind: str, selection: object) -> int:
-    with steps.database.write() as transaction:
-        value = "CAST(:selection AS jsonb)" if steps.database.sql.is_postgres else ":selection"
-        statement = f"""
+    return insert(steps, kind, json.dumps(selection))
+
+
+def insert(steps: Steps, kind: str, selection: str) -> int:
+    value = "CAST(:selection AS jsonb)" if steps.database.sql.is_postgres else ":selection"
+    statement = f"""
 INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at)
 VALUES ('{kind}', {value}, 'the CRM is back', 'dba', CURRENT_TIMESTAMP) RETURNING id"""
-        (row,) = transaction.execute(text(statement), selection=json.dumps(selection))
-        return int(row.id)
+    with steps.database.write() as transaction:
+        (row,) = transaction.execute(text(statement), selection=selection)
+    return int(row.id)
 
 
 def the(steps: Steps, number: int) -> tuple[str, int, str | None]:
@@ -65,85 +59,80 @@ def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> 
     assert row["finished_at"] is not None
 
 
-@pytest.mark.parametrize(
-    ("kind", "selection", "answer"),
-    [
-        ("replay", {"rout": "strict"}, "not understood"),
-        ("replay", {"seq": "seven"}, "not understood"),
-        ("replay", {"seq": 10**20}, "not understood"),
-        ("replay", {"seq": 2**63}, "not understood"),
-        ("replay", {"seq": -1}, "not understood"),
-        ("replay", {"route": 7}, "not understood"),
-        ("replay", {"since": "2026-01-01T00:00:00"}, "not understood"),
-        ("replay", {"since": "0001-01-01T00:00:00+14:00"}, "since the year 1?"),
-        ("replay", {"since": "9999-12-31T23:59:59-14:00"}, "since the year 9999?"),
-        ("cancel", {}, "name what is to be cancelled"),
-        ("cancel", {"force": True}, "name what is to be cancelled"),
-        ("unblock", {"everything": True}, "only a replay"),
-        ("replay", {"everything": True}, "everything of which route?"),
-        ("replay", {"everything": True, "route": "strict", "cause": "mapping"}, "leave those out"),
-        ("pause", {"destination": "crm"}, "no destination 'crm' is configured"),
-        ("pause", {}, "name one of"),
-        ("resume", {"rout": "strict"}, "not understood"),
-    ],
-)
-def test_what_is_not_understood_fails_with_the_reason_and_changes_nothing(
-    steps: Steps, kind: str, selection: object, answer: str
-) -> None:
+NOT_UNDERSTOOD: list[tuple[str, dict[str, object], str]] = [
+    ("replay", {"rout": "strict"}, "not understood"),
+    ("replay", {"seq": "seven"}, "not understood"),
+    ("replay", {"seq": 10**20}, "not understood"),
+    ("replay", {"seq": 2**63}, "not understood"),
+    ("replay", {"seq": -1}, "not understood"),
+    ("replay", {"route": 7}, "not understood"),
+    ("replay", {"since": "2026-01-01T00:00:00"}, "not understood"),
+    ("replay", {"since": "0001-01-01T00:00:00+14:00"}, "since the year 1?"),
+    ("replay", {"since": "9999-12-31T23:59:59-14:00"}, "since the year 9999?"),
+    ("cancel", {}, "name what is to be cancelled"),
+    ("cancel", {"force": True}, "name what is to be cancelled"),
+    ("unblock", {"everything": True}, "only a replay"),
+    ("replay", {"everything": True}, "everything of which route?"),
+    ("replay", {"everything": True, "route": "strict", "cause": "mapping"}, "leave those out"),
+    ("pause", {"destination": "crm"}, "no destination 'crm' is configured"),
+    ("pause", {}, "name one of"),
+    ("resume", {"rout": "strict"}, "not understood"),
+]
+
+
+def work_all(steps: Steps) -> int:
+    """Round after round, until no command is open; how many deliveries were changed."""
+    changed, working = 0, commands.OpenCommands(steps.database)
+    while commands.any_open(steps.database):
+        changed += working.work(CONFIG, POLICIES)
+    return changed
+
+
+def test_what_is_not_understood_fails_with_the_reason_and_changes_nothing(steps: Steps) -> None:
     fill_with_dead(steps, 1)
-    number = by_sql(steps, kind, selection)
-    assert work(steps) == 0
-    state, affected, told = the(steps, number)
-    assert (state, affected) == ("failed", 0)
-    assert answer in str(told)
+    numbers = [by_sql(steps, kind, selection) for kind, selection, _ in NOT_UNDERSTOOD]
+    assert work_all(steps) == 0
+    for number, (kind, selection, answer) in zip(numbers, NOT_UNDERSTOOD, strict=True):
+        state, affected, told = the(steps, number)
+        assert (state, affected) == ("failed", 0), (kind, selection)
+        assert answer in str(told), (kind, selection)
     assert [state for _, _, state in steps.states()] == ["dead"]
 
 
-@pytest.mark.parametrize("selection", ["[]", '"a text"', "7", "{cause: mapping}", "{"])
-def test_a_selection_that_is_no_json_object_is_refused_by_the_database(steps: Steps, selection: str) -> None:
-    value = "CAST(:selection AS jsonb)" if steps.database.sql.is_postgres else ":selection"
-    insert = text(f"""
-INSERT INTO relay_command (kind, selection, reason, asked_by, asked_at)
-VALUES ('replay', {value}, 'the CRM is back', 'dba', CURRENT_TIMESTAMP)""")
-    with pytest.raises((IntegrityError, DataError)), steps.database.write() as transaction:
-        transaction.execute(insert, selection=selection)
+def test_a_selection_that_is_no_json_object_is_refused_by_the_database(steps: Steps) -> None:
+    for selection in ("[]", '"a text"', "7", "{cause: mapping}", "{"):
+        with pytest.raises((IntegrityError, DataError)):
+            insert(steps, "replay", selection)
 
 
 def without_constraint(steps: Steps) -> None:
     """As a database is that has no such constraint yet."""
-    with steps.database.engine.begin() as connection:
-        if steps.database.sql.is_postgres:
-            connection.execute(text("ALTER TABLE relay_command DROP CONSTRAINT ck_relay_command_selection_is_readable"))
-            connection.execute(text("ALTER TABLE relay_command DROP CONSTRAINT ck_relay_command_kind"))
-        else:
-            connection.execute(text("PRAGMA ignore_check_constraints = ON"))
+    drop_checks(steps.database.engine, "relay_command", "selection_is_readable", "kind")
 
 
-@pytest.mark.parametrize("selection", [[], "a text", 7, None, {"route": "\ufffd"}, {"route": "x", "cause": "mapping"}])
-def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: Steps, selection: object) -> None:
+def test_one_that_cannot_be_understood_ends_alone_and_the_next_is_done(steps: Steps) -> None:
     without_constraint(steps)
     fill_with_dead(steps, 1)
-    bad = by_sql(steps, "pause", selection)
-    worse = by_sql(steps, "replay", selection)
+    selections: tuple[object, ...] = ([], "a text", 7, None, {"route": "\ufffd"}, {"route": "x", "cause": "mapping"})
+    bad = [by_sql(steps, "pause", selection) for selection in selections]
+    worse = [by_sql(steps, "replay", selection) for selection in selections]
     good = by_sql(steps, "replay", {"cause": "mapping"})
-    assert [work(steps), work(steps)] == [1, 0]
-    assert the(steps, bad)[0] == "failed"
-    assert the(steps, worse)[0] in {"failed", "done"}
+    assert work_all(steps) == 1
+    assert {the(steps, number)[0] for number in bad} == {"failed"}
+    assert {the(steps, number)[0] for number in worse} <= {"failed", "done"}
     assert the(steps, good) == ("done", 1, "done")
 
 
-@pytest.mark.parametrize("selection", [{"route": "\x00"}, {"route": "x", "cause": "mapping\x00"}])
-def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(
-    steps: Steps, selection: object
-) -> None:
+def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(steps: Steps) -> None:
     fill_with_dead(steps, 1)
-    if steps.database.sql.is_postgres:
-        with pytest.raises(DataError):
-            by_sql(steps, "pause", selection)
-    else:
-        bad = by_sql(steps, "pause", selection)
-        assert work(steps) == 0
-        assert the(steps, bad)[0] == "failed"
+    for selection in ({"route": "\x00"}, {"route": "x", "cause": "mapping\x00"}):
+        if steps.database.sql.is_postgres:
+            with pytest.raises(DataError):
+                by_sql(steps, "pause", selection)
+        else:
+            bad = by_sql(steps, "pause", selection)
+            assert work(steps) == 0
+            assert the(steps, bad)[0] == "failed"
 
 
 def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
@@ -159,8 +148,7 @@ def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
     fill_with_dead(steps, 1)
     for _ in range(2 * commands.MOST_AT_ONCE):
         waiting = by_sql(steps, "cancel", {"route": "strict", "seq": 10_000})
-        with steps.database.engine.begin() as connection:
-            connection.execute(text("UPDATE relay_command SET state = 'running' WHERE id = :id"), {"id": waiting})
+        steps.do(f"UPDATE relay_command SET state = 'running' WHERE id = {waiting}")
     last = by_sql(steps, "replay", {"cause": "mapping"})
     open_commands = commands.OpenCommands(steps.database)
     for _ in range(4):
@@ -173,7 +161,7 @@ def test_a_delivery_with_a_fact_that_cannot_be_read_is_passed_over_and_the_other
     steps.arrive(*(an_event(n, "u1") for n in range(1, 4)))
     for _ in range(3):
         steps.attempt(DONE)
-    unreadable(steps, seq=2, kind="dead", detail="{}")
+    steps.do(a_fact("dead", 2))
     number = by_sql(steps, "replay", {"entity_type": "USER", "entity_id": "u1", "source": "trivore"})
     assert [work(steps), work(steps)] == [2, 0]
     progress = commands.progress(steps.database, number)
@@ -187,19 +175,10 @@ def test_a_delivery_with_a_fact_that_cannot_be_read_is_passed_over_and_the_other
 def test_a_dead_letter_whose_fact_cannot_be_read_can_be_cancelled(steps: Steps) -> None:
     """Its row says all that is needed."""
     fill_with_dead(steps, 1)
-    unreadable(steps, seq=1, kind="dead", detail="{}")
+    steps.do(a_fact("dead", 1))
     number = by_sql(steps, "cancel", {"seq": 1})
     assert [work(steps), work(steps)] == [1, 0]
     assert the(steps, number) == ("done", 1, "done")
-
-
-def unreadable(steps: Steps, *, seq: int, kind: str, detail: str) -> None:
-    """A fact as a hand may write it."""
-    insert = text("""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-VALUES ('2026-01-01 00:00:00.000000Z', :seq, 'strict', :kind, 1, :detail)""")
-    with steps.database.engine.begin() as connection:
-        connection.execute(insert, {"seq": seq, "kind": kind, "detail": detail})
 
 
 def test_pause_and_resume_by_sql(steps: Steps) -> None:
@@ -214,45 +193,51 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
     assert the(steps, again)[2] == "nothing was held back"
 
 
-def test_a_replay_of_a_mountain_keeps_a_thousand_of_it_open(steps: Steps) -> None:
-    fill_with_dead(steps, 1300)
+@pytest.fixture
+def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of what a batch has, and of what a replay may have open."""
+    monkeypatch.setattr(commands, "BATCH", 20)
+    monkeypatch.setattr(commands, "MOST_OPEN", 100)
+
+
+@pytest.mark.usefixtures("smaller")
+def test_a_replay_of_a_mountain_keeps_a_part_of_it_open(steps: Steps) -> None:
+    fill_with_dead(steps, 130)
     number = commands.ask(steps.database, "replay", Selection(route="strict"), who="kim", why="mended")
     while work(steps):
         pass
     states = [state for _, _, state in steps.states()]
-    assert (states.count("ready"), states.count("dead")) == (MOST_OPEN, 300)
-    assert the(steps, number)[2] == "waits: 1000 replayed deliveries are open"
-    done = claim(steps.database, "r1", [(["strict"], 400)])
-    record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in done])
+    assert (states.count("ready"), states.count("dead")) == (100, 30)
+    assert the(steps, number)[2] == "waits: 100 replayed deliveries are open"
+    steps.record_all(steps.claim_due(40))
     while work(steps):
         pass
-    assert the(steps, number) == ("done", 1300, "done")
+    assert the(steps, number) == ("done", 130, "done")
     steps.facts_agree()
 
 
+@pytest.mark.usefixtures("smaller")
 def test_a_replay_looks_at_no_delivery_twice_though_it_dies_again(steps: Steps) -> None:
-    fill_with_dead(steps, 250)
+    fill_with_dead(steps, 25)
     number = commands.ask(steps.database, "replay", Selection(), who="kim", why="mended")
-    assert commands.work_on(steps.database, CONFIG, POLICIES, number) == 200
-    for delivery in claim(steps.database, "r1", [(["strict"], 200)]):
-        record(steps.database, POLICIES, "r1", [(delivery, HOPELESS)])
-    assert commands.work_on(steps.database, CONFIG, POLICIES, number) == 50
-    assert commands.work_on(steps.database, CONFIG, POLICIES, number) == 0
-    assert the(steps, number) == ("done", 250, "done")
+    assert work(steps) == 20
+    steps.record_all(steps.claim_due(20), HOPELESS)
+    assert [work(steps), work(steps)] == [5, 0]
+    assert the(steps, number) == ("done", 25, "done")
 
 
+@pytest.mark.usefixtures("smaller")
 def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) -> None:
-    fill_with_dead(steps, 250)
+    fill_with_dead(steps, 25)
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="switched off")
     work(steps)
     commands.stop(steps.database, number)
     assert work(steps) == 0
-    assert the(steps, number)[:2] == ("cancelled", 200)
+    assert the(steps, number)[:2] == ("cancelled", 20)
     assert commands.go_on(steps.database, number)
     assert not commands.go_on(steps.database, number)
-    assert work(steps) == 50
-    work(steps)
-    assert the(steps, number) == ("done", 250, "done")
+    assert [work(steps), work(steps)] == [5, 0]
+    assert the(steps, number) == ("done", 25, "done")
 
 
 def test_all_of_an_event_is_in_one_batch(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,12 +264,7 @@ def test_a_pause_by_the_command_line_is_a_command_too(steps: Steps) -> None:
     number = commands.ask(steps.database, "pause", Gate(route="strict"), who="kim", why="maintenance")
     commands.work_on(steps.database, CONFIG, POLICIES, number)
     (row,) = steps.rows("SELECT kind, reason, asked_by, state FROM relay_command")
-    assert row == {
-        "kind": "pause",
-        "reason": "maintenance",
-        "asked_by": "kim",
-        "state": "done",
-    }
+    assert row == {"kind": "pause", "reason": "maintenance", "asked_by": "kim", "state": "done"}
 
 
 def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process_dies_between_the_parts(
@@ -293,15 +273,15 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 9)))
     for _ in range(8):
         steps.attempt(DONE)
-    unreadable(steps, seq=4, kind="dead", detail="{}")
+    steps.do(a_fact("dead", 4))
     number = commands.ask(steps.database, "replay", Selection(route="strict", everything=True), who="kim", why="lost")
     with monkeypatch.context() as patch:
         dying = Dying(at=6)  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
         patch.setattr(commands, "_change", dying)
         with pytest.raises(KeyboardInterrupt):
             commands.work_on(steps.database, CONFIG, POLICIES, number)
-    while claimed := claim(steps.database, "r1", [(["strict"], 8)]):
-        record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in claimed])
+    while claimed := steps.claim_due(8, "strict"):
+        steps.record_all(claimed, DONE)
     while work(steps):
         pass
     replayed = sorted(seq for seq, kind in steps.kinds() if kind == "replayed")

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from datetime import timedelta
 
 import msgspec
 import pytest
 
 from inbox.config.model import Config
-from inbox.db import engine as engines
-from inbox.db.intake import STORES
 from inbox.events.event import Event, swept_key
 from inbox.events.timestamps import to_nanoseconds
-from relay.delivery.outcome import Delivered, Failed
+from relay.delivery.outcome import Delivered, Outcome
 from relay.delivery.policy import policies
-from relay.store.audit.verify import verify
-from relay.store.claim import claim
 from relay.store.duplicates import Judged, judge_duplicates
 from relay.store.operator.selection import Selection
-from relay.store.record import record
-from relay.store.sequence import sequence
 from tests.helpers.commanding import carry_out
-from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
-from tests.store.test_replay import CONFIG
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
+from tests.helpers.storing import START, a_row, an_event
+from tests.store.verifying import differences
 
-HOPELESS = Failed((), "mapping", "email: no value")
 LATEST = ["latest"]
 
 
@@ -36,28 +28,8 @@ def fetched(second: float, last_modified: float | None = None) -> Delivered:
     return Delivered((), "updated", START + timedelta(seconds=second), modified)
 
 
-@pytest.fixture
-def repeat(database_url: str) -> Callable[[Event], None]:
-    """Receive an event that is there already."""
-
-    def _repeat(event: Event) -> None:
-        async def _append() -> None:
-            engine = engines.connect_async(database_url, application="tests")
-            async with engine.connect() as connection:
-                await STORES[engine.dialect.name]().note_duplicates(connection, [event])
-            await engine.dispose()
-
-        asyncio.run(_append())
-
-    return _repeat
-
-
 def judge(steps: Steps, config: Config = CONFIG) -> Judged:
     return judge_duplicates(steps.database, config, policies(config), "r1")
-
-
-def agreed(steps: Steps) -> bool:
-    return not [found for checked in verify(steps.database, CONFIG) for found in checked.differences]
 
 
 # --- what is covered
@@ -71,29 +43,21 @@ def test_an_event_is_dropped_when_what_was_fetched_after_it_was_delivered(steps:
     assert steps.kinds() == [(1, "delivered"), (2, "superseded")]
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE seq = 2")
     assert fact["detail"] == {"by": 1, "because": "covered"}
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 @pytest.mark.parametrize(
-    ("began", "dropped"),
-    [(7.9, False), (8.0, False), (8.1, True)],
-    ids=["too soon for its second and the skew", "just not", "late enough"],
+    ("began", "second", "dropped"),
+    [(7.9, 2, False), (8.0, 2, False), (8.1, 2, True), (1.4, 1, False)],
+    ids=["too soon for its second and the skew", "just not", "late enough", "between two changes in one second"],
 )
 def test_a_fetch_has_to_begin_after_the_whole_second_of_the_event_and_the_skew(
-    steps: Steps, began: float, dropped: bool
+    steps: Steps, began: float, second: int, dropped: bool
 ) -> None:
     steps.arrive(an_event(1, second=1, routes=LATEST))
     steps.attempt(fetched(began), "latest")
-    steps.arrive(an_event(2, second=2, routes=LATEST))
-    assert (steps.states() == []) == dropped
-
-
-def test_two_changes_in_one_second_are_both_applied(steps: Steps) -> None:
-    """The second looks like the first; the first one's fetch began between them."""
-    steps.arrive(an_event(1, second=1, routes=LATEST))
-    steps.attempt(fetched(1.4), "latest")
-    steps.arrive(an_event(2, second=1, routes=LATEST))
-    assert steps.states() == [(2, "latest", "ready")]
+    steps.arrive(an_event(2, second=second, routes=LATEST))
+    assert steps.states() == ([] if dropped else [(2, "latest", "ready")])
 
 
 def test_what_was_fetched_and_says_that_it_is_as_new_covers_whenever_the_fetch_began(steps: Steps) -> None:
@@ -114,34 +78,32 @@ def test_without_a_fetch_an_event_is_dropped_only_when_its_time_is_older_for_cer
     """The clock of another host of the sender may be behind: then it is the newer one, and must not be lost."""
     last = an_event(2, second=10, routes=LATEST)
     steps.arrive(msgspec.structs.replace(last, received_at=last.occurred_at))
-    steps.attempt(Delivered((), "forwarded"), "latest")
+    steps.attempt(DONE, "latest")
     steps.arrive(an_event(1, second=second, routes=LATEST))
     assert (steps.states() == []) == dropped
     if not dropped:
         assert steps.claim("latest").late == (second < 10)
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 def test_without_a_fetch_a_time_that_lies_beyond_its_arrival_covers_nothing(steps: Steps) -> None:
     """A host whose clock is hours ahead would have every event of the others dropped until then."""
     ahead = msgspec.structs.replace(an_event(1, second=3 * 3600, routes=LATEST), received_at=START)
     steps.arrive(ahead)
-    steps.attempt(Delivered((), "forwarded"), "latest")
+    steps.attempt(DONE, "latest")
     steps.arrive(an_event(2, second=60, routes=LATEST))
     assert steps.states() == [(2, "latest", "ready")]
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
-def test_without_a_fetch_a_repeat_of_what_was_delivered_before_the_last_is_not_delivered_after_it(
-    steps: Steps, repeat: Callable[[Event], None]
-) -> None:
+def test_without_a_fetch_a_repeat_of_what_was_delivered_before_the_last_is_not_delivered_after_it(steps: Steps) -> None:
     """It would undo the newer one: the two arrived in the order of their times."""
     first = an_event(1, second=1, routes=LATEST)
     steps.arrive(first)
-    steps.attempt(Delivered((), "forwarded"), "latest")
+    steps.attempt(DONE, "latest")
     steps.arrive(an_event(2, second=2, routes=LATEST))
-    steps.attempt(Delivered((), "forwarded"), "latest")
-    repeat(first)
+    steps.attempt(DONE, "latest")
+    steps.intake.repeat(first)
     assert judge(steps) == Judged(handled=1, rearmed=0)
     assert steps.states() == []
 
@@ -162,9 +124,6 @@ def swept(event: Event) -> Event:
     return msgspec.structs.replace(event, dedup_key=key)
 
 
-DONE = Delivered((), "forwarded")
-
-
 def test_the_late_webhook_of_a_change_that_a_sweep_has_told_is_not_delivered_again(steps: Steps) -> None:
     steps.arrive(swept(an_event(1, second=5)))
     steps.attempt(DONE)
@@ -174,7 +133,7 @@ def test_the_late_webhook_of_a_change_that_a_sweep_has_told_is_not_delivered_aga
     assert (fact["kind"], fact["detail"]) == ("superseded", {"by": 1, "because": "swept"})
     (shown,) = steps.rows("SELECT state, superseded_by FROM delivery WHERE seq = 2")
     assert shown == {"state": "superseded", "superseded_by": 1}
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 def test_one_sweeps_event_stands_for_one_webhook_and_a_second_change_of_its_instant_is_delivered(steps: Steps) -> None:
@@ -187,7 +146,7 @@ def test_one_sweeps_event_stands_for_one_webhook_and_a_second_change_of_its_inst
     assert steps.states() == [(4, "strict", "ready")]
     told = steps.rows("SELECT seq, detail FROM delivery_log WHERE kind = 'superseded'")
     assert told == [{"seq": 2, "detail": {"by": 1, "because": "swept"}}]
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 def test_so_it_is_on_each_route_by_itself_and_also_when_later_ones_were_delivered(steps: Steps) -> None:
@@ -232,11 +191,7 @@ def test_a_late_row_whose_event_is_gone_stops_nobody(steps: Steps) -> None:
     """As `relay verify` would find it: `no_event`."""
     steps.arrive(an_event(1, second=5))
     steps.attempt(DONE)
-    with steps.database.write() as transaction:
-        transaction.connection.exec_driver_sql(
-            "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
-            " VALUES (999, 'strict', 'USER|u1', '2026-01-01 00:00:00.000000Z', 'received')"
-        )
+    steps.do(a_row(999))
     steps.arrive(an_event(2, second=6))
     assert steps.states() == [(2, "strict", "waiting"), (999, "strict", "ready")]
 
@@ -246,9 +201,9 @@ def test_who_asks_for_it_again_gets_it_all_the_same(steps: Steps) -> None:
     steps.attempt(DONE)
     steps.arrive(an_event(2, second=5))
     carry_out(steps.database, CONFIG, "replay", Selection(seq=2), why="the other side has lost it")
-    sequence(steps.database, POLICIES, "r1")
+    steps.sequence()
     assert steps.states() == [(2, "strict", "ready")]
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 # --- dead letters that heal
@@ -263,7 +218,7 @@ def test_a_later_success_ends_the_dead_of_its_lane(steps: Steps) -> None:
     assert steps.states() == [(2, "latest", "dead")]
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE seq = 1 AND kind = 'superseded'")
     assert fact["detail"] == {"by": 3, "because": "healed"}
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
 def test_an_earlier_success_heals_nothing(steps: Steps) -> None:
@@ -284,13 +239,11 @@ def test_on_a_strict_route_the_dead_wait_for_a_person(steps: Steps) -> None:
 # --- repeats
 
 
-def test_a_repeat_makes_the_delivery_again_when_the_change_may_not_be_in_it(
-    steps: Steps, repeat: Callable[[Event], None]
-) -> None:
+def test_a_repeat_makes_the_delivery_again_when_the_change_may_not_be_in_it(steps: Steps) -> None:
     event = an_event(1, second=1, routes=LATEST)
     steps.arrive(event)
     steps.attempt(fetched(1.4), "latest")
-    repeat(event)
+    steps.intake.repeat(event)
 
     assert judge(steps) == Judged(handled=1, rearmed=1)
     assert judge(steps) == Judged(handled=0, rearmed=0)
@@ -299,67 +252,35 @@ def test_a_repeat_makes_the_delivery_again_when_the_change_may_not_be_in_it(
     assert row == {"state": "ready", "attempt": 0, "run": 1}
     assert steps.attempt(fetched(9), "latest").run == 1
     assert steps.kinds() == [(1, "delivered"), (1, "rearmed"), (1, "delivered")]
-    assert agreed(steps)
+    assert differences(steps.database) == []
 
 
-def test_a_repeat_of_what_was_certainly_applied_changes_nothing(steps: Steps, repeat: Callable[[Event], None]) -> None:
-    event = an_event(1, second=1, routes=LATEST)
-    steps.arrive(event)
-    steps.attempt(fetched(9), "latest")
-    repeat(event)
-    assert judge(steps) == Judged(handled=1, rearmed=0)
-    assert steps.states() == []
-
-
-def test_a_repeat_of_what_is_still_to_be_fetched_changes_nothing(steps: Steps, repeat: Callable[[Event], None]) -> None:
-    event = an_event(1, second=1, routes=LATEST)
-    steps.arrive(event)
-    repeat(event)
-    assert judge(steps) == Judged(handled=1, rearmed=0)
-    assert steps.states() == [(1, "latest", "ready")]
-
-
-def test_a_repeat_of_what_is_in_flight_is_judged_when_it_has_ended(
-    steps: Steps, repeat: Callable[[Event], None]
+@pytest.mark.parametrize(
+    ("came_to", "rearmed", "left"),
+    [
+        pytest.param(fetched(9), 0, [], id="certainly applied"),
+        pytest.param(None, 0, [(1, "latest", "ready")], id="still to be fetched"),
+        pytest.param(HOPELESS, 1, [(1, "latest", "ready")], id="a dead letter"),
+    ],
+)
+def test_a_repeat_takes_up_what_is_dead_and_nothing_else(
+    steps: Steps, came_to: Outcome | None, rearmed: int, left: list[tuple[int, str, str]]
 ) -> None:
     event = an_event(1, second=1, routes=LATEST)
     steps.arrive(event)
-    (working,) = claim(steps.database, "r1", [(LATEST, 1)])
-    repeat(event)
-    assert judge(steps) == Judged(handled=0, rearmed=0)
-    record(steps.database, POLICIES, "r1", [(working, fetched(1.4))])
-    assert judge(steps) == Judged(handled=1, rearmed=1)
+    if came_to is not None:
+        steps.attempt(came_to, "latest")
+    steps.intake.repeat(event)
+    assert judge(steps) == Judged(handled=1, rearmed=rearmed)
+    assert steps.states() == left
 
 
-def test_a_repeat_of_a_dead_letter_takes_it_up_again(steps: Steps, repeat: Callable[[Event], None]) -> None:
-    event = an_event(1, second=1, routes=LATEST)
-    steps.arrive(event)
-    steps.attempt(HOPELESS, "latest")
-    repeat(event)
-    assert judge(steps) == Judged(handled=1, rearmed=1)
-    assert steps.states() == [(1, "latest", "ready")]
-
-
-def test_on_a_strict_route_a_repeat_is_the_same_event(steps: Steps, repeat: Callable[[Event], None]) -> None:
+def test_on_a_strict_route_a_repeat_is_the_same_event(steps: Steps) -> None:
     event = an_event(1, second=1)
     steps.arrive(event)
-    steps.attempt(Delivered((), "forwarded"))
-    repeat(msgspec.structs.replace(event, body=b'{"other": true}', body_sha256=b"0" * 32))
+    steps.attempt(DONE)
+    steps.intake.repeat(msgspec.structs.replace(event, body=b'{"other": true}', body_sha256=b"0" * 32))
     assert judge(steps) == Judged(handled=1, rearmed=0)
     assert steps.states() == []
     (row,) = steps.rows("SELECT body FROM duplicate_request")
     assert row["body"] is not None, "the other body can be seen"
-
-
-def test_many_repeats_of_one_event_are_one_delivery_more(
-    steps: Steps, repeat: Callable[[Event], None], clock: FakeClock
-) -> None:
-    event = an_event(1, second=1, routes=LATEST)
-    steps.arrive(event)
-    steps.attempt(fetched(1.4), "latest")
-    for _ in range(3):
-        repeat(event)
-    assert judge(steps) == Judged(handled=3, rearmed=1)
-    clock.advance(10)
-    steps.attempt(fetched(20), "latest")
-    assert steps.states() == []

@@ -5,31 +5,28 @@ from __future__ import annotations
 from itertools import count
 
 import pytest
-from sqlalchemy import text
 
-from relay.delivery.outcome import Delivered, Delivery, Failed
+from relay.delivery.outcome import Delivery
 from relay.delivery.policy import CRASHES_ALLOWED
 from relay.store.claim import claim, claim_suspect
-from relay.store.database import Database
 from relay.store.leases import LEASE_SECONDS, give_back
 from relay.store.nodes import heartbeat, start_node, stop_node
 from relay.store.operator.selection import Selection
 from relay.store.reap import reap
 from relay.store.record import record
-from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
-from tests.store.test_replay import CONFIG, replay_all
+from tests.helpers.relaying import DONE, POLICIES, UNWELL, Steps
+from tests.helpers.storing import an_event
+from tests.store.test_replay import replay_all
 
-DONE = Delivered((), "forwarded")
-UNWELL = Failed((), "server_error", "503")
 _numbers = count(1)
 
 
 class Relays:
     """Relay processes that come and go."""
 
-    def __init__(self, database: Database, clock: FakeClock) -> None:
-        self.database = database
-        self.clock = clock
+    def __init__(self, steps: Steps) -> None:
+        self.database = steps.database
+        self._steps = steps
 
     def start(self) -> str:
         node = f"node-{next(_numbers)}"
@@ -39,20 +36,30 @@ class Relays:
     def claim(self, node: str, route: str = "strict") -> list[Delivery]:
         return [*claim(self.database, node, [([route], 10)]), *claim_suspect(self.database, node, [route])]
 
-    def crash_over(self, route: str = "strict") -> list[int]:
-        """A process claims what it may, dies, and another one takes its leases back. What it had in hand."""
-        claimed = self.claim(self.start(), route)
-        self.leases_run_out()
+    def crash_over(self, route: str = "strict", times: int = 1) -> list[int]:
+        """So many processes claim what they may and die, and another one takes their leases back. What the last one had."""
+        claimed: list[Delivery] = []
+        for _ in range(times):
+            claimed = self.claim(self.start(), route)
+            self.leases_run_out()
         return [delivery.seq for delivery in claimed]
 
+    def freeze_over(self) -> None:
+        """A process claims what it may, and comes to itself when its leases have been taken back."""
+        node = self.start()
+        self.claim(node)
+        self.leases_run_out()
+        self._steps.advance(1)
+        heartbeat(self.database, node)
+
     def leases_run_out(self) -> None:
-        self.clock.advance(LEASE_SECONDS + 1)
-        reap(self.database, POLICIES, self.start())
+        self._steps.advance(LEASE_SECONDS + 1)
+        self._steps.reap(self.start())
 
 
 @pytest.fixture
-def relays(database: Database, clock: FakeClock) -> Relays:
-    return Relays(database, clock)
+def relays(steps: Steps) -> Relays:
+    return Relays(steps)
 
 
 def test_what_was_abandoned_three_times_because_its_process_died_each_time_is_dead(
@@ -72,19 +79,17 @@ def test_what_was_abandoned_three_times_because_its_process_died_each_time_is_de
 
 def test_on_a_route_that_blocks_it_blocks_its_lane(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
-    for _ in range(CRASHES_ALLOWED):
-        relays.crash_over("blocking")
+    relays.crash_over("blocking", CRASHES_ALLOWED)
     assert steps.states() == [(1, "blocking", "blocked")]
 
 
-def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Relays, clock: FakeClock) -> None:
+def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
     for _ in range(CRASHES_ALLOWED):
-        for _ in range(CRASHES_ALLOWED - 1):
-            relays.crash_over()
+        relays.crash_over(times=CRASHES_ALLOWED - 1)
         node = relays.start()
         record(relays.database, POLICIES, node, [(delivery, UNWELL) for delivery in relays.claim(node)])
-        clock.advance(100_000)
+        steps.advance(100_000)
     assert steps.states() == [(1, "strict", "ready")]
     assert steps.rows("SELECT crashes FROM open_delivery") == [{"crashes": 0}]
 
@@ -92,22 +97,14 @@ def test_an_attempt_that_came_to_an_end_breaks_the_row(steps: Steps, relays: Rel
 def test_processes_that_were_only_frozen_or_without_a_database_do_not_count(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
     for _ in range(2 * CRASHES_ALLOWED):
-        node = relays.start()
-        relays.claim(node)
-        relays.leases_run_out()
-        relays.clock.advance(1)
-        heartbeat(relays.database, node)
+        relays.freeze_over()
     assert steps.states() == [(1, "strict", "ready")]
 
 
 def test_one_frozen_process_among_those_that_died_is_doubt_enough(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
     relays.crash_over()
-    frozen = relays.start()
-    relays.claim(frozen)
-    relays.leases_run_out()
-    relays.clock.advance(1)
-    heartbeat(relays.database, frozen)
+    relays.freeze_over()
     relays.crash_over()
     assert steps.states() == [(1, "strict", "ready")]
     for _ in range(CRASHES_ALLOWED - 1):
@@ -118,11 +115,10 @@ def test_one_frozen_process_among_those_that_died_is_doubt_enough(steps: Steps, 
 
 def test_a_holder_that_still_says_that_it_lives_has_not_died(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
-    for _ in range(CRASHES_ALLOWED - 1):
-        relays.crash_over()
+    relays.crash_over(times=CRASHES_ALLOWED - 1)
     node = relays.start()
     relays.claim(node)
-    relays.clock.advance(LEASE_SECONDS + 1)
+    steps.advance(LEASE_SECONDS + 1)
     heartbeat(relays.database, node)
     reap(relays.database, POLICIES, node)
     assert steps.states() == [(1, "strict", "ready")]
@@ -164,8 +160,7 @@ def test_those_that_were_in_hand_with_the_culprit_come_through_alone(steps: Step
 
 def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
-    for _ in range(CRASHES_ALLOWED - 1):
-        relays.crash_over()
+    relays.crash_over(times=CRASHES_ALLOWED - 1)
     (suspect,) = claim_suspect(relays.database, "node", ["strict"])
     give_back(relays.database, POLICIES, "node", [(suspect.seq, suspect.route, suspect.lease_token)])
     assert claim(relays.database, "node", [(["strict"], 10)]) == []
@@ -174,8 +169,7 @@ def test_a_suspect_that_is_given_back_stays_one(steps: Steps, relays: Relays) ->
 
 def test_a_newer_event_that_takes_over_a_suspect_is_suspect_too(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1, routes=["latest"]))
-    for _ in range(CRASHES_ALLOWED - 1):
-        relays.crash_over("latest")
+    relays.crash_over("latest", CRASHES_ALLOWED - 1)
     steps.arrive(an_event(2, routes=["latest"]))
     assert steps.rows("SELECT seq, crashes FROM open_delivery") == [{"seq": 2, "crashes": CRASHES_ALLOWED - 1}]
     steps.facts_agree()
@@ -188,15 +182,13 @@ def test_a_newer_event_that_takes_over_a_suspect_is_suspect_too(steps: Steps, re
 
 def test_a_replay_begins_without_suspicion(steps: Steps, relays: Relays) -> None:
     steps.arrive(an_event(1))
-    for _ in range(CRASHES_ALLOWED):
-        relays.crash_over()
-    assert replay_all(relays.database, Selection(cause="crash_loop"), CONFIG) == 1
+    relays.crash_over(times=CRASHES_ALLOWED)
+    assert replay_all(steps, Selection(cause="crash_loop")) == 1
     assert steps.rows("SELECT state, crashes, run FROM open_delivery") == [{"state": "ready", "crashes": 0, "run": 1}]
 
 
-def test_a_relay_that_has_entered_itself_and_was_not_told_so_enters_itself_again(database: Database) -> None:
+def test_a_relay_that_has_entered_itself_and_was_not_told_so_enters_itself_again(steps: Steps) -> None:
     """The answer to the commit is lost when Postgres restarts: then it tries again."""
-    start_node(database, "r1", "host", 1, "0")
-    start_node(database, "r1", "host", 1, "0")
-    with database.read() as transaction:
-        assert [row.id for row in transaction.execute(text("SELECT id FROM relay_node"))] == ["r1"]
+    for _ in range(2):
+        start_node(steps.database, "r1", "host", 1, "0")
+    assert steps.rows("SELECT id FROM relay_node") == [{"id": "r1"}]

@@ -11,13 +11,9 @@ import pytest
 from inbox.config.model import Config
 from inbox.db.reads import Row
 from inbox.events.event import Enrolment, Event
-from relay.delivery.audit import Difference
-from relay.store.audit.rebuild import rebuild
-from relay.store.audit.verify import verify
-from tests.store.conftest import Steps, an_event
-from tests.store.verifying import CONFIG, DONE, Planter, plant
-
-__all__ = ["plant"]  # a fixture
+from tests.helpers.relaying import CONFIG, DONE, Steps
+from tests.helpers.storing import an_event
+from tests.store.verifying import Planter, differences, mend
 
 Kind = Literal["entity", "route", "event"]
 KINDS: tuple[Kind, ...] = ("entity", "route", "event")
@@ -44,14 +40,6 @@ def delivered(steps: Steps, *events: Event) -> None:
         steps.attempt(DONE)
 
 
-def found(steps: Steps, kind: Kind) -> list[Difference]:
-    return [one for checked in verify(steps.database, with_lane(kind)) for one in checked.differences]
-
-
-def mended(steps: Steps, kind: Kind) -> list[Difference]:
-    return [one for checked in rebuild(steps.database, with_lane(kind), who="ann") for one in checked.differences]
-
-
 def remembered(steps: Steps) -> list[Row]:
     return steps.rows("SELECT * FROM lane ORDER BY route, lane")
 
@@ -60,12 +48,12 @@ def remembered(steps: Steps) -> list[Row]:
 def test_what_was_delivered_by_an_earlier_setting_agrees_and_is_left_alone(steps: Steps, then: Kind, now: Kind) -> None:
     """With one delivered before the change and two since, the last of which is older than all."""
     delivered(steps, of_kind(then, 1, second=10))
-    before = remembered(steps)
-    assert (found(steps, now), mended(steps, now), remembered(steps)) == ([], [], before)
-
-    delivered(steps, of_kind(now, 2, second=11), of_kind(now, 3, second=9))
-    before = remembered(steps)
-    assert (found(steps, now), mended(steps, now), remembered(steps)) == ([], [], before)
+    for more in ([], [of_kind(now, 2, second=11), of_kind(now, 3, second=9)]):
+        delivered(steps, *more)
+        before = remembered(steps)
+        config = with_lane(now)
+        assert differences(steps.database, config) == mend(steps.database, config) == []
+        assert remembered(steps) == before
 
 
 @pytest.mark.parametrize(("then", "now"), list(product(SHARED, KINDS)))
@@ -76,11 +64,11 @@ def test_a_lane_that_forgot_its_last_delivery_is_found_by_any_later_setting_and_
     before = remembered(steps)
     plant(f"DELETE FROM lane WHERE seq = {2 if then == now else 1}")
 
-    assert {one.finding for one in found(steps, now)} == {"last_delivered"}
-    mended(steps, now)
+    assert {one.finding for one in differences(steps.database, with_lane(now))} == {"last_delivered"}
+    mend(steps.database, with_lane(now))
 
     assert remembered(steps) == before
-    assert found(steps, now) == []
+    assert differences(steps.database, with_lane(now)) == []
 
 
 def test_the_log_says_what_was_delivered_in_a_lane_of_another_kind_than_its_entitys(steps: Steps) -> None:

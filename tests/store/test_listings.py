@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 
 from sqlalchemy import Engine
 
 from inbox.db import reads
-from relay.delivery.outcome import Delivered
-from tests.store.conftest import START, Steps, an_event
-
-Receive = Callable[..., list[int | None]]
+from tests.helpers.relaying import DONE, Steps
+from tests.helpers.storing import START, an_event
 
 
-def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine, receive: Receive) -> None:
-    receive(an_event(1), an_event(2, routes=["strict", "latest"]), an_event(3, routes=[]))
+def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine, steps: Steps) -> None:
+    steps.receive(an_event(1), an_event(2, routes=["strict", "latest"]), an_event(3, routes=[]))
 
     listed = [(row["seq"], row["route"], row["state"]) for row in reads.events(engine)]
 
@@ -27,8 +24,8 @@ def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine
     ] == listed
 
 
-def test_a_listing_goes_on_below_the_seq_where_the_last_page_ended(engine: Engine, receive: Receive) -> None:
-    receive(*(an_event(n) for n in range(1, 8)))
+def test_a_listing_goes_on_below_the_seq_where_the_last_page_ended(engine: Engine, steps: Steps) -> None:
+    steps.receive(*(an_event(n) for n in range(1, 8)))
 
     pages, before = [], None
     while page := reads.events(engine, before=before, limit=3):
@@ -40,7 +37,7 @@ def test_a_listing_goes_on_below_the_seq_where_the_last_page_ended(engine: Engin
 
 def test_a_listing_can_be_narrowed_to_an_entity_a_state_a_source_and_a_time(engine: Engine, steps: Steps) -> None:
     steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "a"))
-    steps.attempt(Delivered((), "forwarded"))
+    steps.attempt(DONE)
 
     def seqs(**narrowed: object) -> list[int]:
         return [row["seq"] for row in reads.events(engine, **narrowed)]  # type: ignore[arg-type]  # each is of its kind
@@ -55,7 +52,7 @@ def test_a_listing_can_be_narrowed_to_an_entity_a_state_a_source_and_a_time(engi
 
 def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine, steps: Steps) -> None:
     steps.arrive(an_event(1))
-    steps.attempt(Delivered((), "forwarded"))
+    steps.attempt(DONE)
 
     row = reads.event(engine, 1)
 
@@ -65,7 +62,4 @@ def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine
     assert [("strict", "delivered")] == [(d["route"], d["state"]) for d in row["deliveries"]]
     assert [("delivered", {"did": "forwarded"})] == [(f["kind"], f["detail"]) for f in row["facts"]]
     assert [] == row["duplicates"]
-
-
-def test_there_may_be_no_event_of_that_number(engine: Engine) -> None:
-    assert reads.event(engine, 1) is None
+    assert reads.event(engine, 2) is None

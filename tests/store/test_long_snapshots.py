@@ -5,15 +5,12 @@ With 100,000 of them, a look for what has arrived took 32 ms and a claim 36 ms, 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text
 
-from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.events.timestamps import time_text
 from relay.store import paused_entities
@@ -21,8 +18,8 @@ from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.scan_positions import START, Places
 from relay.store.sequence import any_received, sequence
-from tests.conftest import _administer, _create_database
-from tests.store.conftest import POLICIES
+from tests.helpers.explaining import explained
+from tests.helpers.relaying import POLICIES
 
 pytestmark = pytest.mark.long
 
@@ -45,10 +42,9 @@ FROM generate_series(1, :ended + :still) AS n
 
 
 @pytest.fixture(scope="module")
-def reported(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
+def reported(module_engine: Engine) -> Iterator[Engine]:
     """A database in which much has ended, as a transaction that is still open has not seen."""
-    name = f"inbox_relay_report_{os.getpid()}"
-    engine = engines.connect(_create_database(postgres_url, name, template=postgres_template), application="tests")
+    engine = module_engine
     with engine.begin() as connection:
         for statement in FILL:
             connection.execute(text(statement), {"ended": ENDED, "still": STILL_OPEN})
@@ -61,8 +57,6 @@ def reported(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
         connection.execute(text("VACUUM ANALYZE open_delivery"))
     yield engine
     report.close()
-    engine.dispose()
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def pages_read(engine: Engine, act: Callable[[], object], of: str) -> int:
@@ -78,10 +72,9 @@ def pages_read(engine: Engine, act: Callable[[], object], of: str) -> int:
     event.remove(engine, "before_cursor_execute", listen)
     ((statement, parameters),) = sent
     with engine.connect() as connection, connection.begin() as transaction:
-        explained = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
-        (found,) = connection.exec_driver_sql(explained, parameters).one()
+        (found,) = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters).one()
         transaction.rollback()
-    plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
+    plan = found[0]["Plan"]
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
@@ -140,28 +133,13 @@ def test_who_looks_at_some_paused_heads_reads_not_all_events_of_their_entity(rep
     with reported.connect() as connection, connection.begin() as transaction:
         for prepare in (*PAUSED_HEADS, f"SET LOCAL plan_cache_mode = {mode}"):
             connection.execute(text(prepare))
-        (found,) = connection.execute(
-            text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}"),
-            {
-                "now": None,
-                "route": "paused",
-                "begin": time_text(START[0]),
-                "begin_seq": 0,
-                "page": 50,
-                "paused": PAUSED,
-            },
-        ).one()
+        parameters = {"route": "paused", "begin": time_text(START[0]), "begin_seq": 0, "page": 50, "paused": PAUSED}
+        found = explained(connection, statement.text, {"now": None, **parameters}, "ANALYZE, BUFFERS, ")
         transaction.rollback()
-    plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
+    plan = found[0]
     assert plan["Actual Rows"] == 50
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50 * 6
-    assert most_rows(plan) <= 50 * 2
+    assert max(node["Actual Rows"] * node["Actual Loops"] for node in found) <= 50 * 2
 
 
 PAUSED = rows_param([{"source": "trivore", "type": "USER", "id": "u1"}])
-
-
-def most_rows(plan: dict[str, Any]) -> int:
-    """The most that any node of the plan gave."""
-    below = [most_rows(child) for child in plan.get("Plans", ())]
-    return max([int(plan["Actual Rows"] * plan["Actual Loops"]), *below])

@@ -5,15 +5,13 @@ from __future__ import annotations
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
 
+from relay.daemon.lease_renewal import claim_of
 from relay.delivery.lifecycle import State
-from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome
+from relay.delivery.outcome import Delivery, Outcome
 from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.lanes import heads_of
@@ -22,14 +20,15 @@ from relay.store.reap import reap
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.helpers.kinds import ON_POSTGRES
-from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
+from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps
+from tests.helpers.storing import an_event
 
-EVENTS, ENTITIES, RELAYS = 600, 30, 3
+EVENTS, ENTITIES, RELAYS = 300, 30, 3
 
-ENDED = text("""
+ENDED = """
 SELECT l.seq, l.kind, i.entity_id FROM delivery_log l JOIN inbox i ON i.seq = l.seq
 WHERE l.kind IN ('delivered', 'superseded') ORDER BY l.id
-""")
+"""
 
 
 def one_round(database: Database, name: str, route: str, rng: random.Random) -> int:
@@ -37,15 +36,14 @@ def one_round(database: Database, name: str, route: str, rng: random.Random) -> 
     moved = sequence(database, POLICIES, name, batch=20)
     claimed = claim(database, name, [([route], 8)])
     kept = [delivery for delivery in claimed if rng.random() > 0.05]
-    back = [(d.seq, d.route, d.lease_token) for d in claimed if d not in kept]
-    give_back(database, POLICIES, name, back)
+    give_back(database, POLICIES, name, [claim_of(delivery) for delivery in claimed if delivery not in kept])
     record(database, POLICIES, name, [(delivery, an_outcome(rng)) for delivery in kept])
     reap(database, POLICIES, name)
     return moved + len(claimed)
 
 
 def an_outcome(rng: random.Random) -> Outcome:
-    return Failed((), "server_error", "503") if rng.random() < 0.1 else Delivered((), "forwarded")
+    return UNWELL if rng.random() < 0.1 else DONE
 
 
 def run_relay(database: Database, clock: FakeClock, name: str, route: str, received_all: threading.Event) -> None:
@@ -57,23 +55,15 @@ def run_relay(database: Database, clock: FakeClock, name: str, route: str, recei
         clock.advance(0.1)  # so that retries fall due, and no lease runs out
 
 
-def by_entity(rows: Iterable[Any]) -> dict[str, list[int]]:
-    seqs: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        seqs[row.entity_id].append(row.seq)
-    return seqs
-
-
 @pytest.mark.parametrize("route", ["strict", "latest"])
 def test_three_relays_and_a_receiver_at_once_lose_nothing_keep_order_and_leave_no_lane_stuck(
-    engine: Engine, receive: Callable[..., list[int | None]], route: str
+    steps: Steps, clock: FakeClock, database: Database, route: str
 ) -> None:
-    clock, received_all = FakeClock(), threading.Event()
-    database = Database(engine, clock)
+    received_all = threading.Event()
     with ThreadPoolExecutor(RELAYS) as pool:
         relays = [pool.submit(run_relay, database, clock, f"r{n}", route, received_all) for n in range(RELAYS)]
         for first in range(1, EVENTS + 1, 20):
-            receive(*(an_event(n, f"u{n % ENTITIES}", routes=[route]) for n in range(first, first + 20)))
+            steps.receive(*(an_event(n, f"u{n % ENTITIES}", routes=[route]) for n in range(first, first + 20)))
         received_all.set()
         for relay in relays:
             relay.result()
@@ -81,11 +71,13 @@ def test_three_relays_and_a_receiver_at_once_lose_nothing_keep_order_and_leave_n
         clock.advance(100_000)
         run_relay(database, clock, "last", route, received_all)
 
-    with database.read() as transaction:
-        assert transaction.execute(text("SELECT * FROM open_delivery")) == []
-        ended = transaction.execute(ENDED)
-    assert sorted(row.seq for row in ended) == list(range(1, EVENTS + 1))
-    delivered = by_entity(row for row in ended if row.kind == "delivered")
+    assert steps.states() == []
+    ended = steps.rows(ENDED)
+    assert sorted(row["seq"] for row in ended) == list(range(1, EVENTS + 1))
+    delivered: dict[str, list[int]] = defaultdict(list)
+    for row in ended:
+        if row["kind"] == "delivered":
+            delivered[row["entity_id"]].append(row["seq"])
     assert len(delivered) == ENTITIES
     assert all(seqs == sorted(seqs) for seqs in delivered.values())
     if route == "strict":
@@ -97,7 +89,7 @@ def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_i
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
     working = steps.claim()
     lanes = [("strict", "USER|a"), ("strict", "USER|b")]
-    lease = (working.seq, working.route, working.lease_token)
+    lease = claim_of(working)
     with steps.database.write() as settling:
         settling.lock_order()
         assert [(head.seq, head.state) for head in sorted(heads_of(settling, lanes), key=lambda head: head.seq)] == [
@@ -109,10 +101,8 @@ def test_who_settles_a_lane_holds_up_no_renewal_of_its_head_and_locks_one_that_i
     assert [delivery.seq for delivery in claim(steps.database, "r2", [(["strict"], 8)])] == [2]
 
 
-def test_a_delivery_is_claimed_by_one_relay_only(engine: Engine, receive: Callable[..., list[int | None]]) -> None:
-    database = Database(engine, FakeClock())
-    receive(*(an_event(n, f"u{n}") for n in range(1, 201)))
-    sequence(database, POLICIES, "r0")
+def test_a_delivery_is_claimed_by_one_relay_only(steps: Steps, database: Database) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 201)))
 
     def claim_all(name: str) -> list[Delivery]:
         claimed: list[Delivery] = []

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import text
 
 from inbox.errors import UnreadableLog
-from relay.delivery.outcome import Delivered
-from relay.store.audit.rebuild import rebuild
-from relay.store.audit.verify import verify
 from relay.store.reopen import find
-from tests.store.conftest import Steps, an_event
-from tests.store.test_replay import CONFIG
-
-DONE = Delivered((), "forwarded")
+from tests.helpers.relaying import CONFIG, DONE, Steps
+from tests.helpers.storing import a_fact, an_event, drop_checks
+from tests.store.verifying import differences, mend
 
 
 @pytest.fixture
@@ -22,34 +17,19 @@ def of_tomorrow(steps: Steps) -> Steps:
     steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
     for _ in range(2):
         steps.attempt(DONE)
-    with steps.database.engine.begin() as connection:
-        if steps.database.sql.is_postgres:
-            connection.execute(text("ALTER TABLE delivery_log DROP CONSTRAINT ck_delivery_log_kind"))
-        else:
-            connection.execute(text("PRAGMA ignore_check_constraints = ON"))
-        connection.execute(
-            text("""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-VALUES ('2026-01-01 00:00:00.000000Z', 1, 'strict', 'of_tomorrow', 1, '{}')""")
-        )
+    drop_checks(steps.database.engine, "delivery_log", "kind")
+    steps.do(a_fact("of_tomorrow"))
     return steps
 
 
 def findings(steps: Steps) -> list[tuple[str, int | None]]:
-    return [
-        (difference.finding, difference.seq)
-        for checked in verify(steps.database, CONFIG)
-        for difference in checked.differences
-        if difference.finding != "view"
-    ]
+    return [(one.finding, one.seq) for one in differences(steps.database) if one.finding != "view"]
 
 
 def test_verify_tells_of_it_and_a_rebuild_leaves_it_as_it_is(of_tomorrow: Steps) -> None:
     assert findings(of_tomorrow) == [("newer_version", 1)]
     before = of_tomorrow.kinds()
-    assert [
-        found for checked in rebuild(of_tomorrow.database, CONFIG, who="kim") for found in checked.differences
-    ] == []
+    assert mend(of_tomorrow.database) == []
     assert (of_tomorrow.kinds(), findings(of_tomorrow)) == (before, [("newer_version", 1)])
 
 
@@ -64,14 +44,8 @@ def test_a_hand_written_fact_that_nothing_can_read_is_put_right_by_a_rebuild(ste
     """And then the delivery can be taken up again: the correction stands for all that was before it."""
     steps.arrive(an_event(1))
     steps.attempt(DONE)
-    with steps.database.engine.begin() as connection:
-        connection.execute(
-            text("""
-INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)
-VALUES ('2026-01-01 00:00:00.000000Z', 1, 'strict', 'dead', 1, '{}')""")
-        )
-    for _ in rebuild(steps.database, CONFIG, who="kim"):
-        pass
+    steps.do(a_fact("dead"))
+    mend(steps.database)
     assert findings(steps) == []
     with steps.database.write() as transaction:
         (row,) = find(transaction, CONFIG, [(1, "strict")])

@@ -8,7 +8,7 @@ from benchmarks.order_lock import CASES, World, record_before_many
 from relay.store import lanes
 from tests.helpers.transactions import Transactions
 
-FEW, MANY = 1500, 4500
+FEW, MANY = 1500, 3000
 
 
 def largest(database_url: str, monkeypatch: pytest.MonkeyPatch, case: str, number: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from inbox.db import guarantees
 from inbox.db.engine import PINNED
 from inbox.errors import ConfigError
 from relay.store.database import Database
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.outage import connect_postgres, read_only
 from tests.helpers.settings import HOSTILE, pinned, set_otherwise
 from tests.helpers.waiting import until
@@ -97,48 +98,40 @@ def test_a_pooler_of_another_kind_is_refused() -> None:
         engines.connect("postgresql+psycopg://localhost/inbox?pooler=session", application="tests")
 
 
-def test_a_fresh_database_is_fit(engine: Engine) -> None:
-    guarantees.require(engine)
+@ON_POSTGRES
+def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(engine: Engine) -> None:
+    for setting in PINNED.keys() - {"default_transaction_isolation"}:
+        with engine.begin() as connection:
+            connection.execute(text(f"SET LOCAL {setting} = '{HOSTILE[setting]}'"))
+            (line,) = guarantees.differences(connection)
+        assert f"= {HOSTILE[setting]} (set in the session), not {PINNED[setting]}: " in line
+        assert "pooler=transaction" in line
 
 
-@pytest.mark.parametrize("setting", [name for name in PINNED if name != "default_transaction_isolation"])
-def test_a_pin_that_was_dropped_on_the_way_is_refused_with_who_set_it(setting: str, postgres_database_url: str) -> None:
-    made = engines.connect(postgres_database_url, application="tests")
-    with made.begin() as connection:
-        connection.execute(text(f"SET LOCAL {setting} = '{HOSTILE[setting]}'"))
-        (line,) = guarantees.differences(connection)
-    made.dispose()
-    assert f"= {HOSTILE[setting]} (set in the session), not {PINNED[setting]}: " in line
-    assert "pooler=transaction" in line
-
-
+@ON_POSTGRES
 @pytest.mark.parametrize("level", ["remote_write", "local"])
-def test_a_commit_that_waits_for_less_than_a_standbys_disk_is_refused(level: str, postgres_database_url: str) -> None:
-    made = engines.connect(postgres_database_url, application="tests")
-    with made.begin() as connection:
+def test_a_commit_that_waits_for_less_than_a_standbys_disk_is_refused(level: str, engine: Engine) -> None:
+    with engine.begin() as connection:
         connection.execute(text(f"SET LOCAL synchronous_commit = {level}"))
         assert len(guarantees.differences(connection)) == 1
         connection.execute(text("SET LOCAL synchronous_commit = remote_apply"))
         assert guarantees.differences(connection) == []
-    made.dispose()
 
 
+@ON_POSTGRES
 def test_what_only_the_servers_owner_can_change_is_said_and_not_refused(
-    postgres_database_url: str, caplog: pytest.LogCaptureFixture
+    database_url: str, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = engines.connect(postgres_database_url, application="tests")
-    with read_only(postgres_database_url):
-        guarantees.require(made)
-    made.dispose()
+    with read_only(database_url):
+        guarantees.require(engine)
     assert "default_transaction_read_only = on (set with ALTER DATABASE), not off: nothing can be stored" in caplog.text
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("pragma", ["synchronous = NORMAL", "wal_autocheckpoint = 1000", "journal_mode = DELETE"])
-def test_a_pragma_of_sqlite_that_did_not_take_is_refused(pragma: str, sqlite_database_url: str) -> None:
-    made = engines.connect(sqlite_database_url, application="tests")
-    with made.connect() as connection:
+def test_a_pragma_of_sqlite_that_did_not_take_is_refused(pragma: str, engine: Engine) -> None:
+    with engine.connect() as connection:
         cursor = connection.connection.cursor()
         cursor.execute(f"PRAGMA {pragma}")
         (line,) = guarantees.differences(connection)
-    made.dispose()
     assert line.startswith(f"the SQLite file has {pragma.partition(' ')[0]} = ")

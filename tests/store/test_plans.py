@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,8 +34,8 @@ from relay.store import (
     sweeps,
 )
 from relay.store.audit import examine, rebuild, verify
-from tests.conftest import _administer, _create_database
-from tests.store.conftest import START
+from tests.helpers.explaining import Node, explained, nodes
+from tests.helpers.storing import START
 
 pytestmark = pytest.mark.long
 
@@ -236,14 +235,10 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
 
 
 @pytest.fixture(scope="module")
-def big_postgres(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
+def big_postgres(module_engine: Engine) -> Engine:
     """A Postgres database with many rows."""
-    name = f"inbox_relay_plans_{os.getpid()}"
-    engine = engines.connect(_create_database(postgres_url, name, template=postgres_template), application="tests")
-    _fill(engine)
-    yield engine
-    engine.dispose()
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    _fill(module_engine)
+    return module_engine
 
 
 @pytest.fixture(scope="module")
@@ -267,46 +262,41 @@ def parameters_of(statement: TextClause) -> dict[str, Any]:
     return {name: PARAMETERS[name] for name in statement._bindparams}
 
 
-def postgres_plan(connection: Connection, statement: TextClause) -> list[dict[str, Any]]:
+def postgres_plan(connection: Connection, statement: TextClause) -> list[Node]:
     """The nodes of the plan for these parameters."""
-    found = connection.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), parameters_of(statement))
-    return list(_nodes(found.scalar_one()[0]["Plan"]))
+    return explained(connection, statement.text, parameters_of(statement))
 
 
-def postgres_generic_plan(connection: Connection, statement: TextClause) -> list[dict[str, Any]]:
+def postgres_generic_plan(connection: Connection, statement: TextClause) -> list[Node]:
     """The nodes of the plan for any parameters: what a prepared statement comes to that is run again and again."""
     dialect = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
     numbered = str(statement.compile(dialect=dialect))
-    found = connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}")
-    return list(_nodes(found.scalar_one()[0]["Plan"]))
+    return list(nodes(connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN, FORMAT JSON) {numbered}").scalar_one()))
 
 
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from _nodes(child)
+PLANS = (postgres_plan, postgres_generic_plan)
 
 
-def whole_tables(nodes: list[dict[str, Any]]) -> list[str]:
+def whole_tables(found: list[Node]) -> list[str]:
     """Big tables that the plan reads from end to end."""
-    return [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] in BIG]
+    return [node["Relation Name"] for node in found if node["Node Type"] == "Seq Scan" and node["Relation Name"] in BIG]
 
 
-def described(nodes: list[dict[str, Any]]) -> list[str]:
+def described(found: list[Node]) -> list[str]:
     return [
         " ".join(str(node[key]) for key in ("Node Type", "Index Name", "Relation Name") if key in node)
-        for node in nodes
+        for node in found
     ]
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
-@pytest.mark.parametrize("planned", [postgres_plan, postgres_generic_plan])
+@pytest.mark.parametrize("planned", PLANS)
 def test_on_postgres_it_reads_no_big_table_from_end_to_end(
-    big_postgres: Engine, name: str, planned: Callable[[Connection, TextClause], list[dict[str, Any]]]
+    big_postgres: Engine, name: str, planned: Callable[[Connection, TextClause], list[Node]]
 ) -> None:
     with big_postgres.connect() as connection:
-        nodes = planned(connection, STATEMENTS[name](Sql(POSTGRES)))
-    assert whole_tables(nodes) == [], described(nodes)
+        found = planned(connection, STATEMENTS[name](Sql(POSTGRES)))
+    assert whole_tables(found) == [], described(found)
 
 
 PARTIAL = (
@@ -338,21 +328,18 @@ def test_on_sqlite_it_reads_no_big_table_from_end_to_end(
 
 def _scans_a_table(step: str) -> bool:
     """Return whether a step of SQLite's plan scans anything but the rows handed in, a partial index, or a result."""
-    if not step.startswith("SCAN ") or "VIRTUAL TABLE" in step or step.endswith("CONSTANT ROW"):
-        return False
-    if step.removeprefix("SCAN ") in RESULTS:
-        return False
-    return not step.endswith(PARTIAL)
+    others = "VIRTUAL TABLE" in step or step.endswith(("CONSTANT ROW", *PARTIAL))
+    return step.startswith("SCAN ") and not others and step.removeprefix("SCAN ") not in RESULTS
 
 
 RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored")
 """Of common table expressions, subqueries and of the view, by name."""
 
 
-def _reads_facts_by_delivery_alone(nodes: list[dict[str, Any]]) -> bool:
+def _reads_facts_by_delivery_alone(found: list[Node]) -> bool:
     """Return whether each access to the log is by seq and route, and none walks along another index."""
     names = ("Relation Name", "Index Name")
-    looks = [node for node in nodes if any("delivery_log" in node.get(name, "") for name in names)]
+    looks = [node for node in found if any("delivery_log" in node.get(name, "") for name in names)]
     conditions = [node["Index Cond"] if "Index Cond" in node else node.get("Recheck Cond", "") for node in looks]
     return bool(looks) and all("seq = " in condition and "route = " in condition for condition in conditions)
 
@@ -361,16 +348,17 @@ def test_on_postgres_a_claim_reads_the_facts_of_its_deliveries_alone(big_postgre
     statement = events._events(Sql(POSTGRES))
     by_id = text("SELECT max(id) FROM delivery_log WHERE kind IN ('attempt_failed', 'replayed')")
     with big_postgres.connect() as connection:
-        for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
-            assert _reads_facts_by_delivery_alone(nodes), described(nodes)
+        for planned in PLANS:
+            found = planned(connection, statement)
+            assert _reads_facts_by_delivery_alone(found), described(found)
         assert not _reads_facts_by_delivery_alone(postgres_plan(connection, by_id)), "the check notices"
 
 
 def test_a_statement_without_an_index_is_noticed(big_postgres: Engine, big_sqlite: Engine) -> None:
     careless = text("SELECT * FROM open_delivery o WHERE lane = :entity_id")
     with big_postgres.connect() as connection:
-        for nodes in (postgres_plan(connection, careless), postgres_generic_plan(connection, careless)):
-            assert whole_tables(nodes) == ["open_delivery"]
+        for planned in PLANS:
+            assert whole_tables(planned(connection, careless)) == ["open_delivery"]
     with big_sqlite.connect() as connection:
         found = connection.execute(text(f"EXPLAIN QUERY PLAN {careless.text}"), parameters_of(careless))
         assert [_scans_a_table(str(row.detail)) for row in found] == [True]
@@ -382,15 +370,17 @@ def test_on_postgres_a_claim_takes_the_first_due_heads_and_sorts_nothing(
 ) -> None:
     statement = look(Sql(POSTGRES))
     with big_postgres.connect() as connection:
-        for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
-            assert "ix_open_delivery_ready" in {node.get("Index Name") for node in nodes}
-            assert "Sort" not in {node["Node Type"] for node in nodes}
+        for planned in PLANS:
+            found = planned(connection, statement)
+            assert "ix_open_delivery_ready" in {node.get("Index Name") for node in found}
+            assert "Sort" not in {node["Node Type"] for node in found}
 
 
 def test_on_postgres_the_first_of_a_lane_is_one_index_entry_however_many_wait(big_postgres: Engine) -> None:
     statement = lanes._first_waiting(Sql(POSTGRES))
     with big_postgres.connect() as connection:
-        for nodes in (postgres_plan(connection, statement), postgres_generic_plan(connection, statement)):
-            (subquery,) = (node for node in nodes if node.get("Alias") == "o")
+        for planned in PLANS:
+            found = planned(connection, statement)
+            (subquery,) = (node for node in found if node.get("Alias") == "o")
             assert subquery["Index Name"] == "ix_open_delivery_waiting"
-            assert "Sort" not in {node["Node Type"] for node in nodes}
+            assert "Sort" not in {node["Node Type"] for node in found}

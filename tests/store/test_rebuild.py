@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,14 +14,11 @@ from relay.delivery import facts
 from relay.store.audit import examine, verify
 from relay.store.database import Database
 from relay.store.record import record
+from tests.helpers.relaying import DONE, POLICIES, FakeClock, Steps
+from tests.helpers.storing import a_fact, a_row, an_event
 from tests.helpers.waiting import until
-from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
 from tests.store.test_many_relays import one_round
-from tests.store.verifying import DONE, ROUTES, Planter, differences, findings, lived_in, mend, plant
-
-__all__ = ["lived_in", "plant"]  # fixtures
-
-Receive = Callable[..., list[int | None]]
+from tests.store.verifying import ROUTES, Planter, differences, findings, mend
 
 
 def test_an_emptied_table_comes_back_as_it_was_but_for_leases(lived_in: Steps, plant: Planter) -> None:
@@ -64,10 +60,7 @@ def test_one_in_flight_that_has_ended_loses_its_lease_and_its_result(
 ) -> None:
     steps.arrive(an_event(1))
     working = steps.claim()
-    plant(
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES"
-        " ('2026-01-01 00:00:00.000000Z', 1, 'strict', 'skipped', 1, '{\"why\": \"a slip\"}')"
-    )
+    plant(a_fact("skipped", 1, why="a slip"))
     mend(database)
 
     (recorded,) = record(database, POLICIES, "r1", [(working, DONE)])
@@ -75,22 +68,23 @@ def test_one_in_flight_that_has_ended_loses_its_lease_and_its_result(
     assert steps.states() == []
 
 
-def test_a_blocked_one_that_lost_its_place_gets_it_back_before_the_one_that_took_it(
-    lived_in: Steps, plant: Planter
+TAKEN = "UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 10"
+"""The one behind the blocked one takes its place."""
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("DELETE FROM open_delivery WHERE seq = 9", TAKEN),
+        ("UPDATE open_delivery SET lane = 'USER|somebody else' WHERE seq = 9",),
+    ],
+    ids=["its row is gone", "it stands in another lane"],
+)
+def test_a_blocked_one_gets_its_place_back_before_the_one_behind_it(
+    lived_in: Steps, plant: Planter, lost: tuple[str, ...]
 ) -> None:
-    plant("DELETE FROM open_delivery WHERE seq = 9")
-    plant("UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 10")
-
-    mend(lived_in.database)
-
-    assert lived_in.states()[-2:] == [(9, "blocking", "blocked"), (10, "blocking", "waiting")]
-    assert differences(lived_in.database) == []
-
-
-def test_a_blocked_one_that_stood_in_another_lane_comes_back_before_the_one_that_took_its_place(
-    lived_in: Steps, plant: Planter
-) -> None:
-    plant("UPDATE open_delivery SET lane = 'USER|somebody else' WHERE seq = 9")
+    for statement in lost:
+        plant(statement)
 
     mend(lived_in.database)
 
@@ -100,7 +94,7 @@ def test_a_blocked_one_that_stood_in_another_lane_comes_back_before_the_one_that
 
 def test_a_blocked_one_waits_for_the_one_in_flight_that_took_its_place(lived_in: Steps, plant: Planter) -> None:
     plant("DELETE FROM open_delivery WHERE seq = 9")
-    plant("UPDATE open_delivery SET state = 'ready', due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 10")
+    plant(TAKEN)
     working = lived_in.claim("blocking")
 
     assert mend(lived_in.database) == []
@@ -112,10 +106,7 @@ def test_a_blocked_one_waits_for_the_one_in_flight_that_took_its_place(lived_in:
 
 
 def test_a_contradiction_is_put_right_by_a_fact_that_says_who_and_why(lived_in: Steps, plant: Planter) -> None:
-    plant(
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail) VALUES"
-        " ('2026-01-01 00:00:00.000000Z', 1, 'strict', 'delivered', 1, '{\"did\": \"forwarded\"}')"
-    )
+    plant(a_fact("delivered", 1, did="forwarded"))
     mend(lived_in.database)
 
     (row,) = lived_in.rows("SELECT detail FROM delivery_log WHERE seq = 1 ORDER BY id DESC LIMIT 1")
@@ -138,10 +129,7 @@ def test_it_does_not_matter_where_one_chunk_ends_and_the_next_begins(
     lived_in: Steps, plant: Planter, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant("DELETE FROM open_delivery WHERE seq IN (3, 5, 9)")
-    plant(
-        "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
-        " VALUES (99, 'strict', 'x', '2026-01-01 00:00:00.000000Z', 'dead')"
-    )
+    plant(a_row(99, lane="x", state="dead"))
     whole = findings(lived_in.database)
     monkeypatch.setattr(examine, "SPAN_SEQS", size)
     monkeypatch.setattr(verify, "LANES_AT_A_TIME", size)
@@ -152,9 +140,9 @@ def test_it_does_not_matter_where_one_chunk_ends_and_the_next_begins(
 
 
 def test_deliveries_of_a_route_that_is_not_configured_are_verified_and_rebuilt_too(
-    steps: Steps, plant: Planter, receive: Receive
+    steps: Steps, plant: Planter
 ) -> None:
-    receive(an_event(1, routes=["gone"]))
+    steps.receive(an_event(1, routes=["gone"]))
     assert differences(steps.database) == []
     plant("DELETE FROM open_delivery")
     mend(steps.database)
@@ -163,8 +151,8 @@ def test_deliveries_of_a_route_that_is_not_configured_are_verified_and_rebuilt_t
     ]
 
 
-def test_an_event_that_takes_no_route_is_complete(steps: Steps, receive: Receive) -> None:
-    receive(an_event(1, routes=[]))
+def test_an_event_that_takes_no_route_is_complete(steps: Steps) -> None:
+    steps.receive(an_event(1, routes=[]))
     assert differences(steps.database) == []
 
 
@@ -177,12 +165,10 @@ def test_views_that_a_hand_has_changed_are_noticed(lived_in: Steps, engine: Engi
     assert mend(lived_in.database) == []
 
 
-def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_not_there(
-    engine: Engine, receive: Receive
-) -> None:
+def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_not_there(steps: Steps) -> None:
     """Every commit of the others leaves everything in agreement, and no chunk sees half of one."""
-    clock, received_all = FakeClock(), threading.Event()
-    database = Database(engine, clock)
+    received_all = threading.Event()
+    database = steps.database
     found: list[object] = []
 
     def run_relay(name: str) -> None:
@@ -191,7 +177,7 @@ def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_no
             last = received_all.is_set()
             if not sum(one_round(database, name, route, rng) for route in ROUTES) and last:
                 return
-            clock.advance(0.1)
+            steps.advance(0.1)
 
     rounds: list[int] = []
 
@@ -205,7 +191,7 @@ def test_verify_and_rebuild_beside_relays_and_a_receiver_find_nothing_that_is_no
         relays = [pool.submit(run_relay, name) for name in ("r1", "r2")]
         checking = pool.submit(check)
         for first in range(1, 161, 10):
-            receive(*(an_event(n, f"u{n % 20}", routes=ROUTES) for n in range(first, first + 10)))
+            steps.receive(*(an_event(n, f"u{n % 20}", routes=ROUTES) for n in range(first, first + 10)))
             until(lambda: checking.done() or len(rounds) * 50 >= first - 10, "it is checked meanwhile", within=60)  # noqa: B023  # called at once
         received_all.set()
         for relay in relays:

@@ -13,29 +13,19 @@ from sqlalchemy import Engine, event, text
 from relay.store.audit import examine
 from relay.store.audit.rebuild import rebuild
 from relay.store.database import Database, Transaction
-from tests.helpers.agreement import facts_agree
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.reading import count, rows
+from tests.helpers.relaying import CONFIG, DONE, FakeClock, Steps
+from tests.helpers.storing import a_fact, a_row, an_event
 from tests.helpers.waiting import until
-from tests.store.conftest import FakeClock, Steps, an_event
-from tests.store.verifying import CONFIG, DONE, Planter, differences, lived_in, mend, plant
+from tests.store.verifying import Planter, differences, mend
 
-__all__ = ["lived_in", "plant"]  # fixtures
-
-Receive = Callable[..., list[int | None]]
-
-A_STRAY_ROW = (
-    "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
-    " VALUES (1000000, 'strict', 'USER|u9', '2026-01-01 00:00:00.000000Z', 'dead')"
-)
+A_STRAY_ROW = a_row(1_000_000, lane="USER|u9", state="dead")
 """A row of no event, with a number that no event of these tests has: the last span has something to mend."""
 
 
 def a_stray_fact(seq: int) -> str:
-    return (
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
-        f" VALUES ('2026-01-01 00:00:00.000000Z', {seq}, 'strict', 'skipped', 1, '{{\"why\": \"a slip\"}}')"
-    )
+    return a_fact("skipped", seq, why="a slip")
 
 
 class Interrupted(Database):
@@ -73,12 +63,12 @@ def before_every_statement(engine: Engine, act: Callable[[], object]) -> Iterato
 
 
 def test_what_arrives_between_the_look_and_the_lock_keeps_its_delivery(
-    lived_in: Steps, plant: Planter, clock: FakeClock, receive: Receive
+    lived_in: Steps, plant: Planter, clock: FakeClock
 ) -> None:
     plant(A_STRAY_ROW)
 
     mended = mend(
-        Interrupted(lived_in.database.engine, clock, lambda: receive(an_event(20, "u20"), an_event(21, "u3")))
+        Interrupted(lived_in.database.engine, clock, lambda: lived_in.receive(an_event(20, "u20"), an_event(21, "u3")))
     )
 
     assert [found.finding for found in mended] == ["no_event"]
@@ -86,9 +76,7 @@ def test_what_arrives_between_the_look_and_the_lock_keeps_its_delivery(
     assert differences(lived_in.database) == []
 
 
-def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(
-    lived_in: Steps, plant: Planter, receive: Receive
-) -> None:
+def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(lived_in: Steps, plant: Planter) -> None:
     plant(A_STRAY_ROW)
     plant(a_stray_fact(1_000_001))
     plant(
@@ -101,7 +89,7 @@ def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(
     def arrive() -> None:
         number = 20 + len(arrived)
         arrived.append(number)
-        receive(an_event(number, f"u{number % 7}", routes=("strict", "latest")))
+        lived_in.receive(an_event(number, f"u{number % 7}", routes=("strict", "latest")))
 
     with before_every_statement(lived_in.database.engine, arrive) as interrupted:
         mend(lived_in.database)
@@ -112,12 +100,12 @@ def test_what_arrives_before_any_statement_of_a_rebuild_keeps_its_delivery(
     assert differences(lived_in.database) == []
 
 
-def test_rebuilds_beside_a_receiver_lose_nothing(engine: Engine, receive: Receive, plant: Planter) -> None:
-    database = Database(engine, FakeClock())
+def test_rebuilds_beside_a_receiver_lose_nothing(steps: Steps, plant: Planter) -> None:
+    database, engine = steps.database, steps.database.engine
 
     def take_in() -> None:
         for first in range(1, 241, 4):
-            receive(*(an_event(n, f"u{n % 20}", routes=("strict", "latest")) for n in range(first, first + 4)))
+            steps.receive(*(an_event(n, f"u{n % 20}", routes=("strict", "latest")) for n in range(first, first + 4)))
 
     with ThreadPoolExecutor(1) as pool:
         receiving = pool.submit(take_in)
@@ -130,17 +118,19 @@ def test_rebuilds_beside_a_receiver_lose_nothing(engine: Engine, receive: Receiv
     assert mended == [["no_event"]] * len(mended)
     assert count(engine, "inbox") == 240
     assert count(engine, "open_delivery") == 2 * 240
-    facts_agree(engine)
+    steps.facts_agree()
     assert differences(database) == []
 
 
 def test_facts_of_no_event_stay_when_their_event_has_arrived_meanwhile(
-    lived_in: Steps, plant: Planter, clock: FakeClock, receive: Receive
+    lived_in: Steps, plant: Planter, clock: FakeClock
 ) -> None:
     """A number comes again only where a sequence was behind its table; then the trigger refuses to delete the facts."""
     plant(a_stray_fact(14))
 
-    mended = mend(Interrupted(lived_in.database.engine, clock, lambda: receive(an_event(14, routes=["latest"]))))
+    mended = mend(
+        Interrupted(lived_in.database.engine, clock, lambda: lived_in.receive(an_event(14, routes=["latest"])))
+    )
 
     assert "no_event" not in [found.finding for found in mended]
     assert count(lived_in.database.engine, "inbox WHERE seq = 14") == 1
@@ -149,7 +139,7 @@ def test_facts_of_no_event_stay_when_their_event_has_arrived_meanwhile(
 
 @ON_POSTGRES
 def test_facts_of_no_event_stay_when_their_event_arrives_while_they_are_being_deleted(
-    lived_in: Steps, plant: Planter, receive: Receive
+    lived_in: Steps, plant: Planter
 ) -> None:
     """The trigger sees it though the deleting statement does not. The other things of the chunk are mended all the same."""
     plant(a_stray_fact(14))
@@ -164,7 +154,7 @@ def test_facts_of_no_event_stay_when_their_event_arrives_while_they_are_being_de
             ),
             "the rebuild waits for the fact",
         )
-        receive(an_event(14, routes=["latest"]))
+        lived_in.receive(an_event(14, routes=["latest"]))
         connection.rollback()
         mended = mending.result()
 
@@ -200,7 +190,7 @@ def test_a_lane_that_has_its_head_again_by_the_time_of_the_lock_is_not_told(
 
 
 def test_what_is_looked_at_again_does_not_grow_with_what_has_arrived_since(
-    lived_in: Steps, plant: Planter, clock: FakeClock, receive: Receive, monkeypatch: pytest.MonkeyPatch
+    lived_in: Steps, plant: Planter, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(A_STRAY_ROW)
     read: list[int] = []
@@ -217,7 +207,7 @@ def test_what_is_looked_at_again_does_not_grow_with_what_has_arrived_since(
             yield row
 
     def arrive() -> None:
-        receive(*(an_event(number, f"u{number}") for number in range(100, 2_100)))
+        lived_in.receive(*(an_event(number, f"u{number}") for number in range(100, 2_100)))
         read.clear()
 
     monkeypatch.setattr(Transaction, "execute", counted)
@@ -233,7 +223,7 @@ def test_a_chunk_is_so_many_numbers_whether_they_have_events_or_not(
     monkeypatch.setattr(examine, "SPAN_SEQS", 4)
     for seq in range(1000, 1010):
         plant(a_stray_fact(seq))
-        plant(A_STRAY_ROW.replace("1000000", str(seq + 5)))
+        plant(a_row(seq + 5))
     chunks = list(rebuild(lived_in.database, CONFIG, who="ann"))
 
     mended = [len({found.seq for found in chunk.differences}) for chunk in chunks]

@@ -2,76 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
-from inbox.db import engine as engines
-from inbox.db.dialect import Sql
-from inbox.db.intake import STORES
 from inbox.events.event import Event
-from relay.delivery.outcome import Delivered, Delivery
 from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store import duplicates
-from relay.store.claim import claim
-from relay.store.database import Database
 from relay.store.duplicates import Judged, Rest, judge_duplicates
 from relay.store.record import record
-from relay.store.sequence import sequence
 from tests.helpers.daemon import maintenance_of
+from tests.helpers.kinds import ON_POSTGRES
+from tests.helpers.relaying import CONFIG, POLICIES, Steps
 from tests.helpers.stepping import COMMIT, Stepper
-from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
+from tests.helpers.storing import an_event
 from tests.store.test_coverage import fetched
-from tests.store.test_replay import CONFIG
 
 LATEST = ["latest"]
 TOO_SOON = fetched(1.4)
 """A fetch in the second of the event: a change later in that second is not in it."""
 
-Repeat = Callable[..., None]
 
-
-@pytest.fixture
-def repeat(database_url: str) -> Repeat:
+def repeat(steps: Steps, *events: Event, times: int = 1) -> None:
     """Receive events that are there already, each so many times, in batches as the receiver does."""
-
-    def _repeat(*events: Event, times: int = 1) -> None:
-        async def _append() -> None:
-            engine = engines.connect_async(database_url, application="tests")
-            async with engine.connect() as connection:
-                store = STORES[engine.dialect.name]()
-                requests = [each for each in events for _ in range(times)]
-                for start in range(0, len(requests), 250):
-                    await store.note_duplicates(connection, requests[start : start + 250])
-            await engine.dispose()
-
-        asyncio.run(_append())
-
-    return _repeat
+    requests = [each for each in events for _ in range(times)]
+    for start in range(0, len(requests), 250):
+        steps.intake.repeat(*requests[start : start + 250])
 
 
 def some_events(numbers: Sequence[int]) -> list[Event]:
     return [an_event(number, f"u{number}", second=1, routes=LATEST) for number in numbers]
 
 
-def claim_all(steps: Steps) -> list[Delivery]:
-    return claim(steps.database, "r1", [(LATEST, 1_000)])
-
-
-def record_all(steps: Steps, claimed: Sequence[Delivery], outcome: Delivered = TOO_SOON) -> None:
-    record(steps.database, POLICIES, "r1", [(delivery, outcome) for delivery in claimed])
-
-
 def delivered(steps: Steps, *events: Event) -> None:
     """These arrive and are delivered, each by a fetch that may not have a second change in it."""
     steps.arrive(*events)
-    record_all(steps, claim_all(steps))
+    steps.record_all(steps.claim_due(1_000), TOO_SOON)
 
 
 def judge(steps: Steps, rest: Rest | None = None) -> Judged:
@@ -107,11 +78,12 @@ def stored(steps: Steps) -> tuple[int, int]:
 # --- one event that comes again without end
 
 
-def test_an_event_that_is_repeated_thousands_of_times_delays_no_other(steps: Steps, repeat: Repeat) -> None:
+def test_an_event_that_is_repeated_thousands_of_times_delays_no_other(steps: Steps) -> None:
     often, *others = some_events(range(51))
     delivered(steps, often, *others)
-    repeat(often, times=5_000)
-    repeat(*others)
+    repeat(steps, often, times=5_000)
+    assert stored(steps) == (20, 5_000), "a few rows count all"
+    repeat(steps, *others)
 
     judged = judge(steps)
 
@@ -121,20 +93,12 @@ def test_an_event_that_is_repeated_thousands_of_times_delays_no_other(steps: Ste
     steps.facts_agree()
 
 
-def test_thousands_of_repeats_of_one_event_are_a_few_rows_that_count_all(steps: Steps, repeat: Repeat) -> None:
-    steps.arrive(an_event(1))
-    repeat(an_event(1), times=5_000)
-    assert stored(steps) == (20, 5_000)
-
-
-def test_rows_of_one_event_beyond_a_batch_delay_the_others_by_one_round(
-    steps: Steps, repeat: Repeat, engine: Engine
-) -> None:
+def test_rows_of_one_event_beyond_a_batch_delay_the_others_by_one_round(steps: Steps) -> None:
     """However they came: no receiver writes so many."""
     often, *others = some_events(range(51))
     delivered(steps, often, *others)
-    plant_rows(engine, seq=1, number=5_000)
-    repeat(*others)
+    plant_rows(steps, seq=1, number=5_000)
+    repeat(steps, *others)
 
     first, second, *_ = judge_all(steps)
 
@@ -145,31 +109,24 @@ def test_rows_of_one_event_beyond_a_batch_delay_the_others_by_one_round(
     assert (waiting(steps), len(rearmed(steps))) == ([], 51)
 
 
-def plant_rows(engine: Engine, *, seq: int, number: int) -> None:
-    numbers = (
-        f"generate_series(1, {number})"
-        if Sql(engine.dialect.name).is_postgres
-        else f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
+def plant_rows(steps: Steps, *, seq: int, number: int) -> None:
+    numbers = f"(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {number}) SELECT n FROM c)"
+    body = "decode('00', 'hex')" if steps.database.sql.is_postgres else "x'00'"
+    steps.do(
+        "INSERT INTO duplicate_request (seq, received_at, body_sha256)"
+        f" SELECT {seq}, '2026-01-01 00:00:00.000000Z', {body} FROM {numbers} AS made"
     )
-    body = "decode('00', 'hex')" if Sql(engine.dialect.name).is_postgres else "x'00'"
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO duplicate_request (seq, received_at, body_sha256)"
-                f" SELECT {seq}, '2026-01-01 00:00:00.000000Z', {body} FROM {numbers} AS made"
-            )
-        )
 
 
-def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: Steps, repeat: Repeat) -> None:
+def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: Steps) -> None:
     """Two changes in one second look the same, however often the first was repeated."""
     (often,) = some_events([1])
     delivered(steps, often)
-    repeat(often, times=30)
+    repeat(steps, often, times=30)
     assert sum(judged.rearmed for judged in judge_all(steps)) == 1
-    record_all(steps, claim_all(steps))
+    steps.record_all(steps.claim_due(1_000), TOO_SOON)
 
-    repeat(often)
+    repeat(steps, often)
 
     assert stored(steps) == (20, 31)
     assert waiting(steps) == [1]
@@ -177,10 +134,10 @@ def test_the_first_of_further_repeats_counts_and_is_judged_as_any_other(steps: S
     assert rearmed(steps) == [1, 1]
 
 
-def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps, repeat: Repeat) -> None:
+def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps) -> None:
     (often,) = some_events([1])
     delivered(steps, often)
-    repeat(often, times=3)
+    repeat(steps, often, times=3)
     judge(steps)
     (fact,) = steps.rows("SELECT detail FROM delivery_log WHERE kind = 'rearmed'")
     (newest,) = steps.rows("SELECT max(id) AS id FROM duplicate_request")
@@ -190,45 +147,45 @@ def test_the_fact_names_the_newest_of_the_repeats_that_were_judged(steps: Steps,
 # --- those that can't be judged yet
 
 
-def test_repeats_of_one_delivery_in_flight_hold_no_other_up(steps: Steps, repeat: Repeat) -> None:
+def test_repeats_of_one_delivery_in_flight_hold_no_other_up(steps: Steps) -> None:
     working, *others = some_events(range(21))
     steps.arrive(working)
-    in_flight = claim_all(steps)
+    in_flight = steps.claim_due(1_000)
     delivered(steps, *others)
-    repeat(working, times=300)
-    repeat(*others)
+    repeat(steps, working, times=300)
+    repeat(steps, *others)
 
     assert judge(steps).rearmed == 20
     assert waiting(steps) == [1]
 
-    record_all(steps, in_flight)
+    steps.record_all(in_flight, TOO_SOON)
     judge_all(steps)
     assert (rearmed(steps), waiting(steps)) == (list(range(1, 22)), [])
 
 
-def test_hundreds_of_events_in_flight_hold_no_other_up_and_are_looked_at_again(steps: Steps, repeat: Repeat) -> None:
+def test_hundreds_of_events_in_flight_hold_no_other_up_and_are_looked_at_again(steps: Steps) -> None:
     *working, other = some_events(range(451))
     steps.arrive(*working)
-    in_flight = claim_all(steps)
+    in_flight = steps.claim_due(1_000)
     delivered(steps, other)
-    repeat(*working, other)
+    repeat(steps, *working, other)
 
     rounds = judge_all(steps)
 
     assert [judged.handled for judged in rounds] == [0, 0, 1], "each looks at the next 200 events, then it begins again"
     assert rearmed(steps) == [451]
-    record_all(steps, in_flight[:1])
+    steps.record_all(in_flight[:1], TOO_SOON)
     judge_all(steps)
     assert rearmed(steps) == [in_flight[0].seq, 451]
 
 
-def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps, repeat: Repeat) -> None:
+def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps) -> None:
     """Else those of older events, which come meanwhile, would wait for ever."""
     first, *newer = some_events(range(600))
     delivered(steps, first, *newer)
-    repeat(*newer[:250])
+    repeat(steps, *newer[:250])
     judged = judge(steps)
-    repeat(first, *newer[250:])
+    repeat(steps, first, *newer[250:])
 
     assert judged.rest is not None
     assert judge(steps, judged.rest).rest is None
@@ -236,11 +193,11 @@ def test_a_walk_ends_though_repeats_of_newer_events_keep_coming(steps: Steps, re
     assert 1 in rearmed(steps)
 
 
-def test_a_relay_looks_at_the_rest_at_once(steps: Steps, repeat: Repeat) -> None:
+def test_a_relay_looks_at_the_rest_at_once(steps: Steps) -> None:
     """And not once a second: each run of its maintenance is one round, and returns whether there is more to do."""
     events = some_events(range(401))
     delivered(steps, *events)
-    repeat(*events)
+    repeat(steps, *events)
     observer = Observer()
     maintenance = maintenance_of(steps.database, CONFIG, observer, StepsOfARelay(observer))
 
@@ -256,23 +213,15 @@ def test_a_relay_looks_at_the_rest_at_once(steps: Steps, repeat: Repeat) -> None
 class Meanwhile:
     """A relay that judges on Postgres, one statement at a time, and a receiver beside it. On SQLite only one can write."""
 
-    def __init__(self, url: str, repeated: int) -> None:
-        self.engine = engines.connect(url, application="tests")
-        self.steps = Steps(Database(self.engine, FakeClock()), lambda *events: self.receive("append", *events))
-        self._url = url
+    def __init__(self, steps: Steps, repeated: int) -> None:
+        self.steps = steps
+        self.engine = steps.database.engine
         (self.event,) = some_events([1])
         delivered(self.steps, self.event)
-        self.receive("note_duplicates", *[self.event] * repeated)
+        self.repeat(repeated)
 
-    def receive(self, what: Literal["append", "note_duplicates"], *events: Event) -> list[int | None]:
-        async def _receive() -> list[int | None]:
-            engine = engines.connect_async(self._url, application="tests")
-            async with engine.connect() as connection:
-                seqs = await getattr(STORES[engine.dialect.name](), what)(connection, events)
-            await engine.dispose()
-            return list(seqs)
-
-        return asyncio.run(_receive())
+    def repeat(self, times: int = 1) -> None:
+        repeat(self.steps, self.event, times=times)
 
     def judge(self, before: str, act: Callable[[], object]) -> Judged:
         """Judge, and do something just before the statement in which this text stands."""
@@ -288,10 +237,8 @@ class Meanwhile:
 
 
 @pytest.fixture(params=[3, 30], ids=["as a row", "as a count"])
-def meanwhile(postgres_database_url: str, request: pytest.FixtureRequest) -> Iterator[Meanwhile]:
-    made = Meanwhile(postgres_database_url, request.param)
-    yield made
-    made.engine.dispose()
+def meanwhile(steps: Steps, request: pytest.FixtureRequest) -> Meanwhile:
+    return Meanwhile(steps, request.param)
 
 
 READS, MARKS = "SELECT r.id, r.seq, r.times", "SET handled_at"
@@ -299,20 +246,24 @@ LATER = ["SELECT i.seq, i.routes", "INSERT INTO delivery_log", MARKS, COMMIT]
 """Statements after the one that reads the repeats."""
 
 
+@ON_POSTGRES
 @pytest.mark.parametrize("before", LATER)
 def test_a_repeat_that_commits_after_the_repeats_were_read_is_judged_later(meanwhile: Meanwhile, before: str) -> None:
-    first = meanwhile.judge(before, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
+    first = meanwhile.judge(before, meanwhile.repeat)
     assert first.rearmed == 1
     assert waiting(meanwhile.steps) == [1]
-    record_all(meanwhile.steps, claim_after_sequence(meanwhile.steps))
+    meanwhile.steps.sequence()
+    meanwhile.steps.record_all(meanwhile.steps.claim_due(1_000), TOO_SOON)
     assert judge(meanwhile.steps).rearmed == 1
 
 
+@ON_POSTGRES
 def test_one_that_commits_before_is_judged_with_them(meanwhile: Meanwhile) -> None:
-    meanwhile.judge(READS, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
+    meanwhile.judge(READS, meanwhile.repeat)
     assert waiting(meanwhile.steps) == []
 
 
+@ON_POSTGRES
 def test_repeats_that_are_marked_by_their_event_lose_one(meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why a row is marked as it was read."""
     by_event = """
@@ -320,25 +271,22 @@ UPDATE duplicate_request SET handled_at = CAST(:at AS timestamptz)
 WHERE handled_at IS NULL AND :decided <> '[]' RETURNING id
 """
     monkeypatch.setattr(duplicates, "_handle", lambda _: text(by_event))
-    meanwhile.judge(MARKS, lambda: meanwhile.receive("note_duplicates", meanwhile.event))
+    meanwhile.judge(MARKS, meanwhile.repeat)
     assert waiting(meanwhile.steps) == []
 
 
+@ON_POSTGRES
 def test_a_number_that_commits_late_is_judged_late(meanwhile: Meanwhile) -> None:
     """Numbers are given in one order, and committed in another."""
     with meanwhile.engine.connect() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO duplicate_request (seq, received_at, body_sha256)"
-                " VALUES (1, '2026-01-01 00:00:00Z', decode('00', 'hex'))"
-            )
-        )
-        meanwhile.receive("note_duplicates", *[meanwhile.event] * 25)
+        connection.execute(text("INSERT INTO duplicate_request (seq, received_at, body_sha256) VALUES (1, now(), '')"))
+        meanwhile.repeat(25)
         assert judge(meanwhile.steps).rearmed == 1
         connection.commit()
     assert waiting(meanwhile.steps) == [1]
 
 
+@ON_POSTGRES
 def test_a_receiver_that_has_not_committed_yet_does_not_hold_the_order_lock_up(meanwhile: Meanwhile) -> None:
     with meanwhile.engine.connect() as connection:
         connection.execute(
@@ -352,29 +300,22 @@ def test_a_receiver_that_has_not_committed_yet_does_not_hold_the_order_lock_up(m
     assert waiting(meanwhile.steps) == []
 
 
-def claim_after_sequence(steps: Steps) -> list[Delivery]:
-    sequence(steps.database, POLICIES, "r1")
-    return claim_all(steps)
-
-
-def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all_the_while(
-    steps: Steps, repeat: Repeat
-) -> None:
+def test_an_event_is_made_again_once_though_another_route_of_it_is_in_flight_all_the_while(steps: Steps) -> None:
     routes = {**CONFIG.routes, "slow": msgspec.structs.replace(CONFIG.routes["latest"], name="slow")}
     config = msgspec.structs.replace(CONFIG, routes=routes)
     event = an_event(1, second=1, routes=["latest", "slow"])
     steps.arrive(event)
     known = {**POLICIES, "slow": POLICIES["latest"]}
-    (slow,) = claim(steps.database, "r1", [(["slow"], 1)])
-    record_all(steps, claim_all(steps))
-    repeat(event)
+    slow = steps.claim("slow")
+    steps.record_all(steps.claim_due(1_000), TOO_SOON)
+    repeat(steps, event)
     for _ in range(3):
         judge_duplicates(steps.database, config, policies(config), "r1")
-        record_all(steps, claim_all(steps))
+        steps.record_all(steps.claim_due(1_000), TOO_SOON)
     record(steps.database, known, "r1", [(slow, TOO_SOON)])
     for _ in range(3):
         judge_duplicates(steps.database, config, policies(config), "r1")
-        record_all(steps, claim_all(steps))
+        steps.record_all(steps.claim_due(1_000), TOO_SOON)
     assert sorted(
         (row["route"], row["number"])
         for row in steps.rows(

@@ -7,24 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event
 
 from relay.delivery.gates import ClaimFilter
 from relay.store import scan_positions
 from relay.store.claim import claim, claim_probe
 from relay.store.scan_positions import WHOLE_EVERY_SECONDS, Floor, Passing, Places
-from relay.store.sequence import any_received, sequence
-from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
-
-
-class Monotonic:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
+from relay.store.sequence import any_received
+from tests.helpers.relaying import Monotonic, Steps
+from tests.helpers.storing import a_row, an_event
 
 
 def begins(floor: Floor[int], takes: float = 0.0, monotonic: Monotonic | None = None) -> int | None:
@@ -61,38 +52,30 @@ def test_a_look_from_the_beginning_that_takes_long_is_made_less_often() -> None:
 def test_an_event_that_is_committed_far_behind_the_others_is_found_within_a_second(steps: Steps) -> None:
     monotonic = Monotonic()
     steps.database.arrivals = Floor(monotonic=monotonic)
-    with steps.database.write() as transaction:
-        transaction.connection.exec_driver_sql(ARRIVED.format(seq=50_000))
+    steps.do(arrived(50_000))
     assert any_received(steps.database)
-    assert sequence(steps.database, POLICIES, "r1") == 1
-    with steps.database.write() as transaction:
-        transaction.connection.exec_driver_sql(ARRIVED.format(seq=45_000))
-        transaction.connection.exec_driver_sql(ARRIVED.format(seq=3))
+    assert steps.sequence() == 1
+    steps.do(arrived(45_000), arrived(3))
     assert any_received(steps.database)
-    sequence(steps.database, POLICIES, "r1")
+    steps.sequence()
     monotonic.seconds += WHOLE_EVERY_SECONDS
     any_received(steps.database)
-    sequence(steps.database, POLICIES, "r1")
+    steps.sequence()
     assert [state for _, _, state in steps.states()] == ["ready"] * 3
 
 
-ARRIVED = (
-    "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
-    " VALUES ({seq}, 'strict', 'event|{seq}', '2026-01-01 00:00:00.000000Z', 'received')"
-)
+def arrived(seq: int) -> str:
+    return a_row(seq, lane=f"event|{seq}")
 
 
-def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: Steps, clock: FakeClock) -> None:
+def test_a_head_that_is_due_before_the_place_is_claimed_within_a_second(steps: Steps) -> None:
     monotonic, remembered = Monotonic(), Places()
     remembered.due["strict"] = Floor(monotonic=monotonic)
-    clock.advance(1000)
+    steps.advance(1000)
     steps.arrive(an_event(1, "a"), an_event(2, "b"))
     assert claimed(steps, remembered) == [1, 2]
     steps.arrive(an_event(3, "c"))
-    with steps.database.write() as transaction:
-        transaction.connection.execute(
-            text("UPDATE open_delivery SET due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 3")
-        )
+    steps.do("UPDATE open_delivery SET due_at = '2026-01-01 00:00:00.000000Z' WHERE seq = 3")
     behind = claimed(steps, remembered)
     monotonic.seconds += WHOLE_EVERY_SECONDS
     assert behind + claimed(steps, remembered) == [3]
@@ -120,10 +103,9 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 def heads(steps: Steps, *entities: str) -> None:
     """Heads that became due one after the other, each in a lane of its own, as with `lane = "event"`."""
     first = max((seq for seq, _, _ in steps.states()), default=0) + 1
-    steps._receive(*(an_event(n, entity) for n, entity in enumerate(entities, first)))
-    with steps.database.write() as transaction:
-        transaction.connection.execute(text("UPDATE open_delivery SET lane = 'event|' || seq WHERE state = 'received'"))
-    sequence(steps.database, POLICIES, "r1")
+    steps.receive(*(an_event(n, entity) for n, entity in enumerate(entities, first)))
+    steps.do("UPDATE open_delivery SET lane = 'event|' || seq WHERE state = 'received'")
+    steps.sequence()
 
 
 @contextmanager
@@ -141,9 +123,9 @@ def counted_pages(engine: Engine) -> Iterator[list[str]]:
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_a_claim_looks_at_some_pages_however_many_heads_are_paused(steps: Steps, clock: FakeClock) -> None:
+def test_a_claim_looks_at_some_pages_however_many_heads_are_paused(steps: Steps) -> None:
     heads(steps, *["paused"] * 100, "b")
-    clock.advance(3600)
+    steps.advance(3600)
     remembered, looks, found = Places(), list[int](), list[int]()
     while not found:
         with counted_pages(steps.database.engine) as pages:
@@ -159,11 +141,9 @@ def test_a_claim_looks_at_some_pages_however_many_heads_are_paused(steps: Steps,
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_what_becomes_due_is_claimed_at_once_although_much_that_is_paused_is_due_before_it(
-    steps: Steps, clock: FakeClock
-) -> None:
+def test_what_becomes_due_is_claimed_at_once_although_much_that_is_paused_is_due_before_it(steps: Steps) -> None:
     heads(steps, *["paused"] * 60)
-    clock.advance(3600)
+    steps.advance(3600)
     remembered = Places()
     assert claimed(steps, remembered, claim_filter=PAUSED) == []
     heads(steps, "b")
@@ -171,9 +151,9 @@ def test_what_becomes_due_is_claimed_at_once_although_much_that_is_paused_is_due
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_what_was_paused_is_claimed_when_it_is_not_any_more(steps: Steps, clock: FakeClock) -> None:
+def test_what_was_paused_is_claimed_when_it_is_not_any_more(steps: Steps) -> None:
     heads(steps, "other", *["paused"] * 20)
-    clock.advance(3600)
+    steps.advance(3600)
     remembered = Places()
     others = ClaimFilter(paused=(("trivore", "USER", "paused"), ("trivore", "USER", "other")))
     for _ in range(5):
@@ -183,9 +163,9 @@ def test_what_was_paused_is_claimed_when_it_is_not_any_more(steps: Steps, clock:
 
 
 @pytest.mark.usefixtures("small_pages")
-def test_the_attempt_that_tries_a_breaker_is_found_behind_what_is_paused(steps: Steps, clock: FakeClock) -> None:
+def test_the_attempt_that_tries_a_breaker_is_found_behind_what_is_paused(steps: Steps) -> None:
     heads(steps, *["paused"] * 60, "b")
-    clock.advance(3600)
+    steps.advance(3600)
     remembered = Places()
     found = [claim_probe(steps.database, "r1", "strict", [], PAUSED, places=remembered) for _ in range(4)]
     assert [delivery.seq for some in found for delivery in some] == [61]
@@ -193,9 +173,7 @@ def test_the_attempt_that_tries_a_breaker_is_found_behind_what_is_paused(steps: 
 
 @pytest.mark.usefixtures("small_pages")
 @pytest.mark.parametrize("seed", range(3))
-def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_turn(
-    steps: Steps, clock: FakeClock, seed: int
-) -> None:
+def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_turn(steps: Steps, seed: int) -> None:
     rng = random.Random(seed)
     monotonic, found = Monotonic(), list[int]()
     relays = [remembering(monotonic) for _ in range(2)]
@@ -204,7 +182,7 @@ def test_every_head_that_is_not_paused_is_claimed_once_whoever_asks_in_which_tur
         arrived = rng.choices(["paused", "b"], k=rng.randrange(8))
         entities += arrived
         heads(steps, *arrived) if arrived else None
-        clock.advance(rng.choice([0, 1, 30]))
+        steps.advance(rng.choice([0, 1, 30]))
         monotonic.seconds += rng.choice([0, 0, 2])
         found += claimed(steps, rng.choice(relays), rng.randrange(1, 6), PAUSED)
     for _ in range(2 * len(entities)):

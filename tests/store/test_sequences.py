@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import Engine, text
 
-from inbox.db import engine as engines
 from inbox.db import guarantees
 from inbox.db.schema import metadata
 from inbox.errors import UnfitDatabase
-from tests.helpers.filling import fill
+from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.reading import rows
-from tests.helpers.webhooks import moment
 
 ROWS = {
     "alert.id": "INSERT INTO alert (at, kind, subject, firing, detail) VALUES (now(), 'retired', 'x', true, '{}')",
@@ -29,11 +25,7 @@ ROWS = {
 """A statement for each column that counts up by itself."""
 
 
-@pytest.fixture
-def postgres(postgres_database_url: str) -> Iterator[Engine]:
-    made = engines.connect(postgres_database_url, application="tests")
-    yield made
-    made.dispose()
+pytestmark = ON_POSTGRES
 
 
 def found(engine: Engine) -> list[str]:
@@ -47,9 +39,9 @@ def do(engine: Engine, *statements: str) -> None:
             connection.execute(text(statement))
 
 
-def test_every_column_that_counts_up_by_itself_is_looked_at(postgres: Engine) -> None:
+def test_every_column_that_counts_up_by_itself_is_looked_at(engine: Engine) -> None:
     defaults = rows(
-        postgres,
+        engine,
         "SELECT table_name || '.' || column_name AS name FROM information_schema.columns"
         " WHERE column_default LIKE 'nextval%' OR is_identity = 'YES'",
     )
@@ -57,48 +49,38 @@ def test_every_column_that_counts_up_by_itself_is_looked_at(postgres: Engine) ->
     assert len(metadata.sorted_tables) > len(ROWS)
 
 
-@pytest.mark.parametrize("column", sorted(ROWS))
-def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(column: str, postgres: Engine) -> None:
-    table, _, name = column.partition(".")
-    do(postgres, ROWS[column], ROWS[column], ROWS[column])
-    assert found(postgres) == []
-    do(postgres, f"SELECT setval('{table}_{name}_seq', 2)")
+def test_one_behind_its_table_is_named_with_the_statement_that_mends_it(engine: Engine) -> None:
+    for column, insert in ROWS.items():
+        table, _, name = column.partition(".")
+        do(engine, insert, insert, insert)
+        assert found(engine) == []
+        do(engine, f"SELECT setval('{table}_{name}_seq', 2)")
 
-    (line,) = found(postgres)
-    assert f"the sequence public.{table}_{name}_seq is behind its table" in line
-    assert f"it gives 3 next, and {column} has 3 already" in line
-    with pytest.raises(UnfitDatabase, match="is behind its table"):
-        guarantees.require(postgres)
+        (line,) = found(engine)
+        assert f"the sequence public.{table}_{name}_seq is behind its table" in line
+        assert f"it gives 3 next, and {column} has 3 already" in line
+        with pytest.raises(UnfitDatabase, match="is behind its table"):
+            guarantees.require(engine)
 
-    do(postgres, line.partition("Run: ")[2])
-    assert found(postgres) == []
-    do(postgres, ROWS[column])
+        do(engine, line.partition("Run: ")[2])
+        assert found(engine) == []
+        do(engine, insert)
 
 
 @pytest.mark.parametrize(("called", "behind"), [("true", False), ("false", True)])
-def test_whether_its_number_has_been_given_is_heeded(called: str, behind: bool, postgres: Engine) -> None:
-    do(postgres, ROWS["inbox.seq"], f"SELECT setval('inbox_seq_seq', 1, {called})")
-    assert bool(found(postgres)) is behind
-    do(postgres, f"SELECT setval('inbox_seq_seq', 2, {called})")
-    assert found(postgres) == []
+def test_whether_its_number_has_been_given_is_heeded(called: str, behind: bool, engine: Engine) -> None:
+    do(engine, ROWS["inbox.seq"], f"SELECT setval('inbox_seq_seq', 1, {called})")
+    assert bool(found(engine)) is behind
+    do(engine, f"SELECT setval('inbox_seq_seq', 2, {called})")
+    assert found(engine) == []
 
 
 @pytest.mark.parametrize("granted", ["TABLES", "SEQUENCES"])
-def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, postgres: Engine) -> None:
-    do(postgres, ROWS["inbox.seq"], "SELECT setval('inbox_seq_seq', 1, false)")
+def test_a_role_that_may_not_look_at_both_is_not_held_up(granted: str, engine: Engine) -> None:
+    do(engine, ROWS["inbox.seq"], "SELECT setval('inbox_seq_seq', 1, false)")
     role = "nobody_in_particular"
-    with postgres.connect() as connection:
+    with engine.connect() as connection:
         connection.execute(text(f"CREATE ROLE {role}"))  # rolled back: roles are shared by all databases
         connection.execute(text(f"GRANT SELECT ON ALL {granted} IN SCHEMA public TO {role}"))
         connection.execute(text(f"SET LOCAL ROLE {role}"))
         assert guarantees.differences(connection) == []
-
-
-def test_sqlite_passes_over_a_count_behind_its_table_by_itself(sqlite_database_url: str) -> None:
-    """It takes the larger of the two: https://sqlite.org/autoinc.html."""
-    made = engines.connect(sqlite_database_url, application="tests")
-    fill(sqlite_database_url, [("u1", moment(1)), ("u2", moment(2))])
-    do(made, "UPDATE sqlite_sequence SET seq = 0")
-    assert found(made) == []
-    assert fill(sqlite_database_url, [("u3", moment(3))]) == [3]
-    made.dispose()

@@ -15,7 +15,6 @@ from inbox.config.model import Config
 from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.gates import ClaimFilter, RateLimit
-from relay.delivery.outcome import Delivered
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store.claim import claim
@@ -23,38 +22,26 @@ from relay.store.database import FailedAlone
 from relay.store.leases import give_back
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
-from relay.store.reap import reap
 from relay.store.record import record
-from relay.store.sequence import sequence
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
-from tests.store.conftest import POLICIES, FakeClock, Steps, an_event
-from tests.store.test_commands import HOPELESS
-from tests.store.test_replay import CONFIG
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
+from tests.helpers.storing import an_event
 
-DONE = Delivered((), "forwarded")
 TEN = [an_event(number, f"u{number}") for number in range(1, 11)]
-
-
-def by_hand(steps: Steps, *statements: str) -> None:
-    with steps.database.engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
 
 
 def refuse(steps: Steps, table: str, condition: str) -> None:
     """Let a trigger refuse new rows of a table of which `condition` is true."""
     if steps.database.sql.is_postgres:
-        by_hand(
-            steps,
+        steps.do(
             f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
-            f" $$ BEGIN IF {condition} THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END $$",
+            f" $$ BEGIN IF {condition} THEN RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$",
             f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()",
         )
     else:
-        by_hand(
-            steps,
-            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'no'); END",
+        steps.do(
+            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'not this one'); END",
         )
 
 
@@ -71,19 +58,17 @@ def states(steps: Steps) -> Counter[str]:
     return Counter(state for _, _, state in steps.states())
 
 
-def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_ordered(
-    steps: Steps, receive: Callable[..., list[int | None]]
-) -> None:
-    receive(*TEN)
-    by_hand(steps, "ALTER TABLE lane RENAME TO away")
+def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_ordered(steps: Steps) -> None:
+    steps.receive(*TEN)
+    steps.do("ALTER TABLE lane RENAME TO away")
     with pytest.raises(DBAPIError):
-        sequence(steps.database, POLICIES, "r1")
+        steps.sequence()
     assert states(steps) == {"received": 10}
 
 
 def test_nothing_is_given_up_where_a_column_is_missing_when_it_is_loaded(steps: Steps) -> None:
     steps.arrive(*TEN)
-    by_hand(steps, "ALTER TABLE lane RENAME COLUMN applied_hash TO away")
+    steps.do("ALTER TABLE lane RENAME COLUMN applied_hash TO away")
     with pytest.raises(DBAPIError):
         claim(steps.database, "r1", [(["strict"], 4)], policies=POLICIES)
     assert states(steps) == {"ready": 10}
@@ -91,39 +76,39 @@ def test_nothing_is_given_up_where_a_column_is_missing_when_it_is_loaded(steps: 
 
 def test_nothing_is_given_up_where_a_table_is_missing_when_it_is_recorded(steps: Steps) -> None:
     steps.arrive(*TEN)
-    claimed = claim(steps.database, "r1", [(["strict"], 10)])
-    by_hand(steps, "ALTER TABLE lane RENAME TO away")
+    claimed = steps.claim_due(10, "strict")
+    steps.do("ALTER TABLE lane RENAME TO away")
     with pytest.raises(DBAPIError):
-        record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in claimed])
+        steps.record_all(claimed, DONE)
     assert states(steps) == {"in_flight": 10}
-    by_hand(steps, "ALTER TABLE away RENAME TO lane")
-    record(steps.database, POLICIES, "r1", [(delivery, DONE) for delivery in claimed])
+    steps.do("ALTER TABLE away RENAME TO lane")
+    steps.record_all(claimed, DONE)
     assert steps.states() == []
 
 
 def test_no_command_is_failed_where_a_table_is_missing(steps: Steps) -> None:
     steps.arrive(*TEN)
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
-    by_hand(steps, "ALTER TABLE order_lock RENAME TO away")
+    steps.do("ALTER TABLE order_lock RENAME TO away")
     with suppress(DBAPIError):  # SQLite's transactions have no need of that table
         commands.work_on(steps.database, CONFIG, POLICIES, number)
     (row,) = steps.rows("SELECT state FROM relay_command")
     assert row["state"] in {"asked", "running"}
 
 
-def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps, clock: FakeClock) -> None:
+def test_one_that_can_not_even_be_set_aside_keeps_no_other_waiting(steps: Steps) -> None:
     steps.arrive(*TEN)
-    claim(steps.database, "r1", [(["strict"], 10)])
-    clock.advance(100)
+    steps.claim_due(10, "strict")
+    steps.advance(100)
     refuse(steps, "delivery_log", "NEW.seq = 3")
-    with pytest.raises(DBAPIError, match="no"):
-        reap(steps.database, POLICIES, "r1")
+    with pytest.raises(DBAPIError, match="not this one"):
+        steps.reap("r1")
     assert states(steps) == {"ready": 9, "in_flight": 1}
 
 
 def test_a_lane_that_can_not_be_settled_keeps_no_lease_from_being_given_back(steps: Steps) -> None:
     steps.arrive(*(an_event(number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
-    claimed = claim(steps.database, "r1", [(["latest"], 10)])
+    claimed = steps.claim_due(10, "latest")
     steps.arrive(*(an_event(10 + number, f"u{number}", routes=["latest"]) for number in range(1, 11)))
     alone: list[FailedAlone] = []
     steps.database.on_failed_alone = alone.append
@@ -133,16 +118,9 @@ def test_a_lane_that_can_not_be_settled_keeps_no_lease_from_being_given_back(ste
     assert [(one.step, one.item) for one in alone] == [("give_back", "route=latest seq=3")]
 
 
-def test_a_lane_goes_on_behind_a_death_that_can_not_be_alerted(steps: Steps) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    refuse(steps, "alert", "NEW.kind = 'delivery_dead'")
-    steps.attempt(HOPELESS)
-    assert steps.states() == [(1, "strict", "dead"), (2, "strict", "ready")]
-
-
 def test_behind_many_heads_that_can_not_be_loaded_the_next_are_claimed_at_once(steps: Steps) -> None:
     steps.arrive(*TEN)
-    by_hand(steps, "UPDATE open_delivery SET seq = seq - 1000 WHERE seq <= 8")  # no event has these numbers
+    steps.do("UPDATE open_delivery SET seq = seq - 1000 WHERE seq <= 8")  # no event has these numbers
     claimed = claim(steps.database, "r1", [(["strict"], 2)], policies=POLICIES)
     assert [delivery.seq for delivery in claimed] == [9, 10]
     assert states(steps) == {"dead": 8, "in_flight": 2}
@@ -151,24 +129,24 @@ def test_behind_many_heads_that_can_not_be_loaded_the_next_are_claimed_at_once(s
 Work = Callable[[], object]
 
 
-def ordering(steps: Steps, receive: Callable[..., list[int | None]]) -> Work:
-    receive(*TEN)
-    return lambda: sequence(steps.database, POLICIES, "r1")
+def ordering(steps: Steps) -> Work:
+    steps.receive(*TEN)
+    return steps.sequence
 
 
-def recording(steps: Steps, _receive: Callable[..., list[int | None]]) -> Work:
+def recording(steps: Steps) -> Work:
     steps.arrive(*TEN)
-    outcomes = [(delivery, DONE) for delivery in claim(steps.database, "r1", [(["strict"], 10)])]
+    outcomes = [(delivery, DONE) for delivery in steps.claim_due(10, "strict")]
     return lambda: record(steps.database, POLICIES, "r1", outcomes)
 
 
-def giving_back(steps: Steps, _receive: Callable[..., list[int | None]]) -> Work:
+def giving_back(steps: Steps) -> Work:
     steps.arrive(*TEN)
-    claimed = list(map(claim_of, claim(steps.database, "r1", [(["strict"], 10)])))
+    claimed = list(map(claim_of, steps.claim_due(10, "strict")))
     return lambda: give_back(steps.database, POLICIES, "r1", claimed)
 
 
-def cancelling(steps: Steps, _receive: Callable[..., list[int | None]]) -> Work:
+def cancelling(steps: Steps) -> Work:
     steps.arrive(*TEN)
     for seq in (2, 3, 4):
         commands.ask(steps.database, "cancel", Selection(seq=seq), who="kim", why="no")
@@ -193,14 +171,10 @@ def cancelling(steps: Steps, _receive: Callable[..., list[int | None]]) -> Work:
     ],
 )
 def test_a_row_that_stays_locked_keeps_no_other_waiting_and_is_itself_waited_for_once(
-    steps: Steps,
-    receive: Callable[..., list[int | None]],
-    step: Callable[[Steps, Callable[..., list[int | None]]], Work],
-    meanwhile: dict[str, int],
-    then: dict[str, int],
+    steps: Steps, step: Callable[[Steps], Work], meanwhile: dict[str, int], then: dict[str, int]
 ) -> None:
     """The waiting transaction has the order lock: all other relays would wait as long at each retry of the step."""
-    work = step(steps, receive)
+    work = step(steps)
     took = []
     with locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
         for _ in range(3):
@@ -215,15 +189,15 @@ def test_a_row_that_stays_locked_keeps_no_other_waiting_and_is_itself_waited_for
 
 
 @ON_POSTGRES
-def test_a_locked_order_lock_is_waited_for_once(steps: Steps, receive: Callable[..., list[int | None]]) -> None:
-    receive(*TEN)
+def test_a_locked_order_lock_is_waited_for_once(steps: Steps) -> None:
+    steps.receive(*TEN)
     alone: list[FailedAlone] = []
     steps.database.on_failed_alone = alone.append
     with (
         locked(steps, "SELECT id FROM order_lock FOR UPDATE"),
         pytest.raises(DBAPIError, match="lock timeout") as raised,
     ):
-        sequence(steps.database, POLICIES, "r1")
+        steps.sequence()
     assert "order_lock" in str(raised.value.statement)
     assert alone == []
 
@@ -241,14 +215,12 @@ def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lo
 
 
 @ON_POSTGRES
-def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(
-    steps: Steps, receive: Callable[..., list[int | None]]
-) -> None:
-    receive(an_event(1, routes=["strict", "latest"]))
-    sequence(steps.database, POLICIES, "r1")
+def test_a_gate_that_a_person_has_locked_keeps_no_other_destination_waiting(steps: Steps) -> None:
+    steps.receive(an_event(1, routes=["strict", "latest"]))
+    steps.sequence()
     claim_filters = {name: ClaimFilter((), (RateLimit(("destination", name), 10, 1),)) for name in POLICIES}
     wanted = [(["strict"], 1), (["latest"], 1)]
-    by_hand(steps, "INSERT INTO gate (kind, name) VALUES ('destination', 'strict')")
+    steps.do("INSERT INTO gate (kind, name) VALUES ('destination', 'strict')")
     with locked(steps, "SELECT 1 FROM gate FOR UPDATE"):
         claimed = claim(steps.database, "r1", wanted, claim_filters)
         with pytest.raises(DBAPIError, match="lock timeout"):
@@ -273,3 +245,18 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
         maintenance.run()
         now[0] += 1
     assert [(name, failing.times) for name, failing in running._failing.items()] == [("commands", 3)]
+
+
+def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps) -> None:
+    """As where a right was taken away, or a sequence is behind its table."""
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u2", routes=["latest"]))
+    refuse(steps, "alert", "NEW.kind = 'delivery_dead'")
+    alone: list[FailedAlone] = []
+    steps.database.on_failed_alone = alone.append
+    steps.attempt(HOPELESS)
+    steps.attempt(DONE, "latest")
+    assert steps.kinds() == [(1, "dead"), (3, "delivered")]
+    assert steps.rows("SELECT cause FROM dead_letter") == [{"cause": "mapping"}]
+    assert (2, "strict", "ready") in steps.states()
+    assert [(item.step, item.item) for item in alone] == [("log_alerts", "alert delivery_dead of strict")]
+    assert "not this one" in alone[0].error

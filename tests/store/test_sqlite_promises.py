@@ -12,11 +12,13 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from inbox.db import engine as engines
+from inbox.db import guarantees
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Failed
+from relay.delivery.policy import policies
 from tests.helpers.filling import fill
 from tests.helpers.reading import count, rows
-from tests.helpers.relaying import UNWELL, Scripted, Steps
+from tests.helpers.relaying import UNWELL, FakeClock, Steps
 from tests.helpers.webhooks import a_config, moment
 
 
@@ -96,11 +98,10 @@ def test_a_step_that_finds_the_disk_full_does_nothing_and_is_made_when_there_is_
     sqlite_database_url: str, engine: Engine
 ) -> None:
     """SQLite has rolled back by itself then: a second ROLLBACK must not hide the error or keep the connection."""
-    config = a_config(sqlite_database_url)
     fill(sqlite_database_url, [("u1", moment(0)), ("u1", moment(1))])
-    steps = Steps(engine, config, Scripted([UNWELL]))
+    steps = Steps(engine, policies(a_config(sqlite_database_url)), FakeClock(datetime(2030, 1, 1, tzinfo=UTC)))
     steps.sequence()
-    outcomes = steps.deliver(steps.claim())
+    outcomes = [(delivery, UNWELL) for delivery in steps.claim_due()]
     before = rows(engine, "SELECT seq, state, attempt, lease_token FROM open_delivery ORDER BY seq")
     large = Failed((), "server_error", "x" * 1_000_000)
     with full(engine):
@@ -111,3 +112,12 @@ def test_a_step_that_finds_the_disk_full_does_nothing_and_is_made_when_there_is_
     (recorded,) = steps.record(outcomes)
     assert recorded.fact is not None
     assert count(engine, "delivery_log") == 1
+
+
+def test_it_passes_over_a_count_behind_its_table_by_itself(sqlite_database_url: str, engine: Engine) -> None:
+    """It takes the larger of the two: https://sqlite.org/autoinc.html."""
+    fill(sqlite_database_url, [("u1", moment(1)), ("u2", moment(2))])
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE sqlite_sequence SET seq = 0"))
+        assert guarantees.differences(connection) == []
+    assert fill(sqlite_database_url, [("u3", moment(3))]) == [3]

@@ -7,21 +7,17 @@ a claim of 16 among 60,000 heads took 136 ms, and now takes 0.2.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, TextClause, text
 
-from inbox.db import engine as engines
 from inbox.db.dialect import POSTGRES, Sql, rows_param
 from inbox.db.duplicates import POSTGRES_NOTE
 from inbox.events.timestamps import time_text
 from relay.store import alert_conditions, claim, coverage, duplicates, lanes, leftovers, paused_entities
-from tests.conftest import _administer, _create_database
-from tests.store.conftest import START
+from tests.helpers.explaining import explained
+from tests.helpers.storing import START
 
 pytestmark = pytest.mark.long
 
@@ -40,33 +36,20 @@ SUCCESSES = rows_param(
     {"route": "crm", "lane": f"USER|u{n}", "at": "2026-01-02 00:00:00.000000Z", "seq": 10 * ROWS} for n in SOME
 )
 FROM_THE_FIRST = rows_param([{"route": "crm", "lane": ""}])
+PAUSED = rows_param([{"source": "trivore", "type": "USER", "id": "u1"}])
+OF_THE_ROUTE = {"now": None, "route": "crm", "begin": "2026-01-01 00:00:00.000000Z"}
 DUE = "due_at = '2026-01-01 00:00:00Z'"
 
 STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
     "claim": (
         claim._claim(SQL),
         f"state = 'ready', {DUE}",
-        {
-            "now": None,
-            "route": "crm",
-            "most": 16,
-            "begin": "2026-01-01 00:00:00.000000Z",
-            "token": 1,
-            "node": "r1",
-            "lease": 15,
-        },
+        {**OF_THE_ROUTE, "most": 16, "token": 1, "node": "r1", "lease": 15},
     ),
     "due heads, and whether they are paused": (
         paused_entities._page(SQL),
         f"state = 'ready', {DUE}",
-        {
-            "now": None,
-            "route": "crm",
-            "begin": "2026-01-01 00:00:00.000000Z",
-            "begin_seq": 0,
-            "page": READ_AT_MOST // 2,
-            "paused": rows_param([{"source": "trivore", "type": "USER", "id": "u1"}]),
-        },
+        {**OF_THE_ROUTE, "begin_seq": 0, "page": READ_AT_MOST // 2, "paused": PAUSED},
     ),
     "heads": (lanes._heads(SQL), f"state = 'ready', {DUE}", {"lanes": LANES}),
     "any dead on a route": (alert_conditions._ANY_DEAD, "state = 'waiting'", {"route": "crm"}),
@@ -82,37 +65,30 @@ STATEMENTS: dict[str, tuple[TextClause, str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def surprised(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
+def surprised(module_engine: Engine) -> Engine:
     """A database whose statistics say that everything is received."""
-    name = f"inbox_relay_stale_{os.getpid()}"
-    engine = engines.connect(_create_database(postgres_url, name, template=postgres_template), application="tests")
+    return filled(module_engine, "open_delivery", FILL)
+
+
+def filled(engine: Engine, table: str, *statements: str) -> Engine:
+    """Fill the table, and let the statistics stay as they are then."""
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE open_delivery SET (autovacuum_enabled = false)"))
-        connection.execute(text(FILL), {"rows": ROWS})
+        connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = false)"))
+        for statement in statements:
+            connection.execute(text(statement), {"rows": ROWS})
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE open_delivery"))
-    yield engine
-    engine.dispose()
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+        connection.execute(text(f"VACUUM ANALYZE {table}, inbox"))
+    return engine
 
 
 def most_read(connection: Connection, statement: TextClause, parameters: dict[str, Any]) -> int:
     """The most rows that any node of the plan has read, those it left out included."""
-    explained = f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement.text}"
-    (told,) = connection.execute(text(explained), parameters).one()
-    plan = (json.loads(told) if isinstance(told, str) else told)[0]["Plan"]
-    return max(_read(node) for node in _nodes(plan))
+    return max(map(_read, explained(connection, statement.text, parameters, "ANALYZE, TIMING OFF, ")))
 
 
 def _read(node: dict[str, Any]) -> int:
     left_out = sum(value for key, value in node.items() if key.startswith("Rows Removed by"))
     return int((node["Actual Rows"] + left_out) * node["Actual Loops"])
-
-
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from _nodes(child)
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
@@ -172,19 +148,9 @@ OF_REPEATS: dict[str, tuple[TextClause, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def hammered(postgres_url: str, postgres_template: str) -> Iterator[Engine]:
+def hammered(module_engine: Engine) -> Engine:
     """A database whose statistics say that all repeats are of one event, and handled."""
-    name = f"inbox_relay_hammered_{os.getpid()}"
-    engine = engines.connect(_create_database(postgres_url, name, template=postgres_template), application="tests")
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE duplicate_request SET (autovacuum_enabled = false)"))
-        connection.execute(text(EVENTS), {"rows": ROWS})
-        connection.execute(text(REPEATS), {"rows": ROWS})
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE duplicate_request, inbox"))
-    yield engine
-    engine.dispose()
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    return filled(module_engine, "duplicate_request", EVENTS, REPEATS)
 
 
 @pytest.mark.parametrize("name", OF_REPEATS)

@@ -30,8 +30,9 @@ from tests.destinations.scripted import serving
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.reading import count
+from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import config_text
-from tests.store.conftest import START, FakeClock, Steps, an_event
 
 HOURLY = sweeps.Turn("trivore", "USER", "r1", every=3600, again=300, lease=60)
 OTHERS = sweeps.Turn("trivore", "USER", "r2", every=3600, again=300, lease=60)

@@ -16,14 +16,15 @@ from relay.daemon import gauges
 from relay.daemon.gauges import Backlog
 from relay.delivery import facts
 from relay.delivery.gates import Breaker, BreakerState, Gates
-from relay.delivery.outcome import Delivered, Delivery, Failed
+from relay.delivery.outcome import Delivery
 from relay.observe import Observer
 from relay.store.database import Database
 from relay.store.reap import reap
 from relay.store.record import Recorded
 from relay.store.sweeps import Swept
+from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps
+from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import a_config
-from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
 
 CRM = ("destination", "crm")
 
@@ -58,7 +59,7 @@ def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_
     observer = Observer(told, clock)
     steps.arrive(an_event(1))
     delivery = steps.claim()
-    clock.advance(30)
+    steps.advance(30)
     of_this: dict[facts.AnyFact, str] = {
         facts.AttemptFailed(error_class="server_error", error="503", due_at=START): "server_error",
         facts.Dead(cause="exhausted", error="503"): "exhausted",
@@ -75,17 +76,17 @@ def test_attempts_are_told_by_what_they_came_to_and_deliveries_by_how_long_they_
 
 
 def test_every_fact_that_is_committed_is_told_whoever_wrote_it_and_none_that_is_rolled_back(
-    steps: Steps, database: Database, clock: FakeClock
+    steps: Steps, database: Database
 ) -> None:
     told = Told()
     observer = Observer(told)
     database.on_facts = observer.appended
     steps.arrive(an_event(1, routes=["latest"]), an_event(2, routes=["latest"]), an_event(3))
-    steps.attempt(Failed((), "server_error", "forward: 503"))
+    steps.attempt(UNWELL)
     steps.claim("latest")
-    clock.advance(60)
+    steps.advance(60)
     observer.reaped(reap(database, POLICIES, "r2"))
-    steps.attempt(Delivered((), "forwarded"), "latest")
+    steps.attempt(DONE, "latest")
 
     logged: dict[tuple[str, ...], float] = {}
     for row in steps.rows("SELECT route, kind FROM delivery_log"):
@@ -124,7 +125,7 @@ def test_the_gauges_of_what_is_open_are_those_of_the_view_and_go_back_to_zero(
     assert oldest["idle",] == 0
 
     for _ in range(3):
-        steps.attempt(Delivered((), "forwarded"))
+        steps.attempt(DONE)
     backlog.publish()
     assert set(of(told, metrics.OPEN).values()) == {0}
     assert of(told, metrics.OLDEST)["strict",] == 0

@@ -6,25 +6,9 @@ import json
 
 import pytest
 
-from tests.store.conftest import Steps
-from tests.store.verifying import Planter, differences, findings, lived_in, mend, plant
-
-__all__ = ["lived_in", "plant"]  # fixtures
-
-
-def a_fact(kind: str, seq: int, route: str = "strict", attempt: int = 1, **detail: object) -> str:
-    return (
-        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
-        f" VALUES ('2026-01-01 00:00:00.000000Z', {seq}, '{route}', '{kind}', {attempt}, '{json.dumps(detail)}')"
-    )
-
-
-def a_row(seq: int, route: str = "strict", lane: str = "USER|u1") -> str:
-    return (
-        "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
-        f" VALUES ({seq}, '{route}', '{lane}', '2026-01-01 00:00:00.000000Z', 'received')"
-    )
-
+from tests.helpers.relaying import Steps
+from tests.helpers.storing import a_fact, a_row
+from tests.store.verifying import Planter, differences, findings, mend
 
 LATER = "2026-01-02 00:00:00.000000Z"
 

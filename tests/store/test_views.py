@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 
 import msgspec
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import insert
 
 from inbox.clock import SystemClock
 from inbox.db.reads import Row
-from inbox.db.schema import delivery_log, open_delivery, relay_command, relay_node
-from relay.delivery.outcome import Delivered, Failed, Skipped
-from relay.store.database import Database
-from relay.store.reap import reap
-from tests.store.conftest import POLICIES, START, FakeClock, Steps, an_event
-
-Receive = Callable[..., list[int | None]]
-DONE = Delivered((), "forwarded")
-BROKEN = Failed((), "server_error", "forward answered 503")
-MAPPING = Failed((), "mapping", "email: no value")
+from inbox.db.schema import relay_command, relay_node
+from relay.delivery.outcome import Delivered, Skipped
+from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.storing import START, a_fact, a_row, an_event
 
 
 def delivery(steps: Steps, seq: int, route: str = "strict") -> Row:
     (row,) = steps.rows("SELECT * FROM delivery WHERE seq = :seq AND route = :route", seq=seq, route=route)
     return row
-
-
-def replayed_elsewhere(database: Database, seq: int, route: str) -> None:
-    """A replay onto a route that the event did not take when it arrived."""
-    with database.engine.begin() as connection:
-        connection.execute(
-            insert(delivery_log).values(
-                at=START, seq=seq, route=route, kind="replayed", attempt=0, detail={"who": "kim", "why": "new route"}
-            )
-        )
 
 
 # --- delivery
@@ -75,10 +58,10 @@ def test_an_event_without_a_route_is_unrouted(steps: Steps) -> None:
     assert row["last_fact"] is None
 
 
-def test_open_states_are_those_of_the_work_table(steps: Steps, receive: Receive) -> None:
+def test_open_states_are_those_of_the_work_table(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
     steps.claim()
-    receive(an_event(4, "u4"))
+    steps.receive(an_event(4, "u4"))
 
     assert [row["state"] for row in steps.rows("SELECT state FROM delivery ORDER BY seq")] == [
         "in_flight",
@@ -93,12 +76,10 @@ def test_open_states_are_those_of_the_work_table(steps: Steps, receive: Receive)
 @pytest.mark.parametrize(
     ("outcome", "state"), [(DONE, "delivered"), (Skipped((), "gone and the route skips"), "skipped")]
 )
-def test_an_ended_delivery_is_what_its_last_fact_says(
-    steps: Steps, clock: FakeClock, outcome: Delivered | Skipped, state: str
-) -> None:
+def test_an_ended_delivery_is_what_its_last_fact_says(steps: Steps, outcome: Delivered | Skipped, state: str) -> None:
     steps.arrive(an_event(1))
-    steps.attempt(BROKEN)
-    clock.advance(6)
+    steps.attempt(UNWELL)
+    steps.advance(6)
     steps.attempt(outcome)
 
     row = delivery(steps, 1)
@@ -107,22 +88,22 @@ def test_an_ended_delivery_is_what_its_last_fact_says(
     assert (row["due_at"], row["lane"], row["relay_node"]) == (None, None, None)
 
 
-def test_the_last_error_stays_after_a_success(steps: Steps, clock: FakeClock) -> None:
+def test_the_last_error_stays_after_a_success(steps: Steps) -> None:
     steps.arrive(an_event(1))
     assert delivery(steps, 1)["last_error"] is None
-    steps.attempt(BROKEN)
+    steps.attempt(UNWELL)
     assert delivery(steps, 1)["last_error"] == "forward answered 503"
     assert (delivery(steps, 1)["state"], delivery(steps, 1)["attempts"]) == ("ready", 1)
-    clock.advance(6)
+    steps.advance(6)
     steps.attempt(DONE)
     assert delivery(steps, 1)["last_error"] == "forward answered 503"
 
 
-def test_an_attempt_whose_end_is_unknown_counts(steps: Steps, clock: FakeClock) -> None:
+def test_an_attempt_whose_end_is_unknown_counts(steps: Steps) -> None:
     steps.arrive(an_event(1))
     steps.claim()
-    clock.advance(16)
-    reap(steps.database, POLICIES, "r2")
+    steps.advance(16)
+    steps.reap("r2")
     row = delivery(steps, 1)
     assert (row["state"], row["attempts"], row["last_fact"]) == ("ready", 1, "abandoned")
 
@@ -135,25 +116,11 @@ def test_a_superseded_delivery_names_the_one_that_stands_for_it(steps: Steps) ->
     ] == [(1, "superseded", 2), (2, "ready", None), (3, "superseded", 2)]
 
 
-def test_a_dead_and_a_blocked_delivery_show_as_such(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["strict", "blocking"]))
-    steps.attempt(MAPPING, "strict")
-    steps.attempt(MAPPING, "blocking")
-    for route, state in (("strict", "dead"), ("blocking", "blocked")):
-        row = delivery(steps, 1, route)
-        assert (row["state"], row["last_fact"], row["last_error"]) == (state, "dead", "email: no value")
-
-
 def test_a_route_that_an_event_takes_only_by_replay_shows_once(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2", routes=[]))
-    for seq in (1, 2):
-        replayed_elsewhere(steps.database, seq, "late")
-        replayed_elsewhere(steps.database, seq, "late")
-    replayed_elsewhere(steps.database, 1, "strict")
-    with steps.database.engine.begin() as connection:
-        connection.execute(
-            insert(open_delivery).values(seq=2, route="late", lane="USER|u2", occurred_at=START, state="waiting", run=2)
-        )
+    for seq, route in ((1, "late"), (1, "late"), (2, "late"), (2, "late"), (1, "strict")):
+        steps.do(a_fact("replayed", seq, route, 0, who="kim", why="new route"))
+    steps.do(a_row(2, "late", "USER|u2", "waiting"))
 
     rows = steps.rows("SELECT seq, route, state FROM delivery ORDER BY seq, route")
     assert [tuple(row.values()) for row in rows] == [
@@ -165,19 +132,18 @@ def test_a_route_that_an_event_takes_only_by_replay_shows_once(steps: Steps) -> 
 
 def test_each_route_of_an_event_has_its_own_facts(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["strict", "latest"]))
-    steps.attempt(BROKEN, "latest")
+    steps.attempt(UNWELL, "latest")
     steps.attempt(DONE, "strict")
     assert (delivery(steps, 1)["state"], delivery(steps, 1)["last_error"]) == ("delivered", None)
     assert delivery(steps, 1, "latest")["last_fact"] == "attempt_failed"
 
 
-def test_pruned_attempts_leave_the_end_in_sight(steps: Steps, clock: FakeClock) -> None:
+def test_pruned_attempts_leave_the_end_in_sight(steps: Steps) -> None:
     steps.arrive(an_event(1))
-    steps.attempt(BROKEN)
-    clock.advance(6)
+    steps.attempt(UNWELL)
+    steps.advance(6)
     steps.attempt(DONE)
-    with steps.database.engine.begin() as connection:
-        connection.execute(text("DELETE FROM delivery_log WHERE kind = 'attempt_failed'"))
+    steps.do("DELETE FROM delivery_log WHERE kind = 'attempt_failed'")
     row = delivery(steps, 1)
     assert (row["state"], row["attempts"], row["last_error"]) == ("delivered", 2, None)
 
@@ -185,31 +151,18 @@ def test_pruned_attempts_leave_the_end_in_sight(steps: Steps, clock: FakeClock) 
 # --- dead_letter
 
 
-def test_a_dead_letter_tells_cause_error_and_when_it_died(steps: Steps, clock: FakeClock) -> None:
-    steps.arrive(an_event(1), an_event(2))
-    clock.advance(60)
-    steps.attempt(MAPPING)
+@pytest.mark.parametrize(("route", "state"), [("strict", "dead"), ("blocking", "blocked")])
+def test_a_dead_letter_tells_cause_error_and_when_it_died(steps: Steps, route: str, state: str) -> None:
+    steps.arrive(an_event(1, routes=[route]), an_event(2, routes=[route]))
+    steps.advance(60)
+    steps.attempt(HOPELESS, route)
 
     (row,) = steps.rows("SELECT * FROM dead_letter")
-    assert (row["seq"], row["route"], row["lane"], row["state"]) == (1, "strict", "USER|u1", "dead")
+    assert (row["seq"], row["route"], row["lane"], row["state"]) == (1, route, "USER|u1", state)
     assert (row["cause"], row["error"], row["attempts"]) == ("mapping", "email: no value", 1)
     assert row["died_at"] == START + timedelta(seconds=60)
-
-
-def test_a_blocked_delivery_is_a_dead_letter_too(steps: Steps) -> None:
-    steps.arrive(an_event(1, routes=["blocking"]))
-    steps.attempt(MAPPING, "blocking")
-    (row,) = steps.rows("SELECT state, cause FROM dead_letter")
-    assert (row["state"], row["cause"]) == ("blocked", "mapping")
-
-
-def test_a_delivery_whose_attempts_are_exhausted_says_so(steps: Steps, clock: FakeClock) -> None:
-    steps.arrive(an_event(1))
-    for _ in range(11):
-        steps.attempt(BROKEN)
-        clock.advance(100_000)
-    (row,) = steps.rows("SELECT * FROM dead_letter")
-    assert (row["cause"], row["error"], row["attempts"]) == ("exhausted", "forward answered 503", 11)
+    shown = delivery(steps, 1, route)
+    assert (shown["state"], shown["last_fact"], shown["last_error"]) == (state, "dead", "email: no value")
 
 
 def test_what_is_open_or_ended_is_no_dead_letter(steps: Steps) -> None:
@@ -221,14 +174,14 @@ def test_what_is_open_or_ended_is_no_dead_letter(steps: Steps) -> None:
 # --- backlog
 
 
-def test_the_backlog_counts_each_route_by_state(steps: Steps, receive: Receive) -> None:
+def test_the_backlog_counts_each_route_by_state(steps: Steps) -> None:
     assert steps.rows("SELECT * FROM backlog") == []
     steps.arrive(an_event(1), an_event(2), an_event(3, "u3"), an_event(4, "u4"))
     steps.claim()
-    steps.attempt(MAPPING)
+    steps.attempt(HOPELESS)
     steps.arrive(an_event(5, routes=["blocking"]))
-    steps.attempt(MAPPING, "blocking")
-    receive(an_event(6), an_event(7, routes=[]))
+    steps.attempt(HOPELESS, "blocking")
+    steps.receive(an_event(6), an_event(7, routes=[]))
 
     counts = "route, open, received, waiting, ready, in_flight, blocked, dead"
     rows = steps.rows(f"SELECT {counts} FROM backlog ORDER BY route")
@@ -244,7 +197,7 @@ def test_the_oldest_age_is_that_of_what_is_not_dead(steps: Steps) -> None:
     steps.arrive(first, second)
     assert steps.rows("SELECT oldest_received_at FROM backlog")[0]["oldest_received_at"] == first.received_at
 
-    steps.attempt(MAPPING)
+    steps.attempt(HOPELESS)
     (row,) = steps.rows("SELECT oldest_received_at, oldest_age_seconds FROM backlog")
     assert row["oldest_received_at"] == second.received_at
     assert 600 <= row["oldest_age_seconds"] < 660
@@ -252,7 +205,7 @@ def test_the_oldest_age_is_that_of_what_is_not_dead(steps: Steps) -> None:
 
 def test_a_route_with_dead_letters_alone_has_no_age(steps: Steps) -> None:
     steps.arrive(an_event(1))
-    steps.attempt(MAPPING)
+    steps.attempt(HOPELESS)
     (row,) = steps.rows("SELECT * FROM backlog")
     assert (row["open"], row["dead"], row["oldest_received_at"], row["oldest_age_seconds"]) == (1, 1, None, None)
 
@@ -268,7 +221,7 @@ def stuck(steps: Steps) -> list[tuple[int | None, str, str]]:
 
 def test_a_blocked_lane_is_stuck_until_a_person_says_how_it_goes_on(steps: Steps) -> None:
     steps.arrive(an_event(1, routes=["blocking"]))
-    steps.attempt(MAPPING, "blocking")
+    steps.attempt(HOPELESS, "blocking")
     assert stuck(steps) == [(1, "blocked", "it is dead and blocks its lane: relay replay, unblock or cancel")]
 
 

@@ -11,23 +11,22 @@ from relay.delivery import facts
 from relay.delivery.lifecycle import append
 from relay.delivery.ordering import settle
 from relay.delivery.outcome import Delivered, Failed, Unchanged
-from relay.store.audit.verify import verify
 from relay.store.database import ROW, as_open_delivery
-from tests.store.conftest import FakeClock, Steps, an_event
-from tests.store.test_replay import CONFIG
+from tests.helpers.relaying import HOPELESS, Steps
+from tests.helpers.storing import an_event
+from tests.store.verifying import differences
 
 STALE = Failed((), "stale", "fetch: last changed before the event")
 BROKEN = Failed((), "server_error", "fetch: answered 503")
-HOPELESS = Failed((), "mapping", "email: no value")
 
 
-def test_how_often_what_was_fetched_was_older_than_the_event(steps: Steps, clock: FakeClock) -> None:
+def test_how_often_what_was_fetched_was_older_than_the_event(steps: Steps) -> None:
     steps.arrive(an_event(1))
     known = []
     for outcome in (STALE, BROKEN, STALE, STALE):
         claimed = steps.attempt(outcome)
         known.append((claimed.stale_before, claimed.attempt))
-        clock.advance(600)
+        steps.advance(600)
     assert known == [(0, 1), (1, 1), (1, 2), (2, 2)]
     steps.facts_agree()
 
@@ -46,17 +45,17 @@ def taken_up_again(steps: Steps, by: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["replayed", "rearmed", "corrected"])
-def test_what_an_earlier_run_fetched_is_not_counted_in_the_next(steps: Steps, clock: FakeClock, by: str) -> None:
+def test_what_an_earlier_run_fetched_is_not_counted_in_the_next(steps: Steps, by: str) -> None:
     """A new run waits again for a replica that is behind."""
     steps.arrive(an_event(1))
     for outcome in (STALE, STALE, HOPELESS):
         steps.attempt(outcome)
-        clock.advance(600)
+        steps.advance(600)
     taken_up_again(steps, by)
     known = []
     for _ in range(3):
         known.append(steps.attempt(STALE).stale_before)
-        clock.advance(600)
+        steps.advance(600)
     assert known == [0, 1, 2]
 
 
@@ -75,12 +74,11 @@ def test_one_that_had_nothing_to_send_has_ended_and_stands_for_the_dead_before_i
     assert sorted(steps.kinds()) == [(1, "dead"), (1, "superseded"), (2, "unchanged")]
     (row,) = steps.rows("SELECT state, attempts FROM delivery WHERE seq = 2")
     assert row == {"state": "unchanged", "attempts": 1}
-    assert not [found for checked in verify(steps.database, CONFIG) for found in checked.differences]
+    assert differences(steps.database) == []
 
 
 def test_a_head_whose_attempts_are_counted_as_far_as_the_column_goes_stops_no_other(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2, "u2"))
-    with steps.database.write() as transaction:
-        transaction.execute(text("UPDATE open_delivery SET attempt = 2147483647 WHERE seq = 1"))
+    steps.do("UPDATE open_delivery SET attempt = 2147483647 WHERE seq = 1")
     claimed = [steps.claim(), steps.claim()]
     assert [(delivery.seq, delivery.attempt) for delivery in claimed] == [(1, 2147483647), (2, 1)]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from tests.helpers.storing import an_event
 from tests.proofs.interleavings.stage import Stage
-from tests.store.conftest import an_event
 
 
 def arrivals(stage: Stage) -> None:

@@ -20,13 +20,13 @@ from relay.store.database import _LOCK
 from relay.store.leases import LEASE_SECONDS
 from tests.helpers.all_orders import all_orders
 from tests.helpers.stepping import COMMIT, Stepped, Stepper
+from tests.helpers.storing import START
 from tests.proofs.model.actors import Ledger, Relay
 from tests.proofs.model.history import History
 from tests.proofs.model.operations import Operation, Operations
 from tests.proofs.model.outcomes import HOPELESS, REJECTED, SUCCEEDED
 from tests.proofs.model.snapshot import Snapshot
 from tests.proofs.model.world import NOTHING, World
-from tests.store.conftest import START
 
 _PUT_BACK = ("inbox", "open_delivery", "delivery_log", "lane")
 """Tables that are written in an order."""

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from tests.helpers.echoing import spelled
-from tests.helpers.planting import Planted, all_text
+from tests.helpers.planted_secrets import Planted, all_text
 
 
 @pytest.mark.parametrize("number", range(11))

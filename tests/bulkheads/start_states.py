@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
-from sqlalchemy import Engine, insert, text, update
+from sqlalchemy import Connection, Engine, Table, insert, text, update
 
 from inbox.clock import SystemClock
 from inbox.db.schema import alert, delivery_log, duplicate_request, open_delivery
@@ -30,7 +30,7 @@ ONE = 58
 """The seq, or the id, of the bad item."""
 
 
-class Scene(msgspec.Struct):
+class StartState(msgspec.Struct):
     """Stored state before the relay runs, and the checks on it afterwards."""
 
     bad: dict[str, Any]
@@ -48,11 +48,11 @@ def _filled(database_url: str) -> None:
     assert fill(database_url, [(f"u{n}", moment(n)) for n in range(ITEMS)]) == list(range(1, ITEMS + 1))
 
 
-def _deliveries(engine: Engine, downstream: Downstream, cause: str, calls: int = ITEMS - 1) -> Scene:
+def _deliveries(engine: Engine, downstream: Downstream, cause: str, calls: int = ITEMS - 1) -> StartState:
     """The ninety-nine are delivered, and the one is dead."""
     why = "dead_letter WHERE seq = :seq AND cause = :cause AND error <> ''"
-    return Scene(
-        bad={"seq": ONE},
+    return StartState(
+        bad={"item": {"seq": ONE}},
         running=lambda: running(engine, downstream),
         done=lambda: count(engine, "delivery_log WHERE kind = 'delivered'"),
         seen=lambda: count(engine, why, seq=ONE, cause=cause),
@@ -60,24 +60,24 @@ def _deliveries(engine: Engine, downstream: Downstream, cause: str, calls: int =
     )
 
 
-def sequence(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
-    """A hundred that have arrived."""
+def _add(connection: Connection, table: Table, **values: object) -> None:
+    """Add a row for each event."""
+    connection.execute(insert(table), [{"seq": seq, **values} for seq in range(1, ITEMS + 1)])
+
+
+def sequence(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
+    """A hundred that have arrived. A claim begins with them too: then the one can be ordered, and not loaded."""
     _filled(database_url)
     return _deliveries(engine, downstream, "unprocessable")
 
 
-def claim(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
-    """The same: the one can be ordered, and not loaded."""
-    return sequence(database_url, engine, downstream)
-
-
-def record(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+def record(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """The same: each is called, and the outcome of the one can't be recorded."""
     _filled(database_url)
     return _deliveries(engine, downstream, "unrecordable", calls=ITEMS)
 
 
-def reap(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+def reap(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred that a relay had in flight when it died."""
     _filled(database_url)
     with engine.begin() as connection:
@@ -89,80 +89,62 @@ UPDATE open_delivery SET state = 'in_flight', attempt = 1, lease_until = '2020-0
     return _deliveries(engine, downstream, "unprocessable")
 
 
-def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+def judge_duplicates(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred events that came again after they had been delivered, on a route that makes the other side look alike."""
     _filled(database_url)
     now = SystemClock().now()
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM open_delivery"))
-        connection.execute(
-            insert(delivery_log),
-            [
-                {"at": now, "seq": seq, "route": ROUTE, "kind": "delivered", "attempt": 1, "detail": {"did": "updated"}}
-                for seq in range(1, ITEMS + 1)
-            ],
-        )
-        connection.execute(
-            insert(duplicate_request),
-            [
-                {"seq": seq, "received_at": now, "last_received_at": now, "body_sha256": b""}
-                for seq in range(1, ITEMS + 1)
-            ],
-        )
-    scene = _deliveries(engine, downstream, "")
-    scene.running = lambda: running(engine, downstream, ordering="latest")
-    scene.done = lambda: count(engine, "delivery_log WHERE kind = 'delivered'") - ITEMS
-    scene.seen = lambda: count(
+        _add(connection, delivery_log, at=now, route=ROUTE, kind="delivered", attempt=1, detail={"did": "updated"})
+        _add(connection, duplicate_request, received_at=now, last_received_at=now, body_sha256=b"")
+    start = _deliveries(engine, downstream, "")
+    start.running = lambda: running(engine, downstream, ordering="latest")
+    start.done = lambda: count(engine, "delivery_log WHERE kind = 'delivered'") - ITEMS
+    start.seen = lambda: count(
         engine, f"duplicate_request WHERE seq = {ONE} AND error IS NOT NULL AND handled_at IS NULL"
     )
-    return scene
+    return start
 
 
-def pull_in(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+def pull_in(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred heads that are due in a year, by a clock that was a year ahead."""
     _filled(database_url)
     later = SystemClock().now() + timedelta(days=365)
     with engine.begin() as connection:
         connection.execute(update(open_delivery).values(state="ready", due_at=later))
-    scene = _deliveries(engine, downstream, "")
-    scene.bad = {"seq": ONE, "is_listed": False}
-    scene.seen = lambda: count(engine, f"stuck WHERE seq = {ONE}") == 1
-    return scene
+    start = _deliveries(engine, downstream, "")
+    start.bad = {"item": {"seq": ONE}, "is_listed": False}
+    start.seen = lambda: count(engine, f"stuck WHERE seq = {ONE}") == 1
+    return start
 
 
-def work_off(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+def work_off(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred lanes in which two wait and none may go, as after a change of the route's ordering."""
     _filled(database_url)
     fill(database_url, [(f"u{n}", moment(ITEMS + n)) for n in range(ITEMS)])
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'waiting'"))
-    scene = _deliveries(engine, downstream, "")
-    scene.bad = {"lane": f"USER|u{ONE}", "is_listed": False}
-    scene.running = lambda: running(engine, downstream, ordering="latest")
-    scene.seen = lambda: count(engine, "stuck WHERE lane = :lane", lane=f"USER|u{ONE}") == 2
-    return scene
+    start = _deliveries(engine, downstream, "")
+    start.bad = {"item": {"lane": f"USER|u{ONE}"}, "is_listed": False}
+    start.running = lambda: running(engine, downstream, ordering="latest")
+    start.seen = lambda: count(engine, "stuck WHERE lane = :lane", lane=f"USER|u{ONE}") == 2
+    return start
 
 
-def command(database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+def command(database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred dead letters that an operator wants replayed."""
     _filled(database_url)
     now = SystemClock().now()
     dead = {"cause": "mapping", "error": "no value", "counted": False}
     with engine.begin() as connection:
         connection.execute(text("UPDATE open_delivery SET state = 'dead'"))
-        connection.execute(
-            insert(delivery_log),
-            [
-                {"at": now, "seq": seq, "route": ROUTE, "kind": "dead", "attempt": 0, "detail": dead}
-                for seq in range(1, ITEMS + 1)
-            ],
-        )
+        _add(connection, delivery_log, at=now, route=ROUTE, kind="dead", attempt=0, detail=dead)
     commands.ask(Database(engine), "replay", Selection(route=ROUTE), who="kim", why="mended")
-    scene = _deliveries(engine, downstream, "mapping")
-    scene.seen = lambda: count(
+    start = _deliveries(engine, downstream, "mapping")
+    start.seen = lambda: count(
         engine, f"relay_command WHERE failed = 1 AND error LIKE '%seq={ONE}%' AND state = 'done'"
     )
-    return scene
+    return start
 
 
 def _alerts(engine: Engine, **values: object) -> None:
@@ -184,53 +166,52 @@ def _alerts(engine: Engine, **values: object) -> None:
         )
 
 
-def log_alerts(_database_url: str, engine: Engine, downstream: Downstream) -> Scene:
-    """A hundred alerts that no relay has logged yet."""
-    _alerts(engine)
-    return Scene(
-        bad={"number": ONE},
+def _alerted(engine: Engine, downstream: Downstream, column: str) -> StartState:
+    return StartState(
+        bad={"item": {"id": ONE}},
         running=lambda: running(engine, downstream),
-        done=lambda: count(engine, f"alert WHERE told_at IS NOT NULL AND error IS NULL AND id <= {ITEMS}"),
+        done=lambda: count(engine, f"alert WHERE {column} IS NOT NULL AND error IS NULL AND id <= {ITEMS}"),
         seen=lambda: count(engine, f"alert WHERE error IS NOT NULL AND is_unsendable AND id = {ONE}"),
         calls=0,
     )
 
 
-def send_alerts(_database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+def log_alerts(_database_url: str, engine: Engine, downstream: Downstream) -> StartState:
+    """A hundred alerts that no relay has logged yet."""
+    _alerts(engine)
+    return _alerted(engine, downstream, "told_at")
+
+
+def send_alerts(_database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred alerts that are to be posted."""
     _alerts(engine, told_at=SystemClock().now())
 
     @contextlib.contextmanager
     def posting() -> Iterator[Relay]:
-        with scripted(answer(200)) as chat:
-            table = f'[alerts]\nurl = "{chat.url}"\nallow_private = true\nallow_http = true\n'
-            with running(engine, downstream, more=table) as relay:
-                yield relay
+        with (
+            scripted(answer(200)) as chat,
+            running(engine, downstream, more=POSTED.replace("http://127.0.0.1:9/", chat.url)) as relay,
+        ):
+            yield relay
 
-    return Scene(
-        bad={"number": ONE},
-        running=posting,
-        done=lambda: count(engine, f"alert WHERE sent_at IS NOT NULL AND id <= {ITEMS}"),
-        seen=lambda: count(engine, f"alert WHERE error IS NOT NULL AND is_unsendable AND id = {ONE}"),
-        calls=0,
-    )
+    start = _alerted(engine, downstream, "sent_at")
+    start.running = posting
+    return start
 
 
-def look_at_conditions(_database_url: str, engine: Engine, downstream: Downstream) -> Scene:
+def look_at_conditions(_database_url: str, engine: Engine, downstream: Downstream) -> StartState:
     """A hundred routes whose last dead letter is gone."""
     _alerts(engine, told_at=SystemClock().now())
-    return Scene(
-        bad={"text": f"r{ONE}"},
-        running=lambda: running(engine, downstream),
-        done=lambda: count(engine, "alert WHERE kind = 'delivery_dead' AND NOT firing"),
-        seen=lambda: True,  # the log and the metric: the alert stands as it was
-        calls=0,
-    )
+    start = _alerted(engine, downstream, "")
+    start.bad = {"text": f"r{ONE}"}
+    start.done = lambda: count(engine, "alert WHERE kind = 'delivery_dead' AND NOT firing")
+    start.seen = lambda: True  # the log and the metric: the alert stands as it was
+    return start
 
 
-ITEM_SCENES: dict[Step, Callable[[str, Engine, Downstream], Scene]] = {
+START_STATES: dict[Step, Callable[[str, Engine, Downstream], StartState]] = {
     "sequence": sequence,
-    "claim": claim,
+    "claim": sequence,
     "record": record,
     "reap": reap,
     "judge_duplicates": judge_duplicates,
@@ -255,11 +236,7 @@ def _holds_a_lease(_engine: Engine, relay: Relay) -> None:
     relay._leases.granted([(1, ROUTE, 1)], relay._leases.began_asking())
 
 
-def _nothing(_engine: Engine, _relay: Relay) -> None:
-    """It does something anyway."""
-
-
-PROVOKE: dict[Step, Callable[[Engine, Relay], None]] = dict.fromkeys(get_args(Step), _nothing) | {
+PROVOKE: dict[Step, Callable[[Engine, Relay], None]] = {
     "give_back": _has_something_unused,
     "commands": _asks,
     "renew": _holds_a_lease,

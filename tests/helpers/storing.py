@@ -1,0 +1,104 @@
+"""Events to store, and the receiver's statements that store them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from sqlalchemy import Engine, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from inbox.db import engine as engines
+from inbox.db.dialect import Sql
+from inbox.db.intake import STORES, IntakeStore, Rejected
+from inbox.events.event import Enrolment, Event
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+T = TypeVar("T")
+
+
+def an_event(
+    number: int, entity: str = "u1", *, second: int | None = None, routes: Sequence[str] = ("strict",)
+) -> Event:
+    """The event of this number, which happened in second `second` (its number, unless told otherwise)."""
+    body = b'{"n": %d}' % number
+    return Event(
+        source="trivore",
+        dedup_key=f"{number:08d}|{entity}",
+        entity_type="USER",
+        entity_id=entity,
+        event_type="UPDATE",
+        action="update",
+        event_id=None,
+        occurred_at=START + timedelta(seconds=number if second is None else second),
+        received_at=START,
+        enrolments=tuple(Enrolment(route, f"USER|{entity}") for route in routes),
+        headers={"content-type": "application/json"},
+        content_type="application/json",
+        body=body,
+        body_sha256=hashlib.sha256(body).digest(),
+    )
+
+
+class Intake:
+    """The receiver's statements on a database, one call at a time, each on a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def append(self, *events: Event) -> list[int | None]:
+        """Store events; gives their seqs, None for a key that was there."""
+        return self._run(lambda store, connection: store.append(connection, events))
+
+    def repeat(self, *events: Event) -> list[int | None]:
+        """Note requests whose keys are there; gives the seqs of their events, None for a key that is not there."""
+        return self._run(lambda store, connection: store.note_duplicates(connection, events))
+
+    def reject(self, *rows: Rejected) -> None:
+        """Keep rejected requests."""
+        self._run(lambda store, connection: store.reject(connection, rows))
+
+    def probe(self, now: datetime) -> None:
+        """Write as a probe does."""
+        self._run(lambda store, connection: store.probe(connection, now))
+
+    def _run(self, call: Callable[[IntakeStore, AsyncConnection], Awaitable[T]]) -> T:
+        async def _call() -> T:
+            engine = engines.connect_async(self._url, application="tests")
+            try:
+                async with engine.connect() as connection:
+                    return await call(STORES[engine.dialect.name](), connection)
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(_call())
+
+
+def a_fact(kind: str, seq: int = 1, route: str = "strict", attempt: int = 1, **detail: object) -> str:
+    """A statement that adds a fact, as a hand may."""
+    return (
+        "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+        f" VALUES ('2026-01-01 00:00:00.000000Z', {seq}, '{route}', '{kind}', {attempt}, '{json.dumps(detail)}')"
+    )
+
+
+def a_row(seq: int, route: str = "strict", lane: str = "USER|u1", state: str = "received") -> str:
+    """A statement that adds an open delivery, as a hand may."""
+    return (
+        "INSERT INTO open_delivery (seq, route, lane, occurred_at, state)"
+        f" VALUES ({seq}, '{route}', '{lane}', '2026-01-01 00:00:00.000000Z', '{state}')"
+    )
+
+
+def drop_checks(engine: Engine, table: str, *columns: str) -> None:
+    """Let the table take any value of these columns, as one of a newer version may. On SQLite every check is off then."""
+    with engine.begin() as connection:
+        if Sql(engine.dialect.name).is_postgres:
+            for column in columns:
+                connection.execute(text(f"ALTER TABLE {table} DROP CONSTRAINT ck_{table}_{column}"))
+        else:
+            connection.execute(text("PRAGMA ignore_check_constraints = ON"))
