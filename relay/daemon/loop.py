@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from importlib.metadata import version
 
 from inbox.clock import Clock, SystemClock
@@ -183,15 +182,12 @@ class Relay:
             case _:
                 pass  # a stop: the loop sees it by itself
 
-    def _give_back(self, *, unsettled: bool = False) -> int:
+    def _give_back(self) -> int:
         """Release unused claims. After a failure all are still there, and repeating it is harmless."""
         if not self._to_give_back:
             return 0
-        if unsettled:
-            returned = leases.give_back_unsettled(self._database, self._to_give_back)
-        else:
-            policies = self._generations.active.policies
-            returned = leases.give_back(self._database, policies, self.node, self._to_give_back)
+        policies = self._generations.active.policies
+        returned = leases.give_back(self._database, policies, self.node, self._to_give_back)
         self._leases.forget(self._to_give_back)
         self._to_give_back = []
         self._observer.given_back(returned)
@@ -273,8 +269,6 @@ class Relay:
             self._leases.revoke()
             self._observer.cut(self.node, self._generations.in_hand)
         self._finish_within(CUT_SECONDS)
-        # Somebody has had the order lock all the while. The next settle of their lanes comes with what happens there.
-        self._steps.attempt("giving back unsettled", partial(self._give_back, unsettled=True))
         self._generations.close()
         self._sweeper.join(CUT_SECONDS)
 

@@ -85,7 +85,7 @@ def give_back(database: Database, policies: Policies, relay_node: str, claimed: 
             "give_back",
             claimed,
             part=lambda some: _give_back_in_order(database, policies, relay_node, some),
-            alone=lambda one, _: _give_back_unsettled(database, [one]),
+            alone=lambda one, _: _give_back_unsettled(database, one),
             name=lambda one: key_text(one[:2]),
         )
     )
@@ -100,23 +100,9 @@ def _give_back_in_order(database: Database, policies: Policies, relay_node: str,
     return len(returned)
 
 
-def give_back_unsettled(database: Database, claimed: Sequence[Claimed]) -> int:
-    """Return leases as `give_back` does, but without the order lock: no older event goes first."""
-    return sum(
-        in_parts(
-            database,
-            "give_back",
-            claimed,
-            part=lambda some: _give_back_unsettled(database, some),
-            name=lambda one: key_text(one[:2]),
-        )
-    )
-
-
-def _give_back_unsettled(database: Database, claimed: Sequence[Claimed]) -> int:
+def _give_back_unsettled(database: Database, claimed: Claimed) -> int:
     with database.write() as transaction:
-        transaction.hurry()
-        return len(_returned(transaction, claimed))
+        return len(_returned(transaction, [claimed]))
 
 
 def _returned(transaction: Transaction, claimed: Sequence[Claimed]) -> list[Any]:
