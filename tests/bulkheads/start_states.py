@@ -17,12 +17,12 @@ from relay.steps import Step
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
-from tests.destinations.scripted import answer
-from tests.destinations.scripted import serving as scripted
 from tests.helpers.daemon import running
 from tests.helpers.downstream import Downstream
 from tests.helpers.filling import fill
 from tests.helpers.reading import count
+from tests.helpers.scripted import answer
+from tests.helpers.scripted import serving as scripted
 from tests.helpers.webhooks import ROUTE, moment
 
 ITEMS = 100

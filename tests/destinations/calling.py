@@ -15,8 +15,8 @@ from inbox.config.types import Duration
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request
 from relay.http.endpoint import prepare
-from tests.destinations.scripted import Act, ScriptedServer, serving
 from tests.helpers.delivering import context
+from tests.helpers.scripted import Act, ScriptedServer, serving
 
 POST = Request("forward", "POST", {"Content-Type": "application/json"}, body=b"{}")
 GET = Request("fetch", "GET", {}, path="/user/1")

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.destinations.scripted import serving
 from tests.destinations.syncing import World
+from tests.helpers.scripted import serving
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from inbox.config.model import Config
 from inbox.loader.load import parse_config
 from relay.delivery.outcome import Delivery, Outcome
 from relay.destinations import Context
-from tests.destinations.scripted import Act, ScriptedServer, answer
 from tests.helpers.delivering import DELIVERY, LOCAL, NOW, a_delivery, config_text, deliver
+from tests.helpers.scripted import Act, ScriptedServer, answer
 
 SECOND = a_delivery(attempt=2, received_at=NOW - timedelta(seconds=6))
 DELETE = a_delivery(event_type="DELETE", action="delete")

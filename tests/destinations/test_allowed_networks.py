@@ -13,9 +13,9 @@ from relay import destinations
 from relay.daemon.alert_sender import alert_client
 from relay.http.answer import Answer
 from tests.destinations.calling import POST, resolving_to
-from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.helpers.delivering import context
 from tests.helpers.mistakes import mistake
+from tests.helpers.scripted import ScriptedServer, answer, serving
 
 SOURCE = '[sources.s]\npreset = "trivore"\nauth = { kind = "none" }\n'
 ROUTE = '[routes.r]\nsource = "s"\ndestination = "d"\n'

@@ -18,7 +18,8 @@ from inbox.config.types import Duration, Secret
 from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER, Request
 from tests.destinations.calling import POST, Called, client_of, hanging_lookups, resolving_to
-from tests.destinations.scripted import (
+from tests.helpers.delivering import context
+from tests.helpers.scripted import (
     CERTIFICATE,
     Act,
     ScriptedServer,
@@ -36,7 +37,6 @@ from tests.destinations.scripted import (
     serving,
     then_close,
 )
-from tests.helpers.delivering import context
 
 DEADLINE = 0.5
 SLACK = 0.5

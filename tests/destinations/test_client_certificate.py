@@ -9,7 +9,7 @@ import pytest
 
 from inbox.errors import ConfigError
 from tests.destinations.calling import Called, client_of
-from tests.destinations.scripted import CERTIFICATE, answer
+from tests.helpers.scripted import CERTIFICATE, answer
 
 CA = str(CERTIFICATE)
 

@@ -21,8 +21,8 @@ from inbox.sources.signing import Message
 from relay.delivery.outcome import Delivery
 from relay.destinations import Context
 from relay.destinations.forward import signer_of
-from tests.destinations.scripted import ScriptedServer, answer, reset, serving
 from tests.helpers.delivering import LOCAL, a_delivery, build, config_text, deliver, delivered, failed, failure
+from tests.helpers.scripted import ScriptedServer, answer, reset, serving
 
 AT = datetime(2021, 2, 25, 14, 55, 30, tzinfo=UTC)
 BODY = b'{"id": "IDNUMBER1234",  "entityType": "USER"}\n'

@@ -14,8 +14,8 @@ from relay.http import guard
 from relay.http.answer import Answer
 from relay.http.watchdog import CutOffError, RunningCall
 from tests.destinations.calling import GET, client_of, hanging_lookups, resolving_to
-from tests.destinations.scripted import answer, serving
 from tests.helpers.delivering import context
+from tests.helpers.scripted import answer, serving
 
 FORBIDDEN = [
     "0.0.0.0",  # noqa: S104  # nothing is bound to it

@@ -17,7 +17,7 @@ from relay.http.answer import Answer
 from relay.http.client import MAX_ANSWER
 from relay.http.response import LARGEST_HEAD, MOST_FIELDS, MOST_INTERIM
 from tests.destinations.calling import Called
-from tests.destinations.scripted import ScriptedServer, answer, raw, then_close
+from tests.helpers.scripted import ScriptedServer, answer, raw, then_close
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

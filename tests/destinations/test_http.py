@@ -17,7 +17,8 @@ from relay.http import guard
 from relay.http.answer import parse_retry_after
 from relay.http.client import MAX_ANSWER, Request
 from tests.destinations.calling import POST, Called, client_of
-from tests.destinations.scripted import (
+from tests.helpers.delivering import NOW, context
+from tests.helpers.scripted import (
     CERTIFICATE,
     Act,
     ScriptedServer,
@@ -28,7 +29,6 @@ from tests.destinations.scripted import (
     serving,
     then_close,
 )
-from tests.helpers.delivering import NOW, context
 
 
 @pytest.mark.parametrize(

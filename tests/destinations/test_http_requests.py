@@ -18,8 +18,8 @@ from relay.http import connection
 from relay.http.client import Request
 from relay.http.endpoint import header_value
 from tests.destinations.calling import GET, Called, client_of
-from tests.destinations.scripted import answer, closed_port, drip, then_close
 from tests.helpers.delivering import context
+from tests.helpers.scripted import answer, closed_port, drip, then_close
 
 # --- connections
 

@@ -11,9 +11,9 @@ from inbox.config.endpoint import Destination, Downstream
 from relay.delivery.outcome import Delivery, Skipped
 from relay.destinations import KINDS
 from relay.destinations.python import event_of
-from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.destinations.syncing import World
 from tests.helpers.delivering import LOCAL, a_delivery, config_text, deliver, delivered
+from tests.helpers.scripted import ScriptedServer, answer, serving
 
 
 def test_every_table_of_a_destination_has_its_kind() -> None:

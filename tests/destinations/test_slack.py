@@ -14,8 +14,8 @@ from relay.delivery import facts
 from relay.delivery.failure_rules import RULES, Rule
 from relay.delivery.outcome import Outcome
 from relay.delivery.policy import decide, policies
-from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.delivering import LOCAL, NOW, ROUTE, a_delivery, build, config_text, deliver, delivered, failed
+from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 
 EVENT = a_delivery(body=b'{"who": "Ada & <!channel> > all", "n": [1], "t": true}')
 PATH = "/services/T0000/B0000/s3cr3tOfTheHook"

@@ -16,8 +16,8 @@ from relay.daemon.pool import FinishedAttempt, WorkerPool
 from relay.delivery.outcome import Delivered, Delivery, Outcome
 from relay.destinations.base import Context
 from tests.destinations.calling import Called
-from tests.destinations.scripted import answer
 from tests.helpers.delivering import DELIVERY, ROUTE, a_delivery, context
+from tests.helpers.scripted import answer
 
 SUSPENDED = 20.0
 

@@ -10,7 +10,6 @@ import pytest
 
 from relay.delivery.outcome import Delivery, Skipped
 from relay.sync.expressions import digest
-from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import (
     CREATE,
     DELETE,
@@ -28,6 +27,7 @@ from tests.destinations.syncing import (
     changed,
 )
 from tests.helpers.delivering import DELIVERY, NOW, a_delivery, delivered, failed
+from tests.helpers.scripted import Act, answer
 
 # --- the way it should go
 

@@ -13,7 +13,6 @@ from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from relay import destinations
 from relay.delivery.outcome import Delivery, Skipped
-from tests.destinations.scripted import Act, answer, hang, reset
 from tests.destinations.syncing import (
     CREATE,
     DELETE,
@@ -30,6 +29,7 @@ from tests.destinations.syncing import (
     changed,
 )
 from tests.helpers.delivering import DELIVERY, context, deliver, delivered, failed, failure
+from tests.helpers.scripted import Act, answer, hang, reset
 
 # --- policies
 

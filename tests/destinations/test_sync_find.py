@@ -8,9 +8,9 @@ import pytest
 
 from inbox.errors import ConfigError
 from relay.delivery.outcome import Delivery, Skipped
-from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import CREATE, DELETE, FETCH, FETCHED, FIND, FOUND, SECOND, SYNC, UPDATE, World, changed
 from tests.helpers.delivering import delivered, failed, failure
+from tests.helpers.scripted import Act, answer
 
 # --- an answer that nobody expects creates nothing
 

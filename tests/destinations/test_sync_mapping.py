@@ -13,9 +13,9 @@ import pytest
 
 from inbox.errors import ConfigError
 from relay import destinations
-from tests.destinations.scripted import answer, serving
 from tests.destinations.syncing import FETCH, FIND, NONE, USER, World, changed
 from tests.helpers.delivering import delivered, failed
+from tests.helpers.scripted import answer, serving
 
 MAP = 'map = { name = "entity.name", phone = "entity.phone", external_id = "event.entity_id" }'
 RICH = """map.name = "entity.name"

@@ -10,9 +10,9 @@ import pytest
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Unchanged
 from relay.sync.calls import patch_body
-from tests.destinations.scripted import ScriptedServer, answer
 from tests.destinations.syncing import FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, World, changed
 from tests.helpers.delivering import a_delivery, delivered, failed
+from tests.helpers.scripted import ScriptedServer, answer
 
 FIELDS = {"name": "Ada", "phone": None, "tags": ["a"], "a/b~c": 1}
 

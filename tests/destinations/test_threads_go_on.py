@@ -33,8 +33,8 @@ from relay.sweep import scheduler
 from relay.sweep.run import Sweeping
 from relay.sweep.scheduler import Sweeper
 from tests.destinations.calling import POST, Called, client_of
-from tests.destinations.scripted import answer, hang, raw, then_close
 from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
+from tests.helpers.scripted import answer, hang, raw, then_close
 from tests.helpers.waiting import until
 
 SECRET = "s3cr3t-of-somebody"  # it is planted

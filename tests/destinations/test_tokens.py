@@ -16,8 +16,8 @@ from relay.destinations.base import Caller, Clients
 from relay.http import oauth
 from relay.http.answer import EXCERPT_BYTES, Answer
 from relay.http.client import Request
-from tests.destinations.scripted import ScriptedServer, answer, closed_port, hang, serving
 from tests.helpers.delivering import context
+from tests.helpers.scripted import ScriptedServer, answer, closed_port, hang, serving
 
 ASKED = Request("fetch", "GET", {"Accept": "application/json"}, path="/user/1")
 TOKEN, USER = "POST /token", "GET /user/1"

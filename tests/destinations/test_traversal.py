@@ -16,11 +16,11 @@ import pytest
 
 from relay.delivery.outcome import Failed, Outcome
 from relay.destinations import Deliverer
-from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.destinations.syncing import DELETE
 from tests.helpers import debian
 from tests.helpers.delivering import LOCAL, build, config_text, context, failure
 from tests.helpers.processes import free_port
+from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.waiting import until
 
 _NGINX = """

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from inbox.db.migrate import head
-from tests.destinations.scripted import answer, serving
 from tests.docs.pages import PAGES, ROOT, blocks
+from tests.helpers.scripted import answer, serving
 
 pytestmark = pytest.mark.long
 

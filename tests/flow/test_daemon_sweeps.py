@@ -28,13 +28,13 @@ from relay.sweep import pages, scheduler
 from relay.sweep.run import Sweeping
 from relay.sweep.scheduler import Sweeper, scheduled
 from relay.sync.cursor import Listed
-from tests.destinations.scripted import answer
-from tests.destinations.scripted import serving as scripted
 from tests.helpers.daemon import configured, running
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.evidence import open_states
 from tests.helpers.filling import fill
 from tests.helpers.reading import count, rows
+from tests.helpers.scripted import answer
+from tests.helpers.scripted import serving as scripted
 from tests.helpers.waiting import until
 
 OFTEN = 'every = "50ms"\n'

@@ -15,8 +15,8 @@ from inbox.errors import ConfigError
 from inbox.loader.load import parse_config
 from inbox.sources import PRESETS
 from inbox.sources.base import Sample
-from tests.destinations.scripted import answer, serving
 from tests.helpers.receiver import served
+from tests.helpers.scripted import answer, serving
 from tests.sources.presenting import WITH_SAMPLE, a_secret
 
 CUSTOM = """

@@ -13,13 +13,13 @@ import pytest
 from sqlalchemy import Engine
 
 from inbox.db.dialect import as_json
-from tests.destinations.scripted import Act, answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, SYNC, UPDATE, changed
 from tests.helpers.daemon import kinds
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.in_step import Flow, SyncSteps, user
 from tests.helpers.kinds import ON_SQLITE
 from tests.helpers.reading import rows
+from tests.helpers.scripted import Act, answer
 
 pytestmark = ON_SQLITE
 """SQLite alone: answers of either side don't depend on the database, and other tests run the steps on both."""

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import Engine
 
-from tests.destinations.scripted import answer
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, NONE, REMOVE, UPDATE
 from tests.helpers.evidence import facts
 from tests.helpers.in_step import Flow, SyncSteps, in_seconds, user
 from tests.helpers.kinds import ON_SQLITE
+from tests.helpers.scripted import answer
 
 pytestmark = ON_SQLITE
 """SQLite alone: answers of either side don't depend on the database, and other tests run the steps on both."""

@@ -14,11 +14,11 @@ from inbox.clock import SystemClock
 from relay.delivery.gates import Gate
 from relay.store.database import Database
 from relay.store.operator import commands
-from tests.destinations.scripted import Act, answer, closed_port
 from tests.destinations.syncing import FETCH, FIND, UPDATE
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.in_step import BASIC, Flow, flowing, relaying, user
 from tests.helpers.reading import Row, rows
+from tests.helpers.scripted import Act, answer, closed_port
 from tests.helpers.waiting import until
 
 TOKEN_CALL = "POST /token"

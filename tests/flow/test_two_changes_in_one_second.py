@@ -15,12 +15,12 @@ from sqlalchemy import Engine
 
 from inbox.clock import SystemClock
 from relay.daemon.loop import Relay
-from tests.destinations.scripted import Act, ScriptedServer, answer
 from tests.destinations.syncing import FETCH, FIND, UPDATE
 from tests.helpers.daemon import kinds
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.in_step import Flow, in_seconds, relaying, user
 from tests.helpers.reading import count
+from tests.helpers.scripted import Act, ScriptedServer, answer
 from tests.helpers.waiting import until
 
 

@@ -20,13 +20,13 @@ from relay.delivery.outcome import Delivered
 from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.store.database import Database
-from tests.destinations.scripted import Act, ScriptedServer, answer, hang, hundred_megabytes, raw, reset, then_close
-from tests.destinations.scripted import serving as scripted
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import Held, serving
 from tests.helpers.evidence import facts, open_states
 from tests.helpers.filling import fill
 from tests.helpers.relaying import Steps
+from tests.helpers.scripted import Act, ScriptedServer, answer, hang, hundred_megabytes, raw, reset, then_close
+from tests.helpers.scripted import serving as scripted
 from tests.helpers.waiting import until
 from tests.helpers.webhooks import moment
 

@@ -20,9 +20,9 @@ from relay.daemon.maintenance import Maintenance
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
-from tests.destinations.scripted import ScriptedServer
 from tests.helpers.downstream import Downstream
 from tests.helpers.evidence import facts
+from tests.helpers.scripted import ScriptedServer
 from tests.helpers.webhooks import config_text
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
-from tests.destinations.scripted import ScriptedServer, answer
+from tests.helpers.scripted import ScriptedServer, answer
 
 TABLE = """
 [apis.identity]

@@ -6,14 +6,13 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from tests.destinations.scripted import Act, ScriptedServer, Seen, answer, hang_up
 from tests.helpers.ledger import Ledger
+from tests.helpers.scripted import Act, ScriptedServer, Seen, answer, hang_up
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -82,7 +81,7 @@ class Downstream(ScriptedServer):
             caller=seen.target.removeprefix("/hook").strip("/"),
             **({} if made.sent else {"sent": False}),
         )
-        time.sleep(self.seconds + made.seconds)
+        self.closing.wait(self.seconds + made.seconds)
         return answer(made.status) if made.sent else hang_up
 
     def close(self) -> None:

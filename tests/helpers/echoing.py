@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 import msgspec
 
-from tests.destinations.scripted import Act, ScriptedServer, Seen, raw, then_close
+from tests.helpers.scripted import Act, ScriptedServer, Seen, raw, then_close
 
 HEADERS = ("authorization", "proxy-authorization", "x-api-key")
 FIRST, LAST = "the-echo-begins", "the-echo-ends"

@@ -23,11 +23,11 @@ from relay.delivery.policy import policies
 from relay.destinations import Deliverer, build
 from relay.http.client import Limits
 from relay.store.database import Database
-from tests.destinations.scripted import Act, ScriptedServer, answer, serving
 from tests.destinations.syncing import CREATE, FETCH, FIND, FOUND, REMOVE, SYNC, UPDATE
 from tests.helpers.evidence import open_states
 from tests.helpers.receiver import exchange, raw_post, served, status_of
 from tests.helpers.relaying import FakeClock, Steps, at_work
+from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 from tests.helpers.webhooks import TOKEN, body
 
 ROUTE = "users-to-crm"

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.destinations.scripted import CERTIFICATE
 from tests.docs.pages import the_block
 from tests.helpers import debian
 from tests.helpers.processes import Program, Site, free_port, listening, site
+from tests.helpers.scripted import CERTIFICATE
 from tests.helpers.wire import Answer, answers
 
 PATIENCE = "1s"

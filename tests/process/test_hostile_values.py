@@ -15,11 +15,11 @@ from sqlalchemy import text
 from inbox.cli.terminal import run as run_app
 from inbox.db import engine as engines
 from relay.cli import status
-from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.helpers.filling import give_up
 from tests.helpers.hostile import HOSTILE, MARK, harm_of, plant, text_columns
 from tests.helpers.processes import APPS, Ended, invoke, site
 from tests.helpers.reading import rows
+from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.webhooks import body, config_text, moment
 
 CONFIG = """

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from tests.destinations.scripted import ScriptedServer, answer, serving
 from tests.helpers.filling import fill
 from tests.helpers.processes import Site
 from tests.helpers.reading import count
+from tests.helpers.scripted import ScriptedServer, answer, serving
 from tests.helpers.webhooks import config_text, moment
 
 CONFIG = """

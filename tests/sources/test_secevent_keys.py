@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from inbox.config.types import Secret
 from inbox.errors import ConfigError
-from tests.destinations.scripted import answer, serving
+from tests.helpers.scripted import answer, serving
 from tests.sources.test_secevent import CLAIMS, EC, ED, RSA, STRANGE, a_token, jwks, pem, segment, verifier, why_refused
 
 WEAK = rsa.generate_private_key(65537, 1024)  # noqa: S505  # weak on purpose

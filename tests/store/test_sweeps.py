@@ -26,11 +26,11 @@ from relay.store.sweeps import Swept
 from relay.sweep import pages
 from relay.sweep.run import Sweeping
 from relay.sync.cursor import Listed
-from tests.destinations.scripted import serving
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.kinds import ON_POSTGRES
 from tests.helpers.reading import count
 from tests.helpers.relaying import FakeClock, Steps
+from tests.helpers.scripted import serving
 from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import config_text
 
