@@ -34,7 +34,7 @@ from inbox.logs.access_log import AccessLogMask
 from inbox.logs.lines import escape_lines, write_stderr
 from inbox.logs.traces import without_message
 from inbox.receiver.app import Receiver, app_of
-from inbox.telemetry.recorder import Exporter, exporter_at
+from inbox.telemetry.recorder import ExporterProcess, exporter_at
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
 
@@ -90,7 +90,7 @@ class ActiveApp:
         self._app: Receiver | None = None
         self.trusts_every_proxy = False
         """True when every peer is trusted as a proxy, and may claim any sender's address."""
-        self.exporter: Exporter | None = None
+        self.exporter: ExporterProcess | None = None
         """Serves the workers' metrics; only the master has it."""
 
     def activate(self, config: Config) -> None:

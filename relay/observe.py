@@ -16,9 +16,9 @@ from relay.delivery.alerts import Posted, sentence
 from relay.delivery.gates import Breaker, BreakerState, Gates
 from relay.store.database import FailedAlone
 from relay.store.duplicates import Judged
-from relay.store.pull_in_times import Ahead
+from relay.store.pull_in_times import TooFarAhead
 from relay.store.record import Recorded
-from relay.store.sweeps import Swept
+from relay.store.sweeps import SweepFindings
 
 _log = logging.getLogger("relay")
 _node_log = logging.getLogger("relay.node")
@@ -91,7 +91,7 @@ class Observer:
             then = "times further ahead than any rule allows are pulled in"
             _log.warning("the database's clock went back by about %.1f s: %s", -seconds, then)
 
-    def pulled_in(self, times: Sequence[Ahead]) -> None:
+    def pulled_in(self, times: Sequence[TooFarAhead]) -> None:
         """Log times that were further ahead than any rule allows, and were corrected."""
         self.counts["pulled_in"] += len(times)
         for column, number in sorted(Counter(time.column for time in times).items()):
@@ -129,16 +129,16 @@ class Observer:
         """Log an alert that could not be posted; it is posted again in a minute."""
         _log.warning("alert %d not posted, trying again: %s", posted.id, error)
 
-    def swept(self, subject: str, swept: Swept) -> None:
+    def swept(self, subject: str, swept: SweepFindings) -> None:
         """Log and count a sweep that has ended."""
         self.counts["sweeps"] += 1
         self._count_sweep("swept", subject, swept)
 
-    def swept_in_part(self, subject: str, swept: Swept) -> None:
+    def swept_in_part(self, subject: str, swept: SweepFindings) -> None:
         """Log and count what a stopped sweep has added: the next sweep doesn't find it again."""
         self._count_sweep("swept in part", subject, swept)
 
-    def _count_sweep(self, what: str, subject: str, swept: Swept) -> None:
+    def _count_sweep(self, what: str, subject: str, swept: SweepFindings) -> None:
         for name in ("compared", "missed", "added"):
             self.counts[f"sweep_{name}"] += getattr(swept, name)
         self.meters.count(metrics.SWEEP_COMPARED, swept.source, swept.entity_type, by=swept.compared)

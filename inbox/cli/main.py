@@ -62,7 +62,7 @@ def migrate_command(
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Show what would be run, and change nothing.")] = False,
 ) -> None:
-    """Bring the database to this version's schema, beside whatever runs; does nothing when it is there.
+    """Bring the database to this version's schema; do nothing when it is current. Receivers and relays may run meanwhile.
 
     Examples:
       inbox migrate --dry-run

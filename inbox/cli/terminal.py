@@ -108,7 +108,7 @@ def as_document(value: object) -> str:
 
 
 def cell(value: object) -> Text:
-    """Return a value for a table: always on one line, never markup."""
+    """Return a value for a table: its own line breaks are escaped, and it is never markup."""
     if value is None:
         return Text()
     if isinstance(value, datetime):

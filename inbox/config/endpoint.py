@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from inbox.config.retry import BreakerLimits
+from inbox.config.breaker import BreakerLimits
 from inbox.config.types import Duration, Network, Networks, Rate, Secret, Table
 
 

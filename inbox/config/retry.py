@@ -1,4 +1,4 @@
-"""Retries of a delivery, and the circuit breaker of an endpoint: `retry` and `breaker` in `inbox.toml`, with their defaults."""
+"""`[routes.NAME.retry]`: delays between the attempts of a delivery, with their defaults."""
 
 from __future__ import annotations
 
@@ -34,16 +34,3 @@ class Retry(Table, frozen=True):
     """Time from the first attempt of a run in which further ones may begin. The delivery dies when the next one would be later."""
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     """Largest part of a delay that is added at random."""
-
-
-class BreakerLimits(Table, frozen=True):
-    """Circuit breaker: the conditions that stop calls, and for how long. All relays share it."""
-
-    calls: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 10
-    """Least number of attempts in `window` before it opens."""
-    failed: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
-    """Share of failed attempts at which it opens."""
-    window: Duration = Duration(60)
-    open_for: Duration = Duration(30)
-    """Time until one attempt probes the endpoint. It doubles each time the probe fails."""
-    longest: Duration = Duration(600)

@@ -57,7 +57,7 @@ class Rate(float):
         """Parse a rate.
 
         Raises:
-            ValueError: not a whole number of calls per unit of time, or none at all.
+            ValueError: not a whole number of calls per unit of time, or zero.
         """
         match = _RATE.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[1]) == 0:
@@ -111,7 +111,7 @@ class Network(str):
         """Parse a network.
 
         Raises:
-            ValueError: no address and no network, or an address with the length of a network.
+            ValueError: no address and no network, or bits set beyond a prefix length.
         """
         try:
             given = ipaddress.ip_interface(text if isinstance(text, str) else "")
@@ -121,7 +121,7 @@ class Network(str):
             ) from None
         network = given.network
         if given.ip != network.network_address:
-            raise ValueError(f"is an address with the length of a network; did you mean {str(network)!r}?")
+            raise ValueError(f"has bits set beyond its prefix length; did you mean {str(network)!r}?")
         mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
         if mapped is not None and network.prefixlen >= _MAPPED_BITS:
             return cls(ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS)))
@@ -140,16 +140,16 @@ def _check_reference(reference: str) -> None:
     Raises:
         ValueError: such a text. The message does not repeat it.
     """
-    else_so = "a secret that is really written so stands in a variable or a file"
+    if_meant = "a secret that really looks like this belongs in a variable or a file"
     if _VARIABLE.fullmatch(reference.strip()):
-        raise ValueError(f'would be the secret as it stands: nothing is put in here; write "env:NAME", and {else_so}')
+        raise ValueError(f'is not expanded: this text itself would be the secret; write "env:NAME", and {if_meant}')
     found = _PLACE.match(reference)
     if found is None:
         return
     kind, place = found[1].lower(), reference[found.end() :]
     right = '"env:NAME"' if kind == "env" else '"file:/path"'
     if not reference.startswith(f"{kind}:"):
-        raise ValueError(f"would be the secret as it stands; write {right}, with {kind}: in small letters; {else_so}")
+        raise ValueError(f"would be the secret as it stands; write {right}, with {kind}: in small letters; {if_meant}")
     if found[0] != f"{kind}:" or place != place.strip():
         raise ValueError(f"has spaces around the place that it names; write {right}")
     if _UNEXPANDED.match(place):

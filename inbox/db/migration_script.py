@@ -33,18 +33,18 @@ def run(migration: str) -> None:
             connection.exec_driver_sql(statement)
         return
     if len(concurrent) < len(statements):
-        raise ValueError(f"{file.name}: what is made CONCURRENTLY stands in a migration of its own")
+        raise ValueError(f"{file.name}: a statement with CONCURRENTLY needs its own migration")
     with op.get_context().autocommit_block():
         for statement, found in zip(statements, concurrent, strict=True):
-            _outside_a_transaction(connection, statement, makes=found[1] == "CREATE", name=found[2])
+            _change_index(connection, statement, creates=found[1] == "CREATE", name=found[2])
 
 
-def _outside_a_transaction(connection: Connection, statement: str, *, makes: bool, name: str) -> None:
-    """Make or drop an index after any earlier try; one that failed leaves an invalid index."""
+def _change_index(connection: Connection, statement: str, *, creates: bool, name: str) -> None:
+    """Create or drop an index. An earlier try that failed may have left it invalid."""
     is_valid = connection.scalar(_IS_VALID, {"name": name})
-    if makes and is_valid:
+    if creates and is_valid:
         return
-    if makes and is_valid is False:
+    if creates and is_valid is False:
         connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
-    if makes or is_valid is not None:
+    if creates or is_valid is not None:
         connection.exec_driver_sql(statement)

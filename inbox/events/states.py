@@ -5,12 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 
 LEASE_SECONDS = 15
-"""A claim holds a delivery for so long. A relay that was silent for longer has lost all of its leases."""
+"""Time for which a claim holds a delivery, unless it is renewed."""
 
 GONE_SECONDS = LEASE_SECONDS
 """Silence after which a relay is gone: it has lost all of its leases."""
 
 CRASH_LOOP_SECONDS = 600
+"""Time in which deaths of relays count as one crash loop."""
 CRASH_LOOP_DEATHS = 3
 """Number of relays of one host, started within `CRASH_LOOP_SECONDS` and gone, that make a crash loop."""
 

@@ -25,8 +25,8 @@ _SMALL_ORDER = frozenset(
 list is that of libsodium's `ge25519_has_small_order`."""
 
 
-def matcher(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
-    """Make the check that one of some signatures over a content is by the owner of this public key.
+def verifier(key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
+    """Return a check of a content and its signatures: was any of them made with the private half of this key?
 
     Raises:
         ConfigError: it is no public key, or one that anybody could sign for. The text does not repeat it.

@@ -232,7 +232,7 @@ def _key(signatures: Sequence[Signature], secret: Secret, revealed: str) -> _Ver
 
 def _matcher(algorithm: Algorithm, key: bytes) -> Callable[[bytes, Sequence[bytes]], bool]:
     if algorithm == "ed25519":
-        return ed25519.matcher(key)
+        return ed25519.verifier(key)
 
     def matches(content: bytes, given: Sequence[bytes]) -> bool:
         expected = hmac.digest(key, content, algorithm)

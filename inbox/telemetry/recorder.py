@@ -27,10 +27,11 @@ PIPE = "INBOX_METRICS_PIPE"
 """Environment variable with the pipe's writing end, for the processes of a side."""
 
 WRITTEN_AFTER_SECONDS = 0.25
+"""Longest time that counts are collected before they are written."""
 REWRITE_EVERY_SECONDS = 15.0
 """Interval at which all series are written, also unchanged ones: a new exporter may have replaced a dead one."""
-_ENDS_WITHIN_SECONDS = 5.0
-_LAST_WITHIN_SECONDS = 1.0
+_EXPORTER_ENDS_WITHIN_SECONDS = 5.0
+_LAST_WRITE_WITHIN_SECONDS = 1.0
 
 Line = tuple[str, tuple[str, ...], tuple[float, ...]]
 """A metric's name, the values of its labels, and its numbers. A counter has the number to add, a histogram the number for
@@ -40,7 +41,7 @@ each bucket and their sum. A gauge has its value and the time of it by the monot
 _log = logging.getLogger(__name__)
 
 
-def exporter_at(address: Address | None, uid: int | None = None, gid: int | None = None) -> Exporter | None:
+def exporter_at(address: Address | None, uid: int | None = None, gid: int | None = None) -> ExporterProcess | None:
     """Make the exporter for this process and its children; None when metrics are off or it can't be made.
 
     If this process runs as root, the exporter changes to `uid` and `gid`.
@@ -49,13 +50,13 @@ def exporter_at(address: Address | None, uid: int | None = None, gid: int | None
     if address is None:
         return None
     try:
-        return Exporter(address, os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
+        return ExporterProcess(address, os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
     except OSError as error:  # too many files; everything else continues
         _log.error("metrics: nothing is counted: %a", error)
         return None
 
 
-class Exporter:
+class ExporterProcess:
     """Starts and stops the program that serves metrics (`inbox.telemetry.exporter`), and owns the pipe to it."""
 
     def __init__(self, address: Address, uid: int, gid: int) -> None:
@@ -75,12 +76,12 @@ class Exporter:
             _log.error("metrics: can't be served now: %s", error)  # the traceback adds nothing
 
     def stop(self) -> None:
-        """Stop it by closing the pipe; the processes that count have closed their ends."""
+        """Stop it by closing the pipe; the counting processes have closed their ends."""
         os.close(self.pipe)
         os.environ.pop(PIPE, None)
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_ENDS_WITHIN_SECONDS)
+                self._process.wait(_EXPORTER_ENDS_WITHIN_SECONDS)
             self._process.kill()
             self._process.wait()
         os.close(self._reading)
@@ -144,7 +145,7 @@ class Recorder(Meters):
         """Write the rest, and wait at most a second for the exporter to read it."""
         self._ended.set()
         self._wanted.set()
-        self._thread.join(_LAST_WITHIN_SECONDS)
+        self._thread.join(_LAST_WRITE_WITHIN_SECONDS)
 
     def _of(self, metric: Metric, labels: tuple[str, ...]) -> list[float]:
         """Return the numbers of one series, to be changed. The caller holds the lock."""

@@ -142,7 +142,13 @@ def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
         found.append({"finding": "no_relay", "route": None, "why": why})
     first = stuck_check.unordered(database)
     if first is not None:
-        found.append({"finding": "unordered", "route": None, "why": f"what has arrived is not ordered: event {first}"})
+        found.append(
+            {
+                "finding": "unordered",
+                "route": None,
+                "why": f"event {first} has waited a minute for its place in its lane",
+            }
+        )
     for route in stuck_check.stuck_routes(database, policies(config)):
         why = f"route {route}: due for a minute, and nothing moves"
         found.append({"finding": "stuck", "route": route, "why": why})

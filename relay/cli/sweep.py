@@ -16,7 +16,7 @@ from relay.cli.options import Since, open_database
 if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.store.database import Database
-    from relay.store.sweeps import Swept
+    from relay.store.sweeps import SweepFindings
 
 ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")
 COLUMNS = ("source", "entity_type", "since", "compared", "missed", "added")
@@ -84,12 +84,14 @@ def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
             fail(str(error))
 
 
-def _one(config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool) -> Swept:
+def _one(
+    config: Config, database: Database, source: str, number: int, begin: datetime | None, *, dry: bool
+) -> SweepFindings:
     from relay.destinations.base import without_lease
     from relay.store import sweeps
-    from relay.sweep.run import Sweeping
+    from relay.sweep.run import CompiledSweep
 
-    sweeping = Sweeping(config, source, number)
+    sweeping = CompiledSweep(config, source, number)
     entity_type = sweeping.table.entity_type
     usual, before = sweeping.begins(database)
     columns = (SpinnerColumn(), Doing("comparing "), MofNCompleteColumn())

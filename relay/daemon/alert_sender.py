@@ -15,7 +15,7 @@ from inbox.config.model import AlertFormat, Config
 from inbox.logs.traces import place_of
 from relay.delivery.alerts import Posted, payload
 from relay.http.client import HttpClient, Limits, Request
-from relay.http.endpoint import prepare
+from relay.http.target import prepare
 
 
 class PostResult(msgspec.Struct, frozen=True):

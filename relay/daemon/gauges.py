@@ -17,7 +17,7 @@ from inbox.config.model import Config
 from inbox.events.states import OPEN_STATES
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
-from inbox.telemetry.recorder import Exporter, make_recorder
+from inbox.telemetry.recorder import ExporterProcess, make_recorder
 from relay.delivery.facts import KINDS
 from relay.delivery.gates import BreakerState
 from relay.observe import BREAKER_VALUES, Observer
@@ -68,7 +68,7 @@ class Backlog:
 
 @contextmanager
 def publishing_gauges(
-    database: Database, config: Config, observer: Observer, exporter: Exporter | None
+    database: Database, config: Config, observer: Observer, exporter: ExporterProcess | None
 ) -> Iterator[None]:
     """Keep the gauges up to date, and their exporter running, while the block runs; do nothing without metrics."""
     if observer.meters is OFF:

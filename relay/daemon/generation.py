@@ -19,7 +19,7 @@ from relay.delivery.outcome import Delivery
 from relay.delivery.policy import breaker_limits, policies
 from relay.destinations import Context, Deliverer, build
 from relay.http.client import HttpClient
-from relay.sweep.run import Sweeping
+from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import scheduled
 
 
@@ -30,7 +30,7 @@ class PreparedConfig(msgspec.Struct, frozen=True):
     deliverers: Mapping[str, Deliverer] = {}
     alert_client: HttpClient | None = None
     """Posts alerts; None without a url."""
-    sweeps: tuple[Sweeping, ...] = ()
+    sweeps: tuple[CompiledSweep, ...] = ()
     """The sweeps that the relay schedules itself."""
 
 

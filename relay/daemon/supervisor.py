@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from inbox.config.model import Config
 from inbox.errors import ConfigError
-from inbox.telemetry.recorder import Exporter
+from inbox.telemetry.recorder import ExporterProcess
 from relay.daemon.process import HANDLED, Order, Orders, capture_signal, ignore_signals, read_again
 from relay.observe import Observer
 
@@ -43,7 +43,7 @@ class Supervisor:
         drain: bool,
         orders: Orders,
         observer: Observer,
-        exporter: Exporter | None = None,
+        exporter: ExporterProcess | None = None,
     ) -> None:
         """`options` are those of each child's `relay run`; with `drain`, children that succeed are not replaced."""
         command = [sys.executable, "-m", "relay", "run", "--supervised", *options]

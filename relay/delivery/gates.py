@@ -23,8 +23,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from inbox.config.breaker import BreakerLimits
 from inbox.config.model import Config
-from inbox.config.retry import BreakerLimits
 from inbox.events.event import escape, split
 
 GateKey = tuple[str, str]

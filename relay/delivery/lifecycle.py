@@ -251,16 +251,16 @@ def advance(folded: FoldedState, fact: AnyFact) -> FoldedState:
     return msgspec.structs.replace(after_fact, state=State.RECEIVED) if is_open else after_fact
 
 
-def _apply(fact: AnyFact, before: FoldedState, states: Collection[State]) -> FoldedState:
-    """Apply a fact to a delivery that is in one of `states`.
+def _apply(fact: AnyFact, before: FoldedState, possible: Collection[State]) -> FoldedState:
+    """Apply a fact to a delivery that is in one of the `possible` states.
 
     Args:
         fact: the fact.
         before: attempts used, run and crashes before it.
-        states: the possible states before it: one for a row, every open state for a fold that is open.
+        possible: the states that it may be in before: one for a row, every open state for a fold that is open.
 
     Raises:
-        IllegalTransition: it can't happen in any of `states`.
+        IllegalTransition: it can't happen in any of them.
     """
     attempt, run, crashes, due_at = before.attempt, before.run, before.crashes, None
     match fact:
@@ -280,18 +280,18 @@ def _apply(fact: AnyFact, before: FoldedState, states: Collection[State]) -> Fol
             pass  # no attempt was made
         case _:
             attempt += 1
-    return FoldedState(_target(fact, states), attempt, run, crashes, due_at)
+    return FoldedState(_target(fact, possible), attempt, run, crashes, due_at)
 
 
-def _target(fact: AnyFact, states: Collection[State]) -> State:
-    """Return the state that a fact leads to from one of `states`. No step leads from two open states to different ones."""
+def _target(fact: AnyFact, possible: Collection[State]) -> State:
+    """Return the state after a fact, from one of the `possible` ones. No step leads from two open states to different ones."""
     if isinstance(fact, facts.Corrected):
         return CORRECTED_TO[fact.state]
     step = step_of(fact)
-    for state in states:
+    for state in possible:
         if step in TRANSITIONS[state]:
             return TRANSITIONS[state][step]
-    name = "open" if len(states) > 1 else next(iter(states))
+    name = "open" if len(possible) > 1 else next(iter(possible))
     raise IllegalTransition(f"{step} can't happen to a delivery that is {name}")
 
 

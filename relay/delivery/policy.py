@@ -22,9 +22,10 @@ from tenacity import (
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
+from inbox.config.breaker import BreakerLimits
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Ordering, Route
-from inbox.config.retry import BreakerLimits, Retry
+from inbox.config.retry import Retry
 from inbox.config.routing import kind_of_lane
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact

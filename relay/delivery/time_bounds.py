@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from inbox.config.retry import BreakerLimits
+from inbox.config.breaker import BreakerLimits
 from relay.delivery import facts
 from relay.delivery.facts import AnyFact
 from relay.delivery.gates import Breaker, BreakerState

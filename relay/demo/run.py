@@ -147,7 +147,7 @@ class DemoRun:
             **{name: facts[name] for name in _LOGGED},
             **{name: progress[name] for name in ("events", "dead", "still_open")},
             "webhooks_unsent": self.stack.webhooks.pending(),
-            "takeovers": facts["abandoned"],
+            "rescued": facts["abandoned"],
             "failed_attempts": facts["attempt_failed"] - facts["stale"],
             "stale_reads": facts["stale"],
         }

@@ -24,9 +24,12 @@ _GRACE_SECONDS = 5
 
 @contextmanager
 def served(app: App, port: int = 0) -> Iterator[str]:
-    """Serves the app on 127.0.0.1 in a thread while it is open; gives its URL. Port 0 takes a free one; OSError: it is taken.
+    """Serve the app on 127.0.0.1 in a thread; yield its URL. Port 0 takes a free one.
 
     Leaving it finishes running requests and closes every connection.
+
+    Raises:
+        OSError: another process has the port.
     """
     listener = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(

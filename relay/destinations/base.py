@@ -18,8 +18,8 @@ from inbox.config.model import Config
 from relay.delivery.outcome import Delivery, Outcome
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request
-from relay.http.endpoint import prepare
 from relay.http.oauth import TokenClient
+from relay.http.target import prepare
 
 Context = Limits
 """The bounds of an attempt: `lease` (trusted until then, by `inbox.clock.steady`), `stop` (set for shutdown) and `now`."""
@@ -70,7 +70,7 @@ class Clients:
         """Return the client of an api.
 
         Raises:
-            ConfigError: as `relay.http.endpoint.prepare`.
+            ConfigError: as `relay.http.target.prepare`.
         """
         api = self._apis[name]
         return self._client(f"apis.{name}", api, api.base_url)
@@ -78,7 +78,7 @@ class Clients:
     def destination(
         self, endpoint: Endpoint, url: str, *, secrets: Iterable[str] = (), shown_path: str | None = None
     ) -> Caller:
-        """Return the client of a destination; arguments and errors as `relay.http.endpoint.prepare`."""
+        """Return the client of a destination; arguments and errors as `relay.http.target.prepare`."""
         return self._client(f"destinations.{endpoint.name}", endpoint, url, secrets, shown_path)
 
     def _client(

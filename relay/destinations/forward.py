@@ -20,7 +20,7 @@ from inbox.sources.standard_webhooks import by_private_key, signature
 from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.client import Request
-from relay.http.endpoint import header_value
+from relay.http.target import header_value
 
 _SHARED, _PRIVATE, _PUBLIC = "whsec_", "whsk_", "whpk_"
 """Prefixes of the keys of Standard Webhooks."""

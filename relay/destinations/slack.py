@@ -17,7 +17,7 @@ from relay.delivery import slack_escape
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.client import Request
-from relay.http.endpoint import header_value
+from relay.http.target import header_value
 from relay.sync.compiled_route import event_scope
 from relay.sync.expressions import Scope, encode
 from relay.sync.query_escaping import FORMS

@@ -15,7 +15,7 @@ from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, 
 from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
-from relay.http.endpoint import header_value
+from relay.http.target import header_value
 from relay.sync.calls import CallPlan, patch_body
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.expressions import Scope, decode, digest, encode

@@ -28,10 +28,11 @@ from inbox.clock import steady
 from inbox.errors import OutboundRefused
 from inbox.logs.traces import place_of
 from relay.delivery.outcome import Call, CallStep, Sent
-from relay.http.answer import Answer, Redactor, class_of_status, name_only, parse_retry_after
+from relay.http.answer import Answer, class_of_status, parse_retry_after
 from relay.http.connection import CallState, EndpointAdapter
-from relay.http.endpoint import Target
+from relay.http.redactor import Redactor, name_only
 from relay.http.response import NotHttpError
+from relay.http.target import Target
 from relay.http.watchdog import WATCHDOG, CutOffError, RunningCall
 
 _log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Request(msgspec.Struct, frozen=True):
     step: CallStep
     method: str
     headers: Mapping[str, str]
-    """Names in Title-Case, values from `relay.http.endpoint.header_value`. The endpoint's own headers take precedence."""
+    """Names in Title-Case, values from `relay.http.target.header_value`. The endpoint's own headers take precedence."""
     path: str = ""
     """Already percent-encoded, beginning with a slash; empty for the endpoint's URL itself."""
     query: str = ""

@@ -23,7 +23,7 @@ from relay.delivery.policy import Policies
 from relay.delivery.time_bounds import SLACK, asked_delay, furthest_due, is_beyond
 from relay.store.bulkhead import in_parts
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text
-from relay.store.pull_in_times import BATCH, Ahead, few_ahead, pull_in_few
+from relay.store.pull_in_times import BATCH, TooFarAhead, pull_in_times, times_too_far_ahead
 
 MOST_BATCHES = 4
 """Consecutive transactions that move deliveries, before other steps of the relay run."""
@@ -46,9 +46,9 @@ class Horizon:
     def __init__(self) -> None:
         self._place = START
 
-    def pull_in(self, database: Database, config: Config, policies: Policies, node: str | None) -> list[Ahead]:
+    def pull_in(self, database: Database, config: Config, policies: Policies, node: str | None) -> list[TooFarAhead]:
         """Check the few other times, and the next deliveries that are due later. Returns what was pulled in."""
-        pulled = pull_in_few(database, config, policies)
+        pulled = pull_in_times(database, config, policies)
         for _ in range(MOST_BATCHES):
             found, self._place = _due_too_late(database, policies, self._place)
             moved = _reschedule_each(database, policies, node, found)
@@ -58,21 +58,21 @@ class Horizon:
         return pulled
 
 
-def find_all(database: Database, config: Config, policies: Policies) -> Iterator[list[Ahead]]:
+def find_all(database: Database, config: Config, policies: Policies) -> Iterator[list[TooFarAhead]]:
     """Find everything that lies too far ahead, batch by batch; changes nothing."""
     with database.read() as transaction:
-        yield few_ahead(transaction, config, policies)
+        yield times_too_far_ahead(transaction, config, policies)
     yield from _all_due_later(database, policies)
 
 
-def pull_in_all(database: Database, config: Config, policies: Policies) -> Iterator[list[Ahead]]:
+def pull_in_all(database: Database, config: Config, policies: Policies) -> Iterator[list[TooFarAhead]]:
     """Do as `find_all`, and pull in what is found."""
-    yield pull_in_few(database, config, policies)
+    yield pull_in_times(database, config, policies)
     for found in _all_due_later(database, policies):
         yield _reschedule_each(database, policies, None, found)
 
 
-def _all_due_later(database: Database, policies: Policies) -> Iterator[list[Ahead]]:
+def _all_due_later(database: Database, policies: Policies) -> Iterator[list[TooFarAhead]]:
     found, place = _due_too_late(database, policies, START)
     yield found
     while place != START:
@@ -80,11 +80,11 @@ def _all_due_later(database: Database, policies: Policies) -> Iterator[list[Ahea
         yield found
 
 
-def _due_too_late(database: Database, policies: Policies, place: Place) -> tuple[list[Ahead], Place]:
+def _due_too_late(database: Database, policies: Policies, place: Place) -> tuple[list[TooFarAhead], Place]:
     """The deliveries after `place` that are due too far ahead, and the next place."""
     rows, next_place = _next_due_later(database, policies, place)
 
-    def part(some: Sequence[Any]) -> list[Ahead]:
+    def part(some: Sequence[Any]) -> list[TooFarAhead]:
         with database.read() as transaction:
             return _too_late(transaction, some, policies, transaction.now())
 
@@ -116,7 +116,9 @@ def _next_due_later(database: Database, policies: Policies, place: Place) -> tup
     return found, START
 
 
-def _reschedule_each(database: Database, policies: Policies, node: str | None, found: Sequence[Ahead]) -> list[Ahead]:
+def _reschedule_each(
+    database: Database, policies: Policies, node: str | None, found: Sequence[TooFarAhead]
+) -> list[TooFarAhead]:
     """Make them due sooner; one that can't be changed is left as it is, and `relay verify` reports it."""
     parts = in_parts(
         database,
@@ -128,7 +130,9 @@ def _reschedule_each(database: Database, policies: Policies, node: str | None, f
     return [one for some in parts for one in some]
 
 
-def _reschedule(database: Database, policies: Policies, node: str | None, found: Sequence[Ahead]) -> list[Ahead]:
+def _reschedule(
+    database: Database, policies: Policies, node: str | None, found: Sequence[TooFarAhead]
+) -> list[TooFarAhead]:
     """Check again under the order lock, and make deliveries that are still due too far ahead due sooner."""
     with database.write() as transaction:
         now = transaction.lock_order()
@@ -144,7 +148,7 @@ def _reschedule(database: Database, policies: Policies, node: str | None, found:
     return late
 
 
-def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies, now: datetime) -> list[Ahead]:
+def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies, now: datetime) -> list[TooFarAhead]:
     """Deliveries due further ahead than their last fact and their route allow. Unreadable ones are left alone."""
     wanted = rows_param({"seq": row.seq, "route": row.route} for row in rows)
     last = {(fact.seq, fact.route): fact for fact in transaction.execute(_last_facts(transaction.sql), wanted=wanted)}
@@ -158,7 +162,7 @@ def _too_late(transaction: Transaction, rows: Sequence[Any], policies: Policies,
             continue
         due_at, furthest = as_time(row.due_at), furthest_due(asked, policies[row.route], now)
         if is_beyond(due_at, furthest):
-            found.append(Ahead("due_at", "the delivery", due_at, furthest, row.seq, row.route))
+            found.append(TooFarAhead("due_at", "the delivery", due_at, furthest, row.seq, row.route))
     return found
 
 

@@ -1,7 +1,7 @@
 """Pulls in times of leases, gates, sweeps and alerts that lie further ahead than any rule allows. There are few of them.
 
-`relay.delivery.time_bounds` says how far a time may lie ahead. All of them are found by an index or in a small table, and
-`BATCH` rows at most are changed at once.
+They were set while the database's clock ran ahead, or by hand. `relay.delivery.time_bounds` says how far a time may lie
+ahead. An index or a small table finds all of them, and one transaction changes at most `BATCH` rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from relay.store.sweeps import lease_seconds
 BATCH = 500
 
 
-class Ahead(msgspec.Struct, frozen=True):
+class TooFarAhead(msgspec.Struct, frozen=True):
     """A time that lies further ahead than any rule allows."""
 
     column: str
@@ -47,17 +47,17 @@ class Ahead(msgspec.Struct, frozen=True):
         return Difference("ahead", self.seq, self.route, None, said, stored)
 
 
-def few_ahead(transaction: Transaction, config: Config, policies: Policies) -> list[Ahead]:
+def times_too_far_ahead(transaction: Transaction, config: Config, policies: Policies) -> list[TooFarAhead]:
     """Leases, alerts, heartbeats, sweeps and gates that lie too far ahead."""
     now = transaction.now()
-    return [*_few(transaction, config, now), *(ahead for ahead, _ in _gates(transaction, policies, now))]
+    return [*_too_far_ahead(transaction, config, now), *(ahead for ahead, _ in _gates(transaction, policies, now))]
 
 
-def pull_in_few(database: Database, config: Config, policies: Policies) -> list[Ahead]:
+def pull_in_times(database: Database, config: Config, policies: Policies) -> list[TooFarAhead]:
     """Pull in leases, alerts, heartbeats, sweeps and gates."""
     with database.read() as transaction:
         now = transaction.now()
-        few = _few(transaction, config, now)
+        few = _too_far_ahead(transaction, config, now)
         gates = _gates(transaction, policies, now)
     pulled = list(few)
     if few:
@@ -75,7 +75,7 @@ def pull_in_few(database: Database, config: Config, policies: Policies) -> list[
 
 
 class _Time(NamedTuple):
-    """A column of times, each set at most this far ahead of its present."""
+    """A column of times that were the present, or at most `at_most_ahead` later, when they were set."""
 
     table: str
     column: str
@@ -84,7 +84,7 @@ class _Time(NamedTuple):
     """The row's key, as an SQL expression."""
     condition: str
     """The rows to check, as an SQL condition; an index answers it, or there are few."""
-    lasts: timedelta | None = timedelta(0)
+    at_most_ahead: timedelta | None = timedelta(0)
     """None: as long as the lease of a sweep."""
 
 
@@ -104,20 +104,23 @@ _TIMES = (
 )
 
 
-def _few(transaction: Transaction, config: Config, now: datetime) -> list[Ahead]:
+def _too_far_ahead(transaction: Transaction, config: Config, now: datetime) -> list[TooFarAhead]:
     found = []
     for time in _TIMES:
         bounds = _bounds(time, config, now)
         furthest = as_time(str(bounds.pop("furthest")))
         rows = transaction.execute(_find(transaction.sql, time), **bounds)
-        found += [Ahead(time.column, row.about, as_time(row.stored), furthest) for row in rows]
+        found += [TooFarAhead(time.column, row.about, as_time(row.stored), furthest) for row in rows]
     return found
 
 
 def _bounds(time: _Time, config: Config, now: datetime) -> dict[str, object]:
     sweeps = (lease_seconds(config.apis[table.api]) for source in config.sources.values() for table in source.sweeps)
-    lasts = timedelta(seconds=max(sweeps, default=0)) if time.lasts is None else time.lasts
-    bounds: dict[str, object] = {"furthest": time_text(now + lasts), "later": time_text(now + lasts + SLACK)}
+    at_most_ahead = timedelta(seconds=max(sweeps, default=0)) if time.at_most_ahead is None else time.at_most_ahead
+    bounds: dict[str, object] = {
+        "furthest": time_text(now + at_most_ahead),
+        "later": time_text(now + at_most_ahead + SLACK),
+    }
     return bounds | ({"since": time_text(now - POSTED_WITHIN)} if "{since}" in time.condition else {})
 
 
@@ -145,7 +148,7 @@ _GATE_TIMES = ("breaker_until", "window_began_at", "rate_used_until")
 
 def _gates(
     transaction: Transaction, policies: Policies, now: datetime, *, locked: bool = False
-) -> list[tuple[Ahead, dict[str, object]]]:
+) -> list[tuple[TooFarAhead, dict[str, object]]]:
     """The first time too far ahead of each gate, and its corrected row; gates without configuration are left alone."""
     limits = breaker_limits(policies)
     used: dict[GateKey, datetime] = {}
@@ -164,7 +167,7 @@ def _gates(
         for column, was, to in zip(_GATE_TIMES, before, times, strict=True):
             if was is not None and to is not None and was != to:
                 corrected = {"kind": row.kind, "name": row.name, **dict(zip(_GATE_TIMES, times, strict=True))}
-                found.append((Ahead(column, " ".join(key), was, to), corrected))
+                found.append((TooFarAhead(column, " ".join(key), was, to), corrected))
                 break
     return found
 

@@ -132,7 +132,7 @@ def missing(
     return [each for each in listed if each.id in ids]
 
 
-class Swept(msgspec.Struct, frozen=True):
+class SweepFindings(msgspec.Struct, frozen=True):
     """The progress of a sweep."""
 
     source: str
@@ -145,7 +145,7 @@ class Swept(msgspec.Struct, frozen=True):
     added: int = 0
 
 
-def finish(database: Database, swept: Swept, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
+def finish(database: Database, swept: SweepFindings, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:
     """Record a complete sweep; `node` gives its turn back. A watermark never goes back."""
     with database.write() as transaction:
         now = transaction.lock_order()

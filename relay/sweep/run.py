@@ -26,7 +26,7 @@ from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.gates import acquire_rate
-from relay.store.sweeps import Swept
+from relay.store.sweeps import SweepFindings
 from relay.sweep.pages import BEFORE_A_CALL, Pages
 from relay.sync.cursor import EVERYTHING, Listed
 
@@ -38,7 +38,7 @@ WAITED_AT_A_TIME = 1.0
 """Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
 
 
-class Sweeping:
+class CompiledSweep:
     """A table of `[[sources.NAME.sweeps]]`, ready to be run; one at a time."""
 
     def __init__(self, config: Config, source: str, number: int) -> None:
@@ -73,7 +73,7 @@ class Sweeping:
 
     def run(
         self, database: Database, context: Context, since: datetime, *, dry: bool = False
-    ) -> Generator[Swept, None, None]:
+    ) -> Generator[SweepFindings, None, None]:
         """Compare page by page, and yield the progress after each; no transaction is open while the api is called.
 
         Events are added as they are found. The caller moves the watermark to `until` of the last progress, and only after the
@@ -88,7 +88,7 @@ class Sweeping:
         source, entity_type = self.source.name, self.table.entity_type
         now = context.now()
         young = now - timedelta(seconds=self.table.grace)
-        swept = Swept(source, entity_type, since, since)
+        swept = SweepFindings(source, entity_type, since, since)
         failed: list[str] = []
         yield swept
         for page in self._pages.since(since, context):

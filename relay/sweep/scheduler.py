@@ -1,6 +1,6 @@
 """Runs due sweeps in a thread of its own, so that a source that hangs delays no delivery.
 
-The database grants each turn (`relay.store.sweeps.take`), so that of all relay processes one runs each sweep.
+The database grants each turn (`relay.store.sweeps.take`), so that one relay process at a time runs each sweep.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from relay.steps import Steps
 from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.gates import read_gates
-from relay.store.sweeps import Swept
-from relay.sweep.run import Sweeping
+from relay.store.sweeps import SweepFindings
+from relay.sweep.run import CompiledSweep
 
 LOOK_EVERY_SECONDS = 1.0
 AGAIN_SECONDS = 300.0
@@ -33,21 +33,21 @@ AGAIN_SECONDS = 300.0
 RENEW_EVERY_SECONDS = 5.0
 
 
-def scheduled(config: Config) -> tuple[Sweeping, ...]:
+def scheduled(config: Config) -> tuple[CompiledSweep, ...]:
     """Compile the sweeps that relays schedule themselves.
 
     Raises:
         ConfigError: one of them can't be run as configured.
     """
     return tuple(
-        Sweeping(config, name, number)
+        CompiledSweep(config, name, number)
         for name, source in config.sources.items()
         for number, table in enumerate(source.sweeps)
         if table.every is not None
     )
 
 
-def _missed(sweeping: Sweeping, swept: Swept) -> Alert:
+def _missed(sweeping: CompiledSweep, swept: SweepFindings) -> Alert:
     figures = {"missed": swept.missed, "compared": swept.compared} if swept.missed else {}
     return Alert("webhooks_missed", sweeping.subject, swept.missed > 0, figures)
 
@@ -59,7 +59,7 @@ class Sweeper:
         self,
         database: Database,
         node: str,
-        sweepings: Sequence[Sweeping],
+        sweepings: Sequence[CompiledSweep],
         *,
         stop: threading.Event,
         now: Callable[[], datetime],
@@ -70,10 +70,10 @@ class Sweeper:
         self._node = node
         self._sweepings = sweepings
         self._stop = stop
-        self._context = Context(self._lease, stop, now)
+        self._context = Context(self._calls_until, stop, now)
         self._observer = observer
         self._steps = steps
-        self._so_far: Swept | None = None
+        self._so_far: SweepFindings | None = None
         """The progress of the running sweep."""
         self._thread = threading.Thread(target=self._work, name="sweeps", daemon=True)
 
@@ -81,7 +81,7 @@ class Sweeper:
         """Start the thread."""
         self._thread.start()
 
-    def replace_sweeps(self, sweepings: Sequence[Sweeping]) -> None:
+    def replace_sweeps(self, sweepings: Sequence[CompiledSweep]) -> None:
         """Run other sweeps from the next round on; a running one ends by the old configuration."""
         self._sweepings = sweepings
 
@@ -90,7 +90,7 @@ class Sweeper:
         if self._thread.ident is not None:
             self._thread.join(seconds)
 
-    def _lease(self) -> float:
+    def _calls_until(self) -> float:
         """Return the deadline of calls: none, or the past once the process is to end."""
         return float("-inf") if self._stop.is_set() else float("inf")
 
@@ -111,7 +111,7 @@ class Sweeper:
             except Exception as error:  # noqa: BLE001  # without this thread nobody sweeps, and nobody notices
                 self._observer.bug_in_thread("sweeps", error)
 
-    def _take_turn(self, sweeping: Sweeping) -> None:
+    def _take_turn(self, sweeping: CompiledSweep) -> None:
         turn = self._turn(sweeping)
         if not sweeps.is_due(self._database, turn) or self._is_held_back(sweeping):
             return
@@ -136,7 +136,7 @@ class Sweeper:
         finally:
             sweeping.close()
 
-    def _sweep(self, sweeping: Sweeping, turn: sweeps.Turn) -> Swept | None:
+    def _sweep(self, sweeping: CompiledSweep, turn: sweeps.Turn) -> SweepFindings | None:
         """Run a sweep. Returns None when it was stopped: the process is to end, or another relay may have the turn."""
         since, _ = sweeping.begins(self._database)
         renew_at = steady() + RENEW_EVERY_SECONDS
@@ -151,12 +151,12 @@ class Sweeper:
                     renew_at = steady() + RENEW_EVERY_SECONDS
         return swept
 
-    def _ended(self, sweeping: Sweeping, turn: sweeps.Turn, swept: Swept) -> None:
+    def _ended(self, sweeping: CompiledSweep, turn: sweeps.Turn, swept: SweepFindings) -> None:
         alerts = [_missed(sweeping, swept), Alert("sweep_failed", sweeping.subject, firing=False)]
         sweeps.finish(self._database, swept, turn.node, alerts)
         self._observer.swept(sweeping.subject, swept)
 
-    def _broke_off(self, sweeping: Sweeping, turn: sweeps.Turn, error: str | None) -> None:
+    def _broke_off(self, sweeping: CompiledSweep, turn: sweeps.Turn, error: str | None) -> None:
         """Record a sweep that failed, or was stopped, with what it has added: the next one doesn't find that again."""
         found = self._so_far if self._so_far is not None and self._so_far.missed else None
         missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
@@ -169,7 +169,7 @@ class Sweeper:
         if found is not None:
             self._observer.swept_in_part(sweeping.subject, found)
 
-    def _turn(self, sweeping: Sweeping) -> sweeps.Turn:
+    def _turn(self, sweeping: CompiledSweep) -> sweeps.Turn:
         table = sweeping.table
         every = float(table.every or 0)
         again = min(every, AGAIN_SECONDS)
@@ -177,7 +177,7 @@ class Sweeper:
             sweeping.source.name, table.entity_type, self._node, every, again, sweeps.lease_seconds(sweeping.api)
         )
 
-    def _is_held_back(self, sweeping: Sweeping) -> bool:
+    def _is_held_back(self, sweeping: CompiledSweep) -> bool:
         """Return whether a pause of its source or api, or the api's breaker, holds it back. A half-open breaker is probed here."""
         through = [("source", sweeping.source.name), ("api", sweeping.table.api)]
         return read_gates(self._database).admit(through) == "none"

@@ -128,7 +128,7 @@ def as_json(value: object, where: str) -> Any:  # noqa: ANN401  # any JSON
     except _TooDeep:
         raise MappingError(f"the value is nested deeper than {DEEPEST} levels", field=where) from None
     except ValueError as error:
-        raise MappingError(f"the value holds {error}, which JSON has not", field=where) from None
+        raise MappingError(f"the value holds {error}, which JSON can't hold", field=where) from None
     except Exception as error:  # noqa: BLE001  # an object of a class of yours may do anything when it is read
         raise MappingError(f"the value can't be read: {type(error).__name__}", field=where) from None
 

@@ -50,7 +50,7 @@ def text_of(value: object) -> str:
     if not isinstance(value, str | int | float | Decimal):
         raise ValueError("is not a single value")  # noqa: TRY004  # every misfit is a ValueError
     if not is_json(value):
-        raise ValueError("is a number that JSON has not")
+        raise ValueError("is NaN or an infinite number, which JSON can't hold")
     return str(value)
 
 
@@ -79,7 +79,7 @@ def percent_encoded(text: str) -> str:
 
 def _json(value: object) -> str:
     if not is_json(value):
-        raise ValueError("is a number that JSON has not")
+        raise ValueError("is NaN or an infinite number, which JSON can't hold")
     try:
         return encode(value).decode()
     except UnicodeEncodeError:

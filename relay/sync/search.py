@@ -14,7 +14,7 @@ from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_conf
 from relay.sync.calls import CallPlan, compile_call
 from relay.sync.expressions import Expression, Scope
 from relay.sync.match import Carried, compile_verify
-from relay.sync.templates import Asked
+from relay.sync.templates import SearchTemplate
 
 NO_MAP: Mapping[str, str | MapField] = {}
 _QUERY_SAFE = "%!$&'()*+,;=:@/?-._~"
@@ -74,7 +74,7 @@ def compile_find(
 
 def _call(find: Find, where: str, known: Collection[str]) -> CallPlan:
     return compile_call(
-        where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=Asked
+        where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=SearchTemplate
     )
 
 

@@ -97,7 +97,9 @@ class Template:
         if value is None:
             raise MappingError(f"{{{placeholder.text}}} has no value", field=self.where)
         if not is_json(value):
-            raise MappingError(f"{{{placeholder.text}}} is a number that JSON has not", field=self.where)
+            raise MappingError(
+                f"{{{placeholder.text}}} is NaN or an infinite number, which JSON can't hold", field=self.where
+            )
         return value
 
     def _text(self, placeholder: Placeholder, scope: Scope) -> str:
@@ -108,7 +110,7 @@ class Template:
             raise MappingError(f"{{{placeholder.text}}}: the value {error}", field=self.where) from None
 
 
-class Asked(Template):
+class SearchTemplate(Template):
     """A text in the body of a search. A value may be a list, but no object: `{"$ne": null}` would be a query of its own."""
 
     def value(self, scope: Scope) -> Any:  # noqa: ANN401  # whatever the JSON holds
@@ -261,7 +263,7 @@ def _quote_around(placeholder: Placeholder, before: str, behind: str) -> str | N
     if form is not None and form.quote is not None and _quote_open_behind(before, form.quote, form.escape):
         return form.quote
     opened = _quote_open_behind(before, "".join(_QUOTES), "\\")
-    return None if opened == "'" and opened not in behind else opened  # in prose, it's one that nothing closes
+    return None if opened == "'" and opened not in behind else opened  # an apostrophe in prose
 
 
 def _formless(placeholder: Placeholder, between: str | None, text: str) -> str:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inbox.config.breaker import BreakerLimits
 from inbox.config.model import Config
-from inbox.config.retry import BreakerLimits
 from inbox.config.source import NoAuth, Source
 from inbox.config.types import Duration
 from relay.delivery.alerts import SENTENCES, Alert, Posted, changes, payload, sentence

@@ -101,7 +101,7 @@ def test_digits_in_a_text_are_no_number() -> None:
 @pytest.mark.parametrize("text", ["{to_number(event.t)}", "n={to_number(event.t):text}", "{to_number(event.t):json}"])
 @pytest.mark.parametrize("number", ["nan", "inf", "-Infinity", "1e999"])
 def test_what_an_expression_makes_of_a_text_and_json_has_not_is_put_into_no_query(text: str, number: str) -> None:
-    with pytest.raises(MappingError, match=r"here: .*is a number that JSON has not"):
+    with pytest.raises(MappingError, match=r"here: .*is NaN or an infinite number, which JSON can't hold"):
         Template(text, "here", ("event",)).expand({"event": {"t": number}})
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.retry import BreakerLimits, Retry
+from inbox.config.breaker import BreakerLimits
+from inbox.config.retry import Retry
 from inbox.config.types import Duration, Rate
 from relay.delivery import facts
 from relay.delivery.gates import Breaker, BreakerState, RateLimit, after_result, probe

@@ -14,7 +14,7 @@ from inbox.config.endpoint import Endpoint
 from inbox.config.types import Duration
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request
-from relay.http.endpoint import prepare
+from relay.http.target import prepare
 from tests.helpers.delivering import context
 from tests.helpers.scripted import Act, ScriptedServer, serving
 

@@ -16,7 +16,7 @@ from inbox.config.types import Duration, Secret
 from inbox.errors import ConfigError
 from relay.http import connection
 from relay.http.client import Request
-from relay.http.endpoint import header_value
+from relay.http.target import header_value
 from tests.destinations.calling import GET, Called, client_of
 from tests.helpers.delivering import context
 from tests.helpers.scripted import answer, closed_port, drip, then_close

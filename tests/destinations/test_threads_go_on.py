@@ -30,7 +30,7 @@ from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
 from relay.sweep import scheduler
-from relay.sweep.run import Sweeping
+from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper
 from tests.destinations.calling import POST, Called, client_of
 from tests.helpers.delivering import DELIVERY, NOW, ROUTE, context
@@ -168,7 +168,7 @@ def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch:
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.01)
     stop, observer = threading.Event(), Observer()
     thread = Sweeper(
-        cast("Database", None), "r1", [cast("Sweeping", Named())], stop=stop, now=lambda: NOW, observer=observer,
+        cast("Database", None), "r1", [cast("CompiledSweep", Named())], stop=stop, now=lambda: NOW, observer=observer,
         steps=cast("Steps", Broken()),
     )  # fmt: skip
     thread.start()

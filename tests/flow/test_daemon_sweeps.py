@@ -25,7 +25,7 @@ from relay.steps import Steps
 from relay.store.database import Database
 from relay.store.operator import commands
 from relay.sweep import pages, scheduler
-from relay.sweep.run import Sweeping
+from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
 from relay.sync.cursor import Listed
 from tests.helpers.daemon import configured, running
@@ -177,7 +177,7 @@ def broken(*_: object) -> None:
 @pytest.mark.parametrize(
     ("where", "bug", "error"),
     [
-        ("relay.sweep.run.Sweeping.run", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
+        ("relay.sweep.run.CompiledSweep.run", lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
         ("relay.store.sweeps.missing", broken, "the database: ValueError: gone"),
         ("relay.store.sweeps.is_due", lambda *_: 1 / 0, None),
     ],
@@ -216,14 +216,14 @@ def test_what_one_has_added_that_broke_off_is_told_though_the_next_one_finds_not
 def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_sweep_begins_there_again(
     engine: Engine, directory: Directory, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    event_of = Sweeping._event
+    event_of = CompiledSweep._event
 
-    def failing(sweeping: Sweeping, listed: Listed, now: datetime) -> Event:
+    def failing(sweeping: CompiledSweep, listed: Listed, now: datetime) -> Event:
         if listed.id == "u2":
             raise ValueError("year 10000 is out of range")
         return event_of(sweeping, listed, now)
 
-    monkeypatch.setattr(Sweeping, "_event", failing)
+    monkeypatch.setattr(CompiledSweep, "_event", failing)
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}
     sweeper.run_due()
     assert [row["entity_id"] for row in rows(engine, "SELECT entity_id FROM inbox ORDER BY seq")] == ["u0", "u1", "u3"]

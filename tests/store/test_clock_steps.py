@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from inbox.clock import SystemClock
-from inbox.config.retry import BreakerLimits
+from inbox.config.breaker import BreakerLimits
 from inbox.config.types import Duration
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
@@ -25,7 +25,7 @@ from relay.store.clock import DatabaseClock
 from relay.store.gates import acquire_rate, read_gates
 from relay.store.leases import renew
 from relay.store.pull_in_deliveries import MOST_BATCHES, Horizon
-from relay.store.pull_in_times import BATCH, Ahead
+from relay.store.pull_in_times import BATCH, TooFarAhead
 from relay.store.reap import reap
 from relay.store.record import record, record_each
 from relay.store.sweeps import Turn, fail, is_due, take
@@ -45,7 +45,7 @@ REFUSED = Failed((Call("forward", "POST", "https://audit.example.com", "answered
 GATED = {"strict": ROUTED}
 
 
-def pull_in(steps: Steps, policies: Policies = POLICIES, horizon: Horizon | None = None) -> list[Ahead]:
+def pull_in(steps: Steps, policies: Policies = POLICIES, horizon: Horizon | None = None) -> list[TooFarAhead]:
     return (horizon or Horizon()).pull_in(steps.database, CONFIG, policies, "r1")
 
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine
 
-from inbox.config.retry import BreakerLimits
+from inbox.config.breaker import BreakerLimits
 from inbox.config.types import Duration
 from relay.delivery.gates import Breaker, ClaimFilter, Gate, GateKey, RateLimit, Report, entity_key
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from inbox.config.retry import BreakerLimits
+from inbox.config.breaker import BreakerLimits
 from relay.delivery.gates import GateKey, RateLimit, Report, entity_key
 from relay.delivery.policy import RoutePolicy
 from relay.store import gates, nodes

@@ -22,9 +22,9 @@ from inbox.loader.load import parse_config
 from relay.destinations.base import without_lease
 from relay.store import sweeps
 from relay.store.database import Database
-from relay.store.sweeps import Swept
+from relay.store.sweeps import SweepFindings
 from relay.sweep import pages
-from relay.sweep.run import Sweeping
+from relay.sweep.run import CompiledSweep
 from relay.sync.cursor import Listed
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.kinds import ON_POSTGRES
@@ -47,7 +47,7 @@ def take(database: Database, turn: sweeps.Turn) -> bool:
 
 def ended(database: Database, turn: sweeps.Turn, until_second: float = 0, missed: int = 0) -> None:
     until = START + timedelta(seconds=until_second)
-    sweeps.finish(database, sweeps.Swept("trivore", "USER", START, until, 10, missed, missed), turn.node)
+    sweeps.finish(database, sweeps.SweepFindings("trivore", "USER", START, until, 10, missed, missed), turn.node)
 
 
 def test_one_relay_is_at_a_sweep_and_the_next_is_due_after_every(database: Database, clock: FakeClock) -> None:
@@ -185,22 +185,24 @@ def directory() -> Directory:
 
 
 @pytest.fixture
-def sweeping(directory: Directory, database_url: str) -> Iterator[Sweeping]:
+def sweeping(directory: Directory, database_url: str) -> Iterator[CompiledSweep]:
     """Three a page."""
     with serving(directory) as server:
         config = config_text(database_url) + TABLE.format(url=server.url, count=3)
-        made = Sweeping(parse_config(config), "trivore", 0)
+        made = CompiledSweep(parse_config(config), "trivore", 0)
         yield made
         made.close()
 
 
-def run(sweeping: Sweeping, engine: Engine) -> Swept:
+def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
     *_, last = sweeping.run(Database(engine), without_lease(), START)
     return last
 
 
 @ON_POSTGRES
-def test_a_key_that_another_has_not_committed_yet_is_waited_for_once(sweeping: Sweeping, database: Database) -> None:
+def test_a_key_that_another_has_not_committed_yet_is_waited_for_once(
+    sweeping: CompiledSweep, database: Database
+) -> None:
     listed = [Listed(f"u{n}", START) for n in range(100)]
     uncommitted = sweeping._event(listed[40], START)
     began = time.monotonic()
@@ -214,7 +216,7 @@ def test_a_key_that_another_has_not_committed_yet_is_waited_for_once(sweeping: S
 
 
 def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing(
-    sweeping: Sweeping, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    sweeping: CompiledSweep, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "WAIT", wait_none())
     directory.statuses = [200, 503, 429, 200, 503]
@@ -225,7 +227,7 @@ def test_a_page_that_can_not_be_had_is_asked_for_again_and_not_the_whole_listing
 
 
 def test_an_entity_that_is_changed_while_it_is_listed_hides_no_other(
-    sweeping: Sweeping, directory: Directory, engine: Engine
+    sweeping: CompiledSweep, directory: Directory, engine: Engine
 ) -> None:
     """It leaves its place for the end of the listing, and those behind it come one closer."""
 
@@ -240,7 +242,7 @@ def test_an_entity_that_is_changed_while_it_is_listed_hides_no_other(
 
 
 def test_a_listing_that_shrinks_while_it_is_read_comes_to_its_end(
-    sweeping: Sweeping, directory: Directory, engine: Engine
+    sweeping: CompiledSweep, directory: Directory, engine: Engine
 ) -> None:
     gone = iter([f"u{n}" for n in (0, 1, 2, 9, 8)])
     directory.before_page = lambda _: (directory.users.pop(next(gone, ""), None), None)[1]
@@ -249,7 +251,7 @@ def test_a_listing_that_shrinks_while_it_is_read_comes_to_its_end(
 
 
 def test_a_listing_that_is_another_one_each_time_is_an_error(
-    sweeping: Sweeping, directory: Directory, engine: Engine
+    sweeping: CompiledSweep, directory: Directory, engine: Engine
 ) -> None:
     def change(page: int) -> None:
         directory.users = {f"{page}-{n}": "2026-01-01T00:00:00Z" for n in range(10)}
@@ -260,7 +262,7 @@ def test_a_listing_that_is_another_one_each_time_is_an_error(
 
 
 def test_what_is_found_again_by_a_sweep_that_begins_again_is_not_added_twice(
-    sweeping: Sweeping, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    sweeping: CompiledSweep, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(sweeping, engine).added == 10
     assert run(sweeping, engine).missed == 0

@@ -21,7 +21,7 @@ from relay.observe import Observer
 from relay.store.database import Database
 from relay.store.reap import reap
 from relay.store.record import Recorded
-from relay.store.sweeps import Swept
+from relay.store.sweeps import SweepFindings
 from tests.helpers.relaying import DONE, POLICIES, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
 from tests.helpers.webhooks import a_config
@@ -150,7 +150,9 @@ def test_a_bug_in_a_look_at_the_backlog_is_logged_and_the_next_look_is_taken(
 
 def test_a_sweep_tells_what_it_compared_and_what_was_missing() -> None:
     told = Told()
-    Observer(told).swept("trivore USER", Swept("trivore", "USER", START, START, compared=100, missed=2, added=2))
+    Observer(told).swept(
+        "trivore USER", SweepFindings("trivore", "USER", START, START, compared=100, missed=2, added=2)
+    )
     assert of(told, metrics.SWEEP_COMPARED) == {("trivore", "USER"): 100}
     assert of(told, metrics.SWEEP_MISSED) == {("trivore", "USER"): 2}
 

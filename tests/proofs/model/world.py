@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Engine, text
 
+from inbox.config.breaker import BreakerLimits
 from inbox.config.endpoint import ForwardDestination
 from inbox.config.model import Config, Route
-from inbox.config.retry import BreakerLimits, Retry
+from inbox.config.retry import Retry
 from inbox.config.source import NoAuth, Source
 from inbox.config.types import Duration, Secret
 from inbox.db.dialect import Sql, as_json
