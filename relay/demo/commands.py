@@ -28,7 +28,7 @@ class RelayCommands:
         self._folder, self._environment, self._show = folder, environment, show
 
     def sweep(self) -> int:
-        """Asks the source for changes that no webhook reported; returns how many there were."""
+        """Ask the source for changes that no webhook reported; return how many there were."""
         rows = self._sweep()
         for row in rows:
             counts = f"{row['compared']} compared, {row['missed']} missed, {row['added']} added"
@@ -36,7 +36,7 @@ class RelayCommands:
         return sum(row["missed"] for row in rows)
 
     def replay_orphans(self, busy: Collection[str]) -> int:
-        """Compares all ids of both sides, and replays the events of entities that are gone, but those that are busy.
+        """Compare all ids of both sides, and replay the events of entities that are gone, but those that are busy.
 
         The relay fetches the entity, learns that it is gone, and deletes its counterpart. Returns how many there were.
         """
@@ -51,7 +51,7 @@ class RelayCommands:
         return len(orphans)
 
     def plan(self) -> tuple[int, int]:
-        """Compares all entities of both sides, field by field; returns how many are in sync, and how many are not."""
+        """Compare all entities of both sides, field by field; return how many are in sync, and how many are not."""
         for route in ROUTES:
             self._show(CommandRun("plan", f"--route {route}"))
         with ThreadPoolExecutor() as pool:
@@ -74,7 +74,7 @@ class RelayCommands:
         return rows
 
     def _run(self, *command: str) -> str:
-        """Runs `relay COMMAND` and returns its output, with standard error unless it is JSON."""
+        """Run `relay COMMAND` and return its output, with standard error unless it is JSON."""
         try:
             ended = subprocess.run(  # noqa: S603  # our own Python, our own arguments
                 [sys.executable, "-m", "relay", *command],

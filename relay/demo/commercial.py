@@ -61,7 +61,7 @@ class CommercialService:
         latency: float = 0.0,
         on_call: Callable[[CallMade], None] = lambda _: None,
     ) -> None:
-        """Starts without records.
+        """Start without records.
 
         Args:
             fail_share: the share of calls, from 0 to 1, that is answered with 503.
@@ -79,17 +79,17 @@ class CommercialService:
             self.app.add_route(f"/{record_type.path}/{{record_id}}", resource)
 
     def all(self, record_type: RecordType) -> list[Record]:
-        """Lists every record of a type, oldest first, for any thread: records are replaced, never changed."""
+        """List every record of a type, oldest first, for any thread: records are replaced, never changed."""
         return list(self._resources[record_type].records.values())
 
     async def process_request(self, _req: Request, resp: Response) -> None:
-        """Fails a call before anything else happens to it."""
+        """Fail a call before anything else happens to it."""
         if self._rng.random() < self.fail_share:
             resp.set_header("Retry-After", _RETRY_AFTER)
             raise falcon.HTTPServiceUnavailable(description="try again later")
 
     async def process_response(self, req: Request, resp: Response, _resource: object, _succeeded: bool) -> None:
-        """Reports a call once its answer is known."""
+        """Report a call once its answer is known."""
         self._on_call(CallMade(req.method, req.relative_uri, resp.status_code, **getattr(req.context, "effect", {})))
         await asyncio.sleep(self._latency)
 

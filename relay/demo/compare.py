@@ -31,7 +31,7 @@ class Mismatch:
 
 
 def mapped_fields(entity_type: EntityType, entity: Mapping[str, Any]) -> Fields:
-    """Returns what the counterpart of a user or a group must hold; None: nothing."""
+    """Return what the counterpart of a user or a group must hold; None: nothing."""
     if entity_type is GROUP:
         return {"external_id": entity["id"], "name": entity["name"]}
     name = entity["name"]
@@ -45,14 +45,14 @@ def mapped_fields(entity_type: EntityType, entity: Mapping[str, Any]) -> Fields:
 
 
 def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of `after` that are not the same in `before`."""
+    """Return the fields of `after` that are not the same in `before`."""
     return {name: value for name, value in after.items() if before.get(name) != value}
 
 
 def compare(
     identity: IdentityService, commercial: CommercialService, deleted: Collection[str] = ()
 ) -> tuple[list[Fields], list[Mismatch]]:
-    """Compares both services as they are now; returns the records that must be there, and what differs.
+    """Compare both services as they are now; return the records that must be there, and what differs.
 
     `deleted` are ids of entities that are gone, to word a difference well.
     """
@@ -68,7 +68,7 @@ def compare(
 def differences(
     record: str, expected: Iterable[Fields], found: Iterable[Mapping[str, Any]], deleted: Collection[str] = ()
 ) -> Iterator[Mismatch]:
-    """Compares the records that must be there with those that are."""
+    """Compare the records that must be there with those that are."""
     left = list(found)
     for fields in expected:
         external_id = fields["external_id"]

@@ -56,12 +56,12 @@ class DemoEvents:
         """Queues an event, from any thread."""
 
     def handle(self, event: DemoEvent) -> None:
-        """Handles an event of the main thread itself at once, after all that happened before. Raises as `wait`."""
+        """Handle an event of the main thread itself at once, after all that happened before. Raises as `wait`."""
         self.wait(0)
         self._listener(event)
 
     def wait(self, seconds: float) -> None:
-        """Lets time pass, and hands events to the listener meanwhile. Raises Stopped after a signal inside `stopping`."""
+        """Let time pass, and hand events to the listener meanwhile. Raises Stopped after a signal inside `stopping`."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -74,7 +74,7 @@ class DemoEvents:
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Makes SIGINT, SIGTERM and SIGHUP raise Stopped in `wait` instead of ending the process; main thread only."""
+        """Make SIGINT, SIGTERM and SIGHUP raise Stopped in `wait` instead of ending the process; main thread only."""
 
         def stop(number: int, _: FrameType | None) -> None:
             self._queue.put(number)

@@ -41,7 +41,7 @@ class EntityType:
     fields: Mapping[str, Any]
 
     def stored(self, body: Document) -> Document:
-        """Returns a document in the form in which it is stored, without what only the service sets.
+        """Return a document in the form in which it is stored, without what only the service sets.
 
         Null members are left out: the vendor's client (trivoreid 2.0.10, models/user.py) iterates over `emails`,
         `mobiles` and the like without asking whether they are null. The password is never kept.
@@ -68,7 +68,7 @@ class IdentityService:
         is_slow: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] | None = None,
     ) -> None:
-        """Starts without users.
+        """Start without users.
 
         Args:
             webhooks: sends a webhook for each change; its threads run until its `close`.
@@ -92,7 +92,7 @@ class IdentityService:
             self.app.add_route(f"{_API}/{entity_type.path}/{{entity_id}}", resource)
 
     def create(self, entity_type: EntityType, body: Document, *, report: bool = True) -> Document:
-        """Stores a new user or group, sends the webhook unless told not to, and returns the document."""
+        """Store a new user or group, send the webhook unless told not to, and return the document."""
         fields = entity_type.stored(body)
         with self._lock:
             moment = self._tick()
@@ -105,7 +105,7 @@ class IdentityService:
     def replace(
         self, entity_type: EntityType, entity_id: str, body: Document, *, report: bool = True, late: bool = False
     ) -> Document:
-        """Replaces the whole document, sends the webhook and returns the new one; id and creation time stay.
+        """Replace the whole document, send the webhook and return the new one; id and creation time stay.
 
         When it is `late`, the first `read` within `REPLICA_BEHIND` gets the document before it. Raises as `get`.
         """
@@ -120,7 +120,7 @@ class IdentityService:
             return self._put(entity_type, {"id": entity_id, **fields, "meta": meta}, "UPDATE", report=report)
 
     def delete(self, entity_type: EntityType, entity_id: str, *, report: bool = True) -> None:
-        """Removes a user or group and sends the webhook. Raises as `get`."""
+        """Remove a user or group and send the webhook. Raises as `get`."""
         with self._lock:
             self.get(entity_type, entity_id)
             del self._documents[entity_type][entity_id]
@@ -128,25 +128,25 @@ class IdentityService:
                 self._send_webhook(entity_type, entity_id, "DELETE", rfc3339_milliseconds(self._tick()))
 
     def get(self, entity_type: EntityType, entity_id: str) -> Document:
-        """Returns the document of a user or group. Raises `falcon.HTTPNotFound`."""
+        """Return the document of a user or group. Raises `falcon.HTTPNotFound`."""
         try:
             return self._documents[entity_type][entity_id]
         except KeyError:
             raise falcon.HTTPNotFound(description=f"There is no {entity_type.path} {entity_id}.") from None
 
     def read(self, entity_type: EntityType, entity_id: str) -> Document:
-        """Returns the document from a replica, which may lag. Raises as `get`."""
+        """Return the document from a replica, which may lag. Raises as `get`."""
         with self._lock:
             present = self.get(entity_type, entity_id)
             until, before = self._before.pop(entity_id, (None, present))
             return present if until is None or until <= self._now() else before
 
     def all(self, entity_type: EntityType) -> list[Document]:
-        """Lists every document of a type, oldest first."""
+        """List every document of a type, oldest first."""
         return list(self._documents[entity_type].values())
 
     def _tick(self) -> datetime:
-        """Returns the time, at least a millisecond after the one before.
+        """Return the time, at least a millisecond after the one before.
 
         Two changes of an entity within one millisecond would give the same webhook, byte for byte, and the receiver
         takes the second for a duplicate.
@@ -165,7 +165,7 @@ class IdentityService:
 
 
 def rfc3339_milliseconds(moment: datetime) -> str:
-    """Formats an aware UTC datetime as the identity service does, cut to milliseconds: `2018-09-21T06:29:05.708Z`."""
+    """Format an aware UTC datetime as the identity service does, cut to milliseconds: `2018-09-21T06:29:05.708Z`."""
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
@@ -193,7 +193,7 @@ class _EntityResource:
 
 
 def _page(req: Request, documents: list[Document]) -> Document:
-    """Cuts the requested page out of the documents that pass the request's filter."""
+    """Cut the requested page out of the documents that pass the request's filter."""
     start = req.get_param_as_int("startIndex", min_value=0, default=0)
     count = req.get_param_as_int("count", min_value=1, max_value=_MAX_COUNT, default=_DEFAULT_COUNT)
     if text := req.get_param("filter"):
@@ -208,6 +208,6 @@ def _page(req: Request, documents: list[Document]) -> Document:
 
 
 def _located(req: Request, document: Document) -> Document:
-    """Makes the document's location an absolute URL."""
+    """Make the document's location an absolute URL."""
     meta = document["meta"]
     return {**document, "meta": {**meta, "location": f"{req.prefix}{meta['location']}"}}

@@ -36,7 +36,7 @@ class Ledger:
         self._last_note = 0
 
     def progress(self) -> Counter[str]:
-        """Counts open deliveries by state; also `events`, `dead` letters, and what is `still_open` for the relay."""
+        """Count open deliveries by state; also `events`, `dead` letters, and what is `still_open` for the relay."""
         with self._database.read() as transaction:
             found = Counter({row.name: row.number for row in transaction.execute(_PROGRESS)})
         found["dead"] += found.pop("blocked", 0)
@@ -44,17 +44,17 @@ class Ledger:
         return found
 
     def facts(self) -> Counter[str]:
-        """Counts facts of each kind, `stale` reads and `duplicates`."""
+        """Count facts of each kind, `stale` reads and `duplicates`."""
         with self._database.read() as transaction:
             return Counter({row.name: row.number for row in transaction.execute(_FACTS)})
 
     def busy_entities(self) -> set[str]:
-        """Returns ids of entities with an open delivery: the services may differ in them as yet."""
+        """Return ids of entities with an open delivery: the services may differ in them as yet."""
         with self._database.read() as transaction:
             return {row.entity_id for row in transaction.execute(_BUSY)}
 
     def notes(self) -> list[NoCallNeeded]:
-        """Lists what no call shows, since the last time; one relay writes its facts in order."""
+        """List what no call shows, since the last time; one relay writes its facts in order."""
         with self._database.read() as transaction:
             rows = transaction.execute(_NOTES, after=self._last_note)
         self._last_note = rows[-1].id if rows else self._last_note
@@ -62,5 +62,5 @@ class Ledger:
         return [NoCallNeeded(row.entity_type, row.entity_id, whys.get(row.kind, "stale")) for row in rows]
 
     def is_running(self, pid: int) -> bool:
-        """Returns true once the relay process of that id works."""
+        """Return true once the relay process of that id works."""
         return any(node["pid"] == pid for node in reads.relay_nodes(self._database))

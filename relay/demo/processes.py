@@ -48,19 +48,19 @@ class Child:
         self.pid = self._process.pid
 
     def check(self) -> None:
-        """Raises DemoError with the end of its log when it has ended."""
+        """Raise DemoError with the end of its log when it has ended."""
         status = self._process.poll()
         if status is not None:
             ending = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
             raise DemoError(f"the {self.name} has ended ({ending}); the end of {self.log}:\n{self.tail()}")
 
     def tail(self) -> str:
-        """Returns the last lines of its log."""
+        """Return the last lines of its log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:]) or "  (empty)"
 
     def stop(self, grace_seconds: float) -> None:
-        """Ends it with SIGTERM, and with its whole group by SIGKILL if it takes too long."""
+        """End it with SIGTERM, and with its whole group by SIGKILL if it takes too long."""
         self._process.terminate()
         try:
             self._process.wait(grace_seconds)
@@ -69,7 +69,7 @@ class Child:
             self._process.wait(_KILL_SECONDS)
 
     def kill(self) -> None:
-        """Ends it with SIGKILL: it has no chance to tidy up."""
+        """End it with SIGKILL: it has no chance to tidy up."""
         self._process.kill()
         self._process.wait(_KILL_SECONDS)
 

@@ -74,7 +74,7 @@ class DemoRun:
     def start(
         self, folder: Path | None, database_url: str | None, *, users: int, groups: int, lost_share: float = 0.0
     ) -> Iterator[None]:
-        """Runs the stack while it is open. Raises as `Stack`."""
+        """Run the stack while it is open. Raises as `Stack`."""
         with ExitStack() as exits:
             self.stack = Stack(
                 exits,
@@ -90,11 +90,11 @@ class DemoRun:
             yield
 
     def change(self) -> None:
-        """Makes the scenario's next change."""
+        """Make the scenario's next change."""
         self._made(self.scenario.step())
 
     def pause(self, seconds: float) -> None:
-        """Lets time pass. Raises Stopped after a signal, and DemoError when the receiver or the relay has ended."""
+        """Let time pass. Raises Stopped after a signal, and DemoError when the receiver or the relay has ended."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.events.wait(min(left, _POLL_SECONDS))
@@ -110,7 +110,7 @@ class DemoRun:
             self.pause(_POLL_SECONDS)
 
     def miss_and_find(self, is_calm: Callable[[], bool], patience: float) -> list[Mismatch]:
-        """Makes changes that no webhook reports, a deletion among them, and finds them by the relay's own commands.
+        """Make changes that no webhook reports, a deletion among them, and find them by the relay's own commands.
 
         `is_calm` tells when users can be chosen whose earlier changes have ended, so that it is certain what follows;
         `patience` is how many seconds to wait for it. Raises as `pause`, and DemoError when a command fails.
@@ -135,11 +135,11 @@ class DemoRun:
         return differences
 
     def busy(self) -> set[str]:
-        """Returns ids of entities with an open delivery, and of those that `miss_and_find` has changed."""
+        """Return ids of entities with an open delivery, and of those that `miss_and_find` has changed."""
         return self.stack.ledger.busy_entities() | self.chosen
 
     def numbers(self) -> dict[str, int]:
-        """Returns what was counted here, at the services and in the database."""
+        """Return what was counted here, at the services and in the database."""
         self.events.wait(0)
         facts, progress = self.stack.ledger.facts(), self.stack.ledger.progress()
         return {
@@ -171,7 +171,7 @@ class DemoRun:
 
 
 def run_live(console: Console, seed: int, folder: Path | None, database_url: str | None) -> None:
-    """Runs until SIGINT, SIGTERM or SIGHUP, then stops everything in order: `relay demo`.
+    """Run until SIGINT, SIGTERM or SIGHUP, then stop everything in order: `relay demo`.
 
     Raises:
         DemoError: something does not start, or ends by itself.
@@ -188,7 +188,7 @@ def run_live(console: Console, seed: int, folder: Path | None, database_url: str
 
 
 def _keep_changing(run: DemoRun, console: Console) -> None:
-    """Makes a burst of changes, then one now and then. Never returns."""
+    """Make a burst of changes, then one now and then. Never returns."""
     console.print()
     try:
         for number in itertools.count(1):
@@ -204,7 +204,7 @@ def _keep_changing(run: DemoRun, console: Console) -> None:
 
 
 def run_once(console: Console, seed: int, folder: Path | None, database_url: str | None) -> dict[str, Any]:
-    """Changes a lot, kills the relay, waits until both services agree, and stops everything: `relay demo --once`.
+    """Change a lot, kill the relay, wait until both services agree, and stop everything: `relay demo --once`.
 
     Raises:
         DemoError: something does not start, or ends by itself.
@@ -241,7 +241,7 @@ def run_once(console: Console, seed: int, folder: Path | None, database_url: str
 
 
 def _kill_relay(run: DemoRun) -> None:
-    """Kills it while it works on something, so that there is something to take over."""
+    """Kill it while it works on something, so that there is something to take over."""
     ledger, pid = run.stack.ledger, run.stack.relay.pid
     deadline = time.monotonic() + _CATCH_SECONDS
     while ledger.progress()["in_flight"] < _CATCH_ENOUGH and time.monotonic() < deadline:
@@ -252,7 +252,7 @@ def _kill_relay(run: DemoRun) -> None:
 
 
 def _places(stack: Stack) -> list[tuple[str, str]]:
-    """Lists the address of each part, and commands to inspect it."""
+    """List the address of each part, and commands to inspect it."""
     return [
         ("identity", f"{stack.identity_url}/api/rest/v1/user  (Basic demo:demo)"),
         ("receiver", f"{stack.receiver_url}/webhooks/trivore  (pid {stack.receiver.pid})"),
@@ -267,7 +267,7 @@ def _places(stack: Stack) -> list[tuple[str, str]]:
 
 
 def _command(name: str) -> str:
-    """Spells a command of this installation: by name when the shell finds this very one, or else by path."""
+    """Spell a command of this installation: by name when the shell finds this very one, or else by path."""
     own = Path(sys.executable).parent / name
     unset = "env -u INBOX_DATABASE_URL " if "INBOX_DATABASE_URL" in os.environ else ""
     if shutil.which(name) == str(own):

@@ -46,14 +46,14 @@ class Scenario:
     """
 
     def __init__(self, identity: IdentityService, rng: random.Random, *, users: int, groups: int) -> None:
-        """Changes nothing yet. The identity service must be empty, and nobody else may change it."""
+        """Change nothing yet. The identity service must be empty, and nobody else may change it."""
         self.deleted: set[str] = set()
         self._identity, self._rng = identity, rng
         self._wanted = {USER: users, GROUP: groups}
         self._created = {USER: 0, GROUP: 0}
 
     def step(self) -> ChangeMade:
-        """Makes the next change."""
+        """Make the next change."""
         for entity_type, wanted in self._wanted.items():
             if self._created[entity_type] < wanted:
                 return self._create(entity_type)
@@ -66,7 +66,7 @@ class Scenario:
         return self._replace(entity_type, entity, self._edited(entity_type, entity))
 
     def change_unreported(self, busy: Collection[str]) -> list[ChangeMade]:
-        """Edits a user, edits a group and creates a user, without webhooks; avoids `busy` ids where there are others."""
+        """Edit a user, edit a group and create a user, without webhooks; avoid `busy` ids where there are others."""
         user, group = self._any(USER, busy), self._any(GROUP, busy)
         return [
             self._replace(USER, user, _with_double_name(user), report=False),
@@ -75,11 +75,11 @@ class Scenario:
         ]
 
     def delete_unreported(self, busy: Collection[str]) -> ChangeMade:
-        """Deletes a user without a webhook; avoids `busy` ids where there are others."""
+        """Delete a user without a webhook; avoid `busy` ids where there are others."""
         return self._delete(USER, self._any(USER, busy), report=False)
 
     def edit_quietly(self, busy: Collection[str]) -> list[ChangeMade]:
-        """Edits two users who are not busy: something that the other side has no field for, and something read late."""
+        """Edit two users who are not busy: something that the other side has no field for, and something read late."""
         first = self._any(USER, busy)
         second = self._any(USER, {*busy, first["id"]})
         return [
@@ -88,7 +88,7 @@ class Scenario:
         ]
 
     def free_users(self, busy: Collection[str]) -> list[Document]:
-        """Lists the users who are not busy."""
+        """List the users who are not busy."""
         return [user for user in self._identity.all(USER) if user["id"] not in busy]
 
     def _any(self, entity_type: EntityType, busy: Collection[str]) -> Document:
@@ -147,14 +147,14 @@ def _with_double_name(user: Document) -> Document:
 
 
 def name_of(entity_type: EntityType, entity: Document) -> str:
-    """Returns what people call a user or a group."""
+    """Return what people call a user or a group."""
     if entity_type is GROUP:
         return str(entity["name"])
     return f"{entity['name'].get('givenName', '')} {entity['name'].get('familyName', '')}".strip()
 
 
 def sample_user(number: int) -> dict[str, Any]:
-    """Makes the document of made-up person `number`; each number is another username, and the same one every time."""
+    """Make the document of made-up person `number`; each number is another username, and the same one every time."""
     given = _GIVEN[number % len(_GIVEN)]
     family = _FAMILY[number // len(_GIVEN) % len(_FAMILY)]
     return {
@@ -168,13 +168,13 @@ def sample_user(number: int) -> dict[str, Any]:
 
 
 def sample_group(number: int) -> dict[str, Any]:
-    """Makes the document of made-up group `number`; each number is another name."""
+    """Make the document of made-up group `number`; each number is another name."""
     name = _GROUPS[number % len(_GROUPS)]
     return {"name": name if number < len(_GROUPS) else f"{name} {number // len(_GROUPS) + 1}", "nsCode": "demo"}
 
 
 def sample_edit(user: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Changes one thing about a person: e-mail, mobile number or family name. Returns the user's new document."""
+    """Change one thing about a person: e-mail, mobile number or family name. Returns the user's new document."""
     name = user["name"]
     change = rng.randrange(3)
     if change == 0:

@@ -29,7 +29,7 @@ class InvalidFilterError(ValueError):
 
 
 def parse_filter(text: str) -> DocumentTest:
-    """Compiles a filter to a function that tests a document.
+    """Compile a filter to a function that tests a document.
 
     Raises:
         InvalidFilterError: the text is no filter, or has something of SCIM that is not offered here.
@@ -74,7 +74,7 @@ def _test(path: list[str], operator: str, literal: str) -> DocumentTest:
 
 
 def _is_at_least(found: object, least: int) -> bool:
-    """Compares instants: as text, `05.708Z` would come before `05Z`."""
+    """Compare instants: as text, `05.708Z` would come before `05Z`."""
     try:
         return parse_rfc3339(str(found)) >= least
     except ValueError:
@@ -82,7 +82,7 @@ def _is_at_least(found: object, least: int) -> bool:
 
 
 def _found(value: object, path: list[str]) -> list[object]:
-    """Finds every value at the path that is not null; the items of a list count one by one."""
+    """Find every value at the path that is not null; the items of a list count one by one."""
     if value is None:
         return []
     if isinstance(value, list):

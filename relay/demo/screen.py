@@ -40,7 +40,7 @@ class Screen:
         self._names: dict[str, str] = {}  # of entities, by id
 
     def show_change(self, change: ChangeMade) -> None:
-        """Shows a change of the identity service."""
+        """Show a change of the identity service."""
         self._names[change.entity_id] = change.name
         detail = Text(_assignments(change.fields))
         if not change.fields and change.action == "update":
@@ -50,7 +50,7 @@ class Screen:
         self._line("change", change.action.upper(), None, change.name, detail)
 
     def show(self, event: DemoEvent) -> None:
-        """Shows a webhook, a call, a note of the relay, or a command."""
+        """Show a webhook, a call, a note of the relay, or a command."""
         match event:
             case WebhookSent(entity_type, entity_id, event_type, status):
                 detail = "no answer; it is sent again" if status is None else self._names.get(entity_id, "")
@@ -64,14 +64,14 @@ class Screen:
                 self._line("command", command, None, short(about), Text(visible(report), "bold"))
 
     def say(self, text: str) -> None:
-        """Shows a sentence."""
+        """Show a sentence."""
         say(text, on=self._console, style="dim")
 
     def advance(self, _changes: int, _progress: Mapping[str, int]) -> None:
-        """Shows nothing: the lines show it."""
+        """Show nothing: the lines show it."""
 
     def _effect(self, call: CallMade) -> Text:
-        """Words the effect of a call. The relay sends every mapped field; those that are new are worth a look."""
+        """Word the effect of a call. The relay sends every mapped field; those that are new are worth a look."""
         if call.status == _UNAVAILABLE:
             return Text("on purpose; it is tried again", "red")
         if call.status >= _CLIENT_ERROR:
@@ -83,7 +83,7 @@ class Screen:
         return Text("nothing new", "dim")
 
     def _line(self, kind: str, verb: str, status: int | str | None, about: str, detail: Text) -> None:
-        """Prints columns, cut to a terminal's width; whole elsewhere. `detail` is made of visible text already."""
+        """Print columns, cut to a terminal's width; whole elsewhere. `detail` is made of visible text already."""
         width = self._console.width if self._console.is_terminal else None
         column = _WIDE_COLUMN if width is None or width >= _WIDE else _NARROW_COLUMN
         faint = "dim" if verb == "GET" else ""
@@ -109,7 +109,7 @@ def _status_colour(status: int | str | None) -> str:
 
 
 def short(text: str) -> str:
-    """Cuts ids to the end that tells them apart."""
+    """Cut ids to the end that tells them apart."""
     return _ID.sub(r"…\1", text)
 
 
@@ -120,7 +120,7 @@ def _assignments(fields: Mapping[str, Any]) -> str:
 
 
 def panel(rows: Sequence[tuple[str, str]]) -> Padding:
-    """Makes a table of names and values."""
+    """Make a table of names and values."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -150,24 +150,24 @@ class Bars:
         self._ended = self.progress.add_task("deliveries ended", total=changes)
 
     def show(self, event: DemoEvent) -> None:
-        """Says what a command has reported."""
+        """Say what a command has reported."""
         if isinstance(event, CommandRun) and event.report:
             self.say(f"relay {event.command}, {short(event.about)}: {event.report}")
 
     def show_change(self, change: ChangeMade) -> None:
-        """Says which changes no webhook reports."""
+        """Say which changes no webhook reports."""
         if not change.is_reported:
             subject = f"{change.entity_type.name} {short(change.entity_id)}"
             self.say(f"{subject} is {change.action}d, and no webhook reports it")
 
     def say(self, text: str) -> None:
-        """Prints a line that stays, above the bars."""
+        """Print a line that stays, above the bars."""
         self._said_at = time.monotonic()
         at = (f"{self._clock.now():%H:%M:%S}", "dim")
         self.progress.console.print(Text.assemble(at, " ", visible_text(text)))
 
     def advance(self, changes: int, progress: Mapping[str, int]) -> None:
-        """Shows how many changes were made, and how many deliveries have ended."""
+        """Show how many changes were made, and how many deliveries have ended."""
         changes, events = min(changes, self._total), progress["events"]
         ended = events - progress["still_open"] - progress["dead"]
         self.progress.update(self._made, completed=changes)
@@ -204,13 +204,13 @@ _FAULTS = (
 
 
 def summary_of(differences: Sequence[Mismatch], numbers: Mapping[str, int], **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Sums a run up as one JSON object. It has agreed when nothing differs and nothing is left to do."""
+    """Sum a run up as one JSON object. It has agreed when nothing differs and nothing is left to do."""
     agree = not differences and not any(numbers[name] for name, _ in _FAULTS)
     return {"agree": agree, "differences": [asdict(each) for each in differences], **numbers, **more}
 
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
-    """Prints the numbers as a table, then the differences as another, then the verdict."""
+    """Print the numbers as a table, then the differences as another, then the verdict."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -232,7 +232,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
 
 
 def _verdict(summary: Mapping[str, Any]) -> Text:
-    """Words the verdict, and the next step when the services do not agree."""
+    """Word the verdict, and the next step when the services do not agree."""
     if summary["agree"]:
         compared = f"{summary['fields']} fields of {summary['entities']} users and groups"
         return Text.assemble(

@@ -49,7 +49,7 @@ class Stack:
         seed: int,
         lost_share: float = 0.0,
     ) -> None:
-        """Starts all parts; `exits` stops them in order, also after a failed start.
+        """Start all parts; `exits` stops them in order, also after a failed start.
 
         `starting` gets the name of each part; `seed` picks what fails; `lost_share` of the webhooks' answers gets lost.
 
@@ -117,12 +117,12 @@ class Stack:
             self._until_ready(self.receiver, lambda: _is_ready(session, self.receiver_url))
 
     def start_relay(self) -> None:
-        """Starts a relay and waits until it works; raises DemoError when it doesn't."""
+        """Start a relay and wait until it works; raise DemoError when it doesn't."""
         self._start("relay", ["-m", "relay", "run", "--verbose"])
         self._until_ready(self.relay, lambda: self.ledger.is_running(self.relay.pid))
 
     def kill_relay(self) -> None:
-        """Ends the relay with SIGKILL. `check` misses none until the next is started."""
+        """End the relay with SIGKILL. `check` misses none until the next is started."""
         self._children.pop("relay").kill()
 
     def _stop_relay(self) -> None:
@@ -140,12 +140,12 @@ class Stack:
         return self._children["receiver"]
 
     def check(self) -> None:
-        """Raises DemoError with the end of its log when the receiver or the relay has ended."""
+        """Raise DemoError with the end of its log when the receiver or the relay has ended."""
         for child in self._children.values():
             child.check()
 
     def is_settled(self) -> bool:
-        """Returns true when every webhook was accepted and the relay has nothing left to do."""
+        """Return true when every webhook was accepted and the relay has nothing left to do."""
         return not self.webhooks.pending() and not self.ledger.progress()["still_open"]
 
     def _start(self, name: str, arguments: list[str], *pass_fds: int) -> None:

@@ -59,7 +59,7 @@ class Authorization:
         self._scheme, self._credentials = scheme, credentials
 
     async def process_request(self, req: Request, _: Response) -> None:
-        """Checks a call; the scheme's case does not matter (RFC 9110 section 11.1)."""
+        """Check a call; the scheme's case does not matter (RFC 9110 section 11.1)."""
         scheme, _space, credentials = (req.auth or "").partition(" ")
         if (scheme.capitalize(), credentials.strip()) != (self._scheme, self._credentials):
             challenge = f'{self._scheme} realm="demo"'
@@ -67,7 +67,7 @@ class Authorization:
 
 
 def app_with(*middleware: Any, error_body: Callable[[str, int], object]) -> App:  # noqa: ANN401  # any of Falcon's
-    """Makes a Falcon app; `error_body` makes the body of an error out of its message and status."""
+    """Make a Falcon app; `error_body` makes the body of an error out of its message and status."""
 
     def serialize(_: Request, resp: Response, error: falcon.HTTPError) -> None:
         answer(resp, error_body(error.description or error.title or "Error", error.status_code), error.status_code)
@@ -78,7 +78,7 @@ def app_with(*middleware: Any, error_body: Callable[[str, int], object]) -> App:
 
 
 async def read_object(req: Request, *accepted: str) -> dict[str, Any]:
-    """Reads the JSON object in a request's body; `accepted` are media types besides `application/json`.
+    """Read the JSON object in a request's body; `accepted` are media types besides `application/json`.
 
     Raises:
         falcon.HTTPUnsupportedMediaType: another Content-Type.
@@ -101,7 +101,7 @@ async def read_object(req: Request, *accepted: str) -> dict[str, Any]:
 
 
 def answer(resp: Response, value: object, status: int = 200) -> None:
-    """Answers with `value` as JSON."""
+    """Answer with `value` as JSON."""
     resp.status = status
     resp.content_type = JSON_TYPE
     resp.data = msgspec.json.encode(value)

@@ -44,7 +44,7 @@ class WebhookSender:
         on_webhook: Callable[[WebhookSent], None] = lambda _: None,
         loses_answer: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Starts the scheduling thread.
+        """Start the scheduling thread.
 
         Args:
             url: where webhooks go, also those still waiting when it changes; without one, none are queued.
@@ -72,7 +72,7 @@ class WebhookSender:
         self._thread.start()
 
     def put(self, payload: Payload) -> None:
-        """Queues a webhook behind the entity's earlier ones; does nothing without a URL, or after `close`."""
+        """Queue a webhook behind the entity's earlier ones; do nothing without a URL, or after `close`."""
         entity = payload["entityType"], payload["id"]
         with self._changed:
             if self.url is None or self._closed:
@@ -83,17 +83,17 @@ class WebhookSender:
                 asyncio.run_coroutine_threadsafe(self._drain(entity, queue), self._loop)
 
     def pending(self) -> int:
-        """Counts the webhooks that have not been accepted yet."""
+        """Count the webhooks that have not been accepted yet."""
         with self._changed:
             return sum(map(len, self._queues.values()))
 
     def wait_until_sent(self, timeout: float | None = None) -> bool:
-        """Waits until every webhook has been accepted; False if that took longer than `timeout` seconds."""
+        """Wait until every webhook has been accepted; False if that took longer than `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._queues or self._closed, timeout) and not self._queues
 
     def close(self) -> None:
-        """Ends the threads; webhooks that are still waiting are given up. A second call does nothing."""
+        """End the threads; webhooks that are still waiting are given up. A second call does nothing."""
         with self._changed:
             if self._closed:
                 return
@@ -121,7 +121,7 @@ class WebhookSender:
                 self._changed.notify_all()
 
     def _send(self, payload: Payload) -> bool:
-        """Makes one try; false has it sent again."""
+        """Make one try; false has it sent again."""
         status = self._post(payload)
         self._on_webhook(WebhookSent(payload["entityType"], payload["id"], payload["eventType"], status))
         return status in _SUCCESSES and not self._loses_answer()

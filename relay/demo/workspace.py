@@ -101,7 +101,7 @@ _RETRY = '{ schedule = ["200ms", "500ms", "1s", "2s", "2s", "2s", "2s", "5s", "5
 
 
 def prepare_folder(given: Path | None) -> Path:
-    """Makes the folder for everything: the given one, or a new temporary one. Raises DemoError when it can't be used."""
+    """Make the folder for everything: the given one, or a new temporary one. Raises DemoError when it can't be used."""
     if given is None:
         return Path(tempfile.mkdtemp(prefix="inbox-relay-demo-"))
     folder = given.expanduser().absolute()
@@ -118,7 +118,7 @@ def prepare_folder(given: Path | None) -> Path:
 
 
 def absolute_url(url: str | None, folder: Path) -> str:
-    """Returns the database's URL, the same from every folder; `inbox.db` in `folder` unless one is given.
+    """Return the database's URL, the same from every folder; `inbox.db` in `folder` unless one is given.
 
     Raises ConfigError when it is neither Postgres nor a SQLite file.
     """
@@ -131,7 +131,7 @@ def absolute_url(url: str | None, folder: Path) -> str:
 
 
 def prepare_database(url: str) -> Engine:
-    """Connects to a database and brings it to this version's schema.
+    """Connect to a database and bring it to this version's schema.
 
     Raises:
         DemoError: it is in use, by this product or another.
@@ -157,18 +157,18 @@ def prepare_database(url: str) -> Engine:
 
 
 def configuration(**values: str) -> str:
-    """Makes the text of `inbox.toml` from `database_url`, `token`, `identity_url` and `commercial_url`."""
+    """Make the text of `inbox.toml` from `database_url`, `token`, `identity_url` and `commercial_url`."""
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     return _CONFIGURATION.format(mark=_MARK, retry=_RETRY, **quoted)
 
 
 def write_private(path: Path, content: str) -> None:
-    """Writes a file that only its owner may read, since it holds a token and perhaps a password."""
+    """Write a file that only its owner may read, since it holds a token and perhaps a password."""
     path.touch(mode=0o600)
     path.write_text(content, encoding="utf-8")
 
 
 def child_environment(configuration_path: Path, present: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Returns this process's environment for the receiver and the relay, without settings that would override the file."""
+    """Return this process's environment for the receiver and the relay, without settings that would override the file."""
     kept = {name: value for name, value in present.items() if name not in _OVERRIDES}
     return {**kept, "INBOX_CONFIG": str(configuration_path), "WEB_CONCURRENCY": "2", "PYTHONUNBUFFERED": "1"}

@@ -164,7 +164,7 @@ LIMIT 1
 
 @cache
 def _post(sql: Sql) -> TextClause:
-    """Checks the condition again: another relay may have taken the alert meanwhile."""
+    """Check the condition again: another relay may have taken the alert meanwhile."""
     again = sql.plus_seconds(f"(SELECT {sql.now})", ":again")
     return text(f"""
 UPDATE alert SET post_after = {again} WHERE {_wanted(sql)} AND {_is_unsent(sql)} RETURNING {_COLUMNS}

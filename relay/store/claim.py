@@ -347,7 +347,7 @@ _LARGEST = 2**31 - 1
 
 
 def _lease(sql: Sql, due: str, besides: str = "") -> TextClause:
-    """Checks the state once more, so that it holds without the row lock, too; written so that no index answers it.
+    """Check the state once more, so that it holds without the row lock, too; written so that no index answers it.
 
     `state || ''` stops Postgres from scanning the whole index of heads when its statistics are old.
     """

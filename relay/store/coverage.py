@@ -233,7 +233,7 @@ WHERE (
 
 @cache
 def _superseded_by_sweeps(sql: Sql) -> TextClause:
-    """Reads only webhooks that came after the sweep's event."""
+    """Read only webhooks that came after the sweep's event."""
     asked = sql.rows(
         "asked", source="text", entity_type="text", entity_id="text", above="bigint", first="time", last="time"
     )

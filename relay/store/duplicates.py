@@ -165,7 +165,7 @@ SELECT i.seq, i.routes FROM {sql.rows("wanted", seq="bigint")} JOIN inbox i ON i
 
 @cache
 def _handle(sql: Sql) -> TextClause:
-    """Skips a row that a receiver updates at this moment: a holder of the order lock must not wait for it."""
+    """Skip a row that a receiver updates at this moment: a holder of the order lock must not wait for it."""
     return text(f"""
 WITH mine AS MATERIALIZED (
     SELECT r.id

@@ -136,7 +136,7 @@ def _find(sql: Sql, time: _Time) -> TextClause:
 
 @cache
 def _pull(sql: Sql, time: _Time) -> TextClause:
-    """Skips a row that is locked at this moment: a later round pulls it in."""
+    """Skip a row that is locked at this moment: a later round pulls it in."""
     return text(f"""
 UPDATE {time.table} SET {time.column} = {sql.time(":furthest")}
 WHERE ({time.key}) IN (SELECT {time.key} {_beyond(sql, time)} {sql.skip_locked})

@@ -86,7 +86,7 @@ def broke_off(database: Database, source: str, entity_type: str, missed: int) ->
 
 
 def _add_missed(transaction: Transaction, source: str, entity_type: str, missed: int) -> None:
-    """Applies also when another relay has the turn by now."""
+    """Apply also when another relay has the turn by now."""
     if missed:
         transaction.execute(_ADD_MISSED, source=source, entity_type=entity_type, missed=missed)
 
@@ -159,7 +159,7 @@ _WATERMARK = text("SELECT compared_until FROM sweep_watermark WHERE source = :so
 
 @cache
 def _missing(sql: Sql) -> TextClause:
-    """Reads the newest event first, which nearly always answers; the entity's others are read only after it.
+    """Read the newest event first, which nearly always answers; the entity's others are read only after it.
 
     CASE keeps Postgres from joining with the whole inbox instead, and a scalar instead of an EXISTS from reading all keys.
 

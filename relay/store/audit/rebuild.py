@@ -235,7 +235,7 @@ def _last_delivered(late: Iterable[Wrong]) -> Iterable[dict[str, object]]:
 
 @cache
 def _forget(sql: Sql) -> TextClause:
-    """Changes only rows that are still as examined: another delivery may have been recorded since."""
+    """Change only rows that are still as examined: another delivery may have been recorded since."""
     return text(f"""
 DELETE FROM lane
 WHERE (route, lane) IN (
@@ -262,7 +262,7 @@ _COUNTED = {"seq": "bigint", "route": "text", "attempt": "int", "run": "int", "c
 
 @cache
 def _recount(sql: Sql) -> TextClause:
-    """Corrects only the counters of deliveries in flight: their leases stay."""
+    """Correct only the counters of deliveries in flight: their leases stay."""
     return text(f"""
 UPDATE open_delivery AS o
 SET attempt = counted.attempt, run = counted.run, crashes = counted.crashes
