@@ -10,7 +10,14 @@ import pytest
 from sqlalchemy import Engine, text
 
 from inbox.clock import SystemClock
-from relay.daemon.lease_renewal import RENEW_AGAIN_SECONDS, RENEW_EVERY_SECONDS, LeaseRenewer, Leases, claim_of
+from relay.daemon.lease_renewal import (
+    RENEW_AGAIN_SECONDS,
+    RENEW_EVERY_SECONDS,
+    TRUSTED_SECONDS,
+    LeaseRenewer,
+    Leases,
+    claim_of,
+)
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
 from relay.store.database import Database
@@ -105,3 +112,17 @@ def test_a_lease_that_is_lost_is_not_asked_for_again_before_the_next_round(engin
 
     assert keeping(engine, Moments(lose)) == [RENEW_EVERY_SECONDS, RENEW_EVERY_SECONDS]
     assert renewed(engine) == [2]
+
+
+def test_a_lease_that_is_forgotten_while_it_is_renewed_is_not_trusted_again() -> None:
+    recorded, open_still = (1, "strict", 7), (2, "strict", 7)
+    seconds = [100.0]
+    leases = Leases(lambda: seconds[0])
+    leases.granted([recorded, open_still], leases.began_asking())
+    seconds[0] += 5
+    asked_at = leases.began_asking()
+    leases.forget([recorded])
+    leases.renewed([recorded, open_still], asked_at)
+    assert (leases.trusted(), leases.held()) == ([open_still], [open_still])
+    assert leases.trusted_until(recorded) == 0
+    assert leases.trusted_until(open_still) == 105 + TRUSTED_SECONDS

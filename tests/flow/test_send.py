@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -84,6 +86,9 @@ def test_no_redirect_and_no_proxy_of_the_environment_gets_the_secret(
 ) -> None:
     with serving(answer(200)) as elsewhere, serving(answer(302, Location=elsewhere.url)) as receiver:
         monkeypatch.setenv("http_proxy", elsewhere.url)
-        sent = provider.send(config, "custom", receiver.url, Sample(b'{"type": "t", "id": "1"}'), SystemClock().now())
+        monkeypatch.setattr("inbox.cli.provider", provider)  # put back in the end, as is the module
+        monkeypatch.delitem(sys.modules, provider.__name__)
+        started = importlib.import_module(provider.__name__)  # as in a process that starts in this environment
+        sent = started.send(config, "custom", receiver.url, Sample(b'{"type": "t", "id": "1"}'), SystemClock().now())
         assert sent.status == 302
         assert elsewhere.seen == []

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from inbox.events.timestamps import as_time
 from inbox.loader.load import read_config
+from inbox.receiver import readmit
 from tests.helpers.processes import invoke
 from tests.helpers.reading import Row, count, rows
 from tests.helpers.receiver import Receiver, receiving
@@ -141,6 +142,24 @@ def test_what_is_still_refused_is_told_with_its_reason_and_what_can_be_read_is_t
     status, done = place.inbox("readmit", *REASON, "--yes")
     assert (status, "still rejected: id is missing" in done) == (1, True)
     assert [row["readmitted_seq"] is None for row in place.refusals()] == [False, True, False]
+
+
+def test_after_an_interrupt_it_exits_1_and_the_same_command_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    place.configure(BROKEN)
+    place.receive(body("u1"), body("u2"))
+    place.configure(PRESET)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(readmit, "store", interrupted)
+        status, said = place.inbox("readmit", *REASON, "--yes")
+    assert (status, "stopped after 0 of 2: interrupted; the same command goes on" in said) == (1, True)
+    assert place.inbox("readmit", *REASON, "--yes")[0] == 0
+    assert count(place.engine, "inbox") == 2
 
 
 def test_a_choice_narrows_what_is_meant(place: Place) -> None:

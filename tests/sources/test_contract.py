@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -220,6 +221,18 @@ def test_another_event_of_the_same_entity_has_another_key(name: str) -> None:
         for event_type in ("issue.created", "issue.updated")
     }
     assert len(keys) >= 2
+
+
+@pytest.mark.parametrize("name", WITH_SAMPLE)
+def test_where_a_source_names_the_fields_of_its_keys_another_time_is_no_other_event(name: str) -> None:
+    source = msgspec.structs.replace(a_source(name), dedup=["same"])
+    keys = set()
+    for moment in (NOW, NOW + SECOND):
+        raw = signed_sample(name, a_secret(PRESETS[name]), moment)
+        body = json.loads(raw.body, object_hook=lambda each: {**each, "same": "1"})
+        raw = msgspec.structs.replace(raw, body=json.dumps(body).encode())
+        keys.add(read(raw, source)[0].dedup_key)
+    assert len(keys) == 1
 
 
 SOURCES = [

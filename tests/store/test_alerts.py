@@ -10,6 +10,7 @@ from relay.delivery.alerts import Alert
 from relay.store import alerts
 from relay.store.alert_conditions import Watch
 from relay.store.claim import claim_suspect
+from relay.store.nodes import heartbeat, start_node
 from relay.store.operator.selection import Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, FakeClock, Steps
@@ -137,6 +138,29 @@ def test_a_source_that_was_never_heard_is_silent_from_the_first_look_on(steps: S
     steps.advance(200)
     watch.look(steps.database, WATCHED)
     assert listed(steps) == [("source_silent", "trivore", True)]
+
+
+def test_an_old_event_that_is_readmitted_makes_no_source_silent(steps: Steps, clock: FakeClock) -> None:
+    watch = Watch()
+    steps.advance(3500)
+    steps.receive(msgspec.structs.replace(an_event(1), received_at=clock.moment))
+    watch.look(steps.database, WATCHED)
+    steps.receive(an_event(2))
+    steps.advance(200)
+    watch.look(steps.database, WATCHED)
+    assert listed(steps) == []
+
+
+def test_a_step_recovers_when_it_works_again_while_others_of_its_relay_still_fail(steps: Steps) -> None:
+    start_node(steps.database, "r1", "host", 1, "0")
+    names = ("claim", "reap", "renew")
+    note(steps, *(Alert("step_failed", name, firing=True) for name in names))
+    heartbeat(steps.database, "r1", dict.fromkeys(names, "it fails"))
+    Watch().look(steps.database, CONFIG)
+    assert [firing for _, _, firing in listed(steps)] == [True] * 3
+    heartbeat(steps.database, "r1", dict.fromkeys(("claim", "renew"), "it fails"))
+    Watch().look(steps.database, CONFIG)
+    assert listed(steps)[3:] == [("step_failed", "reap", False)]
 
 
 def test_what_is_no_change_is_not_noted(steps: Steps) -> None:
