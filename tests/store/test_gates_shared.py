@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -125,6 +126,17 @@ def test_where_only_one_is_due_that_may_kill_the_process_it_is_the_one_that_trie
     steps.advance(30)
     (delivery,) = probe(steps)
     assert delivery.is_suspect
+
+
+def test_a_relay_that_has_one_in_hand_that_may_kill_it_tries_no_breaker_with_another(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    attempt(steps, failing("auth"))
+    steps.do("UPDATE open_delivery SET crashes = 2")
+    (suspect,) = claim_suspect(steps.database, "r1", ["strict"])
+    steps.advance(30)
+    assert probe(steps, "r1") == []
+    (other,) = probe(steps, "r2")
+    assert {suspect.seq, other.seq} == {1, 2}
 
 
 def test_one_of_all_relays_makes_the_one_attempt_that_tries_it(steps: Steps) -> None:
@@ -320,6 +332,13 @@ def test_a_pause_lasts_until_it_is_resumed_and_what_arrives_meanwhile_is_kept(st
     assert not resume(steps, gate.key)
     assert admitted(steps) == "all"
     assert gates.held_back(steps.database) == []
+
+
+def test_a_breaker_that_is_open_is_listed_with_the_time_of_its_next_try(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps, failing("auth"))
+    (row,) = gates.held_back(steps.database)
+    assert (row["breaker"], row["breaker_until"]) == ("open", steps.clock.moment + timedelta(seconds=30))
 
 
 def test_one_entity_can_be_paused_while_the_others_go_on(steps: Steps) -> None:

@@ -157,6 +157,14 @@ def test_a_row_that_the_database_refuses_takes_its_whole_batch_with_it(intake: I
     assert len(intake.append(an_event(1), an_event(3))) == 2
 
 
+@ON_POSTGRES
+def test_a_row_that_is_too_large_for_an_index_is_itself_at_fault(intake: Intake) -> None:
+    noise = "".join(chr(0x4E00 + byte) for n in range(300) for byte in hashlib.sha256(b"%d" % n).digest())
+    with pytest.raises(DBAPIError, match="index row") as refused:
+        intake.append(msgspec.structs.replace(an_event(1), dedup_key=noise))
+    assert is_data_error(refused.value)
+
+
 # --- repeat
 
 

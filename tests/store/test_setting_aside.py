@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from inbox.config.model import Config
 from inbox.db.engine import LOCK_TIMEOUT_SECONDS
@@ -17,6 +17,7 @@ from relay.daemon.lease_renewal import claim_of
 from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.observe import Observer
 from relay.steps import Steps as StepsOfARelay
+from relay.store.bulkhead import in_parts
 from relay.store.claim import claim
 from relay.store.database import FailedAlone
 from relay.store.leases import give_back
@@ -260,3 +261,23 @@ def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps
     assert (2, "strict", "ready") in steps.states()
     assert [(item.step, item.item) for item in alone] == [("log_alerts", "alert delivery_dead of strict")]
     assert "not this one" in alone[0].error
+
+
+def test_where_the_database_is_gone_while_an_item_is_set_aside_the_step_ends_and_the_item_is_not_blamed(
+    steps: Steps,
+) -> None:
+    tried: list[int] = []
+    alone: list[FailedAlone] = []
+    steps.database.on_failed_alone = alone.append
+
+    def part(some: Sequence[int]) -> None:
+        tried.extend(some)
+        raise ValueError("not these")
+
+    def unreachable(_item: int, _error: Exception) -> None:
+        raise OperationalError("SELECT", {}, ConnectionError("server closed the connection"))
+
+    with pytest.raises(OperationalError, match="server closed the connection"):
+        list(in_parts(steps.database, "a step", [1, 2], part=part, alone=unreachable))
+    assert tried == [1, 2, 1], "no other item is tried"
+    assert alone == []
