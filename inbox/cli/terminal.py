@@ -7,7 +7,6 @@ so values are given as `rich.text.Text`.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +33,9 @@ Row = Mapping[str, Any]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console as wide as the terminal. Elsewhere lines have any length, and tables that of COLUMNS, if it is set."""
+    """Return a console as wide as the terminal. Elsewhere lines have any length, so that programs find whole values."""
     made = Console(stderr=stderr, highlight=False)
-    if made.is_terminal:
-        return made
-    width = None if os.environ.get("COLUMNS", "").isdecimal() else 10_000
-    return Console(stderr=stderr, highlight=False, width=width, soft_wrap=True)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=10_000, soft_wrap=True)
 
 
 def bar(*columns: ProgressColumn) -> Progress:

@@ -226,8 +226,14 @@ def _revision_of(engine: Engine) -> str | None:
 def _read_revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version"):
         return None
-    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return revision
+    revisions: list[str] = list(
+        connection.scalars(text("SELECT version_num FROM alembic_version ORDER BY version_num"))
+    )
+    if len(revisions) > 1:  # rows of two databases, as after a restore of data alone
+        raise ConfigError(
+            f"the table alembic_version has {len(revisions)} rows ({', '.join(revisions)}): delete the wrong ones"
+        )
+    return revisions[0] if revisions else None
 
 
 def _alembic() -> AlembicConfig:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.db.checkpoint import Checkpoints, checkpoint
 from inbox.db.dialect import Sql, failure_of, is_storable, is_wait_timeout, rows_param, storable
-from inbox.db.engine import reading, snapshot
+from inbox.db.engine import LOCK_TIMEOUT_SECONDS, reading, snapshot
 from inbox.db.reads import Row, plain
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
@@ -27,7 +27,11 @@ from relay.store.scan_positions import Floor
 SEQS_OUT_OF_ORDER = 10_000
 """A `seq` is taken before its event is committed: one that comes later may be lower, by at most so much."""
 HASTE_SECONDS = 120.0
-"""A thread whose wait for a locked row has timed out waits for no other for so long: longer than any step's backoff."""
+"""A thread that waited in vain for a locked row hardly waits for others for so long: longer than any step's backoff."""
+HASTY_WAIT_MS = 50
+"""Wait of a hasty thread under the order lock, where all relays wait with it."""
+HASTY_WAIT_ALONE_MS = 500
+"""Its wait without that lock: a row that is locked only for a moment costs it nothing."""
 _ROWS_OF_A_WRITE = 4
 """The usual number of rows: a transaction of the relay touches a few, or hundreds."""
 
@@ -64,14 +68,17 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """One short transaction, committed when the block ends without an exception."""
-        is_hasty = time.monotonic() < getattr(self._thread, "hasty_until", 0.0)
+        began = time.monotonic()
+        is_hasty = began < getattr(self._thread, "hasty_until", 0.0)
         try:
             with self.engine.begin() as connection:
                 transaction = Transaction(connection, self.sql, self._now(), is_hasty=is_hasty)
                 yield transaction
         except DBAPIError as error:
-            if is_wait_timeout(error):
-                self._thread.hasty_until = time.monotonic() + HASTE_SECONDS
+            now = time.monotonic()
+            # A shorter wait was a hasty one, or the statement did not mean to wait: neither begins the time again.
+            if is_wait_timeout(error) and now - began >= LOCK_TIMEOUT_SECONDS:
+                self._thread.hasty_until = now + HASTE_SECONDS
             raise
         if self.on_facts is not None and transaction.appended:
             self.on_facts(transaction.appended)
@@ -159,13 +166,13 @@ class Transaction:
         """
         if self.sql.is_postgres:
             self.connection.execute(_LOCK)
-        self.hurry()
+        self.hurry(HASTY_WAIT_MS)
         return self.now()
 
-    def hurry(self) -> None:
-        """Wait for locked rows no longer than 50 ms from now on, if this thread has waited for one in vain lately."""
+    def hurry(self, milliseconds: int = HASTY_WAIT_ALONE_MS) -> None:
+        """Wait for locked rows no longer than this from now on, if this thread has waited for one in vain lately."""
         if self._is_hasty and self.sql.is_postgres:
-            self.connection.execute(_HURRY)
+            self.connection.execute(text(f"SET LOCAL lock_timeout = '{milliseconds}ms'"))
 
     def now(self) -> datetime:
         """The database's clock, UTC."""
@@ -234,7 +241,6 @@ def key_text(key: Key) -> str:
 
 
 _LOCK = text("SELECT id FROM order_lock WHERE id = 1 FOR UPDATE")
-_HURRY = text("SET LOCAL lock_timeout = '50ms'")
 
 ROW = "o.seq, o.route, o.lane, o.occurred_at, o.state, o.attempt, o.run, o.crashes, o.due_at"
 """The columns that `as_open_delivery` reads."""

@@ -75,6 +75,14 @@ def test_a_database_of_another_version_is_refused_with_both_revisions_and_the_co
     assert "start the version that made it" in str(refused.value)
 
 
+def test_a_database_with_two_revisions_is_refused_by_name(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO alembic_version (version_num) VALUES ('0999')"))
+    for ask in (migrate.require_current, migrate.upgrade):
+        with pytest.raises(ConfigError, match=f"2 rows .{migrate.head()}, 0999.: delete the wrong ones"):
+            ask(engine)
+
+
 def test_asking_whether_a_database_is_current_takes_no_write_lock(engine: Engine, database_url: str) -> None:
     other = engines.connect(database_url, application="tests")
     with engine.begin() as connection:

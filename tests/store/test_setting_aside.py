@@ -16,7 +16,9 @@ from inbox.db.engine import LOCK_TIMEOUT_SECONDS
 from relay.daemon.lease_renewal import claim_of
 from relay.delivery.gates import ClaimFilter, RateLimit
 from relay.observe import Observer
+from relay.steps import LONGEST_WAIT_SECONDS
 from relay.steps import Steps as StepsOfARelay
+from relay.store import database
 from relay.store.bulkhead import in_parts
 from relay.store.claim import claim
 from relay.store.database import FailedAlone
@@ -281,3 +283,38 @@ def test_where_the_database_is_gone_while_an_item_is_set_aside_the_step_ends_and
         list(in_parts(steps.database, "a step", [1, 2], part=part, alone=unreachable))
     assert tried == [1, 2, 1], "no other item is tried"
     assert alone == []
+
+
+@ON_POSTGRES
+def test_a_statement_that_does_not_mean_to_wait_makes_nobody_hasty(steps: Steps) -> None:
+    steps.arrive(*TEN)
+    with locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
+        with pytest.raises(DBAPIError), steps.database.write() as transaction:
+            transaction.execute(text("SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE NOWAIT"))
+        assert not hasty(steps)
+
+
+@ON_POSTGRES
+def test_haste_ends_though_the_row_stays_locked(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short waits that haste brings about, in vain as well, do not begin it again."""
+    monkeypatch.setattr(database, "HASTE_SECONDS", 0.5)
+    steps.receive(*TEN)
+    full_waits = 0
+    with locked(steps, "SELECT 1 FROM open_delivery WHERE seq = 3 FOR UPDATE"):
+        for _ in range(60):
+            began = time.monotonic()
+            with pytest.raises(DBAPIError, match="lock timeout"):
+                steps.sequence()
+            full_waits += time.monotonic() - began >= LOCK_TIMEOUT_SECONDS
+            if full_waits == 2:
+                return
+    pytest.fail("it goes on")
+
+
+def hasty(steps: Steps) -> bool:
+    with steps.database.write() as transaction:
+        return transaction._is_hasty
+
+
+def test_haste_lasts_longer_than_the_pause_of_any_step() -> None:
+    assert database.HASTE_SECONDS > LONGEST_WAIT_SECONDS
