@@ -99,7 +99,7 @@ def test_once_ends_well_when_both_services_agree(database_url: str, before: str,
     assert summary["duplicates"] > 0
     assert summary["calls_failed_503"] > 0
     assert summary["in_flight_when_killed"] > 0
-    assert summary["takeovers"] > 0
+    assert summary["rescued"] > 0
     assert summary["unchanged"] > 0
     assert summary["stale_reads"] > 0
     assert summary["swept"] == summary["unreported"] > 0
