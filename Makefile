@@ -27,7 +27,7 @@ setup: $(READY)  ## make the virtual environment with every locked dependency
 run: $(READY)  ## run the whole product with demo services and watch it work (Ctrl-C ends it)
 	$(BIN)/relay demo
 
-quick: $(READY)  ## run what needs no process and no Postgres, within 2 minutes on two cores: the habit of a developer
+quick: $(READY)  ## run what needs no process and no Postgres, within 90 s on two cores: the habit of a developer
 	$(TEST) -q --hypothesis-profile quick --database sqlite -m "not long" $(QUICK)
 
 test: $(READY)  ## run what shows that the product works, on SQLite and on a Postgres that the tests start
