@@ -202,7 +202,7 @@ def _run(engine: Engine, step: MigrationStep, report: Report) -> bool:
 
 
 def _apply(connection: Connection, step: MigrationStep) -> None:
-    from alembic import command  # noqa: PLC0415  # see above
+    from alembic import command  # noqa: PLC0415  # only a migration needs it
 
     config = _alembic()
     config.attributes["connection"] = connection
@@ -237,7 +237,7 @@ def _read_revision(connection: Connection) -> str | None:
 
 
 def _alembic() -> AlembicConfig:
-    from alembic.config import Config as AlembicConfig  # noqa: PLC0415  # see above
+    from alembic.config import Config as AlembicConfig  # noqa: PLC0415  # only a migration needs it
 
     config = AlembicConfig()
     config.set_main_option("script_location", str(_SCRIPTS))

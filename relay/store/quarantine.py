@@ -33,7 +33,8 @@ def quarantine(
 ) -> facts.Dead | None:
     """Make a delivery dead that is in flight under the lease of `token`, or, without one, received or ready.
 
-    Its lane goes on, even without an alert. Where the lane can't be settled either, the view `stuck` shows it without a head.
+    Its lane goes on, even where the alert is refused (`note`). If the lane can't be settled, the view `stuck` shows it without
+    a head.
 
     Args:
         database: of the delivery.
@@ -55,26 +56,26 @@ def quarantine(
     blocks = is_leased and policies.get(key[1], UNKNOWN_ROUTE).blocks_on_death
     fact = facts.Dead(cause=cause, error=error_text(error), blocks_lane=blocks, counted=is_leased)
 
-    def make_dead(*, alerts: bool, settles: bool) -> facts.Dead | None:
+    def make_dead(*, only: bool = False) -> facts.Dead | None:
         with database.write() as transaction:
             now = transaction.lock_order()
             row = _find(transaction, key, token, now)
             if row is None:
                 return None
             dead = append(row, fact, now)
-            if alerts:
+            changed = [dead]
+            if not only:
                 note(transaction, deaths([dead]), now)
-            changed = settle_lanes(transaction, [dead], policies, now) if settles else [dead]
+                changed = settle_lanes(transaction, [dead], policies, now)
             transaction.write_back(changed, relay_node)
         return fact
 
-    for alerts in (True, False):
-        try:
-            return make_dead(alerts=alerts, settles=True)
-        except Exception as second:  # less of it may do
-            if not blames_items(second):
-                raise
-    return make_dead(alerts=False, settles=False)
+    try:
+        return make_dead()
+    except Exception as second:  # less of it may do
+        if not blames_items(second):
+            raise
+    return make_dead(only=True)
 
 
 def _find(transaction: Transaction, key: Key, token: int | None, now: datetime) -> OpenDelivery | None:

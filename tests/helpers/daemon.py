@@ -22,6 +22,7 @@ from relay.steps import Steps
 from relay.store.database import Database
 from tests.helpers.downstream import Downstream
 from tests.helpers.evidence import facts
+from tests.helpers.relaying import at_work
 from tests.helpers.scripted import ScriptedServer
 from tests.helpers.webhooks import config_text
 
@@ -49,14 +50,8 @@ def running(
     """A relay at work; it is stopped when the block ends. `more` is as `configured` takes it."""
     config = configured(downstream.url, concurrency, **more)
     relay = Relay(Database(engine), prepare(config), grace_seconds=grace_seconds)
-    thread = threading.Thread(target=relay.run)
-    thread.start()
-    try:
+    with at_work(relay):
         yield relay
-    finally:
-        relay.stop()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 def kinds(engine: Engine) -> list[str]:

@@ -25,6 +25,7 @@ from relay.store.database import FailedAlone
 from relay.store.leases import give_back
 from relay.store.operator import commands
 from relay.store.operator.selection import Selection
+from relay.store.quarantine import quarantine
 from relay.store.record import record
 from tests.helpers.daemon import maintenance_of
 from tests.helpers.kinds import ON_POSTGRES
@@ -263,6 +264,14 @@ def test_an_alert_that_is_refused_keeps_nothing_from_being_recorded(steps: Steps
     assert (2, "strict", "ready") in steps.states()
     assert [(item.step, item.item) for item in alone] == [("log_alerts", "alert delivery_dead of strict")]
     assert "not this one" in alone[0].error
+
+
+def test_a_lane_goes_on_behind_one_that_was_set_aside_though_its_alert_is_refused(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    refuse(steps, "alert", "NEW.kind = 'delivery_dead'")
+    quarantine(steps.database, POLICIES, "r1", (1, "strict"), cause="unprocessable", error=ValueError("no event"))
+    assert steps.rows("SELECT cause FROM dead_letter") == [{"cause": "unprocessable"}]
+    assert (2, "strict", "ready") in steps.states()
 
 
 def test_where_the_database_is_gone_while_an_item_is_set_aside_the_step_ends_and_the_item_is_not_blamed(
