@@ -42,4 +42,5 @@ def schema_views() -> str:
             columns = [row[1] for row in connection.execute(text(f"PRAGMA table_info({view})"))]
             rows = ((f"`{column}`", MEANINGS["views"][view].get(column) or known[column]) for column in columns)
             parts.append(f"### `{view}`\n\n{comment}\n\n{table(('column', 'meaning'), rows)}")
+    engine.dispose()
     return "\n".join(parts)

@@ -77,10 +77,12 @@ def columns() -> dict[str, set[str]]:
         sqlite_functions(connection.connection.dbapi_connection)
         metadata.create_all(connection)
         inspector = inspect(connection)
-        return {
+        found = {
             name: {column["name"] for column in inspector.get_columns(name)}
             for name in [*inspector.get_table_names(), *inspector.get_view_names()]
         }
+    engine.dispose()
+    return found
 
 
 def words_of_the_schema() -> set[str]:
