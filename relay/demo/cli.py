@@ -31,7 +31,10 @@ def demo(
         bool, typer.Option("--once", help="End when both services agree: 240 changes, failures, a killed relay.")
     ] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Where to keep the configuration, the database and the logs; new by default.")
+        Path | None,
+        typer.Option(
+            help="Where to keep the configuration, the database and the logs; else they are removed at the end."
+        ),
     ] = None,
     database: Annotated[
         str | None, typer.Option(help="URL of an empty database, instead of a SQLite file in the folder.")
