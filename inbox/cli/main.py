@@ -15,14 +15,15 @@ from inbox.cli.events import list_command, show_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
 from inbox.cli.terminal import Commands, answer, exit_on_error, run, say
+from inbox.cli.version import options
 
 app = typer.Typer(
     cls=Commands,
     help="Receive webhooks without ever losing one. Reads inbox.toml in this folder, or the file that INBOX_CONFIG names.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+app.callback()(options)
 
 
 def main() -> None:

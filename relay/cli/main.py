@@ -11,6 +11,7 @@ import typer
 
 from inbox.cli.terminal import Commands, exit_on_error
 from inbox.cli.terminal import run as run_app
+from inbox.cli.version import options
 from relay.cli.change_deliveries import cancel, replay, unblock
 from relay.cli.dead import dead
 from relay.cli.pause import pause, resume
@@ -27,9 +28,8 @@ app = typer.Typer(
     help="Process the inbox in order and call other systems, with retries, through outages. Reads the same inbox.toml as `inbox`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-
+app.callback()(options)
 
 app.add_typer(demo_app, name="demo")
 
