@@ -11,7 +11,7 @@ import typer
 from inbox.cli.terminal import answer
 
 
-def _print_version(context: typer.Context, wanted: bool) -> None:  # noqa: FBT001  # typer calls it
+def _print_version(context: typer.Context, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         answer(f"inbox-relay {version('inbox-relay')} on Python {platform.python_version()}")
         raise typer.Exit
