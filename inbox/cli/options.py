@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from inbox.config.model import Config
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
+AsNdjson = Annotated[bool, typer.Option("--ndjson", help="JSON, one object a line, with every column.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Every column, whole and with absolute times, in lines of any length.")
+]
+Columns = Annotated[
+    str | None, typer.Option("--columns", metavar="A,B,…", help="These columns; a wrong name lists the right ones.")
+]
 TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
 Since = Annotated[
     datetime | None, typer.Option("--since", help="Only received at or after this time; UTC.", formats=TIME_FORMATS)
