@@ -11,12 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from inbox.cli.command_line import Commands
 from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, say
 
-app = typer.Typer(
-    help="Run the whole product with demo services, and watch webhooks become calls of another system.",
-    add_completion=False,
-)
+app = typer.Typer(cls=Commands, add_completion=False)
 
 _SEEDS = 10_000
 _SIGNALLED = 128
