@@ -59,6 +59,13 @@ def time_option(*names: str, text: str) -> object:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
+AsNdjson = Annotated[bool, typer.Option("--ndjson", help="JSON, one object a line, with every column.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Every column, whole and with absolute times, in lines of any length.")
+]
+Columns = Annotated[
+    str | None, typer.Option("--columns", metavar="A,B,…", help="These columns; a wrong name lists the right ones.")
+]
 Since = Annotated[
     datetime | None,
     time_option("--since", text="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it."),

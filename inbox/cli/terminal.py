@@ -23,7 +23,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from inbox.errors import ConfigError
-from inbox.events.timestamps import time_text
+from inbox.events.timestamps import rfc3339
 from inbox.logs.visible import visible, visible_json, visible_text
 
 FINDING, WRONG_USE = 1, 2
@@ -103,12 +103,28 @@ def as_document(value: object) -> str:
     return visible_json(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
+def as_line(value: object) -> str:
+    """Return JSON on one line for `--ndjson`, with the values as they are."""
+    return visible_json(json.dumps(value, default=_plain, ensure_ascii=False))
+
+
+def put_json(document: str) -> None:
+    """Write JSON of `as_document` or `as_line` to standard output, at once."""
+    sys.stdout.write(document + "\n")
+    sys.stdout.flush()
+
+
+def put(line: Text, *, on: Console | None = None) -> None:
+    """Print a line whose values are escaped, to standard output unless `on` says otherwise; it is never wrapped."""
+    (on or console()).print(line, no_wrap=True, overflow="ignore", crop=False)
+
+
 def cell(value: object) -> Text:
     """Return a value for a table: its own line breaks are escaped, and it is never markup."""
     if value is None:
         return Text()
     if isinstance(value, datetime):
-        return Text(f"{time_text(value)[:23]}Z")
+        return Text(rfc3339(value, "milliseconds"))
     if isinstance(value, dict | list):
         return Text(visible_json(json.dumps(value, default=_plain, ensure_ascii=False)))
     return Text(visible(_decoded(value) if isinstance(value, bytes) else str(value)))
@@ -176,7 +192,7 @@ def _decoded(value: bytes) -> str:
 
 def _plain(value: object) -> object:
     if isinstance(value, datetime):
-        return time_text(value)
+        return rfc3339(value, "microseconds")
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, Decimal):
