@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
-
-from inbox.loader.load import config_path
 
 
 def names_of(table: str) -> Callable[[str], list[str]]:
@@ -15,6 +12,10 @@ def names_of(table: str) -> Callable[[str], list[str]]:
     """
 
     def complete(incomplete: str) -> list[str]:
+        import tomllib
+
+        from inbox.loader.load import config_path
+
         try:
             named = tomllib.loads(config_path().read_text(encoding="utf-8")).get(table)
         except (OSError, ValueError, RecursionError):

@@ -60,7 +60,7 @@ def test_bash_completes_routes_of_the_configuration(folder: Path) -> None:
 def test_each_shell_completes_commands_and_names(shell: str, folder: Path) -> None:
     assert "dead" in " ".join(completed(folder, "relay", shell, "de"))
     assert "issues-to-tracker" in " ".join(completed(folder, "relay", shell, "dead", "--route", "iss"))
-    assert "github" in " ".join(completed(folder, "inbox", shell, "list", "--source", "g"))
+    assert "github" in " ".join(completed(folder, "relay", shell, "replay", "--source", "g"))
 
 
 def test_a_file_that_cannot_be_read_completes_nothing(folder: Path) -> None:
