@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import httpx
 from scim2_client import BaseSyncSCIMClient
 from scim2_server.utils import load_default_provider
 
-from tests.vendors import github_api, hubspot_api, scim_api, shopify_api
+from tests.vendors import github_api, hubspot_api, scim_api, shopify_api, trivore_api
 
 if TYPE_CHECKING:
     from scim2_client.client import RawResponse
@@ -76,3 +77,11 @@ def scim_client(url: str) -> Iterator[BaseSyncSCIMClient]:
     """PyPI scim2-client for the bearer of the service's token."""
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {scim_api.TOKEN}"}, trust_env=False) as client:
         yield _ScimClient(client)
+
+
+def trivore_client(url: str) -> Any:  # noqa: ANN401  # the package has no types
+    """PyPI trivoreid, for the API client of the service."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # trivoreid 2.0.10 compares numbers with `is`
+        from trivoreid.client import TrivoreID  # noqa: PLC0415  # the warnings come with the first import
+    return TrivoreID(path="/nowhere", server=url, client_id=trivore_api.CLIENT, client_secret=trivore_api.SECRET)

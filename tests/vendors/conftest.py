@@ -14,6 +14,8 @@ from tests.vendors.github_api import GitHub
 from tests.vendors.hubspot_api import HubSpot
 from tests.vendors.scim_api import Scim, serving_scim
 from tests.vendors.shopify_api import Shopify
+from tests.vendors.stripe_api import Stripe
+from tests.vendors.trivore_api import Trivore
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +70,15 @@ def shopify() -> Iterator[Shopify]:
 def shopify_client(shopify: Shopify) -> Iterator[Any]:
     with clients.shopify_client(shopify.url) as client:
         yield client
+
+
+@pytest.fixture
+def stripe() -> Iterator[Stripe]:
+    with closing(Stripe()) as service:
+        yield service
+
+
+@pytest.fixture
+def trivore() -> Iterator[Trivore]:
+    with closing(Trivore()) as service:
+        yield service

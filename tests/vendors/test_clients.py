@@ -10,10 +10,14 @@ import pytest
 from pyactiveresource.connection import ResourceNotFound
 from scim2_client import BaseSyncSCIMClient
 from scim2_models import ListResponse, PatchOp, Resource, SCIMException, User
+from stripe import StripeClient
 
+from tests.vendors import clients, stripe_api
 from tests.vendors.github_api import GitHub
 from tests.vendors.scim_api import Scim
 from tests.vendors.shopify_api import Shopify
+from tests.vendors.stripe_api import Stripe
+from tests.vendors.trivore_api import Trivore
 
 
 def test_githubs_client_reads_and_writes_issues(github: GitHub, github_client: Any) -> None:  # noqa: ANN401  # untyped
@@ -168,3 +172,26 @@ def test_shopifys_client_asks_by_graphql(shopify: Shopify, shopify_client: Any) 
     shopify.throttled = 1
     throttled = json.loads(shopify_client.GraphQL().execute(query, {"id": made["admin_graphql_api_id"]}))
     assert throttled["errors"][0]["extensions"]["code"] == "THROTTLED"
+
+
+def test_stripes_client_reads_and_pages_customers(stripe: Stripe) -> None:
+    client = StripeClient(stripe_api.KEY, base_addresses={"api": stripe.url})
+    for number in range(5):
+        stripe.customer(f"cus_{number}", email=f"c{number}@example.com")
+    assert client.v1.customers.retrieve("cus_3").email == "c3@example.com"
+    listed = client.v1.customers.list({"limit": 2})
+    assert [customer.id for customer in listed.auto_paging_iter()] == ["cus_4", "cus_3", "cus_2", "cus_1", "cus_0"]
+    stripe.delete("cus_3")
+    assert client.v1.customers.retrieve("cus_3").deleted is True
+
+
+def test_trivores_client_reads_and_pages_users(trivore: Trivore) -> None:
+    from trivoreid.utils.criteria import Filter  # noqa: PLC0415  # as in clients.py
+
+    client = clients.trivore_client(trivore.url)
+    for number in range(3):
+        trivore.user(f"u{number}", f"2026-11-02T09:00:0{number}.000Z", "Aino", "Aalto", f"aino{number}@example.com")
+    assert client.user_service.get("u1").name.familyName == "Aalto"
+    recent = Filter(Filter.GREATER_OR_EQUAL_THAN, "meta.lastModified", "2026-11-02T09:00:01.000Z")
+    page = client.user_service.get_all(recent, start_index=0, count=1)
+    assert ([user.id for user in page.resources], page.totalResults) == (["u1"], 2)
