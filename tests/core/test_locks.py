@@ -26,7 +26,7 @@ def read(lock: str) -> dict[Pin, frozenset[str]]:
     """Read every entry, with the packages that depend on it."""
     found: dict[Pin, frozenset[str]] = {}
     for entry in re.split(r"^(?=\S)", (ROOT / lock).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
-        pinned = re.match(r"([a-z0-9-]+)==(\S+)", entry)
+        pinned = re.match(r"([a-z0-9-]+)(?:\[[a-z, -]+\])?==(\S+)", entry)
         assert pinned is not None, f"{lock}: no pinned package: {entry}"
         hashes = frozenset(re.findall(r"--hash=(sha256:[0-9a-f]{64})\b", entry))
         via = frozenset(re.findall(r"^    # (?:via| ) +([\w-]+)", entry, re.MULTILINE))
