@@ -40,8 +40,8 @@ class GitHub(VendorService):
         """Time at which the permits are full again, in seconds since 1970."""
         super().__init__()
 
-    def issue(self, repository: str, title: str, *, body: str = "", labels: tuple[str, ...] = ()) -> Issue:
-        """Open an issue in `repository`, such as `acme/shop`."""
+    def issue(self, repository: str, title: str, *, body: str = "", labels: tuple[str, ...] = (), **more: Any) -> Issue:  # noqa: ANN401  # any JSON
+        """Open an issue in `repository`, such as `acme/shop`; `more` are further members."""
         issues = self._issues.setdefault(repository, [])
         number, now = len(issues) + 1, self._tick()
         at = f"{self.url}/repos/{repository}/issues/{number}"
@@ -69,6 +69,7 @@ class GitHub(VendorService):
             "updated_at": now,
             "closed_at": None,
             "author_association": "OWNER",
+            **more,
         }
         issues.append(made)
         return made

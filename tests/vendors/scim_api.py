@@ -57,6 +57,13 @@ class _Silent(WSGIRequestHandler):
         """Write no access log."""
 
 
+class AtRoot:
+    """A running service by the URL above its version."""
+
+    def __init__(self, service: Scim) -> None:
+        self.url, self.seen = service.url.removesuffix("/v2"), service.seen
+
+
 @contextmanager
 def serving_scim() -> Iterator[Scim]:
     """A SCIM service as long as the block runs."""

@@ -31,12 +31,13 @@ class Shopify(VendorService):
         """Number of calls of GraphQL to answer THROTTLED."""
         super().__init__()
 
-    def order(self, email: str, total: str, *, financial_status: str = "paid") -> Order:
-        """Place an order."""
+    def order(self, email: str, total: str, **more: Any) -> Order:  # noqa: ANN401  # any JSON
+        """Place an order; `more` are further members."""
         number, now = len(self._orders) + 1, self._tick()
+        order_id = more.get("id", 820_982_911_946_154_500 + number)
         made: Order = {
-            "id": 820_982_911_946_154_500 + number,
-            "admin_graphql_api_id": f"gid://shopify/Order/{820_982_911_946_154_500 + number}",
+            "id": order_id,
+            "admin_graphql_api_id": f"gid://shopify/Order/{order_id}",
             "name": f"#{1000 + number}",
             "order_number": 1000 + number,
             "email": email,
@@ -45,12 +46,13 @@ class Shopify(VendorService):
             "cancelled_at": None,
             "currency": "EUR",
             "total_price": total,
-            "financial_status": financial_status,
+            "financial_status": "paid",
             "fulfillment_status": None,
             "note": None,
             "line_items": [
                 {"id": 466_157_049 + number, "sku": "TEA-100", "quantity": 2, "price": total, "title": "Green tea"}
             ],
+            **more,
         }
         self._orders[made["id"]] = made
         return made
