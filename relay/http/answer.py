@@ -40,6 +40,8 @@ class Answer(msgspec.Struct, frozen=True):
     """Empty for a success (2xx)."""
     retry_after: float | None = None
     etag: str | None = None
+    link: str | None = None
+    """Its `Link` headers, joined by commas."""
 
     def failed(self, calls: tuple[Call, ...]) -> Failed:
         """Return the failure of the attempt whose `calls` end with this one."""

@@ -82,6 +82,11 @@ class HttpClient:
         self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._opening = threading.Lock()
 
+    @property
+    def base(self) -> str:
+        """The URL that every call is below, with the query that every call has."""
+        return f"{self._target.base}?{self._target.query}" if self._target.query else self._target.base
+
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
 
@@ -162,8 +167,8 @@ class HttpClient:
         status = response.status_code
         error_class = class_of_status(status)
         if error_class is None:
-            etag = response.headers.get("ETag")
-            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag)
+            etag, link = response.headers.get("ETag"), response.headers.get("Link")
+            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag, link=link)
         excerpt = self._target.redactor.excerpt(body)
         return Answer(
             self._logged(request, began, "answered", status, excerpt=excerpt),

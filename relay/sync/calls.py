@@ -40,6 +40,10 @@ class CallPlan(msgspec.Struct, frozen=True):
         templates = [self.path, *(template for _, template in self.params), *templates_in(self.body)]
         return [placeholder for template in templates for placeholder in template.placeholders]
 
+    def looks_into(self, name: str) -> bool:
+        """Return True when one of its templates reads this name from the scope itself."""
+        return any(placeholder.looks_into(name) for placeholder in self.placeholders)
+
     def query(self, scope: Scope) -> str:
         """Encode the query; MappingError when a template has no value."""
         return "&".join(f"{name}={encoded(template.expand(scope), template.where)}" for name, template in self.params)
