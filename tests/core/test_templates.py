@@ -110,7 +110,7 @@ def test_a_form_writes(form: str, value: object, written: str) -> None:
     ["", "yesterday", "2026-01-31", ["2026-01-31T00:00:00Z"], True, 10**18, -(10**18), float("inf"), float("nan")],
 )
 def test_what_is_no_time_is_written_as_none(form: str, value: object) -> None:
-    with pytest.raises(MappingError, match="the value (has to be RFC 3339|is no time|is outside the years|is NaN)|NaN"):
+    with pytest.raises(MappingError, match=r"the value (has to be RFC 3339|is no time|is outside the years|is NaN)|NaN"):
         expanded(f"{{event.id:{form}}}", value)
 
 
