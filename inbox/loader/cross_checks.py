@@ -127,6 +127,7 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         yield Mistake(path, "does nothing without a create or an update table")
     if sync.find is None and sync.update is not None and sync.update.if_match is not None:
         yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
+    yield from _bodies(path, sync)
     for step in ("create", "update", "delete", "deactivate"):
         write = getattr(sync, step)
         if write is None or not _TARGET.search(write.path):
@@ -135,6 +136,19 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
             yield Mistake((*path, step, "path"), "uses {target.…}, but there is none yet when it is created")
         elif sync.find is None:
             yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")
+
+
+def _bodies(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield a format that a body of its own replaces, and a deactivation that would change nothing."""
+    update, deactivate = sync.update, sync.deactivate
+    if (
+        update is not None
+        and update.format != "merge-patch"
+        and (update.body is not None or update.graphql is not None)
+    ):
+        yield Mistake((*path, "update", "format"), "says nothing beside a body or graphql, which is JSON; remove it")
+    if deactivate is not None and not deactivate.body and deactivate.graphql is None:
+        yield Mistake((*path, "deactivate", "body"), "is missing")
 
 
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)

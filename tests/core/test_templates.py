@@ -60,7 +60,7 @@ def test_a_form_is_read_back_as_the_value_it_was_given(form: str, value: str) ->
         with pytest.raises(MappingError, match="the value holds a control character"):
             expanded(f"{{event.id:{form}}}", value)
     elif form == "path" and {"", ".", ".."} & {*value.split("/")}:
-        with pytest.raises(MappingError, match="the value has (an empty segment|a segment . or ..)"):
+        with pytest.raises(MappingError, match=r"the value has (an empty segment|a segment \. or \.\.)"):
             expanded(f"{{event.id:{form}}}", value)
     else:
         assert UNWRITTEN[form](expanded(f"{{event.id:{form}}}", value)) == value
@@ -367,10 +367,11 @@ def test_a_value_with_slashes_keeps_them_in_a_path(value: str, text: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "value", [*ELSEWHERE, *COLLECTION_OR_ANOTHER, "a//b", "/a/b", "a/b/", "a/;x/b", "a/ /b", "a/%2f/b", "a\\\\b", "a/?/b"]
+    "value",
+    [*ELSEWHERE, *COLLECTION_OR_ANOTHER, "a//b", "/a/b", "a/b/", "a/;x/b", "a/ /b", "a/%2f/b", "a\\\\b", "a/?/b"],
 )
 def test_a_value_with_slashes_has_no_empty_segment_and_leads_nowhere_else(value: str) -> None:
-    with pytest.raises(MappingError, match="^here: "):
+    with pytest.raises(MappingError, match=r"^here: (\{event\.id\}|'/repos/)"):
         expanded(REPOSITORY, value, Path)
 
 
