@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from inbox.config.calls import CallKeys
 from inbox.config.paging import Pages, Paging
 from inbox.config.types import Duration, Table
 from inbox.events.event import Action
@@ -13,7 +14,7 @@ from inbox.events.event import Action
 SCIM_PARAMS = {"filter": "meta.lastModified ge {since:scim}", "sortBy": "meta.lastModified"}
 
 
-class ListingCall(Table, frozen=True, kw_only=True):
+class ListingCall(CallKeys, frozen=True, kw_only=True):
     """The call for a listing, and the places of what it lists."""
 
     path: str

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from inbox.config.calls import CallKeys
 from inbox.config.paging import Pages, paging_of
 from inbox.config.sweep import Listing
 from inbox.config.types import Duration, Table
@@ -17,12 +18,16 @@ MOST_FIND_PAGES = 10
 """Pages that a find reads at most, unless its `pages` give another number."""
 
 
-class Fetch(Table, frozen=True):
+class Fetch(CallKeys, frozen=True):
     """Reading of the entity from its source."""
 
     api: str
     path: str
+    method: Literal["GET", "POST"] = "GET"
     params: dict[str, str] = {}
+    body: dict[str, Any] | None = None
+    pick: str | None = None
+    """JMESPath into the answer that gives the entity, such as `data.user`. An explicit null there means that it is gone."""
     modified: str = "meta.lastModified"
     """JMESPath into the entity that gives the time of its last change (SCIM's place, RFC 7643 §3.1, and Trivore ID's)."""
     tolerance: Duration | None = None
@@ -35,7 +40,7 @@ class Fetch(Table, frozen=True):
     Without it, any object in the api's answer is accepted."""
 
 
-class Find(Table, frozen=True):
+class Find(CallKeys, frozen=True):
     """Lookup of the counterpart in the destination; without it, nothing is looked up."""
 
     path: str
@@ -64,30 +69,32 @@ class Find(Table, frozen=True):
         return 2 if paging.by in {"page", "start"} and paging.more is None else paging.most or MOST_FIND_PAGES
 
 
-class Write(Table, frozen=True):
+class Write(CallKeys, frozen=True):
     """Creation or deletion of the counterpart."""
 
     path: str
     method: Method | None = None
+    body: dict[str, Any] | None = None
 
 
-class Update(Table, frozen=True):
+class Update(CallKeys, frozen=True):
     """Change of the counterpart."""
 
     path: str
     method: Method = "PATCH"
+    body: dict[str, Any] | None = None
     format: Literal["merge-patch", "json-patch", "json", "form"] = "merge-patch"
     if_match: str | None = None
     """JMESPath over `target` and `etag`, the version in the answer to `find`. Its value is sent as `If-Match`. On 412
     (somebody else changed the counterpart) the process starts again."""
 
 
-class Deactivate(Table, frozen=True, kw_only=True):
+class Deactivate(CallKeys, frozen=True, kw_only=True):
     """Deactivation of the counterpart, where it is not to be deleted."""
 
     path: str
     method: Method = "PATCH"
-    body: dict[str, Any]
+    body: dict[str, Any] = {}
 
 
 class MapField(Table, frozen=True):

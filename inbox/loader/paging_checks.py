@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from inbox.config.mistakes import Mistake
-from inbox.config.paging import PagedBy, Pages, Paging
+from inbox.config.paging import PagedBy, Paging
+from inbox.config.sweep import ListingCall
+from inbox.config.sync import Find
 
 _NUMBERED: tuple[PagedBy, ...] = ("page", "start")
 _LINKED: tuple[PagedBy, ...] = ("link", "url")
@@ -22,9 +24,10 @@ _PLAIN = Paging(by="page")
 _NEEDS_NEXT: Mapping[str, str] = {"cursor": "the value for {next}", "url": "the URL of the next page"}
 
 
-def paging_mistakes(path: tuple[str, ...], pages: Pages, method: str) -> Iterator[Mistake]:
-    """Yield keys that are missing, or mean nothing; `method` is that of the call."""
-    path = (*path, "pages")
+def paging_mistakes(path: tuple[str, ...], call: Find | ListingCall) -> Iterator[Mistake]:
+    """Yield keys of a call's `pages` that are missing, or mean nothing."""
+    path, pages = (*path, "pages"), call.pages
+    method = call.method if call.graphql is None else "POST"
     if not isinstance(pages, Paging):
         if pages == "link" and method != "GET":
             yield _follows_by_get(path)

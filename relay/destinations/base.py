@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from inbox.clock import SystemClock
-from inbox.config.endpoint import ApiOauth2, Endpoint
+from inbox.config.endpoint import Api, ApiOauth2, Endpoint
 from inbox.config.model import Config
 from relay.delivery.outcome import Delivery, Outcome
 from relay.http.answer import Answer
@@ -70,6 +70,10 @@ class Clients:
         self._apis = config.apis
         self._outbound = config.outbound
         self._made: dict[str, Caller] = {}
+
+    def api_table(self, name: str) -> Api:
+        """Return the configuration of an api."""
+        return self._apis[name]
 
     def api(self, name: str) -> Caller:
         """Return the client of an api.

@@ -58,6 +58,8 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes | None = None
     most: int = MAX_ANSWER
     """Most bytes read of the answer."""
+    own_headers: Mapping[str, str] = {}
+    """Headers that the configuration sets for this call; they take precedence over those of the endpoint."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -168,7 +170,8 @@ class HttpClient:
         error_class = class_of_status(status)
         if error_class is None:
             etag, link = response.headers.get("ETag"), response.headers.get("Link")
-            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag, link=link)
+            called = self._logged(request, began, "answered", status)
+            return Answer(called, body, whole, etag=etag, link=link, redactor=self._target.redactor)
         excerpt = self._target.redactor.excerpt(body)
         return Answer(
             self._logged(request, began, "answered", status, excerpt=excerpt),
@@ -204,7 +207,7 @@ class HttpClient:
         """Build the request from parts that are checked already, so that requests has nothing to normalise."""
         target = self._target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
-        headers = {**request.headers, **target.headers}
+        headers = {**request.headers, **target.headers, **request.own_headers}
         if request.body is not None:
             headers["Content-Length"] = str(len(request.body))
         prepared = requests.PreparedRequest()

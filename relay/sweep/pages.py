@@ -21,6 +21,7 @@ from relay.delivery.outcome import ErrorClass
 from relay.destinations.base import Caller, Context
 from relay.http.answer import Answer
 from relay.http.client import Request
+from relay.sync.answers import reported_error
 from relay.sync.calls import compile_call
 from relay.sync.cursor import UNTOLD, Listed
 from relay.sync.expressions import Expression, Scope, decode, encode
@@ -105,38 +106,42 @@ class Pages:
         """
         paginator = Paginator[Entry](self._plan, scope, self._caller.base, overlaps=True)
         while not paginator.is_at_end:
-            answer: Answer | None = None
+            document: Any = None
+            link: str | None = None
             for attempt in _retrying(context):
                 yield BEFORE_A_CALL
                 with attempt:
-                    answer = self._answer(paginator, context)
-            if answer is not None:
-                yield self._page(paginator, answer)
+                    document, link = self._answer(paginator, context)
+            yield self._page(paginator, document, link)
 
-    def _answer(self, paginator: Paginator[Entry], context: Context) -> Answer:
+    def _answer(self, paginator: Paginator[Entry], context: Context) -> tuple[Any, str | None]:
+        """Fetch a page. Return its JSON, and its `Link` header."""
         try:
-            (path, query), body = paginator.at, paginator.body
+            (path, query), body, own = paginator.at, paginator.body, paginator.headers
         except MappingError as error:
             raise SweepFailed(str(error)) from None
         headers = {"Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = paginator.call.media_type
-        request = Request("fetch", paginator.call.method, headers, path, query, body, most=MOST_BYTES)
+        request = Request("fetch", paginator.call.method, headers, path, query, body, most=MOST_BYTES, own_headers=own)
         answer = self._caller.call(request, context)
-        if answer.error_class is not None:
-            passes = answer.error_class in _TRANSIENT
-            raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
+        _require_success(answer)
         if not answer.whole:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; {_SMALLER_PAGES}")
         if has_more_marks(answer.body, MOST_MARKS):
             raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; {_SMALLER_PAGES}")
-        return answer
-
-    def _page(self, paginator: Paginator[Entry], answer: Answer) -> Page:
         try:
             document = decode(answer.body)
+            reported = reported_error(paginator.call.rules, document)
         except ValueError as error:
             raise SweepFailed(f"a page is {error}") from None
+        except UnusableAnswer as error:
+            raise SweepFailed(str(error)) from None
+        if reported is not None:
+            _require_success(answer.reporting(reported.error_class, reported.text))
+        return document, answer.link
+
+    def _page(self, paginator: Paginator[Entry], document: Any, link: str | None) -> Page:  # noqa: ANN401  # any JSON
         try:
             found = self._items.value(document)
         except MappingError:
@@ -149,7 +154,7 @@ class Pages:
         if entries and all(isinstance(entry, Unlisted) for entry in entries):
             raise SweepFailed(getattr(entries[0], "why", ""))
         try:
-            fresh = paginator.take(document, answer.link, entries)
+            fresh = paginator.take(document, link, entries)
         except UnusableAnswer as error:
             raise SweepFailed(str(error)) from None
         items = {entry: item for entry, item in zip(entries, found, strict=True) if isinstance(entry, Listed)}
@@ -186,13 +191,26 @@ class Pages:
 def _plan(table: Sweep | Listing, where: str, known: set[str]) -> PagesPlan:
     names = known | names_of(table.pages)
     call = compile_call(
-        where, names, method=table.method, path=table.path, params=table.params, body=table.body, texts=SearchTemplate
+        where,
+        names,
+        method=table.method,
+        path=table.path,
+        params=table.params,
+        body=table.body,
+        texts=SearchTemplate,
+        keys=table,
     )
     if "ids" in known and not call.looks_into("ids"):
         raise ConfigError(
             f'{where}: no param has {{ids}}, which {where}.ids is about; write params = {{ NAME = "{{ids}}" }}'
         )
     return compile_pages(table.pages, f"{where}.pages", call, known, OF_LISTING)
+
+
+def _require_success(answer: Answer) -> None:
+    if answer.error_class is not None:
+        passes = answer.error_class in _TRANSIENT
+        raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
 
 
 def _of(kind: type[Found], entries: Sequence[Entry]) -> list[Found]:

@@ -162,6 +162,11 @@ class Paginator(Generic[Item]):
         """The body, encoded; MappingError when a template has no value."""
         return self.call.json(self._scope)
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The call's own headers; MappingError when a template has no usable value."""
+        return self.call.own_headers(self._scope)
+
     def end(self) -> None:
         """End at a page that does not exist.
 

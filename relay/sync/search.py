@@ -51,7 +51,14 @@ def compile_find(
 def _call(find: Find, where: str, known: Collection[str]) -> CallPlan:
     names = {*known, *names_of(find.pages)}
     return compile_call(
-        where, names, method=find.method, path=find.path, params=find.params, body=find.body, texts=SearchTemplate
+        where,
+        names,
+        method=find.method,
+        path=find.path,
+        params=find.params,
+        body=find.body,
+        texts=SearchTemplate,
+        keys=find,
     )
 
 
