@@ -15,6 +15,7 @@ from inbox.config.source import Source
 from inbox.config.sweep import Sweep
 from inbox.config.sync import MapField, SyncRoute
 from inbox.http.limits import memory_for
+from inbox.loader.paging_checks import paging_mistakes
 from inbox.loader.presets import preset_mistakes
 from inbox.sources import PRESETS
 
@@ -47,8 +48,7 @@ def broken_links(config: Config) -> Iterator[Mistake]:
             yield from _sync_or_not(path, route, config.destinations[route.destination])
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, config.apis)
-            yield from _sync_steps((*path, "sync"), route.sync)
-            yield from map_mistakes((*path, "sync"), route.sync)
+            yield from _sync((*path, "sync"), route.sync)
 
 
 def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
@@ -72,6 +72,7 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[M
             yield Mistake(
                 (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
             )
+        yield from paging_mistakes(where, sweep)
         if sweep.every is not None and sweep.every <= 0:
             yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
         yield from _taken_by_none(where, sweep, [each for each in config.routes.values() if each.source == source.name])
@@ -118,6 +119,14 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
         )
 
 
+def _sync(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    for step, call in (("find", sync.find), ("listing", sync.listing)):
+        if call is not None:
+            yield from paging_mistakes((*path, step), call)
+    yield from _sync_steps(path, sync)
+    yield from map_mistakes(path, sync)
+
+
 def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
     for step, key, is_default in _NEEDED:
         if getattr(sync, key) == step and getattr(sync, step) is None:
@@ -127,6 +136,7 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         yield Mistake(path, "does nothing without a create or an update table")
     if sync.find is None and sync.update is not None and sync.update.if_match is not None:
         yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
+    yield from _bodies(path, sync)
     for step in ("create", "update", "delete", "deactivate"):
         write = getattr(sync, step)
         if write is None or not _TARGET.search(write.path):
@@ -135,6 +145,19 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
             yield Mistake((*path, step, "path"), "uses {target.…}, but there is none yet when it is created")
         elif sync.find is None:
             yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")
+
+
+def _bodies(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield a format that a body of its own replaces, and a deactivation that would change nothing."""
+    update, deactivate = sync.update, sync.deactivate
+    if (
+        update is not None
+        and update.format != "merge-patch"
+        and (update.body is not None or update.graphql is not None)
+    ):
+        yield Mistake((*path, "update", "format"), "says nothing beside a body or graphql, which is JSON; remove it")
+    if deactivate is not None and not deactivate.body and deactivate.graphql is None:
+        yield Mistake((*path, "deactivate", "body"), "is missing")
 
 
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)

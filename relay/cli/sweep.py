@@ -53,7 +53,7 @@ def sweep(
         if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
         if full:
-            found = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
+            found = [row for number in range(len(tables)) for row in _orphans(config, database, source, number)]
             show(found, as_json=as_json, columns=ORPHAN_COLUMNS, empty="both sides have the same")
             raise typer.Exit(FINDING if found else 0)
         results = [_one(config, database, source, number, since, dry=dry) for number in range(len(tables))]
@@ -66,7 +66,7 @@ def sweep(
         raise typer.Exit(FINDING)
 
 
-def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
+def _orphans(config: Config, database: Database, source: str, number: int) -> list[dict[str, str]]:
     from relay.sweep.orphans import orphans
 
     with bar(SpinnerColumn(), Doing("listing "), MofNCompleteColumn()) as progress:
@@ -78,7 +78,7 @@ def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
             progress.advance(tasks[side], entities)
 
         try:
-            return list(orphans(config, source, number, listed))
+            return list(orphans(config, database, source, number, listed))
         except SweepFailed as error:
             fail(str(error))
 

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-from inbox.config.endpoint import SyncDestination
+from inbox.config.endpoint import ApiHeader, Endpoint, SyncDestination
+from inbox.config.headers import titled
 from inbox.config.model import Route
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
 from relay.delivery.failure_rules import REFETCH_AFTER
@@ -16,7 +17,8 @@ from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
 from relay.http.target import header_value
-from relay.sync.calls import CallPlan, patch_body
+from relay.sync.answers import picked, reported_error
+from relay.sync.calls import FIELDS, CallPlan, patch_body
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.expressions import Scope, decode, digest, encode
 from relay.sync.match import require_carried, require_entity
@@ -61,11 +63,25 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
         raise ConfigError(
             f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
         )
+    plan = compile_sync(route.name, route.sync)
+    require_no_credentials(plan.fetch, f"routes.{route.name}.sync.fetch", clients.api_table(route.sync.fetch.api))
+    for step, call in plan.calls_to_destination:
+        require_no_credentials(call, f"routes.{route.name}.sync.{step}", destination)
     return Sync(
-        compile_sync(route.name, route.sync),
+        plan,
         clients.api(route.sync.fetch.api),
         clients.destination(destination, destination.base_url),
     )
+
+
+def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> None:
+    """Refuse a call whose own headers would replace the endpoint's credentials.
+
+    Raises:
+        ConfigError: one of them has the name of the header in `auth`.
+    """
+    if isinstance(endpoint.auth, ApiHeader) and titled(endpoint.auth.name) in dict(call.headers):
+        raise ConfigError(f"{where}.headers: {endpoint.auth.name!r} is set by the endpoint's auth; remove it here")
 
 
 class Ended(Exception):
@@ -116,13 +132,18 @@ class Attempt:
         After a delete the entity may exist again, with the same id; or a lagging replica still has its old state.
         """
         self._fetch_began_at = self._context.now()
-        answer = self._call("fetch", self._plan.fetch, self._api)
+        fetch = self._plan.fetch
+        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope))
         if answer.error_class in ABSENT:
             if answer.error_class == "not_found" and self.may_be_behind():
                 # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
                 raise Ended(answer.failed(self._all()))
             return False
-        entity = self._json(answer)
+        entity = self._picked(answer)
+        if entity is None and self._plan.pick is not None:
+            if self.may_be_behind():
+                raise Ended(Failed(self._all(), "not_found", f"fetch: the answer has null at {self._plan.pick.text}"))
+            return False
         if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
             raise self._bad_answer(answer, "the answer is not an object with something in it")
         try:
@@ -142,6 +163,14 @@ class Attempt:
         self.scope["entity"] = entity
         return True
 
+    def _picked(self, answer: Answer) -> object:
+        """Return the entity in an answer; None when the answer says that there is none."""
+        content = self._json(answer)
+        try:
+            return content if self._plan.pick is None else picked(self._plan.pick, content)
+        except UnusableAnswer as error:
+            raise self._bad_answer(answer, str(error)) from None
+
     def may_be_behind(self) -> bool:
         """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
@@ -151,15 +180,17 @@ class Attempt:
     def _find(self) -> bool:
         """Find the counterpart and put it into the scope. Return False without one."""
         find = cast("FindPlan", self._plan.find)
-        search = Search(find, self.scope, enough=1 if self._plan.many == "first" else 2)
+        enough = 1 if self._plan.many == "first" else 2
+        search = Search(find, self.scope, self._destination.base, enough=enough)
         goes_on = True
         while goes_on:
-            answer = self._call("find", search.call, self._destination, search.body, at=search.at)
+            pages = search.pages
+            answer = self._call("find", pages.call, self._destination, pages.body, at=pages.at)
             try:
                 if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
-                    search.end()
+                    pages.end()
                     break
-                goes_on = search.take(self._json(answer), answer.etag)
+                goes_on = search.take(self._json(answer), answer.etag, answer.link)
             except UnusableAnswer as error:
                 raise self._bad_answer(answer, str(error)) from None
         if len(search.matches) > 1 and self._plan.many == "dead":
@@ -191,7 +222,9 @@ class Attempt:
 
     def _create(self) -> Outcome:
         fields = self._plan.mapped(self.scope, creating=True)
-        answer = self.write("create", cast("CallPlan", self._plan.create), fields, encode(fields))
+        create = cast("CallPlan", self._plan.create)
+        body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
+        answer = self.write("create", create, fields, body)
         self._ensure(answer)
         return self._delivered("created", fields)
 
@@ -211,7 +244,10 @@ class Attempt:
         if plan.skip_unchanged and not is_asked_for and digest(fields) == self._delivery.applied_hash:
             raise Ended(Unchanged(self._all()))
         update = cast("CallPlan", plan.update)
-        body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
+        if update.body is None:
+            body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
+        else:
+            body = update.json({**self.scope, FIELDS: fields})
         if body is None:
             raise Ended(Unchanged(self._all()))
         headers = {}
@@ -230,7 +266,8 @@ class Attempt:
             call = cast("CallPlan", plan.deactivate)
             answer = self.write("update", call, None, call.json(self.scope))
         else:
-            answer = self.write("delete", cast("CallPlan", plan.delete), None, None)
+            delete = cast("CallPlan", plan.delete)
+            answer = self.write("delete", delete, None, delete.json(self.scope))
         if answer.error_class in ABSENT:
             return self._delivered("nothing_to_delete")
         self._ensure(answer)
@@ -259,7 +296,7 @@ class Attempt:
     ) -> Answer:
         """Make a call. Return a success, or an answer in `ABSENT`, which each step interprets. Any other ends the attempt."""
         path, query = at or (call.path.expand(self.scope), call.query(self.scope))
-        headers = {"Accept": "application/json", **more}
+        headers = {"Accept": "application/json"}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]
             headers["Idempotency-Key"] = f"{self._delivery.idempotency_key}-{sent}"
@@ -267,11 +304,29 @@ class Attempt:
             headers["Content-Type"] = call.media_type
         if self._delivery.traceparent is not None:
             headers["Traceparent"] = header_value(self._delivery.traceparent)
-        answer = client.call(Request(step, call.method, headers, path, query, body), self._context)
+        own = {**call.own_headers(self.scope), **more}
+        answer = client.call(Request(step, call.method, headers, path, query, body, own_headers=own), self._context)
         self.calls.append(answer.call)
         if answer.error_class is not None and answer.error_class not in ABSENT:
             raise Ended(answer.failed(self._all()))
+        if answer.error_class is None and call.rules:
+            self._require_no_error(call, answer)
         return answer
+
+    def _require_no_error(self, call: CallPlan, answer: Answer) -> None:
+        """End the attempt when an answer with a success status reports an error."""
+        if answer.call.status == HTTPStatus.NO_CONTENT:
+            return
+        if not answer.body:
+            raise self._bad_answer(answer, "the answer is empty, and its errors key expects JSON; answer 204 for none")
+        try:
+            reported = reported_error(call.rules, self._json(answer))
+        except UnusableAnswer as error:
+            raise self._bad_answer(answer, str(error)) from None
+        if reported is not None:
+            failed = answer.reporting(reported.error_class, reported.text)
+            self.calls[-1] = failed.call
+            raise Ended(failed.failed(self._all()))
 
     def _ensure(self, answer: Answer) -> None:
         if answer.error_class is not None:

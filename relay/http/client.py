@@ -58,6 +58,8 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes | None = None
     most: int = MAX_ANSWER
     """Most bytes read of the answer."""
+    own_headers: Mapping[str, str] = {}
+    """Headers that the configuration sets for this call; they take precedence over those of the endpoint."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -81,6 +83,11 @@ class HttpClient:
         self._of_thread = threading.local()
         self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._opening = threading.Lock()
+
+    @property
+    def base(self) -> str:
+        """The URL that every call is below, with the query that every call has."""
+        return f"{self._target.base}?{self._target.query}" if self._target.query else self._target.base
 
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
@@ -162,8 +169,9 @@ class HttpClient:
         status = response.status_code
         error_class = class_of_status(status)
         if error_class is None:
-            etag = response.headers.get("ETag")
-            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag)
+            etag, link = response.headers.get("ETag"), response.headers.get("Link")
+            called = self._logged(request, began, "answered", status)
+            return Answer(called, body, whole, etag=etag, link=link, redactor=self._target.redactor)
         excerpt = self._target.redactor.excerpt(body)
         return Answer(
             self._logged(request, began, "answered", status, excerpt=excerpt),
@@ -199,7 +207,7 @@ class HttpClient:
         """Build the request from parts that are checked already, so that requests has nothing to normalise."""
         target = self._target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
-        headers = {**request.headers, **target.headers}
+        headers = {**request.headers, **target.headers, **request.own_headers}
         if request.body is not None:
             headers["Content-Length"] = str(len(request.body))
         prepared = requests.PreparedRequest()

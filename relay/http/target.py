@@ -13,6 +13,7 @@ import msgspec
 import requests
 
 from inbox.config.endpoint import ApiBasic, ApiBearer, ApiHeader, Endpoint, OutboundAuth
+from inbox.config.headers import is_name, may_be_set, titled
 from inbox.config.model import Outbound
 from inbox.errors import ConfigError
 from relay.http import guard
@@ -21,15 +22,6 @@ from relay.http.redactor import Redactor
 
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_NOT_TO_BE_SET = re.compile(
-    "host|content-length|transfer-encoding|connection|accept-encoding|expect|te|trailer|upgrade|traceparent"
-    "|idempotency-key|webhook-.*|inbox-.*",
-    re.IGNORECASE,
-)
-"""Headers that frame the message, cause an answer that can't be read here, or belong to the delivery."""
-
-
 _HOST = re.compile(r"[a-z0-9._-]+")
 _NO_LISTS = Outbound()
 
@@ -77,14 +69,10 @@ def prepare(
     parts = urlsplit(_checked_url(url, endpoint, where))
     headers, own = _authentication(endpoint.auth)
     for name, value in endpoint.headers.items():
-        if _NAME.fullmatch(name) is None or _NOT_TO_BE_SET.fullmatch(name):
+        if not may_be_set(name):
             raise ConfigError(f"{where}.headers: {name!r} is not a header that can be set here")
-        headers.setdefault(_title(name), header_value(value))
-    if (
-        endpoint.auth is not None
-        and isinstance(endpoint.auth, ApiHeader)
-        and _NAME.fullmatch(endpoint.auth.name) is None
-    ):
+        headers.setdefault(titled(name), header_value(value))
+    if endpoint.auth is not None and isinstance(endpoint.auth, ApiHeader) and not is_name(endpoint.auth.name):
         raise ConfigError(f"{where}.auth: {endpoint.auth.name!r} is not a header's name")
     proxies = _proxies(endpoint.proxy, where)
     rules = _rules(endpoint, outbound)
@@ -110,10 +98,6 @@ def header_value(text: str) -> str:
     `requests` refuses line breaks, but would send a NUL, and Latin-1. Encoded text has its `%` encoded too.
     """
     return text if _PRINTABLE.fullmatch(text) else quote(text, safe=_LEFT_AS_THEY_ARE)
-
-
-def _title(name: str) -> str:
-    return "-".join(part.capitalize() for part in name.split("-"))
 
 
 def _checked_url(url: str, endpoint: Endpoint, where: str) -> str:
@@ -147,7 +131,7 @@ def _authentication(auth: OutboundAuth | None) -> tuple[dict[str, str], list[str
         return {"Authorization": header_value(f"Bearer {token}")}, [token, header_value(token)]
     if isinstance(auth, ApiHeader):
         value = auth.value.reveal()
-        return {_title(auth.name): header_value(value)}, [value, header_value(value)]
+        return {titled(auth.name): header_value(value)}, [value, header_value(value)]
     return {}, []
 
 

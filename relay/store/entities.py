@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -51,6 +52,18 @@ def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[De
     return [_delivery(row, chosen.route) for row in rows]
 
 
+def ids_of(database: Database, source: str, entity_type: str, most: int) -> Iterator[list[str]]:
+    """Yield the ids of all entities of this type in the inbox, in order, at most so many at a time."""
+    after = ""
+    while True:
+        with database.read() as transaction:
+            rows = transaction.execute(IDS, source=source, entity_type=entity_type, after=after, most=most)
+        if not rows:
+            return
+        yield [row.entity_id for row in rows]
+        after = rows[-1].entity_id
+
+
 def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result row
     return Delivery(
         seq=event.seq,
@@ -61,6 +74,13 @@ def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result r
         lease_token=0,
         **of_event(event),
     )
+
+
+IDS = text("""
+SELECT DISTINCT entity_id FROM inbox
+WHERE source = :source AND entity_type = :entity_type AND entity_id > :after
+ORDER BY entity_id LIMIT :most
+""")
 
 
 @cache

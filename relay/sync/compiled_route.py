@@ -22,7 +22,7 @@ from relay.sync.expressions import Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
 from relay.sync.search import FindPlan, compile_find
-from relay.sync.templates import Path
+from relay.sync.templates import SearchTemplate
 
 
 class SyncPlan(msgspec.Struct, frozen=True):
@@ -49,6 +49,20 @@ class SyncPlan(msgspec.Struct, frozen=True):
     exempt: frozenset[str] = frozenset()
     carried: tuple[Carried, ...] = ()
     """The values that a fetched entity must carry."""
+    pick: Expression | None = None
+    """Finds the entity in the answer of the fetch."""
+
+    @property
+    def calls_to_destination(self) -> list[tuple[str, CallPlan]]:
+        """The calls to the destination, by the table that each comes from."""
+        calls = {
+            "find": None if self.find is None else self.find.pages.further,
+            "create": self.create,
+            "update": self.update,
+            "delete": self.delete,
+            "deactivate": self.deactivate,
+        }
+        return [(name, call) for name, call in calls.items() if call is not None]
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
         """Return True when an entity last changed at this time is older than the event implies."""
@@ -77,11 +91,12 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
     findable = {"event", "entity"} if sync.gone == "skip" else {"event"}
     parts: dict[str, Callable[[], Any]] = {
         "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
+        "pick": lambda: None if sync.fetch.pick is None else Expression(sync.fetch.pick, f"{where}.fetch.pick", None),
         "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
         "carried": lambda: compile_named(sync.fetch.verify, f"{where}.fetch.verify", {"event"}),
         "fields": lambda: compile_fields(route, sync),
         "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable, sync.map),
-        "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}),
+        "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}, sends_fields=True),
         "update": lambda: _update(sync.update, f"{where}.update", {"event", "entity"} | target),
         "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match"),
         "delete": lambda: _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target),
@@ -130,23 +145,49 @@ def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | No
 
 
 def _fetch(fetch: Fetch, where: str) -> CallPlan:
-    return compile_call(where, {"event"}, method="GET", path=fetch.path, params=fetch.params)
+    return compile_call(
+        where,
+        {"event"},
+        method=fetch.method,
+        path=fetch.path,
+        params=fetch.params,
+        body=fetch.body,
+        texts=SearchTemplate,
+        keys=fetch,
+    )
 
 
-def _write(write: Write | None, where: str, method: str, known: Collection[str]) -> CallPlan | None:
-    return None if write is None else CallPlan(write.method or method, Path(write.path, f"{where}.path", known))
+def _write(
+    write: Write | None, where: str, method: str, known: Collection[str], *, sends_fields: bool = False
+) -> CallPlan | None:
+    if write is None:
+        return None
+    return compile_call(
+        where,
+        known,
+        method=write.method or method,
+        path=write.path,
+        body=write.body,
+        keys=write,
+        sends_fields=sends_fields,
+    )
 
 
 def _update(update: Update | None, where: str, known: Collection[str]) -> CallPlan | None:
     if update is None:
         return None
-    return CallPlan(update.method, Path(update.path, f"{where}.path", known), media_type=MEDIA_TYPES[update.format])
+    call = compile_call(
+        where, known, method=update.method, path=update.path, body=update.body, keys=update, sends_fields=True
+    )
+    return call if call.body is not None else msgspec.structs.replace(call, media_type=MEDIA_TYPES[update.format])
 
 
 def _deactivate(deactivate: Deactivate | None, where: str, known: Collection[str]) -> CallPlan | None:
     if deactivate is None:
         return None
-    return compile_call(where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body)
+    return compile_call(
+        where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body, keys=deactivate
+    )
 
 
 def _if_match(update: Update | None, where: str) -> Expression | None:

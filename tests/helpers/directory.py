@@ -21,7 +21,7 @@ path = "/user"
 entity_type = "USER"
 event_type = "UPDATE"
 params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
-count = {count}
+pages = {{ by = "start", count = {count} }}
 """
 
 

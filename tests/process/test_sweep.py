@@ -26,7 +26,7 @@ api = "identity"
 path = "/user"
 entity_type = "USER"
 params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
-count = 2
+pages = {{ by = "start", count = 2 }}
 """
 EPOCH = "1970-01-01T00%3A00%3A00Z"
 

@@ -204,13 +204,13 @@ def test_a_key_that_another_has_not_committed_yet_is_waited_for_once(
     sweeping: CompiledSweep, database: Database
 ) -> None:
     listed = [Listed(f"u{n}", START) for n in range(100)]
-    uncommitted = sweeping._event(listed[40], START)
+    uncommitted = sweeping._event(listed[40], None, START)
     began = time.monotonic()
     with database.engine.connect() as another:
         another.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         intake.append(another, [uncommitted])
         with pytest.raises(DBAPIError, match="lock timeout"):
-            sweeping._add(database, listed, START, [])
+            sweeping._add(database, listed, {}, START, [])
     assert count(database.engine, "inbox") == 99
     assert time.monotonic() - began < 3 * LOCK_TIMEOUT_SECONDS
 
