@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from urllib.parse import urlsplit
@@ -34,9 +34,10 @@ _FROM_ELSEWHERE = re.compile(r"(env|file):")
 class Forward:
     """The deliverer of one route to a forward destination."""
 
-    def __init__(self, client: Caller, signer: Signer | None) -> None:
+    def __init__(self, client: Caller, signer: Signer | None, passed: Sequence[str] = ()) -> None:
         self._client = client
         self._signer = signer
+        self._passed = tuple((name, name.lower()) for name in passed)
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make one POST. Any 2xx is success, whatever else the answer says."""
@@ -52,7 +53,9 @@ class Forward:
         self._client.close()
 
     def _headers(self, delivery: Delivery, at: datetime, body: bytes) -> dict[str, str]:
-        headers = {
+        kept = delivery.headers
+        headers = {name: header_value(kept[lower]) for name, lower in self._passed if lower in kept}
+        headers |= {
             "Accept": "*/*",
             "Inbox-Source": delivery.source,
             "Inbox-Event-Type": header_value(delivery.event_type),
@@ -95,7 +98,7 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
     if hidden:
         secrets += [url, urlsplit(url).path]
     client = clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
-    return Forward(client, signer)
+    return Forward(client, signer, destination.pass_headers)
 
 
 def signer_of(text: str, where: str) -> Signer:
