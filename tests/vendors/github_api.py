@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -33,7 +33,6 @@ class GitHub(VendorService):
     def __init__(self) -> None:
         self._issues: dict[str, list[Issue]] = {}
         self._deleted: set[tuple[str, int]] = set()
-        self._now = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)
         self.remaining = 5000
         """Permits left until `reset_at`."""
         self.reset_at = 1_793_610_000
@@ -138,6 +137,7 @@ class GitHub(VendorService):
             issue
             for issue in self._issues[repository]
             if state in {"all", issue["state"]}
+            and set(filter(None, query.get("labels", "").split(","))) <= {label["name"] for label in issue["labels"]}
             and datetime.fromisoformat(issue["updated_at"]) >= since
             and (repository, issue["number"]) not in self._deleted
         ]
@@ -220,9 +220,7 @@ class GitHub(VendorService):
         }
 
     def _tick(self) -> str:
-        """Move the clock, and return its time: each change has its own second."""
-        self._now += timedelta(seconds=1)
-        return self._now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return self.clock.tick().strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _http_date(moment: str) -> str:

@@ -8,7 +8,7 @@ unique values in place of the id. Listings and searches page by `paging.next.aft
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from tests.helpers.scripted import Act, answer
@@ -30,7 +30,6 @@ class HubSpot(VendorService):
     def __init__(self, *unique: str) -> None:
         self._contacts: dict[str, Contact] = {}
         self._unique = ("email", *unique)
-        self._now = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)
         self.remaining = 189
         super().__init__()
 
@@ -63,7 +62,6 @@ class HubSpot(VendorService):
     def _create(self, properties: dict[str, str]) -> Act:
         if wrong := self._refused(properties):
             return wrong
-        self._now += timedelta(seconds=1)
         now = self._stamp()
         number = str(501 + len(self._contacts))
         own = {"createdate": now, "lastmodifieddate": now, "hs_object_id": number}
@@ -85,7 +83,6 @@ class HubSpot(VendorService):
             return answer_json(200, _shown(contact, wanted), **self._limits())
         if wrong := self._refused(asked.body["properties"], besides=contact):
             return wrong
-        self._now += timedelta(seconds=1)
         contact["updatedAt"] = self._stamp()
         contact["properties"] |= asked.body["properties"] | {"lastmodifieddate": contact["updatedAt"]}
         return answer_json(200, contact, **self._limits())
@@ -134,7 +131,7 @@ class HubSpot(VendorService):
         return bool(contact["id"] == name if by is None else contact["properties"].get(by) == name)
 
     def _stamp(self) -> str:
-        return self._now.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        return self.clock.tick().strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
     def _limits(self) -> dict[str, str]:
         self.remaining -= 1
@@ -148,8 +145,8 @@ def _meets(contact: Contact, condition: dict[str, Any]) -> bool:
             return _folded(value) == _folded(condition["value"])
         case "IN":
             return _folded(value) in [_folded(each) for each in condition["values"]]
-        case "GTE":
-            return value is not None and bool(value >= condition["value"])
+        case "GTE":  # of a property that is a time; the value is in milliseconds since 1970
+            return value is not None and 1000 * datetime.fromisoformat(value).timestamp() >= int(condition["value"])
         case "HAS_PROPERTY":
             return value is not None
     raise AssertionError(f"a search by {condition['operator']} is not in this service yet")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.helpers.scripted import Act
@@ -26,7 +25,6 @@ class Shopify(VendorService):
 
     def __init__(self) -> None:
         self._orders: dict[int, Order] = {}
-        self._now = datetime(2026, 11, 2, 9, 0, tzinfo=UTC)
         self.throttled = 0
         """Number of calls of GraphQL to answer THROTTLED."""
         super().__init__()
@@ -121,8 +119,7 @@ class Shopify(VendorService):
         return answer_json(200, {"data": {"order": order}, "extensions": {"cost": cost}})
 
     def _tick(self) -> str:
-        self._now += timedelta(seconds=1)
-        return self._now.strftime("%Y-%m-%dT%H:%M:%S+00:00")
+        return self.clock.tick().strftime("%Y-%m-%dT%H:%M:%S+00:00")
 
 
 def _as_graphql(order: Order) -> dict[str, Any]:
