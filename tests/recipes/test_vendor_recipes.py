@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scim2_models import ListResponse, User
 
-from tests.recipes.walking import walking
+from tests.recipes.walking import Service, walking
 from tests.vendors import clients, github_api, hubspot_api, okta_api, scim_api, shopify_api, stripe_api, trivore_api
 from tests.vendors.github_api import GitHub
 from tests.vendors.hubspot_api import HubSpot
@@ -80,7 +80,10 @@ def test_users_of_okta_have_accounts(database_url: str, tmp_path: Path) -> None:
         scim.create(
             User[Any].model_validate({"userName": "eric.judy@example.com", "externalId": "00uuv7y8Aq6kYDqT70h8"})
         )
-        services = {"https://example.okta.com": okta, "https://app.example.com": scim_api.AtRoot(app)}
+        services: dict[str, Service] = {
+            "https://example.okta.com": okta,
+            "https://app.example.com": scim_api.AtRoot(app),
+        }
         secrets = {"OKTA_API_TOKEN": f"SSWS {okta_api.TOKEN}", "SCIM_TOKEN": scim_api.TOKEN}
         with walking("okta-to-scim", tmp_path, database_url, services, OKTA_HOOK_SECRET="x", **secrets) as walk:
             walk.follow()

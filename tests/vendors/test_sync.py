@@ -400,5 +400,6 @@ def user_named(client: BaseSyncSCIMClient, name: str) -> Any:  # noqa: ANN401  #
     """The user of this name, as the SCIM client reads it."""
     found = client.query(User, query_parameters={"filter": f'userName eq "{name}"'})
     assert isinstance(found, ListResponse)
-    (user,) = found.resources or ()
-    return user
+    users = found.resources or []
+    assert len(users) == 1
+    return users[0]
