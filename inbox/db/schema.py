@@ -271,6 +271,10 @@ gate = Table(
         UtcDateTime,
         "rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead",
     ),
+    _optional(
+        "held_until", UtcDateTime, "rate hold: time until which the endpoint asked for no further call; database clock"
+    ),
+    _optional("hold_reason", Text, "header that asked for it"),
     PrimaryKeyConstraint("kind", "name"),
     CheckConstraint("kind IN ('source', 'route', 'destination', 'api', 'entity')", name="kind"),
     CheckConstraint("breaker IN ('closed', 'open', 'half_open', 'retired')", name="breaker"),

@@ -93,6 +93,14 @@ class Delivery(msgspec.Struct, frozen=True):
         return f"{self.webhook_id}-{self.run}"
 
 
+class RateHold(msgspec.Struct, frozen=True):
+    """A request of the other side, by an answer's headers, to get no further call for some time."""
+
+    seconds: float
+    why: str
+    """The header that asks for it, in our own words."""
+
+
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """A call of an attempt, as logged: without secrets, query values and request body."""
 
@@ -105,6 +113,8 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     excerpt: str | None = None
     """The beginning of an answer that is not a success, at most 4 KiB, redacted."""
+    hold: RateHold | None = None
+    """The endpoint's rate limit is used up."""
 
 
 class Delivered(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ from relay.delivery.policy import (
     history_of,
     needs_history,
 )
+from relay.delivery.rate_holds import HoldRequest, hold_requests
 from relay.store.alerts import note
 from relay.store.bulkhead import in_parts
 from relay.store.coverage import go_on_healing, heal
@@ -136,7 +137,8 @@ def _record(
         outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
         histories = _histories(transaction, outcomes, policies)
-        breakers = listen(transaction, _reports(outcomes, leased, policies, recently_failing), policies, now)
+        reports = _reports(outcomes, leased, policies, recently_failing)
+        breakers = listen(transaction, reports, policies, now, [*_asked(outcomes, policies)])
         changed: list[OpenDelivery] = []
         recorded: list[Recorded] = []
         for delivery, outcome in outcomes:
@@ -212,6 +214,12 @@ def _reports(
         for report in breaker_reports(outcome, policy):
             if report.health != "well" or report.key in recently_failing:
                 yield report
+
+
+def _asked(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:
+    """The rate holds that endpoints ask for: also by the calls of an attempt that holds its lease no longer."""
+    for delivery, outcome in outcomes:
+        yield from hold_requests(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
 
 
 def _histories(
