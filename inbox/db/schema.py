@@ -203,6 +203,10 @@ lane = Table(
     _optional("fetch_began_at", UtcDateTime, "time at which that delivery fetched the entity; sync routes only"),
     _optional("last_modified", UtcDateTime, "the source's own time of the applied state"),
     _optional("applied_hash", LargeBinary, "SHA-256 of the data sent downstream"),
+    _optional("etag", Text, "ETag of the entity in that state; only where the route fetches conditionally"),
+    _optional(
+        "etag_config", LargeBinary, "SHA-256 of the route as it was configured then: another one fetches it whole"
+    ),
     _optional(
         "healing_seq",
         BigInteger,

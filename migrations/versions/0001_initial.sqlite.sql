@@ -159,6 +159,10 @@ CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane th
     last_modified TEXT,
     -- SHA-256 of the data sent downstream
     applied_hash BLOB,
+    -- ETag of the entity in that state; only where the route fetches conditionally
+    etag TEXT,
+    -- SHA-256 of the route as it was configured then: another one fetches it whole
+    etag_config BLOB,
     -- while older dead deliveries of the lane are ended in batches: seq of the success that replaces them
     healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
