@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from inbox.config.calls import CallKeys
-from inbox.config.paging import Pages, Paging
+from inbox.config.paging import Paging, PagingSetting
 from inbox.config.types import Duration, Table
 from inbox.events.event import Action
 
@@ -23,7 +23,7 @@ class ListingCall(CallKeys, frozen=True, kw_only=True):
     """Query parameters; values are templates, as in `path`."""
     body: dict[str, Any] | None = None
     """JSON body; each text in it is a template, as in `path`."""
-    pages: Pages = Paging(by="start")
+    pages: PagingSetting = Paging(by="start")
     """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. By default
     `{ by = "start" }`, as Trivore ID pages."""
     items: str = "items"

@@ -14,6 +14,7 @@ from inbox.config.model import Config, Route
 from inbox.config.sweep import Listing
 from inbox.errors import SweepFailed
 from relay.destinations.base import Clients, Context, without_lease
+from relay.destinations.sync import require_no_credentials
 from relay.store.database import Database
 from relay.store.entities import ids_of
 from relay.sweep.pages import Page, Pages
@@ -55,6 +56,7 @@ def orphans(config: Config, database: Database, source: str, number: int, progre
             there = clients.destination(destination, destination.base_url)
             where = f"routes.{route.name}.sync.listing"
             counterparts = Pages(listing, where, there)
+            require_no_credentials(counterparts.call, where, destination)
             for name in ("there", "unasked"):
                 _table(ids, name)
             if listing.ids is None:

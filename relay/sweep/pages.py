@@ -22,7 +22,7 @@ from relay.destinations.base import Caller, Context
 from relay.http.answer import Answer
 from relay.http.client import Request
 from relay.sync.answers import reported_error
-from relay.sync.calls import compile_call
+from relay.sync.calls import CallPlan, compile_call
 from relay.sync.cursor import UNTOLD, Listed
 from relay.sync.expressions import Expression, Scope, decode, encode
 from relay.sync.instants import instant_of
@@ -90,6 +90,11 @@ class Pages:
         self._items: Expression = made["items"]
         self._id: Expression = made["id"]
         self._modified: Expression | None = made["modified"]
+
+    @property
+    def call(self) -> CallPlan:
+        """The call for each page after the first."""
+        return self._plan.further
 
     def since(self, since: datetime, context: Context) -> Iterator[Page]:
         """Yield what was changed at or after `since`, page by page, in the service's order; errors as `everything`."""

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from inbox.config.paging import POSITIONS, PagedBy, Pages, paging_of
+from inbox.config.paging import POSITIONS, PagedBy, PagingSetting, paging_of
 from inbox.config.sync import MOST_FIND_PAGES
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.calls import CallPlan
@@ -54,13 +54,13 @@ class PagesPlan(msgspec.Struct, frozen=True):
         return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
-def names_of(pages: Pages) -> set[str]:
+def names_of(pages: PagingSetting) -> set[str]:
     """Return the names that paging adds to the scope of the call's templates."""
     paging = paging_of(pages)
     return set() if paging is None else {"count", *filter(None, [POSITIONS.get(paging.by)])}
 
 
-def compile_pages(pages: Pages, where: str, call: CallPlan, known: Collection[str], usual: Usual) -> PagesPlan:
+def compile_pages(pages: PagingSetting, where: str, call: CallPlan, known: Collection[str], usual: Usual) -> PagesPlan:
     """Compile a table of pages. `call` was compiled with `known` and the names of `names_of`.
 
     Raises:
