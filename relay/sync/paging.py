@@ -232,8 +232,9 @@ class Paginator(Generic[Item]):
             if offsets.is_at_end and more is True:
                 raise UnusableAnswer(f"page {self.number} has nothing new, and the answer says that there are more")
             self._scope["start"] = offsets.start
-            # `total` is no reason to end: items that moved were counted twice.
-            return not (offsets.is_at_end or (is_last and offsets.connects))
+            # Behind the first page, `total` is no reason to end: items that moved were counted twice.
+            is_only = left == 0 and self.number == 1
+            return not (offsets.is_at_end or is_only or (is_last and offsets.connects))
         # An empty page that is not the last has been filtered by the service.
         self._scope[plan.by] += 1 if plan.by == "page" else length or plan.count
         if is_last or left == 0:
