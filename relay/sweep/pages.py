@@ -200,7 +200,7 @@ def _plan(table: Sweep | Listing, where: str, known: set[str]) -> PagesPlan:
         names,
         method=table.method,
         path=table.path,
-        params=table.params,
+        params=table.query,
         body=table.body,
         texts=SearchTemplate,
         keys=table,
