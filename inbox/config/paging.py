@@ -67,7 +67,7 @@ class Paging(Table, frozen=True, kw_only=True):
 
 
 PagingPreset = Literal["none", "link", "scim"]
-Pages = Paging | PagingPreset
+PagingSetting = Paging | PagingPreset
 
 _PRESETS: Mapping[str, Paging | None] = {
     "none": None,
@@ -76,6 +76,6 @@ _PRESETS: Mapping[str, Paging | None] = {
 }
 
 
-def paging_of(pages: Pages) -> Paging | None:
+def paging_of(pages: PagingSetting) -> Paging | None:
     """Return the table that a preset stands for, or the given one; None when one answer has everything."""
     return pages if isinstance(pages, Paging) else _PRESETS[pages]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from inbox.config.calls import CallKeys
-from inbox.config.paging import Pages, Paging
+from inbox.config.paging import Paging, PagingSetting, paging_of
 from inbox.config.types import Duration, Table
 from inbox.events.event import Action
 
-SCIM_PARAMS = {"filter": "meta.lastModified ge {since:scim}", "sortBy": "meta.lastModified"}
+_SCIM_PARAMS = {"filter": "meta.lastModified ge {since:scim}", "sortBy": "meta.lastModified"}
 
 
 class ListingCall(CallKeys, frozen=True, kw_only=True):
@@ -19,15 +20,21 @@ class ListingCall(CallKeys, frozen=True, kw_only=True):
 
     path: str
     method: Literal["GET", "POST"] = "GET"
-    params: dict[str, str] = {}
-    """Query parameters; values are templates, as in `path`."""
+    params: dict[str, str] | None = None
+    """Query parameters; values are templates, as in `path`. In a sweep that pages by start, the default is the filter and the
+    order of SCIM and Trivore ID: `meta.lastModified ge {since:scim}`."""
     body: dict[str, Any] | None = None
     """JSON body; each text in it is a template, as in `path`."""
-    pages: Pages = Paging(by="start")
+    pages: PagingSetting = Paging(by="start")
     """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. By default
     `{ by = "start" }`, as Trivore ID pages."""
     items: str = "items"
     """JMESPath into a page that gives the list of entities."""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Return `params`, or their default."""
+        return self.params or {}
 
 
 class IdsOfCall(Table, frozen=True, kw_only=True):
@@ -54,7 +61,7 @@ class Listing(ListingCall, frozen=True, kw_only=True):
 class Sweep(ListingCall, frozen=True, kw_only=True):
     """A listing of one type of entity.
 
-    The default parameters are those of SCIM (RFC 7644 §3.4.2). It is an assumption that Trivore ID's filter accepts
+    The default `params` are those of SCIM (RFC 7644 §3.4.2). It is an assumption that Trivore ID's filter accepts
     `meta.lastModified ge`; `params` change it.
     """
 
@@ -65,8 +72,6 @@ class Sweep(ListingCall, frozen=True, kw_only=True):
     event_type: str = "sweep"
     """Event type of the events that are added. Routes with `when.event_type` must accept it."""
     action: Action = "update"
-    params: dict[str, str] = msgspec.field(default_factory=lambda: dict(SCIM_PARAMS))
-    """Query parameters; values are templates, as in `path`. By default those of SCIM and Trivore ID."""
     items: str = "resources"
     """JMESPath into a page that gives the list of entities."""
     id: str = "id"
@@ -84,3 +89,11 @@ class Sweep(ListingCall, frozen=True, kw_only=True):
     every: Duration | None = None
     """Interval of the sweeps that the relay runs; one that failed is repeated after at most five minutes. Without it, only
     `relay sweep` runs them."""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Return `params`, or their default."""
+        if self.params is not None:
+            return self.params
+        paging = paging_of(self.pages)
+        return _SCIM_PARAMS if paging is not None and paging.by == "start" else {}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from inbox.config.calls import CallKeys
-from inbox.config.paging import Pages, paging_of
+from inbox.config.paging import PagingSetting, paging_of
 from inbox.config.sweep import Listing
 from inbox.config.types import Duration, Table
 
@@ -52,7 +52,7 @@ class Find(CallKeys, frozen=True):
     body: dict[str, Any] | None = None
     pick: str | None = None
     """JMESPath into the answer that gives the list of matches, or the one match. An answer without either is unusable."""
-    pages: Pages = "none"
+    pages: PagingSetting = "none"
     """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. It ends as
     soon as it is clear whether there is no match, one, or more."""
     verify: dict[str, str] | bool = True

@@ -57,7 +57,7 @@ def ids_of(database: Database, source: str, entity_type: str, most: int) -> Iter
     after = ""
     while True:
         with database.read() as transaction:
-            rows = transaction.execute(IDS, source=source, entity_type=entity_type, after=after, most=most)
+            rows = transaction.execute(IDS, source=source, entity_type=entity_type, after_id=after, most=most)
         if not rows:
             return
         yield [row.entity_id for row in rows]
@@ -78,7 +78,7 @@ def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result r
 
 IDS = text("""
 SELECT DISTINCT entity_id FROM inbox
-WHERE source = :source AND entity_type = :entity_type AND entity_id > :after
+WHERE source = :source AND entity_type = :entity_type AND entity_id > :after_id
 ORDER BY entity_id LIMIT :most
 """)
 

@@ -23,6 +23,7 @@ from inbox.sources import PRESETS
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.destinations.base import Clients, Context
+from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
@@ -61,6 +62,7 @@ class CompiledSweep:
         self._rate = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
         where = f"sources.{source}.sweeps[{number}]"
         self._pages = Pages(self.table, where, self._caller)
+        require_no_credentials(self._pages.call, where, self.api)
         self._left_out: set[Listed] = set()
         """Entities that were too large for the bodies of their events."""
         self._bodies = Bodies(self.table, where, self.source.max_body or PRESETS[self.source.preset].max_body)

@@ -114,4 +114,8 @@ def _query(query: str, known: str) -> str:
 def _bounded(link: str) -> str:
     if len(link) > LONGEST:
         raise UnusableAnswer(f"the link to the next page has more than {LONGEST} characters")
+    try:
+        link.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise UnusableAnswer("the link to the next page can't be read") from None
     return link

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from inbox.config.paging import POSITIONS, PagedBy, Pages, paging_of
+from inbox.config.paging import POSITIONS, PagedBy, PagingSetting, paging_of
 from inbox.config.sync import MOST_FIND_PAGES
 from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.sync.calls import CallPlan
@@ -54,13 +54,13 @@ class PagesPlan(msgspec.Struct, frozen=True):
         return total if isinstance(total, int) and not isinstance(total, bool) else None
 
 
-def names_of(pages: Pages) -> set[str]:
+def names_of(pages: PagingSetting) -> set[str]:
     """Return the names that paging adds to the scope of the call's templates."""
     paging = paging_of(pages)
     return set() if paging is None else {"count", *filter(None, [POSITIONS.get(paging.by)])}
 
 
-def compile_pages(pages: Pages, where: str, call: CallPlan, known: Collection[str], usual: Usual) -> PagesPlan:
+def compile_pages(pages: PagingSetting, where: str, call: CallPlan, known: Collection[str], usual: Usual) -> PagesPlan:
     """Compile a table of pages. `call` was compiled with `known` and the names of `names_of`.
 
     Raises:
@@ -232,8 +232,9 @@ class Paginator(Generic[Item]):
             if offsets.is_at_end and more is True:
                 raise UnusableAnswer(f"page {self.number} has nothing new, and the answer says that there are more")
             self._scope["start"] = offsets.start
-            # `total` is no reason to end: items that moved were counted twice.
-            return not (offsets.is_at_end or (is_last and offsets.connects))
+            # Behind the first page, `total` is no reason to end: items that moved were counted twice.
+            is_only = left == 0 and self.number == 1
+            return not (offsets.is_at_end or is_only or (is_last and offsets.connects))
         # An empty page that is not the last has been filtered by the service.
         self._scope[plan.by] += 1 if plan.by == "page" else length or plan.count
         if is_last or left == 0:

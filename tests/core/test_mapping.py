@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inbox.config.paging import Pages, Paging
+from inbox.config.paging import Paging, PagingSetting
 from inbox.config.sync import Deactivate, Fetch, Find, SyncRoute, Update, Write
 from inbox.errors import ConfigError, MappingError
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
@@ -79,7 +79,7 @@ def test_a_template_of_one_expression_keeps_its_type_in_a_body() -> None:
 
 @pytest.mark.parametrize("pages", ["none", Paging(by="start", first=1)])
 @pytest.mark.parametrize("value", [{"$ne": None}, [{"$ne": None}], [["u1", {}]]])
-def test_an_object_from_outside_becomes_no_part_of_a_query(value: object, pages: Pages) -> None:
+def test_an_object_from_outside_becomes_no_part_of_a_query(value: object, pages: PagingSetting) -> None:
     body = (
         {"external_id": "{event.body.id}", "start": "{start}"}
         if pages != "none"
