@@ -12,11 +12,13 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from inbox.clock import SystemClock
 from tests.helpers.scripted import Act, answer
 from tests.vendors.service import Asked, VendorService, answer_json
 
 TOKEN = "github-token"
 _VERSION = "2022-11-28"
+_LATER = 4_000_000_000
 _DOCS = "https://docs.github.com/rest"
 _USER_LINKS = (
     "followers", "following", "gists", "starred", "subscriptions", "organizations", "repos", "events", "received_events",
@@ -34,10 +36,13 @@ class GitHub(VendorService):
         self._issues: dict[str, list[Issue]] = {}
         self._deleted: set[tuple[str, int]] = set()
         self.remaining = 5000
-        """Permits left until `reset_at`."""
-        self.reset_at = 1_793_610_000
-        """Time at which the permits are full again, in seconds since 1970."""
+        """Permits left until `_reset_at`."""
+        self._reset_at = _LATER
         super().__init__()
+
+    def limit(self, permits: int, seconds: int) -> None:
+        """Leave so many permits for so many seconds, then all again."""
+        self.remaining, self._reset_at = permits, int(SystemClock().now().timestamp()) + seconds
 
     def issue(self, repository: str, title: str, *, body: str = "", labels: tuple[str, ...] = (), **more: Any) -> Issue:  # noqa: ANN401  # any JSON
         """Open an issue in `repository`, such as `acme/shop`; `more` are further members."""
@@ -111,6 +116,8 @@ class GitHub(VendorService):
             return self._problem(401, "Bad credentials")
         if "user-agent" not in asked.headers:
             return self._problem(403, "Request forbidden by administrative rules: a User-Agent is required.")
+        if self._reset_at <= SystemClock().now().timestamp():
+            self.remaining, self._reset_at = 5000, _LATER
         if not self.remaining:
             return self._problem(403, "API rate limit exceeded for user ID 1.")
         return self._answer(asked)
@@ -187,7 +194,7 @@ class GitHub(VendorService):
             "x_ratelimit_limit": "5000",
             "x_ratelimit_remaining": str(self.remaining),
             "x_ratelimit_used": str(5000 - self.remaining),
-            "x_ratelimit_reset": str(self.reset_at),
+            "x_ratelimit_reset": str(self._reset_at),
             "x_ratelimit_resource": "core",
             "x_github_api_version_selected": _VERSION,
         }

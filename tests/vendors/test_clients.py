@@ -63,7 +63,7 @@ def test_githubs_client_takes_the_limit_for_one(github: GitHub, github_client: A
     from githubkit.exception import PrimaryRateLimitExceeded  # noqa: PLC0415  # as in clients.py
 
     github.issue("acme/shop", "First")
-    github.remaining = 0
+    github.limit(0, seconds=600)
     with pytest.raises(PrimaryRateLimitExceeded):
         github_client.rest.issues.get("acme", "shop", 1)
 

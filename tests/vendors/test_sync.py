@@ -39,6 +39,10 @@ class Relay:
         """Run a command of `relay`."""
         return invoke("relay", *arguments, INBOX_CONFIG=str(self._file))
 
+    def inbox(self, *arguments: str) -> Ended:
+        """Run a command of `inbox`."""
+        return invoke("inbox", *arguments, INBOX_CONFIG=str(self._file))
+
     def sweep(self, source: str) -> int:
         """Sweep a source, deliver what was found, and return how much that was."""
         ended = self.run("sweep", "--source", source, "--json")
@@ -123,6 +127,27 @@ def test_each_page_of_githubs_issues_is_swept_and_the_next_sweep_asks_for_change
         assert max((ticket["title"], ticket["state"]) for ticket in tracker.all.values()) == ("Solved", "closed")
         assert len(tracker.all) == 7
         assert relay.run("plan", "--route", "tickets").status == 0
+
+
+def test_all_issues_arrive_when_githubs_rate_limit_is_reached_in_the_middle_and_no_attempt_is_lost(
+    relay_of: RelayOf, github: GitHub
+) -> None:
+    for number in range(5):
+        github.issue("acme/shop", f"Issue {number + 1}")
+    github.limit(4, seconds=600)  # two pages of the sweep, and two of five fetches
+    with closing(Records("tickets", OWN_TOKEN)) as tracker:
+        relay = relay_of(GITHUB_TO_TRACKER, {"github": github.url, "tracker": tracker.url})
+        assert relay.sweep("github") == 5
+        assert len(tracker.all) == 2
+        held = len(github.asked)
+        relay.deliver()
+        assert len(github.asked) == held, "nothing is asked before the time that GitHub gave"
+        github.limit(5000, seconds=600)
+        assert relay.run("resume", "--api", "github", "--reason", "GitHub allows it").status == 0
+        relay.deliver()
+        assert len(tracker.all) == 5
+    listed = json.loads(relay.inbox("list", "--json").stdout)
+    assert [(each["state"], each["attempts"]) for each in listed] == [("delivered", 1)] * 5
 
 
 SCIM_TO_HUBSPOT_AND_GITHUB = f"""
