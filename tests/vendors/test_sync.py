@@ -141,6 +141,8 @@ def test_all_issues_arrive_when_githubs_rate_limit_is_reached_in_the_middle_and_
         assert len(tracker.all) == 2
         held = len(github.asked)
         relay.deliver()
+        (gate,) = json.loads(relay.run("pause", "--json").stdout)
+        assert (gate["name"], gate["hold_reason"]) == ("github", "fetch answered 200: X-RateLimit-Remaining is 0")
         assert len(github.asked) == held, "nothing is asked before the time that GitHub gave"
         github.limit(5000, seconds=600)
         assert relay.run("resume", "--api", "github", "--reason", "GitHub allows it").status == 0
@@ -362,6 +364,7 @@ base_url = "https://shopify"
 auth = {{ kind = "header", name = "X-Shopify-Access-Token", value = "{shopify_api.TOKEN}" }}
 [destinations.shopify]
 kind = "sync"
+outcomes = {{ rejected = "dead" }}
 base_url = "https://shopify"
 auth = {{ kind = "header", name = "X-Shopify-Access-Token", value = "{shopify_api.TOKEN}" }}
 [routes.notes]
