@@ -57,11 +57,13 @@ def sweep(
             show(found, as_json=as_json, columns=ORPHAN_COLUMNS, empty="both sides have the same")
             raise typer.Exit(FINDING if found else 0)
         results = [_one(config, database, source, number, since, dry=dry) for number in range(len(tables))]
-    rows = [{name: getattr(result, name) for name in COLUMNS} for result in results]
+    rows = [{name: getattr(result, name) for name in (*COLUMNS, "left_out")} for result in results]
     show(rows, as_json=as_json, columns=COLUMNS, empty="")
     missed = sum(result.missed for result in results)
     if not as_json:
         say(f"{missed} changes were missing" if missed else "nothing was missing")
+        if left_out := sum(result.left_out for result in results):
+            say(f"{left_out} events have no entity in their body, as it is larger than max_body of {source}")
     if missed:
         raise typer.Exit(FINDING)
 

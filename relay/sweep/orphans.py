@@ -18,7 +18,7 @@ from relay.destinations.sync import require_no_credentials
 from relay.store.database import Database
 from relay.store.entities import ids_of
 from relay.sweep.pages import Page, Pages
-from relay.sync.chunks import ChunkPlan, compile_chunks
+from relay.sync.chunks import ChunkPlan
 from relay.sync.cursor import EVERYTHING
 
 OnListed = Callable[[str, int], None]
@@ -59,12 +59,12 @@ def orphans(config: Config, database: Database, source: str, number: int, progre
             require_no_credentials(counterparts.call, where, destination)
             for name in ("there", "unasked"):
                 _table(ids, name)
-            if listing.ids is None:
+            if counterparts.chunks is None:
                 _keep(ids, "there", route.destination, counterparts.everything(context, {}), progress)
             else:
                 known = ids_of(database, source, table.entity_type, _PAGE)
-                plan = compile_chunks(listing.ids, f"{where}.ids")
-                _Asking(plan, counterparts, route.destination, progress).ask(ids, known, context)
+                asking = _Asking(counterparts.chunks, counterparts, route.destination, progress)
+                asking.ask(ids, known, context)
             there.close()
             for finding, statement in _FINDINGS:
                 for (entity_id,) in ids.execute(statement):

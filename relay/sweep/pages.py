@@ -23,6 +23,7 @@ from relay.http.answer import Answer
 from relay.http.client import Request
 from relay.sync.answers import reported_error
 from relay.sync.calls import CallPlan, compile_call
+from relay.sync.chunks import ChunkPlan, compile_chunks
 from relay.sync.cursor import UNTOLD, Listed
 from relay.sync.expressions import Expression, Scope, decode, encode
 from relay.sync.instants import instant_of
@@ -83,10 +84,13 @@ class Pages:
             "plan": lambda: _plan(table, where, known),
             "items": lambda: Expression(table.items, f"{where}.items", None),
             "id": lambda: Expression(table.id, f"{where}.id", None),
+            "chunks": lambda: _chunks(table, f"{where}.ids"),
             "modified": lambda: None if modified is None else Expression(modified, f"{where}.modified", None),
         }
         made = collect_config_errors(parts)
         self._plan: PagesPlan = made["plan"]
+        self.chunks: ChunkPlan | None = made["chunks"]
+        """The rule for the ids of a call, where the listing is asked for ids."""
         self._items: Expression = made["items"]
         self._id: Expression = made["id"]
         self._modified: Expression | None = made["modified"]
@@ -191,6 +195,10 @@ class Pages:
             raise SweepFailed(f"an entity in a page can't be read: {error}") from None
         except ValueError as error:
             raise SweepFailed(f"the time of an entity's last change can't be read: it {error}") from None
+
+
+def _chunks(table: Sweep | Listing, where: str) -> ChunkPlan | None:
+    return None if isinstance(table, Sweep) or table.ids is None else compile_chunks(table.ids, where)
 
 
 def _plan(table: Sweep | Listing, where: str, known: set[str]) -> PagesPlan:
