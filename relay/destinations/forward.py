@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from inbox.config.endpoint import ForwardDestination
 from inbox.config.model import Route
-from inbox.errors import ConfigError
+from inbox.errors import BodyErased, ConfigError
 from inbox.sources.signing import Message, signed_headers
 from inbox.sources.standard_webhooks import by_private_key, signature
 from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
@@ -41,7 +41,7 @@ class Forward:
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make one POST. Any 2xx is success, whatever else the answer says."""
         if delivery.body is None:
-            return Skipped((), "the event's body was erased")
+            return Skipped((), str(BodyErased()))
         headers = self._headers(delivery, context.now(), delivery.body)
         answer = self._client.call(Request("forward", "POST", headers, body=delivery.body), context)
         calls = (answer.call,)
