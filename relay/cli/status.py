@@ -118,41 +118,18 @@ def _checked(config: Config, *, here: bool) -> list[Row]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
     from sqlalchemy.exc import DBAPIError
 
-    try:
-        database = database_of(config)
-        found = _findings(database, config, here=here)
-        if found:
-            time.sleep(_LOOK_AGAIN_SECONDS)
-            again = _findings(database, config, here=here)
-            found = [row for row in found if row in again]
-    except DBAPIError as error:
-        return [{"finding": "no_database", "route": None, "why": f"the database: {str(error.orig).strip()}"}]
-    return found
-
-
-def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
-    from inbox.events.states import GONE_SECONDS
+    from inbox.db.trouble import trouble_text
     from relay.delivery.policy import policies
     from relay.store import stuck_check
 
-    found: list[Row] = []
-    place = f" on {socket.gethostname()}" if here else ""
-    if not any(not here or node["host"] == socket.gethostname() for node in _alive(database)):
-        why = f"no relay{place} has sent a heartbeat for {GONE_SECONDS} s"
-        found.append({"finding": "no_relay", "route": None, "why": why})
-    first = stuck_check.unordered(database)
-    if first is not None:
-        found.append(
-            {
-                "finding": "unordered",
-                "route": None,
-                "why": f"event {first} has waited a minute for its place in its lane",
-            }
-        )
-    for route in stuck_check.stuck_routes(database, policies(config)):
-        why = f"route {route}: due for a minute, and nothing moves"
-        found.append({"finding": "stuck", "route": route, "why": why})
-    troubles = stuck_check.relays_in_trouble(database)
-    if not here:  # another relay on this host would help none of these
-        troubles += stuck_check.waits_for_a_person(database)
-    return found + [msgspec.structs.asdict(trouble) for trouble in troubles]
+    host = socket.gethostname() if here else None
+    try:
+        database = database_of(config)
+        found = stuck_check.findings(database, policies(config), host=host)
+        if found:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+            again = stuck_check.findings(database, policies(config), host=host)
+            found = [trouble for trouble in found if trouble in again]
+    except DBAPIError as error:
+        found = [stuck_check.Trouble("no_database", None, f"the database: {trouble_text(error)}")]
+    return [msgspec.structs.asdict(trouble) for trouble in found]
