@@ -35,7 +35,7 @@ ONLY_IN_VIEW: frozenset[Finding] = frozenset({"ahead", "no_head"})
 """Findings that no check looks for: they need every row. A relay repairs the first by itself, `relay rebuild` the second."""
 
 
-class Clock:
+class SqlClock:
     """The fragments of a dialect that compare columns with `now`, an SQL expression."""
 
     def __init__(self, dialect: str, now: str | None = None) -> None:
@@ -55,12 +55,12 @@ class Clock:
         return f"strftime('%Y-%m-%d %H:%M:%f', {self.now}, '-{seconds} seconds') || '000Z'"
 
 
-def branches(clock: Clock) -> Mapping[Finding, str]:
+def branches(clock: SqlClock) -> Mapping[Finding, str]:
     """Return the statement of each finding."""
     return {**_of_relays(clock), **_of_deliveries(clock), **_of_commands(clock)}
 
 
-def _of_relays(clock: Clock) -> dict[Finding, str]:
+def _of_relays(clock: SqlClock) -> dict[Finding, str]:
     silent = clock.since("n.heartbeat_at")
     steps = (
         "CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)"
@@ -91,7 +91,7 @@ WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {GONE_SECON
     }
 
 
-def _of_deliveries(clock: Clock) -> dict[Finding, str]:
+def _of_deliveries(clock: SqlClock) -> dict[Finding, str]:
     due, leased, before = clock.since("o.due_at"), clock.since("o.lease_until"), clock.ago(AFTER_SECONDS)
     # Neither list depends on the row: each is read once.
     nothing_moves = f"""o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > {before})
@@ -151,7 +151,7 @@ WHERE o.state = 'waiting' AND NOT EXISTS (
     }
 
 
-def _of_commands(clock: Clock) -> dict[Finding, str]:
+def _of_commands(clock: SqlClock) -> dict[Finding, str]:
     asked = clock.since("c.asked_at")
     named = "'command ' || c.id || ' (' || c.kind || '): '"
     return {

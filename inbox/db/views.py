@@ -197,7 +197,7 @@ END
 
 def statements(dialect: str) -> tuple[str, ...]:
     """List the statements for everything besides tables and indexes, in their order, and for the rows that always exist."""
-    clock = stuck.Clock(dialect)
+    clock = stuck.SqlClock(dialect)
     views = (
         _delivery_view(dialect),
         _DEAD_LETTER,

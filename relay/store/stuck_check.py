@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.db.stuck import AFTER_SECONDS, Clock, Finding, branches
+from inbox.db.stuck import AFTER_SECONDS, Finding, SqlClock, branches
 from inbox.events.states import GONE_SECONDS
 from relay.delivery.policy import Policies
 from relay.store.database import Database
@@ -128,7 +128,7 @@ ORDER BY b.route
 @cache
 def _branch(sql: Sql, finding: Finding) -> TextClause:
     """The first rows of a branch of the view, by the clock of this check."""
-    clock = Clock(sql.name, f"(SELECT {sql.now})")
+    clock = SqlClock(sql.name, f"(SELECT {sql.now})")
     return text(f"SELECT b.route, b.why FROM ({branches(clock)[finding]}) b ORDER BY b.why LIMIT 10")
 
 

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from inbox.clock import SystemClock
-from inbox.db.stuck import FAILED_FOR_SECONDS, ONLY_IN_VIEW, Clock, Finding, branches
+from inbox.db.stuck import FAILED_FOR_SECONDS, ONLY_IN_VIEW, Finding, SqlClock, branches
 from relay.delivery.gates import Gate, GateKey, entity_key
 from relay.store import gates, nodes, stuck_check
 from relay.store.database import Database
@@ -179,7 +179,7 @@ def test_where_they_share_a_branch_they_share_the_words(long_ago: Steps) -> None
 
 def test_every_finding_has_its_branch_and_its_scene() -> None:
     shown = {finding for _, found in SCENES.values() for finding, _ in found}
-    assert set(branches(Clock("sqlite"))) == set(get_args(Finding)) == shown | ONLY_IN_VIEW | {"no_relay"}
+    assert set(branches(SqlClock("sqlite"))) == set(get_args(Finding)) == shown | ONLY_IN_VIEW | {"no_relay"}
 
 
 def test_a_gate_of_a_destination_is_known_to_the_check_alone(long_ago: Steps) -> None:
