@@ -30,6 +30,7 @@ AFTER_SECONDS = 60
 FAILED_FOR_SECONDS = 3600
 """A failed command is a finding for so long; the answer stays in its row."""
 _NEWEST_COMMANDS = 1000
+_ENTITY = ("source", "entity_type", "entity_id")
 
 ONLY_IN_VIEW: frozenset[Finding] = frozenset({"ahead", "no_head"})
 """Findings that no check looks for: they need every row. A relay repairs the first by itself, `relay rebuild` the second."""
@@ -96,6 +97,8 @@ def _of_deliveries(clock: SqlClock) -> dict[Finding, str]:
     # Neither list depends on the row: each is read once.
     nothing_moves = f"""o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > {before})
   AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > {clock.ago(0)})"""
+    # as `relay.delivery.gates.entity_key` writes it
+    entity = " || '|' || ".join(rf"replace(replace(i.{part}, '\', '\\'), '|', '\|')" for part in _ENTITY)
     last_fact = "SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route"
     return {
         "unordered": f"""
@@ -115,7 +118,7 @@ WHERE o.state = 'ready' AND {due} > {AFTER_SECONDS}
     SELECT 1 FROM gate g
     WHERE g.paused_at IS NOT NULL
       AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
-        OR (g.kind = 'entity' AND g.name = i.source || '|' || i.entity_type || '|' || i.entity_id)))
+        OR (g.kind = 'entity' AND g.name = {entity})))
 UNION ALL
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, {leased}, 'its lease ran out, and no relay has rescued it'
 FROM open_delivery o

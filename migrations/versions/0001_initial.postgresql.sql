@@ -671,7 +671,7 @@ WHERE o.state = 'ready' AND round(extract(epoch FROM clock_timestamp() - o.due_a
     SELECT 1 FROM gate g
     WHERE g.paused_at IS NOT NULL
       AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
-        OR (g.kind = 'entity' AND g.name = i.source || '|' || i.entity_type || '|' || i.entity_id)))
+        OR (g.kind = 'entity' AND g.name = replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'))))
 UNION ALL
 SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.lease_until), 3), 'its lease ran out, and no relay has rescued it'
 FROM open_delivery o

@@ -17,7 +17,7 @@ from inbox.db.stuck import FAILED_FOR_SECONDS
 from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import SENTENCES, Alert, sentence
-from relay.delivery.gates import GateKey
+from relay.delivery.gates import GateKey, entity_of
 from relay.delivery.policy import Policies, RoutePolicy
 from relay.store import gates, reads
 from relay.store.database import Database, Transaction
@@ -36,10 +36,16 @@ class HeldGate(msgspec.Struct, frozen=True):
     """paused, open, half_open or retired of a breaker, or limited by a rate."""
     why: str | None
     by: str | None = None
-    """The operator who paused it."""
+    """Operator who paused it."""
     since: datetime | None = None
     until: datetime | None = None
     routes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Return its kind and name for people."""
+        entity = entity_of(self.name) if self.kind == "entity" else None
+        return f"{self.kind} {self.name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
 
 
 class RelayState(msgspec.Struct, frozen=True):
@@ -118,7 +124,8 @@ def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert
 
 def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
     kind, name = key
-    return (("source", name.partition("|")[0]) if kind == "entity" else key) in policy.gates
+    entity = entity_of(name) if kind == "entity" else None
+    return (key if entity is None else ("source", entity[0])) in policy.gates
 
 
 def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Iterator[HeldGate]:

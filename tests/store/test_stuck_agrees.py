@@ -18,6 +18,8 @@ from relay.store.operator.selection import Selection
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
 from tests.helpers.storing import an_event
 
+ODD = r"u|1\|2"
+"""An id whose gate has a name with escapes."""
 TEN_MINUTES = timedelta(minutes=10)
 
 
@@ -75,7 +77,7 @@ def blocked(steps: Steps) -> None:
 
 def paused(key: GateKey) -> Callable[[Steps], None]:
     def pause(steps: Steps) -> None:
-        steps.arrive(an_event(1))
+        steps.arrive(an_event(1, ODD))
         with steps.database.write() as transaction:
             gates.pause(transaction, key, who="kim", why="maintenance")
 
@@ -113,7 +115,7 @@ def crash_loop(steps: Steps) -> None:
         nodes.start_node(steps.database, f"dead-{number}", "h2", number, "1")
 
 
-PAUSES = [("source", "trivore"), ("route", "strict"), entity_key("trivore", "USER", "u1")]
+PAUSES = [("source", "trivore"), ("route", "strict"), entity_key("trivore", "USER", ODD)]
 SCENES: dict[str, tuple[Callable[[Steps], None], set[tuple[Finding, str | None]]]] = {
     "nothing": (lambda _: None, set()),
     "due": (due, {("stuck", "strict"), ("stuck", "latest")}),
