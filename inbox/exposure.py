@@ -1,36 +1,41 @@
-"""Warns at the start about files with secrets or webhooks that other users may read. It leaves the files unchanged."""
+"""Warns at the start about unsigned webhooks, and about files with secrets or webhooks that other users may read."""
 
 from __future__ import annotations
 
-import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from sqlalchemy import make_url
 
 from inbox.config.endpoint import ForwardDestination
 from inbox.config.model import Config
 from inbox.config.types import Secret
 from inbox.db.dialect import SQLITE
 from inbox.db.engine import parse_url
+from inbox.sources import PRESETS
 
 _NAMES = frozenset({"user", "client_id"})
 """Keys of the type of a secret whose values are none."""
 _LIKE_A_TOKEN = re.compile(r"[\w-]{20,}")
 
 
-def exposure_warnings(path: Path, config: Config, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """Yield a warning for the configuration in `path`, and one for the database's file, if others may read them.
+def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
+    """Yield warnings of sources that accept unsigned requests, and of files in `path` and the database that others may read.
 
     Raises:
         ConfigError: the database's URL can't be read.
     """
+    for name, source in config.sources.items():
+        if source.unsigned:
+            yield (
+                f"[sources.{name}] unsigned = true: {PRESETS[source.preset].docs.title} signs its webhooks, and this source"
+                ' accepts unsigned ones; write secrets = ["env:NAME"] instead'
+            )
     held = [*_literals(config, ())]
-    if not environment.get("INBOX_DATABASE_URL") and make_url(config.database.url).password:
+    if config.database.url.is_literal and parse_url(config.database.url).password and config.database.password is None:
         held.append("database.url")
     if held and _is_open_to_others(path):
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
@@ -52,7 +57,7 @@ def exposure_warnings(path: Path, config: Config, environment: Mapping[str, str]
 def _literals(value: object, path: tuple[str, ...]) -> Iterator[str]:
     """Yield the keys of secrets that the file itself contains."""
     if isinstance(value, Secret):
-        is_literal = not value.reference.startswith(("env:", "file:")) and path[-1] not in _NAMES
+        is_literal = not value.names_a_place and path[-1] not in _NAMES
     else:
         is_literal = isinstance(value, str) and path[-1] == "proxy" and "@" in value
     if is_literal:

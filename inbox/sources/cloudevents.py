@@ -141,5 +141,6 @@ PRESET = Preset(
         time="`time`, else of arrival",
         same_event="`source` and `id`",
         sends="as its sender does; gets a 202",
+        shown_at="the bearer token that the sender is configured with",
     ),
 )

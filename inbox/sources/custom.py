@@ -175,5 +175,6 @@ PRESET = Preset(
         time="`event.time`, else of arrival",
         same_event="the id, else the body within five minutes; each of its `items` by itself",
         sends="as it does",
+        shown_at="where the provider shows it, beside the URL of the webhook",
     ),
 )

@@ -131,5 +131,6 @@ PRESET = Preset(
         time="`published`",
         same_event="its time and id",
         sends="once more after a failure; wants a 200 or 204 without a body within 3 s",
+        shown_at="the Authentication secret of the event hook: Workflow, Event Hooks, in the Admin Console",
     ),
 )

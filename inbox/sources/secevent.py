@@ -214,5 +214,6 @@ PRESET = Preset(
         time="`toe`, else `iat`",
         same_event="`iss` and `jti`",
         sends="as its sender does; gets a 202 without a body",
+        shown_at="its JWKS document, which the transmitter publishes as jwks_uri; save it to a file",
     ),
 )

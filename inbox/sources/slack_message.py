@@ -207,5 +207,6 @@ PRESET = Preset(
         time="of arrival",
         same_event="the message within five minutes, or its `Idempotency-Key` or `Webhook-Id`",
         sends="as its sender does; looks at the status alone",
+        shown_at="a text of your own, which ends the URL that the sender posts to",
     ),
 )

@@ -108,5 +108,6 @@ PRESET = Preset(
         time="`timestamp`; of the newer form `time`",
         same_event="its time, entity and event type",
         sends="again for a number of times that is not documented; wants a 200",
+        shown_at="the header that you configure with the webhook in Trivore ID",
     ),
 )
