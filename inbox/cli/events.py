@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.options import AsJson, Since, open_database, parse_entity, utc
+from inbox.cli.options import AsJson, Since, open_database, parse_entity
 from inbox.cli.terminal import FINDING, answer, exit_on_error, say, show, show_fields
 
 
@@ -36,7 +36,7 @@ def list_command(
             entity_type=entity_type,
             entity_id=entity_id,
             state=state,
-            since=utc(since),
+            since=since,
             before=before,
             limit=limit,
         )

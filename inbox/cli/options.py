@@ -2,30 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inbox.cli.terminal import fail
+from inbox.clock import SystemClock
+from inbox.events.timestamps import parse_rfc3339, to_datetime
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from inbox.config.model import Config
 
+TIME_FORMS = (
+    "a time as listings print it (2026-01-31T10:00:00.123Z), a date (2026-01-31), or a span back from now (15m, 1h, 2d)"
+)
+_BACK = re.compile(r"([0-9]{1,9})(s|m|h|d|w)")
+_UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_WRITTEN = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:[Tt ](\d\d:\d\d)(?::(\d\d(?:\.\d{1,9})?))?([Zz]|[+-]\d\d:\d\d)?)?", re.ASCII
+)
+
+
+def parse_time(given: str, now: datetime) -> datetime:
+    """Parse a time of an option: RFC 3339, a date, or a span back from `now`. Without an offset it is UTC.
+
+    Raises:
+        ValueError: it is none of these, or no calendar has it; the message says the forms.
+    """
+    try:
+        if back := _BACK.fullmatch(given):
+            return now - timedelta(**{_UNIT[back[2]]: int(back[1])})
+        if written := _WRITTEN.fullmatch(given):
+            date, minutes, seconds, offset = written.groups()
+            return to_datetime(parse_rfc3339(f"{date}T{minutes or '00:00'}:{seconds or '00'}{offset or 'Z'}"))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{given!r} names no time: {error}. Give {TIME_FORMS}") from None
+    raise ValueError(f"{given!r} is no time. Give {TIME_FORMS}")
+
+
+def _time(given: str) -> datetime:
+    try:
+        return parse_time(given, SystemClock().now())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def time_option(*names: str, text: str) -> object:
+    """Make a typer option that takes a time; its value is aware, in UTC."""
+    return typer.Option(*names, parser=_time, metavar="TIME", help=text)
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text, with every column.")]
-TIME_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+AsNdjson = Annotated[bool, typer.Option("--ndjson", help="JSON, one object a line, with every column.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Every column, whole and with absolute times, in lines of any length.")
+]
+Columns = Annotated[
+    str | None, typer.Option("--columns", metavar="A,B,…", help="These columns; a wrong name lists the right ones.")
+]
 Since = Annotated[
-    datetime | None, typer.Option("--since", help="Only received at or after this time; UTC.", formats=TIME_FORMATS)
+    datetime | None,
+    time_option("--since", text="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it."),
+]
+Until = Annotated[datetime | None, time_option("--until", text="Only before this time; forms as for --since.")]
+OfEventType = Annotated[
+    str | None, typer.Option("--event-type", help="Only events of this type, as the sender wrote it.")
+]
+OfStatus = Annotated[
+    int | None,
+    typer.Option("--status", min=100, max=599, help="Only where the last call was answered with this HTTP status."),
+]
+OfError = Annotated[
+    str | None,
+    typer.Option("--error", metavar="TEXT", help="Only where the last error contains this text, in any case."),
 ]
 
 
-def utc(moment: datetime | None) -> datetime | None:
-    """Return a moment that was given without an offset, in UTC."""
-    return None if moment is None else moment.replace(tzinfo=UTC)
+def require_known(
+    kind: str, given: str | None, known: Iterable[str], *, stored: Callable[[str], bool] | None = None
+) -> None:
+    """Exit with 2 unless the value of a filter is a known one; the error names the nearest.
+
+    Args:
+        kind: the concept in one word, such as `route` or `cause`.
+        given: the value; None, where no filter was given, is right.
+        known: the names of the configuration, or a closed set.
+        stored: asked only about other names: true when the database has rows of such a one, such as of a removed route.
+    """
+    from inbox.config.mistakes import nearest
+
+    if given is None:
+        return
+    names = tuple(known)
+    if given not in names and not (stored is not None and stored(given)):
+        fail(f"there is no {kind} {given!r}; {nearest(given, names)}")
 
 
 def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from inbox.cli.options import AsJson, Since, open_database, utc
+from inbox.cli.options import AsJson, Since, open_database
 from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, say, show, show_fields
 from inbox.errors import Unavailable
 
@@ -54,9 +54,7 @@ def rejected(
         _show_one(number, as_json=as_json)
         return
     with exit_on_error(), open_database() as database:
-        rows = reads.rejected_requests(
-            database, source=source, cause=cause, since=utc(since), before=before, limit=limit
-        )
+        rows = reads.rejected_requests(database, source=source, cause=cause, since=since, before=before, limit=limit)
     columns = ("id", "received_at", "source", "status", "cause", "reason", "remote_address")
     listed = rows if as_json else [{**row, "can be readmitted": _readmission(row)} for row in rows]
     show(listed, as_json=as_json, columns=(*columns, "can be readmitted"), empty="no rejected requests")
@@ -105,7 +103,7 @@ def readmit_command(
     from inbox.loader.load import read_config
     from inbox.receiver import readmit
 
-    selected = readmit.RejectedFilter(id=number, source=source, cause=cause, since=utc(since))
+    selected = readmit.RejectedFilter(id=number, source=source, cause=cause, since=since)
     with exit_on_error():
         config = read_config()
         readers = readmit.readers_of(config)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.options import parse_entity, utc
+from inbox.cli.options import parse_entity, time_option
 from inbox.cli.terminal import FINDING, answer, exit_on_error, fail
 
 
@@ -17,9 +17,7 @@ def send_command(
     *,
     entity: Annotated[str, typer.Option(help="What changed, as TYPE/ID.")] = "USER/IDNUMBER1234",
     event: Annotated[str, typer.Option(help="What happened to it.")] = "UPDATE",
-    at: Annotated[
-        datetime | None, typer.Option(help="When; now unless given. UTC.", formats=["%Y-%m-%dT%H:%M:%S"])
-    ] = None,
+    at: Annotated[datetime | None, time_option("--at", text="When; now unless given. UTC.")] = None,
     body: Annotated[
         Path | None, typer.Option(help="A file with the body, instead of a made-up one.", dir_okay=False)
     ] = None,
@@ -46,7 +44,7 @@ def send_command(
     entity_type, entity_id = parse_entity(entity)
     given = dict(_header(each) for each in header or [])
     with exit_on_error():
-        moment = utc(at) or SystemClock().now()
+        moment = at or SystemClock().now()
         config = read_config()
         if body is not None:
             sample = Sample(_read(body), given)

@@ -1,4 +1,4 @@
-"""Commands and output of both command lines: tables, `--json`, progress bars, exit statuses and errors.
+"""Output of both command lines: tables, `--json`, progress bars, exit statuses and errors.
 
 Everything that a command writes goes through here, and values through `inbox.logs.visible`. Rich reads a string as markup,
 so values are given as `rich.text.Text`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,10 +19,9 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
 
 from inbox.errors import ConfigError
-from inbox.events.timestamps import time_text
+from inbox.events.timestamps import rfc3339
 from inbox.logs.visible import visible, visible_json, visible_text
 
 FINDING, WRONG_USE = 1, 2
@@ -103,12 +101,28 @@ def as_document(value: object) -> str:
     return visible_json(json.dumps(value, default=_plain, indent=2, ensure_ascii=False))
 
 
+def as_line(value: object) -> str:
+    """Return JSON on one line for `--ndjson`, with the values as they are."""
+    return visible_json(json.dumps(value, default=_plain, ensure_ascii=False))
+
+
+def put_json(document: str) -> None:
+    """Write JSON of `as_document` or `as_line` to standard output, at once."""
+    sys.stdout.write(document + "\n")
+    sys.stdout.flush()
+
+
+def put(line: Text, *, on: Console | None = None) -> None:
+    """Print a line whose values are escaped, to standard output unless `on` says otherwise; it is never wrapped."""
+    (on or console()).print(line, no_wrap=True, overflow="ignore", crop=False)
+
+
 def cell(value: object) -> Text:
     """Return a value for a table: its own line breaks are escaped, and it is never markup."""
     if value is None:
         return Text()
     if isinstance(value, datetime):
-        return Text(f"{time_text(value)[:23]}Z")
+        return Text(rfc3339(value, "milliseconds"))
     if isinstance(value, dict | list):
         return Text(visible_json(json.dumps(value, default=_plain, ensure_ascii=False)))
     return Text(visible(_decoded(value) if isinstance(value, bytes) else str(value)))
@@ -135,48 +149,13 @@ def exit_on_error() -> Iterator[None]:
         fail(f"the database: {str(error.orig).strip()}")
 
 
-class Commands(TyperGroup):
-    """The commands of a command line. Errors of wrong use repeat what was given, so they are escaped as everything is."""
-
-    def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # typer's own, handed through
-        """Read the arguments before the command's name."""
-        with _escaped():
-            return super().make_context(*given, **more)
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
-        """Read the arguments of the command, and run it."""
-        with _escaped():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _escaped() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if hasattr(
-            error, "format_message"
-        ):  # click's exception, which typer has moved since the oldest that is allowed
-            error.message = visible_text(error.message)  # type: ignore[attr-defined]  # as the line above says
-        raise
-
-
-def run(app: typer.Typer) -> None:
-    """Run a command line. The text of a bug's exception may hold values, so it is escaped as everything is."""
-    try:
-        app()
-    except Exception:  # noqa: BLE001  # whatever it is, it ends the program, as it would without this
-        sys.stderr.write(visible_text(traceback.format_exc().rstrip()) + "\n")
-        sys.exit(1)
-
-
 def _decoded(value: bytes) -> str:
     return value.decode("utf-8", "backslashreplace")
 
 
 def _plain(value: object) -> object:
     if isinstance(value, datetime):
-        return time_text(value)
+        return rfc3339(value, "microseconds")
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, Decimal):

@@ -39,3 +39,9 @@ class State(StrEnum):
 OPEN_STATES = tuple(state for state in State if state is not State.ENDED)
 HEADS = (State.READY, State.IN_FLIGHT, State.BLOCKED)
 """States of a lane's head. A lane has at most one; the database refuses a second."""
+
+ENDINGS = ("delivered", "unchanged", "superseded", "skipped", "cancelled", "corrected")
+"""Kinds of facts that may be the last of an ended delivery. A listing shows them as its state."""
+
+LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, "unrouted")
+"""Every value of `delivery.state`: an open state, the last fact of an ended delivery, or that an event takes no route."""

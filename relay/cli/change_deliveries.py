@@ -11,9 +11,9 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.options import AsJson, parse_entity, utc
+from inbox.cli.options import AsJson, Since, parse_entity
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
-from relay.cli.options import OfEntity, OfRoute, OfSource, Since, open_database
+from relay.cli.options import OfEntity, OfRoute, OfSource, open_database
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -199,5 +199,5 @@ def _selection(
 
     entity_type, entity_id = parse_entity(entity)
     return Selection(
-        route=route, seq=seq, source=source, entity_type=entity_type, entity_id=entity_id, cause=cause, since=utc(since)
+        route=route, seq=seq, source=source, entity_type=entity_type, entity_id=entity_id, cause=cause, since=since
     )

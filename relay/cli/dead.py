@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from inbox.cli.options import TIME_FORMATS, AsJson, utc
+from inbox.cli.options import AsJson, Since
 from inbox.cli.terminal import exit_on_error, show
-from relay.cli.options import OfRoute, open_database
+from relay.cli.options import OfRoute, open_database, require_known_filters
 
 
 def dead(
     *,
     route: OfRoute = None,
     cause: Annotated[str | None, typer.Option(help="Only of this cause, such as exhausted or mapping.")] = None,
-    since: Annotated[
-        datetime | None, typer.Option(help="Only died at or after this time; UTC.", formats=TIME_FORMATS)
-    ] = None,
+    since: Since = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most rows.")] = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -33,8 +30,9 @@ def dead(
     from relay.store import reads
 
     with exit_on_error():
-        _, database = open_database()
-        rows = reads.dead_letters(database, route=route, cause=cause, since=utc(since), limit=limit)
+        config, database = open_database()
+        require_known_filters(config, database, route=route, cause=cause)
+        rows = reads.dead_letters(database, route=route, cause=cause, since=since, limit=limit)
     columns = (
         "seq",
         "route",

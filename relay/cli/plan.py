@@ -10,9 +10,9 @@ import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn
 
-from inbox.cli.options import AsJson, parse_entity, utc
+from inbox.cli.options import AsJson, Since, parse_entity
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
-from relay.cli.options import OfEntity, Since, open_database
+from relay.cli.options import OfEntity, open_database
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -48,8 +48,7 @@ def plan(
     with exit_on_error():
         config, database = open_database()
         sync = _sync_of(config, route)
-        arrived = utc(since)
-        chosen = Chosen(config.routes[route].source, route, entity_type, entity_id, arrived)
+        chosen = Chosen(config.routes[route].source, route, entity_type, entity_id, since)
         try:
             previews, differing = 0, []
             for found in _previews(database, config, sync, chosen):

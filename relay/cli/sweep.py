@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TaskID
 
-from inbox.cli.options import AsJson, utc
+from inbox.cli.options import AsJson, Since
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
 from inbox.errors import SweepFailed
-from relay.cli.options import Since, open_database
+from relay.cli.options import open_database
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -56,8 +56,7 @@ def sweep(
             found = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
             show(found, as_json=as_json, columns=ORPHAN_COLUMNS, empty="both sides have the same")
             raise typer.Exit(FINDING if found else 0)
-        begin = utc(since)
-        results = [_one(config, database, source, number, begin, dry=dry) for number in range(len(tables))]
+        results = [_one(config, database, source, number, since, dry=dry) for number in range(len(tables))]
     rows = [{name: getattr(result, name) for name in COLUMNS} for result in results]
     show(rows, as_json=as_json, columns=COLUMNS, empty="")
     missed = sum(result.missed for result in results)

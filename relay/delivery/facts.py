@@ -103,6 +103,17 @@ class Rescheduled(Fact, frozen=True, tag="rescheduled"):
     was_due_at: datetime
 
 
+GiveUpCause = Literal[
+    "exhausted",  # the schedule has no further attempt
+    "crash_loop",  # the relays that worked on it all died
+    "unrecordable",  # the outcome of its call could not be stored
+    "unprocessable",  # it could not be ordered, claimed or rescued
+]
+
+CAUSES: tuple[str, ...] = (*get_args(GiveUpCause), *get_args(ErrorClass))
+"""Every value of `Dead.cause`; the error classes are also the causes of failed attempts."""
+
+
 class Dead(Fact, frozen=True, tag="dead"):
     """A dead letter: the relay gave it up, and it waits for an operator."""
 
