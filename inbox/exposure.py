@@ -34,7 +34,7 @@ def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
                 f"[sources.{name}] unsigned = true: {PRESETS[source.preset].docs.title} signs its webhooks, and this source"
                 ' accepts unsigned ones; write secrets = ["env:NAME"] instead'
             )
-    held = [*_literals(config, ())]
+    held = [*literal_secrets(config)]
     if config.database.url.is_literal and parse_url(config.database.url).password and config.database.password is None:
         held.append("database.url")
     if held and _is_open_to_others(path):
@@ -54,16 +54,23 @@ def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
             )
 
 
-def _literals(value: object, path: tuple[str, ...]) -> Iterator[str]:
+def literal_secrets(config: Config) -> Iterator[str]:
     """Yield the keys of secrets that the file itself contains."""
-    if isinstance(value, Secret):
-        is_literal = not value.names_a_place and path[-1] not in _NAMES
-    else:
-        is_literal = isinstance(value, str) and path[-1] == "proxy" and "@" in value
-    if is_literal:
-        yield ".".join(path)
+    for key, value in values_in(config):
+        name = key.rpartition(".")[2]
+        if isinstance(value, Secret):
+            is_literal = not value.names_a_place and name not in _NAMES
+        else:
+            is_literal = isinstance(value, str) and name == "proxy" and "@" in value
+        if is_literal:
+            yield key
+
+
+def values_in(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every value below this one with its key, but no URL of a destination that is plainly no secret."""
+    yield key, value
     for name, inner in _inside(value):
-        yield from _literals(inner, (*path[:-1], path[-1] + name) if name.startswith("[") else (*path, name))
+        yield from values_in(inner, name if not key else f"{key}{name}" if name.startswith("[") else f"{key}.{name}")
 
 
 def _inside(value: object) -> Iterator[tuple[str, object]]:

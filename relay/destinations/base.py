@@ -7,7 +7,7 @@ A kind has three parts: a table in `inbox.config.endpoint` that derives from `Do
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -67,6 +67,11 @@ class Clients:
         self._apis = config.apis
         self._outbound = config.outbound
         self._made: dict[str, Caller] = {}
+
+    @property
+    def made(self) -> Mapping[str, Caller]:
+        """The clients that were asked for so far, by the keys of their tables."""
+        return self._made
 
     def api(self, name: str) -> Caller:
         """Return the client of an api.
