@@ -76,7 +76,7 @@ def values_in(value: object, key: str = "") -> Iterator[tuple[str, object]]:
 def _inside(value: object) -> Iterator[tuple[str, object]]:
     match value:
         case msgspec.Struct():
-            is_plain_url = isinstance(value, ForwardDestination) and not _holds_a_token(value.url.reference)
+            is_plain_url = isinstance(value, ForwardDestination) and not holds_a_token(value.url.reference)
             names = (name for name in value.__struct_fields__ if not (is_plain_url and name == "url"))
             yield from ((name, getattr(value, name)) for name in names)
         case dict():
@@ -85,7 +85,7 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
             yield from ((f"[{number}]", inner) for number, inner in enumerate(value))
 
 
-def _holds_a_token(url: str) -> bool:
+def holds_a_token(url: str) -> bool:
     """Return whether the URL of a destination may contain a token, or can't be parsed."""
     try:
         parts = urlsplit(url)

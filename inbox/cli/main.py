@@ -14,6 +14,7 @@ import typer
 from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
 from inbox.cli.events import list_command, show_command
+from inbox.cli.init import init_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
 from inbox.cli.terminal import answer, exit_on_error, say
@@ -105,6 +106,7 @@ def migrate_command(
         )
 
 
+app.command("init")(init_command)
 app.command("check")(check_command)
 app.command("send")(send_command)
 app.command("list")(list_command)

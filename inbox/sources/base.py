@@ -152,6 +152,8 @@ class Preset:
     rejection: Callable[[RequestError], tuple[int, bytes]] | None = None
     """Makes the status and the JSON of its error answers, once it has authenticated; None: those of every other source."""
     handshake: Handshake | None = None
+    starter: str = 'secrets = ["env:{variable}"]'
+    """Lines of a source's table in a new configuration. `{variable}` is the environment variable with its secret."""
     sample: Callable[[str, str, str, datetime], Sample] | None = None
     """Makes a webhook about an entity from its type, its id, the event type and the time."""
 

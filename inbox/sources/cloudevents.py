@@ -133,6 +133,7 @@ PRESET = Preset(
         answer=greet,
         docs="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
     ),
+    starter='auth = { kind = "bearer", secrets = ["env:{variable}"] }',
     docs=PresetDocs(
         title="CloudEvents",
         event_id="`id`",

@@ -96,6 +96,9 @@ PRESET = Preset(
     may_be_unsigned=True,
     max_body=25 * 1024 * 1024,
     kept_headers=frozenset({_KEY, _MESSAGE, _EVENT, "x-gitlab-event-uuid", "x-gitlab-instance"}),
+    starter="""\
+auth = { kind = "header", name = "X-Gitlab-Token", secrets = ["env:{variable}"] }
+# secrets = ["env:GITLAB_SIGNING_TOKEN"]  # instead, where the hook has a signing token""",
     docs=PresetDocs(
         title="GitLab",
         event_id="header `webhook-id` (which is signed), else `Idempotency-Key`; before GitLab 17.4 none",

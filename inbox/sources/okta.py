@@ -123,6 +123,7 @@ PRESET = Preset(
         answer=greet,
         docs='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
     ),
+    starter='auth = { kind = "header", name = "Authorization", secrets = ["env:{variable}"] }',
     docs=PresetDocs(
         title="Okta (event hooks)",
         event_id="`uuid` of each of `data.events`",

@@ -101,6 +101,7 @@ PRESET = Preset(
     read=read,
     has_own_time=True,
     sample=sample,
+    starter='auth = { kind = "header", name = "X-Webhook-Token", secrets = ["env:{variable}"] }',
     docs=PresetDocs(
         title="Trivore ID",
         entity="`entityType` and `id`; of the newer form `type` up to its first `_`, and `id`",
