@@ -58,6 +58,8 @@ class Endpoint(Table, frozen=True):
     """Concurrent attempts of each relay process."""
     rate: Rate | None = None
     """Largest number of calls of all relays together. A burst may have one second's worth, and at least two."""
+    longest_hold: Duration = Duration(3600)
+    """Longest time for which an answer's `Retry-After` or rate limit headers hold back further calls. `"0s"` ignores them."""
     proxy: str | None = None
     ca_file: str | None = None
     cert_file: str | None = None
@@ -94,6 +96,9 @@ class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind
 
     url: Secret
     signing_secret: Secret | None = None
+    pass_headers: list[str] = []
+    """Headers of the webhook to pass on, such as `X-GitHub-Event`, in any case. The receiver stores them with the event.
+    None that the relay adds, that belongs to the connection or that may hold a secret."""
 
 
 class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_only=True):

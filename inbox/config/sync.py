@@ -35,6 +35,9 @@ class Fetch(CallKeys, frozen=True):
     and then applied with `stale_suspected` in the log. Without it, no entity is stale."""
     exempt: list[str] = []
     """Event types that don't change the entity, such as a login, so that an older entity is not stale."""
+    conditional: bool = False
+    """Ask with `If-None-Match` for an entity that was applied before. After a 304 the event ends `unchanged`, and nothing
+    is looked up in the destination. Replays, deletions and a changed configuration fetch the whole entity."""
     verify: dict[str, str] = {}
     """Values that the entity must have: a JMESPath into the entity = a JMESPath over `event`, `{ id = "event.entity_id" }`.
     Without it, any object in the api's answer is accepted."""

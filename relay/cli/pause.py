@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 OfDestination = Annotated[str | None, typer.Option("--destination", help="All routes to this destination.")]
 OfApi = Annotated[str | None, typer.Option("--api", help="All routes that ask this api.")]
 
-COLUMNS = ("kind", "name", "paused_at", "paused_by", "pause_reason", "breaker", "breaker_until", "breaker_cause")
+COLUMNS = (
+    "kind",
+    "name",
+    "paused_at",
+    "paused_by",
+    "pause_reason",
+    "breaker",
+    "breaker_until",
+    "breaker_cause",
+    "held_until",
+    "hold_reason",
+)
 
 
 ThisRoute = Annotated[str | None, typer.Option("--route", help="This route.")]
@@ -95,6 +106,8 @@ def described(row: Row) -> str:
     name = f"{row['kind']} {row['name']}"
     if row["paused_at"] is not None:
         return f"{name} is paused by {row['paused_by']}: {row['pause_reason']}"
+    if row["held_until"] is not None and row["breaker"] == "closed":
+        return f"{name} is held until {time_text(row['held_until'])}: {row['hold_reason']}"
     until = f" until {time_text(row['breaker_until'])}" if row["breaker_until"] else ""
     return f"{name}: breaker {row['breaker']}{until}: {row['breaker_cause']}"
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from inbox.errors import MappingError
+from inbox.errors import BodyErased, MappingError
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
 from relay.destinations.base import Context
@@ -44,7 +44,9 @@ class Preview(msgspec.Struct, frozen=True):
 
 def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
     """Return the change that an attempt for this event would make now. It waits for no replica, and reads a 404 as final."""
-    asked = msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
+    asked = msgspec.structs.replace(
+        delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None, applied_etag=None
+    )
     attempt = _Dry(sync.plan, sync.api, sync.destination, asked, context)
 
     def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
@@ -60,7 +62,7 @@ def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
         )
     except Ended as end:
         outcome = end.outcome
-    except MappingError as error:
+    except (MappingError, BodyErased) as error:
         return result("failed", why=str(error))
     if isinstance(outcome, Failed):
         return result("failed", why=outcome.error)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-from inbox.config.endpoint import ApiHeader, Endpoint, SyncDestination
+import msgspec
+
+from inbox.config.endpoint import Api, ApiHeader, Endpoint, SyncDestination
 from inbox.config.headers import titled
 from inbox.config.model import Route
-from inbox.errors import ConfigError, MappingError, UnusableAnswer
+from inbox.config.sync import SyncRoute
+from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
 from relay.destinations.base import Caller, Clients, Context
@@ -19,7 +23,7 @@ from relay.http.client import Request
 from relay.http.target import header_value
 from relay.sync.answers import picked, reported_error
 from relay.sync.calls import FIELDS, CallPlan, patch_body
-from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
+from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified, usable_etag
 from relay.sync.expressions import Scope, decode, digest, encode
 from relay.sync.match import require_carried, require_entity
 from relay.sync.search import FindPlan, Search, can_be_named
@@ -46,6 +50,8 @@ class Sync:
             return end.outcome
         except MappingError as error:
             return Failed(tuple(attempt.calls), "mapping", str(error))
+        except BodyErased as erased:  # it looked into the body before any write
+            return Skipped(tuple(attempt.calls), str(erased))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -63,15 +69,27 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
         raise ConfigError(
             f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
         )
-    plan = compile_sync(route.name, route.sync)
-    require_no_credentials(plan.fetch, f"routes.{route.name}.sync.fetch", clients.api_table(route.sync.fetch.api))
-    for step, call in plan.calls_to_destination:
-        require_no_credentials(call, f"routes.{route.name}.sync.{step}", destination)
-    return Sync(
-        plan,
-        clients.api(route.sync.fetch.api),
-        clients.destination(destination, destination.base_url),
-    )
+    source = clients.api_table(route.sync.fetch.api)
+    parts: dict[str, Callable[[], Any]] = {
+        "plan": partial(_plan, route.name, route.sync, source, destination),
+        "api": partial(clients.api, route.sync.fetch.api),
+        "destination": partial(clients.destination, destination, destination.base_url),
+    }
+    made = collect_config_errors(parts)
+    return Sync(made["plan"], made["api"], made["destination"])
+
+
+def _plan(route: str, sync: SyncRoute, source: Api, destination: SyncDestination) -> SyncPlan:
+    plan = compile_sync(route, sync)
+    checks = {"fetch": partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)}
+    checks |= {
+        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
+        for step, call in plan.calls_to_destination
+    }
+    collect_config_errors(checks)
+    # An ETag of another service, or a counterpart in another one, proves nothing.
+    config = digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])
+    return msgspec.structs.replace(plan, config=config)
 
 
 def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> None:
@@ -106,6 +124,7 @@ class Attempt:
         self._fetch_began_at: datetime | None = None
         self._last_modified: datetime | None = None
         self._stale_suspected = False
+        self._etag: str | None = None
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -113,6 +132,7 @@ class Attempt:
         Raises:
             Ended: the attempt ends within a step.
             MappingError: the event, the entity or the counterpart lacks a usable value for a field or a template.
+            BodyErased: a field or a template looks into the event's body, which was erased.
         """
         if self._delivery.entity_id is None:
             return self._skipped("the event names no entity")
@@ -133,17 +153,27 @@ class Attempt:
         """
         self._fetch_began_at = self._context.now()
         fetch = self._plan.fetch
-        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope))
-        if answer.error_class in ABSENT:
-            if answer.error_class == "not_found" and self.may_be_behind():
+        etag = self._plan.known_etag(self._delivery)
+        condition = NO_HEADERS if etag is None else {"If-None-Match": etag}
+        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope), more=condition)
+        if answer.call.status == HTTPStatus.NOT_MODIFIED:
+            raise self._not_modified()
+        self._etag = usable_etag(answer.etag) if self._plan.is_conditional else None
+        entity = None if answer.error_class in ABSENT else self._picked(answer)
+        if entity is None and (answer.error_class in ABSENT or self._plan.pick is not None):
+            if answer.error_class != "gone" and self.may_be_behind():
                 # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
-                raise Ended(answer.failed(self._all()))
+                raise Ended(self._not_there(answer))
             return False
-        entity = self._picked(answer)
-        if entity is None and self._plan.pick is not None:
-            if self.may_be_behind():
-                raise Ended(Failed(self._all(), "not_found", f"fetch: the answer has null at {self._plan.pick.text}"))
-            return False
+        return self._accept(entity, answer)
+
+    def _not_there(self, answer: Answer) -> Failed:
+        if answer.error_class is not None or self._plan.pick is None:
+            return answer.failed(self._all())
+        return Failed(self._all(), "not_found", f"fetch: the answer has null at {self._plan.pick.text}")
+
+    def _accept(self, entity: object, answer: Answer) -> bool:
+        """Put a fetched entity into the scope, unless it can't be used. Return False when it is that of before a deletion."""
         if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
             raise self._bad_answer(answer, "the answer is not an object with something in it")
         try:
@@ -162,6 +192,13 @@ class Attempt:
             self._last_modified = None  # it can't be true, and would make every event until then look covered
         self.scope["entity"] = entity
         return True
+
+    def _not_modified(self) -> Ended:
+        """End the attempt: the entity is as it was when it was applied last. A lagging replica says so, too."""
+        modified = self._delivery.applied_modified
+        if self._plan.is_stale(modified, self._delivery) and self._delivery.stale_before < len(REFETCH_AFTER):
+            return Ended(Failed(self._all(), "stale", f"fetch: not modified since {modified}, not after the event"))
+        return Ended(Unchanged(self._all()))
 
     def _picked(self, answer: Answer) -> object:
         """Return the entity in an answer; None when the answer says that there is none."""
@@ -307,6 +344,8 @@ class Attempt:
         own = {**call.own_headers(self.scope), **more}
         answer = client.call(Request(step, call.method, headers, path, query, body, own_headers=own), self._context)
         self.calls.append(answer.call)
+        if answer.call.status == HTTPStatus.NOT_MODIFIED and "If-None-Match" in more:
+            return answer
         if answer.error_class is not None and answer.error_class not in ABSENT:
             raise Ended(answer.failed(self._all()))
         if answer.error_class is None and call.rules:
@@ -359,7 +398,9 @@ class Attempt:
             self._fetch_began_at,
             self._last_modified,
             None if fields is None else digest(fields),
-            self._stale_suspected,
+            etag=None if fields is None or self._stale_suspected else self._etag,
+            etag_config=None if fields is None or self._stale_suspected or self._etag is None else self._plan.config,
+            stale_suspected=self._stale_suspected,
         )
 
     def _all(self) -> tuple[Call, ...]:

@@ -26,6 +26,7 @@ BY_STATUS: dict[int, ErrorClass] = {
 FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
 _LONGEST_ERROR = 300
 """Most characters of an error's text from an answer: the excerpt has more."""
+_LONGEST_DATE = 100
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 ABSENT: frozenset[ErrorClass] = frozenset({"not_found", "gone"})
 """Answers that say that the resource does not exist."""
@@ -87,11 +88,18 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     text = value.strip()
     if _SECONDS.fullmatch(text):
         return float(text)
+    moment = parse_http_date(text)
+    seconds = 0.0 if moment is None else (moment - now).total_seconds()
+    return seconds if seconds > 0 else None
+
+
+def parse_http_date(value: str | None) -> datetime | None:
+    """Parse an HTTP-date; None when it is unreadable."""
+    if value is None or len(value) > _LONGEST_DATE:
+        return None
     try:
-        moment = parsedate_to_datetime(text)
+        moment = parsedate_to_datetime(value.strip())
     except (ValueError, OverflowError):
         return None
-    if moment.tzinfo is None:  # "-0000": UTC, of unknown place (RFC 5322 §3.3)
-        moment = moment.replace(tzinfo=UTC)
-    seconds = (moment - now).total_seconds()
-    return seconds if seconds > 0 else None
+    # "-0000": UTC, of unknown place (RFC 5322 §3.3)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -6,6 +6,7 @@ of the counterpart. Both read a scope of `event`, `entity` and `target`, as far 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from inbox.errors import MappingError, collect_config_errors
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
-from relay.sync.expressions import Expression, Scope, decode
+from relay.sync.erasure import ErasedEvent
+from relay.sync.expressions import Expression, Scope, decode, digest
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
 from relay.sync.search import FindPlan, compile_find
@@ -51,6 +53,9 @@ class SyncPlan(msgspec.Struct, frozen=True):
     """The values that a fetched entity must carry."""
     pick: Expression | None = None
     """Finds the entity in the answer of the fetch."""
+    is_conditional: bool = False
+    config: bytes = b""
+    """Hash of its tables: an ETag of an entity that was applied under others doesn't count."""
 
     @property
     def calls_to_destination(self) -> list[tuple[str, CallPlan]]:
@@ -63,6 +68,12 @@ class SyncPlan(msgspec.Struct, frozen=True):
             "deactivate": self.deactivate,
         }
         return [(name, call) for name, call in calls.items() if call is not None]
+
+    def known_etag(self, delivery: Delivery) -> str | None:
+        """Return the ETag by which to ask for the entity of a delivery; None to fetch it whole."""
+        can_be_unchanged = self.is_conditional and delivery.run == 0 and delivery.action != "delete"
+        etag = delivery.applied_etag if can_be_unchanged and delivery.etag_config == self.config else None
+        return None if etag is None else usable_etag(etag)
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
         """Return True when an entity last changed at this time is older than the event implies."""
@@ -113,15 +124,18 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
         skip_unchanged=sync.skip_unchanged,
         tolerance=None if sync.fetch.tolerance is None else timedelta(seconds=sync.fetch.tolerance),
         exempt=frozenset(sync.fetch.exempt),
+        is_conditional=sync.fetch.conditional,
+        config=digest(msgspec.to_builtins(sync, enc_hook=float)),
     )
 
 
 def event_scope(delivery: Delivery) -> Scope:
     """Return the part of the scope that describes the event.
 
-    `body` is the webhook itself, parsed; None when it is neither JSON nor a form, or was erased.
+    `body` is the webhook itself, parsed; None when it is neither JSON nor a form. Of one that was erased, a look into it
+    raises `inbox.errors.BodyErased`.
     """
-    return {
+    scope = {
         "source": delivery.source,
         "entity_type": delivery.entity_type,
         "entity_id": delivery.entity_id,
@@ -131,8 +145,17 @@ def event_scope(delivery: Delivery) -> Scope:
         "occurred_at": rfc3339(delivery.occurred_at),
         "received_at": rfc3339(delivery.received_at),
         "seq": delivery.seq,
-        "body": _parsed(delivery.body, delivery.content_type),
+        "body": None if delivery.body is None else _parsed(delivery.body, delivery.content_type),
     }
+    return ErasedEvent(scope) if delivery.body is None else scope
+
+
+def usable_etag(value: str | None) -> str | None:
+    """Return an ETag that can be stored and sent back; None for any other text (RFC 9110 §8.8.3)."""
+    return value if value is not None and _ETAG.fullmatch(value) else None
+
+
+_ETAG = re.compile(r'(?:W/)?"[!#-~]{0,256}"')
 
 
 def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | None:
@@ -201,9 +224,7 @@ def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
     return tuple({part.text: part for part in parts if part.text.startswith("target")}.values())
 
 
-def _parsed(body: bytes | None, content_type: str) -> object:
-    if body is None:
-        return None
+def _parsed(body: bytes, content_type: str) -> object:
     if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
         return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
     try:
