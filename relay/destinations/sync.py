@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
 import msgspec
 
-from inbox.config.endpoint import ApiHeader, Endpoint, SyncDestination
+from inbox.config.endpoint import Api, ApiHeader, Endpoint, SyncDestination
 from inbox.config.headers import titled
 from inbox.config.model import Route
-from inbox.errors import ConfigError, MappingError, UnusableAnswer
+from inbox.config.sync import SyncRoute
+from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
 from relay.destinations.base import Caller, Clients, Context
@@ -48,6 +50,8 @@ class Sync:
             return end.outcome
         except MappingError as error:
             return Failed(tuple(attempt.calls), "mapping", str(error))
+        except BodyErased as erased:  # it looked into the body before any write
+            return Skipped(tuple(attempt.calls), str(erased))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -65,20 +69,27 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
         raise ConfigError(
             f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
         )
-    plan = compile_sync(route.name, route.sync)
     source = clients.api_table(route.sync.fetch.api)
+    parts: dict[str, Callable[[], Any]] = {
+        "plan": partial(_plan, route.name, route.sync, source, destination),
+        "api": partial(clients.api, route.sync.fetch.api),
+        "destination": partial(clients.destination, destination, destination.base_url),
+    }
+    made = collect_config_errors(parts)
+    return Sync(made["plan"], made["api"], made["destination"])
+
+
+def _plan(route: str, sync: SyncRoute, source: Api, destination: SyncDestination) -> SyncPlan:
+    plan = compile_sync(route, sync)
+    checks = {"fetch": partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)}
+    checks |= {
+        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
+        for step, call in plan.calls_to_destination
+    }
+    collect_config_errors(checks)
     # An ETag of another service, or a counterpart in another one, proves nothing.
-    plan = msgspec.structs.replace(
-        plan, config=digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])
-    )
-    require_no_credentials(plan.fetch, f"routes.{route.name}.sync.fetch", source)
-    for step, call in plan.calls_to_destination:
-        require_no_credentials(call, f"routes.{route.name}.sync.{step}", destination)
-    return Sync(
-        plan,
-        clients.api(route.sync.fetch.api),
-        clients.destination(destination, destination.base_url),
-    )
+    config = digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])
+    return msgspec.structs.replace(plan, config=config)
 
 
 def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> None:
@@ -121,6 +132,7 @@ class Attempt:
         Raises:
             Ended: the attempt ends within a step.
             MappingError: the event, the entity or the counterpart lacks a usable value for a field or a template.
+            BodyErased: a field or a template looks into the event's body, which was erased.
         """
         if self._delivery.entity_id is None:
             return self._skipped("the event names no entity")

@@ -190,7 +190,7 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
 def held_back(database: Database) -> list[Row]:
     """The gates that are paused or held, or whose breaker is not closed."""
     with database.read() as transaction:
-        return transaction.rows_of(_held_back(transaction.sql))
+        return transaction.rows_of(held_back_query(transaction.sql))
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
@@ -286,7 +286,8 @@ RETURNING name
 
 
 @cache
-def _held_back(sql: Sql) -> TextClause:
+def held_back_query(sql: Sql) -> TextClause:
+    """Select the gates that hold deliveries back; a hold that is over is empty."""
     return text(f"""
 SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause,
     CASE WHEN held_until > (SELECT {sql.now}) THEN held_until END AS held_until,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any, Literal
@@ -168,6 +169,35 @@ def test_what_moves_to_the_next_page_comes_once(sizes: list[int]) -> None:
         return {"items": moved[number] if number < len(moved) else []}, None
 
     assert read(Paging(by="page", first=0), answer) == list(range(sum(sizes)))
+
+
+MOVE = st.tuples(st.sampled_from(["change", "delete"]), st.integers(0, 30))
+MOVES = st.lists(st.lists(MOVE, max_size=4), max_size=8)
+"""Before each page but the first."""
+
+
+@given(st.integers(0, 30), st.integers(2, 7), MOVES, st.sampled_from([*ENDS]))
+def test_by_start_what_stays_comes_however_the_listing_moves_and_whatever_shows_the_end(
+    size: int, count: int, moves: list[list[tuple[str, int]]], end: str
+) -> None:
+    """A changed entity is another one, at the end of the listing."""
+    listing, changed, steps = list(range(size)), itertools.count(1000), iter([[], *moves])
+
+    def answer(asked: Asked) -> Answered:
+        for kind, which in next(steps, ()):
+            if which < len(listing):
+                listing.pop(which)
+                listing.extend([next(changed)] if kind == "change" else [])
+        begin = int(asked["start"])
+        page = listing[begin : begin + count]
+        return {"items": page, "total": len(listing), "more": begin + count < len(listing)}, None
+
+    table = Paging(by="start", count=count, params={"start": "{start}"}, **ENDS[end])
+    try:
+        found = read(table, answer, overlaps=True)
+    except UnusableAnswer:
+        return  # it says so
+    assert {each for each in listing if each < size} <= {*found}
 
 
 def test_without_pages_one_answer_has_everything() -> None:

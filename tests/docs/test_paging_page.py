@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from sqlalchemy import Engine
 
+from inbox.errors import SweepFailed
 from inbox.loader.load import parse_config
 from relay.demo.scim_filter import parse_filter
 from relay.destinations.base import without_lease
 from relay.store.database import Database
+from relay.store.sweeps import SweepFindings
 from relay.sweep.orphans import orphans
 from relay.sweep.run import CompiledSweep
 from tests.docs.pages import PAGES
@@ -177,21 +180,20 @@ def config_of(vendor: str, url: str) -> str:
     return re.sub(r'"env:\w+"', '"a-secret"', here)
 
 
+def swept(config: str, engine: Engine, since: datetime) -> SweepFindings:
+    parsed = parse_config(config)
+    (source,) = parsed.sources
+    with contextlib.closing(CompiledSweep(parsed, source, 0)) as sweeping:
+        *_, last = sweeping.run(Database(engine), without_lease(), since)
+    return last
+
+
 @ON_SQLITE
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_the_sweep_of_the_page_reads_all_changes_of_the_vendor_once(vendor: str, engine: Engine) -> None:
     act, entity = VENDORS[vendor]
-    server = Vendor(act)
-    sweeping = None
-    try:
-        config = parse_config(config_of(vendor, server.url))
-        (source,) = config.sources
-        sweeping = CompiledSweep(config, source, 0)
-        *_, last = sweeping.run(Database(engine), without_lease(), SINCE)
-    finally:
-        server.close()
-        if sweeping is not None:
-            sweeping.close()
+    with contextlib.closing(Vendor(act)) as server:
+        last = swept(config_of(vendor, server.url), engine, SINCE)
     assert (last.compared, last.added, last.left_out) == (len(CHANGED), len(CHANGED), 0)
     stored = rows(engine, "SELECT entity_id, body, occurred_at FROM inbox")
     assert sorted(row["entity_id"] for row in stored) == sorted(entity.format(number) for number in CHANGED)
@@ -206,12 +208,9 @@ def test_the_sweep_of_the_page_reads_all_changes_of_the_vendor_once(vendor: str,
 
 @ON_SQLITE
 def test_the_listing_of_the_page_asks_for_users_at_once(engine: Engine) -> None:
-    server = Vendor(scim)
-    try:
+    with contextlib.closing(Vendor(scim)) as server:
         config = parse_config(config_of("SCIM", server.url))
         found = list(orphans(config, Database(engine), "directory", 0, lambda *_: None))
-    finally:
-        server.close()
     assert found == [
         {
             "route": "users",
@@ -222,6 +221,23 @@ def test_the_listing_of_the_page_asks_for_users_at_once(engine: Engine) -> None:
     ]
     listings = [seen for seen in server.seen if "externalId" in seen.target]
     assert len(listings) == -(-SIZE // 20)
+
+
+@ON_SQLITE
+def test_without_changes_scim_has_no_list_and_the_sweep_finds_nothing(engine: Engine) -> None:
+    with contextlib.closing(Vendor(scim)) as server:
+        assert swept(config_of("SCIM", server.url), engine, at(SIZE)).compared == 0
+    assert len(server.seen) == 1
+
+
+@ON_SQLITE
+def test_an_error_of_graphql_is_no_empty_page(engine: Engine) -> None:
+    with contextlib.closing(
+        ScriptedServer(answer(200, {"data": None, "errors": [{"message": "no such field"}]}))
+    ) as server:
+        with pytest.raises(SweepFailed, match=r"answered 200 with errors: .*no such field"):
+            swept(config_of("GraphQL", server.url), engine, SINCE)
+        assert len(server.seen) == 1
 
 
 def test_every_vendor_of_the_page_is_paged_through() -> None:

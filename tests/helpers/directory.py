@@ -40,7 +40,7 @@ class Directory:
         """Called with the number of the page, from 1, before it is made."""
         self.pages = 0
         self.more: dict[str, Any] = {}
-        """What the item of an entity has besides, by its id; a value that is no dict is in place of the item."""
+        """Further members of an item, by the id of its entity. A value that is no dict is in place of the item."""
 
     def __call__(self, server: ScriptedServer, connection: socket.socket) -> None:
         asked = {name: values[0] for name, values in parse_qs(urlsplit(server.seen[-1].target).query).items()}

@@ -166,7 +166,7 @@ def troubles(folder: Path, database_url: str) -> Iterator[dict[str, str]]:
                 "list": said(place, "inbox", "list"),
                 "dead": said(place, "relay", "dead"),
                 "status": said(place, "relay", "status"),
-                "sweep-fails": sweep(place, server, answer(503)),
+                "sweep-fails": sweep(place, server, answer(403)),
                 "sweep-finds": sweep(
                     place, server, answer(200, {"items": [{"id": "u2", "modified": "2026-01-02T00:00:00Z"}]})
                 ),
