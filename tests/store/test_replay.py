@@ -10,8 +10,9 @@ from inbox.config.model import Config, When
 from inbox.db.reads import Row
 from relay.delivery import facts
 from relay.delivery.outcome import Failed
+from relay.store.operator.plan import Plan, preview
 from relay.store.operator.replay import replay
-from relay.store.operator.selection import Choice, Plan, Selection, preview
+from relay.store.operator.selection import Choice, Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
 from tests.helpers.storing import START, an_event
@@ -26,11 +27,11 @@ def replay_all(steps: Steps, selection: Selection, config: Config = CONFIG, *, f
 
 
 def plan(steps: Steps, selection: Selection, config: Config = CONFIG) -> Plan:
-    return preview(steps.database, Choice("replay", selection, config), None)
+    return preview(steps.database, Choice("replay", selection, config), 1000)
 
 
 def meant(steps: Steps, selection: Selection) -> list[tuple[int, str]]:
-    return [(row["seq"], row["route"]) for row in plan(steps, selection).sample]
+    return [(row["seq"], row["route"]) for row in plan(steps, selection).deliveries]
 
 
 def row_of(steps: Steps, seq: int, route: str = "strict") -> Row:
@@ -47,7 +48,9 @@ def test_a_plan_shows_what_would_be_done_and_does_nothing(steps: Steps) -> None:
     before = (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds())
 
     planned = plan(steps, Selection())
-    assert [(row["seq"], row["cause"], row["error"]) for row in planned.sample] == [(1, "mapping", "email: no value")]
+    assert [(row["seq"], row["cause"], row["error"]) for row in planned.deliveries] == [
+        (1, "mapping", "email: no value")
+    ]
     assert (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()) == before
 
 
@@ -275,7 +278,7 @@ def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(s
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
     everything = Selection(route="strict", everything=True)
-    assert [(row["seq"], row["state"]) for row in plan(steps, everything).sample] == [
+    assert [(row["seq"], row["state"]) for row in plan(steps, everything).deliveries] == [
         (1, "delivered"),
         (2, "unrouted"),
         (3, "dead"),
