@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from inbox.errors import UnreadableLog
+from inbox.events.states import COMMAND_KINDS
 from relay.delivery.gates import Gate
 from relay.store import gates
 from relay.store.database import Transaction
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import preview
-from relay.store.operator.selection import Choice, Selection
+from relay.store.operator.selection import Act, Choice, Selection
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
 from tests.helpers.storing import a_fact, an_event, drop_checks
 
@@ -136,6 +137,10 @@ def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(
             bad = by_sql(steps, "pause", selection)
             assert work(steps) == 0
             assert the(steps, bad)[0] == "failed"
+
+
+def test_the_database_admits_the_kinds_that_a_relay_understands() -> None:
+    assert set(COMMAND_KINDS) == {*get_args(Act), *get_args(commands.GateAct)}
 
 
 def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
