@@ -1,7 +1,7 @@
 """Listings: tables that fit the terminal, JSON arrays, and JSON lines.
 
 A listing declares its columns, the important ones first. At a terminal as many as fit are shown, a row is one line, and a
-long cell is cut; `--wide` shows everything. Elsewhere a table is always as with `--wide`, so programs find whole values.
+long cell is cut. Elsewhere a table always has the same columns, whole values and absolute times. `--wide` shows everything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind = Literal["text", "number", "time", "duration", "state", "entity"]
 """A `duration` is in seconds. An `entity` shows `entity_type` and `entity_id` of the row as TYPE/ID."""
 
 _GAP = "  "
-_LEAST = {"text": 12, "entity": 24}
+_LEAST = {"text": 16, "entity": 24}
 """Cells of these kinds are cut to so many characters where room is short; others are never cut."""
 
 _STYLES: dict[str, str] = {
@@ -32,6 +32,11 @@ _STYLES: dict[str, str] = {
     **dict.fromkeys(("in_flight", "asked"), "cyan"),
     **dict.fromkeys(("superseded", "skipped", "cancelled", "unrouted", "stopped"), "bright_black"),
 }
+
+
+def style_of(state: str) -> str:
+    """Return the colour of a state: red where somebody must act, yellow where it goes on by itself, green where all is well."""
+    return _STYLES.get(state, "")
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -44,6 +49,8 @@ class Column(msgspec.Struct, frozen=True):
     """Shown above it at a terminal, and another name for `--columns`; empty: the name."""
     on_request: bool = False
     """Shown only with `--wide` or `--columns`."""
+    least: int = 0
+    """Room that it gets at least, where its values need it; 0: what is usual for its kind."""
     last: bool = False
     """Shown behind all others, however important it is: a text that takes the room that is left."""
 
@@ -155,14 +162,14 @@ class Layout(msgspec.Struct, frozen=True):
 def layout(
     rows: Sequence[Row], columns: Sequence[Column], form: Format, *, width: int | None, relative_to: datetime | None
 ) -> Layout:
-    """Arrange rows in lines of at most `width`; None: of any length, with every column and value whole.
+    """Arrange rows in lines of at most `width`; None: of any length, with every value whole.
 
     Times are relative to `relative_to`; None: absolute.
     """
     by_name = {column.name: column for column in columns}
     asked = [by_name[name] for name in form.names]
     if width is None:
-        shown = asked or list(columns)
+        shown = asked or [column for column in columns if form.wide or not column.on_request]
         cells = {column.name: _cells(column, rows, relative_to) for column in shown}
         widths = {name: max(map(cell_len, column)) for name, column in cells.items()}
         return Layout(_lines(asked or _in_order(shown), cells, widths))
@@ -195,7 +202,7 @@ def _fitting(possible: Sequence[Column], natural: dict[str, int], width: int, *,
 
 
 def _least(column: Column, natural: dict[str, int]) -> int:
-    return min(natural[column.name], _LEAST.get(column.kind, natural[column.name]))
+    return min(natural[column.name], column.least or _LEAST.get(column.kind, natural[column.name]))
 
 
 def _widths(shown: Sequence[Column], natural: dict[str, int], width: int) -> dict[str, int]:
@@ -222,7 +229,7 @@ def _lines(shown: Sequence[Column], cells: dict[str, list[str]], widths: dict[st
         line = Text(no_wrap=True, overflow="ignore")
         for column in shown:
             value, room = cells[column.name][number], widths[column.name]
-            style = "bold" if number == 0 else _STYLES.get(value, "") if column.kind == "state" else ""
+            style = "bold" if number == 0 else style_of(value) if column.kind == "state" else ""
             line.append(_padded(value, room, right=column.kind in {"number", "duration"}), style)
             line.append(_GAP)
         line.rstrip()

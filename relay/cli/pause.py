@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.options import AsJson, parse_entity
-from inbox.cli.terminal import exit_on_error, fail, say, show
+from inbox.cli.options import AsJson, AsNdjson, Columns, Wide, parse_entity
+from inbox.cli.tables import Column, format_of, show
+from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.events.timestamps import time_text
 from relay.cli.change_deliveries import Reason, follow
 from relay.cli.options import OfEntity, OfSource, open_database
@@ -21,7 +22,19 @@ if TYPE_CHECKING:
 OfDestination = Annotated[str | None, typer.Option("--destination", help="All routes to this destination.")]
 OfApi = Annotated[str | None, typer.Option("--api", help="All routes that ask this api.")]
 
-COLUMNS = ("kind", "name", "paused_at", "paused_by", "pause_reason", "breaker", "breaker_until", "breaker_cause")
+COLUMNS = (
+    Column("kind"),
+    Column("name"),
+    Column("paused_at", "time", "paused"),
+    Column("paused_by", heading="by"),
+    Column("pause_reason", heading="reason"),
+    Column("breaker", "state"),
+    Column("breaker_until", "time", "next probe"),
+    Column("breaker_cause", heading="cause", last=True),
+    Column("open_count", "number", "openings", on_request=True),
+    Column("failures", "number", on_request=True),
+    Column("calls", "number", on_request=True),
+)
 
 
 ThisRoute = Annotated[str | None, typer.Option("--route", help="This route.")]
@@ -35,7 +48,10 @@ def pause(
     api: OfApi = None,
     source: OfSource = None,
     entity: OfEntity = None,
+    wide: Wide = False,
+    columns: Columns = None,
     as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
 ) -> None:
     """Hold back deliveries; without a choice, list what is held back.
 
@@ -46,13 +62,14 @@ def pause(
       relay pause --destination crm --reason "maintenance until 14:00"
       relay pause --source trivore --entity USER/IDNUMBER1234 --reason "under investigation"
     """
+    form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     gate = _gate(route, destination, api, source, entity)
     if gate is None:
         from relay.store import gates
 
         with exit_on_error():
             _, database = open_database()
-            show(gates.held_back(database), as_json=as_json, columns=COLUMNS, empty="nothing is held back")
+            show(gates.held_back(database), COLUMNS, form, empty="nothing is held back")
         return
     if not reason:
         fail("say why with --reason: it is listed beside the pause")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson
+from inbox.cli.options import AsJson, AsNdjson, Columns, Wide
+from inbox.cli.tables import Column, format_of
+from inbox.cli.tables import show as table
 from inbox.cli.terminal import FINDING, exit_on_error, say, show
 from relay.cli.options import database_of, load_config
 from relay.cli.pause import described
@@ -20,15 +22,17 @@ if TYPE_CHECKING:
     from relay.store.database import Database
 
 SWEEP_COLUMNS = (
-    "source",
-    "entity_type",
-    "swept_at",
-    "compared_until",
-    "last_compared",
-    "last_missed",
-    "last_added",
-    "missed",
-    "error",
+    Column("source"),
+    Column("entity_type", heading="type"),
+    Column("swept_at", "time", "swept"),
+    Column("error", last=True),
+    Column("last_missed", "number", "missed"),
+    Column("last_added", "number", "added"),
+    Column("last_compared", "number", "compared"),
+    Column("compared_until", "time", "until"),
+    Column("missed", "number", "missed in all"),
+    Column("lease_until", "time", on_request=True),
+    Column("relay_node", on_request=True),
 )
 _LOOK_AGAIN_SECONDS = 3.0
 """A finding has to last this long: the last relay may just have ended as the next one starts."""
@@ -47,6 +51,9 @@ def status(
     sweeps: Annotated[
         bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and its findings.")
     ] = False,
+    wide: Wide = False,
+    columns: Columns = None,
+    as_ndjson: AsNdjson = False,
 ) -> None:
     """Show what is open on each route, and which relays run.
 
@@ -70,7 +77,8 @@ def status(
         config = load_config()
         if sweeps:
             swept = reads.sweeps(database_of(config))
-            show(swept, as_json=as_json, columns=SWEEP_COLUMNS, empty="no sweep has run yet")
+            form = format_of(SWEEP_COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
+            table(swept, SWEEP_COLUMNS, form, empty="no sweep has run yet")
             return
         if not check:
             _show(database_of(config), as_json=as_json)
