@@ -82,7 +82,8 @@ def recorded() -> list[str]:
     """Record the output of `relay demo`, with its colours, until enough has happened."""
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "relay", "demo"]
-    environment = os.environ | {"COLUMNS": str(WIDTH), "LINES": "60", "TERM": "xterm-256color"}
+    # With so few lines the addresses are not pinned, which would move the cursor.
+    environment = os.environ | {"COLUMNS": str(WIDTH), "LINES": "20", "TERM": "xterm-256color"}
     with tempfile.TemporaryDirectory() as folder:
         demo = subprocess.Popen(  # noqa: S603  # our own
             [*command, "--folder", folder], stdin=writer, stdout=writer, stderr=writer, env=environment

@@ -42,7 +42,11 @@ def _commands(path: str, command: Any) -> Iterator[str]:  # noqa: ANN401  # type
             ),
         )
     if examples:
-        yield "```text\n" + "\n".join(line.strip() for line in examples.strip().splitlines()) + "\n```\n"
+        yield (
+            "```text\n"
+            + "\n".join(line.strip().removeprefix("$ ") for line in examples.strip().splitlines())
+            + "\n```\n"
+        )
     for name, inner in below.items():
         yield from _commands(f"{path} {name}", inner)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inbox.cli.completion import names_of
 from inbox.cli.options import (
     AsJson,
     AsNdjson,
@@ -30,9 +31,16 @@ if TYPE_CHECKING:
 
     from inbox.config.model import Config
 
-OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source.")]
-OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.")]
-OfDestination = Annotated[str | None, typer.Option("--destination", help="Only of the routes to this destination.")]
+OfSource = Annotated[
+    str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
+]
+OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.", autocompletion=names_of("routes"))]
+OfDestination = Annotated[
+    str | None,
+    typer.Option(
+        "--destination", help="Only of the routes to this destination.", autocompletion=names_of("destinations")
+    ),
+]
 OfEntity = Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")]
 
 COLUMNS = (

@@ -11,18 +11,25 @@ from typing import Annotated
 
 import typer
 
+from inbox.cli.command_line import Commands, options, run
 from inbox.cli.events import list_command, show_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
-from inbox.cli.terminal import Commands, answer, exit_on_error, run, say
+from inbox.cli.terminal import answer, exit_on_error, say
 
 app = typer.Typer(
     cls=Commands,
-    help="Receive webhooks without ever losing one. Reads inbox.toml in this folder, or the file that INBOX_CONFIG names.",
+    help="""Receive webhooks without ever losing one. Reads inbox.toml in this folder, or the file that INBOX_CONFIG names.
+
+    Examples:
+      inbox migrate
+      inbox serve
+      inbox list --state dead
+    """,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+app.callback()(options)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from inbox.cli.completion import names_of
 from inbox.cli.options import (
     AsJson,
     AsNdjson,
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from inbox.db.reads import Row
     from inbox.receiver.readmit import ReadmitResult
 
-OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source, as the URL named it.")]
+OfSource = Annotated[
+    str | None,
+    typer.Option("--source", help="Only of this source, as the URL named it.", autocompletion=names_of("sources")),
+]
 OfCause = Annotated[str | None, typer.Option("--cause", help="Only of this cause, such as invalid_event.")]
 
 COLUMNS = (

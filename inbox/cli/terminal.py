@@ -1,4 +1,4 @@
-"""Commands and output of both command lines: tables, `--json`, progress bars, exit statuses and errors.
+"""Output of both command lines: tables, `--json`, progress bars, exit statuses and errors.
 
 Everything that a command writes goes through here, and values through `inbox.logs.visible`. Rich reads a string as markup,
 so values are given as `rich.text.Text`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,7 +19,6 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
 
 from inbox.errors import ConfigError
 from inbox.events.timestamps import rfc3339
@@ -149,41 +147,6 @@ def exit_on_error() -> Iterator[None]:
         if not isinstance(error, DBAPIError):
             raise
         fail(f"the database: {str(error.orig).strip()}")
-
-
-class Commands(TyperGroup):
-    """The commands of a command line. Errors of wrong use repeat what was given, so they are escaped as everything is."""
-
-    def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # typer's own, handed through
-        """Read the arguments before the command's name."""
-        with _escaped():
-            return super().make_context(*given, **more)
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # likewise
-        """Read the arguments of the command, and run it."""
-        with _escaped():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _escaped() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if hasattr(
-            error, "format_message"
-        ):  # click's exception, which typer has moved since the oldest that is allowed
-            error.message = visible_text(error.message)  # type: ignore[attr-defined]  # as the line above says
-        raise
-
-
-def run(app: typer.Typer) -> None:
-    """Run a command line. The text of a bug's exception may hold values, so it is escaped as everything is."""
-    try:
-        app()
-    except Exception:  # noqa: BLE001  # whatever it is, it ends the program, as it would without this
-        sys.stderr.write(visible_text(traceback.format_exc().rstrip()) + "\n")
-        sys.exit(1)
 
 
 def _decoded(value: bytes) -> str:

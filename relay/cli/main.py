@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.terminal import Commands, exit_on_error
-from inbox.cli.terminal import run as run_app
+from inbox.cli.command_line import Commands, options
+from inbox.cli.command_line import run as run_app
+from inbox.cli.terminal import exit_on_error
 from relay.cli.change_deliveries import cancel, replay, unblock
 from relay.cli.dead import dead
 from relay.cli.pause import pause, resume
@@ -24,12 +25,17 @@ GRACE_SECONDS = 20.0
 
 app = typer.Typer(
     cls=Commands,
-    help="Process the inbox in order and call other systems, with retries, through outages. Reads the same inbox.toml as `inbox`.",
+    help="""Process the inbox in order and call other systems, with retries, through outages. Reads the same inbox.toml as `inbox`.
+
+    Examples:
+      relay run
+      relay status
+      relay dead --route crm
+    """,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-
+app.callback()(options)
 
 app.add_typer(demo_app, name="demo")
 

@@ -6,15 +6,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inbox.cli.completion import names_of
 from inbox.cli.options import require_known
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.store.database import Database
 
-OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.")]
-OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source.")]
-OfDestination = Annotated[str | None, typer.Option("--destination", help="Only of the routes to this destination.")]
+OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.", autocompletion=names_of("routes"))]
+OfSource = Annotated[
+    str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
+]
+OfDestination = Annotated[
+    str | None,
+    typer.Option(
+        "--destination", help="Only of the routes to this destination.", autocompletion=names_of("destinations")
+    ),
+]
 OfEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]
 
 

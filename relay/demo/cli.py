@@ -11,12 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from inbox.cli.command_line import Commands
 from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, fail, say
 
-app = typer.Typer(
-    help="Run the whole product with demo services, and watch webhooks become calls of another system.",
-    add_completion=False,
-)
+app = typer.Typer(cls=Commands, add_completion=False)
 
 _SEEDS = 10_000
 _SIGNALLED = 128
@@ -31,7 +29,10 @@ def demo(
         bool, typer.Option("--once", help="End when both services agree: 240 changes, failures, a killed relay.")
     ] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Where to keep the configuration, the database and the logs; new by default.")
+        Path | None,
+        typer.Option(
+            help="Where to keep the configuration, the database and the logs; else they are removed at the end."
+        ),
     ] = None,
     database: Annotated[
         str | None, typer.Option(help="URL of an empty database, instead of a SQLite file in the folder.")

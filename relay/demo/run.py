@@ -11,11 +11,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 
 from inbox.cli.terminal import say
 from relay.demo.commercial import CallMade
@@ -25,12 +26,15 @@ from relay.demo.scenario import A_MOMENT_SECONDS, ChangeMade, Scenario
 from relay.demo.screen import Bars, Screen, panel, summary_of
 from relay.demo.stack import FAIL_SHARE, Stack
 from relay.demo.webhooks import WebhookSent
+from relay.demo.workspace import Folder
 
 LIVE_USERS, LIVE_GROUPS = 6, 2
 BURST = 30
 """After so many changes, and so many again and again, a few follow that no webhook reports; commands find them."""
 _BURST_PAUSE_SECONDS, _LIVE_PAUSE_SECONDS = 0.3, 4.0
 _LIVE_PATIENCE_SECONDS = 20.0
+_ROWS_TO_PIN = 24
+"""Rows of a terminal in which the addresses stay below what happens; a smaller one has no room for both."""
 
 USERS, GROUPS, CHANGES = 20, 5, 240
 KILL_AFTER, RESTART_AFTER = 60, 100
@@ -72,15 +76,18 @@ class DemoRun:
 
     @contextmanager
     def start(
-        self, folder: Path | None, database_url: str | None, *, users: int, groups: int, lost_share: float = 0.0
+        self, given: Path | None, database_url: str | None, *, users: int, groups: int, lost_share: float = 0.0
     ) -> Iterator[None]:
-        """Run the stack while it is open. Raises as `Stack`."""
+        """Run the stack while it is open. Raises as `Stack`. A part that fails leaves the folder with its logs."""
+        self.folder = Folder(given)
         with ExitStack() as exits:
+            exits.callback(self.folder.close)
+            exits.push(self._keep_after_failure)
             self.stack = Stack(
                 exits,
                 self.events,
                 lambda part: self.view.say(f"starting {part}"),
-                folder,
+                self.folder.path,
                 database_url,
                 seed=self.seed,
                 lost_share=lost_share,
@@ -88,6 +95,10 @@ class DemoRun:
             rng = random.Random(self.seed)  # noqa: S311  # reproducible, not secret
             self.scenario = Scenario(self.stack.identity, rng, users=users, groups=groups)
             yield
+
+    def _keep_after_failure(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, Stopped):
+            self.folder.keep = True
 
     def change(self) -> None:
         """Make the scenario's next change."""
@@ -184,20 +195,23 @@ def run_live(console: Console, seed: int, folder: Path | None, database_url: str
             with run.start(folder, database_url, users=LIVE_USERS, groups=LIVE_GROUPS):
                 _keep_changing(run, console)
         except Stopped as stopped:
-            say(f"stopped in order after {stopped}; everything stays in the folder", on=console)
+            say(f"stopped in order after {stopped}; {run.folder.ending}", on=console)
 
 
 def _keep_changing(run: DemoRun, console: Console) -> None:
     """Make a burst of changes, then one now and then. Never returns."""
+    box = panel(_places(run))
+    pins = console.is_terminal and console.height >= _ROWS_TO_PIN
     console.print()
     try:
-        for number in itertools.count(1):
-            run.change()
-            run.pause(_BURST_PAUSE_SECONDS if number <= BURST else _LIVE_PAUSE_SECONDS)
-            if number == BURST:
-                console.print(panel(_places(run.stack)))
-            if number % BURST == 0:
-                run.miss_and_find(run.stack.is_settled, _LIVE_PATIENCE_SECONDS)
+        with Live(box, console=console, auto_refresh=False, transient=True) if pins else nullcontext():
+            for number in itertools.count(1):
+                run.change()
+                run.pause(_BURST_PAUSE_SECONDS if number <= BURST else _LIVE_PAUSE_SECONDS)
+                if number == BURST and not pins:
+                    console.print(box)
+                if number % BURST == 0:
+                    run.miss_and_find(run.stack.is_settled, _LIVE_PATIENCE_SECONDS)
     except Stopped:
         console.print("\n[bold]stopping[/] the webhooks, the receiver, the relay, the services")
         raise
@@ -223,7 +237,7 @@ def run_once(console: Console, seed: int, folder: Path | None, database_url: str
         bars.progress,
         run.start(folder, database_url, users=USERS, groups=GROUPS, lost_share=_LOST_SHARE),
     ):
-        bars.say(f"everything is in {run.stack.folder}; the seed is {seed}")
+        bars.say(f"everything is in {run.folder.path}; the seed is {seed}")
         for number in range(1, CHANGES + 1):
             run.change()
             # Before the kill changes come in a burst, so that the relay has its hands full.
@@ -235,9 +249,11 @@ def run_once(console: Console, seed: int, folder: Path | None, database_url: str
                 run.stack.start_relay()
                 bars.say(f"relay {run.stack.relay.pid} works; the killed one's leases end after 15 s")
         differences = run.miss_and_find(is_calm, AGREE_SECONDS)
-        numbers, seconds = run.numbers(), round(time.monotonic() - began, 1)
-        bars.say("stopping the receiver, the relay and the services")
-    return summary_of(differences, numbers, seed=seed, seconds=seconds, folder=str(run.stack.folder))
+        seconds = round(time.monotonic() - began, 1)
+        summary = summary_of(differences, run.numbers(), seed=seed, seconds=seconds, folder=str(run.folder.path))
+        run.folder.keep |= not summary["agree"]
+        bars.say(f"stopping the receiver, the relay and the services; {run.folder.ending}")
+    return summary
 
 
 def _kill_relay(run: DemoRun) -> None:
@@ -251,14 +267,15 @@ def _kill_relay(run: DemoRun) -> None:
     run.view.say(f"killed relay {pid} (SIGKILL) over {caught} deliveries; changes go on")
 
 
-def _places(stack: Stack) -> list[tuple[str, str]]:
+def _places(run: DemoRun) -> list[tuple[str, str]]:
     """List the address of each part, and commands to inspect it."""
+    stack = run.stack
     return [
         ("identity", f"{stack.identity_url}/api/rest/v1/user  (Basic demo:demo)"),
         ("receiver", f"{stack.receiver_url}/webhooks/trivore  (pid {stack.receiver.pid})"),
         ("relay", f"pid {stack.relay.pid}, its log is {stack.relay.log.name} in the folder"),
         ("commercial", f"{stack.commercial_url}/contacts and /teams  (Bearer demo)"),
-        ("folder", str(stack.folder)),
+        ("folder", f"{run.folder.path}{'' if run.folder.keep else ', removed at the end'}"),
         ("look into it", f"export INBOX_CONFIG={shlex.quote(str(stack.configuration_path))}"),
         ("", f"{_command('inbox')} list"),
         ("", f"{_command('relay')} status"),

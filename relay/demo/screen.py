@@ -194,7 +194,7 @@ _ROWS = (
     ("dead", "dead", "given up"),
     ("missed webhooks", "swept", "found by `relay sweep`; no webhook reported {unreported} changes"),
     ("orphans", "orphans", "left by an unreported deletion, found by `relay sweep --full`"),
-    ("in sync", "in_sync", "entities, by `relay plan`, and {not_in_sync} not"),
+    ("in sync", "in_sync", "users and groups, deleted ones too, by `relay plan`; {not_in_sync} not"),
 )
 _FAULTS = (
     ("still_open", "deliveries still to be made"),

@@ -43,7 +43,7 @@ class Stack:
         exits: ExitStack,
         events: DemoEvents,
         starting: Callable[[str], None],
-        folder: Path | None,
+        folder: Path,
         database_url: str | None,
         *,
         seed: int,
@@ -59,7 +59,7 @@ class Stack:
         """
         self._events, self._children = events, dict[str, Child]()
         starting("the database")
-        self.folder = workspace.prepare_folder(folder)
+        self.folder = folder
         self.configuration_path = self.folder / "inbox.toml"
         self._environment = workspace.child_environment(self.configuration_path)
         self.commands = RelayCommands(self.folder, self._environment, events.handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -98,6 +99,27 @@ name        = "entity.name"
 
 # Twelve repeats within half a minute: far more than a service needs that fails one call in ten.
 _RETRY = '{ schedule = ["200ms", "500ms", "1s", "2s", "2s", "2s", "2s", "5s", "5s", "5s", "5s", "5s"] }'
+
+
+class Folder:
+    """The folder of a run. One that the demo made is removed at the end, with the token in it, unless `keep` is set."""
+
+    def __init__(self, given: Path | None) -> None:
+        """Make it. Raises DemoError when it can't be used."""
+        self.path = prepare_folder(given)
+        self.keep = given is not None
+
+    def close(self) -> None:
+        """Remove it, or leave it to the user."""
+        if not self.keep:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def ending(self) -> str:
+        """What becomes of it, in words."""
+        return (
+            f"{self.path} stays; it holds the demo's token" if self.keep else f"{self.path} is removed, its token too"
+        )
 
 
 def prepare_folder(given: Path | None) -> Path:

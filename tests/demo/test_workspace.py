@@ -14,6 +14,7 @@ from inbox.db import migrate
 from inbox.loader.load import read_config
 from relay.demo.processes import DemoError
 from relay.demo.workspace import (
+    Folder,
     absolute_url,
     child_environment,
     configuration,
@@ -86,3 +87,23 @@ def test_settings_that_would_win_over_the_file_do_not_reach_the_children() -> No
     environment = child_environment(Path("/f/inbox.toml"), present)
     assert not {"INBOX_DATABASE_URL", "GUNICORN_CMD_ARGS"} & set(environment)
     assert (environment["INBOX_CONFIG"], environment["LANG"]) == ("/f/inbox.toml", "C")
+
+
+def test_a_folder_that_the_demo_made_is_removed_with_its_token_and_a_given_one_stays(tmp_path: Path) -> None:
+    own, given = Folder(None), Folder(tmp_path)
+    for folder in (own, given):
+        write_private(folder.path / "inbox.toml", "a token")
+        folder.close()
+    assert not own.path.exists()
+    assert (tmp_path / "inbox.toml").exists()
+    assert "is removed" in own.ending
+    assert "stays" in given.ending
+
+
+def test_a_folder_that_the_demo_made_stays_for_whoever_looks_into_a_failure() -> None:
+    folder = Folder(None)
+    folder.keep = True
+    folder.close()
+    assert folder.path.exists()
+    assert "stays" in folder.ending
+    folder.path.rmdir()

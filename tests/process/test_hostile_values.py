@@ -12,7 +12,7 @@ import pytest
 import typer
 from sqlalchemy import text
 
-from inbox.cli.terminal import run as run_app
+from inbox.cli.command_line import run as run_app
 from inbox.db import engine as engines
 from relay.cli import status
 from tests.helpers.filling import give_up
@@ -297,7 +297,7 @@ def test_only_the_terminals_file_hands_text_to_a_terminal() -> None:
 PLAIN = {
     ("inbox/cli/terminal.py", "console.print"),
     ("inbox/cli/terminal.py", "sys.stdout.write"),
-    ("inbox/cli/terminal.py", "sys.stderr.write"),
+    ("inbox/cli/command_line.py", "sys.stderr.write"),
     ("inbox/logs/lines.py", "sys.stderr.write"),
     ("inbox/telemetry/exporter.py", "print"),  # where it can't listen, and why
     ("relay/cli/verify.py", "sys.stdout.write"),  # JSON, element by element

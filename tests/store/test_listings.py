@@ -20,8 +20,8 @@ from tests.helpers.storing import START, Intake, an_event
 LONG = 1000
 
 
-def listed(engine: Engine, limit: int = LONG, **conditions: object) -> list[tuple[int, str | None, str]]:
-    page = listings.events(engine, EventFilter(**conditions), limit)  # type: ignore[arg-type]  # each is of its kind
+def listed(engine: Engine, **conditions: object) -> list[tuple[int, str | None, str]]:
+    page = listings.events(engine, EventFilter(**conditions), LONG)  # type: ignore[arg-type]  # each is of its kind
     return [(row["seq"], row["route"], row["state"]) for row in page.rows]
 
 
