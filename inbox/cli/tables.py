@@ -15,7 +15,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from inbox.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, say
-from inbox.cli.wording import counted, lasting, relative
+from inbox.cli.wording import clock_time, counted, lasting, relative
 from inbox.clock import SystemClock
 
 Kind = Literal["text", "number", "time", "duration", "state", "entity"]
@@ -25,10 +25,13 @@ _GAP = "  "
 _LEAST = {"text": 16, "entity": 24}
 """Cells of these kinds are cut to so many characters where room is short; others are never cut."""
 
+_USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entity": 24}
+"""Room for a column whose values are not known yet."""
+
 _STYLES: dict[str, str] = {
     **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing"), "red"),
     **dict.fromkeys(("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused"), "yellow"),
-    **dict.fromkeys(("delivered", "unchanged", "done", "running", "ok"), "green"),
+    **dict.fromkeys(("delivered", "unchanged", "done", "running", "ok", "arrived"), "green"),
     **dict.fromkeys(("in_flight", "asked"), "cyan"),
     **dict.fromkeys(("superseded", "skipped", "cancelled", "unrouted", "stopped"), "bright_black"),
 }
@@ -147,6 +150,57 @@ def show(
 def next_page(rows: Sequence[Row], limit: int, key: str) -> str:
     """Return the hint for the next page of a listing, whose rows are ordered by `key` downwards; empty on the last."""
     return f"{len(rows)} shown; `--before {rows[-1][key]}` for the next page" if len(rows) >= limit else ""
+
+
+class Rolling:
+    """A table whose rows come one after another: its heading once, then columns of a constant width."""
+
+    def __init__(self, columns: Sequence[Column], form: Format = TABLE) -> None:
+        self._form = form
+        self._out = console()
+        width = self._out.width if self._out.is_terminal and not form.wide else None
+        usual = {column.name: column.least or _USUAL[column.kind] for column in columns}
+        shown = columns if width is None else _fitting(columns, usual, width, every=False)
+        self._width = width
+        self._columns = _in_order(shown)
+        self._room = {column.name: max(usual[column.name], len(self._title(column))) for column in shown}
+        self._has_heading = False
+
+    def add(self, row: Row, *, shown: Row, now: datetime | None = None) -> None:
+        """Print a row, as soon as it is there. `shown` has fields that only the table shows."""
+        if not self._form.is_table:
+            put_json(as_line(dict(row)))
+            return
+        if not self._has_heading:
+            self._print([(column, self._title(column), "bold") for column in self._columns])
+            self._has_heading = True
+        moment = now or SystemClock().now()
+        cells = []
+        for column in self._columns:
+            value = _value(column, {**row, **shown})
+            if self._width is not None and isinstance(value, datetime):
+                value = clock_time(value, moment)
+            text = _text(column.kind, value, None)
+            cells.append((column, text, style_of(text) if column.kind == "state" else ""))
+        self._print(cells)
+
+    def _title(self, column: Column) -> str:
+        return column.name if self._width is None else column.title
+
+    def _print(self, cells: Sequence[tuple[Column, str, str]]) -> None:
+        line = Text(no_wrap=True, overflow="ignore")
+        for column, value, style in cells:
+            room = self._room[column.name]
+            is_cut = self._width is not None and column.kind in _LEAST and not column.last
+            text = cut(value, room) if is_cut else value
+            padding = " " * max(room - cell_len(text), 0)
+            line.append(f"{padding}{text}" if column.kind in {"number", "duration"} else f"{text}{padding}", style)
+            line.append(_GAP)
+        line.rstrip()
+        if self._width is not None:
+            line.truncate(self._width, overflow="ellipsis")
+        put(line, on=self._out)
+        self._out.file.flush()
 
 
 class Layout(msgspec.Struct, frozen=True):

@@ -37,6 +37,12 @@ def relative(moment: datetime, now: datetime) -> str:
     return f"{amount} ago" if seconds > 0 else f"in {amount}"
 
 
+def clock_time(moment: datetime, now: datetime) -> str:
+    """Return the time of day, in UTC; on another day the date too."""
+    is_today = moment.date() == now.date()
+    return f"{moment:%H:%M:%S}Z" if is_today else f"{moment:%m-%d %H:%M:%S}Z"
+
+
 def lasting(seconds: float) -> str:
     """Return a duration: `45 ms`, `1.2 s`, `12 s`, `3 min`, `2 h`, `5 d`."""
     if seconds < 1:

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
+from inbox.db.following import Feed
 from inbox.db.listings import contains
 from inbox.db.reads import Row
 from inbox.events.timestamps import time_text
@@ -43,6 +44,17 @@ def sweeps(database: Database) -> list[Row]:
     """The table `sweep_watermark`: the place of each sweep, and what the last one found."""
     with database.read() as transaction:
         return transaction.rows_of(text("SELECT * FROM sweep_watermark ORDER BY source, entity_type"))
+
+
+OUTCOMES = Feed(
+    "outcome",
+    "delivery_log",
+    "id",
+    "at",
+    "SELECT t.id, t.at, t.seq, t.route, t.kind, t.attempt, t.relay_node, t.detail,"
+    " i.source, i.entity_type, i.entity_id, i.event_type FROM delivery_log t LEFT JOIN inbox i ON i.seq = t.seq",
+)
+"""The facts of all deliveries, as they are recorded."""
 
 
 class DeadFilter(msgspec.Struct, frozen=True, kw_only=True):
