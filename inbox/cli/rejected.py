@@ -107,7 +107,7 @@ def rejected(
     if number is not None:
         _show_one(number, form)
         return
-    wanted = listings.RejectedFilter(
+    wanted = listings.RejectionFilter(
         source=source, cause=cause, status=status, error=error, since=since, until=until, before=before
     )
     with exit_on_error():

@@ -25,6 +25,8 @@ _GAP = "  "
 _LEAST = {"text": 16, "entity": 24}
 """Cells of these kinds are cut to so many characters where room is short; others are never cut."""
 
+_PART_OF_LAST = 3
+"""The part of the width that the last column gets at least, before less important columns are shown."""
 _USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entity": 24}
 """Room for a column whose values are not known yet."""
 
@@ -160,7 +162,8 @@ class Rolling:
         self._out = console()
         width = self._out.width if self._out.is_terminal and not form.wide else None
         usual = {column.name: column.least or _USUAL[column.kind] for column in columns}
-        shown = columns if width is None else _fitting(columns, usual, width, every=False)
+        wanted = usual | {column.name: width or 0 for column in columns if column.last}
+        shown = columns if width is None else _fitting(columns, wanted, width, every=False)
         self._width = width
         self._columns = _in_order(shown)
         self._room = {column.name: max(usual[column.name], len(self._title(column))) for column in shown}
@@ -247,21 +250,22 @@ def _fitting(possible: Sequence[Column], natural: dict[str, int], width: int, *,
     shown: list[Column] = []
     used = -len(_GAP)
     for column in possible:
-        used += len(_GAP) + _least(column, natural)
-        if used > width and shown and not every:
-            used -= len(_GAP) + _least(column, natural)
+        needed = len(_GAP) + _least(column, natural, width)
+        if used + needed > width and shown and not every:
             continue
+        used += needed
         shown.append(column)
     return shown
 
 
-def _least(column: Column, natural: dict[str, int]) -> int:
-    return min(natural[column.name], column.least or _LEAST.get(column.kind, natural[column.name]))
+def _least(column: Column, natural: dict[str, int], width: int) -> int:
+    usual = width // _PART_OF_LAST if column.last else _LEAST.get(column.kind, natural[column.name])
+    return min(natural[column.name], column.least or usual)
 
 
 def _widths(shown: Sequence[Column], natural: dict[str, int], width: int) -> dict[str, int]:
     """Share the room: every column gets its least width, and the columns that want more get equal parts of the rest."""
-    widths = {column.name: _least(column, natural) for column in shown}
+    widths = {column.name: _least(column, natural, width) for column in shown}
     room = width - sum(widths.values()) - len(_GAP) * (len(shown) - 1)
     while room > 0 and (hungry := [name for name in widths if widths[name] < natural[name]]):
         part = max(room // len(hungry), 1)

@@ -150,7 +150,7 @@ ORDER BY d.seq DESC, d.route
 """)
 
 
-class RejectedFilter(msgspec.Struct, frozen=True, kw_only=True):
+class RejectionFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Conditions on rejected requests; None: any."""
 
     source: str | None = None
@@ -164,7 +164,7 @@ class RejectedFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Only below this id."""
 
 
-def rejected_requests(engine: Engine, wanted: RejectedFilter, limit: int) -> list[Row]:
+def rejected_requests(engine: Engine, wanted: RejectionFilter, limit: int) -> list[Row]:
     """List rows of `rejected_request`, the newest first."""
     sql = Sql(engine.dialect.name)
     conditions, values = _given(sql, wanted, "received_at", names=("source", "cause", "status"))
@@ -187,7 +187,7 @@ def contains(part: str) -> str:
 
 
 def _given(
-    sql: Sql, wanted: EventFilter | RejectedFilter, received_at: str, *, names: Sequence[str], of: str = ""
+    sql: Sql, wanted: EventFilter | RejectionFilter, received_at: str, *, names: Sequence[str], of: str = ""
 ) -> tuple[list[str], dict[str, object]]:
     """Return the conditions of the filter on columns, and the values of their parameters."""
     values: dict[str, object] = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}

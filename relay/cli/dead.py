@@ -26,7 +26,7 @@ from relay.cli.options import OfDestination, OfRoute, OfSource, open_database, r
 COLUMNS = (
     Column("seq", "number"),
     Column("entity", "entity"),
-    Column("error", least=30, last=True),
+    Column("error", last=True),
     Column("route"),
     Column("state", "state"),
     Column("died_at", "time", "died"),

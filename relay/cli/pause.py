@@ -25,12 +25,14 @@ OfApi = Annotated[str | None, typer.Option("--api", help="All routes that ask th
 COLUMNS = (
     Column("kind"),
     Column("name"),
+    Column("held", "state"),
+    Column("why", last=True),
     Column("paused_at", "time", "paused"),
-    Column("paused_by", heading="by"),
-    Column("pause_reason", heading="reason"),
-    Column("breaker", "state"),
     Column("breaker_until", "time", "next probe"),
-    Column("breaker_cause", heading="cause", last=True),
+    Column("paused_by", on_request=True),
+    Column("pause_reason", on_request=True),
+    Column("breaker", "state", on_request=True),
+    Column("breaker_cause", on_request=True),
     Column("open_count", "number", "openings", on_request=True),
     Column("failures", "number", on_request=True),
     Column("calls", "number", on_request=True),
@@ -69,7 +71,9 @@ def pause(
 
         with exit_on_error():
             _, database = open_database()
-            show(gates.held_back(database), COLUMNS, form, empty="nothing is held back")
+            held = gates.held_back(database)
+            rows = [{**row, **_held(row)} for row in held] if form.is_table else held
+            show(rows, COLUMNS, form, empty="nothing is held back")
         return
     if not reason:
         fail("say why with --reason: it is listed beside the pause")
@@ -105,6 +109,15 @@ def resume(
     if gate is None:
         fail("name what to resume: --route, --destination, --api, --source, --entity or --command")
     _request("resume", gate, reason)
+
+
+def _held(row: Row) -> Row:
+    """Return the fields that only the table shows: what holds deliveries back, and why."""
+    breaker = f"{row['breaker']}: {row['breaker_cause']}" if row["breaker"] != "closed" else ""
+    if row["paused_at"] is None:
+        return {"held": row["breaker"], "why": row["breaker_cause"]}
+    why = f"{row['paused_by']}: {row['pause_reason']}"
+    return {"held": "paused", "why": f"{why}; breaker {breaker}" if breaker else why}
 
 
 def described(row: Row) -> str:

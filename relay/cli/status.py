@@ -29,7 +29,7 @@ SWEEP_COLUMNS = (
     Column("last_missed", "number", "missed"),
     Column("last_added", "number", "added"),
     Column("last_compared", "number", "compared"),
-    Column("compared_until", "time", "until"),
+    Column("compared_until", "time", "compared until"),
     Column("missed", "number", "missed in all"),
     Column("lease_until", "time", on_request=True),
     Column("relay_node", on_request=True),

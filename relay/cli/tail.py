@@ -23,7 +23,7 @@ COLUMNS = (
     Column("at", "time"),
     Column("kind", "state"),
     Column("seq", "number"),
-    Column("what", least=20, last=True),
+    Column("what", last=True),
     Column("route"),
     Column("entity", "entity", least=18),
     Column("attempt", "number"),

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from inbox.db import listings, reads
 from inbox.db.intake import Rejected
-from inbox.db.listings import EventFilter, RejectedFilter, contains
+from inbox.db.listings import EventFilter, RejectionFilter, contains
 from relay.delivery.outcome import Call, Failed
 from relay.store import gates
 from relay.store.reads import DeadFilter, dead_letters
@@ -130,7 +130,7 @@ def test_rejected_requests_are_narrowed_by_everything_that_they_show(engine: Eng
     )
 
     def ids(**conditions: object) -> list[int]:
-        wanted = RejectedFilter(**conditions)  # type: ignore[arg-type]  # each is of its kind
+        wanted = RejectionFilter(**conditions)  # type: ignore[arg-type]  # each is of its kind
         return [row["id"] for row in listings.rejected_requests(engine, wanted, LONG)]
 
     assert ids() == [3, 2, 1]
