@@ -31,10 +31,12 @@ _USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entit
 """Room for a column whose values are not known yet."""
 
 _STYLES: dict[str, str] = {
-    **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing"), "red"),
-    **dict.fromkeys(("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused"), "yellow"),
+    **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing", "stuck"), "red"),
+    **dict.fromkeys(
+        ("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused", "held back", "limited"), "yellow"
+    ),
     **dict.fromkeys(("delivered", "unchanged", "done", "running", "ok", "arrived"), "green"),
-    **dict.fromkeys(("in_flight", "asked"), "cyan"),
+    **dict.fromkeys(("in_flight", "asked", "busy"), "cyan"),
     **dict.fromkeys(("superseded", "skipped", "cancelled", "unrouted", "stopped"), "bright_black"),
 }
 

@@ -143,7 +143,8 @@ def _look(database: Engine, followers: Sequence[Follower], rows: list[tuple[Feed
 
 def while_reachable(look: Callable[[], None]) -> None:
     """Look, again and again while the database can't be reached."""
-    from inbox.db.dialect import error_text, failure_of
+    from inbox.db.dialect import failure_of
+    from inbox.db.trouble import trouble_text
 
     is_away = False
     while True:
@@ -153,7 +154,7 @@ def while_reachable(look: Callable[[], None]) -> None:
             if failure_of(error) == "fault":
                 raise
             if not is_away:
-                say(f"the database does not answer ({error_text(error)}): waiting for it", style="yellow")
+                say(f"the database does not answer ({trouble_text(error)}): waiting for it", style="yellow")
             is_away = True
             time.sleep(_LOOK_AGAIN_SECONDS)
         else:
