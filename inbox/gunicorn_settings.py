@@ -31,7 +31,7 @@ from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError
 from inbox.exposure import exposure_warnings
 from inbox.http.protocol import HardenedHttpProtocol
-from inbox.loader.load import config_path, read_config
+from inbox.loader.load import ConfigFile, config_path, load_file, read_config
 from inbox.logs.access_log import AccessLogMask
 from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
 from inbox.logs.traces import without_message
@@ -95,31 +95,33 @@ class ActiveApp:
         self.exporter: ExporterProcess | None = None
         """Serves the workers' metrics; only the master has it."""
 
-    def activate(self, config: Config) -> None:
+    def activate(self, file: ConfigFile) -> Config:
         """Activate a configuration, for workers that are forked from now on.
 
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
-        mistakes = []
+        config, mistakes = file.sound, []
         if self._config is not None and config.metrics.receiver != self._config.metrics.receiver:
             mistakes.append("[metrics] receiver: another address needs a restart")
         if self._config is not None and config.database.url != self._config.database.url:
             # Its schema is checked and the number of workers is chosen at the start; and an event in a
             # database that no relay reads is never delivered.
-            mistakes.append("[database] url: another database needs a restart")
+            mistakes.append(f"{config.database.url.origin}: another database or password needs a restart")
         mistakes += [
             f"[sources.{name}] allow_from: FORWARDED_ALLOW_IPS lets every sender claim any address; name your proxies there"
             for name, source in config.sources.items()
             if self.trusts_every_proxy and source.allow_from is not None
         ]
+        mistakes = [str(file.source.locate_line(mistake)) for mistake in mistakes]
         try:
-            app = app_of(config)
+            app = file.make(app_of)
         except ConfigError as error:
             mistakes.append(str(error))
         if mistakes:
             raise ConfigError("\n".join(mistakes))
         self._config, self._app = config, app
+        return config
 
     @property
     def sources(self) -> Container[str]:
@@ -210,8 +212,8 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
     _escape_logs(server.log)  # an operator's own logger_class may have made them
     try:
-        config = read_config()
         receiver.trusts_every_proxy = _has_all(server.cfg.forwarded_allow_ips)
+        config = receiver.activate(load_file())
         checked = engine.connect(config.database.url, application="inbox-receiver")
         try:
             migrate.require_current(checked)
@@ -220,7 +222,6 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
             write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {trouble_text(error)}")
         finally:
             checked.dispose()
-        receiver.activate(config)
         _warn_of_exposures(config)
         _allow_files(config.receiver.connections)
         receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
@@ -237,8 +238,7 @@ def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """
     _escape_logs(server.log)
     try:
-        config = read_config()
-        receiver.activate(config)
+        config = receiver.activate(load_file())
     except ConfigError as error:
         for mistake in str(error).splitlines():
             _log.error("reload refused: %s", mistake)

@@ -11,11 +11,12 @@ from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
-from inbox.config.types import Address, Duration, Network, Rate, Secret
+from inbox.config.types import Address, DatabaseUrl, Duration, Network, Rate, Secret
 from relay.sync.query_escaping import FORMS
 
 _CUSTOM = {
     Address: "a host and a port",
+    DatabaseUrl: "text",
     Duration: "[duration](#durations)",
     Network: "address or network",
     Rate: "[rate](#rates)",

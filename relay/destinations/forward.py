@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hmac
-import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from inbox.config.endpoint import ForwardDestination
 from inbox.config.model import Route
-from inbox.errors import BodyErased, ConfigError
+from inbox.config.types import Secret
+from inbox.errors import BodyErased, ConfigError, collect_config_errors
 from inbox.sources.signing import Message, signed_headers
 from inbox.sources.standard_webhooks import by_private_key, signature
 from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
@@ -28,15 +29,15 @@ _SEED_BYTES = 32
 
 Signer = Callable[[Message, datetime], Mapping[str, str]]
 """Returns the headers of a signed message, with names in lower case."""
-_FROM_ELSEWHERE = re.compile(r"(env|file):")
 
 
 class Forward:
     """The deliverer of one route to a forward destination."""
 
-    def __init__(self, client: Caller, signer: Signer | None) -> None:
+    def __init__(self, client: Caller, signer: Signer | None, passed: Sequence[str] = ()) -> None:
         self._client = client
         self._signer = signer
+        self._passed = tuple((name, name.lower()) for name in passed)
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make one POST. Any 2xx is success, whatever else the answer says."""
@@ -52,7 +53,9 @@ class Forward:
         self._client.close()
 
     def _headers(self, delivery: Delivery, at: datetime, body: bytes) -> dict[str, str]:
-        headers = {
+        kept = delivery.headers
+        headers = {name: header_value(kept[lower]) for name, lower in self._passed if lower in kept}
+        headers |= {
             "Accept": "*/*",
             "Inbox-Source": delivery.source,
             "Inbox-Event-Type": header_value(delivery.event_type),
@@ -83,19 +86,29 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
         ConfigError: the URL or the signing secret can't be used.
     """
     where = f"destinations.{destination.name}"
-    secrets: list[str] = []
-    signer = None
-    if destination.signing_secret is not None:
-        text = destination.signing_secret.reveal()
-        signer = signer_of(text, f"{where}.signing_secret")
-        secrets += [text, text.removeprefix(_SHARED).removeprefix(_PRIVATE)]
     # A URL that is a secret as a whole, such as a chat's incoming webhook: the log shows its host alone.
-    hidden = _FROM_ELSEWHERE.match(destination.url.reference) is not None
-    url = destination.url.reveal()
-    if hidden:
-        secrets += [url, urlsplit(url).path]
-    client = clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
-    return Forward(client, signer)
+    hidden = destination.url.names_a_place
+
+    def reveal(key: str, secret: Secret | None) -> str:
+        return "" if secret is None else secret.reveal(at=f"{where}.{key}")
+
+    def signer(text: str) -> Signer | None:
+        return signer_of(text, f"{where}.signing_secret") if destination.signing_secret is not None else None
+
+    def client(url: str, signing: str) -> Caller:
+        secrets = [signing, signing.removeprefix(_SHARED).removeprefix(_PRIVATE)] if signing else []
+        secrets += [url, urlsplit(url).path] if hidden else []
+        return clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
+
+    revealed = collect_config_errors(
+        {key: partial(reveal, key, getattr(destination, key)) for key in ("url", "signing_secret")}
+    )
+    parts: dict[str, Callable[[], Any]] = {
+        "signer": partial(signer, revealed["signing_secret"]),
+        "client": partial(client, revealed["url"], revealed["signing_secret"]),
+    }
+    made = collect_config_errors(parts)
+    return Forward(made["client"], made["signer"], destination.pass_headers)
 
 
 def signer_of(text: str, where: str) -> Signer:

@@ -58,7 +58,13 @@ class Program:
     """One process, in a session of its own so that its children end with it."""
 
     def __init__(
-        self, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], user: str | None = None
+        self,
+        command: Sequence[str | Path],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        user: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.log = log
         with log.open("wb") as output:
@@ -69,6 +75,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **environment},
                 user=user,
+                cwd=folder,
                 start_new_session=True,
             )
         self.pid = self._process.pid
