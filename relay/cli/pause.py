@@ -10,11 +10,11 @@ import typer
 
 from inbox.cli.options import AsJson, AsNdjson, Columns, Wide, parse_entity
 from inbox.cli.tables import Column, format_of, show
-from inbox.cli.terminal import exit_on_error, fail, say, show
+from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.cli.wording import counted
 from inbox.events.timestamps import rfc3339
 from relay.cli.carrying_out import command_text, follow
-from relay.cli.change_deliveries import Reason, follow
+from relay.cli.change_deliveries import Reason
 from relay.cli.options import OfEntity, OfSource, open_database
 
 if TYPE_CHECKING:
