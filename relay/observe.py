@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from inbox.clock import Clock, SystemClock
 from inbox.db.trouble import trouble_text
+from inbox.events.timestamps import time_text
 from inbox.logs.traces import without_message
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
@@ -114,6 +115,9 @@ class Observer:
             _log.warning("paused %s", " ".join(key))
         for key in sorted(before.paused - now.paused):
             _log.warning("resumed %s", " ".join(key))
+        for key, held in sorted(now.held.items()):
+            if now.holds(key) and not before.holds(key):
+                _log.warning("held %s until %s: %s", " ".join(key), time_text(held.until), held.why)
         for kind, name in before.breakers.keys() | now.breakers.keys():
             was, state = (gates.breakers.get((kind, name), Breaker()).state for gates in (before, now))
             if was is not state and kind in {"destination", "api"}:

@@ -12,12 +12,32 @@ from inbox.config.types import Duration, Table
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
-class Fetch(Table, frozen=True):
+class CallKeys(Table, frozen=True, kw_only=True):
+    """Keys that every call of a sync route has."""
+
+    headers: dict[str, str] = {}
+    """Headers of this call, before those of the endpoint; values are templates, as in `path`. Secrets belong in the
+    endpoint's `auth` or `headers`."""
+    graphql: str | None = None
+    """GraphQL document, sent by `POST` as `query` in the JSON body. It is no template; `body = { variables = { … } }` has
+    its values. Then `errors` is by default "errors"."""
+    errors: str | None = None
+    """JMESPath into an answer of a success (2xx) that gives errors, as text or a list of texts. If it finds any, the call
+    has failed as `rejected`."""
+    throttled: str | None = None
+    """JMESPath into an answer of a success (2xx): if it finds something, the call has failed as `throttled`."""
+
+
+class Fetch(CallKeys, frozen=True):
     """Reading of the entity from its source."""
 
     api: str
     path: str
+    method: Literal["GET", "POST"] = "GET"
     params: dict[str, str] = {}
+    body: dict[str, Any] | None = None
+    pick: str | None = None
+    """JMESPath into the answer that gives the entity, such as `data.user`. An explicit null there means that it is gone."""
     modified: str = "meta.lastModified"
     """JMESPath into the entity that gives the time of its last change (SCIM's place, RFC 7643 §3.1, and Trivore ID's)."""
     tolerance: Duration | None = None
@@ -25,6 +45,9 @@ class Fetch(Table, frozen=True):
     and then applied with `stale_suspected` in the log. Without it, no entity is stale."""
     exempt: list[str] = []
     """Event types that don't change the entity, such as a login, so that an older entity is not stale."""
+    conditional: bool = False
+    """Ask with `If-None-Match` for an entity that was applied before. After a 304 the event ends `unchanged`, and nothing
+    is looked up in the destination. Replays, deletions and a changed configuration fetch the whole entity."""
     verify: dict[str, str] = {}
     """Values that the entity must have: a JMESPath into the entity = a JMESPath over `event`, `{ id = "event.entity_id" }`.
     Without it, any object in the api's answer is accepted."""
@@ -66,7 +89,7 @@ class FindPages(Table, frozen=True, kw_only=True):
         return 2 if self.next is None else self.most
 
 
-class Find(Table, frozen=True):
+class Find(CallKeys, frozen=True):
     """Lookup of the counterpart in the destination; without it, nothing is looked up."""
 
     path: str
@@ -90,30 +113,32 @@ class Find(Table, frozen=True):
         return 1 if self.pages is None else self.pages.most_calls
 
 
-class Write(Table, frozen=True):
+class Write(CallKeys, frozen=True):
     """Creation or deletion of the counterpart."""
 
     path: str
     method: Method | None = None
+    body: dict[str, Any] | None = None
 
 
-class Update(Table, frozen=True):
+class Update(CallKeys, frozen=True):
     """Change of the counterpart."""
 
     path: str
     method: Method = "PATCH"
+    body: dict[str, Any] | None = None
     format: Literal["merge-patch", "json-patch", "json", "form"] = "merge-patch"
     if_match: str | None = None
     """JMESPath over `target` and `etag`, the version in the answer to `find`. Its value is sent as `If-Match`. On 412
     (somebody else changed the counterpart) the process starts again."""
 
 
-class Deactivate(Table, frozen=True, kw_only=True):
+class Deactivate(CallKeys, frozen=True, kw_only=True):
     """Deactivation of the counterpart, where it is not to be deleted."""
 
     path: str
     method: Method = "PATCH"
-    body: dict[str, Any]
+    body: dict[str, Any] = {}
 
 
 class MapField(Table, frozen=True):

@@ -148,6 +148,8 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         yield Mistake(path, "does nothing without a create or an update table")
     if sync.find is None and sync.update is not None and sync.update.if_match is not None:
         yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
+    yield from _bodies(path, sync)
+    yield from _conditional((*path, "fetch", "conditional"), sync)
     for step in ("create", "update", "delete", "deactivate"):
         write = getattr(sync, step)
         if write is None or not _TARGET.search(write.path):
@@ -157,6 +159,35 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         elif sync.find is None:
             yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")
 
+
+def _bodies(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield a format that a body of its own replaces, and a deactivation that would change nothing."""
+    update, deactivate = sync.update, sync.deactivate
+    if (
+        update is not None
+        and update.format != "merge-patch"
+        and (update.body is not None or update.graphql is not None)
+    ):
+        yield Mistake((*path, "update", "format"), "says nothing beside a body or graphql, which is JSON; remove it")
+    if deactivate is not None and not deactivate.body and deactivate.graphql is None:
+        yield Mistake((*path, "deactivate", "body"), "is missing")
+
+
+def _conditional(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield the reasons for which an unchanged entity may not end an event: a POST has no ETag, or other data counts."""
+    if not sync.fetch.conditional:
+        return
+    if sync.fetch.method == "POST" or sync.fetch.graphql is not None:
+        yield Mistake(path, "needs a GET: servers give no ETag for a POST; remove it")
+    texts = [field if isinstance(field, str) else field.expression or "" for field in sync.map.values()]
+    for name in sorted({found for text in texts for found in _EVENT_FIELD.findall(text)} - _SAME_FOR_AN_ENTITY):
+        yield Mistake(
+            path, f"would leave out event.{name}, which the map sends, when the entity is unchanged; remove one"
+        )
+
+
+_EVENT_FIELD = re.compile(r"\bevent\s*\.\s*([A-Za-z_]+)")
+_SAME_FOR_AN_ENTITY = {"source", "entity_type", "entity_id"}
 
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")

@@ -36,6 +36,8 @@ COLUMNS = (
     Column("pause_reason", on_request=True),
     Column("breaker", "state", on_request=True),
     Column("breaker_cause", on_request=True),
+    Column("held_until", "time", on_request=True),
+    Column("hold_reason", on_request=True),
     Column("open_count", "number", "openings", on_request=True),
     Column("failures", "number", on_request=True),
     Column("calls", "number", on_request=True),
@@ -150,6 +152,8 @@ def _retry_behind(gate: Gate, reason: str, *, at_once: bool) -> None:
 def _held(row: Row) -> Row:
     """Return the fields that only the table shows: what holds deliveries back, and why."""
     breaker = f"{row['breaker']}: {row['breaker_cause']}" if row["breaker"] != "closed" else ""
+    if row["paused_at"] is None and not breaker:
+        return {"held": "held", "why": f"until {rfc3339(row['held_until'], 'seconds')}: {row['hold_reason']}"}
     if row["paused_at"] is None:
         return {"held": row["breaker"], "why": row["breaker_cause"]}
     why = f"{row['paused_by']}: {row['pause_reason']}"
@@ -161,6 +165,8 @@ def described(row: Row) -> str:
     name = f"{row['kind']} {row['name']}"
     if row["paused_at"] is not None:
         return f"{name} is paused by {row['paused_by']}: {row['pause_reason']}"
+    if row["breaker"] == "closed":
+        return f"{name} is held until {rfc3339(row['held_until'])}: {row['hold_reason']}"
     until = f" until {rfc3339(row['breaker_until'])}" if row["breaker_until"] else ""
     return f"{name}: breaker {row['breaker']}{until}: {row['breaker_cause']}"
 

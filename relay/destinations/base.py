@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from inbox.clock import SystemClock
-from inbox.config.endpoint import ApiOauth2, Endpoint, SyncDestination
+from inbox.config.endpoint import Api, ApiOauth2, Endpoint, SyncDestination
 from inbox.config.model import Config
 from inbox.errors import collect_config_errors
 from relay.delivery.outcome import Delivery, Outcome
@@ -67,6 +67,10 @@ class Clients:
         self._apis = config.apis
         self._outbound = config.outbound
         self._made: dict[str, Caller] = {}
+
+    def api_table(self, name: str) -> Api:
+        """Return the configuration of an api."""
+        return self._apis[name]
 
     @property
     def made(self) -> Mapping[str, Caller]:

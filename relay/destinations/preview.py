@@ -44,7 +44,9 @@ class Preview(msgspec.Struct, frozen=True):
 
 def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
     """Return the change that an attempt for this event would make now. It waits for no replica, and reads a 404 as final."""
-    asked = msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
+    asked = msgspec.structs.replace(
+        delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None, applied_etag=None
+    )
     attempt = _Dry(sync.plan, sync.api, sync.destination, asked, context)
 
     def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:

@@ -72,6 +72,7 @@ class TokenClient:
     def _call(self, request: Request, token: BearerToken, limits: Limits) -> Answer:
         authorised = {**request.headers, "Authorization": f"Bearer {token.value}"}
         answer = self._calls.call(msgspec.structs.replace(request, headers=authorised), limits)
+        answer = msgspec.structs.replace(answer, redactor=token.redactor)
         if answer.call.excerpt is None:
             return answer
         masked = token.redactor.excerpt(answer.body)  # from the body: the excerpt may end with half a token

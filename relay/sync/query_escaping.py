@@ -77,6 +77,20 @@ def percent_encoded(text: str) -> str:
         raise ValueError("holds half of a character") from None
 
 
+def path_encoded(text: str) -> str:
+    """Percent-encode each segment of a path, and keep the slashes between them.
+
+    Raises:
+        ValueError: a segment is empty, `.` or `..`, or holds half of a surrogate pair; the text continues `the value`.
+    """
+    segments = text.split("/")
+    if "" in segments:
+        raise ValueError("has an empty segment: it begins or ends with a slash, or has two in a row")
+    if {".", ".."}.intersection(segments):
+        raise ValueError("has a segment . or ..")
+    return "/".join(map(percent_encoded, segments))
+
+
 def _json(value: object) -> str:
     if not is_json(value):
         raise ValueError("is NaN or an infinite number, which JSON can't hold")
@@ -137,6 +151,12 @@ FORMS: Mapping[str, Form] = {
         quote=None,
         meaning="percent-encoded, for a URL inside a text",
         example="https://crm.example.com/{event.entity_id:url}",
+    ),
+    "path": Form(
+        lambda value: path_encoded(text_of(value)),
+        quote=None,
+        meaning="a value with slashes in a path: each segment is percent-encoded; none is empty, `.` or `..`",
+        example="/repos/{event.body.repository.full_name:path}/issues",
     ),
     "text": Form(
         text_of,

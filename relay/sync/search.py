@@ -74,7 +74,14 @@ def compile_find(
 
 def _call(find: Find, where: str, known: Collection[str]) -> CallPlan:
     return compile_call(
-        where, known, method=find.method, path=find.path, params=find.params, body=find.body, texts=SearchTemplate
+        where,
+        known,
+        method=find.method,
+        path=find.path,
+        params=find.params,
+        body=find.body,
+        texts=SearchTemplate,
+        keys=find,
     )
 
 
