@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -63,6 +64,18 @@ def _parameters(chosen: Chosen) -> dict[str, str | None]:
     }
 
 
+def ids_of(database: Database, source: str, entity_type: str, most: int) -> Iterator[list[str]]:
+    """Yield the ids of all entities of this type in the inbox, in order, at most so many at a time."""
+    after = ""
+    while True:
+        with database.read() as transaction:
+            rows = transaction.execute(IDS, source=source, entity_type=entity_type, after_id=after, most=most)
+        if not rows:
+            return
+        yield [row.entity_id for row in rows]
+        after = rows[-1].entity_id
+
+
 def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result row
     return Delivery(
         seq=event.seq,
@@ -80,6 +93,13 @@ def _is_chosen(sql: Sql, *, of_types: bool) -> str:
     return f"""source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL {types}
       AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
       AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
+
+
+IDS = text("""
+SELECT DISTINCT entity_id FROM inbox
+WHERE source = :source AND entity_type = :entity_type AND entity_id > :after_id
+ORDER BY entity_id LIMIT :most
+""")
 
 
 @cache

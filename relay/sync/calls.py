@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from inbox.config.sync import CallKeys
+from inbox.config.calls import CallKeys
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.answers import NO_RULES, AnswerRules
 from relay.sync.expressions import Expression, Scope, encode
@@ -48,6 +48,10 @@ class CallPlan(msgspec.Struct, frozen=True):
         """Every placeholder of its path, query and body."""
         templates = [self.path, *(template for _, template in self.params), *templates_in(self.body)]
         return [placeholder for template in templates for placeholder in template.placeholders]
+
+    def looks_into(self, name: str) -> bool:
+        """Return True when one of its templates reads this name from the scope itself."""
+        return any(placeholder.looks_into(name) for placeholder in self.placeholders)
 
     def query(self, scope: Scope) -> str:
         """Encode the query; MappingError when a template has no value."""

@@ -44,13 +44,17 @@ find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick 
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{event.seq}}" }}
 map = {{ name = "entity.name" }}
-listing = {{ path = "/listing", params = {{ start = "{{start}}", count = "{{count}}" }}, id = "id", count = 9 }}
+[routes.user-to-crm.sync.listing]
+path = "/listing"
+params = {{ start = "{{start}}", count = "{{count}}" }}
+pages = {{ by = "start", count = 9 }}
+id = "id"
 [[sources.trivore.sweeps]]
 api = "identity"
 path = "/user"
 entity_type = "USER"
 params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
-count = 9
+pages = {{ by = "start", count = 9 }}
 """
 
 CASES: Mapping[str, tuple[str, ...]] = {
