@@ -29,6 +29,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "fact-kinds": states.fact_kinds,
     "outcome-classes": delivery.outcome_classes,
     "statuses": delivery.statuses,
+    "forward-headers": delivery.forward_headers,
     "retry-schedule": delivery.retry_schedule,
     "breaker-states": delivery.breaker_states,
     "alert-kinds": delivery.alert_kinds,

@@ -19,18 +19,20 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
+from gunicorn import glogging
 from sqlalchemy.exc import OperationalError
 from uvicorn_worker import UvicornWorker
 
 from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
+from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
 from inbox.logs.access_log import AccessLogMask
-from inbox.logs.lines import escape_lines, write_stderr
+from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
 from inbox.logs.traces import without_message
 from inbox.receiver.app import Receiver, app_of
 from inbox.receiver.proxies import require_known_proxies
@@ -156,6 +158,7 @@ wsgi_app = "inbox.gunicorn_settings:receiver"
 bind = "127.0.0.1:8000"
 workers = _workers()
 worker_class = "inbox.gunicorn_settings.Worker"
+logger_class = "inbox.gunicorn_settings.LineLogger"
 keepalive = 30
 timeout = 30
 graceful_timeout = 15
@@ -180,12 +183,20 @@ def _allow_files(connections: int) -> None:
             write_stderr(told)
 
 
-def _escape_logs(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """Let nothing from outside break or forge a line of the log. gunicorn makes its handlers anew at each reload."""
-    escape_lines(server.log.error_log.handlers)
-    escape_lines(server.log.access_log.handlers)
-    if logging.lastResort is not None:
-        escape_lines([logging.lastResort])  # for our loggers, which gunicorn does not know
+def _escape_logs(log: glogging.Logger) -> None:
+    """Let nothing from outside break or forge a line of the log, and give all lines one form of time."""
+    escape_lines([*log.error_log.handlers, *log.access_log.handlers], glogging.Logger.datefmt)
+    if logging.lastResort is not None:  # for our loggers, which gunicorn does not know
+        logging.lastResort.setFormatter(LineFormatter(glogging.Logger.error_fmt))
+
+
+class LineLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's logger with lines like ours, from its first one on."""
+
+    def setup(self, cfg: Any) -> None:  # noqa: ANN401  # gunicorn's
+        """Make the handlers, at the start and at each reload."""
+        super().setup(cfg)
+        _escape_logs(self)
 
 
 def _warn_of_exposures(config: Config) -> None:
@@ -198,7 +209,7 @@ def _warn_of_exposures(config: Config) -> None:
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
-    _escape_logs(server)
+    _escape_logs(server.log)  # an operator's own logger_class may have made them
     try:
         receiver.trusted_proxies = tuple(server.cfg.forwarded_allow_ips)
         config = receiver.activate(load_file())
@@ -207,7 +218,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
             migrate.require_current(checked)
             guarantees.require(checked)
         except OperationalError as error:
-            write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}")
+            write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {trouble_text(error)}")
         finally:
             checked.dispose()
         _warn_of_exposures(config)
@@ -224,7 +235,7 @@ def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
     An exception here would end the master, and every worker with it.
     """
-    _escape_logs(server)
+    _escape_logs(server.log)
     try:
         config = receiver.activate(load_file())
     except ConfigError as error:

@@ -9,6 +9,7 @@ from typing import get_args
 
 from docs.blocks.common import MEANINGS, table
 from inbox.config.endpoint import Answered
+from inbox.config.forward_headers import ADDED
 from inbox.config.retry import Retry
 from relay.delivery import gates, outcome
 from relay.delivery.alerts import SENTENCES
@@ -45,6 +46,11 @@ def statuses() -> str:
     families = [(f"other {family}xx", f"`{name}`") for family, name in answer.FAMILIES.items()]
     rows = [("2xx", "success"), *((str(status), f"`{class_of_status(status)}`") for status in special), *families]
     return table(("status", "class"), rows)
+
+
+def forward_headers() -> str:
+    """Each header that a forwarded webhook gets."""
+    return table(("header", "value"), ((f"`{name}`", value) for name, value in ADDED.items()))
 
 
 def retry_schedule() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -13,7 +14,7 @@ import msgspec
 
 from inbox.config.mistakes import nearest
 from inbox.config.model import Config
-from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Source, UrlTokenAuth
+from inbox.config.source import BasicAuth, BearerAuth, HeaderAuth, NoAuth, Signature, Source, UrlTokenAuth
 from inbox.config.types import Secret
 from inbox.errors import ConfigError
 from inbox.sources import PRESETS
@@ -118,12 +119,18 @@ def _signed(source: Source, preset: Preset, sample: Sample, headers: Mapping[str
         raise ConfigError(f"[sources.{source.name}] has public keys: only its sender can sign")
     signature = source.signature or preset.signatures[0]
     message = Message(
-        id=sample.message_id.encode(),
+        id=_message_id(signature, sample).encode(),
         url=(source.public_url or "").encode(),
         body=sample.body,
         sorted_params=sorted_params(headers["Content-Type"], sample.body),
     )
     return sign(signature, _valid(source.secrets, source, at), message, at)
+
+
+def _message_id(signature: Signature, sample: Sample) -> str:
+    """Return the id that the signature covers: the sample's, or one of its headers, or else one made of its body."""
+    given = (value for name, value in sample.headers.items() if name.lower() == signature.id_header.lower())
+    return sample.message_id or next(given, "") or f"sample-{hashlib.sha256(sample.body).hexdigest()[:32]}"
 
 
 def _valid(secrets: list[Secret], source: Source, at: datetime) -> str:

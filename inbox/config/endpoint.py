@@ -94,6 +94,9 @@ class ForwardDestination(Downstream, frozen=True, tag="forward", tag_field="kind
 
     url: Secret
     signing_secret: Secret | None = None
+    pass_headers: list[str] = []
+    """Headers of the webhook to pass on, such as `X-GitHub-Event`, in any case. The receiver stores them with the event.
+    None that the relay adds, that belongs to the connection or that may hold a secret."""
 
 
 class SyncDestination(Downstream, frozen=True, tag="sync", tag_field="kind", kw_only=True):

@@ -17,6 +17,7 @@ from inbox.config.source import Source
 from inbox.config.sweep import Sweep
 from inbox.config.sync import MapField, SyncRoute
 from inbox.http.limits import memory_for
+from inbox.loader.passed_headers import passed_header_mistakes
 from inbox.loader.presets import preset_mistakes
 from inbox.sources import PRESETS
 
@@ -54,6 +55,7 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
                 yield Mistake((section, name, "timeout"), "must be longer than nothing; leave it out for 15s")
             if isinstance(endpoint, PythonDestination):
                 yield from _function((section, name), endpoint)
+    yield from passed_header_mistakes(config)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
         yield from _no_room(name, source, config.receiver.memory)

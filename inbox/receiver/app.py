@@ -13,6 +13,7 @@ import falcon.asgi
 from falcon.asgi import Request, Response
 
 from inbox.clock import Clock, SystemClock
+from inbox.config.forward_headers import passed_headers
 from inbox.config.model import Config
 from inbox.config.routing import routes_of
 from inbox.config.source import Source
@@ -97,7 +98,7 @@ def endpoints_of(config: Config) -> dict[str, SourceEndpoint]:
 
 
 def _endpoint(config: Config, source: Source) -> SourceEndpoint:
-    preset = preset_of(source)
+    preset = preset_of(source, passed_headers(source.name, config.routes.values(), config.destinations))
     return SourceEndpoint(
         source=source,
         preset=preset,

@@ -16,8 +16,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Engine, TextClause, text
 
+from inbox.config.forward_headers import passed_headers
 from inbox.config.model import Config
 from inbox.config.routing import routes_of
+from inbox.config.source import Source
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.engine import reading
 from inbox.db.reads import Row, plain
@@ -69,10 +71,12 @@ def readers_of(config: Config) -> dict[str, Read]:
     Raises:
         ConfigError: a source's preset is missing, or can't be configured so.
     """
-    return {
-        name: partial(events_of, source, preset_of(source), routes=routes_of(name, config.routes.values()))
-        for name, source in config.sources.items()
-    }
+    return {name: _reader(config, source) for name, source in config.sources.items()}
+
+
+def _reader(config: Config, source: Source) -> Read:
+    preset = preset_of(source, passed_headers(source.name, config.routes.values(), config.destinations))
+    return partial(events_of, source, preset, routes=routes_of(source.name, config.routes.values()))
 
 
 def count(engine: Engine, selected: RejectedFilter) -> int:

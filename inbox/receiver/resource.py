@@ -279,7 +279,7 @@ def _rejected(proven: SourceEndpoint | None, raw: RawRequest, error: RequestErro
         field=error.field,
         remote_address=raw.remote_address,
         body_sha256=hashlib.sha256(raw.body).digest(),
-        headers=None if proven is None else kept_headers(proven.source, proven.preset, raw.headers),
+        headers=None if proven is None else kept_headers(proven.source, proven.preset, raw),
         body=None if proven is None else raw.body,
     )
 

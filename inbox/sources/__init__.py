@@ -39,8 +39,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_of(source: Source) -> Preset:
-    """Return the preset that `source` names, as `source` configures it.
+def preset_of(source: Source, passed: frozenset[str] = frozenset()) -> Preset:
+    """Return the preset that `source` names, as `source` configures it; headers that are `passed` on are kept, too.
 
     Raises:
         ConfigError: there is none of that name, or it can't be configured so.
@@ -52,10 +52,10 @@ def preset_of(source: Source) -> Preset:
             f"[sources.{source.name}] preset: there is no preset {source.preset!r}; {nearest(source.preset, PRESETS)}"
         ) from None
     if preset.reader is None:
-        return preset
+        return replace(preset, kept_headers=preset.kept_headers | passed) if passed else preset
     try:
         read = preset.reader(source)
         kept = preset.kept_headers if preset.keeps is None else preset.kept_headers | preset.keeps(source)
-        return replace(preset, read=read, kept_headers=kept)
+        return replace(preset, read=read, kept_headers=kept | passed)
     except ValueError as error:
         raise ConfigError(f"[sources.{source.name}] {preset.reads_by} {error}") from None

@@ -45,7 +45,7 @@ def events_of(source: Source, preset: Preset, raw: RawRequest, routes: Sequence[
         Unreadable, UnsupportedType, InvalidEvent: the preset can't read it.
     """
     preset.check_type(raw)
-    headers = kept_headers(source, preset, raw.headers)
+    headers = kept_headers(source, preset, raw)
     if source.dedup == [WHOLE_BODY]:
         identities = tuple(_keyed_by_body(raw, identity) for identity in preset.read(raw, None))
     else:
@@ -99,16 +99,18 @@ def to_event(
     )
 
 
-def kept_headers(source: Source, preset: Preset, headers: Mapping[str, str]) -> dict[str, str]:
+def kept_headers(source: Source, preset: Preset, raw: RawRequest) -> dict[str, str]:
     r"""Return the headers of the allow-list, in printable ASCII: other characters become `\xNN` or `\uNNNN`.
 
-    A preset adds those that describe its events. A header that carries the source's secret is left out, even if listed.
+    A preset adds those that describe its events, and destinations those that they pass on. A header that carries the
+    source's secret is left out, even if listed; so is one of the latter in which the URL's token stands.
     """
     secret = source.auth.name.lower() if isinstance(source.auth, HeaderAuth) else None
+    token = raw.url_token
     return {
         name: _printable(value)
-        for name, value in headers.items()
-        if (name in KEPT_HEADERS or name in preset.kept_headers) and name != secret
+        for name, value in raw.headers.items()
+        if name != secret and (name in KEPT_HEADERS or (name in preset.kept_headers and not (token and token in value)))
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from inbox.config.endpoint import ForwardDestination
 from inbox.config.model import Route
 from inbox.config.types import Secret
-from inbox.errors import ConfigError, collect_config_errors
+from inbox.errors import BodyErased, ConfigError, collect_config_errors
 from inbox.sources.signing import Message, signed_headers
 from inbox.sources.standard_webhooks import by_private_key, signature
 from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
@@ -34,14 +34,15 @@ Signer = Callable[[Message, datetime], Mapping[str, str]]
 class Forward:
     """The deliverer of one route to a forward destination."""
 
-    def __init__(self, client: Caller, signer: Signer | None) -> None:
+    def __init__(self, client: Caller, signer: Signer | None, passed: Sequence[str] = ()) -> None:
         self._client = client
         self._signer = signer
+        self._passed = tuple((name, name.lower()) for name in passed)
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make one POST. Any 2xx is success, whatever else the answer says."""
         if delivery.body is None:
-            return Skipped((), "the event's body was erased")
+            return Skipped((), str(BodyErased()))
         headers = self._headers(delivery, context.now(), delivery.body)
         answer = self._client.call(Request("forward", "POST", headers, body=delivery.body), context)
         calls = (answer.call,)
@@ -52,7 +53,9 @@ class Forward:
         self._client.close()
 
     def _headers(self, delivery: Delivery, at: datetime, body: bytes) -> dict[str, str]:
-        headers = {
+        kept = delivery.headers
+        headers = {name: header_value(kept[lower]) for name, lower in self._passed if lower in kept}
+        headers |= {
             "Accept": "*/*",
             "Inbox-Source": delivery.source,
             "Inbox-Event-Type": header_value(delivery.event_type),
@@ -105,7 +108,7 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
         "client": partial(client, revealed["url"], revealed["signing_secret"]),
     }
     made = collect_config_errors(parts)
-    return Forward(made["client"], made["signer"])
+    return Forward(made["client"], made["signer"], destination.pass_headers)
 
 
 def signer_of(text: str, where: str) -> Signer:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from inbox.config.endpoint import SlackDestination
 from inbox.config.model import Route
-from inbox.errors import MappingError, collect_config_errors
+from inbox.errors import BodyErased, MappingError, collect_config_errors
 from relay.delivery import slack_escape
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
@@ -66,13 +66,13 @@ class Slack:
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make one POST. Any 2xx is success."""
-        if delivery.body is None:
-            return Skipped((), "the event's body was erased")
         try:
             text = self._message.expand({"event": event_scope(delivery)})
             body = encode({"text": text})
         except MappingError as error:
             return Failed((), "mapping", str(error))
+        except BodyErased as erased:
+            return Skipped((), str(erased))
         headers = {"Content-Type": "application/json", "Idempotency-Key": delivery.idempotency_key}
         if delivery.traceparent is not None:
             headers["Traceparent"] = header_value(delivery.traceparent)

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from inbox.config.endpoint import SyncDestination
 from inbox.config.model import Route
-from inbox.errors import ConfigError, MappingError, UnusableAnswer, collect_config_errors
+from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
 from relay.destinations.base import Caller, Clients, Context
@@ -45,6 +45,8 @@ class Sync:
             return end.outcome
         except MappingError as error:
             return Failed(tuple(attempt.calls), "mapping", str(error))
+        except BodyErased as erased:  # it looked into the body before any write
+            return Skipped(tuple(attempt.calls), str(erased))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -100,6 +102,7 @@ class Attempt:
         Raises:
             Ended: the attempt ends within a step.
             MappingError: the event, the entity or the counterpart lacks a usable value for a field or a template.
+            BodyErased: a field or a template looks into the event's body, which was erased.
         """
         if self._delivery.entity_id is None:
             return self._skipped("the event names no entity")

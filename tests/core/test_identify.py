@@ -36,21 +36,26 @@ def test_an_event_has_all_that_the_request_and_its_identity_tell() -> None:
     assert event.received_at == NOW
 
 
+def kept(source: Source, headers: dict[str, str], **request: str) -> dict[str, str]:
+    """Return what is stored of these headers."""
+    return kept_headers(source, TRIVORE, RawRequest("s", headers, b"{}", NOW, **request))
+
+
 def test_headers_that_may_be_secret_are_never_kept() -> None:
     headers = dict.fromkeys(("authorization", "cookie", "x-hub-signature-256", "x-webhook-token", "host"), "hunter2")
-    assert kept_headers(OPEN, TRIVORE, headers | {"user-agent": "sender/1"}) == {"user-agent": "sender/1"}
+    assert kept(OPEN, headers | {"user-agent": "sender/1"}) == {"user-agent": "sender/1"}
 
 
 def test_the_header_that_a_source_sends_its_secret_in_is_not_kept_even_if_it_is_on_the_list() -> None:
     source = Source(name="s", preset="p", auth=HeaderAuth(name="X-Request-ID", secrets=[Secret("hunter2")]))
-    assert kept_headers(source, TRIVORE, {"x-request-id": "hunter2"}) == {}
+    assert kept(source, {"x-request-id": "hunter2"}) == {}
 
 
 @given(st.text())
 def test_kept_headers_are_printable_ascii_whatever_came(value: str) -> None:
-    kept = kept_headers(OPEN, TRIVORE, {"user-agent": value})["user-agent"]
-    assert kept.isascii()
-    assert kept.isprintable()
+    found = kept(OPEN, {"user-agent": value})["user-agent"]
+    assert found.isascii()
+    assert found.isprintable()
 
 
 NAMES = st.sampled_from(
@@ -64,9 +69,9 @@ def test_whatever_the_headers_are_those_of_the_list_are_kept_and_no_other_and_ne
     headers: dict[str, str], secret: str
 ) -> None:
     source = Source(name="s", preset="p", auth=HeaderAuth(name=secret.title(), secrets=[Secret("hunter2")]))
-    kept = kept_headers(source, TRIVORE, headers)
-    assert kept.keys() == (headers.keys() & KEPT_HEADERS) - {secret}
-    for name, value in kept.items():
+    found = kept(source, headers)
+    assert found.keys() == (headers.keys() & KEPT_HEADERS) - {secret}
+    for name, value in found.items():
         assert value.isascii()
         assert value == "" or value.isprintable()
         assert value == headers[name] or not (headers[name].isascii() and headers[name].isprintable())
@@ -98,8 +103,8 @@ def test_a_trace_context_is_valid_by_the_standard_and_then_stays_itself_or_there
 
 
 def test_other_characters_are_kept_as_escapes() -> None:
-    kept = kept_headers(OPEN, TRIVORE, {"user-agent": "a\x1b[31m\x00\xff€"})
-    assert kept == {"user-agent": r"a\x1b[31m\x00\xff\u20ac"}
+    found = kept(OPEN, {"user-agent": "a\x1b[31m\x00\xff€"})
+    assert found == {"user-agent": r"a\x1b[31m\x00\xff\u20ac"}
 
 
 @pytest.mark.parametrize(

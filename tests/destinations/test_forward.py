@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from inbox.config.forward_headers import ADDED
 from inbox.config.source import Source
 from inbox.config.types import Secret
 from inbox.errors import ConfigError
@@ -75,6 +76,31 @@ def test_an_event_without_entity_content_type_or_trace_has_no_such_header(server
     bare = msgspec.structs.replace(EVENT, entity_type=None, entity_id=None, content_type="", traceparent=None)
     headers = forwarded(server, bare)
     assert not headers.keys() & {"inbox-entity-type", "inbox-entity-id", "content-type", "traceparent"}
+
+
+def test_every_header_that_a_call_adds_is_one_of_the_reference(server: ScriptedServer) -> None:
+    headers = forwarded(server, extra='signing_secret = "any text"')
+    assert headers.keys() == {name.lower() for name in ADDED} | {"host", "content-length"}
+
+
+PASSED = 'pass_headers = ["X-GitHub-Event", "X-GitHub-Delivery", "tracestate"]'
+
+
+def test_headers_of_the_webhook_are_passed_on_as_they_are_listed(server: ScriptedServer) -> None:
+    kept = {"x-github-event": "issues", "tracestate": "a=\xffb", "x-hub": "no", "user-agent": "GitHub-Hookshot/1"}
+    headers = forwarded(server, msgspec.structs.replace(EVENT, headers=kept), PASSED)
+    assert {name: headers.get(name) for name in ("x-github-event", "tracestate", "x-github-delivery", "x-hub")} == {
+        "x-github-event": "issues",
+        "tracestate": "a=%C3%BFb",
+        "x-github-delivery": None,
+        "x-hub": None,
+    }
+    assert headers["user-agent"] == "inbox-relay"
+
+
+def test_no_header_of_the_webhook_is_passed_on_without_a_list(server: ScriptedServer) -> None:
+    headers = forwarded(server, msgspec.structs.replace(EVENT, headers={"x-github-event": "issues"}))
+    assert "x-github-event" not in headers
 
 
 def test_an_empty_body_is_sent_as_one(server: ScriptedServer) -> None:

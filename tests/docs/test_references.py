@@ -161,7 +161,7 @@ def test_the_index_leads_to_every_page_and_the_readme_to_the_index() -> None:
 
 
 def test_every_page_lies_below_its_kind_and_says_first_who_it_is_for() -> None:
-    kinds = {"tutorial", "how-to", "reference", "explanation", "decisions"}
+    kinds = {"tutorial", "how-to", "recipes", "reference", "explanation", "decisions"}
     for page in PAGE_NAMES:
         if page.startswith("docs/"):
             assert page == "docs/README.md" or page.split("/")[1] in kinds, page

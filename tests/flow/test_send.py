@@ -76,6 +76,17 @@ def test_a_custom_source_is_sent_a_body_of_ones_own(config: Config, url: str) ->
         provider.sample_of(config, "custom", entity_type="a", entity_id="1", event_type="t", at=at)
 
 
+def test_a_body_of_ones_own_has_an_id_where_the_signature_covers_one(config: Config, url: str) -> None:
+    at = SystemClock().now()
+    mine = Sample(b'{"type": "user.created", "data": {"id": "u7"}}')
+    replies = [
+        provider.send(config, "standard-webhooks", url, sample, at)
+        for sample in (mine, mine, Sample(mine.body, {"Webhook-Id": "msg_1"}))
+    ]
+    assert ["accepted" in reply.body for reply in replies] == [True, False, True]
+    assert "duplicate" in replies[1].body
+
+
 def test_what_only_its_sender_can_sign_is_told_so(config: Config, url: str) -> None:
     with pytest.raises(ConfigError, match="only its sender can sign"):
         provider.send(config, "secevent", url, Sample(b"a.b.c"), SystemClock().now())

@@ -58,7 +58,13 @@ class Program:
     """One process, in a session of its own so that its children end with it."""
 
     def __init__(
-        self, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], user: str | None = None
+        self,
+        command: Sequence[str | Path],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        user: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.log = log
         with log.open("wb") as output:
@@ -69,6 +75,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **environment},
                 user=user,
+                cwd=folder,
                 start_new_session=True,
             )
         self.pid = self._process.pid
@@ -146,7 +153,7 @@ class Site:
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         self._programs: list[Program] = []
-        self._environment = {"INBOX_CONFIG": str(folder / "inbox.toml")}
+        self.environment = {"INBOX_CONFIG": str(folder / "inbox.toml")}
         self.configure(config)
 
     def configure(self, config: str) -> None:
@@ -158,7 +165,7 @@ class Site:
         program = Program(
             [sys.executable, *arguments],
             log=self.folder / f"{len(self._programs):02d}-{name}.log",
-            environment=self._environment | environment,
+            environment=self.environment | environment,
         )
         self._programs.append(program)
         return program
@@ -167,7 +174,7 @@ class Site:
         """Run a command of `inbox` or `relay` here, as a process of its own."""
         done = subprocess.run(
             [sys.executable, *(RELAY if side == "relay" else INBOX), *arguments],
-            env=os.environ | self._environment | {"COLUMNS": "200"} | environment,
+            env=os.environ | self.environment | {"COLUMNS": "200"} | environment,
             capture_output=True,
             text=True,
             timeout=60,
@@ -177,7 +184,7 @@ class Site:
 
     def invoke(self, side: str, *arguments: str, **environment: str) -> Ended:
         """Run a command of `inbox` or `relay` here, in this process."""
-        return invoke(side, *arguments, **(self._environment | {"COLUMNS": "200"} | environment))
+        return invoke(side, *arguments, **(self.environment | {"COLUMNS": "200"} | environment))
 
     def relay(self, *options: str) -> Program:
         """Start a relay."""
