@@ -30,6 +30,7 @@ COLUMNS = (
     Column("added", "number"),
     Column("since", "time"),
     Column("until", "time", on_request=True),
+    Column("left_out", "number", on_request=True),
 )
 
 

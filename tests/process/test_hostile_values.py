@@ -58,6 +58,7 @@ pages = {{ by = "start", count = 9 }}
 """
 
 CASES: Mapping[str, tuple[str, ...]] = {
+    "inbox init": ("--path HOSTILE/inbox.toml --source HOSTILE --yes", "--path new.toml --source HOSTILE --yes"),
     "inbox list": ("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson", "--error HOSTILE"),
     "inbox show": ("1", "1 --json", "1000", "1000 --json"),
     "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
@@ -87,6 +88,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
 WITHOUT_VALUES = {
     "inbox serve": "becomes gunicorn; its log is tested with the receiver",
     "inbox migrate": "shows revisions of the code, and errors of the database as every command does",
+    "inbox check": "shows the configuration and what its systems answer: tests/process/test_check.py",
     "inbox send": "shows the answer of the receiver that it is pointed at: below",
     "relay run": "writes a log: below",
     "relay demo": "shows its own services: tests/demo/test_screen.py",
