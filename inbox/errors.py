@@ -132,6 +132,13 @@ class MappingError(InboxRelayError):
         self.field = field
 
 
+class BodyErased(InboxRelayError):
+    """A template, an expression or a function of yours looks into the body of an event, and the body was erased."""
+
+    def __init__(self) -> None:
+        super().__init__("the event's body was erased")
+
+
 class UnusableAnswer(InboxRelayError):
     """An answer of an api or destination lacks reliable information about matches or further pages."""
 

@@ -1,36 +1,41 @@
-"""Warns at the start about files with secrets or webhooks that other users may read. It leaves the files unchanged."""
+"""Warns at the start about unsigned webhooks, and about files with secrets or webhooks that other users may read."""
 
 from __future__ import annotations
 
-import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from sqlalchemy import make_url
 
 from inbox.config.endpoint import ForwardDestination
 from inbox.config.model import Config
 from inbox.config.types import Secret
 from inbox.db.dialect import SQLITE
 from inbox.db.engine import parse_url
+from inbox.sources import PRESETS
 
 _NAMES = frozenset({"user", "client_id"})
 """Keys of the type of a secret whose values are none."""
 _LIKE_A_TOKEN = re.compile(r"[\w-]{20,}")
 
 
-def exposure_warnings(path: Path, config: Config, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """Yield a warning for the configuration in `path`, and one for the database's file, if others may read them.
+def exposure_warnings(path: Path, config: Config) -> Iterator[str]:
+    """Yield warnings of sources that accept unsigned requests, and of files in `path` and the database that others may read.
 
     Raises:
         ConfigError: the database's URL can't be read.
     """
-    held = [*_literals(config, ())]
-    if not environment.get("INBOX_DATABASE_URL") and make_url(config.database.url).password:
+    for name, source in config.sources.items():
+        if source.unsigned:
+            yield (
+                f"[sources.{name}] unsigned = true: {PRESETS[source.preset].docs.title} signs its webhooks, and this source"
+                ' accepts unsigned ones; write secrets = ["env:NAME"] instead'
+            )
+    held = [*literal_secrets(config)]
+    if config.database.url.is_literal and parse_url(config.database.url).password and config.database.password is None:
         held.append("database.url")
     if held and _is_open_to_others(path):
         more = f" and {len(held) - 1} more" if len(held) > 1 else ""
@@ -49,22 +54,29 @@ def exposure_warnings(path: Path, config: Config, environment: Mapping[str, str]
             )
 
 
-def _literals(value: object, path: tuple[str, ...]) -> Iterator[str]:
+def literal_secrets(config: Config) -> Iterator[str]:
     """Yield the keys of secrets that the file itself contains."""
-    if isinstance(value, Secret):
-        is_literal = not value.reference.startswith(("env:", "file:")) and path[-1] not in _NAMES
-    else:
-        is_literal = isinstance(value, str) and path[-1] == "proxy" and "@" in value
-    if is_literal:
-        yield ".".join(path)
+    for key, value in values_in(config):
+        name = key.rpartition(".")[2]
+        if isinstance(value, Secret):
+            is_literal = not value.names_a_place and name not in _NAMES
+        else:
+            is_literal = isinstance(value, str) and name == "proxy" and "@" in value
+        if is_literal:
+            yield key
+
+
+def values_in(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every value below this one with its key, but no URL of a destination that is plainly no secret."""
+    yield key, value
     for name, inner in _inside(value):
-        yield from _literals(inner, (*path[:-1], path[-1] + name) if name.startswith("[") else (*path, name))
+        yield from values_in(inner, name if not key else f"{key}{name}" if name.startswith("[") else f"{key}.{name}")
 
 
 def _inside(value: object) -> Iterator[tuple[str, object]]:
     match value:
         case msgspec.Struct():
-            is_plain_url = isinstance(value, ForwardDestination) and not _holds_a_token(value.url.reference)
+            is_plain_url = isinstance(value, ForwardDestination) and not holds_a_token(value.url.reference)
             names = (name for name in value.__struct_fields__ if not (is_plain_url and name == "url"))
             yield from ((name, getattr(value, name)) for name in names)
         case dict():
@@ -73,7 +85,7 @@ def _inside(value: object) -> Iterator[tuple[str, object]]:
             yield from ((f"[{number}]", inner) for number, inner in enumerate(value))
 
 
-def _holds_a_token(url: str) -> bool:
+def holds_a_token(url: str) -> bool:
     """Return whether the URL of a destination may contain a token, or can't be parsed."""
     try:
         parts = urlsplit(url)

@@ -20,18 +20,20 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
+from gunicorn import glogging
 from sqlalchemy.exc import OperationalError
 from uvicorn_worker import UvicornWorker
 
 from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
+from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError
 from inbox.exposure import exposure_warnings
 from inbox.http.protocol import HardenedHttpProtocol
-from inbox.loader.load import config_path, read_config
+from inbox.loader.load import ConfigFile, config_path, load_file, read_config
 from inbox.logs.access_log import AccessLogMask
-from inbox.logs.lines import escape_lines, write_stderr
+from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
 from inbox.logs.traces import without_message
 from inbox.receiver.app import Receiver, app_of
 from inbox.telemetry.recorder import ExporterProcess, exporter_at
@@ -93,31 +95,33 @@ class ActiveApp:
         self.exporter: ExporterProcess | None = None
         """Serves the workers' metrics; only the master has it."""
 
-    def activate(self, config: Config) -> None:
+    def activate(self, file: ConfigFile) -> Config:
         """Activate a configuration, for workers that are forked from now on.
 
         Raises:
             ConfigError: it can't be used, and the one before stays. The text has a line for each mistake.
         """
-        mistakes = []
+        config, mistakes = file.sound, []
         if self._config is not None and config.metrics.receiver != self._config.metrics.receiver:
             mistakes.append("[metrics] receiver: another address needs a restart")
         if self._config is not None and config.database.url != self._config.database.url:
             # Its schema is checked and the number of workers is chosen at the start; and an event in a
             # database that no relay reads is never delivered.
-            mistakes.append("[database] url: another database needs a restart")
+            mistakes.append(f"{config.database.url.origin}: another database or password needs a restart")
         mistakes += [
             f"[sources.{name}] allow_from: FORWARDED_ALLOW_IPS lets every sender claim any address; name your proxies there"
             for name, source in config.sources.items()
             if self.trusts_every_proxy and source.allow_from is not None
         ]
+        mistakes = [str(file.source.locate_line(mistake)) for mistake in mistakes]
         try:
-            app = app_of(config)
+            app = file.make(app_of)
         except ConfigError as error:
             mistakes.append(str(error))
         if mistakes:
             raise ConfigError("\n".join(mistakes))
         self._config, self._app = config, app
+        return config
 
     @property
     def sources(self) -> Container[str]:
@@ -151,6 +155,7 @@ wsgi_app = "inbox.gunicorn_settings:receiver"
 bind = "127.0.0.1:8000"
 workers = _workers()
 worker_class = "inbox.gunicorn_settings.Worker"
+logger_class = "inbox.gunicorn_settings.LineLogger"
 keepalive = 30
 timeout = 30
 graceful_timeout = 15
@@ -179,12 +184,20 @@ def _allow_files(connections: int) -> None:
             write_stderr(told)
 
 
-def _escape_logs(server: Any) -> None:  # noqa: ANN401  # gunicorn's
-    """Let nothing from outside break or forge a line of the log. gunicorn makes its handlers anew at each reload."""
-    escape_lines(server.log.error_log.handlers)
-    escape_lines(server.log.access_log.handlers)
-    if logging.lastResort is not None:
-        escape_lines([logging.lastResort])  # for our loggers, which gunicorn does not know
+def _escape_logs(log: glogging.Logger) -> None:
+    """Let nothing from outside break or forge a line of the log, and give all lines one form of time."""
+    escape_lines([*log.error_log.handlers, *log.access_log.handlers], glogging.Logger.datefmt)
+    if logging.lastResort is not None:  # for our loggers, which gunicorn does not know
+        logging.lastResort.setFormatter(LineFormatter(glogging.Logger.error_fmt))
+
+
+class LineLogger(glogging.Logger):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's logger with lines like ours, from its first one on."""
+
+    def setup(self, cfg: Any) -> None:  # noqa: ANN401  # gunicorn's
+        """Make the handlers, at the start and at each reload."""
+        super().setup(cfg)
+        _escape_logs(self)
 
 
 def _warn_of_exposures(config: Config) -> None:
@@ -197,19 +210,18 @@ def _warn_of_exposures(config: Config) -> None:
 
 def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
-    _escape_logs(server)
+    _escape_logs(server.log)  # an operator's own logger_class may have made them
     try:
-        config = read_config()
         receiver.trusts_every_proxy = _has_all(server.cfg.forwarded_allow_ips)
+        config = receiver.activate(load_file())
         checked = engine.connect(config.database.url, application="inbox-receiver")
         try:
             migrate.require_current(checked)
             guarantees.require(checked)
         except OperationalError as error:
-            write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {error.orig}")
+            write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {trouble_text(error)}")
         finally:
             checked.dispose()
-        receiver.activate(config)
         _warn_of_exposures(config)
         _allow_files(config.receiver.connections)
         receiver.exporter = exporter_at(config.metrics.receiver, server.cfg.uid, server.cfg.gid)
@@ -224,10 +236,9 @@ def on_reload(server: Any) -> None:  # noqa: ANN401  # gunicorn's
 
     An exception here would end the master, and every worker with it.
     """
-    _escape_logs(server)
+    _escape_logs(server.log)
     try:
-        config = read_config()
-        receiver.activate(config)
+        config = receiver.activate(load_file())
     except ConfigError as error:
         for mistake in str(error).splitlines():
             _log.error("reload refused: %s", mistake)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from inbox.clock import Clock, SystemClock
+from inbox.db.trouble import trouble_text
 from inbox.logs.traces import without_message
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
@@ -245,9 +246,7 @@ class Observer:
         """Log and count a failure of the database; the work is tried again."""
         self.counts["database_trouble"] += 1
         self.meters.count(metrics.DATABASE_TROUBLE)
-        _log.warning(
-            "database trouble while %s, trying again: %s", what, type(getattr(error, "orig", None) or error).__name__
-        )
+        _log.warning("database trouble while %s, trying again: %s", what, trouble_text(error))
 
 
 def _ending(status: int) -> str:

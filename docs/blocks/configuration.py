@@ -11,11 +11,12 @@ from docs.blocks.common import MEANINGS, field_docstrings, first_line, table
 from inbox.config.endpoint import Endpoint
 from inbox.config.model import Config, Route
 from inbox.config.source import Source
-from inbox.config.types import Address, Duration, Network, Rate, Secret
+from inbox.config.types import Address, DatabaseUrl, Duration, Network, Rate, Secret
 from relay.sync.query_escaping import FORMS
 
 _CUSTOM = {
     Address: "a host and a port",
+    DatabaseUrl: "text",
     Duration: "[duration](#durations)",
     Network: "address or network",
     Rate: "[rate](#rates)",
@@ -97,7 +98,7 @@ def _type_text(kind: inspect.Type) -> str:
             words = "true or false"
         case inspect.IntType(ge=low, le=high) | inspect.FloatType(ge=low, le=high):
             whole = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
-            words = f"{whole} from {low} to {high}" if low is not None else whole
+            words = _range(whole, low, high)
         case inspect.LiteralType(values=values):
             words = " or ".join(f'`"{value}"`' for value in values)
         case inspect.CustomType(cls=cls):
@@ -113,6 +114,12 @@ def _type_text(kind: inspect.Type) -> str:
         case _:
             pass
     return words
+
+
+def _range(kind: str, low: float | None, high: float | None) -> str:
+    if low is None:
+        return kind if high is None else f"{kind} up to {high}"
+    return f"{kind} from {low} up" if high is None else f"{kind} from {low} to {high}"
 
 
 def _default_text(field: inspect.Field) -> str:

@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
+from inbox.cli.check import check_command
 from inbox.cli.command_line import Commands, options, run
 from inbox.cli.events import list_command, show_command
+from inbox.cli.init import init_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
 from inbox.cli.terminal import answer, exit_on_error, say
@@ -48,10 +50,11 @@ def serve(
       inbox serve
       inbox serve --bind 0.0.0.0:8080 --workers 4
     """
-    from inbox.loader.load import read_config
+    from inbox.loader.load import load_file
+    from inbox.receiver.app import endpoints_of
 
     with exit_on_error():
-        read_config()
+        load_file().make(endpoints_of)  # gunicorn would say the same, below its own lines
     arguments = [sys.executable, "-m", "gunicorn", "--config", "python:inbox.gunicorn_settings", "--bind", bind]
     if workers is not None:
         arguments += ["--workers", str(workers)]
@@ -103,6 +106,8 @@ def migrate_command(
         )
 
 
+app.command("init")(init_command)
+app.command("check")(check_command)
 app.command("send")(send_command)
 app.command("list")(list_command)
 app.command("show")(show_command)

@@ -26,10 +26,12 @@ _LEAST = {"text": 12, "entity": 24}
 """Cells of these kinds are cut to so many characters where room is short; others are never cut."""
 
 _STYLES: dict[str, str] = {
-    **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing"), "red"),
-    **dict.fromkeys(("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused"), "yellow"),
+    **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing", "stuck"), "red"),
+    **dict.fromkeys(
+        ("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused", "held back", "limited"), "yellow"
+    ),
     **dict.fromkeys(("delivered", "unchanged", "done", "running", "ok"), "green"),
-    **dict.fromkeys(("in_flight", "asked"), "cyan"),
+    **dict.fromkeys(("in_flight", "asked", "busy"), "cyan"),
     **dict.fromkeys(("superseded", "skipped", "cancelled", "unrouted", "stopped"), "bright_black"),
 }
 

@@ -146,7 +146,9 @@ def exit_on_error() -> Iterator[None]:
 
         if not isinstance(error, DBAPIError):
             raise
-        fail(f"the database: {str(error.orig).strip()}")
+        from inbox.db.trouble import trouble_text
+
+        fail(f"the database: {trouble_text(error)}")
 
 
 def _decoded(value: bytes) -> str:

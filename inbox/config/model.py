@@ -14,7 +14,7 @@ from inbox.config.endpoint import Api, Destination, SyncDestination
 from inbox.config.retry import Retry
 from inbox.config.source import Source
 from inbox.config.sync import SyncRoute
-from inbox.config.types import Address, Duration, Network, Networks, Secret, Table
+from inbox.config.types import Address, DatabaseUrl, Duration, Network, Networks, Secret, Table
 from inbox.events.event import Action
 
 
@@ -32,7 +32,11 @@ Ordering = Literal["latest", "strict"]
 class DatabaseSettings(Table, frozen=True):
     """The database of both sides."""
 
-    url: str = "sqlite:///inbox.db"
+    url: DatabaseUrl = DatabaseUrl("sqlite:///inbox.db")
+    """`sqlite:///FILE`, or `postgresql+psycopg://USER@HOST/NAME`; or its place, `env:NAME` or `file:/path`. The environment
+    variable `INBOX_DATABASE_URL` overrides it, and the password."""
+    password: Secret | None = None
+    """Password for a Postgres `url` without one."""
 
 
 class Receiver(Table, frozen=True):

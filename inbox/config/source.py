@@ -116,6 +116,8 @@ class Source(Table, frozen=True, kw_only=True):
     """Secret that each request carries. A preset that signs takes `secrets` instead; with both, both are required."""
     secrets: Secrets | None = None
     """Keys for the provider's signature: shared secrets, or for `secevent` its public keys (JWKS or PEM)."""
+    unsigned: bool = False
+    """Accept requests without the signature that the provider makes. Otherwise a preset that signs needs `secrets`."""
     allow_from: Networks | None = None
     """Addresses and networks that may send, besides the proof that `auth` or `secrets` ask for."""
     answer: Literal["stored", "delivered"] = "stored"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 
@@ -198,27 +198,34 @@ class Secret:
             raise ValueError("is never valid: not_before must come before not_after")
         return cls(reference, not_before, not_after)
 
-    def reveal(self, environment: Mapping[str, str] = os.environ) -> str:
+    @property
+    def names_a_place(self) -> bool:
+        """Return whether the secret stands elsewhere, in a variable or a file."""
+        return self.reference.startswith(("env:", "file:"))
+
+    def reveal(self, environment: Mapping[str, str] = os.environ, *, at: str = "") -> str:
         """Read the secret.
 
         Raises:
-            ConfigError: the variable or file is missing or empty.
+            ConfigError: the variable or file is missing or empty. The text begins with `at`, the key.
         """
         kind, _, place = self.reference.partition(":")
+        before = f"{at}: " if at else ""
         if kind == "env":
             value = environment.get(place, "")
             if not value:
+                problem = "is empty" if place in environment else "is not set"
                 raise ConfigError(
-                    f"the environment variable {place} is not set; the configuration takes a secret from it"
+                    f"{before}the environment variable {place} {problem}; the configuration takes a secret from it"
                 )
             return value
         if kind == "file":
             try:
                 value = Path(place).read_text(encoding="utf-8").strip()
             except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
-                raise ConfigError(f"can't read the secret in {place}: {error}") from None
+                raise ConfigError(f"{before}can't read the secret in {place}: {error}") from None
             if not value:
-                raise ConfigError(f"the secret file {place} is empty")
+                raise ConfigError(f"{before}the secret file {place} is empty")
             return value
         return self.reference
 
@@ -228,6 +235,38 @@ class Secret:
 
     def __repr__(self) -> str:
         return "Secret(…)"
+
+
+class DatabaseUrl(str):
+    """The database's URL, which may hold a password: `repr` never shows it."""
+
+    __slots__ = ("is_literal", "origin")
+
+    origin: str
+    """The key or variable that it comes from, with its place: for messages."""
+    is_literal: bool
+    """True when the configuration's file itself has it."""
+
+    def __new__(cls, text: str, origin: str = "[database] url", *, is_literal: bool = True) -> Self:
+        """Make one."""
+        made = super().__new__(cls, text)
+        made.origin, made.is_literal = origin, is_literal
+        return made
+
+    @classmethod
+    def parse(cls, text: object) -> DatabaseUrl:
+        """Parse the key of the file: a URL, or the place of one as `Secret` has it.
+
+        Raises:
+            ValueError: no text, or a misspelled place.
+        """
+        if not isinstance(text, str):
+            raise ValueError('expected "sqlite:///inbox.db", "postgresql+psycopg://…", "env:NAME" or "file:/path"')  # noqa: TRY004  # as every type here
+        Secret.parse(text)
+        return cls(text)
+
+    def __repr__(self) -> str:
+        return "DatabaseUrl(…)"
 
 
 def _instant(given: object) -> datetime | None:

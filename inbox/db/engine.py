@@ -16,6 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
+from inbox.config.types import DatabaseUrl
 from inbox.db.dialect import POSTGRES, SQLITE, sqlite_functions
 from inbox.errors import ConfigError
 
@@ -60,15 +61,20 @@ def parse_url(url: str) -> URL:
         ValueError,
     ):  # ValueError: a port that is no number. It is not shown, as it may contain a password
         raise ConfigError(
-            "[database] url: can't be read; use sqlite:///inbox.db or postgresql+psycopg://user@host:5432/name"
+            f"{_origin(url)}: can't be read; use sqlite:///inbox.db or postgresql+psycopg://user@host:5432/name"
         ) from None
     if parsed.get_backend_name() == POSTGRES:
         _check_places(url)
-        _check_query(parsed)
+        _check_query(parsed, _origin(url))
         return _with_password_in_place(parsed.set(drivername="postgresql+psycopg"))
     if parsed.get_backend_name() == SQLITE and parsed.database not in (None, "", ":memory:"):
         return parsed.set(drivername="sqlite+pysqlite")
-    raise ConfigError("[database] url: it is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db")
+    raise ConfigError(f"{_origin(url)}: it is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db")
+
+
+def _origin(url: str) -> str:
+    """Return the key or variable that the URL comes from."""
+    return url.origin if isinstance(url, DatabaseUrl) else DatabaseUrl(url).origin
 
 
 def connect(url: str, *, application: str) -> Engine:
@@ -79,7 +85,7 @@ def connect(url: str, *, application: str) -> Engine:
     """
     parsed = parse_url(url)
     if parsed.get_backend_name() == SQLITE:
-        _check_sqlite(parsed)
+        _check_sqlite(parsed, _origin(url))
         engine = create_engine(parsed, connect_args={"timeout": 5.0}, pool_reset_on_return="rollback")
         _prepare_sqlite(engine)
         return engine
@@ -88,7 +94,7 @@ def connect(url: str, *, application: str) -> Engine:
     if way.pooled:
         _pin_transactions(made)
     else:
-        _explain_refusal(made)
+        _explain_refusal(made, _origin(url))
     return made
 
 
@@ -104,7 +110,7 @@ def connect_async(url: str, *, application: str) -> AsyncEngine:
 
     parsed = parse_url(url)
     if parsed.get_backend_name() == SQLITE:
-        _check_sqlite(parsed)
+        _check_sqlite(parsed, _origin(url))
         engine = create_async_engine(
             parsed.set(drivername="sqlite+aiosqlite"),
             connect_args={"timeout": LOCK_TIMEOUT_SECONDS},
@@ -189,7 +195,7 @@ def _check_places(url: str) -> None:
     """Reject an unescaped @ in a password: its rest would become the host or the name, which errors show."""
     found = _BEHIND_THE_USER.match(url)
     if found and ("@" in found["place"] or _AT_IN_A_NAME.search(found["query"])):
-        raise ConfigError("[database] url: an @ within the user, the password or the name has to be written %40")
+        raise ConfigError(f"{_origin(url)}: an @ within the user, the password or the name has to be written %40")
 
 
 def _with_password_in_place(url: URL) -> URL:
@@ -198,16 +204,16 @@ def _with_password_in_place(url: URL) -> URL:
     return url.difference_update_query(["password"]).set(password=given) if given else url
 
 
-def _check_query(url: URL) -> None:
+def _check_query(url: URL, origin: str) -> None:
     """Reject options that would change a pinned setting, and an unknown value of `pooler`."""
     for name in _OPTION.findall(_text_of(url, "options")):
         if name.lower().replace("-", "_") in _OURS:
             raise ConfigError(
-                f"[database] url: options sets {name}, which both sides set themselves, for their guarantees rest on it;"
+                f"{origin}: options sets {name}, which both sides set themselves, for their guarantees rest on it;"
                 " take it out"
             )
     if "pooler" in url.query and url.query["pooler"] != "transaction":
-        raise ConfigError('[database] url: pooler can only be "transaction"; leave it out where there is no pooler')
+        raise ConfigError(f'{origin}: pooler can only be "transaction"; leave it out where there is no pooler')
 
 
 def _text_of(url: URL, name: str) -> str:
@@ -231,7 +237,7 @@ def _pin_transactions(engine: Engine) -> None:
             connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {mode}; {pins}")
 
 
-def _explain_refusal(engine: Engine) -> None:
+def _explain_refusal(engine: Engine, origin: str) -> None:
     """Raise a ConfigError with the remedy when a pooler rejects the pinned settings at the first connection."""
     connected = False
 
@@ -245,18 +251,18 @@ def _explain_refusal(engine: Engine) -> None:
         message = str(context.original_exception).strip()
         if not connected and _PARAMETER_REFUSED in message:
             raise ConfigError(
-                "[database] url: a connection pooler refuses what both sides set; where it is in transaction mode, add"
+                f"{origin}: a connection pooler refuses what both sides set; where it is in transaction mode, add"
                 f" pooler=transaction to the url: …?pooler=transaction ({message})"
             ) from context.original_exception
 
 
-def _check_sqlite(url: URL) -> None:
+def _check_sqlite(url: URL, origin: str) -> None:
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         oldest = ".".join(str(part) for part in OLDEST_SQLITE)
         raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old: {oldest} or newer is needed, or Postgres")
     folder = Path(url.database or "").parent
     if not folder.is_dir():
-        raise ConfigError(f"[database] url: there is no folder {folder} for the SQLite file; make it first")
+        raise ConfigError(f"{origin}: there is no folder {folder} for the SQLite file; make it first")
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 from sqlalchemy import Connection, event, text
 
+from inbox.db import stuck
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import inbox, metadata
-from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS, OPEN_STATES, RETENTION_FLOOR_DAYS
+from inbox.db.view_comments import VIEWS
+from inbox.events.states import GONE_SECONDS, OPEN_STATES, RETENTION_FLOOR_DAYS
 
 _DELIVERY = """
 SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at, i.received_at,
@@ -73,60 +75,6 @@ FROM (
 ) r
 """
 
-_STUCK = """
-CREATE VIEW stuck AS
-SELECT o.seq, o.route, o.lane, o.state, {since_received} AS for_seconds, 'no relay has ordered it' AS why
-FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'received' AND {since_received} > 60
-UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, {since_due},
-       'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
-FROM open_delivery o
-WHERE o.state = 'ready' AND {since_due} > 60
-UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, {since_lease}, 'its lease ran out, and no relay has taken it back'
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND {since_lease} > 60
-UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in'
-FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
-WHERE o.state = 'ready' AND {since_due} < -60
-  AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR {since_fact} < -60)
-UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL,
-       'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
-FROM open_delivery o
-WHERE o.state = 'in_flight' AND {since_lease} < -60
-UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebuild gives it one'
-FROM open_delivery o
-WHERE o.state = 'waiting' AND NOT EXISTS (
-    SELECT 1 FROM open_delivery h
-    WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
-UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, {since_died}, 'it is dead and blocks its lane: relay replay, unblock or cancel'
-FROM open_delivery o
-LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
-WHERE o.state = 'blocked'
-UNION ALL
-SELECT NULL, NULL, NULL, c.state, {since_asked}, 'command ' || c.id || ' (' || c.kind || '): no relay has taken it up'
-FROM relay_command c
-WHERE c.state = 'asked' AND {since_asked} > 60
-UNION ALL
-SELECT NULL, NULL, NULL, 'failing', NULL, 'relay ' || n.host || ' pid ' || n.pid || ': steps fail: ' || {failing}
-FROM relay_node n
-WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND {silent} <= {gone}
-UNION ALL
-SELECT NULL, NULL, NULL, 'gone', NULL, 'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started'
-FROM relay_node n
-WHERE n.stopped_at IS NULL AND {silent} > {gone} AND {since_started} < {loop}
-GROUP BY n.host
-HAVING count(*) >= {deaths}
-"""
-
 
 def _delivery_view(dialect: str) -> str:
     if dialect == POSTGRES:
@@ -154,20 +102,6 @@ def _delivery_view(dialect: str) -> str:
         )
     )
 
-
-def _seconds_since(column: str, dialect: str) -> str:
-    if dialect == POSTGRES:
-        return f"round(extract(epoch FROM clock_timestamp() - {column}), 3)"
-    return f"round((julianday('now') - julianday({column})) * 86400, 3)"
-
-
-_COMMENTS = {
-    "delivery": "State of each event on each route. Query it by seq or entity; for counts use backlog.",
-    "dead_letter": "Deliveries that were given up, with cause and error. relay replay starts them again.",
-    "backlog": "Per route: open deliveries by state, and the age of the oldest that is not dead.",
-    "relay_health": "Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.",
-    "stuck": "Deliveries, commands and relays that make no progress, and why. Empty in normal operation.",
-}
 
 _POSTGRES_TRIGGERS = (
     f"""
@@ -263,31 +197,19 @@ END
 
 def statements(dialect: str) -> tuple[str, ...]:
     """List the statements for everything besides tables and indexes, in their order, and for the rows that always exist."""
+    clock = stuck.SqlClock(dialect)
     views = (
         _delivery_view(dialect),
         _DEAD_LETTER,
         _BACKLOG.format(
-            age=_seconds_since("i.received_at", dialect),
+            age=clock.since("i.received_at"),
             states=", ".join(f"b.{state}" for state in OPEN_STATES),
             counts=",\n           ".join(
                 f"count(CASE WHEN state = '{state}' THEN 1 END) AS {state}" for state in OPEN_STATES
             ),
         ),
-        _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=_seconds_since("n.heartbeat_at", dialect)),
-        _STUCK.format(
-            since_received=_seconds_since("i.received_at", dialect),
-            since_due=_seconds_since("o.due_at", dialect),
-            since_lease=_seconds_since("o.lease_until", dialect),
-            since_died=_seconds_since("l.at", dialect),
-            since_asked=_seconds_since("c.asked_at", dialect),
-            since_started=_seconds_since("n.started_at", dialect),
-            silent=_seconds_since("n.heartbeat_at", dialect),
-            failing="CAST(n.failing AS text)",
-            gone=GONE_SECONDS,
-            loop=CRASH_LOOP_SECONDS,
-            deaths=CRASH_LOOP_DEATHS,
-            since_fact=_seconds_since("l.at", dialect),
-        ),
+        _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=clock.since("n.heartbeat_at")),
+        "CREATE VIEW stuck AS" + "UNION ALL".join(stuck.branches(clock).values()),
     )
     rows = (
         "INSERT INTO order_lock (id) VALUES (1)",
@@ -295,8 +217,22 @@ def statements(dialect: str) -> tuple[str, ...]:
     )
     if dialect == SQLITE:
         return (*views, *_SQLITE_TRIGGERS, *rows)
-    comments = tuple(f"COMMENT ON VIEW {name} IS '{comment}'" for name, comment in _COMMENTS.items())
+    comments = (
+        statement
+        for view in VIEWS
+        for statement in (
+            f"COMMENT ON VIEW {view.name} IS '{_quoted(view.comment)}'",
+            *(
+                f"COMMENT ON COLUMN {view.name}.{column} IS '{_quoted(comment)}'"
+                for column, comment in view.columns.items()
+            ),
+        )
+    )
     return (*views, *comments, *_POSTGRES_TRIGGERS, *rows)
+
+
+def _quoted(comment: str) -> str:
+    return comment.replace("'", "''")
 
 
 @event.listens_for(metadata, "after_create")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
+
+import msgspec
 
 from inbox.config.endpoint import Destination, Endpoint, PythonDestination, SyncDestination
 from inbox.config.mistakes import Mistake, nearest
@@ -28,8 +30,25 @@ _NEEDED = (("create", "missing", True), ("delete", "gone", True), ("deactivate",
 """A table of a sync route, the key whose value of the same name needs it, and whether that value is the default."""
 
 
-def broken_links(config: Config) -> Iterator[Mistake]:
-    """Yield every unresolved name, every sync route that can't run, and every timeout of zero."""
+class Names(msgspec.Struct, frozen=True):
+    """The names of tables that others may refer to, also of those with mistakes of their own."""
+
+    sources: Collection[str]
+    apis: Collection[str]
+    destinations: Collection[str]
+
+
+def names_of(config: Config) -> Names:
+    """Return the names in a whole configuration."""
+    return Names(config.sources, config.apis, config.destinations)
+
+
+def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake]:
+    """Yield every unresolved name, every sync route that can't run, and every timeout of zero.
+
+    `names` has also those of tables that `config` lacks because of their mistakes.
+    """
+    names = names or names_of(config)
     for section, endpoints in (("apis", config.apis), ("destinations", config.destinations)):
         for name, endpoint in endpoints.items():
             if endpoint.timeout <= 0:
@@ -40,15 +59,15 @@ def broken_links(config: Config) -> Iterator[Mistake]:
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
         yield from _no_room(name, source, config.receiver.memory)
-        yield from _sweeps(("sources", name, "sweeps"), source, config)
+        yield from _sweeps(("sources", name, "sweeps"), source, config, names.apis)
     for name, route in config.routes.items():
         path = ("routes", name)
-        yield from _missing_name((*path, "source"), "source", route.source, config.sources)
-        yield from _missing_name((*path, "destination"), "destination", route.destination, config.destinations)
+        yield from _missing_name((*path, "source"), "source", route.source, names.sources)
+        yield from _missing_name((*path, "destination"), "destination", route.destination, names.destinations)
         if route.destination in config.destinations:
             yield from _sync_or_not(path, route, config.destinations[route.destination])
         if route.sync is not None:
-            yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, config.apis)
+            yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names.apis)
             yield from _sync_steps((*path, "sync"), route.sync)
             yield from map_mistakes((*path, "sync"), route.sync)
 
@@ -64,12 +83,12 @@ def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
         )
 
 
-def _sweeps(path: tuple[str, ...], source: Source, config: Config) -> Iterator[Mistake]:
+def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collection[str]) -> Iterator[Mistake]:
     """Yield mistakes in sweeps. The watermark is kept per entity type, so two sweeps of one type would share it."""
     swept: set[str] = set()
     for number, sweep in enumerate(source.sweeps):
         where = (*path, f"[{number}]")
-        yield from _missing_name((*where, "api"), "api", sweep.api, config.apis)
+        yield from _missing_name((*where, "api"), "api", sweep.api, apis)
         if sweep.entity_type in swept:
             yield Mistake(
                 (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
@@ -102,7 +121,7 @@ def _function(path: tuple[str, ...], destination: PythonDestination) -> Iterator
             yield Mistake((*path, key), "says nothing to a function, which makes its own calls; remove it")
 
 
-def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Mapping[str, object]) -> Iterator[Mistake]:
+def _missing_name(path: tuple[str, ...], kind: str, name: str, existing: Collection[str]) -> Iterator[Mistake]:
     if name not in existing:
         yield Mistake(path, f"there is no {kind} {name!r}; {nearest(name, existing)}")
 

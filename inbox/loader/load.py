@@ -1,24 +1,26 @@
-"""Reads `inbox.toml`; each mistake is reported with its line and the valid values."""
+"""Reads `inbox.toml`; every mistake is reported at once, with its line and the valid values."""
 
 from __future__ import annotations
 
 import os
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from inbox.config.mistakes import Mistake, build, mistakes
-from inbox.config.model import Config, DatabaseSettings
+from inbox.config.model import Config
 from inbox.errors import ConfigError
-from inbox.loader.cross_checks import broken_links
+from inbox.loader.cross_checks import Names, broken_links
+from inbox.loader.database import resolved_database
+from inbox.loader.places import LocatedMistake, TomlText
 
 DEFAULT_FILE = "inbox.toml"
-
-_HEADER = re.compile(r"\s*\[{1,2}(?P<keys>[^\[\]]+)\]{1,2}\s*(#.*)?")
-_ASSIGNMENT = re.compile(r"""\s*(?P<keys>(?:[\w.\s-]|"[^"]*"|'[^']*')+?)\s*=""")
+Made = TypeVar("Made")
+_NAMED = ("sources", "apis", "destinations", "routes")
+"""Sections of named tables. A mistake in one of these tables leaves the others usable."""
 
 
 def config_path(environment: Mapping[str, str] = os.environ) -> Path:
@@ -26,94 +28,185 @@ def config_path(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(environment.get("INBOX_CONFIG") or DEFAULT_FILE)
 
 
-def read_config(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read the configuration in `path`, or the active one. `INBOX_DATABASE_URL` overrides its database url.
+class ConfigFile(msgspec.Struct, frozen=True):
+    """A configuration that was read, with its mistakes."""
+
+    source: TomlText
+    sound: Config
+    """All tables without a mistake, and no others. It may run only where `mistakes` is empty."""
+    doubtful: tuple[Config, ...]
+    """For each table with a mistake that leaves it readable, a configuration with the sound tables that it refers to."""
+    mistakes: tuple[LocatedMistake, ...]
+
+    @property
+    def config(self) -> Config:
+        """The whole configuration.
+
+        Raises:
+            ConfigError: it has a mistake. The text has a line for each.
+        """
+        _refuse(self.mistakes)
+        return self.sound
+
+    def make(self, make: Callable[[Config], Made]) -> Made:
+        """Make something of the configuration, by a function that changes nothing else.
+
+        Raises:
+            ConfigError: the configuration has mistakes, or `make` finds some. The text has a line for each of both.
+        """
+        made: list[Made] = []
+        _refuse((*self.mistakes, *self.further_mistakes(lambda config: made.append(make(config)))))
+        return made[0]
+
+    def further_mistakes(self, make: Callable[[Config], object]) -> list[LocatedMistake]:
+        """List the mistakes that `make` finds besides those of the file, also beside tables that have one."""
+        found: list[LocatedMistake] = []
+        try:
+            make(self.sound)
+        except ConfigError as error:
+            found += self._located(error)
+        known = {each.key for each in self.mistakes}
+        for config in self.doubtful:
+            try:
+                make(config)
+            except ConfigError as error:
+                found += [each for each in self._located(error) if each.key not in known]
+            except Exception:  # noqa: BLE001, S112  # what has a mistake already may break anything
+                continue
+        return found
+
+    def _located(self, error: ConfigError) -> list[LocatedMistake]:
+        return [self.source.locate_line(line) for line in str(error).splitlines()]
+
+
+def load_file(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> ConfigFile:
+    """Read the configuration in `path`, or the active one, with its mistakes.
+
+    `INBOX_DATABASE_URL` overrides its database url.
 
     Raises:
-        ConfigError: no such file, not TOML, an unknown key, a wrong value, or an unknown name. The text has a line for
-            each mistake.
+        ConfigError: there is no such file, or it is not TOML.
     """
     path = path or config_path(environment)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
-            f"there is no {path}; write one, or name another with INBOX_CONFIG=/path/to/{DEFAULT_FILE}"
+            f"there is no {path}; write one with `inbox init`, or name another with INBOX_CONFIG=/path/to/{DEFAULT_FILE}"
         ) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8
         raise ConfigError(f"can't read {path}: {error}") from None
-    return parse_config(text, str(path), environment.get("INBOX_DATABASE_URL") or None)
+    return load_text(text, str(path), environment)
 
 
-def parse_config(text: str, where: str = DEFAULT_FILE, database_url: str | None = None) -> Config:
-    """Parse a configuration; `where` names the file in errors, `database_url` overrides the one in it.
+def read_config(path: Path | None = None, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the configuration in `path`, or the active one. `INBOX_DATABASE_URL` overrides its database url.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown key, a wrong value, an unknown name, or a database url that is
+            not where it should be. The text has a line for each mistake.
+    """
+    return load_file(path, environment).config
+
+
+def parse_config(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, str] | None = None) -> Config:
+    """Parse a configuration; `where` names the file in errors. Without an environment, no place of a secret is looked up.
 
     Raises:
         ConfigError: as `read_config`.
+    """
+    return load_text(text, where, environment).config
+
+
+def load_text(text: str, where: str = DEFAULT_FILE, environment: Mapping[str, str] | None = None) -> ConfigFile:
+    """Parse a configuration, with its mistakes.
+
+    Raises:
+        ConfigError: it is not TOML.
     """
     try:
         tree = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{where} is not TOML: {error}") from None
-    _refuse(mistakes(tree), text, where)
+    source = TomlText(where, text, tree)
+    misshapen = [*mistakes(tree)]
     try:
-        config = build(tree)
+        readable = build(_without(tree, misshapen))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}") from None
-    _refuse(broken_links(config), text, where)
-    if database_url:
-        config = msgspec.structs.replace(config, database=DatabaseSettings(url=database_url))
-    return config
+    broken = [*broken_links(readable, _names_in(tree))]
+    found = [source.locate(each) for each in (*misshapen, *broken)]
+    if environment is not None:
+        try:
+            readable = msgspec.structs.replace(readable, database=resolved_database(readable.database, environment))
+        except ConfigError as error:
+            found += [source.locate_line(line) for line in str(error).splitlines()]
+    sound = _sound_part(readable, broken)
+    return ConfigFile(source, sound, tuple(_doubtful(readable, sound)), tuple(found))
 
 
-def _refuse(found: Iterable[Mistake], text: str, where: str) -> None:
-    lines = [f"{_place(text, where, mistake.path)}: {mistake.text}" for mistake in found]
-    if lines:
-        raise ConfigError("\n".join(lines))
+def _refuse(found: Sequence[LocatedMistake]) -> None:
+    if found:
+        raise ConfigError("\n".join(dict.fromkeys(map(str, found))))
 
 
-def _place(text: str, where: str, path: tuple[str, ...]) -> str:
-    """Locate a key, such as `inbox.toml:12: [sources.trivore] preset`, with the table as the file writes it."""
-    line, table = _find(text, path)
-    rest = _dotted(path[len(table) :])
-    shown = " ".join(part for part in (f"[{_dotted(table)}]" if table else "", rest) if part)
-    return f"{where}:{line}: {shown}" if line else f"{where}: {shown}"
+def _names_in(tree: Mapping[str, Any]) -> Names:
+    def names(section: str) -> frozenset[str]:
+        tables = tree.get(section)
+        return frozenset(tables) if isinstance(tables, dict) else frozenset()
+
+    return Names(names("sources"), names("apis"), names("destinations"))
 
 
-def _find(text: str, path: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:
-    """Find the line, and its table, that leads farthest down `path`.
-
-    A table header inside a multi-line string misleads this plain scan. A wrong line in an error is acceptable.
-    """
-    best: tuple[int, int | None, tuple[str, ...]] = (0, None, path[:-1])
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.fullmatch(line):
-            table = here = _keys(header["keys"])
-        elif assignment := _ASSIGNMENT.match(line):
-            here = table + _keys(assignment["keys"])
+def _without(tree: Mapping[str, Any], misshapen: Sequence[Mistake]) -> dict[str, Any]:
+    """Return a tree without the tables that have these mistakes."""
+    kept = {key: dict(value) if key in _NAMED and isinstance(value, dict) else value for key, value in tree.items()}
+    for each in misshapen:
+        section, *inner = each.path
+        if section in _NAMED and inner:
+            kept.get(section, {}).pop(inner[0], None)
         else:
-            continue
-        if len(here) > best[0] and here == path[: len(here)]:
-            best = (len(here), number, table)
-    return best[1], best[2]
+            kept.pop(section, None)
+    return kept
 
 
-def _keys(dotted: str) -> tuple[str, ...]:
-    """Split `a."b.c".d` into its parts, with the TOML parser itself."""
-    try:
-        tree = tomllib.loads(f"{dotted} = 0")
-    except tomllib.TOMLDecodeError:
-        return ()
-    keys: list[str] = []
-    inner: object = tree
-    while isinstance(inner, dict):
-        key, inner = next(iter(inner.items()))
-        keys.append(key)
-    return tuple(keys)
+def _sound_part(config: Config, broken: Sequence[Mistake]) -> Config:
+    """Return the configuration without the named tables in `broken`, and without those that refer to a missing one."""
+    wrong = {each.path[:2] for each in broken}
+    tables = {
+        section: {name: table for name, table in getattr(config, section).items() if (section, name) not in wrong}
+        for section in _NAMED
+    }
+    return _closed(msgspec.structs.replace(config, **tables))
 
 
-def _dotted(path: tuple[str, ...]) -> str:
-    """Join a path as `auth.secrets[0]`; a key that is not bare is quoted, as in the file."""
-    parts = (part if re.fullmatch(r"[\w-]+|\[\d+\]", part, re.ASCII) else repr(part) for part in path)
-    return ".".join(parts).replace(".[", "[")
+def _closed(config: Config) -> Config:
+    """Return the configuration without the routes and sweeps that refer to a table that it lacks."""
+    routes = {
+        name: route
+        for name, route in config.routes.items()
+        if route.destination in config.destinations and (route.sync is None or route.sync.fetch.api in config.apis)
+    }
+    sources = {
+        name: msgspec.structs.replace(source, sweeps=[each for each in source.sweeps if each.api in config.apis])
+        if any(each.api not in config.apis for each in source.sweeps)
+        else source
+        for name, source in config.sources.items()
+    }
+    return msgspec.structs.replace(config, routes=routes, sources=sources)
+
+
+def _doubtful(readable: Config, sound: Config) -> Iterator[Config]:
+    """Yield for each named table outside of `sound` a configuration with it, and with what it refers to."""
+    for section in _NAMED:
+        for name, table in getattr(readable, section).items():
+            if name in getattr(sound, section):
+                continue
+            alone = {each: {} for each in _NAMED} | {section: {name: table}}
+            if section == "routes":
+                alone |= {each: getattr(readable, each) for each in ("apis", "destinations")}
+            elif section == "sources":
+                alone["apis"] = readable.apis
+            part = _closed(msgspec.structs.replace(readable, **alone))
+            if getattr(part, section):
+                yield part

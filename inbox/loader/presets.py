@@ -60,6 +60,11 @@ def _repeats(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[
 def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[Mistake]:
     """Yield mistakes of authentication. A source without any has to say so explicitly."""
     by_signature = bool(preset.signatures or preset.prover or source.signature)
+    title = preset.docs.title
+    if source.unsigned and source.secrets is not None:
+        yield Mistake((*path, "unsigned"), "contradicts secrets, which ask for a signature; remove one of both")
+    elif source.unsigned and not preset.always_signs:
+        yield Mistake((*path, "unsigned"), f"says nothing: {title} doesn't always sign; remove it")
     if source.secrets is not None and not by_signature:
         yield Mistake(
             (*path, "secrets"),
@@ -67,8 +72,14 @@ def _proofs(path: tuple[str, ...], source: Source, preset: Preset) -> Iterator[M
         )
     elif source.secrets is None and source.signature is not None:
         yield Mistake((*path, "secrets"), "are missing: what is signed with?")
+    elif source.secrets is None and preset.always_signs and not source.unsigned:
+        yield Mistake(
+            (*path, "secrets"),
+            f"are missing: {title} signs its webhooks, and the secret is {preset.docs.shown_at}; write secrets ="
+            ' ["env:NAME"], or unsigned = true to accept requests that anybody could have made',
+        )
     elif source.secrets is None and source.auth is None:
-        keys = "secrets" if by_signature else "auth"
+        keys = "secrets" if by_signature and not source.unsigned else "auth"
         yield Mistake((*path, keys), 'is missing; if anybody may send, say so by auth = { kind = "none" }')
     elif source.secrets is None and source.tolerance is not None:
         yield Mistake((*path, "tolerance"), "is of no use without secrets: no time is signed")

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable
 from copy import copy
+from datetime import UTC, datetime
 from types import TracebackType
 
 from inbox.logs.visible import visible_line, visible_text
@@ -14,7 +15,13 @@ Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a record as one line, with an indented traceback below it."""
+    """Formats a record as one line, with an indented traceback below it. Times are RFC 3339 in UTC, on both sides."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
+        """Format the time as `2026-01-31T12:00:00.123Z`, unless the handler's own format has another."""
+        if datefmt is not None:
+            return super().formatTime(record, datefmt)
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """Format the line and escape it."""
@@ -25,16 +32,19 @@ class LineFormatter(logging.Formatter):
         return visible_text(super().formatException(ei))
 
 
-def escape_lines(handlers: Iterable[logging.Handler]) -> None:
+def escape_lines(handlers: Iterable[logging.Handler], default_datefmt: str | None = None) -> None:
     """Let these handlers escape their lines and keep their format. A handler with another kind of formatter keeps it.
 
-    Such a formatter may write JSON, which has its own escapes.
+    Such a formatter may write JSON, which has its own escapes. `default_datefmt` is a library's own form of times: it gives
+    way to ours, and a form that an operator has chosen stays.
     """
     for handler in handlers:
         plain = handler.formatter or logging.Formatter()
         if type(plain) is logging.Formatter:
             lines = copy(plain)
             lines.__class__ = LineFormatter
+            if lines.datefmt == default_datefmt:
+                lines.datefmt = None
             handler.setFormatter(lines)
 
 

@@ -25,6 +25,7 @@ from inbox.errors import InvalidEvent, RequestError, Unavailable, UnfitDatabase
 from inbox.events.event import Event, Receipt
 from inbox.logs.traces import without_message
 from inbox.receiver.intake_alert import IntakeAlert
+from inbox.receiver.outage import Outage
 from inbox.receiver.rejections import RejectionQueue
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters, Metric
@@ -96,6 +97,7 @@ class GroupCommit:
         self._has_work = asyncio.Event()
         self._closing = False
         self._loop = asyncio.get_running_loop()
+        self._outage = Outage(self._loop.time)
         self._task = self._loop.create_task(self._run(), name="group-commit")
         self._task.add_done_callback(_end_worker)
 
@@ -145,6 +147,7 @@ class GroupCommit:
             async with asyncio.timeout(ANSWER_WITHIN_SECONDS):
                 return await future
         except TimeoutError:
+            self._outage.lasts(f"no answer within {ANSWER_WITHIN_SECONDS:g} s", requests=1)
             raise Unavailable("the database did not answer in time") from None
 
     async def _run(self) -> None:
@@ -242,6 +245,7 @@ class GroupCommit:
         self._meters.observe(metrics.COMMIT_SECONDS, time.perf_counter() - began)
         self._meters.observe(metrics.BATCH_EVENTS, len(events))
         self._count(metrics.RECEIVED, events, seqs)
+        self._outage.ended()
         await self._alert.stored(await self._connected(), self._clock.now())
         return seqs
 
@@ -269,6 +273,8 @@ class GroupCommit:
         """Answer 503 to all, as nothing is known to be stored, and use a new connection for the next batch."""
         if isinstance(error, DBAPIError) and is_unique_violation(error):
             self._alert.number_taken(constraint_of(error))
+        elif isinstance(error, _FAILURES):
+            self._outage.began(error, sum(not pending.receipts.done() for pending in batch))
         for pending in batch:
             pending.answer(_unavailable(error))
         await self._drop_connection()
@@ -278,8 +284,10 @@ class GroupCommit:
         outcome: Exception | None = None
         try:
             await self._store.probe(await self._connected(), self._clock.now())
+            self._outage.ended()
         except _FAILURES as error:
             outcome = _unavailable(error)
+            self._outage.began(error)
             await self._drop_connection()
         for probe in probes:
             if not probe.done():

@@ -110,6 +110,8 @@ class PresetDocs(msgspec.Struct, frozen=True, kw_only=True):
     """The parts that make two requests the same event."""
     sends: str
     """The provider's retries, and the answer that it expects."""
+    shown_at: str
+    """The place where the provider shows the secret, or where one is set there: for messages, after "the secret is"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,8 @@ class Preset:
     """The key of a source that `reader` reads: what it raises is a mistake of that key."""
     signatures: tuple[Signature, ...] = ()
     """Its signatures; several are the same under other names of headers."""
+    may_be_unsigned: bool = False
+    """True when the provider signs only where somebody has set that up; otherwise its signature is required."""
     prover: Prover | None = None
     """Its own proof by `secrets`, where that is no signature with a shared secret."""
     own_keys: frozenset[str] = frozenset()
@@ -148,8 +152,15 @@ class Preset:
     rejection: Callable[[RequestError], tuple[int, bytes]] | None = None
     """Makes the status and the JSON of its error answers, once it has authenticated; None: those of every other source."""
     handshake: Handshake | None = None
+    starter: str = 'secrets = ["env:{variable}"]'
+    """Lines of a source's table in a new configuration. `{variable}` is the environment variable with its secret."""
     sample: Callable[[str, str, str, datetime], Sample] | None = None
     """Makes a webhook about an entity from its type, its id, the event type and the time."""
+
+    @property
+    def always_signs(self) -> bool:
+        """True when every request of the provider is signed."""
+        return bool(self.signatures or self.prover) and not self.may_be_unsigned
 
     def handshake_response(self, raw: RawRequest) -> HandshakeResponse | None:
         """Return the answer, if the request is this provider's handshake.

@@ -133,6 +133,7 @@ PRESET = Preset(
         answer=greet,
         docs="OPTIONS with `WebHook-Request-Origin`: `WebHook-Allowed-Origin` (and `-Rate`) come back",
     ),
+    starter='auth = { kind = "bearer", secrets = ["env:{variable}"] }',
     docs=PresetDocs(
         title="CloudEvents",
         event_id="`id`",
@@ -141,5 +142,6 @@ PRESET = Preset(
         time="`time`, else of arrival",
         same_event="`source` and `id`",
         sends="as its sender does; gets a 202",
+        shown_at="the bearer token that the sender is configured with",
     ),
 )

@@ -167,6 +167,17 @@ PRESET = Preset(
     keeps=keeps,
     own_keys=frozenset({"event", "signature"}),
     needs=frozenset({"event"}),
+    starter="""\
+secrets = ["env:{variable}"]
+[sources.custom.signature]
+header = "X-Signature"
+prefix = "sha256="
+[sources.custom.event]  # JMESPath over body and headers
+id = "body.id"
+type = "body.type"
+entity_type = "'ORDER'"
+entity_id = "body.order.id"
+actions = { "order.created" = "create", "order.updated" = "update", "order.deleted" = "delete" }""",
     docs=PresetDocs(
         title="Any other provider",
         event_id="`event.id`",
@@ -175,5 +186,6 @@ PRESET = Preset(
         time="`event.time`, else of arrival",
         same_event="the id, else the body within five minutes; each of its `items` by itself",
         sends="as it does",
+        shown_at="where the provider shows it, beside the URL of the webhook",
     ),
 )

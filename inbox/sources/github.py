@@ -116,5 +116,6 @@ PRESET = Preset(
         time="of arrival",
         same_event="the id",
         sends="once: redeliver by hand or by the API within three days; wants a 2xx within 10 s",
+        shown_at="the field Secret of the hook: Settings, Webhooks, of the repository, organisation or app",
     ),
 )

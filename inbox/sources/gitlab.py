@@ -93,8 +93,12 @@ PRESET = Preset(
     read=read,
     sample=sample,
     signatures=(standard_webhooks.signature("webhook"),),
+    may_be_unsigned=True,
     max_body=25 * 1024 * 1024,
     kept_headers=frozenset({_KEY, _MESSAGE, _EVENT, "x-gitlab-event-uuid", "x-gitlab-instance"}),
+    starter="""\
+auth = { kind = "header", name = "X-Gitlab-Token", secrets = ["env:{variable}"] }
+# secrets = ["env:GITLAB_SIGNING_TOKEN"]  # instead, where the hook has a signing token""",
     docs=PresetDocs(
         title="GitLab",
         event_id="header `webhook-id` (which is signed), else `Idempotency-Key`; before GitLab 17.4 none",
@@ -103,5 +107,6 @@ PRESET = Preset(
         time="of arrival",
         same_event="the id, else the body within five minutes",
         sends="not again by itself, and disables a hook that fails; wants a 2xx within 10 s",
+        shown_at="the signing token or the secret token of the hook: Settings, Webhooks, of the project or group",
     ),
 )

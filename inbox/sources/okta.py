@@ -123,6 +123,7 @@ PRESET = Preset(
         answer=greet,
         docs='GET with `X-Okta-Verification-Challenge`: `{"verification": …}` with its value comes back',
     ),
+    starter='auth = { kind = "header", name = "Authorization", secrets = ["env:{variable}"] }',
     docs=PresetDocs(
         title="Okta (event hooks)",
         event_id="`uuid` of each of `data.events`",
@@ -131,5 +132,6 @@ PRESET = Preset(
         time="`published`",
         same_event="its time and id",
         sends="once more after a failure; wants a 200 or 204 without a body within 3 s",
+        shown_at="the Authentication secret of the event hook: Workflow, Event Hooks, in the Admin Console",
     ),
 )

@@ -206,6 +206,10 @@ PRESET = Preset(
     status=202,
     answers_empty=True,
     rejection=rejection,
+    starter="""\
+secrets = ["env:{variable}"]  # public keys: a JWKS document, or "file:/path"
+issuer = "https://login.example.com"  # what a token has to say in iss,
+audience = "https://hooks.example.com/webhooks/secevent"  # and in aud""",
     docs=PresetDocs(
         title="Security event tokens (shared signals)",
         event_id="claim `jti`",
@@ -214,5 +218,6 @@ PRESET = Preset(
         time="`toe`, else `iat`",
         same_event="`iss` and `jti`",
         sends="as its sender does; gets a 202 without a body",
+        shown_at="its JWKS document, which the transmitter publishes as jwks_uri; save it to a file",
     ),
 )

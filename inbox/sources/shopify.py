@@ -93,5 +93,6 @@ PRESET = Preset(
         time="header `X-Shopify-Triggered-At`, else of arrival",
         same_event="the id",
         sends="again, eight times in four hours, then the subscription is removed; wants a 200 within 5 s",
+        shown_at="the app's client secret in the Dev Dashboard; for webhooks of the shop's own settings, below their list",
     ),
 )

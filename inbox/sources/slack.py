@@ -171,5 +171,6 @@ PRESET = Preset(
         time="`event_time`, else of arrival",
         same_event="the id",
         sends="again at once, after one and five minutes; wants a 2xx within 3 s",
+        shown_at="the Signing Secret of the app: api.slack.com/apps, Basic Information, App Credentials",
     ),
 )

@@ -200,6 +200,10 @@ PRESET = Preset(
     own_keys=frozenset({"pattern", "entity_type"}),
     media_types=frozenset({"application/json", fields.FORM}),
     kept_headers=frozenset(_KEY_HEADERS),
+    starter='''\
+auth = { kind = "url_token", secrets = ["env:{variable}"] }
+pattern = '(?P<id>[A-Z]+-[0-9]+)'  # finds the entity in the text, such as SHOP-42
+entity_type = "TICKET"''',
     docs=PresetDocs(
         title="Slack-compatible messages",
         entity="what the source's `pattern` finds in the text",
@@ -207,5 +211,6 @@ PRESET = Preset(
         time="of arrival",
         same_event="the message within five minutes, or its `Idempotency-Key` or `Webhook-Id`",
         sends="as its sender does; looks at the status alone",
+        shown_at="a text of your own, which ends the URL that the sender posts to",
     ),
 )

@@ -110,5 +110,6 @@ PRESET = Preset(
         time="`timestamp`, else of arrival",
         same_event="the id",
         sends="again for about three days; wants a 2xx within 15 to 30 s",
+        shown_at="the signing secret of the endpoint, whsec_…, in the provider's list of webhooks",
     ),
 )

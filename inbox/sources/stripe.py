@@ -84,5 +84,6 @@ PRESET = Preset(
         time="`created`",
         same_event="the id",
         sends="again for up to three days; wants a 2xx",
+        shown_at="the Signing secret of the endpoint, whsec_…: Workbench, Webhooks",
     ),
 )

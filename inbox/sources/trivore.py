@@ -101,6 +101,7 @@ PRESET = Preset(
     read=read,
     has_own_time=True,
     sample=sample,
+    starter='auth = { kind = "header", name = "X-Webhook-Token", secrets = ["env:{variable}"] }',
     docs=PresetDocs(
         title="Trivore ID",
         entity="`entityType` and `id`; of the newer form `type` up to its first `_`, and `id`",
@@ -108,5 +109,6 @@ PRESET = Preset(
         time="`timestamp`; of the newer form `time`",
         same_event="its time, entity and event type",
         sends="again for a number of times that is not documented; wants a 200",
+        shown_at="the header that you configure with the webhook in Trivore ID",
     ),
 )

@@ -638,66 +638,215 @@ FROM (
 ) r;
 
 CREATE VIEW stuck AS
-SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - i.received_at), 3) AS for_seconds, 'no relay has ordered it' AS why
+SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
+       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why
+WHERE NOT EXISTS (
+    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= clock_timestamp() - interval '15 seconds')
+UNION ALL
+SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why
+FROM relay_node n
+WHERE n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) > 15 AND round(extract(epoch FROM clock_timestamp() - n.started_at), 3) < 600
+GROUP BY n.host
+HAVING count(*) >= 3
+UNION ALL
+SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why
+FROM relay_node n CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) <= 15
+UNION ALL
+SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - i.received_at), 3) AS for_seconds,
+       'no relay has ordered it, and nothing moves' AS why
 FROM open_delivery o JOIN inbox i ON i.seq = o.seq
 WHERE o.state = 'received' AND round(extract(epoch FROM clock_timestamp() - i.received_at), 3) > 60
+  AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > clock_timestamp() - interval '60 seconds')
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.due_at), 3),
-       'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
-FROM open_delivery o
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.due_at), 3) AS for_seconds,
+       'due, and nothing moves on its route: is it in inbox.toml, and does a gate of its destination or api hold it back?' AS why
+FROM open_delivery o JOIN inbox i ON i.seq = o.seq
 WHERE o.state = 'ready' AND round(extract(epoch FROM clock_timestamp() - o.due_at), 3) > 60
+  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > clock_timestamp() - interval '60 seconds')
+  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > clock_timestamp() - interval '0 seconds')
+  AND NOT EXISTS (
+    SELECT 1 FROM gate g
+    WHERE g.paused_at IS NOT NULL
+      AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
+        OR (g.kind = 'entity' AND g.name = replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'))))
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.lease_until), 3), 'its lease ran out, and no relay has taken it back'
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.lease_until), 3), 'its lease ran out, and no relay has rescued it'
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND round(extract(epoch FROM clock_timestamp() - o.lease_until), 3) > 60
+  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > clock_timestamp() - interval '60 seconds')
+  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > clock_timestamp() - interval '0 seconds')
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in'
-FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
+SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - l.at), 3) AS for_seconds,
+       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why
+FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+WHERE o.state = 'blocked'
+UNION ALL
+SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
+       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why
+FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
 WHERE o.state = 'ready' AND round(extract(epoch FROM clock_timestamp() - o.due_at), 3) < -60
   AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round(extract(epoch FROM clock_timestamp() - l.at), 3) < -60)
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL,
+SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
        'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND round(extract(epoch FROM clock_timestamp() - o.lease_until), 3) < -60
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebuild gives it one'
+SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
+       'its lane has no head: relay rebuild gives it one' AS why
 FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
     WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - l.at), 3), 'it is dead and blocks its lane: relay replay, unblock or cancel'
-FROM open_delivery o
-LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
-WHERE o.state = 'blocked'
-UNION ALL
-SELECT NULL, NULL, NULL, c.state, round(extract(epoch FROM clock_timestamp() - c.asked_at), 3), 'command ' || c.id || ' (' || c.kind || '): no relay has taken it up'
+SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) AS for_seconds,
+       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why
 FROM relay_command c
 WHERE c.state = 'asked' AND round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) > 60
 UNION ALL
-SELECT NULL, NULL, NULL, 'failing', NULL, 'relay ' || n.host || ' pid ' || n.pid || ': steps fail: ' || CAST(n.failing AS text)
-FROM relay_node n
-WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) <= 15
-UNION ALL
-SELECT NULL, NULL, NULL, 'gone', NULL, 'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started'
-FROM relay_node n
-WHERE n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) > 15 AND round(extract(epoch FROM clock_timestamp() - n.started_at), 3) < 600
-GROUP BY n.host
-HAVING count(*) >= 3;
+SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) AS for_seconds,
+       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
+FROM (
+    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
+    ORDER BY id DESC
+    LIMIT 1000) c
+WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round(extract(epoch FROM clock_timestamp() - c.finished_at), 3) < 3600);
 
 COMMENT ON VIEW delivery IS 'State of each event on each route. Query it by seq or entity; for counts use backlog.';
 
+COMMENT ON COLUMN delivery.seq IS 'number of the event in arrival order; gaps mean nothing';
+
+COMMENT ON COLUMN delivery.route IS 'the route it takes: a name of [routes] in inbox.toml';
+
+COMMENT ON COLUMN delivery.source IS 'sender: a name of [sources] in inbox.toml';
+
+COMMENT ON COLUMN delivery.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
+
+COMMENT ON COLUMN delivery.entity_id IS 'id of the entity that changed, as the source gives it';
+
+COMMENT ON COLUMN delivery.event_type IS 'event type, verbatim from the sender';
+
+COMMENT ON COLUMN delivery.action IS 'effect on the entity: create, update, delete or other';
+
+COMMENT ON COLUMN delivery.occurred_at IS 'the event''s own time, to the microsecond';
+
+COMMENT ON COLUMN delivery.received_at IS 'time at which the receiver had read the request';
+
+COMMENT ON COLUMN delivery.state IS 'as in open_delivery, or the kind of the last fact when it has ended; unrouted: the event matched no route';
+
+COMMENT ON COLUMN delivery.attempts IS 'attempts used in its present or last run';
+
+COMMENT ON COLUMN delivery.due_at IS 'if ready: time of the next attempt; database clock';
+
+COMMENT ON COLUMN delivery.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
+
+COMMENT ON COLUMN delivery.relay_node IS 'if in_flight: relay_node.id of the process that delivers it';
+
+COMMENT ON COLUMN delivery.last_fact IS 'kind of its newest row in delivery_log';
+
+COMMENT ON COLUMN delivery.last_fact_at IS 'time of that row';
+
+COMMENT ON COLUMN delivery.last_error IS 'error of its newest failed attempt, even if a later one succeeded';
+
+COMMENT ON COLUMN delivery.superseded_by IS 'if superseded: the seq of the event that replaces it';
+
 COMMENT ON VIEW dead_letter IS 'Deliveries that were given up, with cause and error. relay replay starts them again.';
+
+COMMENT ON COLUMN dead_letter.seq IS 'number of the event in arrival order; gaps mean nothing';
+
+COMMENT ON COLUMN dead_letter.route IS 'the route it takes: a name of [routes] in inbox.toml';
+
+COMMENT ON COLUMN dead_letter.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
+
+COMMENT ON COLUMN dead_letter.state IS 'dead, or blocked when it blocks its lane';
+
+COMMENT ON COLUMN dead_letter.source IS 'sender: a name of [sources] in inbox.toml';
+
+COMMENT ON COLUMN dead_letter.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
+
+COMMENT ON COLUMN dead_letter.entity_id IS 'id of the entity that changed, as the source gives it';
+
+COMMENT ON COLUMN dead_letter.event_type IS 'event type, verbatim from the sender';
+
+COMMENT ON COLUMN dead_letter.action IS 'effect on the entity: create, update, delete or other';
+
+COMMENT ON COLUMN dead_letter.occurred_at IS 'the event''s own time, to the microsecond';
+
+COMMENT ON COLUMN dead_letter.received_at IS 'time at which the receiver had read the request';
+
+COMMENT ON COLUMN dead_letter.attempts IS 'attempts used in its last run';
+
+COMMENT ON COLUMN dead_letter.died_at IS 'time at which it was given up';
+
+COMMENT ON COLUMN dead_letter.cause IS 'exhausted, crash_loop, unrecordable, unprocessable, or an error class; docs/reference/delivery.md lists them';
+
+COMMENT ON COLUMN dead_letter.error IS 'the last error, in one sentence';
 
 COMMENT ON VIEW backlog IS 'Per route: open deliveries by state, and the age of the oldest that is not dead.';
 
+COMMENT ON COLUMN backlog.route IS 'the route it takes: a name of [routes] in inbox.toml';
+
+COMMENT ON COLUMN backlog.open IS 'sum of the following states';
+
+COMMENT ON COLUMN backlog.received IS 'not ordered yet';
+
+COMMENT ON COLUMN backlog.waiting IS 'behind the head of their lane';
+
+COMMENT ON COLUMN backlog.ready IS 'heads, due now or later';
+
+COMMENT ON COLUMN backlog.in_flight IS 'heads under a relay''s lease';
+
+COMMENT ON COLUMN backlog.blocked IS 'given up, and blocking their lanes';
+
+COMMENT ON COLUMN backlog.dead IS 'given up';
+
+COMMENT ON COLUMN backlog.oldest_received_at IS 'arrival of the oldest that is not dead';
+
+COMMENT ON COLUMN backlog.oldest_age_seconds IS 'seconds since then';
+
 COMMENT ON VIEW relay_health IS 'Relay processes: running, gone (silent for as long as a lease) or stopped; what is in flight, and what fails.';
 
-COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why. Empty in normal operation.';
+COMMENT ON COLUMN relay_health.relay_node IS 'id of the process, new at every start';
+
+COMMENT ON COLUMN relay_health.host IS 'machine that it runs on';
+
+COMMENT ON COLUMN relay_health.pid IS 'process id on that machine';
+
+COMMENT ON COLUMN relay_health.version IS 'version of Inbox Relay';
+
+COMMENT ON COLUMN relay_health.health IS 'running, gone or stopped; a gone process has lost all of its leases';
+
+COMMENT ON COLUMN relay_health.silent_seconds IS 'seconds since its last heartbeat';
+
+COMMENT ON COLUMN relay_health.in_flight IS 'deliveries under its lease';
+
+COMMENT ON COLUMN relay_health.started_at IS 'time of its start';
+
+COMMENT ON COLUMN relay_health.heartbeat_at IS 'time of its last heartbeat';
+
+COMMENT ON COLUMN relay_health.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
+
+COMMENT ON COLUMN relay_health.failing IS 'steps that fail now, with the errors; empty: none';
+
+COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why, as relay status --check finds them. Empty in normal operation. Gates of destinations and apis are not known here.';
+
+COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head';
+
+COMMENT ON COLUMN stuck.seq IS 'number of the event in arrival order; gaps mean nothing';
+
+COMMENT ON COLUMN stuck.route IS 'the route it takes: a name of [routes] in inbox.toml';
+
+COMMENT ON COLUMN stuck.lane IS 'the unit of order on the route: TYPE|ID of the entity, * or the event itself';
+
+COMMENT ON COLUMN stuck.state IS 'state of the delivery or command; gone or failing for relays';
+
+COMMENT ON COLUMN stuck.for_seconds IS 'seconds since the problem began; empty: unknown';
+
+COMMENT ON COLUMN stuck.why IS 'the problem, in one sentence';
 
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -475,56 +475,83 @@ FROM (
 ) r;
 
 CREATE VIEW stuck AS
-SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds, 'no relay has ordered it' AS why
+SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
+       'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why
+WHERE NOT EXISTS (
+    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= strftime('%Y-%m-%d %H:%M:%f', 'now', '-15 seconds') || '000Z')
+UNION ALL
+SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
+       'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why
+FROM relay_node n
+WHERE n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) > 15 AND round((julianday('now') - julianday(n.started_at)) * 86400, 3) < 600
+GROUP BY n.host
+HAVING count(*) >= 3
+UNION ALL
+SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
+       'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why
+FROM relay_node n JOIN json_each(n.failing) AS step
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
+UNION ALL
+SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(i.received_at)) * 86400, 3) AS for_seconds,
+       'no relay has ordered it, and nothing moves' AS why
 FROM open_delivery o JOIN inbox i ON i.seq = o.seq
 WHERE o.state = 'received' AND round((julianday('now') - julianday(i.received_at)) * 86400, 3) > 60
+  AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3),
-       'due, and no relay has claimed it: does one run with this route, and does a gate hold it back?'
-FROM open_delivery o
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.due_at)) * 86400, 3) AS for_seconds,
+       'due, and nothing moves on its route: is it in inbox.toml, and does a gate of its destination or api hold it back?' AS why
+FROM open_delivery o JOIN inbox i ON i.seq = o.seq
 WHERE o.state = 'ready' AND round((julianday('now') - julianday(o.due_at)) * 86400, 3) > 60
+  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '-0 seconds') || '000Z')
+  AND NOT EXISTS (
+    SELECT 1 FROM gate g
+    WHERE g.paused_at IS NOT NULL
+      AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
+        OR (g.kind = 'entity' AND g.name = replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'))))
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.lease_until)) * 86400, 3), 'its lease ran out, and no relay has taken it back'
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(o.lease_until)) * 86400, 3), 'its lease ran out, and no relay has rescued it'
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND round((julianday('now') - julianday(o.lease_until)) * 86400, 3) > 60
+  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > strftime('%Y-%m-%d %H:%M:%f', 'now', '-60 seconds') || '000Z')
+  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '-0 seconds') || '000Z')
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL,
-       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in'
-FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
+SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(l.at)) * 86400, 3) AS for_seconds,
+       'it is dead and blocks its lane: relay replay, unblock or cancel' AS why
+FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+WHERE o.state = 'blocked'
+UNION ALL
+SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
+       'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why
+FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
 WHERE o.state = 'ready' AND round((julianday('now') - julianday(o.due_at)) * 86400, 3) < -60
   AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round((julianday('now') - julianday(l.at)) * 86400, 3) < -60)
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL,
+SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
        'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
 FROM open_delivery o
 WHERE o.state = 'in_flight' AND round((julianday('now') - julianday(o.lease_until)) * 86400, 3) < -60
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, NULL, 'its lane has no head: relay rebuild gives it one'
+SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
+       'its lane has no head: relay rebuild gives it one' AS why
 FROM open_delivery o
 WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
     WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
 UNION ALL
-SELECT o.seq, o.route, o.lane, o.state, round((julianday('now') - julianday(l.at)) * 86400, 3), 'it is dead and blocks its lane: relay replay, unblock or cancel'
-FROM open_delivery o
-LEFT JOIN delivery_log l ON l.id = (
-    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
-WHERE o.state = 'blocked'
-UNION ALL
-SELECT NULL, NULL, NULL, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3), 'command ' || c.id || ' (' || c.kind || '): no relay has taken it up'
+SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
+       'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why
 FROM relay_command c
 WHERE c.state = 'asked' AND round((julianday('now') - julianday(c.asked_at)) * 86400, 3) > 60
 UNION ALL
-SELECT NULL, NULL, NULL, 'failing', NULL, 'relay ' || n.host || ' pid ' || n.pid || ': steps fail: ' || CAST(n.failing AS text)
-FROM relay_node n
-WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) <= 15
-UNION ALL
-SELECT NULL, NULL, NULL, 'gone', NULL, 'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started'
-FROM relay_node n
-WHERE n.stopped_at IS NULL AND round((julianday('now') - julianday(n.heartbeat_at)) * 86400, 3) > 15 AND round((julianday('now') - julianday(n.started_at)) * 86400, 3) < 600
-GROUP BY n.host
-HAVING count(*) >= 3;
+SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round((julianday('now') - julianday(c.asked_at)) * 86400, 3) AS for_seconds,
+       'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
+                       ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
+FROM (
+    SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
+    ORDER BY id DESC
+    LIMIT 1000) c
+WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
 
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
 WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent

@@ -1,23 +1,30 @@
-"""`relay status`: lists the backlog and the running relays, and with --check runs a health check."""
+"""`relay status`: shows everything at one moment, once or again and again, and with --check runs a health check."""
 
 from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson
-from inbox.cli.terminal import FINDING, exit_on_error, say, show
+from inbox.cli.options import AsJson, Wide
+from inbox.cli.terminal import FINDING, answer, as_document, console, exit_on_error, fail, put, put_json, show
 from relay.cli.options import database_of, load_config
-from relay.cli.pause import described
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+    from rich.text import Text
+
     from inbox.config.model import Config
     from inbox.db.reads import Row
+    from relay.cli.next_steps import NextStep
     from relay.store.database import Database
+    from relay.store.overview import Overview
+    from relay.store.stuck_check import Trouble
 
 SWEEP_COLUMNS = (
     "source",
@@ -37,6 +44,9 @@ _LOOK_AGAIN_SECONDS = 3.0
 def status(
     *,
     as_json: AsJson = False,
+    wide: Wide = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 2.0,
     check: Annotated[
         bool,
         typer.Option(
@@ -48,111 +58,163 @@ def status(
         bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and its findings.")
     ] = False,
 ) -> None:
-    """Show what is open on each route, and which relays run.
+    """Show how every route does, what holds deliveries back, which relays run, and what to do next.
+
+    Of deliveries that are ready, `retrying` are due later, after a failure. Counts end at 10,000 for each state: `10,000+`.
+    Rates are of the last five minutes. With --json, it is one object with every field.
 
     With --check, only findings are listed, and the exit status is 1 when there are any: no relay has had a heartbeat for
     15 s, relays die soon after they start, a step of one fails, the database does not answer, a route makes no progress
-    although a delivery has been due for a minute, a lane is blocked, or no relay takes up a command. Deliveries that a pause,
-    a circuit breaker or a rate limit holds back are no finding, nor is a backlog that shrinks.
+    although a delivery has been due for a minute, a lane is blocked, no relay takes up a command, or a command failed within
+    the last hour. Deliveries that a pause, a circuit breaker or a rate limit holds back are no finding, nor is a backlog that
+    shrinks.
 
     With --here too, the relay must be on this host, and findings that only a person can fix are left out: blocked lanes,
     commands.
 
     Examples:
       relay status
+      relay status --watch --every 5
+      relay status --json
       relay status --sweeps
       relay status --check
       relay status --check --here --json
     """
-    from relay.store import reads
-
+    if watch and (check or sweeps):
+        fail("--watch shows the whole status: leave out --check and --sweeps")
+    if here and not check:
+        fail("--here is for --check: relay status --check --here")
     with exit_on_error():
         config = load_config()
         if sweeps:
+            from relay.store import reads
+
             swept = reads.sweeps(database_of(config))
             show(swept, as_json=as_json, columns=SWEEP_COLUMNS, empty="no sweep has run yet")
             return
+        if watch:
+            _watch(_Look(config), every, as_json=as_json, wide=wide)
+            return
         if not check:
-            _show(database_of(config), as_json=as_json)
+            for line in _Look(config).output(as_json=as_json, wide=wide):
+                _put(line)
             return
         found = _checked(config, here=here)
     if as_json:
-        show(found, as_json=True, columns=(), empty="")
+        put_json(as_document(found))
     else:
         for row in found:
-            say(row["why"])
+            answer(row["why"])
     if found:
         raise typer.Exit(FINDING)
 
 
-def _show(database: Database, *, as_json: bool) -> None:
-    from relay.store import gates, reads, stuck_check
+class _Look:
+    """Looks at the database, again and again; a connection that broke is replaced."""
 
-    alive = _alive(database)
-    backlog = reads.backlog(database)
-    held_back = gates.held_back(database)
-    swept = reads.sweeps(database)
-    columns = ("route", "open", "received", "waiting", "ready", "in_flight", "blocked", "dead", "oldest_age_seconds")
-    show(backlog, as_json=as_json, columns=columns, empty="nothing is open on any route")
-    if as_json:
+    def __init__(self, config: Config) -> None:
+        from relay.delivery.policy import policies
+
+        self._config = config
+        self._policies = policies(config)
+        self._database: Database | None = None
+
+    def output(self, *, as_json: bool, wide: bool) -> list[Text | str]:
+        """Read everything, and return its lines, or its JSON.
+
+        Raises:
+            DBAPIError: the database does not answer.
+        """
+        from relay.cli.next_steps import next_steps
+        from relay.cli.status_view import lines_of
+        from relay.store.overview import read_overview
+        from relay.store.stuck_check import findings
+
+        if self._database is None:
+            self._database = database_of(self._config)
+        try:
+            seen = read_overview(self._database, self._policies)
+            found = findings(self._database, self._policies)
+        except Exception:
+            self._database.engine.dispose()
+            raise
+        steps = next_steps(seen, found)
+        if as_json:
+            return [as_document(_as_object(seen, found, steps))]
+        out = console()
+        return list(lines_of(seen, found, steps, width=out.width if out.is_terminal and not wide else None))
+
+
+def _as_object(seen: Overview, found: list[Trouble], steps: tuple[NextStep, ...]) -> dict[str, Any]:
+    from relay.cli.status_view import state_of
+
+    seen_object: dict[str, Any] = msgspec.to_builtins(seen)
+    for route, each in zip(seen.routes, seen_object["routes"], strict=True):
+        each["state"] = state_of(route, found)
+    return {**seen_object, "findings": msgspec.to_builtins(found), "next": msgspec.to_builtins(steps)}
+
+
+def _put(line: Text | str) -> None:
+    if isinstance(line, str):
+        put_json(line)
+    else:
+        put(line)
+
+
+def _watch(look: _Look, every: float, *, as_json: bool, wide: bool) -> None:
+    """Show it until Ctrl-C: in place at a terminal, else one after the other. The database may go away and come back."""
+    out = console()
+    try:
+        if as_json or not out.is_terminal:
+            for lines in _looks(look, every, as_json=as_json, wide=wide):
+                for line in lines:
+                    _put(line)
+            return
+        from rich.console import Group
+        from rich.live import Live
+
+        with Live(console=out, auto_refresh=False, vertical_overflow="crop") as live:
+            for lines in _looks(look, every, as_json=False, wide=wide):
+                shown: list[RenderableType] = [*lines]
+                live.update(Group(*shown), refresh=True)
+    except KeyboardInterrupt:
         return
-    running = ", ".join(f"{node['host']} pid {node['pid']}" for node in alive)
-    say(f"relays running: {len(alive)}" + (f" ({running})" if running else ": start one with `relay run`"))
-    for trouble in (*stuck_check.relays_in_trouble(database), *stuck_check.waits_for_a_person(database)):
-        say(f"trouble: {trouble.why}")
-    for row in held_back:
-        say(f"held back: {described(row)}")
-    for row in swept:
-        if row["error"]:
-            say(f"not swept: {row['source']} {row['entity_type']}: {row['error']}")
 
 
-def _alive(database: Database) -> list[Row]:
-    from inbox.events.states import GONE_SECONDS
-    from relay.store import reads
+def _looks(look: _Look, every: float, *, as_json: bool, wide: bool) -> Iterator[list[Text | str]]:
+    from rich.text import Text
+    from sqlalchemy.exc import DBAPIError
 
-    return [node for node in reads.relay_nodes(database) if node["silent_seconds"] <= GONE_SECONDS]
+    from inbox.cli.terminal import as_line
+    from inbox.db.trouble import trouble_text
+    from inbox.logs.visible import visible_line
+
+    while True:
+        try:
+            lines = look.output(as_json=as_json, wide=wide)
+        except DBAPIError as error:
+            why = f"the database: {trouble_text(error)}"
+            lines = [as_line({"error": why}) if as_json else Text(visible_line(why), "red")]
+        yield lines
+        time.sleep(every)
 
 
 def _checked(config: Config, *, here: bool) -> list[Row]:
     """Return the findings that last for `_LOOK_AGAIN_SECONDS`."""
     from sqlalchemy.exc import DBAPIError
 
-    try:
-        database = database_of(config)
-        found = _findings(database, config, here=here)
-        if found:
-            time.sleep(_LOOK_AGAIN_SECONDS)
-            again = _findings(database, config, here=here)
-            found = [row for row in found if row in again]
-    except DBAPIError as error:
-        return [{"finding": "no_database", "route": None, "why": f"the database: {str(error.orig).strip()}"}]
-    return found
-
-
-def _findings(database: Database, config: Config, *, here: bool) -> list[Row]:
-    from inbox.events.states import GONE_SECONDS
+    from inbox.db.trouble import trouble_text
     from relay.delivery.policy import policies
     from relay.store import stuck_check
 
-    found: list[Row] = []
-    place = f" on {socket.gethostname()}" if here else ""
-    if not any(not here or node["host"] == socket.gethostname() for node in _alive(database)):
-        why = f"no relay{place} has sent a heartbeat for {GONE_SECONDS} s"
-        found.append({"finding": "no_relay", "route": None, "why": why})
-    first = stuck_check.unordered(database)
-    if first is not None:
-        found.append(
-            {
-                "finding": "unordered",
-                "route": None,
-                "why": f"event {first} has waited a minute for its place in its lane",
-            }
-        )
-    for route in stuck_check.stuck_routes(database, policies(config)):
-        why = f"route {route}: due for a minute, and nothing moves"
-        found.append({"finding": "stuck", "route": route, "why": why})
-    troubles = stuck_check.relays_in_trouble(database)
-    if not here:  # another relay on this host would help none of these
-        troubles += stuck_check.waits_for_a_person(database)
-    return found + [msgspec.structs.asdict(trouble) for trouble in troubles]
+    host = socket.gethostname() if here else None
+    try:
+        database = database_of(config)
+        found = stuck_check.findings(database, policies(config), host=host)
+        if found:
+            time.sleep(_LOOK_AGAIN_SECONDS)
+            again = stuck_check.findings(database, policies(config), host=host)
+            found = [trouble for trouble in found if trouble in again]
+    except DBAPIError as error:
+        found = [stuck_check.Trouble("no_database", None, f"the database: {trouble_text(error)}")]
+    return [msgspec.structs.asdict(trouble) for trouble in found]

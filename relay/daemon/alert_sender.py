@@ -109,6 +109,6 @@ def alert_client(config: Config) -> HttpClient | None:
         block_to=alerts.block_to,
         allow_http=alerts.allow_http,
     )
-    url = alerts.url.reveal()
+    url = alerts.url.reveal(at="alerts.url")
     # The path of a chat's hook is its secret.
     return HttpClient(prepare(endpoint, url, "alerts", config.outbound, secrets=[url], shown_path="/…"))

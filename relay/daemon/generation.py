@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import msgspec
 
 from inbox.config.model import Config
+from inbox.errors import collect_config_errors
 from relay.daemon.alert_sender import AlertSender, PostResult, alert_client
 from relay.daemon.lease_renewal import Leases, claim_of
 from relay.daemon.pool import FinishedAttempt, WorkerPool
@@ -40,7 +42,12 @@ def prepare(config: Config) -> PreparedConfig:
     Raises:
         ConfigError: a destination, the alerts' url or a sweep can't be used. The text has a line for each mistake.
     """
-    return PreparedConfig(config, build(config), alert_client(config), scheduled(config))
+    parts: dict[str, Callable[[], Any]] = {
+        "deliverers": partial(build, config),
+        "alert_client": partial(alert_client, config),
+        "sweeps": partial(scheduled, config),
+    }
+    return PreparedConfig(config, **collect_config_errors(parts))
 
 
 LoopEvent = FinishedAttempt | PostResult | PreparedConfig | None

@@ -15,12 +15,14 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
+from typing import Any
 
 from inbox.config.model import Config
-from inbox.errors import ConfigError
-from inbox.loader.load import read_config
+from inbox.errors import ConfigError, collect_config_errors
+from inbox.loader.load import load_file
 from relay.daemon.generation import PreparedConfig, prepare
 from relay.daemon.loop import Relay
 from relay.observe import Observer
@@ -135,9 +137,20 @@ def read_again(config: Config) -> PreparedConfig:
     Raises:
         ConfigError: it can't be used; the text has a line for each mistake.
     """
-    new = read_config()
-    if new.database != config.database:
-        raise ConfigError("[database] url: another database needs a restart")
-    if new.metrics.relay != config.metrics.relay:
+
+    def check_and_prepare(new: Config) -> PreparedConfig:
+        parts: dict[str, Callable[[], Any]] = {
+            "same": lambda: _require_same(config, new),
+            "prepared": lambda: prepare(new),
+        }
+        prepared: PreparedConfig = collect_config_errors(parts)["prepared"]
+        return prepared
+
+    return load_file().make(check_and_prepare)
+
+
+def _require_same(old: Config, new: Config) -> None:
+    if new.database.url != old.database.url:
+        raise ConfigError(f"{new.database.url.origin}: another database or password needs a restart")
+    if new.metrics.relay != old.metrics.relay:
         raise ConfigError("[metrics] relay: another address needs a restart")
-    return prepare(new)

@@ -10,7 +10,7 @@ import msgspec
 
 from inbox.db import engine, guarantees, migrate
 from inbox.exposure import exposure_warnings
-from inbox.loader.load import config_path, read_config
+from inbox.loader.load import config_path, load_file
 from inbox.logs import lines
 from inbox.telemetry.recorder import exporter_at
 from relay.daemon.gauges import meters_of, publishing_gauges
@@ -53,8 +53,8 @@ def start(options: RunOptions, reporting: Callable[[], AbstractContextManager[No
     if options.supervised:
         read_parent_orders(orders, observer)
     with reporting():
-        config = read_config()
-        prepared = prepare(config)
+        prepared = load_file().make(prepare)
+        config = prepared.config
         connections = engine.connect(config.database.url, application="inbox-relay")
         migrate.require_current(connections)
         guarantees.require(connections)

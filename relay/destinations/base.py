@@ -7,14 +7,16 @@ A kind has three parts: a table in `inbox.config.endpoint` that derives from `Do
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 
 from inbox.clock import SystemClock
-from inbox.config.endpoint import ApiOauth2, Endpoint
+from inbox.config.endpoint import ApiOauth2, Endpoint, SyncDestination
 from inbox.config.model import Config
+from inbox.errors import collect_config_errors
 from relay.delivery.outcome import Delivery, Outcome
 from relay.http.answer import Answer
 from relay.http.client import HttpClient, Limits, Request
@@ -66,6 +68,11 @@ class Clients:
         self._outbound = config.outbound
         self._made: dict[str, Caller] = {}
 
+    @property
+    def made(self) -> Mapping[str, Caller]:
+        """The clients that were asked for so far, by the keys of their tables."""
+        return self._made
+
     def api(self, name: str) -> Caller:
         """Return the client of an api.
 
@@ -73,31 +80,50 @@ class Clients:
             ConfigError: as `relay.http.target.prepare`.
         """
         api = self._apis[name]
-        return self._client(f"apis.{name}", api, api.base_url)
+        return self._client(f"apis.{name}", api, "base_url", api.base_url)
 
     def destination(
         self, endpoint: Endpoint, url: str, *, secrets: Iterable[str] = (), shown_path: str | None = None
     ) -> Caller:
         """Return the client of a destination; arguments and errors as `relay.http.target.prepare`."""
-        return self._client(f"destinations.{endpoint.name}", endpoint, url, secrets, shown_path)
+        key = "base_url" if isinstance(endpoint, SyncDestination) else "url"
+        return self._client(f"destinations.{endpoint.name}", endpoint, key, url, secrets=secrets, shown_path=shown_path)
 
     def _client(
-        self, where: str, endpoint: Endpoint, url: str, secrets: Iterable[str] = (), shown_path: str | None = None
+        self,
+        where: str,
+        endpoint: Endpoint,
+        key: str,
+        url: str,
+        *,
+        secrets: Iterable[str] = (),
+        shown_path: str | None = None,
     ) -> Caller:
-        if where not in self._made:
-            auth = endpoint.auth
-            masked = (*secrets, *_secrets_of(auth)) if isinstance(auth, ApiOauth2) else secrets
-            calls = HttpClient(prepare(endpoint, url, where, self._outbound, secrets=masked, shown_path=shown_path))
-            if isinstance(auth, ApiOauth2):
-                plain = msgspec.structs.replace(endpoint, auth=None, headers={})
-                tokens = HttpClient(
-                    prepare(plain, auth.token_url, f"{where}.auth", self._outbound, secrets=_secrets_of(auth))
-                )
-                self._made[where] = TokenClient(calls, tokens, auth, float(endpoint.timeout))
-            else:
-                self._made[where] = calls
-        return self._made[where]
+        if where in self._made:
+            return self._made[where]
+        auth = endpoint.auth
+        target = partial(prepare, endpoint, url, where, self._outbound, key=key, shown_path=shown_path)
+        if not isinstance(auth, ApiOauth2):
+            made: Caller = HttpClient(target(secrets=secrets))
+        else:
+            plain = msgspec.structs.replace(endpoint, auth=None, headers={})
+            tokens = partial(prepare, plain, auth.token_url, f"{where}.auth", self._outbound, key="token_url")
+            checks: dict[str, Callable[[], Any]] = {"secrets": partial(_secrets_of, auth, where), "url": target}
+            if endpoint.ca_file is None and endpoint.cert_file is None:  # else its mistakes would come twice
+                checks["token_url"] = tokens
+            own = collect_config_errors(checks)["secrets"]
+            calls = HttpClient(target(secrets=(*secrets, *own)))
+            made = TokenClient(calls, HttpClient(tokens(secrets=own)), auth, float(endpoint.timeout))
+        self._made[where] = made
+        return made
 
 
-def _secrets_of(auth: ApiOauth2) -> tuple[str, ...]:
-    return auth.client_secret.reveal(), auth.client_id.reveal()
+def _secrets_of(auth: ApiOauth2, where: str) -> list[str]:
+    return [
+        *collect_config_errors(
+            {
+                name: partial(getattr(auth, name).reveal, at=f"{where}.auth.{name}")
+                for name in ("client_secret", "client_id")
+            }
+        ).values()
+    ]

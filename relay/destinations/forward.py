@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hmac
-import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from inbox.config.endpoint import ForwardDestination
 from inbox.config.model import Route
-from inbox.errors import ConfigError
+from inbox.config.types import Secret
+from inbox.errors import BodyErased, ConfigError, collect_config_errors
 from inbox.sources.signing import Message, signed_headers
 from inbox.sources.standard_webhooks import by_private_key, signature
 from relay.delivery.outcome import Delivered, Delivery, Outcome, Skipped
@@ -28,7 +29,6 @@ _SEED_BYTES = 32
 
 Signer = Callable[[Message, datetime], Mapping[str, str]]
 """Returns the headers of a signed message, with names in lower case."""
-_FROM_ELSEWHERE = re.compile(r"(env|file):")
 
 
 class Forward:
@@ -42,7 +42,7 @@ class Forward:
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make one POST. Any 2xx is success, whatever else the answer says."""
         if delivery.body is None:
-            return Skipped((), "the event's body was erased")
+            return Skipped((), str(BodyErased()))
         headers = self._headers(delivery, context.now(), delivery.body)
         answer = self._client.call(Request("forward", "POST", headers, body=delivery.body), context)
         calls = (answer.call,)
@@ -86,19 +86,29 @@ def build(route: Route, destination: ForwardDestination, clients: Clients) -> Fo
         ConfigError: the URL or the signing secret can't be used.
     """
     where = f"destinations.{destination.name}"
-    secrets: list[str] = []
-    signer = None
-    if destination.signing_secret is not None:
-        text = destination.signing_secret.reveal()
-        signer = signer_of(text, f"{where}.signing_secret")
-        secrets += [text, text.removeprefix(_SHARED).removeprefix(_PRIVATE)]
     # A URL that is a secret as a whole, such as a chat's incoming webhook: the log shows its host alone.
-    hidden = _FROM_ELSEWHERE.match(destination.url.reference) is not None
-    url = destination.url.reveal()
-    if hidden:
-        secrets += [url, urlsplit(url).path]
-    client = clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
-    return Forward(client, signer, destination.pass_headers)
+    hidden = destination.url.names_a_place
+
+    def reveal(key: str, secret: Secret | None) -> str:
+        return "" if secret is None else secret.reveal(at=f"{where}.{key}")
+
+    def signer(text: str) -> Signer | None:
+        return signer_of(text, f"{where}.signing_secret") if destination.signing_secret is not None else None
+
+    def client(url: str, signing: str) -> Caller:
+        secrets = [signing, signing.removeprefix(_SHARED).removeprefix(_PRIVATE)] if signing else []
+        secrets += [url, urlsplit(url).path] if hidden else []
+        return clients.destination(destination, url, secrets=secrets, shown_path="/…" if hidden else None)
+
+    revealed = collect_config_errors(
+        {key: partial(reveal, key, getattr(destination, key)) for key in ("url", "signing_secret")}
+    )
+    parts: dict[str, Callable[[], Any]] = {
+        "signer": partial(signer, revealed["signing_secret"]),
+        "client": partial(client, revealed["url"], revealed["signing_secret"]),
+    }
+    made = collect_config_errors(parts)
+    return Forward(made["client"], made["signer"], destination.pass_headers)
 
 
 def signer_of(text: str, where: str) -> Signer:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from inbox.errors import MappingError
+from inbox.errors import BodyErased, MappingError
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import CallStep, Delivery, Failed, Outcome
 from relay.destinations.base import Context
@@ -60,7 +60,7 @@ def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
         )
     except Ended as end:
         outcome = end.outcome
-    except MappingError as error:
+    except (MappingError, BodyErased) as error:
         return result("failed", why=str(error))
     if isinstance(outcome, Failed):
         return result("failed", why=outcome.error)

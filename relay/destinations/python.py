@@ -13,6 +13,7 @@ from collections.abc import Callable
 from inbox.clock import steady
 from inbox.config.endpoint import PythonDestination
 from inbox.config.model import Route
+from inbox.errors import BodyErased
 from inbox.logs.traces import place_of
 from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, Sent, Skipped
 from relay.destinations.base import Clients, Context
@@ -107,7 +108,7 @@ class Python:
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Call the function. It succeeds when it returns within `timeout` and the lease."""
         if delivery.body is None:
-            return Skipped((), "the event's body was erased")
+            return Skipped((), str(BodyErased()))
         running = Running(self._function, event_of(delivery), self._slots)
         began = steady()
         if not self._slots.acquire(lambda: self._over(began, context) is not None):

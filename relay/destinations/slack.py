@@ -7,12 +7,14 @@ statuses have their usual meaning, so the words of the errors are for the log al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from inbox.config.endpoint import SlackDestination
 from inbox.config.model import Route
-from inbox.errors import MappingError
+from inbox.errors import BodyErased, MappingError, collect_config_errors
 from relay.delivery import slack_escape
 from relay.delivery.outcome import Delivered, Delivery, Failed, Outcome, Skipped
 from relay.destinations.base import Caller, Clients, Context
@@ -64,13 +66,13 @@ class Slack:
 
     def deliver(self, delivery: Delivery, context: Context) -> Outcome:
         """Make one POST. Any 2xx is success."""
-        if delivery.body is None:
-            return Skipped((), "the event's body was erased")
         try:
             text = self._message.expand({"event": event_scope(delivery)})
             body = encode({"text": text})
         except MappingError as error:
             return Failed((), "mapping", str(error))
+        except BodyErased as erased:
+            return Skipped((), str(erased))
         headers = {"Content-Type": "application/json", "Idempotency-Key": delivery.idempotency_key}
         if delivery.traceparent is not None:
             headers["Traceparent"] = header_value(delivery.traceparent)
@@ -89,8 +91,17 @@ def build(route: Route, destination: SlackDestination, clients: Clients) -> Slac
     Raises:
         ConfigError: the URL or the template can't be used.
     """
-    url = destination.url.reveal()
+    where = f"destinations.{destination.name}"
+    parts: dict[str, Callable[[], Any]] = {
+        "message": partial(MessageTemplate, destination.text, f"{where}.text", {"event"}),
+        "client": partial(_client, destination, clients, where),
+    }
+    made = collect_config_errors(parts)
+    return Slack(made["client"], made["message"])
+
+
+def _client(destination: SlackDestination, clients: Clients, where: str) -> Caller:
+    url = destination.url.reveal(at=f"{where}.url")
     path = urlsplit(url).path
     secrets = [url, path, *path.split("/")[-1:]]  # the path of a chat's webhook is its secret, above all its end
-    client = clients.destination(destination, url, secrets=secrets, shown_path="/…")
-    return Slack(client, MessageTemplate(destination.text, f"destinations.{destination.name}.text", {"event"}))
+    return clients.destination(destination, url, secrets=secrets, shown_path="/…")

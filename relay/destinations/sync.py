@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
 from inbox.config.endpoint import SyncDestination
 from inbox.config.model import Route
-from inbox.errors import ConfigError, MappingError, UnusableAnswer
+from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
 from relay.destinations.base import Caller, Clients, Context
@@ -44,6 +45,8 @@ class Sync:
             return end.outcome
         except MappingError as error:
             return Failed(tuple(attempt.calls), "mapping", str(error))
+        except BodyErased as erased:  # it looked into the body before any write
+            return Skipped(tuple(attempt.calls), str(erased))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -61,11 +64,13 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
         raise ConfigError(
             f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
         )
-    return Sync(
-        compile_sync(route.name, route.sync),
-        clients.api(route.sync.fetch.api),
-        clients.destination(destination, destination.base_url),
-    )
+    parts: dict[str, Callable[[], Any]] = {
+        "plan": partial(compile_sync, route.name, route.sync),
+        "api": partial(clients.api, route.sync.fetch.api),
+        "destination": partial(clients.destination, destination, destination.base_url),
+    }
+    made = collect_config_errors(parts)
+    return Sync(made["plan"], made["api"], made["destination"])
 
 
 class Ended(Exception):
@@ -97,6 +102,7 @@ class Attempt:
         Raises:
             Ended: the attempt ends within a step.
             MappingError: the event, the entity or the counterpart lacks a usable value for a field or a template.
+            BodyErased: a field or a template looks into the event's body, which was erased.
         """
         if self._delivery.entity_id is None:
             return self._skipped("the event names no entity")

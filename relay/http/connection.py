@@ -198,15 +198,17 @@ def tls_context(
     try:
         context = _context(DEFAULT_CA_BUNDLE_PATH if ca_file is None else ca_file)
     except OSError as error:
-        raise ConfigError(f"{where}: can't use ca_file {ca_file}: {error}") from None
+        raise ConfigError(f"{where}.ca_file: can't use ca_file {ca_file}: {error}") from None
     if cert_file is None:
         if key_file is not None:
-            raise ConfigError(f"{where}: key_file needs a cert_file, the certificate that the key is of")
+            raise ConfigError(f"{where}.key_file: key_file needs a cert_file, the certificate that the key is of")
         return context
     try:
         context.load_cert_chain(cert_file, key_file, password="")  # prevents a prompt: nobody could answer it
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{where}: can't use cert_file {cert_file} and key_file {key_file}: {error}") from None
+        raise ConfigError(
+            f"{where}.cert_file: can't use cert_file {cert_file} and key_file {key_file}: {error}"
+        ) from None
     return context
 
 

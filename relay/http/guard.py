@@ -158,6 +158,12 @@ def is_private_name(host: str) -> bool:
     return "." not in name or not ends_as_a_name or name.endswith(_PRIVATE_SUFFIXES) or name in _PRIVATE_NAMES
 
 
+def is_loopback_name(host: str) -> bool:
+    """Return True for `localhost` and names below it, which no resolver may look up elsewhere (RFC 6761 §6.3)."""
+    name = host.rstrip(".").lower()
+    return name == "localhost" or name.endswith(".localhost")
+
+
 def connect(host: str, port: int, running: RunningCall, rules: AddressRules) -> socket.socket:
     """Connect to `host` within the time of `running`, and attach the socket to it.
 

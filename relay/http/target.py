@@ -6,15 +6,17 @@ import ipaddress
 import re
 import ssl
 from base64 import b64encode
-from collections.abc import Iterable
-from urllib.parse import quote, unquote, urlsplit
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import msgspec
 import requests
 
 from inbox.config.endpoint import ApiBasic, ApiBearer, ApiHeader, Endpoint, OutboundAuth
 from inbox.config.model import Outbound
-from inbox.errors import ConfigError
+from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
 from relay.http.connection import tls_context
 from relay.http.redactor import Redactor
@@ -58,6 +60,7 @@ def prepare(
     where: str,
     outbound: Outbound = _NO_LISTS,
     *,
+    key: str = "url",
     secrets: Iterable[str] = (),
     shown_path: str | None = None,
 ) -> Target:
@@ -68,38 +71,36 @@ def prepare(
         url: the URL that every path is below.
         where: the table of the configuration, named in errors.
         outbound: the address lists for all endpoints.
+        key: the key of the url in that table, named in errors.
         secrets: further texts that an excerpt of an answer must not show.
         shown_path: text that the log shows in place of the URL's path, which may be a secret.
 
     Raises:
-        ConfigError: the URL, a header, `ca_file` or `proxy` can't be used, or a secret is not there.
+        ConfigError: the URL, a header, `ca_file` or `proxy` can't be used, or a secret is not there. The text has a line
+            for each mistake.
     """
-    parts = urlsplit(_checked_url(url, endpoint, where))
-    headers, own = _authentication(endpoint.auth)
-    for name, value in endpoint.headers.items():
-        if _NAME.fullmatch(name) is None or _NOT_TO_BE_SET.fullmatch(name):
-            raise ConfigError(f"{where}.headers: {name!r} is not a header that can be set here")
-        headers.setdefault(_title(name), header_value(value))
-    if (
-        endpoint.auth is not None
-        and isinstance(endpoint.auth, ApiHeader)
-        and _NAME.fullmatch(endpoint.auth.name) is None
-    ):
-        raise ConfigError(f"{where}.auth: {endpoint.auth.name!r} is not a header's name")
-    proxies = _proxies(endpoint.proxy, where)
     rules = _rules(endpoint, outbound)
-    if proxies:
-        _check_behind_proxy(parts.hostname or "", endpoint, rules, where)
+    checks: dict[str, Callable[[], Any]] = {
+        "parts": partial(_checked_url, url, endpoint, rules, f"{where}.{key}"),
+        "auth": partial(_authentication, endpoint.auth, f"{where}.auth"),
+        "headers": partial(_own_headers, endpoint, where),
+        "proxies": partial(_proxies, endpoint.proxy, f"{where}.proxy"),
+        "tls": partial(tls_context, endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
+    }
+    made = collect_config_errors(checks)
+    parts: SplitResult = made["parts"]
+    headers, own = made["auth"]
+    proxies = made["proxies"]
     return Target(
         base=f"{parts.scheme}://{parts.netloc}{parts.path}",
         query=parts.query,
         shown=f"{parts.scheme}://{parts.netloc}{parts.path if shown_path is None else shown_path}",
-        headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **headers},
+        headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **made["headers"], **headers},
         timeout=float(endpoint.timeout),
         proxies=proxies,
         # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
         rules=guard.ANYWHERE if proxies else rules,
-        tls=tls_context(endpoint.ca_file, where, endpoint.cert_file, endpoint.key_file),
+        tls=made["tls"],
         redactor=Redactor([*own, *secrets, *_query_values(parts.query), *_password(endpoint.proxy)]),
     )
 
@@ -116,7 +117,17 @@ def _title(name: str) -> str:
     return "-".join(part.capitalize() for part in name.split("-"))
 
 
-def _checked_url(url: str, endpoint: Endpoint, where: str) -> str:
+def _own_headers(endpoint: Endpoint, where: str) -> dict[str, str]:
+    """Return the configured headers, of two spellings of a name the first."""
+    headers: dict[str, str] = {}
+    for name, value in endpoint.headers.items():
+        if _NAME.fullmatch(name) is None or _NOT_TO_BE_SET.fullmatch(name):
+            raise ConfigError(f"{where}.headers: {name!r} is not a header that can be set here")
+        headers.setdefault(_title(name), header_value(value))
+    return headers
+
+
+def _checked_url(url: str, endpoint: Endpoint, rules: guard.AddressRules, where: str) -> SplitResult:
     """Return the URL as requests normalises it (IDNA, percent-encoding). Errors don't repeat it: it may be a secret."""
     request = requests.PreparedRequest()
     try:
@@ -124,29 +135,54 @@ def _checked_url(url: str, endpoint: Endpoint, where: str) -> str:
         parts = urlsplit(request.url or "")
         parts.port  # noqa: B018  # raises when it is not a number
     except (requests.RequestException, ValueError):
-        raise ConfigError(f"{where}: the url can't be used; write it as https://host/path") from None
+        raise ConfigError(f"{where}: can't be used; write it as https://host/path") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(f"{where}: the url must begin with https:// or http:// and name a host")
+        raise ConfigError(f"{where}: must begin with https:// or http:// and name a host")
     if parts.username is not None or parts.password is not None:
-        raise ConfigError(
-            f'{where}: the url must not hold a user or password; write them as auth = {{ kind = "basic", … }}'
-        )
+        raise ConfigError(f'{where}: must not hold a user or password; write them as auth = {{ kind = "basic", … }}')
+    wrong = []
     if parts.scheme == "http" and not endpoint.allow_http:
-        raise ConfigError(f"{where}: the url is plain http; use https, or set allow_http = true")
-    return request.url or ""
+        wrong.append(f"{where}: is plain http; use https, or set allow_http = true")
+    if problem := _host_problem(parts.hostname, endpoint, rules):
+        wrong.append(f"{where}: {problem}")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return parts
 
 
-def _authentication(auth: OutboundAuth | None) -> tuple[dict[str, str], list[str]]:
+def _host_problem(host: str, endpoint: Endpoint, rules: guard.AddressRules) -> str | None:
+    """Return why calls to the host would be refused, as far as its text tells; None when nothing in it does."""
+    if endpoint.proxy is not None:
+        return _problem_behind_proxy(host, endpoint, rules)
+    if guard.is_loopback_name(host):
+        return None if endpoint.allow_private else f"{host} is this machine; allow_private = true lets the call out"
+    # The lists are about calls; here it is the key that is missing.
+    return _problem_of_address(host, guard.AddressRules(allow_private=endpoint.allow_private))
+
+
+def _problem_of_address(host: str, rules: guard.AddressRules) -> str | None:
+    address = guard.literal(host)
+    reason = None if address is None else guard.refusal(address, rules)
+    spelled = "" if guard.is_canonical(host) else f"{address}, which is "
+    return None if reason is None else f"{host} is {spelled}{reason}"
+
+
+def _authentication(auth: OutboundAuth | None, where: str) -> tuple[dict[str, str], list[str]]:
     """Return the headers, and the secrets in them."""
     if isinstance(auth, ApiBasic):
-        user, password = auth.user.reveal(), auth.password.reveal()
+        made = collect_config_errors(
+            {name: partial(getattr(auth, name).reveal, at=f"{where}.{name}") for name in ("user", "password")}
+        )
+        user, password = made["user"], made["password"]
         both = b64encode(f"{user}:{password}".encode()).decode()
         return {"Authorization": f"Basic {both}"}, [password, both]
     if isinstance(auth, ApiBearer):
-        token = auth.token.reveal()
+        token = auth.token.reveal(at=f"{where}.token")
         return {"Authorization": header_value(f"Bearer {token}")}, [token, header_value(token)]
     if isinstance(auth, ApiHeader):
-        value = auth.value.reveal()
+        if _NAME.fullmatch(auth.name) is None:
+            raise ConfigError(f"{where}.name: {auth.name!r} is not a header's name")
+        value = auth.value.reveal(at=f"{where}.value")
         return {_title(auth.name): header_value(value)}, [value, header_value(value)]
     return {}, []
 
@@ -160,7 +196,7 @@ def _proxies(proxy: str | None, where: str) -> dict[str, str]:
     except ValueError:  # its text may show the password
         usable = False
     if not usable:
-        raise ConfigError(f"{where}: proxy must be an http:// or https:// url")
+        raise ConfigError(f"{where}: must be an http:// or https:// url")
     return {"http": proxy, "https": proxy}
 
 
@@ -173,29 +209,25 @@ def _rules(endpoint: Endpoint, outbound: Outbound) -> guard.AddressRules:
     )
 
 
-def _check_behind_proxy(host: str, endpoint: Endpoint, rules: guard.AddressRules, where: str) -> None:
+def _problem_behind_proxy(host: str, endpoint: Endpoint, rules: guard.AddressRules) -> str | None:
     """Refuse a recognisably private host: a proxy resolves names itself, and perhaps more spellings of addresses."""
     address = guard.literal(host)
     if address is not None:
-        reason = guard.refusal(address, rules)
-        if reason is not None:
-            raise ConfigError(f"{where}: {host} is {'' if host == address else f'{address}, which is '}{reason}")
-        if (
-            not guard.is_canonical(host) and not rules.forbids_nothing
-        ):  # 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others
-            raise ConfigError(f"{where}: proxies read {host} differently; write the address as {address}")
-        return
+        problem = _problem_of_address(host, rules)
+        if problem is None and not guard.is_canonical(host) and not rules.forbids_nothing:
+            # 010.0.0.1 is 8.0.0.1 to some, 10.0.0.1 to others
+            problem = f"proxies read {host} differently; write the address as {address}"
+        return problem
     if endpoint.allow_to is not None or endpoint.block_to:
-        raise ConfigError(
-            f"{where}: the proxy resolves {host} itself, so that allow_to and block_to can't be kept to; "
+        return (
+            f"the proxy resolves {host} itself, so that allow_to and block_to can't be kept to; "
             "remove them here, and give these lists to the proxy"
         )
-    if endpoint.allow_private:
-        return
-    if _HOST.fullmatch(host) is None or guard.is_private_name(host):
-        raise ConfigError(f"{where}: {host} is no public name; set allow_private = true to have a proxy call it")
-    if host.endswith("."):
-        raise ConfigError(f"{where}: {host} ends with a dot, which proxies understand differently; remove the dot")
+    if not endpoint.allow_private and (_HOST.fullmatch(host) is None or guard.is_private_name(host)):
+        return f"{host} is no public name; set allow_private = true to have a proxy call it"
+    if not endpoint.allow_private and host.endswith("."):
+        return f"{host} ends with a dot, which proxies understand differently; remove the dot"
+    return None
 
 
 def _query_values(query: str) -> list[str]:

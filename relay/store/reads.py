@@ -39,7 +39,10 @@ ORDER BY started_at
 def sweeps(database: Database) -> list[Row]:
     """The table `sweep_watermark`: the place of each sweep, and what the last one found."""
     with database.read() as transaction:
-        return transaction.rows_of(text("SELECT * FROM sweep_watermark ORDER BY source, entity_type"))
+        return transaction.rows_of(SWEEPS)
+
+
+SWEEPS = text("SELECT * FROM sweep_watermark ORDER BY source, entity_type")
 
 
 def dead_letters(

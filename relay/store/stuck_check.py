@@ -9,15 +9,15 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.db.dialect import Sql, rows_param
-from inbox.events.states import CRASH_LOOP_DEATHS, CRASH_LOOP_SECONDS, GONE_SECONDS
+from inbox.db.stuck import AFTER_SECONDS, Finding, SqlClock, branches
+from inbox.events.states import GONE_SECONDS
 from relay.delivery.policy import Policies
 from relay.store.database import Database
 from relay.store.gates import read_gates
-from relay.store.nodes import failing_steps
 from relay.store.paused_entities import not_paused, paused_param
 from relay.store.scan_positions import PAGE
 
-STUCK_AFTER_SECONDS = 60.0
+STUCK_AFTER_SECONDS = float(AFTER_SECONDS)
 
 
 def stuck_routes(database: Database, policies: Policies) -> list[str]:
@@ -53,47 +53,61 @@ def unordered(database: Database) -> int | None:
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """A problem that deliveries do not show by themselves."""
+    """A finding: something makes no progress."""
 
-    finding: Literal["failing", "crash_loop", "blocked", "command"]
+    finding: Finding | Literal["no_database"]
     route: str | None
     why: str
 
 
+def findings(database: Database, policies: Policies, *, host: str | None = None) -> list[Trouble]:
+    """All findings, in the words of the view `stuck`; those of a route or of many lanes are summed up.
+
+    With a `host`, its relay must be alive, and findings that only a person can fix are left out: a restart helps none.
+    """
+    found = _relays_alive(database, host) + relays_in_trouble(database)
+    first = unordered(database)
+    if first is not None:
+        found.append(Trouble("unordered", None, f"event {first} has waited a minute for its place in its lane"))
+    found += [
+        Trouble("stuck", route, f"route {route}: due for a minute, and nothing moves")
+        for route in stuck_routes(database, policies)
+    ]
+    return found if host is not None else found + waits_for_a_person(database)
+
+
+def _relays_alive(database: Database, host: str | None) -> list[Trouble]:
+    if host is None:
+        return _of_view(database, "no_relay")
+    with database.read() as transaction:
+        alive = transaction.execute(_alive_on(database.sql), host=host, ago=-float(GONE_SECONDS))
+    why = f"no relay on {host} has sent a heartbeat for {GONE_SECONDS} s"
+    return [] if alive else [Trouble("no_relay", None, why)]
+
+
 def relays_in_trouble(database: Database) -> list[Trouble]:
     """Relays that run and whose steps fail, and hosts whose relays die soon after they start."""
-    with database.read() as transaction:
-        failing = failing_steps(transaction)
-        loops = transaction.execute(
-            _loops(database.sql), ago=-float(GONE_SECONDS), within=-float(CRASH_LOOP_SECONDS), deaths=CRASH_LOOP_DEATHS
-        )
-    return [
-        *(
-            Trouble("failing", None, f"relay {host} pid {pid}: step {step} fails: {error}")
-            for host, pid, step, error in failing
-        ),
-        *(
-            Trouble("crash_loop", None, f"host {row.host}: {row.deaths} relays died soon after they had started")
-            for row in loops
-        ),
-    ]
+    return _of_view(database, "failing") + _of_view(database, "crash_loop")
 
 
 def waits_for_a_person(database: Database) -> list[Trouble]:
-    """Lanes that are blocked, and commands that no relay takes up."""
+    """Lanes that are blocked, commands that no relay takes up, and commands that failed lately."""
     with database.read() as transaction:
         blocked = transaction.execute(_BLOCKED, most=MOST_BLOCKED)
-        commands = transaction.execute(_waiting_commands(database.sql), ago=-STUCK_AFTER_SECONDS)
     return [
         *(
             Trouble("blocked", row.route, f"route {row.route}: {_so_many(row.lanes)} blocked: `relay dead` lists why")
             for row in blocked
         ),
-        *(
-            Trouble("command", None, f"command {row.id} ({row.kind}): asked a minute ago, and no relay has taken it up")
-            for row in commands
-        ),
+        *_of_view(database, "command"),
+        *_of_view(database, "command_failed"),
     ]
+
+
+def _of_view(database: Database, finding: Finding) -> list[Trouble]:
+    with database.read() as transaction:
+        rows = transaction.execute(_branch(database.sql, finding))
+    return [Trouble(finding, row.route, row.why) for row in rows]
 
 
 def _so_many(lanes: int) -> str:
@@ -112,24 +126,19 @@ ORDER BY b.route
 
 
 @cache
-def _loops(sql: Sql) -> TextClause:
-    return text(f"""
-SELECT n.host, count(*) AS deaths FROM relay_node n
-WHERE n.stopped_at IS NULL AND n.heartbeat_at < {sql.plus_seconds(f"(SELECT {sql.now})", ":ago")}
-  AND n.started_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":within")}
-GROUP BY n.host
-HAVING count(*) >= :deaths
-ORDER BY n.host
-""")
+def _branch(sql: Sql, finding: Finding) -> TextClause:
+    """The first rows of a branch of the view, by the clock of this check."""
+    clock = SqlClock(sql.name, f"(SELECT {sql.now})")
+    return text(f"SELECT b.route, b.why FROM ({branches(clock)[finding]}) b ORDER BY b.why LIMIT 10")
 
 
 @cache
-def _waiting_commands(sql: Sql) -> TextClause:
+def _alive_on(sql: Sql) -> TextClause:
     return text(f"""
-SELECT c.id, c.kind FROM relay_command c
-WHERE c.state = 'asked' AND c.asked_at < {sql.plus_seconds(f"(SELECT {sql.now})", ":ago")}
-ORDER BY c.id
-LIMIT 10
+SELECT 1 FROM relay_node n
+WHERE n.host = :host AND n.stopped_at IS NULL
+  AND n.heartbeat_at >= {sql.plus_seconds(f"(SELECT {sql.now})", ":ago")}
+LIMIT 1
 """)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from inbox.clock import steady
 from inbox.config.model import Config
 from inbox.db.dialect import error_text
-from inbox.errors import SweepFailed
+from inbox.errors import SweepFailed, collect_config_errors
 from relay.delivery.alerts import Alert
 from relay.destinations.base import Context
 from relay.observe import Observer
@@ -39,12 +39,13 @@ def scheduled(config: Config) -> tuple[CompiledSweep, ...]:
     Raises:
         ConfigError: one of them can't be run as configured.
     """
-    return tuple(
-        CompiledSweep(config, name, number)
+    parts = {
+        f"{name} {number}": partial(CompiledSweep, config, name, number)
         for name, source in config.sources.items()
         for number, table in enumerate(source.sweeps)
         if table.every is not None
-    )
+    }
+    return tuple(collect_config_errors(parts).values())
 
 
 def _missed(sweeping: CompiledSweep, swept: SweepFindings) -> Alert:

@@ -18,6 +18,7 @@ from inbox.errors import MappingError, collect_config_errors
 from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
+from relay.sync.erasure import ErasedEvent
 from relay.sync.expressions import Expression, Scope, decode
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
@@ -104,9 +105,10 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
 def event_scope(delivery: Delivery) -> Scope:
     """Return the part of the scope that describes the event.
 
-    `body` is the webhook itself, parsed; None when it is neither JSON nor a form, or was erased.
+    `body` is the webhook itself, parsed; None when it is neither JSON nor a form. Of one that was erased, a look into it
+    raises `inbox.errors.BodyErased`.
     """
-    return {
+    scope = {
         "source": delivery.source,
         "entity_type": delivery.entity_type,
         "entity_id": delivery.entity_id,
@@ -116,8 +118,9 @@ def event_scope(delivery: Delivery) -> Scope:
         "occurred_at": rfc3339(delivery.occurred_at),
         "received_at": rfc3339(delivery.received_at),
         "seq": delivery.seq,
-        "body": _parsed(delivery.body, delivery.content_type),
+        "body": None if delivery.body is None else _parsed(delivery.body, delivery.content_type),
     }
+    return ErasedEvent(scope) if delivery.body is None else scope
 
 
 def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | None:
@@ -160,9 +163,7 @@ def _identity(*calls: CallPlan | None) -> tuple[Expression, ...]:
     return tuple({part.text: part for part in parts if part.text.startswith("target")}.values())
 
 
-def _parsed(body: bytes | None, content_type: str) -> object:
-    if body is None:
-        return None
+def _parsed(body: bytes, content_type: str) -> object:
     if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
         return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
     try:

@@ -12,7 +12,7 @@ import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 
-from inbox.errors import ConfigError, MappingError
+from inbox.errors import BodyErased, ConfigError, MappingError
 from inbox.events import numbers
 from inbox.events.strict_json import DEEPEST, has_too_long_number, is_too_deep
 
@@ -61,9 +61,12 @@ class Expression:
 
         Raises:
             MappingError: it can't be evaluated, such as when a function gets a value of the wrong type.
+            BodyErased: it looks into the body of an event that has none any more.
         """
         try:
             return self._compiled.search(scope)
+        except BodyErased:
+            raise
         except Exception as error:  # noqa: BLE001  # jmespath lets a function's own errors through, of any kind
             raise MappingError(f"{self.text} can't be evaluated: {type(error).__name__}", field=self.where) from None
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from inbox.config.sync import MapField, SyncRoute
-from inbox.errors import MappingError, collect_config_errors
+from inbox.errors import BodyErased, MappingError, collect_config_errors
 from inbox.events.strict_json import DEEPEST
 from inbox.events.timestamps import rfc3339
 from relay.sync.casts import Cast, cast_of, key_of
@@ -125,6 +125,8 @@ def as_json(value: object, where: str) -> Any:  # noqa: ANN401  # any JSON
         return _plain(value, DEEPEST)
     except UnicodeEncodeError:
         raise MappingError("the value holds half of a character", field=where) from None
+    except BodyErased:  # the event as a whole
+        raise
     except _TooDeep:
         raise MappingError(f"the value is nested deeper than {DEEPEST} levels", field=where) from None
     except ValueError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inbox.config.mistakes import nearest
-from inbox.errors import ConfigError, MappingError
+from inbox.errors import BodyErased, ConfigError, MappingError
 from inbox.loader.load import config_path
 
 Function = Callable[..., object]
@@ -55,9 +55,12 @@ class Hook:
 
         Raises:
             MappingError: it raised. The text names only the type of its error, whose own text may hold anything.
+            BodyErased: it looks into the body of an event that has none any more.
         """
         try:
             return self._function(*copy.deepcopy(arguments))
+        except BodyErased:
+            raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it does concerns this event alone
             raise MappingError(f"{self.reference} raised {type(error).__name__}", field=self.where) from None
 

@@ -253,7 +253,10 @@ def test_the_file_is_the_one_in_inbox_config_or_inbox_toml_here() -> None:
 
 
 def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no .*absent\.toml; write one, or name another with INBOX_CONFIG="):
+    with pytest.raises(
+        ConfigError,
+        match=r"there is no .*absent\.toml; write one with `inbox init`, or name another with INBOX_CONFIG=",
+    ):
         read_config(tmp_path / "absent.toml")
 
 

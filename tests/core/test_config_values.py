@@ -35,12 +35,13 @@ def test_a_secret_is_read_from_its_place_only_when_asked_for(tmp_path: Path) -> 
 def test_a_secret_that_is_not_there_says_where_it_should_be(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text(" \n", encoding="utf-8")
     for reference, told in [
-        ("env:NAME", "NAME is not set"),
+        ("env:NAME", "NAME is empty"),
+        ("env:OTHER", "OTHER is not set"),
         ("file:/no/such", "/no/such"),
         (f"file:{tmp_path}/empty", "is empty"),
     ]:
-        with pytest.raises(ConfigError, match=told):
-            Secret(reference).reveal({"NAME": ""})
+        with pytest.raises(ConfigError, match=f"^apis.a.auth.token: .*{told}"):
+            Secret(reference).reveal({"NAME": ""}, at="apis.a.auth.token")
 
 
 MEANT_FOR_A_PLACE = [

@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 import pytest
 
+from inbox.clock import SystemClock
 from inbox.logs.lines import escape_lines, write_stderr
 from tests.helpers.hostile import HOSTILE, MARK, harm_of
 
 
-def logged(formatter: logging.Formatter | None, *, raising: bool = False) -> str:
+def logged(formatter: logging.Formatter | None, *, raising: bool = False, library: str | None = None) -> str:
     output = io.StringIO()
     handler = logging.StreamHandler(output)
     handler.setFormatter(formatter)
-    escape_lines([handler])
+    escape_lines([handler], library)
     bug = (RuntimeError, RuntimeError(HOSTILE), None) if raising else None
     text, values = ("a bug", ()) if raising else ("refused a request of %s: %s", (HOSTILE, HOSTILE))
     handler.handle(logging.LogRecord("inbox", logging.WARNING, "", 1, text, values, bug))
@@ -35,6 +40,25 @@ def test_a_record_is_one_line_whatever_stands_in_it(formatter: logging.Formatter
 
 def test_the_form_of_the_line_and_of_its_time_stays() -> None:
     assert logged(logging.Formatter("%(asctime)s|%(message)s", "at noon")).startswith("at noon|refused a request of ")
+
+
+@pytest.fixture
+def far_west(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process's time zone is not UTC."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "America/Caracas")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_west")
+def test_a_time_is_in_utc_unless_the_operator_has_chosen_another_form() -> None:
+    before = SystemClock().now()
+    line = logged(logging.Formatter("%(asctime)s|%(message)s", "library's own"), library="library's own")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.partition("|")[0])
+    assert abs(datetime.fromisoformat(line.partition("|")[0]) - before) < timedelta(minutes=1)
+    assert logged(logging.Formatter("%(asctime)s|%(message)s", "chosen"), library="its own").startswith("chosen|")
 
 
 def test_a_traceback_stands_below_it_and_no_text_of_an_exception_begins_a_line() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from inbox.config.sync import Deactivate, Fetch, Find, FindPages, SyncRoute, Update, Write
-from inbox.errors import ConfigError, MappingError
+from inbox.errors import BodyErased, ConfigError, MappingError
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
 from relay.sync.expressions import Expression, decode, digest, encode
 from relay.sync.templates import Path, Template, templated
@@ -133,12 +133,19 @@ def test_an_event_with_a_fraction_of_a_second_is_seen_in_utc() -> None:
         ("application/x-www-form-urlencoded; charset=utf-8", b"a=1&b=%C3%A4", {"a": "1", "b": "ä"}),
         ("text/plain", b"hello", None),
         ("application/json", b"", None),
-        ("application/json", None, None),
         ("application/json", b"[" * 100_000, None),
     ],
 )
-def test_the_body_of_an_event_is_parsed_when_it_can_be(content_type: str, body: bytes | None, seen: object) -> None:
+def test_the_body_of_an_event_is_parsed_when_it_can_be(content_type: str, body: bytes, seen: object) -> None:
     assert event_scope(a_delivery(content_type=content_type, body=body))["body"] == seen
+
+
+@pytest.mark.parametrize("look", ["body", "body.a", "*", "[body]"])
+def test_a_look_into_an_erased_body_finds_no_absent_value_but_fails(look: str) -> None:
+    erased = event_scope(a_delivery(body=None))
+    assert Expression("entity_id", "x", None).value(erased) == "u1"
+    with pytest.raises(BodyErased):
+        Expression(look, "x", None).value(erased)
 
 
 # --- mistakes found at the start

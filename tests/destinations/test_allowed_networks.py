@@ -97,10 +97,39 @@ def test_both_lists_must_name_the_address(server: ScriptedServer) -> None:
         assert {result.error_class for result in call_each(text)} == ({None} if fine else {"refused"})
 
 
-def test_a_list_opens_nothing_that_is_private(server: ScriptedServer) -> None:
-    found = call_each(config_of(server.url, 'allow_to = ["127.0.0.0/8"]', private=False))
+def test_a_list_opens_nothing_that_is_private(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolving_to("127.0.0.1"))
+    url = server.url.replace("127.0.0.1", "crm.example")
+    found = call_each(config_of(url, 'allow_to = ["127.0.0.0/8"]', private=False))
     assert {result.error_class for result in found} == {"refused"}
     assert all("loopback; allow_private = true lets the call out" in (result.call.error or "") for result in found)
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("127.0.0.1", "127.0.0.1 is loopback"),
+        ("127.1", "127.1 is 127.0.0.1, which is loopback"),
+        ("[::1]", "::1 is not a public address"),
+        ("10.0.0.1", "10.0.0.1 is private"),
+        ("[::ffff:10.0.0.1]", " is private"),
+        ("169.254.169.254", "169.254.169.254 is link-local"),
+        ("localhost", "localhost is this machine"),
+        ("crm.LOCALHOST.", "crm.localhost. is this machine"),
+    ],
+)
+def test_an_address_that_is_private_as_it_stands_stops_the_start(host: str, told: str) -> None:
+    text = config_of(f"https://{host}:9000", private=False)
+    for make, key in (
+        (destinations.build, "destinations.d.url"),
+        (lambda config: destinations.base.Clients(config).api("a"), "apis.a.base_url"),
+        (alert_client, "alerts.url"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make(parse_config(text))
+        assert str(caught.value).startswith(f"{key}: ")
+        assert str(caught.value).endswith(f"{told}; allow_private = true lets the call out")
+        make(parse_config(text.replace("allow_private = false", "allow_private = true")))
 
 
 def test_the_list_holds_for_what_the_name_resolves_to_and_for_each_of_its_addresses(
@@ -172,7 +201,7 @@ SPELLINGS = """127.0.0.1 127.1 127.0.1 2130706433 0x7f000001 0x7f.1 0177.1 01770
 @pytest.mark.parametrize("host", SPELLINGS)
 def test_what_can_be_seen_to_be_private_is_not_given_to_a_proxy(host: str) -> None:
     """Unless private addresses may be called."""
-    with pytest.raises(ConfigError, match=r"apis\.a: "):
+    with pytest.raises(ConfigError, match=r"apis\.a\.base_url: "):
         behind_a_proxy(host)
     if host.isascii() and "%" not in host:
         behind_a_proxy(host, private=True)

@@ -162,7 +162,7 @@ def test_the_log_shows_no_query_value(stack: ExitStack) -> None:
         ("https://crm.example", {"headers": {"Host": "x"}}, "'Host' is not a header"),
         ("https://crm.example", {"headers": {"a b": "x"}}, "'a b' is not a header"),
         ("https://crm.example", {"ca_file": "/nowhere.pem"}, "ca_file"),
-        ("https://crm.example", {"proxy": "socks5://127.0.0.1"}, "proxy must be"),
+        ("https://crm.example", {"proxy": "socks5://127.0.0.1"}, "proxy: must be"),
         ("https://10.1.2.3", {"proxy": "http://proxy", "allow_private": False}, "10.1.2.3 is private"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -11,7 +11,7 @@ from inbox.config.endpoint import Destination, Downstream
 from relay.delivery.outcome import Delivery, Skipped
 from relay.destinations import KINDS
 from relay.destinations.python import event_of
-from tests.destinations.syncing import World
+from tests.destinations.syncing import World, changed
 from tests.helpers.delivering import LOCAL, a_delivery, config_text, deliver, delivered
 from tests.helpers.scripted import ScriptedServer, answer, serving
 
@@ -74,14 +74,55 @@ def test_the_webhook_id_is_of_the_event_and_the_route_and_has_no_dot() -> None:
 
 # --- erased events
 
+ERASED = a_delivery(body=None)
+SKIPPED = Skipped((), "the event's body was erased")
+
 
 @pytest.mark.parametrize("kind", ["forward", "slack"])
 def test_an_erased_event_is_skipped_without_a_call(kind: str) -> None:
     with serving(answer()) as server:
-        outcome = deliver(config_of(kind, server), a_delivery(body=None))
-        assert outcome == Skipped((), "the event's body was erased")
+        config = config_of(kind, server).replace("{event.event_type}", "{event.body.title}")
+        assert deliver(config, ERASED) == SKIPPED
         assert server.seen == []
 
 
-def test_an_erased_event_is_still_synchronised(world: World) -> None:
-    delivered(world.deliver(a_delivery(body=None)))
+def test_an_erased_event_is_announced_where_the_message_needs_no_body() -> None:
+    with serving(answer()) as server:
+        delivered(deliver(config_of("slack", server), ERASED))
+
+
+def test_an_erased_event_is_still_synchronised_where_the_route_needs_no_body(world: World) -> None:
+    delivered(world.deliver(ERASED))
+
+
+def transformed(fields: dict[str, Any], event: dict[str, Any], *_: object) -> dict[str, Any]:
+    return {**fields, "name": event["body"]["name"]}
+
+
+def looked_at(fields: dict[str, Any], event: dict[str, Any], *_: object) -> dict[str, Any]:
+    return {**fields, "name": event["event_type"]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('phone = "entity.phone"', 'phone = "event.body.phone"'),
+        ('phone = "entity.phone"', 'phone = "event.*"'),
+        ('phone = "entity.phone"', 'phone = "event"'),
+        ('"/user/{event.entity_id}"', '"/user/{event.body.id}"'),
+        ('clear_when_absent = ["phone"]', f'transform = "{__name__}:transformed"'),
+    ],
+)
+def test_an_erased_event_is_skipped_where_a_sync_looks_into_the_body_and_nothing_is_written(
+    world: World, old: str, new: str
+) -> None:
+    outcome = world.deliver(ERASED, sync=changed(old, new))
+    assert isinstance(outcome, Skipped)
+    assert outcome.why == SKIPPED.why, "an absent phone would clear the counterpart's"
+    assert {seen.method for seen in world.server.seen} <= {"GET"}
+
+
+def test_a_function_that_does_not_look_into_the_body_works_on(world: World) -> None:
+    delivered(
+        world.deliver(ERASED, sync=changed('clear_when_absent = ["phone"]', f'transform = "{__name__}:looked_at"'))
+    )

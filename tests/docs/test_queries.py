@@ -21,7 +21,7 @@ from relay.delivery.outcome import Delivery, Failed, Outcome
 from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store.claim import claim
 from relay.store.database import Database
-from relay.store.nodes import start_node
+from relay.store.nodes import heartbeat, start_node
 from relay.store.operator.commands import ask, work_on
 from relay.store.record import record
 from relay.store.sequence import sequence
@@ -93,6 +93,7 @@ def filled(engine: Engine, database_url: str) -> Engine:
     done = [(delivery, OUTCOMES[delivery.entity_id]) for delivery in claimed if delivery.entity_id in OUTCOMES]
     record(database, POLICIES, "node-1", done)
     asyncio.run(take_in_one_more(database_url))
+    heartbeat(database, "node-1", {"claim": "ValueError: x"})
     number = ask(database, "pause", Gate(route="crm"), who="kim", why="odd")
     config = Config(routes={"crm": Route(name="crm", source="trivore", destination="crm")})
     work_on(database, config, POLICIES, number)

@@ -46,6 +46,23 @@ async def test_without_a_database_it_is_503_in_time_and_well_again_without_a_res
     assert count(engine, "rejected_request") == 0
 
 
+async def test_the_log_has_one_line_when_the_database_goes_and_one_when_it_is_back(
+    receiver: Receiver, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await receiver.post(body("u1"))).status_code == 200
+    with down(database_url):
+        for answer in await asyncio.gather(*(receiver.post(body("u2", moment(n))) for n in range(5))):
+            assert_unavailable(answer)
+        assert_unavailable(await receiver.post(body("u3")))
+    assert (await receiver.post(body("u2"))).status_code == 200
+
+    gone, back = (record.getMessage() for record in caplog.records if record.name == "inbox.receiver.outage")
+    assert gone.startswith("the database takes nothing, senders get 503 and send again: ")
+    assert "terminating connection" in gone or "database is locked" in gone
+    assert back.startswith("the database takes events again after ")
+    assert back.endswith("requests with 503: 6")
+
+
 async def test_a_lock_that_is_not_given_free_is_503_in_time(receiver: Receiver, database_url: str) -> None:
     with locked(database_url):
         began = time.monotonic()

@@ -153,7 +153,7 @@ class Site:
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         self._programs: list[Program] = []
-        self._environment = {"INBOX_CONFIG": str(folder / "inbox.toml")}
+        self.environment = {"INBOX_CONFIG": str(folder / "inbox.toml")}
         self.configure(config)
 
     def configure(self, config: str) -> None:
@@ -165,7 +165,7 @@ class Site:
         program = Program(
             [sys.executable, *arguments],
             log=self.folder / f"{len(self._programs):02d}-{name}.log",
-            environment=self._environment | environment,
+            environment=self.environment | environment,
         )
         self._programs.append(program)
         return program
@@ -174,7 +174,7 @@ class Site:
         """Run a command of `inbox` or `relay` here, as a process of its own."""
         done = subprocess.run(
             [sys.executable, *(RELAY if side == "relay" else INBOX), *arguments],
-            env=os.environ | self._environment | {"COLUMNS": "200"} | environment,
+            env=os.environ | self.environment | {"COLUMNS": "200"} | environment,
             capture_output=True,
             text=True,
             timeout=60,
@@ -184,7 +184,7 @@ class Site:
 
     def invoke(self, side: str, *arguments: str, **environment: str) -> Ended:
         """Run a command of `inbox` or `relay` here, in this process."""
-        return invoke(side, *arguments, **(self._environment | {"COLUMNS": "200"} | environment))
+        return invoke(side, *arguments, **(self.environment | {"COLUMNS": "200"} | environment))
 
     def relay(self, *options: str) -> Program:
         """Start a relay."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 
 from inbox.db.schema import metadata
+from inbox.db.view_comments import VIEWS
 from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
 from tests.helpers.reading import rows
 
@@ -25,7 +26,7 @@ SELECT relname FROM pg_class
 WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') AND obj_description(oid, 'pg_class') IS NULL
 UNION ALL
 SELECT c.relname || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v') AND a.attnum > 0 AND NOT a.attisdropped
   AND col_description(c.oid, a.attnum) IS NULL
 """)
         ).all()
@@ -41,3 +42,11 @@ def test_on_sqlite_the_text_of_a_table_explains_it_and_each_column(engine: Engin
         for column in table.c:
             (at,) = (n for n, line in enumerate(lines) if line.startswith(f"{column.name} "))
             assert lines[at - 1] == f"-- {column.comment}", column
+
+
+def test_every_column_of_every_view_is_explained_in_the_order_of_the_view(engine: Engine) -> None:
+    made = set(inspect(engine).get_view_names())
+    assert made == {view.name for view in VIEWS}
+    for view in VIEWS:
+        assert [column["name"] for column in inspect(engine).get_columns(view.name)] == list(view.columns)
+        assert all(view.columns.values())

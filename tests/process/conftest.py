@@ -49,3 +49,10 @@ def sqlite_place(sqlite_database_url: str, tmp_path: Path) -> Iterator[Site]:
     """The same, on SQLite each time."""
     with site(tmp_path, config_text(sqlite_database_url)) as made:
         yield made
+
+
+@pytest.fixture
+def postgres_place(postgres_database_url: str, tmp_path: Path) -> Iterator[Site]:
+    """The same, on Postgres each time."""
+    with site(tmp_path, config_text(postgres_database_url)) as made:
+        yield made

@@ -82,7 +82,8 @@ def test_a_pause_is_listed_with_who_and_why_until_it_is_over(place: Site, engine
         ("destination", "audit", "kim", "maintenance"),
         ("entity", "trivore|USER|u\\|1", "kim", "odd"),
     ]
-    assert "held back: destination audit is paused by kim: maintenance" in relay(place, "status").stderr
+    (held, _) = json.loads(relay(place, "status", "--json").stdout)["gates"]
+    assert (held["name"], held["state"], held["by"], held["why"]) == ("audit", "paused", "kim", "maintenance")
     assert (
         relay(place, "pause", "--destination", "audit", "--reason", "x").stderr
         == "destination audit: was paused already\n"

@@ -78,7 +78,7 @@ def warnings(folder: Path, config: str, *, mode: int = 0o644) -> list[str]:
     path = folder / "inbox.toml"
     path.write_text(config, encoding="utf-8")
     path.chmod(mode)
-    return list(exposure_warnings(path, read_config(path, {}), {}))
+    return list(exposure_warnings(path, read_config(path, {})))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_password_of_the_environments_url_does_not_stand_in_the_file(shared: P
     (shared / "inbox.toml").write_text("", encoding="utf-8")
     environment = {"INBOX_DATABASE_URL": "postgresql://me:s3cret@h/x"}
     config = read_config(shared / "inbox.toml", environment)
-    assert list(exposure_warnings(shared / "inbox.toml", config, environment)) == []
+    assert list(exposure_warnings(shared / "inbox.toml", config)) == []
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -39,9 +40,8 @@ def test_each_child_is_a_relay_of_its_own_that_is_replaced_and_hears_of_another_
 ) -> None:
     parent = at_work(place, engine, 2)
     before = living(engine)
-    status = place.invoke("relay", "status")
-    assert "relays running: 2" in status.stderr
-    assert all(f"pid {pid}" in status.stderr for pid in before)
+    status = json.loads(place.invoke("relay", "status", "--json").stdout)
+    assert {relay["pid"] for relay in status["relays"] if relay["health"] == "running"} == before
 
     killed, stopped = before
     os.kill(killed, signal.SIGKILL)

@@ -96,7 +96,7 @@ SPOILED = (
     (
         "[database]\nurl = ",
         "[database]\nurl = 'sqlite:///elsewhere.db' # ",
-        ["[database] url: another database needs a restart"],
+        ["[database] url: another database or password needs a restart"],
     ),
     (
         "[database]",

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 
 import pytest
 from sqlalchemy import Engine, text
@@ -14,22 +15,89 @@ from relay.cli import status
 from relay.store import nodes
 from relay.store.database import Database
 from tests.helpers.filling import fill
-from tests.helpers.processes import Ended, Site
+from tests.helpers.outage import down
+from tests.helpers.processes import RELAY, Ended, Site
+from tests.helpers.terminal import at_terminal
 from tests.helpers.webhooks import config_text, moment
 
 CHECK = ("relay", "status", "--check")
 
 
-def test_what_is_open_is_told_as_json(place: Site, database_url: str) -> None:
+def test_for_programs_it_is_one_object_with_everything(place: Site, database_url: str) -> None:
     fill(database_url, [("u1", moment(0))])
-    (backlog,) = json.loads(place.run("relay", "status", "--json").stdout)
-    assert (backlog["route"], backlog["received"]) == ("everything", 1)
-    assert isinstance(backlog["oldest_age_seconds"], float)
+    ended = place.run("relay", "status", "--json")
+    seen = json.loads(ended.stdout)
+    assert (ended.status, ended.stderr) == (0, "")
+    assert list(seen) == [
+        "at", "routes", "gates", "relays", "alerts", "commands", "sweeps", "findings", "next"
+    ]  # fmt: skip
+    (route,) = seen["routes"]
+    assert (route["route"], route["received"], route["state"]) == ("everything", 1, "busy")
+    assert isinstance(route["oldest_age_seconds"], float)
+    assert seen["at"].endswith("Z")
+    assert seen["next"] == [{"text": "no relay runs: start one", "command": "relay run"}]
 
 
-def test_a_host_is_told_by_the_name_it_has(place: Site, engine: Engine) -> None:
+def test_for_people_everything_is_on_standard_output(place: Site, engine: Engine) -> None:
     nodes.start_node(Database(engine), "n1", "[/red]", 7, "1.0")
-    assert "relays running: 1 ([/red] pid 7)" in place.invoke("relay", "status").stderr
+    ended = place.invoke("relay", "status")
+    assert (ended.status, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("well: 1 relay running, nothing open\n")
+    assert "[/red]" in ended.stdout, "a host is told by the name that it has"
+
+
+def test_a_database_that_is_away_is_told_in_one_readable_line(sqlite_place: Site) -> None:
+    sqlite_place.configure(config_text("postgresql+psycopg://relay:s3cret@127.0.0.1:9/inbox"))
+    ended = sqlite_place.invoke("relay", "status")
+    said = 'the database: connection failed: connection to server at "127.0.0.1", port 9 failed: Connection refused\n'
+    assert ended == (2, "", f"error: {said}")
+    assert sqlite_place.invoke(*CHECK) == (1, said, "")
+
+
+WATCH = (*RELAY, "status", "--watch", "--every", "0.1")
+
+
+def test_watched_elsewhere_than_at_a_terminal_it_is_printed_again_and_again_through_an_outage(
+    postgres_place: Site, postgres_database_url: str
+) -> None:
+    watching = postgres_place.start("watch", *WATCH)
+    watching.writes("no relay running", times=2)
+    with down(postgres_database_url):
+        watching.writes("the database: ")
+    seen = watching.output.count("no relay running")
+    watching.writes("no relay running", times=seen + 2)
+    watching.send(signal.SIGINT)
+    assert watching.ends() == 0
+    assert "Traceback" not in watching.output
+
+
+def test_at_a_terminal_it_is_drawn_again_in_its_place_and_ctrl_c_ends_it(
+    sqlite_place: Site, sqlite_database_url: str
+) -> None:
+    with at_terminal([sys.executable, *WATCH], sqlite_place.environment) as terminal:
+        terminal.shows("nothing open", times=2)
+        fill(sqlite_database_url, [("u1", moment(0))])
+        terminal.shows("1 open")
+        assert terminal.interrupt() == 0
+        assert "\x1b[1A" in terminal.raw, "the cursor goes up: what stood there is drawn over"
+        assert "Traceback" not in terminal.text
+
+
+def test_at_a_terminal_no_line_is_wider_than_it_and_no_color_is_obeyed(
+    sqlite_place: Site, sqlite_database_url: str
+) -> None:
+    fill(sqlite_database_url, [("u1", moment(0))])
+    for more, is_coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        environment = {**sqlite_place.environment, **more}
+        with at_terminal([sys.executable, *RELAY, "status"], environment, columns=80) as terminal:
+            assert terminal.ends() == 0
+            assert max(len(line) for line in terminal.text.splitlines()) <= 80
+            assert ("\x1b[31m" in terminal.raw) is is_coloured
+
+
+@pytest.mark.parametrize("options", [("--watch", "--check"), ("--watch", "--sweeps"), ("--here",)])
+def test_options_that_do_not_go_together_are_wrong_use(sqlite_place: Site, options: tuple[str, ...]) -> None:
+    assert sqlite_place.invoke("relay", "status", *options).status == 2
 
 
 def findings(ended: Ended) -> list[str]:
@@ -62,7 +130,8 @@ def test_it_is_0_while_a_relay_lives_and_1_when_none_does_or_something_is_stuck(
     assert findings(gone) == ["no_relay", "stuck"]
     assert [row["route"] for row in json.loads(gone.stdout)] == [None, "everything"]
     nobody = place.invoke(*CHECK)
-    assert (nobody.status, "no relay has sent a heartbeat for 15 s" in nobody.stderr) == (1, True)
+    assert (nobody.status, nobody.stderr) == (1, "")
+    assert nobody.stdout.splitlines()[0] == "no relay has sent a heartbeat for 15 s"
 
 
 def test_a_database_that_does_not_answer_is_a_finding_and_a_bad_file_is_wrong_use(sqlite_place: Site) -> None:
@@ -86,4 +155,4 @@ def test_a_blocked_lane_and_a_failing_step_are_findings_and_here_only_what_anoth
     shown = sqlite_place.invoke("relay", "status")
     assert shown.status == 0
     for trouble in ("step claim fails: ValueError: year 10000 is out of range", "route everything: 1 lane is blocked"):
-        assert trouble in shown.stderr
+        assert trouble in shown.stdout

@@ -127,13 +127,22 @@ def test_a_signature_that_proves_too_little_or_can_not_be_is_a_mistake(line: str
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('preset = "github"', "secrets: is missing"),
+        ('preset = "github"', "secrets: are missing: GitHub signs its webhooks, and the secret is the field Secret of"),
+        (
+            'preset = "github"\nauth = { kind = "header", name = "X-Key", secrets = ["x"] }',
+            'write secrets = ["env:NAME"], or unsigned = true',
+        ),
+        ('preset = "github"\nauth = { kind = "none" }', "secrets: are missing"),
+        ('preset = "secevent"\nauth = { kind = "none" }\nissuer = "i"\naudience = "a"', "secrets: are missing"),
+        ('preset = "stripe"\nunsigned = true', "auth: is missing"),
+        ('preset = "stripe"\nunsigned = true\nsecrets = ["x"]', "unsigned: contradicts secrets"),
+        ('preset = "trivore"\nunsigned = true\nauth = { kind = "none" }', "unsigned: says nothing: Trivore ID"),
         ('preset = "trivore"', "auth: is missing"),
         ('preset = "okta"\nsecrets = ["x"]', "secrets: are what a provider signs with"),
         ('preset = "custom"\nauth = { kind = "none" }', "event: is missing"),
         ('preset = "github"\nsecrets = ["x"]\nissuer = "y"', "issuer: is for preset = 'secevent' only"),
         ('preset = "secevent"\nsecrets = ["x"]', "audience: is missing"),
-        ('preset = "github"\nauth = { kind = "none" }\ntolerance = "1m"', "tolerance: is of no use"),
+        ('preset = "github"\nunsigned = true\nauth = { kind = "none" }\ntolerance = "1m"', "tolerance: is of no use"),
         ('preset = "githbu"', "did you mean 'github'?"),
         (
             'preset = "github"\nauth = { kind = "header", name = "X-GitHub-Event", secrets = ["x"] }',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from relay.store import (
     reap,
     record,
     reopen,
+    route_states,
     sequence,
     sweeps,
 )
@@ -174,6 +176,11 @@ BY_ENTITY = text(
 OF_AN_EVENT = text("SELECT * FROM delivery_log WHERE seq = :seq ORDER BY id")
 DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
 
+
+def _constant(statement: TextClause, _: Sql) -> TextClause:
+    return statement
+
+
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "claim": claim._claim,
     "claim these": claim._claim_these,
@@ -227,6 +234,12 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "facts without an event": lambda sql: rebuild._remove(sql, "delivery_log"),
     "lanes to be forgotten": rebuild._forget,
     "lanes where some wait": lambda _: verify._WAITING_LANES,
+    **{f"routes with {state}": partial(_constant, statement) for state, statement in route_states._ROUTES_WITH.items()},
+    "received on routes": lambda _: route_states._RECEIVED,
+    "in flight on routes": lambda _: route_states._IN_FLIGHT,
+    "open of a route": route_states._counts,
+    "next retry of a route": route_states._next_due,
+    "arrival of some": route_states._arrival,
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,
@@ -384,3 +397,54 @@ def test_on_postgres_the_first_of_a_lane_is_one_index_entry_however_many_wait(bi
             (subquery,) = (node for node in found if node.get("Alias") == "o")
             assert subquery["Index Name"] == "ix_open_delivery_waiting"
             assert "Sort" not in {node["Node Type"] for node in found}
+
+
+OF_STATUS = (
+    "received on routes",
+    "in flight on routes",
+    "open of a route",
+    *(n for n in STATEMENTS if "routes with" in n),
+)
+FEW_ROWS = 100
+STEPS_OF_A_ROW = 40
+BOUNDED: dict[str, Callable[[Sql], TextClause]] = {
+    **{name: STATEMENTS[name] for name in OF_STATUS},
+    "oldest that are open": lambda _: route_states._WALK,
+    "arrivals lately": route_states._arrivals,
+    "facts lately": route_states._recorded,
+}
+"""Statements of `relay status` that would read much more without their limit."""
+FEW = {"most": FEW_ROWS, "since": NOW}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_on_postgres_status_reads_no_more_rows_than_it_counts(big_postgres: Engine, name: str) -> None:
+    statement = BOUNDED[name](Sql(POSTGRES))
+    parameters = {**parameters_of(statement), **{key: FEW[key] for key in FEW if key in statement._bindparams}}
+    with big_postgres.connect() as connection:
+        found = explained(connection, statement.text, parameters, options="ANALYZE, ")
+    read = sum(
+        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+        for node in found
+        if node.get("Relation Name") in BIG
+    )
+    assert read <= 5 * FEW_ROWS, described(found)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_on_sqlite_status_reads_no_more_rows_than_it_counts(big_sqlite: Engine, name: str) -> None:
+    statement = BOUNDED[name](Sql(SQLITE))
+    parameters = {**parameters_of(statement), **{key: FEW[key] for key in FEW if key in statement._bindparams}}
+    taken = 0
+
+    def took() -> None:
+        nonlocal taken
+        taken += 100
+
+    with big_sqlite.connect() as connection:
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        driver.set_progress_handler(took, 100)
+        connection.execute(statement, parameters).all()
+        driver.set_progress_handler(None, 0)
+    assert taken < 5 * FEW_ROWS * STEPS_OF_A_ROW, "instructions of its virtual machine; a whole table takes a million"

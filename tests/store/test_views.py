@@ -215,7 +215,8 @@ def test_a_route_with_dead_letters_alone_has_no_age(steps: Steps) -> None:
 
 def stuck(steps: Steps) -> list[tuple[int | None, str, str]]:
     return [
-        (row["seq"], row["state"], row["why"]) for row in steps.rows("SELECT seq, state, why FROM stuck ORDER BY why")
+        (row["seq"], row["state"], row["why"])
+        for row in steps.rows("SELECT seq, state, why FROM stuck WHERE finding <> 'no_relay' ORDER BY why")
     ]
 
 
@@ -233,7 +234,7 @@ def test_a_command_that_no_relay_takes_up_is_stuck_after_a_minute(steps: Steps) 
                     id=number, kind="replay", selection={}, reason="x", asked_by="dba", asked_at=at
                 )
             )
-    assert stuck(steps) == [(None, "asked", "command 2 (replay): no relay has taken it up")]
+    assert stuck(steps) == [(None, "asked", "command 2 (replay): asked a minute ago, and no relay has taken it up")]
 
 
 def a_relay(steps: Steps, name: str, *, started_ago: int, silent: int, failing: str | None = None) -> None:
@@ -257,8 +258,7 @@ def test_a_relay_whose_step_fails_is_stuck_while_it_runs(steps: Steps) -> None:
     a_relay(steps, "r2", started_ago=60, silent=30, failing="record")
     ((seq, state, why),) = stuck(steps)
     assert (seq, state) == (None, "failing")
-    assert why.startswith("relay h1 pid 7: steps fail: {")
-    assert "claim" in why
+    assert why == "relay h1 pid 7: step claim fails: ValueError: x"
 
 
 def test_relays_that_die_soon_after_they_start_are_stuck(steps: Steps) -> None:

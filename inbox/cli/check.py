@@ -1,0 +1,139 @@
+"""`inbox check`: shows every mistake of a configuration, and on request the systems that do not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn
+from rich.text import Text
+
+from inbox.cli.options import AsJson
+from inbox.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, put, put_json
+from inbox.cli.wording import counted
+from inbox.errors import ConfigError
+from inbox.logs.visible import visible
+
+if TYPE_CHECKING:
+    from inbox.check import DatabaseState, Finding, Probe, Reply
+    from inbox.loader.load import ConfigFile
+
+_STYLES = {"mistake": "bold red", "warning": "yellow"}
+_SECTIONS = (("sources", "source"), ("routes", "route"), ("apis", "api"), ("destinations", "destination"))
+
+
+def check_command(
+    *,
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="Also ask the database and each api and destination; nothing changes there."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check the configuration as both sides would at their start, and show every mistake with its line.
+
+    Exits 2 with a mistake, by which the receiver or the relay would not start; 1 with warnings only; else 0. Functions of
+    yours are imported, a SQLite database is looked at, and without --online nothing leaves this machine.
+
+    Examples:
+      inbox check
+      inbox check --online
+      INBOX_CONFIG=/etc/inbox-relay/new.toml inbox check --json
+    """
+    from inbox.check import Finding, database_of, findings, sides, unreached
+    from inbox.loader.load import config_path, load_file
+
+    path = config_path()
+    try:
+        file = load_file(path)
+    except ConfigError as error:
+        _finish(str(path), [Finding("mistake", str(path), None, None, str(error))], as_json=as_json)
+        return
+    parts = sides()
+    found = findings(file, path, parts)
+    database, of_database = database_of(file, online=online)
+    found += [each for each in of_database if each not in found]
+    replies: list[Reply] = []
+    if online:
+        replies = _ask([probe for side in parts for probe in side.probes(file.sound)])
+        found += unreached(file, replies)
+    _finish(str(path), found, file, database, replies, as_json=as_json)
+
+
+def _ask(probes: Sequence[Probe]) -> list[Reply]:
+    from inbox.check import asked
+
+    if not probes:
+        return []
+    with bar(Doing("asked "), BarColumn(), MofNCompleteColumn()) as progress:
+        task = progress.add_task("", total=len(probes))
+        return asked(probes, lambda reply: progress.update(task, advance=1, description=reply.key))
+
+
+def _finish(
+    path: str,
+    found: Sequence[Finding],
+    file: ConfigFile | None = None,
+    database: DatabaseState | None = None,
+    replies: Sequence[Reply] = (),
+    *,
+    as_json: bool,
+) -> None:
+    """Print the result, and exit by it."""
+    mistakes = sum(each.level == "mistake" for each in found)
+    if as_json:
+        put_json(as_document(_document(path, found, file, database, replies)))
+    else:
+        _show(found, replies)
+        _summarise(path, file, database)
+        put(_verdict(mistakes, len(found) - mistakes))
+    if found:
+        raise typer.Exit(WRONG_USE if mistakes else FINDING)
+
+
+def _document(
+    path: str,
+    found: Sequence[Finding],
+    file: ConfigFile | None,
+    database: DatabaseState | None,
+    replies: Sequence[Reply],
+) -> dict[str, Any]:
+    import msgspec
+
+    return {
+        "file": path,
+        **{section: sorted(file.source.tree.get(section, {})) if file else [] for section, _ in _SECTIONS},
+        "database": None if database is None else msgspec.to_builtins(database),
+        "mistakes": sum(each.level == "mistake" for each in found),
+        "warnings": sum(each.level == "warning" for each in found),
+        "findings": [msgspec.to_builtins(each) for each in found],
+        "asked": [msgspec.to_builtins(each) for each in replies],
+    }
+
+
+def _show(found: Sequence[Finding], replies: Sequence[Reply]) -> None:
+    for each in sorted(found, key=lambda one: (one.level, one.line or 0)):
+        put(Text.assemble((each.level, _STYLES[each.level]), f"  {visible(str(each.place))}"))
+    for reply in replies:
+        if reply.reached:
+            line = f"  {reply.key}: {reply.url} {reply.text}, {reply.milliseconds:.0f} ms"
+            put(Text.assemble(("reached", "green"), visible(line)))
+
+
+def _summarise(path: str, file: ConfigFile | None, database: DatabaseState | None) -> None:
+    if file is not None:
+        tree = file.source.tree
+        counts = [counted(len(tree.get(section, {})), word) for section, word in _SECTIONS]
+        put(Text(visible(f"{path}: {', '.join(counts)}")))
+    if database is not None and database.url:
+        state = "not asked; --online does" if database.state == "not asked" else database.state
+        put(Text(visible(f"{database.origin}: {database.url} ({state})")))
+
+
+def _verdict(mistakes: int, warnings: int) -> Text:
+    if mistakes:
+        return Text(f"{counted(mistakes, 'mistake')}, {counted(warnings, 'warning')}", "bold red")
+    if warnings:
+        return Text(f"both sides would start; {counted(warnings, 'warning')}", "yellow")
+    return Text("both sides would start", "green")

@@ -1,0 +1,201 @@
+"""`relay status` for people, as lines: sections with tables that fit the terminal. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from inbox.cli.tables import TABLE, Column, layout
+from inbox.cli.terminal import Row
+from inbox.cli.wording import counted, relative
+from inbox.logs.visible import visible
+from relay.cli.next_steps import NextStep
+from relay.store.overview import FiringAlert, Overview
+from relay.store.route_states import RouteState
+from relay.store.stuck_check import Trouble
+
+ROUTES = (
+    Column("route"),
+    Column("state", "state"),
+    Column("open", "number"),
+    Column("dead", "number"),
+    Column("blocked", "number"),
+    Column("retrying", "number"),
+    Column("oldest_age_seconds", "duration", "oldest"),
+    Column("rates", "text", "in/out/min"),
+    Column("next_due_at", "time", "next due"),
+    Column("failed_per_minute", "number", "failed/min"),
+    Column("ready", "number"),
+    Column("in_flight", "number", "in flight"),
+    Column("waiting", "number"),
+    Column("received", "number"),
+)
+ROUTES_WHOLE = (
+    *(column for column in ROUTES if column.name != "rates"),
+    Column("in_per_minute", "number"),
+    Column("out_per_minute", "number"),
+    Column("held_back_by"),
+)
+"""Where lines have any length."""
+GATES = (
+    Column("gate"),
+    Column("state", "state"),
+    Column("since", "time"),
+    Column("until", "time"),
+    Column("by"),
+    Column("why", last=True),
+    Column("routes", on_request=True),
+)
+RELAYS = (
+    Column("host"),
+    Column("pid", "number"),
+    Column("health", "state"),
+    Column("heartbeat_at", "time", "heartbeat"),
+    Column("in_flight", "number", "in flight"),
+    Column("started_at", "time", "started"),
+    Column("version"),
+)
+COMMANDS = (
+    Column("id", "number"),
+    Column("kind"),
+    Column("state", "state"),
+    Column("affected", "number"),
+    Column("failed", "number"),
+    Column("asked_at", "time", "asked"),
+    Column("asked_by", "text", "by"),
+    Column("answer", last=True),
+)
+SWEEPS = (
+    Column("source"),
+    Column("entity_type", "text", "type"),
+    Column("state", "state"),
+    Column("swept_at", "time", "swept"),
+    Column("last_missed", "number", "missed"),
+    Column("error", last=True),
+)
+
+_LEAST_WIDTH = 20
+
+
+def state_of(route: RouteState, findings: Iterable[Trouble]) -> str:
+    """Return a route's state in a word: the worst that is true of it."""
+    if any(trouble.finding == "stuck" and trouble.route == route.route for trouble in findings):
+        return "stuck"
+    if route.held_back_by:
+        return "held back"
+    states = (
+        ("blocked", route.blocked),
+        ("busy", route.ready + route.in_flight + route.received),
+        ("retrying", route.retrying),
+        ("dead", route.dead),
+        ("waiting", route.waiting),
+    )
+    return next((name for name, number in states if number), "ok")
+
+
+def lines_of(
+    seen: Overview, findings: Sequence[Trouble], steps: Sequence[NextStep], *, width: int | None
+) -> Iterator[Text]:
+    """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
+    yield _headline(seen, findings)
+    yield from _prose("Findings", [_escaped(trouble.why) for trouble in findings], "red", width)
+    routes = [_route(route, findings, width) for route in seen.routes]
+    yield from _table("Routes", routes, ROUTES if width else ROUTES_WHOLE, seen, width)
+    yield from _table("Held back", list(_gates(seen)), GATES, seen, width)
+    relays = [
+        {**{name: getattr(each, name) for name in each.__struct_fields__}, "in_flight": each.in_flight or None}
+        for each in seen.relays
+    ]
+    yield from _table("Relays", relays, RELAYS, seen, width)
+    yield from _prose("Alerts", [_alert(alert, seen, width) for alert in seen.alerts], "", width)
+    yield from _table("Commands", list(seen.commands), COMMANDS, seen, width)
+    sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]
+    yield from _table("Sweeps", sweeps, SWEEPS, seen, width)
+    if steps:
+        yield from _title("Next")
+        for step in steps:
+            yield from _wrapped(_escaped(step.text), "", width)
+            yield Text(f"    {_escaped(step.command)}", "cyan")
+
+
+def _headline(seen: Overview, findings: Sequence[Trouble]) -> Text:
+    running = sum(relay.health == "running" for relay in seen.relays)
+    number = sum(route.open for route in seen.routes)
+    more = " or more" if any(route.at_least for route in seen.routes) else ""
+    is_well = running and not findings
+    line = Text()
+    line.append("well" if is_well else "not well", "bold green" if is_well else "bold red")
+    line.append(f": {counted(running, 'relay')} running" if running else ": no relay running")
+    line.append(f", {number:,}{more} open" if number else ", nothing open")
+    if findings:
+        line.append(f", {counted(len(findings), 'finding')}")
+    return line
+
+
+def _route(route: RouteState, findings: Sequence[Trouble], width: int | None) -> Row:
+    """Return a row; for people without zeros, since a column without any value is left out."""
+    row: dict[str, Any] = {name: getattr(route, name) for name in route.__struct_fields__}
+    row |= {"state": state_of(route, findings), "held_back_by": list(route.held_back_by)}
+    early = {*route.at_least, *(("open",) if route.at_least else ())}
+    for name in (column.name for column in ROUTES_WHOLE if column.kind == "number"):
+        more = "+" if name in early else ""
+        row[name] = f"{row[name]}{more}" if width is None else f"{row[name]:,}{more}" if row[name] else None
+    if route.in_per_minute or route.out_per_minute:
+        row["rates"] = f"{route.in_per_minute:,.3g}/{route.out_per_minute:,.3g}"
+    return row
+
+
+def _gates(seen: Overview) -> Iterator[Row]:
+    for gate in seen.gates:
+        row = {name: getattr(gate, name) for name in gate.__struct_fields__}
+        yield {**row, "gate": gate.title, "routes": list(gate.routes)}
+
+
+def _alert(alert: FiringAlert, seen: Overview, width: int | None) -> str:
+    since = relative(alert.since, seen.at) if width else alert.since.isoformat().replace("+00:00", "Z")
+    return f"{since}: {_escaped(alert.text)}"
+
+
+def _table(
+    title: str, rows: Sequence[Row], columns: Sequence[Column], seen: Overview, width: int | None
+) -> Iterator[Text]:
+    if not rows:
+        return
+    yield from _title(title)
+    made = layout(
+        rows,
+        columns,
+        TABLE,
+        width=None if width is None else max(width - 2, _LEAST_WIDTH),
+        relative_to=None if width is None else seen.at,
+    )
+    for line in made.lines:
+        yield Text("  ").append_text(line)
+
+
+def _prose(title: str, texts: Sequence[str], style: str, width: int | None) -> Iterator[Text]:
+    if texts:
+        yield from _title(title)
+        for text in texts:
+            yield from _wrapped(text, style, width)
+
+
+def _title(title: str) -> Iterator[Text]:
+    yield Text()
+    yield Text(title, "bold")
+
+
+def _wrapped(text: str, style: str, width: int | None) -> Iterator[Text]:
+    """Yield an escaped text in lines that break between words."""
+    if width is None:
+        yield Text(f"  {text}", style)
+        return
+    for line in textwrap.wrap(text, max(width, _LEAST_WIDTH), initial_indent="  ", subsequent_indent="    "):
+        yield Text(line, style)
+
+
+def _escaped(text: str) -> str:
+    return visible(text)

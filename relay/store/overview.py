@@ -1,0 +1,229 @@
+"""The state of everything at one moment, for `relay status`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, as_json
+from inbox.db.reads import Row
+from inbox.db.stuck import FAILED_FOR_SECONDS
+from inbox.events.states import CRASH_LOOP_SECONDS, GONE_SECONDS
+from inbox.events.timestamps import as_time
+from relay.delivery.alerts import SENTENCES, Alert, sentence
+from relay.delivery.gates import GateKey, entity_of
+from relay.delivery.policy import Policies, RoutePolicy
+from relay.store import gates, reads
+from relay.store.database import Database, Transaction
+from relay.store.route_states import RouteState, read_routes
+
+MOST_LISTED = 20
+"""Open commands, failed ones, and relays that died."""
+
+
+class HeldGate(msgspec.Struct, frozen=True):
+    """A gate that holds deliveries back."""
+
+    kind: str
+    name: str
+    state: str
+    """paused, open, half_open or retired of a breaker, or limited by a rate."""
+    why: str | None
+    by: str | None = None
+    """Operator who paused it."""
+    since: datetime | None = None
+    until: datetime | None = None
+    routes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Return its kind and name for people."""
+        entity = entity_of(self.name) if self.kind == "entity" else None
+        return f"{self.kind} {self.name}" if entity is None else f"{entity[0]} {entity[1]}/{entity[2]}"
+
+
+class RelayState(msgspec.Struct, frozen=True):
+    """A relay process that has not stopped gracefully."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    health: Literal["running", "gone"]
+    started_at: datetime
+    heartbeat_at: datetime
+    silent_seconds: float
+    in_flight: int
+    failing: Mapping[str, str]
+    """Steps that fail, with the errors."""
+
+
+class FiringAlert(msgspec.Struct, frozen=True):
+    """An alert that has not recovered."""
+
+    kind: str
+    subject: str
+    since: datetime
+    text: str
+
+
+class Overview(msgspec.Struct, frozen=True):
+    """Everything, at one moment."""
+
+    at: datetime
+    routes: tuple[RouteState, ...]
+    gates: tuple[HeldGate, ...]
+    relays: tuple[RelayState, ...]
+    """Running ones, and those that died in the last minutes."""
+    alerts: tuple[FiringAlert, ...]
+    commands: tuple[Row, ...]
+    """Open ones, and those that failed lately; the newest first."""
+    sweeps: tuple[Row, ...]
+
+
+def read_overview(database: Database, policies: Policies) -> Overview:
+    """Read everything, in one snapshot."""
+    with database.snapshot() as transaction:
+        now = transaction.now()
+        alerts = list(_alerts(transaction))
+        held = tuple(_held(transaction, policies, alerts, now))
+        held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+        for gate in held:
+            for route in gate.routes if gate.kind != "entity" else ():
+                held_back[route] += (f"{gate.kind} {gate.name}",)
+        routes, in_flight = read_routes(transaction, policies, held_back, now)
+        return Overview(
+            now,
+            tuple(routes),
+            held,
+            tuple(_relays(transaction, in_flight)),
+            tuple(alerts),
+            tuple(_commands(transaction)),
+            tuple(transaction.rows_of(reads.SWEEPS)),
+        )
+
+
+def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert], now: datetime) -> Iterator[HeldGate]:
+    fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "retired"}}
+    for row in transaction.rows_of(gates.HELD_BACK):
+        key = (row["kind"], row["name"])
+        routes = tuple(sorted(name for name, policy in policies.items() if _goes_through(policy, key)))
+        if row["paused_at"] is not None:
+            yield HeldGate(*key, "paused", row["pause_reason"], row["paused_by"], row["paused_at"], None, routes)
+        if row["breaker"] != "closed":
+            since = fired.get(" ".join(key))
+            yield HeldGate(*key, row["breaker"], row["breaker_cause"], None, since, row["breaker_until"], routes)
+    yield from _limited(transaction, policies, now)
+
+
+def _goes_through(policy: RoutePolicy, key: GateKey) -> bool:
+    kind, name = key
+    entity = entity_of(name) if kind == "entity" else None
+    return (key if entity is None else ("source", entity[0])) in policy.gates
+
+
+def _limited(transaction: Transaction, policies: Policies, now: datetime) -> Iterator[HeldGate]:
+    """Yield the gates whose rate is used up for now."""
+    used = {
+        (row.kind, row.name): as_time(row.rate_used_until) for row in transaction.execute(_rates_used(transaction.sql))
+    }
+    limits = {limit.key: limit for policy in policies.values() for limit in policy.rate_limits}
+    for key, limit in sorted(limits.items()):
+        seconds = limit.opens_in(used.get(key), now)
+        if seconds > 0:
+            routes = tuple(sorted(name for name, policy in policies.items() if limit in policy.rate_limits))
+            why = f"rate of {limit.rate:g}/s is used up"
+            yield HeldGate(*key, "limited", why, None, None, now + timedelta(seconds=seconds), routes)
+
+
+def _relays(transaction: Transaction, in_flight: Mapping[str, int]) -> Iterator[RelayState]:
+    died = 0
+    for row in transaction.rows_of(_relay_nodes(transaction.sql), within=-float(CRASH_LOOP_SECONDS)):
+        is_gone = row["silent_seconds"] > GONE_SECONDS
+        died += is_gone
+        if is_gone and died > MOST_LISTED:
+            continue
+        yield RelayState(
+            row["id"],
+            row["host"],
+            row["pid"],
+            row["version"],
+            "gone" if is_gone else "running",
+            row["started_at"],
+            row["heartbeat_at"],
+            row["silent_seconds"],
+            in_flight.get(row["id"], 0),
+            as_json(row["failing"]) or {},
+        )
+
+
+def _alerts(transaction: Transaction) -> Iterator[FiringAlert]:
+    for row in transaction.execute(_FIRING):
+        yield FiringAlert(row.kind, row.subject, as_time(row.at), _alert_text(row))
+
+
+def _alert_text(row: Any) -> str:  # noqa: ANN401  # a result row
+    detail = as_json(row.detail)
+    if row.kind not in SENTENCES or not isinstance(detail, dict):
+        return f"{row.kind} {row.subject}"  # of a newer version, or written by hand
+    return sentence(Alert(row.kind, row.subject, firing=True, detail=detail))
+
+
+def _commands(transaction: Transaction) -> list[Row]:
+    statement = _open_or_failed(transaction.sql)
+    rows = transaction.rows_of(statement, most=MOST_LISTED, since=-float(FAILED_FOR_SECONDS))
+    return [{**row, "selection": as_json(row["selection"])} for row in rows]
+
+
+# A loose scan: one look into the index for each subject that ever had an alert.
+_FIRING = text("""
+WITH RECURSIVE subjects(kind, subject) AS (
+    SELECT * FROM (SELECT kind, subject FROM alert ORDER BY kind, subject LIMIT 1) first
+    UNION ALL
+    SELECT a.kind, a.subject FROM subjects s JOIN alert a ON a.id = (
+        SELECT n.id FROM alert n WHERE (n.kind, n.subject) > (s.kind, s.subject) ORDER BY n.kind, n.subject LIMIT 1))
+SELECT a.kind, a.subject, a.at, a.detail
+FROM subjects s JOIN alert a ON a.id = (
+    SELECT n.id FROM alert n WHERE n.kind = s.kind AND n.subject = s.subject ORDER BY n.id DESC LIMIT 1)
+WHERE a.firing
+ORDER BY a.at, a.id
+""")
+
+
+@cache
+def _rates_used(sql: Sql) -> TextClause:
+    return text(f"SELECT kind, name, rate_used_until FROM gate WHERE rate_used_until > (SELECT {sql.now})")
+
+
+@cache
+def _relay_nodes(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT id, host, pid, version, started_at, heartbeat_at, failing,
+       {sql.seconds_between("heartbeat_at", f"(SELECT {sql.now})")} AS silent_seconds
+FROM relay_node
+WHERE stopped_at IS NULL AND heartbeat_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":within")}
+ORDER BY heartbeat_at DESC, id
+""")
+
+
+@cache
+def _open_or_failed(sql: Sql) -> TextClause:
+    columns = "id, kind, selection, reason, asked_by, asked_at, state, affected, finished_at, answer, failed, error"
+    return text(f"""
+SELECT {columns} FROM (
+    SELECT * FROM (
+        SELECT {columns} FROM relay_command WHERE state IN ('asked', 'running') ORDER BY id DESC LIMIT :most) opened
+    UNION ALL
+    SELECT * FROM (
+        SELECT {columns} FROM (SELECT {columns} FROM relay_command ORDER BY id DESC LIMIT 1000) newest
+        WHERE (state = 'failed' OR failed > 0) AND finished_at > {sql.plus_seconds(f"(SELECT {sql.now})", ":since")}
+        ORDER BY id DESC LIMIT :most) failures
+) found
+ORDER BY id DESC
+""")

@@ -1,0 +1,274 @@
+"""Open deliveries of each route, and how fast they come and go: bounded reads of indexes, however many rows there are.
+
+A count ends at `MOST_COUNTED`, and rates look at so many of the newest rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, as_list, rows_param
+from inbox.events.timestamps import as_time, time_text
+from relay.store.database import Transaction
+
+MOST_COUNTED = 10_000
+"""The largest count of a state on a route: a larger number would hardly say more."""
+MOST_WALKED = 50_000
+"""Open deliveries that are looked at for the oldest one of a route, where its count ended early."""
+RATE_WINDOW = timedelta(minutes=5)
+
+Counted = Literal["received", "waiting", "ready", "retrying", "in_flight", "blocked", "dead"]
+"""A state of open deliveries. Of those that are `ready`, the ones that are due later are `retrying`."""
+_Rates = defaultdict[str, float]
+_ENDS = frozenset({"delivered", "unchanged", "superseded", "skipped", "cancelled"})
+_FAILURES = frozenset({"attempt_failed", "abandoned", "dead"})
+
+
+class RouteState(msgspec.Struct, frozen=True):
+    """The open deliveries of a route, and how they come and go."""
+
+    route: str
+    is_configured: bool
+    open: int = 0
+    received: int = 0
+    waiting: int = 0
+    ready: int = 0
+    retrying: int = 0
+    in_flight: int = 0
+    blocked: int = 0
+    dead: int = 0
+    at_least: tuple[Counted, ...] = ()
+    """Counts that ended early: there are so many or more."""
+    oldest_received_at: datetime | None = None
+    """Arrival of the oldest that is not dead."""
+    oldest_age_seconds: float | None = None
+    next_due_at: datetime | None = None
+    """Time of the next retry."""
+    in_per_minute: float = 0
+    out_per_minute: float = 0
+    failed_per_minute: float = 0
+    held_back_by: tuple[str, ...] = ()
+    """Gates on its way, such as `destination crm`."""
+
+
+class _Open(msgspec.Struct):
+    """Open deliveries of a route, while they are counted."""
+
+    counts: Counter[Counted] = msgspec.field(default_factory=Counter)
+    at_least: set[Counted] = msgspec.field(default_factory=set)
+    oldest: list[int] = msgspec.field(default_factory=list)
+    """A low seq of each state that is not dead; the lowest, where the count is whole."""
+    next_due_at: datetime | None = None
+
+
+def read_routes(
+    transaction: Transaction, configured: Iterable[str], held_back: Mapping[str, tuple[str, ...]], now: datetime
+) -> tuple[list[RouteState], dict[str, int]]:
+    """Read the state of every route that is configured or has open deliveries.
+
+    Args:
+        transaction: a snapshot.
+        configured: names of the configuration's routes.
+        held_back: the gates on the way of each route that let nothing through.
+        now: the time of the snapshot.
+
+    Returns:
+        The routes by name, and how many deliveries are in flight on each relay.
+    """
+    known = set(configured)
+    found: defaultdict[str, _Open] = defaultdict(_Open, {route: _Open() for route in known})
+    in_flight = _count_moving(transaction, found)
+    for state in ("waiting", "ready", "blocked", "dead"):
+        for row in transaction.execute(_ROUTES_WITH[state]):
+            found[row.route] = found[row.route]
+    for route, opened in found.items():
+        _count_of_route(transaction, route, opened)
+    oldest = _oldest(transaction, found)
+    arriving, leaving, failing = _rates(transaction, now)
+    routes = [
+        RouteState(
+            route,
+            route in known,
+            sum(opened.counts.values()),
+            **{str(state): number for state, number in opened.counts.items()},
+            at_least=tuple(sorted(opened.at_least)),
+            oldest_received_at=oldest.get(route),
+            oldest_age_seconds=_seconds(oldest.get(route), now),
+            next_due_at=opened.next_due_at,
+            in_per_minute=round(arriving[route], 1),
+            out_per_minute=round(leaving[route], 1),
+            failed_per_minute=round(failing[route], 1),
+            held_back_by=held_back.get(route, ()),
+        )
+        for route, opened in sorted(found.items())
+    ]
+    return routes, in_flight
+
+
+def _seconds(since: datetime | None, now: datetime) -> float | None:
+    return None if since is None else max((now - since).total_seconds(), 0.0)
+
+
+def _count_moving(transaction: Transaction, found: defaultdict[str, _Open]) -> dict[str, int]:
+    """Count what was received and what is in flight; return the latter by relay."""
+    in_flight: Counter[str] = Counter()
+    states: tuple[tuple[Counted, TextClause], ...] = (("received", _RECEIVED), ("in_flight", _IN_FLIGHT))
+    for state, statement in states:
+        rows = transaction.execute(statement, most=MOST_COUNTED)
+        for row in rows:
+            opened = found[row.route]
+            opened.counts[state] += row.number
+            opened.oldest.append(row.oldest)
+            if state == "in_flight":
+                in_flight[row.relay_node] += row.number
+        if sum(row.number for row in rows) >= MOST_COUNTED:
+            for opened in found.values():
+                opened.at_least.add(state)
+    return in_flight
+
+
+def _count_of_route(transaction: Transaction, route: str, opened: _Open) -> None:
+    for row in transaction.execute(_counts(transaction.sql), route=route, most=MOST_COUNTED):
+        opened.counts[row.state] = row.number
+        if row.number >= MOST_COUNTED:
+            opened.at_least.add(row.state)
+        if row.oldest is not None and row.state != "dead":
+            opened.oldest.append(row.oldest)
+    later = transaction.execute(_next_due(transaction.sql), route=route)
+    opened.next_due_at = as_time(later[0].due_at) if later else None
+
+
+def _oldest(transaction: Transaction, found: Mapping[str, _Open]) -> dict[str, datetime]:
+    """Arrival of the oldest of each route that is not dead. Behind `MOST_WALKED` older ones, it is the oldest counted."""
+    seqs = {route: min(opened.oldest) for route, opened in found.items() if opened.oldest}
+    if any(opened.at_least - {"dead"} for opened in found.values()):
+        for row in transaction.execute(_WALK, most=MOST_WALKED):
+            seqs[row.route] = min(row.oldest, seqs.get(row.route, row.oldest))
+    asked = rows_param({"seq": seq} for seq in set(seqs.values()))
+    arrived = {
+        row.seq: as_time(row.received_at) for row in transaction.execute(_arrival(transaction.sql), wanted=asked)
+    }
+    return {route: arrived[seq] for route, seq in seqs.items() if seq in arrived}
+
+
+def _rates(transaction: Transaction, now: datetime) -> tuple[_Rates, _Rates, _Rates]:
+    """Deliveries a minute on each route: those that arrive, those that end, and attempts that fail."""
+    since = time_text(now - RATE_WINDOW)
+    came = transaction.execute(_arrivals(transaction.sql), since=since, most=MOST_COUNTED)
+    arriving = _per_minute(came, lambda row: as_list(row.routes), now)
+    recorded = transaction.execute(_recorded(transaction.sql), since=since, most=MOST_COUNTED)
+    leaving = _per_minute(recorded, lambda row: [row.route] if row.kind in _ENDS else [], now)
+    failing = _per_minute(recorded, lambda row: [row.route] if row.kind in _FAILURES else [], now)
+    return arriving, leaving, failing
+
+
+def _per_minute(rows: list[Any], routes_of: Callable[[Any], list[str]], now: datetime) -> _Rates:
+    """Divide counts by the time that they span: less than the window where the newest rows are all younger."""
+    minutes = RATE_WINDOW.total_seconds() / 60
+    if rows and sum(row.number for row in rows) >= MOST_COUNTED:
+        span = (now - min(as_time(row.first) for row in rows)).total_seconds() / 60
+        minutes = min(minutes, max(span, 1 / 60))
+    rates: _Rates = defaultdict(float)
+    for row in rows:
+        for route in routes_of(row):
+            rates[route] += row.recent / minutes
+    return rates
+
+
+def _routes_with(state: str) -> TextClause:
+    """The routes with a delivery of this state: one look into its index for each."""
+    return text(f"""
+WITH RECURSIVE found(route) AS (
+    SELECT CAST('' AS text)
+    UNION ALL
+    SELECT (
+        SELECT o.route FROM open_delivery o WHERE o.state = '{state}' AND o.route > found.route ORDER BY o.route LIMIT 1)
+    FROM found
+    WHERE found.route IS NOT NULL)
+SELECT route FROM found WHERE route <> ''
+""")
+
+
+_ROUTES_WITH = {state: _routes_with(state) for state in ("waiting", "ready", "blocked", "dead")}
+
+_RECEIVED = text("""
+SELECT found.route, count(*) AS number, min(found.seq) AS oldest
+FROM (SELECT seq, route FROM open_delivery WHERE state = 'received' ORDER BY seq LIMIT :most) found
+GROUP BY found.route
+""")
+_IN_FLIGHT = text("""
+SELECT found.route, found.relay_node, count(*) AS number, min(found.seq) AS oldest
+FROM (SELECT seq, route, relay_node FROM open_delivery WHERE state = 'in_flight' ORDER BY seq, route LIMIT :most) found
+GROUP BY found.route, found.relay_node
+""")
+
+
+@cache
+def _counts(sql: Sql) -> TextClause:
+    """Of one route. Each part is read in the order of its index, so that no planner reads the table instead."""
+    now = f"(SELECT {sql.now})"
+    parts: dict[Counted, str] = {
+        "waiting": "state = 'waiting' ORDER BY lane, occurred_at, seq",
+        "ready": f"state = 'ready' AND due_at <= {now} ORDER BY due_at, seq",
+        "retrying": f"state = 'ready' AND due_at > {now} ORDER BY due_at, seq",
+        "blocked": "state = 'blocked' ORDER BY lane",
+        "dead": "state = 'dead' ORDER BY lane, occurred_at, seq",
+    }
+    return text(
+        "\nUNION ALL\n".join(
+            f"""SELECT '{state}' AS state, count(*) AS number, min(found.seq) AS oldest
+FROM (SELECT seq FROM open_delivery WHERE route = :route AND {part} LIMIT :most) found"""
+            for state, part in parts.items()
+        )
+    )
+
+
+@cache
+def _next_due(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT due_at FROM open_delivery WHERE route = :route AND state = 'ready' AND due_at > (SELECT {sql.now})
+ORDER BY due_at
+LIMIT 1
+""")
+
+
+_WALK = text("""
+SELECT found.route, min(found.seq) AS oldest
+FROM (SELECT seq, route, state FROM open_delivery ORDER BY seq, route LIMIT :most) found
+WHERE found.state <> 'dead'
+GROUP BY found.route
+""")
+
+
+@cache
+def _arrival(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT i.seq, i.received_at FROM {sql.looked_up(sql.rows("wanted", seq="bigint"), "inbox i", "i.seq = wanted.seq")}
+""")
+
+
+@cache
+def _arrivals(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT found.routes, count(*) AS number, min(found.received_at) AS first,
+       count(CASE WHEN found.received_at > {sql.time(":since")} THEN 1 END) AS recent
+FROM (SELECT routes, received_at FROM inbox ORDER BY seq DESC LIMIT :most) found
+GROUP BY found.routes
+""")
+
+
+@cache
+def _recorded(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT found.route, found.kind, count(*) AS number, min(found.at) AS first,
+       count(CASE WHEN found.at > {sql.time(":since")} THEN 1 END) AS recent
+FROM (SELECT route, kind, at FROM delivery_log ORDER BY id DESC LIMIT :most) found
+GROUP BY found.route, found.kind
+""")

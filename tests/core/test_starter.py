@@ -1,0 +1,85 @@
+"""What `inbox init` writes: for every preset, kind of work and database a configuration that passes the check."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jwt.algorithms import OKPAlgorithm
+
+from inbox import check
+from inbox.cli.starter import DATABASES, HANDLERS, MEANINGS, Database, Kind, starter, url_problem
+from inbox.loader.load import load_text
+from inbox.sources import PRESETS
+
+KEY = json.loads(OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
+VALUES = {
+    "SECEVENT_SECRET": json.dumps({"keys": [{**KEY, "kid": "one", "alg": "EdDSA", "use": "sig"}]}),
+    "STANDARD_WEBHOOKS_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    "SLACK_WEBHOOK_URL": "https://hooks.slack.com/services/T0/B0/x",
+    "SERVICE_URL": "https://service.example.com/hook/0123456789abcdef0123",
+}
+
+
+@pytest.mark.parametrize("database", DATABASES)
+@pytest.mark.parametrize("kind", MEANINGS)
+def test_it_passes_the_check_once_its_variables_are_set(
+    kind: Kind, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "inbox.toml"
+    monkeypatch.setenv("INBOX_CONFIG", str(file))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "handlers", raising=False)
+    for preset in PRESETS:
+        made = starter(preset, kind, "http://10.0.0.1/hook", database)
+        environment = {each.name: VALUES.get(each.name, "secret") for each in made.variables}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        file.write_text(made.text, encoding="utf-8")
+        if made.handlers is not None:
+            (tmp_path / HANDLERS).write_text(made.handlers, encoding="utf-8")
+        loaded = load_text(made.text, environment=environment)
+        assert check.findings(loaded, file, check.sides(), environment) == [], made.text
+        assert set(environment) == {word for word in environment if f"env:{word}" in made.text}
+        unset = load_text(made.text, environment={})
+        for name in environment:
+            monkeypatch.delenv(name)
+        assert len(unset.mistakes) + sum(len(unset.further_mistakes(s.start)) for s in check.sides()) >= len(
+            environment
+        )
+    monkeypatch.delitem(sys.modules, "handlers", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("url", "keys"),
+    [
+        ("https://crm.example.com", []),
+        ("http://crm.example.com", ["allow_http"]),
+        ("https://localhost", ["allow_private"]),
+        ("https://192.168.0.7/hook", ["allow_private"]),
+        ("http://[::1]:9000", ["allow_private", "allow_http"]),
+        ("http://crm:8080/hook", ["allow_private", "allow_http"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["forward", "sync"])
+def test_a_destination_gets_the_permissions_that_its_url_needs(kind: Kind, url: str, keys: list[str]) -> None:
+    destination = load_text(starter("github", kind, url, "sqlite").text).sound.destinations["service"]
+    assert [key for key in ("allow_private", "allow_http") if getattr(destination, key)] == keys
+
+
+def test_a_url_with_a_token_is_not_written_into_the_file() -> None:
+    made = starter("github", "forward", "https://hooks.example.com/0123456789abcdef0123?key=x", "sqlite")
+    assert "0123456789abcdef0123" not in made.text
+    assert "SERVICE_URL" in [each.name for each in made.variables]
+
+
+@pytest.mark.parametrize(
+    "url", ["crm.example.com", "ftp://x", "https:///x", "https://a:b@x", "https://x:y", "https://x/\n"]
+)
+def test_a_url_that_can_not_be_called_is_told_without_repeating_it(url: str) -> None:
+    problem = url_problem(url)
+    assert problem is not None
+    assert url not in problem

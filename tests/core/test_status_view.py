@@ -1,0 +1,181 @@
+"""`relay status` for people: lines that fit, the words of states, and the next commands. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+import typer
+from rich.cells import cell_len
+
+from relay.cli.main import app
+from relay.cli.next_steps import NextStep, next_steps
+from relay.cli.status_view import lines_of, state_of
+from relay.delivery.gates import entity_key
+from relay.store.overview import FiringAlert, HeldGate, Overview, RelayState
+from relay.store.route_states import RouteState
+from relay.store.stuck_check import Trouble
+from tests.helpers.hostile import HOSTILE, harm_of
+from tests.helpers.storing import START
+
+RUNNING = RelayState("r1", "host.example.com", 7, "1.0", "running", START, START, 1.0, 3, {})
+QUIET = RouteState("crm", is_configured=True)
+NO_RELAY = Trouble("no_relay", None, "no relay has sent a heartbeat for 15 s")
+
+
+def seen(**parts: Any) -> Overview:  # noqa: ANN401  # fields of Overview
+    empty: dict[str, Any] = dict.fromkeys(("routes", "gates", "relays", "alerts", "commands", "sweeps"), ())
+    return Overview(START, **{**empty, "relays": (RUNNING,), "routes": (QUIET,), **parts})
+
+
+def shown(overview: Overview, *findings: Trouble, width: int | None = 80) -> list[str]:
+    steps = next_steps(overview, findings)
+    return [line.plain for line in lines_of(overview, findings, steps, width=width)]
+
+
+def crm(**counts: Any) -> RouteState:  # noqa: ANN401  # fields of RouteState
+    return msgspec.structs.replace(QUIET, **counts)
+
+
+BUSY = crm(open=10_021, ready=10_000, dead=2, blocked=1, retrying=18, at_least=("ready",), in_per_minute=1234.5)
+PAUSED = HeldGate("destination", "crm", "paused", "maintenance " * 20, "kim", START, None, ("crm",))
+COMMAND = {
+    "id": 7, "kind": "replay", "state": "failed", "affected": 0, "failed": 0, "asked_at": START, "asked_by": "kim",
+    "answer": "no " * 60,
+}  # fmt: skip
+SWEEP = {"source": "trivore", "entity_type": "USER", "swept_at": START, "last_missed": 0, "error": "503 " * 40}
+EVERYTHING = seen(
+    routes=(BUSY, msgspec.structs.replace(BUSY, route="a-route-with-a-name-of-more-than-forty-characters")),
+    gates=(PAUSED,),
+    alerts=(FiringAlert("backlog_old", "crm", START, "route crm is behind: seq 7 has waited for 900 s " * 3),),
+    commands=(COMMAND,),
+    sweeps=(SWEEP,),
+)
+
+
+def test_where_all_is_well_it_is_a_few_lines() -> None:
+    assert shown(seen()) == [
+        "well: 1 relay running, nothing open",
+        "",
+        "Routes",
+        "  route  state",
+        "  crm    ok",
+        "",
+        "Relays",
+        "  host              pid  health   heartbeat  in flight  started  version",
+        "  host.example.com    7  running  now                3  now      1.0",
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_line_is_wider_than_the_terminal_but_a_command_to_copy(width: int) -> None:
+    trouble = Trouble("failing", None, "relay h1 pid 7: step claim fails: " + "ValueError: year is out of range " * 9)
+    lines = shown(EVERYTHING, trouble, width=width)
+    wide = [line for line in lines if cell_len(line) > width and not line.startswith("    relay ")]
+    assert wide == []
+    told = " ".join(" ".join(lines).split())
+    assert " ".join(trouble.why.split()) in told, "a sentence breaks between words, and is whole"
+
+
+def test_elsewhere_values_are_whole_and_times_absolute() -> None:
+    text = "\n".join(shown(EVERYTHING, width=None))
+    assert ("maintenance " * 20).strip() in text
+    assert "2026-01-01T00:00:00.000Z" in text
+    assert "10000+" in text
+
+
+def test_a_count_that_ended_early_says_so() -> None:
+    (line,) = (line for line in shown(EVERYTHING, width=200) if line.startswith("  crm "))
+    assert "10,021+" in line
+    assert "10,000+" in line
+    assert shown(EVERYTHING)[0].startswith("well: 1 relay running, 20,042 or more open")
+
+
+def test_hostile_values_harm_no_terminal() -> None:
+    row = {**COMMAND, "answer": HOSTILE, "asked_by": HOSTILE, "kind": HOSTILE}
+    overview = seen(
+        routes=(crm(route=HOSTILE, dead=1, open=1, is_configured=False),),
+        gates=(msgspec.structs.replace(PAUSED, name=HOSTILE, why=HOSTILE),),
+        alerts=(FiringAlert("backlog_old", HOSTILE, START, HOSTILE),),
+        commands=(row,),
+        sweeps=({**SWEEP, "source": HOSTILE, "error": HOSTILE},),
+    )
+    for width in (80, None):
+        lines = shown(overview, Trouble("failing", None, HOSTILE), width=width)
+        assert [line for line in lines if harm_of(line)] == []
+
+
+@pytest.mark.parametrize(
+    ("route", "state"),
+    [
+        (QUIET, "ok"),
+        (crm(dead=2), "dead"),
+        (crm(dead=2, retrying=1), "retrying"),
+        (crm(retrying=1, ready=1), "busy"),
+        (crm(in_flight=1), "busy"),
+        (crm(blocked=1, ready=1), "blocked"),
+        (crm(blocked=1, held_back_by=("destination crm",)), "held back"),
+    ],
+)
+def test_the_state_of_a_route_is_the_worst_of_it(route: RouteState, state: str) -> None:
+    assert state_of(route, ()) == state
+    assert state_of(route, [Trouble("stuck", "crm", "")]) == "stuck"
+
+
+def steps(overview: Overview, *findings: Trouble) -> list[str]:
+    return [step.command for step in next_steps(overview, findings)]
+
+
+def held(kind: str, name: str, state: str = "paused") -> Overview:
+    return seen(gates=(msgspec.structs.replace(PAUSED, kind=kind, name=name, state=state),))
+
+
+LATER = START + timedelta(hours=2)
+MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in range(4))
+
+
+@pytest.mark.parametrize(
+    ("overview", "findings", "commands"),
+    [
+        (seen(), (), []),
+        (seen(), (NO_RELAY,), ["relay run"]),
+        (held("destination", "crm"), (), ["relay resume --destination crm"]),
+        (held("api", "identity", "open"), (), ["relay resume --api identity"]),
+        (held("destination", "crm", "retired"), (), ["relay resume --destination crm"]),
+        (held("destination", "crm", "limited"), (), []),
+        (held(*entity_key("trivore", "USER", "u 1|2")), (), ["relay resume --source trivore --entity 'USER/u 1|2'"]),
+        (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
+        (seen(routes=(crm(blocked=2),)), (), ["relay dead --route crm"]),
+        (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason TEXT"]),
+        (seen(routes=(crm(retrying=1, next_due_at=START + timedelta(seconds=30)),)), (), []),
+        (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),
+        (seen(routes=MANY), (), ["relay dead", "relay retry --all --reason TEXT"]),
+        (seen(routes=(crm(open=3, is_configured=False),)), (), ["relay cancel --route crm --reason TEXT"]),
+        (seen(relays=(), commands=({**COMMAND, "state": "asked"},)), (), ["relay run"]),
+        (seen(sweeps=(SWEEP,)), (), ["relay sweep --source trivore"]),
+    ],
+)
+def test_each_problem_has_its_command(overview: Overview, findings: tuple[Trouble, ...], commands: list[str]) -> None:
+    assert steps(overview, *findings) == commands
+    for command in commands:
+        understood(command)
+
+
+def understood(line: str) -> None:
+    """Parse a command as the command line does."""
+    command: Any = typer.main.get_command(app)
+    _, name, *words = shlex.split(line)
+    if name == "retry" and name not in command.commands:
+        return  # it comes with another change
+    command.commands[name].make_context(line, words)  # raises a usage error
+
+
+def test_a_step_says_what_is_wrong_with_its_number() -> None:
+    assert next_steps(seen(routes=(crm(retrying=1, next_due_at=LATER),)), ()) == (
+        NextStep("route crm: 1 attempt waits, due in 2 h", "relay retry --route crm --reason TEXT"),
+    )
+    (step,) = next_steps(seen(routes=(crm(dead=10_000, at_least=("dead",)),)), ())
+    assert step.text == "route crm: 10,000 or more deliveries are dead"

@@ -1,0 +1,79 @@
+"""`inbox init`: from an empty folder to a delivered webhook, and what it never overwrites."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import Site, site
+from tests.helpers.scripted import answer, serving
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Site]:
+    with site(tmp_path, "") as made:
+        (tmp_path / "inbox.toml").unlink()
+        yield made
+
+
+def written(place: Site) -> str:
+    return (place.folder / "inbox.toml").read_text(encoding="utf-8")
+
+
+def test_the_steps_that_it_prints_lead_to_a_delivered_webhook(empty: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(empty.folder)
+    with serving(answer(200)) as server:
+        ended = empty.invoke("inbox", "init", "--source", "github", "--destination", f"{server.url}/hook", "--yes")
+        assert ended.status == 0, ended.stderr
+        exports = [line.split() for line in ended.stdout.splitlines() if line.strip().startswith("export ")]
+        names = [name.partition("=")[0] for _, name, *_ in exports]
+        assert names == ["INBOX_CONFIG", "GITHUB_SECRET", "SERVICE_SIGNING_SECRET"]
+        for name in names[1:]:
+            monkeypatch.setenv(name, "a-secret")
+        assert empty.run("inbox", "migrate").status == 0
+        checked = empty.run("inbox", "check", "--online")
+        assert checked.status == 0, checked.stdout
+        receiver, port = empty.receiver(1)
+        sent = empty.run("inbox", "send", "github", "--url", f"http://127.0.0.1:{port}")
+        assert sent.status == 0, sent.stderr
+        assert empty.relay("--drain").ends() == 0
+        receiver.send(signal.SIGTERM)
+        assert receiver.ends() == 0
+        assert server.asked[-1] == "POST /hook"
+
+
+def test_it_replaces_nothing_unless_it_is_told_to(empty: Site) -> None:
+    options = ("init", "--source", "stripe", "--kind", "python", "--yes")
+    (empty.folder / "handlers.py").write_text("MINE = 1\n", encoding="utf-8")
+    assert empty.invoke("inbox", *options).status == 0
+    before = written(empty)
+    ended = empty.invoke("inbox", "init", "--source", "okta", "--yes")
+    assert ended.status == 2
+    assert "--force replaces it, and --path writes another file" in ended.stderr
+    assert written(empty) == before
+    assert empty.invoke("inbox", "init", "--source", "okta", "--yes", "--force").status == 0
+    assert "[sources.okta]" in written(empty)
+    assert empty.invoke("inbox", *options, "--force").status == 0
+    assert (empty.folder / "handlers.py").read_text(encoding="utf-8") == "MINE = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "give --source, one of cloudevents, custom, github,"),
+        (("--source", "githbu"), "there is no source 'githbu'; did you mean 'github'?"),
+        (("--source", "github", "--kind", "forwards"), "there is no kind 'forwards'; did you mean 'forward'?"),
+        (("--source", "github", "--database", "mysql"), "there is no database 'mysql'; valid here: postgresql, sqlite"),
+        (("--source", "github", "--destination", "x.example"), "--destination must begin with https:// or http://"),
+        (("--source", "github", "--kind", "python", "--destination", "https://x.example"), "has no meaning"),
+        (("--source", "github", "--path", "/not/there/inbox.toml"), "there is no folder /not/there"),
+    ],
+)
+def test_a_wrong_choice_writes_nothing_and_says_what_is_right(empty: Site, options: tuple[str, ...], told: str) -> None:
+    ended = empty.invoke("inbox", "init", *options)
+    assert ended.status == 2
+    assert told in ended.stderr.replace("\n", " ")
+    assert list(empty.folder.glob("*.toml")) == []

@@ -1,0 +1,191 @@
+"""The view `stuck` and `relay status --check` find the same, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import get_args
+
+import pytest
+
+from inbox.clock import SystemClock
+from inbox.db.stuck import FAILED_FOR_SECONDS, ONLY_IN_VIEW, Finding, SqlClock, branches
+from relay.delivery.gates import Gate, GateKey, entity_key
+from relay.store import gates, nodes, stuck_check
+from relay.store.database import Database
+from relay.store.operator import commands
+from relay.store.operator.selection import Selection
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
+from tests.helpers.storing import an_event
+
+ODD = r"u|1\|2"
+"""An id whose gate has a name with escapes."""
+TEN_MINUTES = timedelta(minutes=10)
+
+
+@pytest.fixture
+def long_ago(steps: Steps) -> Steps:
+    """The relay's steps are done ten minutes ago. The view has the database's own clock, which can't be set."""
+    steps.clock.moment = SystemClock().now() - TEN_MINUTES
+    return steps
+
+
+def now(steps: Steps) -> None:
+    steps.clock.moment = SystemClock().now()
+
+
+def alive(steps: Steps) -> None:
+    now(steps)
+    nodes.start_node(steps.database, "alive", "h1", 7, "1")
+
+
+def due(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2", routes=["latest"]))
+
+
+def leased(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.claim()
+
+
+def under_way(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    now(steps)
+    steps.claim()
+
+
+def moving(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    now(steps)
+    steps.attempt(DONE)
+
+
+def unordered(steps: Steps) -> None:
+    steps.receive(an_event(1))
+
+
+def ordering(steps: Steps) -> None:
+    moving(steps)
+    steps.receive(an_event(3, "u3"))
+
+
+def blocked(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["blocking"]), an_event(2, "u2", routes=["blocking"]))
+    steps.attempt(HOPELESS, "blocking")
+    steps.attempt(HOPELESS, "blocking")
+
+
+def paused(key: GateKey) -> Callable[[Steps], None]:
+    def pause(steps: Steps) -> None:
+        steps.arrive(an_event(1, ODD))
+        with steps.database.write() as transaction:
+            gates.pause(transaction, key, who="kim", why="maintenance")
+
+    return pause
+
+
+def asked(steps: Steps) -> None:
+    commands.ask(steps.database, "replay", Selection(seq=1), who="kim", why="mended")
+
+
+def failed(steps: Steps) -> None:
+    number = commands.ask(steps.database, "pause", Gate(route="gone"), who="kim", why="maintenance")
+    commands.work_on(steps.database, CONFIG, POLICIES, number)
+
+
+def failed_in_part(steps: Steps) -> None:
+    asked(steps)
+    steps.do("UPDATE relay_command SET state = 'running', failed = 3, error = 'seq=1: ValueError: x'")
+
+
+def failed_long_ago(steps: Steps) -> None:
+    steps.clock.moment -= timedelta(seconds=FAILED_FOR_SECONDS)
+    failed(steps)
+
+
+def failing(steps: Steps) -> None:
+    now(steps)
+    nodes.start_node(steps.database, "r1", "h1", 8, "1")
+    nodes.heartbeat(steps.database, "r1", {"claim": "ValueError: x", "reap": "ValueError: y"})
+
+
+def crash_loop(steps: Steps) -> None:
+    steps.clock.moment = SystemClock().now() - timedelta(minutes=2)
+    for number in range(3):
+        nodes.start_node(steps.database, f"dead-{number}", "h2", number, "1")
+
+
+PAUSES = [("source", "trivore"), ("route", "strict"), entity_key("trivore", "USER", ODD)]
+SCENES: dict[str, tuple[Callable[[Steps], None], set[tuple[Finding, str | None]]]] = {
+    "nothing": (lambda _: None, set()),
+    "due": (due, {("stuck", "strict"), ("stuck", "latest")}),
+    "an expired lease": (leased, {("stuck", "strict")}),
+    "a call under way": (under_way, set()),
+    "moving": (moving, set()),
+    "unordered": (unordered, {("unordered", None)}),
+    "being ordered": (ordering, set()),
+    "blocked": (blocked, {("blocked", "blocking")}),
+    **{f"paused {kind}": (paused((kind, name)), set()) for kind, name in PAUSES},
+    "a command": (asked, {("command", None)}),
+    "a failed command": (failed, {("command_failed", None)}),
+    "a command that fails for some": (failed_in_part, {("command_failed", None)}),
+    "a command that failed long ago": (failed_long_ago, set()),
+    "failing steps": (failing, {("failing", None)}),
+    "a crash loop": (crash_loop, {("crash_loop", None)}),
+}
+
+
+def of_check(database: Database) -> set[tuple[str, str | None]]:
+    return {(trouble.finding, trouble.route) for trouble in stuck_check.findings(database, POLICIES)}
+
+
+def of_view(steps: Steps) -> set[tuple[str, str | None]]:
+    """The findings of the view; the check names no route for those that are of all."""
+    rows = steps.rows("SELECT DISTINCT finding, route FROM stuck")
+    return {
+        (row["finding"], row["route"] if row["finding"] in {"stuck", "blocked"} else None)
+        for row in rows
+        if row["finding"] not in ONLY_IN_VIEW
+    }
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_both_find_the_same(long_ago: Steps, scene: str) -> None:
+    make, expected = SCENES[scene]
+    make(long_ago)
+    alive(long_ago)
+    assert of_check(long_ago.database) == expected
+    assert of_view(long_ago) == expected
+
+
+def test_both_miss_a_relay(long_ago: Steps) -> None:
+    now(long_ago)
+    assert of_check(long_ago.database) == of_view(long_ago) == {("no_relay", None)}
+    alive(long_ago)
+    assert of_check(long_ago.database) == of_view(long_ago) == set()
+    assert [each.finding for each in stuck_check.findings(long_ago.database, POLICIES, host="h2")] == ["no_relay"]
+    assert stuck_check.findings(long_ago.database, POLICIES, host="h1") == []
+
+
+def test_where_they_share_a_branch_they_share_the_words(long_ago: Steps) -> None:
+    failed(long_ago)
+    failing(long_ago)
+    crash_loop(long_ago)
+    asked(long_ago)
+    now(long_ago)
+    said = {trouble.why for trouble in stuck_check.findings(long_ago.database, POLICIES)}
+    assert {row["why"] for row in long_ago.rows("SELECT why FROM stuck")} == said
+    assert any(why.startswith("command 1 (pause): failed: ") and "gone" in why for why in said)
+    assert "relay h1 pid 8: step claim fails: ValueError: x" in said
+
+
+def test_every_finding_has_its_branch_and_its_scene() -> None:
+    shown = {finding for _, found in SCENES.values() for finding, _ in found}
+    assert set(branches(SqlClock("sqlite"))) == set(get_args(Finding)) == shown | ONLY_IN_VIEW | {"no_relay"}
+
+
+def test_a_gate_of_a_destination_is_known_to_the_check_alone(long_ago: Steps) -> None:
+    paused(("destination", "audit"))(long_ago)
+    alive(long_ago)
+    assert of_check(long_ago.database) == set()
+    assert of_view(long_ago) == {("stuck", "strict")}
