@@ -87,6 +87,7 @@ class Walk:
                     self._run(block.text, expected_after(read, position), where)
                 case "http":
                     self._expect_request(block.text, where)
+        self._run("inbox check", "… both sides would start…", self._page)
 
     def close(self) -> None:
         """End whatever still runs."""
