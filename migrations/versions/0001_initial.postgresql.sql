@@ -382,7 +382,7 @@ CREATE TABLE relay_command (
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -395,9 +395,9 @@ COMMENT ON TABLE relay_command IS 'Command of an operator, by SQL or command lin
 
 COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
-COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, pause or resume';
+COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, retry, pause or resume';
 
-COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api';
+COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything';
 
 COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 

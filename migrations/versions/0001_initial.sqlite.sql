@@ -263,9 +263,9 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
 CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- replay, cancel, unblock, pause or resume
+    -- replay, cancel, unblock, retry, pause or resume
     kind TEXT NOT NULL,
-    -- deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api
+    -- deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything
     selection JSON NOT NULL,
     -- reason given by the operator
     reason TEXT NOT NULL,
@@ -287,7 +287,7 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),

@@ -72,6 +72,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay unblock": ("--seq 1 --reason x", "--reason x", "--reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
     "relay replay": ("--reason x", "--reason x --json", "--seq 1 --reason HOSTILE --yes", "--entity HOSTILE --reason x"),
     "relay cancel": ("--seq 1 --reason x", "--route HOSTILE --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
+    "relay retry": ("--all --reason x", "--all --reason x --json", "--seq 1 --reason HOSTILE --yes", "--error HOSTILE --reason x"),
     "relay rebuild": ("", "--json"),
 }  # fmt: skip
 """Each command with its options. HOSTILE stands for an argument that somebody has pasted."""
