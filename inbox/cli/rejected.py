@@ -6,6 +6,7 @@ import asyncio
 import getpass
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -294,5 +295,5 @@ def _becomes(line: Row) -> str:
     return f"{taken}{first['event_type']}{entity} → {routes}" + (f", and {more} more" if more else "")
 
 
-def _bar() -> Progress:
+def _bar() -> AbstractContextManager[Progress]:
     return bar(Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -61,7 +61,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         return any(each is not None for each in (self.routes, self.state, self.error, self.status))
 
 
-class Page(msgspec.Struct, frozen=True):
+class ListingPage(msgspec.Struct, frozen=True):
     """A page of a listing."""
 
     rows: list[Row]
@@ -69,7 +69,7 @@ class Page(msgspec.Struct, frozen=True):
     """The seq that the next page lies below; None: there is no more."""
 
 
-def events(engine: Engine, wanted: EventFilter, limit: int) -> Page:
+def events(engine: Engine, wanted: EventFilter, limit: int) -> ListingPage:
     """List rows of the view `delivery`, the newest event first: about `limit`, as an event is never split between pages."""
     found: list[Row] = []
     with engine.connect() as connection:
@@ -77,9 +77,9 @@ def events(engine: Engine, wanted: EventFilter, limit: int) -> Page:
             for rows in _deliveries(connection, page):
                 shown = [row for row in rows if wanted.admits(row)]
                 if found and len(found) + len(shown) > limit:
-                    return Page(found, found[-1]["seq"])
+                    return ListingPage(found, found[-1]["seq"])
                 found += shown
-    return Page(found)
+    return ListingPage(found)
 
 
 def _seqs(connection: Connection, wanted: EventFilter, page: int) -> Iterator[list[int]]:

@@ -99,13 +99,16 @@ CREATE TABLE gate (
     calls INTEGER DEFAULT 0 NOT NULL,
     window_began_at TIMESTAMP WITH TIME ZONE,
     rate_used_until TIMESTAMP WITH TIME ZONE,
+    held_until TIMESTAMP WITH TIME ZONE,
+    hold_reason TEXT,
     CONSTRAINT pk_gate PRIMARY KEY (kind, name),
     CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
     CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
     CONSTRAINT ck_gate_paused_at_is_readable CHECK (paused_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_gate_breaker_until_is_readable CHECK (breaker_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_gate_window_began_at_is_readable CHECK (window_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (rate_used_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (rate_used_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_held_until_is_readable CHECK (held_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -136,6 +139,10 @@ COMMENT ON COLUMN gate.calls IS 'calls in the present window';
 COMMENT ON COLUMN gate.window_began_at IS 'start of the present window';
 
 COMMENT ON COLUMN gate.rate_used_until IS 'rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead';
+
+COMMENT ON COLUMN gate.held_until IS 'rate hold: time until which the endpoint asked for no further call; database clock';
+
+COMMENT ON COLUMN gate.hold_reason IS 'header that asked for it';
 
 CREATE TABLE inbox (
     seq BIGSERIAL NOT NULL,
@@ -207,6 +214,8 @@ CREATE TABLE lane (
     fetch_began_at TIMESTAMP WITH TIME ZONE,
     last_modified TIMESTAMP WITH TIME ZONE,
     applied_hash BYTEA,
+    etag TEXT,
+    etag_config BYTEA,
     healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -232,6 +241,10 @@ COMMENT ON COLUMN lane.fetch_began_at IS 'time at which that delivery fetched th
 COMMENT ON COLUMN lane.last_modified IS 'the source''s own time of the applied state';
 
 COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of the data sent downstream';
+
+COMMENT ON COLUMN lane.etag IS 'ETag of the entity in that state; only where the route fetches conditionally';
+
+COMMENT ON COLUMN lane.etag_config IS 'SHA-256 of the route as it was configured then: another one fetches it whole';
 
 COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are ended in batches: seq of the success that replaces them';
 
@@ -382,7 +395,7 @@ CREATE TABLE relay_command (
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -395,9 +408,9 @@ COMMENT ON TABLE relay_command IS 'Command of an operator, by SQL or command lin
 
 COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
-COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, pause or resume';
+COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, retry, pause or resume';
 
-COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api';
+COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything';
 
 COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 

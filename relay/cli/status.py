@@ -85,18 +85,17 @@ def status(
       relay status --check
       relay status --check --here --json
     """
-    if watch and (check or sweeps):
-        fail("--watch shows the whole status: leave out --check and --sweeps")
-    if here and not check:
-        fail("--here is for --check: relay status --check --here")
+    if mistake := _contradiction(
+        watch=watch, check=check, here=here, sweeps=sweeps, listing=bool(columns or as_ndjson)
+    ):
+        fail(mistake)
     with exit_on_error():
         config = load_config()
         if sweeps:
             from relay.store import reads
 
-            swept = reads.sweeps(database_of(config))
             form = format_of(SWEEP_COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
-            show(swept, SWEEP_COLUMNS, form, empty="no sweep has run yet")
+            show(reads.sweeps(database_of(config)), SWEEP_COLUMNS, form, empty="no sweep has run yet")
             return
         if watch:
             _watch(_Look(config), every, as_json=as_json, wide=wide)
@@ -113,6 +112,18 @@ def status(
             answer(row["why"])
     if found:
         raise typer.Exit(FINDING)
+
+
+def _contradiction(*, watch: bool, check: bool, here: bool, sweeps: bool, listing: bool) -> str | None:
+    if watch and (check or sweeps):
+        return "--watch shows the whole status: leave out --check and --sweeps"
+    if check and sweeps:
+        return "--check and --sweeps exclude each other: choose one"
+    if here and not check:
+        return "--here is for --check: relay status --check --here"
+    if listing and not sweeps:
+        return "--columns and --ndjson are for --sweeps; the whole status has --json"
+    return None
 
 
 class _Look:

@@ -30,6 +30,7 @@ COLUMNS = (
     Column("added", "number"),
     Column("since", "time"),
     Column("until", "time", on_request=True),
+    Column("left_out", "number", on_request=True),
 )
 
 
@@ -69,7 +70,7 @@ def sweep(
         if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
         if full:
-            found = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
+            found = [row for number in range(len(tables)) for row in _orphans(config, database, source, number)]
             show(found, ORPHAN_COLUMNS, form, empty="both sides have the same")
             raise typer.Exit(FINDING if found else 0)
         results = [_one(config, database, source, number, since, dry=dry) for number in range(len(tables))]
@@ -79,11 +80,14 @@ def sweep(
     if form.is_table:
         was = "was" if missed == 1 else "were"
         say(f"{counted(missed, 'change')} {was} missing" if missed else "nothing was missing")
+        if left_out := sum(result.left_out for result in results):
+            have = "event has" if left_out == 1 else "events have"
+            say(f"{left_out} {have} no entity in the body, as it is larger than max_body of {source}")
     if missed:
         raise typer.Exit(FINDING)
 
 
-def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
+def _orphans(config: Config, database: Database, source: str, number: int) -> list[dict[str, str]]:
     from relay.sweep.orphans import orphans
 
     with bar(SpinnerColumn(), Doing("listing "), MofNCompleteColumn()) as progress:
@@ -95,7 +99,7 @@ def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
             progress.advance(tasks[side], entities)
 
         try:
-            return list(orphans(config, source, number, listed))
+            return list(orphans(config, database, source, number, listed))
         except SweepFailed as error:
             fail(str(error))
 

@@ -44,16 +44,21 @@ find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick 
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{event.seq}}" }}
 map = {{ name = "entity.name" }}
-listing = {{ path = "/listing", params = {{ start = "{{start}}", count = "{{count}}" }}, id = "id", count = 9 }}
+[routes.user-to-crm.sync.listing]
+path = "/listing"
+params = {{ start = "{{start}}", count = "{{count}}" }}
+pages = {{ by = "start", count = 9 }}
+id = "id"
 [[sources.trivore.sweeps]]
 api = "identity"
 path = "/user"
 entity_type = "USER"
 params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
-count = 9
+pages = {{ by = "start", count = 9 }}
 """
 
 CASES: Mapping[str, tuple[str, ...]] = {
+    "inbox init": ("--path HOSTILE/inbox.toml --source HOSTILE --yes", "--path new.toml --source HOSTILE --yes"),
     "inbox list": ("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson", "--error HOSTILE"),
     "inbox show": ("1", "1 --json", "1000", "1000 --json"),
     "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
@@ -75,6 +80,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "relay unblock": ("--seq 1 --reason x", "--reason x", "--reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
     "relay replay": ("--reason x", "--reason x --json", "--seq 1 --reason HOSTILE --yes", "--entity HOSTILE --reason x"),
     "relay cancel": ("--seq 1 --reason x", "--route HOSTILE --reason x --json", "--entity HOSTILE --reason HOSTILE --yes"),
+    "relay retry": ("--all --reason x", "--all --reason x --json", "--seq 1 --reason HOSTILE --yes", "--error HOSTILE --reason x"),
     "relay rebuild": ("", "--json"),
 }  # fmt: skip
 """Each command with its options. HOSTILE stands for an argument that somebody has pasted."""
@@ -82,6 +88,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
 WITHOUT_VALUES = {
     "inbox serve": "becomes gunicorn; its log is tested with the receiver",
     "inbox migrate": "shows revisions of the code, and errors of the database as every command does",
+    "inbox check": "shows the configuration and what its systems answer: tests/process/test_check.py",
     "inbox send": "shows the answer of the receiver that it is pointed at: below",
     "relay run": "writes a log: below",
     "relay demo": "shows its own services: tests/demo/test_screen.py",
