@@ -172,7 +172,7 @@ def _alert_text(row: Any) -> str:  # noqa: ANN401  # a result row
     detail = as_json(row.detail)
     if row.kind not in SENTENCES or not isinstance(detail, dict):
         return f"{row.kind} {row.subject}"  # of a newer version, or written by hand
-    return sentence(Alert(row.kind, row.subject, firing=True, detail=detail))
+    return "; ".join(sentence(Alert(row.kind, row.subject, firing=True, detail=detail)).splitlines())
 
 
 def _commands(transaction: Transaction) -> list[Row]:
