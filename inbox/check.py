@@ -19,7 +19,6 @@ from inbox.config.model import Config
 from inbox.config.types import Secret
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
-from inbox.db.trouble import trouble_text
 from inbox.errors import ConfigError
 from inbox.exposure import exposure_warnings, literal_secrets, values_in
 from inbox.loader.load import ConfigFile
@@ -176,7 +175,7 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
     except ConfigError as error:
         return DatabaseState(shown, url.origin, "unusable"), _located(file, error)
     except DBAPIError as error:
-        text = f"the database does not answer: {trouble_text(error)}"
+        text = f"the database does not answer: {' '.join(str(error.orig).split())}"
         return DatabaseState(shown, url.origin, "unusable"), _located(file, ConfigError(f"{url.origin}: {text}"))
     return DatabaseState(shown, url.origin, "current"), [Finding("warning", None, None, None, each) for each in doubted]
 

@@ -171,12 +171,7 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
 def held_back(database: Database) -> list[Row]:
     """The gates that are paused, or whose breaker is not closed."""
     with database.read() as transaction:
-        return held_back_in(transaction)
-
-
-def held_back_in(transaction: Transaction) -> list[Row]:
-    """Read them as `held_back` does, in a transaction that reads more."""
-    return transaction.rows_of(_HELD_BACK)
+        return transaction.rows_of(HELD_BACK)
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
@@ -266,7 +261,7 @@ _RESUME = text("""
 DELETE FROM gate WHERE kind = :kind AND name = :name AND (paused_at IS NOT NULL OR breaker <> 'closed')
 RETURNING name
 """)
-_HELD_BACK = text("""
+HELD_BACK = text("""
 SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause
 FROM gate
 WHERE paused_at IS NOT NULL OR breaker <> 'closed'
