@@ -34,17 +34,6 @@ class Chosen(msgspec.Struct, frozen=True):
     """Only entities with an event since this time."""
 
 
-def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
-    """Deliveries of the newest events of the next entities beyond this place, as if each were delivered now.
-
-    Those whose newest event did not take the route are among them: what they are now may concern it all the same.
-    """
-    with database.read() as transaction:
-        statement = _newest(database.sql, of_types=bool(chosen.types))
-        rows = transaction.execute(statement, after_type=after[0], after_id=after[1], most=most, **_parameters(chosen))
-    return [_delivery(row, chosen.route) for row in rows]
-
-
 def count(database: Database, chosen: Chosen) -> int:
     """Count the entities; it reads the index of all events of the source."""
     with database.read() as transaction:
@@ -63,6 +52,17 @@ def _parameters(chosen: Chosen) -> dict[str, str | None]:
     }
 
 
+def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
+    """Deliveries of the newest events of the next entities beyond this place, as if each were delivered now.
+
+    Those whose newest event did not take the route are among them: what they are now may concern it all the same.
+    """
+    with database.read() as transaction:
+        statement = _newest(database.sql, of_types=bool(chosen.types))
+        rows = transaction.execute(statement, after_type=after[0], after_id=after[1], most=most, **_parameters(chosen))
+    return [_delivery(row, chosen.route) for row in rows]
+
+
 def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result row
     return Delivery(
         seq=event.seq,
@@ -73,13 +73,6 @@ def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result r
         lease_token=0,
         **of_event(event),
     )
-
-
-def _is_chosen(sql: Sql, *, of_types: bool) -> str:
-    types = f"AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})" if of_types else ""
-    return f"""source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL {types}
-      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
-      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
 
 
 @cache
@@ -96,6 +89,13 @@ FROM (
 JOIN inbox i ON i.seq = newest.seq
 ORDER BY i.entity_type, i.entity_id
 """)
+
+
+def _is_chosen(sql: Sql, *, of_types: bool) -> str:
+    types = f"AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})" if of_types else ""
+    return f"""source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL {types}
+      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
+      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
 
 
 @cache
