@@ -28,7 +28,8 @@ _LEAST = {"text": 12, "entity": 24}
 _STYLES: dict[str, str] = {
     **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing", "stuck"), "red"),
     **dict.fromkeys(
-        ("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused", "held back", "limited"), "yellow"
+        ("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused", "held back", "held", "limited"),
+        "yellow",
     ),
     **dict.fromkeys(("delivered", "unchanged", "done", "running", "ok"), "green"),
     **dict.fromkeys(("in_flight", "asked", "busy"), "cyan"),

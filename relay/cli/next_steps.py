@@ -16,6 +16,8 @@ from relay.store.stuck_check import Trouble
 
 _SOON = timedelta(minutes=1)
 """A retry that is due by then needs nobody."""
+_END_SOON = frozenset({"limited", "held"})
+"""States of a gate that end by themselves, as the endpoint or its rate wants it."""
 _MOST_NAMED = 3
 """So many routes or gates of one problem have a command of their own."""
 
@@ -31,7 +33,7 @@ def next_steps(seen: Overview, findings: Sequence[Trouble]) -> tuple[NextStep, .
     """Return what to do, the most urgent first; empty when nothing needs a person."""
     return (
         *_about_relays(findings),
-        *_about_gates([gate for gate in seen.gates if gate.state != "limited"]),
+        *_about_gates([gate for gate in seen.gates if gate.state not in _END_SOON]),
         *_about_routes(seen),
         *_about_commands(seen),
         *_about_sweeps(seen),

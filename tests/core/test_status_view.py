@@ -160,6 +160,7 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (held("api", "identity", "open"), (), ["relay resume --api identity"]),
         (held("destination", "crm", "retired"), (), ["relay resume --destination crm"]),
         (held("destination", "crm", "limited"), (), []),
+        (held("destination", "crm", "held"), (), []),
         (held(*entity_key("trivore", "USER", "u 1|2")), (), ["relay resume --source trivore --entity 'USER/u 1|2'"]),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(blocked=2),)), (), ["relay dead --route crm"]),
