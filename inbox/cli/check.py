@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from inbox.check import DatabaseState, Finding, Probe, Reply
     from inbox.loader.load import ConfigFile
 
+_LINE = re.compile(r"\(at line (\d+)")
+"""The place in an error of the TOML parser."""
 _STYLES = {"mistake": "bold red", "warning": "yellow"}
 _SECTIONS = (("sources", "source"), ("routes", "route"), ("apis", "api"), ("destinations", "destination"))
 
@@ -48,7 +51,10 @@ def check_command(
     try:
         file = load_file(path)
     except ConfigError as error:
-        _finish(str(path), [Finding("mistake", str(path), None, None, str(error))], as_json=as_json)
+        line = _LINE.search(str(error))
+        text = str(error).removeprefix(f"{path} ")
+        unread = Finding("mistake", str(path), int(line[1]) if line else None, None, text)
+        _finish(str(path), [unread], as_json=as_json)
         return
     parts = sides()
     found = findings(file, path, parts)

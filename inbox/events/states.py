@@ -45,3 +45,6 @@ ENDINGS = ("delivered", "unchanged", "superseded", "skipped", "cancelled", "corr
 
 LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, "unrouted")
 """Every value of `delivery.state`: an open state, the last fact of an ended delivery, or that an event takes no route."""
+
+COMMAND_KINDS = ("replay", "cancel", "unblock", "retry", "pause", "resume")
+"""Every value of `relay_command.kind` that this version knows."""

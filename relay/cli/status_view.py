@@ -39,7 +39,7 @@ ROUTES_WHOLE = (
     Column("out_per_minute", "number"),
     Column("held_back_by"),
 )
-"""Columns where lines have any length."""
+"""Columns for output whose lines have any length."""
 GATES = (
     Column("gate"),
     Column("state", "state"),

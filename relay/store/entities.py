@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -34,6 +35,17 @@ class Chosen(msgspec.Struct, frozen=True):
     """Only entities with an event since this time."""
 
 
+def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
+    """Deliveries of the newest events of the next entities beyond this place, as if each were delivered now.
+
+    Those whose newest event did not take the route are among them: what they are now may concern it all the same.
+    """
+    with database.read() as transaction:
+        statement = _newest(database.sql, of_types=bool(chosen.types))
+        rows = transaction.execute(statement, after_type=after[0], after_id=after[1], most=most, **_parameters(chosen))
+    return [_delivery(row, chosen.route) for row in rows]
+
+
 def count(database: Database, chosen: Chosen) -> int:
     """Count the entities; it reads the index of all events of the source."""
     with database.read() as transaction:
@@ -52,15 +64,16 @@ def _parameters(chosen: Chosen) -> dict[str, str | None]:
     }
 
 
-def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[Delivery]:
-    """Deliveries of the newest events of the next entities beyond this place, as if each were delivered now.
-
-    Those whose newest event did not take the route are among them: what they are now may concern it all the same.
-    """
-    with database.read() as transaction:
-        statement = _newest(database.sql, of_types=bool(chosen.types))
-        rows = transaction.execute(statement, after_type=after[0], after_id=after[1], most=most, **_parameters(chosen))
-    return [_delivery(row, chosen.route) for row in rows]
+def ids_of(database: Database, source: str, entity_type: str, most: int) -> Iterator[list[str]]:
+    """Yield the ids of all entities of this type in the inbox, in order, at most so many at a time."""
+    after = ""
+    while True:
+        with database.read() as transaction:
+            rows = transaction.execute(IDS, source=source, entity_type=entity_type, after_id=after, most=most)
+        if not rows:
+            return
+        yield [row.entity_id for row in rows]
+        after = rows[-1].entity_id
 
 
 def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result row
@@ -73,6 +86,20 @@ def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result r
         lease_token=0,
         **of_event(event),
     )
+
+
+def _is_chosen(sql: Sql, *, of_types: bool) -> str:
+    types = f"AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})" if of_types else ""
+    return f"""source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL {types}
+      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
+      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
+
+
+IDS = text("""
+SELECT DISTINCT entity_id FROM inbox
+WHERE source = :source AND entity_type = :entity_type AND entity_id > :after_id
+ORDER BY entity_id LIMIT :most
+""")
 
 
 @cache
@@ -89,13 +116,6 @@ FROM (
 JOIN inbox i ON i.seq = newest.seq
 ORDER BY i.entity_type, i.entity_id
 """)
-
-
-def _is_chosen(sql: Sql, *, of_types: bool) -> str:
-    types = f"AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})" if of_types else ""
-    return f"""source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL {types}
-      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
-      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
 
 
 @cache
