@@ -6,7 +6,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rich.cells import cell_len, chop_cells
@@ -30,12 +30,13 @@ _LEAST_ROOM = 30
 
 
 class _Line(msgspec.Struct, frozen=True):
-    """A line of the story: a label, and a text that is wrapped beside it, or cut."""
+    """A line of the story: a label, and a text beside it."""
 
     label: str
     text: str
     style: str = ""
-    is_cut: bool = False
+    fit: Literal["wrap", "cut", "whole"] = "wrap"
+    """The form of a text that is too long. A command stays whole, as somebody copies it."""
 
 
 def story(event: Row, config: Config, now: datetime, width: int | None) -> list[Text]:
@@ -43,20 +44,19 @@ def story(event: Row, config: Config, now: datetime, width: int | None) -> list[
     entity = (
         "" if event["entity_type"] is None else f" {visible(event['entity_type'])}/{visible(event['entity_id'] or '')}"
     )
-    lines = [
-        Text(f"event {event['seq']}:{entity} {visible(event['event_type'])} from {visible(event['source'])}", "bold")
-    ]
+    heading = f"event {event['seq']}:{entity} {visible(event['event_type'])} from {visible(event['source'])}"
+    lines = [Text(line, "bold") for line in ([heading] if width is None else wrapped(heading, width))]
     lines += _laid_out(_arrival(event, now), width)
     for delivery in event["deliveries"]:
         state = visible(shown_state(delivery, now))
-        lines += [
-            Text(),
-            Text.assemble((f"route {visible(str(delivery['route']))}: ", "bold"), (state, style_of(state))),
-        ]
+        room = None if width is None else max(width - len(f"route : {state}"), _LEAST_ROOM)
+        name = visible(str(delivery["route"]))
+        route = name if room is None else cut(name, room)
+        lines += [Text(), Text.assemble((f"route {route}: ", "bold"), (state, style_of(state)))]
         lines += _laid_out(_route(event, delivery, state, config, now), width)
     if not event["deliveries"]:
         lines += [Text(), Text("no route matched it when it arrived: it is stored, and delivered nowhere")]
-    return [line if width is None else _fitted(line, width) for line in lines]
+    return lines
 
 
 def _arrival(event: Row, now: datetime) -> Iterator[_Line]:
@@ -89,8 +89,9 @@ def _route(event: Row, delivery: Row, state: str, config: Config, now: datetime)
     head = next((head for head in event["heads"] if head["route"] == route), None)
     yield _Line("next", _next(event, delivery, state, head, now, is_held=bool(held)))
     commands = [command for _, command in held if command]
-    for number, command in enumerate(commands + list(_commands(event["seq"], delivery, state, head))):
-        yield _Line("commands" if number == 0 else "", command, "cyan")
+    commands += _commands(event["seq"], delivery, state, head, is_held=bool(held))
+    for number, command in enumerate(commands):
+        yield _Line("commands" if number == 0 else "", command, "cyan", fit="whole")
 
 
 def _fact(fact: Row) -> Iterator[_Line]:
@@ -101,10 +102,10 @@ def _fact(fact: Row) -> Iterator[_Line]:
     for call in detail.get("calls", ()):
         outcome = str(call.get("status") or call.get("sent", ""))
         took = lasting(call.get("milliseconds", 0) / 1000)
-        yield _Line("", visible(f"{outcome:<3} {took:>7}  {call.get('method', '')} {call.get('url', '')}"), is_cut=True)
+        yield _Line("", visible(f"{outcome:<3} {took:>7}  {call.get('method', '')} {call.get('url', '')}"), fit="cut")
         said = call.get("error") or call.get("excerpt")
         if said and said not in str(detail.get("error", "")):
-            yield _Line("", f"    {visible(' '.join(str(said).split()))}", is_cut=True)
+            yield _Line("", f"    {visible(' '.join(str(said).split()))}", fit="cut")
 
 
 _DONE, _FAILED, _DEAD, _QUIET = "green", "yellow", "red", "bright_black"
@@ -198,13 +199,13 @@ def _next(event: Row, delivery: Row, state: str, head: Row | None, now: datetime
     return _NEXT.get(state, "nothing: it has ended")
 
 
-def _commands(seq: int, delivery: Row, state: str, head: Row | None) -> Iterator[str]:
+def _commands(seq: int, delivery: Row, state: str, head: Row | None, *, is_held: bool) -> Iterator[str]:
     of_it = ("--seq", str(seq), "--route", str(delivery["route"]), "--reason", "…")
     match state:
         case "retrying":
             yield command("retry", *of_it)
             yield command("cancel", *of_it)
-        case "ready" | "received":
+        case "ready" | "received" if not is_held:
             yield "relay status"
         case "blocked":
             yield from (command(each, *of_it) for each in ("replay", "unblock", "cancel"))
@@ -232,7 +233,9 @@ def _laid_out(lines: Iterator[_Line], width: int | None) -> Iterator[Text]:
     """Put each label into its column, and its text beside it, wrapped where it is too long."""
     for line in lines:
         room = None if width is None else max(width - _LABEL - 2, _LEAST_ROOM)
-        texts = [line.text] if room is None else [cut(line.text, room)] if line.is_cut else wrapped(line.text, room)
+        texts: Sequence[str] = [line.text]
+        if room is not None and line.fit != "whole":
+            texts = [cut(line.text, room)] if line.fit == "cut" else wrapped(line.text, room)
         for number, text in enumerate(texts):
             label = line.label if number == 0 else ""
             yield Text.assemble("  ", (f"{label:<{_LABEL}}", "bright_black"), (text, line.style))
@@ -249,8 +252,3 @@ def wrapped(text: str, room: int) -> Sequence[str]:
             else:
                 lines.append(part)
     return lines
-
-
-def _fitted(line: Text, width: int) -> Text:
-    line.truncate(width, overflow="ellipsis")
-    return line

@@ -27,6 +27,7 @@ _LEAST = {"text": 16, "entity": 24}
 
 _PART_OF_LAST = 3
 """The part of the width that the last column gets at least, before less important columns are shown."""
+_WHOLE_TIME = len("2026-01-31T10:00:00.123Z")
 _USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entity": 24}
 """Room for a column whose values are not known yet."""
 
@@ -169,6 +170,8 @@ class Rolling:
         shown = columns if width is None else _fitting(columns, wanted, width, every=False)
         self._width = width
         self._columns = _in_order(shown)
+        if width is None:
+            usual |= {column.name: _WHOLE_TIME for column in columns if column.kind == "time"}
         self._room = {column.name: max(usual[column.name], len(self._title(column))) for column in shown}
         self._has_heading = False
 

@@ -16,9 +16,11 @@ from sqlalchemy import Connection, CursorResult, Engine, text
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.engine import reading
 from inbox.db.reads import Row, plain
-from inbox.events.states import OPEN_STATES
+from inbox.events.states import OPEN_STATES, UNROUTED
 from inbox.events.timestamps import time_text
 
+_OF_DELIVERIES = ("open_delivery", "delivery_log")
+"""An event that never took a route has no row there."""
 _PAGE = 500
 """The most events in one look, so that no statement runs long, however few of them match."""
 
@@ -59,7 +61,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         return any(each is not None for each in (self.routes, self.state, self.error, self.status))
 
 
-class Page(msgspec.Struct, frozen=True):
+class ListingPage(msgspec.Struct, frozen=True):
     """A page of a listing."""
 
     rows: list[Row]
@@ -67,7 +69,7 @@ class Page(msgspec.Struct, frozen=True):
     """The seq that the next page lies below; None: there is no more."""
 
 
-def events(engine: Engine, wanted: EventFilter, limit: int) -> Page:
+def events(engine: Engine, wanted: EventFilter, limit: int) -> ListingPage:
     """List rows of the view `delivery`, the newest event first: about `limit`, as an event is never split between pages."""
     found: list[Row] = []
     with engine.connect() as connection:
@@ -75,9 +77,9 @@ def events(engine: Engine, wanted: EventFilter, limit: int) -> Page:
             for rows in _deliveries(connection, page):
                 shown = [row for row in rows if wanted.admits(row)]
                 if found and len(found) + len(shown) > limit:
-                    return Page(found, found[-1]["seq"])
+                    return ListingPage(found, found[-1]["seq"])
                 found += shown
-    return Page(found)
+    return ListingPage(found)
 
 
 def _seqs(connection: Connection, wanted: EventFilter, page: int) -> Iterator[list[int]]:
@@ -99,16 +101,22 @@ def _candidates(sql: Sql, wanted: EventFilter) -> tuple[Callable[[bool], str], d
     conditions, values = _given(sql, wanted, "i.received_at", names=names, of="i.")
     if wanted.entity_id is not None and wanted.source is None:  # the index of entities begins with the source
         conditions.append(f"i.source IN ({_SOURCES})")
-    if wanted.state in OPEN_STATES:
-        values |= {"state": wanted.state}
+    if wanted.state in OPEN_STATES or wanted.error is not None:  # only an open delivery has an error
         source = "SELECT DISTINCT o.seq FROM open_delivery o JOIN inbox i ON i.seq = o.seq"
-        conditions = ["o.state = :state", *conditions]
+        if wanted.state is not None:
+            conditions.append("o.state = :state")
+            values["state"] = wanted.state
         if wanted.routes is not None:
             conditions.append(f"o.route IN (SELECT name FROM {sql.rows('routes', name='text')})")
             values["routes"] = rows_param({"name": name} for name in wanted.routes)
         key = "o.seq"
     else:
         source, key = "SELECT i.seq FROM inbox i", "i.seq"
+        if wanted.state == UNROUTED:
+            conditions += (f"NOT EXISTS (SELECT 1 FROM {table} t WHERE t.seq = i.seq)" for table in _OF_DELIVERIES)
+        elif wanted.state is not None:
+            conditions.append("EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = :state)")
+            values["state"] = wanted.state
 
     def statement(below: bool) -> str:
         where = [*conditions, f"{key} < :before"] if below else conditions
@@ -129,12 +137,16 @@ SELECT name FROM known WHERE name IS NOT NULL"""
 def _deliveries(connection: Connection, seqs: Sequence[int]) -> list[list[Row]]:
     """Return the rows of the view for each of these events."""
     with reading(connection).begin():
-        if not Sql(connection.dialect.name).has_lateral:
-            return [_plain(connection.execute(_OF_ONE, {"seq": seq})) for seq in seqs]
-        rows = _plain(connection.execute(_OF_MANY, {"wanted": rows_param({"seq": seq} for seq in seqs)}))
-    of: dict[int, list[Row]] = {seq: [] for seq in seqs}
-    for row in rows:
-        of[row["seq"]].append(row)
+        if Sql(connection.dialect.name).has_lateral:
+            found = connection.execute(_OF_MANY, {"wanted": rows_param({"seq": seq} for seq in seqs)}).mappings()
+        elif seqs and seqs[0] - seqs[-1] < _DENSE * len(seqs):
+            found = connection.execute(_OF_RANGE, {"first": seqs[-1], "last": seqs[0]}).mappings()
+        else:
+            return [[plain(row) for row in connection.execute(_OF_ONE, {"seq": seq}).mappings()] for seq in seqs]
+        of: dict[int, list[Row]] = {seq: [] for seq in seqs}
+        for row in found:
+            if row["seq"] in of:
+                of[row["seq"]].append(plain(row))
     return list(of.values())
 
 
@@ -142,7 +154,10 @@ def _plain(result: CursorResult[Any]) -> list[Row]:
     return [plain(row) for row in result.mappings()]
 
 
+_DENSE = 4
+"""Where at least one of so many events in a row is wanted, SQLite reads all of them faster than each by itself."""
 _OF_ONE = text("SELECT * FROM delivery WHERE seq = :seq ORDER BY route")
+_OF_RANGE = text("SELECT * FROM delivery WHERE seq >= :first AND seq <= :last ORDER BY seq DESC, route")
 _OF_MANY = text("""
 SELECT d.* FROM jsonb_to_recordset(CAST(:wanted AS jsonb)) AS wanted(seq bigint)
 CROSS JOIN LATERAL (SELECT * FROM delivery v WHERE v.seq = wanted.seq OFFSET 0) d

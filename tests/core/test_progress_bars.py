@@ -15,7 +15,7 @@ from tests.helpers.waiting import until
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Everything that a terminal was sent."""
+    """Collect the output that a terminal was sent."""
     output = io.StringIO()
     made = Console(file=output, force_terminal=True, width=80)
     monkeypatch.setattr(terminal, "console", lambda **_: made)

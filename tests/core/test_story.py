@@ -231,7 +231,7 @@ def test_no_text_from_outside_breaks_a_line_or_exceeds_the_terminal(name: str, e
     event |= {"entity_id": name, "event_type": error}
     for line in told(event, width):
         assert line.isprintable()
-        assert cell_len(line) <= max(width, 56)
+        assert cell_len(line) <= max(width, 60) or "relay " in line, "only a command stays whole"
 
 
 @given(st.text(), st.integers(2, 60))

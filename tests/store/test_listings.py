@@ -31,6 +31,7 @@ def seqs(engine: Engine, **conditions: object) -> list[int]:
 
 def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine, steps: Steps) -> None:
     steps.receive(an_event(1), an_event(2, routes=["strict", "latest"]), an_event(3, routes=[]))
+    assert listed(engine, state="unrouted") == [(3, None, "unrouted")]
     assert listed(engine) == [
         (3, None, "unrouted"),
         (2, "latest", "received"),
@@ -66,6 +67,7 @@ def test_a_listing_can_be_narrowed_by_everything_that_it_shows(engine: Engine, s
     assert seqs(engine, source="other") == [4]
     assert seqs(engine, event_type="DELETE") == [4]
     assert seqs(engine, source="nobody") == []
+    assert seqs(engine, error="nothing") == seqs(engine, state="unrouted") == seqs(engine, state="cancelled") == []
     assert seqs(engine, state="delivered") == [1]
     assert seqs(engine, state="ready") == [3, 2]
     assert seqs(engine, state="ready", entity_id="a") == [3]
@@ -84,7 +86,8 @@ def test_a_rare_delivery_is_found_behind_pages_of_others(
     steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 12)))
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
-    assert seqs(engine, state="delivered") == [1]
+    assert seqs(engine, state="delivered") == seqs(engine, status=None, state="delivered", routes={"strict"}) == [1]
+    assert seqs(engine, error="email") == [2]
     assert seqs(engine, state="dead") == [2]
     assert seqs(engine, state="ready") == list(range(11, 2, -1))
 
