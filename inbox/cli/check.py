@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn
 from rich.text import Text
 
 from inbox.cli.options import AsJson
-from inbox.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, put, put_json
+from inbox.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, console, put, put_json
 from inbox.cli.wording import counted
 from inbox.errors import ConfigError
 from inbox.logs.visible import visible
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _LINE = re.compile(r"\(at line (\d+)")
 """The place in an error of the TOML parser."""
 _STYLES = {"mistake": "bold red", "warning": "yellow"}
+_INDENT = " " * len("mistake  ")
 _SECTIONS = (("sources", "source"), ("routes", "route"), ("apis", "api"), ("destinations", "destination"))
 
 
@@ -119,12 +121,24 @@ def _document(
 
 
 def _show(found: Sequence[Finding], replies: Sequence[Reply]) -> None:
-    for each in sorted(found, key=lambda one: (one.level, one.line or 0)):
-        put(Text.assemble((each.level, _STYLES[each.level]), f"  {visible(str(each.place))}"))
+    width = console().width if console().is_terminal else None
+    for each in sorted(found, key=lambda one: (one.level, one.line is None, one.line or 0)):
+        first, *more = _wrapped(visible(str(each.place)), width)
+        put(Text.assemble((each.level, _STYLES[each.level]), f"  {first}"))
+        for line in more:
+            put(Text(f"{_INDENT}{line}"))
     for reply in replies:
         if reply.reached:
             line = f"  {reply.key}: {reply.url} {reply.text}, {reply.milliseconds:.0f} ms"
             put(Text.assemble(("reached", "green"), visible(line)))
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    """Break a finding at its spaces, where it stands at a terminal of this width; a long word stays whole, to be copied."""
+    if width is None:
+        return [text]
+    room = max(width - len(_INDENT), 20)
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
 
 
 def _summarise(path: str, file: ConfigFile | None, database: DatabaseState | None) -> None:

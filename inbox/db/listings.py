@@ -155,7 +155,7 @@ def _plain(result: CursorResult[Any]) -> list[Row]:
 
 
 _DENSE = 4
-"""Where at least one of so many events in a row is wanted, SQLite reads all of them faster than each by itself."""
+"""Events in a row: where at least one of them is wanted, SQLite reads all faster than each by itself."""
 _OF_ONE = text("SELECT * FROM delivery WHERE seq = :seq ORDER BY route")
 _OF_RANGE = text("SELECT * FROM delivery WHERE seq >= :first AND seq <= :last ORDER BY seq DESC, route")
 _OF_MANY = text("""
