@@ -159,7 +159,9 @@ def test_a_rate_that_is_used_up_is_a_gate_until_it_has_room(steps: Steps) -> Non
         now = transaction.lock_order()
         gates.lock_all(transaction, [AUDIT])
         gates.use_rates(transaction, {AUDIT: limit.used(None, now, 2)})
-    (gate,) = read_overview(steps.database, limited).gates
+    found = read_overview(steps.database, limited)
+    (gate,) = found.gates
+    assert {each.held_back_by for each in found.routes} == {()}, "it is only slow"
     assert (gate.state, gate.until, gate.routes) == ("limited", START + timedelta(seconds=10), ("strict",))
 
 
