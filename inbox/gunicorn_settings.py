@@ -218,7 +218,7 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
             migrate.require_current(checked)
             guarantees.require(checked)
         except OperationalError as error:
-            write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {trouble_text(error)}")
+            _log.warning("the database does not answer, senders get 503 until it does: %s", trouble_text(error))
         finally:
             checked.dispose()
         _warn_of_exposures(config)
