@@ -107,7 +107,7 @@ def test_a_form_writes(form: str, value: object, written: str) -> None:
     assert expanded(f"{{ event.id : {form} }}", value) == written
 
 
-@pytest.mark.parametrize("form", TIMES)
+@pytest.mark.parametrize("form", sorted(TIMES))
 @pytest.mark.parametrize(
     "value",
     [

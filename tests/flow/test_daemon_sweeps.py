@@ -23,7 +23,7 @@ from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.sweep import pages, scheduler
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
@@ -159,7 +159,7 @@ def test_who_pauses_the_api_or_the_source_pauses_its_sweep(
 
     def work(act: Literal["pause", "resume"], gate: Gate) -> None:
         number = commands.ask(database, act, gate, who="me", why="seen")
-        commands.work_on(database, config, policies(config), number)
+        execution.work_on(database, config, policies(config), number)
 
     for gate in (Gate(api="identity"), Gate(source="trivore")):
         work("pause", gate)
