@@ -32,7 +32,7 @@ from relay.delivery.policy import RoutePolicy, policies
 from relay.store.claim import claim
 from relay.store.database import Database, Transaction
 from relay.store.leftovers import Leftovers
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.store.operator.selection import Act, Selection
 from relay.store.reap import reap
 from relay.store.record import record
@@ -183,7 +183,7 @@ SELECT {when}, n, '{ROUTE}', 'dead', 1, {f"CAST({detail} AS jsonb)" if self.is_p
         """Some batches of what a person asks for."""
         number = commands.ask(self.database, act, selection, who="kim", why="benchmark")
         for _ in range(BATCHES):
-            commands.work_on(self.database, self.config, policies(self.config), number)
+            execution.work_on(self.database, self.config, policies(self.config), number)
 
 
 def sequence_a_mountain(world: World, number: int) -> None:

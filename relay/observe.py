@@ -151,6 +151,9 @@ class Observer:
         level = logging.WARNING if swept.missed else logging.INFO
         figures = (swept.compared, swept.missed, swept.added)
         _log.log(level, "%s %s compared=%d missed=%d added=%d", what, subject, *figures)
+        if swept.left_out:
+            then = "their entities are larger than max_body, and left out of the body"
+            _log.warning("swept %s left_out=%d events: %s", subject, swept.left_out, then)
 
     def sweep_failed(self, subject: str, error: str) -> None:
         """Log a failed sweep; the next one starts over."""

@@ -147,6 +147,8 @@ class Sql:
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
         self.keeps_ended_entries = self.is_postgres
         """An index keeps the entries of ended rows as long as any snapshot is older."""
+        self.has_lateral = self.is_postgres
+        """Keys can be joined with a view row by row; otherwise it takes a statement for each."""
         self.needs_checkpoints = not self.is_postgres
         """Writers must copy the write-ahead log back themselves: see `inbox.db.checkpoint`."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002
@@ -222,6 +224,19 @@ class Sql:
         name = parameter or column
         value = f"CAST(:{name} AS {'timestamptz' if kind == 'time' else kind})" if self.is_postgres else f":{name}"
         return f"({value} IS NULL OR {column} {operator} {value})"
+
+    def contains(self, column: str, parameter: str) -> str:
+        """Return a condition that a text contains the parameter's, in any case; it holds for all when that is null."""
+        if self.is_postgres:
+            value = f"CAST(:{parameter} AS text)"
+            return f"({value} IS NULL OR position(lower({value}) IN lower({column})) > 0)"
+        return f"(:{parameter} IS NULL OR instr(lower({column}), lower(:{parameter})) > 0)"
+
+    def last_status(self, detail: str) -> str:
+        """Return the status of the last call that a fact's detail has, as text; null where it had no answer."""
+        if self.is_postgres:
+            return f"({detail} -> 'calls' -> -1 ->> 'status')"
+        return f"CAST({detail} ->> '$.calls[#-1].status' AS text)"
 
     def time(self, parameter: str) -> str:
         """Return the time of a parameter that `time_text` wrote."""

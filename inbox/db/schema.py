@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from inbox.db.columns import BigId, JsonValue, TextList, UtcDateTime, readable
-from inbox.events.states import HEADS, OPEN_STATES, SUSPECT_CRASHES
+from inbox.events.states import COMMAND_KINDS, HEADS, OPEN_STATES, SUSPECT_CRASHES
 
 _Type = type[TypeEngine[Any]] | TypeEngine[Any]
 
@@ -290,11 +290,12 @@ relay_command = Table(
     "relay_command",
     metadata,
     _number("id", "number of the command"),
-    _required("kind", Text, "replay, cancel, unblock, pause or resume"),
+    _required("kind", Text, "replay, cancel, unblock, retry, pause or resume"),
     _required(
         "selection",
         JsonValue,
-        "deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api",
+        "deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type,"
+        " since, until; force, everything",
     ),
     _required("reason", Text, "reason given by the operator"),
     _required("asked_by", Text, "operator"),
@@ -306,7 +307,7 @@ relay_command = Table(
     _optional("answer", Text, "answer of the daemon"),
     _count("failed", BigInteger, "deliveries that could not be changed"),
     _optional("error", Text, "last delivery that could not be changed, with its error"),
-    CheckConstraint("kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')", name="kind"),
+    CheckConstraint(f"kind IN ({_one_of(COMMAND_KINDS)})", name="kind"),
     CheckConstraint("state IN ('asked', 'running', 'done', 'failed', 'cancelled')", name="state"),
     _partial_index("ix_relay_command_open", "id", where="state IN ('asked', 'running')"),
     comment="Command of an operator, by SQL or command line; the daemon executes and answers it.",

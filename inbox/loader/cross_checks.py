@@ -17,6 +17,7 @@ from inbox.config.source import Source
 from inbox.config.sweep import Sweep
 from inbox.config.sync import MapField, SyncRoute
 from inbox.http.limits import memory_for
+from inbox.loader.paging_checks import paging_mistakes
 from inbox.loader.passed_headers import passed_header_mistakes
 from inbox.loader.presets import preset_mistakes
 from inbox.sources import PRESETS
@@ -68,8 +69,7 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
             yield from _sync_or_not(path, route, config.destinations[route.destination])
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names.apis)
-            yield from _sync_steps((*path, "sync"), route.sync)
-            yield from map_mistakes((*path, "sync"), route.sync)
+            yield from _sync((*path, "sync"), route.sync)
 
 
 def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
@@ -93,6 +93,7 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collect
             yield Mistake(
                 (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
             )
+        yield from paging_mistakes(where, sweep)
         if sweep.every is not None and sweep.every <= 0:
             yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
         yield from _taken_by_none(where, sweep, [each for each in config.routes.values() if each.source == source.name])
@@ -137,6 +138,14 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
             (*path, "sync"),
             f'{route.destination!r} is not a sync destination; give it kind = "sync", or remove this table',
         )
+
+
+def _sync(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    for step, call in (("find", sync.find), ("listing", sync.listing)):
+        if call is not None:
+            yield from paging_mistakes((*path, step), call)
+    yield from _sync_steps(path, sync)
+    yield from map_mistakes(path, sync)
 
 
 def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:

@@ -395,7 +395,7 @@ CREATE TABLE relay_command (
     failed BIGINT DEFAULT 0 NOT NULL,
     error TEXT,
     CONSTRAINT pk_relay_command PRIMARY KEY (id),
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (jsonb_typeof(selection) = 'object'),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (asked_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -408,9 +408,9 @@ COMMENT ON TABLE relay_command IS 'Command of an operator, by SQL or command lin
 
 COMMENT ON COLUMN relay_command.id IS 'number of the command';
 
-COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, pause or resume';
+COMMENT ON COLUMN relay_command.kind IS 'replay, cancel, unblock, retry, pause or resume';
 
-COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api';
+COMMENT ON COLUMN relay_command.selection IS 'deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything';
 
 COMMENT ON COLUMN relay_command.reason IS 'reason given by the operator';
 
@@ -568,7 +568,8 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        coalesce(o.state, l.kind) AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i CROSS JOIN LATERAL unnest(i.routes) AS r(route)
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
@@ -583,7 +584,8 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        coalesce(o.state, l.kind) AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
@@ -598,7 +600,8 @@ SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id,
        'unrouted' AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
@@ -611,7 +614,8 @@ WHERE i.routes = '{}' AND NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq =
 
 CREATE VIEW dead_letter AS
 SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
-       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
+       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+       CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) AS last_status
 FROM (
     SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'dead'
     UNION ALL
@@ -763,7 +767,9 @@ COMMENT ON COLUMN delivery.last_fact IS 'kind of its newest row in delivery_log'
 
 COMMENT ON COLUMN delivery.last_fact_at IS 'time of that row';
 
-COMMENT ON COLUMN delivery.last_error IS 'error of its newest failed attempt, even if a later one succeeded';
+COMMENT ON COLUMN delivery.last_error IS 'while it is open: error of its newest failed attempt';
+
+COMMENT ON COLUMN delivery.last_status IS 'HTTP status of the last call: of the newest failed attempt while it is open, else of the last fact';
 
 COMMENT ON COLUMN delivery.superseded_by IS 'if superseded: the seq of the event that replaces it';
 
@@ -798,6 +804,8 @@ COMMENT ON COLUMN dead_letter.died_at IS 'time at which it was given up';
 COMMENT ON COLUMN dead_letter.cause IS 'exhausted, crash_loop, unrecordable, unprocessable, or an error class; docs/reference/delivery.md lists them';
 
 COMMENT ON COLUMN dead_letter.error IS 'the last error, in one sentence';
+
+COMMENT ON COLUMN dead_letter.last_status IS 'HTTP status of the last call';
 
 COMMENT ON VIEW backlog IS 'Per route: open deliveries by state, and the age of the oldest that is not dead.';
 

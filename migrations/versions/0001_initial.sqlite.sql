@@ -272,9 +272,9 @@ CREATE TABLE rejected_request ( -- A rejected request. Each receiver process sto
 CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; the daemon executes and answers it.
     -- number of the command
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- replay, cancel, unblock, pause or resume
+    -- replay, cancel, unblock, retry, pause or resume
     kind TEXT NOT NULL,
-    -- deliveries or gate: route, seq, source, entity_type, entity_id, cause, since; force; destination, api
+    -- deliveries or gate: route, seq, source, entity_type, entity_id, destination, api, cause, status, error, event_type, since, until; force, everything
     selection JSON NOT NULL,
     -- reason given by the operator
     reason TEXT NOT NULL,
@@ -296,7 +296,7 @@ CREATE TABLE relay_command ( -- Command of an operator, by SQL or command line; 
     failed BIGINT DEFAULT 0 NOT NULL,
     -- last delivery that could not be changed, with its error
     error TEXT,
-    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'pause', 'resume')),
+    CONSTRAINT ck_relay_command_kind CHECK (kind IN ('replay', 'cancel', 'unblock', 'retry', 'pause', 'resume')),
     CONSTRAINT ck_relay_command_state CHECK (state IN ('asked', 'running', 'done', 'failed', 'cancelled')),
     CONSTRAINT ck_relay_command_selection_is_readable CHECK (selection IS NULL OR CASE WHEN json_valid(selection) THEN json_type(selection) = 'object' ELSE 0 END),
     CONSTRAINT ck_relay_command_asked_at_is_readable CHECK (date(substr(asked_at, 1, 10)) IS substr(asked_at, 1, 10) AND asked_at >= '0001-01-01 00:00:00.000000Z' AND (length(asked_at) = 10 OR substr(asked_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
@@ -401,7 +401,8 @@ SELECT i.seq, r.value AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        coalesce(o.state, l.kind) AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i JOIN json_each(i.routes) r
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.value
@@ -416,7 +417,8 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        coalesce(o.state, l.kind) AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
@@ -431,7 +433,8 @@ SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id,
        'unrouted' AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
@@ -444,7 +447,8 @@ WHERE i.routes = '[]' AND NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq =
 
 CREATE VIEW dead_letter AS
 SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
-       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
+       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+       l.detail ->> '$.calls[#-1].status' AS last_status
 FROM (
     SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'dead'
     UNION ALL

@@ -1,33 +1,33 @@
-"""`relay replay`, `relay cancel` and `relay unblock`: commands that change deliveries. Each shows its plan first."""
+"""`relay replay`, `cancel`, `unblock` and `retry`: commands that change deliveries. Each shows its plan first."""
 
 from __future__ import annotations
 
-import getpass
-import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.options import AsJson, Since, parse_entity
-from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
-from relay.cli.options import OfEntity, OfRoute, OfSource, open_database
+from inbox.cli.completion import names_of
+from inbox.cli.options import AsJson, OfError, OfEventType, OfStatus, Since, Until, parse_entity
+from relay.cli.carrying_out import Texts, carry_out
+from relay.cli.options import OfDestination, OfEntity, OfRoute, OfSource
 
 if TYPE_CHECKING:
-    from inbox.config.model import Config
-    from relay.store.database import Database
-    from relay.store.operator.commands import Progress
-    from relay.store.operator.selection import Act, Selection
+    from relay.store.operator.selection import Selection
 
 Reason = Annotated[str, typer.Option(help="Why; it is kept in the log.")]
-OfSeq = Annotated[int | None, typer.Option("--seq", help="This event.")]
-OfCause = Annotated[str | None, typer.Option("--cause", help="Dead letters of this cause.")]
+OfSeq = Annotated[int | None, typer.Option("--seq", min=0, help="This event.")]
+OfApi = Annotated[
+    str | None, typer.Option("--api", help="Only of the routes that ask this api.", autocompletion=names_of("apis"))
+]
+OfCause = Annotated[
+    str | None, typer.Option("--cause", help="Only dead letters of this cause, such as exhausted or mapping.")
+]
+OfFailure = Annotated[
+    str | None,
+    typer.Option("--cause", help="Only where the last attempt failed with this error class, such as server_error."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")]
-
-_SAMPLE = 5
-_LOOK_AGAIN_SECONDS = 0.5
 
 
 def replay(
@@ -37,8 +37,14 @@ def replay(
     seq: OfSeq = None,
     source: OfSource = None,
     entity: OfEntity = None,
+    destination: OfDestination = None,
+    api: OfApi = None,
+    event_type: OfEventType = None,
     cause: OfCause = None,
+    status: OfStatus = None,
+    error: OfError = None,
     since: Since = None,
+    until: Until = None,
     force: Annotated[
         bool, typer.Option("--force", help="Even where a later event was delivered, and this would undo it.")
     ] = False,
@@ -51,17 +57,82 @@ def replay(
 ) -> None:
     """Replay dead or ended deliveries. Shows the plan; --yes does it.
 
-    Without --seq, --entity or --all, only dead letters are replayed.
+    Without --seq, --entity or --all, only dead letters are replayed. Exits with 1 when there is nothing to replay.
+    Attempts that wait are not dead: `relay retry` makes them due at once.
 
     Examples:
       relay replay --cause exhausted --reason "CRM is back"
+      relay replay --destination crm --status 503 --since 2d --reason "CRM is back"
       relay replay --seq 42 --reason "mapping fixed" --yes
       relay replay --route crm --all --since 2026-01-01 --reason "CRM was restored from a backup"
     """
-    chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    chosen = msgspec.structs.replace(chosen, force=force, everything=everything)
-    texts = _Texts("would be replayed", "were replayed", "replaying", "nothing to replay")
-    _carry_out("replay", texts, chosen, reason, yes=yes, as_json=as_json)
+    chosen = _selection(
+        route=route,
+        seq=seq,
+        source=source,
+        entity=entity,
+        destination=destination,
+        api=api,
+        event_type=event_type,
+        cause=cause,
+        status=status,
+        error=error,
+        since=since,
+        until=until,
+        force=force,
+        everything=everything,
+    )
+    texts = Texts("would be replayed", "replayed", "replaying", "nothing to replay")
+    carry_out("replay", texts, chosen, reason, yes=yes, as_json=as_json)
+
+
+def retry(
+    *,
+    reason: Reason,
+    route: OfRoute = None,
+    seq: OfSeq = None,
+    source: OfSource = None,
+    entity: OfEntity = None,
+    destination: OfDestination = None,
+    api: OfApi = None,
+    event_type: OfEventType = None,
+    cause: OfFailure = None,
+    status: OfStatus = None,
+    error: OfError = None,
+    since: Since = None,
+    until: Until = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that wait, without any filter.")] = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make waiting attempts due at once, such as after a repair. Shows the plan; --yes does it.
+
+    Each delivery keeps its attempts and its place in its lane. Pauses, circuit breakers and rate limits hold as always.
+    Exits with 1 when nothing waits for a later attempt. Without any filter it needs --all.
+
+    Examples:
+      relay retry --destination crm --reason "CRM is back"
+      relay retry --cause server_error --since 1h --reason "CRM is back" --yes
+      relay retry --seq 42 --reason "account fixed" --yes
+      relay retry --all --reason "the network is back" --yes
+    """
+    chosen = _selection(
+        route=route,
+        seq=seq,
+        source=source,
+        entity=entity,
+        destination=destination,
+        api=api,
+        event_type=event_type,
+        cause=cause,
+        status=status,
+        error=error,
+        since=since,
+        until=until,
+        everything=everything,
+    )
+    texts = Texts("would be due now", "due now", "retrying", "no attempt waits for later")
+    carry_out("retry", texts, chosen, reason, yes=yes, as_json=as_json)
 
 
 def cancel(
@@ -71,22 +142,41 @@ def cancel(
     seq: OfSeq = None,
     source: OfSource = None,
     entity: OfEntity = None,
+    destination: OfDestination = None,
+    api: OfApi = None,
+    event_type: OfEventType = None,
     cause: OfCause = None,
+    status: OfStatus = None,
+    error: OfError = None,
     since: Since = None,
+    until: Until = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """End deliveries for good, open or dead. Shows the plan; --yes does it.
 
-    Deliveries in flight are left as they are.
+    Deliveries in flight are left as they are. Exits with 1 when there is nothing to cancel.
 
     Examples:
       relay cancel --seq 42 --reason "a test account"
       relay cancel --route old-crm --reason "switched off" --yes
     """
-    chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    texts = _Texts("would be cancelled", "were cancelled", "cancelling", "nothing to cancel")
-    _carry_out("cancel", texts, chosen, reason, yes=yes, as_json=as_json)
+    chosen = _selection(
+        route=route,
+        seq=seq,
+        source=source,
+        entity=entity,
+        destination=destination,
+        api=api,
+        event_type=event_type,
+        cause=cause,
+        status=status,
+        error=error,
+        since=since,
+        until=until,
+    )
+    texts = Texts("would be cancelled", "cancelled", "cancelling", "nothing to cancel")
+    carry_out("cancel", texts, chosen, reason, yes=yes, as_json=as_json)
 
 
 def unblock(
@@ -96,94 +186,41 @@ def unblock(
     seq: OfSeq = None,
     source: OfSource = None,
     entity: OfEntity = None,
+    destination: OfDestination = None,
+    api: OfApi = None,
+    event_type: OfEventType = None,
     cause: OfCause = None,
+    status: OfStatus = None,
+    error: OfError = None,
     since: Since = None,
+    until: Until = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Let lanes continue past the dead head that blocks them; it stays dead. Shows the plan; --yes does it.
 
+    Exits with 1 when nothing is blocked.
+
     Examples:
       relay unblock --entity USER/IDNUMBER1234 --reason "fixed by hand"
       relay unblock --route orders --reason "agreed with shipping" --yes
     """
-    chosen = _selection(route=route, seq=seq, source=source, entity=entity, cause=cause, since=since)
-    texts = _Texts(
-        "would no longer block their lanes", "no longer block their lanes", "unblocking", "nothing is blocked"
+    chosen = _selection(
+        route=route,
+        seq=seq,
+        source=source,
+        entity=entity,
+        destination=destination,
+        api=api,
+        event_type=event_type,
+        cause=cause,
+        status=status,
+        error=error,
+        since=since,
+        until=until,
     )
-    _carry_out("unblock", texts, chosen, reason, yes=yes, as_json=as_json)
-
-
-class _Texts(msgspec.Struct, frozen=True):
-    """The texts of a command: its plan, its end, its progress, and that there is nothing to do."""
-
-    planned: str
-    done: str
-    doing: str
-    nothing: str
-
-
-def _carry_out(act: Act, texts: _Texts, chosen: Selection, reason: str, *, yes: bool, as_json: bool) -> None:
-    """Show the plan; with `yes` carry it out, with a progress bar."""
-    from relay.store.operator import commands
-    from relay.store.operator.selection import Choice, preview
-
-    with exit_on_error():
-        config, database = open_database()
-        choice = Choice(act, chosen, config)
-        if choice.mistake is not None:
-            fail(choice.mistake)
-        planned = preview(database, choice, None if as_json else _SAMPLE)
-    columns = ("seq", "route", "entity_type", "entity_id", "event_type", "state", "attempts")
-    show(planned.sample, as_json=as_json, columns=columns, empty=texts.nothing)
-    if not planned.count:
-        return
-    if planned.overtaken:
-        say(
-            f"{planned.overtaken} of them are older than what was delivered last in their lane: left out without --force"
-        )
-    if not yes:
-        more = f", {_SAMPLE} of them shown" if planned.count > len(planned.sample) else ""
-        say(f"{planned.count} deliveries {texts.planned}{more}; --yes does it")
-        return
-    with exit_on_error():
-        number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
-        follow(database, config, number, texts.doing, planned.count, done=texts.done)
-
-
-def follow(database: Database, config: Config, number: int, doing: str, total: int | None, *, done: str) -> None:
-    """Work on a command until it has ended, with a progress bar. An interrupted one can be resumed."""
-    from relay.delivery.policy import policies
-    from relay.store.operator import commands
-
-    columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    policies_of = policies(config)
-    try:
-        with bar(*columns) as progress:
-            task = progress.add_task(doing, total=total)
-            while not (now := _progress(database, number)).has_ended:
-                progress.update(task, completed=now.affected, description=now.answer or doing)
-                if (
-                    not commands.work_on(database, config, policies_of, number)
-                    and _progress(database, number).state == "running"
-                ):
-                    time.sleep(_LOOK_AGAIN_SECONDS)
-    except KeyboardInterrupt:
-        commands.stop(database, number)
-        say(f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on")
-        raise typer.Exit(FINDING) from None
-    if now.state != "done":
-        fail(f"command {number}: {now.answer}")
-    say(f"{now.affected} deliveries {done}")
-
-
-def _progress(database: Database, number: int) -> Progress:
-    from relay.store.operator import commands
-
-    found = commands.progress(database, number)
-    if found is None:
-        fail(f"there is no command {number}")
-    return found
+    texts = Texts("would be unblocked", "unblocked", "unblocking", "nothing is blocked")
+    carry_out("unblock", texts, chosen, reason, yes=yes, as_json=as_json)
 
 
 def _selection(
@@ -192,12 +229,34 @@ def _selection(
     seq: int | None,
     source: str | None,
     entity: str | None,
+    destination: str | None,
+    api: str | None,
+    event_type: str | None,
     cause: str | None,
+    status: int | None,
+    error: str | None,
     since: datetime | None,
+    until: datetime | None,
+    force: bool = False,
+    everything: bool = False,
 ) -> Selection:
     from relay.store.operator.selection import Selection
 
     entity_type, entity_id = parse_entity(entity)
     return Selection(
-        route=route, seq=seq, source=source, entity_type=entity_type, entity_id=entity_id, cause=cause, since=since
+        route=route,
+        seq=seq,
+        source=source,
+        entity_type=entity_type,
+        entity_id=entity_id,
+        destination=destination,
+        api=api,
+        event_type=event_type,
+        cause=cause,
+        status=status,
+        error=error,
+        since=since,
+        until=until,
+        force=force,
+        everything=everything,
     )

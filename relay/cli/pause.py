@@ -5,12 +5,16 @@ from __future__ import annotations
 import getpass
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
-from inbox.cli.options import AsJson, parse_entity
-from inbox.cli.terminal import exit_on_error, fail, say, show
-from inbox.events.timestamps import time_text
-from relay.cli.change_deliveries import Reason, follow
+from inbox.cli.options import AsJson, AsNdjson, Columns, Wide, parse_entity
+from inbox.cli.tables import Column, format_of, show
+from inbox.cli.terminal import exit_on_error, fail, say
+from inbox.cli.wording import counted
+from inbox.events.timestamps import rfc3339
+from relay.cli.carrying_out import command_text, follow
+from relay.cli.change_deliveries import Reason
 from relay.cli.options import OfEntity, OfSource, open_database
 
 if TYPE_CHECKING:
@@ -22,16 +26,21 @@ OfDestination = Annotated[str | None, typer.Option("--destination", help="All ro
 OfApi = Annotated[str | None, typer.Option("--api", help="All routes that ask this api.")]
 
 COLUMNS = (
-    "kind",
-    "name",
-    "paused_at",
-    "paused_by",
-    "pause_reason",
-    "breaker",
-    "breaker_until",
-    "breaker_cause",
-    "held_until",
-    "hold_reason",
+    Column("kind"),
+    Column("name"),
+    Column("held", "state"),
+    Column("why", last=True),
+    Column("paused_at", "time", "paused"),
+    Column("breaker_until", "time", "next probe"),
+    Column("paused_by", on_request=True),
+    Column("pause_reason", on_request=True),
+    Column("breaker", "state", on_request=True),
+    Column("breaker_cause", on_request=True),
+    Column("held_until", "time", on_request=True),
+    Column("hold_reason", on_request=True),
+    Column("open_count", "number", "openings", on_request=True),
+    Column("failures", "number", on_request=True),
+    Column("calls", "number", on_request=True),
 )
 
 
@@ -46,7 +55,10 @@ def pause(
     api: OfApi = None,
     source: OfSource = None,
     entity: OfEntity = None,
+    wide: Wide = False,
+    columns: Columns = None,
     as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
 ) -> None:
     """Hold back deliveries; without a choice, list what is held back.
 
@@ -57,13 +69,16 @@ def pause(
       relay pause --destination crm --reason "maintenance until 14:00"
       relay pause --source trivore --entity USER/IDNUMBER1234 --reason "under investigation"
     """
+    form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     gate = _gate(route, destination, api, source, entity)
     if gate is None:
         from relay.store import gates
 
         with exit_on_error():
             _, database = open_database()
-            show(gates.held_back(database), as_json=as_json, columns=COLUMNS, empty="nothing is held back")
+            held = gates.held_back(database)
+            rows = [{**row, **_held(row)} for row in held] if form.is_table else held
+            show(rows, COLUMNS, form, empty="nothing is held back")
         return
     if not reason:
         fail("say why with --reason: it is listed beside the pause")
@@ -78,27 +93,71 @@ def resume(
     api: OfApi = None,
     source: OfSource = None,
     entity: OfEntity = None,
-    command: Annotated[int | None, typer.Option(help="A replay, cancel or unblock that was interrupted.")] = None,
+    command: Annotated[
+        int | None, typer.Option(help="A replay, retry, cancel or unblock that was interrupted.")
+    ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also make attempts behind it due at once, as `relay retry` does.")
+    ] = False,
 ) -> None:
     """End a pause, and close a circuit breaker, also that of a retired destination.
 
+    Attempts that failed before wait until they are due; the answer says how many, and how to retry them now.
+
     Examples:
       relay resume --destination crm
+      relay resume --destination crm --retry --reason "CRM is back"
       relay resume --command 7
     """
     gate = _gate(route, destination, api, source, entity)
     if command is not None:
+        if retry or gate is not None:
+            fail("--command resumes that command alone: leave out the gate and --retry")
         from relay.store.operator import commands
 
         with exit_on_error():
             config, database = open_database()
             if not commands.go_on(database, command):
                 fail(f"no command {command} was interrupted")
-            follow(database, config, command, "continuing", None, done="were changed in all")
+            follow(database, config, command, "continuing", None, done="changed in all")
         return
     if gate is None:
         fail("name what to resume: --route, --destination, --api, --source, --entity or --command")
     _request("resume", gate, reason)
+    _retry_behind(gate, reason, at_once=retry)
+
+
+def _retry_behind(gate: Gate, reason: str, *, at_once: bool) -> None:
+    """Make the attempts that wait behind a gate due, or offer it."""
+    from relay.store.operator import commands, selected
+    from relay.store.operator.selection import Choice, Selection
+
+    chosen = Selection(**msgspec.structs.asdict(gate))
+    with exit_on_error():
+        config, database = open_database()
+        with database.read() as transaction:
+            number, until = selected.wait_until(transaction, Choice("retry", chosen, config))
+        if at_once and number:
+            why = reason or f"{' '.join(gate.key)} was resumed"
+            asked = commands.ask(database, "retry", chosen, who=getpass.getuser(), why=why)
+            follow(database, config, asked, "retrying", number, done="due now")
+        elif number and until is not None:
+            waits = "waits" if number == 1 else "wait"
+            say(
+                f"{counted(number, 'attempt')} behind it still {waits}, until {rfc3339(until, 'seconds')} at the latest"
+            )
+            say(f"due at once with: {command_text('retry', chosen)}")
+
+
+def _held(row: Row) -> Row:
+    """Return the fields that only the table shows: what holds deliveries back, and why."""
+    breaker = f"{row['breaker']}: {row['breaker_cause']}" if row["breaker"] != "closed" else ""
+    if row["paused_at"] is None and not breaker:
+        return {"held": "held", "why": f"until {rfc3339(row['held_until'], 'seconds')}: {row['hold_reason']}"}
+    if row["paused_at"] is None:
+        return {"held": row["breaker"], "why": row["breaker_cause"]}
+    why = f"{row['paused_by']}: {row['pause_reason']}"
+    return {"held": "paused", "why": f"{why}; breaker {breaker}" if breaker else why}
 
 
 def described(row: Row) -> str:
@@ -106,9 +165,9 @@ def described(row: Row) -> str:
     name = f"{row['kind']} {row['name']}"
     if row["paused_at"] is not None:
         return f"{name} is paused by {row['paused_by']}: {row['pause_reason']}"
-    if row["held_until"] is not None and row["breaker"] == "closed":
-        return f"{name} is held until {time_text(row['held_until'])}: {row['hold_reason']}"
-    until = f" until {time_text(row['breaker_until'])}" if row["breaker_until"] else ""
+    if row["breaker"] == "closed":
+        return f"{name} is held until {rfc3339(row['held_until'])}: {row['hold_reason']}"
+    until = f" until {rfc3339(row['breaker_until'])}" if row["breaker_until"] else ""
     return f"{name}: breaker {row['breaker']}{until}: {row['breaker_cause']}"
 
 
@@ -126,13 +185,13 @@ def _gate(
 
 def _request(kind: GateAct, gate: Gate, reason: str) -> None:
     from relay.delivery.policy import policies
-    from relay.store.operator import commands
+    from relay.store.operator import commands, execution
 
     with exit_on_error():
         config, database = open_database()
         if mistake := gate.mistake(config):
             fail(mistake)
         number = commands.ask(database, kind, gate, who=getpass.getuser(), why=reason)
-        commands.work_on(database, config, policies(config), number)
+        execution.work_on(database, config, policies(config), number)
         progress = commands.progress(database, number)
     say(f"{' '.join(gate.key)}: {progress.answer if progress else ''}")

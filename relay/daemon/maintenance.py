@@ -16,7 +16,7 @@ from relay.store.alert_conditions import Watch
 from relay.store.clock import DatabaseClock
 from relay.store.database import Database
 from relay.store.leftovers import Leftovers
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.store.pull_in_deliveries import Horizon
 
 EVERY_SECONDS = 1.0
@@ -47,7 +47,7 @@ class Maintenance:
         self._clock = DatabaseClock(told=observer.clock_stepped)
         self._horizon = Horizon()
         self._watch = Watch()
-        self._commands = commands.OpenCommands(database)
+        self._commands = execution.OpenCommands(database)
         self._results: list[PostResult] = []
         """Results of posts that are not recorded yet."""
         self._next_at = self._watch_at = 0.0

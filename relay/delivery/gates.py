@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from inbox.config.breaker import BreakerLimits
+from inbox.config.mistakes import nearest
 from inbox.config.model import Config
 from inbox.events.event import escape, split
 
@@ -211,7 +212,7 @@ class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
             "source": config.sources,
         }
         if name not in known[kind]:
-            return f"no {kind} {name!r} is configured; there are: {', '.join(sorted(known[kind])) or 'none'}"
+            return f"there is no {kind} {name!r}; {nearest(name, known[kind])}"
         return None
 
     def _named(self) -> list[GateKey]:

@@ -51,6 +51,11 @@ class Deliverer(Protocol):
 class Caller(Protocol):
     """A client of one endpoint: an `HttpClient`, or a `TokenClient` around one."""
 
+    @property
+    def base(self) -> str:
+        """The URL that every call is below, with the query that every call has."""
+        ...
+
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, as `HttpClient.call`."""
         ...

@@ -217,15 +217,17 @@ class Attempt:
     def _find(self) -> bool:
         """Find the counterpart and put it into the scope. Return False without one."""
         find = cast("FindPlan", self._plan.find)
-        search = Search(find, self.scope, enough=1 if self._plan.many == "first" else 2)
+        enough = 1 if self._plan.many == "first" else 2
+        search = Search(find, self.scope, self._destination.base, enough=enough)
         goes_on = True
         while goes_on:
-            answer = self._call("find", search.call, self._destination, search.body, at=search.at)
+            pages = search.pages
+            answer = self._call("find", pages.call, self._destination, pages.body, at=pages.at)
             try:
                 if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
-                    search.end()
+                    pages.end()
                     break
-                goes_on = search.take(self._json(answer), answer.etag)
+                goes_on = search.take(self._json(answer), answer.etag, answer.link)
             except UnusableAnswer as error:
                 raise self._bad_answer(answer, str(error)) from None
         if len(search.matches) > 1 and self._plan.many == "dead":

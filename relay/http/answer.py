@@ -44,6 +44,8 @@ class Answer(msgspec.Struct, frozen=True):
     """Empty for a success (2xx)."""
     retry_after: float | None = None
     etag: str | None = None
+    link: str | None = None
+    """Its `Link` headers, joined by commas."""
     redactor: Redactor | None = None
     """Masks the endpoint's secrets in the body of a success."""
 

@@ -90,6 +90,11 @@ class HttpClient:
         self._opening = threading.Lock()
         self._held_until = 0.0
 
+    @property
+    def base(self) -> str:
+        """The URL that every call is below, with the query that every call has."""
+        return f"{self._target.base}?{self._target.query}" if self._target.query else self._target.base
+
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
 
@@ -176,9 +181,9 @@ class HttpClient:
         if status == HTTPStatus.FORBIDDEN and hold is not None:
             error_class = "throttled"  # GitHub's limits; any other 403 would open the breaker
         if error_class is None:
-            etag = response.headers.get("ETag")
+            etag, link = response.headers.get("ETag"), response.headers.get("Link")
             called = self._logged(request, began, "answered", status, hold=hold)
-            return Answer(called, body, whole, etag=etag, redactor=self._target.redactor)
+            return Answer(called, body, whole, etag=etag, link=link, redactor=self._target.redactor)
         excerpt = self._target.redactor.excerpt(body)
         return Answer(
             self._logged(request, began, "answered", status, excerpt=excerpt, hold=hold),

@@ -49,6 +49,11 @@ class TokenClient:
         self._lock = threading.Lock()
         self._token: BearerToken | None = None
 
+    @property
+    def base(self) -> str:
+        """The URL that every call is below, with the query that every call has."""
+        return self._calls.base
+
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, as `HttpClient.call`. An error of the token URL becomes this call's own failure.
 

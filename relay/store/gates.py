@@ -198,7 +198,12 @@ def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
 def held_back(database: Database) -> list[Row]:
     """The gates that are paused or held, or whose breaker is not closed."""
     with database.read() as transaction:
-        return transaction.rows_of(held_back_query(transaction.sql))
+        return held_back_in(transaction)
+
+
+def held_back_in(transaction: Transaction) -> list[Row]:
+    """Read them as `held_back` does, in a transaction that reads more."""
+    return transaction.rows_of(_held_back(transaction.sql))
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
@@ -294,7 +299,7 @@ RETURNING name
 
 
 @cache
-def held_back_query(sql: Sql) -> TextClause:
+def _held_back(sql: Sql) -> TextClause:
     """Select the gates that hold deliveries back; a hold that is over is empty."""
     return text(f"""
 SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause,

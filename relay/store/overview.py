@@ -111,7 +111,7 @@ def read_overview(database: Database, policies: Policies) -> Overview:
 
 def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert], now: datetime) -> Iterator[HeldGate]:
     fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "retired"}}
-    for row in transaction.rows_of(gates.held_back_query(transaction.sql)):
+    for row in gates.held_back_in(transaction):
         key = (row["kind"], row["name"])
         routes = tuple(sorted(name for name, policy in policies.items() if _goes_through(policy, key)))
         if row["paused_at"] is not None:

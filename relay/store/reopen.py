@@ -22,8 +22,8 @@ from relay.store.database import ROW, Key, Transaction, as_open_delivery, fields
 from relay.store.lanes import settle_lanes
 
 
-def find(transaction: Transaction, config: Config, keys: Sequence[Key]) -> list[OpenDelivery]:
-    """Find these deliveries: from their locked row, or from their facts and the configuration.
+def find(transaction: Transaction, config: Config, keys: Sequence[Key], *, locked: bool = True) -> list[OpenDelivery]:
+    """Find these deliveries: from their row, which is locked, or from their facts and the configuration.
 
     One that has ended on a route which is not configured any more is left out: there is nowhere to send it.
 
@@ -33,7 +33,9 @@ def find(transaction: Transaction, config: Config, keys: Sequence[Key]) -> list[
     if not keys:
         return []
     wanted = rows_param({"seq": seq, "route": route} for seq, route in keys)
-    present = [as_open_delivery(row) for row in transaction.execute(_present(transaction.sql), wanted=wanted)]
+    present = [
+        as_open_delivery(row) for row in transaction.execute(_present(transaction.sql, locked=locked), wanted=wanted)
+    ]
     there = {(row.seq, row.route) for row in present}
     absent = keys_param(key for key in keys if key not in there)
     history: dict[Key, list[Any]] = defaultdict(list)
@@ -102,12 +104,13 @@ def _wanted(sql: Sql) -> str:
 
 
 @cache
-def _present(sql: Sql) -> TextClause:
+def _present(sql: Sql, *, locked: bool = True) -> TextClause:
+    lock = sql.for_update and "FOR UPDATE OF o" if locked else ""
     return text(f"""
 SELECT {ROW}
 FROM {_wanted(sql)} JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
 ORDER BY o.seq, o.route
-{sql.for_update and "FOR UPDATE OF o"}
+{lock}
 """)
 
 

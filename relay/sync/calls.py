@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from inbox.config.sync import CallKeys
+from inbox.config.calls import CallKeys
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.answers import NO_RULES, AnswerRules
 from relay.sync.expressions import Expression, Scope, encode
@@ -48,6 +48,15 @@ class CallPlan(msgspec.Struct, frozen=True):
         """Every placeholder of its path, query and body."""
         templates = [self.path, *(template for _, template in self.params), *templates_in(self.body)]
         return [placeholder for template in templates for placeholder in template.placeholders]
+
+    @property
+    def fields_at(self) -> tuple[str, ...]:
+        """Keys that lead to the mapped fields in its body; none when they are the body, or in a list."""
+        return _keys_to_fields(self.body) or ()
+
+    def looks_into(self, name: str) -> bool:
+        """Return True when one of its templates reads this name from the scope itself."""
+        return any(placeholder.looks_into(name) for placeholder in self.placeholders)
 
     def query(self, scope: Scope) -> str:
         """Encode the query; MappingError when a template has no value."""
@@ -136,6 +145,16 @@ def _with_document(document: str | None, body: Any, where: str) -> Any:  # noqa:
 
 def _has_fields(body: object) -> bool:
     return any(template.looks_into(FIELDS) for template in templates_in(body))
+
+
+def _keys_to_fields(body: object) -> tuple[str, ...] | None:
+    if isinstance(body, Template):
+        return () if body.looks_into(FIELDS) else None
+    if isinstance(body, dict):
+        for key, inner in body.items():
+            if (keys := _keys_to_fields(inner)) is not None:
+                return (key, *keys)
+    return None
 
 
 def patch_body(form: Format, fields: Mapping[str, Any], target: object, where: str) -> bytes | None:

@@ -61,7 +61,7 @@ class SyncPlan(msgspec.Struct, frozen=True):
     def calls_to_destination(self) -> list[tuple[str, CallPlan]]:
         """The calls to the destination, by the table that each comes from."""
         calls = {
-            "find": None if self.find is None else self.find.call,
+            "find": None if self.find is None else self.find.pages.further,
             "create": self.create,
             "update": self.update,
             "delete": self.delete,

@@ -18,7 +18,9 @@ from urllib.parse import quote
 
 import msgspec
 
+from inbox.events.timestamps import rfc3339
 from relay.sync.expressions import encode
+from relay.sync.instants import instant_of, nanoseconds_of
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LDAP = str.maketrans({character: f"\\{ord(character):02x}" for character in "*()\\\0"})
@@ -145,6 +147,24 @@ FORMS: Mapping[str, Form] = {
         quote=None,
         meaning="a value in an LDAP filter (RFC 4515 §3)",
         example="(uid={event.entity_id:ldap})",
+    ),
+    "epoch": Form(
+        lambda value: str(nanoseconds_of(value) // 10**9),
+        quote=None,
+        meaning="a time as whole seconds since 1970",
+        example="{event.occurred_at:epoch}",
+    ),
+    "epoch-ms": Form(
+        lambda value: str(nanoseconds_of(value) // 10**6),
+        quote=None,
+        meaning="a time as whole milliseconds since 1970",
+        example="{event.occurred_at:epoch-ms}",
+    ),
+    "date": Form(
+        lambda value: rfc3339(instant_of(value))[:10],
+        quote=None,
+        meaning="the UTC date of a time, as `2026-01-31`",
+        example="{event.occurred_at:date}",
     ),
     "url": Form(
         lambda value: percent_encoded(text_of(value)),

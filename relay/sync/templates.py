@@ -132,7 +132,7 @@ class Path(Template):
         plain = _PLACEHOLDER.sub("x", text)
         if re.search(r"[?#]", plain):
             raise ConfigError(f"{where}: {text!r} must be a path alone; a query is written as params")
-        if reason := _leads_elsewhere(plain):
+        if reason := leads_elsewhere(plain):
             raise ConfigError(f"{where}: {text!r} {reason}; write the path that is meant")
         super().__init__(text, where, known)
         if any(each.form is _SEGMENTS for each in self.placeholders) and self._is_query([plain], self.placeholders):
@@ -147,7 +147,7 @@ class Path(Template):
             MappingError: a value is missing or unusable, or a proxy on the way could read the path as that of another resource.
         """
         path = super().expand(scope)
-        if reason := _leads_elsewhere(path):
+        if reason := leads_elsewhere(path):
             raise MappingError(
                 f"{path[:_LONGEST_SHOWN]!a} {reason}, so that it could lead to another resource", field=self.where
             )
@@ -171,7 +171,7 @@ class Path(Template):
         return text if has_segments else encoded(text, self.where)
 
 
-def _leads_elsewhere(path: str) -> str | None:
+def leads_elsewhere(path: str) -> str | None:
     """Return half a sentence on why the path could lead to another resource; None when it can't.
 
     Servers and proxies resolve dot segments (RFC 3986 §5.2.4) after decoding: nginx decodes once, others repeatedly, Windows

@@ -48,7 +48,10 @@ UNWRITTEN: Mapping[str, Callable[[str], str]] = {
 """Each language's own way to read what its form has written."""
 
 
-@pytest.mark.parametrize("form", FORMS)
+TIMES = {"epoch", "epoch-ms", "date"}
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name not in TIMES])
 @given(HOSTILE)
 @example('x" or userName eq "admin')
 @example("x' or ''='")
@@ -95,13 +98,30 @@ def test_no_value_of_an_ldap_filter_has_a_character_of_the_filter(value: str) ->
         ("url", "a b/ä", "a%20b%2F%C3%A4"),
         ("path", "acme/my shop", "acme/my%20shop"),
         ("text", "a'b", "a'b"),
+        ("epoch", "2026-01-31T12:00:00.9+02:00", "1769853600"),
+        ("epoch-ms", "2026-01-31T10:00:00.9999Z", "1769853600999"),
+        ("epoch-ms", 1769853600, "1769853600000"),
+        ("epoch", 1769853600999, "1769853600"),
+        ("date", "2026-01-31T23:30:00-02:00", "2026-02-01"),
     ],
 )
 def test_a_form_writes(form: str, value: object, written: str) -> None:
     assert expanded(f"{{ event.id : {form} }}", value) == written
 
 
-@pytest.mark.parametrize("form", [name for name in FORMS if name != "json"])
+@pytest.mark.parametrize("form", sorted(TIMES))
+@pytest.mark.parametrize(
+    "value",
+    ["", "yesterday", "2026-01-31", ["2026-01-31T00:00:00Z"], True, 10**18, -(10**18), float("inf"), float("nan")],
+)
+def test_what_is_no_time_is_written_as_none(form: str, value: object) -> None:
+    with pytest.raises(
+        MappingError, match=r"the value (has to be RFC 3339|is no time|is outside the years|is NaN)|NaN"
+    ):
+        expanded(f"{{event.id:{form}}}", value)
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name not in {"json", *TIMES}])
 @pytest.mark.parametrize("value", [["a"], {"a": 1}])
 def test_only_json_holds_more_than_a_single_value(form: str, value: object) -> None:
     with pytest.raises(MappingError, match=r"here: \{event.id\}: the value is not a single value"):
@@ -149,7 +169,8 @@ def test_a_colon_within_an_expression_names_no_form(text: str) -> None:
 )
 def test_a_placeholder_beside_other_text_needs_a_form(text: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"here: \{.*\} in .*; valid forms: scim, odata, soql, json, ldap, url, path, text$"
+        ConfigError,
+        match=r"here: \{.*\} in .*; valid forms: scim, odata, soql, json, ldap, epoch, epoch-ms, date, url, path, text$",
     ):
         Template(text, "here", KNOWN)
 

@@ -22,7 +22,8 @@ from relay.delivery.policy import RoutePolicy, Schedule
 from relay.store.claim import claim
 from relay.store.database import Database
 from relay.store.nodes import heartbeat, start_node
-from relay.store.operator.commands import ask, work_on
+from relay.store.operator.commands import ask
+from relay.store.operator.execution import work_on
 from relay.store.record import record
 from relay.store.sequence import sequence
 from tests.docs.pages import PAGES, blocks

@@ -19,7 +19,7 @@ from relay.delivery.gates import Gate
 from relay.delivery.policy import policies
 from relay.store import alerts
 from relay.store.database import Database
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from tests.helpers.daemon import configured, kinds, running
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import open_states
@@ -158,7 +158,7 @@ def test_a_drain_ends_though_something_is_held_back(database_url: str, engine: E
         config, database = configured(downstream.url), Database(engine)
         for gate in (Gate(source="trivore", entity_type="USER", entity_id="u1"), Gate(route="everything")):
             number = commands.ask(database, "pause", gate, who="kim", why="odd")
-            commands.work_on(database, config, policies(config), number)
+            execution.work_on(database, config, policies(config), number)
             Relay(database, prepare(config), grace_seconds=20).run(drain=True)
             assert open_states(engine) == {"ready": 1}
 

@@ -25,7 +25,7 @@ from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
 from relay.store.gates import held_for
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.sweep import pages, scheduler
 from relay.sweep.run import CompiledSweep
 from relay.sweep.scheduler import Sweeper, scheduled
@@ -184,7 +184,7 @@ def test_who_pauses_the_api_or_the_source_pauses_its_sweep(
 
     def work(act: Literal["pause", "resume"], gate: Gate) -> None:
         number = commands.ask(database, act, gate, who="me", why="seen")
-        commands.work_on(database, config, policies(config), number)
+        execution.work_on(database, config, policies(config), number)
 
     for gate in (Gate(api="identity"), Gate(source="trivore")):
         work("pause", gate)
@@ -243,10 +243,10 @@ def test_an_entity_that_can_not_be_taken_in_keeps_no_other_from_it_and_the_next_
 ) -> None:
     event_of = CompiledSweep._event
 
-    def failing(sweeping: CompiledSweep, listed: Listed, now: datetime) -> Event:
+    def failing(sweeping: CompiledSweep, listed: Listed, item: object, now: datetime) -> Event:
         if listed.id == "u2":
             raise ValueError("year 10000 is out of range")
-        return event_of(sweeping, listed, now)
+        return event_of(sweeping, listed, item, now)
 
     monkeypatch.setattr(CompiledSweep, "_event", failing)
     directory.users = {f"u{n}": f"2026-01-01T00:00:0{n}Z" for n in range(4)}

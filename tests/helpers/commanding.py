@@ -5,7 +5,7 @@ from __future__ import annotations
 from inbox.config.model import Config
 from relay.delivery.policy import policies
 from relay.store.database import Database
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.store.operator.selection import Act, Selection
 
 
@@ -13,7 +13,7 @@ def carry_out(database: Database, config: Config, act: Act, chosen: Selection, *
     """All of it, batch by batch, by this process alone; how many deliveries were changed."""
     number = commands.ask(database, act, chosen, who=who, why=why)
     while (progress := commands.progress(database, number)) and not progress.has_ended:
-        commands.work_on(database, config, policies(config), number)
+        execution.work_on(database, config, policies(config), number)
     assert progress is not None
     assert progress.state == "done"
     return progress.affected

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Engine
 
-from relay.delivery.outcome import Failed
+from relay.delivery.outcome import Call, Failed
 from relay.delivery.policy import policies
 from relay.store import claim, record, sequence
 from relay.store.database import Database
@@ -30,12 +30,22 @@ def fill(database_url: str, events: Iterable[Event]) -> list[int]:
 
 def give_up(engine: Engine, database_url: str, events: Iterable[Event], reason: str = "email: no value") -> list[int]:
     """Send these events, and have a relay give each up, as a mistake in a mapping makes it; gives their seqs."""
+    return _attempt(engine, database_url, events, Failed((), "mapping", reason))
+
+
+def fail_once(engine: Engine, database_url: str, events: Iterable[Event]) -> list[int]:
+    """Send these events, and have the first attempt of each answered with 503 and an hour's `Retry-After`; gives their seqs."""
+    call = Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=503)
+    return _attempt(engine, database_url, events, Failed((call,), "server_error", "answered 503", retry_after=3600))
+
+
+def _attempt(engine: Engine, database_url: str, events: Iterable[Event], outcome: Failed) -> list[int]:
     seqs = fill(database_url, events)
-    database, known, hopeless = Database(engine), policies(a_config(database_url)), Failed((), "mapping", reason)
+    database, known = Database(engine), policies(a_config(database_url))
     while sequence.sequence(database, known, "r1"):
         pass
     while claimed := claim.claim(database, "r1", [(["everything"], 500)]):
-        record.record(database, known, "r1", [(delivery, hopeless) for delivery in claimed])
+        record.record(database, known, "r1", [(delivery, outcome) for delivery in claimed])
     return seqs
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from relay.store.operator.commands import MOST_OPEN
+from relay.store.operator.execution import MOST_OPEN
 from tests.helpers.downstream import serving
 from tests.helpers.evidence import facts, open_states
-from tests.helpers.filling import give_up
+from tests.helpers.filling import fail_once, give_up
 from tests.helpers.processes import RELAY, Ended, Site
 from tests.helpers.reading import count, rows
 from tests.helpers.waiting import until
@@ -30,28 +30,37 @@ def test_a_replay_shows_its_plan_and_does_it_when_it_is_told_to(place: Site, dat
     plan = place.run("relay", "replay", "--cause", "mapping", "--reason", "mended")
     assert plan.status == 0, plan.stderr
     assert plan.stderr == "7 deliveries would be replayed, 5 of them shown; --yes does it\n"
-    assert len(plan.stdout.splitlines()) == 1 + 5
+    groups, sample = plan.stdout.split("\n\n")
+    assert [line.split() for line in groups.splitlines()][1] == ["7", "everything", "dead", "mapping"]
+    assert len(sample.splitlines()) == 1 + 5
     assert open_states(engine) == {"dead": 7}
-    assert len(json.loads(relay(place, "replay", "--reason", "mended", "--json").stdout)) == 7
+    document = json.loads(relay(place, "replay", "--reason", "mended", "--json").stdout)
+    assert (document["count"], len(document["deliveries"]), document["left_out"]) == (7, 7, [])
+    assert document["groups"][0]["cause"] == "mapping"
 
     done = relay(place, "replay", "--cause", "mapping", "--reason", "mended", "--yes")
     assert done.status == 0, done.stderr
-    assert done.stderr.endswith("7 deliveries were replayed\n")
+    assert done.stderr.endswith("7 deliveries replayed\n")
     assert open_states(engine) == {"ready": 7}
     assert {(fact["detail"]["who"], fact["detail"]["why"]) for fact in facts(engine) if fact["kind"] == "replayed"} == {
         ("kim", "mended")
     }
 
 
-def test_nothing_to_do_is_said_and_is_no_fault(place: Site) -> None:
+def test_a_command_about_nothing_says_so_and_exits_with_1_with_or_without_yes(place: Site) -> None:
     because = ("--reason", "a test")
     for ended, said in (
         (relay(place, "replay", *because), "nothing to replay\n"),
-        (place.run("relay", "cancel", "--seq", "1", *because), "nothing to cancel\n"),
-        (place.run("relay", "unblock", *because), "nothing is blocked\n"),
-        (place.run("relay", "pause"), "nothing is held back\n"),
+        (relay(place, "replay", *because, "--yes"), "nothing to replay\n"),
+        (relay(place, "cancel", "--seq", "1", *because), "nothing to cancel\n"),
+        (relay(place, "unblock", *because), "nothing is blocked\n"),
+        (relay(place, "retry", "--all", *because, "--yes"), "no attempt waits for later\na delivery that is due"),
     ):
-        assert (ended.status, ended.stderr) == (0, said)
+        assert (ended.status, ended.stdout, ended.stderr.startswith(said)) == (1, "", True), ended.stderr
+    empty = relay(place, "replay", *because, "--json")
+    assert (empty.status, json.loads(empty.stdout)["count"]) == (1, 0)
+    paused = relay(place, "pause")
+    assert (paused.status, paused.stderr) == (0, "nothing is held back\n")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +70,19 @@ def test_nothing_to_do_is_said_and_is_no_fault(place: Site) -> None:
         (("cancel", "--reason", "x", "--yes"), "name what is to be cancelled"),
         (("replay", "--reason", "x", "--all"), "everything of which route? Configured are: everything"),
         (("replay", "--reason", "x", "--entity", "USER"), "--entity must be TYPE/ID"),
-        (("pause", "--route", "nobody", "--reason", "x"), "no route 'nobody' is configured; there are: everything"),
+        (("pause", "--route", "nobody", "--reason", "x"), "there is no route 'nobody'; valid here: everything"),
+        (("retry", "--reason", "x"), "name what is to be retried"),
+        (
+            ("retry", "--route", "everythin", "--reason", "x"),
+            "there is no route 'everythin'; did you mean 'everything'?",
+        ),
+        (("replay", "--cause", "exhaustd", "--reason", "x"), "there is no cause 'exhaustd'; did you mean 'exhausted'?"),
+        (("cancel", "--source", "trivor", "--reason", "x"), "there is no source 'trivor'; did you mean 'trivore'?"),
+        (("unblock", "--destination", "audi", "--reason", "x"), "did you mean 'audit'?"),
+        (("retry", "--api", "x", "--reason", "x"), "there is no api 'x'; none is configured"),
+        (("replay", "--since", "yesterday", "--reason", "x"), "is no time"),
+        (("replay", "--since", "1h", "--until", "2h", "--reason", "x"), "exchange the two"),
+        (("resume", "--command", "1", "--retry"), "leave out the gate and --retry"),
         (("pause", "--route", "everything"), "say why with --reason"),
         (("pause", "--entity", "USER/u1", "--reason", "x"), "name one of route, destination, api and source"),
         (("resume",), "name what to resume"),
@@ -93,6 +114,42 @@ def test_a_pause_is_listed_with_who_and_why_until_it_is_over(place: Site, engine
     assert count(engine, "gate") == 0
 
 
+def test_a_repair_is_followed_by_a_retry(place: Site, database_url: str, engine: Engine) -> None:
+    """The other commands and the end of a pause name it; it makes the attempts that wait due."""
+    fail_once(engine, database_url, [(f"u{n}", moment(n)) for n in range(7)])
+    because = ("--reason", "the service is back")
+    meant = relay(place, "replay", *because)
+    assert (meant.status, meant.stderr.splitlines()) == (
+        1,
+        [
+            "nothing to replay",
+            '7 attempts waiting; due at once with `relay retry --all --reason "…"`',
+        ],
+    )
+    assert "relay retry --route everything" in relay(place, "unblock", "--route", "everything", *because).stderr
+
+    relay(place, "pause", "--destination", "audit", "--reason", "maintenance")
+    plan = relay(place, "retry", "--status", "503", *because)
+    assert plan.status == 0, plan.stderr
+    assert "held back until then: destination audit is paused by kim: maintenance" in plan.stderr
+    assert "7 deliveries would be due now, 5 of them shown; --yes does it" in plan.stderr
+
+    resumed = relay(place, "resume", "--destination", "audit").stderr.splitlines()
+    assert resumed[0] == "destination audit: resumed"
+    assert resumed[1].startswith("7 attempts behind it still wait, until ")
+    assert resumed[2] == 'due at once with: relay retry --destination audit --reason "…"'
+
+    done = json.loads(relay(place, "retry", "--seq", "1", *because, "--yes", "--json").stdout)
+    assert (done["count"], done["state"], done["affected"], done["failed"]) == (1, "done", 1, 0)
+    both = relay(place, "resume", "--destination", "audit", "--retry")
+    assert both.stderr.splitlines()[1:] == ["6 deliveries due now"]
+    asked = [fact["detail"] for fact in facts(engine) if fact["kind"] == "rescheduled"]
+    assert [(detail["who"], detail["why"]) for detail in asked] == [
+        ("kim", "the service is back"),
+        *[("kim", "destination audit was resumed")] * 6,
+    ]
+
+
 @pytest.mark.long
 def test_a_large_replay_can_be_interrupted_and_goes_on_later(
     place: Site, database_url: str, engine: Engine, tmp_path: Path
@@ -109,6 +166,6 @@ def test_a_large_replay_can_be_interrupted_and_goes_on_later(
         assert place.relay("--drain").ends(within=60) == 0
         assert open_states(engine) == {"dead": 100}
         resumed = relay(place, "resume", "--command", "1")
-        assert (resumed.status, resumed.stderr) == (0, f"{MOST_OPEN + 100} deliveries were changed in all\n")
+        assert (resumed.status, resumed.stderr) == (0, f"{MOST_OPEN + 100} deliveries changed in all\n")
         assert place.relay("--drain").ends(within=60) == 0
     assert open_states(engine) == {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from inbox.events.event import Enrolment
-from relay.store.operator.selection import Choice, Selection, preview
+from relay.store.operator.plan import preview
+from relay.store.operator.selection import Choice, Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, Steps
 from tests.helpers.storing import an_event
@@ -84,7 +85,7 @@ def test_a_replay_does_not_undo_what_was_delivered_later_unless_it_is_forced(ste
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(HOPELESS)
     steps.attempt(DONE)
-    assert preview(steps.database, Choice("replay", Selection(seq=1), CONFIG), None).overtaken == 1
+    assert preview(steps.database, Choice("replay", Selection(seq=1), CONFIG), 1000).left_out == {"overtaken": 1}
     assert replay_all(steps, Selection(seq=1)) == 0
     assert steps.states() == [(1, "strict", "dead")]
     assert replay_all(steps, Selection(seq=1), force=True) == 1

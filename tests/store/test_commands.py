@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
+from inbox.errors import UnreadableLog
+from inbox.events.states import COMMAND_KINDS
 from relay.delivery.gates import Gate
 from relay.store import gates
-from relay.store.operator import commands
-from relay.store.operator.selection import Choice, Selection, preview
+from relay.store.database import Transaction
+from relay.store.operator import commands, execution
+from relay.store.operator.plan import preview
+from relay.store.operator.selection import Act, Choice, Selection
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
 from tests.helpers.storing import a_fact, an_event, drop_checks
 
@@ -43,7 +47,7 @@ def the(steps: Steps, number: int) -> tuple[str, int, str | None]:
 
 
 def work(steps: Steps) -> int:
-    return commands.OpenCommands(steps.database).work(CONFIG, POLICIES)
+    return execution.OpenCommands(steps.database).work(CONFIG, POLICIES)
 
 
 def test_what_a_dba_writes_into_the_table_is_done_and_answered(steps: Steps) -> None:
@@ -74,7 +78,7 @@ NOT_UNDERSTOOD: list[tuple[str, dict[str, object], str]] = [
     ("unblock", {"everything": True}, "only a replay"),
     ("replay", {"everything": True}, "everything of which route?"),
     ("replay", {"everything": True, "route": "strict", "cause": "mapping"}, "leave those out"),
-    ("pause", {"destination": "crm"}, "no destination 'crm' is configured"),
+    ("pause", {"destination": "crm"}, "there is no destination 'crm'"),
     ("pause", {}, "name one of"),
     ("resume", {"rout": "strict"}, "not understood"),
 ]
@@ -82,7 +86,7 @@ NOT_UNDERSTOOD: list[tuple[str, dict[str, object], str]] = [
 
 def work_all(steps: Steps) -> int:
     """Round after round, until no command is open; how many deliveries were changed."""
-    changed, working = 0, commands.OpenCommands(steps.database)
+    changed, working = 0, execution.OpenCommands(steps.database)
     while commands.any_open(steps.database):
         changed += working.work(CONFIG, POLICIES)
     return changed
@@ -135,6 +139,10 @@ def test_a_selection_with_a_nul_is_refused_by_postgres_and_ends_alone_on_sqlite(
             assert the(steps, bad)[0] == "failed"
 
 
+def test_the_database_admits_the_kinds_that_a_relay_understands() -> None:
+    assert set(COMMAND_KINDS) == {*get_args(Act), *get_args(commands.GateAct)}
+
+
 def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
     without_constraint(steps)
     number = by_sql(steps, "of_tomorrow", {})
@@ -146,11 +154,11 @@ def test_a_kind_of_a_newer_version_is_left_to_it(steps: Steps) -> None:
 
 def test_commands_that_wait_keep_no_other_waiting(steps: Steps) -> None:
     fill_with_dead(steps, 1)
-    for _ in range(2 * commands.MOST_AT_ONCE):
+    for _ in range(2 * execution.MOST_AT_ONCE):
         waiting = by_sql(steps, "cancel", {"route": "strict", "seq": 10_000})
         steps.do(f"UPDATE relay_command SET state = 'running' WHERE id = {waiting}")
     last = by_sql(steps, "replay", {"cause": "mapping"})
-    open_commands = commands.OpenCommands(steps.database)
+    open_commands = execution.OpenCommands(steps.database)
     for _ in range(4):
         open_commands.work(CONFIG, POLICIES)
     assert the(steps, last) == ("done", 1, "done")
@@ -196,8 +204,8 @@ def test_pause_and_resume_by_sql(steps: Steps) -> None:
 @pytest.fixture
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of what a batch has, and of what a replay may have open."""
-    monkeypatch.setattr(commands, "BATCH", 20)
-    monkeypatch.setattr(commands, "MOST_OPEN", 100)
+    monkeypatch.setattr(execution, "BATCH", 20)
+    monkeypatch.setattr(execution, "MOST_OPEN", 100)
 
 
 @pytest.mark.usefixtures("smaller")
@@ -241,7 +249,7 @@ def test_one_that_is_stopped_stays_where_it_is_until_it_goes_on(steps: Steps) ->
 
 
 def test_all_of_an_event_is_in_one_batch(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "BATCH", 2)
+    monkeypatch.setattr(execution, "BATCH", 2)
     routes = ["strict", "blocking", "latest"]
     steps.arrive(*(an_event(n, f"u{n}", routes=routes) for n in (1, 2)))
     number = commands.ask(steps.database, "cancel", Selection(source="trivore"), who="kim", why="no")
@@ -255,14 +263,14 @@ def test_what_a_plan_shows_is_a_sample_a_count_and_what_is_left_out(steps: Steps
         steps.attempt(HOPELESS)
     steps.attempt(DONE)
     planned = preview(steps.database, Choice("replay", Selection(), CONFIG), 5)
-    assert (planned.count, len(planned.sample), planned.overtaken) == (7, 5, 7)
-    forced = preview(steps.database, Choice("replay", Selection(force=True), CONFIG), None)
-    assert (forced.count, len(forced.sample), forced.overtaken) == (7, 7, 0)
+    assert (planned.count, len(planned.deliveries), planned.left_out) == (0, 0, {"overtaken": 7})
+    forced = preview(steps.database, Choice("replay", Selection(force=True), CONFIG), 5)
+    assert (forced.count, len(forced.deliveries), forced.left_out) == (7, 5, {})
 
 
 def test_a_pause_by_the_command_line_is_a_command_too(steps: Steps) -> None:
     number = commands.ask(steps.database, "pause", Gate(route="strict"), who="kim", why="maintenance")
-    commands.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.database, CONFIG, POLICIES, number)
     (row,) = steps.rows("SELECT kind, reason, asked_by, state FROM relay_command")
     assert row == {"kind": "pause", "reason": "maintenance", "asked_by": "kim", "state": "done"}
 
@@ -277,9 +285,9 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
     number = commands.ask(steps.database, "replay", Selection(route="strict", everything=True), who="kim", why="lost")
     with monkeypatch.context() as patch:
         dying = Dying(at=6)  # the batch, it as a part, a half, 1 and 2, 3 and 4; now 3
-        patch.setattr(commands, "_change", dying)
+        patch.setattr(execution, "_change", dying)
         with pytest.raises(KeyboardInterrupt):
-            commands.work_on(steps.database, CONFIG, POLICIES, number)
+            execution.work_on(steps.database, CONFIG, POLICIES, number)
     while claimed := steps.claim_due(8, "strict"):
         steps.record_all(claimed, DONE)
     while work(steps):
@@ -290,12 +298,50 @@ def test_a_replay_whose_batch_is_taken_apart_replays_none_twice_when_the_process
     assert row == {"affected": 7, "failed": 1, "progress_seq": 8, "state": "done"}
 
 
+def test_a_row_that_is_locked_while_a_batch_is_taken_apart_is_done_later(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On SQLite nobody can lock a row."""
+    if not steps.database.sql.is_postgres:
+        return
+    fill_with_dead(steps, 6)
+    number = commands.ask(steps.database, "replay", Selection(), who="kim", why="mended")
+    with steps.database.engine.connect() as person, monkeypatch.context() as patch:
+        locking = Locking(person, seq=3, bad=5)
+        patch.setattr(execution, "_change", locking)
+        with pytest.raises(OperationalError, match="lock timeout"):
+            execution.work_on(steps.database, CONFIG, POLICIES, number)
+        assert [state for _, _, state in steps.states()] == ["ready"] * 2 + ["dead"] * 4
+        person.rollback()
+    while work(steps):
+        pass
+    assert [state for _, _, state in steps.states()] == ["ready"] * 6
+    assert the(steps, number) == ("done", 6, "done")
+
+
+class Locking:
+    """In place of what changes deliveries: a batch fails once for a bad delivery, and then a person locks another one."""
+
+    def __init__(self, person: Connection, seq: int, bad: int) -> None:
+        self._change = execution._change
+        self._person, self._seq, self._bad = person, seq, bad
+        self._has_failed = False
+
+    def __call__(self, transaction: Transaction, *more: Any, **named: Any) -> int:  # noqa: ANN401  # passed through
+        if not self._has_failed:
+            self._has_failed = True
+            self._person.execute(text(f"SELECT 1 FROM open_delivery WHERE seq = {self._seq} FOR UPDATE"))
+            raise UnreadableLog(f"of {self._bad}")
+        transaction.connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
+        return self._change(transaction, *more, **named)
+
+
 class Dying:
     """In place of what changes deliveries: the process dies the time that is told."""
 
     def __init__(self, at: int) -> None:
         self._left = at
-        self._change = commands._change
+        self._change = execution._change
 
     def __call__(self, *arguments: Any, **named: Any) -> int:  # noqa: ANN401  # passed through
         self._left -= 1

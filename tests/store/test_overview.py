@@ -14,7 +14,7 @@ from relay.delivery.outcome import Skipped
 from relay.store import gates, nodes, route_states
 from relay.store.alerts import note
 from relay.store.database import Database
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.store.operator.selection import Selection
 from relay.store.overview import Overview, read_overview
 from relay.store.route_states import RouteState
@@ -190,10 +190,10 @@ def test_open_commands_and_those_that_failed_lately_are_listed(
     database: Database, steps: Steps, clock: FakeClock
 ) -> None:
     long_ago = commands.ask(database, "pause", Gate(route="gone"), who="kim", why="x")
-    commands.work_on(database, CONFIG, POLICIES, long_ago)
+    execution.work_on(database, CONFIG, POLICIES, long_ago)
     clock.advance(4000)
     failed = commands.ask(database, "pause", Gate(route="gone"), who="kim", why="x")
-    commands.work_on(database, CONFIG, POLICIES, failed)
+    execution.work_on(database, CONFIG, POLICIES, failed)
     asked = commands.ask(database, "replay", Selection(seq=1), who="kim", why="mended")
     found = look(steps).commands
     assert [(each["id"], each["kind"], each["state"]) for each in found] == [

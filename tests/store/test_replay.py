@@ -5,16 +5,19 @@ from __future__ import annotations
 from datetime import timedelta
 
 import msgspec
+import pytest
 
 from inbox.config.model import Config, When
 from inbox.db.reads import Row
 from relay.delivery import facts
-from relay.delivery.outcome import Failed
+from relay.delivery.outcome import Call, Failed
+from relay.store.operator import execution
+from relay.store.operator.plan import Plan, preview
 from relay.store.operator.replay import replay
-from relay.store.operator.selection import Choice, Plan, Selection, preview
+from relay.store.operator.selection import Choice, Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, FakeClock, Steps
-from tests.helpers.storing import START, an_event
+from tests.helpers.storing import START, a_fact, an_event
 from tests.store.verifying import differences
 
 GIVEN_UP = Failed((), "handler_abort", "no such customer")
@@ -26,11 +29,11 @@ def replay_all(steps: Steps, selection: Selection, config: Config = CONFIG, *, f
 
 
 def plan(steps: Steps, selection: Selection, config: Config = CONFIG) -> Plan:
-    return preview(steps.database, Choice("replay", selection, config), None)
+    return preview(steps.database, Choice("replay", selection, config), 1000)
 
 
 def meant(steps: Steps, selection: Selection) -> list[tuple[int, str]]:
-    return [(row["seq"], row["route"]) for row in plan(steps, selection).sample]
+    return [(row["seq"], row["route"]) for row in plan(steps, selection).deliveries]
 
 
 def row_of(steps: Steps, seq: int, route: str = "strict") -> Row:
@@ -47,7 +50,9 @@ def test_a_plan_shows_what_would_be_done_and_does_nothing(steps: Steps) -> None:
     before = (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds())
 
     planned = plan(steps, Selection())
-    assert [(row["seq"], row["cause"], row["error"]) for row in planned.sample] == [(1, "mapping", "email: no value")]
+    assert [(row["seq"], row["cause"], row["error"]) for row in planned.deliveries] == [
+        (1, "mapping", "email: no value")
+    ]
     assert (steps.rows("SELECT * FROM open_delivery ORDER BY seq"), steps.kinds()) == before
 
 
@@ -275,7 +280,7 @@ def test_everything_of_a_route_is_what_it_has_taken_and_what_it_would_take_now(s
     steps.attempt(DONE)
     steps.attempt(HOPELESS)
     everything = Selection(route="strict", everything=True)
-    assert [(row["seq"], row["state"]) for row in plan(steps, everything).sample] == [
+    assert [(row["seq"], row["state"]) for row in plan(steps, everything).deliveries] == [
         (1, "delivered"),
         (2, "unrouted"),
         (3, "dead"),
@@ -317,3 +322,88 @@ def test_each_fact_counts_the_attempts_used_when_it_happened_though_several_happ
     replay_all(steps, Selection(seq=2))
     rows = steps.rows("SELECT kind, attempt FROM delivery_log WHERE seq = 2 ORDER BY id")
     assert [(row["kind"], row["attempt"]) for row in rows] == [("delivered", 1), ("replayed", 0), ("took_over", 1)]
+
+
+# --- a plan is what is done, to the row
+
+
+def planned_and_done(steps: Steps, selection: Selection, config: Config = CONFIG) -> tuple[int, int]:
+    return plan(steps, selection, config).count, replay_all(steps, selection, config)
+
+
+def test_a_plan_counts_what_the_replay_takes_up_and_says_what_is_left_out(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u3"))
+    for outcome in (HOPELESS, DONE, HOPELESS):
+        steps.attempt(outcome)
+    planned = plan(steps, Selection())
+    assert (planned.count, planned.left_out) == (1, {"overtaken": 1})
+    assert [row["seq"] for row in planned.deliveries] == [3]
+    assert [(group.route, group.state, group.cause, group.count) for group in planned.groups] == [
+        ("strict", "dead", "mapping", 1)
+    ]
+    assert replay_all(steps, Selection()) == 1
+
+
+def test_a_plan_leaves_out_what_has_ended_on_a_route_that_was_removed(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["strict", "latest"]))
+    steps.attempt(DONE)
+    steps.attempt(DONE, "latest")
+    without = msgspec.structs.replace(CONFIG, routes={"strict": CONFIG.routes["strict"]})
+    planned = plan(steps, Selection(seq=1), without)
+    assert (planned.count, planned.left_out) == (1, {"route_removed": 1})
+    assert replay_all(steps, Selection(seq=1), without) == 1
+
+
+def test_a_plan_leaves_out_what_cannot_be_read(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(DONE)
+    steps.attempt(DONE)
+    steps.do(a_fact("dead", 1))
+    planned = plan(steps, Selection(entity_type="USER", entity_id="u1", source="trivore"))
+    assert (planned.count, planned.left_out) == (1, {"unreadable": 1})
+
+
+def test_a_plan_is_what_is_done_when_the_last_delivered_is_replayed_in_an_earlier_batch(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest of the lane arrived first: its batch takes it up before the older ones are looked at."""
+    monkeypatch.setattr(execution, "BATCH", 1)
+    steps.arrive(an_event(9))
+    steps.attempt(DONE)
+    for n in (1, 2, 3):
+        steps.arrive(an_event(n))
+        steps.attempt(HOPELESS)
+    selection = Selection(route="strict", everything=True)
+    assert planned_and_done(steps, selection) == (4, 4)
+    assert [steps.attempt(DONE).seq for _ in range(4)] == [2, 3, 4, 1]
+    steps.facts_agree()
+
+
+def test_what_nobody_has_begun_yet_is_delivered_after_an_older_one_that_is_replayed(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(HOPELESS)
+    steps.attempt(DONE)
+    assert planned_and_done(steps, Selection()) == (0, 0)
+    replay_all(steps, Selection(seq=2))
+    assert planned_and_done(steps, Selection()) == (1, 1)
+    assert [steps.attempt(DONE).seq for _ in range(2)] == [1, 2]
+
+
+def test_what_a_relay_has_begun_again_is_overtaken_by_nothing_older(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(HOPELESS)
+    steps.attempt(DONE)
+    replay_all(steps, Selection(seq=2))
+    steps.claim()
+    assert planned_and_done(steps, Selection()) == (0, 0)
+
+
+def test_a_status_and_a_text_of_the_error_pick_among_the_dead(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}", routes=["strict"]) for n in (1, 2)))
+    call = Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=422)
+    steps.attempt(Failed((call,), "handler_abort", "Forward answered 422"))
+    steps.attempt(GIVEN_UP)
+    assert meant(steps, Selection(status=422)) == [(1, "strict")]
+    assert meant(steps, Selection(error="answered")) == [(1, "strict")]
+    assert meant(steps, Selection(error="no such customer")) == [(2, "strict")]
+    assert meant(steps, Selection(until=START)) == []

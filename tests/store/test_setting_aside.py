@@ -23,7 +23,7 @@ from relay.store.bulkhead import in_parts
 from relay.store.claim import claim
 from relay.store.database import FailedAlone
 from relay.store.leases import give_back
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.store.operator.selection import Selection
 from relay.store.quarantine import quarantine
 from relay.store.record import record
@@ -95,7 +95,7 @@ def test_no_command_is_failed_where_a_table_is_missing(steps: Steps) -> None:
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
     steps.do("ALTER TABLE order_lock RENAME TO away")
     with suppress(DBAPIError):  # SQLite's transactions have no need of that table
-        commands.work_on(steps.database, CONFIG, POLICIES, number)
+        execution.work_on(steps.database, CONFIG, POLICIES, number)
     (row,) = steps.rows("SELECT state FROM relay_command")
     assert row["state"] in {"asked", "running"}
 
@@ -154,7 +154,7 @@ def cancelling(steps: Steps) -> Work:
     steps.arrive(*TEN)
     for seq in (2, 3, 4):
         commands.ask(steps.database, "cancel", Selection(seq=seq), who="kim", why="no")
-    working = commands.OpenCommands(steps.database)
+    working = execution.OpenCommands(steps.database)
 
     def work() -> None:
         working.work(CONFIG, POLICIES)
@@ -210,7 +210,7 @@ def test_a_locked_order_lock_is_waited_for_once(steps: Steps) -> None:
 def test_a_command_that_a_person_has_locked_is_not_waited_for_under_the_order_lock(steps: Steps) -> None:
     steps.arrive(*TEN)
     number = commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
-    working = commands.OpenCommands(steps.database)
+    working = execution.OpenCommands(steps.database)
     with locked(steps, "SELECT 1 FROM relay_command FOR UPDATE"):
         assert working.work(CONFIG, POLICIES) == 0
     ((which, error),) = working.busy
@@ -237,10 +237,10 @@ def test_a_step_that_finds_commands_and_can_not_do_them_waits_longer_each_time(
 ) -> None:
     commands.ask(steps.database, "cancel", Selection(route="strict"), who="kim", why="no")
 
-    def fails(_commands: commands.OpenCommands, _config: Config) -> int:
+    def fails(_commands: execution.OpenCommands, _config: Config) -> int:
         raise ValueError("no")
 
-    monkeypatch.setattr(commands.OpenCommands, "work", fails)
+    monkeypatch.setattr(execution.OpenCommands, "work", fails)
     monkeypatch.setattr("relay.daemon.maintenance.EVERY_SECONDS", 0.0)
     observer, now = Observer(), [0.0]
     running = StepsOfARelay(observer, monotonic=lambda: now[0])

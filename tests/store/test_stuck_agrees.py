@@ -13,7 +13,7 @@ from inbox.db.stuck import FAILED_FOR_SECONDS, ONLY_IN_VIEW, Finding, SqlClock, 
 from relay.delivery.gates import Gate, GateKey, entity_key
 from relay.store import gates, nodes, stuck_check
 from relay.store.database import Database
-from relay.store.operator import commands
+from relay.store.operator import commands, execution
 from relay.store.operator.selection import Selection
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, Steps
 from tests.helpers.storing import an_event
@@ -90,7 +90,7 @@ def asked(steps: Steps) -> None:
 
 def failed(steps: Steps) -> None:
     number = commands.ask(steps.database, "pause", Gate(route="gone"), who="kim", why="maintenance")
-    commands.work_on(steps.database, CONFIG, POLICIES, number)
+    execution.work_on(steps.database, CONFIG, POLICIES, number)
 
 
 def failed_in_part(steps: Steps) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from functools import cache
+from typing import Literal
+
+import msgspec
+from sqlalchemy import TextClause, text
 
 from inbox.config.model import Config
+from inbox.db.dialect import Sql
 from relay.delivery import facts
 from relay.delivery.lifecycle import TRANSITIONS, OpenDelivery, State, append, step_of
 from relay.delivery.policy import Policies
 from relay.store.coverage import last_delivered
-from relay.store.database import Key, Transaction
+from relay.store.database import Key, Transaction, keys_param
 from relay.store.lanes import settle_lanes
 from relay.store.reopen import find, take_up
 
@@ -42,14 +48,9 @@ def replay(
     Returns:
         How many were taken up.
     """
-    found = find(transaction, config, keys)
-    left = set() if too is None else overtaken(transaction, found, too)
-    again = [
-        append(row, fact, now)
-        for row in found
-        if row.state in (states or _REPLAYABLE) and (row.seq, row.route) not in left
-    ]
-    take_up(transaction, found, again, policies, None)
+    found = replayable(transaction, config, keys, too=too, states=states)
+    again = [append(row, fact, now) for row in found.again]
+    take_up(transaction, found.again, again, policies, None)
     return len(again)
 
 
@@ -85,17 +86,71 @@ def end_or_unblock(
     return len(changed)
 
 
-def overtaken(transaction: Transaction, found: Iterable[OpenDelivery], too: Too) -> set[Key]:
+LeftOut = Literal["overtaken", "route_removed", "unreadable"]
+"""The reason why a replay leaves a selected delivery out. `overtaken`: it would overwrite the last delivered state with an
+older one. `route_removed`: it has ended on a route that is not configured any more. `unreadable`: a fact can't be read."""
+
+
+class Replayable(msgspec.Struct, frozen=True):
+    """Selected deliveries, as a replay takes them."""
+
+    again: Sequence[OpenDelivery]
+    """The ones that it takes up."""
+    left_out: dict[Key, LeftOut]
+
+
+def replayable(
+    transaction: Transaction,
+    config: Config,
+    keys: Sequence[Key],
+    *,
+    too: Too | None,
+    states: Collection[State] | None = None,
+    locked: bool = True,
+) -> Replayable:
+    """Find these deliveries, and the ones among them that are replayed. A plan asks without locks, a replay with them.
+
+    Raises:
+        UnreadableLog: one has a fact that this version can't read.
+    """
+    found = find(transaction, config, keys, locked=locked)
+    possible = [row for row in found if row.state in (states or _REPLAYABLE)]
+    old = set() if too is None else _overtaken(transaction, possible, too, locked=locked)
+    known = {(row.seq, row.route) for row in found}
+    left_out: dict[Key, LeftOut] = {key: "route_removed" for key in keys if key not in known}
+    left_out |= dict.fromkeys(old, "overtaken")
+    return Replayable([row for row in possible if (row.seq, row.route) not in old], left_out)
+
+
+def _overtaken(transaction: Transaction, rows: Sequence[OpenDelivery], too: Too, *, locked: bool) -> set[Key]:
     """Deliveries that would overwrite the last delivered state with an older one.
 
-    What fetches carries the newest whenever it goes; and where the last delivery itself is replayed too, it comes last.
+    What fetches carries the newest whenever it goes. Where the last delivery itself is replayed too, it comes last; also
+    where it was taken up before, as by an earlier batch of the same command, and nobody has begun it.
     """
-    rows = list(found)
     lasts = last_delivered(transaction, {(row.route, row.lane) for row in rows})
     older = {
         (row.seq, row.route): (last.seq, row.route)
         for row in rows
         if (last := lasts.get((row.route, row.lane))) and last.fetch_began_at is None and row.key < last.key
     }
-    comes_last = too(set(older.values())) if older else set()
+    if not older:
+        return set()
+    wanted = set(older.values())
+    statement = _untouched(transaction.sql, locked=locked)
+    comes_last = too(wanted) | {
+        (row.seq, row.route) for row in transaction.execute(statement, wanted=keys_param(sorted(wanted)))
+    }
     return {key for key, last in older.items() if last not in comes_last}
+
+
+@cache
+def _untouched(sql: Sql, *, locked: bool) -> TextClause:
+    lock = sql.for_update and "FOR UPDATE OF o" if locked else ""
+    return text(f"""
+SELECT o.seq, o.route
+FROM {sql.rows("wanted", seq="bigint", route="text")} JOIN open_delivery o ON o.seq = wanted.seq AND o.route = wanted.route
+WHERE o.attempt = 0 AND o.state IN ('received', 'waiting', 'ready')
+ORDER BY o.seq, o.route
+{lock}
+""")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from relay.delivery import facts
@@ -22,7 +22,7 @@ from tests.proofs.model.actors import Ledger
 from tests.proofs.model.checks_of_state import is_abandoned
 from tests.proofs.model.history import Entry, Key
 from tests.proofs.model.snapshot import Snapshot
-from tests.proofs.model.world import OPEN_GATE, POLICIES, SCHEDULE, Stored
+from tests.proofs.model.world import CONFIG, OPEN_GATE, POLICIES, SCHEDULE, Row, Stored
 
 
 def repeats_are_explained(snapshot: Snapshot) -> Sequence[object]:
@@ -215,6 +215,7 @@ _ACTS: dict[type[facts.Fact], Act] = {
     facts.Replayed: "replay",
     facts.Cancelled: "cancel",
     facts.Unblocked: "unblock",
+    facts.Rescheduled: "retry",
 }
 
 
@@ -231,20 +232,21 @@ def only_what_was_asked_for(snapshot: Snapshot) -> Sequence[object]:
 
 
 def _is_meant(act: Act, chosen: Selection, key: Key, before: Sequence[Entry]) -> bool:
-    """By a selection of a seq, a route or a cause. Where a cause is named, the dead; where only a route is replayed, too."""
+    """By a seq, a route, a destination or a cause. Where a cause is named, the dead; where only a route is replayed, too."""
     died = [entry.fact for entry in before if isinstance(entry.fact, facts.Dead)]
     is_dead = bool(before) and isinstance(before[-1].fact, facts.Dead | facts.Unblocked)
     only_dead = chosen.cause is not None or (act == "replay" and chosen.dead_only)
     return (
         chosen.seq in {None, key[0]}
         and chosen.route in {None, key[1]}
+        and chosen.destination in {None, CONFIG.routes[key[1]].destination}
         and (is_dead or not only_dead)
         and (chosen.cause is None or died[-1].cause == chosen.cause)
     )
 
 
 def all_that_was_asked_for(snapshot: Snapshot) -> Sequence[object]:
-    """A cancel leaves nothing but what is in flight, an unblock nothing blocked."""
+    """A cancel leaves nothing but what is in flight, an unblock nothing blocked, a retry nothing that is due later."""
     if snapshot.doing.operations != 1:
         return []
     return [
@@ -252,8 +254,18 @@ def all_that_was_asked_for(snapshot: Snapshot) -> Sequence[object]:
         for act, chosen in snapshot.doing.asked
         for key, row in snapshot.after.items()
         if act != "replay" and _is_meant(act, chosen, key, snapshot.history.entries.get(key, ()))
-        if (row.state is State.BLOCKED if act == "unblock" else row.state is not State.IN_FLIGHT)
+        if _is_left(act, row, snapshot.now)
     ]
+
+
+def _is_left(act: Act, row: Row, now: datetime) -> bool:
+    match act:
+        case "unblock":
+            return row.state is State.BLOCKED
+        case "retry":
+            return row.due_at is not None and row.due_at > now
+        case _:
+            return row.state is not State.IN_FLIGHT
 
 
 def nothing_older_is_replayed_unasked(snapshot: Snapshot) -> Sequence[object]:

@@ -32,6 +32,7 @@ class Choosing(Stage):
             "replay": self.closed,
             "cancel": self.cancellable,
             "unblock": lambda: self.any_open(State.BLOCKED),
+            "retry": self.due_later,
             "probe": self.stopped_gates,
             "judge": self.any_to_judge,
         }
@@ -59,6 +60,7 @@ class Choosing(Stage):
             "replay": lambda: make.command("replay", Selection(seq=one_of(self.closed(), number))),
             "cancel": lambda: make.command("cancel", Selection(seq=one_of(self.cancellable(), number)[0])),
             "unblock": lambda: make.command("unblock", Selection(route="blocking")),
+            "retry": lambda: make.command("retry", Selection(everything=True)),
             "verify": make.verify,
             "rebuild": make.rebuild,
         }
@@ -105,6 +107,11 @@ class Choosing(Stage):
 
     def cancellable(self) -> list[Key]:
         return [key for key, row in self.open.items() if row.state is not State.IN_FLIGHT]
+
+    def due_later(self) -> list[Key]:
+        """Deliveries whose next attempt waits."""
+        now = self.world.clock.now
+        return [key for key, row in self.open.items() if row.due_at is not None and row.due_at > now]
 
     def paused_gates(self) -> list[GateKey]:
         return sorted(key for key, row in self.stored.gates.items() if row.is_paused)

@@ -33,7 +33,7 @@ class Commanding(Choosing):
         """
         planned = self.make.plan(act, selection)
         changed: int = self.perform(self.make.command(act, selection))
-        if changed != planned.count - planned.overtaken:
+        if changed != planned.count:
             raise Violation("the plan said something else", (act, selection, planned, changed))
         return changed
 
@@ -65,6 +65,17 @@ class Commanding(Choosing):
     def unblock(self, which: int) -> None:
         seq, route = one_of([key for key, row in self.open.items() if row.state is State.BLOCKED], which)
         self.do("unblock", Selection(seq=seq, route=route))
+
+    @step(lambda self: self.due_later(), trouble=True, which=WHICH, by=st.sampled_from(["seq", "route", "destination"]))
+    def retry(self, which: int, by: str) -> None:
+        """Make one, all of a route, or all to a destination due at once."""
+        seq, route = one_of(self.due_later(), which)
+        chosen = {
+            "seq": Selection(seq=seq, route=route),
+            "route": Selection(route=route),
+            "destination": Selection(destination="audit"),
+        }
+        self.do("retry", chosen[by])
 
     @step(
         lambda self: self.any_open(State.READY) and not self.paused_gates(), trouble=True, gate=st.sampled_from(GATES)

@@ -24,9 +24,24 @@ from tests.proofs.model.snapshot import Violation
 from tests.proofs.model.stage import SOME, WHICH, one_of, step
 from tests.proofs.model.world import DAMAGES, ROUTES
 
-MAKING_HEADS = st.sampled_from(["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "work off"])
+MAKING_HEADS = st.sampled_from(
+    ["sequence all", "record", "reap", "replay", "judge", "cancel", "unblock", "retry", "work off"]
+)
 OVERLAPPING = st.sampled_from(
-    ["sequence all", "claim", "record", "reap", "replay", "cancel", "probe", "give_back", "renew", "verify", "rebuild"]
+    [
+        "sequence all",
+        "claim",
+        "record",
+        "reap",
+        "replay",
+        "cancel",
+        "retry",
+        "probe",
+        "give_back",
+        "renew",
+        "verify",
+        "rebuild",
+    ]
 )
 ENDS = st.sampled_from([*SUCCESSES, *FAILURES, HOPELESS])
 OVERLAP: dict[str, Any] = {

@@ -15,8 +15,9 @@ from relay.store.audit.rebuild import rebuild
 from relay.store.audit.verify import Checked, verify
 from relay.store.leases import Claimed
 from relay.store.leftovers import Leftovers
-from relay.store.operator import commands
-from relay.store.operator.selection import Act, Choice, Plan, Selection, preview
+from relay.store.operator import commands, execution
+from relay.store.operator.plan import Plan, preview
+from relay.store.operator.selection import Act, Choice, Selection
 from tests.helpers.commanding import carry_out
 from tests.proofs.model.actors import Doing, Held, Ledger, Relay
 from tests.proofs.model.world import BEFORE_THE_CHANGE, CONFIG, POLICIES, World
@@ -168,7 +169,7 @@ class Operations:
 
     def plan(self, act: Act, selection: Selection) -> Plan:
         """Return the plan that an operator looks at before a command."""
-        return preview(self._database, Choice(act, selection, CONFIG), None)
+        return preview(self._database, Choice(act, selection, CONFIG), 1000)
 
     def command(self, act: Act, selection: Selection) -> Operation:
         """Make an operator's command; its result is how many deliveries changed. It may be done though nobody lives to know."""
@@ -180,7 +181,7 @@ class Operations:
 
         def send() -> None:
             number = commands.ask(self._database, kind, gate, who="kim", why="maintenance")
-            commands.work_on(self._database, CONFIG, POLICIES, number)
+            execution.work_on(self._database, CONFIG, POLICIES, number)
 
         def learn(_: object) -> None:
             self.doing.resumed += kind == "resume"

@@ -50,6 +50,7 @@ SOMETIMES = {
     "cancelled: waiting",
     "cancelled: dead",
     "unblocked",
+    "rescheduled",
     "held back by a pause",
     # what breakers did
     "breaker: closed to open",

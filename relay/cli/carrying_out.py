@@ -1,0 +1,242 @@
+"""Plans of commands that change deliveries, and their execution: `relay replay`, `cancel`, `unblock` and `retry`."""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
+
+from inbox.cli.tables import Column, show
+from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
+from inbox.cli.wording import counted
+from inbox.events.timestamps import rfc3339
+from relay.cli.options import open_database, require_known_filters
+
+if TYPE_CHECKING:
+    from inbox.config.model import Config
+    from relay.store.database import Database
+    from relay.store.operator.commands import Progress
+    from relay.store.operator.plan import Plan
+    from relay.store.operator.selection import Act, Choice, Selection, Which
+
+GROUP_COLUMNS = (
+    Column("count", "number", "deliveries"),
+    Column("route"),
+    Column("state", "state"),
+    Column("cause"),
+    Column("first_due_at", "time", "first due"),
+    Column("last_due_at", "time", "last due"),
+)
+COLUMNS = (
+    Column("seq", "number"),
+    Column("route"),
+    Column("entity", "entity"),
+    Column("state", "state"),
+    Column("due_at", "time", "due"),
+    Column("cause"),
+    Column("attempts", "number"),
+    Column("event_type", heading="event"),
+    Column("error", last=True),
+)
+_SAMPLE = 5
+_MOST_LISTED = 10_000
+"""Deliveries that the JSON of a plan lists; its count is exact."""
+_LOOK_AGAIN_SECONDS = 0.5
+
+LEFT_OUT = {
+    "overtaken": "older than the last delivered state of their lane; --force replays them too",
+    "route_removed": "ended on a route that is not configured any more; configure it again to replay them",
+    "unreadable": "have a fact that can't be read; `relay verify` names it",
+}
+
+
+class Texts(msgspec.Struct, frozen=True):
+    """The texts of a command: its plan, its end, its progress, and that there is nothing to do."""
+
+    planned: str
+    done: str
+    doing: str
+    nothing: str
+
+
+def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str, *, yes: bool, as_json: bool) -> None:
+    """Show the plan; with `yes` carry it out, with a progress bar. Exits with 1 when it is about no delivery."""
+    from relay.store.operator import commands
+    from relay.store.operator.selection import Choice
+
+    with exit_on_error():
+        config, database = open_database()
+        require_known_filters(
+            config,
+            database,
+            route=chosen.route,
+            source=chosen.source,
+            destination=chosen.destination,
+            cause=chosen.cause,
+        )
+        choice = Choice(act, chosen, config)
+        if choice.mistake is not None:
+            fail(choice.mistake)
+        plan = _planned(database, choice, _MOST_LISTED if as_json else _SAMPLE)
+        hints = list(_hints(database, choice, plan))
+    if not as_json:
+        _show(texts, plan, hints)
+    done: Progress | None = None
+    number = None
+    if yes and plan.count:
+        with exit_on_error():
+            number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
+            done = follow(database, config, number, texts.doing, plan.count, done=texts.done)
+    elif plan.count and not as_json:
+        more = f", {_SAMPLE} of them shown" if plan.count > len(plan.deliveries) else ""
+        say(f"{counted(plan.count, 'delivery')} {texts.planned}{more}; --yes does it")
+    if as_json:
+        put_json(as_document(_document(act, plan, number, done)))
+    if not plan.count or (done is not None and done.failed):
+        raise typer.Exit(FINDING)
+
+
+def follow(database: Database, config: Config, number: int, doing: str, total: int | None, *, done: str) -> Progress:
+    """Work on a command until it has ended, with a progress bar. An interrupted one can be resumed."""
+    from relay.delivery.policy import policies
+    from relay.store.operator import commands, execution
+
+    columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    policies_of = policies(config)
+    try:
+        with bar(*columns) as progress:
+            task = progress.add_task(doing, total=total)
+            while not (now := _progress(database, number)).has_ended:
+                progress.update(task, completed=now.affected, description=now.answer or doing)
+                if (
+                    not execution.work_on(database, config, policies_of, number)
+                    and _progress(database, number).state == "running"
+                ):
+                    time.sleep(_LOOK_AGAIN_SECONDS)
+    except KeyboardInterrupt:
+        commands.stop(database, number)
+        say(f"stopped after {_progress(database, number).affected}; `relay resume --command {number}` goes on")
+        raise typer.Exit(FINDING) from None
+    if now.state != "done":
+        fail(f"command {number}: {now.answer}")
+    say(f"{counted(now.affected, 'delivery')} {done}")
+    if now.failed:
+        say(f"{counted(now.failed, 'delivery')} could not be changed, the last: {now.error}")
+    return now
+
+
+def command_text(act: Act, chosen: Selection) -> str:
+    """Return the command line of an act, to be copied."""
+    entity = None if chosen.entity_id is None else f"{chosen.entity_type}/{chosen.entity_id}"
+    given = {
+        "route": chosen.route,
+        "seq": chosen.seq,
+        "source": chosen.source,
+        "entity": entity,
+        "destination": chosen.destination,
+        "api": chosen.api,
+        "cause": chosen.cause,
+        "status": chosen.status,
+        "error": chosen.error,
+        "event-type": chosen.event_type,
+        "since": None if chosen.since is None else rfc3339(chosen.since),
+        "until": None if chosen.until is None else rfc3339(chosen.until),
+    }
+    options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
+    return " ".join(["relay", act, *options, *(["--all"] if chosen.everything else []), '--reason "…"'])
+
+
+def _planned(database: Database, choice: Choice, most: int) -> Plan:
+    from relay.store.operator.plan import preview
+
+    with bar(SpinnerColumn(), Doing("planning "), MofNCompleteColumn()) as progress:
+        task = progress.add_task("", total=None)
+        return preview(database, choice, most, seen=lambda number: progress.update(task, completed=number))
+
+
+def _show(texts: Texts, plan: Plan, hints: list[str]) -> None:
+    if not plan.count:
+        say(texts.nothing)
+    elif plan.count > len(plan.deliveries):
+        show([msgspec.structs.asdict(group) for group in plan.groups], GROUP_COLUMNS, empty="")
+        answer("")
+    show(plan.deliveries, COLUMNS, empty="") if plan.count else None
+    for why, number in plan.left_out.items():
+        say(f"{number} left out: {LEFT_OUT[why]}")
+    for hint in hints:
+        say(hint)
+
+
+def _document(act: Act, plan: Plan, number: int | None, done: Progress | None) -> dict[str, Any]:
+    return {
+        "command": act,
+        "count": plan.count,
+        "groups": [msgspec.structs.asdict(group) for group in plan.groups],
+        "left_out": [{"why": why, "count": number} for why, number in plan.left_out.items()],
+        "deliveries": plan.deliveries,
+        "number": number,
+        "state": None if done is None else done.state,
+        "affected": None if done is None else done.affected,
+        "failed": None if done is None else done.failed,
+        "error": None if done is None else done.error,
+    }
+
+
+def _hints(database: Database, choice: Choice, plan: Plan) -> Iterator[str]:
+    """Name the command that is meant when this one is about nothing, and the gates that hold a retry back."""
+    if plan.count:
+        yield from _gates_in_front(database, choice, plan) if choice.act == "retry" else ()
+        return
+    waiting = choice.act in {"replay", "unblock"} and _number_of(database, choice, "due later")
+    dead = choice.act in {"retry", "unblock"} and _number_of(database, choice, "dead")
+    if waiting:
+        yield f"{counted(waiting, 'attempt')} waiting; due at once with {_other(choice, 'retry')}"
+    if dead:
+        yield f"{counted(dead, 'dead letter')}; delivered again with {_other(choice, 'replay')}"
+    if choice.act == "retry" and not dead:
+        yield "a delivery that is due or in flight needs no retry: `relay status` says what holds it back"
+
+
+def _other(choice: Choice, act: Act) -> str:
+    return f"`{command_text(act, _for(choice, act).selection)}`"
+
+
+def _for(choice: Choice, act: Act) -> Choice:
+    """Return the same conditions for another act."""
+    plain = msgspec.structs.replace(choice.selection, force=False, everything=False)
+    everything = act == "retry" and plain.is_empty
+    return msgspec.structs.replace(choice, act=act, selection=msgspec.structs.replace(plain, everything=everything))
+
+
+def _number_of(database: Database, choice: Choice, which: Which) -> int:
+    from relay.store.operator import selected
+
+    with database.read() as transaction:
+        return selected.count(transaction, choice, which)
+
+
+def _gates_in_front(database: Database, choice: Choice, plan: Plan) -> Iterator[str]:
+    from relay.cli.pause import described
+    from relay.delivery.policy import policies
+    from relay.store import gates
+
+    known = policies(choice.config)
+    passed = {key for group in plan.groups if group.route in known for key in known[group.route].gates}
+    for row in gates.held_back(database):
+        if (row["kind"], row["name"]) in passed:
+            yield f"held back until then: {described(row)}"
+
+
+def _progress(database: Database, number: int) -> Progress:
+    from relay.store.operator import commands
+
+    found = commands.progress(database, number)
+    if found is None:
+        fail(f"there is no command {number}")
+    return found

@@ -1,0 +1,305 @@
+"""Executes the commands of operators, batch by batch, in any relay process or in the command line's own.
+
+A batch, how far the command has come, and what it has changed so far are one transaction under the order lock. So
+several processes may work on one command, and any of them may die.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache, partial
+from typing import Any, TypeVar, get_args
+
+import msgspec
+from sqlalchemy import TextClause, text
+from sqlalchemy.exc import DBAPIError
+
+from inbox.config.model import Config
+from inbox.db.dialect import Sql, as_json, blames_items, error_text, failure_of, is_wait_timeout
+from inbox.errors import UnusableCommand
+from relay.delivery import facts
+from relay.delivery.gates import Gate
+from relay.delivery.policy import Policies
+from relay.store import gates
+from relay.store.bulkhead import in_parts
+from relay.store.database import Database, FailedAlone, Key, Transaction, key_text
+from relay.store.operator import commands, selected
+from relay.store.operator.commands import BatchResult, GateAct, Standing
+from relay.store.operator.replay import GIVEN_UP, end_or_unblock, replay
+from relay.store.operator.retry import retry
+from relay.store.operator.selection import Choice, Selection, keys_of
+
+BATCH = 200
+"""Deliveries in one transaction."""
+MOST_AT_ONCE = 10
+"""Commands that get one batch each in one step of a relay."""
+MOST_OPEN = 1000
+"""The most open replayed deliveries of a route: new events must not wait behind a large backlog of them. Likewise a retry
+goes beyond its first so many only where fewer are due on the route.
+"""
+
+_Form = TypeVar("_Form")
+
+
+class OpenCommands:
+    """Open commands, a few at a time and in turn, so that none delays another."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._after = 0
+        self.busy: list[tuple[int, DBAPIError]] = []
+        """Commands that failed last time because a row they need was locked."""
+
+    def work(self, config: Config, policies: Policies) -> int:
+        """Do a batch of each of the next few commands. Returns the number of changed deliveries."""
+        numbers = commands.next_open(self._database, after=self._after, most=MOST_AT_ONCE)
+        self._after = numbers[-1] if len(numbers) == MOST_AT_ONCE else 0
+        self.busy = []
+        changed = 0
+        for number in numbers:
+            try:
+                changed += work_on(self._database, config, policies, number)
+            except DBAPIError as error:
+                if failure_of(error) != "busy":
+                    raise
+                self.busy.append((number, error))
+        return changed
+
+
+def work_on(database: Database, config: Config, policies: Policies, number: int) -> int:
+    """Do the next batch of this command, if it has not ended.
+
+    A command that can't be understood, or whose deliveries can't be found, is `failed`. A delivery that can't be changed is
+    passed over: `relay_command.failed` counts it, `relay_command.error` has the last one. A locked one is not: the command
+    waits for it.
+
+    Returns:
+        How many deliveries it has changed; of a replay or retry also none when too many are open already.
+    """
+    try:
+        batch = _look(database, config, number)
+        if batch is None:
+            return 0
+        try:
+            return _do(database, config, policies, batch)
+        except Exception as error:
+            if not blames_items(error) or batch.choice is None or not batch.keys:
+                raise
+        return _do_apart(database, policies, batch, batch.choice)
+    except Exception as error:
+        if not blames_items(error):
+            raise
+        _fail(database, number, error)
+        return 0
+
+
+class _Batch(msgspec.Struct, frozen=True):
+    """The next batch of a command, as it was read without a lock."""
+
+    command: Any
+    """The row."""
+    choice: Choice | None = None
+    """None when the command is about a gate."""
+    keys: Sequence[Key] = ()
+    waits: str | None = None
+    """The reason why it has to wait for deliveries that are open."""
+
+
+def _look(database: Database, config: Config, number: int) -> _Batch | None:
+    """Read the next batch without a lock, since finding the deliveries may take long.
+
+    Raises:
+        UnusableCommand: it can't be understood.
+    """
+    with database.read() as transaction:
+        command = commands.read_open(transaction, number)
+        if command is None or command.kind in get_args(GateAct):
+            return command and _Batch(command)
+        choice = _choice(command, config)
+        room = _room(transaction, choice.selection) if choice.act == "replay" else BATCH
+        if room <= 0:
+            return _Batch(command, choice, waits=f"waits: {MOST_OPEN} replayed deliveries are open")
+        page = selected.page(transaction, choice, after=command.progress_seq or 0, most=min(BATCH, room))
+        keys = keys_of(page)
+        full = _full_route(transaction, keys) if choice.act == "retry" and command.affected >= MOST_OPEN else None
+    return _Batch(
+        command, choice, keys, None if full is None else f"waits: {MOST_OPEN} deliveries are due on route {full}"
+    )
+
+
+def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
+    """Do a batch in one transaction, unless another process has done it meanwhile."""
+    number = batch.command.id
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        if not commands.is_as_it_was(transaction, number, commands.standing_of(batch.command)):
+            return 0
+        step = (
+            _turn_gate(transaction, config, batch.command, now)
+            if batch.choice is None
+            else _next(transaction, batch, batch.choice, policies, now)
+        )
+        commands.advance(transaction, number, step, now)
+    return step.changed
+
+
+def _do_apart(database: Database, policies: Policies, batch: _Batch, choice: Choice) -> int:
+    """Do a batch in parts, after one of its deliveries has failed.
+
+    Each part notes how far the command has come: whoever goes on with it, at the same time or after us, does none twice.
+    So nothing after a locked delivery is done: the place would be behind it, and it would be passed over for good.
+    """
+    number, standing = batch.command.id, commands.standing_of(batch.command)
+    is_stopped = False
+
+    def upto(last: Key) -> int:
+        following = batch.keys[batch.keys.index(last) + 1 :][:1]
+        return last[0] - int(bool(following) and following[0][0] == last[0])  # more of its event is to come
+
+    def part(some: Sequence[Key]) -> int:
+        nonlocal is_stopped, standing
+        if is_stopped:
+            return 0
+        try:
+            changed, standing = _part(database, policies, batch, choice, some, standing=standing, upto=upto(some[-1]))
+        except DBAPIError as error:
+            is_stopped = len(some) == 1 and is_wait_timeout(error)
+            raise
+        return changed
+
+    def alone(key: Key, error: Exception) -> int:
+        nonlocal standing
+        with database.write() as transaction:
+            transaction.lock_order()
+            if commands.is_as_it_was(transaction, number, standing):
+                why = f"{key_text(key)}: {error_text(error)}"
+                standing = commands.advance_part(transaction, number, upto(key), failed=1, error=why)
+        return 0
+
+    return sum(in_parts(database, "commands", batch.keys, part=part, alone=alone, name=key_text))
+
+
+def _part(
+    database: Database,
+    policies: Policies,
+    batch: _Batch,
+    choice: Choice,
+    some: Sequence[Key],
+    *,
+    standing: Standing,
+    upto: int,
+) -> tuple[int, Standing]:
+    """Do a part of a batch in one transaction, unless another process goes on with the command."""
+    number = batch.command.id
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        if not commands.is_as_it_was(transaction, number, standing):
+            return 0, standing
+        changed = _change(transaction, choice, batch.command, some, now, policies=policies)
+        return changed, commands.advance_part(transaction, number, upto, changed=changed)
+
+
+def _choice(command: Any, config: Config) -> Choice:  # noqa: ANN401  # a result row
+    """The selection and act of a command.
+
+    Raises:
+        UnusableCommand: it can't be understood, or can't be meant.
+    """
+    choice = Choice(command.kind, _understood(as_json(command.selection), Selection), config)
+    if choice.mistake is not None:
+        raise UnusableCommand(choice.mistake)
+    return choice
+
+
+def _understood(value: object, form: type[_Form]) -> _Form:
+    try:
+        return msgspec.convert(value, form)
+    except msgspec.ValidationError as error:
+        raise UnusableCommand(f"not understood: {error}") from error
+
+
+def _next(transaction: Transaction, batch: _Batch, choice: Choice, policies: Policies, now: datetime) -> BatchResult:
+    command = batch.command
+    if batch.waits:
+        return BatchResult("running", progress=command.progress_seq, answer=batch.waits)
+    if not batch.keys:
+        answer = f"done, but for {command.failed} that could not be changed: see error" if command.failed else "done"
+        return BatchResult("done", progress=command.progress_seq, answer=answer)
+    changed = _change(transaction, choice, command, batch.keys, now, policies=policies)
+    return BatchResult("running", changed, batch.keys[-1][0])
+
+
+def _change(
+    transaction: Transaction,
+    choice: Choice,
+    command: Any,  # noqa: ANN401  # a result row
+    keys: Sequence[Key],
+    now: datetime,
+    *,
+    policies: Policies,
+) -> int:
+    said = {"who": command.asked_by, "why": command.reason}
+    if choice.act == "retry":
+        return retry(transaction, keys, now, **said)
+    states = GIVEN_UP if choice.is_about_dead else None
+    if choice.act == "replay":
+        too = None if choice.selection.force else partial(selected.among, transaction, choice)
+        return replay(
+            transaction, choice.config, keys, facts.Replayed(**said), now, policies=policies, too=too, states=states
+        )
+    fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
+    return end_or_unblock(transaction, choice.config, keys, fact, now, policies=policies, states=states)
+
+
+def _fail(database: Database, number: int, error: Exception) -> None:
+    """End a command that can't be done, with the reason as its answer."""
+    answer = str(error) if isinstance(error, UnusableCommand) else error_text(error)
+    with database.write() as transaction:
+        commands.end_as_failed(transaction, number, answer)
+    database.failed_alone(FailedAlone("commands", f"command={number}", answer))
+
+
+def _turn_gate(transaction: Transaction, config: Config, command: Any, now: datetime) -> BatchResult:  # noqa: ANN401  # a result row
+    gate = _understood(as_json(command.selection), Gate)
+    if mistake := gate.mistake(config):
+        raise UnusableCommand(mistake)
+    if command.kind == "pause":
+        changed = gates.pause(transaction, gate.key, who=command.asked_by, why=command.reason)
+        return BatchResult("done", answer="paused" if changed else "was paused already")
+    changed = gates.resume(transaction, gate.key, now)
+    return BatchResult("done", answer="resumed" if changed else "nothing was held back")
+
+
+def _room(transaction: Transaction, chosen: Selection) -> int:
+    statement = _replayed_open(transaction.sql)
+    return MOST_OPEN - int(transaction.execute(statement, route=chosen.route, most=MOST_OPEN)[0].count)
+
+
+@cache
+def _replayed_open(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT count(*) AS count FROM (
+    SELECT 1 FROM open_delivery o
+    WHERE o.run > 0 AND o.state IN ('received', 'waiting', 'ready', 'in_flight')
+      AND {sql.optional("o.route", "text", parameter="route")}
+    LIMIT :most) replayed
+""")
+
+
+def _full_route(transaction: Transaction, keys: Sequence[Key]) -> str | None:
+    """The first route of these deliveries on which as many are due as may be."""
+    for route in sorted({route for _, route in keys}):
+        (due,) = transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)
+        if due.count >= MOST_OPEN:
+            return route
+    return None
+
+
+@cache
+def _due(sql: Sql) -> TextClause:
+    return text(f"""
+SELECT count(*) AS count FROM (
+    SELECT 1 FROM open_delivery o WHERE o.state = 'ready' AND o.route = :route AND o.due_at <= (SELECT {sql.now})
+    LIMIT :most) due
+""")

@@ -1,0 +1,176 @@
+"""Reads the deliveries that a selection means: counts, pages, and membership."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from inbox.db.dialect import Sql, rows_param
+from inbox.db.reads import Row
+from inbox.events.timestamps import as_time
+from relay.store.database import Key, Transaction
+from relay.store.operator.selection import Choice, Which
+
+
+def groups(transaction: Transaction, choice: Choice) -> list[Any]:
+    """The number of selected open deliveries of each route, state and cause, and when their next attempts are due."""
+    return transaction.execute(_grouped(transaction.sql, choice.which), **choice.parameters(choice.which))
+
+
+def count(transaction: Transaction, choice: Choice, which: Which) -> int:
+    """The number of deliveries of this kind that meet the conditions, whatever the act is about."""
+    return int(transaction.execute(_counted(transaction.sql, which), **choice.parameters(which))[0].count)
+
+
+def wait_until(transaction: Transaction, choice: Choice) -> tuple[int, datetime | None]:
+    """The number of attempts that wait, and when the last one is due."""
+    (found,) = transaction.execute(_waiting(transaction.sql), **choice.parameters("due later"))
+    return int(found.count), None if found.last_due_at is None else as_time(found.last_due_at)
+
+
+def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Row]:
+    """The deliveries of the first events beyond the seq `after`: about `most`, whole events only."""
+    statement = _page(transaction.sql, choice.which)
+    rows = transaction.rows_of(statement, **choice.parameters(choice.which), after=after, most=most + 1)
+    if len(rows) <= most:
+        return rows
+    whole = [row for row in rows if row["seq"] != rows[-1]["seq"]]
+    return whole or page(transaction, choice, after=after, most=2 * most)
+
+
+def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[Key]:
+    """The deliveries among these that are selected, too."""
+    wanted = rows_param({"seq": seq} for seq in sorted({seq for seq, _ in keys}))
+    found = transaction.execute(_among(transaction.sql, choice.which), **choice.parameters(choice.which), wanted=wanted)
+    return {(row.seq, row.route) for row in found}
+
+
+_COLUMNS = ("route", "seq", "source", "entity_type", "entity_id", "event_type")
+_OF_INBOX = frozenset({"source", "entity_type", "entity_id", "event_type"})
+
+
+def _meant(sql: Sql, which: Which) -> str:
+    if which == "ended or dead":
+        return f"""SELECT *, CAST(NULL AS text) AS cause FROM delivery
+WHERE {_given(sql, "received_at", dict(zip(_COLUMNS, _COLUMNS, strict=True)))} AND {_of_routes(sql, "route")}
+  AND route IS NOT NULL AND state NOT IN ('received', 'waiting', 'ready', 'in_flight')"""
+    if which == "everything":
+        return _everything(sql)
+    if which == "due later":
+        return _open(sql, ("ready",), "l.at", f"o.due_at > (SELECT {sql.now})")
+    if which == "dead":
+        return _open(sql, ("dead", "blocked"), "l.at")
+    if which == "blocked":
+        return _open(sql, ("blocked",), "l.at")
+    return _open(sql, ("received", "waiting", "ready", "blocked", "dead"), "i.received_at")
+
+
+def _everything(sql: Sql) -> str:
+    """Deliveries that the route has ended, and events that it would take now."""
+    route = "CAST(:route AS text)" if sql.is_postgres else ":route"
+    columns = {name: f"i.{name}" for name in ("seq", "entity_type", "entity_id", "event_type")}
+    matching = " AND ".join(
+        f"(NOT EXISTS (SELECT 1 FROM {sql.rows(wanted, value='text')})"
+        f" OR i.{column} IN (SELECT {wanted}.value FROM {sql.rows(wanted, value='text')}))"
+        for column, wanted in (("entity_type", "entity_types"), ("event_type", "event_types"), ("action", "actions"))
+    )
+    return f"""SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_type,
+       coalesce(o.state, l.kind, 'unrouted') AS state, coalesce(o.attempt, l.attempt, 0) AS attempts,
+       CAST(NULL AS text) AS cause
+FROM inbox i
+LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = :route
+LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = i.seq AND f.route = :route)
+WHERE i.source = :of_source AND (o.seq IS NULL OR o.state IN ('dead', 'blocked')) AND {_given(sql, "i.received_at", columns)}
+  AND (l.id IS NOT NULL OR ({matching}))"""
+
+
+def _given(sql: Sql, at: str, columns: dict[str, str]) -> str:
+    """A condition for each parameter that may be given: its column has that value, and `at` lies in the given time."""
+    values = [
+        sql.optional(column, "bigint" if name == "seq" else "text", parameter=name) for name, column in columns.items()
+    ]
+    values.append(sql.optional(at, "time", parameter="since", operator=">="))
+    values.append(sql.optional(at, "time", parameter="until", operator="<"))
+    return " AND ".join(values)
+
+
+def _of_routes(sql: Sql, column: str) -> str:
+    routes = "CAST(:routes AS text)" if sql.is_postgres else ":routes"
+    return f"({routes} IS NULL OR {column} IN (SELECT routes.value FROM {sql.rows('routes', value='text')}))"
+
+
+def _open(sql: Sql, states: Iterable[str], at: str, condition: str = "1 = 1") -> str:
+    """Open deliveries in these states, each with the fact of its last failure.
+
+    Each state is read for itself: by its own partial index, or in the order of the key.
+    """
+    fields = "seq, route, lane, state, attempt, due_at"
+    each = " UNION ALL ".join(f"SELECT {fields} FROM open_delivery WHERE state = '{state}'" for state in states)
+    columns = {name: f"i.{name}" if name in _OF_INBOX else f"o.{name}" for name in _COLUMNS}
+    cause = "coalesce(l.detail ->> 'cause', l.detail ->> 'error_class')"
+    error, status = "l.detail ->> 'error'", sql.last_status("l.detail")
+    failure = " AND ".join(
+        (
+            sql.optional(cause, "text", parameter="cause"),
+            sql.optional(status, "text", parameter="status"),
+            sql.contains(error, "error"),
+        )
+    )
+    return f"""SELECT o.seq, o.route, o.lane, o.state, o.attempt AS attempts, o.due_at, i.source, i.entity_type, i.entity_id,
+       i.event_type, i.occurred_at, i.received_at, l.at AS failed_at, {cause} AS cause, {status} AS status, {error} AS error
+FROM ({each}) o
+JOIN inbox i ON i.seq = o.seq
+LEFT JOIN delivery_log l ON l.id = {_last_failure(states)}
+WHERE {condition} AND {_given(sql, at, columns)} AND {_of_routes(sql, "o.route")} AND {failure}"""
+
+
+def _last_failure(states: Iterable[str]) -> str:
+    """The fact by which a delivery died. Of one that waits for its next attempt: its last failed one.
+
+    One that took over the retries of an older delivery, and has not failed itself, has the failure of that one.
+    """
+    of_this = "f.seq = o.seq AND f.route = o.route"
+    dead = (
+        f"(SELECT max(f.id) FROM delivery_log f WHERE {of_this} AND f.kind = 'dead' AND o.state IN ('blocked', 'dead'))"
+    )
+    if tuple(states) != ("ready",):
+        return dead
+    failed = "(SELECT max(f.id) FROM delivery_log f WHERE {} AND f.kind = 'attempt_failed')"
+    older = f"""(SELECT CAST(t.detail ->> 'of' AS bigint) FROM delivery_log t
+        WHERE t.id = (SELECT max(f.id) FROM delivery_log f WHERE {of_this} AND f.kind = 'took_over'))"""
+    return f"coalesce({failed.format(of_this)}, {failed.format(f'f.seq = {older} AND f.route = o.route')})"
+
+
+@cache
+def _counted(sql: Sql, which: Which) -> TextClause:
+    return text(f"SELECT count(*) AS count FROM ({_meant(sql, which)}) meant")
+
+
+@cache
+def _waiting(sql: Sql) -> TextClause:
+    return text(f"SELECT count(*) AS count, max(due_at) AS last_due_at FROM ({_meant(sql, 'due later')}) meant")
+
+
+@cache
+def _grouped(sql: Sql, which: Which) -> TextClause:
+    return text(f"""
+SELECT route, state, cause, count(*) AS count, min(due_at) AS first_due_at, max(due_at) AS last_due_at
+FROM ({_meant(sql, which)}) meant
+GROUP BY route, state, cause
+ORDER BY count DESC, route, state, cause
+""")
+
+
+@cache
+def _page(sql: Sql, which: Which) -> TextClause:
+    return text(f"SELECT * FROM ({_meant(sql, which)}) meant WHERE seq > :after ORDER BY seq, route LIMIT :most")
+
+
+@cache
+def _among(sql: Sql, which: Which) -> TextClause:
+    wanted = sql.rows("wanted", seq="bigint")
+    return text(f"SELECT seq, route FROM ({_meant(sql, which)}) meant WHERE seq IN (SELECT wanted.seq FROM {wanted})")

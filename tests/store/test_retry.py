@@ -1,0 +1,180 @@
+"""Retry: a person makes attempts that wait due at once; nothing else about them changes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from inbox.events.timestamps import as_time
+from relay.delivery.outcome import Call, Failed
+from relay.store.operator import commands, execution
+from relay.store.operator.plan import Plan, preview
+from relay.store.operator.selection import Choice, Selection
+from tests.helpers.commanding import carry_out
+from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
+from tests.helpers.storing import an_event
+from tests.store.verifying import differences
+
+ALL = Selection(everything=True)
+ANSWERED_503 = Failed(
+    (Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=503),), "server_error", "Answered 503"
+)
+NO_ANSWER = Failed((Call("forward", "POST", "https://audit.example.com", "unknown", 1.0),), "unknown", "no answer")
+
+
+def plan(steps: Steps, selection: Selection) -> Plan:
+    return preview(steps.database, Choice("retry", selection, CONFIG), 1000)
+
+
+def meant(steps: Steps, selection: Selection) -> list[int]:
+    planned = plan(steps, selection)
+    assert planned.count == len(planned.deliveries)
+    return [row["seq"] for row in planned.deliveries]
+
+
+def retry_all(steps: Steps, selection: Selection) -> int:
+    planned = plan(steps, selection).count
+    changed = carry_out(steps.database, CONFIG, "retry", selection, who="ann", why="the CRM is back")
+    assert changed == planned
+    return changed
+
+
+def test_a_waiting_attempt_is_due_at_once_and_keeps_its_attempts_and_its_lane(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(UNWELL)
+    assert steps.claim_due() == []
+    (before,) = steps.rows("SELECT * FROM open_delivery WHERE seq = 1")
+
+    assert retry_all(steps, Selection(seq=1)) == 1
+
+    (after,) = steps.rows("SELECT * FROM open_delivery WHERE seq = 1")
+    assert after == {**before, "due_at": steps.clock.moment}
+    assert steps.states() == [(1, "strict", "ready"), (2, "strict", "waiting")]
+    (fact,) = steps.rows("SELECT detail, relay_node FROM delivery_log WHERE kind = 'rescheduled'")
+    assert (fact["detail"]["who"], fact["detail"]["why"], fact["relay_node"]) == ("ann", "the CRM is back", None)
+    assert as_time(fact["detail"]["was_due_at"]) == before["due_at"]
+    assert differences(steps.database) == []
+    assert steps.attempt(DONE).attempt == 2
+    assert steps.states() == [(2, "strict", "ready")]
+    steps.facts_agree()
+
+
+def test_the_schedule_goes_on_where_it_was(steps: Steps) -> None:
+    """A retry is no new run: the next failure has the next, longer delay."""
+    steps.arrive(an_event(1))
+    steps.attempt(UNWELL)
+    retry_all(steps, ALL)
+    steps.attempt(UNWELL)
+    (row,) = steps.rows("SELECT attempt, run, due_at FROM open_delivery")
+    delay = POLICIES["strict"].schedule.delay_after(2)
+    assert delay is not None
+    assert (row["attempt"], row["run"], row["due_at"]) == (2, 0, steps.clock.moment + delay)
+
+
+def test_one_that_is_due_in_flight_or_dead_is_no_part_of_the_plan(steps: Steps) -> None:
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 5)))
+    steps.attempt(UNWELL)
+    steps.attempt(HOPELESS)
+    steps.claim()
+    assert steps.states() == [
+        (1, "strict", "ready"),
+        (2, "strict", "dead"),
+        (3, "strict", "in_flight"),
+        (4, "strict", "ready"),
+    ]
+    assert meant(steps, ALL) == [1]
+    assert retry_all(steps, ALL) == 1
+    assert meant(steps, ALL) == []
+    assert retry_all(steps, ALL) == 0
+
+
+def test_each_filter_picks_among_the_waiting(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2", routes=["latest"]))
+    steps.record_all(steps.claim_due(), ANSWERED_503)
+    steps.advance(2)
+    failed_later = steps.clock.moment
+    steps.arrive(an_event(3, "u3"))
+    steps.record_all(steps.claim_due(), NO_ANSWER)
+
+    assert meant(steps, ALL) == [1, 2, 3]
+    for selection, found in (
+        (Selection(route="latest"), [2]),
+        (Selection(source="trivore"), [1, 2, 3]),
+        (Selection(source="github"), []),
+        (Selection(destination="audit"), [1, 2, 3]),
+        (Selection(entity_type="USER", entity_id="u3"), [3]),
+        (Selection(event_type="UPDATE"), [1, 2, 3]),
+        (Selection(event_type="DELETE"), []),
+        (Selection(cause="server_error"), [1, 2]),
+        (Selection(cause="unknown"), [3]),
+        (Selection(status=503), [1, 2]),
+        (Selection(status=500), []),
+        (Selection(error="ANSWERED"), [1, 2]),
+        (Selection(error="%"), []),
+        (Selection(since=failed_later), [3]),
+        (Selection(until=failed_later), [1, 2]),
+        (Selection(cause="server_error", route="strict"), [1]),
+    ):
+        assert meant(steps, selection) == found, selection
+
+
+def test_one_that_took_over_the_retries_of_an_older_one_has_the_cause_of_that_one(steps: Steps) -> None:
+    steps.arrive(an_event(1, routes=["latest"]))
+    steps.attempt(ANSWERED_503, "latest")
+    steps.arrive(an_event(2, routes=["latest"]))
+    assert steps.states() == [(2, "latest", "ready")]
+    (found,) = plan(steps, Selection(cause="server_error", status=503)).deliveries
+    assert (found["seq"], found["cause"], found["error"]) == (2, "server_error", "Answered 503")
+
+
+def test_a_plan_counts_by_route_and_cause_and_says_until_when_they_wait(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"), an_event(3, "u3", routes=["latest"]))
+    steps.record_all(steps.claim_due(1, "strict"), ANSWERED_503)
+    first = steps.rows("SELECT due_at FROM open_delivery WHERE seq = 1")[0]["due_at"]
+    steps.advance(1)
+    steps.record_all(steps.claim_due(1, "strict"), ANSWERED_503)
+    steps.record_all(steps.claim_due(1, "latest"), NO_ANSWER)
+    larger, smaller = plan(steps, ALL).groups
+    assert (larger.route, larger.state, larger.cause, larger.count) == ("strict", "ready", "server_error", 2)
+    assert (larger.first_due_at, larger.last_due_at) == (first, first + timedelta(seconds=1))
+    assert (smaller.route, smaller.cause, smaller.count) == ("latest", "unknown", 1)
+
+
+def test_without_any_filter_it_has_to_be_everything(steps: Steps) -> None:
+    assert "or everything (--all)" in str(Choice("retry", Selection(), CONFIG).mistake)
+    assert Choice("retry", ALL, CONFIG).mistake is None
+    assert "only a replay can be forced" in str(Choice("retry", Selection(seq=1, force=True), CONFIG).mistake)
+    assert steps.states() == []
+
+
+def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "BATCH", 10)
+    monkeypatch.setattr(execution, "MOST_OPEN", 20)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 41)))
+    steps.record_all(steps.claim_due(), UNWELL)
+    number = commands.ask(steps.database, "retry", ALL, who="ann", why="back")
+    while execution.work_on(steps.database, CONFIG, POLICIES, number):
+        pass
+    progress = commands.progress(steps.database, number)
+    assert progress is not None
+    assert (progress.state, progress.affected, progress.answer) == (
+        "running",
+        20,
+        "waits: 20 deliveries are due on route strict",
+    )
+    steps.record_all(steps.claim_due(15))
+    while execution.work_on(steps.database, CONFIG, POLICIES, number):
+        steps.record_all(steps.claim_due())
+    progress = commands.progress(steps.database, number)
+    assert progress is not None
+    assert (progress.state, progress.affected) == ("done", 40)
+    steps.facts_agree()
+
+
+def test_a_few_are_due_at_once_however_many_are_due_already(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "MOST_OPEN", 5)
+    steps.arrive(an_event(1, "u1"))
+    steps.attempt(UNWELL)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 20)))
+    assert retry_all(steps, Selection(seq=1)) == 1
