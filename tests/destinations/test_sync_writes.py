@@ -142,7 +142,9 @@ def test_a_counterpart_can_be_marked_as_gone_instead_of_being_deleted(world: Wor
 
 
 @pytest.mark.parametrize(("active", "is_marked"), [("false", False), ("true", True), ("null", True)])
-def test_a_counterpart_that_is_marked_as_gone_is_not_marked_again(world: World, active: str, *, is_marked: bool) -> None:
+def test_a_counterpart_that_is_marked_as_gone_is_not_marked_again(
+    world: World, active: str, *, is_marked: bool
+) -> None:
     sync = (
         'gone = "deactivate"\ndeactivate = { path = "/contacts/{target.id}", body = { active = false }, '
         f'unless = "target.active == `false`" }}\n{SYNC}'
