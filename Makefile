@@ -66,9 +66,10 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# With the extras in the first lock: else pip 23.2 looks for them at another version of a package that is pinned to an older one.
 # The versions in --output-file are kept where they fit: the second lock has those of the first, whatever is newer by then.
 lock: $(READY)  ## update both locks to the newest versions that fit
-	$(COMPILE) --upgrade --extra dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --no-strip-extras --upgrade --extra dev --output-file requirements.lock pyproject.toml
 	cp requirements.lock requirements-runtime.lock
 	$(COMPILE) --output-file requirements-runtime.lock pyproject.toml
 

@@ -24,7 +24,7 @@ allow_http = true
 api = "directory"
 path = "/user"
 entity_type = "USER"
-count = {count}
+pages = {{ by = "start", count = {count} }}
 """
 
 

@@ -19,11 +19,13 @@ from inbox.config.model import Config
 from inbox.config.types import Secret
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
-from inbox.errors import ConfigError
+from inbox.db.trouble import trouble_text
+from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings, literal_secrets, values_in
 from inbox.loader.load import ConfigFile
 from inbox.loader.places import LocatedMistake
 from inbox.receiver.app import endpoints_of
+from inbox.receiver.proxies import require_known_proxies
 
 GROUP = "inbox_relay.checks"
 _MOST_AT_ONCE = 16
@@ -82,7 +84,15 @@ class Side(msgspec.Struct, frozen=True):
     probes: Callable[[Config], Sequence[Probe]] = lambda _: ()
 
 
-RECEIVER = Side("receiver", endpoints_of)
+def _start_receiver(config: Config) -> None:
+    parts: dict[str, Callable[[], object]] = {
+        "endpoints": lambda: endpoints_of(config),
+        "proxies": lambda: require_known_proxies(config, os.environ.get("FORWARDED_ALLOW_IPS", "").split(",")),
+    }
+    collect_config_errors(parts)
+
+
+RECEIVER = Side("receiver", _start_receiver)
 
 
 def sides() -> list[Side]:
@@ -109,11 +119,12 @@ def findings(
 
 
 def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    values = dict(values_in(file.sound))
     for key in literal_secrets(file.sound):
-        yield f"{key}: the secret stands in the file, for all who read it; {_place_for(key, file.sound, environment)}"
+        yield f"{key}: the secret stands in the file, for all who read it; {_place_for(values[key], environment)}"
     if file.sound.database.url.is_literal and "@" in file.sound.database.url and _has_password(file.sound):
         yield 'database.url: the password stands in the file; write password = "env:NAME" or "file:/path"'
-    for key, value in values_in(file.sound):
+    for key, value in values.items():
         if isinstance(value, Secret) and value.reference.startswith("env:"):
             yield from _odd_value(key, value.reference.removeprefix("env:"), environment)
     try:
@@ -122,10 +133,9 @@ def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> I
         return
 
 
-def _place_for(key: str, config: Config, environment: Mapping[str, str]) -> str:
-    text = next((value.reference for each, value in values_in(config) if each == key and isinstance(value, Secret)), "")
-    if text in environment:
-        return f'did you mean "env:{text}", the variable?'
+def _place_for(value: object, environment: Mapping[str, str]) -> str:
+    if isinstance(value, Secret) and value.reference in environment:
+        return f'did you mean "env:{value.reference}", the variable?'
     return 'write "env:NAME" or "file:/path"'
 
 
@@ -175,7 +185,7 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
     except ConfigError as error:
         return DatabaseState(shown, url.origin, "unusable"), _located(file, error)
     except DBAPIError as error:
-        text = f"the database does not answer: {' '.join(str(error.orig).split())}"
+        text = f"the database does not answer: {trouble_text(error)}"
         return DatabaseState(shown, url.origin, "unusable"), _located(file, ConfigError(f"{url.origin}: {text}"))
     return DatabaseState(shown, url.origin, "current"), [Finding("warning", None, None, None, each) for each in doubted]
 

@@ -76,13 +76,17 @@ def values_in(value: object, key: str = "") -> Iterator[tuple[str, object]]:
 def _inside(value: object) -> Iterator[tuple[str, object]]:
     match value:
         case msgspec.Struct():
-            is_plain_url = isinstance(value, ForwardDestination) and not holds_a_token(value.url.reference)
+            is_plain_url = isinstance(value, ForwardDestination) and _is_plain(value.url)
             names = (name for name in value.__struct_fields__ if not (is_plain_url and name == "url"))
             yield from ((name, getattr(value, name)) for name in names)
         case dict():
             yield from ((str(name), inner) for name, inner in value.items())
         case list():
             yield from ((f"[{number}]", inner) for number, inner in enumerate(value))
+
+
+def _is_plain(url: Secret) -> bool:
+    return not url.names_a_place and not holds_a_token(url.reference)
 
 
 def holds_a_token(url: str) -> bool:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ipaddress
 import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from inbox.config.model import Config
 from inbox.db import engine, guarantees, migrate
 from inbox.db.dialect import SQLITE
 from inbox.db.trouble import trouble_text
-from inbox.errors import ConfigError
+from inbox.errors import ConfigError, collect_config_errors
 from inbox.exposure import exposure_warnings
 from inbox.http.protocol import HardenedHttpProtocol
 from inbox.loader.load import ConfigFile, config_path, load_file, read_config
@@ -36,6 +35,7 @@ from inbox.logs.access_log import AccessLogMask
 from inbox.logs.lines import LineFormatter, escape_lines, write_stderr
 from inbox.logs.traces import without_message
 from inbox.receiver.app import Receiver, app_of
+from inbox.receiver.proxies import require_known_proxies
 from inbox.telemetry.recorder import ExporterProcess, exporter_at
 
 _log = logging.getLogger("gunicorn.error")  # gunicorn's own: it goes where gunicorn's settings send it
@@ -90,8 +90,8 @@ class ActiveApp:
     def __init__(self) -> None:
         self._config: Config | None = None
         self._app: Receiver | None = None
-        self.trusts_every_proxy = False
-        """True when every peer is trusted as a proxy, and may claim any sender's address."""
+        self.trusted_proxies: Sequence[str] = ()
+        """Addresses and networks whose `X-Forwarded-For` counts; `*` is all of them."""
         self.exporter: ExporterProcess | None = None
         """Serves the workers' metrics; only the master has it."""
 
@@ -108,20 +108,23 @@ class ActiveApp:
             # Its schema is checked and the number of workers is chosen at the start; and an event in a
             # database that no relay reads is never delivered.
             mistakes.append(f"{config.database.url.origin}: another database or password needs a restart")
-        mistakes += [
-            f"[sources.{name}] allow_from: FORWARDED_ALLOW_IPS lets every sender claim any address; name your proxies there"
-            for name, source in config.sources.items()
-            if self.trusts_every_proxy and source.allow_from is not None
-        ]
         mistakes = [str(file.source.locate_line(mistake)) for mistake in mistakes]
         try:
-            app = file.make(app_of)
+            app = file.make(self._make)
         except ConfigError as error:
             mistakes.append(str(error))
         if mistakes:
             raise ConfigError("\n".join(mistakes))
         self._config, self._app = config, app
         return config
+
+    def _make(self, config: Config) -> Receiver:
+        parts: dict[str, Callable[[], Any]] = {
+            "app": lambda: app_of(config),
+            "proxies": lambda: require_known_proxies(config, self.trusted_proxies),
+        }
+        app: Receiver = collect_config_errors(parts)["app"]
+        return app
 
     @property
     def sources(self) -> Container[str]:
@@ -162,10 +165,6 @@ graceful_timeout = 15
 backlog = 2048
 control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # the heartbeat must not wait for a full disk
-
-
-def _has_all(proxies: Iterable[str]) -> bool:
-    return any(proxy == "*" or ipaddress.ip_network(proxy).prefixlen == 0 for proxy in proxies)
 
 
 FILES_BESIDES = 100
@@ -212,14 +211,14 @@ def on_starting(server: Any) -> None:  # noqa: ANN401  # gunicorn's
     """Exit if the configuration or the schema can't work; while the database is down, requests get 503."""
     _escape_logs(server.log)  # an operator's own logger_class may have made them
     try:
-        receiver.trusts_every_proxy = _has_all(server.cfg.forwarded_allow_ips)
+        receiver.trusted_proxies = tuple(server.cfg.forwarded_allow_ips)
         config = receiver.activate(load_file())
         checked = engine.connect(config.database.url, application="inbox-receiver")
         try:
             migrate.require_current(checked)
             guarantees.require(checked)
         except OperationalError as error:
-            write_stderr(f"inbox: the database does not answer, requests get 503 until it does: {trouble_text(error)}")
+            _log.warning("the database does not answer, senders get 503 until it does: %s", trouble_text(error))
         finally:
             checked.dispose()
         _warn_of_exposures(config)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from inbox.clock import Clock, SystemClock
 from inbox.db.trouble import trouble_text
+from inbox.events.timestamps import time_text
 from inbox.logs.traces import without_message
 from inbox.telemetry import metrics
 from inbox.telemetry.metrics import OFF, Meters
@@ -114,6 +115,9 @@ class Observer:
             _log.warning("paused %s", " ".join(key))
         for key in sorted(before.paused - now.paused):
             _log.warning("resumed %s", " ".join(key))
+        for key, held in sorted(now.held.items()):
+            if now.holds(key) and not before.holds(key):
+                _log.warning("held %s until %s: %s", " ".join(key), time_text(held.until), held.why)
         for kind, name in before.breakers.keys() | now.breakers.keys():
             was, state = (gates.breakers.get((kind, name), Breaker()).state for gates in (before, now))
             if was is not state and kind in {"destination", "api"}:
@@ -147,6 +151,9 @@ class Observer:
         level = logging.WARNING if swept.missed else logging.INFO
         figures = (swept.compared, swept.missed, swept.added)
         _log.log(level, "%s %s compared=%d missed=%d added=%d", what, subject, *figures)
+        if swept.left_out:
+            then = "their entities are larger than max_body, and left out of the body"
+            _log.warning("swept %s left_out=%d events: %s", subject, swept.left_out, then)
 
     def sweep_failed(self, subject: str, error: str) -> None:
         """Log a failed sweep; the next one starts over."""

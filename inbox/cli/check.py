@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn
 from rich.text import Text
 
 from inbox.cli.options import AsJson
-from inbox.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, put, put_json
+from inbox.cli.terminal import FINDING, WRONG_USE, Doing, as_document, bar, console, put, put_json
 from inbox.cli.wording import counted
 from inbox.errors import ConfigError
 from inbox.logs.visible import visible
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from inbox.check import DatabaseState, Finding, Probe, Reply
     from inbox.loader.load import ConfigFile
 
+_LINE = re.compile(r"\(at line (\d+)")
+"""The place in an error of the TOML parser."""
 _STYLES = {"mistake": "bold red", "warning": "yellow"}
+_INDENT = " " * len("mistake  ")
 _SECTIONS = (("sources", "source"), ("routes", "route"), ("apis", "api"), ("destinations", "destination"))
 
 
@@ -48,7 +53,10 @@ def check_command(
     try:
         file = load_file(path)
     except ConfigError as error:
-        _finish(str(path), [Finding("mistake", str(path), None, None, str(error))], as_json=as_json)
+        line = _LINE.search(str(error))
+        text = str(error).removeprefix(f"{path} ")
+        unread = Finding("mistake", str(path), int(line[1]) if line else None, None, text)
+        _finish(str(path), [unread], as_json=as_json)
         return
     parts = sides()
     found = findings(file, path, parts)
@@ -113,12 +121,24 @@ def _document(
 
 
 def _show(found: Sequence[Finding], replies: Sequence[Reply]) -> None:
-    for each in sorted(found, key=lambda one: (one.level, one.line or 0)):
-        put(Text.assemble((each.level, _STYLES[each.level]), f"  {visible(str(each.place))}"))
+    width = console().width if console().is_terminal else None
+    for each in sorted(found, key=lambda one: (one.level, one.line is None, one.line or 0)):
+        first, *more = _wrapped(visible(str(each.place)), width)
+        put(Text.assemble((each.level, _STYLES[each.level]), f"  {first}"))
+        for line in more:
+            put(Text(f"{_INDENT}{line}"))
     for reply in replies:
         if reply.reached:
             line = f"  {reply.key}: {reply.url} {reply.text}, {reply.milliseconds:.0f} ms"
             put(Text.assemble(("reached", "green"), visible(line)))
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    """Break a finding at its spaces, where it stands at a terminal of this width; a long word stays whole, to be copied."""
+    if width is None:
+        return [text]
+    room = max(width - len(_INDENT), 20)
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
 
 
 def _summarise(path: str, file: ConfigFile | None, database: DatabaseState | None) -> None:

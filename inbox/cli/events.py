@@ -2,61 +2,160 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.options import AsJson, Since, open_database, parse_entity
-from inbox.cli.terminal import FINDING, answer, exit_on_error, say, show, show_fields
+from inbox.cli.completion import names_of
+from inbox.cli.options import (
+    AsJson,
+    AsNdjson,
+    Columns,
+    OfError,
+    OfEventType,
+    OfStatus,
+    Since,
+    Until,
+    Wide,
+    open_database,
+    parse_entity,
+    require_known,
+)
+from inbox.cli.tables import Column, format_of, show
+from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, put, put_json, say
+from inbox.cli.wording import shown_state
+from inbox.clock import SystemClock
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from inbox.config.model import Config
+
+OfSource = Annotated[
+    str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
+]
+OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.", autocompletion=names_of("routes"))]
+OfDestination = Annotated[
+    str | None,
+    typer.Option(
+        "--destination", help="Only of the routes to this destination.", autocompletion=names_of("destinations")
+    ),
+]
+OfEntity = Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")]
+
+COLUMNS = (
+    Column("seq", "number"),
+    Column("state", "state"),
+    Column("entity", "entity"),
+    Column("route"),
+    Column("last_error", heading="error", last=True),
+    Column("received_at", "time", "received"),
+    Column("due_at", "time", "due"),
+    Column("event_type"),
+    Column("attempts", "number"),
+    Column("last_status", "number", "status"),
+    Column("source"),
+    Column("action", on_request=True),
+    Column("occurred_at", "time", "occurred", on_request=True),
+    Column("lane", on_request=True),
+    Column("last_fact", on_request=True),
+    Column("last_fact_at", "time", on_request=True),
+    Column("relay_node", on_request=True),
+    Column("superseded_by", "number", on_request=True),
+)
 
 
 def list_command(
     *,
-    source: Annotated[str | None, typer.Option(help="Only of this source.")] = None,
-    entity: Annotated[str | None, typer.Option(help="Only about this entity: TYPE/ID, or a TYPE.")] = None,
-    state: Annotated[str | None, typer.Option(help="Only in this state, such as dead, ready or delivered.")] = None,
+    source: OfSource = None,
+    route: OfRoute = None,
+    destination: OfDestination = None,
+    entity: OfEntity = None,
+    event_type: OfEventType = None,
+    state: Annotated[
+        str | None, typer.Option("--state", help="Only in this state, such as dead, ready or delivered.")
+    ] = None,
+    error: OfError = None,
+    status: OfStatus = None,
     since: Since = None,
+    until: Until = None,
     before: Annotated[int | None, typer.Option(help="Only below this seq: the next page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    wide: Wide = False,
+    columns: Columns = None,
     as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
 ) -> None:
     """List events, the newest first: one line for each route an event takes.
 
+    A delivery that waits for its next attempt is `retrying` in the table, and `ready` in JSON and for --state.
+
     Examples:
       inbox list --entity USER/IDNUMBER1234
-      inbox list --state dead --json
+      inbox list --state dead --since 2d
+      inbox list --route user-to-crm --status 503 --columns seq,entity,due,error
+      inbox list --source trivore --ndjson
     """
-    from inbox.db import reads
+    from inbox.db import listings
+    from inbox.loader.load import read_config
 
+    form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
-    with exit_on_error(), open_database() as database:
-        rows = reads.events(
-            database,
-            source=source,
-            entity_type=entity_type,
-            entity_id=entity_id,
-            state=state,
-            since=since,
-            before=before,
-            limit=limit,
-        )
-    columns = (
-        "seq",
-        "received_at",
-        "source",
-        "entity_type",
-        "entity_id",
-        "event_type",
-        "route",
-        "state",
-        "attempts",
-        "last_error",
-    )
-    show(rows, as_json=as_json, columns=columns, empty="no such event")
+    with exit_on_error():
+        config = read_config()
+        with open_database(config) as database:
+            require_known_filters(config, database, source=source, route=route, destination=destination, state=state)
+            wanted = listings.EventFilter(
+                source=source,
+                entity_type=entity_type,
+                entity_id=entity_id,
+                event_type=event_type,
+                routes=routes_of(config, route, destination),
+                state=state,
+                error=error,
+                status=status,
+                since=since,
+                until=until,
+                before=before,
+            )
+            page = listings.events(database, wanted, limit)
+    rows = page.rows
+    if form.is_table:
+        now = SystemClock().now()
+        rows = [{**row, "state": shown_state(row, now)} for row in rows]
+    more = "" if page.before is None else f"{len(rows)} shown; `--before {page.before}` for the next page"
+    show(rows, COLUMNS, form, empty="no such event", more=more)
+
+
+def require_known_filters(
+    config: Config,
+    database: Engine,
+    *,
+    source: str | None = None,
+    route: str | None = None,
+    destination: str | None = None,
+    state: str | None = None,
+) -> None:
+    """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
+    from inbox.db.known_names import has_route, has_source
+    from inbox.events.states import LISTED_STATES
+
+    require_known("source", source, config.sources, stored=lambda name: has_source(database, name))
+    require_known("route", route, config.routes, stored=lambda name: has_route(database, name))
+    require_known("destination", destination, config.destinations)
+    require_known("state", state, LISTED_STATES)
+
+
+def routes_of(config: Config, route: str | None, destination: str | None) -> frozenset[str] | None:
+    """Return the routes that `--route` and `--destination` leave; None: all."""
+    if destination is None:
+        return None if route is None else frozenset({route})
+    there = frozenset(name for name, each in config.routes.items() if each.destination == destination)
+    return there if route is None else there & {route}
 
 
 def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")], *, as_json: AsJson = False) -> None:
-    """Show one event: what came, where it stands on each route, and everything that happened to it.
+    """Show one event: its arrival, each attempt with its calls, what comes next on each route, and the commands for it.
 
     Exits 1 when there is none of that number.
 
@@ -64,24 +163,21 @@ def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")]
       inbox show 42
       inbox show 42 --json
     """
+    from inbox.cli.story import story
     from inbox.db import reads
+    from inbox.loader.load import read_config
 
-    with exit_on_error(), open_database() as database:
-        row = reads.event(database, seq)
+    with exit_on_error():
+        config = read_config()
+        with open_database(config) as database:
+            row = reads.event(database, seq)
     if row is None:
         say(f"there is no event {seq}")
         raise typer.Exit(FINDING)
     if as_json:
-        show_fields(row, as_json=True)
+        put_json(as_document(row))
         return
-    parts = {name: row.pop(name) for name in ("deliveries", "facts", "duplicates")}
-    show_fields(row, as_json=False)
-    for name, columns in (
-        ("deliveries", ("route", "state", "attempts", "due_at", "lane", "last_error")),
-        ("facts", ("at", "route", "kind", "attempt", "detail")),
-        ("duplicates", ("received_at", "times", "last_received_at", "body", "handled_at", "error")),
-    ):
-        if parts[name]:
-            answer("")
-            answer(name, style="bold")
-            show(parts[name], as_json=False, columns=columns, empty="")
+    out = console()
+    width = out.width if out.is_terminal else None
+    for line in story(row, config, SystemClock().now(), width):
+        put(line, on=out)

@@ -17,6 +17,7 @@ from inbox.cli.events import list_command, show_command
 from inbox.cli.init import init_command
 from inbox.cli.rejected import readmit_command, rejected
 from inbox.cli.send import send_command
+from inbox.cli.tail import tail
 from inbox.cli.terminal import answer, exit_on_error, say
 
 app = typer.Typer(
@@ -111,5 +112,6 @@ app.command("check")(check_command)
 app.command("send")(send_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
+app.command("tail")(tail)
 app.command("rejected")(rejected)
 app.command("readmit")(readmit_command)

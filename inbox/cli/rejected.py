@@ -6,13 +6,29 @@ import asyncio
 import getpass
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from inbox.cli.options import AsJson, Since, open_database
-from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, say, show, show_fields
+from inbox.cli.completion import names_of
+from inbox.cli.options import (
+    AsJson,
+    AsNdjson,
+    Columns,
+    OfError,
+    OfStatus,
+    Since,
+    Until,
+    Wide,
+    open_database,
+    require_known,
+)
+from inbox.cli.tables import Column, Format, format_of, next_page, show
+from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, say, show_fields
+from inbox.cli.wording import counted
 from inbox.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -22,8 +38,39 @@ if TYPE_CHECKING:
     from inbox.db.reads import Row
     from inbox.receiver.readmit import ReadmitResult
 
-OfSource = Annotated[str | None, typer.Option("--source", help="Only of this source, as the URL named it.")]
+OfSource = Annotated[
+    str | None,
+    typer.Option("--source", help="Only of this source, as the URL named it.", autocompletion=names_of("sources")),
+]
 OfCause = Annotated[str | None, typer.Option("--cause", help="Only of this cause, such as invalid_event.")]
+
+COLUMNS = (
+    Column("id", "number"),
+    Column("received_at", "time", "received"),
+    Column("source"),
+    Column("status", "number"),
+    Column("cause"),
+    Column("reason", last=True),
+    Column("readmission", heading="readmit"),
+    Column("remote_address"),
+    Column("field", on_request=True),
+    Column("readmitted_at", "time", on_request=True),
+    Column("readmitted_by", on_request=True),
+    Column("readmit_reason", on_request=True),
+)
+GROUPS = (
+    Column("source"),
+    Column("cause"),
+    Column("readable", "number", "would be readmitted"),
+    Column("rejected", "number", "still rejected"),
+)
+SAMPLE = (
+    Column("id", "number"),
+    Column("becomes", last=True),
+    Column("source"),
+    Column("cause"),
+    Column("received_at", "time", "received"),
+)
 
 _EXCERPT = 4096
 _SAMPLE = 5
@@ -34,10 +81,16 @@ def rejected(
     number: Annotated[int | None, typer.Option("--id", help="This one, with everything that was kept of it.")] = None,
     source: OfSource = None,
     cause: OfCause = None,
+    status: OfStatus = None,
+    error: OfError = None,
     since: Since = None,
+    until: Until = None,
     before: Annotated[int | None, typer.Option(help="Only below this id: the next page.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    wide: Wide = False,
+    columns: Columns = None,
     as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
 ) -> None:
     """List rejected requests, the newest first, and whether they can be readmitted.
 
@@ -46,21 +99,38 @@ def rejected(
     Examples:
       inbox rejected --source trivore --cause invalid_event
       inbox rejected --id 7
-      inbox rejected --since 2026-01-01 --json
+      inbox rejected --since 2d --error "is not JSON" --json
     """
-    from inbox.db import reads
+    from inbox.db import listings
+    from inbox.loader.load import read_config
 
+    form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     if number is not None:
-        _show_one(number, as_json=as_json)
+        _show_one(number, form)
         return
-    with exit_on_error(), open_database() as database:
-        rows = reads.rejected_requests(database, source=source, cause=cause, since=since, before=before, limit=limit)
-    columns = ("id", "received_at", "source", "status", "cause", "reason", "remote_address")
-    listed = rows if as_json else [{**row, "can be readmitted": _readmission(row)} for row in rows]
-    show(listed, as_json=as_json, columns=(*columns, "can be readmitted"), empty="no rejected requests")
+    wanted = listings.RejectionFilter(
+        source=source, cause=cause, status=status, error=error, since=since, until=until, before=before
+    )
+    with exit_on_error():
+        config = read_config()
+        with open_database(config) as database:
+            require_known_filters(config, database, source=source, cause=cause)
+            rows = listings.rejected_requests(database, wanted, limit)
+    if form.is_table:
+        rows = [{**row, "readmission": _readmission(row)} for row in rows]
+    show(rows, COLUMNS, form, empty="no rejected requests", more=next_page(rows, limit, "id"))
 
 
-def _show_one(number: int, *, as_json: bool) -> None:
+def require_known_filters(config: Config, database: Engine, *, source: str | None, cause: str | None) -> None:
+    """Exit with 2 when a filter names no source that rejected anything, or no cause."""
+    from inbox.db.known_names import has_rejected_source
+    from inbox.errors import CAUSES
+
+    require_known("source", source, config.sources, stored=lambda name: has_rejected_source(database, name))
+    require_known("cause", cause, CAUSES)
+
+
+def _show_one(number: int, form: Format) -> None:
     from inbox.db import reads
 
     with exit_on_error(), open_database() as database:
@@ -68,9 +138,9 @@ def _show_one(number: int, *, as_json: bool) -> None:
     if row is None:
         say(f"there is no rejected request {number}")
         raise typer.Exit(FINDING)
-    if not as_json and row["body"] is not None and len(row["body"]) > _EXCERPT:
+    if form.is_table and row["body"] is not None and len(row["body"]) > _EXCERPT:
         row["body"] = row["body"][:_EXCERPT] + b" \xe2\x80\xa6"
-    show_fields(row, as_json=as_json)
+    show_fields(row, as_json=not form.is_table)
 
 
 def _readmission(row: Row) -> str:
@@ -112,7 +182,7 @@ def readmit_command(
             pages = readmit.read_again(database, readers, selected)
             lines = _do(config, database, pages, total, reason) if yes and total else _look(pages, total)
     if as_json:
-        show(lines, as_json=True, columns=(), empty="")
+        show(lines, GROUPS, Format("json"), empty="")
     else:
         _report(lines, yes=yes)
     if any(line["rejected"] for line in lines) or (number is not None and not lines):
@@ -192,21 +262,27 @@ def _report(lines: Sequence[Row], *, yes: bool) -> None:
     if not lines:
         say("nothing to readmit")
         return
-    verdict = "readmitted" if yes else "would be readmitted"
     counts = Counter((line["source"], line["cause"], line["rejected"] is None) for line in lines)
     groups = sorted({(source, cause) for source, cause, _ in counts})
     table = [
-        {"source": s, "cause": c, verdict: counts[s, c, True], "still rejected": counts[s, c, False]} for s, c in groups
+        {"source": s, "cause": c, "readable": counts[s, c, True], "rejected": counts[s, c, False]} for s, c in groups
     ]
-    show(table, as_json=False, columns=("source", "cause", verdict, "still rejected"), empty="")
+    show(
+        table,
+        [
+            msgspec.structs.replace(each, heading="readmitted") if yes and each.name == "readable" else each
+            for each in GROUPS
+        ],
+        empty="",
+    )
     answer("")
     sample = [
         {**line, "becomes": _becomes(line)} for line in sorted(lines, key=lambda a: a["rejected"] is None)[:_SAMPLE]
     ]
-    show(sample, as_json=False, columns=("id", "received_at", "source", "cause", "becomes"), empty="")
+    show(sample, SAMPLE, empty="")
     if not yes:
         more = f", {_SAMPLE} of them shown" if len(lines) > _SAMPLE else ""
-        say(f"{len(lines)} requests{more}; --yes readmits those that can be read now")
+        say(f"{counted(len(lines), 'request')}{more}; --yes readmits those that can be read now")
 
 
 def _becomes(line: Row) -> str:
@@ -219,5 +295,5 @@ def _becomes(line: Row) -> str:
     return f"{taken}{first['event_type']}{entity} → {routes}" + (f", and {more} more" if more else "")
 
 
-def _bar() -> Progress:
+def _bar() -> AbstractContextManager[Progress]:
     return bar(Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

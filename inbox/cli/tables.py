@@ -1,7 +1,7 @@
 """Listings: tables that fit the terminal, JSON arrays, and JSON lines.
 
 A listing declares its columns, the important ones first. At a terminal as many as fit are shown, a row is one line, and a
-long cell is cut; `--wide` shows everything. Elsewhere a table is always as with `--wide`, so programs find whole values.
+long cell is cut. Elsewhere a table always has the same columns, whole values and absolute times. `--wide` shows everything.
 """
 
 from __future__ import annotations
@@ -15,25 +15,36 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from inbox.cli.terminal import Row, as_document, as_line, cell, console, fail, put, put_json, say
-from inbox.cli.wording import counted, lasting, relative
+from inbox.cli.wording import clock_time, counted, lasting, relative
 from inbox.clock import SystemClock
 
 Kind = Literal["text", "number", "time", "duration", "state", "entity"]
 """A `duration` is in seconds. An `entity` shows `entity_type` and `entity_id` of the row as TYPE/ID."""
 
 _GAP = "  "
-_LEAST = {"text": 12, "entity": 24}
+_LEAST = {"text": 16, "entity": 24}
 """Cells of these kinds are cut to so many characters where room is short; others are never cut."""
+
+_PART_OF_LAST = 3
+"""The part of the width that the last column gets at least, before less important columns are shown."""
+_WHOLE_TIME = len("2026-01-31T10:00:00.123Z")
+_USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entity": 24}
+"""Room for a column whose values are not known yet."""
 
 _STYLES: dict[str, str] = {
     **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing", "stuck"), "red"),
     **dict.fromkeys(
         ("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused", "held back", "limited"), "yellow"
     ),
-    **dict.fromkeys(("delivered", "unchanged", "done", "running", "ok"), "green"),
+    **dict.fromkeys(("delivered", "unchanged", "done", "running", "ok", "arrived"), "green"),
     **dict.fromkeys(("in_flight", "asked", "busy"), "cyan"),
     **dict.fromkeys(("superseded", "skipped", "cancelled", "unrouted", "stopped"), "bright_black"),
 }
+
+
+def style_of(state: str) -> str:
+    """Return the colour of a state: red where somebody must act, yellow where it goes on by itself, green where all is well."""
+    return _STYLES.get(state, "")
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -46,6 +57,8 @@ class Column(msgspec.Struct, frozen=True):
     """Shown above it at a terminal, and another name for `--columns`; empty: the name."""
     on_request: bool = False
     """Shown only with `--wide` or `--columns`."""
+    least: int = 0
+    """Room that it gets at least, where its values need it; 0: what is usual for its kind."""
     last: bool = False
     """Shown behind all others, however important it is: a text that takes the room that is left."""
 
@@ -144,6 +157,60 @@ def next_page(rows: Sequence[Row], limit: int, key: str) -> str:
     return f"{len(rows)} shown; `--before {rows[-1][key]}` for the next page" if len(rows) >= limit else ""
 
 
+class Rolling:
+    """A table whose rows come one after another: its heading once, then columns of a constant width."""
+
+    def __init__(self, columns: Sequence[Column], form: Format = TABLE) -> None:
+        self._form = form
+        self._out = console()
+        width = self._out.width if self._out.is_terminal and not form.wide else None
+        usual = {column.name: column.least or _USUAL[column.kind] for column in columns}
+        wanted = usual | {column.name: width or 0 for column in columns if column.last}
+        shown = columns if width is None else _fitting(columns, wanted, width, every=False)
+        self._width = width
+        self._columns = _in_order(shown)
+        if width is None:
+            usual |= {column.name: _WHOLE_TIME for column in columns if column.kind == "time"}
+        self._room = {column.name: max(usual[column.name], len(self._title(column))) for column in shown}
+        self._has_heading = False
+
+    def add(self, row: Row, *, shown: Row, now: datetime | None = None) -> None:
+        """Print a row, as soon as it is there. `shown` has fields that only the table shows."""
+        if not self._form.is_table:
+            put_json(as_line(dict(row)))
+            return
+        if not self._has_heading:
+            self._print([(column, self._title(column), "bold") for column in self._columns])
+            self._has_heading = True
+        moment = now or SystemClock().now()
+        cells = []
+        for column in self._columns:
+            value = _value(column, {**row, **shown})
+            if self._width is not None and isinstance(value, datetime):
+                value = clock_time(value, moment)
+            text = _text(column.kind, value, None)
+            cells.append((column, text, style_of(text) if column.kind == "state" else ""))
+        self._print(cells)
+
+    def _title(self, column: Column) -> str:
+        return column.name if self._width is None else column.title
+
+    def _print(self, cells: Sequence[tuple[Column, str, str]]) -> None:
+        line = Text(no_wrap=True, overflow="ignore")
+        for column, value, style in cells:
+            room = self._room[column.name]
+            is_cut = self._width is not None and column.kind in _LEAST and not column.last
+            text = cut(value, room) if is_cut else value
+            padding = " " * max(room - cell_len(text), 0)
+            line.append(f"{padding}{text}" if column.kind in {"number", "duration"} else f"{text}{padding}", style)
+            line.append(_GAP)
+        line.rstrip()
+        if self._width is not None:
+            line.truncate(self._width, overflow="ellipsis")
+        put(line, on=self._out)
+        self._out.file.flush()
+
+
 class Layout(msgspec.Struct, frozen=True):
     """A table as lines."""
 
@@ -157,14 +224,14 @@ class Layout(msgspec.Struct, frozen=True):
 def layout(
     rows: Sequence[Row], columns: Sequence[Column], form: Format, *, width: int | None, relative_to: datetime | None
 ) -> Layout:
-    """Arrange rows in lines of at most `width`; None: of any length, with every column and value whole.
+    """Arrange rows in lines of at most `width`; None: of any length, with every value whole.
 
     Times are relative to `relative_to`; None: absolute.
     """
     by_name = {column.name: column for column in columns}
     asked = [by_name[name] for name in form.names]
     if width is None:
-        shown = asked or list(columns)
+        shown = asked or [column for column in columns if form.wide or not column.on_request]
         cells = {column.name: _cells(column, rows, relative_to) for column in shown}
         widths = {name: max(map(cell_len, column)) for name, column in cells.items()}
         return Layout(_lines(asked or _in_order(shown), cells, widths))
@@ -188,21 +255,22 @@ def _fitting(possible: Sequence[Column], natural: dict[str, int], width: int, *,
     shown: list[Column] = []
     used = -len(_GAP)
     for column in possible:
-        used += len(_GAP) + _least(column, natural)
-        if used > width and shown and not every:
-            used -= len(_GAP) + _least(column, natural)
+        needed = len(_GAP) + _least(column, natural, width)
+        if used + needed > width and shown and not every:
             continue
+        used += needed
         shown.append(column)
     return shown
 
 
-def _least(column: Column, natural: dict[str, int]) -> int:
-    return min(natural[column.name], _LEAST.get(column.kind, natural[column.name]))
+def _least(column: Column, natural: dict[str, int], width: int) -> int:
+    usual = width // _PART_OF_LAST if column.last else _LEAST.get(column.kind, natural[column.name])
+    return min(natural[column.name], column.least or usual)
 
 
 def _widths(shown: Sequence[Column], natural: dict[str, int], width: int) -> dict[str, int]:
     """Share the room: every column gets its least width, and the columns that want more get equal parts of the rest."""
-    widths = {column.name: _least(column, natural) for column in shown}
+    widths = {column.name: _least(column, natural, width) for column in shown}
     room = width - sum(widths.values()) - len(_GAP) * (len(shown) - 1)
     while room > 0 and (hungry := [name for name in widths if widths[name] < natural[name]]):
         part = max(room // len(hungry), 1)
@@ -224,7 +292,7 @@ def _lines(shown: Sequence[Column], cells: dict[str, list[str]], widths: dict[st
         line = Text(no_wrap=True, overflow="ignore")
         for column in shown:
             value, room = cells[column.name][number], widths[column.name]
-            style = "bold" if number == 0 else _STYLES.get(value, "") if column.kind == "state" else ""
+            style = "bold" if number == 0 else style_of(value) if column.kind == "state" else ""
             line.append(_padded(value, room, right=column.kind in {"number", "duration"}), style)
             line.append(_GAP)
         line.rstrip()

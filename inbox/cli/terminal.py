@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -36,10 +37,24 @@ def console(*, stderr: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=10_000, soft_wrap=True)
 
 
-def bar(*columns: ProgressColumn) -> Progress:
-    """Return a progress bar, which shows only on a terminal."""
+BAR_AFTER_SECONDS = 2.0
+"""Work that takes no longer has no bar."""
+
+
+@contextmanager
+def bar(*columns: ProgressColumn) -> Iterator[Progress]:
+    """Show a progress bar while the block runs, at a terminal and for work that takes long; it vanishes at the end."""
     terminal = console(stderr=True)
-    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
+    progress = Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
+    timer = threading.Timer(BAR_AFTER_SECONDS, progress.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield progress
+    finally:
+        timer.cancel()
+        timer.join()
+        progress.stop()
 
 
 class Doing(ProgressColumn):

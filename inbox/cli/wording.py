@@ -1,10 +1,13 @@
-"""Words for people: counted things, times relative to now, and durations. Pure."""
+"""Words for people: counted things, times relative to now, durations and states. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_KILO = 1000
 _FEW = 10
 """Below so many seconds a duration has a decimal."""
 _OLDEST_IN_DAYS = 60
@@ -34,11 +37,30 @@ def relative(moment: datetime, now: datetime) -> str:
     return f"{amount} ago" if seconds > 0 else f"in {amount}"
 
 
+def clock_time(moment: datetime, now: datetime) -> str:
+    """Return the time of day, in UTC; on another day the date too."""
+    is_today = moment.date() == now.date()
+    return f"{moment:%H:%M:%S}Z" if is_today else f"{moment:%m-%d %H:%M:%S}Z"
+
+
 def lasting(seconds: float) -> str:
     """Return a duration: `45 ms`, `1.2 s`, `12 s`, `3 min`, `2 h`, `5 d`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.1f} s" if seconds < _FEW else _rough(seconds)
+
+
+def byte_count(size: int) -> str:
+    """Return a size: `0 bytes`, `1 byte`, `1.2 kB`, `3.4 MB`."""
+    if size < _KILO:
+        return counted(size, "byte")
+    return f"{size / _KILO:.1f} kB" if size < _KILO**2 else f"{size / _KILO**2:.1f} MB"
+
+
+def shown_state(delivery: Mapping[str, Any], now: datetime) -> str:
+    """Return the state of a row of the view `delivery`; one that waits for its next attempt is not simply ready."""
+    is_retrying = delivery["state"] == "ready" and delivery["attempts"] and delivery["due_at"] > now
+    return "retrying" if is_retrying else str(delivery["state"])
 
 
 def _rough(seconds: float) -> str:

@@ -58,6 +58,8 @@ class Endpoint(Table, frozen=True):
     """Concurrent attempts of each relay process."""
     rate: Rate | None = None
     """Largest number of calls of all relays together. A burst may have one second's worth, and at least two."""
+    longest_hold: Duration = Duration(3600)
+    """Longest time for which an answer's `Retry-After` or rate limit headers hold back further calls. `"0s"` ignores them."""
     proxy: str | None = None
     ca_file: str | None = None
     cert_file: str | None = None

@@ -156,7 +156,7 @@ def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator
         if fitting:
             yield from _check(fitting[0], value, path)
         else:
-            expected = " or ".join(_SCALARS[type(each)][1] if type(each) in _SCALARS else "a table" for each in members)
+            expected = " or ".join(map(_expected, members))
             yield Mistake(path, f"expected {expected}, got {_described(value)}")
     elif not isinstance(value, dict):
         yield Mistake(path, f"expected a table with a kind, got {_described(value)}")
@@ -170,7 +170,15 @@ def _check_union(kind: inspect.UnionType, value: object, path: Path) -> Iterator
 
 
 def _may_be(kind: inspect.Type, value: object) -> bool:
+    if isinstance(kind, inspect.LiteralType):
+        return isinstance(value, str)
     return type(value) in (_SCALARS[type(kind)][0] if type(kind) in _SCALARS else (dict,))
+
+
+def _expected(kind: inspect.Type) -> str:
+    if isinstance(kind, inspect.LiteralType):
+        return f"one of {', '.join(map(str, kind.values))}"
+    return _SCALARS[type(kind)][1] if type(kind) in _SCALARS else "a table"
 
 
 def _check_struct(kind: inspect.StructType, value: object, path: Path) -> Iterator[Mistake]:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
-from inbox.config.sweep import PAGE_PARAMS, Listing
+from inbox.config.calls import CallKeys
+from inbox.config.paging import PagingSetting, paging_of
+from inbox.config.sweep import Listing
 from inbox.config.types import Duration, Table
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
-class Fetch(Table, frozen=True):
+MOST_FIND_PAGES = 10
+"""Pages that a find reads at most, unless its `pages` give another number."""
+
+
+class Fetch(CallKeys, frozen=True):
     """Reading of the entity from its source."""
 
     api: str
     path: str
+    method: Literal["GET", "POST"] = "GET"
     params: dict[str, str] = {}
+    body: dict[str, Any] | None = None
+    pick: str | None = None
+    """JMESPath into the answer that gives the entity, such as `data.user`. An explicit null there means that it is gone."""
     modified: str = "meta.lastModified"
     """JMESPath into the entity that gives the time of its last change (SCIM's place, RFC 7643 §3.1, and Trivore ID's)."""
     tolerance: Duration | None = None
@@ -25,48 +35,15 @@ class Fetch(Table, frozen=True):
     and then applied with `stale_suspected` in the log. Without it, no entity is stale."""
     exempt: list[str] = []
     """Event types that don't change the entity, such as a login, so that an older entity is not stale."""
+    conditional: bool = False
+    """Ask with `If-None-Match` for an entity that was applied before. After a 304 the event ends `unchanged`, and nothing
+    is looked up in the destination. Replays, deletions and a changed configuration fetch the whole entity."""
     verify: dict[str, str] = {}
     """Values that the entity must have: a JMESPath into the entity = a JMESPath over `event`, `{ id = "event.entity_id" }`.
     Without it, any object in the api's answer is accepted."""
 
 
-class FindPages(Table, frozen=True, kw_only=True):
-    """Paging of a find, where the destination returns matches page by page.
-
-    Paging ends as soon as it is clear whether there is no match, one, or more. `params`, also those of the find, and its
-    `body` are templates over `start` and `count` as well.
-    """
-
-    params: dict[str, str] | None = None
-    """Further query parameters. With `next`, those that use it are left out of the first page's. By default those of
-    SCIM; with `next` none, and `next` is then a link whose query is that of the next page."""
-    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
-    """Size of the page to ask for."""
-    first: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
-    """First value of `start`: 1 for SCIM."""
-    total: str | None = None
-    """JMESPath into a page that gives the number of all matches. It saves the request for an empty page, and a page
-    of 0 matches needs no list."""
-    next: str | None = None
-    """In place of `start`: a JMESPath into a page that gives a link to the next one, or the value for `{next}` in
-    `params`. It gives nothing, null, false or an empty text on the last page."""
-    most: Annotated[int, msgspec.Meta(ge=2, le=100)] = 10
-    """With `next`: largest number of pages to read. When there are more, the matches are unknown and nothing is written."""
-
-    @property
-    def query(self) -> dict[str, str]:
-        """Return `params`, or their default."""
-        if self.params is not None:
-            return self.params
-        return PAGE_PARAMS if self.next is None else {}
-
-    @property
-    def most_calls(self) -> int:
-        """Return the most pages that one find asks for. By `start`, the second one shows whether there is a second match."""
-        return 2 if self.next is None else self.most
-
-
-class Find(Table, frozen=True):
+class Find(CallKeys, frozen=True):
     """Lookup of the counterpart in the destination; without it, nothing is looked up."""
 
     path: str
@@ -75,8 +52,9 @@ class Find(Table, frozen=True):
     body: dict[str, Any] | None = None
     pick: str | None = None
     """JMESPath into the answer that gives the list of matches, or the one match. An answer without either is unusable."""
-    pages: FindPages | None = None
-    """Paging, where one answer may not hold all matches. Without it, the first answer is taken as complete."""
+    pages: PagingSetting = "none"
+    """Paging: a table, or `"link"` (the `Link` header), `"scim"`, or `"none"`, where one answer has everything. It ends as
+    soon as it is clear whether there is no match, one, or more."""
     verify: dict[str, str] | bool = True
     """Values that a match must have before anything is written to it: a JMESPath into the match = a JMESPath over the
     same names as in `path`, `{ externalId = "event.entity_id" }`. `true` checks each value that is searched for and that a
@@ -87,33 +65,39 @@ class Find(Table, frozen=True):
     @property
     def most_calls(self) -> int:
         """Return the most calls that it makes."""
-        return 1 if self.pages is None else self.pages.most_calls
+        paging = paging_of(self.pages)
+        if paging is None:
+            return 1
+        # By number, the second page has a second match, or is the end.
+        return 2 if paging.by in {"page", "start"} and paging.more is None else paging.most or MOST_FIND_PAGES
 
 
-class Write(Table, frozen=True):
+class Write(CallKeys, frozen=True):
     """Creation or deletion of the counterpart."""
 
     path: str
     method: Method | None = None
+    body: dict[str, Any] | None = None
 
 
-class Update(Table, frozen=True):
+class Update(CallKeys, frozen=True):
     """Change of the counterpart."""
 
     path: str
     method: Method = "PATCH"
+    body: dict[str, Any] | None = None
     format: Literal["merge-patch", "json-patch", "json", "form"] = "merge-patch"
     if_match: str | None = None
     """JMESPath over `target` and `etag`, the version in the answer to `find`. Its value is sent as `If-Match`. On 412
     (somebody else changed the counterpart) the process starts again."""
 
 
-class Deactivate(Table, frozen=True, kw_only=True):
+class Deactivate(CallKeys, frozen=True, kw_only=True):
     """Deactivation of the counterpart, where it is not to be deleted."""
 
     path: str
     method: Method = "PATCH"
-    body: dict[str, Any]
+    body: dict[str, Any] = {}
 
 
 class MapField(Table, frozen=True):

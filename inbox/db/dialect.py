@@ -147,6 +147,8 @@ class Sql:
         self.skip_locked = "FOR UPDATE SKIP LOCKED" if self.is_postgres else ""
         self.keeps_ended_entries = self.is_postgres
         """An index keeps the entries of ended rows as long as any snapshot is older."""
+        self.has_lateral = self.is_postgres
+        """Keys can be joined with a view row by row; otherwise it takes a statement for each."""
         self.needs_checkpoints = not self.is_postgres
         """Writers must copy the write-ahead log back themselves: see `inbox.db.checkpoint`."""
         self.pause_after_write = 0.0 if self.is_postgres else 0.002

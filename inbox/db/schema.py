@@ -203,6 +203,10 @@ lane = Table(
     _optional("fetch_began_at", UtcDateTime, "time at which that delivery fetched the entity; sync routes only"),
     _optional("last_modified", UtcDateTime, "the source's own time of the applied state"),
     _optional("applied_hash", LargeBinary, "SHA-256 of the data sent downstream"),
+    _optional("etag", Text, "ETag of the entity in that state; only where the route fetches conditionally"),
+    _optional(
+        "etag_config", LargeBinary, "SHA-256 of the route as it was configured then: another one fetches it whole"
+    ),
     _optional(
         "healing_seq",
         BigInteger,
@@ -271,6 +275,10 @@ gate = Table(
         UtcDateTime,
         "rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead",
     ),
+    _optional(
+        "held_until", UtcDateTime, "rate hold: time until which the endpoint asked for no further call; database clock"
+    ),
+    _optional("hold_reason", Text, "header that asked for it"),
     PrimaryKeyConstraint("kind", "name"),
     CheckConstraint("kind IN ('source', 'route', 'destination', 'api', 'entity')", name="kind"),
     CheckConstraint("breaker IN ('closed', 'open', 'half_open', 'retired')", name="breaker"),

@@ -40,7 +40,8 @@ VIEWS = (
             **_as_in_tables("due_at", "lane", "relay_node"),
             "last_fact": "kind of its newest row in delivery_log",
             "last_fact_at": "time of that row",
-            "last_error": "error of its newest failed attempt, even if a later one succeeded",
+            "last_error": "while it is open: error of its newest failed attempt",
+            "last_status": "HTTP status of the last call: of the newest failed attempt while it is open, else of the last fact",
             "superseded_by": "if superseded: the seq of the event that replaces it",
         },
     ),
@@ -55,6 +56,7 @@ VIEWS = (
             "died_at": "time at which it was given up",
             "cause": "exhausted, crash_loop, unrecordable, unprocessable, or an error class; docs/reference/delivery.md lists them",
             "error": "the last error, in one sentence",
+            "last_status": "HTTP status of the last call",
         },
     ),
     View(

@@ -21,7 +21,8 @@ SELECT i.seq, {route} AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        {state} AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN {failed_status} ELSE {last_status} END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM {routed}
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = {route}
@@ -36,7 +37,8 @@ WHERE {condition}
 _DEAD_LETTER = """
 CREATE VIEW dead_letter AS
 SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
-       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
+       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+       {last_status} AS last_status
 FROM (
     SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'dead'
     UNION ALL
@@ -92,15 +94,22 @@ def _delivery_view(dialect: str) -> str:
     )
     never_replayed = "NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed')"
     nowhere = "CAST(NULL AS text)"
+    statuses = {"last_status": _status_of("l", dialect), "failed_status": _status_of("e", dialect)}
     return "CREATE VIEW delivery AS" + "UNION ALL".join(
-        (
-            _DELIVERY.format(routed=routed, route=route, state=known, condition="1 = 1"),
-            _DELIVERY.format(routed=replayed, route="r.route", state=known, condition=f"{not_routed} AND {once}"),
-            _DELIVERY.format(
-                routed="inbox i", route=nowhere, state="'unrouted'", condition=f"{none} AND {never_replayed}"
-            ),
+        _DELIVERY.format(routed=rows, route=name, state=state, condition=condition, **statuses)
+        for rows, name, state, condition in (
+            (routed, route, known, "1 = 1"),
+            (replayed, "r.route", known, f"{not_routed} AND {once}"),
+            ("inbox i", nowhere, "'unrouted'", f"{none} AND {never_replayed}"),
         )
     )
+
+
+def _status_of(fact: str, dialect: str) -> str:
+    """Return the HTTP status of the last call of a fact; a fact that no relay wrote must not break the view."""
+    if dialect == POSTGRES:
+        return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
+    return f"{fact}.detail ->> '$.calls[#-1].status'"
 
 
 _POSTGRES_TRIGGERS = (
@@ -200,7 +209,7 @@ def statements(dialect: str) -> tuple[str, ...]:
     clock = stuck.SqlClock(dialect)
     views = (
         _delivery_view(dialect),
-        _DEAD_LETTER,
+        _DEAD_LETTER.format(last_status=_status_of("l", dialect)),
         _BACKLOG.format(
             age=clock.since("i.received_at"),
             states=", ".join(f"b.{state}" for state in OPEN_STATES),

@@ -43,7 +43,8 @@ HEADS = (State.READY, State.IN_FLIGHT, State.BLOCKED)
 ENDINGS = ("delivered", "unchanged", "superseded", "skipped", "cancelled", "corrected")
 """Kinds of facts that may be the last of an ended delivery. A listing shows them as its state."""
 
-LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, "unrouted")
+UNROUTED = "unrouted"
+LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, UNROUTED)
 """Every value of `delivery.state`: an open state, the last fact of an ended delivery, or that an event takes no route."""
 
 COMMAND_KINDS = ("replay", "cancel", "unblock", "retry", "pause", "resume")

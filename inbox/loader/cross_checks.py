@@ -17,6 +17,7 @@ from inbox.config.source import Source
 from inbox.config.sweep import Sweep
 from inbox.config.sync import MapField, SyncRoute
 from inbox.http.limits import memory_for
+from inbox.loader.paging_checks import paging_mistakes
 from inbox.loader.passed_headers import passed_header_mistakes
 from inbox.loader.presets import preset_mistakes
 from inbox.sources import PRESETS
@@ -68,8 +69,7 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
             yield from _sync_or_not(path, route, config.destinations[route.destination])
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names.apis)
-            yield from _sync_steps((*path, "sync"), route.sync)
-            yield from map_mistakes((*path, "sync"), route.sync)
+            yield from _sync((*path, "sync"), route.sync)
 
 
 def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:
@@ -93,6 +93,7 @@ def _sweeps(path: tuple[str, ...], source: Source, config: Config, apis: Collect
             yield Mistake(
                 (*where, "entity_type"), f"{sweep.entity_type!r} has a sweep already; one table for each type"
             )
+        yield from paging_mistakes(where, sweep)
         if sweep.every is not None and sweep.every <= 0:
             yield Mistake((*where, "every"), "must be longer than nothing; leave it out for `relay sweep` by hand")
         yield from _taken_by_none(where, sweep, [each for each in config.routes.values() if each.source == source.name])
@@ -139,6 +140,14 @@ def _sync_or_not(path: tuple[str, ...], route: Route, destination: Destination) 
         )
 
 
+def _sync(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    for step, call in (("find", sync.find), ("listing", sync.listing)):
+        if call is not None:
+            yield from paging_mistakes((*path, step), call)
+    yield from _sync_steps(path, sync)
+    yield from map_mistakes(path, sync)
+
+
 def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
     for step, key, is_default in _NEEDED:
         if getattr(sync, key) == step and getattr(sync, step) is None:
@@ -148,6 +157,8 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         yield Mistake(path, "does nothing without a create or an update table")
     if sync.find is None and sync.update is not None and sync.update.if_match is not None:
         yield Mistake((*path, "update", "if_match"), "matches the version that find gives; add find = { path = … }")
+    yield from _bodies(path, sync)
+    yield from _conditional((*path, "fetch", "conditional"), sync)
     for step in ("create", "update", "delete", "deactivate"):
         write = getattr(sync, step)
         if write is None or not _TARGET.search(write.path):
@@ -157,6 +168,35 @@ def _sync_steps(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         elif sync.find is None:
             yield Mistake((*path, step, "path"), "uses {target.…}, which only find gives; add find = { path = … }")
 
+
+def _bodies(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield a format that a body of its own replaces, and a deactivation that would change nothing."""
+    update, deactivate = sync.update, sync.deactivate
+    if (
+        update is not None
+        and update.format != "merge-patch"
+        and (update.body is not None or update.graphql is not None)
+    ):
+        yield Mistake((*path, "update", "format"), "says nothing beside a body or graphql, which is JSON; remove it")
+    if deactivate is not None and not deactivate.body and deactivate.graphql is None:
+        yield Mistake((*path, "deactivate", "body"), "is missing")
+
+
+def _conditional(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
+    """Yield the reasons for which an unchanged entity may not end an event: a POST has no ETag, or other data counts."""
+    if not sync.fetch.conditional:
+        return
+    if sync.fetch.method == "POST" or sync.fetch.graphql is not None:
+        yield Mistake(path, "needs a GET: servers give no ETag for a POST; remove it")
+    texts = [field if isinstance(field, str) else field.expression or "" for field in sync.map.values()]
+    for name in sorted({found for text in texts for found in _EVENT_FIELD.findall(text)} - _SAME_FOR_AN_ENTITY):
+        yield Mistake(
+            path, f"would leave out event.{name}, which the map sends, when the entity is unchanged; remove one"
+        )
+
+
+_EVENT_FIELD = re.compile(r"\bevent\s*\.\s*([A-Za-z_]+)")
+_SAME_FOR_AN_ENTITY = {"source", "entity_type", "entity_id"}
 
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)
 _DIRECTIVES = frozenset("YymbBdjaAHIMSfpz%")

@@ -56,6 +56,6 @@ def _revealed(text: str, origin: str, environment: Mapping[str, str]) -> Databas
 def _has_password(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.password is not None or "password" in parse_qs(parts.query)
+        return bool(parts.password) or "password" in parse_qs(parts.query)
     except ValueError:  # the engine says what is wrong with it
         return False

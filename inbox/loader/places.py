@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -117,8 +118,13 @@ def _find(text: str, path: Path) -> tuple[int | None, Path]:
     return best[1], best[2]
 
 
-def _lines(text: str) -> Iterator[tuple[int, Path, Path]]:
-    """Yield each line with a key: its number, its table, and the whole path of its key. A table of a list has its number."""
+@lru_cache(maxsize=4)
+def _lines(text: str) -> tuple[tuple[int, Path, Path], ...]:
+    """Return each line with a key: its number, its table, and the whole path of its key. A table of a list has its number."""
+    return tuple(_scanned(text))
+
+
+def _scanned(text: str) -> Iterator[tuple[int, Path, Path]]:
     table: Path = ()
     counts: dict[Path, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):

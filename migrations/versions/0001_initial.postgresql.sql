@@ -99,13 +99,16 @@ CREATE TABLE gate (
     calls INTEGER DEFAULT 0 NOT NULL,
     window_began_at TIMESTAMP WITH TIME ZONE,
     rate_used_until TIMESTAMP WITH TIME ZONE,
+    held_until TIMESTAMP WITH TIME ZONE,
+    hold_reason TEXT,
     CONSTRAINT pk_gate PRIMARY KEY (kind, name),
     CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
     CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
     CONSTRAINT ck_gate_paused_at_is_readable CHECK (paused_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_gate_breaker_until_is_readable CHECK (breaker_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
     CONSTRAINT ck_gate_window_began_at_is_readable CHECK (window_began_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (rate_used_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (rate_used_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_gate_held_until_is_readable CHECK (held_until BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -136,6 +139,10 @@ COMMENT ON COLUMN gate.calls IS 'calls in the present window';
 COMMENT ON COLUMN gate.window_began_at IS 'start of the present window';
 
 COMMENT ON COLUMN gate.rate_used_until IS 'rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead';
+
+COMMENT ON COLUMN gate.held_until IS 'rate hold: time until which the endpoint asked for no further call; database clock';
+
+COMMENT ON COLUMN gate.hold_reason IS 'header that asked for it';
 
 CREATE TABLE inbox (
     seq BIGSERIAL NOT NULL,
@@ -207,6 +214,8 @@ CREATE TABLE lane (
     fetch_began_at TIMESTAMP WITH TIME ZONE,
     last_modified TIMESTAMP WITH TIME ZONE,
     applied_hash BYTEA,
+    etag TEXT,
+    etag_config BYTEA,
     healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
     CONSTRAINT ck_lane_occurred_at_is_readable CHECK (occurred_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
@@ -232,6 +241,10 @@ COMMENT ON COLUMN lane.fetch_began_at IS 'time at which that delivery fetched th
 COMMENT ON COLUMN lane.last_modified IS 'the source''s own time of the applied state';
 
 COMMENT ON COLUMN lane.applied_hash IS 'SHA-256 of the data sent downstream';
+
+COMMENT ON COLUMN lane.etag IS 'ETag of the entity in that state; only where the route fetches conditionally';
+
+COMMENT ON COLUMN lane.etag_config IS 'SHA-256 of the route as it was configured then: another one fetches it whole';
 
 COMMENT ON COLUMN lane.healing_seq IS 'while older dead deliveries of the lane are ended in batches: seq of the success that replaces them';
 
@@ -555,7 +568,8 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        coalesce(o.state, l.kind) AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i CROSS JOIN LATERAL unnest(i.routes) AS r(route)
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
@@ -570,7 +584,8 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        coalesce(o.state, l.kind) AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
@@ -585,7 +600,8 @@ SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id,
        'unrouted' AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN CAST(substring(e.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) ELSE CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
@@ -598,7 +614,8 @@ WHERE i.routes = '{}' AND NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq =
 
 CREATE VIEW dead_letter AS
 SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
-       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
+       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+       CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) AS last_status
 FROM (
     SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'dead'
     UNION ALL
@@ -750,7 +767,9 @@ COMMENT ON COLUMN delivery.last_fact IS 'kind of its newest row in delivery_log'
 
 COMMENT ON COLUMN delivery.last_fact_at IS 'time of that row';
 
-COMMENT ON COLUMN delivery.last_error IS 'error of its newest failed attempt, even if a later one succeeded';
+COMMENT ON COLUMN delivery.last_error IS 'while it is open: error of its newest failed attempt';
+
+COMMENT ON COLUMN delivery.last_status IS 'HTTP status of the last call: of the newest failed attempt while it is open, else of the last fact';
 
 COMMENT ON COLUMN delivery.superseded_by IS 'if superseded: the seq of the event that replaces it';
 
@@ -785,6 +804,8 @@ COMMENT ON COLUMN dead_letter.died_at IS 'time at which it was given up';
 COMMENT ON COLUMN dead_letter.cause IS 'exhausted, crash_loop, unrecordable, unprocessable, or an error class; docs/reference/delivery.md lists them';
 
 COMMENT ON COLUMN dead_letter.error IS 'the last error, in one sentence';
+
+COMMENT ON COLUMN dead_letter.last_status IS 'HTTP status of the last call';
 
 COMMENT ON VIEW backlog IS 'Per route: open deliveries by state, and the age of the oldest that is not dead.';
 

@@ -87,13 +87,18 @@ CREATE TABLE gate ( -- Gates in front of deliveries: pauses, circuit breakers an
     window_began_at TEXT,
     -- rate limit: time until which calls have used it up; no call goes out while it is more than a burst ahead
     rate_used_until TEXT,
+    -- rate hold: time until which the endpoint asked for no further call; database clock
+    held_until TEXT,
+    -- header that asked for it
+    hold_reason TEXT,
     CONSTRAINT pk_gate PRIMARY KEY (kind, name),
     CONSTRAINT ck_gate_kind CHECK (kind IN ('source', 'route', 'destination', 'api', 'entity')),
     CONSTRAINT ck_gate_breaker CHECK (breaker IN ('closed', 'open', 'half_open', 'retired')),
     CONSTRAINT ck_gate_paused_at_is_readable CHECK (date(substr(paused_at, 1, 10)) IS substr(paused_at, 1, 10) AND paused_at >= '0001-01-01 00:00:00.000000Z' AND (length(paused_at) = 10 OR substr(paused_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_gate_breaker_until_is_readable CHECK (date(substr(breaker_until, 1, 10)) IS substr(breaker_until, 1, 10) AND breaker_until >= '0001-01-01 00:00:00.000000Z' AND (length(breaker_until) = 10 OR substr(breaker_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
     CONSTRAINT ck_gate_window_began_at_is_readable CHECK (date(substr(window_began_at, 1, 10)) IS substr(window_began_at, 1, 10) AND window_began_at >= '0001-01-01 00:00:00.000000Z' AND (length(window_began_at) = 10 OR substr(window_began_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (date(substr(rate_used_until, 1, 10)) IS substr(rate_used_until, 1, 10) AND rate_used_until >= '0001-01-01 00:00:00.000000Z' AND (length(rate_used_until) = 10 OR substr(rate_used_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+    CONSTRAINT ck_gate_rate_used_until_is_readable CHECK (date(substr(rate_used_until, 1, 10)) IS substr(rate_used_until, 1, 10) AND rate_used_until >= '0001-01-01 00:00:00.000000Z' AND (length(rate_used_until) = 10 OR substr(rate_used_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_gate_held_until_is_readable CHECK (date(substr(held_until, 1, 10)) IS substr(held_until, 1, 10) AND held_until >= '0001-01-01 00:00:00.000000Z' AND (length(held_until) = 10 OR substr(held_until, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
 );
 
 CREATE TABLE inbox ( -- One row per accepted webhook, immutable. Written by the receiver before it answers 200.
@@ -154,6 +159,10 @@ CREATE TABLE lane ( -- Last delivery of each lane. One row per route and lane th
     last_modified TEXT,
     -- SHA-256 of the data sent downstream
     applied_hash BLOB,
+    -- ETag of the entity in that state; only where the route fetches conditionally
+    etag TEXT,
+    -- SHA-256 of the route as it was configured then: another one fetches it whole
+    etag_config BLOB,
     -- while older dead deliveries of the lane are ended in batches: seq of the success that replaces them
     healing_seq BIGINT,
     CONSTRAINT pk_lane PRIMARY KEY (route, lane),
@@ -392,7 +401,8 @@ SELECT i.seq, r.value AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        coalesce(o.state, l.kind) AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i JOIN json_each(i.routes) r
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.value
@@ -407,7 +417,8 @@ SELECT i.seq, r.route AS route, i.source, i.entity_type, i.entity_id, i.event_ty
        coalesce(o.state, l.kind) AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i JOIN delivery_log r ON r.seq = i.seq AND r.kind = 'replayed'
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = r.route
@@ -422,7 +433,8 @@ SELECT i.seq, CAST(NULL AS text) AS route, i.source, i.entity_type, i.entity_id,
        'unrouted' AS state,
        coalesce(o.attempt, l.attempt, 0) AS attempts, o.due_at, o.lane, o.relay_node,
        l.kind AS last_fact, l.at AS last_fact_at,
-       e.detail ->> 'error' AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> 'error' END AS last_error,
+       CASE WHEN o.seq IS NOT NULL THEN e.detail ->> '$.calls[#-1].status' ELSE l.detail ->> '$.calls[#-1].status' END AS last_status,
        CASE WHEN o.seq IS NULL AND l.kind = 'superseded' THEN CAST(l.detail ->> 'by' AS bigint) END AS superseded_by
 FROM inbox i
 LEFT JOIN open_delivery o ON o.seq = i.seq AND o.route = CAST(NULL AS text)
@@ -435,7 +447,8 @@ WHERE i.routes = '[]' AND NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq =
 
 CREATE VIEW dead_letter AS
 SELECT o.seq, o.route, o.lane, o.state, i.source, i.entity_type, i.entity_id, i.event_type, i.action, i.occurred_at,
-       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error
+       i.received_at, o.attempt AS attempts, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+       l.detail ->> '$.calls[#-1].status' AS last_status
 FROM (
     SELECT seq, route, lane, state, attempt FROM open_delivery WHERE state = 'dead'
     UNION ALL

@@ -6,43 +6,88 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.options import AsJson, Since
-from inbox.cli.terminal import exit_on_error, show
-from relay.cli.options import OfRoute, open_database, require_known_filters
+from inbox.cli.events import routes_of
+from inbox.cli.options import (
+    AsJson,
+    AsNdjson,
+    Columns,
+    OfError,
+    OfEventType,
+    OfStatus,
+    Since,
+    Until,
+    Wide,
+    parse_entity,
+)
+from inbox.cli.tables import Column, format_of, show
+from inbox.cli.terminal import exit_on_error
+from relay.cli.options import OfDestination, OfRoute, OfSource, open_database, require_known_filters
+
+COLUMNS = (
+    Column("seq", "number"),
+    Column("entity", "entity"),
+    Column("error", last=True),
+    Column("route"),
+    Column("state", "state"),
+    Column("died_at", "time", "died"),
+    Column("cause"),
+    Column("last_status", "number", "status"),
+    Column("event_type"),
+    Column("attempts", "number"),
+    Column("source"),
+    Column("received_at", "time", "received", on_request=True),
+    Column("occurred_at", "time", "occurred", on_request=True),
+    Column("action", on_request=True),
+    Column("lane", on_request=True),
+)
 
 
 def dead(
     *,
     route: OfRoute = None,
+    destination: OfDestination = None,
+    source: OfSource = None,
+    entity: Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")] = None,
+    event_type: OfEventType = None,
     cause: Annotated[str | None, typer.Option(help="Only of this cause, such as exhausted or mapping.")] = None,
+    status: OfStatus = None,
+    error: OfError = None,
     since: Since = None,
+    until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most rows.")] = 50,
+    wide: Wide = False,
+    columns: Columns = None,
     as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
 ) -> None:
-    """List deliveries that were given up, the newest death first.
+    """List deliveries that were given up, the newest death first; --since and --until are times of their deaths.
 
     `inbox show SEQ` shows the whole history of one; `relay replay` replays them.
 
     Examples:
       relay dead --cause mapping
-      relay dead --json
+      relay dead --destination crm --status 422 --since 2d
+      relay dead --error "no value" --ndjson
     """
     from relay.store import reads
 
+    form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
+    entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
     with exit_on_error():
         config, database = open_database()
-        require_known_filters(config, database, route=route, cause=cause)
-        rows = reads.dead_letters(database, route=route, cause=cause, since=since, limit=limit)
-    columns = (
-        "seq",
-        "route",
-        "state",
-        "entity_type",
-        "entity_id",
-        "event_type",
-        "attempts",
-        "died_at",
-        "cause",
-        "error",
-    )
-    show(rows, as_json=as_json, columns=columns, empty="no dead letters")
+        require_known_filters(config, database, route=route, source=source, destination=destination, cause=cause)
+        wanted = reads.DeadFilter(
+            routes=routes_of(config, route, destination),
+            source=source,
+            entity_type=entity_type,
+            entity_id=entity_id,
+            event_type=event_type,
+            cause=cause,
+            status=status,
+            error=error,
+            since=since,
+            until=until,
+        )
+        rows = reads.dead_letters(database, wanted, limit)
+    more = f"{limit} shown; more with `--limit {2 * limit}`" if len(rows) >= limit else ""
+    show(rows, COLUMNS, form, empty="no dead letters", more=more)

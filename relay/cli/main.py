@@ -18,6 +18,7 @@ from relay.cli.pause import pause, resume
 from relay.cli.plan import plan
 from relay.cli.status import status
 from relay.cli.sweep import sweep
+from relay.cli.tail import tail
 from relay.cli.verify import rebuild, verify
 from relay.demo.cli import app as demo_app
 
@@ -76,5 +77,5 @@ def run(
     raise typer.Exit(start(options, reporting=exit_on_error))
 
 
-for command in (status, dead, replay, retry, cancel, unblock, pause, resume, plan, sweep, verify, rebuild):
+for command in (status, dead, tail, replay, retry, cancel, unblock, pause, resume, plan, sweep, verify, rebuild):
     app.command()(command)

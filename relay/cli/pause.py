@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson, parse_entity
-from inbox.cli.terminal import exit_on_error, fail, say, show
+from inbox.cli.options import AsJson, AsNdjson, Columns, Wide, parse_entity
+from inbox.cli.tables import Column, format_of, show
+from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.cli.wording import counted
 from inbox.events.timestamps import rfc3339
 from relay.cli.carrying_out import command_text, follow
@@ -24,7 +25,23 @@ if TYPE_CHECKING:
 OfDestination = Annotated[str | None, typer.Option("--destination", help="All routes to this destination.")]
 OfApi = Annotated[str | None, typer.Option("--api", help="All routes that ask this api.")]
 
-COLUMNS = ("kind", "name", "paused_at", "paused_by", "pause_reason", "breaker", "breaker_until", "breaker_cause")
+COLUMNS = (
+    Column("kind"),
+    Column("name"),
+    Column("held", "state"),
+    Column("why", last=True),
+    Column("paused_at", "time", "paused"),
+    Column("breaker_until", "time", "next probe"),
+    Column("paused_by", on_request=True),
+    Column("pause_reason", on_request=True),
+    Column("breaker", "state", on_request=True),
+    Column("breaker_cause", on_request=True),
+    Column("held_until", "time", on_request=True),
+    Column("hold_reason", on_request=True),
+    Column("open_count", "number", "openings", on_request=True),
+    Column("failures", "number", on_request=True),
+    Column("calls", "number", on_request=True),
+)
 
 
 ThisRoute = Annotated[str | None, typer.Option("--route", help="This route.")]
@@ -38,7 +55,10 @@ def pause(
     api: OfApi = None,
     source: OfSource = None,
     entity: OfEntity = None,
+    wide: Wide = False,
+    columns: Columns = None,
     as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
 ) -> None:
     """Hold back deliveries; without a choice, list what is held back.
 
@@ -49,13 +69,16 @@ def pause(
       relay pause --destination crm --reason "maintenance until 14:00"
       relay pause --source trivore --entity USER/IDNUMBER1234 --reason "under investigation"
     """
+    form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     gate = _gate(route, destination, api, source, entity)
     if gate is None:
         from relay.store import gates
 
         with exit_on_error():
             _, database = open_database()
-            show(gates.held_back(database), as_json=as_json, columns=COLUMNS, empty="nothing is held back")
+            held = gates.held_back(database)
+            rows = [{**row, **_held(row)} for row in held] if form.is_table else held
+            show(rows, COLUMNS, form, empty="nothing is held back")
         return
     if not reason:
         fail("say why with --reason: it is listed beside the pause")
@@ -126,11 +149,24 @@ def _retry_behind(gate: Gate, reason: str, *, at_once: bool) -> None:
             say(f"due at once with: {command_text('retry', chosen)}")
 
 
+def _held(row: Row) -> Row:
+    """Return the fields that only the table shows: what holds deliveries back, and why."""
+    breaker = f"{row['breaker']}: {row['breaker_cause']}" if row["breaker"] != "closed" else ""
+    if row["paused_at"] is None and not breaker:
+        return {"held": "held", "why": f"until {rfc3339(row['held_until'], 'seconds')}: {row['hold_reason']}"}
+    if row["paused_at"] is None:
+        return {"held": row["breaker"], "why": row["breaker_cause"]}
+    why = f"{row['paused_by']}: {row['pause_reason']}"
+    return {"held": "paused", "why": f"{why}; breaker {breaker}" if breaker else why}
+
+
 def described(row: Row) -> str:
     """Describe in one line what holds deliveries back at a gate."""
     name = f"{row['kind']} {row['name']}"
     if row["paused_at"] is not None:
         return f"{name} is paused by {row['paused_by']}: {row['pause_reason']}"
+    if row["breaker"] == "closed":
+        return f"{name} is held until {rfc3339(row['held_until'])}: {row['hold_reason']}"
     until = f" until {rfc3339(row['breaker_until'])}" if row["breaker_until"] else ""
     return f"{name}: breaker {row['breaker']}{until}: {row['breaker_cause']}"
 

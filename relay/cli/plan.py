@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import MofNCompleteColumn, SpinnerColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from inbox.cli.options import AsJson, Since, parse_entity
-from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
+from inbox.cli.completion import names_of
+from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide, parse_entity, require_known
+from inbox.cli.tables import Column, format_of, show
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
+from inbox.cli.wording import counted
 from relay.cli.options import OfEntity, open_database
 
 if TYPE_CHECKING:
@@ -21,21 +24,34 @@ if TYPE_CHECKING:
     from relay.store.database import Database
     from relay.store.entities import Chosen
 
-COLUMNS = ("entity_type", "entity_id", "change", "field", "before", "after", "why")
+COLUMNS = (
+    Column("entity", "entity"),
+    Column("change", "state"),
+    Column("field"),
+    Column("before"),
+    Column("after"),
+    Column("why", last=True),
+)
 _PAGE = 200
 
 
 def plan(
     *,
-    route: Annotated[str, typer.Option("--route", help="The sync route.")],
+    route: Annotated[str, typer.Option("--route", help="The sync route.", autocompletion=names_of("routes"))],
     entity: OfEntity = None,
     since: Since = None,
     as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
+    wide: Wide = False,
+    columns: Columns = None,
 ) -> None:
     """Show the changes that would be made downstream, field by field; nothing is written.
 
     Fetches every entity that the route's source ever named, of the types that the route takes, from both sides, or only the
-    chosen ones, and maps them. The exit status is 1 when anything differs, or can't be compared.
+    chosen ones, and maps them. An entity whose change is `failed` could not be compared.
+
+    Exits with 0 when all that were compared are in sync, with 1 when one differs or could not be compared, and with 2 when the
+    command or the configuration is wrong, or the database does not answer.
 
     Examples:
       relay plan --route user-to-crm
@@ -44,31 +60,38 @@ def plan(
     """
     from relay.store.entities import Chosen
 
+    form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     entity_type, entity_id = parse_entity(entity)
     with exit_on_error():
         config, database = open_database()
         sync = _sync_of(config, route)
-        chosen = Chosen(config.routes[route].source, route, entity_type, entity_id, since)
+        types = tuple(config.routes[route].when.entity_type)
+        chosen = Chosen(config.routes[route].source, route, types, entity_type, entity_id, since)
+        number, found = 0, []
         try:
-            previews, differing = 0, []
-            for found in _previews(database, config, sync, chosen):
-                previews += 1
-                if not found.is_in_sync:
-                    differing.append(found)
+            for preview in _previews(database, config, sync, chosen):
+                number += 1
+                if not preview.is_in_sync:
+                    found.append(preview)
         finally:
             sync.close()
-    _show(previews, differing, as_json=as_json)
-
-
-def _show(previews: int, differing: list[Preview], *, as_json: bool) -> None:
-    if as_json:
-        show([msgspec.to_builtins(found) for found in differing], as_json=True, columns=COLUMNS, empty="")
-    else:
-        rows = [row for found in differing for row in _rows(found)]
-        show(rows, as_json=False, columns=COLUMNS, empty=f"in sync: {previews} entities")
-    if differing:
-        say(f"{len(differing)} of {previews} entities are not in sync")
+    rows = [row for each in found for row in _rows(each)] if form.is_table else [*map(msgspec.to_builtins, found)]
+    summary = _summary(number, found)
+    show(rows, COLUMNS, form, empty=summary)
+    if rows and form.is_table:
+        say(summary)
+    if found:
         raise typer.Exit(FINDING)
+
+
+def _summary(number: int, found: Sequence[Preview]) -> str:
+    failed = sum(preview.change == "failed" for preview in found)
+    compared, differing = number - failed, len(found) - failed
+    if not number:
+        return "no entity to compare"
+    differ = f"{differing:,} {'differs' if differing == 1 else 'differ'}" if differing else "in sync"
+    failures = f"; {counted(failed, 'entity')} could not be compared" if failed else ""
+    return (f"{counted(compared, 'entity')} compared: {differ}" if compared else "nothing compared") + failures
 
 
 def _rows(found: Preview) -> list[dict[str, Any]]:
@@ -80,8 +103,7 @@ def _sync_of(config: Config, route: str) -> Sync:
     from relay.destinations import build
     from relay.destinations.sync import Sync
 
-    if route not in config.routes:
-        fail(f"no route {route!r} is configured; there are: {', '.join(sorted(config.routes)) or 'none'}")
+    require_known("route", route, config.routes)
     deliverer = build(config)[route]
     if not isinstance(deliverer, Sync):
         fail(f"route {route} does not go to a sync destination: there is nothing to compare")
@@ -96,13 +118,14 @@ def _previews(database: Database, config: Config, sync: Sync, chosen: Chosen) ->
 
     context = without_lease()
     at_once = config.destinations[config.routes[chosen.route].destination].concurrency
-    columns = (SpinnerColumn(), Doing(), MofNCompleteColumn())
-    after, types = entities.FIRST, config.routes[chosen.route].when.entity_type
-    with ThreadPoolExecutor(at_once) as pool, bar(*columns) as progress:
-        task = progress.add_task("comparing", total=None)
+    columns = (Doing(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    after = entities.FIRST
+    with bar(*columns) as progress, ThreadPoolExecutor(at_once) as pool:
+        # Counting reads the index of all events of the source: only where somebody looks at the bar.
+        total = None if progress.disable else entities.count(database, chosen)
+        task = progress.add_task("comparing", total=total)
         while page := entities.page(database, chosen, after, _PAGE):
-            concerned = [each for each in page if not types or each.entity_type in types]
-            for found in pool.map(lambda delivery: preview(sync, delivery, context), concerned):
+            for found in pool.map(lambda delivery: preview(sync, delivery, context), page):
                 progress.advance(task)
                 yield found
             after = (str(page[-1].entity_type), str(page[-1].entity_id))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson, Wide
-from inbox.cli.terminal import FINDING, answer, as_document, console, exit_on_error, fail, put, put_json, show
+from inbox.cli.options import AsJson, AsNdjson, Columns, Wide
+from inbox.cli.tables import Column, format_of, show
+from inbox.cli.terminal import FINDING, answer, as_document, console, exit_on_error, fail, put, put_json
 from relay.cli.options import database_of, load_config
 
 if TYPE_CHECKING:
@@ -27,15 +28,17 @@ if TYPE_CHECKING:
     from relay.store.stuck_check import Trouble
 
 SWEEP_COLUMNS = (
-    "source",
-    "entity_type",
-    "swept_at",
-    "compared_until",
-    "last_compared",
-    "last_missed",
-    "last_added",
-    "missed",
-    "error",
+    Column("source"),
+    Column("entity_type", heading="type"),
+    Column("swept_at", "time", "swept"),
+    Column("error", last=True),
+    Column("last_missed", "number", "missed"),
+    Column("last_added", "number", "added"),
+    Column("last_compared", "number", "compared"),
+    Column("compared_until", "time", "compared until"),
+    Column("missed", "number", "missed in all"),
+    Column("lease_until", "time", on_request=True),
+    Column("relay_node", on_request=True),
 )
 _LOOK_AGAIN_SECONDS = 3.0
 """A finding has to last this long: the last relay may just have ended as the next one starts."""
@@ -57,6 +60,8 @@ def status(
     sweeps: Annotated[
         bool, typer.Option("--sweeps", help="Show instead when each sweep ran last, and its findings.")
     ] = False,
+    columns: Columns = None,
+    as_ndjson: AsNdjson = False,
 ) -> None:
     """Show how every route does, what holds deliveries back, which relays run, and what to do next.
 
@@ -80,17 +85,17 @@ def status(
       relay status --check
       relay status --check --here --json
     """
-    if watch and (check or sweeps):
-        fail("--watch shows the whole status: leave out --check and --sweeps")
-    if here and not check:
-        fail("--here is for --check: relay status --check --here")
+    if mistake := _contradiction(
+        watch=watch, check=check, here=here, sweeps=sweeps, listing=bool(columns or as_ndjson)
+    ):
+        fail(mistake)
     with exit_on_error():
         config = load_config()
         if sweeps:
             from relay.store import reads
 
-            swept = reads.sweeps(database_of(config))
-            show(swept, as_json=as_json, columns=SWEEP_COLUMNS, empty="no sweep has run yet")
+            form = format_of(SWEEP_COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
+            show(reads.sweeps(database_of(config)), SWEEP_COLUMNS, form, empty="no sweep has run yet")
             return
         if watch:
             _watch(_Look(config), every, as_json=as_json, wide=wide)
@@ -107,6 +112,18 @@ def status(
             answer(row["why"])
     if found:
         raise typer.Exit(FINDING)
+
+
+def _contradiction(*, watch: bool, check: bool, here: bool, sweeps: bool, listing: bool) -> str | None:
+    if watch and (check or sweeps):
+        return "--watch shows the whole status: leave out --check and --sweeps"
+    if check and sweeps:
+        return "--check and --sweeps exclude each other: choose one"
+    if here and not check:
+        return "--here is for --check: relay status --check --here"
+    if listing and not sweeps:
+        return "--columns and --ndjson are for --sweeps; the whole status has --json"
+    return None
 
 
 class _Look:

@@ -39,7 +39,7 @@ ROUTES_WHOLE = (
     Column("out_per_minute", "number"),
     Column("held_back_by"),
 )
-"""Where lines have any length."""
+"""Columns for output whose lines have any length."""
 GATES = (
     Column("gate"),
     Column("state", "state"),
@@ -101,7 +101,7 @@ def lines_of(
 ) -> Iterator[Text]:
     """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
     yield _headline(seen, findings)
-    yield from _prose("Findings", [_escaped(trouble.why) for trouble in findings], "red", width)
+    yield from _prose("Findings", [_escaped(trouble.why) for trouble in findings], width, mark="!")
     routes = [_route(route, findings, width) for route in seen.routes]
     yield from _table("Routes", routes, ROUTES if width else ROUTES_WHOLE, seen, width)
     yield from _table("Held back", list(_gates(seen)), GATES, seen, width)
@@ -110,14 +110,14 @@ def lines_of(
         for each in seen.relays
     ]
     yield from _table("Relays", relays, RELAYS, seen, width)
-    yield from _prose("Alerts", [_alert(alert, seen, width) for alert in seen.alerts], "", width)
+    yield from _prose("Alerts", [_alert(alert, seen, width) for alert in seen.alerts], width)
     yield from _table("Commands", list(seen.commands), COMMANDS, seen, width)
     sweeps = [{**row, "state": "failed" if row["error"] else "ok"} for row in seen.sweeps]
     yield from _table("Sweeps", sweeps, SWEEPS, seen, width)
     if steps:
         yield from _title("Next")
         for step in steps:
-            yield from _wrapped(_escaped(step.text), "", width)
+            yield from _wrapped(_escaped(step.text), width)
             yield Text(f"    {_escaped(step.command)}", "cyan")
 
 
@@ -176,11 +176,11 @@ def _table(
         yield Text("  ").append_text(line)
 
 
-def _prose(title: str, texts: Sequence[str], style: str, width: int | None) -> Iterator[Text]:
+def _prose(title: str, texts: Sequence[str], width: int | None, mark: str = "") -> Iterator[Text]:
     if texts:
         yield from _title(title)
         for text in texts:
-            yield from _wrapped(text, style, width)
+            yield from _wrapped(text, width, mark)
 
 
 def _title(title: str) -> Iterator[Text]:
@@ -188,13 +188,19 @@ def _title(title: str) -> Iterator[Text]:
     yield Text(title, "bold")
 
 
-def _wrapped(text: str, style: str, width: int | None) -> Iterator[Text]:
-    """Yield an escaped text in lines that break between words."""
-    if width is None:
-        yield Text(f"  {text}", style)
-        return
-    for line in textwrap.wrap(text, max(width, _LEAST_WIDTH), initial_indent="  ", subsequent_indent="    "):
-        yield Text(line, style)
+def _wrapped(text: str, width: int | None, mark: str = "") -> Iterator[Text]:
+    """Yield an escaped text in lines that break between words, the first behind a mark."""
+    first = f"  {mark} " if mark else "  "
+    lines = (
+        [f"{first}{text}"]
+        if width is None
+        else textwrap.wrap(text, max(width, _LEAST_WIDTH), initial_indent=first, subsequent_indent="    ")
+    )
+    for number, line in enumerate(lines):
+        made = Text(line)
+        if mark and number == 0:
+            made.stylize("bold red", 0, len(first))
+        yield made
 
 
 def _escaped(text: str) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 from rich.progress import MofNCompleteColumn, SpinnerColumn, TaskID
 
-from inbox.cli.options import AsJson, Since
-from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say, show
+from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide
+from inbox.cli.tables import Column, format_of, show
+from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
+from inbox.cli.wording import counted
 from inbox.errors import SweepFailed
 from relay.cli.options import open_database
 
@@ -18,8 +21,17 @@ if TYPE_CHECKING:
     from relay.store.database import Database
     from relay.store.sweeps import SweepFindings
 
-ORPHAN_COLUMNS = ("route", "entity_type", "entity_id", "finding")
-COLUMNS = ("source", "entity_type", "since", "compared", "missed", "added")
+ORPHAN_COLUMNS = (Column("entity", "entity"), Column("finding"), Column("route"))
+COLUMNS = (
+    Column("source"),
+    Column("entity_type", heading="type"),
+    Column("compared", "number"),
+    Column("missed", "number"),
+    Column("added", "number"),
+    Column("since", "time"),
+    Column("until", "time", on_request=True),
+    Column("left_out", "number", on_request=True),
+)
 
 
 def sweep(
@@ -32,7 +44,10 @@ def sweep(
     full: Annotated[
         bool, typer.Option("--full", help="Compare all ids of both sides instead, of each route with a `listing`.")
     ] = False,
+    wide: Wide = False,
+    columns: Columns = None,
     as_json: AsJson = False,
+    as_ndjson: AsNdjson = False,
 ) -> None:
     """Find changes that no webhook reported, and add an event for each.
 
@@ -45,6 +60,8 @@ def sweep(
       relay sweep --source trivore --since 2026-01-01 --dry-run
       relay sweep --source trivore --full --json
     """
+    shown = ORPHAN_COLUMNS if full else COLUMNS
+    form = format_of(shown, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     with exit_on_error():
         config, database = open_database()
         if source not in config.sources:
@@ -53,20 +70,24 @@ def sweep(
         if not tables:
             fail(f"source {source} has no sweeps: [[sources.{source}.sweeps]] says how it is asked for changes")
         if full:
-            found = [row for number in range(len(tables)) for row in _orphans(config, source, number)]
-            show(found, as_json=as_json, columns=ORPHAN_COLUMNS, empty="both sides have the same")
+            found = [row for number in range(len(tables)) for row in _orphans(config, database, source, number)]
+            show(found, ORPHAN_COLUMNS, form, empty="both sides have the same")
             raise typer.Exit(FINDING if found else 0)
         results = [_one(config, database, source, number, since, dry=dry) for number in range(len(tables))]
-    rows = [{name: getattr(result, name) for name in COLUMNS} for result in results]
-    show(rows, as_json=as_json, columns=COLUMNS, empty="")
+    rows = [msgspec.structs.asdict(result) for result in results]
+    show(rows, COLUMNS, form, empty="")
     missed = sum(result.missed for result in results)
-    if not as_json:
-        say(f"{missed} changes were missing" if missed else "nothing was missing")
+    if form.is_table:
+        was = "was" if missed == 1 else "were"
+        say(f"{counted(missed, 'change')} {was} missing" if missed else "nothing was missing")
+        if left_out := sum(result.left_out for result in results):
+            have = "event has" if left_out == 1 else "events have"
+            say(f"{left_out} {have} no entity in the body, as it is larger than max_body of {source}")
     if missed:
         raise typer.Exit(FINDING)
 
 
-def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
+def _orphans(config: Config, database: Database, source: str, number: int) -> list[dict[str, str]]:
     from relay.sweep.orphans import orphans
 
     with bar(SpinnerColumn(), Doing("listing "), MofNCompleteColumn()) as progress:
@@ -78,7 +99,7 @@ def _orphans(config: Config, source: str, number: int) -> list[dict[str, str]]:
             progress.advance(tasks[side], entities)
 
         try:
-            return list(orphans(config, source, number, listed))
+            return list(orphans(config, database, source, number, listed))
         except SweepFailed as error:
             fail(str(error))
 

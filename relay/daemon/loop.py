@@ -26,6 +26,7 @@ from relay.daemon.maintenance import Maintenance
 from relay.daemon.pool import FinishedAttempt
 from relay.delivery.outcome import Failed
 from relay.delivery.policy import can_be_given_back
+from relay.delivery.rate_holds import asks_for_hold
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store import alerts, leases, nodes, record, sequence
@@ -210,7 +211,7 @@ class Relay:
                 self._recorded(result)
             number += len(results)
             self._observer.recorded(result for result in results if result.error is None)
-        if recently_failing or any(isinstance(outcome, Failed) for _, outcome in outcomes):
+        if recently_failing or any(isinstance(outcome, Failed) or asks_for_hold(outcome) for _, outcome in outcomes):
             self._claimer.read_gates()
         return number
 

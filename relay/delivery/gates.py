@@ -1,4 +1,4 @@
-"""Gates: pauses, rate limits and circuit breakers. Pure.
+"""Gates: pauses, rate limits, rate holds and circuit breakers. Pure.
 
 They are rows of `gate`, shared by all relays. A closed gate stops claiming and uses no attempt: it only delays deliveries.
 
@@ -223,20 +223,33 @@ class Gate(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 Admission = Literal["all", "probe", "none"]
 
 
+class Held(msgspec.Struct, frozen=True):
+    """A rate hold: an endpoint asked for no further call until this time of the database's clock."""
+
+    until: datetime
+    why: str
+
+
 class Gates(msgspec.Struct, frozen=True):
     """A snapshot of the closed gates. A gate that is not in it is open."""
 
     at: datetime = datetime.min.replace(tzinfo=UTC)
     paused: frozenset[GateKey] = frozenset()
     breakers: Mapping[GateKey, Breaker] = {}
+    held: Mapping[GateKey, Held] = {}
+    """Endpoints that have asked for no further call; a hold may be over."""
 
     def admit(self, through: Iterable[GateKey]) -> Admission:
         """Return the limit for claims of a route with these gates."""
         keys = list(through)
-        if any(key in self.paused for key in keys):
+        if any(key in self.paused or self.holds(key) for key in keys):
             return "none"
         answers = {self.breakers[key].lets_claim(self.at) for key in keys if key in self.breakers}
         return "none" if "none" in answers else "probe" if "probe" in answers else "all"
+
+    def holds(self, key: GateKey) -> bool:
+        """Return True while an endpoint's rate limit holds its calls back."""
+        return key in self.held and self.at < self.held[key].until
 
     def recently_failing(self, limits: Mapping[GateKey, BreakerLimits]) -> frozenset[GateKey]:
         """Return the endpoints whose breakers need reports of successes, too: not closed, or with a failure in this window."""

@@ -68,6 +68,12 @@ class Delivery(msgspec.Struct, frozen=True):
     """The webhook as received; None when it was erased."""
     applied_hash: bytes | None = None
     """Hash of the last change sent for its lane."""
+    applied_etag: str | None = None
+    """ETag of the entity as it was applied last for its lane."""
+    etag_config: bytes | None = None
+    """Hash of the configuration under which that was applied."""
+    applied_modified: datetime | None = None
+    """The source's own time of that state."""
     stale_before: int = 0
     """Number of fetches in this run that returned an entity older than the event."""
     traceparent: str | None = None
@@ -93,6 +99,14 @@ class Delivery(msgspec.Struct, frozen=True):
         return f"{self.webhook_id}-{self.run}"
 
 
+class RateHold(msgspec.Struct, frozen=True):
+    """A request of the other side, by an answer's headers, to get no further call for some time."""
+
+    seconds: float
+    why: str
+    """The header that asks for it, in our own words."""
+
+
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """A call of an attempt, as logged: without secrets, query values and request body."""
 
@@ -105,6 +119,8 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     excerpt: str | None = None
     """The beginning of an answer that is not a success, at most 4 KiB, redacted."""
+    hold: RateHold | None = None
+    """The endpoint's rate limit is used up."""
 
 
 class Delivered(msgspec.Struct, frozen=True):
@@ -115,6 +131,10 @@ class Delivered(msgspec.Struct, frozen=True):
     fetch_began_at: datetime | None = None
     last_modified: datetime | None = None
     applied_hash: bytes | None = None
+    etag: str | None = None
+    """ETag of the entity that was applied, where the route fetches conditionally."""
+    etag_config: bytes | None = None
+    """Hash of the configuration that applied it."""
     stale_suspected: bool = False
     """The fetched entity is older than the event, also after the fetches that followed."""
 

@@ -111,6 +111,8 @@ class RoutePolicy(msgspec.Struct, frozen=True):
     """The gates that have a circuit breaker, with its limits."""
     rate_limits: tuple[RateLimit, ...] = ()
     """The rate limits that an attempt uses."""
+    longest_holds: Mapping[GateKey, timedelta] = {}
+    """Its endpoints, each with the longest time for which its answers can hold back further calls."""
 
 
 class History(msgspec.Struct, frozen=True):
@@ -161,6 +163,7 @@ def _policy(config: Config, route: Route) -> RoutePolicy:
             for key, endpoint in endpoints.items()
             if endpoint.rate is not None
         ),
+        longest_holds={key: timedelta(seconds=endpoint.longest_hold) for key, endpoint in endpoints.items()},
     )
 
 
@@ -168,11 +171,31 @@ def needs_history(outcome: Outcome, policy: RoutePolicy) -> bool:
     """True when `decide` needs the results of earlier attempts."""
     if not isinstance(outcome, Failed):
         return False
-    return policy.schedule.has_window or rule_for(outcome.error_class, policy.outcomes) in {
-        Rule.CONFIRM,
-        Rule.AGAIN,
-        Rule.REFETCH,
-    }
+    return (
+        policy.schedule.has_window
+        or is_rate_held(outcome, policy)
+        or rule_for(outcome.error_class, policy.outcomes)
+        in {
+            Rule.CONFIRM,
+            Rule.AGAIN,
+            Rule.REFETCH,
+        }
+    )
+
+
+def is_rate_held(outcome: Outcome, policy: RoutePolicy) -> bool:
+    """True when the attempt failed since a rate limit of the other side was used up, which says nothing of its event."""
+    return (
+        isinstance(outcome, Failed)
+        and outcome.error_class == "throttled"
+        and rule_for("throttled", policy.outcomes) is Rule.RETRY
+        and bool(outcome.calls)
+        and outcome.calls[-1].hold is not None
+    )
+
+
+HELD_AT_MOST = 20
+"""After so many attempts in a row that a rate limit cut short, they count: the limit may be too small for even one."""
 
 
 def history_of(before: Iterable[tuple[str, str | None, datetime]], error_class: ErrorClass) -> History:
@@ -241,6 +264,8 @@ def _decide_failed(
     at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
     # An open breaker sets the time of the next call; the schedule is for attempts that count.
     is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
+    # The gate holds it back; a schedule for a limit that all events share would use up the attempts of each.
+    is_held_back |= is_rate_held(outcome, policy) and history.same_in_a_row < HELD_AT_MOST
     spared = at_once or is_held_back or rule is Rule.REFETCH
     if rule is Rule.DEAD or confirmed or (delay is None and not spared):
         return facts.Dead(
@@ -304,7 +329,10 @@ def endpoint_of(outcome: Outcome, policy: RoutePolicy) -> GateKey | None:
     """
     if not outcome.calls or (isinstance(outcome, Failed) and RULES[outcome.error_class] is Rule.NOT_COUNTED):
         return None
-    return _endpoint(outcome.calls[-1], policy)
+    last = outcome.calls[-1]
+    if last.hold is not None and last.sent == "not_sent":  # held back here, so that the endpoint wasn't called
+        return None
+    return endpoint_of_call(last, policy)
 
 
 def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
@@ -315,7 +343,7 @@ def breaker_reports(outcome: Outcome, policy: RoutePolicy) -> Iterator[Report]:
     last = endpoint_of(outcome, policy)
     if last is None:
         return
-    for earlier in {_endpoint(call, policy) for call in outcome.calls} - {last, None}:
+    for earlier in {endpoint_of_call(call, policy) for call in outcome.calls} - {last, None}:
         if earlier is not None:
             yield Report(earlier, "well", "")
     yield Report(last, *health_of(outcome, policy))
@@ -325,6 +353,8 @@ def health_of(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:
     """Return the health of the endpoint that an attempt called last, and the reason."""
     if not isinstance(outcome, Failed):
         return "well", ""
+    if is_rate_held(outcome, policy):
+        return "well", ""
     rule = rule_for(outcome.error_class, policy.outcomes)
     if rule is Rule.STOP:
         return "refused", outcome.error
@@ -333,6 +363,7 @@ def health_of(outcome: Outcome, policy: RoutePolicy) -> tuple[Health, str]:
     return HEALTH.get(outcome.error_class, "well"), outcome.error
 
 
-def _endpoint(call: Call, policy: RoutePolicy) -> GateKey | None:
+def endpoint_of_call(call: Call, policy: RoutePolicy) -> GateKey | None:
+    """Return the endpoint that a call went to."""
     kind = "api" if call.step == "fetch" else "destination"
     return next((key for key in policy.breakers if key[0] == kind), None)

@@ -116,7 +116,7 @@ class Folder:
 
     @property
     def ending(self) -> str:
-        """What becomes of it, in words."""
+        """Say in words if it stays or is removed."""
         return (
             f"{self.path} stays; it holds the demo's token" if self.keep else f"{self.path} is removed, its token too"
         )

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from inbox.clock import SystemClock
-from inbox.config.endpoint import ApiOauth2, Endpoint, SyncDestination
+from inbox.config.endpoint import Api, ApiOauth2, Endpoint, SyncDestination
 from inbox.config.model import Config
 from inbox.errors import collect_config_errors
 from relay.delivery.outcome import Delivery, Outcome
@@ -51,6 +51,11 @@ class Deliverer(Protocol):
 class Caller(Protocol):
     """A client of one endpoint: an `HttpClient`, or a `TokenClient` around one."""
 
+    @property
+    def base(self) -> str:
+        """The URL that every call is below, with the query that every call has."""
+        ...
+
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, as `HttpClient.call`."""
         ...
@@ -67,6 +72,10 @@ class Clients:
         self._apis = config.apis
         self._outbound = config.outbound
         self._made: dict[str, Caller] = {}
+
+    def api_table(self, name: str) -> Api:
+        """Return the configuration of an api."""
+        return self._apis[name]
 
     @property
     def made(self) -> Mapping[str, Caller]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NoReturn, cast
 
 import msgspec
 
@@ -44,7 +44,9 @@ class Preview(msgspec.Struct, frozen=True):
 
 def preview(sync: Sync, delivery: Delivery, context: Context) -> Preview:
     """Return the change that an attempt for this event would make now. It waits for no replica, and reads a 404 as final."""
-    asked = msgspec.structs.replace(delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None)
+    asked = msgspec.structs.replace(
+        delivery, attempt=2, stale_before=len(REFETCH_AFTER), applied_hash=None, applied_etag=None
+    )
     attempt = _Dry(sync.plan, sync.api, sync.destination, asked, context)
 
     def result(change: Change, fields: tuple[FieldChange, ...] = (), why: str | None = None) -> Preview:
@@ -86,9 +88,9 @@ class _Dry(Attempt):
     def write(
         self,
         step: CallStep,
-        call: CallPlan,  # noqa: ARG002  # as the base class has it
+        call: CallPlan,
         fields: dict[str, Any] | None,
-        body: bytes | None,  # noqa: ARG002
+        body: bytes | None,  # noqa: ARG002  # as the base class has it
         headers: Mapping[str, str] = NO_HEADERS,  # noqa: ARG002
     ) -> NoReturn:
         """Raise the planned change instead of writing it.
@@ -101,8 +103,18 @@ class _Dry(Attempt):
         if fields is None:
             raise _Planned("deactivate", ())
         target = self.scope["target"] if step == "update" else None
-        known: Mapping[str, Any] = target if isinstance(target, dict) else {}
+        known = _fields_of(target, call.fields_at) if isinstance(target, dict) else {}
         changed = tuple(
             FieldChange(name, known.get(name), value) for name, value in fields.items() if known.get(name) != value
         )
         raise _Planned("create" if step == "create" else "update", changed)
+
+
+def _fields_of(target: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
+    """Return the part of a counterpart that an update sends fields to, where it is found as it is sent; else the whole."""
+    found: Any = target
+    for key in keys:
+        found = found.get(key)
+        if not isinstance(found, dict):
+            return target
+    return cast("Mapping[str, Any]", found)

@@ -8,8 +8,12 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast
 
-from inbox.config.endpoint import SyncDestination
+import msgspec
+
+from inbox.config.endpoint import Api, ApiHeader, Endpoint, SyncDestination
+from inbox.config.headers import titled
 from inbox.config.model import Route
+from inbox.config.sync import SyncRoute
 from inbox.errors import BodyErased, ConfigError, MappingError, UnusableAnswer, collect_config_errors
 from relay.delivery.failure_rules import REFETCH_AFTER
 from relay.delivery.outcome import Call, CallStep, Delivered, Delivery, Failed, Outcome, Skipped, Unchanged
@@ -17,8 +21,9 @@ from relay.destinations.base import Caller, Clients, Context
 from relay.http.answer import ABSENT, Answer
 from relay.http.client import Request
 from relay.http.target import header_value
-from relay.sync.calls import CallPlan, patch_body
-from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
+from relay.sync.answers import picked, reported_error
+from relay.sync.calls import FIELDS, CallPlan, patch_body
+from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified, usable_etag
 from relay.sync.expressions import Scope, decode, digest, encode
 from relay.sync.match import require_carried, require_entity
 from relay.sync.search import FindPlan, Search, can_be_named
@@ -64,13 +69,37 @@ def build(route: Route, destination: SyncDestination, clients: Clients) -> Sync:
         raise ConfigError(
             f"routes.{route.name}: a route to a sync destination needs a [routes.{route.name}.sync] table"
         )
+    source = clients.api_table(route.sync.fetch.api)
     parts: dict[str, Callable[[], Any]] = {
-        "plan": partial(compile_sync, route.name, route.sync),
+        "plan": partial(_plan, route.name, route.sync, source, destination),
         "api": partial(clients.api, route.sync.fetch.api),
         "destination": partial(clients.destination, destination, destination.base_url),
     }
     made = collect_config_errors(parts)
     return Sync(made["plan"], made["api"], made["destination"])
+
+
+def _plan(route: str, sync: SyncRoute, source: Api, destination: SyncDestination) -> SyncPlan:
+    plan = compile_sync(route, sync)
+    checks = {"fetch": partial(require_no_credentials, plan.fetch, f"routes.{route}.sync.fetch", source)}
+    checks |= {
+        step: partial(require_no_credentials, call, f"routes.{route}.sync.{step}", destination)
+        for step, call in plan.calls_to_destination
+    }
+    collect_config_errors(checks)
+    # An ETag of another service, or a counterpart in another one, proves nothing.
+    config = digest([plan.config.hex(), source.base_url, destination.base_url, destination.name])
+    return msgspec.structs.replace(plan, config=config)
+
+
+def require_no_credentials(call: CallPlan, where: str, endpoint: Endpoint) -> None:
+    """Refuse a call whose own headers would replace the endpoint's credentials.
+
+    Raises:
+        ConfigError: one of them has the name of the header in `auth`.
+    """
+    if isinstance(endpoint.auth, ApiHeader) and titled(endpoint.auth.name) in dict(call.headers):
+        raise ConfigError(f"{where}.headers: {endpoint.auth.name!r} is set by the endpoint's auth; remove it here")
 
 
 class Ended(Exception):
@@ -95,6 +124,7 @@ class Attempt:
         self._fetch_began_at: datetime | None = None
         self._last_modified: datetime | None = None
         self._stale_suspected = False
+        self._etag: str | None = None
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -122,13 +152,28 @@ class Attempt:
         After a delete the entity may exist again, with the same id; or a lagging replica still has its old state.
         """
         self._fetch_began_at = self._context.now()
-        answer = self._call("fetch", self._plan.fetch, self._api)
-        if answer.error_class in ABSENT:
-            if answer.error_class == "not_found" and self.may_be_behind():
+        fetch = self._plan.fetch
+        etag = self._plan.known_etag(self._delivery)
+        condition = NO_HEADERS if etag is None else {"If-None-Match": etag}
+        answer = self._call("fetch", fetch, self._api, fetch.json(self.scope), more=condition)
+        if answer.call.status == HTTPStatus.NOT_MODIFIED:
+            raise self._not_modified()
+        self._etag = usable_etag(answer.etag) if self._plan.is_conditional else None
+        entity = None if answer.error_class in ABSENT else self._picked(answer)
+        if entity is None and (answer.error_class in ABSENT or self._plan.pick is not None):
+            if answer.error_class != "gone" and self.may_be_behind():
                 # A lagging replica gives the same answer for an entity just created: the next attempt asks again.
-                raise Ended(answer.failed(self._all()))
+                raise Ended(self._not_there(answer))
             return False
-        entity = self._json(answer)
+        return self._accept(entity, answer)
+
+    def _not_there(self, answer: Answer) -> Failed:
+        if answer.error_class is not None or self._plan.pick is None:
+            return answer.failed(self._all())
+        return Failed(self._all(), "not_found", f"fetch: the answer has null at {self._plan.pick.text}")
+
+    def _accept(self, entity: object, answer: Answer) -> bool:
+        """Put a fetched entity into the scope, unless it can't be used. Return False when it is that of before a deletion."""
         if not isinstance(entity, dict) or not entity:  # an empty one would clear all fields
             raise self._bad_answer(answer, "the answer is not an object with something in it")
         try:
@@ -148,6 +193,21 @@ class Attempt:
         self.scope["entity"] = entity
         return True
 
+    def _not_modified(self) -> Ended:
+        """End the attempt: the entity is as it was when it was applied last. A lagging replica says so, too."""
+        modified = self._delivery.applied_modified
+        if self._plan.is_stale(modified, self._delivery) and self._delivery.stale_before < len(REFETCH_AFTER):
+            return Ended(Failed(self._all(), "stale", f"fetch: not modified since {modified}, not after the event"))
+        return Ended(Unchanged(self._all()))
+
+    def _picked(self, answer: Answer) -> object:
+        """Return the entity in an answer; None when the answer says that there is none."""
+        content = self._json(answer)
+        try:
+            return content if self._plan.pick is None else picked(self._plan.pick, content)
+        except UnusableAnswer as error:
+            raise self._bad_answer(answer, str(error)) from None
+
     def may_be_behind(self) -> bool:
         """Return True when a 404 may come from a lagging replica. After a delete event it means that the entity is gone."""
         if self._delivery.action == "delete":
@@ -157,15 +217,17 @@ class Attempt:
     def _find(self) -> bool:
         """Find the counterpart and put it into the scope. Return False without one."""
         find = cast("FindPlan", self._plan.find)
-        search = Search(find, self.scope, enough=1 if self._plan.many == "first" else 2)
+        enough = 1 if self._plan.many == "first" else 2
+        search = Search(find, self.scope, self._destination.base, enough=enough)
         goes_on = True
         while goes_on:
-            answer = self._call("find", search.call, self._destination, search.body, at=search.at)
+            pages = search.pages
+            answer = self._call("find", pages.call, self._destination, pages.body, at=pages.at)
             try:
                 if answer.error_class in ABSENT or answer.call.status == HTTPStatus.NO_CONTENT:
-                    search.end()
+                    pages.end()
                     break
-                goes_on = search.take(self._json(answer), answer.etag)
+                goes_on = search.take(self._json(answer), answer.etag, answer.link)
             except UnusableAnswer as error:
                 raise self._bad_answer(answer, str(error)) from None
         if len(search.matches) > 1 and self._plan.many == "dead":
@@ -197,7 +259,9 @@ class Attempt:
 
     def _create(self) -> Outcome:
         fields = self._plan.mapped(self.scope, creating=True)
-        answer = self.write("create", cast("CallPlan", self._plan.create), fields, encode(fields))
+        create = cast("CallPlan", self._plan.create)
+        body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
+        answer = self.write("create", create, fields, body)
         self._ensure(answer)
         return self._delivered("created", fields)
 
@@ -217,7 +281,10 @@ class Attempt:
         if plan.skip_unchanged and not is_asked_for and digest(fields) == self._delivery.applied_hash:
             raise Ended(Unchanged(self._all()))
         update = cast("CallPlan", plan.update)
-        body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
+        if update.body is None:
+            body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
+        else:
+            body = update.json({**self.scope, FIELDS: fields})
         if body is None:
             raise Ended(Unchanged(self._all()))
         headers = {}
@@ -236,7 +303,8 @@ class Attempt:
             call = cast("CallPlan", plan.deactivate)
             answer = self.write("update", call, None, call.json(self.scope))
         else:
-            answer = self.write("delete", cast("CallPlan", plan.delete), None, None)
+            delete = cast("CallPlan", plan.delete)
+            answer = self.write("delete", delete, None, delete.json(self.scope))
         if answer.error_class in ABSENT:
             return self._delivered("nothing_to_delete")
         self._ensure(answer)
@@ -265,7 +333,7 @@ class Attempt:
     ) -> Answer:
         """Make a call. Return a success, or an answer in `ABSENT`, which each step interprets. Any other ends the attempt."""
         path, query = at or (call.path.expand(self.scope), call.query(self.scope))
-        headers = {"Accept": "application/json", **more}
+        headers = {"Accept": "application/json"}
         if step not in {"fetch", "find"}:
             sent = digest([call.method, path, query, (body or b"").decode()]).hex()[:16]
             headers["Idempotency-Key"] = f"{self._delivery.idempotency_key}-{sent}"
@@ -273,11 +341,31 @@ class Attempt:
             headers["Content-Type"] = call.media_type
         if self._delivery.traceparent is not None:
             headers["Traceparent"] = header_value(self._delivery.traceparent)
-        answer = client.call(Request(step, call.method, headers, path, query, body), self._context)
+        own = {**call.own_headers(self.scope), **more}
+        answer = client.call(Request(step, call.method, headers, path, query, body, own_headers=own), self._context)
         self.calls.append(answer.call)
+        if answer.call.status == HTTPStatus.NOT_MODIFIED and "If-None-Match" in more:
+            return answer
         if answer.error_class is not None and answer.error_class not in ABSENT:
             raise Ended(answer.failed(self._all()))
+        if answer.error_class is None and call.rules:
+            self._require_no_error(call, answer)
         return answer
+
+    def _require_no_error(self, call: CallPlan, answer: Answer) -> None:
+        """End the attempt when an answer with a success status reports an error."""
+        if answer.call.status == HTTPStatus.NO_CONTENT:
+            return
+        if not answer.body:
+            raise self._bad_answer(answer, "the answer is empty, and its errors key expects JSON; answer 204 for none")
+        try:
+            reported = reported_error(call.rules, self._json(answer))
+        except UnusableAnswer as error:
+            raise self._bad_answer(answer, str(error)) from None
+        if reported is not None:
+            failed = answer.reporting(reported.error_class, reported.text)
+            self.calls[-1] = failed.call
+            raise Ended(failed.failed(self._all()))
 
     def _ensure(self, answer: Answer) -> None:
         if answer.error_class is not None:
@@ -310,7 +398,9 @@ class Attempt:
             self._fetch_began_at,
             self._last_modified,
             None if fields is None else digest(fields),
-            self._stale_suspected,
+            etag=None if fields is None or self._stale_suspected else self._etag,
+            etag_config=None if fields is None or self._stale_suspected or self._etag is None else self._plan.config,
+            stale_suspected=self._stale_suspected,
         )
 
     def _all(self) -> tuple[Call, ...]:

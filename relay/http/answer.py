@@ -10,6 +10,7 @@ from http import HTTPStatus
 import msgspec
 
 from relay.delivery.outcome import Call, ErrorClass, Failed
+from relay.http.redactor import Redactor
 
 BY_STATUS: dict[int, ErrorClass] = {
     401: "auth",
@@ -23,6 +24,9 @@ BY_STATUS: dict[int, ErrorClass] = {
     429: "throttled",
 }
 FAMILIES: dict[int, ErrorClass] = {3: "redirect", 4: "rejected", 5: "server_error"}
+_LONGEST_ERROR = 300
+"""Most characters of an error's text from an answer: the excerpt has more."""
+_LONGEST_DATE = 100
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 ABSENT: frozenset[ErrorClass] = frozenset({"not_found", "gone"})
 """Answers that say that the resource does not exist."""
@@ -40,6 +44,19 @@ class Answer(msgspec.Struct, frozen=True):
     """Empty for a success (2xx)."""
     retry_after: float | None = None
     etag: str | None = None
+    link: str | None = None
+    """Its `Link` headers, joined by commas."""
+    redactor: Redactor | None = None
+    """Masks the endpoint's secrets in the body of a success."""
+
+    def reporting(self, error_class: ErrorClass, text: str) -> Answer:
+        """Return this answer as a failure: with the status of a success, its body reports an error with this text."""
+        if self.redactor is None:
+            return msgspec.structs.replace(self, error_class=error_class)
+        shown = self.redactor.excerpt(text.encode("utf-8", "replace")) or ""
+        why = f"answered {self.call.status} with errors: {' '.join(shown.split())[:_LONGEST_ERROR]}"
+        call = msgspec.structs.replace(self.call, error=why, excerpt=self.redactor.excerpt(self.body))
+        return msgspec.structs.replace(self, call=call, error_class=error_class)
 
     def failed(self, calls: tuple[Call, ...]) -> Failed:
         """Return the failure of the attempt whose `calls` end with this one."""
@@ -71,11 +88,18 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     text = value.strip()
     if _SECONDS.fullmatch(text):
         return float(text)
+    moment = parse_http_date(text)
+    seconds = 0.0 if moment is None else (moment - now).total_seconds()
+    return seconds if seconds > 0 else None
+
+
+def parse_http_date(value: str | None) -> datetime | None:
+    """Parse an HTTP-date; None when it is unreadable."""
+    if value is None or len(value) > _LONGEST_DATE:
+        return None
     try:
-        moment = parsedate_to_datetime(text)
+        moment = parsedate_to_datetime(value.strip())
     except (ValueError, OverflowError):
         return None
-    if moment.tzinfo is None:  # "-0000": UTC, of unknown place (RFC 5322 §3.3)
-        moment = moment.replace(tzinfo=UTC)
-    seconds = (moment - now).total_seconds()
-    return seconds if seconds > 0 else None
+    # "-0000": UTC, of unknown place (RFC 5322 §3.3)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

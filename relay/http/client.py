@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import datetime
+from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any, cast
 
@@ -27,9 +28,10 @@ import tenacity
 from inbox.clock import steady
 from inbox.errors import OutboundRefused
 from inbox.logs.traces import place_of
-from relay.delivery.outcome import Call, CallStep, Sent
+from relay.delivery.outcome import Call, CallStep, RateHold, Sent
 from relay.http.answer import Answer, class_of_status, parse_retry_after
 from relay.http.connection import CallState, EndpointAdapter
+from relay.http.rate_headers import rate_hold
 from relay.http.redactor import Redactor, name_only
 from relay.http.response import NotHttpError
 from relay.http.target import Target
@@ -39,6 +41,9 @@ _log = logging.getLogger(__name__)
 
 MAX_ANSWER = 64 * 1024
 """Most bytes read of an answer. A longer one is cut there, and its connection closed."""
+HELD_HERE_SECONDS = 5.0
+"""After an answer that asks for no further call, this client makes none for so long at most. Deliveries that are in hand
+already would otherwise go on calling until they are recorded and the gate is closed."""
 _TRIES = 3
 """Tries of a call that provably was not sent."""
 _UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
@@ -58,6 +63,8 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes | None = None
     most: int = MAX_ANSWER
     """Most bytes read of the answer."""
+    own_headers: Mapping[str, str] = {}
+    """Headers that the configuration sets for this call; they take precedence over those of the endpoint."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -81,6 +88,12 @@ class HttpClient:
         self._of_thread = threading.local()
         self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._opening = threading.Lock()
+        self._held_until = 0.0
+
+    @property
+    def base(self) -> str:
+        """The URL that every call is below, with the query that every call has."""
+        return f"{self._target.base}?{self._target.query}" if self._target.query else self._target.base
 
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, within the endpoint's timeout and the lease.
@@ -89,7 +102,10 @@ class HttpClient:
         provably was not sent, because the connection was refused or the name server is busy, is tried again within the
         same deadline, at most twice.
         """
-        deadline = steady() + self._target.timeout
+        began = steady()
+        if began < self._held_until:
+            return self._held(request, began)
+        deadline = began + self._target.timeout
         answer, again = self._once(request, deadline, limits)
         return self._retry(answer, request, deadline, limits) if again else answer
 
@@ -160,17 +176,37 @@ class HttpClient:
         self, request: Request, began: float, response: requests.Response, body: bytes, now: datetime, *, whole: bool
     ) -> Answer:
         status = response.status_code
+        hold = self._hold(rate_hold(response.headers, status, now))
         error_class = class_of_status(status)
+        if status == HTTPStatus.FORBIDDEN and hold is not None:
+            error_class = "throttled"  # GitHub's limits; any other 403 would open the breaker
         if error_class is None:
-            etag = response.headers.get("ETag")
-            return Answer(self._logged(request, began, "answered", status), body, whole, etag=etag)
+            etag, link = response.headers.get("ETag"), response.headers.get("Link")
+            called = self._logged(request, began, "answered", status, hold=hold)
+            return Answer(called, body, whole, etag=etag, link=link, redactor=self._target.redactor)
         excerpt = self._target.redactor.excerpt(body)
         return Answer(
-            self._logged(request, began, "answered", status, excerpt=excerpt),
+            self._logged(request, began, "answered", status, excerpt=excerpt, hold=hold),
             body,
             whole,
             error_class,
             self._retry_after(response.headers.get("Retry-After"), now),
+        )
+
+    def _hold(self, asked: RateHold | None) -> RateHold | None:
+        """Hold back further calls until the gate does, which all relays read; longer ones are the gate's matter."""
+        seconds = 0.0 if asked is None else min(asked.seconds, self._target.longest_hold)
+        if asked is None or seconds <= 0:
+            return None
+        self._held_until = max(self._held_until, steady() + min(seconds, HELD_HERE_SECONDS))
+        return RateHold(seconds, asked.why)
+
+    def _held(self, request: Request, now: float) -> Answer:
+        left = self._held_until - now
+        hold = RateHold(left, "an answer before asked for no further call")
+        error = f"not made: {hold.why} for now"
+        return Answer(
+            self._logged(request, now, "not_sent", error=error, hold=hold), error_class="throttled", retry_after=left
         )
 
     def _retry_after(self, given: str | None, now: datetime) -> float | None:
@@ -199,7 +235,7 @@ class HttpClient:
         """Build the request from parts that are checked already, so that requests has nothing to normalise."""
         target = self._target
         query = f"{target.query}&{request.query}" if target.query and request.query else target.query or request.query
-        headers = {**request.headers, **target.headers}
+        headers = {**request.headers, **target.headers, **request.own_headers}
         if request.body is not None:
             headers["Content-Length"] = str(len(request.body))
         prepared = requests.PreparedRequest()
@@ -219,13 +255,14 @@ class HttpClient:
         *,
         error: str | None = None,
         excerpt: str | None = None,
+        hold: RateHold | None = None,
     ) -> Call:
         url = _below(self._target.shown, request.path)
         names = [name_only(pair) for query in (self._target.query, request.query) if query for pair in query.split("&")]
         if names:
             url = f"{url}?{'&'.join(names)}"
         milliseconds = round((steady() - began) * 1000, 2)
-        return Call(request.step, request.method, url, sent, milliseconds, status, error, excerpt)
+        return Call(request.step, request.method, url, sent, milliseconds, status, error, excerpt, hold)
 
     def _lost(self, request: Request, began: float, sent: Sent, status: int | None = None) -> Answer:
         error = "cut: the lease ended" if sent == "unknown" else "not made: the lease ended"

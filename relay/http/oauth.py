@@ -49,6 +49,11 @@ class TokenClient:
         self._lock = threading.Lock()
         self._token: BearerToken | None = None
 
+    @property
+    def base(self) -> str:
+        """The URL that every call is below, with the query that every call has."""
+        return self._calls.base
+
     def call(self, request: Request, limits: Limits) -> Answer:
         """Make the call, as `HttpClient.call`. An error of the token URL becomes this call's own failure.
 
@@ -72,6 +77,7 @@ class TokenClient:
     def _call(self, request: Request, token: BearerToken, limits: Limits) -> Answer:
         authorised = {**request.headers, "Authorization": f"Bearer {token.value}"}
         answer = self._calls.call(msgspec.structs.replace(request, headers=authorised), limits)
+        answer = msgspec.structs.replace(answer, redactor=token.redactor)
         if answer.call.excerpt is None:
             return answer
         masked = token.redactor.excerpt(answer.body)  # from the body: the excerpt may end with half a token

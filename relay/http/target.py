@@ -15,6 +15,7 @@ import msgspec
 import requests
 
 from inbox.config.endpoint import ApiBasic, ApiBearer, ApiHeader, Endpoint, OutboundAuth
+from inbox.config.headers import is_name, may_be_set, titled
 from inbox.config.model import Outbound
 from inbox.errors import ConfigError, collect_config_errors
 from relay.http import guard
@@ -23,15 +24,6 @@ from relay.http.redactor import Redactor
 
 _PRINTABLE = re.compile(r"[\t\x20-\x7e]*")
 _LEFT_AS_THEY_ARE = "\t" + "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_NOT_TO_BE_SET = re.compile(
-    "host|content-length|transfer-encoding|connection|accept-encoding|expect|te|trailer|upgrade|traceparent"
-    "|idempotency-key|webhook-.*|inbox-.*",
-    re.IGNORECASE,
-)
-"""Headers that frame the message, cause an answer that can't be read here, or belong to the delivery."""
-
-
 _HOST = re.compile(r"[a-z0-9._-]+")
 _NO_LISTS = Outbound()
 
@@ -48,6 +40,8 @@ class Target(msgspec.Struct, frozen=True):
     """Configured headers and authentication. Names are in Title-Case, so that they replace a call's header of the same name."""
     timeout: float
     """Seconds, for one call."""
+    longest_hold: float
+    """Seconds for which an answer's rate limit holds further calls, at most."""
     proxies: dict[str, str]
     rules: guard.AddressRules
     tls: ssl.SSLContext
@@ -97,6 +91,7 @@ def prepare(
         shown=f"{parts.scheme}://{parts.netloc}{parts.path if shown_path is None else shown_path}",
         headers={"User-Agent": "inbox-relay", "Accept-Encoding": "identity", **made["headers"], **headers},
         timeout=float(endpoint.timeout),
+        longest_hold=float(endpoint.longest_hold),
         proxies=proxies,
         # A proxy's address is the operator's choice, and it resolves the name itself, where nothing here can look.
         rules=guard.ANYWHERE if proxies else rules,
@@ -113,17 +108,13 @@ def header_value(text: str) -> str:
     return text if _PRINTABLE.fullmatch(text) else quote(text, safe=_LEFT_AS_THEY_ARE)
 
 
-def _title(name: str) -> str:
-    return "-".join(part.capitalize() for part in name.split("-"))
-
-
 def _own_headers(endpoint: Endpoint, where: str) -> dict[str, str]:
     """Return the configured headers, of two spellings of a name the first."""
     headers: dict[str, str] = {}
     for name, value in endpoint.headers.items():
-        if _NAME.fullmatch(name) is None or _NOT_TO_BE_SET.fullmatch(name):
+        if not may_be_set(name):
             raise ConfigError(f"{where}.headers: {name!r} is not a header that can be set here")
-        headers.setdefault(_title(name), header_value(value))
+        headers.setdefault(titled(name), header_value(value))
     return headers
 
 
@@ -180,10 +171,10 @@ def _authentication(auth: OutboundAuth | None, where: str) -> tuple[dict[str, st
         token = auth.token.reveal(at=f"{where}.token")
         return {"Authorization": header_value(f"Bearer {token}")}, [token, header_value(token)]
     if isinstance(auth, ApiHeader):
-        if _NAME.fullmatch(auth.name) is None:
+        if not is_name(auth.name):
             raise ConfigError(f"{where}.name: {auth.name!r} is not a header's name")
         value = auth.value.reveal(at=f"{where}.value")
-        return {_title(auth.name): header_value(value)}, [value, header_value(value)]
+        return {titled(auth.name): header_value(value)}, [value, header_value(value)]
     return {}, []
 
 

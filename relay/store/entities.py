@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 from sqlalchemy import TextClause, text
 
 from inbox.config.routing import possible_lanes
-from inbox.db.dialect import Sql
+from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import time_text
 from relay.delivery.outcome import Delivery
 from relay.store.database import Database
@@ -26,6 +27,8 @@ class Chosen(msgspec.Struct, frozen=True):
 
     source: str
     route: str
+    types: tuple[str, ...] = ()
+    """Only these types of entities; empty: all."""
     entity_type: str | None = None
     entity_id: str | None = None
     since: datetime | None = None
@@ -38,17 +41,39 @@ def page(database: Database, chosen: Chosen, after: Place, most: int) -> list[De
     Those whose newest event did not take the route are among them: what they are now may concern it all the same.
     """
     with database.read() as transaction:
-        rows = transaction.execute(
-            _newest(database.sql),
-            source=chosen.source,
-            entity_type=chosen.entity_type,
-            entity_id=chosen.entity_id,
-            since=None if chosen.since is None else time_text(chosen.since),
-            after_type=after[0],
-            after_id=after[1],
-            most=most,
-        )
+        statement = _newest(database.sql, of_types=bool(chosen.types))
+        rows = transaction.execute(statement, after_type=after[0], after_id=after[1], most=most, **_parameters(chosen))
     return [_delivery(row, chosen.route) for row in rows]
+
+
+def count(database: Database, chosen: Chosen) -> int:
+    """Count the entities; it reads the index of all events of the source."""
+    with database.read() as transaction:
+        statement = _number(database.sql, of_types=bool(chosen.types))
+        return int(transaction.execute(statement, **_parameters(chosen))[0].number)
+
+
+def _parameters(chosen: Chosen) -> dict[str, str | None]:
+    types = {"types": rows_param({"name": name} for name in chosen.types)} if chosen.types else {}
+    return {
+        "source": chosen.source,
+        "entity_type": chosen.entity_type,
+        "entity_id": chosen.entity_id,
+        "since": None if chosen.since is None else time_text(chosen.since),
+        **types,
+    }
+
+
+def ids_of(database: Database, source: str, entity_type: str, most: int) -> Iterator[list[str]]:
+    """Yield the ids of all entities of this type in the inbox, in order, at most so many at a time."""
+    after = ""
+    while True:
+        with database.read() as transaction:
+            rows = transaction.execute(IDS, source=source, entity_type=entity_type, after_id=after, most=most)
+        if not rows:
+            return
+        yield [row.entity_id for row in rows]
+        after = rows[-1].entity_id
 
 
 def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result row
@@ -63,20 +88,39 @@ def _delivery(event: Any, route: str) -> Delivery:  # noqa: ANN401  # a result r
     )
 
 
+def _is_chosen(sql: Sql, *, of_types: bool) -> str:
+    types = f"AND entity_type IN (SELECT types.name FROM {sql.rows('types', name='text')})" if of_types else ""
+    return f"""source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL {types}
+      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
+      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
+
+
+IDS = text("""
+SELECT DISTINCT entity_id FROM inbox
+WHERE source = :source AND entity_type = :entity_type AND entity_id > :after_id
+ORDER BY entity_id LIMIT :most
+""")
+
+
 @cache
-def _newest(sql: Sql) -> TextClause:
+def _newest(sql: Sql, *, of_types: bool) -> TextClause:
     return text(f"""
 SELECT i.seq, {EVENT}
 FROM (
     SELECT entity_type, entity_id, max(seq) AS seq
     FROM inbox
-    WHERE source = :source AND entity_type IS NOT NULL AND entity_id IS NOT NULL
-      AND (entity_type, entity_id) > (:after_type, :after_id)
-      AND {sql.optional("entity_type", "text")} AND {sql.optional("entity_id", "text")}
-      AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
+    WHERE {_is_chosen(sql, of_types=of_types)} AND (entity_type, entity_id) > (:after_type, :after_id)
     GROUP BY entity_type, entity_id
     ORDER BY entity_type, entity_id
     LIMIT :most) newest
 JOIN inbox i ON i.seq = newest.seq
 ORDER BY i.entity_type, i.entity_id
+""")
+
+
+@cache
+def _number(sql: Sql, *, of_types: bool) -> TextClause:
+    return text(f"""
+SELECT count(*) AS number FROM (
+    SELECT 1 FROM inbox WHERE {_is_chosen(sql, of_types=of_types)} GROUP BY entity_type, entity_id) entities
 """)

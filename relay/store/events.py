@@ -41,6 +41,9 @@ def _delivery(row: Any, event: Any) -> Delivery:  # noqa: ANN401  # result rows
         **of_event(event),
         late=late,
         applied_hash=event.applied_hash,
+        applied_etag=event.etag,
+        etag_config=event.etag_config,
+        applied_modified=None if event.last_modified is None else as_time(event.last_modified),
         stale_before=event.stale_before,
     )
 
@@ -70,7 +73,7 @@ def _events(sql: Sql) -> TextClause:
     return text(f"""
 SELECT i.seq, claimed.route, {EVENT},
        l.occurred_at AS last_occurred_at, l.seq AS last_seq,
-       l.applied_hash,
+       l.applied_hash, l.etag, l.etag_config, l.last_modified,
        (SELECT count(*) FROM delivery_log f WHERE f.seq = i.seq AND f.route = claimed.route AND f.kind = 'attempt_failed'
             AND f.detail ->> 'error_class' = 'stale' AND NOT EXISTS (
                 SELECT 1 FROM delivery_log n

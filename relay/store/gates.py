@@ -1,4 +1,4 @@
-"""Gates: pauses, breakers and rates that hold deliveries back. Rows of `gate`, shared by all relays."""
+"""Gates: pauses, breakers, rates and rate holds that hold deliveries back. Rows of `gate`, shared by all relays."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from inbox.db.dialect import Sql, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.delivery.alerts import changes
-from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, RateLimit, Report, after_result
+from relay.delivery.gates import Breaker, BreakerState, GateKey, Gates, Held, RateLimit, Report, after_result
 from relay.delivery.policy import Policies, breaker_limits
+from relay.delivery.rate_holds import HoldRequest, holds_until
 from relay.store.alerts import note
 from relay.store.bulkhead import isolated
 from relay.store.database import Database, Transaction
@@ -30,7 +31,7 @@ def read_gates(database: Database) -> Gates:
         return _read(database, _gates_of(database.sql), gates=_keys(some))
 
     def alone(key: GateKey, _error: Exception) -> list[_Gate]:
-        return [(key, True, None)]
+        return [(key, True, None, None)]
 
     parts = isolated(
         database,
@@ -44,19 +45,24 @@ def read_gates(database: Database) -> Gates:
     found = [row for part in parts for row in part]
     return Gates(
         now,
-        frozenset(key for key, is_paused, _ in found if is_paused),
-        {key: breaker for key, _, breaker in found if breaker is not None},
+        frozenset(key for key, is_paused, _, _ in found if is_paused),
+        {key: breaker for key, _, breaker, _ in found if breaker is not None},
+        {key: held for key, _, _, held in found if held is not None},
     )
 
 
-_Gate = tuple[GateKey, bool, Breaker | None]
-"""Its key, whether it is paused, and its breaker."""
+_Gate = tuple[GateKey, bool, Breaker | None, Held | None]
+"""Its key, whether it is paused, its breaker, and its rate hold."""
 
 
 def _read(database: Database, statement: TextClause, **parameters: object) -> list[_Gate]:
     with database.read() as transaction:
         rows = transaction.execute(statement, **parameters)
-    return [((row.kind, row.name), bool(row.is_paused), as_breaker(row)) for row in rows]
+    return [((row.kind, row.name), bool(row.is_paused), as_breaker(row), _as_held(row)) for row in rows]
+
+
+def _as_held(row: Any) -> Held | None:  # noqa: ANN401  # a result row
+    return None if row.held_until is None else Held(as_time(row.held_until), row.hold_reason or "")
 
 
 def _read_names(database: Database) -> list[GateKey]:
@@ -65,19 +71,26 @@ def _read_names(database: Database) -> list[GateKey]:
 
 
 def listen(
-    transaction: Transaction, heard: Iterable[Report], policies: Policies, now: datetime
+    transaction: Transaction,
+    heard: Iterable[Report],
+    policies: Policies,
+    now: datetime,
+    asked: Collection[HoldRequest] = (),
 ) -> dict[GateKey, Breaker]:
     """Report attempts to the breakers, under the order lock; stores an `alert` for each breaker that opens or closes.
+
+    The gates of endpoints that `asked` for no further call are held.
 
     Returns:
         Those breakers as they were before.
     """
     reports = list(heard)
-    if not reports:
+    if not reports and not asked:
         return {}
     limits = breaker_limits(policies)
     keys = {report.key for report in reports}
-    locked = lock_all(transaction, keys)
+    locked = lock_all(transaction, keys | {request.key for request in asked})
+    _hold(transaction, holds_until(asked, {key: gate.held_until for key, gate in locked.items()}, now))
     before = {key: locked[key].breaker if key in locked else Breaker() for key in keys}
     after = dict(before)
     for report in reports:
@@ -93,6 +106,7 @@ class Locked(msgspec.Struct, frozen=True):
 
     breaker: Breaker
     rate_used_until: datetime | None
+    held_until: datetime | None = None
 
 
 def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKey, Locked]:
@@ -111,7 +125,11 @@ def lock_all(transaction: Transaction, keys: Collection[GateKey]) -> dict[GateKe
 
 def _locked(transaction: Transaction, gates: str) -> dict[GateKey, Locked]:
     return {
-        (row.kind, row.name): Locked(as_breaker(row), row.rate_used_until and as_time(row.rate_used_until))
+        (row.kind, row.name): Locked(
+            as_breaker(row),
+            row.rate_used_until and as_time(row.rate_used_until),
+            row.held_until and as_time(row.held_until),
+        )
         for row in transaction.execute(_gates_of(transaction.sql, locked=True), gates=gates)
     }
 
@@ -141,7 +159,8 @@ def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
     with database.write() as transaction:
         gate, now = lock_all(transaction, [rate_limit.key]).get(rate_limit.key), transaction.now()
         used = None if gate is None else gate.rate_used_until
-        seconds = rate_limit.opens_in(used, now)
+        held = now if gate is None or gate.held_until is None else gate.held_until
+        seconds = max(rate_limit.opens_in(used, now), (held - now).total_seconds())
         if seconds == 0:
             use_rates(transaction, {rate_limit.key: rate_limit.used(used, now, 1)})
         return seconds
@@ -157,21 +176,26 @@ def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool
 
 
 def resume(transaction: Transaction, key: GateKey, now: datetime) -> bool:
-    """Let deliveries through again: ends a pause and closes a breaker, a retired one too. Call under the order lock.
+    """Let deliveries through again: ends a pause and a rate hold, and closes a breaker. Call under the order lock.
 
     Returns:
         Whether anything was held back.
     """
     before = {gate: locked.breaker for gate, locked in _locked(transaction, _keys([key])).items()}
-    found = transaction.execute(_RESUME, kind=key[0], name=key[1])
+    found = transaction.execute(_resume(transaction.sql), kind=key[0], name=key[1])
     note(transaction, changes(before, {gate: Breaker() for gate in before}), now)
     return bool(found)
 
 
 def held_back(database: Database) -> list[Row]:
-    """The gates that are paused, or whose breaker is not closed."""
+    """The gates that are paused or held, or whose breaker is not closed."""
     with database.read() as transaction:
-        return transaction.rows_of(HELD_BACK)
+        return held_back_in(transaction)
+
+
+def held_back_in(transaction: Transaction) -> list[Row]:
+    """Read them as `held_back` does, in a transaction that reads more."""
+    return transaction.rows_of(_held_back(transaction.sql))
 
 
 def as_breaker(row: Any) -> Breaker:  # noqa: ANN401  # a result row
@@ -198,14 +222,14 @@ _BREAKER = {
 """The columns of a breaker, and their types; in the order of the fields of `Breaker`."""
 GATE_COLUMNS = f"g.kind, g.name, {', '.join(f'g.{column}' for column in _BREAKER)}"
 """The columns that `as_breaker` reads."""
-_GATES = text(f"SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused FROM gate g")
+_GATES = text(f"SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.held_until, g.hold_reason FROM gate g")
 _GATE_KEYS = text("SELECT g.kind, g.name FROM gate g")
 
 
 @cache
 def _gates_of(sql: Sql, *, locked: bool = False) -> TextClause:
     return text(f"""
-SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.rate_used_until
+SELECT {GATE_COLUMNS}, g.paused_at IS NOT NULL AS is_paused, g.rate_used_until, g.held_until, g.hold_reason
 FROM {sql.rows("gates", kind="text", name="text")} JOIN gate g ON g.kind = gates.kind AND g.name = gates.name
 ORDER BY g.kind, g.name
 {sql.for_update and "FOR UPDATE OF g" if locked else ""}
@@ -257,13 +281,42 @@ RETURNING name
 """)
 
 
-_RESUME = text("""
-DELETE FROM gate WHERE kind = :kind AND name = :name AND (paused_at IS NOT NULL OR breaker <> 'closed')
+@cache
+def _resume(sql: Sql) -> TextClause:
+    return text(f"""
+DELETE FROM gate
+WHERE kind = :kind AND name = :name AND (paused_at IS NOT NULL OR breaker <> 'closed' OR held_until > (SELECT {sql.now}))
 RETURNING name
 """)
-HELD_BACK = text("""
-SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause
+
+
+@cache
+def _held_back(sql: Sql) -> TextClause:
+    """Select the gates that hold deliveries back; a hold that is over is empty."""
+    return text(f"""
+SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause,
+    CASE WHEN held_until > (SELECT {sql.now}) THEN held_until END AS held_until,
+    CASE WHEN held_until > (SELECT {sql.now}) THEN hold_reason END AS hold_reason
 FROM gate
-WHERE paused_at IS NOT NULL OR breaker <> 'closed'
+WHERE paused_at IS NOT NULL OR breaker <> 'closed' OR held_until > (SELECT {sql.now})
 ORDER BY kind, name
+""")
+
+
+def _hold(transaction: Transaction, held: Mapping[GateKey, tuple[datetime, str]]) -> None:
+    if held:
+        rows = [
+            {"kind": kind, "name": name, "until": until, "why": why}
+            for (kind, name), (until, why) in sorted(held.items())
+        ]
+        transaction.execute(_store_holds(transaction.sql), held=rows_param(rows))
+
+
+@cache
+def _store_holds(sql: Sql) -> TextClause:
+    return text(f"""
+UPDATE gate AS g
+SET held_until = held.until, hold_reason = held.why
+FROM {sql.rows("held", kind="text", name="text", until="time", why="text")}
+WHERE g.kind = held.kind AND g.name = held.name
 """)

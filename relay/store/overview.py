@@ -33,7 +33,7 @@ class HeldGate(msgspec.Struct, frozen=True):
     kind: str
     name: str
     state: str
-    """paused, open, half_open or retired of a breaker, or limited by a rate."""
+    """paused, open, half_open or retired of a breaker, limited by a rate, or held since the endpoint asked for that."""
     why: str | None
     by: str | None = None
     """Operator who paused it."""
@@ -111,7 +111,7 @@ def read_overview(database: Database, policies: Policies) -> Overview:
 
 def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert], now: datetime) -> Iterator[HeldGate]:
     fired = {alert.subject: alert.since for alert in alerts if alert.kind in {"breaker_open", "retired"}}
-    for row in transaction.rows_of(gates.HELD_BACK):
+    for row in gates.held_back_in(transaction):
         key = (row["kind"], row["name"])
         routes = tuple(sorted(name for name, policy in policies.items() if _goes_through(policy, key)))
         if row["paused_at"] is not None:
@@ -119,6 +119,8 @@ def _held(transaction: Transaction, policies: Policies, alerts: list[FiringAlert
         if row["breaker"] != "closed":
             since = fired.get(" ".join(key))
             yield HeldGate(*key, row["breaker"], row["breaker_cause"], None, since, row["breaker_until"], routes)
+        if row["held_until"] is not None:
+            yield HeldGate(*key, "held", row["hold_reason"], None, None, row["held_until"], routes)
     yield from _limited(transaction, policies, now)
 
 

@@ -19,6 +19,7 @@ from inbox.events.timestamps import as_time, time_text
 from relay.delivery.audit import Difference
 from relay.delivery.gates import GateKey
 from relay.delivery.policy import Policies, breaker_limits
+from relay.delivery.rate_holds import longest_holds
 from relay.delivery.time_bounds import SLACK, breaker_within, within
 from relay.store.alerts import POST_AGAIN_AFTER, POSTED_WITHIN
 from relay.store.claim import PROBE_GIVEN_UP_AFTER
@@ -143,7 +144,7 @@ WHERE ({time.key}) IN (SELECT {time.key} {_beyond(sql, time)} {sql.skip_locked})
 """)
 
 
-_GATE_TIMES = ("breaker_until", "window_began_at", "rate_used_until")
+_GATE_TIMES = ("breaker_until", "window_began_at", "rate_used_until", "held_until")
 
 
 def _gates(
@@ -151,6 +152,7 @@ def _gates(
 ) -> list[tuple[TooFarAhead, dict[str, object]]]:
     """The first time too far ahead of each gate, and its corrected row; gates without configuration are left alone."""
     limits = breaker_limits(policies)
+    holds = longest_holds(policies)
     used: dict[GateKey, datetime] = {}
     for rate_limit in (rate_limit for policy in policies.values() for rate_limit in policy.rate_limits):
         used[rate_limit.key] = max(used.get(rate_limit.key, now), rate_limit.furthest(now))
@@ -161,9 +163,11 @@ def _gates(
             continue
         held = breaker_within(breaker, limits[key], PROBE_GIVEN_UP_AFTER, now)
         rate = None if row.rate_used_until is None else as_time(row.rate_used_until)
+        hold = None if row.held_until is None else as_time(row.held_until)
         # Without a rate it counts for nothing; if one is configured again, nothing of it is used up.
-        times = (held.until, held.window_began_at, within(rate, used.get(key, now)))
-        before = (breaker.until, breaker.window_began_at, rate)
+        longest_hold = now + holds.get(key, timedelta(0))
+        times = (held.until, held.window_began_at, within(rate, used.get(key, now)), within(hold, longest_hold))
+        before = (breaker.until, breaker.window_began_at, rate, hold)
         for column, was, to in zip(_GATE_TIMES, before, times, strict=True):
             if was is not None and to is not None and was != to:
                 corrected = {"kind": row.kind, "name": row.name, **dict(zip(_GATE_TIMES, times, strict=True))}
@@ -176,7 +180,7 @@ def _gates(
 def _gates_ahead(sql: Sql, *, locked: bool) -> TextClause:
     later = " OR ".join(f"g.{column} > {sql.time(':later')}" for column in _GATE_TIMES)
     return text(f"""
-SELECT {GATE_COLUMNS}, g.rate_used_until
+SELECT {GATE_COLUMNS}, g.rate_used_until, g.held_until
 FROM gate g
 WHERE {later}
 ORDER BY g.kind, g.name

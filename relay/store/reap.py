@@ -15,6 +15,7 @@ from relay.delivery.facts import AnyFact
 from relay.delivery.lifecycle import append
 from relay.delivery.policy import CRASHES_ALLOWED, UNKNOWN_ROUTE, Policies, decide_abandoned
 from relay.store.alerts import note
+from relay.store.applied import forget_applied
 from relay.store.bulkhead import isolated
 from relay.store.clock import DatabaseClock
 from relay.store.database import ROW, Database, Transaction, as_open_delivery, key_text, keys_param
@@ -89,6 +90,7 @@ def _reap(
             for row in rows
         ]
         note(transaction, deaths(abandoned), now)
+        forget_applied(transaction, ((row.route, row.lane) for row in abandoned))
         transaction.write_back(settle_lanes(transaction, abandoned, policies, now), relay_node)
     return [(row.seq, row.route, row.facts[-1]) for row in abandoned]
 

@@ -29,7 +29,9 @@ from relay.delivery.policy import (
     history_of,
     needs_history,
 )
+from relay.delivery.rate_holds import HoldRequest, hold_requests
 from relay.store.alerts import note
+from relay.store.applied import forget_applied, lanes_in_doubt
 from relay.store.bulkhead import in_parts
 from relay.store.coverage import go_on_healing, heal
 from relay.store.database import ROW, Database, Transaction, as_open_delivery
@@ -136,7 +138,8 @@ def _record(
         outcomes = [(delivery, _by_database_clock(outcome, ahead)) for delivery, outcome in handed_in]
         leased = _still_leased(transaction, [delivery for delivery, _ in outcomes])
         histories = _histories(transaction, outcomes, policies)
-        breakers = listen(transaction, _reports(outcomes, leased, policies, recently_failing), policies, now)
+        reports = _reports(outcomes, leased, policies, recently_failing)
+        breakers = listen(transaction, reports, policies, now, [*_asked(outcomes, policies)])
         changed: list[OpenDelivery] = []
         recorded: list[Recorded] = []
         for delivery, outcome in outcomes:
@@ -163,8 +166,16 @@ def _record(
                 if isinstance(outcome, Delivered) and (delivery.seq, delivery.route, delivery.lease_token) in leased
             ],
         )
+        forget_applied(transaction, lanes_in_doubt(leased_outcomes(outcomes, leased)))
         go_on_healing(transaction, healing.unfinished)
     return recorded
+
+
+def leased_outcomes(
+    outcomes: Iterable[tuple[Delivery, Outcome]], leased: Collection[tuple[int, str, int]]
+) -> Iterator[tuple[Delivery, Outcome]]:
+    """Yield the outcomes of attempts that still hold their lease."""
+    return ((d, outcome) for d, outcome in outcomes if (d.seq, d.route, d.lease_token) in leased)
 
 
 def _by_database_clock(outcome: Outcome, ahead: timedelta) -> Outcome:
@@ -214,6 +225,12 @@ def _reports(
                 yield report
 
 
+def _asked(outcomes: Iterable[tuple[Delivery, Outcome]], policies: Policies) -> Iterator[HoldRequest]:
+    """The rate holds that endpoints ask for: also by the calls of an attempt that holds its lease no longer."""
+    for delivery, outcome in outcomes:
+        yield from hold_requests(outcome, policies.get(delivery.route, UNKNOWN_ROUTE))
+
+
 def _histories(
     transaction: Transaction, outcomes: Sequence[tuple[Delivery, Outcome]], policies: Policies
 ) -> dict[tuple[int, str], History]:
@@ -254,6 +271,9 @@ def success_row(
         "fetch_began_at": success.fetch_began_at,
         "last_modified": success.last_modified,
         "applied_hash": success.applied_hash,
+        # The log has no ETag: after a rebuild nothing is known of later writes that failed, so that it would prove nothing.
+        "etag": success.etag if isinstance(success, Delivered) else None,
+        "etag_config": success.etag_config if isinstance(success, Delivered) else None,
     }
 
 
@@ -276,14 +296,19 @@ def _remember(sql: Sql) -> TextClause:
         fetch_began_at="time",
         last_modified="time",
         applied_hash="bytes",
+        etag="text",
+        etag_config="bytes",
     )
     newer = "(excluded.occurred_at, excluded.seq) > (lane.occurred_at, lane.seq)"
     # A late one that fetched nothing says nothing of events newer than itself: what was fetched before stays.
     late = "(excluded.occurred_at, excluded.seq) < (lane.occurred_at, lane.seq)"
+    # Whatever the order of events, the other system has the state that was fetched last.
+    fetched_last = "excluded.fetch_began_at >= coalesce(lane.fetch_began_at, excluded.fetch_began_at)"
     says = f"(excluded.fetch_began_at IS NOT NULL OR NOT {late})"
     return text(f"""
-INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash)
-SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}
+INSERT INTO lane (route, lane, occurred_at, seq, fetch_began_at, last_modified, applied_hash, etag, etag_config)
+SELECT route, lane, occurred_at, seq, fetch_began_at, last_modified, {sql.hex_bytes("applied_hash")}, etag,
+    {sql.hex_bytes("etag_config")}
 FROM {rows}
 WHERE true
 ON CONFLICT (route, lane) DO UPDATE SET
@@ -291,5 +316,7 @@ ON CONFLICT (route, lane) DO UPDATE SET
     seq = CASE WHEN {newer} THEN excluded.seq ELSE lane.seq END,
     fetch_began_at = CASE WHEN {says} THEN excluded.fetch_began_at ELSE lane.fetch_began_at END,
     last_modified = CASE WHEN {says} THEN excluded.last_modified ELSE lane.last_modified END,
-    applied_hash = excluded.applied_hash
+    applied_hash = excluded.applied_hash,
+    etag = CASE WHEN {fetched_last} THEN excluded.etag END,
+    etag_config = CASE WHEN {fetched_last} THEN excluded.etag_config END
 """)

@@ -143,6 +143,8 @@ class SweepFindings(msgspec.Struct, frozen=True):
     compared: int = 0
     missed: int = 0
     added: int = 0
+    left_out: int = 0
+    """Events without their entity, which is larger than a body may be."""
 
 
 def finish(database: Database, swept: SweepFindings, node: str | None = None, alerts: Iterable[Alert] = ()) -> None:

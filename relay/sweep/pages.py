@@ -1,40 +1,70 @@
-"""Reads a service's listing page by page: ids, and times of the last change, with bounded memory."""
+"""Reads a service's listing page by page: ids, times of the last change, and the entities, with bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import tenacity
 from tenacity import wait_exponential
 from tenacity.wait import wait_base
 
 from inbox.config.sweep import Listing, Sweep
-from inbox.errors import InvalidEvent, MappingError, SweepFailed
+from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, UnusableAnswer, collect_config_errors
 from inbox.events.strict_json import has_more_marks
-from inbox.events.timestamps import parse_rfc3339, to_datetime
+from inbox.events.timestamps import rfc3339
 from inbox.sources.fields import LONGEST_ID, text_field
 from relay.delivery.outcome import ErrorClass
 from relay.destinations.base import Caller, Context
+from relay.http.answer import Answer
 from relay.http.client import Request
-from relay.sync.calls import compile_call
-from relay.sync.cursor import UNTOLD, Listed, OffsetCursor
-from relay.sync.expressions import Expression, decode
+from relay.sync.answers import reported_error
+from relay.sync.calls import CallPlan, compile_call
+from relay.sync.chunks import ChunkPlan, compile_chunks
+from relay.sync.cursor import UNTOLD, Listed
+from relay.sync.expressions import Expression, Scope, decode, encode
+from relay.sync.instants import instant_of
+from relay.sync.paging import OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
+from relay.sync.templates import SearchTemplate
 
 MOST_BYTES = 32 * 1024 * 1024
 """The largest page."""
 MOST_MARKS = 1_000_000
 """The most brackets, commas and colons in a page: parsed, they took up to 133 MiB (fractions); 32 MiB of small lists took 807."""
-_ASKED = {"since", "start", "count"}
 _TRANSIENT: frozenset[ErrorClass] = frozenset({"not_sent", "unknown", "throttled", "server_error"})
-"""Errors after which a GET is repeated."""
+"""Errors after which a page is asked for again."""
 TRIES = 3
 WAIT: wait_base = wait_exponential(multiplier=0.5, exp_base=4)
 LONGEST_RETRY_AFTER = 20.0
 """The longest wait that a source may ask for, in seconds: a relay has to renew its turn."""
+_SMALLER_PAGES = "ask for less by pages.count"
 
-BEFORE_A_CALL: Sequence[Listed] = ()
+
+class Unlisted(msgspec.Struct, frozen=True):
+    """An item of a page that names no entity, or no time of its last change."""
+
+    digest: bytes
+    """SHA-256 of the item."""
+    why: str
+
+
+Entry = Listed | Unlisted
+Found = TypeVar("Found")
+
+
+class Page(msgspec.Struct, frozen=True):
+    """The new entities of a page."""
+
+    entities: Sequence[Listed] = ()
+    items: Mapping[Listed, Any] = {}
+    """Each entity as the page has it."""
+    unlisted: Sequence[Unlisted] = ()
+
+
+BEFORE_A_CALL = Page()
 """The page that is yielded before each call, so that the caller can enforce a rate limit first."""
 
 
@@ -47,53 +77,105 @@ class Pages:
         Raises:
             ConfigError: a template or an expression is wrong; `where` names the table.
         """
-        self._table = table
         self._caller = caller
-        self._call = compile_call(where, _ASKED, method="GET", path=table.path, params=table.params)
-        self._items = Expression(table.items, f"{where}.items", None)
-        self._id = Expression(table.id, f"{where}.id", None)
+        known = {"since"} if isinstance(table, Sweep) else {"ids"} if table.ids is not None else set[str]()
         modified = table.modified if isinstance(table, Sweep) else None
-        self._modified = None if modified is None else Expression(modified, f"{where}.modified", None)
+        parts: dict[str, Callable[[], Any]] = {
+            "plan": lambda: _plan(table, where, known),
+            "items": lambda: Expression(table.items, f"{where}.items", None),
+            "id": lambda: Expression(table.id, f"{where}.id", None),
+            "chunks": lambda: _chunks(table, f"{where}.ids"),
+            "modified": lambda: None if modified is None else Expression(modified, f"{where}.modified", None),
+        }
+        made = collect_config_errors(parts)
+        self._plan: PagesPlan = made["plan"]
+        self.chunks: ChunkPlan | None = made["chunks"]
+        """The rule for the ids of a call, where the listing is asked for ids."""
+        self._items: Expression = made["items"]
+        self._id: Expression = made["id"]
+        self._modified: Expression | None = made["modified"]
 
-    def since(self, since: datetime, context: Context) -> Iterator[Sequence[Listed]]:
-        """Yield what was changed at or after `since` (of a listing: everything), page by page, in the service's order.
+    @property
+    def call(self) -> CallPlan:
+        """The call for each page after the first."""
+        return self._plan.further
 
-        Entities that change meanwhile may come twice; those that don't come at least once. A page that can't be fetched is
-        tried three times; BEFORE_A_CALL comes before each try.
+    def since(self, since: datetime, context: Context) -> Iterator[Page]:
+        """Yield what was changed at or after `since`, page by page, in the service's order; errors as `everything`."""
+        yield from self.everything(context, {"since": rfc3339(since)})
+
+    def everything(self, context: Context, scope: Scope) -> Iterator[Page]:
+        """Yield everything that the call lists, page by page, in the service's order. Its templates read `scope`.
+
+        Entities that change meanwhile may come twice. By start, those that don't come at least once. A page that can't be
+        fetched is tried three times; BEFORE_A_CALL comes before each try.
 
         Raises:
             SweepFailed: a page can't be fetched or read, the pages repeat, or move too fast to be followed.
         """
-        place = OffsetCursor(self._table.first, self._table.count)
-        while not place.is_at_end:
-            page: list[Listed] = []
+        paginator = Paginator[Entry](self._plan, scope, self._caller.base, overlaps=True)
+        while not paginator.is_at_end:
+            document: Any = None
+            link: str | None = None
             for attempt in _retrying(context):
                 yield BEFORE_A_CALL
                 with attempt:
-                    page = self._page(since, place.start, context)
-            yield place.advance(page)
+                    document, link = self._answer(paginator, context)
+            yield self._page(paginator, document, link)
 
-    def _page(self, since: datetime, start: int, context: Context) -> list[Listed]:
-        asked = {"since": since.isoformat().replace("+00:00", "Z"), "start": start, "count": self._table.count}
-        path, query = self._call.path.expand(asked), self._call.query(asked)
-        request = Request("fetch", "GET", {"Accept": "application/json"}, path, query, most=MOST_BYTES)
-        answer = self._caller.call(request, context)
-        if answer.error_class is not None:
-            passes = answer.error_class in _TRANSIENT
-            raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
-        if not answer.whole:
-            raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; ask for less by count")
-        if has_more_marks(answer.body, MOST_MARKS):
-            raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; ask for less by count")
+    def _answer(self, paginator: Paginator[Entry], context: Context) -> tuple[Any, str | None]:
+        """Fetch a page. Return its JSON, and its `Link` header."""
         try:
-            found = self._items.value(decode(answer.body))
+            (path, query), body, own = paginator.at, paginator.body, paginator.headers
+        except MappingError as error:
+            raise SweepFailed(str(error)) from None
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = paginator.call.media_type
+        request = Request("fetch", paginator.call.method, headers, path, query, body, most=MOST_BYTES, own_headers=own)
+        answer = self._caller.call(request, context)
+        _require_success(answer)
+        if not answer.whole:
+            raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; {_SMALLER_PAGES}")
+        if has_more_marks(answer.body, MOST_MARKS):
+            raise SweepFailed(f"a page has more than {MOST_MARKS:,} brackets, commas and colons; {_SMALLER_PAGES}")
+        try:
+            document = decode(answer.body)
+            reported = reported_error(paginator.call.rules, document)
         except ValueError as error:
             raise SweepFailed(f"a page is {error}") from None
+        except UnusableAnswer as error:
+            raise SweepFailed(str(error)) from None
+        if reported is not None:
+            _require_success(answer.reporting(reported.error_class, reported.text))
+        return document, answer.link
+
+    def _page(self, paginator: Paginator[Entry], document: Any, link: str | None) -> Page:  # noqa: ANN401  # any JSON
+        try:
+            found = self._items.value(document)
         except MappingError:
             raise SweepFailed("items can't be evaluated on a page") from None
+        if found is None and self._plan.total_in(document) == 0:
+            found = []  # SCIM leaves the list out then (RFC 7644 §3.4.2)
         if not isinstance(found, list):
             raise SweepFailed("a page has no list where items says")
-        return [self._listed(each) for each in found]
+        entries = [self._entry(item) for item in found]
+        if entries and all(isinstance(entry, Unlisted) for entry in entries):
+            raise SweepFailed(getattr(entries[0], "why", ""))
+        try:
+            fresh = paginator.take(document, link, entries)
+        except UnusableAnswer as error:
+            raise SweepFailed(str(error)) from None
+        items = {entry: item for entry, item in zip(entries, found, strict=True) if isinstance(entry, Listed)}
+        entities, unlisted = _of(Listed, fresh), _of(Unlisted, fresh)
+        return Page(entities, {entity: items[entity] for entity in entities}, unlisted)
+
+    def _entry(self, item: Any) -> Entry:  # noqa: ANN401  # any JSON
+        """Read an item. One that can't be read is an entry too: the others of its page go on."""
+        try:
+            return self._listed(item)
+        except SweepFailed as error:
+            return Unlisted(hashlib.sha256(encode(item)).digest(), str(error))
 
     def _listed(self, item: Any) -> Listed:  # noqa: ANN401  # any JSON
         try:
@@ -104,13 +186,48 @@ class Pages:
             if self._modified is None:
                 return Listed(named, UNTOLD)
             modified = self._modified.value(item)
-            if not isinstance(modified, str):
+            if modified is None:
                 raise SweepFailed("an entity in a page has no time of its last change where it is said to be")
-            return Listed(named, to_datetime(parse_rfc3339(modified)))
+            return Listed(named, instant_of(modified))
         except InvalidEvent as error:
             raise SweepFailed(f"an entity in a page can't be stored: {error}") from None
-        except (ValueError, MappingError):
-            raise SweepFailed("the time of an entity's last change can't be read: it has to be RFC 3339") from None
+        except MappingError as error:
+            raise SweepFailed(f"an entity in a page can't be read: {error}") from None
+        except ValueError as error:
+            raise SweepFailed(f"the time of an entity's last change can't be read: it {error}") from None
+
+
+def _chunks(table: Sweep | Listing, where: str) -> ChunkPlan | None:
+    return None if isinstance(table, Sweep) or table.ids is None else compile_chunks(table.ids, where)
+
+
+def _plan(table: Sweep | Listing, where: str, known: set[str]) -> PagesPlan:
+    names = known | names_of(table.pages)
+    call = compile_call(
+        where,
+        names,
+        method=table.method,
+        path=table.path,
+        params=table.query,
+        body=table.body,
+        texts=SearchTemplate,
+        keys=table,
+    )
+    if "ids" in known and not call.looks_into("ids"):
+        raise ConfigError(
+            f'{where}: no param has {{ids}}, which {where}.ids is about; write params = {{ NAME = "{{ids}}" }}'
+        )
+    return compile_pages(table.pages, f"{where}.pages", call, known, OF_LISTING)
+
+
+def _require_success(answer: Answer) -> None:
+    if answer.error_class is not None:
+        passes = answer.error_class in _TRANSIENT
+        raise SweepFailed(answer.failed(()).error, passes=passes, retry_after=answer.retry_after)
+
+
+def _of(kind: type[Found], entries: Sequence[Entry]) -> list[Found]:
+    return [entry for entry in entries if isinstance(entry, kind)]
 
 
 def _retrying(context: Context) -> tenacity.Retrying:

@@ -6,9 +6,9 @@ the one room of the relay that knows how the receiver stores them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,14 +19,17 @@ from inbox.db.dialect import error_text, storable
 from inbox.errors import SweepFailed
 from inbox.events.event import Event, Identity, RawRequest, swept_parts
 from inbox.events.timestamps import to_nanoseconds
+from inbox.sources import PRESETS
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
 from relay.destinations.base import Clients, Context
+from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
 from relay.store.gates import acquire_rate
 from relay.store.sweeps import SweepFindings
+from relay.sweep.bodies import Bodies
 from relay.sweep.pages import BEFORE_A_CALL, Pages
 from relay.sync.cursor import EVERYTHING, Listed
 
@@ -34,6 +37,8 @@ STEP = "sweep"
 Result = TypeVar("Result")
 MOST_ADDED_AT_ONCE = 256
 """Events in one transaction, as in a batch of the receiver."""
+MOST_BYTES_ADDED_AT_ONCE = 4 * 1024 * 1024
+"""Bytes of the bodies in one transaction; a larger body has its own."""
 WAITED_AT_A_TIME = 1.0
 """Seconds; in between, the caller renews the sweep's lease, or stops the sweep."""
 
@@ -55,7 +60,12 @@ class CompiledSweep:
         self._taken = [route.name for route in self._routes if matches(route.when, *change)]
         self._caller = Clients(config).api(self.table.api)
         self._rate = None if self.api.rate is None else RateLimit(("api", self.api.name), self.api.rate, calls=1)
-        self._pages = Pages(self.table, f"sources.{source}.sweeps[{number}]", self._caller)
+        where = f"sources.{source}.sweeps[{number}]"
+        self._pages = Pages(self.table, where, self._caller)
+        require_no_credentials(self._pages.call, where, self.api)
+        self._left_out: set[Listed] = set()
+        """Entities that were too large for the bodies of their events."""
+        self._bodies = Bodies(self.table, where, self.source.max_body or PRESETS[self.source.preset].max_body)
 
     @property
     def subject(self) -> str:
@@ -90,20 +100,23 @@ class CompiledSweep:
         young = now - timedelta(seconds=self.table.grace)
         swept = SweepFindings(source, entity_type, since, since)
         failed: list[str] = []
+        self._left_out.clear()
         yield swept
         for page in self._pages.since(since, context):
             if page is BEFORE_A_CALL:
                 for _ in self._acquire_rate(database, context):
                     yield swept
-            old = [each for each in page if each.modified <= young]
+            failed += [unlisted.why for unlisted in page.unlisted]
+            old = [each for each in page.entities if each.modified <= young]
             lost = self._missing(database, old, failed)
-            added = 0 if dry else self._add(database, lost, now, failed)
+            added = 0 if dry else self._add(database, lost, page.items, now, failed)
             swept = msgspec.structs.replace(
                 swept,
                 until=max([swept.until, *(each.modified for each in old)]),
                 compared=swept.compared + len(old),
                 missed=swept.missed + len(lost),
                 added=swept.added + added,
+                left_out=len(self._left_out),
             )
             yield swept
         if failed:
@@ -118,9 +131,11 @@ class CompiledSweep:
         parts = in_parts(database, STEP, listed, part=part, alone=_noting(failed, []), name=_id_of)
         return [each for some in parts for each in some]
 
-    def _add(self, database: Database, lost: Sequence[Listed], now: datetime, failed: list[str]) -> int:
+    def _add(
+        self, database: Database, lost: Sequence[Listed], items: Mapping[Listed, Any], now: datetime, failed: list[str]
+    ) -> int:
         def part(some: Sequence[Listed]) -> int:
-            return add_events(database, [self._event(each, now) for each in some])
+            return add_events(database, (self._event(each, items.get(each), now) for each in some))
 
         return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
 
@@ -132,7 +147,7 @@ class CompiledSweep:
                 seconds -= WAITED_AT_A_TIME
                 yield
 
-    def _event(self, listed: Listed, now: datetime) -> Event:
+    def _event(self, listed: Listed, item: Any, now: datetime) -> Event:  # noqa: ANN401  # any JSON
         table = self.table
         identity = Identity(
             entity_type=table.entity_type,
@@ -143,9 +158,9 @@ class CompiledSweep:
             key_parts=swept_parts(table.entity_type, listed.id),
             key_has_time=True,
         )
-        body = msgspec.json.encode(
-            {"sweep": {"entity_type": table.entity_type, "entity_id": listed.id, "modified": listed.modified}}
-        )
+        body, is_whole = self._bodies.body_of(listed, item)
+        if not is_whole:
+            self._left_out.add(listed)
         raw = RawRequest(self.source.name, {"content-type": "application/json"}, body, now)
         return to_event(self.source, raw, identity, self._routes, raw.headers)
 
@@ -164,13 +179,27 @@ def _noting(failed: list[str], nothing: Result) -> Callable[[Listed, Exception],
     return alone
 
 
-def add_events(database: Database, events: Sequence[Event]) -> int:
+def add_events(database: Database, events: Iterable[Event]) -> int:
     """Store the events that are not there already, as the receiver does. Returns how many; duplicates are not noted."""
-    added = 0
-    for begin in range(0, len(events), MOST_ADDED_AT_ONCE):
-        batch = events[begin : begin + MOST_ADDED_AT_ONCE]
-        with database.write() as transaction:
-            transaction.rows = len(batch)
-            transaction.hurry()  # another receiver's or sweep's transaction may hold a key
-            added += sum(seq is not None for seq in intake.append(transaction.connection, batch))
-    return added
+    return sum(_append(database, batch) for batch in _batches(events))
+
+
+def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Cut the events into batches of bounded size, each made only when the one before is stored."""
+    batch: list[Event] = []
+    size = 0
+    for event in events:
+        if batch and (len(batch) == MOST_ADDED_AT_ONCE or size + len(event.body) > MOST_BYTES_ADDED_AT_ONCE):
+            yield batch
+            batch, size = [], 0
+        batch.append(event)
+        size += len(event.body)
+    if batch:
+        yield batch
+
+
+def _append(database: Database, batch: Sequence[Event]) -> int:
+    with database.write() as transaction:
+        transaction.rows = len(batch)
+        transaction.hurry()  # another receiver's or sweep's transaction may hold a key
+        return sum(seq is not None for seq in intake.append(transaction.connection, batch))

@@ -6,6 +6,7 @@ of the counterpart. Both read a scope of `event`, `entity` and `target`, as far 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -19,11 +20,11 @@ from inbox.events.timestamps import parse_rfc3339, rfc3339, to_datetime
 from relay.delivery.outcome import Delivery
 from relay.sync.calls import MEDIA_TYPES, CallPlan, Format, compile_call
 from relay.sync.erasure import ErasedEvent
-from relay.sync.expressions import Expression, Scope, decode
+from relay.sync.expressions import Expression, Scope, decode, digest
 from relay.sync.fields import Fields, compile_fields
 from relay.sync.match import Carried, compile_named
 from relay.sync.search import FindPlan, compile_find
-from relay.sync.templates import Path
+from relay.sync.templates import SearchTemplate
 
 
 class SyncPlan(msgspec.Struct, frozen=True):
@@ -50,6 +51,29 @@ class SyncPlan(msgspec.Struct, frozen=True):
     exempt: frozenset[str] = frozenset()
     carried: tuple[Carried, ...] = ()
     """The values that a fetched entity must carry."""
+    pick: Expression | None = None
+    """Finds the entity in the answer of the fetch."""
+    is_conditional: bool = False
+    config: bytes = b""
+    """Hash of its tables: an ETag of an entity that was applied under others doesn't count."""
+
+    @property
+    def calls_to_destination(self) -> list[tuple[str, CallPlan]]:
+        """The calls to the destination, by the table that each comes from."""
+        calls = {
+            "find": None if self.find is None else self.find.pages.further,
+            "create": self.create,
+            "update": self.update,
+            "delete": self.delete,
+            "deactivate": self.deactivate,
+        }
+        return [(name, call) for name, call in calls.items() if call is not None]
+
+    def known_etag(self, delivery: Delivery) -> str | None:
+        """Return the ETag by which to ask for the entity of a delivery; None to fetch it whole."""
+        can_be_unchanged = self.is_conditional and delivery.run == 0 and delivery.action != "delete"
+        etag = delivery.applied_etag if can_be_unchanged and delivery.etag_config == self.config else None
+        return None if etag is None else usable_etag(etag)
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:
         """Return True when an entity last changed at this time is older than the event implies."""
@@ -78,11 +102,12 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
     findable = {"event", "entity"} if sync.gone == "skip" else {"event"}
     parts: dict[str, Callable[[], Any]] = {
         "fetch": lambda: _fetch(sync.fetch, f"{where}.fetch"),
+        "pick": lambda: None if sync.fetch.pick is None else Expression(sync.fetch.pick, f"{where}.fetch.pick", None),
         "modified": lambda: Expression(sync.fetch.modified, f"{where}.fetch.modified", None),
         "carried": lambda: compile_named(sync.fetch.verify, f"{where}.fetch.verify", {"event"}),
         "fields": lambda: compile_fields(route, sync),
         "find": lambda: None if sync.find is None else compile_find(sync.find, f"{where}.find", findable, sync.map),
-        "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}),
+        "create": lambda: _write(sync.create, f"{where}.create", "POST", {"event", "entity"}, sends_fields=True),
         "update": lambda: _update(sync.update, f"{where}.update", {"event", "entity"} | target),
         "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match"),
         "delete": lambda: _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target),
@@ -99,6 +124,8 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
         skip_unchanged=sync.skip_unchanged,
         tolerance=None if sync.fetch.tolerance is None else timedelta(seconds=sync.fetch.tolerance),
         exempt=frozenset(sync.fetch.exempt),
+        is_conditional=sync.fetch.conditional,
+        config=digest(msgspec.to_builtins(sync, enc_hook=float)),
     )
 
 
@@ -123,6 +150,14 @@ def event_scope(delivery: Delivery) -> Scope:
     return ErasedEvent(scope) if delivery.body is None else scope
 
 
+def usable_etag(value: str | None) -> str | None:
+    """Return an ETag that can be stored and sent back; None for any other text (RFC 9110 §8.8.3)."""
+    return value if value is not None and _ETAG.fullmatch(value) else None
+
+
+_ETAG = re.compile(r'(?:W/)?"[!#-~]{0,256}"')
+
+
 def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | None:
     """Return the time of the entity's last change; None without a readable one (RFC 3339)."""
     try:
@@ -133,23 +168,49 @@ def last_modified(entity: Mapping[str, Any], where: Expression) -> datetime | No
 
 
 def _fetch(fetch: Fetch, where: str) -> CallPlan:
-    return compile_call(where, {"event"}, method="GET", path=fetch.path, params=fetch.params)
+    return compile_call(
+        where,
+        {"event"},
+        method=fetch.method,
+        path=fetch.path,
+        params=fetch.params,
+        body=fetch.body,
+        texts=SearchTemplate,
+        keys=fetch,
+    )
 
 
-def _write(write: Write | None, where: str, method: str, known: Collection[str]) -> CallPlan | None:
-    return None if write is None else CallPlan(write.method or method, Path(write.path, f"{where}.path", known))
+def _write(
+    write: Write | None, where: str, method: str, known: Collection[str], *, sends_fields: bool = False
+) -> CallPlan | None:
+    if write is None:
+        return None
+    return compile_call(
+        where,
+        known,
+        method=write.method or method,
+        path=write.path,
+        body=write.body,
+        keys=write,
+        sends_fields=sends_fields,
+    )
 
 
 def _update(update: Update | None, where: str, known: Collection[str]) -> CallPlan | None:
     if update is None:
         return None
-    return CallPlan(update.method, Path(update.path, f"{where}.path", known), media_type=MEDIA_TYPES[update.format])
+    call = compile_call(
+        where, known, method=update.method, path=update.path, body=update.body, keys=update, sends_fields=True
+    )
+    return call if call.body is not None else msgspec.structs.replace(call, media_type=MEDIA_TYPES[update.format])
 
 
 def _deactivate(deactivate: Deactivate | None, where: str, known: Collection[str]) -> CallPlan | None:
     if deactivate is None:
         return None
-    return compile_call(where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body)
+    return compile_call(
+        where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body, keys=deactivate
+    )
 
 
 def _if_match(update: Update | None, where: str) -> Expression | None:

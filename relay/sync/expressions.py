@@ -12,6 +12,7 @@ import msgspec
 from jmespath.exceptions import JMESPathError
 from jmespath.functions import Functions
 
+from inbox.config.mistakes import nearest
 from inbox.errors import BodyErased, ConfigError, MappingError
 from inbox.events import numbers
 from inbox.events.strict_json import DEEPEST, has_too_long_number, is_too_deep
@@ -31,11 +32,12 @@ class Expression:
         try:
             self._compiled = jmespath.compile(text)
         except JMESPathError as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].rstrip(":")
             raise ConfigError(f"{where}: {text!r} is not a JMESPath expression: {reason}") from None
         for name in _functions(self._compiled.parsed):
             if name not in Functions.FUNCTION_TABLE:
-                raise ConfigError(f"{where}: {text!r}: JMESPath has no function {name!r}")
+                known_functions = nearest(name, Functions.FUNCTION_TABLE)
+                raise ConfigError(f"{where}: {text!r}: JMESPath has no function {name!r}; {known_functions}")
         for name in _first_names(self._compiled.parsed) if known is not None else ():
             if name not in (known or ()):
                 valid = ", ".join(sorted(known or ()))

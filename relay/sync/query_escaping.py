@@ -18,7 +18,9 @@ from urllib.parse import quote
 
 import msgspec
 
+from inbox.events.timestamps import rfc3339
 from relay.sync.expressions import encode
+from relay.sync.instants import instant_of, nanoseconds_of
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LDAP = str.maketrans({character: f"\\{ord(character):02x}" for character in "*()\\\0"})
@@ -77,6 +79,20 @@ def percent_encoded(text: str) -> str:
         raise ValueError("holds half of a character") from None
 
 
+def path_encoded(text: str) -> str:
+    """Percent-encode each segment of a path, and keep the slashes between them.
+
+    Raises:
+        ValueError: a segment is empty, `.` or `..`, or holds half of a surrogate pair; the text continues `the value`.
+    """
+    segments = text.split("/")
+    if "" in segments:
+        raise ValueError("has an empty segment: it begins or ends with a slash, or has two in a row")
+    if {".", ".."}.intersection(segments):
+        raise ValueError("has a segment . or ..")
+    return "/".join(map(percent_encoded, segments))
+
+
 def _json(value: object) -> str:
     if not is_json(value):
         raise ValueError("is NaN or an infinite number, which JSON can't hold")
@@ -132,11 +148,35 @@ FORMS: Mapping[str, Form] = {
         meaning="a value in an LDAP filter (RFC 4515 §3)",
         example="(uid={event.entity_id:ldap})",
     ),
+    "epoch": Form(
+        lambda value: str(nanoseconds_of(value) // 10**9),
+        quote=None,
+        meaning="a time as whole seconds since 1970",
+        example="{event.occurred_at:epoch}",
+    ),
+    "epoch-ms": Form(
+        lambda value: str(nanoseconds_of(value) // 10**6),
+        quote=None,
+        meaning="a time as whole milliseconds since 1970",
+        example="{event.occurred_at:epoch-ms}",
+    ),
+    "date": Form(
+        lambda value: rfc3339(instant_of(value))[:10],
+        quote=None,
+        meaning="the UTC date of a time, as `2026-01-31`",
+        example="{event.occurred_at:date}",
+    ),
     "url": Form(
         lambda value: percent_encoded(text_of(value)),
         quote=None,
         meaning="percent-encoded, for a URL inside a text",
         example="https://crm.example.com/{event.entity_id:url}",
+    ),
+    "path": Form(
+        lambda value: path_encoded(text_of(value)),
+        quote=None,
+        meaning="a value with slashes in a path: each segment is percent-encoded; none is empty, `.` or `..`",
+        example="/repos/{event.body.repository.full_name:path}/issues",
     ),
     "text": Form(
         text_of,

@@ -13,6 +13,7 @@ from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
 from relay.sync.query_escaping import FORMS, is_json, percent_encoded, text_of
 
+_SEGMENTS = FORMS["path"]
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FORM = re.compile(r":\s*([\w-]*)\s*\Z")
 """The form of a placeholder. A JMESPath never ends like this: a slice ends with a bracket, and an object needs braces."""
@@ -123,7 +124,7 @@ class SearchTemplate(Template):
 
 
 class Path(Template):
-    """A path below an endpoint's URL. Values in it are percent-encoded, slashes too."""
+    """A path below an endpoint's URL. Values in it are percent-encoded, slashes too unless their form is `path`."""
 
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         if not text.startswith("/"):
@@ -131,9 +132,12 @@ class Path(Template):
         plain = _PLACEHOLDER.sub("x", text)
         if re.search(r"[?#]", plain):
             raise ConfigError(f"{where}: {text!r} must be a path alone; a query is written as params")
-        if reason := _leads_elsewhere(plain):
+        if reason := leads_elsewhere(plain):
             raise ConfigError(f"{where}: {text!r} {reason}; write the path that is meant")
         super().__init__(text, where, known)
+        if any(each.form is _SEGMENTS for each in self.placeholders) and self._is_query([plain], self.placeholders):
+            # The other side decodes the path before it reads the query, so that a quote in the value would end its text.
+            raise ConfigError(f"{where}: {text!r} has a value with the form path inside a query; use the query's form")
         self.parts = [quote(part, safe=_LITERAL_PATH) if isinstance(part, str) else part for part in self.parts]
 
     def expand(self, scope: Scope) -> str:
@@ -143,7 +147,7 @@ class Path(Template):
             MappingError: a value is missing or unusable, or a proxy on the way could read the path as that of another resource.
         """
         path = super().expand(scope)
-        if reason := _leads_elsewhere(path):
+        if reason := leads_elsewhere(path):
             raise MappingError(
                 f"{path[:_LONGEST_SHOWN]!a} {reason}, so that it could lead to another resource", field=self.where
             )
@@ -158,13 +162,16 @@ class Path(Template):
         text = super()._text(placeholder, scope)
         # The other side could read the path as the collection's, or as that of another name.
         names = _names(_decoded(text))
-        if not (names[0] and names[-1]):
+        has_segments = placeholder.form is _SEGMENTS
+        if not (all(names) if has_segments else names[0] and names[-1]):
             problem = "is empty, or begins or ends with what separates names in a path"
+            if has_segments:
+                problem = "has an empty name between what separates names in a path"
             raise MappingError(f"{{{placeholder.text}}} {problem}", field=self.where)
-        return encoded(text, self.where)
+        return text if has_segments else encoded(text, self.where)
 
 
-def _leads_elsewhere(path: str) -> str | None:
+def leads_elsewhere(path: str) -> str | None:
     """Return half a sentence on why the path could lead to another resource; None when it can't.
 
     Servers and proxies resolve dot segments (RFC 3986 §5.2.4) after decoding: nginx decodes once, others repeatedly, Windows

@@ -254,7 +254,6 @@ path = "/user"
 entity_type = "USER"
 event_type = "UPDATE"
 params = { since = "{since}", start = "{start}", count = "{count}" }
-count = 10
 every = "1s"
 """
 POSTED = '[alerts]\nurl = "http://127.0.0.1:9/"\nallow_private = true\nallow_http = true\n'

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from inbox.cli.terminal import answer, show
+from inbox.cli.tables import Column, show
+from inbox.cli.terminal import answer
 
 LOADED = """
 import sys
@@ -69,7 +70,7 @@ def test_a_table_in_a_pipe_has_whole_values_whatever_columns_says(
     columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    show([{"words": "word " * 40, "n": 1}], as_json=False, columns=("words", "n"), empty="")
+    show([{"words": "word " * 40, "n": 1}], (Column("words"), Column("n", "number")), empty="")
     answer("w" * 200)
     _, row, sentence = capsys.readouterr().out.splitlines()
     assert row == f"{'word ' * 40}  1"

@@ -191,3 +191,56 @@ def test_sweeps_that_can_not_be_run_are_told(sweeps: str, expected: str) -> None
 )
 def test_a_sweep_whose_events_are_taken_or_whose_type_nobody_wants_is_right(more: str) -> None:
     assert parse_config(FILE + SWEEP + more).sources["trivore"].sweeps
+
+
+LISTING = 'listing = { path = "/contacts", id = "id", pages = PAGES }\n'
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"),
+    [
+        ('"lnk"', "'lnk' is not one of link, none, scim; did you mean 'link'?"),
+        ("5", "expected a table or one of link, none, scim, got a number"),
+        ("{}", "pages.by: is missing"),
+        ('{ by = "offset" }', "pages.by: 'offset' is not one of cursor, link, page, start, url"),
+        ('{ by = "cursor" }', "pages.next: is missing: the JMESPath that finds the value for {next} in a page"),
+        ('{ by = "url" }', "pages.next: is missing: the JMESPath that finds the URL of the next page in a page"),
+        (
+            '{ by = "page", next = "x" }',
+            'pages.next: means nothing with by = "page"; remove it, or set by = "cursor" or "url"',
+        ),
+        (
+            '{ by = "link", total = "x" }',
+            'pages.total: means nothing with by = "link"; remove it, or set by = "page" or "start"',
+        ),
+        ('{ by = "url", next = "x", more = "y" }', 'pages.more: means nothing with by = "url"'),
+        ('{ by = "link", first = 0 }', 'pages.first: means nothing with by = "link"'),
+        (
+            '{ by = "cursor", next = "x", short_is_last = true }',
+            'pages.short_is_last: means nothing with by = "cursor"',
+        ),
+        ('{ by = "page", query_only = true }', 'pages.query_only: means nothing with by = "page"'),
+        ('{ by = "page", most = 1 }', "pages.most: expected a whole number from 2 to 100000, got 1"),
+    ],
+)
+@pytest.mark.parametrize("call", ["find", "listing", "sweep"])
+def test_a_mistake_in_pages_is_told_alike_for_a_find_a_listing_and_a_sweep(
+    call: str, pages: str, expected: str
+) -> None:
+    calls = {
+        "find": changed(('find = { path = "/contacts" }', f'find = {{ path = "/contacts", pages = {pages} }}')),
+        "listing": FILE + LISTING.replace("PAGES", pages),
+        "sweep": f"{FILE}{SWEEP}pages = {pages}\n",
+    }
+    assert expected in mistake(calls[call])
+
+
+@pytest.mark.parametrize("posts", ['method = "POST"', 'graphql = "{ x }"'])
+@pytest.mark.parametrize("pages", ['"link"', '{ by = "url", next = "next" }'])
+def test_links_are_followed_by_get_alone(posts: str, pages: str) -> None:
+    expected = 'follows links by GET alone; page by = "cursor", or set query_only = true'
+    assert expected in mistake(f"{FILE}{SWEEP}{posts}\npages = {pages}\n")
+
+
+def test_where_the_query_of_a_link_alone_is_taken_any_method_will_do() -> None:
+    parse_config(f'{FILE}{SWEEP}method = "POST"\npages = {{ by = "link", query_only = true }}\n')

@@ -211,8 +211,8 @@ CONFIG = Config(sources={"trivore": Source(name="trivore", preset="trivore", aut
         (Gate(source="trivore", route="users"), "name one of"),
         (Gate(source="trivore", entity_type="USER"), "an entity is named by"),
         (Gate(entity_type="USER", entity_id="u1"), "name one of"),
-        (Gate(source="github"), "no source 'github' is configured; there are: trivore"),
-        (Gate(api="identity"), "no api 'identity' is configured; there are: none"),
+        (Gate(source="github"), "there is no source 'github'; valid here: trivore"),
+        (Gate(api="identity"), "there is no api 'identity'; none is configured"),
     ],
 )
 def test_a_gate_that_does_not_exist_is_a_mistake_that_is_told(gate: Gate, mistake: str | None) -> None:

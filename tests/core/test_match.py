@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.sync import Find, FindPages, MapField
+from inbox.config.paging import Paging
+from inbox.config.sync import Find, MapField
 from inbox.errors import ConfigError, MappingError, UnusableAnswer
 from relay.sync.match import require_carried
 from relay.sync.search import FindPlan, compile_find
@@ -42,8 +43,8 @@ def is_taken(plan: FindPlan, match: dict[str, Any], searched: object = "u1") -> 
         Find(path="/contacts", params={"filter": "externalId eq {event.entity_id:scim} and active eq true"}),
         Find(path="/contacts/by-external-id/{ event.entity_id }"),
         Find(path="/search", method="POST", body={"query": [{"is": "{event.entity_id}"}]}),
-        Find(path="/contacts", params={"externalId": "{event.entity_id}"}, pages=FindPages(first=1)),
-        Find(path="/contacts", params={"externalId": "{event.entity_id}"}, pages=FindPages(next="next")),
+        Find(path="/contacts", params={"externalId": "{event.entity_id}"}, pages=Paging(by="start", first=1)),
+        Find(path="/contacts", params={"externalId": "{event.entity_id}"}, pages=Paging(by="url", next="next")),
     ],
 )
 @pytest.mark.parametrize(

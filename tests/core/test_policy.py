@@ -40,9 +40,12 @@ HOPELESS = sorted(name for name, rule in RULES.items() if rule is Rule.DEAD)
     [
         ("", 1),
         ('find = { path = "/c" }', 2),
-        ('find = { path = "/c", pages = {} }', 3),
-        ('find = { path = "/c", pages = { next = "n" } }', 11),
-        ('find = { path = "/c", pages = { next = "n", most = 4 } }', 5),
+        ('find = { path = "/c", pages = { by = "start" } }', 3),
+        ('find = { path = "/c", pages = { by = "url", next = "n" } }', 11),
+        ('find = { path = "/c", pages = "link" }', 11),
+        ('find = { path = "/c", pages = "scim" }', 3),
+        ('find = { path = "/c", pages = { by = "page", more = "m" } }', 11),
+        ('find = { path = "/c", pages = { by = "url", next = "n", most = 4 } }', 5),
     ],
 )
 def test_an_attempt_pays_for_as_many_calls_as_it_may_make(find: str, calls: int) -> None:

@@ -8,18 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbox.config.sync import Find, FindPages
+from inbox.config.paging import Paging
+from inbox.config.sync import Find
 from inbox.errors import ConfigError
 from relay.sync.search import Search, compile_find
 
 SCOPE = {"event": {"entity_id": "u1"}}
+BASE = "https://crm.example.com"
 PAGES = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 """Number of matches on each page."""
 
 
-def search(pages: FindPages, enough: int = 2) -> Search:
+def search(pages: Paging, enough: int = 2) -> Search:
     table = Find(path="/contacts", params={"id": "{event.entity_id}"}, pick="items", pages=pages)
-    return Search(compile_find(table, "routes.r.sync.find", {"event"}), SCOPE, enough=enough)
+    return Search(compile_find(table, "routes.r.sync.find", {"event"}), SCOPE, BASE, enough=enough)
 
 
 def run(made: Search, answers: list[dict[str, Any]]) -> int:
@@ -46,32 +48,35 @@ def test_by_a_cursor_it_looks_on_until_it_knows(lengths: list[int], enough: int)
         {"items": items, "next": number if number < len(lengths) else None}
         for number, items in enumerate(cut(lengths), 1)
     ]
-    made = search(FindPages(next="next", params={"after": "{next}"}), enough)
+    made = search(Paging(by="cursor", next="next", params={"after": "{next}"}), enough)
     assert run(made, answers) == pages_needed(lengths, enough)
     assert min(len(made.matches), enough) == min(sum(lengths), enough)
 
 
 @given(PAGES.map(lambda lengths: [length for length in lengths if length]), st.sampled_from([1, 2]))
 def test_by_start_it_looks_on_until_it_knows_and_asks_from_where_it_is(lengths: list[int], enough: int) -> None:
-    made, asked = search(FindPages(first=1), enough), []
+    made, asked = search(Paging(by="start", first=1), enough), []
     for items in [*cut(lengths), []]:
-        asked.append(made.at)
+        asked.append(made.pages.at)
         if not made.take({"items": items}, None):
             break
     starts = [1 + sum(lengths[:number]) for number in range(pages_needed([*lengths, 0], enough))]
     assert asked == [("/contacts", f"id=u1&startIndex={start}&count=10") for start in starts]
     assert min(len(made.matches), enough) == min(sum(lengths), enough)
-    assert len(asked) <= FindPages().most_calls
+    assert len(asked) <= Find(path="/contacts", pages=Paging(by="start")).most_calls
 
 
 @pytest.mark.parametrize(
     ("find", "mistake"),
     [
-        ({"pages": FindPages(params={"limit": "{count}"})}, r"find\.pages: no param has \{start\}"),
-        ({"pages": FindPages(params={"after": "{next}"})}, r"find\.pages\.params\.after: .* looks for 'next'"),
-        ({"pages": FindPages(next="a[")}, r"find\.pages\.next"),
-        ({"pages": FindPages(total="a[")}, r"find\.pages\.total"),
-        ({"pages": FindPages(), "pick": "a["}, r"find\.pick"),
+        ({"pages": Paging(by="start", params={"limit": "{count}"})}, r"find\.pages: no param has \{start\}"),
+        ({"pages": Paging(by="page", params={})}, r"find\.pages: no param has \{page\}"),
+        ({"pages": Paging(by="cursor", next="next")}, r"find\.pages: no param has \{next\}"),
+        ({"pages": Paging(by="start", params={"after": "{next}"})}, r"find\.pages\.params\.after: .* looks for 'next'"),
+        ({"pages": Paging(by="url", next="a[")}, r"find\.pages\.next"),
+        ({"pages": Paging(by="start", total="a[")}, r"find\.pages\.total"),
+        ({"pages": Paging(by="start", more="a[")}, r"find\.pages\.more"),
+        ({"pages": Paging(by="start"), "pick": "a["}, r"find\.pick"),
         (
             {"params": {"offset": "{start}"}},
             r"find\.params\.offset: 'start' looks for 'start'; what is known here is: event",
@@ -84,8 +89,8 @@ def test_a_mistake_in_the_table_is_found_at_the_start(find: dict[str, Any], mist
 
 
 def test_the_place_may_stand_in_the_path_and_the_finds_own_params_too() -> None:
-    table = Find(path="/contacts/from/{start}", params={"offset": "{start}"}, pages=FindPages(params={}))
-    made = Search(compile_find(table, "routes.r.sync.find", {"event"}), SCOPE, enough=2)
-    assert made.at == ("/contacts/from/0", "offset=0")
+    table = Find(path="/contacts/from/{start}", params={"offset": "{start}"}, pages=Paging(by="start"))
+    made = Search(compile_find(table, "routes.r.sync.find", {"event"}), SCOPE, BASE, enough=2)
+    assert made.pages.at == ("/contacts/from/0", "offset=0")
     assert made.take([{"id": 1}], None)
-    assert made.at == ("/contacts/from/1", "offset=1")
+    assert made.pages.at == ("/contacts/from/1", "offset=1")

@@ -1,4 +1,4 @@
-"""What `inbox init` writes: for every preset, kind of work and database a configuration that passes the check."""
+"""Files of `inbox init`: for every preset, kind of work and database a configuration that passes the check."""
 
 from __future__ import annotations
 

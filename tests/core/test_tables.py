@@ -54,8 +54,8 @@ def test_a_row_is_one_line_and_its_long_text_takes_the_room_that_is_left() -> No
 
 
 def test_the_less_important_columns_are_left_out_where_room_is_short() -> None:
-    assert text_of(arranged(46))[0] == "seq  state  entity             last error"
-    assert arranged(46).omitted == ("received_at", "lane")
+    assert text_of(arranged(50))[0] == "seq  state  entity             last error"
+    assert arranged(50).omitted == ("received_at", "lane")
     assert text_of(arranged(10))[0] == "seq  state"
 
 
@@ -69,9 +69,14 @@ def test_chosen_columns_come_in_the_order_of_their_names_even_where_room_is_shor
     assert all(cell_len(line) <= 12 for line in text_of(arranged(12, names=("lane", "last_error"))))
 
 
-def test_outside_a_terminal_every_column_and_value_is_whole_and_times_are_absolute() -> None:
-    heading, line = text_of(arranged(None))
+def test_wide_shows_the_columns_on_request_too() -> None:
+    (heading, _) = text_of(layout([ROW], COLUMNS, Format(wide=True), width=None, relative_to=None))
     assert heading.split() == ["seq", "state", "entity", "received_at", "lane", "last_error"]
+
+
+def test_outside_a_terminal_every_value_is_whole_and_times_are_absolute() -> None:
+    heading, line = text_of(arranged(None))
+    assert heading.split() == ["seq", "state", "entity", "received_at", "last_error"]
     assert "2026-11-26T11:57:00.000Z" in line
     assert str(ROW["last_error"]).strip() in line
 

@@ -42,12 +42,16 @@ UNWRITTEN: Mapping[str, Callable[[str], str]] = {
     ),
     "ldap": lambda text: re.sub(r"\\([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), text),
     "url": unquote,
+    "path": unquote,
     "text": str,
 }
 """Each language's own way to read what its form has written."""
 
 
-@pytest.mark.parametrize("form", FORMS)
+TIMES = {"epoch", "epoch-ms", "date"}
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name not in TIMES])
 @given(HOSTILE)
 @example('x" or userName eq "admin')
 @example("x' or ''='")
@@ -57,6 +61,9 @@ def test_a_form_is_read_back_as_the_value_it_was_given(form: str, value: str) ->
     left = value.translate(dict.fromkeys(map(ord, "\n\r\t\f"))) if form == "soql" else value
     if form in {"odata", "soql"} and re.search(r"[\x00-\x1f\x7f-\x9f]", left):
         with pytest.raises(MappingError, match="the value holds a control character"):
+            expanded(f"{{event.id:{form}}}", value)
+    elif form == "path" and {"", ".", ".."} & {*value.split("/")}:
+        with pytest.raises(MappingError, match=r"the value has (an empty segment|a segment \. or \.\.)"):
             expanded(f"{{event.id:{form}}}", value)
     else:
         assert UNWRITTEN[form](expanded(f"{{event.id:{form}}}", value)) == value
@@ -89,14 +96,32 @@ def test_no_value_of_an_ldap_filter_has_a_character_of_the_filter(value: str) ->
         ("json", [1, {"a": "b"}], '[1,{"a":"b"}]'),
         ("ldap", "a*(b)\\\0", r"a\2a\28b\29\5c\00"),
         ("url", "a b/ä", "a%20b%2F%C3%A4"),
+        ("path", "acme/my shop", "acme/my%20shop"),
         ("text", "a'b", "a'b"),
+        ("epoch", "2026-01-31T12:00:00.9+02:00", "1769853600"),
+        ("epoch-ms", "2026-01-31T10:00:00.9999Z", "1769853600999"),
+        ("epoch-ms", 1769853600, "1769853600000"),
+        ("epoch", 1769853600999, "1769853600"),
+        ("date", "2026-01-31T23:30:00-02:00", "2026-02-01"),
     ],
 )
 def test_a_form_writes(form: str, value: object, written: str) -> None:
     assert expanded(f"{{ event.id : {form} }}", value) == written
 
 
-@pytest.mark.parametrize("form", [name for name in FORMS if name != "json"])
+@pytest.mark.parametrize("form", sorted(TIMES))
+@pytest.mark.parametrize(
+    "value",
+    ["", "yesterday", "2026-01-31", ["2026-01-31T00:00:00Z"], True, 10**18, -(10**18), float("inf"), float("nan")],
+)
+def test_what_is_no_time_is_written_as_none(form: str, value: object) -> None:
+    with pytest.raises(
+        MappingError, match=r"the value (has to be RFC 3339|is no time|is outside the years|is NaN)|NaN"
+    ):
+        expanded(f"{{event.id:{form}}}", value)
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name not in {"json", *TIMES}])
 @pytest.mark.parametrize("value", [["a"], {"a": 1}])
 def test_only_json_holds_more_than_a_single_value(form: str, value: object) -> None:
     with pytest.raises(MappingError, match=r"here: \{event.id\}: the value is not a single value"):
@@ -109,7 +134,7 @@ def test_the_example_of_a_form_is_a_template(name: str) -> None:
     assert placeholder.form is FORMS[name]
 
 
-@pytest.mark.parametrize("form", ["scim", "json", "url"])
+@pytest.mark.parametrize("form", ["scim", "json", "url", "path"])
 def test_half_a_character_has_no_form(form: str) -> None:
     with pytest.raises(MappingError, match="holds half of a character"):
         expanded(f"{{event.id:{form}}}", "\ud800")
@@ -144,7 +169,8 @@ def test_a_colon_within_an_expression_names_no_form(text: str) -> None:
 )
 def test_a_placeholder_beside_other_text_needs_a_form(text: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"here: \{.*\} in .*; valid forms: scim, odata, soql, json, ldap, url, text$"
+        ConfigError,
+        match=r"here: \{.*\} in .*; valid forms: scim, odata, soql, json, ldap, epoch, epoch-ms, date, url, path, text$",
     ):
         Template(text, "here", KNOWN)
 
@@ -227,6 +253,12 @@ def test_a_query_in_a_path_needs_forms_too(text: str) -> None:
 
 def test_a_key_of_odata_in_a_path_is_quoted_and_then_encoded() -> None:
     assert expanded("/Contacts({event.id:odata})", "O'N/x", Path) == "/Contacts(%27O%27%27N%2Fx%27)"
+
+
+@pytest.mark.parametrize("text", ["/Contacts('{event.id:path}')", "/Contacts({event.id:path})"])
+def test_a_query_in_a_path_takes_no_value_with_slashes(text: str) -> None:
+    with pytest.raises(ConfigError, match="form path inside a query; use the query's form"):
+        Path(text, "here", KNOWN)
 
 
 # --- paths
@@ -341,6 +373,46 @@ def test_no_value_leads_out_of_its_path_however_often_it_is_decoded(value: str) 
         for seen in (path, re.sub(";[^/]*", "", path.replace("\\", "/"))):
             assert posixpath.normpath(seen.replace("//", "/x/")).startswith("/user/"), path
             assert not {".", ".."} & set(seen.split("/"))
+        path = unquote(path)
+
+
+REPOSITORY = "/repos/{event.id:path}/issues/7"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("acme/shop", "acme/shop"), ("a", "a"), ("a b/ä?/c#", "a%20b/%C3%A4%3F/c%23"), ("a/50%/b..", "a/50%25/b..")],
+)
+def test_a_value_with_slashes_keeps_them_in_a_path(value: str, text: str) -> None:
+    assert expanded(REPOSITORY, value, Path) == f"/repos/{text}/issues/7"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [*ELSEWHERE, *COLLECTION_OR_ANOTHER, "a//b", "/a/b", "a/b/", "a/;x/b", "a/ /b", "a/%2f/b", "a\\\\b", "a/?/b"],
+)
+def test_a_value_with_slashes_has_no_empty_segment_and_leads_nowhere_else(value: str) -> None:
+    with pytest.raises(MappingError, match=r"^here: (\{event\.id\}|'/repos/)"):
+        expanded(REPOSITORY, value, Path)
+
+
+@given(HOSTILE)
+@example("a/../../../admin")
+@example("a/%2e%2e/b")
+@example("a/..;x/b")
+def test_no_value_with_slashes_leads_out_of_its_path_however_often_it_is_decoded(value: str) -> None:
+    try:
+        path = expanded(REPOSITORY, value, Path)
+    except MappingError:
+        return
+    assert path.count("/") == 4 + value.count("/"), "as many segments as the value has"
+    assert path.isascii()
+    assert path.isprintable()
+    assert not set("?# \\") & set(path)
+    for _ in range(10):
+        for seen in (path, re.sub(";[^/]*", "", path.replace("\\", "/"))):
+            assert posixpath.normpath(seen).startswith("/repos/"), path
+            assert not {"", ".", ".."} & {*seen.split("/")[1:]}
         path = unquote(path)
 
 

@@ -79,8 +79,8 @@ def at(start: int, count: int = 10) -> str:
     return f"{FIND}&startIndex={start}&count={count}"
 
 
-CURSOR = '{ next = "next", params = { after = "{next}", limit = "{count}" } }'
-START, TOTAL, LINK = "{}", '{ total = "total" }', '{ next = "next" }'
+CURSOR = '{ by = "cursor", next = "next", params = { after = "{next}", limit = "{count}" } }'
+START, TOTAL, LINK = '{ by = "start" }', '{ by = "start", total = "total" }', '{ by = "url", next = "next" }'
 FIRST = f"{FIND}&limit=10"
 
 
@@ -123,27 +123,28 @@ def test_pages_are_asked_for_one_after_the_other_until_the_end(
 
 def test_where_the_first_will_do_the_first_match_ends_the_search(world: World) -> None:
     world.server.routes |= {at(0): [page(C1)]}
-    assert delivered(world.deliver(sync=paged("{}", 'many = "first"\n'))).did == "updated"
+    assert delivered(world.deliver(sync=paged(START, 'many = "first"\n'))).did == "updated"
     assert world.asked == [FETCH, at(0), UPDATE]
 
 
 NO_END = (
     "find: no end after 3 pages, so that it is not known what there is; "
-    "narrow the find down by its params, or raise pages.most"
+    "narrow the call down by its params, or raise pages.most"
 )
+LEFT = "find: page 1 is empty, and 3 items are said to be left; where total counts items that no page has, remove it"
 NO_TOTAL = "find: the answer has no number at total"
 BAD: dict[str, tuple[str, Pages, str]] = {
     "a total and nothing": (TOTAL, {at(0): answer(200, {"total": 1})}, NOTHING_AT_ITEMS),
     "a total that is none": (TOTAL, {at(0): answer(200, {"total": False})}, NOTHING_AT_ITEMS),
     "an empty page too early": (
-        TOTAL, {at(0): page(total=3)}, "find: page 1 is empty, and 3 matches are said to be left",
+        TOTAL, {at(0): page(total=3)}, LEFT,
     ),
     "no total": (TOTAL, {at(0): page(C1)}, NO_TOTAL),
     "a total that is a text": (TOTAL, {at(0): page(C1, total="1")}, NO_TOTAL),
     "a page that comes again whatever is asked for": (
         START,
         {at(0): page(C1), at(1): page(C1)},
-        "find: page 2 is the one before it: does /contacts take what pages says?",
+        "find: page 2 is the one before it: does the call take what pages says?",
     ),
     "a page that names itself as the next": (
         LINK,
@@ -151,7 +152,7 @@ BAD: dict[str, tuple[str, Pages, str]] = {
         "find: page 2 names one as the next that was asked for already: it has no end",
     ),
     "pages without end": (
-        '{ next = "next", most = 3 }',
+        '{ by = "url", next = "next", most = 3 }',
         {FIND: page(next="?page=1"), **{numbered(n): page(next=f"?page={n + 1}") for n in (1, 2)}},
         NO_END,
     ),
@@ -189,31 +190,50 @@ def test_pages_that_can_not_be_are_a_bad_answer_and_nothing_is_written(
 @pytest.mark.parametrize(("second", "error_class"), [(answer(503), "server_error"), (page(C2), "ambiguous")])
 def test_a_second_match_and_a_failure_on_the_second_page_are_seen(world: World, second: Act, error_class: str) -> None:
     world.server.routes |= {at(1, 1): [page(C1)], at(2, 1): [second]}
-    assert failure(world.deliver(sync=paged("{ count = 1, first = 1 }")))[0] == error_class
+    assert failure(world.deliver(sync=paged('{ by = "start", count = 1, first = 1 }')))[0] == error_class
     assert world.asked == [FETCH, at(1, 1), at(2, 1)]
+
+
+SECOND_PAGE = "GET /contacts?externalId=u1&page=2"
+
+
+@pytest.mark.parametrize(
+    "link", ["{url}/contacts?externalId=u1&page=2", "/contacts?externalId=u1&page=2", "?externalId=u1&page=2"]
+)
+def test_a_link_to_the_next_page_is_followed_absolute_or_relative(world: World, link: str) -> None:
+    world.server.routes[SECOND_PAGE] = [page(C1, links={})]
+    first = page(links={"next": link.format(url=world.server.url)})
+    outcome = world.deliver(sync=paged('{ by = "url", next = "links.next" }'), find=first)
+    assert delivered(outcome).did == "updated"
+    assert world.asked == [FETCH, FIND, SECOND_PAGE, UPDATE]
+    assert outcome.calls[2].url == f"{world.server.url}/contacts?externalId=…&page=…"
+
+
+def test_a_link_header_is_followed_to_another_path_as_github_has_them(world: World) -> None:
+    header = f'<{world.server.url}/repositories/7/contacts?page=2>; rel="next", <{world.server.url}/x>; rel="last"'
+    world.server.routes["GET /repositories/7/contacts?page=2"] = [page(C1)]
+    outcome = world.deliver(sync=paged('"link"'), find=answer(200, {"items": []}, link=header))
+    assert delivered(outcome).did == "updated"
+    assert world.asked == [FETCH, FIND, "GET /repositories/7/contacts?page=2", UPDATE]
+
+
+def test_of_a_link_of_another_address_the_query_alone_can_be_taken(world: World) -> None:
+    world.server.routes[SECOND_PAGE] = [page(C1)]
+    first = page(next="http://10.0.0.1:1/v2/contacts?externalId=u1&page=2")
+    pages = '{ by = "url", next = "next", query_only = true }'
+    assert delivered(world.deliver(sync=paged(pages), find=first)).did == "updated"
+    assert world.asked == [FETCH, FIND, SECOND_PAGE, UPDATE]
 
 
 @pytest.mark.parametrize(
     "link",
-    [
-        "http://127.0.0.1:1/v2/contacts?externalId=u1&page=2",
-        "/contacts?externalId=u1&page=2",
-        "?externalId=u1&page=2",
-    ],
+    ["https://evil.example/contacts?page=2", "//evil.example/contacts?page=2", "file:///etc/passwd", "https://["],
 )
-def test_a_link_gives_the_query_of_the_next_page_and_nothing_else(world: World, link: str) -> None:
-    second = "GET /contacts?externalId=u1&page=2"
-    world.server.routes |= {FIND: [page(links={"next": link})], second: [page(C1, links={})]}
-    outcome = world.deliver(sync=paged('{ next = "links.next" }'), find=page(links={"next": link}))
-    assert delivered(outcome).did == "updated"
-    assert world.asked == [FETCH, FIND, second, UPDATE]
-    assert outcome.calls[2].url == f"{world.server.url}/contacts?externalId=…&page=…"
-
-
-@pytest.mark.parametrize("link", ["https://evil.example/users?page=2", "/contacts", "https://[", "/contacts/2"])
-def test_a_link_that_leads_elsewhere_is_a_bad_answer(world: World, link: str) -> None:
-    outcome = world.deliver(sync=paged('{ next = "links.next" }'), find=page(C1, links={"next": link}))
-    error_class, error = failure(outcome)
+@pytest.mark.parametrize("by", ["link", "url"])
+def test_a_link_that_leads_elsewhere_is_a_bad_answer(world: World, link: str, by: str) -> None:
+    pages = '{ by = "url", next = "next" }' if by == "url" else '{ by = "link" }'
+    first = answer(200, {"items": [C1], "next": link}, link=f'<{link}>; rel="next"')
+    error_class, error = failure(world.deliver(sync=paged(pages), find=first))
     assert error_class == "bad_answer"
     assert error.startswith("find: the link to the next page ")
     assert world.asked == [FETCH, FIND]
@@ -221,7 +241,7 @@ def test_a_link_that_leads_elsewhere_is_a_bad_answer(world: World, link: str) ->
 
 def test_what_a_link_holds_can_not_break_the_request(world: World) -> None:
     link = "/contacts?page=2 HTTP/1.1\r\nX-Evil: ä"
-    failed(world.deliver(sync=paged('{ next = "next" }'), find=page(C1, next=link)))
+    failed(world.deliver(sync=paged(LINK), find=page(C1, next=link)))
     assert world.asked[2:] == ["GET /contacts?page=2%20HTTP/1.1X-Evil:%20%C3%A4"]
 
 
@@ -239,7 +259,7 @@ def test_the_version_is_that_of_the_answer_that_had_the_match(world: World) -> N
 def test_a_search_by_post_can_have_its_place_in_the_body(world: World) -> None:
     find = (
         'find = { path = "/search", method = "POST", body = { id = "{event.entity_id}", from = "{start}" }, '
-        'pages = { params = {} }, pick = "items" }'
+        'pages = { by = "start" }, pick = "items" }'
     )
     world.server.routes["POST /search"] = [page(C1), page()]
     assert delivered(world.deliver(sync=changed(FIND_TABLE, find))).did == "updated"
@@ -247,7 +267,7 @@ def test_a_search_by_post_can_have_its_place_in_the_body(world: World) -> None:
 
 
 def test_the_place_may_stand_in_the_path(world: World) -> None:
-    find = 'find = { path = "/contacts/from/{start}", pages = { params = {} }, pick = "items" }'
+    find = 'find = { path = "/contacts/from/{start}", pages = { by = "start" }, pick = "items" }'
     with_start = [f"GET /contacts/from/{start}" for start in (0, 1)]
     world.server.routes |= {with_start[0]: [page(C1)], with_start[1]: [page()]}
     assert delivered(world.deliver(sync=changed(FIND_TABLE, find))).did == "updated"
@@ -296,7 +316,7 @@ def test_a_link_that_asks_for_somebody_else_is_followed_to_nobody(world: World) 
     """Only its query is taken, and what that finds is none that was searched for."""
     link = "/contacts?externalId=u2"
     world.server.routes |= {"GET /contacts?externalId=u2": [page(OTHERS)]}
-    outcome = world.deliver(sync=paged('{ next = "next" }'), find=page(next=link))
+    outcome = world.deliver(sync=paged(LINK), find=page(next=link))
     assert failure(outcome)[1].startswith(NOT_SEARCHED_FOR)
 
 

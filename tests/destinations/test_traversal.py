@@ -82,8 +82,17 @@ def proxied(backend: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def route(proxied: str) -> Iterator[Deliverer]:
+    yield from made_of(_ROUTE, proxied)
+
+
+@pytest.fixture(scope="module")
+def route_by_segments(proxied: str) -> Iterator[Deliverer]:
+    yield from made_of(_ROUTE.replace("{event.entity_id}", "{event.entity_id:path}"), proxied)
+
+
+def made_of(route: str, proxied: str) -> Iterator[Deliverer]:
     with closing(
-        build(config_text("sync", f'base_url = "{proxied}"\n{LOCAL}', _ROUTE.replace("URL", proxied) + LOCAL))
+        build(config_text("sync", f'base_url = "{proxied}"\n{LOCAL}', route.replace("URL", proxied) + LOCAL))
     ) as made:
         yield made
 
@@ -111,9 +120,18 @@ def test_an_id_with_a_slash_that_climbs_nowhere_gets_through(route: Deliverer, b
     assert deleted(backend)[-1] == "/v1/contacts/a/b"
 
 
-def test_no_id_arrives_anywhere_else_behind_a_proxy_that_resolves_paths(
-    route: Deliverer, backend: ScriptedServer
+def test_a_name_with_slashes_gets_through_segment_by_segment(
+    route_by_segments: Deliverer, backend: ScriptedServer
 ) -> None:
+    delete(route_by_segments, "acme/my shop")
+    assert deleted(backend)[-1] == "/v1/contacts/acme/my%20shop"
+
+
+@pytest.mark.parametrize("form", ["route", "route_by_segments"])
+def test_no_id_arrives_anywhere_else_behind_a_proxy_that_resolves_paths(
+    form: str, request: pytest.FixtureRequest, backend: ScriptedServer
+) -> None:
+    route: Deliverer = request.getfixturevalue(form)
     chance = random.Random("traversal")
     pieces = ["..", ".", "/", "\\", "%2e", "%2f", "%25", ";", "a", "admin", "?", "#", " ", "//", "\0", "\n"]
     ids = ["".join(chance.choices(pieces, k=chance.randint(1, 6))) for _ in range(300)]

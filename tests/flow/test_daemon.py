@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 from sqlalchemy import Engine, text
 
 from inbox.db import engine as engines
@@ -74,7 +75,9 @@ def test_what_a_process_may_have_died_of_is_delivered_one_at_a_time_beside_all_e
     assert sorted(held.seqs) == [*seqs, seqs[-1] + 1]
 
 
-def test_a_database_that_goes_away_is_waited_for(database_url: str, engine: Engine, tmp_path: Path) -> None:
+def test_a_database_that_goes_away_is_waited_for_and_the_log_says_why(
+    database_url: str, engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(tmp_path / "arrivals.jsonl") as downstream, running(engine, downstream) as relay:
         fill(database_url, [("u1", moment(0))])
         until(lambda: kinds(engine) == ["delivered"], "the relay is at work")
@@ -82,6 +85,10 @@ def test_a_database_that_goes_away_is_waited_for(database_url: str, engine: Engi
             until(lambda: relay._observer.counts["database_trouble"], "the relay has noticed", within=15)
         fill(database_url, [("u1", moment(1))])
         until(lambda: kinds(engine) == ["delivered"] * 2, "the relay goes on", within=15)
+    why = [line.rpartition("trying again: ")[2] for line in caplog.messages if "database trouble" in line]
+    assert any(
+        "terminating connection" in each or "not currently accepting" in each or "locked" in each for each in why
+    )
 
 
 @ON_POSTGRES

@@ -104,8 +104,8 @@ def test_two_counterparts_are_dead_at_once_and_healed_by_the_next_event_once_the
 
 # --- pages
 
-BY_START = changed('pick = "items" }', 'pick = "items", pages = {} }')
-BY_LINK = changed('pick = "items" }', 'pick = "items", pages = { next = "next" } }')
+BY_START = changed('pick = "items" }', 'pick = "items", pages = { by = "start" } }')
+BY_LINK = changed('pick = "items" }', 'pick = "items", pages = { by = "url", next = "next" } }')
 FIRST, SECOND = f"{FIND}&startIndex=0&count=10", f"{FIND}&startIndex=1&count=10"
 
 
@@ -125,7 +125,7 @@ def test_a_second_counterpart_on_the_second_page_is_dead_at_once(flow: Flow, ste
 @pytest.mark.parametrize(
     ("sync", "error"),
     [
-        (BY_START, "find: page 2 is the one before it: does /contacts take what pages says?"),
+        (BY_START, "find: page 2 is the one before it: does the call take what pages says?"),
         (BY_LINK, "find: page 2 names one as the next that was asked for already: it has no end"),
     ],
     ids=["by start", "by link"],

@@ -69,6 +69,25 @@ def test_a_success_with_a_hundred_megabytes_is_a_success(database_url: str, engi
     assert [seen.connection for seen in server.seen] == [1, 2]
 
 
+@pytest.mark.parametrize("status", [200, 429, 403])
+def test_a_rate_limit_that_is_used_up_only_delays_what_comes(
+    database_url: str, engine: Engine, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    fill(database_url, [(f"u{n}", moment(n)) for n in range(6)])
+    used_up = answer(status, b"", x_ratelimit_remaining="0", x_ratelimit_reset="1")
+    with calling(engine, used_up, answer(204)) as server:
+        until(lambda: not open_states(engine), "all are delivered")
+    all_facts = facts(engine)
+    attempts = [fact["detail"] for fact in all_facts if fact["kind"] == "attempt_failed"]
+    assert [attempt["counted"] for attempt in attempts] == [False] * len(attempts)
+    assert {attempt["error_class"] for attempt in attempts} <= {"throttled"}
+    assert len(server.seen) == 6 + (status != 200), "the endpoint was left alone until its reset"
+    assert [fact["kind"] for fact in all_facts].count("delivered") == 6
+    first, *rest = sorted(fact["at"] for fact in all_facts if fact["kind"] == "delivered")
+    assert status != 200 or min(rest) - first > timedelta(milliseconds=900)
+    assert "held destination audit until " in caplog.text
+
+
 A_DAY = timedelta(hours=24)
 
 
@@ -87,7 +106,7 @@ def test_what_is_asked_for_is_honoured_between_our_own_delay_and_a_day(
 ) -> None:
     due, at = failed_once(sqlite_database_url, asked)
     assert waits - timedelta(seconds=1) < due - at <= waits
-    assert "Retry-After" not in caplog.text
+    assert "ignored" not in caplog.text
 
 
 @pytest.mark.parametrize("asked", ["banana", "-1", "", "Thu, 01 Jan 1970 00:00:00 GMT", "9" * 40, "NaN", "1e3"])

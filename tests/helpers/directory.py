@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.helpers.scripted import ScriptedServer, answer
@@ -21,7 +22,7 @@ path = "/user"
 entity_type = "USER"
 event_type = "UPDATE"
 params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
-count = {count}
+pages = {{ by = "start", count = {count} }}
 """
 
 
@@ -38,6 +39,8 @@ class Directory:
         self.before_page: Callable[[int], None] = lambda _: None
         """Called with the number of the page, from 1, before it is made."""
         self.pages = 0
+        self.more: dict[str, Any] = {}
+        """Further members of an item, by the id of its entity. A value that is no dict is in place of the item."""
 
     def __call__(self, server: ScriptedServer, connection: socket.socket) -> None:
         asked = {name: values[0] for name, values in parse_qs(urlsplit(server.seen[-1].target).query).items()}
@@ -47,9 +50,10 @@ class Directory:
         self.before_page(self.pages)
         since, start = asked["since"], int(asked["start"])
         changed = sorted((modified, entity) for entity, modified in self.users.items() if modified >= since)
-        page = [
-            {"id": entity, "meta": {"lastModified": modified}}
-            for modified, entity in changed[start : start + int(asked["count"])]
-        ]
+        page = [self._item(entity, modified) for modified, entity in changed[start : start + int(asked["count"])]]
         status = self.statuses.pop(0) if self.statuses else 200
         answer(status, {"resources": page})(server, connection)
+
+    def _item(self, entity: str, modified: str) -> Any:  # noqa: ANN401  # any JSON
+        more = self.more.get(entity, {})
+        return {"id": entity, "meta": {"lastModified": modified}, **more} if isinstance(more, dict) else more

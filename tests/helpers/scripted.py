@@ -123,7 +123,7 @@ class ScriptedServer:
         """Released once for each request that was read."""
         self.ended = threading.Semaphore(0)
         """Released once for each connection that was closed."""
-        self._acts = list(acts)
+        self.acts = list(acts)
         self._reads = reads
         self.routes = routes or {}
         self._tls = _server_context(asks_for_a_certificate=tls == "mutual") if tls else None
@@ -144,7 +144,7 @@ class ScriptedServer:
         """Note the request; give the act that meets it."""
         with self._lock:
             self.seen.append(seen)
-            acts = self.routes.get(f"{seen.method} {seen.target}", self._acts)
+            acts = self.routes.get(f"{seen.method} {seen.target}", self.acts)
             act = acts.pop(0) if len(acts) > 1 else acts[0] if acts else answer(599, b"unexpected")
         self.arrived.release()
         return act
@@ -187,7 +187,7 @@ class ScriptedServer:
             if self._tls is not None:
                 connection = stack.enter_context(self._tls.wrap_socket(connection, server_side=True))
             if not self._reads:
-                self._acts[0](self, connection)
+                self.acts[0](self, connection)
                 return
             reader = stack.enter_context(connection.makefile("rb"))
             while seen := _request(reader, number):

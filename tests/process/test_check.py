@@ -101,14 +101,27 @@ def test_it_says_what_both_sides_say_when_they_start_word_for_word(place: Site) 
 
 
 def test_a_file_that_can_not_be_read_is_a_mistake(place: Site) -> None:
-    place.configure("[sources")
+    place.configure("[sources\nx = 1\n")
     ended = checked(place)
     assert ended.status == 2
-    assert "inbox.toml is not TOML" in ended.stdout
+    assert "inbox.toml:1: is not TOML" in ended.stdout
     (place.folder / "inbox.toml").unlink()
     ended = checked(place, "--json")
     assert ended.status == 2
     assert "write one with `inbox init`" in findings(ended)[0][3]
+
+
+def test_proxies_of_the_environment_that_may_claim_any_address_are_a_mistake(
+    place: Site, sqlite_database_url: str
+) -> None:
+    configured(place, sqlite_database_url)
+    text = (place.folder / "inbox.toml").read_text(encoding="utf-8")
+    place.configure(text.replace("secrets =", 'allow_from = ["192.0.2.7"]\nsecrets ='))
+    assert checked(place).status == 0
+    for proxies in ("*", "127.0.0.1, ::/0"):
+        ended = checked(place, "--json", FORWARDED_ALLOW_IPS=proxies)
+        assert ended.status == 2
+        assert [(line, key) for _, line, key, _ in findings(ended)] == [(6, "[sources.github] allow_from")]
 
 
 # --- the database

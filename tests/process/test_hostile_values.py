@@ -12,6 +12,7 @@ import pytest
 import typer
 from sqlalchemy import text
 
+from inbox.cli import tail
 from inbox.cli.command_line import run as run_app
 from inbox.db import engine as engines
 from relay.cli import status
@@ -43,21 +44,28 @@ find = {{ path = "/contacts", params = {{ externalId = "{{event.seq}}" }}, pick 
 create = {{ path = "/contacts" }}
 update = {{ path = "/contacts/{{event.seq}}" }}
 map = {{ name = "entity.name" }}
-listing = {{ path = "/listing", params = {{ start = "{{start}}", count = "{{count}}" }}, id = "id", count = 9 }}
+[routes.user-to-crm.sync.listing]
+path = "/listing"
+params = {{ start = "{{start}}", count = "{{count}}" }}
+pages = {{ by = "start", count = 9 }}
+id = "id"
 [[sources.trivore.sweeps]]
 api = "identity"
 path = "/user"
 entity_type = "USER"
 params = {{ since = "{{since}}", start = "{{start}}", count = "{{count}}" }}
-count = 9
+pages = {{ by = "start", count = 9 }}
 """
 
 CASES: Mapping[str, tuple[str, ...]] = {
-    "inbox list": ("", "--json", "--state dead"),
+    "inbox init": ("--path HOSTILE/inbox.toml --source HOSTILE --yes", "--path new.toml --source HOSTILE --yes"),
+    "inbox list": ("", "--json", "--state dead", "--wide", "--columns HOSTILE", "--ndjson", "--error HOSTILE"),
     "inbox show": ("1", "1 --json", "1000", "1000 --json"),
-    "inbox rejected": ("", "--json", "--id 1", "--id 1 --json"),
+    "inbox tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--source HOSTILE"),
+    "inbox rejected": ("", "--json", "--id 1", "--id 1 --json", "--cause HOSTILE"),
     "inbox readmit": ("--reason x", "--reason x --json", "--id 1 --reason x", "--reason x --yes"),
-    "relay dead": ("", "--json"),
+    "relay dead": ("", "--json", "--wide", "--route HOSTILE"),
+    "relay tail": ("--since 2000-01-01", "--since 2000-01-01 --ndjson", "--since 2000-01-01 --wide", "--kind HOSTILE"),
     "relay status": ("", "--json", "--sweeps", "--sweeps --json", "--check", "--check --here", "--check --json"),
     "relay pause": ("", "--json", "--entity HOSTILE --source trivore --reason HOSTILE"),
     "relay resume": ("--entity HOSTILE --source trivore", "--command 1", "--route HOSTILE"),
@@ -80,6 +88,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
 WITHOUT_VALUES = {
     "inbox serve": "becomes gunicorn; its log is tested with the receiver",
     "inbox migrate": "shows revisions of the code, and errors of the database as every command does",
+    "inbox check": "shows the configuration and what its systems answer: tests/process/test_check.py",
     "inbox send": "shows the answer of the receiver that it is pointed at: below",
     "relay run": "writes a log: below",
     "relay demo": "shows its own services: tests/demo/test_screen.py",
@@ -144,6 +153,12 @@ def configure(folder: Path, database_url: str, server: ScriptedServer, monkeypat
     monkeypatch.setenv("INBOX_CONFIG", str(folder / "inbox.toml"))
     monkeypatch.setenv("COLUMNS", "20000")
     monkeypatch.setattr(status, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(tail, "wait_for_more", interrupted)
+
+
+def interrupted() -> None:
+    """Ctrl-C, when a tail has shown all there is."""
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -167,6 +182,8 @@ def check(command: str, options: str, *, terminal: bool) -> Ended:
     assert harm_of(ran.stderr, terminal=terminal) == [], (what, ran.stderr)
     if "--json" in options and ran.stdout:
         json.loads(ran.stdout)
+    if "--ndjson" in options:
+        assert [json.loads(line) for line in ran.stdout.splitlines()]
     return ran
 
 

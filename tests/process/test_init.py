@@ -60,6 +60,14 @@ def test_it_replaces_nothing_unless_it_is_told_to(empty: Site) -> None:
     assert (empty.folder / "handlers.py").read_text(encoding="utf-8") == "MINE = 1\n"
 
 
+def test_a_link_that_leads_nowhere_is_not_followed(empty: Site) -> None:
+    (empty.folder / "inbox.toml").symlink_to(empty.folder / "elsewhere.toml")
+    ended = empty.invoke("inbox", "init", "--source", "okta", "--yes")
+    assert ended.status == 2
+    assert "can't write" in ended.stderr
+    assert not (empty.folder / "elsewhere.toml").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -70,11 +70,11 @@ def test_what_would_be_changed_is_shown_field_by_field_and_is_status_1(
     ended = place.run(*PLAN)
     assert ended.status == 1, ended.stderr
     assert [line.split() for line in ended.stdout.splitlines()[1:]] == [
-        ["USER", "u2", "update", "name", "Grcae", "Grace"],
-        ["USER", "u2", "update", "phone", "+44"],
-        ["USER", "u3", "delete"],
+        ["USER/u2", "update", "name", "Grcae", "Grace"],
+        ["USER/u2", "update", "phone", "+44"],
+        ["USER/u3", "delete"],
     ]
-    assert ended.stderr == "2 of 3 entities are not in sync\n"
+    assert ended.stderr == "3 entities compared: 2 differ\n"
     assert {seen.method for seen in server.seen} == {"GET"}, "nothing is written"
     assert count(engine, "delivery_log") == 0
 
@@ -90,7 +90,7 @@ def test_for_programs_it_is_an_array(place: Site) -> None:
 
 def test_one_that_is_in_step_is_status_0(place: Site) -> None:
     ended = place.invoke(*PLAN, "--entity", "USER/u1")
-    assert ended == (0, "", "in sync: 1 entities\n")
+    assert ended == (0, "", "1 entity compared: in sync\n")
 
 
 def test_a_missing_counterpart_would_be_created_and_what_can_not_be_told_is_a_finding(
@@ -104,6 +104,9 @@ def test_a_missing_counterpart_would_be_created_and_what_can_not_be_told_is_a_fi
         ("u4", "create", None),
         ("u5", "failed", "fetch: answered 503 Service Unavailable"),
     ]
+    ended = place.invoke(*PLAN)
+    assert ended.stderr == "4 entities compared: 3 differ; 1 entity could not be compared\n", "it may be in sync"
+    assert place.invoke(*PLAN, "--entity", "USER/u5").stderr == "nothing compared; 1 entity could not be compared\n"
 
 
 def test_entities_of_types_that_the_route_does_not_take_are_not_asked_about(
@@ -113,14 +116,14 @@ def test_entities_of_types_that_the_route_does_not_take_are_not_asked_about(
     config = CONFIG.format(url=server.url).replace(goes, goes + 'when = { entity_type = ["GROUP"] }\n', 1)
     place.configure(config_text(database_url) + config)
     ended = place.invoke(*PLAN)
-    assert (ended.status, ended.stderr) == (0, "in sync: 0 entities\n")
+    assert (ended.status, ended.stderr) == (0, "no entity to compare\n")
     assert server.seen == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--route", "nobody"), "no route 'nobody' is configured; there are: everything, user-to-crm"),
+        (("--route", "nobody"), "there is no route 'nobody'"),
         (("--route", "everything"), "route everything does not go to a sync destination"),
         (("--route", "user-to-crm", "--entity", "u1"), "--entity must be TYPE/ID"),
     ],

@@ -44,8 +44,8 @@ def test_each_difference_is_told_and_the_exit_status_1_until_it_is_mended(filled
     found = filled.invoke("relay", "verify")
     assert found.status == 1
     assert found.stdout.splitlines() == [
-        "missing seq=3 route=everything: open, but stored: no row",
-        "missing seq=7 route=everything: open, but stored: no row",
+        "missing seq=3 route=everything: the log says open; stored: no row",
+        "missing seq=7 route=everything: the log says open; stored: no row",
     ]
     assert "2 differences in 40 events" in found.stderr
     assert "`relay rebuild` repairs them" in found.stderr
@@ -56,9 +56,12 @@ def test_each_difference_is_told_and_the_exit_status_1_until_it_is_mended(filled
         ("missing", 7, "everything"),
     ]
 
+    lines = filled.invoke("relay", "verify", "--ndjson").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == [3, 7]
+
     repaired = filled.invoke("relay", "rebuild")
     assert repaired.status == 0
-    assert repaired.stdout.splitlines()[-1].startswith("repaired 2 differences: ")
+    assert repaired.stdout.splitlines()[-1].startswith("repaired 2 differences in 40 events, ")
     assert filled.invoke("relay", "verify").status == 0
     assert count(engine, "open_delivery") == EVENTS
     lose(engine, "3, 7")

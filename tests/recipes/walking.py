@@ -87,6 +87,7 @@ class Walk:
                     self._run(block.text, expected_after(read, position), where)
                 case "http":
                     self._expect_request(block.text, where)
+        self._run("inbox check", "… both sides would start…", self._page)
 
     def close(self) -> None:
         """End whatever still runs."""
@@ -146,7 +147,7 @@ class Walk:
         self.output += output
         assert expected is not None or done.returncode == 0, f"{where} ended with {done.returncode}:\n{output}"
         assert expected is None or shows(expected, output), f"{where} showed:\n{output}\ninstead of:\n{expected}"
-        if "inbox send" in script or "curl" in script or "--yes" in script:
+        if any(word in script for word in ("inbox send", "curl", "--yes", "relay sweep")):
             self.drain()
 
     def _expect_request(self, text: str, where: str) -> None:

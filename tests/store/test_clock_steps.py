@@ -17,7 +17,7 @@ from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
 from relay.delivery.alerts import Alert
 from relay.delivery.gates import RateLimit
-from relay.delivery.outcome import Call, Delivered, Failed
+from relay.delivery.outcome import Call, Delivered, Failed, RateHold
 from relay.delivery.policy import Policies
 from relay.store import alerts, nodes
 from relay.store.claim import claim, claim_probe
@@ -40,6 +40,7 @@ ROUTED = msgspec.structs.replace(
     gates=(AUDIT,),
     breakers={AUDIT: BreakerLimits(calls=1, open_for=Duration(30), longest=Duration(600))},
     rate_limits=(RateLimit(AUDIT, 0.1, 1),),
+    longest_holds={AUDIT: timedelta(seconds=60)},
 )
 REFUSED = Failed((Call("forward", "POST", "https://audit.example.com", "answered", 1.0, 503),), "server_error", "503")
 GATED = {"strict": ROUTED}
@@ -195,6 +196,18 @@ def test_a_rate_is_used_up_for_no_longer_than_a_burst_lasts(steps: Steps) -> Non
     assert [one.column for one in pull_in(steps, GATED)] == ["rate_used_until"]
     steps.advance(10)
     assert acquire_rate(steps.database, rate_limit) == 0
+
+
+def test_an_endpoint_is_held_for_no_longer_than_it_may_ask_for(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    held = Call("forward", "POST", "https://audit/", "answered", 1.0, 429, hold=RateHold(86400, "Retry-After"))
+    with an_hour_ahead(steps):
+        record(steps.database, GATED, "r1", [(steps.claim(), Failed((held,), "throttled", "429"))])
+    assert pull_in(steps, GATED) != []
+    assert read_gates(steps.database).admit([AUDIT]) == "none"
+    steps.advance(60)
+    assert read_gates(steps.database).admit([AUDIT]) == "all"
+    assert pull_in(steps, GATED) == []
 
 
 def test_a_sweep_is_due_again_and_one_of_a_relay_that_died_is_waited_for_no_longer_than_its_lease(steps: Steps) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from inbox.config.breaker import BreakerLimits
 from inbox.config.types import Duration
 from relay.delivery.gates import Breaker, ClaimFilter, Gate, GateKey, RateLimit, Report, entity_key
-from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome
+from relay.delivery.outcome import Call, Delivered, Delivery, ErrorClass, Failed, Outcome, RateHold
 from relay.store import gates
 from relay.store.claim import PROBE_GIVEN_UP_AFTER, claim, claim_probe, claim_suspect
 from relay.store.database import Database, FailedAlone
@@ -32,6 +32,7 @@ POLICY = msgspec.structs.replace(
     POLICIES["strict"],
     gates=(("source", "trivore"), ("route", "strict"), CRM, IDENTITY),
     breakers={CRM: LIMITS, IDENTITY: LIMITS},
+    longest_holds={CRM: timedelta(hours=1), IDENTITY: timedelta(hours=1)},
 )
 WELL = Delivered((Call("forward", "POST", "https://crm/", "answered", 1.0, 200),), "forwarded")
 
@@ -107,6 +108,79 @@ def test_refused_credentials_use_no_attempt_and_the_delivery_goes_out_when_they_
     steps.record([(delivery, WELL)], [CRM])
     assert admitted(steps) == "all"
     steps.facts_agree()
+
+
+# --- rate holds
+
+
+def asked_for(seconds: float, status: int = 429) -> Call:
+    return Call("forward", "POST", "https://crm/", "answered", 1.0, status, hold=RateHold(seconds, "Retry-After"))
+
+
+def test_what_one_relay_is_asked_for_holds_all_of_them_back_and_uses_no_attempt(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps, Failed((asked_for(30),), "throttled", "forward: answered 429"), node="r1")
+    assert admitted(steps) == "none"
+    (row,) = gates.held_back(steps.database)
+    assert (row["name"], row["hold_reason"], row["breaker"]) == ("crm", "forward answered 429: Retry-After", "closed")
+    assert row["held_until"] == steps.clock.moment + timedelta(seconds=30)
+    steps.advance(29)
+    assert admitted(steps) == "none"
+    steps.advance(1)
+    assert admitted(steps) == "all"
+    assert gates.held_back(steps.database) == []
+    steps.node = "r2"
+    assert steps.claim().attempt == 1
+    steps.facts_agree()
+
+
+def test_a_success_may_ask_for_it_too_and_no_answer_shortens_a_hold(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2, "u2"))
+    claimed = [steps.claim(), steps.claim()]
+    steps.record([(claimed[0], Delivered((asked_for(60, 200),), "forwarded"))])
+    steps.record([(claimed[1], Delivered((asked_for(1, 200),), "forwarded"))])
+    steps.advance(59)
+    assert admitted(steps) == "none"
+    steps.advance(1)
+    assert admitted(steps) == "all"
+
+
+def test_a_downstream_that_asks_for_ever_is_asked_again_after_its_longest_hold(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps, Failed((asked_for(1e300),), "throttled", "forward: answered 429"))
+    steps.advance(3599)
+    assert admitted(steps) == "none"
+    steps.advance(1)
+    assert admitted(steps) == "all"
+
+
+def test_a_result_that_is_discarded_holds_back_all_the_same(steps: Steps) -> None:
+    """The endpoint has said so, whoever works on the delivery by now."""
+    steps.arrive(an_event(1))
+    late = steps.claim()
+    steps.advance(60)
+    steps.reap("r2")
+    assert steps.record([(late, Failed((asked_for(30),), "throttled", "429"))])[0].fact is None
+    assert admitted(steps) == "none"
+
+
+def test_an_operator_ends_a_hold(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps, Failed((asked_for(30),), "throttled", "forward: answered 429"))
+    with steps.database.write() as transaction:
+        now = transaction.lock_order()
+        assert gates.resume(transaction, CRM, now)
+        assert not gates.resume(transaction, CRM, now)
+    assert admitted(steps) == "all"
+
+
+def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    attempt(steps, Failed((asked_for(30),), "throttled", "forward: answered 429"))
+    limit = RateLimit(CRM, 10.0, 1)
+    assert gates.acquire_rate(steps.database, limit) == pytest.approx(30)
+    steps.advance(30)
+    assert gates.acquire_rate(steps.database, limit) == 0
 
 
 def test_an_attempt_that_went_on_to_the_destination_says_that_the_api_is_well(steps: Steps) -> None:

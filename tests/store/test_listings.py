@@ -1,53 +1,186 @@
-"""Rows that `inbox list` and `inbox show` read, on both databases."""
+"""Rows that `inbox list`, `inbox show`, `inbox rejected` and `relay dead` read, on both databases."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from sqlalchemy import Engine
+import msgspec
+import pytest
+from sqlalchemy import Engine, text
 
-from inbox.db import reads
-from tests.helpers.relaying import DONE, Steps
-from tests.helpers.storing import START, an_event
+from inbox.db import listings, reads
+from inbox.db.intake import Rejected
+from inbox.db.listings import EventFilter, RejectionFilter, contains
+from relay.delivery.outcome import Call, Failed
+from relay.store import gates
+from relay.store.reads import DeadFilter, dead_letters
+from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.storing import START, Intake, an_event
+
+LONG = 1000
+
+
+def listed(engine: Engine, **conditions: object) -> list[tuple[int, str | None, str]]:
+    page = listings.events(engine, EventFilter(**conditions), LONG)  # type: ignore[arg-type]  # each is of its kind
+    return [(row["seq"], row["route"], row["state"]) for row in page.rows]
+
+
+def seqs(engine: Engine, **conditions: object) -> list[int]:
+    return [seq for seq, _, _ in listed(engine, **conditions)]
 
 
 def test_the_newest_events_are_listed_first_a_line_for_each_route(engine: Engine, steps: Steps) -> None:
     steps.receive(an_event(1), an_event(2, routes=["strict", "latest"]), an_event(3, routes=[]))
-
-    listed = [(row["seq"], row["route"], row["state"]) for row in reads.events(engine)]
-
-    assert [
+    assert listed(engine, state="unrouted") == [(3, None, "unrouted")]
+    assert listed(engine) == [
         (3, None, "unrouted"),
         (2, "latest", "received"),
         (2, "strict", "received"),
         (1, "strict", "received"),
-    ] == listed
+    ]
 
 
-def test_a_listing_goes_on_below_the_seq_where_the_last_page_ended(engine: Engine, steps: Steps) -> None:
-    steps.receive(*(an_event(n) for n in range(1, 8)))
-
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_pages_hold_every_row_once_and_never_part_of_an_event(engine: Engine, steps: Steps, limit: int) -> None:
+    steps.receive(*(an_event(n, routes=["strict", "latest"] if n % 2 else ["strict"]) for n in range(1, 8)))
     pages, before = [], None
-    while page := reads.events(engine, before=before, limit=3):
-        pages.append([row["seq"] for row in page])
-        before = page[-1]["seq"]
+    while True:
+        page = listings.events(engine, EventFilter(before=before), limit)
+        pages.append([row["seq"] for row in page.rows])
+        if page.before is None:
+            break
+        before = page.before
+    assert [seq for page in pages for seq in page] == [7, 7, 6, 5, 5, 4, 3, 3, 2, 1, 1]
+    assert all(len(page) <= max(limit, 2) for page in pages)
 
-    assert [[7, 6, 5], [4, 3, 2], [1]] == pages
 
-
-def test_a_listing_can_be_narrowed_to_an_entity_a_state_a_source_and_a_time(engine: Engine, steps: Steps) -> None:
-    steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "a"))
+def test_a_listing_can_be_narrowed_by_everything_that_it_shows(engine: Engine, steps: Steps) -> None:
+    other = msgspec.structs.replace(an_event(4, "a"), source="other", event_type="DELETE", entity_type="GROUP")
+    steps.arrive(an_event(1, "a"), an_event(2, "b"), an_event(3, "a"), other)
+    unavailable = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, 503)
     steps.attempt(DONE)
+    steps.attempt(Failed((unavailable,), "server_error", "Forward answered 503: 100% out_of order!"))
 
-    def seqs(**narrowed: object) -> list[int]:
-        return [row["seq"] for row in reads.events(engine, **narrowed)]  # type: ignore[arg-type]  # each is of its kind
+    assert seqs(engine, entity_type="USER", entity_id="a") == [3, 1]
+    assert seqs(engine, entity_type="GROUP") == [4]
+    assert seqs(engine, entity_id="a") == [4, 3, 1]
+    assert seqs(engine, source="other") == [4]
+    assert seqs(engine, event_type="DELETE") == [4]
+    assert seqs(engine, source="nobody") == []
+    assert seqs(engine, error="nothing") == seqs(engine, state="unrouted") == seqs(engine, state="cancelled") == []
+    assert seqs(engine, state="delivered") == [1]
+    assert seqs(engine, state="ready") == [3, 2]
+    assert seqs(engine, state="ready", entity_id="a") == [3]
+    assert seqs(engine, routes={"strict"}) == [4, 3, 2, 1]
+    assert seqs(engine, routes={"latest"}) == seqs(engine, routes={"latest"}, state="ready") == []
+    assert seqs(engine, status=503) == seqs(engine, error="forward ANSWERED") == [2]
+    assert seqs(engine, since=START) == [4, 3, 2, 1]
+    assert seqs(engine, since=START + timedelta(seconds=1)) == seqs(engine, until=START) == []
+    assert seqs(engine, until=START + timedelta(seconds=1), before=3) == [2, 1]
 
-    assert [3, 1] == seqs(entity_type="USER", entity_id="a")
-    assert [1] == seqs(state="delivered")
-    assert [3, 2] == seqs(state="ready")
-    assert [] == seqs(source="nobody")
-    assert [3, 2, 1] == seqs(since=START)
-    assert [] == seqs(since=START + timedelta(seconds=1))
+
+def test_a_rare_delivery_is_found_behind_pages_of_others(
+    engine: Engine, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listings, "_PAGE", 3)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 12)))
+    steps.attempt(DONE)
+    steps.attempt(HOPELESS)
+    assert seqs(engine, state="delivered") == seqs(engine, status=None, state="delivered", routes={"strict"}) == [1]
+    assert seqs(engine, error="email") == [2]
+    assert seqs(engine, state="dead") == [2]
+    assert seqs(engine, state="ready") == list(range(11, 2, -1))
+
+
+def test_a_delivery_shows_its_error_until_it_has_ended(engine: Engine, steps: Steps) -> None:
+    def last() -> tuple[str, str | None]:
+        (row,) = listings.events(engine, EventFilter(), 1).rows
+        return row["state"], row["last_error"]
+
+    steps.arrive(an_event(1))
+    steps.attempt(UNWELL)
+    assert last() == ("ready", "forward answered 503")
+    steps.advance(6)
+    steps.attempt(DONE)
+    assert last() == ("delivered", None)
+
+
+def test_an_event_is_shown_with_what_its_deliveries_wait_for(engine: Engine, steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    with steps.database.write() as transaction:
+        gates.pause(transaction, ("route", "strict"), who="ann", why="a test")
+        gates.pause(transaction, ("entity", "trivore|USER|u1"), who="ann", why="a test")
+        gates.pause(transaction, ("entity", "trivore|USER|u2"), who="ann", why="a test")
+    row = reads.event(engine, 2)
+    assert row is not None
+    assert row["heads"] == [{"route": "strict", "seq": 1, "state": "ready"}]
+    assert [(gate["kind"], gate["name"]) for gate in row["gates"]] == [
+        ("entity", "trivore|USER|u1"),
+        ("route", "strict"),
+    ]
+
+
+def a_rejection(reason: str, **changes: object) -> Rejected:
+    made = Rejected(START, "trivore", 422, "invalid_event", reason, None, None, b"1" * 32, None, None)
+    return msgspec.structs.replace(made, **changes)
+
+
+def test_rejected_requests_are_narrowed_by_everything_that_they_show(engine: Engine, database_url: str) -> None:
+    Intake(database_url).reject(
+        a_rejection("the body is not JSON"),
+        a_rejection("100% wrong", status=401, cause="unauthenticated"),
+        a_rejection("no such source", source="tirvore", received_at=START + timedelta(hours=1)),
+    )
+
+    def ids(**conditions: object) -> list[int]:
+        wanted = RejectionFilter(**conditions)  # type: ignore[arg-type]  # each is of its kind
+        return [row["id"] for row in listings.rejected_requests(engine, wanted, LONG)]
+
+    assert ids() == [3, 2, 1]
+    assert ids(source="trivore") == [2, 1]
+    assert ids(status=401) == ids(cause="unauthenticated") == [2]
+    assert ids(error="NOT json") == [1]
+    assert ids(error="100%") == [2]
+    assert ids(error="1_0") == []
+    assert ids(since=START + timedelta(seconds=1)) == [3]
+    assert ids(until=START + timedelta(seconds=1), before=2) == [1]
+
+
+def test_dead_letters_are_narrowed_by_everything_that_they_show(steps: Steps) -> None:
+    steps.arrive(an_event(1, "a"), an_event(2, "b", routes=["latest"]))
+    gone = Call("forward", "POST", "https://audit.example.com/", "answered", 12.0, 422)
+    steps.attempt(HOPELESS)
+    steps.attempt(Failed((gone,), "mapping", "100% wrong"), "latest")
+
+    def dead(**conditions: object) -> list[int]:
+        wanted = DeadFilter(**conditions)  # type: ignore[arg-type]  # each is of its kind
+        return [row["seq"] for row in dead_letters(steps.database, wanted, LONG)]
+
+    assert sorted(dead()) == [1, 2]
+    assert dead(routes={"strict"}) == dead(entity_type="USER", entity_id="a") == dead(error="EMAIL:") == [1]
+    assert dead(routes=()) == dead(source="nobody") == dead(cause="exhausted") == dead(event_type="x") == []
+    assert dead(status=422) == dead(error="100%") == [2]
+    assert dead(until=START) == dead(since=START + timedelta(seconds=1)) == []
+    assert sorted(dead(since=START, until=START + timedelta(seconds=1), cause="mapping")) == [1, 2]
+
+
+def test_a_part_of_a_text_is_no_pattern() -> None:
+    assert contains("50%_A!") == "%50!%!_a!!%"
+
+
+def test_the_view_survives_a_fact_that_no_relay_wrote(engine: Engine, steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    with engine.begin() as connection:
+        for detail in ('{"calls": [{"status": "x"}], "error": "e"}', '{"calls": 7, "error": "f"}'):
+            connection.execute(
+                text(
+                    "INSERT INTO delivery_log (at, seq, route, kind, attempt, detail)"
+                    " VALUES (:at, 1, 'strict', 'attempt_failed', 1, :detail)"
+                ),
+                {"at": "2026-01-01 00:00:00.000000Z", "detail": detail},
+            )
+            assert seqs(engine) == [1]
+    assert seqs(engine, error="f") == [1]
 
 
 def test_one_event_is_shown_with_its_deliveries_facts_and_repeats(engine: Engine, steps: Steps) -> None:

@@ -13,7 +13,10 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.dialects import postgresql
 
 from inbox.db import engine as engines
+from inbox.db import listings
 from inbox.db.dialect import POSTGRES, SQLITE, Sql, rows_param
+from inbox.db.following import ARRIVALS, Follower, Position
+from inbox.db.listings import EventFilter
 from inbox.events.timestamps import time_text
 from relay.store import (
     alert_conditions,
@@ -21,6 +24,7 @@ from relay.store import (
     coverage,
     database,
     duplicates,
+    entities,
     events,
     lanes,
     leases,
@@ -37,6 +41,7 @@ from relay.store import (
 )
 from relay.store.audit import examine, rebuild, verify
 from relay.store.operator import execution, replay, retry
+from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
 from tests.helpers.storing import START
 
@@ -132,8 +137,12 @@ PARAMETERS: dict[str, Any] = {
     "source": "trivore",
     "entity_type": "USER",
     "entity_id": "u101",
+    "after_id": "u101",
     "routes": '[{"route": "crm"}]',
     "after": 1000,
+    "before": 1500,
+    "first": 1000,
+    "state": "dead",
     "last": 1500,
     "lane": "USER|u10",
     "since": -15,
@@ -180,6 +189,11 @@ DEAD_ON_A_ROUTE = text("SELECT * FROM dead_letter WHERE route = :route")
 
 def _constant(statement: TextClause, _: Sql) -> TextClause:
     return statement
+
+
+def _listed(wanted: EventFilter, sql: Sql) -> TextClause:
+    statement, _ = listings._candidates(sql, wanted)
+    return text(statement(wanted.before is not None))
 
 
 STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
@@ -229,6 +243,7 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "events that come late": coverage._of_late,
     "sweeps' events of the same change": coverage._swept,
     "listed that are missing": sweeps._missing,
+    "ids of known entities": lambda _: entities.IDS,
     "next seqs": lambda _: examine._NEXT_SEQS,
     "events of a span": examine._events,
     "rows of a span": lambda sql: examine._rows(sql, locked=True),
@@ -244,6 +259,12 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "open of a route": route_states._counts,
     "next retry of a route": route_states._next_due,
     "arrival of some": route_states._arrival,
+    "next of a tail": lambda sql: Follower(sql, OUTCOMES, Position(0), None)._next,
+    "missing of a tail": lambda sql: Follower(sql, ARRIVALS, Position(0), None)._missing,
+    "listed events of an entity": partial(_listed, EventFilter(entity_type="USER", entity_id="u101")),
+    "listed events that are dead": partial(_listed, EventFilter(state="dead", before=1500)),
+    "listed events with an error": partial(_listed, EventFilter(error="value", before=1500)),
+    "deliveries of a page of events": lambda sql: listings._OF_MANY if sql.has_lateral else listings._OF_RANGE,
     "delivery by seq": lambda _: BY_SEQ,
     "delivery by entity": lambda _: BY_ENTITY,
     "facts by seq": lambda _: OF_AN_EVENT,
@@ -349,7 +370,7 @@ def _scans_a_table(step: str) -> bool:
     return step.startswith("SCAN ") and not others and step.removeprefix("SCAN ") not in RESULTS
 
 
-RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored")
+RESULTS = ("due", "firsts", "found", "mine", "ready", "delivery", "w", "arrived", "opened", "logged", "stored", "known")
 """Of common table expressions, subqueries and of the view, by name."""
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 from tenacity import wait_none
 
@@ -24,11 +27,12 @@ from relay.store import sweeps
 from relay.store.database import Database
 from relay.store.sweeps import SweepFindings
 from relay.sweep import pages
+from relay.sweep import run as sweep_run
 from relay.sweep.run import CompiledSweep
 from relay.sync.cursor import Listed
 from tests.helpers.directory import TABLE, Directory
 from tests.helpers.kinds import ON_POSTGRES
-from tests.helpers.reading import count
+from tests.helpers.reading import count, rows
 from tests.helpers.relaying import FakeClock, Steps
 from tests.helpers.scripted import serving
 from tests.helpers.storing import START, an_event
@@ -184,14 +188,21 @@ def directory() -> Directory:
     return Directory({f"u{n}": f"2026-01-01T00:00:{n:02}Z" for n in range(10)})
 
 
-@pytest.fixture
-def sweeping(directory: Directory, database_url: str) -> Iterator[CompiledSweep]:
+@contextmanager
+def swept_by(directory: Directory, database_url: str, more: str = "", of_source: str = "") -> Iterator[CompiledSweep]:
     """Three a page."""
     with serving(directory) as server:
-        config = config_text(database_url) + TABLE.format(url=server.url, count=3)
+        config = config_text(database_url) + TABLE.format(url=server.url, count=3) + more
+        config = config.replace('preset = "trivore"\n', f'preset = "trivore"\n{of_source}', 1)
         made = CompiledSweep(parse_config(config), "trivore", 0)
         yield made
         made.close()
+
+
+@pytest.fixture
+def sweeping(directory: Directory, database_url: str) -> Iterator[CompiledSweep]:
+    with swept_by(directory, database_url) as made:
+        yield made
 
 
 def run(sweeping: CompiledSweep, engine: Engine) -> SweepFindings:
@@ -204,13 +215,13 @@ def test_a_key_that_another_has_not_committed_yet_is_waited_for_once(
     sweeping: CompiledSweep, database: Database
 ) -> None:
     listed = [Listed(f"u{n}", START) for n in range(100)]
-    uncommitted = sweeping._event(listed[40], START)
+    uncommitted = sweeping._event(listed[40], None, START)
     began = time.monotonic()
     with database.engine.connect() as another:
         another.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         intake.append(another, [uncommitted])
         with pytest.raises(DBAPIError, match="lock timeout"):
-            sweeping._add(database, listed, START, [])
+            sweeping._add(database, listed, {}, START, [])
     assert count(database.engine, "inbox") == 99
     assert time.monotonic() - began < 3 * LOCK_TIMEOUT_SECONDS
 
@@ -274,3 +285,113 @@ def test_what_is_found_again_by_a_sweep_that_begins_again_is_not_added_twice(
     monkeypatch.setattr(sweeps, "missing", everything)
     again = run(sweeping, engine)
     assert (again.missed, again.added, count(engine, "inbox")) == (10, 0, 10)
+
+
+# --- bodies of the events that a sweep adds
+
+
+def bodies(engine: Engine) -> dict[str, Any]:
+    return {row["entity_id"]: json.loads(row["body"]) for row in rows(engine, "SELECT entity_id, body FROM inbox")}
+
+
+def swept(entity: str, second: int, **more: object) -> dict[str, object]:
+    at = f"2026-01-01T00:00:{second:02}Z"
+    return {"entity_type": "USER", "entity_id": entity, "modified": at, **more}
+
+
+def test_the_event_of_a_sweep_has_the_listed_entity_marked_as_swept(
+    sweeping: CompiledSweep, directory: Directory, engine: Engine
+) -> None:
+    directory.more = {"u1": {"balance": 12345678901234567890.5, "name": "Ada"}}
+    run(sweeping, engine)
+    item = {"id": "u1", "meta": {"lastModified": "2026-01-01T00:00:01Z"}, **directory.more["u1"]}
+    assert bodies(engine)["u1"] == {"sweep": swept("u1", 1, item=item)}
+    assert len(bodies(engine)) == 10
+
+
+def test_a_sweep_shapes_the_body_like_that_of_the_webhook(
+    directory: Directory, database_url: str, engine: Engine
+) -> None:
+    shape = """event_body = { issue = "@", repository.full_name = "join('/', ['acme', repo])", action = "'swept'" }\n"""
+    directory.users = {"u1": "2026-01-01T00:00:01Z"}
+    directory.more = {"u1": {"repo": "shop"}}
+    with swept_by(directory, database_url, shape) as sweeping:
+        run(sweeping, engine)
+    item = {"id": "u1", "meta": {"lastModified": "2026-01-01T00:00:01Z"}, "repo": "shop"}
+    shaped = {"issue": item, "repository": {"full_name": "acme/shop"}, "action": "swept"}
+    assert bodies(engine) == {"u1": {**shaped, "sweep": swept("u1", 1)}}
+
+
+def test_an_entity_that_is_larger_than_a_webhook_may_be_is_left_out_of_its_event_and_the_others_are_not(
+    directory: Directory, database_url: str, engine: Engine
+) -> None:
+    directory.more = {"u4": {"about": "x" * 2000}}
+    with swept_by(directory, database_url, of_source="max_body = 2000\n") as sweeping:
+        found = run(sweeping, engine)
+    assert (found.added, found.left_out) == (10, 1)
+    left = bodies(engine)["u4"]["sweep"]
+    assert left == swept("u4", 4, left_out=left["left_out"])
+    assert left["left_out"].endswith("bytes, and the source takes 2000")
+    assert all("item" in body["sweep"] for entity, body in bodies(engine).items() if entity != "u4")
+
+
+@pytest.mark.parametrize(
+    ("item", "why"),
+    [
+        ({"id": None}, "no id where it is said to be"),
+        ({"id": ["u4"]}, "no id where it is said to be"),
+        ({"id": "x" * 5000}, "can't be stored"),
+        ({"meta": {"lastModified": "yesterday"}}, "has to be RFC 3339"),
+        ({"meta": {"lastModified": 10**30}}, "is outside the years"),
+        ({"meta": {}}, "no time of its last change"),
+        ("text", "no id where it is said to be"),
+        ([], "no id where it is said to be"),
+    ],
+)
+def test_an_item_that_names_no_entity_keeps_no_other_from_being_taken_in(
+    sweeping: CompiledSweep, directory: Directory, engine: Engine, item: object, why: str
+) -> None:
+    directory.more = {"u4": item}
+    with pytest.raises(SweepFailed, match=f"1 entities could not be taken in, the first: .*{why}"):
+        run(sweeping, engine)
+    assert sorted(bodies(engine)) == [f"u{n}" for n in range(10) if n != 4]
+
+
+def test_an_entity_whose_body_can_not_be_shaped_keeps_no_other_from_being_taken_in(
+    directory: Directory, database_url: str, engine: Engine
+) -> None:
+    directory.more = {"u4": {"tags": 5}}
+    with (
+        swept_by(directory, database_url, "event_body = { tags = \"join(',', tags || `[]`)\" }\n") as sweeping,
+        pytest.raises(SweepFailed, match=r"1 entities .* the first: id='u4': .*tags.* can't be evaluated"),
+    ):
+        run(sweeping, engine)
+    assert sorted(bodies(engine)) == [f"u{n}" for n in range(10) if n != 4]
+
+
+@pytest.mark.parametrize(
+    ("modified", "second"), [(1767225605, 5), (1767225605000, 5), (1767225605.9, 5), ("2026-01-01T02:00:05+02:00", 5)]
+)
+def test_the_time_of_a_change_may_be_a_number_since_1970(
+    sweeping: CompiledSweep, directory: Directory, engine: Engine, modified: object, second: int
+) -> None:
+    directory.users = {"u1": "2026-01-01T00:00:01Z"}
+    directory.more = {"u1": {"meta": {"lastModified": modified}}}
+    assert run(sweeping, engine).until.replace(microsecond=0) == START.replace(second=second)
+
+
+def test_large_bodies_are_stored_a_few_at_a_time(
+    sweeping: CompiledSweep, directory: Directory, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_run, "MOST_BYTES_ADDED_AT_ONCE", 5000)
+    directory.users = {f"u{n}": "2026-01-01T00:00:01Z" for n in range(3)}
+    directory.more = {"u0": {"about": "x" * 2000}, "u1": {"about": "x" * 2000}, "u2": {"about": "x" * 20_000}}
+    batches, append = [], intake.append
+
+    def noting(connection: Connection, batch: Sequence[Event]) -> list[int | None]:
+        batches.append([event.entity_id for event in batch])
+        return append(connection, batch)
+
+    monkeypatch.setattr(intake, "append", noting)
+    assert run(sweeping, engine).added == 3
+    assert batches == [["u0", "u1"], ["u2"]]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import msgspec
 import pytest
 from sqlalchemy import text
 
 from relay.delivery import facts
 from relay.delivery.lifecycle import append
 from relay.delivery.ordering import settle
-from relay.delivery.outcome import Delivered, Failed, Unchanged
+from relay.delivery.outcome import Call, CallStep, Delivered, Failed, Sent, Unchanged
 from relay.store.database import ROW, as_open_delivery
 from tests.helpers.relaying import HOPELESS, Steps
-from tests.helpers.storing import an_event
-from tests.store.verifying import differences
+from tests.helpers.storing import START, an_event
+from tests.store.verifying import differences, mend
 
 STALE = Failed((), "stale", "fetch: last changed before the event")
 BROKEN = Failed((), "server_error", "fetch: answered 503")
@@ -63,6 +64,87 @@ def test_what_was_sent_last_for_its_lane(steps: Steps) -> None:
     steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
     assert steps.attempt(Delivered((), "updated", applied_hash=b"\x01" * 32)).applied_hash is None
     assert sorted([steps.claim().applied_hash or b"", steps.claim().applied_hash or b""]) == [b"", b"\x01" * 32]
+
+
+APPLIED = Delivered((), "updated", START, START, b"\x01" * 32, '"v1"', b"\x02" * 32)
+
+
+def call(step: CallStep, sent: Sent = "unknown") -> Call:
+    return Call(step, "PATCH", "https://crm/", sent, 1.0)
+
+
+def known_of(steps: Steps) -> tuple[str | None, bytes | None, bytes | None]:
+    """The ETag, its configuration and the hash that the next claim of the lane gets."""
+    delivery = steps.claim()
+    return delivery.applied_etag, delivery.etag_config, delivery.applied_hash
+
+
+def test_the_etag_of_what_was_applied_last_for_its_lane(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3, "u2"))
+    steps.attempt(APPLIED)
+    claimed = {delivery.entity_id: delivery for delivery in (steps.claim(), steps.claim())}
+    known = claimed["u1"]
+    assert (known.applied_etag, known.etag_config, known.applied_modified) == ('"v1"', b"\x02" * 32, START)
+    assert (claimed["u2"].applied_etag, claimed["u2"].etag_config) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "later", [Delivered((), "deleted", START), Delivered((), "updated", START, None, b"\x03" * 32)]
+)
+def test_a_later_success_without_an_etag_forgets_it(steps: Steps, later: Delivered) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3))
+    steps.attempt(APPLIED)
+    steps.attempt(later)
+    assert known_of(steps)[:2] == (None, None)
+
+
+def test_an_etag_that_was_fetched_before_the_one_that_is_known_proves_nothing(steps: Steps) -> None:
+    """The clock has stepped back: which of both states the other system has is not known."""
+    steps.arrive(an_event(1), an_event(2), an_event(3))
+    steps.attempt(APPLIED)
+    steps.attempt(msgspec.structs.replace(APPLIED, etag='"v2"', fetch_began_at=START - timedelta(seconds=1)))
+    assert known_of(steps)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("calls", "is_known"),
+    [
+        ((call("fetch", "answered"), call("update")), False),
+        ((call("fetch", "answered"), call("create", "answered")), False),
+        ((call("delete"),), False),
+        ((call("fetch", "answered"), call("update", "not_sent")), True),
+        ((call("fetch"),), True),
+        ((call("fetch", "answered"), call("find")), True),
+    ],
+)
+def test_a_write_that_may_have_had_an_effect_leaves_nothing_to_compare_with(
+    steps: Steps, calls: tuple[Call, ...], is_known: bool
+) -> None:
+    """Otherwise an entity that returns to its earlier state looked unchanged, and its counterpart would not return."""
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(APPLIED)
+    steps.attempt(Failed(calls, "unknown", "no whole answer"))
+    steps.advance(600)
+    assert known_of(steps) == (('"v1"', b"\x02" * 32, b"\x01" * 32) if is_known else (None, None, None))
+
+
+def test_nor_does_the_attempt_of_a_relay_that_died(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(APPLIED)
+    steps.claim()
+    steps.advance(60)
+    steps.reap("r2")
+    assert known_of(steps) == (None, None, None)
+
+
+def test_a_rebuild_makes_the_next_attempt_fetch_all(steps: Steps) -> None:
+    """The log can't tell whether a later attempt of the lane has changed the other system."""
+    steps.arrive(an_event(1), an_event(2))
+    steps.attempt(APPLIED)
+    steps.do("DELETE FROM lane")
+    assert mend(steps.database) != []
+    assert differences(steps.database) == []
+    assert known_of(steps) == (None, None, b"\x01" * 32)
 
 
 def test_one_that_had_nothing_to_send_has_ended_and_stands_for_the_dead_before_it(steps: Steps) -> None:

@@ -177,7 +177,7 @@ def troubles(folder: Path, database_url: str) -> Iterator[dict[str, str]]:
 
 def sweep(place: Site, server: ScriptedServer, act: Act) -> str:
     """Ask the source for its changes, which it answers so."""
-    server._acts[:] = [act]
+    server.acts[:] = [act]
     return said(place, "relay", "sweep", "--source", "trivore")
 
 

@@ -1,0 +1,62 @@
+"""Rate holds: gates that stay closed until the time that an endpoint's answers named. Pure.
+
+A rate limit (`rate`) is the operator's own; a rate hold is asked for by the other side. It is a row of `gate`, so that it holds
+back the calls of all relays, and ends by itself. It uses no attempt, and no breaker counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+
+import msgspec
+
+from relay.delivery.gates import GateKey
+from relay.delivery.outcome import Outcome
+from relay.delivery.policy import Policies, RoutePolicy, endpoint_of_call
+
+
+class HoldRequest(msgspec.Struct, frozen=True):
+    """A request of an endpoint to be left alone for some time."""
+
+    key: GateKey
+    lasts: timedelta
+    why: str
+
+
+def hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest]:
+    """Yield what the calls of an attempt were asked for, no longer than each endpoint's `longest_hold`."""
+    for call in outcome.calls:
+        key = None if call.hold is None else endpoint_of_call(call, policy)
+        if call.hold is None or key is None or not call.hold.seconds > 0:  # so that NaN is none
+            continue
+        lasts = min(timedelta(seconds=min(call.hold.seconds, _A_DAY)), policy.longest_holds.get(key, timedelta(0)))
+        if lasts:
+            answered = "" if call.status is None else f" answered {call.status}:"
+            yield HoldRequest(key, lasts, f"{call.step}{answered} {call.hold.why}")
+
+
+def asks_for_hold(outcome: Outcome) -> bool:
+    """Return True when a call of the attempt was asked for a rate hold."""
+    return any(call.hold is not None for call in outcome.calls)
+
+
+_A_DAY = 86400.0
+
+
+def holds_until(
+    requests: Iterable[HoldRequest], held: Mapping[GateKey, datetime | None], now: datetime
+) -> dict[GateKey, tuple[datetime, str]]:
+    """Return the new ends of holds, with the reason, where they are later than `held`."""
+    later: dict[GateKey, tuple[datetime, str]] = {}
+    for request in requests:
+        until, known = now + request.lasts, held.get(request.key)
+        before = later[request.key][0] if request.key in later else known
+        if before is None or until > before:
+            later[request.key] = (until, request.why)
+    return later
+
+
+def longest_holds(policies: Policies) -> dict[GateKey, timedelta]:
+    """Return the longest hold of every endpoint on the way of these routes."""
+    return {key: lasts for policy in policies.values() for key, lasts in policy.longest_holds.items()}

@@ -1,0 +1,260 @@
+"""However a service cuts a list into pages, and leads from one to the next, it is read whole, in order, and once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+from urllib.parse import parse_qs
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config.paging import Paging, PagingSetting
+from inbox.errors import ConfigError, UnusableAnswer
+from relay.sync.calls import compile_call
+from relay.sync.links import LONGEST
+from relay.sync.paging import OF_LISTING, PagesPlan, Paginator, compile_pages, names_of
+
+BASE = "https://api.example.com/v1"
+Asked = dict[str, str]
+Answered = tuple[dict[str, Any], str | None]
+"""A page, and its `Link` header."""
+
+
+def plan(
+    pages: PagingSetting, method: str = "GET", body: dict[str, Any] | None = None, path: str = "/users"
+) -> PagesPlan:
+    call = compile_call("r.listing", names_of(pages), method=method, path=path, params={"active": "yes"}, body=body)
+    return compile_pages(pages, "r.listing.pages", call, set(), OF_LISTING)
+
+
+def read(
+    pages: PagingSetting, answer: Callable[[Asked], Answered], *, overlaps: bool = False, most: int = 500
+) -> list[int]:
+    """Read all pages of a service, which answers by the query alone."""
+    paginator = Paginator[int](plan(pages), {}, BASE, overlaps=overlaps)
+    found: list[int] = []
+    for _ in range(most):
+        path, query = paginator.at
+        assert path == "/users"
+        document, link = answer({name: values[0] for name, values in parse_qs(query).items()})
+        found += paginator.take(document, link, document["items"])
+        if paginator.is_at_end:
+            return found
+    raise AssertionError("it does not come to an end")
+
+
+SIZES = st.lists(st.integers(0, 4), max_size=8)
+"""Number of items on each page."""
+FULL = st.tuples(st.integers(0, 30), st.integers(1, 7))
+"""Number of items, and of those on each page but the last."""
+
+
+def cut(sizes: list[int]) -> list[list[int]]:
+    numbers = iter(range(sum(sizes)))
+    return [[next(numbers) for _ in range(size)] for size in sizes] or [[]]
+
+
+def by_links(pages: list[list[int]], write: Callable[[int], str]) -> Callable[[Asked], Answered]:
+    def answer(asked: Asked) -> Answered:
+        assert asked["active"] == "yes"
+        number = int(asked.get("cursor", 0))
+        following = write(number + 1) if number + 1 < len(pages) else None
+        header = None if following is None else f'<{BASE}>; rel="first", <{following}>; title="a, b"; rel="next last"'
+        return {"items": pages[number], "next": following}, header
+
+    return answer
+
+
+WRITTEN = st.sampled_from([
+    f"{BASE}/users?active=yes&cursor={{}}", "/v1/users?active=yes&cursor={}", "?active=yes&cursor={}", "users?active=yes&cursor={}",
+    "HTTPS://API.EXAMPLE.COM:443/v1/users?active=yes&cursor={}#there",
+])  # fmt: skip
+
+
+@given(SIZES, WRITTEN, st.sampled_from(["link", "url"]))
+def test_by_links_of_any_spelling(sizes: list[int], written: str, by: str) -> None:
+    pages: PagingSetting = "link" if by == "link" else Paging(by="url", next="next")
+    answer = by_links(cut(sizes), written.format)
+    assert read(pages, answer) == list(range(sum(sizes)))
+
+
+@given(SIZES)
+def test_by_the_query_of_links_that_name_another_address(sizes: list[int]) -> None:
+    answer = by_links(cut(sizes), "http://10.0.0.7:8080/internal?active=yes&cursor={}".format)
+    assert read(Paging(by="link", query_only=True), answer) == list(range(sum(sizes)))
+
+
+@given(SIZES, st.booleans())
+def test_by_a_cursor_also_over_empty_pages(sizes: list[int], has_more: bool) -> None:
+    pages = cut(sizes)
+
+    def answer(asked: Asked) -> Answered:
+        number = int(asked.get("after", "c0")[1:])
+        is_last = number + 1 == len(pages)
+        following = None if is_last and not has_more else f"c{number + 1}"
+        return {"items": pages[number], "page": {"end": following, "hasMore": not is_last}}, None
+
+    table = Paging(by="cursor", next="page.end", more="page.hasMore" if has_more else None, params={"after": "{next}"})
+    assert read(table, answer) == list(range(sum(sizes)))
+
+
+@given(FULL)
+def test_by_a_cursor_that_is_the_last_item_of_a_page(listed: tuple[int, int]) -> None:
+    """As Stripe has it."""
+    size, count = listed
+
+    def answer(asked: Asked) -> Answered:
+        begin = int(asked.get("starting_after", -1)) + 1
+        page = list(range(size))[begin : begin + int(asked["limit"])]
+        return {"items": page, "has_more": begin + count < size}, None
+
+    params = {"starting_after": "{next}", "limit": "{count}"}
+    assert read(Paging(by="cursor", next="items[-1]", more="has_more", params=params, count=count), answer) == list(
+        range(size)
+    )
+
+
+ENDS: dict[str, dict[str, Any]] = {
+    "empty": {},
+    "total": {"total": "total"},
+    "more": {"more": "more"},
+    "short": {"short_is_last": True},
+}
+
+
+@given(FULL, st.sampled_from([*ENDS]), st.integers(0, 1), st.sampled_from(["page", "start"]), st.booleans())
+def test_by_number_whatever_shows_the_end(
+    listed: tuple[int, int], end: str, first: int, by: Literal["page", "start"], overlaps: bool
+) -> None:
+    size, count = listed
+    asked_for = []
+
+    def answer(asked: Asked) -> Answered:
+        position = int(asked[by]) - first
+        asked_for.append(position)
+        begin = position * count if by == "page" else position
+        return {"items": list(range(size))[begin : begin + count], "total": size, "more": begin + count < size}, None
+
+    table = Paging(by=by, first=first, count=count, params={by: f"{{{by}}}"}, **ENDS[end])
+    assert read(table, answer, overlaps=overlaps) == list(range(size))
+    if not overlaps and (end == "more" or (end == "total" and size)):
+        assert len(asked_for) == max(-(-size // count), 1), "no page is asked for in vain"
+
+
+@pytest.mark.parametrize("by", ["page", "start"])
+def test_a_page_that_the_service_has_filtered_empty_is_not_the_last_where_it_says_more(
+    by: Literal["page", "start"],
+) -> None:
+    pages: list[list[int]] = [[0], [], [], [1], []]
+
+    def answer(asked: Asked) -> Answered:
+        number = int(asked[by]) if by == "page" else min(-(-int(asked[by]) // 10), 4)
+        return {"items": pages[number], "more": number < 3}, None
+
+    assert read(Paging(by=by, first=0, count=10, more="more", params={by: f"{{{by}}}"}), answer) == [0, 1]
+
+
+@given(SIZES)
+def test_what_moves_to_the_next_page_comes_once(sizes: list[int]) -> None:
+    """Something new at the front moves the last item of each page to the next one."""
+    pages = [page for page in cut(sizes) if page]
+    moved = [[*before[-1:], *page] for before, page in zip([[], *pages], pages, strict=False)]
+
+    def answer(asked: Asked) -> Answered:
+        number = int(asked["page"])
+        return {"items": moved[number] if number < len(moved) else []}, None
+
+    assert read(Paging(by="page", first=0), answer) == list(range(sum(sizes)))
+
+
+MOVE = st.tuples(st.sampled_from(["change", "delete"]), st.integers(0, 30))
+MOVES = st.lists(st.lists(MOVE, max_size=4), max_size=8)
+"""Before each page but the first."""
+
+
+@given(st.integers(0, 30), st.integers(2, 7), MOVES, st.sampled_from([*ENDS]))
+def test_by_start_what_stays_comes_however_the_listing_moves_and_whatever_shows_the_end(
+    size: int, count: int, moves: list[list[tuple[str, int]]], end: str
+) -> None:
+    """A changed entity is another one, at the end of the listing."""
+    listing, changed, steps = list(range(size)), itertools.count(1000), iter([[], *moves])
+
+    def answer(asked: Asked) -> Answered:
+        for kind, which in next(steps, ()):
+            if which < len(listing):
+                listing.pop(which)
+                listing.extend([next(changed)] if kind == "change" else [])
+        begin = int(asked["start"])
+        page = listing[begin : begin + count]
+        return {"items": page, "total": len(listing), "more": begin + count < len(listing)}, None
+
+    table = Paging(by="start", count=count, params={"start": "{start}"}, **ENDS[end])
+    try:
+        found = read(table, answer, overlaps=True)
+    except UnusableAnswer:
+        return  # it says so
+    assert {each for each in listing if each < size} <= {*found}
+
+
+def test_without_pages_one_answer_has_everything() -> None:
+    assert read("none", lambda _: ({"items": [1, 2], "next": "/x"}, '</x>; rel="next"')) == [1, 2]
+
+
+def test_by_post_the_cursor_is_in_the_body_from_the_second_page_on() -> None:
+    body = {"variables": {"first": "{count}", "after": "{next}"}, "sort": ["name", "{next}"]}
+    paginator = Paginator[int](plan(Paging(by="cursor", next="end"), "POST", body), {}, BASE)
+    assert json.loads(paginator.body or b"") == {"variables": {"first": 100}, "sort": ["name"]}
+    paginator.take({"end": "b64=="}, None, [1])
+    assert json.loads(paginator.body or b"") == {
+        "variables": {"first": 100, "after": "b64=="},
+        "sort": ["name", "b64=="],
+    }
+
+
+def take_all(pages: Paging, documents: list[dict[str, Any]]) -> None:
+    paginator = Paginator[int](plan(pages), {}, BASE)
+    for document in documents:
+        assert not paginator.is_at_end
+        paginator.take(document, None, document["items"])
+
+
+CURSOR = Paging(by="cursor", next="next", params={"after": "{next}"})
+MORE = Paging(by="cursor", next="next", more="more", params={"after": "{next}"})
+BAD: dict[str, tuple[Paging, list[dict[str, Any]], str]] = {
+    "the same cursor": (CURSOR, [{"items": [1], "next": "a"}, {"items": [2], "next": "a"}], "asked for already"),
+    "cursors in a circle": (CURSOR, [{"items": [n], "next": f"{n % 3}"} for n in range(9)], "asked for already"),
+    "the same page": (CURSOR, [{"items": [1], "next": "a"}, {"items": [1], "next": "b"}], "page 2 is the one before it"),
+    "pages in a circle": (
+        Paging(by="page"), [{"items": [n % 3, 9 - n % 3]} for n in range(30)], "came before: does the call take what pages",
+    ),
+    "a link to itself": (Paging(by="url", next="next"), [{"items": [1], "next": "?active=yes"}], "asked for already"),
+    "a link to the first page": (
+        Paging(by="url", next="next"),
+        [{"items": [1], "next": "?p=2"}, {"items": [2], "next": "/v1/users?active=yes"}],
+        "asked for already",
+    ),
+    "more that is no truth": (MORE, [{"items": [1], "next": "a", "more": "yes"}], "neither true nor false at more"),
+    "more that is missing": (MORE, [{"items": [1], "next": "a"}], "neither true nor false at more"),
+    "more without a cursor": (MORE, [{"items": [1], "more": True}], "there are more, and has nothing at next"),
+    "a cursor that is a list": (CURSOR, [{"items": [1], "next": ["a"]}], "neither a text nor a number"),
+    "a cursor without end": (CURSOR, [{"items": [1], "next": "x" * (LONGEST + 1)}], "more than 8192 characters"),
+    "a total that is no number": (Paging(by="page", total="total"), [{"items": [1], "total": "9"}], "no number at total"),
+    "too many pages": (
+        Paging(by="page", most=3), [{"items": [n]} for n in range(9)], "no end after 3 pages.*raise pages.most",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pages", "documents", "error"), BAD.values(), ids=BAD)
+def test_pages_that_lead_nowhere_are_an_error(pages: Paging, documents: list[dict[str, Any]], error: str) -> None:
+    with pytest.raises(UnusableAnswer, match=error):
+        take_all(pages, documents)
+
+
+def test_a_position_that_no_template_has_is_a_mistake_at_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"r\.listing\.pages: no param has \{next\}, .*write params = \{ NAME = "):
+        plan(Paging(by="cursor", next="next"))

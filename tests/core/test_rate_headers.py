@@ -1,0 +1,118 @@
+"""Rate limits in the headers of an answer: read where they are numbers, and ignored where a downstream writes nonsense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.http.rate_headers import LONGEST_SECONDS, rate_hold
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+EPOCH = int(NOW.timestamp())
+USED_UP = {"X-RateLimit-Remaining": "0"}
+
+
+def seconds(headers: Mapping[str, str], status: int = 200) -> float | None:
+    hold = rate_hold(headers, status, NOW)
+    return None if hold is None else hold.seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"X-RateLimit-Reset": str(EPOCH + 90)}, 90),
+        ({"X-RateLimit-Reset": str((EPOCH + 90) * 1000)}, 90),
+        ({"X-RateLimit-Reset": "30"}, 30),
+        ({"X-RateLimit-Reset": " 1.5 "}, 1.5),
+        ({"RateLimit-Reset": "7"}, 7),
+        ({"X-RateLimit-Reset-After": "0.25"}, 0.25),
+        ({"X-Rate-Limit-Remaining": "0", "X-Rate-Limit-Reset": str(EPOCH + 5), "X-RateLimit-Remaining": "9"}, 5),
+        (
+            {
+                "X-RateLimit-Remaining": "0",
+                "X-RateLimit-Reset": str(EPOCH + 90),
+                "Date": "Thu, 01 Jan 2026 00:01:00 GMT",
+            },
+            30,
+        ),
+        ({"X-RateLimit-Remaining": "1", "X-RateLimit-Reset": "30"}, None),
+        ({"X-RateLimit-Remaining": "-1", "X-RateLimit-Reset": "30"}, None),
+        ({"X-RateLimit-Reset": str(EPOCH - 1)}, None),
+        ({"X-RateLimit-Reset": "-5"}, None),
+        ({"X-RateLimit-Reset": "soon"}, None),
+        ({"X-RateLimit-Reset": "NaN"}, None),
+        ({"X-RateLimit-Reset": "1e9"}, None),
+        ({"X-RateLimit-Reset": "9" * 10_000}, None),
+        ({"X-RateLimit-Reset": "253402300799"}, None),  # year 9999 in seconds is 1978 in milliseconds
+        ({"X-RateLimit-Reset": "99999999999"}, LONGEST_SECONDS),  # year 5138
+        ({"X-RateLimit-Reset": "999999999999999"}, LONGEST_SECONDS),
+        ({}, None),
+    ],
+)
+def test_a_limit_that_is_used_up_holds_until_its_reset(headers: dict[str, str], expected: float | None) -> None:
+    assert seconds({**USED_UP, **headers}) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('"default";r=0;t=30', 30),
+        ('"default"; r=0 ; t=30', 30),
+        ('"default";r=5;t=30', None),
+        ('"hour";r=0;t=600, "second";r=0;t=1', 600),
+        ('"hour";r=9;t=600, "second";r=0;t=1', 1),
+        ("limit=100, remaining=0, reset=42", 42),
+        ("limit=100, remaining=1, reset=42", None),
+        ('"default";r=0', None),
+        ("r=" + "0" * 5000, None),
+        ('"default";r=0;t=' + "9" * 500, None),
+        ("nonsense", None),
+    ],
+)
+def test_the_ietfs_header_is_read_in_its_old_and_its_new_form(value: str, expected: float | None) -> None:
+    assert seconds({"RateLimit": value}) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("40/40", 1), ("41/40", 1), ("39/40", None), ("0/0", None), ("x", None), ("40/4" + "0" * 99, None)],
+)
+def test_a_full_bucket_of_shopify_has_room_again_after_a_second(value: str, expected: float | None) -> None:
+    assert seconds({"X-Shopify-Shop-Api-Call-Limit": value}) == expected
+
+
+NO_LIMIT = {202, 301, 400, 404, 500}
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 301, 400, 403, 404, 429, 500, 503])
+def test_retry_after_counts_where_it_means_a_limit(status: int) -> None:
+    assert seconds({"Retry-After": "9"}, status) == (None if status in NO_LIMIT else 9)
+
+
+def test_the_longest_of_several_holds_counts() -> None:
+    hold = rate_hold({**USED_UP, "X-RateLimit-Reset": "60", "Retry-After": "5"}, 429, NOW)
+    assert hold is not None
+    assert (hold.seconds, hold.why) == (60, "X-RateLimit-Remaining is 0")
+
+
+NAMES = [
+    "Retry-After", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Rate-Limit-Remaining", "X-Rate-Limit-Reset", "RateLimit",
+    "RateLimit-Remaining", "RateLimit-Reset", "X-RateLimit-Reset-After", "Date", "X-Shopify-Shop-Api-Call-Limit",
+]  # fmt: skip
+VALUES = (
+    st.text()
+    | st.integers().map(str)
+    | st.sampled_from(["0", '"a";r=0;t=3', "remaining=0, reset=1", "Fri, 31 Dec 9999 23:59:59 -2359", "٣", "0/0", "²"])
+    | st.from_regex(r'("a";r=[0-9]*;t=[0-9]*,? ?)*', fullmatch=True)
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES), st.integers(100, 599))
+def test_whatever_a_downstream_writes_the_hold_is_none_or_bounded(headers: dict[str, str], status: int) -> None:
+    found = seconds(headers, status)
+    assert found is None or 0 < found <= LONGEST_SECONDS
+    assert found is None or NOW + timedelta(seconds=found) < datetime(2026, 1, 2, 1, tzinfo=UTC)

@@ -1,0 +1,125 @@
+"""Rate holds: asked for by answers, bounded by the configuration, and no event's fault."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config.breaker import BreakerLimits
+from relay.delivery import facts
+from relay.delivery.failure_rules import RULES
+from relay.delivery.gates import GateKey, Gates, Held, Report
+from relay.delivery.outcome import Call, CallStep, Delivered, ErrorClass, Failed, RateHold, Sent
+from relay.delivery.policy import HELD_AT_MOST, History, breaker_reports, decide, needs_history
+from relay.delivery.rate_holds import HoldRequest, hold_requests, holds_until
+from tests.core.test_policy import POLICY as PLAIN
+from tests.helpers.delivering import a_delivery
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CRM, IDENTITY = ("destination", "crm"), ("api", "identity")
+HOUR = timedelta(hours=1)
+POLICY = msgspec.structs.replace(
+    PLAIN,
+    breakers={CRM: BreakerLimits(), IDENTITY: BreakerLimits()},
+    longest_holds={CRM: HOUR, IDENTITY: timedelta(0)},
+)
+
+
+def a_call(seconds: float | None, step: CallStep = "update", status: int | None = 429, sent: Sent = "answered") -> Call:
+    hold = None if seconds is None else RateHold(seconds, "Retry-After")
+    return Call(step, "PATCH", "https://crm/", sent, 1.0, status, hold=hold)
+
+
+def throttled(*calls: Call, error_class: ErrorClass = "throttled") -> Failed:
+    return Failed(calls, error_class, "update: answered 429")
+
+
+@pytest.mark.parametrize(
+    ("call", "asked"),
+    [
+        (a_call(30), [HoldRequest(CRM, timedelta(seconds=30), "update answered 429: Retry-After")]),
+        (a_call(7200), [HoldRequest(CRM, HOUR, "update answered 429: Retry-After")]),
+        (a_call(1e300), [HoldRequest(CRM, HOUR, "update answered 429: Retry-After")]),
+        (a_call(float("nan")), []),
+        (a_call(-1), []),
+        (a_call(None), []),
+        (a_call(30, "fetch"), []),
+    ],
+    ids=["seconds", "longer than allowed", "for ever", "not a number", "the past", "nothing", "not honoured"],
+)
+def test_an_endpoint_is_held_as_long_as_it_asked_and_no_longer_than_allowed(
+    call: Call, asked: list[HoldRequest]
+) -> None:
+    assert list(hold_requests(throttled(call), POLICY)) == asked
+    assert list(hold_requests(Delivered((call,), "updated"), POLICY)) == asked, (
+        "an answer that was a success counts as well"
+    )
+
+
+def test_a_hold_only_grows() -> None:
+    until = NOW + timedelta(seconds=60)
+    longer, shorter = HoldRequest(CRM, HOUR, "a"), HoldRequest(CRM, timedelta(seconds=1), "b")
+    assert holds_until([shorter], {CRM: until}, NOW) == {}
+    assert holds_until([shorter, longer, shorter], {CRM: until}, NOW) == {CRM: (NOW + HOUR, "a")}
+    assert holds_until([shorter], {}, NOW) == {CRM: (NOW + timedelta(seconds=1), "b")}
+
+
+def test_a_gate_is_closed_until_the_hold_is_over() -> None:
+    def admitted(at: datetime, *keys: GateKey) -> str:
+        return Gates(at, held={CRM: Held(NOW, "Retry-After")}).admit(keys)
+
+    assert admitted(NOW - timedelta(seconds=1), CRM) == "none"
+    assert admitted(NOW - timedelta(seconds=1), IDENTITY) == "all"
+    assert admitted(NOW, CRM) == "all"
+
+
+def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_of_trouble() -> None:
+    outcome = throttled(a_call(30))
+    fact = decide(a_delivery(attempt=4), outcome, POLICY, NOW)
+    assert isinstance(fact, facts.AttemptFailed)
+    assert (fact.counted, fact.due_at) == (False, NOW)
+    assert list(breaker_reports(outcome, POLICY)) == [Report(CRM, "well", "")]
+    assert needs_history(outcome, POLICY)
+
+
+def test_a_limit_too_small_for_a_single_attempt_uses_up_the_schedule_in_the_end() -> None:
+    outcome = throttled(a_call(30))
+    counts = [
+        decide(a_delivery(attempt=1), outcome, POLICY, NOW, History(same)) for same in (HELD_AT_MOST - 1, HELD_AT_MOST)
+    ]
+    assert [getattr(fact, "counted", None) for fact in counts] == [False, True]
+    assert isinstance(decide(a_delivery(attempt=4), outcome, POLICY, NOW, History(HELD_AT_MOST)), facts.Dead)
+
+
+@pytest.mark.parametrize(
+    "error_class", sorted(RULES.keys() - {"throttled", "auth", "gone", "conflict", "stale", "lease_lost"})
+)
+def test_a_hold_beside_any_other_failure_excuses_nothing(error_class: ErrorClass) -> None:
+    held, plain = throttled(a_call(30), error_class=error_class), throttled(a_call(None), error_class=error_class)
+    facts_of = [decide(a_delivery(attempt=1), outcome, POLICY, NOW) for outcome in (held, plain)]
+    assert [getattr(fact, "counted", None) for fact in facts_of] == [True, True]
+
+
+def test_throttling_without_a_time_counts_as_ever() -> None:
+    fact = decide(a_delivery(attempt=1), throttled(a_call(None)), POLICY, NOW)
+    assert isinstance(fact, facts.AttemptFailed)
+    assert (fact.counted, fact.due_at) == (True, NOW + timedelta(seconds=5))
+
+
+def test_a_configuration_that_gives_throttling_up_at_once_still_does() -> None:
+    policy = msgspec.structs.replace(POLICY, outcomes={"throttled": "dead"})
+    assert isinstance(decide(a_delivery(), throttled(a_call(30)), policy, NOW), facts.Dead)
+
+
+def test_a_call_that_was_held_back_here_says_nothing_of_the_endpoint() -> None:
+    assert list(breaker_reports(throttled(a_call(3, status=None, sent="not_sent")), POLICY)) == []
+
+
+@given(st.floats(), st.sampled_from(["update", "fetch"]))
+def test_no_number_holds_an_endpoint_beyond_its_bound(seconds: float, step: CallStep) -> None:
+    for request in hold_requests(throttled(a_call(seconds, step)), POLICY):
+        assert timedelta(0) < request.lasts <= HOUR

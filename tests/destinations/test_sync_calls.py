@@ -1,0 +1,341 @@
+"""Calls for the APIs that people have: headers of one call, bodies of one's own, and GraphQL."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbox.config.endpoint import ApiHeader
+from inbox.config.types import Secret
+from inbox.errors import ConfigError, MappingError
+from relay.delivery.outcome import Delivery, Outcome
+from relay.sync.headers import HeaderTemplate, compile_headers
+from tests.destinations.syncing import DELETE, FOUND, NONE, SECOND, UPDATE, World, changed
+from tests.helpers.delivering import DELIVERY, a_delivery, build, delivered, failed, failure
+from tests.helpers.scripted import Act, Seen, answer
+
+EVENT = {"event": {"id": "u1", "seq": 7}}
+
+
+def sent(world: World, asked: str) -> list[Seen]:
+    return [seen for seen in world.server.seen if f"{seen.method} {seen.target}" == asked]
+
+
+def bodies(world: World, asked: str) -> list[Any]:
+    return [json.loads(seen.body) for seen in sent(world, asked)]
+
+
+# --- headers of one call
+
+HEADERS = """headers = { "Accept" = "application/vnd.github+json", "X-GitHub-Api-Version" = "2022-11-28" }"""
+
+
+def test_each_call_has_its_own_headers(world: World) -> None:
+    sync = changed('update = { path = "/contacts/{target.id}" }', 'update = { path = "/contacts/{target.id}", KEYED }')
+    sync = sync.replace(
+        "KEYED", 'headers = { "Idempotency-Key" = "{event.seq}", "content-type" = "application/scim+json" }'
+    )
+    sync = sync.replace('path = "/user/{event.entity_id}" }', f'path = "/user/{{event.entity_id}}", {HEADERS} }}')
+    delivered(world.deliver(sync=sync))
+    fetch, find, update = (seen.headers for seen in world.server.seen)
+    assert (fetch["accept"], fetch["x-github-api-version"]) == ("application/vnd.github+json", "2022-11-28")
+    assert (find["accept"], "x-github-api-version" in find) == ("application/json", False)
+    assert (update["idempotency-key"], update["content-type"]) == ("7", "application/scim+json")
+
+
+def test_a_call_overrides_the_headers_of_its_endpoint_and_keeps_its_credentials(world: World) -> None:
+    sync = changed('pick = "items" }', 'pick = "items", headers = { accept = "text/x", "User-Agent" = "me" } }')
+    delivered(world.deliver(sync=sync))
+    find = world.server.seen[1].headers
+    assert (find["accept"], find["user-agent"], find["authorization"]) == ("text/x", "me", "Bearer crm-token")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Host", "content-length", "Authorization", "Cookie", "Transfer-Encoding", "Connection", "Proxy-Authorization", "TE",
+     "Webhook-Id", "Traceparent", "If-None-Match", "Accept-Encoding"],
+)  # fmt: skip
+def test_a_header_that_frames_the_message_or_holds_secrets_is_refused_at_start(world: World, name: str) -> None:
+    sync = changed(
+        'create = { path = "/contacts" }', f'create = {{ path = "/contacts", headers = {{ "{name}" = "x" }} }}'
+    )
+    with pytest.raises(ConfigError, match=rf"^routes\.user-to-crm\.sync\.create\.headers: '{name}' can't be set"):
+        build(world.config(sync))
+
+
+@pytest.mark.parametrize(
+    ("headers", "why"),
+    [
+        ('{ "X Y" = "x" }', "'X Y' is not a header's name"),
+        ('{ "X-A" = "1", "x-a" = "2" }', "'X-A' is there twice, in another case"),
+        ('{ "X-A" = "a\\nb" }', "the header's value .* has a line break"),
+        ('{ "X-A" = "ä" }', "beyond printable ASCII"),
+        ('{ "X-A" = "" }', "is empty"),
+        ('{ "X-A" = "ä{event.seq:text}" }', "has a line break, or a character beyond printable ASCII"),
+        ('{ "X-A" = "a{event.seq}" }', "name its form"),
+        ('{ "X-A" = "{target.id}" }', "looks for 'target'"),
+    ],
+)
+def test_a_mistake_in_a_header_is_seen_at_start(world: World, headers: str, why: str) -> None:
+    sync = changed('create = { path = "/contacts" }', f'create = {{ path = "/contacts", headers = {headers} }}')
+    with pytest.raises(ConfigError, match=why):
+        build(world.config(sync))
+
+
+def test_no_call_replaces_the_header_of_its_endpoints_secret(world: World) -> None:
+    sync = changed('create = { path = "/contacts" }', 'create = { path = "/contacts", headers = { "x-key" = "x" } }')
+    config = world.config(sync)
+    auth = ApiHeader(name="X-Key", value=Secret("a-secret"))
+    crm = msgspec.structs.replace(config.destinations["crm"], auth=auth)
+    with pytest.raises(ConfigError, match=r"create\.headers: 'X-Key' is set by the endpoint's auth"):
+        build(msgspec.structs.replace(config, destinations={"crm": crm}))
+
+
+@pytest.mark.parametrize(
+    "value", ["a\r\nX-Evil: 1", "a\nb", "\0", "ä", "漢", "", " a", "a ", "a\x7f", "x" * 5000, "\ud800"]
+)
+def test_a_value_that_no_header_can_hold_makes_the_event_dead_and_calls_nobody(world: World, value: str) -> None:
+    sync = changed(
+        'path = "/user/{event.entity_id}" }', 'path = "/user/1", headers = { "X-Id" = "{event.event_id}" } }'
+    )
+    error_class, error = failure(world.deliver(a_delivery(event_id=value), sync=sync))
+    assert error_class == "mapping"
+    assert error.startswith("routes.user-to-crm.sync.fetch.headers.X-Id: ")
+    assert world.asked == []
+
+
+@given(st.text())
+def test_no_value_of_a_header_ends_its_line(value: str) -> None:
+    template = HeaderTemplate("id {event.id:text}", "here", ("event",))
+    try:
+        text = template.expand({"event": {"id": value}})
+    except MappingError:
+        return
+    assert text == f"id {value}"
+    assert text.isascii()
+    assert text.isprintable() or "\t" in text
+    assert not {"\r", "\n", "\0"} & {*text}
+
+
+def test_names_of_headers_are_the_same_in_any_case() -> None:
+    ((name, template),) = compile_headers({"x-GITHUB-Api-version": "1"}, "here", ())
+    assert (name, template.expand({})) == ("X-Github-Api-Version", "1")
+
+
+# --- bodies of one's own
+
+
+def test_a_body_of_its_own_holds_the_mapped_fields_where_it_says(world: World) -> None:
+    sync = changed(
+        'update = { path = "/contacts/{target.id}" }',
+        'update = { path = "/contacts/{target.id}", body = { data = { attributes = "{fields}", id = "{target.id}" }, n = 1 } }',
+    )
+    delivered(world.deliver(sync=sync))
+    fields = {"external_id": "u1", "name": "Ada", "phone": None}
+    assert bodies(world, UPDATE) == [{"data": {"attributes": fields, "id": "c1"}, "n": 1}]
+    assert sent(world, UPDATE)[0].headers["content-type"] == "application/json"
+
+
+def test_a_new_counterpart_gets_a_body_of_its_own_too(world: World) -> None:
+    sync = changed(
+        'create = { path = "/contacts" }', 'create = { path = "/contacts", body = { contact = "{fields}" } }'
+    )
+    delivered(world.deliver(sync=sync, find=NONE))
+    assert bodies(world, "POST /contacts") == [{"contact": {"external_id": "u1", "name": "Ada"}}]
+
+
+def test_a_body_that_sends_no_field_is_a_mistake(world: World) -> None:
+    sync = changed('create = { path = "/contacts" }', 'create = { path = "/contacts", body = { id = "{event.seq}" } }')
+    with pytest.raises(ConfigError, match=r'create\.body: sends no mapped field; write "\{fields\}" where they belong'):
+        build(world.config(sync))
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        (
+            'update = { path = "/c", format = "form", body = { x = "{fields}" } }',
+            "update.format: says nothing beside a body",
+        ),
+        ('deactivate = { path = "/c" }', "deactivate.body: is missing"),
+    ],
+)
+def test_a_body_that_contradicts_other_keys_is_a_mistake(world: World, key: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        world.config(changed('update = { path = "/contacts/{target.id}" }', key))
+
+
+# --- errors with the status 200
+
+
+def reporting(key: str) -> str:
+    return changed(
+        'update = { path = "/contacts/{target.id}" }', f'update = {{ path = "/contacts/{{target.id}}", {key} }}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "error_class"),
+    [
+        ({"ok": False, "error": "no_such_channel"}, "rejected"),
+        ({"ok": True}, None),
+        ({"ok": True, "error": ""}, None),
+        ({"error": "busy", "code": "slow_down"}, "throttled"),
+    ],
+)
+def test_an_answer_may_say_error_despite_its_status(world: World, body: object, error_class: str | None) -> None:
+    sync = reporting("""errors = "error", throttled = "code == 'slow_down'" """)
+    outcome = world.deliver(sync=sync, update=answer(200, body))
+    if error_class is None:
+        delivered(outcome)
+    else:
+        assert failed(outcome).error_class == error_class
+        assert failed(outcome).error.startswith("update: answered 200 with errors: ")
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{" * 70_000])
+def test_an_answer_in_which_an_error_could_hide_is_a_bad_one(world: World, body: bytes) -> None:
+    assert failure(world.deliver(sync=reporting('errors = "error"'), update=answer(200, body)))[0] == "bad_answer"
+
+
+def test_an_answer_without_content_has_no_error(world: World) -> None:
+    delivered(world.deliver(sync=reporting('errors = "error"'), update=answer(204)))
+
+
+def test_an_error_that_repeats_the_secret_is_stored_without_it(world: World) -> None:
+    told = {"error": ["crm-token is \u001b[31mwrong\0", "x" * 900]}
+    outcome = failed(world.deliver(sync=reporting('errors = "error"'), update=answer(200, told)))
+    assert outcome.error.startswith("update: answered 200 with errors: *** is \ufffd[31mwrong\ufffd; xxx")
+    assert len(outcome.error) < 400
+    call = outcome.calls[-1]
+    assert "crm-token" not in f"{call.error}{call.excerpt}"
+    assert (call.status, call.excerpt is not None) == (200, True)
+
+
+# --- GraphQL
+
+QUERY = "query ($id: ID!) { user(id: $id) { id name } }"
+GRAPHQL = """
+    map = { name = "entity.name", external_id = "event.entity_id" }
+    [routes.user-to-crm.sync.fetch]
+    api = "identity"
+    path = "/graphql"
+    graphql = "query ($id: ID!) { user(id: $id) { id name } }"
+    body = { variables = { id = "{event.entity_id}" } }
+    pick = "data.user"
+    throttled = "errors[?extensions.code=='THROTTLED']"
+    [routes.user-to-crm.sync.find]
+    path = "/graphql"
+    graphql = "query F { a }"
+    body = { variables = { x = "{event.entity_id}" } }
+    pick = "data.items"
+    [routes.user-to-crm.sync.create]
+    path = "/graphql"
+    graphql = "mutation C { a }"
+    body = { variables = { input = "{fields}" } }
+    errors = "errors[].message || data.write.userErrors[].message"
+    [routes.user-to-crm.sync.update]
+    path = "/graphql"
+    graphql = "mutation U { a }"
+    body = { variables = { id = "{target.id}", input = "{fields}" } }
+    errors = "errors[].message || data.write.userErrors[].message"
+    [routes.user-to-crm.sync.delete]
+    path = "/graphql"
+    graphql = "mutation D { a }"
+    body = { variables = { id = "{target.id}" } }
+"""
+FETCH, CALL = "POST /api/graphql", "POST /graphql"
+ADA = answer(200, {"data": {"user": {"id": "u1", "name": "Ada"}}})
+FOUND_ONE = answer(200, {"data": {"items": [{"id": "c1", "external_id": "u1"}]}})
+FOUND_NONE = answer(200, {"data": {"items": []}})
+DONE = answer(200, {"data": {"write": {"userErrors": []}}})
+
+
+def graphql(world: World, fetch: Act, *calls: Act, delivery: Delivery = DELIVERY) -> Outcome:
+    world.server.routes[FETCH], world.server.routes[CALL] = [fetch], list(calls)
+    return world.deliver(delivery, sync=GRAPHQL)
+
+
+def test_graphql_is_a_document_and_its_variables(world: World) -> None:
+    assert delivered(graphql(world, ADA, FOUND_ONE, DONE)).did == "updated"
+    assert bodies(world, FETCH) == [{"query": QUERY, "variables": {"id": "u1"}}]
+    assert bodies(world, CALL) == [
+        {"query": "query F { a }", "variables": {"x": "u1"}},
+        {"query": "mutation U { a }", "variables": {"id": "c1", "input": {"name": "Ada", "external_id": "u1"}}},
+    ]
+    assert "idempotency-key" in sent(world, CALL)[1].headers
+
+
+def test_graphql_creates_and_deletes_too(world: World) -> None:
+    assert delivered(graphql(world, ADA, FOUND_NONE, DONE)).did == "created"
+    gone = answer(200, {"data": {"user": None}})
+    assert delivered(graphql(world, gone, FOUND_ONE, DONE, delivery=DELETE)).did == "deleted"
+    assert bodies(world, CALL)[-1] == {"query": "mutation D { a }", "variables": {"id": "c1"}}
+
+
+def test_an_entity_that_is_null_is_gone_once_no_replica_can_be_behind(world: World) -> None:
+    gone = answer(200, {"data": {"user": None}})
+    assert failure(graphql(world, gone)) == ("not_found", "fetch: the answer has null at data.user")
+    assert delivered(graphql(world, gone, FOUND_NONE, delivery=SECOND)).did == "nothing_to_delete"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"data": None}, {"data": {}}, {"data": []}, {"a": 1}, [], None, {"data": {"user": []}}, {"data": {"user": {}}}],
+)  # fmt: skip
+def test_an_answer_without_an_explicit_null_deletes_nothing(world: World, body: object) -> None:
+    assert failure(graphql(world, answer(200, body), delivery=SECOND))[0] == "bad_answer"
+    assert failure(graphql(world, answer(200, body), delivery=DELETE))[0] == "bad_answer"
+
+
+def test_errors_of_graphql_beside_a_null_are_no_deletion(world: World) -> None:
+    body = {"data": {"user": None}, "errors": [{"message": "backend down"}]}
+    error_class, error = failure(graphql(world, answer(200, body), delivery=SECOND))
+    assert (error_class, error) == ("rejected", 'fetch: answered 200 with errors: {"message":"backend down"}')
+
+
+def test_the_configuration_says_which_errors_are_throttling(world: World) -> None:
+    body = {"errors": [{"message": "slow", "extensions": {"code": "THROTTLED"}}], "data": None}
+    assert failure(graphql(world, answer(200, body)))[0] == "throttled"
+
+
+def test_errors_of_a_mutation_are_told_by_their_texts(world: World) -> None:
+    refused = answer(
+        200, {"data": {"write": {"userErrors": [{"message": "Email taken"}, {"message": "Name too long"}]}}}
+    )
+    expected = ("rejected", "update: answered 200 with errors: Email taken; Name too long")
+    assert failure(graphql(world, ADA, FOUND_ONE, refused)) == expected
+
+
+def test_a_value_stays_a_variable_however_hostile_it_is(world: World) -> None:
+    hostile = '") { id } } mutation { deleteAll } #'
+    graphql(world, ADA, delivery=a_delivery(entity_id=hostile))
+    assert bodies(world, FETCH)[0] == {"query": QUERY, "variables": {"id": hostile}}
+
+
+def test_an_object_is_no_variable_of_a_fetch(world: World) -> None:
+    sync = GRAPHQL.replace('id = "{event.entity_id}"', 'id = "{event.body.id}"')
+    outcome = world.deliver(a_delivery(body=b'{"id": {"$ne": null}}'), sync=sync)
+    assert failure(outcome)[0] == "mapping"
+
+
+def test_a_query_beside_graphql_is_a_mistake(world: World) -> None:
+    sync = GRAPHQL.replace("body = { ", 'body = { query = "x", ', 1)
+    with pytest.raises(ConfigError, match=r"fetch\.body: has a query beside graphql"):
+        build(world.config(sync))
+
+
+def test_an_item_of_a_list_may_be_the_entity(world: World) -> None:
+    sync = changed('path = "/user/{event.entity_id}" }', 'path = "/user/{event.entity_id}", pick = "users[0]" }')
+    assert (
+        delivered(world.deliver(sync=sync, fetch=answer(200, {"users": [{"id": "u1", "name": "Ada"}]}))).did
+        == "updated"
+    )
+    none = answer(200, {"users": []})
+    assert delivered(world.deliver(SECOND, sync=sync, fetch=none, find=FOUND)).did == "deleted"
+    assert failure(world.deliver(SECOND, sync=sync, fetch=answer(200, {"error": "x"})))[0] == "bad_answer"

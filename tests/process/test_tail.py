@@ -1,0 +1,123 @@
+"""`inbox tail` and `relay tail`: what arrives and what becomes of it, live, also over a restart of the database."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Engine
+
+from inbox.db import engine as engines
+from inbox.db import migrate
+from inbox.db.intake import Rejected
+from tests.helpers.filling import fill, give_up
+from tests.helpers.killable_postgres import killable
+from tests.helpers.processes import INBOX, RELAY, Program, Site, site
+from tests.helpers.storing import START, Intake, an_event
+from tests.helpers.waiting import until
+from tests.helpers.webhooks import config_text, moment
+
+REJECTED = Rejected(START, "trivore", 422, "invalid_event", "no id \x1b[31m", None, None, b"1" * 32, None, None)
+
+
+def tail(place: Site, side: str, *options: str) -> Program:
+    """Start it, and wait until it follows."""
+    program = place.start(f"{side}-tail", *(RELAY if side == "relay" else INBOX), "tail", *options)
+    program.writes("following; Ctrl-C ends it")
+    return program
+
+
+def objects(program: Program) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in program.output.splitlines() if line.startswith("{")]
+
+
+def interrupt(program: Program) -> None:
+    program.send(signal.SIGINT)
+    assert program.ends() == 0
+    assert "Traceback" not in program.output
+
+
+def test_arrivals_and_rejected_requests_are_followed_until_ctrl_c(place: Site, database_url: str) -> None:
+    fill(database_url, [("before", moment(0))])
+    every, of_two, rejected = (
+        tail(place, "inbox", "--ndjson"),
+        tail(place, "inbox", "--entity", "USER/u2"),
+        tail(place, "inbox", "--ndjson", "--kind", "rejected", "--cause", "invalid_event"),
+    )
+    fill(database_url, [("u1", moment(1)), ("u2", moment(2))])
+    Intake(database_url).reject(REJECTED, msgspec.structs.replace(REJECTED, cause="unknown_source"))
+    every.writes('"kind": "rejected"', 2)
+    of_two.writes("USER/u2")
+    rejected.writes('"kind": "rejected"')
+    for program in (every, of_two, rejected):
+        interrupt(program)
+
+    assert sorted((each["kind"], each.get("entity_id")) for each in objects(every)) == [
+        ("arrived", "u1"),
+        ("arrived", "u2"),
+        *[("rejected", None)] * 2,
+    ]
+    heading, line = of_two.output.splitlines()[1:]
+    assert heading.split() == ["received_at", "kind", "number", "source", "entity", "what"]
+    assert line.split()[1:] == ["arrived", "3", "trivore", "USER/u2", "UPDATE", "→", "everything"]
+    assert [each["cause"] for each in objects(rejected)] == ["invalid_event"]
+
+
+def test_outcomes_are_followed_and_may_begin_earlier(place: Site, database_url: str, engine: Engine) -> None:
+    give_up(engine, database_url, [("u1", moment(0))], reason="email: no value")
+    program = tail(place, "relay", "--since", "1h")
+    others = tail(place, "relay", "--ndjson", "--cause", "exhausted", "--since", "1h")
+    give_up(engine, database_url, [("u2", moment(1))], reason="email: no value")
+    program.writes("email: no value", 2)
+    interrupt(program)
+    lines = [line.split() for line in program.output.splitlines()[2:]]
+    assert [line[1:] for line in lines] == [
+        ["dead", str(seq), "everything", f"USER/u{seq}", "1", "UPDATE", "mapping:", "email:", "no", "value"]
+        for seq in (1, 2)
+    ]
+    interrupt(others)
+    assert objects(others) == []
+
+
+def test_a_mistyped_filter_ends_with_2(sqlite_place: Site) -> None:
+    for side, option, wrong, right in (
+        ("inbox", "--kind", "arived", "arrived"),
+        ("inbox", "--source", "trivor", "trivore"),
+        ("inbox", "--route", "everythin", "everything"),
+        ("inbox", "--cause", "invalid_evnt", "invalid_event"),
+        ("relay", "--kind", "deliverd", "delivered"),
+        ("relay", "--route", "everythin", "everything"),
+        ("relay", "--cause", "exhaustd", "exhausted"),
+    ):
+        ended = sqlite_place.invoke(side, "tail", option, wrong)
+        assert (ended.status, f"did you mean '{right}'?" in ended.stderr) == (2, True), ended.stderr
+
+
+def test_a_tail_survives_a_restart_of_the_database_and_skips_nothing(tmp_path: Path) -> None:
+    # not below pytest's own folder: see tests/proofs/faults/rig.py
+    with (
+        tempfile.TemporaryDirectory(prefix="inbox-relay-tail-", dir="/tmp") as folder,
+        killable(Path(folder)) as server,
+    ):
+        server.create_database("inbox")
+        url = server.url("inbox")
+        made = engines.connect(url, application="tests")
+        migrate.upgrade(made)
+        made.dispose()
+        with site(tmp_path, config_text(url)) as place:
+            program = tail(place, "inbox", "--ndjson")
+            Intake(url).append(an_event(1))
+            program.writes('"seq": 1')
+            server.stop()
+            program.writes("the database does not answer")
+            server.start()
+            Intake(url).append(an_event(2), an_event(3))
+            program.writes("the database answers again")
+            until(lambda: len(objects(program)) == 3, "the tail goes on")
+            interrupt(program)
+    assert [each["seq"] for each in objects(program)] == [1, 2, 3]
+    assert program.output.count("does not answer") == 1
