@@ -156,14 +156,17 @@ def readmit_command(
     number: Annotated[int | None, typer.Option("--id", help="This one.")] = None,
     source: OfSource = None,
     cause: OfCause = None,
+    status: OfStatus = None,
+    error: OfError = None,
     since: Since = None,
+    until: Until = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only the plan is shown.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Readmit rejected requests, read by the present configuration. Shows the plan; --yes does it.
 
     Only requests of authenticated senders were kept whole, and only those can be readmitted. One that was sent again
-    meanwhile is a duplicate. Exits 1 when some are still rejected.
+    meanwhile is a duplicate. Exits 1 when some are still rejected, or when there is none to readmit.
 
     Examples:
       inbox readmit --source trivore --reason "dedup names the right fields now"
@@ -173,11 +176,14 @@ def readmit_command(
     from inbox.loader.load import read_config
     from inbox.receiver import readmit
 
-    selected = readmit.RejectedFilter(id=number, source=source, cause=cause, since=since)
+    selected = readmit.RejectedFilter(
+        id=number, source=source, cause=cause, status=status, error=error, since=since, until=until
+    )
     with exit_on_error():
         config = read_config()
         readers = readmit.readers_of(config)
         with open_database(config) as database:
+            require_known_filters(config, database, source=source, cause=cause)
             total = readmit.count(database, selected)
             pages = readmit.read_again(database, readers, selected)
             lines = _do(config, database, pages, total, reason) if yes and total else _look(pages, total)
@@ -185,7 +191,7 @@ def readmit_command(
         show(lines, GROUPS, Format("json"), empty="")
     else:
         _report(lines, yes=yes)
-    if any(line["rejected"] for line in lines) or (number is not None and not lines):
+    if any(line["rejected"] for line in lines) or not lines:
         raise typer.Exit(FINDING)
 
 

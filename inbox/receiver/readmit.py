@@ -42,7 +42,11 @@ class RejectedFilter(msgspec.Struct, frozen=True):
     id: int | None = None
     source: str | None = None
     cause: str | None = None
+    status: int | None = None
+    error: str | None = None
+    """A part of the reason, in any case."""
     since: datetime | None = None
+    until: datetime | None = None
 
 
 class ReadmitResult(msgspec.Struct):
@@ -177,6 +181,9 @@ def _bound(selected: RejectedFilter) -> dict[str, object]:
         "id": selected.id,
         "source": selected.source,
         "cause": selected.cause,
+        "status": selected.status,
+        "error": selected.error,
+        "received_before": None if selected.until is None else time_text(selected.until),
         "since": None if selected.since is None else time_text(selected.since),
     }
 
@@ -184,7 +191,9 @@ def _bound(selected: RejectedFilter) -> dict[str, object]:
 def _conditions(sql: Sql) -> str:
     return f"""body IS NOT NULL AND readmitted_at IS NULL
   AND {sql.optional("id", "bigint")} AND {sql.optional("source", "text")} AND {sql.optional("cause", "text")}
-  AND {sql.optional("received_at", "time", parameter="since", operator=">=")}"""
+  AND {sql.optional("status", "int")} AND {sql.contains("reason", "error")}
+  AND {sql.optional("received_at", "time", parameter="since", operator=">=")}
+  AND {sql.optional("received_at", "time", parameter="received_before", operator="<")}"""
 
 
 @cache

@@ -41,7 +41,7 @@ ROUTES_WHOLE = (
 )
 """Columns for output whose lines have any length."""
 GATES = (
-    Column("gate"),
+    Column("gate", "entity"),
     Column("state", "state"),
     Column("since", "time"),
     Column("until", "time"),

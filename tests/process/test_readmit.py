@@ -124,7 +124,7 @@ def test_the_same_request_is_readmitted_once_and_what_comes_again_is_a_repeat(pl
     before, after = place.listed("readmit", *REASON, "--yes")
     assert [event["status"] for each in (before, after) for event in each["events"]] == ["duplicate", "accepted"]
     assert place.listed("readmit", *REASON, "--yes") == []
-    assert place.inbox("readmit", *REASON)[0] == 0
+    assert place.inbox("readmit", *REASON) == (1, "nothing to readmit\n")
     assert place.receive(body("after")) == [200]
 
     assert [row["readmitted_seq"] for row in place.refusals()] == [1, after["events"][0]["seq"]]
@@ -249,3 +249,17 @@ def test_the_limits_of_an_events_time_are_those_of_its_arrival(place: Place) -> 
     place.configure(PRESET)
     refused = [each["rejected"] for each in place.listed("readmit", *REASON)]
     assert [reason is None for reason in refused] == [True, True, False]
+
+
+def test_each_filter_picks_among_the_refused_and_a_mistyped_one_says_the_nearest(place: Place) -> None:
+    place.configure(BROKEN)
+    place.receive(body("u1"))
+    place.configure(PRESET)
+    for arguments in (("--status", "422"), ("--cause", "invalid_event"), ("--error", "DEDUP"), ("--since", "1h")):
+        assert len(place.listed("readmit", *REASON, *arguments)) == 1, arguments
+    for arguments in (("--status", "413"), ("--cause", "too_old"), ("--error", "%"), ("--until", "1h")):
+        assert place.listed("readmit", *REASON, *arguments) == [], arguments
+    status, said = place.inbox("readmit", *REASON, "--cause", "invalid_evnt")
+    assert (status, "did you mean 'invalid_event'?" in said) == (2, True)
+    status, said = place.inbox("readmit", *REASON, "--source", "trivor")
+    assert (status, "did you mean 'trivore'?" in said) == (2, True)

@@ -40,6 +40,7 @@ from relay.store import (
     sweeps,
 )
 from relay.store.audit import examine, rebuild, verify
+from relay.store.operator import execution, replay, retry
 from relay.store.reads import OUTCOMES
 from tests.helpers.explaining import Node, explained, nodes
 from tests.helpers.storing import START
@@ -224,6 +225,9 @@ STATEMENTS: dict[str, Callable[[Sql], TextClause]] = {
     "end": database._end,
     "move": database._move,
     "wanted that are open": reopen._present,
+    "wanted that are due later": retry._due_later,
+    "wanted that nobody has begun": lambda sql: replay._untouched(sql, locked=True),
+    "due on a route": execution._due,
     "facts of wanted": reopen._history,
     "events of wanted": reopen._events,
     "newest repeat": lambda _: duplicates._NEWEST,

@@ -10,6 +10,7 @@ from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
 from relay.store.operator import commands, execution
 from relay.store.operator.plan import Plan, preview
+from relay.store.operator.retry import retry
 from relay.store.operator.selection import Choice, Selection
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
@@ -177,4 +178,16 @@ def test_a_few_are_due_at_once_however_many_are_due_already(steps: Steps, monkey
     steps.arrive(an_event(1, "u1"))
     steps.attempt(UNWELL)
     steps.arrive(*(an_event(n, f"u{n}") for n in range(2, 20)))
-    assert retry_all(steps, Selection(seq=1)) == 1
+    number = commands.ask(steps.database, "retry", Selection(seq=1), who="ann", why="back")
+    assert execution.work_on(steps.database, CONFIG, POLICIES, number) == 1
+
+
+def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(steps: Steps) -> None:
+    steps.arrive(an_event(1, "u1"), an_event(2, "u2"))
+    steps.claim()
+    before = steps.rows("SELECT * FROM open_delivery ORDER BY seq")
+    with steps.database.write() as transaction:
+        now = transaction.lock_order()
+        assert retry(transaction, [(1, "strict"), (2, "strict"), (3, "strict")], now, who="ann", why="back") == 0
+    assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
+    assert [kind for _, kind in steps.kinds()] == []

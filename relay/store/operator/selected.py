@@ -33,13 +33,35 @@ def wait_until(transaction: Transaction, choice: Choice) -> tuple[int, datetime 
 
 
 def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Row]:
-    """The deliveries of the first events beyond the seq `after`: about `most`, whole events only."""
-    statement = _page(transaction.sql, choice.which)
-    rows = transaction.rows_of(statement, **choice.parameters(choice.which), after=after, most=most + 1)
+    """The deliveries of the first events beyond the seq `after`: about `most`, whole events only.
+
+    Open ones are found by their key, some at a time, and then looked up: however many are selected, a page reads few.
+    """
+    if choice.which not in OF_WORK_TABLE:
+        return _whole_events(_page(transaction.sql, choice.which), transaction, choice, after, most)
+    found: list[Row] = []
+    while True:
+        keys = _whole_events(_candidates(transaction.sql, choice.which), transaction, choice, after, _CANDIDATES)
+        if keys:
+            wanted = rows_param({"seq": key["seq"], "route": key["route"]} for key in keys)
+            statement = _looked_up(transaction.sql, choice.which)
+            found += transaction.rows_of(statement, **choice.parameters(choice.which), wanted=wanted)
+        if len(found) > most:
+            cut = found[most]["seq"]
+            whole = [row for row in found if row["seq"] < cut]
+            return whole or [row for row in found if row["seq"] == cut]
+        if not keys:
+            return found
+        after = keys[-1]["seq"]
+
+
+def _whole_events(statement: TextClause, transaction: Transaction, choice: Choice, after: int, most: int) -> list[Row]:
+    given = {name: value for name, value in choice.parameters(choice.which).items() if name in statement._bindparams}  # noqa: SLF001  # SQLAlchemy has no public name
+    rows = transaction.rows_of(statement, **given, after=after, most=most + 1)
     if len(rows) <= most:
         return rows
     whole = [row for row in rows if row["seq"] != rows[-1]["seq"]]
-    return whole or page(transaction, choice, after=after, most=2 * most)
+    return whole or _whole_events(statement, transaction, choice, after, 2 * most)
 
 
 def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[Key]:
@@ -49,6 +71,9 @@ def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[
     return {(row.seq, row.route) for row in found}
 
 
+OF_WORK_TABLE: frozenset[Which] = frozenset({"dead", "not begun", "blocked", "due later"})
+"""Kinds of deliveries that have a row in `open_delivery`."""
+_CANDIDATES = 500
 _COLUMNS = ("route", "seq", "source", "entity_type", "entity_id", "event_type")
 _OF_INBOX = frozenset({"source", "entity_type", "entity_id", "event_type"})
 
@@ -60,13 +85,20 @@ WHERE {_given(sql, "received_at", dict(zip(_COLUMNS, _COLUMNS, strict=True)))} A
   AND route IS NOT NULL AND state NOT IN ('received', 'waiting', 'ready', 'in_flight')"""
     if which == "everything":
         return _everything(sql)
-    if which == "due later":
-        return _open(sql, ("ready",), "l.at", f"o.due_at > (SELECT {sql.now})")
-    if which == "dead":
-        return _open(sql, ("dead", "blocked"), "l.at")
-    if which == "blocked":
-        return _open(sql, ("blocked",), "l.at")
-    return _open(sql, ("received", "waiting", "ready", "blocked", "dead"), "i.received_at")
+    return _open(sql, which, f"(SELECT {_FIELDS} FROM open_delivery o WHERE {_in_state(sql, which)}) o")
+
+
+_FIELDS = "o.seq, o.route, o.lane, o.state, o.attempt, o.due_at"
+_STATES: dict[Which, str] = {
+    "dead": "o.state IN ('dead', 'blocked')",
+    "not begun": "o.state IN ('received', 'waiting', 'ready', 'blocked', 'dead')",
+    "blocked": "o.state = 'blocked'",
+    "due later": "o.state = 'ready'",
+}
+
+
+def _in_state(sql: Sql, which: Which) -> str:
+    return f"{_STATES[which]} AND o.due_at > (SELECT {sql.now})" if which == "due later" else _STATES[which]
 
 
 def _everything(sql: Sql) -> str:
@@ -103,13 +135,9 @@ def _of_routes(sql: Sql, column: str) -> str:
     return f"({routes} IS NULL OR {column} IN (SELECT routes.value FROM {sql.rows('routes', value='text')}))"
 
 
-def _open(sql: Sql, states: Iterable[str], at: str, condition: str = "1 = 1") -> str:
-    """Open deliveries in these states, each with the fact of its last failure.
-
-    Each state is read for itself: by its own partial index, or in the order of the key.
-    """
-    fields = "seq, route, lane, state, attempt, due_at"
-    each = " UNION ALL ".join(f"SELECT {fields} FROM open_delivery WHERE state = '{state}'" for state in states)
+def _open(sql: Sql, which: Which, found: str) -> str:
+    """The deliveries among `found`, a table named `o`, that meet the conditions, each with the fact of its last failure."""
+    at = "i.received_at" if which == "not begun" else "coalesce(l.at, i.received_at)"
     columns = {name: f"i.{name}" if name in _OF_INBOX else f"o.{name}" for name in _COLUMNS}
     cause = "coalesce(l.detail ->> 'cause', l.detail ->> 'error_class')"
     error, status = "l.detail ->> 'error'", sql.last_status("l.detail")
@@ -122,13 +150,13 @@ def _open(sql: Sql, states: Iterable[str], at: str, condition: str = "1 = 1") ->
     )
     return f"""SELECT o.seq, o.route, o.lane, o.state, o.attempt AS attempts, o.due_at, i.source, i.entity_type, i.entity_id,
        i.event_type, i.occurred_at, i.received_at, l.at AS failed_at, {cause} AS cause, {status} AS status, {error} AS error
-FROM ({each}) o
+FROM {found}
 JOIN inbox i ON i.seq = o.seq
-LEFT JOIN delivery_log l ON l.id = {_last_failure(states)}
-WHERE {condition} AND {_given(sql, at, columns)} AND {_of_routes(sql, "o.route")} AND {failure}"""
+LEFT JOIN delivery_log l ON l.id = {_last_failure(which)}
+WHERE {_given(sql, at, columns)} AND {_of_routes(sql, "o.route")} AND {failure}"""
 
 
-def _last_failure(states: Iterable[str]) -> str:
+def _last_failure(which: Which) -> str:
     """The fact by which a delivery died. Of one that waits for its next attempt: its last failed one.
 
     One that took over the retries of an older delivery, and has not failed itself, has the failure of that one.
@@ -137,7 +165,7 @@ def _last_failure(states: Iterable[str]) -> str:
     dead = (
         f"(SELECT max(f.id) FROM delivery_log f WHERE {of_this} AND f.kind = 'dead' AND o.state IN ('blocked', 'dead'))"
     )
-    if tuple(states) != ("ready",):
+    if which != "due later":
         return dead
     failed = "(SELECT max(f.id) FROM delivery_log f WHERE {} AND f.kind = 'attempt_failed')"
     older = f"""(SELECT CAST(t.detail ->> 'of' AS bigint) FROM delivery_log t
@@ -168,6 +196,30 @@ ORDER BY count DESC, route, state, cause
 @cache
 def _page(sql: Sql, which: Which) -> TextClause:
     return text(f"SELECT * FROM ({_meant(sql, which)}) meant WHERE seq > :after ORDER BY seq, route LIMIT :most")
+
+
+@cache
+def _candidates(sql: Sql, which: Which) -> TextClause:
+    given = " AND ".join(
+        (
+            sql.optional("o.route", "text", parameter="route"),
+            sql.optional("o.seq", "bigint", parameter="seq"),
+            _of_routes(sql, "o.route"),
+        )
+    )
+    return text(f"""
+SELECT o.seq, o.route FROM open_delivery o
+WHERE {_in_state(sql, which)} AND {given} AND o.seq > :after
+ORDER BY o.seq, o.route
+LIMIT :most
+""")
+
+
+@cache
+def _looked_up(sql: Sql, which: Which) -> TextClause:
+    of_wanted = f"o.seq = wanted.seq AND o.route = wanted.route AND {_in_state(sql, which)}"
+    found = sql.looked_up(sql.rows("wanted", seq="bigint", route="text"), "open_delivery o", of_wanted)
+    return text(f"{_open(sql, which, found)} ORDER BY o.seq, o.route")
 
 
 @cache
