@@ -88,7 +88,7 @@ def list_command(
 ) -> None:
     """List events, the newest first: one line for each route an event takes.
 
-    A delivery that waits for its next attempt is `retrying` in the table, and `ready` in JSON and for --state.
+    A ready delivery that waits for its next attempt, after a failure, is `retrying` in the table and for --state.
 
     Examples:
       inbox list --entity USER/IDNUMBER1234
@@ -97,8 +97,10 @@ def list_command(
       inbox list --source trivore --ndjson
     """
     from inbox.db import listings
+    from inbox.events.states import RETRYING, State
     from inbox.loader.load import read_config
 
+    now = SystemClock().now()
     form = format_of(COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
     entity_type, entity_id = parse_entity(entity, may_be_a_type=True)
     with exit_on_error():
@@ -111,7 +113,8 @@ def list_command(
                 entity_id=entity_id,
                 event_type=event_type,
                 routes=routes_of(config, route, destination),
-                state=state,
+                state=State.READY.value if state == RETRYING else state,
+                retrying_at=now if state == RETRYING else None,
                 error=error,
                 status=status,
                 since=since,
@@ -121,7 +124,6 @@ def list_command(
             page = listings.events(database, wanted, limit)
     rows = page.rows
     if form.is_table:
-        now = SystemClock().now()
         rows = [{**row, "state": shown_state(row, now)} for row in rows]
     more = "" if page.before is None else f"{len(rows)} shown; `--before {page.before}` for the next page"
     show(rows, COLUMNS, form, empty="no such event", more=more)
@@ -138,12 +140,12 @@ def require_known_filters(
 ) -> None:
     """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
     from inbox.db.known_names import has_route, has_source
-    from inbox.events.states import LISTED_STATES
+    from inbox.events.states import LISTED_STATES, RETRYING
 
     require_known("source", source, config.sources, stored=lambda name: has_source(database, name))
     require_known("route", route, config.routes, stored=lambda name: has_route(database, name))
     require_known("destination", destination, config.destinations)
-    require_known("state", state, LISTED_STATES)
+    require_known("state", state, (*LISTED_STATES, RETRYING))
 
 
 def routes_of(config: Config, route: str | None, destination: str | None) -> frozenset[str] | None:

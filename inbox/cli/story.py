@@ -162,6 +162,12 @@ def _held_back(event: Row, delivery: Row, config: Config, now: datetime) -> Iter
                 f"{where} was paused {relative(gate['paused_at'], now)} by {by}: {why}",
                 command("resume", *named),
             )
+        if gate["held_until"] is not None and gate["held_until"] > now:
+            why = visible(str(gate["hold_reason"]))
+            yield (
+                f"{where} asked for no call until its limit ends {relative(gate['held_until'], now)}: {why}",
+                command("resume", *named),
+            )
         if gate["breaker"] != "closed":
             yield _breaker(gate, where, now), command("resume", *named)
         elif gate["rate_used_until"] is not None and gate["rate_used_until"] > now:

@@ -34,7 +34,8 @@ _USUAL = {"text": 16, "number": 6, "time": 9, "duration": 8, "state": 14, "entit
 _STYLES: dict[str, str] = {
     **dict.fromkeys(("dead", "blocked", "failed", "rejected", "retired", "gone", "firing", "stuck"), "red"),
     **dict.fromkeys(
-        ("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused", "held back", "limited"), "yellow"
+        ("retrying", "attempt_failed", "abandoned", "open", "half_open", "paused", "held back", "held", "limited"),
+        "yellow",
     ),
     **dict.fromkeys(("delivered", "unchanged", "done", "running", "ok", "arrived"), "green"),
     **dict.fromkeys(("in_flight", "asked", "busy"), "cyan"),

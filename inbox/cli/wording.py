@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from inbox.events.states import RETRYING, is_retrying
+
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _KILO = 1000
 _FEW = 10
@@ -59,8 +61,8 @@ def byte_count(size: int) -> str:
 
 def shown_state(delivery: Mapping[str, Any], now: datetime) -> str:
     """Return the state of a row of the view `delivery`; one that waits for its next attempt is not simply ready."""
-    is_retrying = delivery["state"] == "ready" and delivery["attempts"] and delivery["due_at"] > now
-    return "retrying" if is_retrying else str(delivery["state"])
+    waits = is_retrying(delivery["state"], delivery["attempts"], delivery["due_at"], now)
+    return RETRYING if waits else str(delivery["state"])
 
 
 def _rough(seconds: float) -> str:

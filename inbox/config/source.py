@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from inbox.config.sweep import Sweep
-from inbox.config.types import Duration, Networks, Rate, Secret, Table
+from inbox.config.types import Duration, Networks, Rate, Secret, Table, Unit
 from inbox.events.event import Action
 
 Secrets = Annotated[list[Secret], msgspec.Meta(min_length=1)]
@@ -47,7 +47,6 @@ InboundAuth = NoAuth | BasicAuth | BearerAuth | HeaderAuth | UrlTokenAuth
 
 Algorithm = Literal["sha256", "sha1", "sha512", "ed25519"]
 Encoding = Literal["hex", "base64"]
-Unit = Literal["s", "ms", "rfc3339"]
 
 
 class Signature(Table, frozen=True, kw_only=True):

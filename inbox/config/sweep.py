@@ -9,7 +9,7 @@ import msgspec
 
 from inbox.config.calls import CallKeys
 from inbox.config.paging import Paging, PagingSetting, paging_of
-from inbox.config.types import Duration, Table
+from inbox.config.types import Duration, Table, Unit
 from inbox.events.event import Action
 
 _SCIM_PARAMS = {"filter": "meta.lastModified ge {since:scim}", "sortBy": "meta.lastModified"}
@@ -77,8 +77,9 @@ class Sweep(ListingCall, frozen=True, kw_only=True):
     id: str = "id"
     """JMESPath into an entity that gives its id."""
     modified: str = "meta.lastModified"
-    """JMESPath into an entity that gives the time of its last change: RFC 3339, or a number of seconds or milliseconds since
-    1970."""
+    """JMESPath into an entity that gives the time of its last change."""
+    time_unit: Unit = "rfc3339"
+    """RFC 3339, or seconds or milliseconds since 1970: the form of the time at `modified`."""
     event_body: dict[str, Any] | None = None
     """Body of the events that are added, shaped like the webhook's: a table, also a nested one, of JMESPaths over the
     entity; `@` is the whole entity. Without it, the entity is at `sweep.item`."""

@@ -98,6 +98,9 @@ class Deactivate(CallKeys, frozen=True, kw_only=True):
     path: str
     method: Method = "PATCH"
     body: dict[str, Any] = {}
+    unless: str | None = None
+    """JMESPath over `event` and `target` that is true when the counterpart is inactive already. Then nothing is sent, and
+    `relay plan` finds it in sync. Without it, each event of an entity that is gone deactivates it again."""
 
 
 class MapField(Table, frozen=True):

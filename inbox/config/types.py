@@ -8,11 +8,14 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import msgspec
 
 from inbox.errors import ConfigError
+
+Unit = Literal["s", "ms", "rfc3339"]
+"""Forms of a time: seconds or milliseconds since 1970, or RFC 3339."""
 
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, CursorResult, Engine, text
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.engine import reading
 from inbox.db.reads import Row, plain
-from inbox.events.states import OPEN_STATES, UNROUTED
+from inbox.events.states import OPEN_STATES, UNROUTED, is_retrying
 from inbox.events.timestamps import time_text
 
 _OF_DELIVERIES = ("open_delivery", "delivery_log")
@@ -38,6 +38,8 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Received before."""
     routes: Collection[str] | None = None
     state: str | None = None
+    retrying_at: datetime | None = None
+    """Of ready ones, only those that wait at this time for their next attempt."""
     error: str | None = None
     """A part of the last error, in any case."""
     status: int | None = None
@@ -51,6 +53,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         return (
             (self.routes is None or delivery["route"] in self.routes)
             and (self.state is None or delivery["state"] == self.state)
+            and (self.retrying_at is None or self._is_retrying(delivery, self.retrying_at))
             and (self.status is None or delivery["last_status"] == self.status)
             and (self.error is None or (error is not None and self.error.casefold() in error.casefold()))
         )
@@ -59,6 +62,10 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     def is_on_deliveries(self) -> bool:
         """Tell whether it has conditions that are not on the event."""
         return any(each is not None for each in (self.routes, self.state, self.error, self.status))
+
+    @staticmethod
+    def _is_retrying(delivery: Row, now: datetime) -> bool:
+        return is_retrying(delivery["state"], delivery["attempts"], delivery["due_at"], now)
 
 
 class ListingPage(msgspec.Struct, frozen=True):
@@ -106,6 +113,9 @@ def _candidates(sql: Sql, wanted: EventFilter) -> tuple[Callable[[bool], str], d
         if wanted.state is not None:
             conditions.append("o.state = :state")
             values["state"] = wanted.state
+        if wanted.retrying_at is not None:
+            conditions.append(f"o.attempt > 0 AND o.due_at > {sql.time(':retrying_at')}")
+            values["retrying_at"] = time_text(wanted.retrying_at)
         if wanted.routes is not None:
             conditions.append(f"o.route IN (SELECT name FROM {sql.rows('routes', name='text')})")
             values["routes"] = rows_param({"name": name} for name in wanted.routes)

@@ -48,7 +48,8 @@ WHERE o.seq = :seq AND o.state = 'waiting'
 ORDER BY h.route
 """),
     "gates": text("""
-SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause, rate_used_until
+SELECT kind, name, paused_at, paused_by, pause_reason, breaker, breaker_until, breaker_cause, rate_used_until,
+    held_until, hold_reason
 FROM gate
 WHERE kind <> 'entity' OR (kind = 'entity' AND name = :entity)
 ORDER BY kind, name

@@ -95,7 +95,8 @@ VIEWS = (
     View(
         "stuck",
         "Deliveries, commands and relays that make no progress, and why, as relay status --check finds them. Empty in normal"
-        " operation. Gates of destinations and apis are not known here.",
+        " operation. inbox.toml is not known here: neither which gates of destinations and apis are on the way of a route, nor"
+        " which routes are gone.",
         {
             "finding": "no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head",
             **_as_in_tables("seq", "route", "lane"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 
 LEASE_SECONDS = 15
@@ -44,8 +45,16 @@ ENDINGS = ("delivered", "unchanged", "superseded", "skipped", "cancelled", "corr
 """Kinds of facts that may be the last of an ended delivery. A listing shows them as its state."""
 
 UNROUTED = "unrouted"
+RETRYING = "retrying"
+"""Shown in place of `ready`, for a delivery that waits for its next attempt after a failure."""
+
 LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, UNROUTED)
 """Every value of `delivery.state`: an open state, the last fact of an ended delivery, or that an event takes no route."""
 
 COMMAND_KINDS = ("replay", "cancel", "unblock", "retry", "pause", "resume")
 """Every value of `relay_command.kind` that this version knows."""
+
+
+def is_retrying(state: str, attempts: int, due_at: datetime | None, now: datetime) -> bool:
+    """Return whether a delivery waits for its next attempt, after a failure."""
+    return state == State.READY and attempts > 0 and due_at is not None and due_at > now

@@ -22,6 +22,7 @@ _ASSIGNMENT = re.compile(r"""\s*(?P<keys>(?:[\w.\s-]|"[^"]*"|'[^']*')+?)\s*=""")
 _BARE = re.compile(r"[\w-]+", re.ASCII)
 _INDEX = re.compile(r"\[\d+\]")
 _STEP = re.compile(r"\.?(?P<key>\[\d+\]|[\w-]+|'[^']*')", re.ASCII)
+_BEHIND_A_KEY = re.compile(r"[.\[:]")
 _SECTIONS = frozenset(Config.__struct_fields__)
 _SEPARATOR = ": "
 
@@ -79,10 +80,9 @@ class TomlText(msgspec.Struct, frozen=True):
             node = _inside(node, key)
         path: list[str] = []
         while text and not text.startswith(_SEPARATOR):
-            known = [] if not isinstance(node, dict) else _leading(node, text.removeprefix(".") if path else text)
-            if known:
-                key = known[0]
-                text = text.removeprefix(".").removeprefix(key)
+            known = _leading(node, text.removeprefix(".") if path else text)
+            if known is not None:
+                key, text = known, text.removeprefix(".").removeprefix(known)
             elif step := _STEP.match(text):
                 key, text = step["key"].strip("'"), text[step.end() :]
             else:
@@ -92,10 +92,12 @@ class TomlText(msgspec.Struct, frozen=True):
         return tuple(path), text
 
 
-def _leading(node: Mapping[str, object], text: str) -> list[str]:
-    """Return the keys that the text begins with, the longest first."""
-    fitting = (key for key in node if key and text.startswith(key) and text[len(key) :][:1] in {"", ".", "[", ":"})
-    return sorted(fitting, key=len, reverse=True)
+def _leading(node: object, text: str) -> str | None:
+    """Return the longest key of a table that the text begins with; None without one."""
+    if not isinstance(node, dict):
+        return None
+    ends = (*(found.start() for found in _BEHIND_A_KEY.finditer(text)), len(text))
+    return next((text[:end] for end in reversed(ends) if end and text[:end] in node), None)
 
 
 def _inside(node: object, key: str) -> object:
@@ -111,17 +113,20 @@ def _find(text: str, path: Path) -> tuple[int | None, Path]:
 
     A table header inside a multi-line string misleads this plain scan. A wrong line in an error is acceptable.
     """
-    best: tuple[int, int | None, Path] = (0, None, path[:-1])
-    for number, table, here in _lines(text):
-        if len(here) > best[0] and here == path[: len(here)]:
-            best = (len(here), number, table)
-    return best[1], best[2]
+    lines = _lines(text)
+    for length in range(len(path), 0, -1):
+        if found := lines.get(path[:length]):
+            return found
+    return None, path[:-1]
 
 
 @lru_cache(maxsize=4)
-def _lines(text: str) -> tuple[tuple[int, Path, Path], ...]:
-    """Return each line with a key: its number, its table, and the whole path of its key. A table of a list has its number."""
-    return tuple(_scanned(text))
+def _lines(text: str) -> Mapping[Path, tuple[int, Path]]:
+    """Return the first line of each key with its table, by the whole path of the key. A table of a list has its number."""
+    found: dict[Path, tuple[int, Path]] = {}
+    for number, table, here in _scanned(text):
+        found.setdefault(here, (number, table))
+    return found
 
 
 def _scanned(text: str) -> Iterator[tuple[int, Path, Path]]:

@@ -853,7 +853,7 @@ COMMENT ON COLUMN relay_health.stopped_at IS 'time of a graceful stop; empty whi
 
 COMMENT ON COLUMN relay_health.failing IS 'steps that fail now, with the errors; empty: none';
 
-COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why, as relay status --check finds them. Empty in normal operation. Gates of destinations and apis are not known here.';
+COMMENT ON VIEW stuck IS 'Deliveries, commands and relays that make no progress, and why, as relay status --check finds them. Empty in normal operation. inbox.toml is not known here: neither which gates of destinations and apis are on the way of a route, nor which routes are gone.';
 
 COMMENT ON COLUMN stuck.finding IS 'no_relay, crash_loop, failing, unordered, stuck, blocked, command, command_failed, ahead or no_head';
 

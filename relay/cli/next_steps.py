@@ -16,8 +16,10 @@ from relay.store.stuck_check import Trouble
 
 _SOON = timedelta(minutes=1)
 """A retry that is due by then needs nobody."""
+_END_SOON = frozenset({"limited", "held"})
+"""States of a gate that end by themselves, as the endpoint or its rate wants it."""
 _MOST_NAMED = 3
-"""So many routes of one problem have a command of their own."""
+"""So many routes or gates of one problem have a command of their own."""
 
 
 class NextStep(msgspec.Struct, frozen=True):
@@ -31,7 +33,7 @@ def next_steps(seen: Overview, findings: Sequence[Trouble]) -> tuple[NextStep, .
     """Return what to do, the most urgent first; empty when nothing needs a person."""
     return (
         *_about_relays(findings),
-        *(_about_gate(gate) for gate in seen.gates if gate.state != "limited"),
+        *_about_gates([gate for gate in seen.gates if gate.state not in _END_SOON]),
         *_about_routes(seen),
         *_about_commands(seen),
         *_about_sweeps(seen),
@@ -43,6 +45,13 @@ def _about_relays(findings: Sequence[Trouble]) -> Iterator[NextStep]:
         yield NextStep("no relay runs: start one", "relay run")
     if any(trouble.finding == "crash_loop" for trouble in findings):
         yield NextStep("relays die soon after they start: start one here, and read why", "relay run --verbose")
+
+
+def _about_gates(gates: Sequence[HeldGate]) -> Iterator[NextStep]:
+    yield from map(_about_gate, gates[:_MOST_NAMED])
+    if len(gates) > _MOST_NAMED:
+        text = f"{counted(len(gates) - _MOST_NAMED, 'more gate')} let nothing through: list them all"
+        yield NextStep(text, "relay pause")
 
 
 def _about_gate(gate: HeldGate) -> NextStep:

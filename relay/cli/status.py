@@ -94,8 +94,9 @@ def status(
         if sweeps:
             from relay.store import reads
 
+            swept = reads.sweeps(database_of(config))
             form = format_of(SWEEP_COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
-            show(reads.sweeps(database_of(config)), SWEEP_COLUMNS, form, empty="no sweep has run yet")
+            show(swept, SWEEP_COLUMNS, form, empty="no sweep has run yet")
             return
         if watch:
             _watch(_Look(config), every, as_json=as_json, wide=wide)

@@ -11,7 +11,7 @@ from rich.text import Text
 from inbox.cli.tables import TABLE, Column, layout
 from inbox.cli.terminal import Row
 from inbox.cli.wording import counted, relative
-from inbox.logs.visible import visible
+from inbox.logs.visible import visible_line
 from relay.cli.next_steps import NextStep
 from relay.store.overview import FiringAlert, Overview
 from relay.store.route_states import RouteState
@@ -41,7 +41,7 @@ ROUTES_WHOLE = (
 )
 """Columns for output whose lines have any length."""
 GATES = (
-    Column("gate"),
+    Column("gate", "entity"),
     Column("state", "state"),
     Column("since", "time"),
     Column("until", "time"),
@@ -78,6 +78,8 @@ SWEEPS = (
 )
 
 _LEAST_WIDTH = 20
+_MOST_ROWS = 20
+"""A terminal gets no more rows of a section."""
 
 
 def state_of(route: RouteState, findings: Iterable[Trouble]) -> str:
@@ -102,8 +104,11 @@ def lines_of(
     """Yield the lines of all sections. Without a width lines have any length, and times are absolute."""
     yield _headline(seen, findings)
     yield from _prose("Findings", [_escaped(trouble.why) for trouble in findings], width, mark="!")
-    routes = [_route(route, findings, width) for route in seen.routes]
-    yield from _table("Routes", routes, ROUTES if width else ROUTES_WHOLE, seen, width)
+    routes, quiet = _shown_routes(seen)
+    rows = [_route(route, findings, width) for route in routes]
+    yield from _table("Routes", rows, ROUTES if width else ROUTES_WHOLE, seen, width)
+    if quiet:
+        yield Text(f"  and {counted(quiet, 'route')} with nothing open")
     yield from _table("Held back", list(_gates(seen)), GATES, seen, width)
     relays = [
         {**{name: getattr(each, name) for name in each.__struct_fields__}, "in_flight": each.in_flight or None}
@@ -133,6 +138,14 @@ def _headline(seen: Overview, findings: Sequence[Trouble]) -> Text:
     if findings:
         line.append(f", {counted(len(findings), 'finding')}")
     return line
+
+
+def _shown_routes(seen: Overview) -> tuple[list[RouteState], int]:
+    """Return the routes to show, and how many more are quiet: of many routes, those with something open or moving."""
+    if len(seen.routes) <= _MOST_ROWS:
+        return [*seen.routes], 0
+    shown = [route for route in seen.routes if route.open or route.in_per_minute or route.held_back_by]
+    return shown, len(seen.routes) - len(shown)
 
 
 def _route(route: RouteState, findings: Sequence[Trouble], width: int | None) -> Row:
@@ -165,8 +178,9 @@ def _table(
     if not rows:
         return
     yield from _title(title)
+    shown = rows if title == "Routes" or width is None else rows[:_MOST_ROWS]
     made = layout(
-        rows,
+        shown,
         columns,
         TABLE,
         width=None if width is None else max(width - 2, _LEAST_WIDTH),
@@ -174,13 +188,17 @@ def _table(
     )
     for line in made.lines:
         yield Text("  ").append_text(line)
+    if len(rows) > len(shown):
+        yield Text(f"  and {len(rows) - len(shown):,} more")
 
 
 def _prose(title: str, texts: Sequence[str], width: int | None, mark: str = "") -> Iterator[Text]:
     if texts:
         yield from _title(title)
-        for text in texts:
+        for text in texts if width is None else texts[:_MOST_ROWS]:
             yield from _wrapped(text, width, mark)
+        if width is not None and len(texts) > _MOST_ROWS:
+            yield Text(f"  and {len(texts) - _MOST_ROWS:,} more")
 
 
 def _title(title: str) -> Iterator[Text]:
@@ -204,4 +222,4 @@ def _wrapped(text: str, width: int | None, mark: str = "") -> Iterator[Text]:
 
 
 def _escaped(text: str) -> str:
-    return visible(text)
+    return visible_line(text)

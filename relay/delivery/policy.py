@@ -264,8 +264,9 @@ def _decide_failed(
     at_once = rule is Rule.NOT_COUNTED or (rule is Rule.AGAIN and history.same_in_a_row < AGAIN_AT_MOST)
     # An open breaker sets the time of the next call; the schedule is for attempts that count.
     is_held_back = is_stopped or rule in {Rule.STOP, Rule.RETIRE}
-    # The gate holds it back; a schedule for a limit that all events share would use up the attempts of each.
-    is_held_back |= is_rate_held(outcome, policy) and history.same_in_a_row < HELD_AT_MOST
+    # The gate holds it back, until its end or an operator's resume. A schedule for a limit that all events share would use
+    # up the attempts of each.
+    at_once |= is_rate_held(outcome, policy) and history.same_in_a_row < HELD_AT_MOST
     spared = at_once or is_held_back or rule is Rule.REFETCH
     if rule is Rule.DEAD or confirmed or (delay is None and not spared):
         return facts.Dead(

@@ -300,6 +300,8 @@ class Attempt:
         if plan.find is not None and not self._find():
             return self._delivered("nothing_to_delete")
         if plan.gone == "deactivate":
+            if plan.inactive is not None and plan.inactive.value(self.scope) is True:
+                return self._delivered("nothing_to_delete")
             call = cast("CallPlan", plan.deactivate)
             answer = self.write("update", call, None, call.json(self.scope))
         else:

@@ -166,6 +166,14 @@ def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
         return seconds
 
 
+def held_for(database: Database, key: GateKey) -> float:
+    """Return the seconds for which an endpoint asked for no further call; 0 when it is open."""
+    with database.read() as transaction:
+        rows = transaction.execute(_gates_of(transaction.sql), gates=_keys([key]))
+        held = next((as_time(row.held_until) for row in rows if row.held_until is not None), None)
+        return 0.0 if held is None else max((held - transaction.now()).total_seconds(), 0.0)
+
+
 def pause(transaction: Transaction, key: GateKey, *, who: str, why: str) -> bool:
     """Pause this gate: nothing that goes through it is claimed, and what arrives waits.
 

@@ -95,7 +95,8 @@ def read_overview(database: Database, policies: Policies) -> Overview:
         held = tuple(_held(transaction, policies, alerts, now))
         held_back: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
         for gate in held:
-            for route in gate.routes if gate.kind != "entity" else ():
+            # An entity's pause holds back a few deliveries, and a rate that is used up lets others through soon.
+            for route in gate.routes if gate.kind != "entity" and gate.state != "limited" else ():
                 held_back[route] += (f"{gate.kind} {gate.name}",)
         routes, in_flight = read_routes(transaction, policies, held_back, now)
         return Overview(
@@ -174,7 +175,7 @@ def _alert_text(row: Any) -> str:  # noqa: ANN401  # a result row
     detail = as_json(row.detail)
     if row.kind not in SENTENCES or not isinstance(detail, dict):
         return f"{row.kind} {row.subject}"  # of a newer version, or written by hand
-    return sentence(Alert(row.kind, row.subject, firing=True, detail=detail))
+    return "; ".join(sentence(Alert(row.kind, row.subject, firing=True, detail=detail)).splitlines())
 
 
 def _commands(transaction: Transaction) -> list[Row]:

@@ -107,7 +107,7 @@ def waits_for_a_person(database: Database) -> list[Trouble]:
 def _of_view(database: Database, finding: Finding) -> list[Trouble]:
     with database.read() as transaction:
         rows = transaction.execute(_branch(database.sql, finding))
-    return [Trouble(finding, row.route, row.why) for row in rows]
+    return [Trouble(finding, row.route, "; ".join(row.why.splitlines())) for row in rows]
 
 
 def _so_many(lanes: int) -> str:

@@ -13,6 +13,7 @@ from tenacity import wait_exponential
 from tenacity.wait import wait_base
 
 from inbox.config.sweep import Listing, Sweep
+from inbox.config.types import Unit
 from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, UnusableAnswer, collect_config_errors
 from inbox.events.strict_json import has_more_marks
 from inbox.events.timestamps import rfc3339
@@ -80,6 +81,7 @@ class Pages:
         self._caller = caller
         known = {"since"} if isinstance(table, Sweep) else {"ids"} if table.ids is not None else set[str]()
         modified = table.modified if isinstance(table, Sweep) else None
+        self._unit: Unit = table.time_unit if isinstance(table, Sweep) else "rfc3339"
         parts: dict[str, Callable[[], Any]] = {
             "plan": lambda: _plan(table, where, known),
             "items": lambda: Expression(table.items, f"{where}.items", None),
@@ -188,13 +190,14 @@ class Pages:
             modified = self._modified.value(item)
             if modified is None:
                 raise SweepFailed("an entity in a page has no time of its last change where it is said to be")
-            return Listed(named, instant_of(modified))
+            return Listed(named, instant_of(modified, self._unit))
         except InvalidEvent as error:
             raise SweepFailed(f"an entity in a page can't be stored: {error}") from None
         except MappingError as error:
             raise SweepFailed(f"an entity in a page can't be read: {error}") from None
         except ValueError as error:
-            raise SweepFailed(f"the time of an entity's last change can't be read: it {error}") from None
+            reason = f"the time of an entity's last change can't be read: it {error}"
+            raise SweepFailed(f"{reason}; time_unit says which form it has") from None
 
 
 def _chunks(table: Sweep | Listing, where: str) -> ChunkPlan | None:

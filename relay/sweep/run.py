@@ -27,7 +27,7 @@ from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
-from relay.store.gates import acquire_rate
+from relay.store.gates import acquire_rate, held_for
 from relay.store.sweeps import SweepFindings
 from relay.sweep.bodies import Bodies
 from relay.sweep.pages import BEFORE_A_CALL, Pages
@@ -140,12 +140,18 @@ class CompiledSweep:
         return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
 
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
-        """Wait until the api's rate limit permits a call, a little at a time."""
-        while self._rate is not None and (seconds := acquire_rate(database, self._rate)) > 0:
-            while seconds > 0:
-                context.stop.wait(min(seconds, WAITED_AT_A_TIME))
-                seconds -= WAITED_AT_A_TIME
-                yield
+        """Wait until the api's rate limit and a rate hold permit a call, a little at a time."""
+        while (seconds := self._seconds_to_wait(database)) > 0:
+            context.stop.wait(
+                min(seconds, WAITED_AT_A_TIME)
+            )  # and asks again then: an operator may have ended the hold
+            yield
+
+    def _seconds_to_wait(self, database: Database) -> float:
+        """Acquire a permit, and return 0; or return the seconds until the next one."""
+        if self._rate is not None:
+            return acquire_rate(database, self._rate)
+        return held_for(database, ("api", self.api.name))
 
     def _event(self, listed: Listed, item: Any, now: datetime) -> Event:  # noqa: ANN401  # any JSON
         table = self.table

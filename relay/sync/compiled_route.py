@@ -44,6 +44,8 @@ class SyncPlan(msgspec.Struct, frozen=True):
     many: Literal["dead", "first"]
     gone: Literal["delete", "deactivate", "skip"]
     deactivate: CallPlan | None = None
+    inactive: Expression | None = None
+    """Finds true in a counterpart that is inactive already."""
     update_format: Format = "merge-patch"
     if_match: Expression | None = None
     skip_unchanged: bool = False
@@ -112,6 +114,7 @@ def compile_sync(route: str, sync: SyncRoute) -> SyncPlan:
         "if_match": lambda: _if_match(sync.update, f"{where}.update.if_match"),
         "delete": lambda: _write(sync.delete, f"{where}.delete", "DELETE", {"event"} | target),
         "deactivate": lambda: _deactivate(sync.deactivate, f"{where}.deactivate", {"event"} | target),
+        "inactive": lambda: _inactive(sync.deactivate, f"{where}.deactivate.unless", {"event"} | target),
     }
     made = collect_config_errors(parts)
     return SyncPlan(
@@ -211,6 +214,12 @@ def _deactivate(deactivate: Deactivate | None, where: str, known: Collection[str
     return compile_call(
         where, known, method=deactivate.method, path=deactivate.path, body=deactivate.body, keys=deactivate
     )
+
+
+def _inactive(deactivate: Deactivate | None, where: str, known: Collection[str]) -> Expression | None:
+    if deactivate is None or deactivate.unless is None:
+        return None
+    return Expression(deactivate.unless, where, known)
 
 
 def _if_match(update: Update | None, where: str) -> Expression | None:

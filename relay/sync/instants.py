@@ -1,43 +1,43 @@
-"""Times in JSON: RFC 3339, or a number of seconds or milliseconds since 1970. Pure."""
+"""Times in JSON: RFC 3339, or seconds or milliseconds since 1970. Pure."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
+from inbox.config.types import Unit
 from inbox.events.timestamps import parse_rfc3339, to_datetime
 
-_FIRST_MILLISECONDS = 100_000_000_000
-"""From here on a number counts milliseconds: as seconds it is the year 5138, as milliseconds March 1973."""
+_PER_UNIT = {"s": 10**9, "ms": 10**6}
 
 
-def instant_of(value: object) -> datetime:
+def instant_of(value: object, unit: Unit = "rfc3339") -> datetime:
     """Read an instant as an aware UTC datetime.
 
     Raises:
         ValueError: it is none; the text continues `it` or `the value`.
     """
-    return to_datetime(nanoseconds_of(value))
+    return to_datetime(nanoseconds_of(value, unit))
 
 
-def nanoseconds_of(value: Any) -> int:  # noqa: ANN401  # any JSON
+def nanoseconds_of(value: object, unit: Unit = "rfc3339") -> int:
     """Read an instant as nanoseconds since 1970.
 
     Raises:
         ValueError: as `instant_of`.
     """
-    if isinstance(value, str):
+    if unit == "rfc3339":
+        if not isinstance(value, str):
+            raise ValueError("has to be a text of RFC 3339")  # every misfit is a ValueError
         try:
             return parse_rfc3339(value)
         except ValueError as error:
-            raise ValueError(f"has to be RFC 3339, or a number since 1970: {error}") from None
+            raise ValueError(f"has to be RFC 3339: it {error}") from None
     if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
-        raise ValueError("is no time")  # noqa: TRY004  # every misfit is a ValueError
+        raise ValueError("has to be a number since 1970")  # noqa: TRY004  # likewise
     try:
-        exact = Decimal(str(value))
-        nanoseconds = int(exact * (10**6 if abs(exact) >= _FIRST_MILLISECONDS else 10**9))
+        nanoseconds = int(Decimal(str(value)) * _PER_UNIT[unit])
     except (ArithmeticError, ValueError):
-        raise ValueError("is no time") from None
+        raise ValueError("has to be a number since 1970") from None
     to_datetime(nanoseconds)  # refuses years that no date has
     return nanoseconds

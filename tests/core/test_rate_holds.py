@@ -78,10 +78,10 @@ def test_a_gate_is_closed_until_the_hold_is_over() -> None:
 
 
 def test_an_attempt_that_a_limit_cut_short_is_not_counted_and_no_breaker_hears_of_trouble() -> None:
-    outcome = throttled(a_call(30))
+    outcome = msgspec.structs.replace(throttled(a_call(30)), retry_after=30.0)
     fact = decide(a_delivery(attempt=4), outcome, POLICY, NOW)
     assert isinstance(fact, facts.AttemptFailed)
-    assert (fact.counted, fact.due_at) == (False, NOW)
+    assert (fact.counted, fact.due_at) == (False, NOW), "the gate delays it, which an operator can open"
     assert list(breaker_reports(outcome, POLICY)) == [Report(CRM, "well", "")]
     assert needs_history(outcome, POLICY)
 

@@ -49,7 +49,16 @@ def a_fact(kind: str, attempt: int = 1, *, minutes_ago: float = 1, **detail: obj
 
 
 def a_gate(kind: str, name: str, **closed: object) -> dict[str, Any]:
-    names = ("paused_at", "paused_by", "pause_reason", "breaker_until", "breaker_cause", "rate_used_until")
+    names = (
+        "paused_at",
+        "paused_by",
+        "pause_reason",
+        "breaker_until",
+        "breaker_cause",
+        "rate_used_until",
+        "held_until",
+        "hold_reason",
+    )
     return {"kind": kind, "name": name, **dict.fromkeys(names), "breaker": "closed", **closed}
 
 
@@ -120,6 +129,11 @@ def test_a_failed_delivery_is_told_from_its_arrival_to_its_next_attempt() -> Non
             a_gate("entity", "shop|ORDER|o1", paused_at=NOW, paused_by="ann", pause_reason="fraud?"),
             "entity ORDER/o1 was paused now by ann: fraud?",
             "relay resume --source shop --entity ORDER/o1",
+        ),
+        (
+            a_gate("destination", "crm", held_until=NOW + timedelta(minutes=9), hold_reason="update answered 429: Retry-After"),
+            "destination crm asked for no call until its limit ends in 9 min: update answered 429: Retry-After",
+            "relay resume --destination crm",
         ),
         (
             a_gate("destination", "crm", rate_used_until=NOW + timedelta(seconds=5)),

@@ -100,8 +100,6 @@ def test_no_value_of_an_ldap_filter_has_a_character_of_the_filter(value: str) ->
         ("text", "a'b", "a'b"),
         ("epoch", "2026-01-31T12:00:00.9+02:00", "1769853600"),
         ("epoch-ms", "2026-01-31T10:00:00.9999Z", "1769853600999"),
-        ("epoch-ms", 1769853600, "1769853600000"),
-        ("epoch", 1769853600999, "1769853600"),
         ("date", "2026-01-31T23:30:00-02:00", "2026-02-01"),
     ],
 )
@@ -112,12 +110,21 @@ def test_a_form_writes(form: str, value: object, written: str) -> None:
 @pytest.mark.parametrize("form", sorted(TIMES))
 @pytest.mark.parametrize(
     "value",
-    ["", "yesterday", "2026-01-31", ["2026-01-31T00:00:00Z"], True, 10**18, -(10**18), float("inf"), float("nan")],
+    [
+        "",
+        "yesterday",
+        "2026-01-31",
+        ["2026-01-31T00:00:00Z"],
+        True,
+        1769853600,
+        10**18,
+        -(10**18),
+        float("inf"),
+        float("nan"),
+    ],
 )
 def test_what_is_no_time_is_written_as_none(form: str, value: object) -> None:
-    with pytest.raises(
-        MappingError, match=r"the value (has to be RFC 3339|is no time|is outside the years|is NaN)|NaN"
-    ):
+    with pytest.raises(MappingError, match=r"the value has to be|NaN"):
         expanded(f"{{event.id:{form}}}", value)
 
 

@@ -14,6 +14,7 @@ from relay.delivery import facts
 from relay.delivery.failure_rules import RULES, Rule
 from relay.delivery.outcome import Outcome
 from relay.delivery.policy import decide, policies
+from relay.delivery.rate_holds import hold_requests
 from tests.helpers.delivering import LOCAL, NOW, ROUTE, a_delivery, build, config_text, deliver, delivered, failed
 from tests.helpers.scripted import Act, ScriptedServer, answer, serving
 
@@ -148,7 +149,9 @@ def test_slacks_retry_after_is_heard() -> None:
         policy = policies(parse_config(config_of(server.url, TEXT)))[ROUTE]
     fact = decide(EVENT, outcome, policy, NOW)
     assert isinstance(fact, facts.AttemptFailed)
-    assert (fact.due_at - NOW).total_seconds() == 3600
+    assert (fact.due_at, fact.counted) == (NOW, False)
+    (asked,) = hold_requests(outcome, policy)
+    assert (asked.key, asked.lasts.total_seconds()) == (("destination", "crm"), 3600), "its gate is held meanwhile"
 
 
 def test_the_hooks_path_is_in_no_outcome_even_when_it_is_echoed() -> None:

@@ -141,6 +141,20 @@ def test_a_counterpart_can_be_marked_as_gone_instead_of_being_deleted(world: Wor
     assert REMOVE not in world.asked
 
 
+@pytest.mark.parametrize(("active", "is_marked"), [("false", False), ("true", True), ("null", True)])
+def test_a_counterpart_that_is_marked_as_gone_is_not_marked_again(
+    world: World, active: str, *, is_marked: bool
+) -> None:
+    sync = (
+        'gone = "deactivate"\ndeactivate = { path = "/contacts/{target.id}", body = { active = false }, '
+        f'unless = "target.active == `false`" }}\n{SYNC}'
+    )
+    found = answer(200, {"items": [{"id": "c1", "external_id": "u1", "active": json.loads(active)}]})
+    outcome = delivered(world.deliver(SECOND, sync=sync, fetch=answer(404), find=found))
+    assert outcome.did == ("deactivated" if is_marked else "nothing_to_delete")
+    assert (UPDATE in world.asked) == is_marked
+
+
 def test_to_mark_it_the_route_has_to_say_how(world: World) -> None:
     with pytest.raises(ConfigError, match='deactivate: is missing, and gone = "deactivate" needs it'):
         world.deliver(sync=f'gone = "deactivate"\n{SYNC}')

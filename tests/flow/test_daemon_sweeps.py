@@ -6,23 +6,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 from tenacity import wait_none
 
 from inbox.clock import SystemClock
 from inbox.errors import ConfigError
 from inbox.events.event import Event
+from inbox.events.timestamps import time_text
 from relay.daemon.generation import prepare
 from relay.delivery.gates import Gate
 from relay.delivery.policy import policies
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
+from relay.store.gates import held_for
 from relay.store.operator import commands, execution
 from relay.sweep import pages, scheduler
 from relay.sweep.run import CompiledSweep
@@ -124,6 +126,29 @@ def test_its_pages_count_against_the_rate_of_the_api(engine: Engine, directory: 
         (gate,) = rows(engine, "SELECT * FROM gate WHERE kind = 'api'")
     assert asked_at[6] - asked_at[0] >= (7 - 4) / 4 * 0.9, "four may be asked for at once"
     assert (gate["name"], gate["rate_used_until"] is not None) == ("identity", True)
+
+
+def test_no_page_is_asked_for_while_the_api_is_held(engine: Engine, directory: Directory, table: str) -> None:
+    """The hold begins during the sweep: a delivery's fetch was asked for it, say."""
+    database = Database(engine)
+    directory.users.update({f"u{n}": "2026-01-01T00:00:00Z" for n in range(2, 10)})
+    held: list[float] = []
+
+    def asked(_: object) -> None:
+        seconds = held_for(database, ("api", "identity"))
+        if not held:
+            with database.write() as transaction:
+                statement = text("INSERT INTO gate (kind, name, held_until) VALUES ('api', 'identity', :until)")
+                transaction.execute(statement, until=time_text(SystemClock().now() + timedelta(hours=1)))
+        held.append(seconds)
+
+    directory.before_page = asked
+    with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN):
+        until(lambda: held, "it has begun")
+        commands.ask(database, "resume", Gate(api="identity"), who="kim", why="their limit was raised")
+        until(lambda: watermark(engine).get("swept_at"), "it has been swept")
+    assert len(held) > 1
+    assert {*held} == {0.0}, "and none was asked for in between"
 
 
 def test_another_configuration_says_how_often(engine: Engine, directory: Directory, table: str) -> None:

@@ -58,7 +58,7 @@ POSTGRES_CHANGES = {
             (
                 "CREATE OR REPLACE VIEW dead_letter AS SELECT seq, route, NULL::text AS lane, state, source, entity_type,"
                 " entity_id, event_type, action, occurred_at, received_at, attempts, last_fact_at AS died_at, last_fact AS cause,"
-                " last_error AS error FROM delivery WHERE state = 'dead'"
+                " last_error AS error, last_status FROM delivery WHERE state = 'dead'"
             )
         ],
         [("view", "dead_letter")],

@@ -15,6 +15,7 @@ import pytest
 from tests.helpers.killable_postgres import KillablePostgres, killable
 from tests.helpers.planted_secrets import Planted
 from tests.helpers.processes import Program, Site, site
+from tests.helpers.waiting import until
 from tests.helpers.webhooks import config_text
 
 SECRET = Planted()
@@ -79,7 +80,7 @@ def test_every_program_uses_the_password_of_the_file_and_none_shows_it(place: Si
     relay = place.relay("--processes", "2", "--verbose")
     relay.writes("started", times=2)
     shown["ps"] = command_lines(receiver) + command_lines(relay)
-    assert place.run("relay", "status", "--check").status == 0
+    until(lambda: place.run("relay", "status", "--check").status == 0, "the relays are well", within=60)
     assert (receiver.stop(), relay.stop()) == (0, 0)
     assert SECRET.leaks(shown | place.logs()) == []
     assert SECRET.leaks({"the file": (place.folder / "password").read_text(encoding="utf-8")}) != []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_a_destination_that_is_down_delays_no_other(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, service: ScriptedServer
 ) -> None:
     secrets = {"GITHUB_SECRET": "one", "AUDIT_SECRET": "two", "TEAM_URL": INCOMING_WEBHOOK}
-    with serving(answer(204)) as ours, serving(answer(503, retry_after="60"), answer(204)) as audit:
+    with serving(answer(204)) as ours, serving(answer(503), answer(204)) as audit:
         services = {"https://ours.example.com": ours, "https://audit.example.com": audit, SLACK: service}
         with walking("fan-out", tmp_path, request.getfixturevalue(f"{kind}_database_url"), services, **secrets) as walk:
             walk.follow()
@@ -59,7 +60,8 @@ def test_a_destination_that_is_down_delays_no_other(
 def test_every_webhook_becomes_a_line_of_the_log(sqlite_database_url: str, tmp_path: Path) -> None:
     with walking("audit-log", tmp_path, sqlite_database_url, {}, GITHUB_SECRET="one", STRIPE_SECRET="two") as walk:
         walk.follow()
-        assert (walk.folder / "kept.jsonl").read_bytes().count(b"\n") == 3
+        lines = [json.loads(line) for line in (walk.folder / "audit.jsonl").read_text().splitlines() if line]
+    assert len({line["key"] for line in lines}) == 4
 
 
 def test_events_of_one_and_of_a_batch_are_counted_once(sqlite_database_url: str, tmp_path: Path) -> None:
@@ -73,4 +75,5 @@ def test_every_recipe_is_followed_by_a_test_and_has_the_same_parts() -> None:
         if page.startswith("docs/recipes/") and not page.endswith("README.md"):
             assert f'"{Path(page).stem}"' in tests, f"no test follows {page}"
             headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-            assert headings == ["Configure", "What is sent", "What you see", "What goes wrong"], page
+            parts = ["Configure", "What is sent", "What you see", "What goes wrong"]
+            assert [each for each in headings if each in parts] == parts, page

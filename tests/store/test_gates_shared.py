@@ -179,8 +179,11 @@ def test_a_call_of_a_sweep_waits_for_the_end_of_a_hold(steps: Steps) -> None:
     attempt(steps, Failed((asked_for(30),), "throttled", "forward: answered 429"))
     limit = RateLimit(CRM, 10.0, 1)
     assert gates.acquire_rate(steps.database, limit) == pytest.approx(30)
+    assert gates.held_for(steps.database, CRM) == pytest.approx(30)
+    assert gates.held_for(steps.database, IDENTITY) == 0
     steps.advance(30)
     assert gates.acquire_rate(steps.database, limit) == 0
+    assert gates.held_for(steps.database, CRM) == 0
 
 
 def test_an_attempt_that_went_on_to_the_destination_says_that_the_api_is_well(steps: Steps) -> None:

@@ -73,6 +73,8 @@ def test_a_listing_can_be_narrowed_by_everything_that_it_shows(engine: Engine, s
     assert seqs(engine, state="ready", entity_id="a") == [3]
     assert seqs(engine, routes={"strict"}) == [4, 3, 2, 1]
     assert seqs(engine, routes={"latest"}) == seqs(engine, routes={"latest"}, state="ready") == []
+    assert seqs(engine, retrying_at=START, state="ready") == [2]
+    assert seqs(engine, retrying_at=START + timedelta(days=9), state="ready") == []
     assert seqs(engine, status=503) == seqs(engine, error="forward ANSWERED") == [2]
     assert seqs(engine, since=START) == [4, 3, 2, 1]
     assert seqs(engine, since=START + timedelta(seconds=1)) == seqs(engine, until=START) == []

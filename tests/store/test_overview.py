@@ -159,8 +159,21 @@ def test_a_rate_that_is_used_up_is_a_gate_until_it_has_room(steps: Steps) -> Non
         now = transaction.lock_order()
         gates.lock_all(transaction, [AUDIT])
         gates.use_rates(transaction, {AUDIT: limit.used(None, now, 2)})
-    (gate,) = read_overview(steps.database, limited).gates
+    found = read_overview(steps.database, limited)
+    (gate,) = found.gates
+    assert {each.held_back_by for each in found.routes} == {()}, "it is only slow"
     assert (gate.state, gate.until, gate.routes) == ("limited", START + timedelta(seconds=10), ("strict",))
+
+
+def test_an_endpoint_that_asked_for_no_calls_is_held_until_then(steps: Steps) -> None:
+    later = "2026-01-01 00:05:00.000000Z"
+    steps.do(
+        "INSERT INTO gate (kind, name, held_until, hold_reason)"
+        f" VALUES ('destination', 'audit', '{later}', 'its rate limit is used up')"
+    )
+    (gate,) = look(steps).gates
+    assert (gate.state, gate.why, gate.until) == ("held", "its rate limit is used up", START + timedelta(minutes=5))
+    assert route(steps, "strict").held_back_by == ("destination audit",)
 
 
 def test_relays_are_running_or_gone_with_what_they_have_in_flight(lived_in: Steps, clock: FakeClock) -> None:

@@ -179,6 +179,18 @@ def test_where_they_share_a_branch_they_share_the_words(long_ago: Steps) -> None
     assert "relay h1 pid 8: step claim fails: ValueError: x" in said
 
 
+def test_an_answer_of_several_lines_is_one_line_of_the_check(long_ago: Steps) -> None:
+    failed(long_ago)
+    long_ago.do(
+        "UPDATE relay_command SET answer = 'one' || chr(10) || 'two'"
+        if long_ago.database.sql.is_postgres
+        else "UPDATE relay_command SET answer = 'one' || char(10) || 'two'"
+    )
+    alive(long_ago)
+    (found,) = stuck_check.findings(long_ago.database, POLICIES)
+    assert found.why == "command 1 (pause): failed: one; two"
+
+
 def test_every_finding_has_its_branch_and_its_scene() -> None:
     shown = {finding for _, found in SCENES.values() for finding, _ in found}
     assert set(branches(SqlClock("sqlite"))) == set(get_args(Finding)) == shown | ONLY_IN_VIEW | {"no_relay"}

@@ -38,6 +38,7 @@ SAID_IN = {
     "No route takes the event": "list",
     "A route is paused": "status",
     "A circuit breaker is open": "status",
+    "The next attempt is far away": "status",
     "A lane is blocked": "status",
     "Dead by `mapping`": "dead",
     "Dead by `exhausted`": "dead",

@@ -14,6 +14,7 @@ from scim2_client import BaseSyncSCIMClient
 from scim2_models import ListResponse, PatchOp, User
 
 from tests.helpers.processes import Ended, invoke
+from tests.helpers.waiting import until
 from tests.vendors import github_api, hubspot_api, scim_api, shopify_api
 from tests.vendors.github_api import GitHub
 from tests.vendors.hubspot_api import HubSpot
@@ -92,6 +93,7 @@ auth = {{ kind = "bearer", token = "{OWN_TOKEN}" }}
 [routes.tickets]
 source = "github"
 destination = "tracker"
+retry = {{ schedule = ["10ms"], jitter = 0 }}
 [routes.tickets.sync]
 fetch = {{ api = "github", path = "/repos/acme/shop/issues/{{event.body.issue.number}}", modified = "updated_at" }}
 find = {{ path = "/tickets", params = {{ external_id = "{{event.entity_id}}" }} }}
@@ -146,8 +148,12 @@ def test_all_issues_arrive_when_githubs_rate_limit_is_reached_in_the_middle_and_
         assert len(github.asked) == held, "nothing is asked before the time that GitHub gave"
         github.limit(5000, seconds=600)
         assert relay.run("resume", "--api", "github", "--reason", "GitHub allows it").status == 0
-        relay.deliver()
-        assert len(tracker.all) == 5
+
+        def have_arrived() -> bool:
+            relay.deliver()
+            return len(tracker.all) == 5
+
+        until(have_arrived, "all issues have arrived", within=20)
     listed = json.loads(relay.inbox("list", "--json").stdout)
     assert [(each["state"], each["attempts"]) for each in listed] == [("delivered", 1)] * 5
 
