@@ -1,4 +1,4 @@
-"""Output of both command lines: tables, `--json`, progress bars, exit statuses and errors.
+"""Output of both command lines: lines, fields, JSON, progress bars, exit statuses and errors.
 
 Everything that a command writes goes through here, and values through `inbox.logs.visible`. Rich reads a string as markup,
 so values are given as `rich.text.Text`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -77,24 +77,6 @@ def say(message: str, *, on: Console | None = None, style: str = "") -> None:
 def answer(message: str, *, style: str = "") -> None:
     """Print a part of the answer to standard output."""
     say(message, on=console(), style=style)
-
-
-def show(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], empty: str) -> None:
-    """Print a listing: a table of `columns` for people, or an array of whole objects."""
-    if as_json:
-        sys.stdout.write(as_document([dict(row) for row in rows]) + "\n")
-        return
-    if not rows:
-        say(empty)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(
-            Text(column), overflow="fold", justify="right" if isinstance(rows[0].get(column), int | float) else "left"
-        )
-    for row in rows:
-        table.add_row(*(cell(row.get(column)) for column in columns))
-    console().print(table)
 
 
 def show_fields(row: Row, *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,9 @@ def test_a_table_in_a_pipe_has_whole_values_whatever_columns_says(
     columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    show([{"words": "word " * 40, "n": 1}], (Column("words"), Column("n", "number")), empty="")
+    row = {"words": "word " * 40, "n": 1, "at": datetime(2026, 1, 31, 10, tzinfo=UTC)}
+    show([row], (Column("words"), Column("n", "number"), Column("at", "time")), empty="")
     answer("w" * 200)
-    _, row, sentence = capsys.readouterr().out.splitlines()
-    assert row == f"{'word ' * 40}  1"
+    _, shown, sentence = capsys.readouterr().out.splitlines()
+    assert shown == f"{'word ' * 40}  1  2026-01-31T10:00:00.000Z"
     assert sentence == "w" * 200
