@@ -8,10 +8,10 @@ import pytest
 
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
-from relay.store.operator import commands, execution
+from relay.store.operator import commands, execution, selected
 from relay.store.operator.plan import Plan, preview
 from relay.store.operator.retry import retry
-from relay.store.operator.selection import Choice, Selection
+from relay.store.operator.selection import Choice, Selection, keys_of
 from tests.helpers.commanding import carry_out
 from tests.helpers.relaying import CONFIG, DONE, HOPELESS, POLICIES, UNWELL, Steps
 from tests.helpers.storing import an_event
@@ -191,3 +191,19 @@ def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(st
         assert retry(transaction, [(1, "strict"), (2, "strict"), (3, "strict")], now, who="ann", why="back") == 0
     assert steps.rows("SELECT * FROM open_delivery ORDER BY seq") == before
     assert [kind for _, kind in steps.kinds()] == []
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 12])
+def test_pages_have_each_selected_delivery_once_and_whole_events(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Whatever stands between them, and however few are looked up together."""
+    monkeypatch.setattr(selected, "_CANDIDATES", 2)
+    steps.arrive(*(an_event(n, f"u{n}", routes=["latest", "strict"]) for n in range(1, 11)))
+    steps.record([(claimed, NO_ANSWER if claimed.seq % 3 else ANSWERED_503) for claimed in steps.claim_due()])
+    choice = Choice("retry", Selection(cause="server_error"), CONFIG)
+    found: list[tuple[int, str]] = []
+    with steps.database.read() as transaction:
+        while rows := selected.page(transaction, choice, after=found[-1][0] if found else 0, most=most):
+            found += keys_of(rows)
+    assert found == [(seq, route) for seq in (3, 6, 9) for route in ("latest", "strict")]

@@ -41,7 +41,9 @@ def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> 
         return _whole_events(_page(transaction.sql, choice.which), transaction, choice, after, most)
     found: list[Row] = []
     while True:
-        keys = _whole_events(_candidates(transaction.sql, choice.which), transaction, choice, after, _CANDIDATES)
+        keys = _whole_events(
+            _candidates(transaction.sql, choice.which), transaction, choice, after, max(most, _CANDIDATES)
+        )
         if keys:
             wanted = rows_param({"seq": key["seq"], "route": key["route"]} for key in keys)
             statement = _looked_up(transaction.sql, choice.which)
@@ -50,7 +52,7 @@ def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> 
             cut = found[most]["seq"]
             whole = [row for row in found if row["seq"] < cut]
             return whole or [row for row in found if row["seq"] == cut]
-        if not keys:
+        if len(found) == most or not keys:
             return found
         after = keys[-1]["seq"]
 
@@ -73,7 +75,8 @@ def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[
 
 OF_WORK_TABLE: frozenset[Which] = frozenset({"dead", "not begun", "blocked", "due later"})
 """Kinds of deliveries that have a row in `open_delivery`."""
-_CANDIDATES = 500
+_CANDIDATES = 200
+"""The fewest keys that are looked up together."""
 _COLUMNS = ("route", "seq", "source", "entity_type", "entity_id", "event_type")
 _OF_INBOX = frozenset({"source", "entity_type", "entity_id", "event_type"})
 
