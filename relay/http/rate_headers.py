@@ -28,14 +28,15 @@ _SHOPIFY = "X-Shopify-Shop-Api-Call-Limit"
 _BUCKET = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 _BUCKET_LEAKS_SECONDS = 1.0
 """Shopify's bucket leaks two calls a second, so that a full one has room again soon."""
-_RETRY_LATER = {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+_RETRY_LATER = {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}
 _LONGEST_HEADER = 1000
 
 
 def rate_hold(headers: Mapping[str, str], status: int, now: datetime) -> RateHold | None:
     """Return for how long the endpoint asks for no further call; None when it doesn't.
 
-    `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits), 429 and 503. With a 202 it means something else.
+    `Retry-After` counts with a 2xx, 403 (GitHub's secondary limits) and 429. With a 202 it means something else, and a 503
+    may be about one entity alone: it delays that delivery, and the breaker judges the endpoint.
     """
     found = [
         hold

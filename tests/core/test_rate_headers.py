@@ -85,7 +85,7 @@ def test_a_full_bucket_of_shopify_has_room_again_after_a_second(value: str, expe
     assert seconds({"X-Shopify-Shop-Api-Call-Limit": value}) == expected
 
 
-NO_LIMIT = {202, 301, 400, 404, 500}
+NO_LIMIT = {202, 301, 400, 404, 500, 503}
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 301, 400, 403, 404, 429, 500, 503])

@@ -28,7 +28,7 @@ def test_any_other_403_is_a_matter_of_credentials(stack: ExitStack) -> None:
     assert (result.error_class, result.call.hold) == ("auth", None)
 
 
-@pytest.mark.parametrize("status", [200, 204, 403, 429, 503])
+@pytest.mark.parametrize("status", [200, 204, 403, 429])
 def test_after_an_answer_that_asks_for_it_no_call_is_made_for_a_while(
     stack: ExitStack, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
