@@ -263,34 +263,37 @@ class Attempt:
         body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
         answer = self.write("create", create, fields, body)
         self._ensure(answer)
-        return self._delivered("created", fields)
+        return self._delivered("created", digest(fields))
 
     def _update(self) -> Outcome:
-        answer, fields = self._try_update()
+        answer, content = self._try_update()
         if answer.error_class in ABSENT:
             # It was deleted or replaced after the find: search once more.
             if self._plan.find is None or not self._find():
                 return self._missing()
-            answer, fields = self._try_update()
+            answer, content = self._try_update()
         self._ensure(answer)
-        return self._delivered("updated", fields)
+        return self._delivered("updated", content)
 
-    def _try_update(self) -> tuple[Answer, dict[str, Any]]:
+    def _try_update(self) -> tuple[Answer, bytes]:
+        """Send the change. Return the answer and the hash of the content."""
         fields, plan = self._plan.mapped(self.scope), self._plan
-        is_asked_for = self._delivery.run > 0  # by an operator, or by a duplicate request
-        if plan.skip_unchanged and not is_asked_for and digest(fields) == self._delivery.applied_hash:
-            raise Ended(Unchanged(self._all()))
         update = cast("CallPlan", plan.update)
         if update.body is None:
             body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
+            content = digest(fields)
         else:
             body = update.json({**self.scope, FIELDS: fields})
+            content = digest([fields, (body or b"").decode()])  # it may send more than the fields
+        is_asked_for = self._delivery.run > 0  # by an operator, or by a duplicate request
+        if plan.skip_unchanged and not is_asked_for and content == self._delivery.applied_hash:
+            raise Ended(Unchanged(self._all()))
         if body is None:
             raise Ended(Unchanged(self._all()))
         headers = {}
         if plan.if_match is not None and (version := plan.if_match.value(self.scope)) is not None:
             headers["If-Match"] = header_value(str(version))
-        return self.write("update", update, fields, body, headers), fields
+        return self.write("update", update, fields, body, headers), content
 
     def _gone(self) -> Outcome:
         plan = self._plan
@@ -392,16 +395,17 @@ class Attempt:
     def _delivered(
         self,
         did: Literal["created", "updated", "deleted", "deactivated", "nothing_to_delete"],
-        fields: dict[str, Any] | None = None,
+        content: bytes | None = None,
     ) -> Delivered:
+        """End with a success; `content` is the hash of what the counterpart has now."""
         return Delivered(
             self._all(),
             did,
             self._fetch_began_at,
             self._last_modified,
-            None if fields is None else digest(fields),
-            etag=None if fields is None or self._stale_suspected else self._etag,
-            etag_config=None if fields is None or self._stale_suspected or self._etag is None else self._plan.config,
+            content,
+            etag=None if content is None or self._stale_suspected else self._etag,
+            etag_config=None if content is None or self._stale_suspected or self._etag is None else self._plan.config,
             stale_suspected=self._stale_suspected,
         )
 
