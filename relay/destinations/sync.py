@@ -125,6 +125,7 @@ class Attempt:
         self._last_modified: datetime | None = None
         self._stale_suspected = False
         self._etag: str | None = None
+        self._config: bytes | None = None
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -153,7 +154,8 @@ class Attempt:
         """
         self._fetch_began_at = self._context.now()
         fetch = self._plan.fetch
-        etag = self._plan.known_etag(self._delivery)
+        self._config = self._plan.config_of_fetch(self.scope) if self._plan.is_conditional else None
+        etag = None if self._config is None else self._plan.known_etag(self._delivery, self._config)
         condition = NO_HEADERS if etag is None else {"If-None-Match": etag}
         answer = self._call("fetch", fetch, self._api, fetch.json(self.scope), more=condition)
         if answer.call.status == HTTPStatus.NOT_MODIFIED:
@@ -405,7 +407,7 @@ class Attempt:
             self._last_modified,
             content,
             etag=None if content is None or self._stale_suspected else self._etag,
-            etag_config=None if content is None or self._stale_suspected or self._etag is None else self._plan.config,
+            etag_config=None if content is None or self._stale_suspected or self._etag is None else self._config,
             stale_suspected=self._stale_suspected,
         )
 
