@@ -328,7 +328,7 @@ def test_errors_of_the_whole_request_count_besides_those_that_the_configuration_
     assert failure(world.deliver(sync=sync)) == ("rejected", 'update: answered 200 with errors: {"message":"denied"}')
 
 
-def test_a_configuration_may_let_errors_of_the_whole_request_pass(world: World) -> None:
+def test_a_configuration_may_let_errors_of_the_whole_request_pass() -> None:
     rules = _rules_of("errors[?code != 'GONE']")
     assert reported_error(rules, {"data": None, "errors": [{"code": "GONE"}]}) is None
     assert reported_error(rules, {"data": None, "errors": [{"code": "X"}]}) is not None
