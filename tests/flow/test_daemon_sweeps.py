@@ -169,6 +169,23 @@ def test_a_page_whose_answer_asks_for_no_further_call_holds_the_api(
     assert alerted(engine)[0][0] == "webhooks_missed"
 
 
+def test_an_api_that_is_held_keeps_no_other_waiting(
+    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "HELD_HERE_SECONDS", 0.0)
+    directory.users.update({f"u{n}": "2026-01-01T00:00:00Z" for n in range(2, 10)})
+    directory.headers = [{"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "3000"}]
+    groups = Directory({"g1": "2026-01-01T00:00:00Z"})
+    with scripted(groups) as other, scripted(answer(204)) as audit:
+        more = TABLE.format(url=other.url, count=2).replace("identity", "groups").replace("USER", "GROUP")
+        with running(engine, audit, more=f"{table}{OFTEN}{more}{OFTEN}"):
+            until(lambda: directory.pages == 1, "the first has begun")
+            groups.users["g2"] = "2026-01-01T00:00:01Z"
+            swept = "SELECT * FROM inbox WHERE entity_id = 'g2'"
+            until(lambda: rows(engine, swept), "the other is swept meanwhile")
+            assert directory.pages == 1
+
+
 def test_another_configuration_says_how_often(engine: Engine, directory: Directory, table: str) -> None:
     with scripted(answer(204)) as audit, running(engine, audit, more=table) as relay:
         changed = configured(audit.url, more=table + OFTEN)
