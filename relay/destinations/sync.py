@@ -126,6 +126,8 @@ class Attempt:
         self._stale_suspected = False
         self._etag: str | None = None
         self._config: bytes | None = None
+        self._reached: list[Caller] = []
+        """The clients that have made a call with success."""
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -349,8 +351,12 @@ class Attempt:
         if self._delivery.traceparent is not None:
             headers["Traceparent"] = header_value(self._delivery.traceparent)
         own = {**call.own_headers(self.scope), **more}
-        answer = client.call(Request(step, call.method, headers, path, query, body, own_headers=own), self._context)
+        goes_on = client in self._reached
+        request = Request(step, call.method, headers, path, query, body, own_headers=own, goes_on=goes_on)
+        answer = client.call(request, self._context)
         self.calls.append(answer.call)
+        if answer.error_class is None:
+            self._reached.append(client)
         if answer.call.status == HTTPStatus.NOT_MODIFIED and "If-None-Match" in more:
             return answer
         if answer.error_class is not None and answer.error_class not in ABSENT:

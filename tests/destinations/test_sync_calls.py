@@ -130,6 +130,27 @@ def test_names_of_headers_are_the_same_in_any_case() -> None:
     assert (name, template.expand({})) == ("X-Github-Api-Version", "1")
 
 
+# --- rate limits between the calls of one attempt
+
+NOTHING_LEFT = {"X_RateLimit_Limit": "0", "X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "9"}
+
+
+def test_a_service_that_always_says_that_no_call_is_left_is_served_all_the_same(world: World) -> None:
+    """An unlimited plan is told so by some. The gate is held; an attempt that was cut off each time became dead."""
+    find = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]}, **NOTHING_LEFT)
+    calls = delivered(world.deliver(find=find)).calls
+    assert [(call.step, call.hold is not None) for call in calls] == [
+        ("fetch", False),
+        ("find", True),
+        ("update", False),
+    ]
+
+
+def test_a_refusal_of_a_call_holds_the_next_attempt_back(world: World) -> None:
+    refused = failed(world.deliver(update=answer(429, b"", retry_after="9")))
+    assert (refused.error_class, refused.calls[-1].hold is not None) == ("throttled", True)
+
+
 # --- bodies of one's own
 
 
