@@ -172,7 +172,7 @@ def database_of(file: ConfigFile, *, online: bool) -> tuple[DatabaseState, list[
     url = file.sound.database.url
     try:
         parsed = engine.parse_url(url)
-        shown = parsed.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:")
+        shown = engine.shown(parsed)
     except ConfigError as error:
         return DatabaseState("", url.origin, "unusable"), _located(file, error)
     is_file = parsed.get_backend_name() == SQLITE

@@ -16,6 +16,6 @@ class CallKeys(Table, frozen=True, kw_only=True):
     its values. Then `errors` is by default "errors"."""
     errors: str | None = None
     """JMESPath into an answer of a success (2xx) that gives errors, as text or a list of texts. If it finds any, the call
-    has failed as `rejected`."""
+    has failed as `rejected`. With `graphql`, an expression that doesn't look at "errors" counts besides them."""
     throttled: str | None = None
     """JMESPath into an answer of a success (2xx): if it finds something, the call has failed as `throttled`."""

@@ -145,5 +145,5 @@ class SyncRoute(Table, frozen=True):
     listing: Listing | None = None
     """Listing of all counterparts, for `relay sweep --full`."""
     skip_unchanged: bool = False
-    """Send nothing when the fields equal those that were sent last; the event ends `unchanged`."""
+    """Send nothing when the fields, and a `body` of the update, equal those that were sent last; the event ends `unchanged`."""
     clear_when_absent: list[str] = []

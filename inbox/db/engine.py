@@ -72,6 +72,12 @@ def parse_url(url: str) -> URL:
     raise ConfigError(f"{_origin(url)}: it is neither postgresql+psycopg://… nor a file such as sqlite:///inbox.db")
 
 
+def shown(url: URL) -> str:
+    """Write a parsed URL for people, without its passwords: that of the user, and that of the client's key."""
+    plain = url.difference_update_query(["sslpassword"])
+    return plain.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:")
+
+
 def _origin(url: str) -> str:
     """Return the key or variable that the URL comes from."""
     return url.origin if isinstance(url, DatabaseUrl) else DatabaseUrl(url).origin

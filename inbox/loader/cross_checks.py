@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -188,14 +188,32 @@ def _conditional(path: tuple[str, ...], sync: SyncRoute) -> Iterator[Mistake]:
         return
     if sync.fetch.method == "POST" or sync.fetch.graphql is not None:
         yield Mistake(path, "needs a GET: servers give no ETag for a POST; remove it")
-    texts = [field if isinstance(field, str) else field.expression or "" for field in sync.map.values()]
-    for name in sorted({found for text in texts for found in _EVENT_FIELD.findall(text)} - _SAME_FOR_AN_ENTITY):
-        yield Mistake(
-            path, f"would leave out event.{name}, which the map sends, when the entity is unchanged; remove one"
-        )
+    mapped = [field if isinstance(field, str) else field.expression or "" for field in sync.map.values()]
+    for name in _names_that_differ(mapped):
+        yield Mistake(path, f"would leave out {name}, which the map sends, when the entity is unchanged; remove one")
+    update = sync.update
+    parts = [] if update is None else [update.path, *update.headers.values(), *_texts_in(update.body)]
+    for name in _names_that_differ(found for part in parts for found in _PLACEHOLDER.findall(part)):
+        yield Mistake(path, f"would leave out {name}, which the update sends, when the entity is unchanged; remove one")
 
 
-_EVENT_FIELD = re.compile(r"\bevent\s*\.\s*([A-Za-z_]+)")
+def _names_that_differ(expressions: Iterable[str]) -> list[str]:
+    """Return what these read of an event that may differ while its entity stays the same."""
+    found = {match[1] for text in expressions for match in _EVENT_FIELD.finditer(text)}
+    return sorted("event" if name is None else f"event.{name}" for name in found - _SAME_FOR_AN_ENTITY)
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(inner)
+
+
+_EVENT_FIELD = re.compile(r"""(?<![.\w'])event\b(?!\s*:)(?:"?\s*\.\s*"?([A-Za-z_]+))?""")
+"""The event in an expression, and its field; not a key or a literal of this name."""
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _SAME_FOR_AN_ENTITY = {"source", "entity_type", "entity_id"}
 
 _DIRECTIVE = re.compile(r"%(.?)", re.DOTALL)

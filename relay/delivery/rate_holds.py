@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from relay.delivery.gates import GateKey
-from relay.delivery.outcome import Outcome
+from relay.delivery.outcome import Call, Outcome
 from relay.delivery.policy import Policies, RoutePolicy, endpoint_of_call
 
 
@@ -28,12 +28,18 @@ def hold_requests(outcome: Outcome, policy: RoutePolicy) -> Iterator[HoldRequest
     """Yield what the calls of an attempt were asked for, no longer than each endpoint's `longest_hold`."""
     for call in outcome.calls:
         key = None if call.hold is None else endpoint_of_call(call, policy)
-        if call.hold is None or key is None or not call.hold.seconds > 0:  # so that NaN is none
-            continue
-        lasts = min(timedelta(seconds=min(call.hold.seconds, _A_DAY)), policy.longest_holds.get(key, timedelta(0)))
-        if lasts:
-            answered = "" if call.status is None else f" answered {call.status}:"
-            yield HoldRequest(key, lasts, f"{call.step}{answered} {call.hold.why}")
+        request = None if key is None else hold_request(key, call, policy.longest_holds.get(key, timedelta(0)))
+        if request is not None:
+            yield request
+
+
+def hold_request(key: GateKey, call: Call, longest: timedelta) -> HoldRequest | None:
+    """Return what a call of this endpoint was asked for, no longer than `longest`; None when for nothing."""
+    if call.hold is None or not call.hold.seconds > 0:  # so that NaN is none
+        return None
+    lasts = min(timedelta(seconds=min(call.hold.seconds, _A_DAY)), longest)
+    answered = "" if call.status is None else f" answered {call.status}:"
+    return HoldRequest(key, lasts, f"{call.step}{answered} {call.hold.why}") if lasts else None
 
 
 def asks_for_hold(outcome: Outcome) -> bool:

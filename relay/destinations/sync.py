@@ -125,6 +125,9 @@ class Attempt:
         self._last_modified: datetime | None = None
         self._stale_suspected = False
         self._etag: str | None = None
+        self._config: bytes | None = None
+        self._reached: list[Caller] = []
+        """The clients that have made a call with success."""
 
     def run(self) -> Outcome:
         """Make all steps.
@@ -153,7 +156,8 @@ class Attempt:
         """
         self._fetch_began_at = self._context.now()
         fetch = self._plan.fetch
-        etag = self._plan.known_etag(self._delivery)
+        self._config = self._plan.config_of_fetch(self.scope) if self._plan.is_conditional else None
+        etag = None if self._config is None else self._plan.known_etag(self._delivery, self._config)
         condition = NO_HEADERS if etag is None else {"If-None-Match": etag}
         answer = self._call("fetch", fetch, self._api, fetch.json(self.scope), more=condition)
         if answer.call.status == HTTPStatus.NOT_MODIFIED:
@@ -263,34 +267,37 @@ class Attempt:
         body = encode(fields) if create.body is None else create.json({**self.scope, FIELDS: fields})
         answer = self.write("create", create, fields, body)
         self._ensure(answer)
-        return self._delivered("created", fields)
+        return self._delivered("created", digest(fields))
 
     def _update(self) -> Outcome:
-        answer, fields = self._try_update()
+        answer, content = self._try_update()
         if answer.error_class in ABSENT:
             # It was deleted or replaced after the find: search once more.
             if self._plan.find is None or not self._find():
                 return self._missing()
-            answer, fields = self._try_update()
+            answer, content = self._try_update()
         self._ensure(answer)
-        return self._delivered("updated", fields)
+        return self._delivered("updated", content)
 
-    def _try_update(self) -> tuple[Answer, dict[str, Any]]:
+    def _try_update(self) -> tuple[Answer, bytes]:
+        """Send the change. Return the answer and the hash of the content."""
         fields, plan = self._plan.mapped(self.scope), self._plan
-        is_asked_for = self._delivery.run > 0  # by an operator, or by a duplicate request
-        if plan.skip_unchanged and not is_asked_for and digest(fields) == self._delivery.applied_hash:
-            raise Ended(Unchanged(self._all()))
         update = cast("CallPlan", plan.update)
         if update.body is None:
             body = patch_body(plan.update_format, fields, self.scope["target"], update.path.where)
+            content = digest(fields)
         else:
             body = update.json({**self.scope, FIELDS: fields})
+            content = digest([fields, (body or b"").decode()])  # it may send more than the fields
+        is_asked_for = self._delivery.run > 0  # by an operator, or by a duplicate request
+        if plan.skip_unchanged and not is_asked_for and content == self._delivery.applied_hash:
+            raise Ended(Unchanged(self._all()))
         if body is None:
             raise Ended(Unchanged(self._all()))
         headers = {}
         if plan.if_match is not None and (version := plan.if_match.value(self.scope)) is not None:
             headers["If-Match"] = header_value(str(version))
-        return self.write("update", update, fields, body, headers), fields
+        return self.write("update", update, fields, body, headers), content
 
     def _gone(self) -> Outcome:
         plan = self._plan
@@ -344,8 +351,12 @@ class Attempt:
         if self._delivery.traceparent is not None:
             headers["Traceparent"] = header_value(self._delivery.traceparent)
         own = {**call.own_headers(self.scope), **more}
-        answer = client.call(Request(step, call.method, headers, path, query, body, own_headers=own), self._context)
+        goes_on = client in self._reached
+        request = Request(step, call.method, headers, path, query, body, own_headers=own, goes_on=goes_on)
+        answer = client.call(request, self._context)
         self.calls.append(answer.call)
+        if answer.error_class is None:
+            self._reached.append(client)
         if answer.call.status == HTTPStatus.NOT_MODIFIED and "If-None-Match" in more:
             return answer
         if answer.error_class is not None and answer.error_class not in ABSENT:
@@ -392,16 +403,17 @@ class Attempt:
     def _delivered(
         self,
         did: Literal["created", "updated", "deleted", "deactivated", "nothing_to_delete"],
-        fields: dict[str, Any] | None = None,
+        content: bytes | None = None,
     ) -> Delivered:
+        """End with a success; `content` is the hash of what the counterpart has now."""
         return Delivered(
             self._all(),
             did,
             self._fetch_began_at,
             self._last_modified,
-            None if fields is None else digest(fields),
-            etag=None if fields is None or self._stale_suspected else self._etag,
-            etag_config=None if fields is None or self._stale_suspected or self._etag is None else self._plan.config,
+            content,
+            etag=None if content is None or self._stale_suspected else self._etag,
+            etag_config=None if content is None or self._stale_suspected or self._etag is None else self._config,
             stale_suspected=self._stale_suspected,
         )
 

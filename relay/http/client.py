@@ -65,6 +65,9 @@ class Request(msgspec.Struct, frozen=True):
     """Most bytes read of the answer."""
     own_headers: Mapping[str, str] = {}
     """Headers that the configuration sets for this call; they take precedence over those of the endpoint."""
+    goes_on: bool = False
+    """True when an earlier call of the same attempt was a success. Then only a refusal holds it back: some services always
+    say that no call is left, and an attempt of several calls would never come to its end."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -89,6 +92,8 @@ class HttpClient:
         self._sessions: weakref.WeakSet[requests.Session] = weakref.WeakSet()
         self._opening = threading.Lock()
         self._held_until = 0.0
+        self._refused_until = 0.0
+        """As far as an answer that is no success asked for it."""
 
     @property
     def base(self) -> str:
@@ -103,8 +108,9 @@ class HttpClient:
         same deadline, at most twice.
         """
         began = steady()
-        if began < self._held_until:
-            return self._held(request, began)
+        held_until = self._refused_until if request.goes_on else self._held_until
+        if began < held_until:
+            return self._held(request, held_until - began)
         deadline = began + self._target.timeout
         answer, again = self._once(request, deadline, limits)
         return self._retry(answer, request, deadline, limits) if again else answer
@@ -176,8 +182,8 @@ class HttpClient:
         self, request: Request, began: float, response: requests.Response, body: bytes, now: datetime, *, whole: bool
     ) -> Answer:
         status = response.status_code
-        hold = self._hold(rate_hold(response.headers, status, now))
         error_class = class_of_status(status)
+        hold = self._hold(rate_hold(response.headers, status, now), is_refusal=error_class is not None)
         if status == HTTPStatus.FORBIDDEN and hold is not None:
             error_class = "throttled"  # GitHub's limits; any other 403 would open the breaker
         if error_class is None:
@@ -193,20 +199,24 @@ class HttpClient:
             self._retry_after(response.headers.get("Retry-After"), now),
         )
 
-    def _hold(self, asked: RateHold | None) -> RateHold | None:
+    def _hold(self, asked: RateHold | None, *, is_refusal: bool) -> RateHold | None:
         """Hold back further calls until the gate does, which all relays read; longer ones are the gate's matter."""
         seconds = 0.0 if asked is None else min(asked.seconds, self._target.longest_hold)
         if asked is None or seconds <= 0:
             return None
-        self._held_until = max(self._held_until, steady() + min(seconds, HELD_HERE_SECONDS))
+        until = steady() + min(seconds, HELD_HERE_SECONDS)
+        self._held_until = max(self._held_until, until)
+        if is_refusal:
+            self._refused_until = max(self._refused_until, until)
         return RateHold(seconds, asked.why)
 
-    def _held(self, request: Request, now: float) -> Answer:
-        left = self._held_until - now
+    def _held(self, request: Request, left: float) -> Answer:
         hold = RateHold(left, "an answer before asked for no further call")
         error = f"not made: {hold.why} for now"
         return Answer(
-            self._logged(request, now, "not_sent", error=error, hold=hold), error_class="throttled", retry_after=left
+            self._logged(request, steady(), "not_sent", error=error, hold=hold),
+            error_class="throttled",
+            retry_after=left,
         )
 
     def _retry_after(self, given: str | None, now: datetime) -> float | None:

@@ -166,6 +166,15 @@ def acquire_rate(database: Database, rate_limit: RateLimit) -> float:
         return seconds
 
 
+def hold(database: Database, request: HoldRequest) -> None:
+    """Hold a gate as an endpoint asked for, where it isn't held for longer already."""
+    with database.write() as transaction:
+        now = transaction.lock_order()
+        locked = lock_all(transaction, [request.key])
+        known = {key: gate.held_until for key, gate in locked.items()}
+        _hold(transaction, holds_until([request], known, now))
+
+
 def held_for(database: Database, key: GateKey) -> float:
     """Return the seconds for which an endpoint asked for no further call; 0 when it is open."""
     with database.read() as transaction:

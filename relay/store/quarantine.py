@@ -14,6 +14,7 @@ from relay.delivery.alerts import deaths
 from relay.delivery.lifecycle import OpenDelivery, State, append
 from relay.delivery.policy import UNKNOWN_ROUTE, Policies
 from relay.store.alerts import note
+from relay.store.applied import forget_applied
 from relay.store.database import Database, Key, Transaction
 from relay.store.lanes import settle_lanes
 
@@ -66,6 +67,8 @@ def quarantine(
             changed = [dead]
             if not only:
                 note(transaction, deaths([dead]), now)
+                if is_leased:  # its attempt may have changed the other system
+                    forget_applied(transaction, [(row.route, row.lane)])
                 changed = settle_lanes(transaction, [dead], policies, now)
             transaction.write_back(changed, relay_node)
         return fact

@@ -270,8 +270,8 @@ def success_row(
         "seq": key[1],
         "fetch_began_at": success.fetch_began_at,
         "last_modified": success.last_modified,
-        "applied_hash": success.applied_hash,
-        # The log has no ETag: after a rebuild nothing is known of later writes that failed, so that it would prove nothing.
+        # After a rebuild from the log nothing is known of later writes that failed, so that neither would prove anything.
+        "applied_hash": success.applied_hash if isinstance(success, Delivered) else None,
         "etag": success.etag if isinstance(success, Delivered) else None,
         "etag_config": success.etag_config if isinstance(success, Delivered) else None,
     }

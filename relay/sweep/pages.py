@@ -18,7 +18,7 @@ from inbox.errors import ConfigError, InvalidEvent, MappingError, SweepFailed, U
 from inbox.events.strict_json import has_more_marks
 from inbox.events.timestamps import rfc3339
 from inbox.sources.fields import LONGEST_ID, text_field
-from relay.delivery.outcome import ErrorClass
+from relay.delivery.outcome import Call, ErrorClass
 from relay.destinations.base import Caller, Context
 from relay.http.answer import Answer
 from relay.http.client import Request
@@ -79,6 +79,8 @@ class Pages:
             ConfigError: a template or an expression is wrong; `where` names the table.
         """
         self._caller = caller
+        self.held_by: Call | None = None
+        """The last call whose answer asked for no further call for some time; None since it was heeded."""
         known = {"since"} if isinstance(table, Sweep) else {"ids"} if table.ids is not None else set[str]()
         modified = table.modified if isinstance(table, Sweep) else None
         self._unit: Unit = table.time_unit if isinstance(table, Sweep) else "rfc3339"
@@ -136,6 +138,8 @@ class Pages:
             headers["Content-Type"] = paginator.call.media_type
         request = Request("fetch", paginator.call.method, headers, path, query, body, most=MOST_BYTES, own_headers=own)
         answer = self._caller.call(request, context)
+        if answer.call.hold is not None and answer.call.sent != "not_sent":
+            self.held_by = answer.call
         _require_success(answer)
         if not answer.whole:
             raise SweepFailed(f"a page is larger than {MOST_BYTES // 2**20} MiB; {_SMALLER_PAGES}")

@@ -22,12 +22,13 @@ from inbox.events.timestamps import to_nanoseconds
 from inbox.sources import PRESETS
 from inbox.sources.normalize import to_event
 from relay.delivery.gates import RateLimit
+from relay.delivery.rate_holds import hold_request
 from relay.destinations.base import Clients, Context
 from relay.destinations.sync import require_no_credentials
 from relay.store import sweeps
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database
-from relay.store.gates import acquire_rate, held_for
+from relay.store.gates import acquire_rate, held_for, hold
 from relay.store.sweeps import SweepFindings
 from relay.sweep.bodies import Bodies
 from relay.sweep.pages import BEFORE_A_CALL, Pages
@@ -104,6 +105,7 @@ class CompiledSweep:
         yield swept
         for page in self._pages.since(since, context):
             if page is BEFORE_A_CALL:
+                self._hold_gate(database)
                 for _ in self._acquire_rate(database, context):
                     yield swept
             failed += [unlisted.why for unlisted in page.unlisted]
@@ -119,6 +121,7 @@ class CompiledSweep:
                 left_out=len(self._left_out),
             )
             yield swept
+        self._hold_gate(database)
         if failed:
             raise SweepFailed(f"{len(failed)} entities could not be taken in, the first: {failed[0]}")
 
@@ -138,6 +141,14 @@ class CompiledSweep:
             return add_events(database, (self._event(each, items.get(each), now) for each in some))
 
         return sum(in_parts(database, STEP, lost, part=part, alone=_noting(failed, 0), name=_id_of))
+
+    def _hold_gate(self, database: Database) -> None:
+        """Hold the api's gate when the last answer asked for it: this sweep waits, and so do deliveries and other relays."""
+        call, self._pages.held_by = self._pages.held_by, None
+        if call is not None and call.hold is not None:
+            request = hold_request(("api", self.api.name), call, timedelta(seconds=self.api.longest_hold))
+            if request is not None:
+                hold(database, request)
 
     def _acquire_rate(self, database: Database, context: Context) -> Iterator[None]:
         """Wait until the api's rate limit and a rate hold permit a call, a little at a time."""

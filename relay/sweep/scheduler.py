@@ -1,4 +1,4 @@
-"""Runs due sweeps in a thread of its own, so that a source that hangs delays no delivery.
+"""Runs due sweeps in a thread for each api, so that one that hangs, or is held, delays no delivery and no other sweep.
 
 The database grants each turn (`relay.store.sweeps.take`), so that one relay process at a time runs each sweep.
 """
@@ -54,7 +54,7 @@ def _missed(sweeping: CompiledSweep, swept: SweepFindings) -> Alert:
 
 
 class Sweeper:
-    """The sweeping thread. It ends soon after `stop` is set: a running call is cut; changes compared so far are kept."""
+    """The sweeping threads. They end soon after `stop` is set: a running call is cut; changes compared so far are kept."""
 
     def __init__(
         self,
@@ -74,12 +74,13 @@ class Sweeper:
         self._context = Context(self._calls_until, stop, now)
         self._observer = observer
         self._steps = steps
-        self._so_far: SweepFindings | None = None
-        """The progress of the running sweep."""
+        self._so_far: dict[str, SweepFindings] = {}
+        """The progress of each running sweep, by its subject."""
         self._thread = threading.Thread(target=self._work, name="sweeps", daemon=True)
+        self._of_apis: dict[str, threading.Thread] = {}
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
         self._thread.start()
 
     def replace_sweeps(self, sweepings: Sequence[CompiledSweep]) -> None:
@@ -87,29 +88,47 @@ class Sweeper:
         self._sweepings = sweepings
 
     def join(self, seconds: float) -> None:
-        """Wait for the thread's end, at most so long."""
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
+        """Wait for the end of the threads, at most so long."""
+        until = steady() + seconds
+        for thread in (self._thread, *self._of_apis.copy().values()):
+            if thread.ident is not None:
+                thread.join(max(until - steady(), 0.0))
 
     def _calls_until(self) -> float:
         """Return the deadline of calls: none, or the past once the process is to end."""
         return float("-inf") if self._stop.is_set() else float("inf")
 
-    def run_due(self) -> None:
-        """Run the due sweeps, one after the other."""
+    def run_due(self, api: str | None = None) -> None:
+        """Run the due sweeps, one after the other: all, or those of an api."""
         for sweeping in self._sweepings:
             if self._stop.is_set():
                 return
+            if api not in {None, sweeping.table.api}:
+                continue
             try:
                 self._steps.run("sweep", partial(self._take_turn, sweeping), None, subject=sweeping.subject)
             except SQLAlchemyError as error:  # there was no connection either
                 self._observer.database_trouble("sweeping", error)
 
     def _work(self) -> None:
+        """Start the missing threads."""
         while not self._stop.wait(LOOK_EVERY_SECONDS):
             try:
-                self.run_due()
+                for api in sorted(self._apis() - self._of_apis.keys()):
+                    thread = threading.Thread(target=partial(self._work_on, api), name=f"sweeps {api}", daemon=True)
+                    thread.start()
+                    self._of_apis[api] = thread
             except Exception as error:  # noqa: BLE001  # without this thread nobody sweeps, and nobody notices
+                self._observer.bug_in_thread("sweeps", error)
+
+    def _apis(self) -> set[str]:
+        return {sweeping.table.api for sweeping in self._sweepings}
+
+    def _work_on(self, api: str) -> None:
+        while not self._stop.wait(LOOK_EVERY_SECONDS):
+            try:
+                self.run_due(api)
+            except Exception as error:  # noqa: BLE001  # as above
                 self._observer.bug_in_thread("sweeps", error)
 
     def _take_turn(self, sweeping: CompiledSweep) -> None:
@@ -118,7 +137,7 @@ class Sweeper:
             return
         if not sweeps.take(self._database, turn):
             return
-        self._so_far = None
+        self._so_far.pop(sweeping.subject, None)
         try:
             swept = self._sweep(sweeping, turn)
             if swept is None:
@@ -143,7 +162,7 @@ class Sweeper:
         renew_at = steady() + RENEW_EVERY_SECONDS
         with closing(sweeping.run(self._database, self._context, since)) as running:
             for so_far in running:
-                swept = self._so_far = so_far
+                swept = self._so_far[sweeping.subject] = so_far
                 if self._stop.is_set():
                     return None
                 if steady() >= renew_at:
@@ -159,7 +178,8 @@ class Sweeper:
 
     def _broke_off(self, sweeping: CompiledSweep, turn: sweeps.Turn, error: str | None) -> None:
         """Record a sweep that failed, or was stopped, with what it has added: the next one doesn't find that again."""
-        found = self._so_far if self._so_far is not None and self._so_far.missed else None
+        so_far = self._so_far.get(sweeping.subject)
+        found = so_far if so_far is not None and so_far.missed else None
         missed, alerts = (0, []) if found is None else (found.missed, [_missed(sweeping, found)])
         if error is None:
             sweeps.give_back(self._database, turn, missed, alerts)

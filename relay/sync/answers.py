@@ -19,6 +19,8 @@ class AnswerRules(msgspec.Struct, frozen=True):
 
     errors: Expression | None = None
     throttled: Expression | None = None
+    is_graphql: bool = False
+    """A response of GraphQL is expected: an object with `data`, or with errors that `errors` may let pass."""
 
     def __bool__(self) -> bool:
         return self.errors is not None or self.throttled is not None
@@ -39,13 +41,23 @@ def reported_error(rules: AnswerRules, answer: object) -> ReportedError | None:
     """Return the error that an answer reports; None without one. A null, false or empty value is no error.
 
     Raises:
-        UnusableAnswer: an expression can't be evaluated on the answer, so that an error could go unseen.
+        UnusableAnswer: an expression can't be evaluated on the answer, so that an error could go unseen; or GraphQL is
+            expected, and the answer is none, so that perhaps nothing was done.
     """
     throttled = _evaluated(rules.throttled, answer)
     errors = _evaluated(rules.errors, answer)
     if _is_something(throttled):
         return ReportedError("throttled", _text(errors if _is_something(errors) else throttled))
-    return ReportedError("rejected", _text(errors)) if _is_something(errors) else None
+    if _is_something(errors):
+        return ReportedError("rejected", _text(errors))
+    if rules.is_graphql and not _is_graphql(answer):
+        raise UnusableAnswer("the answer is no response of GraphQL: it has neither data nor errors")
+    return None
+
+
+def _is_graphql(answer: object) -> bool:
+    """Return True for a response: its data are null only beside errors (GraphQL spec §7.1)."""
+    return isinstance(answer, dict) and (answer.get("data") is not None or _is_something(answer.get("errors")))
 
 
 def picked(pick: Expression, answer: object) -> object:

@@ -123,7 +123,8 @@ def compile_call(
 
 
 def _rules(keys: CallKeys, where: str) -> AnswerRules:
-    errors = "errors" if keys.errors is None and keys.graphql is not None else keys.errors
+    is_graphql = keys.graphql is not None
+    errors = "errors" if keys.errors is None and is_graphql else keys.errors
     made = collect_config_errors(
         {
             name: partial(Expression, text, f"{where}.{name}", None)
@@ -131,7 +132,9 @@ def _rules(keys: CallKeys, where: str) -> AnswerRules:
             if text is not None
         }
     )
-    return AnswerRules(**made)
+    if is_graphql and not made["errors"].looks_into("errors"):  # those of the whole request are no less errors
+        made["errors"] = Expression(f"errors || ({errors})", f"{where}.errors", None)
+    return AnswerRules(**made, is_graphql=is_graphql)
 
 
 def _with_document(document: str | None, body: Any, where: str) -> Any:  # noqa: ANN401  # compiled JSON

@@ -71,10 +71,19 @@ class SyncPlan(msgspec.Struct, frozen=True):
         }
         return [(name, call) for name, call in calls.items() if call is not None]
 
-    def known_etag(self, delivery: Delivery) -> str | None:
-        """Return the ETag by which to ask for the entity of a delivery; None to fetch it whole."""
+    def config_of_fetch(self, scope: Scope) -> bytes:
+        """Hash of the tables, and of what the fetch asks for: an ETag belongs to one URL (RFC 9110 §8.8.3).
+
+        Raises:
+            MappingError: a template has no usable value.
+        """
+        fetch = self.fetch
+        return digest([self.config.hex(), fetch.path.expand(scope), fetch.query(scope), fetch.own_headers(scope)])
+
+    def known_etag(self, delivery: Delivery, config: bytes) -> str | None:
+        """Return the ETag by which to ask for the entity of a delivery under this `config_of_fetch`; None to fetch it whole."""
         can_be_unchanged = self.is_conditional and delivery.run == 0 and delivery.action != "delete"
-        etag = delivery.applied_etag if can_be_unchanged and delivery.etag_config == self.config else None
+        etag = delivery.applied_etag if can_be_unchanged and delivery.etag_config == config else None
         return None if etag is None else usable_etag(etag)
 
     def is_stale(self, modified: datetime | None, delivery: Delivery) -> bool:

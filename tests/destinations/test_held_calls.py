@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+import msgspec
 import pytest
 
 from inbox.clock import steady
@@ -68,6 +69,14 @@ def test_a_downstream_that_lies_stops_no_call(stack: ExitStack, lies: bytes) -> 
         assert first.error_class in {None, "throttled"}
         if first.call.hold is not None:
             assert first.call.hold.seconds <= 0.001
+
+
+@pytest.mark.parametrize(("status", "calls"), [(200, 2), (403, 1), (429, 1), (503, 1)])
+def test_an_attempt_that_has_begun_goes_on_until_it_is_refused(stack: ExitStack, status: int, calls: int) -> None:
+    call = Called(stack, answer(status, b"", retry_after="60"), answer())
+    call()
+    call(msgspec.structs.replace(GET, goes_on=True))
+    assert len(call.server.seen) == calls
 
 
 def test_one_endpoint_that_is_held_holds_no_other(stack: ExitStack) -> None:

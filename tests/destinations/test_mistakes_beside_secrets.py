@@ -146,3 +146,8 @@ def test_a_url_with_a_password_anywhere_is_read_and_shows_it_nowhere(
     assert (parsed.username, parsed.password, parsed.host, parsed.database) == (user, password, host, database)
     made = engine.connect(url, application="tests")
     assert SECRET.leaks({"an engine": repr(made), "its url": str(made.url)}) == []
+
+
+def test_the_password_of_a_client_s_key_is_not_shown() -> None:
+    parsed = engine.parse_url(f"postgresql://me:{HIDDEN}@h/x?sslkey=k.pem&sslpassword={HIDDEN}")
+    assert engine.shown(parsed) == "postgresql+psycopg://me:***@h/x?sslkey=k.pem"

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inbox.config.calls import CallKeys
 from inbox.config.endpoint import ApiHeader
 from inbox.config.types import Secret
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Delivery, Outcome
+from relay.sync.answers import AnswerRules, reported_error
+from relay.sync.calls import compile_call
 from relay.sync.headers import HeaderTemplate, compile_headers
 from tests.destinations.syncing import DELETE, FOUND, NONE, SECOND, UPDATE, World, changed
 from tests.helpers.delivering import DELIVERY, a_delivery, build, delivered, failed, failure
@@ -125,6 +128,27 @@ def test_no_value_of_a_header_ends_its_line(value: str) -> None:
 def test_names_of_headers_are_the_same_in_any_case() -> None:
     ((name, template),) = compile_headers({"x-GITHUB-Api-version": "1"}, "here", ())
     assert (name, template.expand({})) == ("X-Github-Api-Version", "1")
+
+
+# --- rate limits between the calls of one attempt
+
+NOTHING_LEFT = {"X_RateLimit_Limit": "0", "X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "9"}
+
+
+def test_a_service_that_always_says_that_no_call_is_left_is_served_all_the_same(world: World) -> None:
+    """An unlimited plan is told so by some. The gate is held; an attempt that was cut off each time became dead."""
+    find = answer(200, {"items": [{"id": "c1", "external_id": "u1"}]}, **NOTHING_LEFT)
+    calls = delivered(world.deliver(find=find)).calls
+    assert [(call.step, call.hold is not None) for call in calls] == [
+        ("fetch", False),
+        ("find", True),
+        ("update", False),
+    ]
+
+
+def test_a_refusal_of_a_call_holds_the_next_attempt_back(world: World) -> None:
+    refused = failed(world.deliver(update=answer(429, b"", retry_after="9")))
+    assert (refused.error_class, refused.calls[-1].hold is not None) == ("throttled", True)
 
 
 # --- bodies of one's own
@@ -310,6 +334,30 @@ def test_errors_of_a_mutation_are_told_by_their_texts(world: World) -> None:
     )
     expected = ("rejected", "update: answered 200 with errors: Email taken; Name too long")
     assert failure(graphql(world, ADA, FOUND_ONE, refused)) == expected
+
+
+@pytest.mark.parametrize("body", [{"message": "Bad credentials"}, {"data": None}, {"errors": []}, {}, [], "ok", None])
+def test_what_is_no_response_of_graphql_is_no_success_of_a_write(world: World, body: object) -> None:
+    error_class, error = failure(graphql(world, ADA, FOUND_ONE, answer(200, json.dumps(body).encode())))
+    assert (error_class, error.partition(":")[0]) == ("bad_answer", "update")
+
+
+def test_errors_of_the_whole_request_count_besides_those_that_the_configuration_names(world: World) -> None:
+    sync = GRAPHQL.replace("errors[].message || data.write.userErrors[].message", "data.write.userErrors[].message")
+    refused = answer(200, {"data": {"write": None}, "errors": [{"message": "denied"}]})
+    world.server.routes[FETCH], world.server.routes[CALL] = [ADA], [FOUND_ONE, refused]
+    assert failure(world.deliver(sync=sync)) == ("rejected", 'update: answered 200 with errors: {"message":"denied"}')
+
+
+def test_a_configuration_may_let_errors_of_the_whole_request_pass() -> None:
+    rules = _rules_of("errors[?code != 'GONE']")
+    assert reported_error(rules, {"data": None, "errors": [{"code": "GONE"}]}) is None
+    assert reported_error(rules, {"data": None, "errors": [{"code": "X"}]}) is not None
+
+
+def _rules_of(errors: str) -> AnswerRules:
+    keys = CallKeys(graphql="mutation { a }", errors=errors)
+    return compile_call("here", (), method="POST", path="/graphql", keys=keys).rules
 
 
 def test_a_value_stays_a_variable_however_hostile_it_is(world: World) -> None:

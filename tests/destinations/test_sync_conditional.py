@@ -75,6 +75,19 @@ def test_a_changed_map_is_not_hidden_by_an_unchanged_entity(world: World, old: s
     assert condition(world) is None
 
 
+def test_an_etag_of_another_url_proves_nothing(world: World) -> None:
+    """The path has a value of the event's body, as after a repository was renamed; both resources count their versions."""
+    sync = CONDITIONAL.replace("/user/{event.entity_id}", "/user/{event.body.id}")
+    other = "GET /api/user/u2"
+    world.server.routes[other] = [TAGGED]
+    first = delivered(world.deliver(a_delivery(body=b'{"id": "u1"}'), sync=sync, fetch=TAGGED))
+    delivered(world.deliver(next_one(first, body=b'{"id": "u2"}'), sync=sync))
+    (asked,) = [seen for seen in world.server.seen if f"{seen.method} {seen.target}" == other]
+    assert asked.headers.get("if-none-match") is None
+    world.deliver(next_one(first, body=b'{"id": "u1"}'), sync=sync, fetch=SAME)
+    assert condition(world) == '"v1"'
+
+
 def test_a_route_without_it_neither_keeps_an_etag_nor_sends_one(world: World) -> None:
     plain = CONDITIONAL.replace(", conditional = true", "")
     first = applied(world, plain)
@@ -129,8 +142,27 @@ def test_what_is_kept_of_the_network_is_short_and_can_be_stored_and_sent(value: 
             CONDITIONAL.replace('"entity.phone"', '{ from = "event . occurred_at" }'),
             r"would leave out event\.occurred_at",
         ),
+        (CONDITIONAL.replace('"entity.phone"', "'event.\"body\".phone'"), r"would leave out event\.body"),
+        (CONDITIONAL.replace('"entity.phone"', '"event | body.phone"'), r"would leave out event, which the map sends"),
+        (
+            CONDITIONAL.replace(
+                'target.id}" }\n    delete',
+                'target.id}", body = { c = "{fields}", by = ["{event.body.sender}"] } }\n    delete',
+            ),
+            r"would leave out event\.body, which the update sends",
+        ),
+        (
+            CONDITIONAL.replace(
+                'target.id}" }\n    delete', 'target.id}", headers = { X-By = "{event.seq}" } }\n    delete'
+            ),
+            r"would leave out event\.seq, which the update sends",
+        ),
     ],
 )
 def test_a_condition_that_would_hide_something_is_a_mistake(world: World, sync: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         world.config(sync)
+
+
+def test_a_name_that_is_only_spelled_like_the_event_is_no_mistake(world: World) -> None:
+    world.config(CONDITIONAL.replace('"entity.phone"', "\"entity.event.body || 'event.body' || {event: entity.x}\""))

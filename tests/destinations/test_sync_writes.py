@@ -10,7 +10,7 @@ import pytest
 from inbox.errors import ConfigError, MappingError
 from relay.delivery.outcome import Unchanged
 from relay.sync.calls import patch_body
-from tests.destinations.syncing import FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, World, changed
+from tests.destinations.syncing import FETCH, FIND, NONE, REMOVE, SECOND, SYNC, UPDATE, USER, World, changed
 from tests.helpers.delivering import a_delivery, delivered, failed
 from tests.helpers.scripted import ScriptedServer, answer
 
@@ -126,6 +126,15 @@ def test_a_change_a_missing_counterpart_and_a_person_s_word_are_sent_all_the_sam
     delivered(world.deliver(again, sync=sync, fetch=answer(200, changed_user)))
     delivered(world.deliver(again, sync=sync, find=NONE))
     delivered(world.deliver(msgspec.structs.replace(again, run=1), sync=sync))
+
+
+def test_what_a_body_of_its_own_sends_besides_the_fields_is_new_too(world: World) -> None:
+    body = 'body = { contact = "{fields}", labels = "{entity.labels}" }'
+    sync = f"skip_unchanged = true\n{formatted(body)}"
+    tagged = answer(200, {**USER, "labels": ["a"]})
+    again = a_delivery(applied_hash=delivered(world.deliver(sync=sync, fetch=tagged)).applied_hash)
+    assert isinstance(world.deliver(again, sync=sync, fetch=tagged), Unchanged)
+    delivered(world.deliver(again, sync=sync, fetch=answer(200, {**USER, "labels": ["a", "b"]})))
 
 
 # --- gone

@@ -21,6 +21,7 @@ from inbox.events.timestamps import time_text
 from relay.daemon.generation import prepare
 from relay.delivery.gates import Gate
 from relay.delivery.policy import policies
+from relay.http import client
 from relay.observe import Observer
 from relay.steps import Steps
 from relay.store.database import Database
@@ -149,6 +150,40 @@ def test_no_page_is_asked_for_while_the_api_is_held(engine: Engine, directory: D
         until(lambda: watermark(engine).get("swept_at"), "it has been swept")
     assert len(held) > 1
     assert {*held} == {0.0}, "and none was asked for in between"
+
+
+def test_a_page_whose_answer_asks_for_no_further_call_holds_the_api(
+    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the gate, the sweep went on calling after five seconds, and failed: it began anew each time."""
+    monkeypatch.setattr(client, "HELD_HERE_SECONDS", 0.0)
+    directory.users.update({f"u{n}": "2026-01-01T00:00:00Z" for n in range(2, 10)})
+    directory.headers = [{"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "3000"}]
+    with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN):
+        until(lambda: held_for(Database(engine), ("api", "identity")) > 1000, "it is held")
+        time.sleep(0.3)
+        assert directory.pages == 1
+        commands.ask(Database(engine), "resume", Gate(api="identity"), who="kim", why="their limit was raised")
+        until(lambda: watermark(engine).get("swept_at"), "it goes on, and has been swept")
+        assert watermark(engine)["error"] is None
+    assert alerted(engine)[0][0] == "webhooks_missed"
+
+
+def test_an_api_that_is_held_keeps_no_other_waiting(
+    engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "HELD_HERE_SECONDS", 0.0)
+    directory.users.update({f"u{n}": "2026-01-01T00:00:00Z" for n in range(2, 10)})
+    directory.headers = [{"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "3000"}]
+    groups = Directory({"g1": "2026-01-01T00:00:00Z"})
+    with scripted(groups) as other, scripted(answer(204)) as audit:
+        more = TABLE.format(url=other.url, count=2).replace("identity", "groups").replace("USER", "GROUP")
+        with running(engine, audit, more=f"{table}{OFTEN}{more}{OFTEN}"):
+            until(lambda: directory.pages == 1, "the first has begun")
+            groups.users["g2"] = "2026-01-01T00:00:01Z"
+            swept = "SELECT * FROM inbox WHERE entity_id = 'g2'"
+            until(lambda: rows(engine, swept), "the other is swept meanwhile")
+            assert directory.pages == 1
 
 
 def test_another_configuration_says_how_often(engine: Engine, directory: Directory, table: str) -> None:

@@ -39,6 +39,8 @@ class Directory:
         self.before_page: Callable[[int], None] = lambda _: None
         """Called with the number of the page, from 1, before it is made."""
         self.pages = 0
+        self.headers: list[dict[str, str]] = []
+        """Further headers of the next pages; none after these."""
         self.more: dict[str, Any] = {}
         """Further members of an item, by the id of its entity. A value that is no dict is in place of the item."""
 
@@ -52,7 +54,8 @@ class Directory:
         changed = sorted((modified, entity) for entity, modified in self.users.items() if modified >= since)
         page = [self._item(entity, modified) for modified, entity in changed[start : start + int(asked["count"])]]
         status = self.statuses.pop(0) if self.statuses else 200
-        answer(status, {"resources": page})(server, connection)
+        headers = self.headers.pop(0) if self.headers else {}
+        answer(status, {"resources": page}, **headers)(server, connection)
 
     def _item(self, entity: str, modified: str) -> Any:  # noqa: ANN401  # any JSON
         more = self.more.get(entity, {})

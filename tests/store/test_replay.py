@@ -11,7 +11,7 @@ from inbox.config.model import Config, When
 from inbox.db.reads import Row
 from relay.delivery import facts
 from relay.delivery.outcome import Call, Failed
-from relay.store.operator import execution
+from relay.store.operator import commands, execution
 from relay.store.operator.plan import Plan, preview
 from relay.store.operator.replay import replay
 from relay.store.operator.selection import Choice, Selection
@@ -376,6 +376,24 @@ def test_a_plan_is_what_is_done_when_the_last_delivered_is_replayed_in_an_earlie
     selection = Selection(route="strict", everything=True)
     assert planned_and_done(steps, selection) == (4, 4)
     assert [steps.attempt(DONE).seq for _ in range(4)] == [2, 3, 4, 1]
+    steps.facts_agree()
+
+
+def test_what_an_earlier_batch_had_delivered_again_is_overtaken_by_nothing_older(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest of the lane arrived first, and a relay delivers it again before the older ones are looked at."""
+    monkeypatch.setattr(execution, "BATCH", 1)
+    for n in (9, 1):
+        steps.arrive(an_event(n))
+        steps.attempt(DONE)
+    number = commands.ask(
+        steps.database, "replay", Selection(route="strict", everything=True), who="kim", why="lost over there"
+    )
+    while (progress := commands.progress(steps.database, number)) and not progress.has_ended:
+        execution.work_on(steps.database, CONFIG, POLICIES, number)
+        steps.until_nothing_is_due()
+    assert [delivery.seq for delivery in steps.deliverer.seen] == [1]
     steps.facts_agree()
 
 

@@ -13,7 +13,8 @@ from relay.delivery.lifecycle import append
 from relay.delivery.ordering import settle
 from relay.delivery.outcome import Call, CallStep, Delivered, Failed, Sent, Unchanged
 from relay.store.database import ROW, as_open_delivery
-from tests.helpers.relaying import HOPELESS, Steps
+from relay.store.quarantine import quarantine
+from tests.helpers.relaying import HOPELESS, POLICIES, Steps
 from tests.helpers.storing import START, an_event
 from tests.store.verifying import differences, mend
 
@@ -137,14 +138,32 @@ def test_nor_does_the_attempt_of_a_relay_that_died(steps: Steps) -> None:
     assert known_of(steps) == (None, None, None)
 
 
-def test_a_rebuild_makes_the_next_attempt_fetch_all(steps: Steps) -> None:
+def test_nor_does_an_attempt_whose_outcome_cannot_be_recorded(steps: Steps) -> None:
+    steps.arrive(an_event(1), an_event(2), an_event(3))
+    steps.attempt(APPLIED)
+    claimed = steps.claim()
+    quarantine(
+        steps.database,
+        POLICIES,
+        "r1",
+        (claimed.seq, claimed.route),
+        cause="unrecordable",
+        error=ValueError("no outcome"),
+        token=claimed.lease_token,
+    )
+    assert known_of(steps) == (None, None, None)
+
+
+def test_a_rebuild_makes_the_next_attempt_fetch_and_send_all(steps: Steps) -> None:
     """The log can't tell whether a later attempt of the lane has changed the other system."""
     steps.arrive(an_event(1), an_event(2))
     steps.attempt(APPLIED)
+    steps.attempt(Failed((call("fetch", "answered"), call("update")), "unknown", "no whole answer"))
     steps.do("DELETE FROM lane")
     assert mend(steps.database) != []
     assert differences(steps.database) == []
-    assert known_of(steps) == (None, None, b"\x01" * 32)
+    steps.advance(600)
+    assert known_of(steps) == (None, None, None)
 
 
 def test_one_that_had_nothing_to_send_has_ended_and_stands_for_the_dead_before_it(steps: Steps) -> None:

@@ -244,12 +244,20 @@ def _change(
         return retry(transaction, keys, now, **said)
     states = GIVEN_UP if choice.is_about_dead else None
     if choice.act == "replay":
-        too = None if choice.selection.force else partial(selected.among, transaction, choice)
+        too = None if choice.selection.force else partial(_still_to_come, transaction, choice, keys[0][0])
         return replay(
             transaction, choice.config, keys, facts.Replayed(**said), now, policies=policies, too=too, states=states
         )
     fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
     return end_or_unblock(transaction, choice.config, keys, fact, now, policies=policies, states=states)
+
+
+def _still_to_come(transaction: Transaction, choice: Choice, first: int, keys: set[Key]) -> set[Key]:
+    """Return those that this batch, which begins with the event `first`, or a later one replays, too.
+
+    What an earlier batch took up is perhaps delivered by now, so that it would not come last.
+    """
+    return selected.among(transaction, choice, {key for key in keys if key[0] >= first})
 
 
 def _fail(database: Database, number: int, error: Exception) -> None:
