@@ -10,6 +10,7 @@ import socket
 import threading
 import traceback
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -164,6 +165,7 @@ def test_who_sweeps_goes_on_after_whatever_comes_up(bug: Exception, monkeypatch:
 
     class Named:
         subject = "trivore USER"
+        table = SimpleNamespace(api="identity")
 
     monkeypatch.setattr(scheduler, "LOOK_EVERY_SECONDS", 0.01)
     stop, observer = threading.Event(), Observer()
