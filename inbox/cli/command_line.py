@@ -28,6 +28,7 @@ class Commands(TyperGroup):
         super().__init__(**given)
         for command in (self, *self.commands.values()):
             command.help = as_help(command.help or "")
+            _hide_types_of_flags(command)
 
     def make_context(self, *given: Any, **more: Any) -> Any:  # noqa: ANN401  # likewise
         """Read the arguments before the command's name."""
@@ -38,6 +39,20 @@ class Commands(TyperGroup):
         """Read the arguments of the command, and run it."""
         with _escaped():
             return super().invoke(ctx)
+
+
+def _hide_types_of_flags(command: Any) -> None:  # noqa: ANN401  # typer names no public type for it
+    """Let the help of a command show no type for flags, `--help` included: they take no value."""
+    every = command.get_params
+
+    def get_params(context: Any) -> Any:  # noqa: ANN401  # likewise
+        parameters = every(context)
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = ""
+        return parameters
+
+    command.get_params = get_params
 
 
 def as_help(docstring: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from inbox.cli.completion import names_of
@@ -80,7 +81,9 @@ def list_command(
     since: Since = None,
     until: Until = None,
     before: Annotated[int | None, typer.Option(help="Only below this seq: the next page.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, max=10_000, help="The most events; each has a line for each of its routes.")
+    ] = 50,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -122,11 +125,15 @@ def list_command(
                 before=before,
             )
             page = listings.events(database, wanted, limit)
+            blocking = msgspec.structs.replace(wanted, state=State.BLOCKED.value)
+            has_blocked = state == State.DEAD and bool(listings.events(database, blocking, 1).rows)
     rows = page.rows
     if form.is_table:
         rows = [{**row, "state": shown_state(row, now)} for row in rows]
     more = "" if page.before is None else f"{len(rows)} shown; `--before {page.before}` for the next page"
-    show(rows, COLUMNS, form, empty="no such event", more=more)
+    if has_blocked and form.is_table:
+        say("dead ones that block their lane are apart: `--state blocked`; `relay dead` lists both")
+    show(rows, COLUMNS, form, empty="no events", more=more)
 
 
 def require_known_filters(

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.text import Text
 
 from inbox.cli.options import require_known
-from inbox.cli.terminal import answer, fail, say
+from inbox.cli.terminal import answer, fail, put, say
+from inbox.logs.visible import visible
 
 if TYPE_CHECKING:
     from inbox.cli.starter import Database, Kind, Starter
@@ -123,7 +125,7 @@ def _say_next(file: Path, made: Starter) -> None:
     if str(file) != DEFAULT_FILE:
         answer(f"  export INBOX_CONFIG={shlex.quote(str(file))}")
     for variable in made.variables:
-        answer(f"  export {variable.name}=…  # {variable.meaning}")
+        put(Text(visible(f"  export {variable.name}=…  # {variable.meaning}")))
     for command in ("inbox migrate", "inbox check", "inbox serve &", "relay run &"):
         answer(f"  {command}")
     if made.can_send:

@@ -88,8 +88,11 @@ def migrate_command(
         config = read_config()
         made = engine.connect(config.database.url, application="inbox-migrate")
         if dry_run:
-            for step in migrate.plan(made):
+            steps = migrate.plan(made)
+            for step in steps:
                 answer(f"{step}{'  (with --contract)' if step.contracts else ''}")
+            if not steps:
+                answer("the database is up to date")
             made.dispose()
             return
         done = migrate.upgrade(made, say, contract=contract)

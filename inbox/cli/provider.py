@@ -68,12 +68,14 @@ def send(config: Config, name: str, url: str, sample: Sample, at: datetime) -> S
             method="POST",
         )
         with _STRAIGHT.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            return SendResult(answer.status, answer.read().decode())
+            return SendResult(answer.status, answer.read().decode("utf-8", "replace"))
     except urllib.error.HTTPError as error:
         with error:
             return SendResult(error.code, error.read().decode("utf-8", "replace"))
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        # what is said of a URL that can't be used repeats it, and the source's token may stand in it
+    except (http.client.InvalidURL, ValueError):
+        # the text of the exception repeats the path, and the source's token may stand in it
+        raise ConfigError(f"{url} is no URL of a receiver; give --url such as http://127.0.0.1:8000") from None
+    except (OSError, http.client.HTTPException) as error:
         why = error if isinstance(error, OSError) else type(error).__name__
         raise ConfigError(
             f"nobody answers at {url} ({why}); start the receiver with `inbox serve`, or give --url"

@@ -18,8 +18,6 @@ from inbox.cli.options import (
     AsJson,
     AsNdjson,
     Columns,
-    OfError,
-    OfStatus,
     Since,
     Until,
     Wide,
@@ -27,7 +25,7 @@ from inbox.cli.options import (
     require_known,
 )
 from inbox.cli.tables import Column, Format, format_of, next_page, show
-from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, say, show_fields
+from inbox.cli.terminal import FINDING, Doing, answer, bar, exit_on_error, fail, say, show_fields
 from inbox.cli.wording import counted
 from inbox.errors import Unavailable
 
@@ -41,6 +39,14 @@ if TYPE_CHECKING:
 OfSource = Annotated[
     str | None,
     typer.Option("--source", help="Only of this source, as the URL named it.", autocompletion=names_of("sources")),
+]
+OfStatus = Annotated[
+    int | None,
+    typer.Option("--status", min=100, max=599, help="Only those that were answered with this HTTP status."),
+]
+OfError = Annotated[
+    str | None,
+    typer.Option("--error", metavar="TEXT", help="Only where the reason contains this text, in any case."),
 ]
 OfCause = Annotated[str | None, typer.Option("--cause", help="Only of this cause, such as invalid_event.")]
 
@@ -58,6 +64,7 @@ COLUMNS = (
     Column("readmitted_by", on_request=True),
     Column("readmit_reason", on_request=True),
 )
+_PLAN = Format(has_wide=False)
 GROUPS = (
     Column("source"),
     Column("cause"),
@@ -152,7 +159,9 @@ def _readmission(row: Row) -> str:
 
 def readmit_command(
     *,
-    reason: Annotated[str, typer.Option(help="Why; it is kept with the rejected request.")],
+    reason: Annotated[
+        str | None, typer.Option(help="Why; it is kept with the rejected request. Needed with --yes.")
+    ] = None,
     number: Annotated[int | None, typer.Option("--id", help="This one.")] = None,
     source: OfSource = None,
     cause: OfCause = None,
@@ -179,6 +188,8 @@ def readmit_command(
     selected = readmit.RejectedFilter(
         id=number, source=source, cause=cause, status=status, error=error, since=since, until=until
     )
+    if yes and not reason:
+        fail("say why with --reason: it is kept with the rejected request")
     with exit_on_error():
         config = read_config()
         readers = readmit.readers_of(config)
@@ -186,11 +197,11 @@ def readmit_command(
             require_known_filters(config, database, source=source, cause=cause)
             total = readmit.count(database, selected)
             pages = readmit.read_again(database, readers, selected)
-            lines = _do(config, database, pages, total, reason) if yes and total else _look(pages, total)
+            lines = _do(config, database, pages, total, reason) if yes and reason and total else _look(pages, total)
     if as_json:
         show(lines, GROUPS, Format("json"), empty="")
     else:
-        _report(lines, yes=yes)
+        _report(lines, yes=yes, has_reason=bool(reason))
     if any(line["rejected"] for line in lines) or not lines:
         raise typer.Exit(FINDING)
 
@@ -263,7 +274,7 @@ def _line(again: ReadmitResult) -> Row:
     }
 
 
-def _report(lines: Sequence[Row], *, yes: bool) -> None:
+def _report(lines: Sequence[Row], *, yes: bool, has_reason: bool) -> None:
     """Show the counts of each source and cause, and some requests of both kinds."""
     if not lines:
         say("nothing to readmit")
@@ -279,16 +290,18 @@ def _report(lines: Sequence[Row], *, yes: bool) -> None:
             msgspec.structs.replace(each, heading="readmitted") if yes and each.name == "readable" else each
             for each in GROUPS
         ],
+        _PLAN,
         empty="",
     )
     answer("")
     sample = [
         {**line, "becomes": _becomes(line)} for line in sorted(lines, key=lambda a: a["rejected"] is None)[:_SAMPLE]
     ]
-    show(sample, SAMPLE, empty="")
+    show(sample, SAMPLE, _PLAN, empty="")
     if not yes:
         more = f", {_SAMPLE} of them shown" if len(lines) > _SAMPLE else ""
-        say(f"{counted(len(lines), 'request')}{more}; --yes readmits those that can be read now")
+        needed = "" if has_reason else "--reason '…' "
+        say(f"{counted(len(lines), 'request')}{more}; {needed}--yes readmits those that can be read now")
 
 
 def _becomes(line: Row) -> str:

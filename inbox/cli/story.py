@@ -130,6 +130,8 @@ def _what(kind: str, attempt: int, detail: Row) -> tuple[str, str]:
     """Return a fact in words, and its colour. Other kinds, such as those of a newer version, are shown by their name."""
     sentence, style = _FACTS.get(kind, ("{kind}{person}", ""))
     words = defaultdict(str, {name: visible(str(value)) for name, value in detail.items()})
+    if isinstance(detail.get("due_at"), str):
+        words["due_at"] = rfc3339(as_time(detail["due_at"]), "seconds")
     by = f" by {words['who']}" if "who" in detail else ""
     words |= {
         "kind": visible(kind).replace("_", " "),

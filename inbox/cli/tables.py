@@ -76,6 +76,8 @@ class Format(msgspec.Struct, frozen=True):
     wide: bool = False
     names: tuple[str, ...] = ()
     """Names of the wanted columns; empty: those that fit."""
+    has_wide: bool = True
+    """The command has the option `--wide`, which the hint under a table names."""
 
     @property
     def is_table(self) -> bool:
@@ -145,7 +147,9 @@ def show(
     for line in table.lines:
         put(line, on=out)
     hints = [more] if more else []
-    if table.omitted:
+    if not form.has_wide:
+        pass
+    elif table.omitted:
         hints.append(f"{counted(len(table.omitted), 'more column')}: --wide")
     elif table.is_cut:
         hints.append("whole cells: --wide")

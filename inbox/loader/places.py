@@ -114,6 +114,10 @@ def _find(text: str, path: Path) -> tuple[int | None, Path]:
     A table header inside a multi-line string misleads this plain scan. A wrong line in an error is acceptable.
     """
     lines = _lines(text)
+    if path and path not in lines:  # a table that has no header of its own begins with the first one in it
+        inside = next((number for key, (number, _) in lines.items() if key[: len(path)] == path), None)
+        if inside is not None:
+            return inside, path[:-1]
     for length in range(len(path), 0, -1):
         if found := lines.get(path[:length]):
             return found

@@ -11,11 +11,26 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeRemainingColumn
+from rich.text import Text
 
-from inbox.cli.tables import Column, show
-from inbox.cli.terminal import FINDING, Doing, answer, as_document, bar, exit_on_error, fail, put_json, say
-from inbox.cli.wording import counted
+from inbox.cli.tables import Column, Format, show
+from inbox.cli.terminal import (
+    FINDING,
+    Doing,
+    answer,
+    as_document,
+    bar,
+    console,
+    exit_on_error,
+    fail,
+    put,
+    put_json,
+    say,
+)
+from inbox.cli.wording import counted, shown_state
+from inbox.clock import SystemClock
 from inbox.events.timestamps import rfc3339
+from inbox.logs.visible import visible_text
 from relay.cli.options import open_database, require_known_filters
 
 if TYPE_CHECKING:
@@ -44,6 +59,7 @@ COLUMNS = (
     Column("event_type", heading="event"),
     Column("error", last=True),
 )
+_FORM = Format(has_wide=False)
 _SAMPLE = 5
 _MOST_LISTED = 10_000
 """Deliveries that the JSON of a plan lists; its count is exact."""
@@ -65,11 +81,13 @@ class Texts(msgspec.Struct, frozen=True):
     nothing: str
 
 
-def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str, *, yes: bool, as_json: bool) -> None:
+def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str | None, *, yes: bool, as_json: bool) -> None:
     """Show the plan; with `yes` carry it out, with a progress bar. Exits with 1 when it is about no delivery."""
     from relay.store.operator import commands
     from relay.store.operator.selection import Choice
 
+    if yes and not reason:
+        fail("say why with --reason: it is kept in the log")
     with exit_on_error():
         config, database = open_database()
         require_known_filters(
@@ -89,13 +107,14 @@ def carry_out(act: Act, texts: Texts, chosen: Selection, reason: str, *, yes: bo
         _show(texts, plan, hints)
     done: Progress | None = None
     number = None
-    if yes and plan.count:
+    if yes and reason and plan.count:
         with exit_on_error():
             number = commands.ask(database, act, chosen, who=getpass.getuser(), why=reason)
             done = follow(database, config, number, texts.doing, plan.count, done=texts.done)
     elif plan.count and not as_json:
         more = f", {_SAMPLE} of them shown" if plan.count > len(plan.deliveries) else ""
-        say(f"{counted(plan.count, 'delivery')} {texts.planned}{more}; --yes does it")
+        needed = "" if reason else "--reason '…' "
+        say(f"{counted(plan.count, 'delivery')} {texts.planned}{more}; {needed}--yes does it")
     if as_json:
         put_json(as_document(_document(act, plan, number, done)))
     if not plan.count or (done is not None and done.failed):
@@ -149,7 +168,7 @@ def command_text(act: Act, chosen: Selection) -> str:
         "until": None if chosen.until is None else rfc3339(chosen.until),
     }
     options = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None]
-    return " ".join(["relay", act, *options, *(["--all"] if chosen.everything else []), '--reason "…"'])
+    return " ".join(["relay", act, *options, *(["--all"] if chosen.everything else []), "--reason '…'"])
 
 
 def _planned(database: Database, choice: Choice, most: int) -> Plan:
@@ -164,13 +183,16 @@ def _show(texts: Texts, plan: Plan, hints: list[str]) -> None:
     if not plan.count:
         say(texts.nothing)
     elif plan.count > len(plan.deliveries):
-        show([msgspec.structs.asdict(group) for group in plan.groups], GROUP_COLUMNS, empty="")
+        show([msgspec.structs.asdict(group) for group in plan.groups], GROUP_COLUMNS, _FORM, empty="")
         answer("")
-    show(plan.deliveries, COLUMNS, empty="") if plan.count else None
+    if plan.count:
+        now = SystemClock().now()
+        rows = [{**row, "state": shown_state(row, now)} for row in plan.deliveries]
+        show(rows, COLUMNS, _FORM, empty="")
     for why, number in plan.left_out.items():
         say(f"{number} left out: {LEFT_OUT[why]}")
     for hint in hints:
-        say(hint)
+        put(Text(visible_text(hint)), on=console(stderr=True))
 
 
 def _document(act: Act, plan: Plan, number: int | None, done: Progress | None) -> dict[str, Any]:
@@ -222,6 +244,7 @@ def _number_of(database: Database, choice: Choice, which: Which) -> int:
 
 
 def _gates_in_front(database: Database, choice: Choice, plan: Plan) -> Iterator[str]:
+    from relay.cli.next_steps import resume_command
     from relay.cli.pause import described
     from relay.delivery.policy import policies
     from relay.store import gates
@@ -230,7 +253,9 @@ def _gates_in_front(database: Database, choice: Choice, plan: Plan) -> Iterator[
     passed = {key for group in plan.groups if group.route in known for key in known[group.route].gates}
     for row in gates.held_back(database):
         if (row["kind"], row["name"]) in passed:
-            yield f"held back until then: {described(row)}"
+            by_itself = row["paused_at"] is None and row["breaker"] == "closed"
+            end = "" if by_itself else f"; end that with `{resume_command(row['kind'], row['name'])}`"
+            yield f"held back until then: {described(row)}{end}"
 
 
 def _progress(database: Database, number: int) -> Progress:

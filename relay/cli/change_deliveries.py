@@ -15,7 +15,7 @@ from relay.cli.options import OfDestination, OfEntity, OfRoute, OfSource
 if TYPE_CHECKING:
     from relay.store.operator.selection import Selection
 
-Reason = Annotated[str, typer.Option(help="Why; it is kept in the log.")]
+Reason = Annotated[str | None, typer.Option(help="Why; it is kept in the log. Needed with --yes.")]
 OfSeq = Annotated[int | None, typer.Option("--seq", min=0, help="This event.")]
 OfApi = Annotated[
     str | None, typer.Option("--api", help="Only of the routes that ask this api.", autocompletion=names_of("apis"))
@@ -32,7 +32,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it; without it only the pla
 
 def replay(
     *,
-    reason: Reason,
+    reason: Reason = None,
     route: OfRoute = None,
     seq: OfSeq = None,
     source: OfSource = None,
@@ -88,7 +88,7 @@ def replay(
 
 def retry(
     *,
-    reason: Reason,
+    reason: Reason = None,
     route: OfRoute = None,
     seq: OfSeq = None,
     source: OfSource = None,
@@ -137,7 +137,7 @@ def retry(
 
 def cancel(
     *,
-    reason: Reason,
+    reason: Reason = None,
     route: OfRoute = None,
     seq: OfSeq = None,
     source: OfSource = None,
@@ -181,7 +181,7 @@ def cancel(
 
 def unblock(
     *,
-    reason: Reason,
+    reason: Reason = None,
     route: OfRoute = None,
     seq: OfSeq = None,
     source: OfSource = None,

@@ -18,6 +18,7 @@ _SOON = timedelta(minutes=1)
 """A retry that is due by then needs nobody."""
 _END_SOON = frozenset({"limited", "held"})
 """States of a gate that end by themselves, as the endpoint or its rate wants it."""
+_REASON = " --reason '…'"
 _MOST_NAMED = 3
 """So many routes or gates of one problem have a command of their own."""
 
@@ -56,19 +57,24 @@ def _about_gates(gates: Sequence[HeldGate]) -> Iterator[NextStep]:
 
 def _about_gate(gate: HeldGate) -> NextStep:
     name = gate.title
-    entity = entity_of(gate.name) if gate.kind == "entity" else None
-    options = (
-        _words(f"--{gate.kind}", gate.name)
-        if entity is None
-        else _words("--source", entity[0], "--entity", f"{entity[1]}/{entity[2]}")
-    )
     if gate.state == "paused":
         text = f"{name} is paused: let its deliveries through again"
     elif gate.state == "retired":
         text = f"{name} is gone for good: call it again, when it is back"
     else:
         text = f"{name} is not called for now: call it at once, when it is well again"
-    return NextStep(text, f"relay resume {options}")
+    return NextStep(text, resume_command(gate.kind, gate.name))
+
+
+def resume_command(kind: str, name: str) -> str:
+    """Return the command that opens a gate."""
+    entity = entity_of(name) if kind == "entity" else None
+    options = (
+        _words(f"--{kind}", name)
+        if entity is None
+        else _words("--source", entity[0], "--entity", f"{entity[1]}/{entity[2]}")
+    )
+    return f"relay resume {options}"
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -107,13 +113,13 @@ def _about_routes(seen: Overview) -> Iterator[NextStep]:
             text = (
                 f"{counted(route.open, 'delivery')} of route {route.route}, which inbox.toml lacks: end them for good"
             )
-            yield NextStep(text, f"relay cancel {_words('--route', route.route)} --reason TEXT")
+            yield NextStep(text, f"relay cancel {_words('--route', route.route)}{_REASON}")
     later = [route for route in seen.routes if _waits_long(route, seen)]
     first = min((route.next_due_at for route in later if route.next_due_at), default=seen.at)
     when = f"the first is due {relative(first, seen.at)}"
     waits = _Problem(
         "retrying", f"attempt waits, due {relative(first, seen.at)}", f"attempts wait, {when}", "relay retry", " --all",
-        " --reason TEXT",
+        _REASON,
     )  # fmt: skip
     yield from waits.steps(later)
 

@@ -14,7 +14,6 @@ from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.cli.wording import counted
 from inbox.events.timestamps import rfc3339
 from relay.cli.carrying_out import command_text, follow
-from relay.cli.change_deliveries import Reason
 from relay.cli.options import OfEntity, OfSource, open_database
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def pause(
 
 def resume(
     *,
-    reason: Reason = "",
+    reason: Annotated[str, typer.Option(help="Why; it is kept in the log.")] = "",
     route: ThisRoute = None,
     destination: OfDestination = None,
     api: OfApi = None,
@@ -166,8 +165,8 @@ def described(row: Row) -> str:
     if row["paused_at"] is not None:
         return f"{name} is paused by {row['paused_by']}: {row['pause_reason']}"
     if row["breaker"] == "closed":
-        return f"{name} is held until {rfc3339(row['held_until'])}: {row['hold_reason']}"
-    until = f" until {rfc3339(row['breaker_until'])}" if row["breaker_until"] else ""
+        return f"{name} is held until {rfc3339(row['held_until'], 'seconds')}: {row['hold_reason']}"
+    until = f" until {rfc3339(row['breaker_until'], 'seconds')}" if row["breaker_until"] else ""
     return f"{name}: breaker {row['breaker']}{until}: {row['breaker_cause']}"
 
 

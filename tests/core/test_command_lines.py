@@ -11,6 +11,7 @@ import pytest
 
 from inbox.cli.tables import Column, show
 from inbox.cli.terminal import answer
+from tests.helpers.processes import invoke
 
 LOADED = """
 import sys
@@ -37,6 +38,13 @@ CALLS = {
 SERVES = {"falcon", "gunicorn", "httptools", "uvicorn", "inbox.receiver", "relay.daemon.loop", "relay.sweep"}
 MIGRATES = {"alembic", "mako", "sqlalchemy.orm"}
 READS = MIGRATES | {"inbox.db", "inbox.loader", "inbox.sources", "jmespath", "relay.store", "sqlalchemy"}
+
+
+@pytest.mark.parametrize("command", ["inbox", "inbox migrate", "relay", "relay status"])
+def test_the_help_shows_no_type_for_a_flag(command: str) -> None:
+    ran = invoke(*command.split(), "--help")
+    assert ran.status == 0
+    assert "bool" not in ran.stdout.lower()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from inbox.config.mistakes import Mistake
 from inbox.errors import ConfigError
 from inbox.loader.load import load_file, load_text
+from inbox.loader.places import TomlText
 from inbox.receiver.app import endpoints_of
 from relay.daemon.generation import prepare
 
@@ -212,3 +214,9 @@ def test_no_password_is_in_the_repr_of_a_configuration(tmp_path: Path) -> None:
     config = load_file(tmp_path / "inbox.toml", {}).config
     assert "hush-hush" in config.database.url
     assert "hush-hush" not in repr(config)
+
+
+def test_a_table_without_a_header_of_its_own_has_the_line_of_the_first_in_it() -> None:
+    read = TomlText("inbox.toml", "\n[source.github]\npreset = 'github'\n", {})
+    found = read.locate(Mistake(("source",), "unknown key"))
+    assert (found.line, found.key) == (2, "source")

@@ -164,11 +164,11 @@ MANY = tuple(crm(route=f"r{n}", dead=2, retrying=1, next_due_at=LATER) for n in 
         (held(*entity_key("trivore", "USER", "u 1|2")), (), ["relay resume --source trivore --entity 'USER/u 1|2'"]),
         (seen(routes=(crm(dead=2),)), (), ["relay dead --route crm"]),
         (seen(routes=(crm(blocked=2),)), (), ["relay dead --route crm"]),
-        (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason TEXT"]),
+        (seen(routes=(crm(retrying=1, next_due_at=LATER),)), (), ["relay retry --route crm --reason '…'"]),
         (seen(routes=(crm(retrying=1, next_due_at=START + timedelta(seconds=30)),)), (), []),
         (seen(routes=(crm(retrying=1, next_due_at=LATER, held_back_by=("destination crm",)),)), (), []),
-        (seen(routes=MANY), (), ["relay dead", "relay retry --all --reason TEXT"]),
-        (seen(routes=(crm(open=3, is_configured=False),)), (), ["relay cancel --route crm --reason TEXT"]),
+        (seen(routes=MANY), (), ["relay dead", "relay retry --all --reason '…'"]),
+        (seen(routes=(crm(open=3, is_configured=False),)), (), ["relay cancel --route crm --reason '…'"]),
         (seen(relays=(), commands=({**COMMAND, "state": "asked"},)), (), ["relay run"]),
         (seen(sweeps=(SWEEP,)), (), ["relay sweep --source trivore"]),
     ],
@@ -188,7 +188,7 @@ def understood(line: str) -> None:
 
 def test_a_step_says_what_is_wrong_with_its_number() -> None:
     assert next_steps(seen(routes=(crm(retrying=1, next_due_at=LATER),)), ()) == (
-        NextStep("route crm: 1 attempt waits, due in 2 h", "relay retry --route crm --reason TEXT"),
+        NextStep("route crm: 1 attempt waits, due in 2 h", "relay retry --route crm --reason '…'"),
     )
     (step,) = next_steps(seen(routes=(crm(dead=10_000, at_least=("dead",)),)), ())
     assert step.text == "route crm: 10,000 or more deliveries are dead"

@@ -84,6 +84,11 @@ def commands(event: dict[str, Any]) -> list[str]:
     return [line.replace("commands", "").strip() for line in lines[first:]]
 
 
+def test_a_retry_of_a_person_names_its_time_like_the_other_times() -> None:
+    fact = a_fact("rescheduled", who="kim", why="back", due_at="2026-11-26 11:58:30.646461Z")
+    assert "  2026-11-26T11:59:00Z  rescheduled by kim: back: due 2026-11-26T11:58:30Z" in told(an_event(facts=[fact]))
+
+
 def test_a_failed_delivery_is_told_from_its_arrival_to_its_next_attempt() -> None:
     facts = [
         a_fact("attempt_failed", 1, error_class="server_error", error="forward answered 503", calls=[CALL]),

@@ -132,6 +132,8 @@ def test_below_a_table_on_a_terminal_stands_how_to_see_the_rest(
     show([ROW], COLUMNS, empty="", more=next_page([ROW], 1, "seq"))
     assert capsys.readouterr().err == "1 shown; `--before 7` for the next page; 1 more column: --wide\n"
     assert next_page([ROW], 2, "seq") == ""
+    show([ROW], COLUMNS, Format(has_wide=False), empty="")
+    assert capsys.readouterr().err == ""
 
 
 def test_json_has_every_field_as_an_array_or_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:

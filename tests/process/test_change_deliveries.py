@@ -63,6 +63,17 @@ def test_a_command_about_nothing_says_so_and_exits_with_1_with_or_without_yes(pl
     assert (paused.status, paused.stderr) == (0, "nothing is held back\n")
 
 
+@pytest.mark.parametrize("act", ["replay", "retry", "cancel", "unblock"])
+def test_a_plan_needs_no_reason_but_its_execution_does(place: Site, act: str) -> None:
+    plan = relay(place, act, "--route", "everything")
+    assert plan.status in {0, 1}, plan.stderr
+    assert "Missing option" not in plan.stderr
+    if plan.status == 0:
+        assert "; --reason '…' --yes does it" in plan.stderr
+    done = relay(place, act, "--route", "everything", "--yes")
+    assert (done.status, done.stderr) == (2, "error: say why with --reason: it is kept in the log\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -123,7 +134,7 @@ def test_a_repair_is_followed_by_a_retry(place: Site, database_url: str, engine:
         1,
         [
             "nothing to replay",
-            '7 attempts waiting; due at once with `relay retry --all --reason "…"`',
+            "7 attempts waiting; due at once with `relay retry --all --reason '…'`",
         ],
     )
     assert "relay retry --route everything" in relay(place, "unblock", "--route", "everything", *because).stderr
@@ -131,13 +142,15 @@ def test_a_repair_is_followed_by_a_retry(place: Site, database_url: str, engine:
     relay(place, "pause", "--destination", "audit", "--reason", "maintenance")
     plan = relay(place, "retry", "--status", "503", *because)
     assert plan.status == 0, plan.stderr
-    assert "held back until then: destination audit is paused by kim: maintenance" in plan.stderr
+    held = "held back until then: destination audit is paused by kim: maintenance; end that with "
+    assert f"{held}`relay resume --destination audit`" in plan.stderr
+    assert {line.split()[3] for line in plan.stdout.splitlines()[3:] if line} <= {"state", "retrying"}, plan.stdout
     assert "7 deliveries would be due now, 5 of them shown; --yes does it" in plan.stderr
 
     resumed = relay(place, "resume", "--destination", "audit").stderr.splitlines()
     assert resumed[0] == "destination audit: resumed"
     assert resumed[1].startswith("7 attempts behind it still wait, until ")
-    assert resumed[2] == 'due at once with: relay retry --destination audit --reason "…"'
+    assert resumed[2] == "due at once with: relay retry --destination audit --reason '…'"
 
     done = json.loads(relay(place, "retry", "--seq", "1", *because, "--yes", "--json").stdout)
     assert (done["count"], done["state"], done["affected"], done["failed"]) == (1, "done", 1, 0)
@@ -166,6 +179,6 @@ def test_a_large_replay_can_be_interrupted_and_goes_on_later(
         assert place.relay("--drain").ends(within=60) == 0
         assert open_states(engine) == {"dead": 100}
         resumed = relay(place, "resume", "--command", "1")
-        assert (resumed.status, resumed.stderr) == (0, f"{MOST_OPEN + 100} deliveries changed in all\n")
+        assert (resumed.status, resumed.stderr) == (0, f"{MOST_OPEN + 100:,} deliveries changed in all\n")
         assert place.relay("--drain").ends(within=60) == 0
     assert open_states(engine) == {}

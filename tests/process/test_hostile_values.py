@@ -274,6 +274,7 @@ def test_a_url_that_is_none_is_told_without_the_sources_token(
     for url in ("nowhere", "http://a b", "http://127.0.0.1:99999"):
         ran = invoke("inbox", "send", "by-url", "--url", url)
         assert (ran.status, "give --url" in ran.stderr) == (2, True)
+        assert "nobody answers" not in ran.stderr or url.endswith("99999")
         assert "s3cret" not in ran.stdout + ran.stderr
 
 

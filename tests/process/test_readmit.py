@@ -178,7 +178,11 @@ def test_a_choice_narrows_what_is_meant(place: Place) -> None:
     assert meant("--since", "2000-01-01") == [one, two, three]
     assert meant("--since", "2999-01-01") == []
     assert place.inbox("readmit", *REASON, "--id", "99")[0] == 1
-    assert place.inbox("readmit")[0] == 2
+    assert "3 requests; --reason '…' --yes readmits" in place.inbox("readmit")[1]
+    assert place.inbox("readmit", "--yes") == (
+        2,
+        "error: say why with --reason: it is kept with the rejected request\n",
+    )
 
 
 def test_of_a_source_that_is_configured_no_more_nothing_is_taken_in(place: Place) -> None:

@@ -154,6 +154,8 @@ def test_a_blocked_lane_and_a_failing_step_are_findings_and_here_only_what_anoth
     nodes.heartbeat(Database(sqlite_engine), "r1", {"claim": "ValueError: year 10000 is out of range"})
     assert findings(sqlite_place.invoke(*CHECK, "--json")) == ["failing", "blocked"]
     assert findings(sqlite_place.invoke(*CHECK, "--here", "--json")) == ["failing"]
+    assert "`relay dead` lists both" in sqlite_place.invoke("inbox", "list", "--state", "dead").stderr
+    assert "`relay dead`" not in sqlite_place.invoke("inbox", "list", "--state", "delivered").stderr
     shown = sqlite_place.invoke("relay", "status")
     assert shown.status == 0
     for trouble in ("step claim fails: ValueError: year 10000 is out of range", "route everything: 1 lane is blocked"):
