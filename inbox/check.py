@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 from sqlalchemy.exc import DBAPIError
 
+from inbox.clock import SystemClock
 from inbox.config.model import Config
 from inbox.config.types import Secret
 from inbox.db import engine, guarantees, migrate
@@ -124,6 +125,7 @@ def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> I
         yield f"{key}: the secret stands in the file, for all who read it; {_place_for(values[key], environment)}"
     if file.sound.database.url.is_literal and "@" in file.sound.database.url and _has_password(file.sound):
         yield 'database.url: the password stands in the file; write password = "env:NAME" or "file:/path"'
+    yield from _expired(file.sound)
     for key, value in values.items():
         if isinstance(value, Secret) and value.reference.startswith("env:"):
             yield from _odd_value(key, value.reference.removeprefix("env:"), environment)
@@ -131,6 +133,15 @@ def _warnings(file: ConfigFile, path: Path, environment: Mapping[str, str]) -> I
         yield from exposure_warnings(path, file.sound)
     except ConfigError:  # of the database's url, which is a mistake already
         return
+
+
+def _expired(config: Config) -> Iterator[str]:
+    """Yield the sources whose secrets are all over, or not valid yet."""
+    now = SystemClock().now()
+    for name, source in config.sources.items():
+        for key, secrets in (("secrets", source.secrets), ("auth.secrets", getattr(source.auth, "secrets", ()))):
+            if secrets and not any(each.valid_at(now) for each in secrets):
+                yield f"sources.{name}.{key}: none is valid now, so every webhook would get 401; add one"
 
 
 def _place_for(value: object, environment: Mapping[str, str]) -> str:

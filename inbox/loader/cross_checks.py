@@ -11,7 +11,8 @@ import msgspec
 
 from inbox.config.endpoint import Destination, Endpoint, PythonDestination, SyncDestination
 from inbox.config.mistakes import Mistake, nearest
-from inbox.config.model import Config, Route
+from inbox.config.model import Config, Metrics, Route
+from inbox.config.retry import Retry
 from inbox.config.routing import matches
 from inbox.config.source import Source
 from inbox.config.sweep import Sweep
@@ -57,6 +58,7 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
             if isinstance(endpoint, PythonDestination):
                 yield from _function((section, name), endpoint)
     yield from passed_header_mistakes(config)
+    yield from _one_address(config.metrics)
     for name, source in config.sources.items():
         yield from preset_mistakes(("sources", name), source)
         yield from _no_room(name, source, config.receiver.memory)
@@ -67,9 +69,22 @@ def broken_links(config: Config, names: Names | None = None) -> Iterator[Mistake
         yield from _missing_name((*path, "destination"), "destination", route.destination, names.destinations)
         if route.destination in config.destinations:
             yield from _sync_or_not(path, route, config.destinations[route.destination])
+        yield from _one_way_to_retry((*path, "retry"), route.retry)
         if route.sync is not None:
             yield from _missing_name((*path, "sync", "fetch", "api"), "api", route.sync.fetch.api, names.apis)
             yield from _sync((*path, "sync"), route.sync)
+
+
+def _one_address(metrics: Metrics) -> Iterator[Mistake]:
+    """Yield an address at which both programs would listen."""
+    if metrics.relay is not None and metrics.relay == metrics.receiver:
+        yield Mistake(("metrics", "relay"), "is the receiver's address, too; only one program could listen there")
+
+
+def _one_way_to_retry(path: tuple[str, ...], retry: Retry) -> Iterator[Mistake]:
+    """Yield a schedule that the delays of `exponential` replace."""
+    if retry.exponential is not None and retry.schedule != Retry().schedule:
+        yield Mistake((*path, "schedule"), "says nothing beside exponential, which takes its place; remove one")
 
 
 def _no_room(name: str, source: Source, memory: int) -> Iterator[Mistake]:

@@ -19,6 +19,17 @@ from inbox.events.strict_json import DEEPEST, has_too_long_number, is_too_deep
 
 Scope = dict[str, Any]
 
+EVENT_FIELDS = frozenset(
+    {
+        "source", "entity_type", "entity_id", "event_type", "action", "event_id", "occurred_at", "received_at", "seq", "body",
+    }
+)  # fmt: skip
+"""Names in `event`, the part of the scope that describes the event."""
+_READ_FROM_THE_FIRST = frozenset(
+    {"subexpression", "index_expression", "pipe", "projection", "value_projection", "filter_projection"}
+)
+"""Nodes whose further parts read from the value of their first part."""
+
 
 class Expression:
     """A compiled JMESPath expression.
@@ -32,16 +43,12 @@ class Expression:
         try:
             self._compiled = jmespath.compile(text)
         except JMESPathError as error:
-            reason = str(error).splitlines()[0].rstrip(":")
-            raise ConfigError(f"{where}: {text!r} is not a JMESPath expression: {reason}") from None
-        for name in _functions(self._compiled.parsed):
-            if name not in Functions.FUNCTION_TABLE:
-                known_functions = nearest(name, Functions.FUNCTION_TABLE)
-                raise ConfigError(f"{where}: {text!r}: JMESPath has no function {name!r}; {known_functions}")
-        for name in _first_names(self._compiled.parsed) if known is not None else ():
-            if name not in (known or ()):
-                valid = ", ".join(sorted(known or ()))
-                raise ConfigError(f"{where}: {text!r} looks for {name!r}; what is known here is: {valid}")
+            reason = str(error).splitlines()[0].rstrip(":").removesuffix(", for expression")
+            raise ConfigError(
+                f"{where}: {text!r} is not a JMESPath expression: {reason}{_without_braces(text)}"
+            ) from None
+        for problem in _problems(self._compiled.parsed, known):
+            raise ConfigError(f"{where}: {text!r} {problem}")
 
     @property
     def tree(self) -> object:
@@ -52,7 +59,7 @@ class Expression:
     def glue(self) -> str | None:
         """The literal texts that it joins to its values, by `join`; None without a join."""
         tree = self._compiled.parsed
-        return "".join(_literals(tree)) if "join" in _functions(tree) else None
+        return "".join(_literals(tree)) if any(name == "join" for name, _ in _functions(tree)) else None
 
     def looks_into(self, name: str) -> bool:
         """Return True when it reads this name from the scope itself."""
@@ -119,11 +126,57 @@ def _first_names(node: Mapping[str, Any]) -> Iterator[str]:
     kind, children = node["type"], node.get("children", [])
     if kind == "field":
         yield node["value"]
-    elif kind in {"subexpression", "index_expression", "pipe", "projection", "value_projection", "filter_projection"}:
+    elif kind in _READ_FROM_THE_FIRST:
         yield from _first_names(children[0])
     elif kind != "expref":
         for child in children:
             yield from _first_names(child)
+
+
+def _members(node: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Yield the names that an expression reads from the value `name` of the scope, such as `a` in `name.a.b`."""
+    kind, children = node["type"], node.get("children", [])
+    if kind in {"subexpression", "pipe"} and children[0]["type"] == "field" and children[0]["value"] == name:
+        yield from _first_names(children[1])
+    elif kind in _READ_FROM_THE_FIRST:
+        yield from _members(children[0], name)
+    elif kind != "expref":
+        for child in children:
+            yield from _members(child, name)
+
+
+def _problems(tree: Mapping[str, Any], known: Collection[str] | None) -> Iterator[str]:
+    """Yield the reasons for which an expression fails, or finds nothing, whatever the values are."""
+    for name, given in _functions(tree):
+        if name not in Functions.FUNCTION_TABLE:
+            yield f"has the function {name!r}, which JMESPath lacks; {nearest(name, Functions.FUNCTION_TABLE)}"
+            continue
+        signature = Functions.FUNCTION_TABLE[name]["signature"]
+        at_least = "at least " if signature and signature[-1].get("variadic") else ""
+        if given < len(signature) or (given > len(signature) and not at_least):
+            arguments = "argument" if len(signature) == 1 else "arguments"
+            yield f"gives {name} {given}, which takes {at_least}{len(signature)} {arguments}"
+    if known is None:
+        return
+    for name in _first_names(tree):
+        if name not in known:
+            valid = nearest(name, known)
+            yield f"looks for {name!r}; {valid.replace('valid here', 'what is known here is')}"
+    for name in _members(tree, "event") if "event" in known else ():
+        if name not in EVENT_FIELDS:
+            yield f"looks for {name!r} in event; {nearest(name, EVENT_FIELDS)}"
+
+
+def _without_braces(text: str) -> str:
+    """Return a hint for an expression that is written like the placeholder of a template, `{entity.name}`."""
+    bare = text.strip().strip("{}").strip()
+    if not text.strip().startswith("{"):
+        return ""
+    try:
+        jmespath.compile(bare)
+    except JMESPathError:
+        return ""
+    return f"; only templates have braces, so write {bare!r}"
 
 
 def _literals(node: Mapping[str, Any]) -> Iterator[str]:
@@ -134,9 +187,10 @@ def _literals(node: Mapping[str, Any]) -> Iterator[str]:
             yield from _literals(child)
 
 
-def _functions(node: Mapping[str, Any]) -> Iterator[str]:
+def _functions(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the name and the number of arguments of each call of a function."""
     if node["type"] == "function_expression":
-        yield node["value"]
+        yield node["value"], len(node["children"])
     for child in node.get("children", []):
         if isinstance(child, dict):  # a slice's are numbers
             yield from _functions(child)

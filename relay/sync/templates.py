@@ -9,6 +9,7 @@ from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote, unquote
 
+from inbox.config.mistakes import nearest
 from inbox.errors import ConfigError, MappingError, collect_config_errors
 from relay.sync.expressions import Expression, Scope
 from relay.sync.query_escaping import FORMS, is_json, percent_encoded, text_of
@@ -37,7 +38,7 @@ class Placeholder(Expression):
     def __init__(self, text: str, where: str, known: Collection[str]) -> None:
         named = _FORM.search(text)
         if named is not None and named[1] not in FORMS:
-            raise ConfigError(f"{where}: there is no form {named[1]!r}; {_valid()}")
+            raise ConfigError(f"{where}: there is no form {named[1]!r}; {nearest(named[1], FORMS)}")
         super().__init__((text if named is None else text[: named.start()]).strip(), where, known)
         self.form = None if named is None else FORMS[named[1]]
 

@@ -13,7 +13,7 @@ from inbox.config.paging import Paging, PagingSetting
 from inbox.config.sync import Deactivate, Fetch, Find, SyncRoute, Update, Write
 from inbox.errors import BodyErased, ConfigError, MappingError
 from relay.sync.compiled_route import SyncPlan, compile_sync, event_scope, last_modified
-from relay.sync.expressions import Expression, decode, digest, encode
+from relay.sync.expressions import EVENT_FIELDS, Expression, decode, digest, encode
 from relay.sync.templates import Path, Template, templated
 from tests.helpers.delivering import a_delivery
 
@@ -164,11 +164,17 @@ NO_CLEARING: dict[str, Any] = {"clear_when_absent": []}
         ({"map": {"email": "entity.emails[0"}, **NO_CLEARING}, r"sync\.map\.email: .* is not a JMESPath expression"),
         ({"map": {"email": ""}, **NO_CLEARING}, r"sync\.map\.email"),
         ({"map": {"email": "emails[0].address"}, **NO_CLEARING}, r"sync\.map\.email: .* looks for 'emails'"),
-        ({"map": {"email": "[upcase(entity.a)]"}, **NO_CLEARING}, r"sync\.map\.email: .* no function 'upcase'"),
+        ({"map": {"email": "[upcase(entity.a)]"}, **NO_CLEARING}, r"sync\.map\.email: .* 'upcase', which JMESPath lacks"),
+        ({"map": {"email": "enity.a"}, **NO_CLEARING}, r"sync\.map\.email: .* looks for 'enity'; did you mean 'entity'"),
+        ({"map": {"email": "{entity.a}"}, **NO_CLEARING}, r"sync\.map\.email: .* have braces, so write 'entity\.a'$"),
+        ({"map": {"email": "join(entity.a)"}, **NO_CLEARING}, r"sync\.map\.email: .* gives join 1, which takes 2 "),
+        ({"map": {"email": "not_null()"}, **NO_CLEARING}, r"sync\.map\.email: .* gives not_null 0, .* at least 1 "),
+        ({"fetch": Fetch(api="i", path="/{event.entityid}")}, r"'entityid' in event; did you mean 'entity_id'"),
+        ({"map": {"email": "[event.bdy.a]"}, **NO_CLEARING}, r"sync\.map\.email: .* 'bdy' in event; .*'body'"),
         ({"fetch": Fetch(api="i", path="/user/{entity.id}")}, r"sync\.fetch\.path: .* known here is: event"),
         ({"fetch": Fetch(api="i", path="user")}, r"sync\.fetch\.path: 'user' must begin with a slash"),
         ({"fetch": Fetch(api="i", path="/user?x=1")}, r"sync\.fetch\.path: .* params"),
-        ({"fetch": Fetch(api="i", path="/user/{event.id")}, r"sync\.fetch\.path: .* brace"),
+        ({"fetch": Fetch(api="i", path="/user/{event.entity_id")}, r"sync\.fetch\.path: .* brace"),
         ({"fetch": Fetch(api="i", path="/u", params={"a": "{}"})}, r"sync\.fetch\.params\.a"),
         ({"find": Find(path="/c", params={"m": "{entity.mail}"})}, r"sync\.find\.params\.m: .* known here is: event$"),
         ({"find": Find(path="/c", pick="items[")}, r"sync\.find\.pick"),
@@ -186,12 +192,16 @@ def test_a_mistake_is_found_at_the_start_and_names_route_and_field(changes: dict
     "text",
     [
         "entity.a[?x=='1'].b", "sort_by(entity.a, &b)[0].c", "entity.a[*].{q: w}", "entity.a | [0].x", "{a: entity.x}",
-        "entity.*.x", "entity.a[1:2]", "@", "`1`", "!entity.x", "event.a || entity.b", 'entity."a-b"', "entity.[a, b]",
-        "entity.a[].b", "not_null(entity.a, event.b)",
+        "entity.*.x", "entity.a[1:2]", "@", "`1`", "!entity.x", "event.body || entity.b", 'entity."a-b"', "entity.[a, b]",
+        "entity.a[].b", "not_null(entity.a, event.seq)",
     ],
 )  # fmt: skip
 def test_names_behind_a_dot_or_in_a_projection_are_the_documents_own(text: str) -> None:
     Expression(text, "here", KNOWN)
+
+
+def test_the_scope_of_an_event_has_exactly_the_names_that_expressions_may_use() -> None:
+    assert set(event_scope(a_delivery())) == EVENT_FIELDS
 
 
 def test_a_plan_is_frozen() -> None:

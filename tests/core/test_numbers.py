@@ -90,7 +90,7 @@ def test_both_sides_agree_on_every_number_and_what_is_taken_can_be_used(text: st
     for function in ("abs", "ceil", "floor", "to_string", "to_number", "type"):
         with suppress(MappingError):  # they take no Decimal
             Expression(f"{function}(n)", "here", None).value({"n": found})
-    assert Template("{event.n}", "here", ("event",)).expand({"event": {"n": found}})
+    assert Template("{event.body}", "here", ("event",)).expand({"event": {"body": found}})
 
 
 def test_digits_in_a_text_are_no_number() -> None:
@@ -98,11 +98,13 @@ def test_digits_in_a_text_are_no_number() -> None:
     assert decode(body) == strict_json.parse(body)
 
 
-@pytest.mark.parametrize("text", ["{to_number(event.t)}", "n={to_number(event.t):text}", "{to_number(event.t):json}"])
+@pytest.mark.parametrize(
+    "text", ["{to_number(event.body)}", "n={to_number(event.body):text}", "{to_number(event.body):json}"]
+)
 @pytest.mark.parametrize("number", ["nan", "inf", "-Infinity", "1e999"])
 def test_what_an_expression_makes_of_a_text_and_json_has_not_is_put_into_no_query(text: str, number: str) -> None:
     with pytest.raises(MappingError, match=r"here: .*is NaN or an infinite number, which JSON can't hold"):
-        Template(text, "here", ("event",)).expand({"event": {"t": number}})
+        Template(text, "here", ("event",)).expand({"event": {"body": number}})
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 1e308, -1e308, 10**1000])

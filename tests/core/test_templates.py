@@ -26,7 +26,7 @@ INJECTIONS = ['x" or userName eq "admin', "x' or 1 eq 1 or 'x", "x\\", '\\" or a
 
 
 def expanded(text: str, value: object, template: type[Template] = Template) -> str:
-    return template(text, "here", KNOWN).expand({"event": {"id": value}})
+    return template(text, "here", KNOWN).expand({"event": {"entity_id": value}})
 
 
 # --- forms
@@ -61,18 +61,18 @@ def test_a_form_is_read_back_as_the_value_it_was_given(form: str, value: str) ->
     left = value.translate(dict.fromkeys(map(ord, "\n\r\t\f"))) if form == "soql" else value
     if form in {"odata", "soql"} and re.search(r"[\x00-\x1f\x7f-\x9f]", left):
         with pytest.raises(MappingError, match="the value holds a control character"):
-            expanded(f"{{event.id:{form}}}", value)
+            expanded(f"{{event.entity_id:{form}}}", value)
     elif form == "path" and {"", ".", ".."} & {*value.split("/")}:
         with pytest.raises(MappingError, match=r"the value has (an empty segment|a segment \. or \.\.)"):
-            expanded(f"{{event.id:{form}}}", value)
+            expanded(f"{{event.entity_id:{form}}}", value)
     else:
-        assert UNWRITTEN[form](expanded(f"{{event.id:{form}}}", value)) == value
+        assert UNWRITTEN[form](expanded(f"{{event.entity_id:{form}}}", value)) == value
 
 
 @given(HOSTILE)
 @example('x" or userName eq "admin')
 def test_a_scim_filter_finds_who_was_searched_for_and_nobody_else(value: str) -> None:
-    passes = parse_filter(expanded("externalId eq {event.id:scim} and active eq true", value))
+    passes = parse_filter(expanded("externalId eq {event.entity_id:scim} and active eq true", value))
     assert passes({"externalId": value, "active": True})
     assert not passes({"externalId": value + "x", "userName": "admin", "active": True})
     assert not passes({"externalId": value, "active": False})
@@ -80,7 +80,7 @@ def test_a_scim_filter_finds_who_was_searched_for_and_nobody_else(value: str) ->
 
 @given(HOSTILE)
 def test_no_value_of_an_ldap_filter_has_a_character_of_the_filter(value: str) -> None:
-    assert not set("*()\0") & set(expanded("{event.id:ldap}", value))
+    assert not set("*()\0") & set(expanded("{event.entity_id:ldap}", value))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_no_value_of_an_ldap_filter_has_a_character_of_the_filter(value: str) ->
     ],
 )
 def test_a_form_writes(form: str, value: object, written: str) -> None:
-    assert expanded(f"{{ event.id : {form} }}", value) == written
+    assert expanded(f"{{ event.entity_id : {form} }}", value) == written
 
 
 @pytest.mark.parametrize("form", sorted(TIMES))
@@ -125,14 +125,14 @@ def test_a_form_writes(form: str, value: object, written: str) -> None:
 )
 def test_what_is_no_time_is_written_as_none(form: str, value: object) -> None:
     with pytest.raises(MappingError, match=r"the value has to be|NaN"):
-        expanded(f"{{event.id:{form}}}", value)
+        expanded(f"{{event.entity_id:{form}}}", value)
 
 
 @pytest.mark.parametrize("form", [name for name in FORMS if name not in {"json", *TIMES}])
 @pytest.mark.parametrize("value", [["a"], {"a": 1}])
 def test_only_json_holds_more_than_a_single_value(form: str, value: object) -> None:
-    with pytest.raises(MappingError, match=r"here: \{event.id\}: the value is not a single value"):
-        expanded(f"{{event.id:{form}}}", value)
+    with pytest.raises(MappingError, match=r"here: \{event.entity_id\}: the value is not a single value"):
+        expanded(f"{{event.entity_id:{form}}}", value)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -144,16 +144,18 @@ def test_the_example_of_a_form_is_a_template(name: str) -> None:
 @pytest.mark.parametrize("form", ["scim", "json", "url", "path"])
 def test_half_a_character_has_no_form(form: str) -> None:
     with pytest.raises(MappingError, match="holds half of a character"):
-        expanded(f"{{event.id:{form}}}", "\ud800")
+        expanded(f"{{event.entity_id:{form}}}", "\ud800")
 
 
 def test_a_value_with_a_form_is_text_in_a_body_too() -> None:
-    scope = {"event": {"id": 5}}
-    assert Template("{event.id:json}", "here", KNOWN).value(scope) == "5"
-    assert Template("{event.id}", "here", KNOWN).value(scope) == 5
+    scope = {"event": {"entity_id": 5}}
+    assert Template("{event.entity_id:json}", "here", KNOWN).value(scope) == "5"
+    assert Template("{event.entity_id}", "here", KNOWN).value(scope) == 5
 
 
-@pytest.mark.parametrize("text", ["{event.ids[0:1]}", "{event.ids[:1]}", "{event.id || 'a:b'}", '{event."a:b"}'])
+@pytest.mark.parametrize(
+    "text", ["{event.body[0:1]}", "{event.body[:1]}", "{event.entity_id || 'a:b'}", '{event.body."a:b"}']
+)
 def test_a_colon_within_an_expression_names_no_form(text: str) -> None:
     assert Template(text, "here", KNOWN).placeholders[0].form is None
 
@@ -164,14 +166,14 @@ def test_a_colon_within_an_expression_names_no_form(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        'a eq "{event.id}"',
-        "a eq '{event.id}'",
-        "a eq `{event.id}`",
-        "a eq {event.id}",
-        "{event.id}*",
-        "{event.type}{event.id}",
-        "{join('', [`\"a eq \"`, event.id])}",
-        'a eq {event.type:scim} or b eq "{event.id}"',
+        'a eq "{event.entity_id}"',
+        "a eq '{event.entity_id}'",
+        "a eq `{event.entity_id}`",
+        "a eq {event.entity_id}",
+        "{event.entity_id}*",
+        "{event.event_type}{event.entity_id}",
+        "{join('', [`\"a eq \"`, event.entity_id])}",
+        'a eq {event.event_type:scim} or b eq "{event.entity_id}"',
     ],
 )
 def test_a_placeholder_beside_other_text_needs_a_form(text: str) -> None:
@@ -186,19 +188,19 @@ def test_a_placeholder_beside_other_text_needs_a_form(text: str) -> None:
 @pytest.mark.parametrize("text", ['a eq "{FORM}"', "a eq '{FORM}'", 'a eq "user {FORM}" or b', "'\"' '{FORM}'"])
 def test_a_form_with_quotes_of_its_own_stands_between_no_others(form: str, text: str) -> None:
     with pytest.raises(ConfigError, match=r"gets its quotes by its form; remove the . around it"):
-        Template(text.replace("{FORM}", f"{{event.id:{form}}}"), "here", KNOWN)
+        Template(text.replace("{FORM}", f"{{event.entity_id:{form}}}"), "here", KNOWN)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "{event.id}",
-        "{ event.id || 'nobody' }",
-        "a eq {event.id:scim} and b eq 'x'",
-        "it's {event.id:json}",
-        "it's {event.id:text}",
-        "'a' eq {event.id:odata}",
-        'a eq "x\\"y" and b eq {event.id:scim}',
+        "{event.entity_id}",
+        "{ event.entity_id || 'nobody' }",
+        "a eq {event.entity_id:scim} and b eq 'x'",
+        "it's {event.entity_id:json}",
+        "it's {event.entity_id:text}",
+        "'a' eq {event.entity_id:odata}",
+        'a eq "x\\"y" and b eq {event.entity_id:scim}',
     ],
 )
 def test_alone_or_with_its_form_a_placeholder_can_stand(text: str) -> None:
@@ -209,9 +211,9 @@ PIECES = [
     '"',
     "'",
     "`",
-    "{event.id}",
-    "{event.id:FORM}",
-    "{event.id:text}",
+    "{event.entity_id}",
+    "{event.entity_id:FORM}",
+    "{event.entity_id:text}",
     " eq ",
     "a",
     "{",
@@ -228,9 +230,9 @@ STRINGS = {
 
 @pytest.mark.parametrize("form", STRINGS)
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.sampled_from(INJECTIONS) | HOSTILE)
-@example("a eq {event.id:FORM} and b eq 'x' or c eq {event.id:FORM}", 'x" or userName eq "admin')
-@example("'\"'{event.id:FORM}\"'", 'x" or userName eq "admin')
-@example("'a\\' b' {event.id:FORM} '", "x' or 1 eq 1 or 'x")
+@example("a eq {event.entity_id:FORM} and b eq 'x' or c eq {event.entity_id:FORM}", 'x" or userName eq "admin')
+@example("'\"'{event.entity_id:FORM}\"'", 'x" or userName eq "admin')
+@example("'a\\' b' {event.entity_id:FORM} '", "x' or 1 eq 1 or 'x")
 def test_what_stands_in_a_template_that_is_taken_is_the_same_whatever_the_value(
     form: str, text: str, value: str
 ) -> None:
@@ -239,30 +241,30 @@ def test_what_stands_in_a_template_that_is_taken_is_the_same_whatever_the_value(
     except ConfigError:
         return
     forms = [placeholder.form for placeholder in template.placeholders]
-    assert None not in forms or text == "{event.id}", "alone, or with a form"
+    assert None not in forms or text == "{event.entity_id}", "alone, or with a form"
     if FORMS["text"] not in forms and None not in forms:
         with suppress(MappingError):
-            plain, hostile = (template.expand({"event": {"id": each}}) for each in ("x", value))
+            plain, hostile = (template.expand({"event": {"entity_id": each}}) for each in ("x", value))
             assert STRINGS[form].sub("S", hostile) == STRINGS[form].sub("S", plain)
 
 
 def test_all_mistakes_of_a_template_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        Template("a eq {event.id} or b eq {event.type}", "here", KNOWN)
+        Template("a eq {event.entity_id} or b eq {event.event_type}", "here", KNOWN)
     assert len(str(caught.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("text", ["/Contacts('{event.id}')", "/Contacts({event.id})", "/x/{join('(', [event.id])}"])
+@pytest.mark.parametrize("text", ["/Contacts('{event.seq}')", "/Contacts({event.seq})", "/x/{join('(', [event.seq])}"])
 def test_a_query_in_a_path_needs_forms_too(text: str) -> None:
     with pytest.raises(ConfigError, match="valid forms"):
         Path(text, "here", KNOWN)
 
 
 def test_a_key_of_odata_in_a_path_is_quoted_and_then_encoded() -> None:
-    assert expanded("/Contacts({event.id:odata})", "O'N/x", Path) == "/Contacts(%27O%27%27N%2Fx%27)"
+    assert expanded("/Contacts({event.entity_id:odata})", "O'N/x", Path) == "/Contacts(%27O%27%27N%2Fx%27)"
 
 
-@pytest.mark.parametrize("text", ["/Contacts('{event.id:path}')", "/Contacts({event.id:path})"])
+@pytest.mark.parametrize("text", ["/Contacts('{event.entity_id:path}')", "/Contacts({event.entity_id:path})"])
 def test_a_query_in_a_path_takes_no_value_with_slashes(text: str) -> None:
     with pytest.raises(ConfigError, match="form path inside a query; use the query's form"):
         Path(text, "here", KNOWN)
@@ -303,14 +305,14 @@ COLLECTION_OR_ANOTHER = [
     [
         *((value, r".* (has a segment \. or \.\.|has a control character|begins or ends)") for value in ELSEWHERE),
         *(
-            (value, r"\{event\.id\} is empty, or begins or ends with what separates names")
+            (value, r"\{event\.entity_id\} is empty, or begins or ends with what separates names")
             for value in COLLECTION_OR_ANOTHER
         ),
     ],
 )
 def test_what_could_be_taken_for_another_path_is_refused(value: str, why: str) -> None:
     with pytest.raises(MappingError, match=f"^here: {why}"):
-        expanded("/user/{event.id}", value, Path)
+        expanded("/user/{event.entity_id}", value, Path)
 
 
 @pytest.mark.parametrize(
@@ -332,17 +334,17 @@ def test_what_could_be_taken_for_another_path_is_refused(value: str, why: str) -
     ],
 )
 def test_any_other_id_can_stand_in_a_path(value: str, text: str) -> None:
-    assert expanded("/user/{event.id}/profile", value, Path) == f"/user/{text}/profile"
+    assert expanded("/user/{event.entity_id}/profile", value, Path) == f"/user/{text}/profile"
 
 
 @pytest.mark.parametrize(
     ("path", "scope"),
     [
-        ("/user/{event.a}{event.b}/x", {"a": ".", "b": "."}),
-        ("/user/.{event.a}/x", {"a": "."}),
-        ("/user/{event.a}./x", {"a": "."}),
-        ("/user/{event.a}2e/x", {"a": ".%"}),
-        ("/user/{event.a}{event.b}", {"a": "%2", "b": "e"}),
+        ("/user/{event.source}{event.action}/x", {"source": ".", "action": "."}),
+        ("/user/.{event.source}/x", {"source": "."}),
+        ("/user/{event.source}./x", {"source": "."}),
+        ("/user/{event.source}2e/x", {"source": ".%"}),
+        ("/user/{event.source}{event.action}", {"source": "%2", "action": "e"}),
     ],
 )
 def test_the_whole_path_counts_and_not_each_value(path: str, scope: Mapping[str, str]) -> None:
@@ -350,7 +352,9 @@ def test_the_whole_path_counts_and_not_each_value(path: str, scope: Mapping[str,
         Path(path, "here", KNOWN).expand({"event": scope})
 
 
-@pytest.mark.parametrize("path", ["/a/../b", "/a/./{event.id}", "/%2e%2e/{event.id}", "/a/..;/b", "/a%00", "/..\\a"])
+@pytest.mark.parametrize(
+    "path", ["/a/../b", "/a/./{event.entity_id}", "/%2e%2e/{event.entity_id}", "/a/..;/b", "/a%00", "/..\\a"]
+)
 def test_a_path_of_the_configuration_leads_nowhere_else_either(path: str) -> None:
     with pytest.raises(
         ConfigError, match=r"^here: .* has a (segment|control character).*; write the path that is meant$"
@@ -361,7 +365,7 @@ def test_a_path_of_the_configuration_leads_nowhere_else_either(path: str) -> Non
 def test_what_is_encoded_again_and_again_is_refused_after_a_few_looks() -> None:
     """Each look is linear; until nothing changes any more, they would be as many as the value is long."""
     with pytest.raises(MappingError, match="percent-encoded more than 8 times over"):
-        expanded("/user/{event.id}", "%" + "25" * 100_000, Path)
+        expanded("/user/{event.entity_id}", "%" + "25" * 100_000, Path)
 
 
 @given(HOSTILE)
@@ -369,7 +373,7 @@ def test_what_is_encoded_again_and_again_is_refused_after_a_few_looks() -> None:
 @example("%252e%252e%255cadmin")
 def test_no_value_leads_out_of_its_path_however_often_it_is_decoded(value: str) -> None:
     try:
-        path = expanded("/user/{event.id}/profile", value, Path)
+        path = expanded("/user/{event.entity_id}/profile", value, Path)
     except MappingError:
         return
     assert path.count("/") == 3
@@ -383,7 +387,7 @@ def test_no_value_leads_out_of_its_path_however_often_it_is_decoded(value: str) 
         path = unquote(path)
 
 
-REPOSITORY = "/repos/{event.id:path}/issues/7"
+REPOSITORY = "/repos/{event.entity_id:path}/issues/7"
 
 
 @pytest.mark.parametrize(
@@ -399,7 +403,7 @@ def test_a_value_with_slashes_keeps_them_in_a_path(value: str, text: str) -> Non
     [*ELSEWHERE, *COLLECTION_OR_ANOTHER, "a//b", "/a/b", "a/b/", "a/;x/b", "a/ /b", "a/%2f/b", "a\\\\b", "a/?/b"],
 )
 def test_a_value_with_slashes_has_no_empty_segment_and_leads_nowhere_else(value: str) -> None:
-    with pytest.raises(MappingError, match=r"^here: (\{event\.id\}|'/repos/)"):
+    with pytest.raises(MappingError, match=r"^here: (\{event\.entity_id\}|'/repos/)"):
         expanded(REPOSITORY, value, Path)
 
 
@@ -425,9 +429,9 @@ def test_no_value_with_slashes_leads_out_of_its_path_however_often_it_is_decoded
 
 @given(st.text(st.sampled_from("abcXYZ019-_~@:é ÄöЖ漢"), min_size=1).filter(str.strip))
 def test_an_id_of_letters_and_digits_is_never_refused(value: str) -> None:
-    assert unquote(expanded("/user/{event.id}", value, Path)) == f"/user/{value}"
+    assert unquote(expanded("/user/{event.entity_id}", value, Path)) == f"/user/{value}"
 
 
 @pytest.mark.parametrize("value", INJECTIONS)
 def test_a_param_that_is_the_value_alone_needs_no_form(value: str) -> None:
-    assert expanded("{event.id}", value) == value
+    assert expanded("{event.entity_id}", value) == value

@@ -22,7 +22,7 @@ from tests.destinations.syncing import DELETE, FOUND, NONE, SECOND, UPDATE, Worl
 from tests.helpers.delivering import DELIVERY, a_delivery, build, delivered, failed, failure
 from tests.helpers.scripted import Act, Seen, answer
 
-EVENT = {"event": {"id": "u1", "seq": 7}}
+EVENT = {"event": {"entity_id": "u1", "seq": 7}}
 
 
 def sent(world: World, asked: str) -> list[Seen]:
@@ -114,9 +114,9 @@ def test_a_value_that_no_header_can_hold_makes_the_event_dead_and_calls_nobody(w
 
 @given(st.text())
 def test_no_value_of_a_header_ends_its_line(value: str) -> None:
-    template = HeaderTemplate("id {event.id:text}", "here", ("event",))
+    template = HeaderTemplate("id {event.entity_id:text}", "here", ("event",))
     try:
-        text = template.expand({"event": {"id": value}})
+        text = template.expand({"event": {"entity_id": value}})
     except MappingError:
         return
     assert text == f"id {value}"

@@ -196,6 +196,18 @@ def test_what_nothing_uses_yet_can_only_warn(place: Site, sqlite_database_url: s
     }
 
 
+def test_a_source_whose_secrets_are_all_over_is_a_warning(place: Site, sqlite_database_url: str) -> None:
+    configured(place, sqlite_database_url)
+    text = (place.folder / "inbox.toml").read_text(encoding="utf-8")
+    over = '{ value = "env:GITHUB_SECRET", not_after = 2020-01-01T00:00:00Z }'
+    place.configure(text.replace('["env:GITHUB_SECRET"]', f"[{over}]"))
+    ended = checked(place)
+    assert ended.status == 1
+    assert "inbox.toml:6: [sources.github] secrets: none is valid now, so every webhook would get 401" in ended.stdout
+    place.configure(text.replace('["env:GITHUB_SECRET"]', f'[{over}, "env:GITHUB_SECRET"]'))
+    assert "none is valid now" not in checked(place).stdout
+
+
 def test_a_source_that_accepts_unsigned_webhooks_is_a_warning_here_and_at_the_start(
     place: Site, sqlite_database_url: str
 ) -> None:
