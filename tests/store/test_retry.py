@@ -203,7 +203,6 @@ def test_pages_have_each_selected_delivery_once_and_whole_events(
     steps.record([(claimed, NO_ANSWER if claimed.seq % 3 else ANSWERED_503) for claimed in steps.claim_due()])
     choice = Choice("retry", Selection(cause="server_error"), CONFIG)
     found: list[tuple[int, str]] = []
-    with steps.database.read() as transaction:
-        while rows := selected.page(transaction, choice, after=found[-1][0] if found else 0, most=most):
-            found += keys_of(rows)
+    while rows := selected.page(steps.database, choice, after=found[-1][0] if found else 0, most=most):
+        found += keys_of(rows)
     assert found == [(seq, route) for seq in (3, 6, 9) for route in ("latest", "strict")]

@@ -6,7 +6,7 @@ several processes may work on one command, and any of them may die.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, TypeVar, get_args
@@ -81,10 +81,13 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         batch = _look(database, config, number)
         if batch is None:
             return 0
-        try:
+        if batch.choice is None:
             return _do(database, config, policies, batch)
+        try:
+            if not batch.unreadable:
+                return _do(database, config, policies, batch)
         except Exception as error:
-            if not blames_items(error) or batch.choice is None or not batch.keys:
+            if not blames_items(error) or not batch.keys:
                 raise
         return _do_apart(database, policies, batch, batch.choice)
     except Exception as error:
@@ -104,6 +107,8 @@ class _Batch(msgspec.Struct, frozen=True):
     keys: Sequence[Key] = ()
     waits: str | None = None
     """The reason why it has to wait for deliveries that are open."""
+    unreadable: Mapping[Key, Exception] = {}
+    """Deliveries of `keys` that can't be looked up, so that nobody knows whether they are selected."""
 
 
 def _look(database: Database, config: Config, number: int) -> _Batch | None:
@@ -120,12 +125,40 @@ def _look(database: Database, config: Config, number: int) -> _Batch | None:
         room = _room(transaction, choice.selection) if choice.act == "replay" else BATCH
         if room <= 0:
             return _Batch(command, choice, waits=f"waits: {MOST_OPEN} replayed deliveries are open")
-        page = selected.page(transaction, choice, after=command.progress_seq or 0, most=min(BATCH, room))
-        keys = keys_of(page)
-        full = _full_route(transaction, keys) if choice.act == "retry" and command.affected >= MOST_OPEN else None
-    return _Batch(
-        command, choice, keys, None if full is None else f"waits: {MOST_OPEN} deliveries are due on route {full}"
-    )
+    keys, unreadable = _page(database, choice, command.progress_seq or 0, min(BATCH, room))
+    waits = None
+    if choice.act == "retry" and command.affected >= MOST_OPEN:
+        with database.read() as transaction:
+            full = _full_route(transaction, keys)
+        waits = None if full is None else f"waits: {MOST_OPEN} deliveries are due on route {full}"
+    return _Batch(command, choice, keys, waits, unreadable)
+
+
+def _page(database: Database, choice: Choice, after: int, most: int) -> tuple[list[Key], dict[Key, Exception]]:
+    """Read the next deliveries; where one of them can't be looked up, one by one, so that it stops no other."""
+    try:
+        return keys_of(selected.page(database, choice, after=after, most=most)), {}
+    except Exception as error:
+        if choice.which not in selected.OF_WORK_TABLE or not blames_items(error):
+            raise
+    found: list[Key] = []
+    unreadable: dict[Key, Exception] = {}
+    while not found:
+        with database.read() as transaction:
+            candidates = selected.candidates(transaction, choice, after=after, most=most)
+        if not candidates:
+            break
+        for key in candidates:
+            try:
+                with database.read() as transaction:
+                    found += keys_of(selected.look_up(transaction, choice, [key]))
+            except Exception as error:
+                if not blames_items(error):
+                    raise
+                found.append(key)
+                unreadable[key] = error
+        after = candidates[-1][0]
+    return found, unreadable
 
 
 def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
@@ -192,6 +225,9 @@ def _part(
 ) -> tuple[int, Standing]:
     """Do a part of a batch in one transaction, unless another process goes on with the command."""
     number = batch.command.id
+    for key in some:
+        if key in batch.unreadable:
+            raise batch.unreadable[key]
     with database.write() as transaction:
         now = transaction.lock_order()
         if not commands.is_as_it_was(transaction, number, standing):
@@ -244,20 +280,12 @@ def _change(
         return retry(transaction, keys, now, **said)
     states = GIVEN_UP if choice.is_about_dead else None
     if choice.act == "replay":
-        too = None if choice.selection.force else partial(_still_to_come, transaction, choice, keys[0][0])
+        too = None if choice.selection.force else partial(selected.still_to_come, transaction, choice, keys[0][0])
         return replay(
             transaction, choice.config, keys, facts.Replayed(**said), now, policies=policies, too=too, states=states
         )
     fact = facts.Cancelled(**said) if choice.act == "cancel" else facts.Unblocked(**said)
     return end_or_unblock(transaction, choice.config, keys, fact, now, policies=policies, states=states)
-
-
-def _still_to_come(transaction: Transaction, choice: Choice, first: int, keys: set[Key]) -> set[Key]:
-    """Return those that this batch, which begins with the event `first`, or a later one replays, too.
-
-    What an earlier batch took up is perhaps delivered by now, so that it would not come last.
-    """
-    return selected.among(transaction, choice, {key for key in keys if key[0] >= first})
 
 
 def _fail(database: Database, number: int, error: Exception) -> None:

@@ -13,11 +13,9 @@ from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.store.bulkhead import in_parts
 from relay.store.database import Database, Key, key_text
-from relay.store.operator import selected
+from relay.store.operator import execution, selected
 from relay.store.operator.replay import GIVEN_UP, LeftOut, replayable
 from relay.store.operator.selection import Choice, keys_of
-
-_READ_AT_ONCE = 500
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -55,8 +53,8 @@ def preview(database: Database, choice: Choice, most: int, *, seen: Callable[[in
     """
     if choice.act == "replay":
         return _plan_of_replay(database, choice, most, seen)
+    rows = selected.page(database, choice, after=0, most=most)
     with database.read() as transaction:
-        rows = selected.page(transaction, choice, after=0, most=most)
         groups = [
             Group(row.route, row.state, row.cause, int(row.count), _time(row.first_due_at), _time(row.last_due_at))
             for row in selected.groups(transaction, choice)
@@ -85,8 +83,7 @@ def _plan_of_replay(database: Database, choice: Choice, most: int, seen: Callabl
 def _pages(database: Database, choice: Choice) -> Iterator[list[Row]]:
     after = 0
     while True:
-        with database.read() as transaction:
-            rows = selected.page(transaction, choice, after=after, most=_READ_AT_ONCE)
+        rows = selected.page(database, choice, after=after, most=execution.BATCH)
         if not rows:
             return
         yield rows

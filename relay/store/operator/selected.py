@@ -12,7 +12,7 @@ from sqlalchemy import TextClause, text
 from inbox.db.dialect import Sql, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
-from relay.store.database import Key, Transaction
+from relay.store.database import Database, Key, Transaction
 from relay.store.operator.selection import Choice, Which
 
 
@@ -32,29 +32,39 @@ def wait_until(transaction: Transaction, choice: Choice) -> tuple[int, datetime 
     return int(found.count), None if found.last_due_at is None else as_time(found.last_due_at)
 
 
-def page(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Row]:
+def page(database: Database, choice: Choice, *, after: int, most: int) -> list[Row]:
     """The deliveries of the first events beyond the seq `after`: about `most`, whole events only.
 
-    Open ones are found by their key, some at a time, and then looked up: however many are selected, a page reads few.
+    Open ones are found by their key, some in each transaction, and then looked up: however many are selected, each reads few.
     """
     if choice.which not in OF_WORK_TABLE:
-        return _whole_events(_page(transaction.sql, choice.which), transaction, choice, after, most)
+        with database.read() as transaction:
+            return _whole_events(_page(transaction.sql, choice.which), transaction, choice, after, most)
     found: list[Row] = []
     while True:
-        keys = _whole_events(
-            _candidates(transaction.sql, choice.which), transaction, choice, after, max(most, _CANDIDATES)
-        )
-        if keys:
-            wanted = rows_param({"seq": key["seq"], "route": key["route"]} for key in keys)
-            statement = _looked_up(transaction.sql, choice.which)
-            found += transaction.rows_of(statement, **choice.parameters(choice.which), wanted=wanted)
+        with database.read() as transaction:
+            keys = candidates(transaction, choice, after=after, most=max(most, _CANDIDATES))
+            found += look_up(transaction, choice, keys) if keys else []
         if len(found) > most:
             cut = found[most]["seq"]
             whole = [row for row in found if row["seq"] < cut]
             return whole or [row for row in found if row["seq"] == cut]
         if len(found) == most or not keys:
             return found
-        after = keys[-1]["seq"]
+        after = keys[-1][0]
+
+
+def candidates(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Key]:
+    """The keys beyond the seq `after` among which the selected open deliveries are: about `most`, whole events only."""
+    rows = _whole_events(_candidates(transaction.sql, choice.which), transaction, choice, after, most)
+    return [(int(row["seq"]), str(row["route"])) for row in rows]
+
+
+def look_up(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> list[Row]:
+    """The open deliveries among these that are selected."""
+    wanted = rows_param({"seq": seq, "route": route} for seq, route in keys)
+    statement = _looked_up(transaction.sql, choice.which)
+    return transaction.rows_of(statement, **choice.parameters(choice.which), wanted=wanted)
 
 
 def _whole_events(statement: TextClause, transaction: Transaction, choice: Choice, after: int, most: int) -> list[Row]:
@@ -64,6 +74,14 @@ def _whole_events(statement: TextClause, transaction: Transaction, choice: Choic
         return rows
     whole = [row for row in rows if row["seq"] != rows[-1]["seq"]]
     return whole or _whole_events(statement, transaction, choice, after, 2 * most)
+
+
+def still_to_come(transaction: Transaction, choice: Choice, first: int, keys: Iterable[Key]) -> set[Key]:
+    """The selected ones among these that the batch which begins with the event `first`, or a later one, has.
+
+    An earlier batch has taken up the others: perhaps they are delivered by now, and won't come last.
+    """
+    return among(transaction, choice, {key for key in keys if key[0] >= first})
 
 
 def among(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> set[Key]:
