@@ -8,6 +8,7 @@ import pytest
 
 from inbox.events.timestamps import as_time
 from relay.delivery.outcome import Call, Failed
+from relay.store import gates
 from relay.store.operator import commands, execution, selected
 from relay.store.operator.plan import Plan, preview
 from relay.store.operator.retry import retry
@@ -147,6 +148,26 @@ def test_without_any_filter_it_has_to_be_everything(steps: Steps) -> None:
     assert Choice("retry", ALL, CONFIG).mistake is None
     assert "only a replay can be forced" in str(Choice("retry", Selection(seq=1, force=True), CONFIG).mistake)
     assert steps.states() == []
+
+
+def test_a_full_route_that_a_gate_holds_back_keeps_no_retry_of_other_routes_waiting(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "BATCH", 3)
+    monkeypatch.setattr(execution, "MOST_OPEN", 3)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 9)))
+    steps.arrive(*(an_event(n, f"u{n}", routes=["latest"]) for n in range(9, 12)))
+    steps.record_all(steps.claim_due(), UNWELL)
+    steps.record_all(steps.claim_due(100, "latest"), UNWELL)
+    number = commands.ask(steps.database, "retry", ALL, who="ann", why="back")
+    with steps.database.write() as transaction:
+        gates.pause(transaction, ("route", "strict"), who="ann", why="maintenance")
+    while execution.work_on(steps.database, CONFIG, POLICIES, number):
+        pass
+    progress = commands.progress(steps.database, number)
+    assert progress is not None
+    assert (progress.state, progress.affected) == ("done", 11)
+    assert [delivery.seq for delivery in steps.claim_due(100, "latest")] == [9, 10, 11]
 
 
 def test_the_retries_of_a_mountain_leave_room_for_new_events(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

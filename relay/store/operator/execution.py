@@ -78,7 +78,7 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         How many deliveries it has changed; of a replay or retry also none when too many are open already.
     """
     try:
-        batch = _look(database, config, number)
+        batch = _look(database, config, policies, number)
         if batch is None:
             return 0
         if batch.choice is None:
@@ -111,7 +111,7 @@ class _Batch(msgspec.Struct, frozen=True):
     """Deliveries of `keys` that can't be looked up, so that nobody knows whether they are selected."""
 
 
-def _look(database: Database, config: Config, number: int) -> _Batch | None:
+def _look(database: Database, config: Config, policies: Policies, number: int) -> _Batch | None:
     """Read the next batch without a lock, since finding the deliveries may take long.
 
     Raises:
@@ -128,8 +128,7 @@ def _look(database: Database, config: Config, number: int) -> _Batch | None:
     keys, unreadable = _page(database, choice, command.progress_seq or 0, min(BATCH, room))
     waits = None
     if choice.act == "retry" and command.affected >= MOST_OPEN:
-        with database.read() as transaction:
-            full = _full_route(transaction, keys)
+        full = _full_route(database, policies, keys)
         waits = None if full is None else f"waits: {MOST_OPEN} deliveries are due on route {full}"
     return _Batch(command, choice, keys, waits, unreadable)
 
@@ -323,12 +322,18 @@ SELECT count(*) AS count FROM (
 """)
 
 
-def _full_route(transaction: Transaction, keys: Sequence[Key]) -> str | None:
-    """The first route of these deliveries on which as many are due as may be."""
+def _full_route(database: Database, policies: Policies, keys: Sequence[Key]) -> str | None:
+    """The first route of these deliveries on which as many are due as may be.
+
+    Not one that a gate holds back: nothing moves there, so that the command would wait for good, and other routes with it.
+    """
+    closed = gates.read_gates(database)
     for route in sorted({route for _, route in keys}):
-        (due,) = transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)
-        if due.count >= MOST_OPEN:
-            return route
+        if route in policies and closed.admit(policies[route].gates) == "all":
+            with database.read() as transaction:
+                (due,) = transaction.execute(_due(transaction.sql), route=route, most=MOST_OPEN)
+            if due.count >= MOST_OPEN:
+                return route
     return None
 
 
