@@ -221,8 +221,21 @@ def _hints(database: Database, choice: Choice, plan: Plan) -> Iterator[str]:
         yield f"{counted(waiting, 'attempt')} waiting; due at once with {_other(choice, 'retry')}"
     if dead:
         yield f"{counted(dead, 'dead letter')}; delivered again with {_other(choice, 'replay')}"
-    if choice.act == "retry" and not dead:
+    if choice.selection.seq is not None:
+        yield _of_event(database, choice.selection.seq)
+    elif choice.act == "retry" and not dead:
         yield "a delivery that is due or in flight needs no retry: `relay status` says what holds it back"
+
+
+def _of_event(database: Database, seq: int) -> str:
+    """Say where an event stands, about which there is nothing to do."""
+    from inbox.db import reads
+
+    event = reads.event(database.engine, seq)
+    if event is None:
+        return f"there is no event {seq}"
+    states = ", ".join(f"{row['state']} on {row['route']}" for row in event["deliveries"])
+    return f"event {seq} is {states or 'unrouted'}; `inbox show {seq}` has its history"
 
 
 def _other(choice: Choice, act: Act) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from inbox.cli.options import AsJson, AsNdjson, Columns, Wide
 from inbox.cli.tables import Column, format_of, show
-from inbox.cli.terminal import FINDING, answer, as_document, console, exit_on_error, fail, put, put_json
+from inbox.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
 from relay.cli.options import database_of, load_config
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ class _Look:
         self._policies = policies(config)
         self._database: Database | None = None
 
-    def output(self, *, as_json: bool, wide: bool) -> list[Text | str]:
-        """Read everything, and return its lines, or its JSON.
+    def output(self, *, as_json: bool, wide: bool, in_lines: bool = False) -> list[Text | str]:
+        """Read everything, and return its lines, or its JSON, which `in_lines` is one line.
 
         Raises:
             DBAPIError: the database does not answer.
@@ -158,7 +158,7 @@ class _Look:
             raise
         steps = next_steps(seen, found)
         if as_json:
-            return [as_document(_as_object(seen, found, steps))]
+            return [(as_line if in_lines else as_document)(_as_object(seen, found, steps))]
         out = console()
         return list(lines_of(seen, found, steps, width=out.width if out.is_terminal and not wide else None))
 
@@ -203,13 +203,12 @@ def _looks(look: _Look, every: float, *, as_json: bool, wide: bool) -> Iterator[
     from rich.text import Text
     from sqlalchemy.exc import DBAPIError
 
-    from inbox.cli.terminal import as_line
     from inbox.db.trouble import trouble_text
     from inbox.logs.visible import visible_line
 
     while True:
         try:
-            lines = look.output(as_json=as_json, wide=wide)
+            lines = look.output(as_json=as_json, wide=wide, in_lines=True)
         except DBAPIError as error:
             why = f"the database: {trouble_text(error)}"
             lines = [as_line({"error": why}) if as_json else Text(visible_line(why), "red")]

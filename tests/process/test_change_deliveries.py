@@ -54,6 +54,7 @@ def test_a_command_about_nothing_says_so_and_exits_with_1_with_or_without_yes(pl
         (relay(place, "replay", *because, "--yes"), "nothing to replay\n"),
         (relay(place, "cancel", "--seq", "1", *because), "nothing to cancel\n"),
         (relay(place, "unblock", *because), "nothing is blocked\n"),
+        (relay(place, "retry", "--seq", "999", *because), "no attempt waits for later\nthere is no event 999\n"),
         (relay(place, "retry", "--all", *because, "--yes"), "no attempt waits for later\na delivery that is due"),
     ):
         assert (ended.status, ended.stdout, ended.stderr.startswith(said)) == (1, "", True), ended.stderr
