@@ -71,7 +71,7 @@ def test_a_downstream_that_lies_stops_no_call(stack: ExitStack, lies: bytes) -> 
             assert first.call.hold.seconds <= 0.001
 
 
-@pytest.mark.parametrize(("status", "calls"), [(200, 2), (403, 1), (429, 1), (503, 1)])
+@pytest.mark.parametrize(("status", "calls"), [(200, 2), (403, 1), (429, 1)])
 def test_an_attempt_that_has_begun_goes_on_until_it_is_refused(stack: ExitStack, status: int, calls: int) -> None:
     call = Called(stack, answer(status, b"", retry_after="60"), answer())
     call()
