@@ -18,7 +18,9 @@ SOURCE = "trivore"
 ROUTES = ("users-to-contacts", "groups-to-teams")
 _SECONDS = 60.0
 _FINDING = 1
-_VERDICT = re.compile(r"(?:(?P<differ>\d+) of )?(?P<all>\d+) entities")
+_VERDICT = re.compile(
+    r"(?P<all>[\d,]+) entit(?:y|ies) compared: (?:in sync|(?P<differ>[\d,]+) differ)|no entity to compare"
+)
 
 
 class RelayCommands:
@@ -62,8 +64,8 @@ class RelayCommands:
             found = _VERDICT.search(verdict)
             if found is None:
                 raise DemoError(f"`relay plan --route {route}` has no verdict:\n{output}")
-            differ = int(found["differ"] or 0)
-            in_sync, not_in_sync = in_sync + int(found["all"]) - differ, not_in_sync + differ
+            compared, differ = (int((found[name] or "0").replace(",", "")) for name in ("all", "differ"))
+            in_sync, not_in_sync = in_sync + compared - differ, not_in_sync + differ
             self._show(CommandRun("plan", route, verdict))
         return in_sync, not_in_sync
 

@@ -290,6 +290,7 @@ VISIBLE = {
     "dead_letter": ENTITY,
     "backlog": "to-hook",
     "relay_health": socket.gethostname(),
+    "stuck": "heartbeat",
 }
 """Values that aren't secret, which the same search must find in each table and view."""
 

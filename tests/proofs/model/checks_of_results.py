@@ -269,7 +269,10 @@ def _is_left(act: Act, row: Row, now: datetime) -> bool:
 
 
 def nothing_older_is_replayed_unasked(snapshot: Snapshot) -> Sequence[object]:
-    """Not in the place of what was delivered last, when nothing is fetched: unless that is replayed too, or it is forced."""
+    """Not in the place of what was delivered last, when nothing is fetched: unless that comes again later, or it is forced.
+
+    It comes again later when it is replayed too, or was before, and nobody has begun it.
+    """
     if any(chosen.force for _, chosen in snapshot.doing.asked):
         return []
     replayed = [entry for entry in snapshot.new if isinstance(entry.fact, facts.Replayed)]
@@ -280,4 +283,9 @@ def nothing_older_is_replayed_unasked(snapshot: Snapshot) -> Sequence[object]:
         and last.fetch_began_at is None
         and snapshot.ledger.order(entry.key) < last.key
         and (last.seq, entry.key[1]) not in {each.key for each in replayed}
+        and not _is_untouched(snapshot.before.get((last.seq, entry.key[1])))
     ]
+
+
+def _is_untouched(row: Row | None) -> bool:
+    return row is not None and row.attempt == 0 and row.state in {State.RECEIVED, State.WAITING, State.READY}
