@@ -129,7 +129,7 @@ class Steps:
             self._failed(step, name, before, error, is_fault=failure == "fault")
             return otherwise
         if before is not None:
-            del self._failing[name]
+            self._failing.pop(name, None)  # after a reload, a sweep may be in two threads for a moment
             self._observer.step_recovered(name, before.times)
         return result
 

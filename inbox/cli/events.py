@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.completion import names_of
 from inbox.cli.options import (
     AsJson,
     AsNdjson,
     Columns,
+    OfDestination,
+    OfEntity,
     OfError,
     OfEventType,
+    OfRoute,
+    OfSource,
     OfStatus,
     Since,
     Until,
     Wide,
+    chosen_routes,
     open_database,
     parse_entity,
-    require_known,
+    require_known_filters,
 )
 from inbox.cli.tables import Column, format_of, show
 from inbox.cli.terminal import FINDING, as_document, console, exit_on_error, put, put_json, say
@@ -30,19 +34,7 @@ from inbox.clock import SystemClock
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from inbox.config.model import Config
-
-OfSource = Annotated[
-    str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
-]
-OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.", autocompletion=names_of("routes"))]
-OfDestination = Annotated[
-    str | None,
-    typer.Option(
-        "--destination", help="Only of the routes to this destination.", autocompletion=names_of("destinations")
-    ),
-]
-OfEntity = Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")]
+    from inbox.db.listings import EventFilter
 
 COLUMNS = (
     Column("seq", "number"),
@@ -115,7 +107,7 @@ def list_command(
                 entity_type=entity_type,
                 entity_id=entity_id,
                 event_type=event_type,
-                routes=routes_of(config, route, destination),
+                routes=chosen_routes(config, route, destination),
                 state=State.READY.value if state == RETRYING else state,
                 retrying_at=now if state == RETRYING else None,
                 error=error,
@@ -125,42 +117,20 @@ def list_command(
                 before=before,
             )
             page = listings.events(database, wanted, limit)
-            blocking = msgspec.structs.replace(wanted, state=State.BLOCKED.value)
-            has_blocked = state == State.DEAD and bool(listings.events(database, blocking, 1).rows)
-    rows = page.rows
-    if form.is_table:
-        rows = [{**row, "state": shown_state(row, now)} for row in rows]
+            if state == State.DEAD and form.is_table:
+                _point_to_blocked(database, wanted)
+    rows = [{**row, "state": shown_state(row, now)} for row in page.rows] if form.is_table else page.rows
     more = "" if page.before is None else f"{len(rows)} shown; `--before {page.before}` for the next page"
-    if has_blocked and form.is_table:
-        say("dead ones that block their lane are apart: `--state blocked`; `relay dead` lists both")
     show(rows, COLUMNS, form, empty="no events", more=more)
 
 
-def require_known_filters(
-    config: Config,
-    database: Engine,
-    *,
-    source: str | None = None,
-    route: str | None = None,
-    destination: str | None = None,
-    state: str | None = None,
-) -> None:
-    """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
-    from inbox.db.known_names import has_route, has_source
-    from inbox.events.states import LISTED_STATES, RETRYING
+def _point_to_blocked(database: Engine, wanted: EventFilter) -> None:
+    """Say so when there are dead deliveries that block their lane, which have a state of their own."""
+    from inbox.db import listings
+    from inbox.events.states import State
 
-    require_known("source", source, config.sources, stored=lambda name: has_source(database, name))
-    require_known("route", route, config.routes, stored=lambda name: has_route(database, name))
-    require_known("destination", destination, config.destinations)
-    require_known("state", state, (*LISTED_STATES, RETRYING))
-
-
-def routes_of(config: Config, route: str | None, destination: str | None) -> frozenset[str] | None:
-    """Return the routes that `--route` and `--destination` leave; None: all."""
-    if destination is None:
-        return None if route is None else frozenset({route})
-    there = frozenset(name for name, each in config.routes.items() if each.destination == destination)
-    return there if route is None else there & {route}
+    if listings.events(database, msgspec.structs.replace(wanted, state=State.BLOCKED.value), 1).rows:
+        say("dead ones that block their lane are apart: `--state blocked`; `relay dead` lists both")
 
 
 def show_command(seq: Annotated[int, typer.Argument(help="The event's number.")], *, as_json: AsJson = False) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inbox.cli.completion import names_of
 from inbox.cli.terminal import fail
 from inbox.clock import SystemClock
 from inbox.events.timestamps import parse_rfc3339, to_datetime
@@ -71,6 +72,17 @@ Since = Annotated[
     time_option("--since", text="Only at or after this time: 1h, 2d, 2026-01-31, or as listings print it."),
 ]
 Until = Annotated[datetime | None, time_option("--until", text="Only before this time; forms as for --since.")]
+OfSource = Annotated[
+    str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
+]
+OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.", autocompletion=names_of("routes"))]
+OfDestination = Annotated[
+    str | None,
+    typer.Option(
+        "--destination", help="Only of the routes to this destination.", autocompletion=names_of("destinations")
+    ),
+]
+OfEntity = Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")]
 OfEventType = Annotated[
     str | None, typer.Option("--event-type", help="Only events of this type, as the sender wrote it.")
 ]
@@ -102,6 +114,33 @@ def require_known(
     names = tuple(known)
     if given not in names and not (stored is not None and stored(given)):
         fail(f"there is no {kind} {given!r}; {nearest(given, names)}")
+
+
+def require_known_filters(
+    config: Config,
+    database: Engine,
+    *,
+    source: str | None = None,
+    route: str | None = None,
+    destination: str | None = None,
+    state: str | None = None,
+) -> None:
+    """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
+    from inbox.db.known_names import has_route, has_source
+    from inbox.events.states import LISTED_STATES, RETRYING
+
+    require_known("source", source, config.sources, stored=lambda name: has_source(database, name))
+    require_known("route", route, config.routes, stored=lambda name: has_route(database, name))
+    require_known("destination", destination, config.destinations)
+    require_known("state", state, (*LISTED_STATES, RETRYING))
+
+
+def chosen_routes(config: Config, route: str | None, destination: str | None) -> frozenset[str] | None:
+    """Return the routes that `--route` and `--destination` leave; None: all."""
+    if destination is None:
+        return None if route is None else frozenset({route})
+    there = frozenset(name for name, each in config.routes.items() if each.destination == destination)
+    return there if route is None else there & {route}
 
 
 def parse_entity(entity: str | None, *, may_be_a_type: bool = False) -> tuple[str | None, str | None]:

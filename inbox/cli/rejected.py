@@ -121,14 +121,14 @@ def rejected(
     with exit_on_error():
         config = read_config()
         with open_database(config) as database:
-            require_known_filters(config, database, source=source, cause=cause)
+            _require_known(config, database, source=source, cause=cause)
             rows = listings.rejected_requests(database, wanted, limit)
     if form.is_table:
         rows = [{**row, "readmission": _readmission(row)} for row in rows]
     show(rows, COLUMNS, form, empty="no rejected requests", more=next_page(rows, limit, "id"))
 
 
-def require_known_filters(config: Config, database: Engine, *, source: str | None, cause: str | None) -> None:
+def _require_known(config: Config, database: Engine, *, source: str | None, cause: str | None) -> None:
     """Exit with 2 when a filter names no source that rejected anything, or no cause."""
     from inbox.db.known_names import has_rejected_source
     from inbox.errors import CAUSES
@@ -194,7 +194,7 @@ def readmit_command(
         config = read_config()
         readers = readmit.readers_of(config)
         with open_database(config) as database:
-            require_known_filters(config, database, source=source, cause=cause)
+            _require_known(config, database, source=source, cause=cause)
             total = readmit.count(database, selected)
             pages = readmit.read_again(database, readers, selected)
             lines = _do(config, database, pages, total, reason) if yes and reason and total else _look(pages, total)

@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inbox.cli.events import OfEntity, OfRoute, OfSource, require_known_filters
-from inbox.cli.options import AsNdjson, OfEventType, Since, Wide, open_database, parse_entity, require_known
+from inbox.cli.options import (
+    AsNdjson,
+    OfEntity,
+    OfEventType,
+    OfRoute,
+    OfSource,
+    Since,
+    Wide,
+    open_database,
+    parse_entity,
+    require_known,
+    require_known_filters,
+)
 from inbox.cli.rejected import OfCause
 from inbox.cli.tables import Column, Rolling, format_of
 from inbox.cli.terminal import exit_on_error, say

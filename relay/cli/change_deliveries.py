@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inbox.cli.completion import names_of
-from inbox.cli.options import AsJson, OfError, OfEventType, OfStatus, Since, Until, parse_entity
+from inbox.cli.options import (
+    AsJson,
+    OfDestination,
+    OfError,
+    OfEventType,
+    OfRoute,
+    OfSource,
+    OfStatus,
+    Since,
+    Until,
+    parse_entity,
+)
 from relay.cli.carrying_out import Texts, carry_out
-from relay.cli.options import OfDestination, OfEntity, OfRoute, OfSource
+from relay.cli.options import ThisEntity
 
 if TYPE_CHECKING:
     from relay.store.operator.selection import Selection
@@ -36,7 +47,7 @@ def replay(
     route: OfRoute = None,
     seq: OfSeq = None,
     source: OfSource = None,
-    entity: OfEntity = None,
+    entity: ThisEntity = None,
     destination: OfDestination = None,
     api: OfApi = None,
     event_type: OfEventType = None,
@@ -92,7 +103,7 @@ def retry(
     route: OfRoute = None,
     seq: OfSeq = None,
     source: OfSource = None,
-    entity: OfEntity = None,
+    entity: ThisEntity = None,
     destination: OfDestination = None,
     api: OfApi = None,
     event_type: OfEventType = None,
@@ -141,7 +152,7 @@ def cancel(
     route: OfRoute = None,
     seq: OfSeq = None,
     source: OfSource = None,
-    entity: OfEntity = None,
+    entity: ThisEntity = None,
     destination: OfDestination = None,
     api: OfApi = None,
     event_type: OfEventType = None,
@@ -185,7 +196,7 @@ def unblock(
     route: OfRoute = None,
     seq: OfSeq = None,
     source: OfSource = None,
-    entity: OfEntity = None,
+    entity: ThisEntity = None,
     destination: OfDestination = None,
     api: OfApi = None,
     event_type: OfEventType = None,

@@ -6,22 +6,26 @@ from typing import Annotated
 
 import typer
 
-from inbox.cli.events import routes_of
 from inbox.cli.options import (
     AsJson,
     AsNdjson,
     Columns,
+    OfDestination,
+    OfEntity,
     OfError,
     OfEventType,
+    OfRoute,
+    OfSource,
     OfStatus,
     Since,
     Until,
     Wide,
+    chosen_routes,
     parse_entity,
 )
 from inbox.cli.tables import Column, format_of, show
 from inbox.cli.terminal import exit_on_error
-from relay.cli.options import OfDestination, OfRoute, OfSource, open_database, require_known_filters
+from relay.cli.options import open_database, require_known_filters
 
 COLUMNS = (
     Column("seq", "number"),
@@ -47,7 +51,7 @@ def dead(
     route: OfRoute = None,
     destination: OfDestination = None,
     source: OfSource = None,
-    entity: Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")] = None,
+    entity: OfEntity = None,
     event_type: OfEventType = None,
     cause: Annotated[str | None, typer.Option(help="Only of this cause, such as exhausted or mapping.")] = None,
     status: OfStatus = None,
@@ -77,7 +81,7 @@ def dead(
         config, database = open_database()
         require_known_filters(config, database, route=route, source=source, destination=destination, cause=cause)
         wanted = reads.DeadFilter(
-            routes=routes_of(config, route, destination),
+            routes=chosen_routes(config, route, destination),
             source=source,
             entity_type=entity_type,
             entity_id=entity_id,

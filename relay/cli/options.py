@@ -6,24 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inbox.cli.completion import names_of
-from inbox.cli.options import require_known
+from inbox.cli import options
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
     from relay.store.database import Database
 
-OfRoute = Annotated[str | None, typer.Option("--route", help="Only of this route.", autocompletion=names_of("routes"))]
-OfSource = Annotated[
-    str | None, typer.Option("--source", help="Only of this source.", autocompletion=names_of("sources"))
-]
-OfDestination = Annotated[
-    str | None,
-    typer.Option(
-        "--destination", help="Only of the routes to this destination.", autocompletion=names_of("destinations")
-    ),
-]
-OfEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]
+ThisEntity = Annotated[str | None, typer.Option("--entity", help="This entity, as TYPE/ID.")]
 
 
 def load_config() -> Config:
@@ -59,10 +48,7 @@ def require_known_filters(
     cause: str | None = None,
 ) -> None:
     """Exit with 2 when a filter names nothing: neither of the configuration nor, for routes and sources, of the database."""
-    from inbox.db.known_names import has_route, has_source
     from relay.delivery.facts import CAUSES
 
-    require_known("route", route, config.routes, stored=lambda name: has_route(database.engine, name))
-    require_known("source", source, config.sources, stored=lambda name: has_source(database.engine, name))
-    require_known("destination", destination, config.destinations)
-    require_known("cause", cause, CAUSES)
+    options.require_known_filters(config, database.engine, route=route, source=source, destination=destination)
+    options.require_known("cause", cause, CAUSES)

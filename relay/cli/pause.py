@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.options import AsJson, AsNdjson, Columns, Wide, parse_entity
+from inbox.cli.options import AsJson, AsNdjson, Columns, OfSource, Wide, parse_entity
 from inbox.cli.tables import Column, format_of, show
 from inbox.cli.terminal import exit_on_error, fail, say
 from inbox.cli.wording import counted
 from inbox.events.timestamps import rfc3339
 from relay.cli.carrying_out import command_text, follow
-from relay.cli.options import OfEntity, OfSource, open_database
+from relay.cli.options import ThisEntity, open_database
 
 if TYPE_CHECKING:
     from inbox.db.reads import Row
@@ -53,7 +53,7 @@ def pause(
     destination: OfDestination = None,
     api: OfApi = None,
     source: OfSource = None,
-    entity: OfEntity = None,
+    entity: ThisEntity = None,
     wide: Wide = False,
     columns: Columns = None,
     as_json: AsJson = False,
@@ -91,7 +91,7 @@ def resume(
     destination: OfDestination = None,
     api: OfApi = None,
     source: OfSource = None,
-    entity: OfEntity = None,
+    entity: ThisEntity = None,
     command: Annotated[
         int | None, typer.Option(help="A replay, retry, cancel or unblock that was interrupted.")
     ] = None,

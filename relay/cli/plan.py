@@ -15,7 +15,7 @@ from inbox.cli.options import AsJson, AsNdjson, Columns, Since, Wide, parse_enti
 from inbox.cli.tables import Column, format_of, show
 from inbox.cli.terminal import FINDING, Doing, bar, exit_on_error, fail, say
 from inbox.cli.wording import counted
-from relay.cli.options import OfEntity, open_database
+from relay.cli.options import ThisEntity, open_database
 
 if TYPE_CHECKING:
     from inbox.config.model import Config
@@ -38,7 +38,7 @@ _PAGE = 200
 def plan(
     *,
     route: Annotated[str, typer.Option("--route", help="The sync route.", autocompletion=names_of("routes"))],
-    entity: OfEntity = None,
+    entity: ThisEntity = None,
     since: Since = None,
     as_json: AsJson = False,
     as_ndjson: AsNdjson = False,

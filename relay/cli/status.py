@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from inbox.cli.options import AsJson, AsNdjson, Columns, Wide
-from inbox.cli.tables import Column, format_of, show
+from inbox.cli.tables import Column, Format, format_of, show
 from inbox.cli.terminal import FINDING, answer, as_document, as_line, console, exit_on_error, fail, put, put_json
 from relay.cli.options import database_of, load_config
 
@@ -92,11 +92,8 @@ def status(
     with exit_on_error():
         config = load_config()
         if sweeps:
-            from relay.store import reads
-
-            swept = reads.sweeps(database_of(config))
             form = format_of(SWEEP_COLUMNS, as_json=as_json, as_ndjson=as_ndjson, wide=wide, names=columns)
-            show(swept, SWEEP_COLUMNS, form, empty="no sweep has run yet")
+            _show_sweeps(config, form)
             return
         if watch:
             _watch(_Look(config), every, as_json=as_json, wide=wide)
@@ -106,6 +103,16 @@ def status(
                 _put(line)
             return
         found = _checked(config, here=here)
+    _show_findings(found, as_json=as_json)
+
+
+def _show_sweeps(config: Config, form: Format) -> None:
+    from relay.store import reads
+
+    show(reads.sweeps(database_of(config)), SWEEP_COLUMNS, form, empty="no sweep has run yet")
+
+
+def _show_findings(found: list[Row], *, as_json: bool) -> None:
     if as_json:
         put_json(as_document(found))
     else:

@@ -8,13 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from inbox.cli.events import routes_of
-from inbox.cli.options import AsNdjson, OfError, OfEventType, OfStatus, Since, Wide, parse_entity, require_known
+from inbox.cli.options import (
+    AsNdjson,
+    OfDestination,
+    OfEntity,
+    OfError,
+    OfEventType,
+    OfRoute,
+    OfSource,
+    OfStatus,
+    Since,
+    Wide,
+    chosen_routes,
+    parse_entity,
+    require_known,
+)
 from inbox.cli.tables import Column, Rolling, format_of
 from inbox.cli.tail import follow, until_interrupted
 from inbox.cli.terminal import exit_on_error
 from inbox.cli.wording import counted, lasting
-from relay.cli.options import OfDestination, OfRoute, OfSource, open_database, require_known_filters
+from relay.cli.options import open_database, require_known_filters
 
 if TYPE_CHECKING:
     from inbox.db.reads import Row
@@ -66,7 +79,7 @@ def tail(
     route: OfRoute = None,
     destination: OfDestination = None,
     source: OfSource = None,
-    entity: Annotated[str | None, typer.Option("--entity", help="Only about this entity: TYPE/ID, or a TYPE.")] = None,
+    entity: OfEntity = None,
     event_type: OfEventType = None,
     kind: Annotated[
         str | None, typer.Option("--kind", help="Only facts of this kind, such as delivered, attempt_failed or dead.")
@@ -100,7 +113,7 @@ def tail(
         config, database = open_database()
         require_known_filters(config, database, route=route, source=source, destination=destination, cause=cause)
         wanted = OutcomeFilter(
-            routes=routes_of(config, route, destination),
+            routes=chosen_routes(config, route, destination),
             source=source,
             entity_type=entity_type,
             entity_id=entity_id,

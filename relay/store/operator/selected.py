@@ -39,7 +39,9 @@ def page(database: Database, choice: Choice, *, after: int, most: int) -> list[R
     """
     if choice.which not in OF_WORK_TABLE:
         with database.read() as transaction:
-            return _whole_events(_page(transaction.sql, choice.which), transaction, choice, after, most)
+            return _whole_events(
+                _page(transaction.sql, choice.which), transaction, choice.parameters(choice.which), after, most
+            )
     found: list[Row] = []
     while True:
         with database.read() as transaction:
@@ -56,7 +58,9 @@ def page(database: Database, choice: Choice, *, after: int, most: int) -> list[R
 
 def candidates(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Key]:
     """The keys beyond the seq `after` among which the selected open deliveries are: about `most`, whole events only."""
-    rows = _whole_events(_candidates(transaction.sql, choice.which), transaction, choice, after, most)
+    known = choice.parameters(choice.which)
+    given = {name: known[name] for name in ("route", "seq", "routes")}
+    rows = _whole_events(_candidates(transaction.sql, choice.which), transaction, given, after, most)
     return [(int(row["seq"]), str(row["route"])) for row in rows]
 
 
@@ -67,13 +71,14 @@ def look_up(transaction: Transaction, choice: Choice, keys: Iterable[Key]) -> li
     return transaction.rows_of(statement, **choice.parameters(choice.which), wanted=wanted)
 
 
-def _whole_events(statement: TextClause, transaction: Transaction, choice: Choice, after: int, most: int) -> list[Row]:
-    given = {name: value for name, value in choice.parameters(choice.which).items() if name in statement._bindparams}  # noqa: SLF001  # SQLAlchemy has no public name
+def _whole_events(
+    statement: TextClause, transaction: Transaction, given: dict[str, object], after: int, most: int
+) -> list[Row]:
     rows = transaction.rows_of(statement, **given, after=after, most=most + 1)
     if len(rows) <= most:
         return rows
     whole = [row for row in rows if row["seq"] != rows[-1]["seq"]]
-    return whole or _whole_events(statement, transaction, choice, after, 2 * most)
+    return whole or _whole_events(statement, transaction, given, after, 2 * most)
 
 
 def still_to_come(transaction: Transaction, choice: Choice, first: int, keys: Iterable[Key]) -> set[Key]:
