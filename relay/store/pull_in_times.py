@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 from sqlalchemy import TextClause, text
 
+from inbox.config.endpoint import Api
 from inbox.config.model import Config
 from inbox.db.dialect import Sql, rows_param
 from inbox.events.timestamps import as_time, time_text
@@ -51,7 +52,10 @@ class TooFarAhead(msgspec.Struct, frozen=True):
 def times_too_far_ahead(transaction: Transaction, config: Config, policies: Policies) -> list[TooFarAhead]:
     """Leases, alerts, heartbeats, sweeps and gates that lie too far ahead."""
     now = transaction.now()
-    return [*_too_far_ahead(transaction, config, now), *(ahead for ahead, _ in _gates(transaction, policies, now))]
+    return [
+        *_too_far_ahead(transaction, config, now),
+        *(ahead for ahead, _ in _gates(transaction, config, policies, now)),
+    ]
 
 
 def pull_in_times(database: Database, config: Config, policies: Policies) -> list[TooFarAhead]:
@@ -59,7 +63,7 @@ def pull_in_times(database: Database, config: Config, policies: Policies) -> lis
     with database.read() as transaction:
         now = transaction.now()
         few = _too_far_ahead(transaction, config, now)
-        gates = _gates(transaction, policies, now)
+        gates = _gates(transaction, config, policies, now)
     pulled = list(few)
     if few:
         with database.write() as transaction:
@@ -69,7 +73,7 @@ def pull_in_times(database: Database, config: Config, policies: Policies) -> lis
                     transaction.execute(_pull(transaction.sql, time), **_bounds(time, config, now))
     if gates:
         with database.write() as transaction:
-            held = _gates(transaction, policies, transaction.now(), locked=True)
+            held = _gates(transaction, config, policies, transaction.now(), locked=True)
             transaction.execute(_set_gates(transaction.sql), gates=rows_param(row for _, row in held))
         pulled += [ahead for ahead, _ in held]
     return pulled
@@ -148,11 +152,13 @@ _GATE_TIMES = ("breaker_until", "window_began_at", "rate_used_until", "held_unti
 
 
 def _gates(
-    transaction: Transaction, policies: Policies, now: datetime, *, locked: bool = False
+    transaction: Transaction, config: Config, policies: Policies, now: datetime, *, locked: bool = False
 ) -> list[tuple[TooFarAhead, dict[str, object]]]:
     """The first time too far ahead of each gate, and its corrected row; gates without configuration are left alone."""
-    limits = breaker_limits(policies)
-    holds = longest_holds(policies)
+    # Sweeps hold the gates of apis that no route asks, too.
+    of_apis: dict[GateKey, Api] = {("api", name): api for name, api in config.apis.items()}
+    limits = {key: api.breaker for key, api in of_apis.items()} | breaker_limits(policies)
+    holds = {key: timedelta(seconds=api.longest_hold) for key, api in of_apis.items()} | longest_holds(policies)
     used: dict[GateKey, datetime] = {}
     for rate_limit in (rate_limit for policy in policies.values() for rate_limit in policy.rate_limits):
         used[rate_limit.key] = max(used.get(rate_limit.key, now), rate_limit.furthest(now))

@@ -31,7 +31,7 @@ from relay.store.database import Database
 from relay.store.gates import acquire_rate, held_for, hold
 from relay.store.sweeps import SweepFindings
 from relay.sweep.bodies import Bodies
-from relay.sweep.pages import BEFORE_A_CALL, Pages
+from relay.sweep.pages import BEFORE_A_CALL, Page, Pages
 from relay.sync.cursor import EVERYTHING, Listed
 
 STEP = "sweep"
@@ -103,7 +103,7 @@ class CompiledSweep:
         failed: list[str] = []
         self._left_out.clear()
         yield swept
-        for page in self._pages.since(since, context):
+        for page in self._listed(database, since, context):
             if page is BEFORE_A_CALL:
                 self._hold_gate(database)
                 for _ in self._acquire_rate(database, context):
@@ -121,9 +121,17 @@ class CompiledSweep:
                 left_out=len(self._left_out),
             )
             yield swept
-        self._hold_gate(database)
         if failed:
             raise SweepFailed(f"{len(failed)} entities could not be taken in, the first: {failed[0]}")
+
+    def _listed(self, database: Database, since: datetime, context: Context) -> Iterator[Page]:
+        """Read the listing; what its last answer asks for holds the api's gate also when it can't be read to its end."""
+        try:
+            yield from self._pages.since(since, context)
+        except SweepFailed:
+            self._hold_gate(database)
+            raise
+        self._hold_gate(database)
 
     def _missing(self, database: Database, listed: Sequence[Listed], failed: list[str]) -> list[Listed]:
         source, entity_type = self.source.name, self.table.entity_type

@@ -169,6 +169,16 @@ def test_a_page_whose_answer_asks_for_no_further_call_holds_the_api(
     assert alerted(engine)[0][0] == "webhooks_missed"
 
 
+def test_a_listing_that_fails_with_such_an_answer_holds_the_api_as_well(
+    engine: Engine, directory: Directory, table: str
+) -> None:
+    directory.statuses = [404]
+    directory.headers = [{"X_RateLimit_Remaining": "0", "X_RateLimit_Reset": "3000"}]
+    with scripted(answer(204)) as audit, running(engine, audit, more=table + OFTEN):
+        until(lambda: watermark(engine).get("error"), "it has failed")
+        assert held_for(Database(engine), ("api", "identity")) > 1000
+
+
 def test_an_api_that_is_held_keeps_no_other_waiting(
     engine: Engine, directory: Directory, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, event, text
 
 from inbox.clock import SystemClock
 from inbox.config.breaker import BreakerLimits
+from inbox.config.endpoint import Api
 from inbox.config.types import Duration
 from inbox.events.timestamps import as_time, time_text
 from relay.delivery import facts
@@ -19,10 +20,11 @@ from relay.delivery.alerts import Alert
 from relay.delivery.gates import RateLimit
 from relay.delivery.outcome import Call, Delivered, Failed, RateHold
 from relay.delivery.policy import Policies
+from relay.delivery.rate_holds import HoldRequest
 from relay.store import alerts, nodes
 from relay.store.claim import claim, claim_probe
 from relay.store.clock import DatabaseClock
-from relay.store.gates import acquire_rate, read_gates
+from relay.store.gates import acquire_rate, held_for, hold, read_gates
 from relay.store.leases import renew
 from relay.store.pull_in_deliveries import MOST_BATCHES, Horizon
 from relay.store.pull_in_times import BATCH, TooFarAhead
@@ -208,6 +210,16 @@ def test_an_endpoint_is_held_for_no_longer_than_it_may_ask_for(steps: Steps) -> 
     steps.advance(60)
     assert read_gates(steps.database).admit([AUDIT]) == "all"
     assert pull_in(steps, GATED) == []
+
+
+def test_an_api_that_sweeps_alone_ask_is_held_for_no_longer_either(steps: Steps) -> None:
+    swept = ("api", "swept")
+    config = msgspec.structs.replace(CONFIG, apis={"swept": Api(name="swept", base_url="https://swept.example.com")})
+    with an_hour_ahead(steps):
+        hold(steps.database, HoldRequest(swept, timedelta(hours=1), "Retry-After"))
+    assert held_for(steps.database, swept) > HOUR
+    assert [one.column for one in Horizon().pull_in(steps.database, config, POLICIES, "r1")] == ["held_until"]
+    assert held_for(steps.database, swept) == HOUR
 
 
 def test_a_sweep_is_due_again_and_one_of_a_relay_that_died_is_waited_for_no_longer_than_its_lease(steps: Steps) -> None:

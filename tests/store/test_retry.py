@@ -214,16 +214,33 @@ def test_one_that_became_due_or_was_claimed_since_it_was_found_stays_as_it_is(st
     assert [kind for _, kind in steps.kinds()] == []
 
 
+def test_a_command_goes_on_past_many_that_it_is_not_about(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selected, "_CANDIDATES", 2)
+    monkeypatch.setattr(selected, "_MOST_LOOK_UPS", 1)
+    monkeypatch.setattr(execution, "BATCH", 2)
+    steps.arrive(*(an_event(n, f"u{n}") for n in range(1, 11)))
+    steps.record([(claimed, NO_ANSWER if claimed.seq == 9 else ANSWERED_503) for claimed in steps.claim_due()])
+    number = commands.ask(steps.database, "retry", Selection(cause=NO_ANSWER.error_class), who="ann", why="back")
+    changed = [execution.work_on(steps.database, CONFIG, POLICIES, number) for _ in range(8)]
+    progress = commands.progress(steps.database, number)
+    assert progress is not None
+    assert (progress.state, progress.affected, sum(changed), changed[0]) == ("done", 1, 1, 0)
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 12])
 def test_pages_have_each_selected_delivery_once_and_whole_events(
     steps: Steps, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    """Whatever stands between them, and however few are looked up together."""
+    """Whatever stands between them, and however few are looked up together, and in one page."""
     monkeypatch.setattr(selected, "_CANDIDATES", 2)
+    monkeypatch.setattr(selected, "_MOST_LOOK_UPS", 2)
     steps.arrive(*(an_event(n, f"u{n}", routes=["latest", "strict"]) for n in range(1, 11)))
     steps.record([(claimed, NO_ANSWER if claimed.seq % 3 else ANSWERED_503) for claimed in steps.claim_due()])
     choice = Choice("retry", Selection(cause="server_error"), CONFIG)
     found: list[tuple[int, str]] = []
-    while rows := selected.page(steps.database, choice, after=found[-1][0] if found else 0, most=most):
-        found += keys_of(rows)
+    after: int | None = 0
+    while after is not None:
+        page = selected.page(steps.database, choice, after=after, most=most)
+        found += keys_of(page.rows)
+        after = page.upto
     assert found == [(seq, route) for seq in (3, 6, 9) for route in ("latest", "strict")]

@@ -84,7 +84,7 @@ def work_on(database: Database, config: Config, policies: Policies, number: int)
         if batch.choice is None:
             return _do(database, config, policies, batch)
         try:
-            if not batch.unreadable:
+            if batch.waits or not batch.unreadable:
                 return _do(database, config, policies, batch)
         except Exception as error:
             if not blames_items(error) or not batch.keys:
@@ -109,6 +109,8 @@ class _Batch(msgspec.Struct, frozen=True):
     """The reason why it has to wait for deliveries that are open."""
     unreadable: Mapping[Key, Exception] = {}
     """Deliveries of `keys` that can't be looked up, so that nobody knows whether they are selected."""
+    upto: int | None = None
+    """Without any `keys`: the seq up to which none is selected; None at the end."""
 
 
 def _look(database: Database, config: Config, policies: Policies, number: int) -> _Batch | None:
@@ -125,39 +127,13 @@ def _look(database: Database, config: Config, policies: Policies, number: int) -
         room = _room(transaction, choice.selection) if choice.act == "replay" else BATCH
         if room <= 0:
             return _Batch(command, choice, waits=f"waits: {MOST_OPEN} replayed deliveries are open")
-    keys, unreadable = _page(database, choice, command.progress_seq or 0, min(BATCH, room))
+    page = selected.page(database, choice, after=command.progress_seq or 0, most=min(BATCH, room))
+    keys = keys_of(page.rows)
     waits = None
     if choice.act == "retry" and command.affected >= MOST_OPEN:
         full = _full_route(database, policies, keys)
         waits = None if full is None else f"waits: {MOST_OPEN} deliveries are due on route {full}"
-    return _Batch(command, choice, keys, waits, unreadable)
-
-
-def _page(database: Database, choice: Choice, after: int, most: int) -> tuple[list[Key], dict[Key, Exception]]:
-    """Read the next deliveries; where one of them can't be looked up, one by one, so that it stops no other."""
-    try:
-        return keys_of(selected.page(database, choice, after=after, most=most)), {}
-    except Exception as error:
-        if choice.which not in selected.OF_WORK_TABLE or not blames_items(error):
-            raise
-    found: list[Key] = []
-    unreadable: dict[Key, Exception] = {}
-    while not found:
-        with database.read() as transaction:
-            candidates = selected.candidates(transaction, choice, after=after, most=most)
-        if not candidates:
-            break
-        for key in candidates:
-            try:
-                with database.read() as transaction:
-                    found += keys_of(selected.look_up(transaction, choice, [key]))
-            except Exception as error:
-                if not blames_items(error):
-                    raise
-                found.append(key)
-                unreadable[key] = error
-        after = candidates[-1][0]
-    return found, unreadable
+    return _Batch(command, choice, keys, waits, page.unreadable, page.upto)
 
 
 def _do(database: Database, config: Config, policies: Policies, batch: _Batch) -> int:
@@ -258,6 +234,8 @@ def _next(transaction: Transaction, batch: _Batch, choice: Choice, policies: Pol
     command = batch.command
     if batch.waits:
         return BatchResult("running", progress=command.progress_seq, answer=batch.waits)
+    if not batch.keys and batch.upto is not None:
+        return BatchResult("running", progress=batch.upto)
     if not batch.keys:
         answer = f"done, but for {command.failed} that could not be changed: see error" if command.failed else "done"
         return BatchResult("done", progress=command.progress_seq, answer=answer)

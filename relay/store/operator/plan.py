@@ -53,7 +53,7 @@ def preview(database: Database, choice: Choice, most: int, *, seen: Callable[[in
     """
     if choice.act == "replay":
         return _plan_of_replay(database, choice, most, seen)
-    rows = selected.page(database, choice, after=0, most=most)
+    rows = next((page.rows for page in _pages(database, choice, most) if page.rows), ())
     with database.read() as transaction:
         groups = [
             Group(row.route, row.state, row.cause, int(row.count), _time(row.first_due_at), _time(row.last_due_at))
@@ -68,8 +68,10 @@ def _plan_of_replay(database: Database, choice: Choice, most: int, seen: Callabl
     left_out: Counter[LeftOut] = Counter()
     listed: list[Row] = []
     examined = 0
-    for rows in _pages(database, choice):
-        left = _left_out(database, choice, keys_of(rows))
+    for page in _pages(database, choice, execution.BATCH):
+        rows = page.rows
+        unreadable: dict[Key, LeftOut] = dict.fromkeys(page.unreadable, "unreadable")
+        left = unreadable | _left_out(database, choice, [key for key in keys_of(rows) if key not in unreadable])
         taken = [row for row in rows if (row["seq"], row["route"]) not in left]
         counts.update((row["route"], row["state"], row["cause"]) for row in taken)
         left_out.update(left.values())
@@ -80,14 +82,12 @@ def _plan_of_replay(database: Database, choice: Choice, most: int, seen: Callabl
     return Plan(counts.total(), tuple(groups), tuple(listed), dict(left_out))
 
 
-def _pages(database: Database, choice: Choice) -> Iterator[list[Row]]:
-    after = 0
-    while True:
-        rows = selected.page(database, choice, after=after, most=execution.BATCH)
-        if not rows:
-            return
-        yield rows
-        after = rows[-1]["seq"]
+def _pages(database: Database, choice: Choice, most: int) -> Iterator[selected.SelectedPage]:
+    after: int | None = 0
+    while after is not None:
+        page = selected.page(database, choice, after=after, most=most)
+        yield page
+        after = page.upto
 
 
 def _left_out(database: Database, choice: Choice, keys: Sequence[Key]) -> dict[Key, LeftOut]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import TextClause, text
 
-from inbox.db.dialect import Sql, rows_param
+from inbox.db.dialect import Sql, blames_items, rows_param
 from inbox.db.reads import Row
 from inbox.events.timestamps import as_time
 from relay.store.database import Database, Key, Transaction
@@ -32,28 +33,71 @@ def wait_until(transaction: Transaction, choice: Choice) -> tuple[int, datetime 
     return int(found.count), None if found.last_due_at is None else as_time(found.last_due_at)
 
 
-def page(database: Database, choice: Choice, *, after: int, most: int) -> list[Row]:
+class SelectedPage(msgspec.Struct, frozen=True):
+    """The next selected deliveries, in the order of their keys."""
+
+    rows: Sequence[Row]
+    """All columns; of one that can't be looked up seq and route alone."""
+    unreadable: Mapping[Key, Exception] = {}
+    """Deliveries that can't be looked up, so that nobody knows whether they are selected."""
+    upto: int | None = None
+    """The seq beyond which to go on; None at the end."""
+
+
+def page(database: Database, choice: Choice, *, after: int, most: int) -> SelectedPage:
     """The deliveries of the first events beyond the seq `after`: about `most`, whole events only.
 
     Open ones are found by their key, some in each transaction, and then looked up: however many are selected, each reads few.
+    After many candidates of which none is selected, the page is empty, and `upto` says where to go on.
     """
     if choice.which not in OF_WORK_TABLE:
         with database.read() as transaction:
-            return _whole_events(
-                _page(transaction.sql, choice.which), transaction, choice.parameters(choice.which), after, most
-            )
+            known = choice.parameters(choice.which)
+            rows = _whole_events(_page(transaction.sql, choice.which), transaction, known, after, most)
+        return SelectedPage(rows, upto=int(rows[-1]["seq"]) if rows else None)
     found: list[Row] = []
-    while True:
+    unreadable: dict[Key, Exception] = {}
+    for _ in range(_MOST_LOOK_UPS):
         with database.read() as transaction:
             keys = candidates(transaction, choice, after=after, most=max(most, _CANDIDATES))
-            found += look_up(transaction, choice, keys) if keys else []
+        if not keys:
+            return SelectedPage(found, unreadable, int(found[-1]["seq"]) if found else None)
+        rows, failed = _look_up_each(database, choice, keys)
+        found += rows
+        unreadable |= failed
         if len(found) > most:
             cut = found[most]["seq"]
-            whole = [row for row in found if row["seq"] < cut]
-            return whole or [row for row in found if row["seq"] == cut]
-        if len(found) == most or not keys:
-            return found
+            found = [row for row in found if row["seq"] < cut] or [row for row in found if row["seq"] == cut]
+            kept = {(row["seq"], row["route"]) for row in found}
+            return SelectedPage(
+                found, {key: unreadable[key] for key in unreadable.keys() & kept}, int(found[-1]["seq"])
+            )
         after = keys[-1][0]
+        if len(found) == most:
+            break
+    return SelectedPage(found, unreadable, after)
+
+
+def _look_up_each(database: Database, choice: Choice, keys: Sequence[Key]) -> tuple[list[Row], dict[Key, Exception]]:
+    """Look up these together; where one of them can't be, one by one, so that it stops no other."""
+    try:
+        with database.read() as transaction:
+            return look_up(transaction, choice, keys), {}
+    except Exception as error:
+        if not blames_items(error):
+            raise
+    rows: list[Row] = []
+    failed: dict[Key, Exception] = {}
+    for key in keys:
+        try:
+            with database.read() as transaction:
+                rows += look_up(transaction, choice, [key])
+        except Exception as error:
+            if not blames_items(error):
+                raise
+            rows.append({"seq": key[0], "route": key[1]})
+            failed[key] = error
+    return rows, failed
 
 
 def candidates(transaction: Transaction, choice: Choice, *, after: int, most: int) -> list[Key]:
@@ -100,6 +144,8 @@ OF_WORK_TABLE: frozenset[Which] = frozenset({"dead", "not begun", "blocked", "du
 """Kinds of deliveries that have a row in `open_delivery`."""
 _CANDIDATES = 200
 """The fewest keys that are looked up together."""
+_MOST_LOOK_UPS = 50
+"""Consecutive look-ups of one page: whoever asked has other work, too."""
 _COLUMNS = ("route", "seq", "source", "entity_type", "entity_id", "event_type")
 _OF_INBOX = frozenset({"source", "entity_type", "entity_id", "event_type"})
 
