@@ -85,6 +85,46 @@ COMMENT ON COLUMN delivery_log.relay_node IS 'relay_node.id of the process that 
 
 COMMENT ON COLUMN delivery_log.detail IS 'calls, statuses, durations, error, next due time, operator and reason';
 
+CREATE TABLE duplicate_request (
+    id BIGSERIAL NOT NULL,
+    seq BIGINT NOT NULL,
+    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    body_sha256 BYTEA NOT NULL,
+    body BYTEA,
+    handled_at TIMESTAMP WITH TIME ZONE,
+    times BIGINT DEFAULT 1 NOT NULL,
+    last_received_at TIMESTAMP WITH TIME ZONE,
+    error TEXT,
+    CONSTRAINT pk_duplicate_request PRIMARY KEY (id),
+    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (handled_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
+    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (last_received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
+);
+
+CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
+
+COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
+
+COMMENT ON COLUMN duplicate_request.id IS 'number of the duplicate';
+
+COMMENT ON COLUMN duplicate_request.seq IS 'the event that it duplicates: inbox.seq';
+
+COMMENT ON COLUMN duplicate_request.received_at IS 'time of its arrival';
+
+COMMENT ON COLUMN duplicate_request.body_sha256 IS 'SHA-256 of its body';
+
+COMMENT ON COLUMN duplicate_request.body IS 'its body, only when it differs from the event''s';
+
+COMMENT ON COLUMN duplicate_request.handled_at IS 'time at which a relay judged it; empty: not judged yet';
+
+COMMENT ON COLUMN duplicate_request.times IS 'number of requests in this row: after the first 20 of an event, further ones are only counted';
+
+COMMENT ON COLUMN duplicate_request.last_received_at IS 'if times is more than 1: time of the last arrival';
+
+COMMENT ON COLUMN duplicate_request.error IS 'reason why it could not be judged; clear it to have it judged again';
+
 CREATE TABLE gate (
     kind TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -466,46 +506,6 @@ COMMENT ON COLUMN relay_node.heartbeat_at IS 'time of its last heartbeat; databa
 COMMENT ON COLUMN relay_node.stopped_at IS 'time of a graceful stop; empty while it runs or if it died';
 
 COMMENT ON COLUMN relay_node.failing IS 'steps that fail now, with the errors; empty: none';
-
-CREATE TABLE duplicate_request (
-    id BIGSERIAL NOT NULL,
-    seq BIGINT NOT NULL,
-    received_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    body_sha256 BYTEA NOT NULL,
-    body BYTEA,
-    handled_at TIMESTAMP WITH TIME ZONE,
-    times BIGINT DEFAULT 1 NOT NULL,
-    last_received_at TIMESTAMP WITH TIME ZONE,
-    error TEXT,
-    CONSTRAINT pk_duplicate_request PRIMARY KEY (id),
-    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (handled_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z'),
-    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (last_received_at BETWEEN '0001-01-01 00:00:00.000000Z' AND '9999-12-31 23:59:59.999999Z')
-);
-
-CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
-
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
-COMMENT ON TABLE duplicate_request IS 'A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.';
-
-COMMENT ON COLUMN duplicate_request.id IS 'number of the duplicate';
-
-COMMENT ON COLUMN duplicate_request.seq IS 'the event that it duplicates: inbox.seq';
-
-COMMENT ON COLUMN duplicate_request.received_at IS 'time of its arrival';
-
-COMMENT ON COLUMN duplicate_request.body_sha256 IS 'SHA-256 of its body';
-
-COMMENT ON COLUMN duplicate_request.body IS 'its body, only when it differs from the event''s';
-
-COMMENT ON COLUMN duplicate_request.handled_at IS 'time at which a relay judged it; empty: not judged yet';
-
-COMMENT ON COLUMN duplicate_request.times IS 'number of requests in this row: after the first 20 of an event, further ones are only counted';
-
-COMMENT ON COLUMN duplicate_request.last_received_at IS 'if times is more than 1: time of the last arrival';
-
-COMMENT ON COLUMN duplicate_request.error IS 'reason why it could not be judged; clear it to have it judged again';
 
 CREATE TABLE sweep_watermark (
     source TEXT NOT NULL,
@@ -914,4 +914,4 @@ CREATE TRIGGER delivery_log_is_not_truncated BEFORE TRUNCATE ON delivery_log
 
 INSERT INTO order_lock (id) VALUES (1);
 
-INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z');
+INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')

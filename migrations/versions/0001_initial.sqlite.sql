@@ -60,6 +60,34 @@ CREATE INDEX ix_delivery_log_at ON delivery_log (at);
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
+CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.
+    -- number of the duplicate
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    -- the event that it duplicates: inbox.seq
+    seq BIGINT NOT NULL,
+    -- time of its arrival
+    received_at TEXT NOT NULL,
+    -- SHA-256 of its body
+    body_sha256 BLOB NOT NULL,
+    -- its body, only when it differs from the event's
+    body BLOB,
+    -- time at which a relay judged it; empty: not judged yet
+    handled_at TEXT,
+    -- number of requests in this row: after the first 20 of an event, further ones are only counted
+    times BIGINT DEFAULT 1 NOT NULL,
+    -- if times is more than 1: time of the last arrival
+    last_received_at TEXT,
+    -- reason why it could not be judged; clear it to have it judged again
+    error TEXT,
+    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (date(substr(handled_at, 1, 10)) IS substr(handled_at, 1, 10) AND handled_at >= '0001-01-01 00:00:00.000000Z' AND (length(handled_at) = 10 OR substr(handled_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
+    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
+);
+
+CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
+
+CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
+
 CREATE TABLE gate ( -- Gates in front of deliveries: pauses, circuit breakers and rate limits, shared by all relays.
     -- source, route, destination, api or entity
     kind TEXT NOT NULL,
@@ -329,34 +357,6 @@ CREATE TABLE relay_node ( -- One row per run of a relay process.
     CONSTRAINT ck_relay_node_failing_is_readable CHECK (failing IS NULL OR CASE WHEN json_valid(failing) THEN json_type(failing) = 'object' ELSE 0 END)
 );
 
-CREATE TABLE duplicate_request ( -- A duplicate: a request whose key is already stored. The answer was 200 with the stored seq. sum(times) counts them.
-    -- number of the duplicate
-    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    -- the event that it duplicates: inbox.seq
-    seq BIGINT NOT NULL,
-    -- time of its arrival
-    received_at TEXT NOT NULL,
-    -- SHA-256 of its body
-    body_sha256 BLOB NOT NULL,
-    -- its body, only when it differs from the event's
-    body BLOB,
-    -- time at which a relay judged it; empty: not judged yet
-    handled_at TEXT,
-    -- number of requests in this row: after the first 20 of an event, further ones are only counted
-    times BIGINT DEFAULT 1 NOT NULL,
-    -- if times is more than 1: time of the last arrival
-    last_received_at TEXT,
-    -- reason why it could not be judged; clear it to have it judged again
-    error TEXT,
-    CONSTRAINT ck_duplicate_request_received_at_is_readable CHECK (date(substr(received_at, 1, 10)) IS substr(received_at, 1, 10) AND received_at >= '0001-01-01 00:00:00.000000Z' AND (length(received_at) = 10 OR substr(received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_duplicate_request_handled_at_is_readable CHECK (date(substr(handled_at, 1, 10)) IS substr(handled_at, 1, 10) AND handled_at >= '0001-01-01 00:00:00.000000Z' AND (length(handled_at) = 10 OR substr(handled_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*')),
-    CONSTRAINT ck_duplicate_request_last_received_at_is_readable CHECK (date(substr(last_received_at, 1, 10)) IS substr(last_received_at, 1, 10) AND last_received_at >= '0001-01-01 00:00:00.000000Z' AND (length(last_received_at) = 10 OR substr(last_received_at, 11) GLOB '[ T][0-2][0-9]:[0-5][0-9]*'))
-);
-
-CREATE INDEX ix_duplicate_request_open ON duplicate_request (seq) WHERE handled_at IS NULL;
-
-CREATE INDEX ix_duplicate_request_seq ON duplicate_request (seq);
-
 CREATE TABLE sweep_watermark ( -- Watermark of the sweeps of a source, with the result of the last one and the relay that runs one.
     -- the source that was swept
     source TEXT NOT NULL,
@@ -596,4 +596,4 @@ END;
 
 INSERT INTO order_lock (id) VALUES (1);
 
-INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z');
+INSERT INTO write_probe (id, probed_at) VALUES (1, '2000-01-01 00:00:00.000000Z')
