@@ -30,7 +30,7 @@ STORED, DUPLICATE, SWEPT, REJECTED, UNAVAILABLE = "stored", "duplicate", "swept"
 """Outcomes of requests of a source. Those of routes and destinations are the kinds of facts."""
 
 
-class Subject(NamedTuple):
+class Counted(NamedTuple):
     """The thing that a figure is about, and what became of it."""
 
     kind: str
@@ -50,7 +50,7 @@ class Figure(msgspec.Struct, frozen=True):
     bytes: int
 
 
-_Slots = dict[float, dict[Subject, tuple[int, int]]]
+_Slots = dict[float, dict[Counted, tuple[int, int]]]
 """Counts and bytes, by the monotonic second in which the first of a slot was counted."""
 
 
@@ -68,7 +68,7 @@ class Tally:
         with self._lock:
             newest = max(self._slots, default=-FLUSH_EVERY_SECONDS)
             slot = newest if now - newest < FLUSH_EVERY_SECONDS else now
-            self._put(slot, Subject(kind, name, outcome), count, size)
+            self._put(slot, Counted(kind, name, outcome), count, size)
 
     @contextmanager
     def taken(self) -> Iterator[list[Figure]]:
@@ -96,7 +96,7 @@ class Tally:
                 for subject, sums in subjects.items():
                     self._put(slot, subject, *sums)
 
-    def _put(self, slot: float, subject: Subject, count: int, size: int) -> None:
+    def _put(self, slot: float, subject: Counted, count: int, size: int) -> None:
         if slot not in self._slots and len(self._slots) >= MOST_SLOTS:
             slot = max(self._slots)
         sums = self._slots.setdefault(slot, {})
