@@ -73,7 +73,7 @@ def plain(mapping: Any) -> Row:  # noqa: ANN401  # a result row's mapping
     """Convert a row of a public table or view to Python values: aware times, decoded JSON."""
     row = dict(mapping)
     for name, value in row.items():
-        if value is not None and (name == "at" or name.endswith(("_at", "_until"))):
+        if value is not None and (name in {"at", "minute"} or name.endswith(("_at", "_until"))):
             row[name] = as_time(value)
         elif name in {"headers", "detail"}:
             row[name] = as_json(value)

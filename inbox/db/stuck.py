@@ -41,7 +41,8 @@ class SqlClock:
 
     def __init__(self, dialect: str, now: str | None = None) -> None:
         self.is_postgres = dialect == POSTGRES
-        self.now = now or ("clock_timestamp()" if self.is_postgres else "'now'")
+        # Not clock_timestamp(): Postgres compares no index with what may change from row to row.
+        self.now = now or ("statement_timestamp()" if self.is_postgres else "'now'")
 
     def since(self, column: str) -> str:
         """Return the seconds from a time until now."""

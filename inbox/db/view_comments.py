@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from inbox.db.schema import inbox, open_delivery
+from inbox.db.schema import gate, inbox, open_delivery, throughput_minute
 
 
 class View(msgspec.Struct, frozen=True):
@@ -24,6 +24,18 @@ _KNOWN = {column.name: column.comment or "" for table in (open_delivery, inbox) 
 def _as_in_tables(*names: str) -> dict[str, str]:
     """Return the comments of columns that mean the same in the view as in `open_delivery` or `inbox`."""
     return {name: _KNOWN[name] for name in names}
+
+
+_FIGURES = {column.name: column.comment or "" for column in throughput_minute.columns}
+_GATE = {column.name: column.comment or "" for column in gate.columns}
+
+
+def _figures_of(*names: str) -> dict[str, str]:
+    return {name: _FIGURES[name] for name in names}
+
+
+def _gate(*names: str) -> dict[str, str]:
+    return {name: _GATE[name] for name in names}
 
 
 _EVENT = _as_in_tables("source", "entity_type", "entity_id", "event_type", "action", "occurred_at", "received_at")
@@ -103,6 +115,113 @@ VIEWS = (
             "state": "state of the delivery or command; gone or failing for relays",
             "for_seconds": "seconds since the problem began; empty: unknown",
             "why": "the problem, in one sentence",
+        },
+    ),
+    View(
+        "dead_cause",
+        "Deliveries that were given up, grouped by route, cause, error and status. relay replay takes the same conditions.",
+        {
+            **_as_in_tables("route"),
+            "cause": "as in dead_letter",
+            "error": "the last error, in one sentence",
+            "last_status": "HTTP status of the last call",
+            "deliveries": "number of these deliveries",
+            "first_died_at": "time at which the first of them was given up",
+            "last_died_at": "time at which the last of them was given up",
+            "sample_seq": "the newest event among them",
+        },
+    ),
+    View(
+        "entity_timeline",
+        "All that happened to the events of an entity: arrivals, duplicates, attempts and outcomes. Query it by source,"
+        " entity_type and entity_id, ORDER BY at, seq, fact_id, what.",
+        {
+            **_as_in_tables("source", "entity_type", "entity_id"),
+            "at": "time of the arrival, or of the recording",
+            "what": "arrived, duplicate, or a kind of fact, as in delivery_log",
+            **_as_in_tables("seq"),
+            "route": "the route; empty for arrivals and duplicates",
+            "summary": "the outcome, error, or person and reason, in one sentence",
+            "fact_id": "if a fact: delivery_log.id; else 0",
+        },
+    ),
+    View(
+        "throughput",
+        "Figures of each minute: of sources, what was received; of routes and destinations, what became of deliveries."
+        " Query it by minute, or by kind and name. It lacks about the last ten seconds.",
+        {
+            "minute": "beginning of the minute; database clock",
+            **_figures_of("kind", "name", "outcome", "count", "bytes"),
+            "per_second": "count, divided by 60",
+        },
+    ),
+    View(
+        "source_health",
+        "Sources with figures or events: the last arrival, and what was received in the last hour and day. The hour and the"
+        " day end with the last figures, about ten seconds ago.",
+        {
+            "source": "name of the source; (unknown) for all unknown sources together",
+            "last_arrival_at": "last event or duplicate, to the minute; empty: none in the age of the figures",
+            "events_hour": "events stored in the last hour, those of sweeps too",
+            "events_day": "events stored in the last day",
+            "duplicates_hour": "duplicates in the last hour",
+            "duplicates_day": "duplicates in the last day",
+            "rejected_hour": "rejected requests in the last hour; more than rejected_request has, when there were many",
+            "rejected_day": "rejected requests in the last day",
+            "is_silent": "true while the alert source_silent fires, which needs silent_after in inbox.toml",
+            "paused_at": "time at which an operator paused it; empty: not paused",
+        },
+    ),
+    View(
+        "destination_health",
+        "Routes, destinations and apis: their health, what became of deliveries in the last hour and day, and their gates."
+        " Figures of a destination are of all routes to it; apis have only a gate.",
+        {
+            "kind": "route, destination or api",
+            "name": "its name in inbox.toml",
+            "health": "paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt of the"
+            " last hour failed) or ok",
+            "delivered_hour": "deliveries that succeeded in the last hour",
+            "delivered_day": "deliveries that succeeded in the last day",
+            "failed_hour": "failed and abandoned attempts in the last hour",
+            "failed_day": "failed and abandoned attempts in the last day",
+            "dead_hour": "deliveries given up in the last hour",
+            "dead_day": "deliveries given up in the last day",
+            "last_success_at": "last success, to the minute; empty: none in the age of the figures",
+            "last_failure_at": "last failed attempt or death, to the minute",
+            **_gate("paused_at", "breaker", "breaker_until", "breaker_cause", "held_until", "hold_reason"),
+        },
+    ),
+    View(
+        "table_size",
+        "Size and growth of each table. On Postgres by its statistics; partitions of a table are one row. On SQLite the row (file)"
+        " has the size of the whole file, as SQLite keeps no other.",
+        {
+            "table_name": "the table; (file) for a SQLite file",
+            "rows_estimated": "rows by the last ANALYZE or VACUUM; on SQLite at most so many, by the first and last row",
+            "bytes": "bytes without indexes",
+            "index_bytes": "bytes of its indexes; empty on SQLite, where bytes has them",
+            "free_bytes": "on SQLite: bytes of free pages, which new rows use first",
+            "bytes_per_day": "growth without retention: rows of the last day by the figures, as large as the present ones; empty:"
+            " unknown, or it does not grow with events",
+            "dead_rows": "dead rows that VACUUM has not removed; empty on SQLite, which has none",
+            "last_vacuum_at": "time of the last VACUUM, by hand or by itself; empty: none, or SQLite",
+        },
+    ),
+    View(
+        "long_transaction",
+        "Transactions that are open for a minute, which VACUUM and locks may wait for. Empty on SQLite, which does not know its"
+        " readers. A role without pg_read_all_stats sees its own.",
+        {
+            "pid": "process of the server, for pg_terminate_backend; empty: a prepared transaction",
+            "role": "role of the session",
+            "application": "application_name of the session",
+            "state": "active, idle in transaction, or prepared",
+            "for_seconds": "seconds since it began",
+            "began_at": "time of its begin",
+            "waits_for": "its wait event; Client: it waits for its client",
+            "query": "its last statement, up to the first value",
+            "holds_back": "things that wait for its end",
         },
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event, text
 
-from inbox.db import stuck
+from inbox.db import event_views, health_views, stuck
 from inbox.db.dialect import POSTGRES, SQLITE
 from inbox.db.schema import inbox, metadata
 from inbox.db.view_comments import VIEWS
@@ -94,7 +94,10 @@ def _delivery_view(dialect: str) -> str:
     )
     never_replayed = "NOT EXISTS (SELECT 1 FROM delivery_log f WHERE f.seq = i.seq AND f.kind = 'replayed')"
     nowhere = "CAST(NULL AS text)"
-    statuses = {"last_status": _status_of("l", dialect), "failed_status": _status_of("e", dialect)}
+    statuses = {
+        "last_status": event_views.status_of("l", dialect),
+        "failed_status": event_views.status_of("e", dialect),
+    }
     return "CREATE VIEW delivery AS" + "UNION ALL".join(
         _DELIVERY.format(routed=rows, route=name, state=state, condition=condition, **statuses)
         for rows, name, state, condition in (
@@ -103,13 +106,6 @@ def _delivery_view(dialect: str) -> str:
             ("inbox i", nowhere, "'unrouted'", f"{none} AND {never_replayed}"),
         )
     )
-
-
-def _status_of(fact: str, dialect: str) -> str:
-    """Return the HTTP status of the last call of a fact; a fact that no relay wrote must not break the view."""
-    if dialect == POSTGRES:
-        return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
-    return f"{fact}.detail ->> '$.calls[#-1].status'"
 
 
 _POSTGRES_TRIGGERS = (
@@ -209,7 +205,7 @@ def statements(dialect: str) -> tuple[str, ...]:
     clock = stuck.SqlClock(dialect)
     views = (
         _delivery_view(dialect),
-        _DEAD_LETTER.format(last_status=_status_of("l", dialect)),
+        _DEAD_LETTER.format(last_status=event_views.status_of("l", dialect)),
         _BACKLOG.format(
             age=clock.since("i.received_at"),
             states=", ".join(f"b.{state}" for state in OPEN_STATES),
@@ -219,6 +215,8 @@ def statements(dialect: str) -> tuple[str, ...]:
         ),
         _RELAY_HEALTH.format(gone=GONE_SECONDS, silent=clock.since("n.heartbeat_at")),
         "CREATE VIEW stuck AS" + "UNION ALL".join(stuck.branches(clock).values()),
+        *event_views.statements(dialect),
+        *health_views.statements(dialect),
     )
     rows = (
         "INSERT INTO order_lock (id) VALUES (1)",

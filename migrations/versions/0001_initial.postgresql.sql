@@ -63,7 +63,7 @@ CREATE TABLE delivery_log (
     CONSTRAINT ck_delivery_log_detail_is_readable CHECK (jsonb_typeof(detail) = 'object')
 );
 
-CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at);
+CREATE INDEX ix_delivery_log_at ON delivery_log USING brin (at) WITH (autosummarize = on);
 
 CREATE INDEX ix_delivery_log_delivery ON delivery_log (seq, route, id);
 
@@ -656,7 +656,7 @@ LEFT JOIN delivery_log l ON l.id = (
 
 CREATE VIEW backlog AS
 SELECT b.route, b.open, b.received, b.waiting, b.ready, b.in_flight, b.blocked, b.dead,
-       i.received_at AS oldest_received_at, round(extract(epoch FROM clock_timestamp() - i.received_at), 3) AS oldest_age_seconds
+       i.received_at AS oldest_received_at, round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS oldest_age_seconds
 FROM (
     SELECT route, count(*) AS open,
            count(CASE WHEN state = 'received' THEN 1 END) AS received,
@@ -679,7 +679,7 @@ SELECT r.relay_node, r.host, r.pid, r.version,
        r.started_at, r.heartbeat_at, r.stopped_at, r.failing
 FROM (
     SELECT n.id AS relay_node, n.host, n.pid, n.version, n.started_at, n.heartbeat_at, n.stopped_at, n.failing,
-           round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) AS silent_seconds
+           round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) AS silent_seconds
     FROM relay_node n
 ) r;
 
@@ -687,45 +687,45 @@ CREATE VIEW stuck AS
 SELECT 'no_relay' AS finding, CAST(NULL AS bigint) AS seq, CAST(NULL AS text) AS route, CAST(NULL AS text) AS lane,
        'gone' AS state, CAST(NULL AS numeric) AS for_seconds, 'no relay has sent a heartbeat for 15 s' AS why
 WHERE NOT EXISTS (
-    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= clock_timestamp() - interval '15 seconds')
+    SELECT 1 FROM relay_node n WHERE n.stopped_at IS NULL AND n.heartbeat_at >= statement_timestamp() - interval '15 seconds')
 UNION ALL
 SELECT 'crash_loop' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'gone' AS state, NULL AS for_seconds,
        'host ' || n.host || ': ' || count(*) || ' relays died soon after they had started' AS why
 FROM relay_node n
-WHERE n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) > 15 AND round(extract(epoch FROM clock_timestamp() - n.started_at), 3) < 600
+WHERE n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) > 15 AND round(extract(epoch FROM statement_timestamp() - n.started_at), 3) < 600
 GROUP BY n.host
 HAVING count(*) >= 3
 UNION ALL
 SELECT 'failing' AS finding, NULL AS seq, NULL AS route, NULL AS lane, 'failing' AS state, NULL AS for_seconds,
        'relay ' || n.host || ' pid ' || n.pid || ': step ' || step.key || ' fails: ' || step.value AS why
 FROM relay_node n CROSS JOIN LATERAL jsonb_each_text(n.failing) AS step(key, value)
-WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM clock_timestamp() - n.heartbeat_at), 3) <= 15
+WHERE n.failing IS NOT NULL AND n.stopped_at IS NULL AND round(extract(epoch FROM statement_timestamp() - n.heartbeat_at), 3) <= 15
 UNION ALL
-SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - i.received_at), 3) AS for_seconds,
+SELECT 'unordered' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - i.received_at), 3) AS for_seconds,
        'no relay has ordered it, and nothing moves' AS why
 FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'received' AND round(extract(epoch FROM clock_timestamp() - i.received_at), 3) > 60
-  AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > clock_timestamp() - interval '60 seconds')
+WHERE o.state = 'received' AND round(extract(epoch FROM statement_timestamp() - i.received_at), 3) > 60
+  AND NOT EXISTS (SELECT 1 FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
 UNION ALL
-SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.due_at), 3) AS for_seconds,
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - o.due_at), 3) AS for_seconds,
        'due, and nothing moves on its route: is it in inbox.toml, and does a gate of its destination or api hold it back?' AS why
 FROM open_delivery o JOIN inbox i ON i.seq = o.seq
-WHERE o.state = 'ready' AND round(extract(epoch FROM clock_timestamp() - o.due_at), 3) > 60
-  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > clock_timestamp() - interval '60 seconds')
-  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > clock_timestamp() - interval '0 seconds')
+WHERE o.state = 'ready' AND round(extract(epoch FROM statement_timestamp() - o.due_at), 3) > 60
+  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
+  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
   AND NOT EXISTS (
     SELECT 1 FROM gate g
     WHERE g.paused_at IS NOT NULL
       AND ((g.kind = 'route' AND g.name = o.route) OR (g.kind = 'source' AND g.name = i.source)
         OR (g.kind = 'entity' AND g.name = replace(replace(i.source, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_type, '\', '\\'), '|', '\|') || '|' || replace(replace(i.entity_id, '\', '\\'), '|', '\|'))))
 UNION ALL
-SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - o.lease_until), 3), 'its lease ran out, and no relay has rescued it'
+SELECT 'stuck' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - o.lease_until), 3), 'its lease ran out, and no relay has rescued it'
 FROM open_delivery o
-WHERE o.state = 'in_flight' AND round(extract(epoch FROM clock_timestamp() - o.lease_until), 3) > 60
-  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > clock_timestamp() - interval '60 seconds')
-  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > clock_timestamp() - interval '0 seconds')
+WHERE o.state = 'in_flight' AND round(extract(epoch FROM statement_timestamp() - o.lease_until), 3) > 60
+  AND o.route NOT IN (SELECT l.route FROM delivery_log l WHERE l.at > statement_timestamp() - interval '60 seconds')
+  AND o.route NOT IN (SELECT f.route FROM open_delivery f WHERE f.state = 'in_flight' AND f.lease_until > statement_timestamp() - interval '0 seconds')
 UNION ALL
-SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM clock_timestamp() - l.at), 3) AS for_seconds,
+SELECT 'blocked' AS finding, o.seq, o.route, o.lane, o.state, round(extract(epoch FROM statement_timestamp() - l.at), 3) AS for_seconds,
        'it is dead and blocks its lane: relay replay, unblock or cancel' AS why
 FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
 WHERE o.state = 'blocked'
@@ -733,13 +733,13 @@ UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
        'due further ahead than any rule allows, since the clock of the database went back: a relay pulls it in' AS why
 FROM open_delivery o LEFT JOIN delivery_log l ON l.id = (SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route)
-WHERE o.state = 'ready' AND round(extract(epoch FROM clock_timestamp() - o.due_at), 3) < -60
-  AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round(extract(epoch FROM clock_timestamp() - l.at), 3) < -60)
+WHERE o.state = 'ready' AND round(extract(epoch FROM statement_timestamp() - o.due_at), 3) < -60
+  AND (l.id IS NULL OR l.kind NOT IN ('attempt_failed', 'took_over', 'rescheduled') OR round(extract(epoch FROM statement_timestamp() - l.at), 3) < -60)
 UNION ALL
 SELECT 'ahead' AS finding, o.seq, o.route, o.lane, o.state, NULL,
        'leased for longer than any lease lasts, since the clock of the database went back: a relay shortens it'
 FROM open_delivery o
-WHERE o.state = 'in_flight' AND round(extract(epoch FROM clock_timestamp() - o.lease_until), 3) < -60
+WHERE o.state = 'in_flight' AND round(extract(epoch FROM statement_timestamp() - o.lease_until), 3) < -60
 UNION ALL
 SELECT 'no_head' AS finding, o.seq, o.route, o.lane, o.state, NULL AS for_seconds,
        'its lane has no head: relay rebuild gives it one' AS why
@@ -748,19 +748,186 @@ WHERE o.state = 'waiting' AND NOT EXISTS (
     SELECT 1 FROM open_delivery h
     WHERE h.route = o.route AND h.lane = o.lane AND h.state IN ('ready', 'in_flight', 'blocked'))
 UNION ALL
-SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) AS for_seconds,
+SELECT 'command' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || 'asked a minute ago, and no relay has taken it up' AS why
 FROM relay_command c
-WHERE c.state = 'asked' AND round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) > 60
+WHERE c.state = 'asked' AND round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) > 60
 UNION ALL
-SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM clock_timestamp() - c.asked_at), 3) AS for_seconds,
+SELECT 'command_failed' AS finding, NULL AS seq, NULL AS route, NULL AS lane, c.state, round(extract(epoch FROM statement_timestamp() - c.asked_at), 3) AS for_seconds,
        'command ' || c.id || ' (' || c.kind || '): ' || CASE WHEN c.state = 'failed' THEN 'failed: ' || coalesce(c.answer, '')
                        ELSE c.failed || ' could not be changed, such as ' || coalesce(c.error, '') END AS why
 FROM (
     SELECT id, kind, state, asked_at, finished_at, failed, answer, error FROM relay_command
     ORDER BY id DESC
     LIMIT 1000) c
-WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round(extract(epoch FROM clock_timestamp() - c.finished_at), 3) < 3600);
+WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round(extract(epoch FROM statement_timestamp() - c.finished_at), 3) < 3600);
+
+CREATE VIEW dead_cause AS
+SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
+       max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
+FROM (
+    SELECT o.seq, o.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+           CAST(substring(l.detail #>> '{calls,-1,status}' FROM '^[0-9][0-9][0-9]$') AS int) AS last_status
+    FROM (
+        SELECT seq, route FROM open_delivery WHERE state = 'dead'
+        UNION ALL
+        SELECT seq, route FROM open_delivery WHERE state = 'blocked'
+    ) o
+    LEFT JOIN LATERAL (
+    SELECT f.at, f.detail FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead'
+    ORDER BY f.id DESC
+    LIMIT 1) l ON true
+) d
+GROUP BY d.route, d.cause, d.error, d.last_status;
+
+CREATE VIEW entity_timeline AS
+SELECT i.source, i.entity_type, i.entity_id, i.received_at AS at, 'arrived' AS what, i.seq, CAST(NULL AS text) AS route,
+       i.event_type || coalesce(', for ' || nullif(array_to_string(i.routes, ', '), ''), ', for no route') AS summary, CAST(0 AS bigint) AS fact_id
+FROM inbox i
+UNION ALL
+SELECT i.source, i.entity_type, i.entity_id, d.received_at, 'duplicate', i.seq, NULL,
+       d.times || CASE WHEN d.times = 1 THEN ' request' ELSE ' requests' END
+           || CASE WHEN d.body IS NOT NULL THEN ' with another body' ELSE '' END
+           || coalesce(': not judged: ' || d.error, ''), 0
+FROM inbox i CROSS JOIN LATERAL (SELECT * FROM duplicate_request r WHERE r.seq = i.seq OFFSET 0) d
+
+UNION ALL
+SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
+       CASE f.kind
+            WHEN 'delivered' THEN 'did: ' || (f.detail ->> 'did')
+            WHEN 'unchanged' THEN 'the other system had it already'
+            WHEN 'superseded' THEN 'event ' || (f.detail ->> 'by') || ' replaces it (' || coalesce((f.detail ->> 'because'), 'newer') || ')'
+            WHEN 'skipped' THEN (f.detail ->> 'why')
+            WHEN 'attempt_failed' THEN (f.detail ->> 'error_class') || ': ' || (f.detail ->> 'error')
+            WHEN 'abandoned' THEN 'its lease expired: the relay that held it died or was cut off'
+            WHEN 'took_over' THEN 'it goes on with the attempts of event ' || (f.detail ->> 'of')
+            WHEN 'rescheduled' THEN 'due at ' || (f.detail ->> 'due_at')
+            WHEN 'dead' THEN (f.detail ->> 'cause') || ': ' || (f.detail ->> 'error')
+            WHEN 'rearmed' THEN 'after duplicate request ' || (f.detail ->> 'duplicate')
+            ELSE (f.detail ->> 'who') || ': ' || (f.detail ->> 'why') END, f.id
+FROM inbox i CROSS JOIN LATERAL (SELECT * FROM delivery_log r WHERE r.seq = i.seq OFFSET 0) f;
+
+CREATE VIEW throughput AS
+SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60.0, 2) AS per_second
+FROM throughput_minute t;
+
+CREATE VIEW source_health AS
+SELECT s.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
+       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '3600 seconds') AS events_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored', 'swept') AND t.minute > statement_timestamp() - interval '86400 seconds') AS events_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '3600 seconds') AS duplicates_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate') AND t.minute > statement_timestamp() - interval '86400 seconds') AS duplicates_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() - interval '3600 seconds') AS rejected_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('rejected') AND t.minute > statement_timestamp() - interval '86400 seconds') AS rejected_day,
+       coalesce((
+           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = s.source ORDER BY a.id DESC LIMIT 1
+       ), false) AS is_silent,
+       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = s.source) AS paused_at
+FROM (
+    SELECT name AS source FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted
+    UNION
+    SELECT name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.source) FROM inbox t WHERE 1 = 1
+            UNION ALL
+            SELECT (SELECT min(t.source) FROM inbox t WHERE 1 = 1 AND t.source > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) stored
+) s;
+
+CREATE VIEW destination_health AS
+SELECT h.kind, h.name,
+       CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
+            WHEN h.breaker <> 'closed' THEN h.breaker
+            WHEN h.held_until IS NOT NULL THEN 'held'
+            WHEN h.failed_hour > 0 AND h.delivered_hour = 0 THEN 'failing'
+            ELSE 'ok' END AS health,
+       h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
+       h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
+       h.held_until, h.hold_reason
+FROM (
+    SELECT d.kind, d.name,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() - interval '3600 seconds') AS delivered_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > statement_timestamp() - interval '86400 seconds') AS delivered_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '3600 seconds') AS failed_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > statement_timestamp() - interval '86400 seconds') AS failed_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '3600 seconds') AS dead_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead') AND t.minute > statement_timestamp() - interval '86400 seconds') AS dead_day,
+           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
+           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead')) n) AS last_failure_at,
+           g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
+           CASE WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN g.held_until END AS held_until,
+           CASE WHEN g.held_until > statement_timestamp() - interval '0 seconds' THEN g.hold_reason END AS hold_reason
+    FROM (
+    SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
+    UNION
+    SELECT 'route' AS kind, name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted_route
+    UNION
+    SELECT 'destination' AS kind, name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted_destination
+    ) d
+    LEFT JOIN gate g ON g.kind = d.kind AND g.name = d.name
+) h;
+
+CREATE VIEW table_size AS
+SELECT r.table_name, r.rows_estimated, r.bytes, r.index_bytes, CAST(NULL AS bigint) AS free_bytes,
+       CAST(round(CASE r.table_name
+            WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
+            WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
+            WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
+            WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'source' AND t.outcome IN ('rejected'))
+            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > statement_timestamp() - interval '86400 seconds' AND t.kind = 'route') END * (r.bytes + r.index_bytes) / nullif(r.rows_estimated, 0)) AS bigint)
+           AS bytes_per_day,
+       r.dead_rows, r.last_vacuum_at
+FROM (
+    SELECT coalesce(p.relname, c.relname) AS table_name,
+           CAST(sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE s.n_live_tup END) AS bigint) AS rows_estimated,
+           CAST(sum(pg_table_size(c.oid)) AS bigint) AS bytes, CAST(sum(pg_indexes_size(c.oid)) AS bigint) AS index_bytes,
+           CAST(sum(s.n_dead_tup) AS bigint) AS dead_rows, max(greatest(s.last_vacuum, s.last_autovacuum)) AS last_vacuum_at
+    FROM pg_class c
+    LEFT JOIN pg_inherits h ON h.inhrelid = c.oid
+    LEFT JOIN pg_class p ON p.oid = h.inhparent
+    LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
+    WHERE c.relkind = 'r' AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))
+    GROUP BY coalesce(p.relname, c.relname)
+) r;
+
+CREATE VIEW long_transaction AS
+SELECT a.pid, a.usename AS role, a.application_name AS application, a.state,
+       round(extract(epoch FROM clock_timestamp() - a.xact_start), 3) AS for_seconds, a.xact_start AS began_at,
+       concat_ws(': ', a.wait_event_type, a.wait_event) AS waits_for,
+       left(regexp_replace(a.query, '\s*([''"$]|\m\d).*$', ' …'), 100) AS query,
+       concat_ws('; ',
+           CASE WHEN a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL
+                THEN 'VACUUM removes no row that was deleted since' END,
+           (SELECT 'locks ' || string_agg(DISTINCT c.relname, ', ' ORDER BY c.relname)
+            FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+            WHERE l.pid = a.pid AND l.granted AND c.relkind IN ('r', 'p') AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+              AND c.relnamespace = (SELECT o.relnamespace FROM pg_class o WHERE o.oid = CAST('inbox' AS regclass))),
+           (SELECT 'pid ' || string_agg(CAST(b.pid AS text), ', ' ORDER BY b.pid) || ' waits for it'
+            FROM pg_stat_activity b WHERE b.wait_event_type = 'Lock' AND a.pid = ANY (pg_blocking_pids(b.pid)))
+       ) AS holds_back
+FROM pg_stat_activity a
+WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
+  AND a.xact_start < clock_timestamp() - interval '60 seconds'
+UNION ALL
+SELECT NULL, p.owner, NULL, 'prepared', round(extract(epoch FROM clock_timestamp() - p.prepared), 3), p.prepared, NULL, p.gid,
+       'VACUUM removes no row that was deleted since; it keeps its locks until COMMIT PREPARED or ROLLBACK PREPARED'
+FROM pg_prepared_xacts p
+WHERE p.database = current_database() AND p.prepared < clock_timestamp() - interval '60 seconds';
 
 COMMENT ON VIEW delivery IS 'State of each event on each route. Query it by seq or entity; for counts use backlog.';
 
@@ -897,6 +1064,156 @@ COMMENT ON COLUMN stuck.state IS 'state of the delivery or command; gone or fail
 COMMENT ON COLUMN stuck.for_seconds IS 'seconds since the problem began; empty: unknown';
 
 COMMENT ON COLUMN stuck.why IS 'the problem, in one sentence';
+
+COMMENT ON VIEW dead_cause IS 'Deliveries that were given up, grouped by route, cause, error and status. relay replay takes the same conditions.';
+
+COMMENT ON COLUMN dead_cause.route IS 'the route it takes: a name of [routes] in inbox.toml';
+
+COMMENT ON COLUMN dead_cause.cause IS 'as in dead_letter';
+
+COMMENT ON COLUMN dead_cause.error IS 'the last error, in one sentence';
+
+COMMENT ON COLUMN dead_cause.last_status IS 'HTTP status of the last call';
+
+COMMENT ON COLUMN dead_cause.deliveries IS 'number of these deliveries';
+
+COMMENT ON COLUMN dead_cause.first_died_at IS 'time at which the first of them was given up';
+
+COMMENT ON COLUMN dead_cause.last_died_at IS 'time at which the last of them was given up';
+
+COMMENT ON COLUMN dead_cause.sample_seq IS 'the newest event among them';
+
+COMMENT ON VIEW entity_timeline IS 'All that happened to the events of an entity: arrivals, duplicates, attempts and outcomes. Query it by source, entity_type and entity_id, ORDER BY at, seq, fact_id, what.';
+
+COMMENT ON COLUMN entity_timeline.source IS 'sender: a name of [sources] in inbox.toml';
+
+COMMENT ON COLUMN entity_timeline.entity_type IS 'type of the entity that changed, such as USER; empty when the event has no entity';
+
+COMMENT ON COLUMN entity_timeline.entity_id IS 'id of the entity that changed, as the source gives it';
+
+COMMENT ON COLUMN entity_timeline.at IS 'time of the arrival, or of the recording';
+
+COMMENT ON COLUMN entity_timeline.what IS 'arrived, duplicate, or a kind of fact, as in delivery_log';
+
+COMMENT ON COLUMN entity_timeline.seq IS 'number of the event in arrival order; gaps mean nothing';
+
+COMMENT ON COLUMN entity_timeline.route IS 'the route; empty for arrivals and duplicates';
+
+COMMENT ON COLUMN entity_timeline.summary IS 'the outcome, error, or person and reason, in one sentence';
+
+COMMENT ON COLUMN entity_timeline.fact_id IS 'if a fact: delivery_log.id; else 0';
+
+COMMENT ON VIEW throughput IS 'Figures of each minute: of sources, what was received; of routes and destinations, what became of deliveries. Query it by minute, or by kind and name. It lacks about the last ten seconds.';
+
+COMMENT ON COLUMN throughput.minute IS 'beginning of the minute; database clock';
+
+COMMENT ON COLUMN throughput.kind IS 'source, route or destination';
+
+COMMENT ON COLUMN throughput.name IS 'its name in inbox.toml; (unknown) for all unknown sources together';
+
+COMMENT ON COLUMN throughput.outcome IS 'of a source: stored, duplicate, swept (added by a sweep), rejected or unavailable (answered with 503); of a route or destination: a kind of fact, as in delivery_log';
+
+COMMENT ON COLUMN throughput.count IS 'events, requests or facts in this minute';
+
+COMMENT ON COLUMN throughput.bytes IS 'bytes of the bodies that were stored; 0 for routes and destinations';
+
+COMMENT ON COLUMN throughput.per_second IS 'count, divided by 60';
+
+COMMENT ON VIEW source_health IS 'Sources with figures or events: the last arrival, and what was received in the last hour and day. The hour and the day end with the last figures, about ten seconds ago.';
+
+COMMENT ON COLUMN source_health.source IS 'name of the source; (unknown) for all unknown sources together';
+
+COMMENT ON COLUMN source_health.last_arrival_at IS 'last event or duplicate, to the minute; empty: none in the age of the figures';
+
+COMMENT ON COLUMN source_health.events_hour IS 'events stored in the last hour, those of sweeps too';
+
+COMMENT ON COLUMN source_health.events_day IS 'events stored in the last day';
+
+COMMENT ON COLUMN source_health.duplicates_hour IS 'duplicates in the last hour';
+
+COMMENT ON COLUMN source_health.duplicates_day IS 'duplicates in the last day';
+
+COMMENT ON COLUMN source_health.rejected_hour IS 'rejected requests in the last hour; more than rejected_request has, when there were many';
+
+COMMENT ON COLUMN source_health.rejected_day IS 'rejected requests in the last day';
+
+COMMENT ON COLUMN source_health.is_silent IS 'true while the alert source_silent fires, which needs silent_after in inbox.toml';
+
+COMMENT ON COLUMN source_health.paused_at IS 'time at which an operator paused it; empty: not paused';
+
+COMMENT ON VIEW destination_health IS 'Routes, destinations and apis: their health, what became of deliveries in the last hour and day, and their gates. Figures of a destination are of all routes to it; apis have only a gate.';
+
+COMMENT ON COLUMN destination_health.kind IS 'route, destination or api';
+
+COMMENT ON COLUMN destination_health.name IS 'its name in inbox.toml';
+
+COMMENT ON COLUMN destination_health.health IS 'paused, open, half_open or retired (its breaker), held (it asked for no call), failing (every attempt of the last hour failed) or ok';
+
+COMMENT ON COLUMN destination_health.delivered_hour IS 'deliveries that succeeded in the last hour';
+
+COMMENT ON COLUMN destination_health.delivered_day IS 'deliveries that succeeded in the last day';
+
+COMMENT ON COLUMN destination_health.failed_hour IS 'failed and abandoned attempts in the last hour';
+
+COMMENT ON COLUMN destination_health.failed_day IS 'failed and abandoned attempts in the last day';
+
+COMMENT ON COLUMN destination_health.dead_hour IS 'deliveries given up in the last hour';
+
+COMMENT ON COLUMN destination_health.dead_day IS 'deliveries given up in the last day';
+
+COMMENT ON COLUMN destination_health.last_success_at IS 'last success, to the minute; empty: none in the age of the figures';
+
+COMMENT ON COLUMN destination_health.last_failure_at IS 'last failed attempt or death, to the minute';
+
+COMMENT ON COLUMN destination_health.paused_at IS 'time at which an operator paused it; empty: not paused';
+
+COMMENT ON COLUMN destination_health.breaker IS 'closed, open, half_open or retired';
+
+COMMENT ON COLUMN destination_health.breaker_until IS 'if open: time of the next probe; database clock';
+
+COMMENT ON COLUMN destination_health.breaker_cause IS 'cause of its opening';
+
+COMMENT ON COLUMN destination_health.held_until IS 'rate hold: time until which the endpoint asked for no further call; database clock';
+
+COMMENT ON COLUMN destination_health.hold_reason IS 'header that asked for it';
+
+COMMENT ON VIEW table_size IS 'Size and growth of each table. On Postgres by its statistics; partitions of a table are one row. On SQLite the row (file) has the size of the whole file, as SQLite keeps no other.';
+
+COMMENT ON COLUMN table_size.table_name IS 'the table; (file) for a SQLite file';
+
+COMMENT ON COLUMN table_size.rows_estimated IS 'rows by the last ANALYZE or VACUUM; on SQLite at most so many, by the first and last row';
+
+COMMENT ON COLUMN table_size.bytes IS 'bytes without indexes';
+
+COMMENT ON COLUMN table_size.index_bytes IS 'bytes of its indexes; empty on SQLite, where bytes has them';
+
+COMMENT ON COLUMN table_size.free_bytes IS 'on SQLite: bytes of free pages, which new rows use first';
+
+COMMENT ON COLUMN table_size.bytes_per_day IS 'growth without retention: rows of the last day by the figures, as large as the present ones; empty: unknown, or it does not grow with events';
+
+COMMENT ON COLUMN table_size.dead_rows IS 'dead rows that VACUUM has not removed; empty on SQLite, which has none';
+
+COMMENT ON COLUMN table_size.last_vacuum_at IS 'time of the last VACUUM, by hand or by itself; empty: none, or SQLite';
+
+COMMENT ON VIEW long_transaction IS 'Transactions that are open for a minute, which VACUUM and locks may wait for. Empty on SQLite, which does not know its readers. A role without pg_read_all_stats sees its own.';
+
+COMMENT ON COLUMN long_transaction.pid IS 'process of the server, for pg_terminate_backend; empty: a prepared transaction';
+
+COMMENT ON COLUMN long_transaction.role IS 'role of the session';
+
+COMMENT ON COLUMN long_transaction.application IS 'application_name of the session';
+
+COMMENT ON COLUMN long_transaction.state IS 'active, idle in transaction, or prepared';
+
+COMMENT ON COLUMN long_transaction.for_seconds IS 'seconds since it began';
+
+COMMENT ON COLUMN long_transaction.began_at IS 'time of its begin';
+
+COMMENT ON COLUMN long_transaction.waits_for IS 'its wait event; Client: it waits for its client';
+
+COMMENT ON COLUMN long_transaction.query IS 'its last statement, up to the first value';
+
+COMMENT ON COLUMN long_transaction.holds_back IS 'things that wait for its end';
 
 CREATE FUNCTION inbox_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -586,6 +586,160 @@ FROM (
     LIMIT 1000) c
 WHERE (c.state = 'failed' OR c.failed > 0) AND (c.finished_at IS NULL OR round((julianday('now') - julianday(c.finished_at)) * 86400, 3) < 3600);
 
+CREATE VIEW dead_cause AS
+SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
+       max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
+FROM (
+    SELECT o.seq, o.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+           l.detail ->> '$.calls[#-1].status' AS last_status
+    FROM (
+        SELECT seq, route FROM open_delivery WHERE state = 'dead'
+        UNION ALL
+        SELECT seq, route FROM open_delivery WHERE state = 'blocked'
+    ) o
+    LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')
+) d
+GROUP BY d.route, d.cause, d.error, d.last_status;
+
+CREATE VIEW entity_timeline AS
+SELECT i.source, i.entity_type, i.entity_id, i.received_at AS at, 'arrived' AS what, i.seq, CAST(NULL AS text) AS route,
+       i.event_type || coalesce(', for ' || (SELECT group_concat(r.value, ', ') FROM json_each(i.routes) r), ', for no route') AS summary, CAST(0 AS bigint) AS fact_id
+FROM inbox i
+UNION ALL
+SELECT i.source, i.entity_type, i.entity_id, d.received_at, 'duplicate', i.seq, NULL,
+       d.times || CASE WHEN d.times = 1 THEN ' request' ELSE ' requests' END
+           || CASE WHEN d.body IS NOT NULL THEN ' with another body' ELSE '' END
+           || coalesce(': not judged: ' || d.error, ''), 0
+FROM inbox i CROSS JOIN duplicate_request d
+WHERE d.seq = i.seq
+UNION ALL
+SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
+       CASE f.kind
+            WHEN 'delivered' THEN 'did: ' || (f.detail ->> 'did')
+            WHEN 'unchanged' THEN 'the other system had it already'
+            WHEN 'superseded' THEN 'event ' || (f.detail ->> 'by') || ' replaces it (' || coalesce((f.detail ->> 'because'), 'newer') || ')'
+            WHEN 'skipped' THEN (f.detail ->> 'why')
+            WHEN 'attempt_failed' THEN (f.detail ->> 'error_class') || ': ' || (f.detail ->> 'error')
+            WHEN 'abandoned' THEN 'its lease expired: the relay that held it died or was cut off'
+            WHEN 'took_over' THEN 'it goes on with the attempts of event ' || (f.detail ->> 'of')
+            WHEN 'rescheduled' THEN 'due at ' || (f.detail ->> 'due_at')
+            WHEN 'dead' THEN (f.detail ->> 'cause') || ': ' || (f.detail ->> 'error')
+            WHEN 'rearmed' THEN 'after duplicate request ' || (f.detail ->> 'duplicate')
+            ELSE (f.detail ->> 'who') || ': ' || (f.detail ->> 'why') END, f.id
+FROM inbox i CROSS JOIN delivery_log f
+WHERE f.seq = i.seq;
+
+CREATE VIEW throughput AS
+SELECT t.minute, t.kind, t.name, t.outcome, t.count, t.bytes, round(t.count / 60.0, 2) AS per_second
+FROM throughput_minute t;
+
+CREATE VIEW source_health AS
+SELECT s.source, (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate')) n) AS last_arrival_at,
+       (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS events_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('stored', 'swept') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS events_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS duplicates_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('duplicate') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS duplicates_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS rejected_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = 'source' AND t.name = s.source AND t.outcome IN ('rejected') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS rejected_day,
+       coalesce((
+           SELECT a.firing FROM alert a WHERE a.kind = 'source_silent' AND a.subject = s.source ORDER BY a.id DESC LIMIT 1
+       ), false) AS is_silent,
+       (SELECT g.paused_at FROM gate g WHERE g.kind = 'source' AND g.name = s.source) AS paused_at
+FROM (
+    SELECT name AS source FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'source' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted
+    UNION
+    SELECT name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.source) FROM inbox t WHERE 1 = 1
+            UNION ALL
+            SELECT (SELECT min(t.source) FROM inbox t WHERE 1 = 1 AND t.source > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) stored
+) s;
+
+CREATE VIEW destination_health AS
+SELECT h.kind, h.name,
+       CASE WHEN h.paused_at IS NOT NULL THEN 'paused'
+            WHEN h.breaker <> 'closed' THEN h.breaker
+            WHEN h.held_until IS NOT NULL THEN 'held'
+            WHEN h.failed_hour > 0 AND h.delivered_hour = 0 THEN 'failing'
+            ELSE 'ok' END AS health,
+       h.delivered_hour, h.delivered_day, h.failed_hour, h.failed_day, h.dead_hour, h.dead_day,
+       h.last_success_at, h.last_failure_at, h.paused_at, h.breaker, h.breaker_until, h.breaker_cause,
+       h.held_until, h.hold_reason
+FROM (
+    SELECT d.kind, d.name,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS delivered_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered', 'unchanged') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS delivered_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS failed_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed', 'abandoned') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS failed_day,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-3600 seconds') || '000Z') AS dead_hour,
+           (SELECT coalesce(sum(t.count), 0) FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead') AND t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z') AS dead_day,
+           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('delivered') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('unchanged')) n) AS last_success_at,
+           (SELECT max(n.minute) FROM (SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('attempt_failed') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('abandoned') UNION ALL SELECT max(t.minute) AS minute FROM throughput_minute t WHERE t.kind = d.kind AND t.name = d.name AND t.outcome IN ('dead')) n) AS last_failure_at,
+           g.paused_at, coalesce(g.breaker, 'closed') AS breaker, g.breaker_until, g.breaker_cause,
+           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '-0 seconds') || '000Z' THEN g.held_until END AS held_until,
+           CASE WHEN g.held_until > strftime('%Y-%m-%d %H:%M:%f', 'now', '-0 seconds') || '000Z' THEN g.hold_reason END AS hold_reason
+    FROM (
+    SELECT g.kind, g.name FROM gate g WHERE g.kind IN ('route', 'destination', 'api')
+    UNION
+    SELECT 'route' AS kind, name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'route' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted_route
+    UNION
+    SELECT 'destination' AS kind, name FROM (
+        WITH RECURSIVE found(name) AS (
+            SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination'
+            UNION ALL
+            SELECT (SELECT min(t.name) FROM throughput_minute t WHERE t.kind = 'destination' AND t.name > found.name) FROM found WHERE found.name IS NOT NULL)
+        SELECT name FROM found WHERE name IS NOT NULL) counted_destination
+    ) d
+    LEFT JOIN gate g ON g.kind = d.kind AND g.name = d.name
+) h;
+
+CREATE VIEW table_size AS
+SELECT r.table_name, r.rows_estimated, r.bytes, NULL AS index_bytes, r.free_bytes,
+       CAST(round(CASE CASE r.table_name WHEN '(file)' THEN 'inbox' END
+            WHEN 'inbox' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
+            WHEN 'inbox_payload' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('stored', 'swept'))
+            WHEN 'duplicate_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('duplicate'))
+            WHEN 'rejected_request' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'source' AND t.outcome IN ('rejected'))
+            WHEN 'delivery_log' THEN (SELECT sum(t.count) FROM throughput_minute t WHERE t.minute > strftime('%Y-%m-%d %H:%M:%f', 'now', '-86400 seconds') || '000Z' AND t.kind = 'route') END * (r.bytes - r.free_bytes)
+           / (SELECT max(seq) - (SELECT min(seq) FROM inbox) + 1 FROM inbox)) AS integer) AS bytes_per_day,
+       NULL AS dead_rows, NULL AS last_vacuum_at
+FROM (
+    SELECT 'alert' AS table_name, coalesce((SELECT max(rowid) FROM alert) - (SELECT min(rowid) FROM alert) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'delivery_log' AS table_name, coalesce((SELECT max(rowid) FROM delivery_log) - (SELECT min(rowid) FROM delivery_log) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'duplicate_request' AS table_name, coalesce((SELECT max(rowid) FROM duplicate_request) - (SELECT min(rowid) FROM duplicate_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'gate' AS table_name, coalesce((SELECT max(rowid) FROM gate) - (SELECT min(rowid) FROM gate) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'inbox' AS table_name, coalesce((SELECT max(rowid) FROM inbox) - (SELECT min(rowid) FROM inbox) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'lane' AS table_name, coalesce((SELECT max(rowid) FROM lane) - (SELECT min(rowid) FROM lane) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'open_delivery' AS table_name, coalesce((SELECT max(rowid) FROM open_delivery) - (SELECT min(rowid) FROM open_delivery) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'order_lock' AS table_name, coalesce((SELECT max(rowid) FROM order_lock) - (SELECT min(rowid) FROM order_lock) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'rejected_request' AS table_name, coalesce((SELECT max(rowid) FROM rejected_request) - (SELECT min(rowid) FROM rejected_request) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'relay_command' AS table_name, coalesce((SELECT max(rowid) FROM relay_command) - (SELECT min(rowid) FROM relay_command) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'relay_node' AS table_name, coalesce((SELECT max(rowid) FROM relay_node) - (SELECT min(rowid) FROM relay_node) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'sweep_watermark' AS table_name, coalesce((SELECT max(rowid) FROM sweep_watermark) - (SELECT min(rowid) FROM sweep_watermark) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'throughput_minute' AS table_name, coalesce((SELECT max(rowid) FROM throughput_minute) - (SELECT min(rowid) FROM throughput_minute) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL SELECT 'write_probe' AS table_name, coalesce((SELECT max(rowid) FROM write_probe) - (SELECT min(rowid) FROM write_probe) + 1, 0) AS rows_estimated, NULL AS bytes, NULL AS free_bytes
+    UNION ALL
+    SELECT '(file)', NULL, page_count * page_size, freelist_count * page_size
+    FROM pragma_page_count, pragma_page_size, pragma_freelist_count
+) r;
+
+CREATE VIEW long_transaction AS
+SELECT NULL AS pid, NULL AS role, NULL AS application, NULL AS state, NULL AS for_seconds, NULL AS began_at,
+       NULL AS waits_for, NULL AS query, NULL AS holds_back
+WHERE false;
+
 CREATE TRIGGER inbox_refuses_update BEFORE UPDATE ON inbox
 WHEN NOT (NEW.seq IS OLD.seq AND NEW.source IS OLD.source AND NEW.dedup_key IS OLD.dedup_key AND NEW.entity_type IS OLD.entity_type AND NEW.entity_id IS OLD.entity_id AND NEW.event_type IS OLD.event_type AND NEW.action IS OLD.action AND NEW.event_id IS OLD.event_id AND NEW.occurred_at IS OLD.occurred_at AND NEW.received_at IS OLD.received_at AND NEW.routes IS OLD.routes AND NEW.content_type IS OLD.content_type AND NEW.body_sha256 IS OLD.body_sha256 AND NEW.traceparent IS OLD.traceparent
     AND (NEW.body IS NULL OR NEW.body IS OLD.body) AND (NEW.headers IS NULL OR NEW.headers IS OLD.headers))

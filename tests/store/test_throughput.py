@@ -71,8 +71,8 @@ def test_figures_of_one_minute_add_up_and_another_has_a_row_of_its_own(steps: St
         steps.clock.moment = START + timedelta(seconds=seconds)
         steps.attempt(DONE)
         flush()
-    rows = steps.rows("SELECT minute AS at, \"count\" FROM throughput_minute WHERE kind = 'route' ORDER BY minute")
-    assert [(row["at"], row["count"]) for row in rows] == [(START, 2), (START + timedelta(minutes=1), 1)]
+    rows = steps.rows("SELECT minute, \"count\" FROM throughput_minute WHERE kind = 'route' ORDER BY minute")
+    assert [(row["minute"], row["count"]) for row in rows] == [(START, 2), (START + timedelta(minutes=1), 1)]
 
 
 def test_a_figure_that_waited_is_put_into_the_minute_in_which_it_was_counted(steps: Steps) -> None:
@@ -81,8 +81,8 @@ def test_a_figure_that_waited_is_put_into_the_minute_in_which_it_was_counted(ste
     steps.database.tally.add(ROUTE, "strict", "delivered")
     monotonic.seconds += 300
     throughput.flush(steps.database, {})
-    (row,) = steps.rows("SELECT minute AS at FROM throughput_minute")
-    assert row["at"] == START - timedelta(seconds=300)
+    (row,) = steps.rows("SELECT minute FROM throughput_minute")
+    assert row["minute"] == START - timedelta(seconds=300)
 
 
 def test_nothing_counted_is_nothing_written(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

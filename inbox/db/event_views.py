@@ -1,0 +1,98 @@
+"""Views of events: of dead letters by cause, and of all that happened to an entity."""
+
+from __future__ import annotations
+
+from inbox.db.dialect import POSTGRES
+
+
+def statements(dialect: str) -> tuple[str, ...]:
+    """List the views of this module."""
+    return (_dead_cause(dialect), _entity_timeline(dialect))
+
+
+def status_of(fact: str, dialect: str) -> str:
+    """Return the HTTP status of the last call of a fact; a fact that no relay wrote must not break the view."""
+    if dialect == POSTGRES:
+        return f"CAST(substring({fact}.detail #>> '{{calls,-1,status}}' FROM '^[0-9][0-9][0-9]$') AS int)"
+    return f"{fact}.detail ->> '$.calls[#-1].status'"
+
+
+def _dead_cause(dialect: str) -> str:
+    died = (
+        """LEFT JOIN LATERAL (
+    SELECT f.at, f.detail FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead'
+    ORDER BY f.id DESC
+    LIMIT 1) l ON true"""
+        if dialect == POSTGRES
+        else """LEFT JOIN delivery_log l ON l.id = (
+    SELECT max(f.id) FROM delivery_log f WHERE f.seq = o.seq AND f.route = o.route AND f.kind = 'dead')"""
+    )
+    return f"""
+CREATE VIEW dead_cause AS
+SELECT d.route, d.cause, d.error, d.last_status, count(*) AS deliveries, min(d.died_at) AS first_died_at,
+       max(d.died_at) AS last_died_at, max(d.seq) AS sample_seq
+FROM (
+    SELECT o.seq, o.route, l.at AS died_at, l.detail ->> 'cause' AS cause, l.detail ->> 'error' AS error,
+           {status_of("l", dialect)} AS last_status
+    FROM (
+        SELECT seq, route FROM open_delivery WHERE state = 'dead'
+        UNION ALL
+        SELECT seq, route FROM open_delivery WHERE state = 'blocked'
+    ) o
+    {died}
+) d
+GROUP BY d.route, d.cause, d.error, d.last_status
+"""
+
+
+_SENTENCES = {
+    "delivered": "'did: ' || {did}",
+    "unchanged": "'the other system had it already'",
+    "superseded": "'event ' || {by} || ' replaces it (' || coalesce({because}, 'newer') || ')'",
+    "skipped": "{why}",
+    "attempt_failed": "{error_class} || ': ' || {error}",
+    "abandoned": "'its lease expired: the relay that held it died or was cut off'",
+    "took_over": "'it goes on with the attempts of event ' || {of}",
+    "rescheduled": "'due at ' || {due_at}",
+    "dead": "{cause} || ': ' || {error}",
+    "rearmed": "'after duplicate request ' || {duplicate}",
+}
+"""What each kind of fact says, by the fields of its detail. The others say who did it, and why."""
+
+
+def _sentence() -> str:
+    fields = ("did", "by", "because", "why", "error_class", "error", "of", "due_at", "cause", "duplicate", "who")
+    values = {name: f"(f.detail ->> '{name}')" for name in fields}
+    cases = "\n".join(f"            WHEN '{kind}' THEN {words.format(**values)}" for kind, words in _SENTENCES.items())
+    return f"CASE f.kind\n{cases}\n            ELSE {values['who']} || ': ' || {values['why']} END"
+
+
+def _entity_timeline(dialect: str) -> str:
+    """Rows of an event are looked up one event after the other, whatever the statistics say of their number."""
+    if dialect == POSTGRES:
+        routes = "nullif(array_to_string(i.routes, ', '), '')"
+        duplicates = "LATERAL (SELECT * FROM duplicate_request r WHERE r.seq = i.seq OFFSET 0) d"
+        facts = "LATERAL (SELECT * FROM delivery_log r WHERE r.seq = i.seq OFFSET 0) f"
+        of_event = ""
+    else:
+        routes = "(SELECT group_concat(r.value, ', ') FROM json_each(i.routes) r)"
+        duplicates, facts = "duplicate_request d", "delivery_log f"
+        of_event = "WHERE {}.seq = i.seq"
+    return f"""
+CREATE VIEW entity_timeline AS
+SELECT i.source, i.entity_type, i.entity_id, i.received_at AS at, 'arrived' AS what, i.seq, CAST(NULL AS text) AS route,
+       i.event_type || coalesce(', for ' || {routes}, ', for no route') AS summary, CAST(0 AS bigint) AS fact_id
+FROM inbox i
+UNION ALL
+SELECT i.source, i.entity_type, i.entity_id, d.received_at, 'duplicate', i.seq, NULL,
+       d.times || CASE WHEN d.times = 1 THEN ' request' ELSE ' requests' END
+           || CASE WHEN d.body IS NOT NULL THEN ' with another body' ELSE '' END
+           || coalesce(': not judged: ' || d.error, ''), 0
+FROM inbox i CROSS JOIN {duplicates}
+{of_event.format("d")}
+UNION ALL
+SELECT i.source, i.entity_type, i.entity_id, f.at, f.kind, i.seq, f.route,
+       {_sentence()}, f.id
+FROM inbox i CROSS JOIN {facts}
+{of_event.format("f")}
+"""

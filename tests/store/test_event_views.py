@@ -1,0 +1,118 @@
+"""The views of events: what was given up and why, and all that happened to an entity."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from relay.delivery.outcome import Call, Failed
+from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
+from tests.helpers.storing import START, a_fact, an_event
+
+GONE = Failed(
+    (Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=410),), "gone", "it is gone"
+)
+
+
+def minute(number: int) -> datetime:
+    return START + timedelta(minutes=number)
+
+
+# --- dead_cause
+
+
+def test_dead_letters_are_grouped_by_route_cause_error_and_status(steps: Steps) -> None:
+    steps.arrive(
+        *(an_event(n, f"u{n}") for n in (1, 2, 3)),
+        *(an_event(n, f"u{n}", routes=["blocking"]) for n in (4, 5)),
+    )
+    for outcome in (HOPELESS, GONE, HOPELESS):
+        steps.advance(60)
+        steps.attempt(outcome)
+    steps.attempt(HOPELESS, "blocking")
+    steps.attempt(DONE, "blocking")
+
+    rows = steps.rows("SELECT * FROM dead_cause ORDER BY route, cause, error")
+    assert [tuple(row.values()) for row in rows] == [
+        ("blocking", "mapping", "email: no value", None, 1, minute(3), minute(3), 4),
+        ("strict", "mapping", "email: no value", None, 2, minute(1), minute(3), 3),
+        ("strict", "mapping", "name: no value", 400, 1, minute(2), minute(2), 2),
+    ]
+
+
+def test_a_delivery_that_died_again_counts_by_its_last_death(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.attempt(HOPELESS)
+    steps.do(a_fact("dead", cause="gone", error="it is gone"))
+    (row,) = steps.rows("SELECT cause, deliveries FROM dead_cause")
+    assert (row["cause"], row["deliveries"]) == ("gone", 1)
+
+
+# --- entity_timeline
+
+
+def timeline(steps: Steps, entity: str = "u1") -> list[tuple[object, ...]]:
+    rows = steps.rows(
+        "SELECT at, what, seq, route, summary FROM entity_timeline"
+        " WHERE source = 'trivore' AND entity_type = 'USER' AND entity_id = :entity ORDER BY at, seq, fact_id, what",
+        entity=entity,
+    )
+    return [((row["at"] - START).total_seconds(), *list(row.values())[1:]) for row in rows]
+
+
+def test_the_timeline_of_an_entity_has_arrivals_duplicates_attempts_and_outcomes_in_order(steps: Steps) -> None:
+    steps.arrive(
+        an_event(1, routes=["strict", "latest"]), an_event(2, "u2", routes=["blocking"]), an_event(3, routes=[])
+    )
+    steps.advance(1)
+    steps.attempt(UNWELL)
+    steps.advance(6)
+    steps.attempt(DONE)
+    steps.attempt(HOPELESS, "latest")
+    assert timeline(steps) == [
+        (0.0, "arrived", 1, None, "UPDATE, for strict, latest"),
+        (0.0, "arrived", 3, None, "UPDATE, for no route"),
+        (1.0, "attempt_failed", 1, "strict", "server_error: forward answered 503"),
+        (7.0, "delivered", 1, "strict", "did: forwarded"),
+        (7.0, "dead", 1, "latest", "mapping: email: no value"),
+    ]
+
+
+def test_the_timeline_counts_duplicates_and_tells_a_different_body(steps: Steps) -> None:
+    event = an_event(1)
+    steps.arrive(event)
+    steps.intake.repeat(event)
+    steps.do("UPDATE duplicate_request SET times = 3, error = 'it is odd'")
+    assert timeline(steps)[-1] == (0.0, "duplicate", 1, None, "3 requests: not judged: it is odd")
+
+
+FACTS = [
+    ("unchanged", {}, "the other system had it already"),
+    ("superseded", {"by": 7}, "event 7 replaces it (newer)"),
+    ("superseded", {"by": 7, "because": "healed"}, "event 7 replaces it (healed)"),
+    ("skipped", {"why": "the entity is gone"}, "the entity is gone"),
+    ("cancelled", {"who": "kim", "why": "a test"}, "kim: a test"),
+    ("abandoned", {"relay_node": "r1"}, "its lease expired: the relay that held it died or was cut off"),
+    ("took_over", {"of": 3, "attempt": 1, "due_at": "2026-01-01T00:00:00Z"}, "it goes on with the attempts of event 3"),
+    ("rescheduled", {"due_at": "2026-01-01T00:00:00Z"}, "due at 2026-01-01T00:00:00Z"),
+    ("replayed", {"who": "kim", "why": "mended"}, "kim: mended"),
+    ("rearmed", {"duplicate": 4}, "after duplicate request 4"),
+    ("unblocked", {"who": "kim", "why": "go on"}, "kim: go on"),
+    ("corrected", {"who": "kim", "why": "it contradicted itself"}, "kim: it contradicted itself"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "sentence"), FACTS, ids=[f"{kind}-{n}" for n, (kind, *_) in enumerate(FACTS)]
+)
+def test_each_kind_of_fact_is_a_sentence(steps: Steps, kind: str, detail: dict[str, object], sentence: str) -> None:
+    steps.arrive(an_event(1))
+    steps.do(a_fact(kind, **detail))
+    assert timeline(steps)[-1][1:] == (kind, 1, "strict", sentence)
+
+
+def test_a_fact_whose_detail_is_gone_stays_in_the_timeline(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    steps.do(a_fact("dead"))
+    assert timeline(steps)[-1][1:] == ("dead", 1, "strict", None)

@@ -1,0 +1,244 @@
+"""The views of sources, destinations and the database: what happens there now, by figures and statistics."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, insert, text
+
+from inbox.clock import SystemClock
+from inbox.db import engine as engines
+from inbox.db.reads import Row
+from inbox.db.schema import alert, gate, metadata, throughput_minute
+from tests.helpers.kinds import ON_POSTGRES, ON_SQLITE
+from tests.helpers.relaying import Steps
+from tests.helpers.storing import an_event
+from tests.helpers.waiting import until
+
+NOW = SystemClock().now().replace(second=0, microsecond=0)
+
+
+@pytest.fixture
+def counted(steps: Steps) -> Steps:
+    """Figures of a source, a route and its destination: some of this hour, of this day, and older ones."""
+    figures = (
+        ("source", "trivore", "stored", 5, 10, 1000),
+        ("source", "trivore", "swept", 5, 1, 50),
+        ("source", "trivore", "stored", 120, 7, 700),
+        ("source", "trivore", "duplicate", 2, 3, 0),
+        ("source", "trivore", "rejected", 3000, 4, 0),
+        ("source", "(unknown)", "rejected", 1, 9, 0),
+        *(
+            (kind, name, *figure)
+            for kind, name in (("route", "crm"), ("destination", "crm-api"))
+            for figure in (
+                ("delivered", 5, 8, 0),
+                ("unchanged", 6, 1, 0),
+                ("attempt_failed", 7, 2, 0),
+                ("dead", 600, 1, 0),
+            )
+        ),
+        ("route", "audit", "abandoned", 5, 2, 0),
+    )
+    with steps.database.engine.begin() as connection:
+        for kind, name, outcome, ago, count, size in figures:
+            at = NOW - timedelta(minutes=ago)
+            connection.execute(
+                insert(throughput_minute).values(
+                    kind=kind, name=name, outcome=outcome, minute=at, count=count, bytes=size
+                )
+            )
+    return steps
+
+
+def minute(ago: int) -> object:
+    return NOW - timedelta(minutes=ago)
+
+
+def by_name(rows: list[Row], *names: str) -> dict[tuple[object, ...], Row]:
+    return {tuple(row[name] for name in names): row for row in rows}
+
+
+def add(steps: Steps, table: object, **values: object) -> None:
+    with steps.database.engine.begin() as connection:
+        connection.execute(insert(table).values(**values))  # type: ignore[call-overload]  # any table
+
+
+# --- throughput
+
+
+def test_throughput_has_each_minute_with_its_rate(counted: Steps) -> None:
+    (row,) = counted.rows("SELECT * FROM throughput WHERE kind = 'source' AND outcome = 'swept'")
+    assert (row["name"], row["count"], row["bytes"], float(row["per_second"])) == ("trivore", 1, 50, 0.02)
+
+
+# --- source_health
+
+
+def test_a_source_has_sums_of_the_last_hour_and_of_the_last_day(counted: Steps) -> None:
+    found = by_name(counted.rows("SELECT * FROM source_health"), "source")
+    row = found["trivore",]
+    names = ("events", "duplicates", "rejected")
+    assert [row[f"{name}_hour"] for name in names] == [11, 3, 0]
+    assert [row[f"{name}_day"] for name in names] == [18, 3, 0]
+    assert row["last_arrival_at"] == minute(2)
+    assert (bool(row["is_silent"]), row["paused_at"]) == (False, None)
+    assert (found["(unknown)",]["rejected_hour"], found["(unknown)",]["last_arrival_at"]) == (9, None)
+
+
+def test_a_source_without_figures_is_known_by_its_events(steps: Steps) -> None:
+    steps.arrive(an_event(1))
+    (row,) = steps.rows("SELECT source, events_day, last_arrival_at FROM source_health")
+    assert tuple(row.values()) == ("trivore", 0, None)
+
+
+def test_a_source_is_silent_while_its_alert_fires_and_paused_while_its_gate_is(counted: Steps) -> None:
+    add(counted, gate, kind="source", name="trivore", paused_at=NOW)
+    for firing in (True, False):
+        add(counted, alert, at=NOW, kind="source_silent", subject="trivore", firing=firing, detail={})
+        (row,) = counted.rows("SELECT is_silent, paused_at FROM source_health WHERE source = 'trivore'")
+        assert (bool(row["is_silent"]), row["paused_at"]) == (firing, NOW)
+
+
+# --- destination_health
+
+
+def test_a_route_and_its_destination_have_sums_and_the_last_success_and_failure(counted: Steps) -> None:
+    rows = counted.rows("SELECT * FROM destination_health")
+    found = by_name(rows, "kind", "name")
+    for subject in (("route", "crm"), ("destination", "crm-api")):
+        row = found[subject]
+        assert (row["health"], row["breaker"]) == ("ok", "closed")
+        assert [row[f"{name}_hour"] for name in ("delivered", "failed", "dead")] == [9, 2, 0]
+        assert [row[f"{name}_day"] for name in ("delivered", "failed", "dead")] == [9, 2, 1]
+        assert (row["last_success_at"], row["last_failure_at"]) == (minute(5), minute(7))
+    assert (found["route", "audit"]["health"], found["route", "audit"]["last_success_at"]) == ("failing", None)
+    assert set(found) == {("route", "crm"), ("destination", "crm-api"), ("route", "audit")}
+
+
+@pytest.mark.parametrize(
+    ("values", "health"),
+    [
+        ({"paused_at": NOW, "breaker": "open"}, "paused"),
+        ({"breaker": "open", "breaker_cause": "503"}, "open"),
+        ({"held_until": NOW + timedelta(hours=1), "hold_reason": "Retry-After"}, "held"),
+        ({"held_until": NOW - timedelta(hours=1), "hold_reason": "Retry-After"}, "ok"),
+        ({}, "ok"),
+    ],
+)
+def test_a_gate_says_why_an_api_without_figures_gets_no_calls(
+    steps: Steps, values: dict[str, object], health: str
+) -> None:
+    add(steps, gate, kind="api", name="identity", **values)
+    add(steps, gate, kind="entity", name="trivore|USER|u1", paused_at=NOW)
+    (row,) = steps.rows("SELECT * FROM destination_health")
+    assert (row["kind"], row["name"], row["health"], row["delivered_day"]) == ("api", "identity", health, 0)
+    assert (row["hold_reason"] is not None) == (health == "held")
+
+
+# --- table_size
+
+
+def sizes(steps: Steps) -> dict[str, Row]:
+    return {row["table_name"]: row for row in steps.rows("SELECT * FROM table_size")}
+
+
+def test_every_table_has_its_size(counted: Steps) -> None:
+    found = sizes(counted)
+    assert set(metadata.tables) <= set(found)
+    assert {name for name in found if not name.startswith("alembic")} <= {*metadata.tables, "(file)"}
+
+
+@ON_POSTGRES
+def test_on_postgres_sizes_come_from_the_statistics_and_growth_from_the_figures(counted: Steps) -> None:
+    counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
+    with counted.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE inbox"))
+    found = sizes(counted)
+    inbox = found["inbox"]
+    assert inbox["rows_estimated"] == 100
+    assert inbox["bytes"] > 0
+    assert inbox["index_bytes"] > 0
+    each = (inbox["bytes"] + inbox["index_bytes"]) / 100
+    assert inbox["bytes_per_day"] == round(18 * each)
+    assert inbox["last_vacuum_at"] is not None
+    assert found["lane"]["bytes_per_day"] is None
+
+
+@ON_SQLITE
+def test_on_sqlite_rows_are_a_bound_and_only_the_file_has_a_size(counted: Steps) -> None:
+    counted.arrive(*(an_event(n, f"u{n}") for n in range(1, 101)))
+    found = sizes(counted)
+    assert found["inbox"]["rows_estimated"] == 100
+    assert (found["lane"]["rows_estimated"], found["inbox"]["bytes"]) == (0, None)
+    file = found["(file)"]
+    assert file["bytes"] > 100_000
+    assert file["bytes_per_day"] == pytest.approx(18 * (file["bytes"] - file["free_bytes"]) / 100, abs=1)
+
+
+# --- long_transaction
+
+
+@ON_SQLITE
+def test_on_sqlite_no_transaction_is_known(steps: Steps) -> None:
+    assert steps.rows("SELECT * FROM long_transaction") == []
+
+
+@contextmanager
+def aged(engine: Engine) -> Iterator[str]:
+    """The view's own text for transactions of any age: a test does not wait a minute."""
+    with engine.connect() as connection:
+        found = connection.scalar(text("SELECT pg_get_viewdef('long_transaction'::regclass)"))
+    assert found.count("'00:01:00'") == 2
+    yield found.replace("'00:01:00'", "'00:00:00'").rstrip("; \n")
+
+
+@ON_POSTGRES
+def test_a_transaction_tells_what_it_locks_who_waits_for_it_and_no_value_of_its_statement(
+    engine: Engine, steps: Steps, database_url: str
+) -> None:
+    steps.arrive(an_event(1))
+    other = engines.connect(database_url, application="a person")
+    with aged(engine) as view, other.connect() as person:
+        person.execute(text("UPDATE lane SET seq = 1 WHERE route = 'secret'"))
+        person.execute(text("LOCK TABLE sweep_watermark"))
+        pid = person.scalar(text("SELECT pg_backend_pid() /* 'secret' */"))
+        with other.connect() as waiter:
+            waits = waiter.scalar(text("SELECT pg_backend_pid()"))
+            waiter.rollback()
+            statement = text("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = :pid")
+
+            def wait() -> None:
+                with pytest.raises(Exception, match="lock timeout"):
+                    waiter.execute(text("SELECT * FROM sweep_watermark"))
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+
+            def is_waiting() -> bool:
+                with engine.connect() as connection:
+                    return bool(connection.execute(statement, {"pid": waits}).all())
+
+            until(is_waiting, "it waits")
+            found = {row["pid"]: row for row in steps.rows(view)}
+            thread.join()
+    row = found[pid]
+    assert row["application"] == "a person"
+    assert row["state"] == "idle in transaction"
+    assert row["query"] == "SELECT pg_backend_pid() /* …"
+    assert row["waits_for"] == "Client: ClientRead"
+    assert "VACUUM removes no row that was deleted since" in row["holds_back"]
+    assert "locks lane, sweep_watermark" in row["holds_back"]
+    assert f"pid {waits} waits for it" in row["holds_back"]
+    other.dispose()
+
+
+@ON_POSTGRES
+def test_a_young_transaction_is_no_long_one(steps: Steps) -> None:
+    with steps.database.engine.begin() as connection:
+        connection.execute(text("UPDATE lane SET seq = 1"))
+        assert steps.rows("SELECT * FROM long_transaction") == []
