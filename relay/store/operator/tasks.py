@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from inbox.config.model import Config
 from relay.store.database import Database
-from relay.store.operator.commands import BatchResult, AskedTask
+from relay.store.operator.commands import AskedTask, BatchResult
 
 Task = Callable[[Database, Config, AskedTask], BatchResult]
 """Does one short step, in its own transactions, and returns what it has done so far: `running` until it has ended.
