@@ -58,7 +58,7 @@ class DatabaseTime(ColumnElement[datetime]):
     inherit_cache = True
 
 
-@compiles(DatabaseRole, POSTGRES)
+@compiles(DatabaseRole)
 def _role(element: DatabaseRole, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # SQLAlchemy's own keywords
     return "SESSION_USER"
 
@@ -68,7 +68,7 @@ def _role_of_sqlite(element: DatabaseRole, compiler: SQLCompiler, **kw: Any) -> 
     return "'sqlite'"
 
 
-@compiles(DatabaseTime, POSTGRES)
+@compiles(DatabaseTime)
 def _time(element: DatabaseTime, compiler: SQLCompiler, **kw: Any) -> str:  # noqa: ANN401, ARG001  # as above
     return "clock_timestamp()"
 

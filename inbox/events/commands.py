@@ -11,7 +11,7 @@ import msgspec
 class KeyType(msgspec.Struct, frozen=True):
     """The type of a key of `relay_command.selection`."""
 
-    type: Literal["text", "number", "time", "flag"]
+    type: Literal["text", "texts", "number", "time", "flag"]
     least: int = 0
     most: int = 2**63 - 1
 
@@ -30,7 +30,7 @@ KEYS: Mapping[str, KeyType] = {
     "event_type": KeyType("text"),
     "since": KeyType("time"),
     "until": KeyType("time"),
-    "kind": KeyType("text"),
+    "kinds": KeyType("texts"),
     "force": KeyType("flag"),
     "backfill": KeyType("flag"),
     "everything": KeyType("flag"),
@@ -55,7 +55,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "resume": _GATE,
     "sweep": ("source", "entity_type"),
     "erase": ("source", "entity_type", "entity_id"),
-    "prune": ("kind",),
+    "prune": ("kinds",),
 }
 """The keys of the selection of each kind of command."""
 

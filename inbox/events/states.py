@@ -51,6 +51,9 @@ RETRYING = "retrying"
 LISTED_STATES = (*(state.value for state in OPEN_STATES), *ENDINGS, UNROUTED)
 """Every value of `delivery.state`: an open state, the last fact of an ended delivery, or that an event takes no route."""
 
+THROUGHPUT_KINDS = ("source", "route", "destination")
+"""Every value of `throughput_minute.kind`."""
+
 
 def is_retrying(state: str, attempts: int, due_at: datetime | None, now: datetime) -> bool:
     """Return whether a delivery waits for its next attempt, after a failure."""
