@@ -10,9 +10,8 @@ from relay.delivery.outcome import Call, Failed
 from tests.helpers.relaying import DONE, HOPELESS, UNWELL, Steps
 from tests.helpers.storing import START, a_fact, an_event
 
-GONE = Failed(
-    (Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=410),), "gone", "it is gone"
-)
+BAD_REQUEST = Call("forward", "POST", "https://audit.example.com", "answered", 1.0, status=400)
+ANOTHER = Failed((BAD_REQUEST,), "mapping", "name: no value")
 
 
 def minute(number: int) -> datetime:
@@ -27,7 +26,7 @@ def test_dead_letters_are_grouped_by_route_cause_error_and_status(steps: Steps) 
         *(an_event(n, f"u{n}") for n in (1, 2, 3)),
         *(an_event(n, f"u{n}", routes=["blocking"]) for n in (4, 5)),
     )
-    for outcome in (HOPELESS, GONE, HOPELESS):
+    for outcome in (HOPELESS, ANOTHER, HOPELESS):
         steps.advance(60)
         steps.attempt(outcome)
     steps.attempt(HOPELESS, "blocking")
@@ -108,7 +107,7 @@ FACTS = [
 )
 def test_each_kind_of_fact_is_a_sentence(steps: Steps, kind: str, detail: dict[str, object], sentence: str) -> None:
     steps.arrive(an_event(1))
-    steps.do(a_fact(kind, **detail))
+    steps.do(a_fact(kind, 1, "strict", 1, **detail))
     assert timeline(steps)[-1][1:] == (kind, 1, "strict", sentence)
 
 
